@@ -2,7 +2,7 @@
 One host as a whole
 ===================
 
-What is there, what a declaration would mean, and how to get rid of all of it.
+An overview of the host, checks of its declaration and of the host itself, and the removal of everything.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def __virtual__() -> str:
 
 def overview() -> dict[str, Any]:
     """
-    Return this host's environments with their interfaces, its links and its trust, and whether somebody is there
-    to start again what ends (``supervised``).
+    Return this host's environments with their interfaces, its links and its trust, and whether a supervisor
+    restarts programs that end (``supervised``).
 
     CLI Example:
 
@@ -66,9 +66,9 @@ def version() -> str:
 
 def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[str, Any]:
     """
-    Say whether a declaration can be applied on this host: ``{valid, problems: [{path, message}]}``.
+    Check whether a declaration can be applied on this host: ``{valid, problems: [{path, message}]}``.
 
-    Changes nothing. The return code is 1 where there is a problem, so that a pipeline stops at it.
+    Changes nothing. The return code is 1 if there is a problem, so that a pipeline stops.
 
     CLI Example:
 
@@ -78,11 +78,11 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
         salt-call --local netspace.check host=False
 
     declaration
-        By default, what ``pillar:netspace`` says.
+        The declaration. Defaults to ``pillar:netspace``.
 
     host
-        Look at the host too, as ``state.apply netspace test=True`` does: an image, a program or the parent of an
-        interface that is missing is a problem. ``False`` looks at nothing but the declaration. Defaults to ``True``.
+        Check against the host too, as ``state.apply netspace test=True`` does: a missing image, program or parent of
+        an interface is a problem. ``False`` checks the declaration alone. Defaults to ``True``.
     """
     problems: list[dict[str, str]] = []
     try:
@@ -102,16 +102,17 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
 
 def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
     """
-    Say what on this host weakens the isolation of environments, and what to do about it. Changes nothing.
+    Return the settings of this host that weaken the isolation of environments, with remedies. Changes nothing.
 
-    Returns a row for each setting of the kernel, and each weakness of the processor that it knows: ``name``,
-    ``outcome``, ``found`` (the value), ``expected``, ``matters``, ``why`` (what follows from another value) and
-    ``remedy``. The outcome is ``good``, ``weak`` or ``unknown`` (the value can't be read, or says nothing; **that is
-    not good**). It ``matters`` for ``environments``, for ``local users`` of the host alone (the profiles ``strict`` and
-    ``standard`` keep programs inside from it) or for the ``host``, should somebody have become root or taken over a
-    service. What each row rests on is on the page :doc:`isolation </isolation>`.
+    Returns a row for each setting of the kernel, and for each weakness of the processor that the kernel knows:
+    ``name``, ``outcome``, ``found`` (the value), ``expected``, ``matters``, ``why`` (the consequence of another
+    value) and ``remedy``. The outcome is ``good``, ``weak`` or ``unknown`` (the value can't be read, or is not
+    conclusive; **that is not good**). ``matters`` is ``environments``; or ``local users``, if it matters only for
+    users of the host (the profiles ``strict`` and ``standard`` block it for programs inside); or ``host``, if it
+    matters only after an attacker has become root or taken over a service. The page :doc:`isolation </isolation>`
+    has the sources of each row.
 
-    The return code is 1 where there is something to mend. Root can read more than another user.
+    The return code is 1 if a row is ``weak``. Root can read more settings than another user.
 
     CLI Example:
 
@@ -121,7 +122,7 @@ def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
         salt '*' netspace.check_host summary=True
 
     summary
-        Return ``comment``, the number of rows by outcome, and those rows alone that are not good. Defaults to
+        Return ``comment``, the number of rows by outcome, and only the rows that are not good. Defaults to
         ``False``.
     """
     from netspace import weaknesses
@@ -138,10 +139,10 @@ def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
 
 def teardown(test: bool = False) -> dict[str, Any]:
     """
-    Remove everything of netspace from this host: environments, links and mail,
-    interfaces, broker, images, records. **What lies in volumes stays; all else is gone.**
+    Remove everything of netspace from this host: environments, links and messages,
+    interfaces, broker, images, records. **Only volumes stay.**
 
-    Returns ``{name, result, changes, comment}`` as a state would.
+    Returns ``{name, result, changes, comment}`` like a state.
 
     CLI Example:
 
@@ -150,7 +151,7 @@ def teardown(test: bool = False) -> dict[str, Any]:
         salt '*' netspace.teardown test=True
 
     test
-        Say what would be removed, and remove nothing.
+        Return what would be removed, and remove nothing.
     """
     try:
         result = Host(declared.layout(__opts__), log.info).teardown(test=test)

@@ -2,8 +2,8 @@
 Virtual interfaces
 ==================
 
-What interfaces and network namespaces there are on this host. They are made by the
-states of the same name.
+Lists the interfaces and network namespaces of this host. The states of the same name
+create them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def __virtual__() -> str:
 
 def list_() -> dict[str, dict[str, Any]]:
     """
-    Return every environment's interface: its kind, addresses, the name of its host end, the ports of
-    the host that are published, its namespace's path, and its state: ``present``; ``differs`` (by hand,
-    in the keys that ``differs`` names; the next apply mends it); or ``missing``, where there is no namespace.
+    Return every environment's interface: its kind, addresses, the name of its host end, the published
+    ports of the host, its namespace's path, and its state. The state is ``present``, ``differs`` (somebody
+    changed the keys listed in ``differs``; the next apply repairs them), or ``missing`` (there is no namespace).
 
     CLI Example:
 
@@ -51,8 +51,8 @@ def list_() -> dict[str, dict[str, Any]]:
 
 def inspect(name: str) -> dict[str, Any]:
     """
-    Return one interface as it is declared (``declared``), as it is (``live``), and what
-    differs (``drift``: per key the ``old`` value, found, and the ``new`` one, due).
+    Return one interface as ``declared`` and as observed (``live``), with the differences (``drift``: by
+    key, the observed value as ``old`` and the declared one as ``new``).
 
     CLI Example:
 

@@ -2,8 +2,8 @@
 Environments as targets of Salt
 ===============================
 
-Makes every environment that is declared with ``target: true`` a target of its own, of Salt's
-resource type ``netspace``: ``salt -C 'T@netspace:MINION-ENVIRONMENT' test.ping``. See
+Makes every environment that is declared with ``target: true`` a separate target, of the resource
+type ``netspace``: ``salt -C 'T@netspace:MINION-ENVIRONMENT' test.ping``. See
 :doc:`/resources`.
 
 Needs Salt 3008, which brought resources, and ``resources: {netspace: {}}`` in the minion's pillar.
@@ -15,8 +15,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-# Where it finds out which targets there are, Salt has no synced library on its import path, as
-# it has for other plugins; and the folder beside this file bears the library's name.
+# When Salt looks for targets, synced libraries are not on its import path, unlike for other plugins.
+# And the folder beside this file has the library's name.
 if "netspace" not in sys.modules:
     _synced = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "utils")
     if os.path.isfile(os.path.join(_synced, "netspace", "__init__.py")) and _synced not in sys.path:
@@ -56,7 +56,7 @@ def _targets(opts: dict[str, Any]) -> targets.Targets:
 
 
 def init(opts: dict[str, Any]) -> None:
-    """Get ready: there is nothing to connect to."""
+    """Note that Salt has called this function. There is nothing to connect to."""
     __context__[_CONTEXT] = True
 
 
@@ -72,9 +72,9 @@ def shutdown(opts: dict[str, Any]) -> None:
 
 def discover(opts: dict[str, Any]) -> list[str]:
     """
-    Return the ids of this minion's targets: of what was applied with ``target: true`` and is to run.
+    Return the ids of this minion's targets: the environments that were applied with ``target: true`` and shall run.
 
-    The minion reads addresses by netspace's rule from then on: a target runs only what is addressed to it as such.
+    It also patches the minion, so that a target runs only jobs that name it (``netspace.addressing``).
     """
     from salt.minion import Minion
 
@@ -86,7 +86,7 @@ def discover(opts: dict[str, Any]) -> list[str]:
 
 
 def ping() -> bool:
-    """Return whether the target runs, seen from inside."""
+    """Return whether the target runs, checked from inside."""
     return _targets(__opts__).ping(__resource__["id"])
 
 
@@ -99,5 +99,5 @@ def grains() -> dict[str, Any]:
 
 
 def grains_refresh() -> dict[str, Any]:
-    """Return the target's grains: nothing of them is kept."""
+    """Return the target's grains. They are never cached."""
     return grains()

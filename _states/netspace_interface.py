@@ -2,9 +2,9 @@
 Virtual interfaces as states
 ============================
 
-Every environment has a network namespace that the host owns. By default there is
-nothing in it but ``lo``. A declared interface drops everything, both ways, but what
-``allow`` names; another environment can never be reached through it.
+Every environment has a network namespace that the host owns. By default it holds only
+``lo``. A declared interface drops all packets in both directions, except those that
+``allow`` names. It never reaches another environment.
 
 .. code-block:: yaml
 
@@ -43,13 +43,13 @@ def __virtual__() -> str:
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
     """
-    Every declared environment has its namespace and interface, and there are no others.
+    Ensure that every declared environment has its namespace and interface, and that there are no others.
 
     name
         Any text.
 
     declaration
-        The host's declaration. By default, what ``pillar:netspace`` says.
+        The host's declaration. Defaults to ``pillar:netspace``.
     """
     test = bool(__opts__["test"])
     try:
@@ -62,18 +62,18 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:
     """
-    An environment's namespace and interface are as declared.
+    Ensure that an environment's namespace and interface are as declared.
 
     name
-        The environment's name. It need not exist yet.
+        The environment's name. The environment need not exist yet.
 
     kind
         ``none`` (default; ``lo`` alone), ``veth``, ``macvlan``, ``ipvlan``, ``vlan``, ``vxlan``,
-        ``bridge`` or ``wireguard``, each with keys of its own: see the page "Interfaces".
+        ``bridge`` or ``wireguard``, each with its own keys: see the page "Interfaces".
 
     ipv4, ipv6
-        For ``veth`` fixed addresses; by default, stable ones out of ``pillar:netspace:network``.
-        For the others, which are on somebody's network, an address and the prefix
+        For ``veth``, fixed addresses; by default, stable ones from ``pillar:netspace:network``.
+        For kinds on an external network, an address and the prefix
         (``198.51.100.7/24``); **one of the two must be given**.
 
     mtu
@@ -82,11 +82,12 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     allow
         Exceptions to the default drop: a list of ``{direction: in|out, cidr, protocol:
         tcp|udp|icmp, port}``. ``port`` may be ``first-last``; **without it, every port of
-        the protocol** is allowed. Nothing here ever opens another environment.
+        the protocol** is allowed. No rule ever allows connections to another environment.
 
     publish
-        Of ``veth`` and ``tap``: ports of the host that lead to the environment's, for **whoever reaches the host**, and
-        no environment: a list of ``[ADDRESS:]PORT:INSIDE[/udp]``, in quotes. By default none.
+        For ``veth`` and ``tap``: ports of the host that are forwarded to the environment's, for **everybody who
+        reaches the host** except other environments: a list of ``[ADDRESS:]PORT:INSIDE[/udp]``, in quotes. By
+        default none.
     """
     test = bool(__opts__["test"])
     try:
@@ -99,9 +100,9 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
 
 def absent(name: str) -> dict[str, Any]:
     """
-    An environment has neither interface nor namespace.
+    Ensure that an environment has neither interface nor namespace.
 
-    A program that still runs in it keeps an unreachable ``lo``; remove it with
+    A program that still runs in the namespace keeps an unreachable ``lo``; remove the environment with
     :py:func:`netspace_environment.absent <netspace.states.netspace_environment.absent>`.
 
     name

@@ -1,12 +1,12 @@
 """The netspace library: all logic, no Salt.
 
-Everything here works on plain values and on the host; nothing imports Salt or
+The library works on plain values and on the host. It never imports Salt or
 uses its injected names, so it can be tested, read and audited without Salt.
-The plugins in ``_modules``, ``_states`` and so on are thin and call this.
+The plugins in ``_modules``, ``_states`` and so on are thin and call this library.
 
-This file holds only what the loader needs: :func:`refresh`, which every plugin
-calls before it imports the library, and :func:`loader_dirs`, the entry point
-that Salt finds in a pip-installed netspace.
+This file holds only the loader's entry points: :func:`refresh`, which every plugin
+calls before it imports the library, and :func:`loader_dirs`, which Salt finds
+in a pip-installed netspace.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLUGIN_KINDS = ("modules", "states", "grains", "runners", "pillar", "beacons", "
 
 
 def _stamp(directory: str) -> tuple[int, int]:
-    """Newest mtime and number of the library's source files under *directory*."""
+    """Return the newest mtime and the number of the library's source files under *directory*."""
     newest = count = 0
     stack = [directory]
     while stack:
@@ -35,7 +35,7 @@ def _stamp(directory: str) -> tuple[int, int]:
     return newest, count
 
 
-#: Python packages that the library needs and Salt may not bring, with what pip calls them.
+#: Python packages that the library needs and Salt may not include, with pip's requirement for each.
 REQUIREMENTS = {"msgspec": "msgspec>=0.18", "cryptography": "cryptography>=42"}
 
 _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
@@ -44,24 +44,24 @@ _warned: set[str] = set()
 
 
 def refresh(plugin_file: str) -> None:
-    """Drop this library from ``sys.modules`` when its files changed on disk.
+    """Drop this library from ``sys.modules`` if its files have changed on disk.
 
-    Salt reloads plugins after ``saltutil.sync_all`` but keeps what they
+    Salt reloads plugins after ``saltutil.sync_all`` but keeps the modules that they
     imported (salt#66354): a running minion would run new plugins with the old
     library. Every plugin therefore starts with::
 
         import netspace
         netspace.refresh(__file__)
 
-    and takes all it needs by ``from netspace... import ...`` after that: the name
-    ``netspace`` itself may still be the library that was dropped.
+    and imports everything by ``from netspace... import ...`` after that: the name
+    ``netspace`` itself may still be the dropped library.
 
-    A plugin that Salt synced, but that gets a library installed by pip, is warned of
-    in the log, once: pip's comes first in ``sys.path``, and the two may differ.
+    If a synced plugin gets a library installed by pip, the log has one warning:
+    pip's comes first in ``sys.path``, and the two may differ.
 
     :param plugin_file: the caller's ``__file__``.
-    :raises ImportError: when the library's files are gone, or a Python package is missing that the
-        library needs. Salt shows the message as the reason why a function is not there.
+    :raises ImportError: the library's files are gone, or a Python package is missing that the
+        library needs. Salt shows the message as the reason why a function is not available.
     """
     _require()
     _warn_of_two(plugin_file)
@@ -77,7 +77,10 @@ def refresh(plugin_file: str) -> None:
 
 
 def _require() -> None:
-    """Refuse to load where Salt's Python lacks one of :data:`REQUIREMENTS`."""
+    """Check that Salt's Python has all :data:`REQUIREMENTS`.
+
+    :raises ImportError: one is missing.
+    """
     absent = [name for name in REQUIREMENTS if name not in sys.modules and not _installed(name)]
     if not absent:
         return
@@ -90,7 +93,7 @@ def _require() -> None:
 
 
 def _installed(name: str) -> bool:
-    """Return whether *name* can be imported now; a package that was installed a moment ago counts."""
+    """Return whether *name* can be imported now, even if it was installed a moment ago."""
     from importlib import invalidate_caches
     from importlib.util import find_spec
 
@@ -101,7 +104,7 @@ def _installed(name: str) -> bool:
 
 
 def _warn_of_two(plugin_file: str) -> None:
-    """Warn where *plugin_file* was synced together with a library that isn't this one."""
+    """Warn if Salt synced *plugin_file* together with another library than this one."""
     cache = os.path.dirname(os.path.dirname(os.path.abspath(plugin_file)))
     synced = os.path.join(cache, "utils", "netspace")
     if synced in _warned or synced == _DIRECTORY or not os.path.isfile(os.path.join(synced, "__init__.py")):
@@ -123,9 +126,9 @@ def loader_dirs() -> dict[str, list[str]]:
     """Return the folder of each plugin kind, for Salt's ``salt.loader`` entry point.
 
     Salt (3003 and newer; ``salt.loader._module_dirs``) calls it for each loader that it
-    builds, and takes the folders under the loader's own name: ``{"modules": [folder], ...}``.
-    A callable, because Salt looks for a module's plugins in folders beside it, where an
-    editable install has none.
+    builds, and uses the folders under the loader's own name: ``{"modules": [folder], ...}``.
+    The entry point is a function, because for a module Salt searches the folders beside it, and an
+    editable install has none there.
     """
     from importlib.util import find_spec
 

@@ -1,7 +1,7 @@
 """``python -m netspace``: commands that run without Salt.
 
-Units and the supervisor's client start them. They read no declaration: all that they need is in the
-instance's records. ``file-root`` is for the operator who installed netspace by pip.
+Units and the supervisor's client start them. They read the instance's records, not a declaration.
+``file-root`` is for the operator who installed netspace by pip.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         "supervise", help="keep the services running on a host without systemd; returns once it does"
     )
     supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
-    # What a supervisor hands over to the next.
+    # A descriptor that a supervisor hands over to the next.
     supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _file_root() -> int:
-    """Print the folder of the SLS files that pip installed; return 1 where Salt synced this library without them."""
+    """Print the folder of the SLS files that pip installed; return 1 if Salt synced this library without them."""
     from importlib.util import find_spec
 
     found = find_spec("netspace.sls")

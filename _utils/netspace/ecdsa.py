@@ -1,6 +1,6 @@
-"""ECDSA's signatures from the form in which r and s stand beside each other to DER, which ``cryptography`` takes.
+"""Conversion of raw ECDSA signatures (r and s concatenated) to DER, which ``cryptography`` accepts.
 
-JOSE (RFC 7518, 3.4), Intel's quotes and PKCS #11 have the former: both big-endian and of one size.
+JOSE (RFC 7518, 3.4), Intel's quotes and PKCS #11 use the raw form: r and s are big-endian and of equal length.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 def to_der(raw: bytes) -> bytes:
     """Return a signature in DER.
 
-    :param raw: r and s, each one half.
+    :param raw: r and s, each one half of it.
     """
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 

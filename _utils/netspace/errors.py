@@ -1,7 +1,7 @@
 """The errors that netspace raises on purpose.
 
-Each says what is wrong and what to do about it; plugins turn them into a
-``CommandExecutionError`` or a failed state, and nothing else is caught.
+Each message states the problem and the remedy. Plugins turn these errors into a
+``CommandExecutionError`` or a failed state, and catch no others.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 
 class NetspaceError(Exception):
-    """Anything netspace refuses or fails at; the message is for the operator."""
+    """Base of all errors of netspace; the message is for the operator."""
 
 
 def _short(text: str, most: int = 400) -> str:
-    """Leave out the middle of what is too long to be read."""
+    """Return *text*, without its middle if it is longer than *most* characters."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 class Problem(NamedTuple):
-    """One thing wrong in a declaration: where, and what."""
+    """One problem in a declaration: its path and a message."""
 
     path: str
     message: str
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
 
 
 class SpecError(NetspaceError):
-    """A declaration that can't be accepted. ``problems`` names all that was found."""
+    """An invalid declaration. ``problems`` lists every problem found."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = tuple(problems)
@@ -51,19 +51,22 @@ class MissingError(NetspaceError):
 
 
 class StateError(NetspaceError):
-    """Recorded state that can't be read, or that contradicts what is asked."""
+    """Recorded state that can't be read, or that contradicts the request."""
 
 
 def raise_any(errors: Mapping[str, str]) -> None:
-    """Raise one error that tells all of these (by name, as a supervisor returns them); nothing where there is none."""
+    """Raise one error with all of *errors* (texts by name, as a supervisor returns them), if there are any.
+
+    :raises NetspaceError: there are errors.
+    """
     if errors:
         raise NetspaceError("; ".join(f"{name}: {text}" for name, text in errors.items()))
 
 
 def unreadable(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """Return the exceptions of ``cryptography`` for keys, certificates and requests that it can't read, and *more*.
+    """Return the exceptions that ``cryptography`` raises for malformed keys, certificates and requests, and *more*.
 
-    Several are no ValueError, and some come late, on use of a part.
+    Several aren't ValueErrors, and some are raised only when a part is used.
     """
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm

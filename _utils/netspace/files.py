@@ -1,6 +1,6 @@
-"""Small files on disk, written so that a crash leaves the old or the new one, never half.
+"""Small files on disk, written atomically: a crash leaves the old or the new content, never a part.
 
-Only what has changed is written: a second apply must not touch the disk.
+Only changed files are written, so that a second apply doesn't touch the disk.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 from netspace.errors import NetspaceError, StateError
 
 MAX_RECORD = 4 * 1024 * 1024
-# What to do about a damaged file: of what is made anew from the declaration, and of what is not.
+# Remedies for a damaged file: one that an apply can rebuild from the declaration, and one that it can't.
 REBUILT = "remove the file and apply again to rebuild it"
 KEPT = "restore it from a backup: nothing can make it anew"
-# Files written at one time: whoever has more waits for the disk several times. ext4 looks long for a file's inode
-# where others were given up a moment ago, as each old one is when it is replaced: the more are made before, the better.
-# And so few that syncing each costs less than syncing all.
+# _TOGETHER: the number of files per sync; more files take several syncs. ext4 takes long to find an inode near others
+# that were just freed, and each replaced file frees one. So as many files as possible are created before the first is
+# replaced. _FEW: below this number, syncing each file costs less than syncing the file system.
 _TOGETHER = 1024
 _FEW = 4
 _CHUNK = 65536
@@ -31,11 +31,11 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> bool:
-    """Make *path* hold *content* with *mode* and *owner*; return whether anything was written.
+    """Write *content* to *path* with *mode* and *owner*, unless it is there already; return whether it was written.
 
-    The file is replaced atomically (write aside, fsync, rename), and is never
-    visible with a wider mode or another owner than asked. What a killed run left aside
-    is replaced by the next, so a file has one writer at a time: whoever holds the lock.
+    The file is replaced atomically (write a temporary file, fsync, rename), and is never
+    visible with a wider mode or another owner. The next run reuses the temporary file of a killed one,
+    so only one process may write a file at a time: the holder of the lock.
     """
     if _same(path, content, mode, owner):
         return False
@@ -54,12 +54,12 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, in
 
 
 def opened(path: Path) -> BinaryIO:
-    """Open a file to read that another user may own, or have put there; no link is followed, nobody is waited for.
+    """Open a file for reading that another user may own or have created, without following a link or blocking.
 
-    open(2): ``O_NOFOLLOW`` refuses a link, and ``O_NONBLOCK`` waits for no writer of a pipe, nor for the holder of a
-    lease.
+    open(2): ``O_NOFOLLOW`` refuses a symlink, and with ``O_NONBLOCK`` the call doesn't wait for the writer of a pipe
+    or the holder of a lease.
 
-    :raises OSError: when there is none, or it isn't a regular file.
+    :raises OSError: there is no file, or it isn't a regular one.
     """
     stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -69,16 +69,16 @@ def opened(path: Path) -> BinaryIO:
 
 
 def write_all(contents: Mapping[Path, bytes], *, mode: int = 0o600) -> tuple[set[Path], dict[Path, OSError]]:
-    """Like :func:`write` for many files, but the disk is waited for once, not for each.
+    """Write many files like :func:`write`, but wait for the disk once, not for each file.
 
-    :return: the paths that were written, and what went wrong, by path.
+    :return: the paths that were written, and the errors by path.
     """
     written: set[Path] = set()
     failed: dict[Path, OSError] = {}
     todo = [(path, content) for path, content in contents.items() if not _same(path, content, mode, None)]
     for folder in {os.path.dirname(path) for path, _ in todo}:
         if not os.path.isdir(folder):
-            with contextlib.suppress(OSError):  # told below, by each file
+            with contextlib.suppress(OSError):  # writing each file fails then, which is reported below
                 Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     for start in range(0, len(todo), _TOGETHER):
         asides: dict[Path, str] = {}
@@ -112,7 +112,7 @@ def write_all(contents: Mapping[Path, bytes], *, mode: int = 0o600) -> tuple[set
 
 
 def _put(aside: str, content: bytes, mode: int, owner: tuple[int, int] | None = None, *, sync: bool = False) -> None:
-    """Make a file with *content*, on disk with *sync*; it is closed at once, so that many need no descriptors."""
+    """Create a file with *content*, and fsync it if *sync*. It is closed at once, so that many need few descriptors."""
     fd = os.open(aside, _NEW, 0o600)
     try:
         left = memoryview(content)
@@ -133,7 +133,7 @@ def _discard(aside: str) -> None:
 
 
 def _sync(paths: Collection[str]) -> None:
-    """Have these files on disk: one by one where they are few, else by one syncfs(2) for each file system."""
+    """Sync these files to disk: a few one by one, more by one syncfs(2) per file system."""
     few = len(paths) < _FEW
     seen: set[int] = set()
     for path in paths:
@@ -183,7 +183,7 @@ def _same(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) 
 
 
 def differs(path: Path, content: bytes) -> bool:
-    """Return whether there is a file at *path* with another content."""
+    """Return whether a file exists at *path* with other content."""
     try:
         return read(path) != content
     except FileNotFoundError:
@@ -191,8 +191,8 @@ def differs(path: Path, content: bytes) -> bool:
 
 
 def encode(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, so that equal values are equal bytes."""
-    import msgspec.json  # a tenth of the time that json takes to indent
+    """Return *value* as canonical JSON: keys are sorted, so that equal values give equal bytes."""
+    import msgspec.json  # it indents in a tenth of the time of json
 
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
 
@@ -205,7 +205,7 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600, owner: tuple[int, i
 def read(path: Path | str, most: int | None = None) -> bytes:
     """Return a file's content, or its first *most* bytes.
 
-    For the small files that each run reads by the hundred: a third of what ``Path.read_bytes`` takes.
+    A run reads hundreds of small files; this takes a third of the time of ``Path.read_bytes``.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -219,19 +219,19 @@ def read(path: Path | str, most: int | None = None) -> bytes:
 
 
 def stamp(path: Path) -> tuple[int, int, int]:
-    """Return inode, size and time of modification: a file whose stamp is the same was not written since.
+    """Return inode, size and modification time: if these are equal, the file was not written in between.
 
-    :raises OSError: when the file can't be looked at.
+    :raises OSError: stat(2) failed.
     """
     info = path.stat()
     return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def read_json(path: Path | str, remedy: str = REBUILT) -> dict[str, Any] | None:
-    """Return the object in *path*, or None where there is no such file.
+    """Return the JSON object in *path*, or None if there is no such file.
 
-    :param remedy: what to do about a damaged one.
-    :raises StateError: when the file is not a JSON object of ours.
+    :param remedy: the remedy for a damaged file, for the message.
+    :raises StateError: the file doesn't hold a JSON object.
     """
     try:
         raw = read(path, MAX_RECORD + 1)
@@ -249,7 +249,7 @@ def read_json(path: Path | str, remedy: str = REBUILT) -> dict[str, Any] | None:
 
 
 def read_records(directory: Path, remedy: str = REBUILT) -> dict[str, dict[str, Any]]:
-    """Return every record ``<name>.json`` in *directory* by name; none where it is absent. See :func:`read_json`."""
+    """Return every record ``<name>.json`` in *directory*, by name; none if it is absent. See :func:`read_json`."""
     records = {}
     for name in sorted(record_names(directory)):
         record = read_json(f"{directory}/{name}.json", remedy)
@@ -259,7 +259,7 @@ def read_records(directory: Path, remedy: str = REBUILT) -> dict[str, dict[str, 
 
 
 def record_names(directory: Path) -> set[str]:
-    """Return the names of the records in *directory*, which aren't read."""
+    """Return the names of the records in *directory*, without reading them."""
     try:
         entries = os.listdir(directory)
     except FileNotFoundError:
@@ -268,7 +268,7 @@ def record_names(directory: Path) -> set[str]:
 
 
 def remove(path: Path) -> bool:
-    """Remove a file, and what a killed run left beside it; return whether there was one."""
+    """Remove a file and the temporary file of a killed run; return whether the file existed."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(_aside(path))
     try:
@@ -280,7 +280,10 @@ def remove(path: Path) -> bool:
 
 @contextlib.contextmanager
 def refusals_told() -> Iterator[None]:
-    """Make what the system refuses (no space, too many files, no process) an error for the operator."""
+    """Turn system errors (no space, too many open files, no process) into errors for the operator.
+
+    :raises NetspaceError: the system refused something.
+    """
     try:
         yield
     except OSError as err:
@@ -294,7 +297,7 @@ def refusals_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on *path* (made if absent), so that two runs don't interleave."""
+    """Hold an exclusive lock on *path* (created if absent), so that two runs don't interleave."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -306,9 +309,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
-    """Return per-key ``{"old": ..., "new": ...}`` of two nested mappings, keys joined by ``:``.
+    """Return ``{"old": ..., "new": ...}`` for each differing key of two nested mappings, keys joined by ``:``.
 
-    None and absent are the same.
+    A value of None equals an absent key.
     """
     changes: dict[str, dict[str, Any]] = {}
     for key in sorted({*old, *new}):

@@ -1,12 +1,12 @@
-"""One host: what joins attestation, interfaces, links and environments.
+"""One host: the use cases that join attestation, interfaces, links and environments.
 
-The four kinds know nothing of each other. Here the declaration is split among
-them, trust decides what of it may run, and each environment gets the card that
-tells it its links. Order: attestation, interfaces, links, environments, so that
-whatever an environment needs is there before it starts, and what it may no longer
-do is revoked before it is stopped.
+The four kinds know nothing of each other. This module splits the declaration among
+them, withholds the parts for which trust doesn't suffice, and gives each environment
+its card, which lists its links. The order is attestation, interfaces, links, environments.
+So everything that an environment needs exists before it starts, and its revoked links
+are gone before it is stopped.
 
-Every method takes the instance's lock, unless ``test`` is set: then nothing at all
+Every method holds the instance's lock, unless ``test`` is set: then nothing
 is written.
 """
 
@@ -34,19 +34,19 @@ RunState = Literal["running", "present", "stopped"]
 
 
 def _silent(_: str) -> None:
-    """Report progress to nobody."""
+    """Ignore a progress message."""
 
 
 class Host:
     """This host, under one instance's names.
 
     :param layout: the instance's paths and names.
-    :param progress: told, in a few words, what is being done while it takes long.
-    :param remote: who fetches images' sources that are not on this host; see ``images.remote``.
+    :param progress: called with a short text while something takes long.
+    :param remote: the fetcher of image sources that are not on this host; see ``images.remote``.
 
     A whole declaration is applied by the four ``converge_*`` methods in their order, each
-    with ``whole=True``: then what is not declared is removed. Without it only the things
-    named in the declaration are looked at.
+    with ``whole=True``, which removes undeclared things. Without ``whole``, only the things
+    named in the declaration are observed and changed.
     """
 
     def __init__(self, layout: Layout, progress: Progress = _silent, remote: Any = None) -> None:
@@ -54,7 +54,7 @@ class Host:
         self.progress = progress
         self.remote = remote
 
-    # -- the four kinds, imported when they are needed ------------------------
+    # -- the four kinds, imported on demand -----------------------------------
     @functools.cached_property
     def supervisor(self) -> Any:
         from netspace import supervision
@@ -100,13 +100,16 @@ class Host:
 
     @functools.cached_property
     def operations(self) -> Any:
-        """Operations on environments that exist (start, stop, exec, logs...)."""
+        """Operations on existing environments (start, stop, exec, logs...)."""
         from netspace.environment.operations import Operations
 
         return Operations(self.layout, self.supervisor, self.withheld)
 
     def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
-        """Return which must not be started, and why; first appraise the host again where its result ran out."""
+        """Return the applied environments that must not be started, with the reasons.
+
+        If there are any, the host is appraised again first, because its attestation result may have expired.
+        """
         if not trust.withheld(applied, self.trust()):
             return {}
         self.attestations.restore()
@@ -114,10 +117,9 @@ class Host:
 
     # -- attestation -----------------------------------------------------------
     def converge_attestation(self, settings: Attestation, *, test: bool = False) -> Result:
-        """Have the host appraised where its last result no longer holds.
+        """Appraise the host if its last attestation result is no longer valid.
 
-        Refused (and so failed) where the host's own policy is ``require`` and the level
-        stays below its minimum.
+        The result has a refusal (a failure) if the host's policy is ``require`` and its level is below the minimum.
         """
         with self._lock(test):
             result = self._run(self.attestations, settings, (), test)
@@ -127,32 +129,32 @@ class Host:
         return _say(result, "attestation", {"host": verdict})
 
     def trust(self) -> Trust:
-        """Return this host's trust as it is now."""
+        """Return this host's present trust."""
         from netspace.attestation import result
 
         return result.trust(self.layout)
 
     # -- interfaces --------------------------------------------------------------
     def converge_interfaces(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
-        """Give each declared environment its namespace and interface."""
+        """Create or change the namespace and interface of each declared environment."""
         with self._lock(test):
             self._tidy(test)
-            # An interface declared alone doesn't tell what its environment demands: the record does.
+            # A declaration of an interface alone lacks the environment's requirement, so take it from the record.
             withheld = self._withheld(declared, test) if whole else self._withheld_so_far(declared.environments)
             return self._interfaces(declared, whole, test, withheld)
 
     def _withheld(self, declared: Declaration, test: bool) -> dict[str, str]:
-        """Return, by name, why trust withholds declared environments."""
+        """Return the declared environments that are withheld for lack of trust, with the reasons."""
         verdicts = self._verdicts(trust.environments, declared, test)
         return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
 
     def _withheld_so_far(self, names: Collection[str]) -> dict[str, str]:
-        """Return, by name, why trust withholds environments that were applied."""
+        """Return the recorded environments among *names* that are withheld for lack of trust, with the reasons."""
         known = self.environments.recorded()
         return trust.withheld({name: known[name].spec for name in names if name in known}, self.trust())
 
     def connect(self, declared: Declaration) -> Result:
-        """Give twins their namespaces; the caller holds the lock (:mod:`netspace.audit`)."""
+        """Create the namespaces of twins; the caller holds the lock (:mod:`netspace.audit`)."""
         return self._interfaces(declared, False, False, {})
 
     def _interfaces(self, declared: Declaration, whole: bool, test: bool, withheld: Mapping[str, str]) -> Result:
@@ -167,14 +169,14 @@ class Host:
         else:
             result = self._run_interfaces(desired, (), test)
         waiting = [name for name in sorted(kept) if kept[name] != declared.interfaces[name]]
-        if whole:  # Whoever applies all of it is refused the environment itself; the others wait for these.
+        if whole:  # The environment itself is refused later in the same apply, so a note is enough.
             told = Plan(notes=[f"interface {name}: its change waits for trust: {withheld[name]}" for name in waiting])
         else:
             told = Plan(refusals=[Refusal("interface", name, withheld[name]) for name in waiting])
         return _join(result, Result(told))
 
     def _run_interfaces(self, desired: Any, remove: Collection[str], test: bool) -> Result:
-        """Apply interfaces, looking only at those concerned: a host may have a thousand others."""
+        """Apply interfaces, and observe only the concerned ones, because a host may have a thousand others."""
         seen = self.interfaces.observe(desired, {*desired.interfaces, *remove}, remove)
         plan: Plan = self.interfaces.plan(desired, seen, remove)
         if self.interfaces.concerns_all(plan):
@@ -183,13 +185,13 @@ class Host:
 
     # -- links ---------------------------------------------------------------------
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
-        """Make the declared links that trust permits; withheld ones are revoked."""
+        """Create or change the declared links that trust permits, and revoke withheld ones."""
         with self._lock(test):
             clashes = () if whole else self._name_clashes(declared.links)
             if clashes and not test:
                 raise SpecError(clashes)
             attended = self._attend(test)
-            # What was applied before may be gone by then: a dry run says it, and can't tell.
+            # Links that conflict with these may be removed before the apply, so a dry run only notes the conflict.
             attended = _join(attended, Result(Plan(notes=[f"link {clash}" for clash in clashes])))
             verdicts = self._verdicts(trust.links, declared, test)
             result = self._links(declared.broker, self._permitted(declared, verdicts), verdicts.keys(), whole, test)
@@ -200,14 +202,15 @@ class Host:
             return _join(attended, result)
 
     def _name_clashes(self, declared: Collection[Link]) -> list[Problem]:
-        """Return why local names of links can't stand beside those of links that were applied before."""
+        """Return the conflicts of declared links' local names with those of recorded links."""
         links = {**self._linked().links, **{link.name: link for link in declared}}
         return [Problem(f"{name}:as", message) for name, message in check.local_names(links.values()).items()]
 
     def renew_seals(self, names: Collection[str] = ()) -> tuple[list[str], Result]:
-        """Give environments new keys for their sealed links, and tell all who need to know; return who has some.
+        """Give environments new keys for their sealed links, and update the cards of their peers.
 
-        :param names: absent: all that have such links.
+        :param names: the environments; empty: all that have sealed links.
+        :return: the environments with new keys, and the result of the updates.
         """
         from netspace.link import seals
 
@@ -219,7 +222,10 @@ class Host:
             return renewed, self._refresh_cards(told, False)
 
     def seal_bundles(self) -> tuple[dict[str, str], Result]:
-        """Renew keys of seals that are due; return this host's bundles for other hosts (``link.bundles``), by name."""
+        """Renew due keys for sealed links, and update the cards of the peers.
+
+        :return: this host's bundles for other hosts (``link.bundles``), by host, and the result of the updates.
+        """
         from netspace.link import seals
 
         with self._lock(False):
@@ -228,9 +234,10 @@ class Host:
             return bundles, self._refresh_cards(told, False)
 
     def adopt_seals(self, bundles: Iterable[str]) -> tuple[dict[str, bool], list[str], Result]:
-        """Adopt other hosts' bundles of seals, and tell all who need to know.
+        """Adopt other hosts' bundles of keys for sealed links, and update the cards of the environments concerned.
 
-        :return: per host whose bundle was believed, whether it was news; and why others weren't.
+        :return: for each host with an accepted bundle, whether the bundle was new; the reasons for refused bundles; and
+            the result of the updates.
         """
         from netspace.errors import NetspaceError
         from netspace.link import between
@@ -261,7 +268,7 @@ class Host:
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
 
     def _permitted(self, declared: Declaration, verdicts: Mapping[str, Verdict]) -> tuple[Link, ...]:
-        """Return the desired links: permitted ones, and present ones, unchanged, whose loss is only reported."""
+        """Return the desired links: permitted ones, and existing ones whose loss of trust is only reported."""
         there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
         found = []
         for link in declared.links:
@@ -269,12 +276,12 @@ class Host:
             if verdict.allowed:
                 found.append(link)
             elif verdict.on_loss == "report" and link.name in there:
-                # A local name is no right: were it kept, it could be another link's by now.
+                # Take the declared local name: it grants nothing, and another link may have the old one by now.
                 found.append(msgspec.structs.replace(there[link.name], local=link.local))
         return tuple(found)
 
     def _linked(self) -> Any:
-        """Return the record of applied links. Every run reads it, so the code that speaks to brokers isn't loaded."""
+        """Return the record of applied links, without loading the code that connects to brokers."""
         from netspace.link import record
 
         return record.read(self.layout)
@@ -283,13 +290,16 @@ class Host:
     def converge_environments(
         self, declared: Declaration, *, whole: bool = False, test: bool = False, state: RunState = "running"
     ) -> Result:
-        """Make the declared environments run as declared (or be ``present``, not started, or be stopped)."""
+        """Create or change the declared environments, and bring them to *state*.
+
+        :param state: ``running``, ``present`` (don't start or stop), or ``stopped``.
+        """
         with self._lock(test):
             attended = self._attend(test)
             self._tidy(test)
             namespaces = Result(Plan())
             if not whole:
-                # One declared by itself gets its namespace here; a whole declaration's stand already.
+                # With a whole declaration, converge_interfaces has created the namespaces already.
                 there = self.interfaces.names()
                 lacking = {
                     name: spec
@@ -312,10 +322,10 @@ class Host:
         wanted: dict[str, tuple[Environment, RunState, Any, Any]] = {}
         kept = set()
         for name, spec in declared.environments.items():
-            # Recorded with the requirement in force, for whoever starts it without the declaration.
+            # Record the requirement in force, for later starts without the declaration.
             required = trust.requirement(spec, declared.attestation)
             record = there.get(name) if verdicts[name].runs_on else None
-            # To stop is to take away, and waits for no trust.
+            # Stopping needs no trust.
             if record is not None and record.state != "stopped" and spec.state != "stopped":
                 as_it_is = msgspec.structs.replace(record.spec, attestation=required, state=spec.state)
                 wanted[name] = as_it_is, "present", record.profile, record.runtime
@@ -339,10 +349,12 @@ class Host:
         kept: Collection[str] = (),
         recorded: bool = False,
     ) -> dict[str, Any]:
-        """Return desired environments: specification, state, system call profile, runtime, and the cards of *links*.
+        """Return the desired environments, with their cards and other injected files.
 
-        :param kept: those that go on as they are, for want of trust.
-        :param recorded: the specifications are records', which don't tell of interfaces.
+        :param wanted: specification, state, system call profile and runtime of each environment.
+        :param links: the links that the cards list.
+        :param kept: environments that go on unchanged, because the host lacks trust.
+        :param recorded: the specifications come from records, which lack the interfaces.
         """
         from netspace.environment.compare import DesiredEnvironment
         from netspace.link import seals
@@ -380,7 +392,10 @@ class Host:
         return desired
 
     def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
-        """Return the disk that a kernel gets in place of files: *handed*, and a description of its interface."""
+        """Return the disk image that a unikernel gets instead of files.
+
+        It holds *handed* and a description of the unikernel's interface.
+        """
         from netspace.environment import tenders
 
         if interface.get("addresses"):
@@ -389,19 +404,19 @@ class Host:
         return {tenders.DISK: tenders.disk(handed)}
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
-        """Return the links for cards: those recorded, and for a test of the whole host those that would be."""
+        """Return the links for cards: the recorded ones, or the permitted ones in a test of the whole host."""
         if not (whole and test):
             return tuple(self._linked().links.values())
         return self._permitted(declared, self._verdicts(trust.links, declared, test))
 
     def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
-        """Tell running environments of links that were just made or revoked; restarts none."""
+        """Update the cards of environments whose links were just created or revoked. It restarts none."""
         if not names:
             return Result(Plan())
         known = {name: record for name, record in self.environments.recorded().items() if name in names}
         links = tuple(self._linked().links.values())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
-        # A new card is no reason to start what trust withholds now.
+        # A new card must not start an environment that is withheld now.
         kept = {name for name in withheld if known[name].state != "stopped"}
         wanted: dict[str, tuple[Environment, RunState, Any, Any]] = {
             name: (record.spec, "present" if name in kept else record.state, record.profile, record.runtime)
@@ -410,23 +425,26 @@ class Host:
         if not wanted:
             return Result(Plan())
         result = self._run_environments(self._desired(wanted, links, kept=kept, recorded=True), (), test)
-        # How they do is for whoever applies them to hear.
+        # Refusals are reported when the environments themselves are applied.
         return Result(msgspec.structs.replace(result.plan, refusals=()), result.outcomes)
 
     def _run_environments(self, desired: Any, remove: Collection[str], test: bool, **options: Any) -> Result:
-        """Observe, plan and apply environments; the plan is made from that one look, since the lock is held."""
+        """Observe, plan and apply environments. One observation is enough, since the lock is held."""
         observed = self.environments.observe({*desired, *remove}, {one.image for one in desired.values()})
         return self._run(self.environments, desired, remove, test, observed, observed=observed, **options)
 
     # -- images ------------------------------------------------------------------------
     def converge_images(self, wanted: Mapping[str, Any], *, test: bool = False) -> Result:
-        """Have images built (``images.admin.Wanted``), by the names of what asks for them."""
+        """Build images.
+
+        :param wanted: the images (``images.admin.Wanted``), by the names of the states that ask for them.
+        """
         with self._lock(test):
             plan: Plan = self.images.plan(wanted)
             return Result(plan) if test or not plan.steps else Result(plan, self.images.apply(plan.steps))
 
     def remove_image(self, name: str, *, test: bool = False) -> Result:
-        """Remove one image; refused while an environment uses it."""
+        """Remove one image. The removal is refused while an environment uses the image."""
         return self._remove_images(lambda: self.images.plan_absent(name), test)
 
     def prune_images(self, *, test: bool = False) -> Result:
@@ -440,14 +458,20 @@ class Host:
 
     # -- removal -----------------------------------------------------------------------
     def remove_links(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
-        """Revoke links; ``purge`` also drops mail that nobody can read any more."""
+        """Revoke links.
+
+        :param purge: also delete messages that no environment can read any more.
+        """
         with self._lock(test):
             result = self._remove_links(names, test, purge, {*names, *(name.partition(".")[2] for name in names)})
             ends = {end for name in names for end in name.split(".")}
             return _join(result, self._refresh_cards(ends, test))
 
     def _remove_links(self, names: Collection[str], test: bool, purge: bool, owners: Collection[str] = ()) -> Result:
-        """Revoke links; ``purge``: and drop mail that is parked, of *owners* where no link goes."""
+        """Revoke links.
+
+        :param purge: also delete parked messages of *owners*.
+        """
         known = self._linked()
         there = set(known.links) & set(names)
         if not there and not (purge and known.parked):
@@ -462,10 +486,10 @@ class Host:
         return _join(revoked, Result(mail, told))
 
     def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
-        """Remove environments with all that is theirs: links, program, layers, namespace.
+        """Remove environments with their links, programs, layers and namespaces. Their volumes stay.
 
-        What lies in their volumes stays; ``purge`` removes those that are no folders of the host,
-        also of environments that are gone already.
+        :param purge: also remove the volumes that netspace keeps (not folders of the host), even of environments
+            that were removed earlier.
         """
         with self._lock(test):
             self._tidy(test)
@@ -475,7 +499,7 @@ class Host:
             result = self._remove_links(theirs, test, purge, parked)
             result = _join(result, self._refresh_cards(others, test))
             there = self.environments.names() & set(names)
-            # Once their programs are gone: for most of the time the kernel waits until a link is.
+            # Remove interfaces in a thread once the programs have ended, because the kernel takes long to remove links.
             links = Meanwhile(lambda: self._remove_interfaces(names, test))
             try:
                 if there:
@@ -501,7 +525,7 @@ class Host:
         return self._run_interfaces(DesiredInterfaces(Declaration().network, {}), there, test)
 
     def teardown(self, *, test: bool = False) -> Result:
-        """Remove everything of this instance from this host, mail and images included; volumes stay."""
+        """Remove everything of this instance from this host, including messages and images. Volumes stay."""
         with self._lock(test):
             self._tidy(test)
             result = self._remove_links(set(self._linked().links), test, True)
@@ -527,7 +551,7 @@ class Host:
         return result
 
     def sweep(self) -> None:
-        """Remove the twins that an audit left, if it was killed; the caller holds the lock."""
+        """Remove the twins that a killed audit left; the caller holds the lock."""
         from netspace.environment import twin
 
         for names in twin.noted(self.layout):
@@ -537,7 +561,7 @@ class Host:
                 twin.forget(self.layout, names)
 
     def _attend(self, test: bool) -> Result:
-        """Have somebody watch over what runs, before it is looked at: what ended unseen is started again by that."""
+        """Start the supervisor if it is down, before services are observed. It restarts those that ended meanwhile."""
         if self.supervisor.attended():
             return Result(Plan())
         change = {"state": {"old": "down", "new": "running"}}
@@ -551,7 +575,7 @@ class Host:
         return Result(Plan([step]), [Outcome(step)])
 
     def _tidy(self, test: bool) -> None:
-        """Remove what a killed audit or update left; what of an update stays is noted, and said by the next one."""
+        """Remove the leftovers of a killed audit or update. If that fails for an update, the next run reports it."""
         if test:
             return
         if self.layout.records("audits").is_dir():
@@ -559,9 +583,9 @@ class Host:
         if self.layout.records("beside").is_dir():
             self.environments.sweep()
 
-    # -- seeing --------------------------------------------------------------------------
+    # -- observing -----------------------------------------------------------------------
     def check(self, declared: Declaration) -> list[Problem]:
-        """Return why this host could not apply a declaration: the refusals of each kind's test. Changes nothing."""
+        """Return the reasons why this host could not apply a declaration: the refusals of a test. Changes nothing."""
         results = (
             self.converge_attestation(declared.attestation, test=True),
             self.converge_interfaces(declared, whole=True, test=True),
@@ -571,7 +595,7 @@ class Host:
         return list(dict.fromkeys(_problem(refusal) for result in results for refusal in result.plan.refusals))
 
     def overview(self) -> dict[str, Any]:
-        """Return environments with their interface, links, trust and whether they are supervised, for a table."""
+        """Return trust, environments with their interfaces, links, and whether a supervisor watches, for a table."""
         known = self.trust()
         interfaces = self.interfaces.list()
         return {
@@ -585,7 +609,7 @@ class Host:
         }
 
     def link_health(self) -> dict[str, Any]:
-        """Return what needs attention about links; mail may wait for an environment that is declared to be stopped."""
+        """Return the problems of links. Messages that wait for a stopped environment are not a problem."""
         known, _ = self.environments.readable()
         stopped = {name for name, record in known.items() if record.spec.state == "stopped"}
         found: dict[str, Any] = self.links.health(stopped)
@@ -594,7 +618,7 @@ class Host:
     # -- plumbing ------------------------------------------------------------------------
     @contextlib.contextmanager
     def _lock(self, test: bool) -> Iterator[None]:
-        """Hold the lock, unless it is a test; turn what the system refuses meanwhile into netspace's errors."""
+        """Hold the lock unless it is a test, and turn system errors into netspace's errors."""
         with files.refusals_told(), contextlib.nullcontext() if test else files.locked(self.layout.lock):
             yield
 
@@ -611,7 +635,7 @@ class Host:
     ) -> Mapping[str, Verdict]:
         known = self.trust()
         if test and known.verifier == "none":
-            # Never appraised yet: the apply will do that first, so nothing can be said now.
+            # The host was never appraised. The apply does that first, so the verdict is unknown now.
             best = Trust(5, "none", "")
             unsure = judge(declared, known)
             return {
@@ -624,7 +648,7 @@ class Host:
 
 
 def _runtimes(declared: Declaration) -> dict[str, Any]:
-    """Return the runtime of each declared environment as this host has it; each runtime is looked for once."""
+    """Return the observed runtime of each declared environment. Each runtime is looked up once."""
     from netspace.environment import runtimes
 
     names = {name: check.used(spec, declared.runtimes) for name, spec in declared.environments.items()}
@@ -633,7 +657,7 @@ def _runtimes(declared: Declaration) -> dict[str, Any]:
 
 
 def _problem(refusal: Refusal) -> Problem:
-    """Return a refusal as a problem with the refused part's path; some messages begin with a path of their own."""
+    """Return a refusal as a problem with the path of the refused part. Some messages begin with a path already."""
     path, parted, message = refusal.message.partition(": ")
     if parted and path.startswith("netspace:"):
         return Problem(path, message)
@@ -646,7 +670,7 @@ def _problem(refusal: Refusal) -> Problem:
 
 
 def _manner(link: Link, name: str) -> str:
-    """Describe a link to environment *name*, in a few words."""
+    """Return a short description of a link, for the environment *name*."""
     local = f", as {link.local}" if link.local is not None and link.source == name else ""
     return f"{link.pattern}{', sealed' if link.seal else ''}{local}"
 
@@ -658,14 +682,14 @@ def _kind(spec: Environment) -> str:
 
 
 def _alone(name: str, links: Collection[Link]) -> dict[str, Any]:
-    """Return the card of an environment on a host without links: it has neither names of links nor a broker."""
+    """Return the card of an environment on a host without links. It has no broker and no object names."""
     from netspace.link import card, names
 
     return card.card(name, links, "", names.PLAIN)
 
 
 def _say(result: Result, kind: str, verdicts: Mapping[str, Verdict]) -> Result:
-    """Add what trust withholds (refusals) and what it merely would like (notes)."""
+    """Return *result* with a refusal for each withheld thing, and a note for each other comment."""
     refusals = [Refusal(kind, name, v.comment) for name, v in verdicts.items() if not v.allowed]
     notes = [f"{kind} {name}: {v.comment}" for name, v in verdicts.items() if v.allowed and v.comment]
     plan = Plan(result.plan.steps, [*result.plan.refusals, *refusals], [*result.plan.notes, *notes])
@@ -673,7 +697,7 @@ def _say(result: Result, kind: str, verdicts: Mapping[str, Verdict]) -> Result:
 
 
 def _join(first: Result, second: Result) -> Result:
-    """Return one result that holds both."""
+    """Return one result with the plans and outcomes of both."""
     plan = Plan(
         [*first.plan.steps, *second.plan.steps],
         [*first.plan.refusals, *second.plan.refusals],

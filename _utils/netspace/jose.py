@@ -1,8 +1,8 @@
-"""JSON Web Signatures (RFC 7515) as netspace writes them: compact, ES256, and a header that says no more than that.
+"""JSON Web Signatures (RFC 7515) in netspace's one form: compact, ES256, and a header with only alg, kid and typ.
 
-Nothing is negotiated: a token that names another algorithm (``none``), or another kind, is refused before its key is
-looked for. That and a key as JWK are all of JOSE that a host needs: a page over ``cryptography``, which is here
-anyway, and so no further library in what enforcement trusts. What a payload says is for others to check.
+Nothing is negotiated: a token with another algorithm (``none``) or type is refused before its key is looked up.
+A host needs only this and JWK from JOSE. That is a page of code over ``cryptography``, which is required anyway, so
+enforcement need not trust another library. Callers check the payload.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class Unreadable(NetspaceError):
-    """It is no token, or no key."""
+    """A malformed token or key."""
 
 
 class Forged(NetspaceError):
-    """A token of another kind or algorithm, or one that none of the keys signed."""
+    """A token of another type or algorithm, or one that none of the keys signed."""
 
 
 def sign(key: EllipticCurvePrivateKey, kind: str, payload: Mapping[str, Any]) -> str:
-    """Return *payload* as a JWS of *kind*: one kind can't be taken for another.
+    """Return *payload* as a JWS whose ``typ`` is *kind*, so that it isn't accepted as another type.
 
-    :param key: on P-256.
+    :param key: a key on P-256.
     """
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -47,8 +47,8 @@ def sign(key: EllipticCurvePrivateKey, kind: str, payload: Mapping[str, Any]) ->
 def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: int) -> dict[str, Any]:
     """Return the payload of a token that one of *keys* (JWK) signed.
 
-    :raises Unreadable: when it is no token of at most *limit* bytes.
-    :raises Forged: when it is of another kind or algorithm, or none of the keys signed it.
+    :raises Unreadable: *token* is malformed, or longer than *limit* bytes.
+    :raises Forged: it is of another type or algorithm, or none of the keys signed it.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
@@ -73,27 +73,27 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
 
 
 def unchecked(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token, which may be anybody's: for who made and kept it."""
+    """Return header and claims of a token without checking its signature. Only for tokens of one's own making."""
     head, _, rest = token.partition(".")
     return _object(head, "header"), _object(rest.partition(".")[0], "claims")
 
 
 # -- keys ------------------------------------------------------------------------------------------
 def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:
-    """Return a public key on P-256 as RFC 7517 has it."""
+    """Return a public key on P-256 as a JWK (RFC 7517)."""
     numbers = key.public_numbers()
     return {"crv": "P-256", "kty": "EC", "x": number(numbers.x), "y": number(numbers.y)}
 
 
 def thumbprint(key: Mapping[str, str]) -> str:
-    """Return the thumbprint (RFC 7638) by which a key is pinned."""
+    """Return the thumbprint of a JWK (RFC 7638), by which a key is pinned."""
     return text(hashlib.sha256(_json({name: key[name] for name in ("crv", "kty", "x", "y")})).digest())
 
 
 def parse_jwk(data: Any) -> dict[str, str]:
-    """Read a public key on P-256, of which no other member is looked at.
+    """Return the public key on P-256 in *data*, without other members.
 
-    :raises Unreadable: when it is none.
+    :raises Unreadable: *data* is not such a key.
     """
     if not isinstance(data, Mapping) or (data.get("kty"), data.get("crv")) != ("EC", "P-256"):
         raise Unreadable("not a key on P-256 (JWK)")
@@ -106,7 +106,10 @@ def parse_jwk(data: Any) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _point(*coordinates: str) -> EllipticCurvePublicKey:
-    """Read a point, once: it takes as long to check as a signature, and a verifier opens its own records all day."""
+    """Return the public key with these coordinates.
+
+    Results are cached: checking a point takes as long as checking a signature, and a verifier uses its own key often.
+    """
     from cryptography.hazmat.primitives.asymmetric import ec
 
     x, y = (octets(one, "key") for one in coordinates)
@@ -119,15 +122,15 @@ def _point(*coordinates: str) -> EllipticCurvePublicKey:
 
 # -- bytes -----------------------------------------------------------------------------------------
 def text(data: bytes) -> str:
-    """Base64url without padding."""
+    """Return *data* in base64url without padding."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def octets(encoded: str, what: str) -> bytes:
-    """Return the bytes that are *encoded* in base64url without padding, by the one spelling that they have.
+    """Return the bytes that *encoded* encodes in base64url without padding.
 
-    :param what: names them in the error.
-    :raises Unreadable: for any other spelling, and for what is none.
+    :param what: the name of the value, for the error.
+    :raises Unreadable: *encoded* is malformed, or not the canonical encoding.
     """
     try:
         raw = base64.b64decode(encoded.encode("ascii") + b"=" * (-len(encoded) % 4), b"-_", validate=True)

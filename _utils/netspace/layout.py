@@ -1,8 +1,8 @@
-"""Places of netspace on a host: every path and system-wide name, in this one module.
+"""Layout of netspace on a host: every path and system-wide name is defined in this module.
 
-All names carry the *instance* (``netspace`` unless configured otherwise), so
-that what is ours can be told from what is somebody else's and removed without
-looking further. Nothing here touches the disk.
+All names contain the *instance* (``netspace`` unless configured otherwise), so that
+netspace's own objects can be recognized by name, and removed. This module never
+accesses the disk.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 INSTANCE = re.compile(r"[a-z][a-z0-9]{0,15}")
 _BESIDE = "-NEXT"
-TAP = "tap0"  # an environment's device for frames, where its interface has one
+TAP = "tap0"  # the name of an environment's tap device
 
 
 @lru_cache(maxsize=16384)
 def below(folder: Path, name: str) -> Path:
-    """``folder / name``, made once: each run asks for the same places of the same environments many times."""
+    """Return ``folder / name``. It is cached, because each run needs the same paths many times."""
     return folder / name
 
 
@@ -42,27 +42,27 @@ class Layout:
     # -- persistent: survives a reboot --------------------------------------
     @cached_property
     def state(self) -> Path:
-        """0700, root's: records, images, writable layers, credentials."""
+        """Folder of records, images, writable layers and credentials; 0700, owned by root."""
         return self.root / "var/lib" / self.instance
 
     @cached_property
     def images(self) -> Path:
-        """Content-addressed images: ``sha256-<hex>.erofs`` or ``sha256-<hex>/``."""
+        """Folder of content-addressed images: ``sha256-<hex>.erofs`` or ``sha256-<hex>/``."""
         return self.state / "images"
 
     @cached_property
     def library(self) -> Path:
-        """Copy of this library that units run, so that they need no Salt cache."""
+        """Folder of the library's copy. Units run it, so that they need no Salt cache."""
         return self.state / "lib"
 
     @cached_property
     def lock(self) -> Path:
-        """Held (flock) by whoever changes anything of this instance."""
+        """Lock file (flock); every process that changes this instance holds it."""
         return self.state / "lock"
 
     @cached_property
     def broker(self) -> Path:
-        """Our RabbitMQ node's data, log and configuration; beside ``state``, which only root may enter."""
+        """Folder of the RabbitMQ node's data, log and configuration; not below ``state``, which only root may enter."""
         return self.root / f"var/lib/{self.instance}-broker"
 
     @cached_property
@@ -75,7 +75,7 @@ class Layout:
 
     @cached_property
     def layers(self) -> Path:
-        """Folder of the layers that environments write to in place of their roots, a folder for each."""
+        """Folder of the environments' writable layers, one folder per environment."""
         return self.state / "layers"
 
     def environment(self, name: str) -> Path:
@@ -83,9 +83,9 @@ class Layout:
         return below(self.layers, name)
 
     def volumes(self, name: str) -> Path:
-        """Return the folder of the environment's volumes that have no folder of the host's.
+        """Return the folder of the environment's volumes without a source on the host.
 
-        Each is one file, which is kept after the environment's removal.
+        Each is one file, and stays after the environment's removal.
         """
         return below(self._volumes, name)
 
@@ -116,15 +116,15 @@ class Layout:
 
     @cached_property
     def identities(self) -> Path:
-        """Keys by which environments log in, root's alone; they exist in memory only."""
+        """Folder of the keys by which environments log in; only root can read it, and it exists in memory only."""
         return self.run / "identities"
 
     def identity(self, name: str) -> Path:
-        """Return the folder of files that are handed to an environment and not kept on disk."""
+        """Return the folder of one environment's keys, below :attr:`identities`."""
         return self.identities / name
 
     def disks(self, name: str) -> Path:
-        """Return the folder where the environment's own file systems are mounted. Never emptied, only unmounted."""
+        """Return the folder where the environment's own file systems are mounted. They are unmounted, never emptied."""
         return below(self._disks, name)
 
     @cached_property
@@ -133,16 +133,16 @@ class Layout:
 
     @cached_property
     def inits(self) -> Path:
-        """Copies of the program that is process 1 of environments with ``init``, a folder for each version."""
+        """Folder of copies of the init program, which is process 1 of environments with ``init``; one per version."""
         return self.run / "init"
 
     # -- system-wide names ---------------------------------------------------
     def beside(self, name: str) -> str:
-        """Return the name of the second instance during an update. It has capitals, which no environment's name has."""
+        """Return the name of the second instance during an update. It has capitals, unlike environments' names."""
         return f"{name}{_BESIDE}"
 
     def whose(self, name: str) -> str:
-        """Return the environment that an instance is of."""
+        """Return the environment that an instance belongs to."""
         return name.removesuffix(_BESIDE)
 
     def netns_name(self, name: str) -> str:
@@ -153,17 +153,17 @@ class Layout:
         return self.root / "run/netns"
 
     def netns(self, name: str) -> Path:
-        """Return the file of the environment's network namespace, where ``ip netns`` looks too."""
+        """Return the file of the environment's network namespace, in the folder of ``ip netns``."""
         return below(self._namespaces, self.netns_name(name))
 
     def mac(self, name: str) -> str:
-        """Return the MAC of an environment's interface: locally administered, unicast, a hash."""
+        """Return the MAC of an environment's interface: locally administered, unicast, derived from a hash."""
         digest = hashlib.sha256(f"mac/{self.instance}/{name}".encode()).digest()
         return bytes([digest[0] & 0xFC | 0x02, *digest[1:6]]).hex(":")
 
     @property
     def nft_table(self) -> str:
-        """Our own table, family inet."""
+        """The name of netspace's nftables table, family inet."""
         return self.instance
 
     def service(self, name: str) -> str:

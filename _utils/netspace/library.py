@@ -1,15 +1,15 @@
-"""A copy of this library on the host's disk, for what must run without Salt.
+"""A copy of this library on the host's disk, for processes that must run without Salt.
 
-Units and the supervisor's process run ``python -m netspace`` after a reboot, when there
-may be no Salt cache, no checkout and no master. They run this copy, with the interpreter
-that Salt runs, whose site-packages hold the dependencies.
+Units and the supervisor run ``python -m netspace`` after a reboot, when there
+may be no Salt cache, no checkout and no master. They run this copy with Salt's
+interpreter, whose site-packages hold the dependencies.
 
 ``<state>/lib/<digest>/`` is a version: the package's ``.py`` files and a ``__main__.py``
-that starts it; ``<state>/lib/current`` points to the one in use. A version is complete
-before it is pointed to. Nothing here runs the copy.
+that starts it; the symlink ``<state>/lib/current`` points to the one in use. A version is complete
+before the symlink points to it. This module doesn't run the copy.
 
-Imports that only writing needs stand in the functions: the supervisor's process imports
-this module and stays.
+Functions import the modules that only writing needs, because the supervisor's long-lived process
+imports this module.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ sys.exit(main())
 
 
 def source() -> Path:
-    """Folder of the running library."""
+    """Return the folder of the running library."""
     return Path(__file__).resolve().parent
 
 
 def command(layout: Layout, *arguments: str) -> tuple[str, ...]:
     """Return the argument vector that runs ``python -m netspace ARGUMENTS`` from the copy.
 
-    Isolated (``-I``): neither the caller's environment, its folder nor a user's
-    site-packages have a say in what is loaded.
+    It is isolated (``-I``): the caller's environment variables, its folder and a user's
+    site-packages don't influence which modules are loaded.
 
-    :raises MissingError: where the running interpreter has no path (an embedded one).
+    :raises MissingError: the running interpreter has no path (an embedded one).
     """
     if not sys.executable:
         raise MissingError("the path of the Python interpreter", "run Salt by a Python that knows its own path")
@@ -60,7 +60,7 @@ def command(layout: Layout, *arguments: str) -> tuple[str, ...]:
 
 
 def installed(layout: Layout) -> str:
-    """Return the digest of the copy in use, empty where there is none."""
+    """Return the digest of the copy in use; empty if there is none."""
     try:
         return os.readlink(layout.library / "current")
     except OSError:
@@ -74,7 +74,7 @@ def install(layout: Layout) -> bool:
 
     origin = source()
     if layout.library in origin.parents:
-        return False  # it is the copy that runs
+        return False  # this process runs the copy
     before = installed(layout)
     there = (layout.library / before / "__main__.py").exists()
     folders, known = _known
@@ -93,7 +93,7 @@ def install(layout: Layout) -> bool:
         path = aside / name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.write_bytes(content)
-    os.sync()  # one for all files: the link below must not outlive them in a power cut
+    os.sync()  # once for all files: after a power cut, the symlink below must not exist without them
     shutil.rmtree(layout.library / digest, ignore_errors=True)
     os.rename(aside, layout.library / digest)
     link = layout.library / f".current.{os.getpid()}"
@@ -101,11 +101,11 @@ def install(layout: Layout) -> bool:
         link.unlink()
     link.symlink_to(digest)
     os.rename(link, layout.library / "current")
-    # The version before stays: a process that runs it may still import from it.
+    # Keep the previous version: a process that runs it may still import from it.
     for entry in os.listdir(layout.library):
         if entry not in (digest, before, "current"):
             path = layout.library / entry
-            if path.is_symlink():  # of one that was killed just before it pointed to its version
+            if path.is_symlink():  # left by a process that was killed before the rename
                 path.unlink()
             else:
                 shutil.rmtree(path, ignore_errors=True)
@@ -119,9 +119,9 @@ def remove(layout: Layout) -> None:
     shutil.rmtree(layout.library, ignore_errors=True)
 
 
-# The folders that were last digested, with their times of change, and the digest. A process runs what it loaded; where
-# the files are replaced meanwhile (which changes their folder), it notices. Whether one was edited in place is for the
-# next process to see, and for ``netspace.refresh``.
+# The folders that were last digested, with their modification times, and the digest. This process notices files that
+# are replaced, because that changes their folder's time. A file that is edited in place is noticed by the next process,
+# and by ``netspace.refresh``.
 _known: tuple[Mapping[str, int], str] = ({}, "")
 
 
@@ -133,7 +133,7 @@ def _unchanged(folders: Mapping[str, int]) -> bool:
 
 
 def _files(origin: str) -> tuple[dict[str, str], dict[str, int]]:
-    """Return the paths of the library's files by their names in the copy, and the folders they are in."""
+    """Return the paths of the library's files by their names in the copy, and their folders' modification times."""
     found: dict[str, str] = {}
     folders: dict[str, int] = {}
     todo = [(origin, "netspace")]

@@ -1,14 +1,14 @@
-"""The one shape of change that all kinds of thing share: observe, plan, apply.
+"""Types of a change, shared by all kinds: observe, plan, apply.
 
 A *kind* (environment, interface, link, attestation) offers::
 
-    observe()                                   what is there: reads, never writes
-    plan(desired, observed, remove) -> [Step]   pure: what would have to change
-    apply(steps) -> [Outcome]                   does it, batched, in the given order
+    observe()                                 reads the observed state, never writes
+    plan(desired, observed, remove) -> Plan   pure: the steps that lead to the desired state
+    apply(steps) -> [Outcome]                 applies the steps, batched, in the given order
 
-``test=True`` is the plan; applying twice plans nothing the second time. A step
-that fails leaves what the next run repairs. ``remove`` names what shall go:
-nothing is ever removed just because it is not in ``desired``.
+``test=True`` shows the plan; a second apply plans nothing. The next run repairs a
+failed step. ``remove`` names the things to remove: nothing is ever removed just
+because it is not in ``desired``.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Step(msgspec.Struct, frozen=True):
     :param kind: ``environment``, ``interface``, ``link``, ``attestation``.
     :param name: the thing's name within its kind.
     :param action: a verb: ``create``, ``change``, ``restart``, ``start``, ``stop``, ``remove``...
-    :param changes: per key ``{"old": ..., "new": ...}``, for the operator; never a secret.
-    :param reason: why, where the changes alone don't tell.
-    :param data: what ``apply`` needs besides; never shown.
+    :param changes: ``{"old": ..., "new": ...}`` by key, for the operator; never a secret.
+    :param reason: the reason, if the changes alone don't show it.
+    :param data: further input of ``apply``; never shown.
     """
 
     kind: str
@@ -48,14 +48,14 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """The outcome of a step: it was done when ``error`` is empty."""
+    """The outcome of a step; it succeeded if ``error`` is empty."""
 
     step: Step
     error: str = ""
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Something declared that the plan leaves undone on purpose, e.g. for want of trust."""
+    """A declared thing that the plan leaves out on purpose, for example for lack of trust."""
 
     kind: str
     name: str
@@ -63,7 +63,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Steps in the order to apply them, and what was refused or is worth saying."""
+    """Steps in the order to apply them, with refusals and notes."""
 
     steps: Sequence[Step] = ()
     refusals: Sequence[Refusal] = ()
@@ -71,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """A plan and what came of it; ``outcomes`` is empty for ``test=True``."""
+    """A plan and the outcomes of its steps; ``outcomes`` is empty for ``test=True``."""
 
     plan: Plan
     outcomes: Sequence[Outcome] = ()
@@ -90,7 +90,7 @@ Observed = TypeVar("Observed")
 
 
 class Kind(Protocol[Desired, Observed]):
-    """Protocol of the four kinds of thing."""
+    """Protocol of the four kinds."""
 
     def observe(self) -> Observed: ...
 
@@ -100,7 +100,7 @@ class Kind(Protocol[Desired, Observed]):
 
 
 def changes_by_name(steps: Iterable[Step]) -> dict[str, dict[str, Any]]:
-    """Merge steps into Salt's ``changes``: per name, per key, ``{"old", "new"}``."""
+    """Return the steps' changes as Salt's ``changes``: ``{"old", "new"}`` by name and key."""
     merged: dict[str, dict[str, Any]] = {}
     for step in steps:
         entry = merged.setdefault(step.name, {})

@@ -1,9 +1,9 @@
-"""The renewer's hourly run: certificates that are due are issued anew, and handed to their holders.
+"""The renewer, which runs every hour: it issues new certificates for due ones, and gives them to their environments.
 
-It renews endorsements of keys for sealed links to other hosts as well.
+It also renews endorsements of keys for sealed links to other hosts.
 
-It reads the records on disk, without Salt or the declaration, like :mod:`netspace.restore`. No program is restarted
-and no connection ended: a client reads its certificate whenever it connects.
+It reads the records on disk, without Salt or the declaration, like :mod:`netspace.restore`. It restarts no program
+and ends no connection: a client reads its certificate whenever it connects.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from netspace.supervision import select
 
 
 def run(layout: Layout) -> int:
-    """Renew what is due.
+    """Renew due certificates and endorsements.
 
-    :return: an exit code: 1 where anything failed, which is then told on stderr.
+    :return: an exit code: 1 if anything failed. The errors are on stderr.
     """
     try:
         _, errors = renew(layout)
@@ -31,10 +31,11 @@ def run(layout: Layout) -> int:
 
 
 def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> tuple[set[str], dict[str, str]]:
-    """Issue and hand out.
+    """Issue due certificates, and give them to their environments.
 
-    :param replace: have another authority; *distrust*: and trust no former one from now on.
-    :return: the environments that got a new certificate, and what went wrong, by environment.
+    :param replace: replace the CA first.
+    :param distrust: don't trust former CAs any more.
+    :return: the environments with a new certificate, and the errors by environment.
     """
     from netspace.environment.kind import Environments
     from netspace.link.kind import Links

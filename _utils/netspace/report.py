@@ -1,4 +1,4 @@
-"""Results in the shape that Salt's states return. Pure; knows nothing of the host."""
+"""Conversion of results to the return values of Salt's states. Pure; knows nothing of the host."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def state(
 ) -> dict[str, Any]:
     """Return a state's ``{name, result, changes, comment}``.
 
-    :param only: the state is about this one thing: its changes stand without the thing's
-        name above them. What else had to change for it (the broker, say) stands by its name.
-    :param others: things that have a state of their own: nothing is said of them here.
+    :param only: the one thing that the state is about. Its changes are at the top level; changes of other
+        things that it needed (say, the broker) are under their names.
+    :param others: things with states of their own, which are left out here.
     """
     steps = [outcome.step for outcome in result.outcomes if not outcome.error] or (
         list(result.plan.steps) if test else []
@@ -51,5 +51,5 @@ def _summary(steps: list[Step], test: bool) -> Iterable[str]:
 
 
 def failure(name: str, error: NetspaceError | str) -> dict[str, Any]:
-    """Return a state that failed before anything was changed."""
+    """Return the result of a state that failed before it changed anything."""
     return {"name": name, "result": False, "changes": {}, "comment": str(error)}

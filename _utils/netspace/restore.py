@@ -1,10 +1,9 @@
-"""The rebuilding of all that is volatile, after a reboot and before the host's services start.
+"""Restoration of all volatile state after a reboot, before netspace's services start.
 
-From the records on disk, in one process, without Salt, a master or the declaration. It
-only puts the kinds' own ``restore`` in order; a kind that fails does not keep the others
-from being restored, nor does an environment whose record can't be understood: that one is
-not rebuilt. The host is appraised first: an environment for which this boot is not trusted
-enough is neither rebuilt nor started, until an apply finds that it is.
+It works from the records on disk, in one process, without Salt, a master or the declaration. It
+calls each kind's ``restore`` in order. If one kind fails, the others are still restored. An
+environment with a damaged record is skipped. The host is appraised first: an environment for
+which this boot lacks trust is neither restored nor started, until an apply finds enough trust.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from netspace.supervision import select
 
 
 def run(layout: Layout) -> int:
-    """Restore interfaces, environments and links; then have the services started.
+    """Restore interfaces, environments and links; then start the services.
 
-    :return: an exit code: 1 where anything failed, which is then told on stderr.
+    :return: an exit code: 1 if anything failed. The errors are on stderr.
     """
     supervisor = select(layout)
 
@@ -42,7 +41,8 @@ def run(layout: Layout) -> int:
 
         known = Links(layout, supervisor)
         known.renew()
-        # A host may have been off for longer than these hold; environments are given what is kept.
+        # Certificates and endorsements may have expired while the host was off. With new endorsements, give
+        # environments their present files.
         return Environments(layout, supervisor).hand_out(known.handed()) if known.endorse() else {}
 
     def environments() -> Mapping[str, str]:
@@ -52,9 +52,9 @@ def run(layout: Layout) -> int:
 
         kind = Environments(layout, supervisor)
         known, damaged = kind.readable()
-        # Where the appraisal failed, what an earlier boot was worth counts no longer.
+        # If the appraisal failed, the result of an earlier boot doesn't count.
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, result.trust(layout))
-        # A second instance that an update left is nothing that should come back.
+        # kind.sweep() removes the second instance that an unfinished update left.
         stay = {name for name in withheld if known[name].state == known[name].spec.state == "stopped"}
         told = {name: why for name, why in withheld.items() if name not in stay}
         return {**damaged, **told, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}

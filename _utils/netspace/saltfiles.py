@@ -1,6 +1,6 @@
-"""Salt's file server, for image sources by ``salt://`` URL: with a master or without one.
+"""Salt's file server, for image sources with a ``salt://`` URL, with or without a master.
 
-Knows Salt only by the functions that the caller hands in (``__salt__``).
+It uses Salt only by the functions that the caller passes (``__salt__``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 class SaltFiles:
-    """:param functions: Salt's execution functions, by name.
-    :param opts: Salt's configuration, which says whether there is a master.
+    """Access to Salt's file server.
+
+    :param functions: Salt's execution functions, by name.
+    :param opts: Salt's configuration, which shows whether there is a master.
     """
 
     def __init__(self, functions: Mapping[str, Callable[..., Any]], opts: Mapping[str, Any]) -> None:
@@ -25,7 +27,10 @@ class SaltFiles:
         self._local = opts.get("file_client") == "local"
 
     def here(self, url: str) -> Path | None:
-        """Return the file's path in file_roots where there is no master (Salt copies nothing then); None with one."""
+        """Return the file's path in file_roots if there is no master; None with a master.
+
+        Without a master, Salt doesn't copy the file to its cache.
+        """
         if not self._local:
             return None
         path = self._call("cp.cache_file", url)
@@ -34,7 +39,7 @@ class SaltFiles:
         return Path(path)
 
     def hash(self, url: str) -> str:
-        """Ask the master for the file's hash; nothing is fetched."""
+        """Return the file's hash from the master, without fetching the file."""
         found = self._call("cp.hash_file", url)
         if not found:
             raise NetspaceError(f"{url}: Salt's file server has no such file")
@@ -44,7 +49,7 @@ class SaltFiles:
         return f"sha256:{digest}"
 
     def fetch(self, url: str, folder: Path) -> Path:
-        """Fetch it past Salt's cache, which would keep a second copy."""
+        """Fetch the file into *folder*, bypassing Salt's cache, which would keep a second copy."""
         target = folder / "fetched"
         if not self._call("cp.get_file", url, str(target)) or not target.is_file():
             raise NetspaceError(f"{url}: Salt could not fetch it")
@@ -53,5 +58,5 @@ class SaltFiles:
     def _call(self, function: str, *arguments: str) -> Any:
         try:
             return self._functions[function](*arguments)
-        except Exception as err:  # whatever Salt raises: of its transport, of the disk
+        except Exception as err:  # Salt raises many types, for example for its transport or the disk
             raise NetspaceError(f"{arguments[0]}: {function}: {err or type(err).__name__}") from err

@@ -1,4 +1,4 @@
-"""Sockets that wait for somebody in the calling thread's network namespace, as proc(5) tells them. Changes nothing."""
+"""Listening sockets of the calling thread's network namespace, from /proc (proc(5)). Changes nothing."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 TABLES = ("tcp", "tcp6", "udp", "udp6")
-# TCP_LISTEN; of UDP TCP_CLOSE, which a socket has as long as it isn't connected to anybody.
+# The kernel's state of a listening socket: TCP_LISTEN; for UDP TCP_CLOSE, the state of an unconnected socket.
 _WAITS = {"tcp": "0A", "udp": "07"}
 
 
 class Listener(NamedTuple):
-    """A socket that listens, or of UDP one that takes packets from anybody.
+    """A listening TCP socket, or an unconnected UDP socket.
 
     :param protocol: ``tcp`` or ``udp``.
-    :param address: in canonical form, an IPv4 address also where the socket is IPv6's; empty: any.
-    :param user: the id of the user who made it.
+    :param address: in canonical form; an IPv4-mapped address is given as IPv4; empty: any address.
+    :param user: the uid of the socket's owner.
     """
 
     protocol: str
@@ -31,7 +31,7 @@ class Listener(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """A program that has a port; ``pid`` is 0 where that can't be told."""
+    """A program that uses a port; ``pid`` is 0 if it is unknown."""
 
     name: str
     pid: int
@@ -41,7 +41,7 @@ class Holder(NamedTuple):
 
 
 def listeners(table: str, ports: Collection[int]) -> Iterator[Listener]:
-    """Yield the sockets that wait at one of *ports*; none where the kernel has no such table.
+    """Yield the sockets that listen at one of *ports*; none if the kernel has no such table.
 
     :param table: one of :data:`TABLES`.
     """
@@ -57,7 +57,7 @@ def listeners(table: str, ports: Collection[int]) -> Iterator[Listener]:
 
 
 def decoded(text: str) -> str:
-    """Return an address as the tables have it, words of four bytes in the machine's order, in canonical form."""
+    """Return an address from the tables (words of four bytes in the machine's byte order) in canonical form."""
     words = (int(text[start : start + 8], 16) for start in range(0, len(text), 8))
     address = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
@@ -66,7 +66,7 @@ def decoded(text: str) -> str:
 
 
 def holder(found: Collection[Listener]) -> Holder:
-    """Return the program that has one of these sockets."""
+    """Return the program that has one of these sockets open."""
     links = {f"socket:[{one.inode}]" for one in found}
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -75,6 +75,6 @@ def holder(found: Collection[Listener]) -> Holder:
             with os.scandir(f"/proc/{name}/fd") as descriptors:
                 if any(os.readlink(one.path) in links for one in descriptors):
                     return Holder(Path(f"/proc/{name}/comm").read_text().strip(), int(name))
-        except OSError:  # it ended, or is another's
+        except OSError:  # the process has ended, or may not be read
             continue
     return Holder("another program", 0)

@@ -1,11 +1,11 @@
-"""Environments as targets of Salt's own: which there are, and what Salt may do with one.
+"""Environments as targets of Salt: the list of targets, and the operations that Salt may use on one.
 
-A target's id is ``<minion>-<environment>``. There is one for every environment of this host that is
-declared with ``target: true`` and is to run; nobody else's can be named here, and what was
-applied counts at each call, not what Salt noted when it started.
+A target's id is ``<minion>-<environment>``. Every environment of this host that is declared with
+``target: true`` and shall run is a target. Ids of other hosts' environments are refused. Each call
+reads the present records, not a list that Salt cached when it started.
 
-What an environment answers is somebody else's text: it is bounded, decoded, and without control characters.
-Knows no Salt; ``_resources/`` and its overlays call this.
+An environment's output is untrusted: it is bounded, decoded, and without control characters.
+This module doesn't import Salt; ``_resources/`` and its overlays call it.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _OS_GRAINS = {
 
 
 def of(opts: Mapping[str, Any]) -> Targets:
-    """Return the targets of the minion whose configuration this is.
+    """Return the targets of the minion with this configuration.
 
-    :raises NetspaceError: when its instance has a name that can't be used.
+    :raises NetspaceError: the configured instance name is invalid.
     """
     return Targets(declared.layout(opts), declared.minion(opts))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Result of a command; ``retcode`` 124 is a timeout."""
+    """The result of a command; ``retcode`` 124 is a timeout."""
 
     retcode: int
     stdout: str
@@ -80,16 +80,16 @@ class Targets:
         return f"{self._minion}-{name}"
 
     def environment(self, target: str) -> str:
-        """Return the environment that a target is.
+        """Return the environment with this target id.
 
-        :raises NetspaceError: when it is no target of this host (any more).
+        :raises NetspaceError: it is not a target of this host (any more).
         """
         return self._found(target)[0]
 
     def ping(self, target: str) -> bool:
-        """Return whether it runs, and its own user can read inside what it was handed.
+        """Return whether the target runs, and its user can read its ``environment.json`` inside.
 
-        Under a runtime that has a kernel of its own (gVisor), whether it runs.
+        Under a runtime with its own kernel (gVisor), return whether it runs.
         """
         try:
             if not self.has_files(target):
@@ -100,9 +100,9 @@ class Targets:
             return False
 
     def has_files(self, target: str) -> bool:
-        """Return whether its files can be reached (:meth:`files`): not where it has a kernel of its own.
+        """Return whether :meth:`files` can access the target's files. It can't if the target has its own kernel.
 
-        :raises NetspaceError: when it is no target of this host (any more).
+        :raises NetspaceError: it is not a target of this host (any more).
         """
         return not self._found(target)[1].runtime.module.OWN_KERNEL
 
@@ -117,12 +117,12 @@ class Targets:
         variables: Mapping[str, str] | None = None,
         shell: str | None = None,
     ) -> Answer:
-        """Run a command inside, as the environment's user, with its limits and its filter.
+        """Run a command inside, as the environment's user, with its limits and its system call filter.
 
         :param command: an argument vector, or a text for a shell of the image.
-        :param timeout: seconds; absent: a minute.
-        :param folder: where it begins, inside.
-        :raises NetspaceError: when the environment doesn't run, or hasn't what is to be run.
+        :param timeout: seconds; None: a minute.
+        :param folder: the working directory inside.
+        :raises NetspaceError: the environment doesn't run, or lacks the program.
         """
         name = self.environment(target)
         whole = [shell or SHELL, "-c", command] if isinstance(command, str) else command
@@ -143,9 +143,9 @@ class Targets:
 
     @contextlib.contextmanager
     def files(self, target: str) -> Iterator[Any]:
-        """The environment's files (``environment.within.Within``), while it runs.
+        """Open access to a running environment's files (``environment.within.Within``).
 
-        :raises NetspaceError: when it doesn't, or another kernel than the host's has them.
+        :raises NetspaceError: the environment doesn't run, or has its own kernel.
         """
         from netspace.environment import oci, within
 
@@ -161,7 +161,7 @@ class Targets:
             yield inside
 
     def grains(self, target: str) -> dict[str, Any]:
-        """Return the grains of a target. Those that its image gives (``os``...) are no more than a claim."""
+        """Return the grains of a target. Those from its image (``os``...) are claims, not facts."""
         from netspace.environment import tenders, within
         from netspace.interface import records as interfaces
 
@@ -190,9 +190,9 @@ class Targets:
         }
 
     def _process(self, name: str) -> int:
-        """Return the process of an environment.
+        """Return the main process of an environment.
 
-        :raises NetspaceError: when it doesn't run.
+        :raises NetspaceError: the environment doesn't run.
         """
         from netspace.environment import runtime
 
@@ -206,7 +206,7 @@ class Targets:
         from netspace.environment import records
 
         name = target.removeprefix(f"{self._minion}-")
-        # A name that isn't one would be a path.
+        # An invalid name could be a path.
         if not target.startswith(f"{self._minion}-") or not NAME.fullmatch(name):
             raise NetspaceError(
                 f"{target} is no environment of this host: its targets are {self._minion}-<environment>"
@@ -236,7 +236,7 @@ def _seconds(timeout: Any) -> float:
 
 
 def os_grains(release: bytes) -> dict[str, str]:
-    """Return an ``os-release(5)`` file as Salt's grains: only plain words, since templates use them."""
+    """Return an ``os-release(5)`` file as Salt's grains. Only plain words pass, since templates use them."""
     found = {}
     for line in release.decode("ascii", errors="replace").splitlines():
         match = _OS_LINE.fullmatch(line)

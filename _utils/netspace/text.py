@@ -1,19 +1,20 @@
-"""Text that others chose, made fit for a terminal. Pure."""
+"""Sanitizing of untrusted text for terminals. Pure."""
 
 from __future__ import annotations
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-# ECMA-48: C0 and DEL but for tab and line feed, and C1, of which U+009B begins a command as ESC [ does. Unicode UAX 9:
-# what embeds, overrides and isolates directions, so that a text reads otherwise than it is; separators of lines.
+# ECMA-48: C0 except tab and line feed, DEL, and C1 (U+009B begins a command like ESC [). Unicode: line separators, and
+# the characters of UAX 9 that embed, override or isolate directions, which can change the displayed order of a text.
 _COMMANDS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _HARMLESS = {code: REPLACEMENT for code in _COMMANDS if chr(code) not in "\t\n"}
 
 
 def printable(text: str, kept: str = "", instead: str | None = None) -> str:
-    """Escape characters that aren't printable (controls, marks of direction) as Python does, except those *kept*.
+    """Return *text* with its unprintable characters (controls, marks of direction) escaped, as Python's repr does.
 
-    :param instead: what stands in their place; absent: their escape sequences.
+    :param kept: characters that stay.
+    :param instead: a replacement for each of them; None: its escape sequence.
     """
     return "".join(
         one if one.isprintable() or one in kept else repr(one)[1:-1] if instead is None else instead for one in text
@@ -21,5 +22,5 @@ def printable(text: str, kept: str = "", instead: str | None = None) -> str:
 
 
 def harmless(text: str) -> str:
-    """*text* with U+FFFD for each character that would command a terminal, or change the order of other characters."""
+    """Return *text* with U+FFFD for each character that controls a terminal or changes the order of characters."""
     return text.translate(_HARMLESS)

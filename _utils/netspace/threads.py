@@ -1,4 +1,4 @@
-"""Threads: for work that changes whoever does it (its namespace, its user), and for work that mostly waits."""
+"""Threads for work that changes its own thread (the namespace, the user), and for work that mostly waits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _CLONE_NEWNET = 0x40000000
 
 
 def in_thread(work: Callable[[], T]) -> T:
-    """Run *work* in a thread of its own, which ends with it; return what it returns, raise what it raises."""
+    """Run *work* in a new thread that ends with it; return its result, or raise its exception."""
     apart = Meanwhile(work)
     apart.begin()
     return apart.result()
 
 
 def enter_network(path: Path) -> None:
-    """Move the calling thread, which :func:`in_thread` must have started, into the network namespace kept at *path*.
+    """Move the calling thread into the network namespace kept at *path* (setns(2)).
 
-    setns(2)
+    Only threads that :func:`in_thread` started may call this.
 
-    :raises OSError: when there is none, or that isn't permitted.
+    :raises OSError: there is no namespace, or the caller lacks permission.
     """
     import ctypes
 
@@ -39,7 +39,7 @@ def enter_network(path: Path) -> None:
 
 
 class Meanwhile(Generic[T]):
-    """Work beside its owner's: it runs in a thread after :meth:`begin`, and otherwise when its result is asked for."""
+    """Work that may run concurrently: in a thread from :meth:`begin` on, or else in :meth:`result`."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
@@ -53,12 +53,12 @@ class Meanwhile(Generic[T]):
         self._thread = thread
 
     def end(self) -> None:
-        """Wait until the work has ended, if it was begun."""
+        """Wait for the thread's end, if it was started."""
         if self._thread is not None:
             self._thread.join()
 
     def result(self) -> T:
-        """Return what the work returns; raise what it raises."""
+        """Return the work's result, or raise its exception."""
         if self._thread is None:
             return self._work()
         self.end()
@@ -69,5 +69,5 @@ class Meanwhile(Generic[T]):
     def _do(self) -> None:
         try:
             self._outcome.append(self._work())
-        except BaseException as err:  # for whoever asks
+        except BaseException as err:  # result() raises it
             self._failure.append(err)

@@ -3,7 +3,7 @@
 =========================
 
 Commands inside a target of type ``netspace``: as the environment's own user, with its limits and its system call
-filter. At most 256 KiB of each stream come back.
+filter. At most 256 KiB of each stream are returned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     __resource__: dict[str, str]
     __salt__: dict[str, Callable[..., Any]]
 
-# What Salt's own cmd.run knows and an environment can't do otherwise; it may be said, as Salt itself does.
+# Arguments of Salt's own cmd.run that have no effect in an environment. They are accepted, because Salt passes them.
 _SAID = {"output_loglevel", "hide_output", "use_vt", "log_callback", "bg", "rstrip", "redirect_stderr", "saltenv"}
 
 
@@ -72,7 +72,7 @@ def _run(
 
 def run(cmd: str | list[str], **kwargs: Any) -> str:
     """
-    Run a command inside and return what it wrote, to both its outputs.
+    Run a command inside and return its standard output and standard error.
 
     CLI Example:
 
@@ -82,19 +82,19 @@ def run(cmd: str | list[str], **kwargs: Any) -> str:
         salt -C 'T@netspace:shop1-web' cmd.run '["/usr/bin/web", "--version"]'
 
     cmd
-        A text for a shell, **which the image must have**, or an argument vector, for which none is needed.
+        A text for a shell, **which the image must have**, or an argument vector, which needs no shell.
 
     cwd
-        Folder inside where it begins. By default, where the environment's program did.
+        The working directory inside. Defaults to that of the environment's program.
 
     stdin
-        What the command reads.
+        The command's standard input.
 
     env
-        Variables, beside the environment's own.
+        Variables, in addition to the environment's own.
 
     timeout
-        Seconds after which it is killed, and 124 is its return code. Defaults to 60.
+        Seconds after which the command is killed; its return code is then 124. Defaults to 60.
 
     shell
         The shell inside. Defaults to ``/bin/sh``.
@@ -103,10 +103,10 @@ def run(cmd: str | list[str], **kwargs: Any) -> str:
         False: a text is split into an argument vector.
 
     ignore_retcode
-        Whether a return code other than 0 is no failure of this job.
+        Whether the job succeeds with any return code.
 
     success_retcodes
-        Return codes beside which all others are a failure. Defaults to 0.
+        The return codes that mean success. Defaults to 0.
     """
     answer = _run(cmd, **kwargs)
     return "\n".join(part.rstrip("\n") for part in (answer.stdout, answer.stderr) if part)
@@ -114,7 +114,7 @@ def run(cmd: str | list[str], **kwargs: Any) -> str:
 
 def run_stdout(cmd: str | list[str], **kwargs: Any) -> str:
     """
-    Run a command inside and return what it wrote to its standard output. See :py:func:`run`.
+    Run a command inside and return its standard output. See :py:func:`run`.
 
     CLI Example:
 
@@ -127,7 +127,7 @@ def run_stdout(cmd: str | list[str], **kwargs: Any) -> str:
 
 def run_stderr(cmd: str | list[str], **kwargs: Any) -> str:
     """
-    Run a command inside and return what it wrote to its standard error. See :py:func:`run`.
+    Run a command inside and return its standard error. See :py:func:`run`.
 
     CLI Example:
 
@@ -140,8 +140,8 @@ def run_stderr(cmd: str | list[str], **kwargs: Any) -> str:
 
 def run_all(cmd: str | list[str], **kwargs: Any) -> dict[str, Any]:
     """
-    Run a command inside and return ``retcode``, ``stdout``, ``stderr`` and ``truncated``: whether there was more
-    than comes back. See :py:func:`run`.
+    Run a command inside and return ``retcode``, ``stdout``, ``stderr`` and ``truncated`` (whether output was cut
+    off). See :py:func:`run`.
 
     CLI Example:
 

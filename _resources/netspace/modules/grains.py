@@ -3,8 +3,8 @@
 ============================
 
 The grains of a target of type ``netspace``: ``id``, ``minion``, ``environment``, ``image``, ``image_digest``,
-``trust``, ``interface``, ``ipv4``, ``ipv6``, and what its image's ``os-release`` says: ``os``, ``os_id``,
-``osrelease``, ``oscodename``, ``osfullname``. The last are an image's claim and prove nothing.
+``trust``, ``interface``, ``ipv4``, ``ipv6``, and from its image's ``os-release``: ``os``, ``os_id``,
+``osrelease``, ``oscodename``, ``osfullname``. The image claims these last five; they prove nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def items() -> dict[str, Any]:
 
 def item(*names: str) -> dict[str, Any]:
     """
-    Return some grains of the environment; empty where there is no such grain.
+    Return some grains of the environment; a missing grain is empty.
 
     CLI Example:
 
@@ -63,7 +63,7 @@ def get(key: str, default: Any = "") -> Any:
         The grain, with ``:`` between the keys of nested ones.
 
     default
-        What to return where there is no such grain.
+        The value to return if there is no such grain.
     """
     return traverse_dict_and_list(items(), key, default)
 

@@ -3,11 +3,11 @@
 ===========================
 
 States inside a target of type ``netspace``. The minion renders them, with the target's ``id`` and grains and the
-minion's own pillar, and each acts inside as the environment's own user: nothing of Salt, no Python and but for
-``cmd`` no program is needed in the image. There are ``cmd.run``, ``file.managed``, ``file.directory``,
-``file.symlink``, ``file.absent`` and ``test.nop``, with all requisites; any other is an error, and then none is
-applied.
-What Salt asks of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']`` in a template) is asked inside.
+minion's own pillar. Each state acts inside as the environment's own user. The image needs no Salt and no Python,
+and a program only for ``cmd``. The states are ``cmd.run``, ``file.managed``, ``file.directory``,
+``file.symlink``, ``file.absent`` and ``test.nop``, with all requisites. Any other state is an error, and then no
+state is applied.
+Calls of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']`` in a template) run inside, too.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _COMPILER_ERROR, _FAILURE = 1, 2
 
 
 class _State(salt.state.State):  # type: ignore[misc]
-    """Salt's states, but for those that act in an environment: no others, since they would act on the host."""
+    """Salt's state compiler with only the states that act in an environment; Salt's own would act on the host."""
 
     def load_modules(self, data: Any = None, proxy: Any = None) -> None:
         super().load_modules(data, proxy)
-        # What Salt itself needs between two states (a configuration, a pause) is the minion's.
+        # For its own calls between two states (a configuration, a pause), Salt uses the minion's functions.
         self._trusted_functions = self.minion_functions
 
     def _load_states(self) -> None:
@@ -72,7 +72,7 @@ class _State(salt.state.State):  # type: ignore[misc]
         )
 
     def verify_data(self, data: Any) -> list[str]:
-        """Verify as Salt does, and refuse states that need files which can't be reached."""
+        """Verify as Salt does, and refuse states that need the environment's files if these aren't accessible."""
         errors: list[str] = super().verify_data(data)
         if (data["state"] == "file" or "creates" in data) and not targets.of(self.opts).has_files(self.opts["id"]):
             what = "file" if data["state"] == "file" else "creates"
@@ -95,10 +95,7 @@ class _State(salt.state.State):  # type: ignore[misc]
 
 
 class _HighState(salt.state.HighState):  # type: ignore[misc]
-    """A highstate of such states.
-
-    Renders as Salt does, with the minion's own connection to the master.
-    """
+    """A highstate of such states, rendered by Salt with the minion's own connection to the master."""
 
     def __init__(self, opts: dict[str, Any], pillar: dict[str, Any], client: Any) -> None:
         self.opts = opts
@@ -129,7 +126,10 @@ def _unknown(high: Any) -> list[str]:
 
 
 def _foreign(state: str, parts: Any) -> list[str]:
-    """Return why a state can't be applied inside; *parts* are its arguments and, as a text, its function."""
+    """Return the reasons why a state can't be applied inside.
+
+    :param parts: the state's arguments and, as a text, its function.
+    """
     kind = state.partition(".")[0]
     if kind not in KNOWN:
         return [f"state {state} acts on a host; in an environment there are: {', '.join(KNOWN)}"]
@@ -143,7 +143,7 @@ def _foreign(state: str, parts: Any) -> list[str]:
 
 
 def _options(kwargs: dict[str, Any], test: bool | None) -> dict[str, Any]:
-    """Return the minion's configuration, as the target's own."""
+    """Return the minion's configuration, adapted to the target."""
     opts = salt.utils.state.get_sls_opts(dict(__opts__), **kwargs)
     opts["netspace.minion"] = declared.minion(__opts__)
     opts["id"] = __resource__["id"]
@@ -155,7 +155,7 @@ def _options(kwargs: dict[str, Any], test: bool | None) -> dict[str, Any]:
 
 
 def _pillar(given: Any) -> dict[str, Any]:
-    """Return the minion's pillar merged with *given*. The master is not asked: it knows no target's pillar."""
+    """Return the minion's pillar merged with *given*. The master has no pillar for targets, so it isn't asked."""
     own = __opts__.get("pillar") or {}
     own = copy.deepcopy(dict(own.value() if hasattr(own, "value") else own))
     if given is not None and not isinstance(given, dict):
@@ -166,7 +166,7 @@ def _pillar(given: Any) -> dict[str, Any]:
 
 def _applied(test: bool | None, kwargs: dict[str, Any], act: Callable[[_HighState], Any]) -> Any:
     pillar = _pillar(kwargs.get("pillar"))
-    # Before the options say that they are another's: the connection to the master is the minion's.
+    # Use the minion's options: the connection to the master is the minion's, not the target's.
     client = salt.fileclient.get_file_client(dict(__opts__))
     with _HighState(_options(kwargs, test), pillar, client) as high:
         high.push_active()
@@ -199,13 +199,13 @@ def sls(mods: str | list[str], saltenv: str | None = None, test: bool | None = N
         Salt's file server environment. Defaults to the minion's, or ``base``.
 
     test
-        True: say what would change, and change nothing.
+        True: return what would change, and change nothing.
 
     pillar
-        Values beside the minion's pillar.
+        Values in addition to the minion's pillar.
 
     exclude
-        Names of SLS files that are left out.
+        Names of SLS files to leave out.
     """
     names = mods.split(",") if isinstance(mods, str) else mods
     names = [str(name).strip() for name in names if str(name).strip()]
@@ -223,7 +223,7 @@ def sls(mods: str | list[str], saltenv: str | None = None, test: bool | None = N
 
 def highstate(test: bool | None = None, **kwargs: Any) -> Any:
     """
-    Apply in the environment what the top file has for the target's id.
+    Apply in the environment the SLS files that the top file has for the target's id.
 
     CLI Example:
 
@@ -232,7 +232,7 @@ def highstate(test: bool | None = None, **kwargs: Any) -> Any:
         salt -C 'T@netspace:shop1-web' state.highstate
 
     test
-        True: say what would change, and change nothing.
+        True: return what would change, and change nothing.
     """
     name = f"netspace-{__resource__['id']}"
     return _applied(
@@ -242,7 +242,7 @@ def highstate(test: bool | None = None, **kwargs: Any) -> Any:
 
 def apply_(mods: str | list[str] | None = None, **kwargs: Any) -> Any:
     """
-    Apply some SLS files, or all that the top file has for the target's id. See :py:func:`sls` and
+    Apply some SLS files, or those that the top file has for the target's id. See :py:func:`sls` and
     :py:func:`highstate`.
 
     CLI Example:
@@ -268,10 +268,10 @@ def single(fun: str, name: str, test: bool | None = None, **kwargs: Any) -> Any:
         The state and its function.
 
     name
-        What it is about.
+        The state's name.
 
     test
-        True: say what would change, and change nothing.
+        True: return what would change, and change nothing.
     """
     state, _, function = fun.partition(".")
     low = {

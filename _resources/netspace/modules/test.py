@@ -2,7 +2,7 @@
 ``test`` on an environment
 ==========================
 
-What ``test`` there is on a target of type ``netspace``.
+Functions of ``test`` on a target of type ``netspace``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def ping() -> bool:
     """
-    Return whether the environment runs: what it was handed could be read inside, as its own user.
+    Return whether the environment runs, and its user can read its ``environment.json`` inside.
 
     CLI Example:
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     __opts__: dict[str, Any]
     __salt__: dict[str, Callable[..., Any]]
 
-# Salt's, which it acts on itself.
+# Arguments that Salt itself evaluates.
 _SALTS = {"creates", "unless", "onlyif", "check_cmd"}
 
 
@@ -31,28 +31,28 @@ def run(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """
-    Run a command inside. ``unless``, ``onlyif`` and ``creates`` are looked at inside, too.
+    Run a command inside. ``unless``, ``onlyif`` and ``creates`` are checked inside, too.
 
     name
         A text for a shell, **which the image must have**, or an argument vector.
 
     cwd
-        Folder inside where it begins.
+        The working directory inside.
 
     env
-        Variables, beside the environment's own.
+        Variables, in addition to the environment's own.
 
     shell
         The shell inside. Defaults to ``/bin/sh``.
 
     stdin
-        What the command reads.
+        The command's standard input.
 
     timeout
-        Seconds after which it is killed. Defaults to 60.
+        Seconds after which the command is killed. Defaults to 60.
 
     success_retcodes
-        Return codes that are no failure. Defaults to 0.
+        The return codes that mean success. Defaults to 0.
     """
     ret: dict[str, Any] = {"name": name, "result": False, "changes": {}, "comment": ""}
     unknown = [key for key in kwargs if not key.startswith("__") and key not in _SALTS]

@@ -2,7 +2,7 @@
 ``file`` states in an environment
 =================================
 
-Files inside, with the rights of the environment's own user and no more. No program of the image is needed.
+Files inside, with only the rights of the environment's own user. They need no program in the image.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 MOST = 16 * 1024 * 1024
 _SALTS = {"creates", "unless", "onlyif", "check_cmd"}
 
-# Told what is inside and whether to change nothing; returns the changes and a comment.
+# Its arguments are the access to the environment's files, and whether it is a test; it returns changes and a comment.
 Change = Callable[[Any, bool], tuple[dict[str, Any], str]]
 
 
 def _inside(name: str, kwargs: dict[str, Any], change: Change) -> dict[str, Any]:
-    """Have *change* done, or with ``test=True`` told."""
+    """Call *change* with the environment's files, and return the state's result."""
     ret: dict[str, Any] = {"name": name, "result": False, "changes": {}, "comment": ""}
     unknown = [key for key in kwargs if not key.startswith("__") and key not in _SALTS]
     if unknown:
@@ -61,7 +61,7 @@ def _mode(value: Any) -> int | None:
         mode = int(str(value), 8)
     except ValueError as err:
         raise NetspaceError(f"mode: expected octal digits such as '0644', got {value!r}") from err
-    # Nothing is privileged inside, so the bits that would say so have no meaning there.
+    # No program is privileged inside, so setuid, setgid and sticky bits are refused.
     if not 0 <= mode <= 0o777:
         raise NetspaceError(f"mode: expected at most 0777, got {value!r}")
     return mode
@@ -72,7 +72,7 @@ def _octal(mode: int | None) -> str | None:
 
 
 def _folders(inside: Any, path: str, mode: int, test: bool) -> dict[str, Any]:
-    """Have *path* and the folders above it be there; return the changes."""
+    """Create *path* and the folders above it if they are missing; return the changes."""
     changes: dict[str, Any] = {}
     missing = []
     while path != "/" and inside.look(path) is None:
@@ -99,25 +99,25 @@ def managed(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """
-    Have a file with this content. It belongs to the environment's user.
+    Ensure that a file with this content exists. It belongs to the environment's user.
 
     name
-        Its path inside.
+        The file's path inside.
 
     source
-        Where the content is: ``salt://...``, at most 16 MiB.
+        The URL of the content: ``salt://...``, at most 16 MiB.
 
     contents
         The content itself: a text, or a list of lines.
 
     mode
-        Its permissions; absent: as they are, ``0600`` for a new one.
+        The file's permissions; absent: unchanged, and ``0600`` for a new file.
 
     makedirs
-        Whether missing folders above it are made, with ``0755``.
+        Whether missing folders above it are created, with ``0755``.
 
     replace
-        False: one that is there keeps its content.
+        False: an existing file keeps its content.
 
     template
         ``jinja``: the content is a template.
@@ -126,7 +126,7 @@ def managed(
         Values for the template.
 
     defaults
-        Values for the template where *context* has none.
+        Values for the template that *context* doesn't have.
     """
 
     def change(inside: Any, test: bool) -> tuple[dict[str, Any], str]:
@@ -198,16 +198,16 @@ def directory(
     name: str, mode: Any = None, dir_mode: Any = None, makedirs: bool = False, **kwargs: Any
 ) -> dict[str, Any]:
     """
-    Have a folder.
+    Ensure that a folder exists.
 
     name
-        Its path inside.
+        The folder's path inside.
 
     mode
-        Its permissions (also ``dir_mode``); absent: as they are, ``0755`` for a new one.
+        The folder's permissions (also ``dir_mode``); absent: unchanged, and ``0755`` for a new folder.
 
     makedirs
-        Whether missing folders above it are made, too.
+        Whether missing folders above it are created, too.
     """
 
     def change(inside: Any, test: bool) -> tuple[dict[str, Any], str]:
@@ -231,16 +231,16 @@ def directory(
 
 def symlink(name: str, target: str, makedirs: bool = False, **kwargs: Any) -> dict[str, Any]:
     """
-    Have a symbolic link, in place of another link; a file or folder there is an error.
+    Ensure that a symbolic link exists. It replaces another link; a file or folder at its path is an error.
 
     name
-        Its path inside.
+        The link's path inside.
 
     target
-        What it leads to.
+        The path that the link points to.
 
     makedirs
-        Whether missing folders above it are made.
+        Whether missing folders above it are created.
     """
 
     def change(inside: Any, test: bool) -> tuple[dict[str, Any], str]:
@@ -260,7 +260,7 @@ def symlink(name: str, target: str, makedirs: bool = False, **kwargs: Any) -> di
 
 def absent(name: str, **kwargs: Any) -> dict[str, Any]:
     """
-    Have nothing there. **A folder goes with all that is in it.**
+    Ensure that nothing exists at a path. **A folder is removed with all its content.**
 
     name
         The path inside.

@@ -12,9 +12,9 @@ from typing import Any
 
 def nop(name: str, **kwargs: Any) -> dict[str, Any]:
     """
-    Do nothing, with success.
+    Do nothing, and succeed.
 
     name
-        Anything.
+        Any text.
     """
     return {"name": name, "result": True, "changes": {}, "comment": "Nothing to do."}

@@ -1,5 +1,5 @@
-"""Health of environments: probed as declared, written to files, and acted upon.
+"""Health of environments: probes, judgements, and the restart of unhealthy environments.
 
-``machine`` judges (pure), ``verdict`` has the files, ``probes`` ask, and ``watch`` is the one process
-that does so for all environments of a host.
+``probes`` runs the declared checks, ``machine`` judges their results (pure), ``verdict`` has the files, and
+``watch`` is the one process that does all that for the environments of a host.
 """

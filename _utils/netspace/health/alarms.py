@@ -1,8 +1,7 @@
 """Events from two observations of a host's environments. Pure.
 
-A lasting trouble (unhealthy, flapping, frozen, failed) makes one event until it is over. An incident (a
-crash, a kill for want of memory) makes an event each time, but several between two observations
-make one.
+A lasting trouble (unhealthy, flapping, frozen, failed) makes one event, when it begins. An incident (a
+crash, an OOM kill) makes an event each time, but several between two observations make only one.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 EVENTS = ("crashed", "oom", "flapping", "unhealthy", "frozen", "unsupervised")
-# What Salt itself puts into a beacon's configuration.
+# Keys that Salt itself puts into a beacon's configuration.
 _SALTS = frozenset({"interval", "disable_during_state_run", "enabled", "beacon_module", "_beacon"})
 _KEYS = ("environments", "events")
 
@@ -38,7 +37,7 @@ def problem(config: Any) -> str:
 
 
 def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> list[dict[str, Any]]:
-    """Return the events that tell what has become of environments since the last observation.
+    """Return the events for changes of environments since the last observation.
 
     :param before: the rows of the last observation (``environments.list``); None at the first one.
     """
@@ -61,12 +60,12 @@ def news(before: Rows | None, now: Rows, wanted: Collection[str] = EVENTS) -> li
 
 
 def _alone(rows: Rows) -> bool:
-    """Return whether no supervisor keeps these running; that holds for all environments of a host, or for none."""
+    """Return whether these environments have no supervisor. That is the same for all environments of a host."""
     return any(not row["supervised"] for row in rows.values())
 
 
 def lasting(row: Mapping[str, Any]) -> set[str]:
-    """Return the lasting troubles of an environment now."""
+    """Return the lasting troubles in an environment's row."""
     found = {key for key, so in (("flapping", row["flapping"]), ("unhealthy", row["health"] == "unhealthy")) if so}
     if row["state"] == "frozen":
         found.add("frozen")
@@ -76,6 +75,6 @@ def lasting(row: Mapping[str, Any]) -> set[str]:
 
 
 def _rose(was: Mapping[str, Any], row: Mapping[str, Any], count: str) -> bool:
-    """Return whether a count has grown since the last observation; counts begin anew when it is asked to start."""
+    """Return whether a count has grown since the last observation. A requested start resets all counts to 0."""
     earlier = was[count] if row[count] >= was[count] and row["restarts"] >= was["restarts"] else 0
     return bool(row[count] > earlier)

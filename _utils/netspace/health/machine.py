@@ -9,8 +9,8 @@ import msgspec
 from netspace.spec.types import Health
 
 Name = Literal["starting", "healthy", "unhealthy"]
-SOON = 1.0  # seconds between two probes of one that just started
-DETAIL = 200  # characters that are kept of what a failed probe said
+SOON = 1.0  # seconds between two probes of a starting environment
+DETAIL = 200  # the most characters that are kept of a failed probe's text
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -33,9 +33,9 @@ def allowance(health: Health) -> float:
 def judge(before: Judgement, health: Health, passed: bool | None, detail: str, age: float) -> Judgement:
     """Return the judgement after a probe.
 
-    A starting environment has its allowance, however many probes fail in it. A healthy one becomes
-    unhealthy after ``retries`` failures in a row; one success makes either healthy. A probe without a
-    result changes only the text.
+    A starting environment becomes unhealthy only after its allowance, however many probes fail. A healthy one
+    becomes unhealthy after ``retries`` failures in a row. One success makes an environment healthy. A probe
+    without a result changes only the text.
 
     :param passed: None if the probe has no result.
     :param age: seconds since the process started, or since the last probe without a result.
@@ -53,6 +53,6 @@ def judge(before: Judgement, health: Health, passed: bool | None, detail: str, a
 def pause(now: Judgement, health: Health) -> float:
     """Return the seconds until the next probe.
 
-    A starting environment is probed more often, so that nobody waits long.
+    A starting environment is probed more often, so that those that wait for it can go on soon.
     """
     return min(health.interval, SOON) if now.state == "starting" else health.interval

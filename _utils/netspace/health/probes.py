@@ -1,7 +1,7 @@
-"""Probes of an environment's health: by a program run inside, or by the readers of its mailbox.
+"""Probes of an environment's health: a program run inside, or the number of its mailbox's consumers.
 
-A probe changes nothing, and never raises. An environment in which the program can't be run is not well.
-A broker that doesn't answer tells nothing of the mailbox's readers, and a restart would not bring it back.
+A probe changes nothing, and never raises. It fails if the program can't be run inside. If the broker doesn't
+answer, the probe has no result: the consumers are unknown, and a restart of the environment would not help.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from netspace.layout import Layout
 from netspace.spec.types import Health
 from netspace.text import printable
 
-# Whether all is well (None: that can't be known), and what was said where it isn't.
+# Whether the probe passed (None: no result), and the text of one that didn't.
 Found = tuple[bool | None, str]
 
 
@@ -36,9 +36,9 @@ def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
 
 
 def mailbox(name: str, readers: Callable[[str], int]) -> Found:
-    """Check whether somebody reads the environment's mailbox.
+    """Check whether the environment's mailbox has a consumer.
 
-    :param readers: returns the number of its readers, or raises.
+    :param readers: returns the number of its consumers, or raises.
     """
     try:
         count = readers(name)

@@ -1,15 +1,15 @@
-"""Files about environments' health: below ``/run``, for this boot alone, root's.
+"""Files about environments' health: below ``/run``, for this boot only, owned by root.
 
 ``<run>/health/<name>.json``
-    the judgement, and its process. The watch writes it; whoever lists environments reads it.
+    the judgement, and the judged process. The watch writes it; the list of environments reads it.
 ``<run>/health/<name>.up``
-    exists while the environment is healthy (or, without a check, runs). Environments that come after it wait for
-    this file, without asking anybody.
+    exists while the environment is healthy (or runs, if it has no check). Environments that come after it wait
+    for this file.
 ``<run>/health/<name>.condemned``
     exists from when the watch ends an unhealthy environment until it is healthy again. Meanwhile its
-    restarts count as a crash's, however long it ran.
+    restarts count as restarts after a crash, however long it ran.
 
-Nothing is judged here.
+This module doesn't judge.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def condemned(layout: Layout, name: str) -> Path:
 
 
 def ready(layout: Layout) -> Path:
-    """Return the path of the file with the PID of the watch that has begun to probe."""
+    """Return the path of the file with the watch's PID, written once the watch has begun to probe."""
     return folder(layout) / ".watch"
 
 
@@ -58,7 +58,7 @@ def _path(layout: Layout, name: str) -> Path:
 
 
 def write(layout: Layout, name: str, verdict: Verdict) -> None:
-    """Replace the judgement at once. ``/run`` is memory, so nothing is synced."""
+    """Replace the verdict atomically. ``/run`` is memory, so nothing is synced."""
     known = verdict.judgement
     record: dict[str, Any] = {"state": known.state, "failures": known.failures, "detail": known.detail}
     record |= {"pid": verdict.pid, "ticks": verdict.ticks, "since": verdict.since}
@@ -72,7 +72,7 @@ def write(layout: Layout, name: str, verdict: Verdict) -> None:
 
 
 def read(layout: Layout, name: str) -> Verdict | None:
-    """Return the judgement; None if there is none, or it makes no sense."""
+    """Return the verdict; None if there is none, or it is invalid."""
     try:
         with open(_path(layout, name), "rb") as stream:
             record: Any = json.loads(stream.read(65536))

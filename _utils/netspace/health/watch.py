@@ -1,13 +1,13 @@
 """The one process that watches the health of all environments of a host.
 
-It is a service like the broker: the supervisor of the environments keeps it running, and it needs no
-word with that. It reads the environments from their records, and finds those that run by the PID files
-that their runtime leaves; it follows processes by pidfd. Probes run in a few threads, all else in one
-loop. It writes its findings for others (``verdict``).
+It is a service like the broker: the supervisor of the environments keeps it running, and the two don't
+communicate. The watch reads the environments from their records, finds running ones by the PID files
+that their runtime writes, and follows processes by pidfd. Probes run in a few threads, everything else in
+one loop. The watch writes its judgements to files (``verdict``).
 
-If there is a supervisor, it ends an unhealthy environment whose ``restart`` isn't ``never``, by SIGTERM
-and, at the deadline, SIGKILL; the supervisor starts that again, as after a crash. A watch that was
-killed itself goes on where it was: nothing that it watches depends on it.
+If there is a supervisor, the watch ends an unhealthy environment whose ``restart`` isn't ``never``, by SIGTERM
+and, at the deadline, SIGKILL. The supervisor then starts the environment again, as after a crash. A watch
+that was killed and started again continues from the files: the environments don't depend on it.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from netspace.layout import Layout
 from netspace.supervision import booted, payload_cgroup, place, process
 from netspace.supervision.loop import Loop, Timer
 
-LOOK = 0.2  # seconds between two looks for environments that were started
-REREAD = 1.0  # seconds between two looks at whether records have changed
+LOOK = 0.2  # seconds between two searches for started environments
+REREAD = 1.0  # seconds between two checks whether records have changed
 THREADS = 16
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Watched:
-    """A watched environment and the judgement on it. ``pidfd`` is -1 while it doesn't run."""
+    """A watched environment and the judgement on it. ``pidfd`` is -1 while the environment doesn't run."""
 
     def __init__(self, name: str, record: Record) -> None:
         self.name = name
         self.record = record
         self.pid = self.ticks = 0
-        self.began = 0.0  # since then (CLOCK_BOOTTIME) it could be healthy: its start, but for when that can't be known
+        self.began = 0.0  # CLOCK_BOOTTIME of its start, or of the last probe without a result
         self.pidfd = -1
         self.judgement = Judgement()
         self.timer: Timer | None = None
-        self.doomed = False  # it was told to end
+        self.doomed = False  # it was sent SIGTERM
 
     def cancel(self) -> None:
         if self.timer is not None:
@@ -85,13 +85,13 @@ class Watch:
     def _end(self, *_: object) -> None:
         self._over = True
 
-    # -- who is watched --------------------------------------------------------
+    # -- watched environments ----------------------------------------------------
     def _reread(self) -> None:
-        """Read the records again if they have changed, which the time of their folder tells."""
+        """Read the records again if their folder's modification time has changed."""
         self.loop.after(REREAD, self._reread)
         try:
             info = os.stat(self.layout.records(records.KIND))
-            # What was changed this very moment may be changed again without another time.
+            # Right after a change, another one may leave the same time: then read again at the next check.
             fresh = time.time_ns() - info.st_mtime_ns < 100_000_000
             stamp: tuple[int, ...] = (info.st_mtime_ns, info.st_ino, *([time.time_ns()] if fresh else []))
         except FileNotFoundError:
@@ -103,7 +103,7 @@ class Watch:
             sys.stderr.write(f"netspace health: {error}\n")
         known = needed(every)
         self._stamp = stamp
-        for name in self.watched.keys() - known.keys() - damaged.keys():  # what was damaged meanwhile is as it was
+        for name in self.watched.keys() - known.keys() - damaged.keys():  # a damaged record keeps its last content
             gone = self.watched.pop(name)
             self._let_go(gone)
             verdict.clear(self.layout, [name])
@@ -115,7 +115,7 @@ class Watch:
                 one.judgement = Judgement()
                 self._begin(one)
 
-    # -- who runs ----------------------------------------------------------------
+    # -- running environments ----------------------------------------------------
     def _look(self) -> None:
         """Find environments that were started."""
         self.loop.after(LOOK, self._look)
@@ -130,7 +130,7 @@ class Watch:
         except (OSError, ValueError):
             return
         there = process.stat(pid)
-        # A file may be older than the process that has its number now.
+        # The PID file may be stale, and the PID in use by another process.
         cgroup = payload_cgroup(self.layout, runtime.service_name(one.name))
         if there is None or there.state in "ZX" or not process.within(pid, cgroup):
             os.close(pidfd)
@@ -144,7 +144,7 @@ class Watch:
         self._begin(one)
 
     def _begin(self, one: Watched) -> None:
-        """Write its judgement, and probe it from now on; without a check, it is up as long as it runs."""
+        """Write the judgement and start probing. An environment without a check is up while it runs."""
         one.cancel()
         self._write(one)
         health = one.record.spec.health
@@ -162,7 +162,7 @@ class Watch:
             os.close(one.pidfd)
         one.pidfd, one.pid, one.ticks = -1, 0, 0
 
-    # -- how they are ----------------------------------------------------------------
+    # -- probes and judgements -------------------------------------------------------
     def _probe(self, one: Watched) -> None:
         one.timer = None
         name, record, pid, health = one.name, one.record, one.pid, one.record.spec.health
@@ -176,7 +176,7 @@ class Watch:
                     found = probes.mailbox(name, lambda name: seeing.readers(self.layout, name))
                 else:
                     found = probes.inside(self.layout, name, record, health)
-            except Exception as err:  # whatever it is, it has to be told to the loop
+            except Exception as err:  # report every error to the loop, or it would wait for ever
                 found = (False, f"{type(err).__name__}: {err}")
             self._found.append((one, pid, found))
             os.write(self._tell, b"\0")
@@ -184,12 +184,12 @@ class Watch:
         self._pool.submit(ask)
 
     def _collect(self) -> None:
-        """Judge by the findings of probes."""
+        """Judge the results of finished probes."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._told, 4096)
         while self._found:
             one, pid, found = self._found.pop(0)
-            # It may have ended meanwhile, been started again, or been declared without a check.
+            # Meanwhile the environment may have ended, been started again, or been declared without a check.
             if one.pid == pid and one.pidfd >= 0 and one.record.spec.health is not None and one.timer is None:
                 self._judge(one, *found)
 
@@ -197,7 +197,7 @@ class Watch:
         health = one.record.spec.health
         assert health is not None
         halted = runtime.halt_mark(self.layout, one.name).exists()
-        if one.doomed or halted:  # it ends: what it answers now tells nothing
+        if one.doomed or halted:  # it is ending, so this result means nothing
             if halted:
                 one.timer = self.loop.after(machine.SOON, lambda: self._probe(one))
             return
@@ -213,15 +213,15 @@ class Watch:
         one.timer = self.loop.after(machine.pause(one.judgement, health), lambda: self._probe(one))
 
     def _restarted(self) -> bool:
-        """Return whether a supervisor would start it again: an unhealthy program is better than none."""
+        """Return whether a supervisor would start it again. Otherwise it isn't ended: unhealthy is better than none."""
         return booted() or place.attended(self.layout)
 
     def _write(self, one: Watched) -> None:
-        """Write the judgement, unless the process has ended: whoever stopped it has cleared the verdict."""
+        """Write the judgement, unless the process has ended. Then a stop may have cleared the verdict already."""
         if not process.alive(one.pid, one.ticks):
             return
         health, state = one.record.spec.health, one.judgement.state
-        # Whoever reads the verdict finds what follows from it.
+        # Update the marks first, so that a reader of the verdict finds them consistent with it.
         if health is None or state == "healthy":
             verdict.mark(verdict.condemned(self.layout, one.name), False)
         verdict.mark(verdict.up(self.layout, one.name), health is None or state == "healthy")
@@ -231,7 +231,7 @@ class Watch:
             since = before.since if same and before is not None else time.time()
             verdict.write(self.layout, one.name, Verdict(one.judgement, one.pid, one.ticks, since))
 
-    # -- what is done about it ---------------------------------------------------------
+    # -- ending unhealthy environments ---------------------------------------------------
     def _doom(self, one: Watched) -> None:
         """End an unhealthy environment: by SIGTERM, and by SIGKILL at its stop timeout."""
         one.doomed = True
@@ -251,7 +251,7 @@ class Watch:
 
 
 def needed(known: Mapping[str, Record]) -> dict[str, Record]:
-    """Return the environments that have to be watched: those with a check, and those that others come after."""
+    """Return the environments to watch: those with a check, and those that others come after."""
     awaited = {name for record in known.values() for name in record.spec.after}
     return {name: record for name, record in known.items() if record.spec.health is not None or name in awaited}
 

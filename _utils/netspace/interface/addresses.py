@@ -1,12 +1,11 @@
 """Allocation of interfaces' addresses: pure, and stable.
 
-An address, once given, is kept as long as its interface exists and the range
-allows it. A new one is found by starting at a place that only the name decides
-and going on to the first free one, so that the same declaration tends to give the
-same addresses on a host made anew.
+An interface keeps its address as long as it exists and the range allows the address. The
+search for a new address starts at a position that only the environment's name decides, and takes the
+first free one. So the same declaration tends to give the same addresses on a new host.
 
-Never given: a range's first address (IPv4's network, IPv6's subnet-router anycast,
-RFC 4291 section 2.6.1), IPv4's last (broadcast), and the second, the *gateway*:
+Three addresses of a range are never given away: the first (IPv4's network, IPv6's subnet-router
+anycast, RFC 4291 section 2.6.1), IPv4's last (broadcast), and the second, the *gateway*, which is
 the host's own address at its end of every interface.
 """
 
@@ -23,38 +22,38 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Allocation(msgspec.Struct, frozen=True):
-    """Addresses by name, and per name without one the reason."""
+    """The addresses by name, and the reason for each name that gets none."""
 
     addresses: Mapping[str, str]
     refused: Mapping[str, str]
 
 
-# Each is looked at several times in one allocation.
+# One allocation parses each address several times.
 _parsed = functools.lru_cache(maxsize=16384)(ipaddress.ip_address)
 
 
 def gateway(network: Network) -> str | None:
-    """Return the host's address in *network*; None where the range is too small to have one."""
+    """Return the host's address in *network*; None if the range is too small."""
     return str(network[1]) if network.num_addresses >= 4 else None
 
 
 def usable(network: Network) -> range:
-    """Return the places in *network*, counted from its first address, that can be given away."""
+    """Return the positions in *network*, counted from its first address, that can be given away."""
     last = network.num_addresses - (1 if network.version == 4 else 0)
     return range(2, max(last, 2)) if network.num_addresses >= 4 else range(0)
 
 
 def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mapping[str, str]) -> Allocation:
-    """Give every name in *wanted* an address of *network*.
+    """Allocate an address of *network* for every name in *wanted*.
 
-    :param wanted: per name a fixed address, or None for any.
-    :param recorded: what was given before, also to names that aren't in *wanted*: those keep theirs.
+    :param wanted: by name, a fixed address, or None for any.
+    :param recorded: earlier addresses by name. Names that aren't in *wanted* keep theirs.
     """
     held = {address: name for name, address in recorded.items() if name not in wanted}
     while True:
         result = _allocate(network, wanted, recorded, held)
-        given = set(result.addresses.values()) - held.keys()  # so that each round settles one more, and ends
-        # A refused name goes on with what it has, so nobody else may be given that.
+        given = set(result.addresses.values()) - held.keys()  # so each round adds to held, and the loop ends
+        # A refused name keeps its recorded address, so no other name may get it.
         kept = {recorded[name]: name for name in result.refused.keys() & recorded.keys() if recorded[name] in given}
         if not kept:
             return result
@@ -64,7 +63,7 @@ def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mappi
 def _allocate(
     network: Network, wanted: Mapping[str, str | None], recorded: Mapping[str, str], held: Mapping[str, str]
 ) -> Allocation:
-    """Give addresses once, where *held* says per address the only name that may have it."""
+    """Allocate once. *held* maps an address to the only name that may have it."""
     places = usable(network)
     given: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -79,7 +78,7 @@ def _allocate(
         else:
             given[name] = address
             taken[address] = name
-    for name in refused.keys() & recorded.keys():  # it goes on with what it has
+    for name in refused.keys() & recorded.keys():  # a refused name keeps its recorded address
         taken.setdefault(recorded[name], name)
     free = sorted(name for name in wanted if wanted[name] is None)
     for name in free:

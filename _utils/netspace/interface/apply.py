@@ -1,9 +1,9 @@
-"""Doing what was planned for interfaces, batched, in the order that keeps every moment safe.
+"""Application of the steps planned for interfaces, batched, in an order that is safe at every moment.
 
-Records first, then what goes, then the packet filter, then the host's forwarding, and only
-then what is new: no interface ever is up without the rules that guard it. Whoever stops
-this between any two system calls leaves what the next run finds and completes: a record
-is written before what it names is made, and removed after that is gone; a namespace
+The order is: records, removals, the packet filter, the host's forwarding, and then new
+interfaces. So no interface is ever up without the rules that guard it. If this process is
+killed between any two system calls, the next run finds and completes the rest: a record
+is written before its interface is created, and deleted after the interface is gone. A namespace
 counts as set up only once ``Volatile`` says so.
 """
 
@@ -35,24 +35,24 @@ from netspace.plan import Outcome, Step
 from netspace.spec.publish import Led
 from netspace.threads import in_thread
 
-# What a link that is still there answers: EEXIST a VLAN or VXLAN, the others a MAC.
+# The kernel's answers while an old link is still there: EEXIST for a VLAN or VXLAN, the others for a MAC.
 _OCCUPIED = (errno.EEXIST, errno.EBUSY, errno.EADDRINUSE)
 _TRIES, _PAUSE = 40, 0.05
-# Links that are made from the host at once: each takes a descriptor meanwhile.
+# The number of links that are created from the host in one batch: each keeps a descriptor open meanwhile.
 _TOGETHER = 128
 
 
 class Work(msgspec.Struct, frozen=True):
     """The work of one step on one environment.
 
-    :param record: what to remember; None: remove it all.
-    :param namespace: ``create`` it, ``settle`` one that isn't set up (completely), or ``keep`` it.
-    :param make: its link is to be made.
-    :param drop: what there is of a link goes first.
+    :param record: the record to write; None: remove the interface.
+    :param namespace: ``create`` it, ``settle`` one that isn't set up completely, or ``keep`` it.
+    :param make: create the link.
+    :param drop: delete the present link, or the rest of it, first.
     :param kind: the module of its kind (see ``kinds``).
     :param parents: indexes of the host's links that it may need.
-    :param guard: the table to put into its namespace; empty: none; None: what there is stays.
-    :param guard_before: what made the table that is there, if that is known.
+    :param guard: messages that create the table in its namespace; empty: no table; None: leave the present table.
+    :param guard_before: messages that created the present table, if they are known.
     """
 
     record: Record | None
@@ -68,29 +68,30 @@ class Work(msgspec.Struct, frozen=True):
 
     @property
     def from_host(self) -> bool:
-        """Whether its link is made from the host's namespace, not from its own."""
+        """True if the link is created from the host's namespace, not from its own."""
         return bool(getattr(self.kind, "FROM_HOST", False))
 
     @property
     def late(self) -> bool:
-        """Whether what it needs may be about to become free."""
+        """True if the kernel may still hold the link of an earlier namespace, which occupies a MAC, VLAN or VNI."""
         return self.namespace == "create"
 
     def create(self, far: int) -> list[Message]:
-        """Return the kind's messages that make the link."""
+        """Return the kind's messages that create the link."""
         made: list[Message] = self.kind.create(self.wanted, far, self.parents) if self.kind is not None else []
         return made
 
     def change(self, index: int, now: End | None, wanted: End) -> list[Message]:
-        """Return the kind's messages that change attributes known to that kind only."""
+        """Return the kind's messages that change the end's ``details``."""
         change = getattr(self.kind, "change", None)
         messages: list[Message] = change(index, now, wanted, self.parents) if change is not None else []
         return messages
 
 
 class Firewall(msgspec.Struct, frozen=True):
-    """The packet filter to load, and (if known) the one that is in the kernel: then only what differs is changed.
+    """The packet filter to load.
 
+    :param before: the table in the kernel, if it is known; then only the difference is changed.
     :param led: the publications that the kernel may not have yet.
     """
 
@@ -100,15 +101,15 @@ class Firewall(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """Digest of the table; empty where there is to be none."""
+        """Digest of the table; empty if no table is wanted."""
         return self.table.digest if self.table.chains else ""
 
 
 class Forwarding(msgspec.Struct, frozen=True):
-    """The families in which the host shall forward.
+    """The address families in which the host forwards packets.
 
-    :param ours: the names of our host ends that stand.
-    :param settings: what each is to be set to afterwards, by its index.
+    :param ours: the names of netspace's existing host ends.
+    :param settings: the IPv4 settings to restore on each host end afterwards, by its index.
     """
 
     needed: frozenset[str]
@@ -117,7 +118,7 @@ class Forwarding(msgspec.Struct, frozen=True):
 
 
 class Applying:
-    """One application of steps: its errors, by the step's name."""
+    """One application of steps. ``errors`` holds the first error of each step, by the step's name."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -163,13 +164,16 @@ class Applying:
                 except (OSError, StateError) as err:
                     self._fail(name, f"its private key can't be had: {err}")
                     continue
-                # One that loses its link is remembered with it until that is gone.
+                # If the step only deletes the link, the old record stays until the link is gone.
                 if not (one.drop and not one.make):
                     written[name] = record
         self._write(written)
 
     def _with_key(self, name: str, one: Work, record: Record) -> Record:
-        """Make the secret that the interface's kind needs, unless there is one."""
+        """Create the secret that the kind needs, unless there is one; return the record with its public key.
+
+        :raises StateError: a recorded key's file is gone.
+        """
         make = getattr(one.kind, "secret", None)
         if make is None:
             return record
@@ -199,12 +203,12 @@ class Applying:
             {name: one.record for name, one in done.items() if one.record is not None and one.drop and not one.make}
         )
 
-    # -- what goes ---------------------------------------------------------------------
+    # -- removals ----------------------------------------------------------------------
     def _drop(self, work: Mapping[str, Work]) -> None:
         doomed = {name: one for name, one in work.items() if one.drop and name not in self.errors}
         self._delete_outside({name: one.live.outside for name, one in doomed.items() if one.live.outside})
-        # Without an outer end the inner one is alone: it goes from within, and at once, since the
-        # namespace's end may take a while in which it occupies, say, its parent's VLAN.
+        # An inner end without an outer one is deleted from within the namespace, and at once: the kernel
+        # may take a while to end the namespace, and until then the link occupies, say, its parent's VLAN.
         alone = [
             name for name, one in doomed.items() if one.live.inside and not one.live.outside and name not in self.errors
         ]
@@ -250,7 +254,7 @@ class Applying:
 
     # -- the host as a whole -----------------------------------------------------------
     def _filter(self, steps: Sequence[Step]) -> bool:
-        """Load the packet filter, if that is a step; return whether the right one is in force."""
+        """Load the packet filter, if that is a step; return whether the desired one is loaded."""
         for step in steps:
             if isinstance(step.data, Firewall):
                 todo, before = step.data, self.volatile.firewall
@@ -261,7 +265,7 @@ class Applying:
                     conntrack.forget_stale(todo.led)
                 except NetspaceError as err:
                     self._fail(step.name, err)
-                    self.volatile.firewall = before  # it is all or nothing
+                    self.volatile.firewall = before  # a load succeeds as a whole or changes nothing
                     return False
         return True
 
@@ -283,15 +287,15 @@ class Applying:
                 forwarding.restore(over)
                 for name in over:
                     del self.volatile.forwarding[name]
-                # The host's switch overrode every interface's own: set that again for those that stand.
+                # The host's switch has overwritten every interface's own setting: restore it on existing host ends.
                 with netlink.Socket() as host:
                     host.batch([netlink.set_link(index, ipv4=ipv4) for index, ipv4 in todo.settings.items()])
             except OSError as err:
                 self._fail(step.name, err)
 
-    # -- what is new ----------------------------------------------------------------------
+    # -- new interfaces -------------------------------------------------------------------
     def _inside(self, work: Mapping[str, Work]) -> None:
-        """Make and set up namespaces, and in them the links and their inner ends."""
+        """Create and set up namespaces, and in them the links and their inner ends."""
         todo = {
             name: one
             for name, one in self._going_on(work).items()
@@ -314,7 +318,7 @@ class Applying:
             os.close(host)
 
     def _guard_only(self, work: Mapping[str, Work]) -> None:
-        """Put tables in place of others."""
+        """Replace the tables in namespaces where nothing else is changed."""
 
         def put() -> None:
             for name, one in work.items():
@@ -323,7 +327,10 @@ class Applying:
         in_thread(put)
 
     def _guard(self, name: str, one: Work, *, enter: bool = False) -> None:
-        """Put its table into its namespace, which the calling thread is in unless it is to *enter*."""
+        """Load the environment's table in its namespace.
+
+        :param enter: the calling thread isn't in that namespace yet, and enters it.
+        """
         assert one.guard is not None
         try:
             if enter:
@@ -351,7 +358,7 @@ class Applying:
             namespaces.prepare(folder)
 
     def _release_folder(self) -> None:
-        """Undo the changes to the folder of namespaces once our last namespace is gone."""
+        """Undo the changes to the folder of namespaces once netspace's last namespace is gone."""
         if (
             self.volatile.folder
             and not self.volatile.namespaces
@@ -360,8 +367,12 @@ class Applying:
             self.volatile.folder = {}
 
     def _one_by_one(self, todo: Mapping[str, Work], host: int, outer: netlink.Socket) -> None:
-        """Do the work, in a thread that goes from namespace to namespace; *host* and *outer* are the host's."""
-        far: dict[str, int] = {}  # those whose links the host makes, all in one go, and their namespaces
+        """Do the work in the calling thread, which enters one namespace after the other.
+
+        :param host: descriptor of the host's namespace.
+        :param outer: socket in the host's namespace.
+        """
+        far: dict[str, int] = {}  # namespaces, as descriptors, of links that are created from the host in one batch
         for name, one in todo.items():
             path = self.layout.netns(name)
             try:
@@ -382,7 +393,7 @@ class Applying:
         self._from_host(far, todo, outer)
 
     def _from_host(self, far: dict[str, int], work: Mapping[str, Work], outer: netlink.Socket) -> None:
-        """Make links from the host's namespace into those that *far* names, and set them up; empties *far*."""
+        """Create links from the host's namespace in the namespaces of *far*, and set them up. Empties *far*."""
         try:
             messages: list[Message] = []
             owners: list[str] = []
@@ -434,9 +445,9 @@ class Applying:
                 index = socket.if_nametoindex(one.wanted.made_as)
                 messages.append(netlink.set_link(index, name=wanted.name))
             changed = one.change(index, now, wanted)
-            if one.guard is not None:  # the link is there, and still down
+            if one.guard is not None:  # load the table while the link exists but is still down
                 if now is not None and now.name != wanted.name:
-                    # The table names it; before Linux 6.16 it must bear that name by then.
+                    # The table names the link; before Linux 6.16 a link of that name must exist.
                     messages += [netlink.set_link(index, up=False), netlink.set_link(index, name=wanted.name)]
                     now = replace(now, name=wanted.name, up=False)
                 self._send(name, one, inner, messages)
@@ -459,7 +470,7 @@ class Applying:
         self._judge(failures, messages, [name] * len(messages), {name: one})
 
     def _outside(self, work: Mapping[str, Work]) -> None:
-        """Set up the host's ends, all in one go."""
+        """Set up the host's ends in one batch."""
         todo = {
             name: one
             for name, one in self._going_on(work).items()
@@ -482,8 +493,8 @@ class Applying:
                     continue
                 own = one.change(index, now, wanted) + ends.messages(index, now, wanted)
                 each.append([(name, message) for message in own])
-            # The first of each, then the second of each...: whenever a link goes up, the kernel walks
-            # through all IPv6 routes, so these come once every link is up.
+            # Send the first message of each interface, then the second of each, and so on: whenever a link goes
+            # up, the kernel walks through all IPv6 routes, so the routes are added once every link is up.
             ordered = [entry for row in itertools.zip_longest(*each) for entry in row if entry is not None]
             messages = [message for _, message in ordered]
             self._judge(host.batch(messages), messages, [name for name, _ in ordered], todo)
@@ -518,7 +529,7 @@ class Applying:
 
 
 def _ipv6(folder: int | None, name: str, wanted: ends.End, disabled: bool) -> None:
-    """Write the settings of a host end that only sysctl can set."""
+    """Write those settings of a host end that only sysctl can change."""
     if wanted.accept_ra is not None and folder is not None:
         namespaces.write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
         if disabled and any(":" in address for address in wanted.addresses):
@@ -528,9 +539,11 @@ def _ipv6(folder: int | None, name: str, wanted: ends.End, disabled: bool) -> No
 def _patiently(
     where: netlink.Socket, messages: Sequence[Message], late: Callable[[int], bool]
 ) -> dict[int, netlink.Failure]:
-    """Send *messages*; repeat those that are refused because something that is going away is in the way.
+    """Send *messages*; repeat refused ones while an old link still occupies a MAC, VLAN or VNI.
 
-    A namespace that is gone ends when the kernel finds time; until then its link is in the way.
+    The kernel ends a removed namespace some time later; until then its link exists.
+
+    :param late: returns whether the message at this position may be refused for that reason.
     """
     failures = where.batch(messages)
     for _ in range(_TRIES):
@@ -564,7 +577,7 @@ def _differ(now: Any, wanted: Any) -> bool:
 
 
 def _free_group(used: set[int]) -> int:
-    """Return a link group that nobody uses."""
+    """Return an unused link group."""
     group = int.from_bytes(os.urandom(4), "big") | 1 << 30
     while group in used:
         group = int.from_bytes(os.urandom(4), "big") | 1 << 30

@@ -1,8 +1,8 @@
-"""The kernel's table of connections: forgetting those that go elsewhere than a published port leads.
+"""Deletion of stale entries in the kernel's connection tracking table, after publications have changed.
 
-Only the first packet of a connection is led on. Who has sent UDP from one port all along, before the port was published
-or when it led to another environment, would go on being led as before for as long as he sends. Changes nothing of
-connections through the host, nor of those that go where they should.
+Only the first packet of a connection is matched against publications. A peer that keeps sending UDP from one port has
+one connection. If it began before the port was published, or led to another environment then, its packets would keep
+going there. Connections through the host, and those that go to the right environment, stay unchanged.
 
 Sources: ``linux/netfilter/nfnetlink_conntrack.h``.
 """
@@ -31,9 +31,9 @@ Tuple = tuple[int, End, End]
 
 
 def forget_stale(published: Sequence[Led]) -> None:
-    """Have the kernel forget connections to published ports that go elsewhere, in the calling thread's namespace.
+    """Delete tracked connections to published ports that go elsewhere, in the calling thread's namespace.
 
-    Where the kernel can't tell of its connections, nothing is done: they end by themselves.
+    If the kernel can't list its connections, nothing is done: they end by their timeouts.
     """
     if not published:
         return
@@ -44,7 +44,7 @@ def forget_stale(published: Sequence[Led]) -> None:
         with netlink.Socket(netlink.NETLINK_NETFILTER) as table:
             for family, of in FAMILIES.items():
                 found = table.dump(Message(_SUBSYSTEM | _GET, _DUMP, _head(of.proto[0])))
-                # There may be a hundred thousand, of which hardly any has one of these ports.
+                # There may be a hundred thousand connections, and hardly any has one of these ports.
                 near = (entry for entry in found if ports.search(entry))
                 stale = [named for entry in near if (named := _stale(family, entry, published, own))]
                 if stale:
@@ -54,7 +54,7 @@ def forget_stale(published: Sequence[Led]) -> None:
 
 
 def _to_port(port: int) -> bytes:
-    """Return the attribute that tells the port which a packet is sent to."""
+    """Return the attribute of a destination port."""
     return attribute(3, struct.pack(">H", port))
 
 
@@ -63,7 +63,7 @@ def _head(family: int) -> bytes:
 
 
 def _stale(family: str, entry: bytes, published: Sequence[Led], own: set[bytes]) -> bytes:
-    """Return the attributes that name the connection of *entry*; empty where it goes where it should."""
+    """Return the attributes that identify the connection of *entry* for deletion; empty if it isn't stale."""
     values = dict(netlink.attributes(entry, 4))
     if not {_ORIGINAL, _REPLY, _ID} <= values.keys():
         return b""
@@ -74,7 +74,7 @@ def _stale(family: str, entry: bytes, published: Sequence[Led], own: set[bytes])
 
 
 def goes_right(family: str, original: Tuple, reply: Tuple, published: Sequence[Led]) -> bool:
-    """Return whether a connection to an address of the host's goes where publications lead it. Pure."""
+    """Return whether a connection to one of the host's addresses goes where the publications lead it. Pure."""
     protocol, _, (sent_to, port) = original
     for one, addresses in published:
         host = one.host

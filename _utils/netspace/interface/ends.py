@@ -1,7 +1,7 @@
 """An interface as values: its two ends, desired or observed. Pure.
 
-A kind of interface says which :class:`Ends` it wants. This module describes one end to
-the operator, and gives the messages that turn an observed end into the desired one.
+Each kind of interface returns its desired :class:`Ends`. This module describes one end to
+the operator, and returns the messages that change an observed end into the desired one.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from netspace.interface import netlink
 from netspace.interface.netlink import Link, Message, Route
 from netspace.layout import Layout
 
-# The inner end's index, where we can choose it. A namespace of ours holds lo (1) and, on a kernel
-# that has such modules loaded, a few idle tunnels (sit0, gre0...) that it puts into each namespace.
+# The inner end's index, where we can choose it. A new namespace holds lo (1) and a few idle tunnels
+# (sit0, gre0...) that the kernel creates in every namespace if their modules are loaded.
 INSIDE_INDEX = 64
 INSIDE_NAME = "eth0"
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Facts about one interface that its kind needs beside the declaration.
+    """Facts about one interface that its kind needs in addition to the declaration.
 
     :param host_name: the host end's name.
     :param mac: the pair's MAC.
-    :param alias: what tells ours from others' links.
-    :param addresses: by family (``ipv4``, ``ipv6``), the environment's.
-    :param gateways: by family, the host's at its end.
-    :param forwarding: whether the host shall forward IPv4 that comes out of it.
+    :param alias: the alias that marks netspace's links.
+    :param addresses: the environment's addresses, by family (``ipv4``, ``ipv6``).
+    :param gateways: the host's addresses at its end, by family.
+    :param forwarding: whether the host forwards IPv4 packets that arrive at its end.
     :param ipv6: whether the kernel has IPv6.
-    :param secret: the file that holds its key, where its kind has one.
-    :param public_key: what of that may be known; empty as long as there is none.
-    :param owner: the host's id of the user whose device it is, where its kind has one.
+    :param secret: the file that holds the private key, if the kind has one.
+    :param public_key: the public key; empty until the key exists.
+    :param owner: the host's uid of the device's owner, if the kind has a device.
     """
 
     host_name: str
@@ -55,14 +55,14 @@ class Place(msgspec.Struct, frozen=True):
 class End:
     """One end of an interface.
 
-    :param mac: empty: not ours to say.
+    :param mac: empty: netspace doesn't set it.
     :param kind: the kernel's name of the link's kind.
-    :param arp: whether neighbours are looked for at all.
+    :param arp: whether the kernel resolves neighbours.
     :param addresses: sorted, ``address/prefix``.
     :param ipv4: the kernel's settings of this end (``net.ipv4.conf.<name>``).
-    :param accept_ra: ``net.ipv6.conf.<name>.accept_ra``; None: the namespace's default says it.
-    :param rate: bits per second that it may send; 0: as many as it can.
-    :param details: what only its kind knows of, by the names that the operator knows.
+    :param accept_ra: ``net.ipv6.conf.<name>.accept_ra``; None: the namespace's default applies.
+    :param rate: bits per second that it may send; 0: unlimited.
+    :param details: settings that only the kind knows, by the names that the operator uses.
     :param secret: the file that holds its key; neither shown nor compared.
     """
 
@@ -82,7 +82,7 @@ class End:
     secret: str = field(default="", compare=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
-        """Return the end in plain values, for the operator and for comparing."""
+        """Return the end as plain values, to be shown and compared."""
         facts: dict[str, Any] = {
             "name": self.name,
             "mac": self.mac,
@@ -110,10 +110,10 @@ class End:
 
 @dataclass(frozen=True)
 class Ends:
-    """Both ends; a kind may have none, or an inner one only.
+    """Both ends of an interface. A kind may have no end, or an inner end only.
 
-    :param made_as: the name that a link made from the host's namespace has at first: its own may be
-        somebody's there.
+    :param made_as: the temporary name of a link that is created from the host's namespace, where a link
+        with its final name may exist already.
     """
 
     inside: End | None = None
@@ -127,10 +127,10 @@ class Ends:
         }
 
 
-# Each is asked for several times in one run.
+# One run needs each name several times.
 @functools.lru_cache(maxsize=16384)
 def host_name(instance: str, environment: str) -> str:
-    """Return the host end's name: 15 characters, of which 13 (65 bits) are a hash."""
+    """Return the host end's name: ``ns`` and 13 characters (65 bits) of a hash."""
     number = int.from_bytes(hashlib.sha256(f"{instance}/{environment}".encode()).digest(), "big")
     digits = "abcdefghijklmnopqrstuvwxyz234567"
     return "ns" + "".join(digits[number >> 5 * place & 31] for place in range(13))
@@ -154,7 +154,7 @@ def seen(
     rate: int = 0,
     details: Mapping[str, Any] | None = None,
 ) -> End:
-    """Return *link* as an observed end, with only those settings that *like* (the desired end) sets as well."""
+    """Return *link* as an observed end, with only the settings that *like* (the desired end) sets too."""
     return End(
         name=link.name,
         mac=link.mac if like is None or like.mac else "",
@@ -173,14 +173,14 @@ def seen(
 
 
 def messages(index: int, now: End | None, wanted: End) -> list[Message]:
-    """Return the messages that turn the link *index* from *now* (None: just made) into *wanted*.
+    """Return the messages that change the link *index* from *now* (None: just created) to *wanted*.
 
-    They keep IPv6 at the host end from giving itself addresses; inside, the namespace's settings do that.
+    They keep the kernel from adding IPv6 addresses to the host end. Inside, the namespace's settings do that.
     """
     todo: list[Message] = []
     rename = now is not None and now.name != wanted.name
     if rename:
-        todo.append(netlink.set_link(index, up=False))  # older kernels rename only what is down
+        todo.append(netlink.set_link(index, up=False))  # older kernels can't rename a link that is up
     attributes: dict[str, Any] = {}
     if now is not None:
         for key in ("name", "mac", "mtu", "arp"):
@@ -198,14 +198,14 @@ def messages(index: int, now: End | None, wanted: End) -> list[Message]:
         change = netlink.limit_rate(index, wanted.rate, wanted.mtu) if wanted.rate else netlink.unlimit_rate(index)
         todo.append(change)  # before it is up
     had_addresses = () if now is None else now.addresses
-    # Setting a link down takes its routes (and IPv6 addresses) along: give all anew.
+    # The kernel removes routes (and IPv6 addresses) of a link that is set down: add all of them again.
     had_routes = () if now is None or down else now.routes
     todo += [netlink.delete_route(index, route) for route in had_routes if route not in wanted.routes]
     todo += [netlink.delete_address(index, one) for one in had_addresses if one not in wanted.addresses]
     if down:
         todo.append(netlink.set_link(index, up=True))
     todo += [netlink.add_address(index, one) for one in wanted.addresses if down or one not in had_addresses]
-    # An address taken away took the routes that prefer it along.
+    # With an address, the kernel removes the routes that prefer it as their source.
     again = down or set(had_addresses) != set(wanted.addresses)
     todo += [netlink.add_route(index, route) for route in wanted.routes if again or route not in had_routes]
     return todo

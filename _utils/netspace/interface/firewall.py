@@ -1,32 +1,32 @@
-"""The packet filter of all interfaces, as one nftables table. Pure.
+"""The packet filter of all interfaces with an end on the host, as one nftables table. Pure.
 
 Rules, in the order in which a packet meets them:
 
-1. What neither comes from nor goes to an interface of ours passes untouched.
-2. What an interface sends must bear its own MAC and its own address, else it is dropped
-   before anything else looks at it.
-3. From one environment to another nothing passes, whatever ``allow`` says, and wherever the
-   other is: with an end on the host, or on somebody's network, by its address there.
-4. A connection passes if an ``allow`` rule covers it. That is judged anew for each of its
-   packets, in both directions, so that a rule taken away cuts what it had opened.
-5. The host itself is reached by an ``out`` rule only if that names one single address;
-   a network, such as ``0.0.0.0/0``, never means the host. (The host as environments
-   see it is the gateway's address.) Towards an environment the host is like anybody:
-   it needs an ``in`` rule that covers its address.
-6. An environment has at most ``connections`` open ones, from it and to it together; what it
-   closed leaves the host's table of connections within seconds. So none can fill that table.
-7. ICMP errors about a connection that passed may follow it. All else is dropped. No helper
-   reads along, so no other connection is ever expected.
-8. Ports of the host that are published are led on: ``netspace.interface.published``.
+1. A packet that neither comes from nor goes to an interface of netspace passes untouched.
+2. A packet from an interface must have the interface's own MAC and address as its source;
+   otherwise it is dropped before any other check.
+3. No packet passes from one environment to another, whatever ``allow`` says. That holds for
+   environments with an end on the host, and for those on an external network, by their address there.
+4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both
+   directions, so that removing a rule cuts the connections that it had allowed.
+5. An ``out`` rule allows connections to the host itself only if it names one single address;
+   a network, such as ``0.0.0.0/0``, never includes the host. (Environments reach the host at
+   the gateway's address.) The host needs an ``in`` rule that covers its address to reach an
+   environment, like every other peer.
+6. An environment has at most ``connections`` open connections, from it and to it together. A closed
+   connection leaves the host's connection tracking table within seconds. So no environment can fill
+   that table.
+7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection
+   tracking helper is used, so no additional connection is ever expected.
+8. Published ports of the host are forwarded: see ``netspace.interface.published``.
 
-Allowed connections outwards are masqueraded. Everything is looked up in maps by the
-interface's name, so that a packet's cost doesn't grow with the number of environments,
-and interfaces with the same rules share the chains of these. Names are known before the
-interfaces are, so that the filter is there first. Without any ``allow`` the table doesn't
-even ask for connection tracking.
+Allowed connections to other hosts are masqueraded. Maps by the interface's name find the rules,
+so that a packet's cost doesn't grow with the number of environments, and interfaces with the
+same rules share chains. Names are known before the interfaces exist, so that the filter is
+loaded first. Without any ``allow`` the table doesn't even enable connection tracking.
 
-The same table as text for nft(8) is ``tests/filter_text.py``: a test has nft load that, and
-compares what it then lists with what it lists of this.
+``tests/filter_text.py`` has the same table as text for nft(8). A test loads both, and compares
+the listings of nft.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from netspace.interface.table import Base, Chain, Collection, Rule, Table, Timeo
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 
-# From an environment, to it: by which name it is found.
+# Packets from an environment and to it: the interface name by which each is matched.
 _WAYS = {"from": nf.IIFNAME, "to": nf.OIFNAME}
-# What is closed doesn't count any more: for how many seconds the host goes on remembering it (TIME_WAIT, CLOSE).
+# Seconds that the host tracks a closed connection, by conntrack's state (TIME_WAIT, CLOSE).
 _CLOSED = {7: 2, 8: 1}
-_MOST = 65536  # interfaces whose connections are counted
+_MOST = 65536  # the most interfaces whose connections one set can count
 _RAW, _SRCNAT = -300, 100  # priorities: linux/netfilter_ipv4.h
-# Of a set's keys: nft's number of the type, bytes, and what nft wants to know of their byte order.
+# Types of sets: nft's number of the key's type, the key's length in bytes, and nft's note on byte order.
 _NAME = (41, 16, bytes.fromhex("000401000000"))
 _ADDRESS = {"ipv4": (7, 4), "ipv6": (8, 16)}
 _NAME_TO_VERDICT = (41, 16, bytes.fromhex("000401000000010400000000"))
@@ -66,15 +66,15 @@ _SOURCE = {
 
 
 class Guarded(msgspec.Struct, frozen=True):
-    """One interface as the filter sees it.
+    """The facts about one interface that the filter depends on.
 
-    :param environment: its environment's name; gives the order.
+    :param environment: its environment's name; interfaces are sorted by it.
     :param interface: the host end's name.
     :param mac: the only MAC it may send from.
-    :param addresses: by family, the only addresses it may send from.
-    :param gateways: by family, the host's address at its end.
-    :param connections: that may be open at once.
-    :param publish: ports of the host that lead to it.
+    :param addresses: the only addresses it may send from, by family.
+    :param gateways: the host's address at its end, by family.
+    :param connections: the most connections that may be open at once.
+    :param publish: ports of the host that are forwarded to it.
     """
 
     environment: str
@@ -90,7 +90,10 @@ class Guarded(msgspec.Struct, frozen=True):
 def forwarded(
     allow: Iterable[Allow], gateways: Mapping[str, str], publish: Iterable[Publication] = ()
 ) -> frozenset[str]:
-    """Return the families in which rules concern others than the host, so that it must forward packets."""
+    """Return the families in which the host must forward packets, because a rule or publication needs it.
+
+    A rule that names the gateway alone needs none: it allows connections to the host itself.
+    """
     return frozenset(
         fam for rule in allow if (fam := family(rule)) not in gateways or not _is(rule.cidr, gateways[fam])
     ) | {fam for one in publish for fam in one.families}
@@ -98,12 +101,12 @@ def forwarded(
 
 @functools.lru_cache(4096)
 def _is(cidr: Cidr, address: str) -> bool:
-    """Return whether a network is that one address."""
+    """Return whether a network consists of this one address."""
     return cidr.network == ipaddress.ip_network(address)
 
 
 def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
-    """Return the table (family ``inet``) for these; an empty one for none.
+    """Return the table (family ``inet``) for these interfaces; an empty table if there are none.
 
     :param elsewhere: addresses of environments that have no end on the host.
     """
@@ -149,7 +152,7 @@ def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
 
 
 def _elsewhere(addresses: Iterable[str], sets: dict[str, Collection]) -> list[tuple[str, str]]:
-    """Add sets of these addresses; return the family and the name of each, none where there are no addresses."""
+    """Add a set of these addresses for each family that has some; return the family and name of each set."""
     found: dict[str, set[bytes]] = {}
     for one in addresses:
         parsed = ipaddress.ip_address(one)
@@ -167,7 +170,8 @@ def chain_name(way: str, rules: Sequence[Allow], publish: Sequence[Publication] 
     return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-# Per way that a packet may go: the rules' direction, where the peer and the service stand in it, what then.
+# For each way of a packet: the direction of its rules, the fields with the peer's address and the server's port, and
+# the chain for packets that a rule covers (empty: accept).
 WAYS = {
     "out": ("out", "daddr", "dport", "opened.from"),
     "out.reply": ("out", "saddr", "sport", ""),
@@ -185,7 +189,7 @@ def of_way(way: str, allow: Iterable[Allow]) -> tuple[Allow, ...]:
 
 @functools.lru_cache(4096)
 def single(rule: Allow) -> bool:
-    """Return whether it names one address."""
+    """Return whether a rule names one single address."""
     return rule.cidr.network.num_addresses == 1
 
 
@@ -239,7 +243,7 @@ def _judged(end: int, original: str, reply: str) -> list[Rule]:
 def _allowed(
     ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Add chains of rules, one for all interfaces with the same rules, and the maps that lead there."""
+    """Add the chains with rules, and the maps that lead to them. Interfaces with the same rules share a chain."""
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:
@@ -263,7 +267,7 @@ def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...])
 def _limits(
     ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Add the chains for the first packet of an allowed connection: they count connections by interface."""
+    """Add the chains for the first packet of an allowed connection. They count connections per interface."""
     for most in sorted({one.connections for one in ruled}):
         sets[f"open.{most}"] = Collection(*_NAME, most=_MOST)
         for way, end in _WAYS.items():

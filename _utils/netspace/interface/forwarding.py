@@ -1,9 +1,9 @@
-"""Whether the host forwards packets: switched on only where an ``allow`` rule needs it.
+"""The host's packet forwarding: switched on only if an ``allow`` rule or a published port needs it.
 
-It is the host's setting as a whole, so the old values are kept and restored when
-nothing needs it any more. With IPv6 forwarding, a host that learns its own route from
-router advertisements would lose it (``accept_ra`` 1 means "not if forwarding", kernel's
-ip-sysctl.rst); there it is raised to 2 first.
+It is a setting of the whole host. So the old values are recorded, and restored when no interface needs
+forwarding any more. A host that learns its own route from router advertisements would lose it with
+IPv6 forwarding (``accept_ra`` 1 means "not if forwarding", kernel's ip-sysctl.rst). So ``accept_ra`` is
+raised to 2 first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CONF6 = "net/ipv6/conf"
 
 
 def read(name: str) -> str | None:
-    """Return a sysctl's value, or None where the kernel has none of that name."""
+    """Return a sysctl's value, or None if the kernel has no such sysctl."""
     try:
         return (_SYSCTL / name).read_text().strip()
     except OSError:
@@ -30,7 +30,7 @@ def write(name: str, value: str) -> None:
 
 
 def switches() -> dict[str, str]:
-    """Return the present value of each family's switch, where the kernel has the family."""
+    """Return the present value of the switch of each family that the kernel has."""
     values = {family: read(name) for family, name in SWITCH.items()}
     return {family: value for family, value in values.items() if value is not None}
 
@@ -39,8 +39,8 @@ def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str
     """Return the changes by sysctl (with dots): ``{"old", "new"}``. Pure.
 
     :param needed: the families in which packets must be forwarded.
-    :param now: :func:`switches`.
-    :param before: the values to restore, of what we changed.
+    :param now: the result of :func:`switches`.
+    :param before: the recorded values of sysctls that netspace changed.
     """
     found = {}
     for family, switch in SWITCH.items():
@@ -54,15 +54,15 @@ def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str
         for name, wanted in before.items():
             if belongs(name, family):
                 old = value if name == switch else "2"
-                # Equal where a run was stopped between restoring and forgetting.
+                # Equal if a run was killed after it restored the value and before it wrote that down.
                 found[name] = {"old": old if old != wanted else "not confirmed", "new": wanted}
     return {name.replace("/", "."): change for name, change in found.items()}
 
 
 def old_values(needed: Collection[str], ours: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield each sysctl that :func:`switch` is about to change for *needed*, and its present value.
+    """Yield each sysctl that :func:`switch_on` must change for *needed*, and its present value.
 
-    :param ours: names of our own interfaces, which never accept advertisements.
+    :param ours: names of netspace's host ends, which never accept advertisements.
     """
     for family in sorted(needed):
         if read(SWITCH[family]) != "0":
@@ -76,18 +76,18 @@ def old_values(needed: Collection[str], ours: Collection[str]) -> Iterator[tuple
 
 
 def switch_on(values: Mapping[str, str]) -> None:
-    """Change what :func:`old_values` told: advertisements first, then the switches."""
+    """Change the sysctls that :func:`old_values` returned: advertisements first, then the switches."""
     for name in sorted(values, key=lambda name: name in SWITCH.values()):
         write(name, "2" if name.endswith("/accept_ra") else "1")
 
 
 def restore(values: Mapping[str, str]) -> None:
-    """Restore sysctls' old values, the switches first. The settings of an interface that is gone are passed over."""
+    """Restore sysctls' old values, the switches first. Settings of interfaces that no longer exist are skipped."""
     for name in sorted(values, key=lambda name: name not in SWITCH.values()):
         with contextlib.suppress(FileNotFoundError):
             write(name, values[name])
 
 
 def belongs(name: str, family: str) -> bool:
-    """Return whether a sysctl was changed for *family*'s sake."""
+    """Return whether a sysctl belongs to *family*."""
     return name.startswith(f"net/{family}/")

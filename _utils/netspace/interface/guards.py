@@ -1,8 +1,8 @@
-"""The table that stands in an environment's own namespace, where its kind of interface wants one.
+"""The nftables table in an environment's namespace, for kinds of interface that need one.
 
-What is in it, the kind says (``guard``), or ``netspace.interface.inside`` for those that are
-filtered there. Here is how it gets there and how one sees that it still is: by one message to
-the kernel (its ruleset's generation), and only where that differs by a look at all of it.
+The kind defines its content (``guard``), or ``netspace.interface.inside`` does for kinds that are
+filtered there. This module loads the table and detects changes by others. One message asks the
+kernel for its ruleset's generation; only if that differs, the table is listed and compared.
 Never touches another table.
 """
 
@@ -29,17 +29,20 @@ def is_inside(record: Record) -> bool:
 
 
 def numbers(known: Collection[Record]) -> Numbers:
-    """Return the addresses, as sorted (version, number), of all interfaces that the host's table doesn't see."""
+    """Return the addresses of all interfaces that the host's table doesn't filter, as sorted (version, number)."""
     return sorted((address.version, int(address)) for address in map(ipaddress.ip_address, elsewhere(known)))
 
 
 def elsewhere(known: Collection[Record]) -> list[str]:
-    """Return the addresses of all interfaces that the host's table doesn't see."""
+    """Return the addresses of all interfaces that the host's table doesn't filter."""
     return [one for record in known if is_inside(record) for one in record.addresses.values()]
 
 
 def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: Numbers) -> tuple[Message, ...]:
-    """Return the messages that make the table; none where there is to be none. Pure."""
+    """Return the messages that create the desired table; none if no table is wanted. Pure.
+
+    :param everybody: the addresses of all interfaces that the host's table doesn't filter.
+    """
     kind, spec = kinds.of(record.interface), record.interface
     if ends.inside is None:
         return ()
@@ -67,7 +70,10 @@ def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: 
 
 
 def state(layout: Layout, loaded: Mapping[str, Any]) -> str:
-    """Return ``intact`` or ``changed`` for the calling thread's namespace; *loaded* is what :func:`put` returned."""
+    """Return ``intact`` or ``changed`` for the table in the calling thread's namespace.
+
+    :param loaded: the facts that :func:`put` returned.
+    """
     with nf.Ruleset() as ruleset:
         return _state(ruleset, layout, loaded)
 
@@ -87,10 +93,11 @@ def put(
     before: Sequence[Message] = (),
     loaded: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Put the table into the calling thread's namespace, in one transaction; return what to remember.
+    """Load the table in the calling thread's namespace, in one transaction; return the facts to record.
 
-    :param fresh: there can't be one yet.
-    :param before: what made the one of which *loaded* tells: where only elements of sets differ, only these change.
+    :param fresh: the namespace is new and has no table yet.
+    :param before: the messages that created the table which *loaded* describes. If only elements of sets differ,
+        only these are changed.
     """
     table = layout.nft_table
     with nf.Ruleset() as ruleset:
@@ -104,7 +111,7 @@ def put(
     return {
         "rendered": nf.digest(messages),
         "generation": generation,
-        # Where somebody else changed something meanwhile, the next look finds it changed.
+        # None if somebody else changed the ruleset meanwhile: the next observation then reports the table as changed.
         "listed": None if listed is None else list(listed),
     }
 
@@ -116,7 +123,7 @@ def _changed_in_place(
     before: Sequence[Message],
     loaded: Mapping[str, Any],
 ) -> int | None:
-    """Change only the table's elements; return the generation that this made, None where it can't be done."""
+    """Change only the table's elements; return the new generation, or None if that isn't possible."""
     changed = nf.elements_changed(before, messages)
     now = ruleset.generation()
     if not changed or now is None or _state(ruleset, layout, loaded) != "intact":
@@ -124,6 +131,6 @@ def _changed_in_place(
     try:
         return ruleset.load(changed, now)
     except netlink.NetlinkError as err:
-        if err.errno != errno.ERESTART:  # somebody else was faster
+        if err.errno != errno.ERESTART:  # ERESTART: somebody else has changed the ruleset meanwhile
             raise
         return None

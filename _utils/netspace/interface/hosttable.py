@@ -1,10 +1,10 @@
-"""Putting the host's nftables table into the kernel, and telling whether it is still as we put it.
+"""The host's nftables table in the kernel: loading it, and detecting changes by others.
 
-Whether anybody changed anything is asked of the kernel by one message, its ruleset's
-generation; only when that differs is our table listed and compared. Each transaction names
-the generation that it builds on, and is refused at any other: so the one it makes is known
-to be ours alone, and a change in place never lands on what somebody else changed. After a
-reboot generations count anew, hence the boot's id. Never touches another table.
+One message asks the kernel for its ruleset's generation. Only if that differs, the table is
+listed and compared. Each transaction names the generation that it builds on, and the kernel
+refuses it at any other. So no change of somebody else lies between that generation and the
+one that the transaction makes. Generations start again at a reboot, hence the boot's id.
+Never touches another table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from netspace.interface import table as tables
 from netspace.interface.table import Table
 
 _TRIES = 20
-# The kernel knows no such kind of rule, chain or object, or no nftables at all.
+# The kernel lacks this kind of rule, chain or object, or nftables as a whole.
 _LACKING = (*netlink.UNSUPPORTED, errno.ENOENT)
 
 
@@ -34,7 +34,7 @@ def state(name: str, loaded: Mapping[str, Any]) -> str:
         with nf.Ruleset() as ruleset:
             return _state(ruleset, name, loaded, ruleset.generation())
     except OSError:
-        return "changed"  # it can't be told; applying says what is missing
+        return "changed"  # unknown; loading then reports the missing feature
 
 
 def _state(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> str:
@@ -47,11 +47,11 @@ def _state(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation
 
 
 def put(name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Make *table* the one of this name, in one transaction; return what to remember.
+    """Load *table* under this name, in one transaction; return the facts to record in ``Volatile``.
 
-    :param before: what *loaded* tells of; if the kernel still holds just that, only what differs is changed.
-    :raises MissingError: where the kernel lacks something.
-    :raises NetspaceError: it was refused; all is as before.
+    :param before: the table that *loaded* describes; if the kernel still holds it, only the difference is changed.
+    :raises MissingError: the kernel lacks a feature.
+    :raises NetspaceError: the kernel refused the table; nothing has changed.
     """
     try:
         with nf.Ruleset() as ruleset:
@@ -84,7 +84,7 @@ def _put(
         structure = loaded.get("structure")
     else:
         listed = ruleset.confirmed(name, made, nf.INET)
-        # Where somebody else changed something meanwhile, the next look finds it changed.
+        # None if somebody else changed the ruleset meanwhile: the next observation then reports the table as changed.
         structure = None if listed is None else listed[0]
     return {
         "rendered": table.digest,
@@ -100,7 +100,10 @@ def _untouched(loaded: Mapping[str, Any], generation: int | None) -> bool:
 
 
 def _holds(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> bool:
-    """Return whether the kernel at *generation* holds what was loaded. (One that moves on refuses what follows.)"""
+    """Return whether the kernel at *generation* holds the loaded table.
+
+    If the generation changes afterwards, the kernel refuses the transaction that names this one.
+    """
     return bool(loaded) and generation is not None and _state(ruleset, name, loaded, generation) == "intact"
 
 

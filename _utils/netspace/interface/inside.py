@@ -1,20 +1,20 @@
-"""The packet filter of one interface whose packets the host's own never sees. Pure.
+"""The packet filter of one interface whose packets don't pass the host's network stack. Pure.
 
-A table in the environment's namespace, which belongs to the host's user namespace: no
-capability that an environment could ever have changes it. It is there before the
+A table in the environment's namespace. The namespace belongs to the host's user namespace, so
+no capability of an environment suffices to change the table. It is loaded before the
 interface is up. Rules, in the order in which a packet meets them:
 
-1. What leaves must bear the environment's own MAC and address; so must what ARP and
-   neighbour discovery say of it. Other protocols, tagged frames, router advertisements
-   and redirects don't leave at all.
-2. To and from another environment of this host nothing passes, whatever ``allow`` says.
-3. What arrives must be for the environment's own address.
-4. A connection passes if an ``allow`` rule covers it; that is judged anew for each of its
-   packets, in both directions. At most ``connections`` are open at once.
-5. ICMP errors about a connection that passed may follow it. All else is dropped.
+1. A packet that leaves must have the environment's own MAC and address as its source, and so
+   must its ARP and neighbour discovery data. Other protocols, tagged frames, router advertisements
+   and redirects are dropped.
+2. No packet passes to or from another environment of this host, whatever ``allow`` says.
+3. A packet that arrives must be for the environment's own address.
+4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both
+   directions. At most ``connections`` are open at once.
+5. ICMP errors about an allowed connection pass. All other packets are dropped.
 
-It means the same as the host's table (``netspace.interface.firewall``) does for the kinds
-that pass the host's own network stack; a test holds both against one model.
+The rules mean the same as the host's table (``netspace.interface.firewall``) does for the kinds
+that pass the host's network stack; a test checks both against one model.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _REPORTS_TO = ipaddress.IPv6Address("ff02::16").packed  # RFC 3810 section 5.2.1
 
 
 class Guarded(msgspec.Struct, frozen=True):
-    """One interface as its table sees it.
+    """The facts about one interface that its table depends on.
 
     :param link: its name.
-    :param mac: the only MAC it may send from; empty where the kind has none of its own.
-    :param arp: whether it looks for neighbours.
-    :param addresses: by family, the only address it may send from.
-    :param local: its link-local address of IPv6, if it has one: only neighbours hear of that.
-    :param others: by family, addresses of other environments that ``allow`` covers.
+    :param mac: the only MAC it may send from; empty for a kind without its own MAC.
+    :param arp: whether it resolves neighbours.
+    :param addresses: the only address it may send from, by family.
+    :param local: its IPv6 link-local address, if it has one; used only for messages to neighbours.
+    :param others: addresses of other environments that ``allow`` covers, by family.
     """
 
     link: str
@@ -59,7 +59,7 @@ class Guarded(msgspec.Struct, frozen=True):
 
 
 def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dict[str, list[str]]:
-    """Return, by family, those of *addresses* (version and number, sorted) that some rule covers."""
+    """Return the addresses among *addresses* (version and number, sorted) that some rule covers, by family."""
     from bisect import bisect_left, bisect_right
 
     found: dict[str, set[str]] = {}
@@ -73,9 +73,9 @@ def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dic
 
 
 def render(table: str, guarded: Guarded) -> list[Message]:
-    """Return the messages that make and fill the tables *table* (families ``inet`` and ``netdev``)."""
+    """Return the messages that create and fill the tables named *table* (families ``inet`` and ``netdev``)."""
     text = [*nf.add_table(nf.INET, table), *nf.add_table(nf.NETDEV, table)]
-    # Also where there are no others yet: who comes later is an element more, and nothing else changes.
+    # Add the set even if it is empty: a later environment then only adds an element.
     for family in guarded.addresses:
         packed = [ipaddress.ip_address(other).packed for other in guarded.others.get(family, ())]
         text += nf.add_set(nf.INET, table, f"others_{family}", family, packed)
@@ -111,7 +111,7 @@ def _judged(guarded: Guarded, *, outwards: bool) -> list[list[bytes]]:
     """Return the rules on packets that the environment sends (*outwards*) or receives."""
     six = FAMILIES["ipv6"]
     rules = [[*nf.is_(nf.OIF if outwards else nf.IIF, _LOOPBACK), _accept()]]
-    # Neighbours: never from beyond the link (RFC 4861 section 7.1).
+    # Hop limit 255: neighbour discovery never comes from beyond the link (RFC 4861 section 7.1).
     whole = [nf.payload(nf.NETWORK, 7, 1), nf.equal(b"\xff")]
     rules += [[*one, *whole, _accept()] for one in matching.icmp(six, _SOLICITATION, _ADVERTISEMENT)]
     if outwards:
@@ -150,7 +150,7 @@ def _at(offset: int, value: bytes, *, negate: bool = False) -> list[bytes]:
 
 
 def _pinned(guarded: Guarded) -> list[list[bytes]]:
-    """Return the rules that pin frames to the environment's own MAC and addresses, whatever ``allow`` says."""
+    """Return the rules that let only frames with the environment's own MAC and addresses leave."""
     rules = []
     mac = bytes.fromhex(guarded.mac.replace(":", ""))
     if mac:
@@ -162,7 +162,7 @@ def _pinned(guarded: Guarded) -> list[list[bytes]]:
             rules += _neighbourly(mac, [own, *([ipaddress.ip_address(guarded.local).packed] if guarded.local else [])])
         rules.append([*nf.of_protocol(family.ether), *_at(family.address["saddr"], own), _accept()])
         if name == "ipv4" and guarded.arp:
-            # From its MAC and its address, as ARP itself says it: RFC 826.
+            # The sender's MAC and address in the ARP packet (RFC 826).
             about = _at(8, mac + own) if mac else _at(14, own)
             rules.append([*nf.of_protocol(nf.ARP), *about, _accept()])
     return rules
@@ -177,11 +177,11 @@ def _neighbourly(mac: bytes, own: Sequence[bytes]) -> list[list[bytes]]:
         if type_ == _ADVERTISEMENT:  # about itself only
             others = [part for address in own for part in _at(48, address, negate=True)]
             rules.append([*about, *others, _drop()])
-        # Neither has more than the one option, which tells a MAC.
+        # Both messages have exactly one option, with a MAC.
         rules.append([*about, nf.payload(nf.NETWORK, 4, 2), nf.between(*_LONGER), _drop()])
         if mac:
             rules.append([*about, *_at(64, option + mac, negate=True), _drop()])
-    # From nobody yet, that it listens to a multicast group; and all of this from its link-local address.
+    # Allow group reports from the unspecified address, and all these messages from the link-local address.
     rules.append([*six, *_at(8, bytes(16)), *_at(24, _REPORTS_TO), *_at(6, b"\0"), _accept()])
     for address in own[1:]:
         rules.append([*six, *_at(8, address), *_at(24, _REPORTS_TO), *_at(6, b"\0"), _accept()])

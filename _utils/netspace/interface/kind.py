@@ -1,9 +1,9 @@
-"""Interfaces as one of the four kinds: what the declaration and the host come to.
+"""The reconciler of interfaces: it compares desired with observed interfaces, and plans the steps.
 
-``plan`` is pure; looking is in ``observe``, doing in ``apply``. Every environment gets
-a network namespace; what else, its interface's kind says (``kinds``). The packet filter
-and the host's forwarding concern all of them: they are steps of their own, named
-``host:firewall`` and ``host:forwarding`` (no environment can bear such a name).
+``plan`` is pure; ``observe`` reads the host, ``apply`` changes it. Every environment gets
+a network namespace; the interface's kind (``kinds``) adds the rest. The packet filter
+and the host's forwarding concern all interfaces. They are separate steps, named
+``host:firewall`` and ``host:forwarding`` (no environment can have such a name).
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Interfaces:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
-    # -- seeing -------------------------------------------------------------------
+    # -- observing ----------------------------------------------------------------
     def names(self) -> set[str]:
-        """Environments that have a namespace, or are remembered to have one."""
+        """Return the environments that have a record of an interface."""
         return files.record_names(self.layout.records(records.KIND))
 
     def recorded(self) -> dict[str, Interface]:
@@ -65,11 +65,11 @@ class Interfaces:
         about: Collection[str] | None = None,
         doomed: Collection[str] = (),
     ) -> Observed:
-        """Return the observed state of all interfaces, and of what *desired* ones need.
+        """Return the observed state of all interfaces, and of the links, modules and ports that *desired* ones need.
 
-        :param about: the environments that something is to be done to, if no others: the rest are only looked at as
-            far as their packet filters may have to learn of that. See :meth:`concerns_all`.
-        :param doomed: those that are to be removed: their namespaces are entered only where that needs it.
+        :param about: the environments that may change; None: all. Of the others, only those with a table in their
+            namespace are observed, since that table lists the other environments. See :meth:`concerns_all`.
+        :param doomed: environments to remove. Their namespaces are entered only if the removal needs it.
         :raises StateError: a record can't be read.
         """
         only = None if about is None else {*about, *records.Volatile.read(self.layout).guards}
@@ -77,14 +77,15 @@ class Interfaces:
 
     @staticmethod
     def concerns_all(plan: Plan) -> bool:
-        """Return whether *plan* needs a look at all interfaces: the host's switch overrides each end's own."""
+        """Return whether *plan* needs all interfaces observed: the host's switch overwrites each end's own setting."""
         return any(step.name == FORWARDING for step in plan.steps)
 
     def list(self) -> dict[str, dict[str, Any]]:
-        """Return every environment's interface by its record, and whether it is so (``state`` ``present``).
+        """Return every recorded interface, by environment, with its ``state``.
 
-        ``missing``: its namespace is not there. ``differs``: this is not as recorded, of the interface itself or, where
-        it relies on them, of the host's packet filter and forwarding.
+        ``present``: the interface is as recorded. ``missing``: its namespace doesn't exist. ``differs``: the interface,
+        or the host's packet filter or forwarding that it relies on, is not as recorded; the key ``differs`` lists the
+        differences.
         """
         observed = observe(self.layout)
         drift = {step.name: sorted(step.changes) for step in self._plan(observed.records, set(), observed).steps}
@@ -98,7 +99,7 @@ class Interfaces:
         return listed
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """Return one interface as declared and as it is, with what differs (``drift``).
+        """Return one interface as declared and as observed, with the differences (``drift``).
 
         :raises NetspaceError: there is no such interface.
         """
@@ -131,12 +132,13 @@ class Interfaces:
 
     # -- planning: pure ---------------------------------------------------------------
     def plan(self, desired: DesiredInterfaces, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Return the plan. An interface that this host can't have is refused; the others are planned all the same."""
+        """Return the plan. Interfaces that this host can't have are refused; the others are planned."""
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
         kept = {name: record for name, record in observed.records.items() if name not in gone}
         refused = _refused(wanted, observed)
-        while True:  # who is refused goes on with what he has, which is nobody else's: so all is looked at without him
+        # A refused interface keeps its recorded values, and no other may take them. So plan again without it.
+        while True:
             wanted = {name: spec for name, spec in wanted.items() if name not in refused}
             new, unaddressed, notes = self._allocated(desired.network, wanted, kept, observed)
             clashing = _clashing(new, {name: record for name, record in kept.items() if name not in new})
@@ -155,7 +157,7 @@ class Interfaces:
         notes: list[str] = []
         for family in FAMILIES:
             having = {name: getattr(spec, family) for name, spec in wanted.items() if hasattr(spec, family)}
-            # On somebody's network nothing is given but what is declared.
+            # On an external network, netspace allocates no addresses: only declared ones are used.
             asking = {name: having[name] for name in having if kinds.of(wanted[name]).FILTER == "host"}
             foreign = {name: having[name] for name in having if name not in asking and having[name] is not None}
             if not asking and not foreign:
@@ -172,7 +174,8 @@ class Interfaces:
             recorded = {
                 name: record.addresses[family]
                 for name, record in kept.items()
-                if family in record.addresses and (name in asking or name not in wanted)  # others give theirs up
+                # An interface that changes to an external network gives up its allocated address.
+                if family in record.addresses and (name in asking or name not in wanted)
             }
             allocation = addresses.allocate(range_, asking, recorded)
             refused |= allocation.refused
@@ -191,14 +194,14 @@ class Interfaces:
     ) -> Record:
         same = old is not None and kinds.name(old.interface) == kinds.name(spec)
         key, owner = (old.public_key, old.owner) if old is not None and same else ("", 0)
-        if kinds.of(spec).FILTER == "host":  # has an end there, without asking
+        if kinds.of(spec).FILTER == "host":  # always has an end on the host
             return Record(spec, given, gateways, ends.host_name(self.layout.instance, name), key, owner)
         record = Record(spec, given, gateways, "", key, owner)
         outside = expected(self.layout, name, record).outside
         return record if outside is None else msgspec.structs.replace(record, host_end=outside.name)
 
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
-        """Return the steps that make *new* true and remove *gone*; other records stay as they are."""
+        """Return the plan that applies *new* and removes *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
         after = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
         everybody, before = guards.numbers(after.values()), guards.numbers(observed.records.values())
@@ -219,7 +222,10 @@ class Interfaces:
     def _neighbours(
         self, others: Mapping[str, Record], observed: Observed, everybody: guards.Numbers, before: guards.Numbers
     ) -> Sequence[Step]:
-        """Have those that nothing else is done to know whom they must not reach, since that has changed."""
+        """Return steps that update the tables of otherwise unchanged interfaces.
+
+        Such a table lists the addresses of other environments, and these have changed.
+        """
         steps = []
         for name, record in sorted(others.items()):
             live = observed.live.get(name, Live())
@@ -235,7 +241,7 @@ class Interfaces:
         return steps
 
     def _guard_before(self, name: str, observed: Observed, everybody: guards.Numbers) -> tuple[Message, ...]:
-        """Return the messages that made the table in its namespace; empty where they aren't known."""
+        """Return the messages that created the table in an environment's namespace; empty if they are unknown."""
         record, loaded = observed.records.get(name), observed.volatile.guards.get(name, {})
         if record is None or observed.guards.get(name) != "intact":
             return ()
@@ -252,9 +258,10 @@ class Interfaces:
     def _step(
         self, name: str, record: Record, observed: Observed, everybody: guards.Numbers, known: guards.Numbers
     ) -> Step | None:
-        """Return the step that makes the interface of *name* as *record* says; None where it already is.
+        """Return the step that makes the interface of *name* match *record*; None if it already does.
 
-        :param everybody: whom tables inside must know of; *known*: whom by the records they know.
+        :param everybody: the addresses that tables in namespaces must list after the plan.
+        :param known: the addresses that they list now, by the records.
         """
         old = observed.records.get(name)
         inode = observed.namespaces.get(self.layout.netns_name(name))
@@ -284,7 +291,7 @@ class Interfaces:
             elif make and _shape(before) == _shape(wanted):
                 action, reason = "rebuild", "its link is gone, or half of it"
         if not changes:
-            # What follows from the declaration alone (say, an address's gateway) differs.
+            # The difference is in values that only follow from the declaration (say, an address's gateway).
             changes = files.differences(live.ends.facts(), wanted.facts())
         guard = guards.wanted(self.layout, record, wanted, at, everybody)
         filtered = _filter(guard, observed, name)
@@ -308,7 +315,7 @@ class Interfaces:
         return Step("interface", name, action, changes, reason, work)
 
     def _table(self, known: Mapping[str, Record]) -> Table:
-        """Return the host's nftables table for these."""
+        """Return the host's nftables table for these records."""
         return firewall.build([
             firewall.Guarded(
                 name,
@@ -332,7 +339,8 @@ class Interfaces:
         if not todo.digest and not loaded:
             return None
         if todo.digest and observed.firewall == "intact":
-            # What the records say may be more than was loaded, when a run was cut short between the two.
+            # If a run was killed after it wrote records and before it loaded the table, the records describe another
+            # table than the loaded one.
             before = self._table(observed.records)
             todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
         known = [] if todo.before is None else records.led(observed.records.values())
@@ -366,15 +374,16 @@ class Interfaces:
         ours = frozenset(end.name for one in standing.values() if (end := one.ends.outside) is not None)
         return Step("interface", FORWARDING, "change", changes, reason, Forwarding(frozenset(needed), ours, settings))
 
-    # -- doing ----------------------------------------------------------------------------
+    # -- applying -------------------------------------------------------------------------
     def apply(self, steps: Sequence[Step]) -> Outcomes:
-        """Do what *steps* say, batched; what fails is in its outcome, the others go on."""
+        """Apply *steps*, batched. A failure is in its step's outcome, and the other steps go on."""
         return Applying(self.layout).run(steps) if steps else []
 
     def own(self, owners: Mapping[str, int]) -> dict[str, str]:
-        """Give the devices in environments' namespaces to their users, by the host's ids of these.
+        """Set the owners of the devices in environments' namespaces. Kinds without a device are skipped.
 
-        :return: what went wrong, by environment. Those whose kind has no such device are left as they are.
+        :param owners: the host's uid of the owner, by environment.
+        :return: the errors, by environment.
         """
         known = records.read(self.layout)
         new = {
@@ -388,20 +397,20 @@ class Interfaces:
         return {outcome.step.name: outcome.error for outcome in self.apply(plan.steps) if outcome.error}
 
     def restore(self) -> Result:
-        """Make everything as the records say, without the declaration: after a reboot."""
+        """Restore all interfaces from their records, without the declaration, after a reboot."""
         observed = self.observe()
         plan = self._again(observed.records, observed)
         return Result(plan, self.apply(plan.steps))
 
     def _again(self, known: Mapping[str, Record], observed: Observed) -> Plan:
-        """Return the plan for interfaces that are recorded; those that this host can't have any more are refused."""
+        """Return the plan for recorded interfaces; those that this host can't have any more are refused."""
         refused = _refused({name: record.interface for name, record in known.items()}, observed)
         possible = {name: record for name, record in known.items() if name not in refused}
         return _refusing(refused, self._plan(possible, (), observed))
 
 
 def _refusing(refused: Mapping[str, str], plan: Plan, notes: Sequence[str] = ()) -> Plan:
-    """Add what was refused before it was planned, and *notes*."""
+    """Return *plan* with refusals that were made before planning, and with *notes*."""
     refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
     return Plan(plan.steps, refusals, [*notes, *plan.notes])
 
@@ -412,7 +421,7 @@ def _refused(wanted: Mapping[str, Interface], observed: Observed) -> dict[str, s
 
 
 def _impossible(spec: Interface, observed: Observed) -> str:
-    """Return why this host can't have the interface, for the operator; empty where it can."""
+    """Return why this host can't have the interface, for the operator; empty if it can."""
     kind, name = kinds.of(spec), kinds.name(spec)
     if name in observed.missing:
         return f"an interface of kind {name} can't be had: {observed.missing[name]}"
@@ -427,7 +436,7 @@ def _impossible(spec: Interface, observed: Observed) -> str:
 
 
 def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[str, str]:
-    """Return, for each name of *new* that clashes with *others* or with the rest of *new*, why it does."""
+    """Return the reason for each name of *new* that conflicts with *others* or with the rest of *new*."""
     found: dict[str, str] = {}
     declared = {**others, **new}
     for name, _, message in check.together({name: record.interface for name, record in declared.items()}):
@@ -437,7 +446,7 @@ def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[s
 
 
 def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
-    """Return, in words, the differences that the kernel can't change in place; empty where there are none."""
+    """Return the differences that the kernel can't change in place, in words; empty if there are none."""
     fixed = getattr(kinds.of(spec), "FIXED", ())
     pairs = ((now.inside, wanted.inside), (now.outside, wanted.outside))
     both = [(is_, due) for is_, due in pairs if is_ is not None and due is not None]
@@ -448,7 +457,7 @@ def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
 
 
 def _filter(guard: Sequence[Message], observed: Observed, name: str) -> dict[str, str]:
-    """Return how the table in its namespace differs from the desired one (``old``, ``new``); empty where it doesn't."""
+    """Return how the table in an environment's namespace differs from *guard* (``old``, ``new``); empty if equal."""
     loaded = observed.volatile.guards.get(name, {})
     old = str(loaded.get("rendered", ""))[:12] or "absent"
     new = nftables.digest(guard)[:12] if guard else "absent"

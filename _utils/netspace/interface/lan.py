@@ -1,11 +1,11 @@
-"""Addresses, gateways and routes of the kinds that join somebody's network. Pure.
+"""Addresses, gateways and routes of the kinds on an external network. Pure.
 
-Such a network isn't ours: no address of it is given away unless the operator names it, with
-its network's prefix, and nothing is learnt from it (no router advertisement, no DHCP). All
-routes are ours and explicit, the one to the network itself too, so that drift is seen.
+netspace doesn't manage such a network. The operator names each address, with the network's prefix,
+and netspace learns nothing from the network (no router advertisement, no DHCP). All routes are
+explicit, even the one to the network itself, so that drift is detected.
 
-IPv6 gets a link-local address, by the MAC, since neighbours and routers answer to that
-(RFC 4861); it isn't made up by the kernel, and is checked like any other.
+With IPv6 an interface has a link-local address, derived from the MAC, since neighbours and routers
+answer to it (RFC 4861). netspace sets that address, not the kernel, and checks it like any other.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _MAX_ROUTES = 256
 
 
 class Lan(Filtered, frozen=True):
-    """Base of all kinds on a network that isn't netspace's, with the keys that they share.
+    """Base of all kinds on an external network, with the keys that they share.
 
-    :param ipv4: its address there and that network's prefix, such as ``198.51.100.7/24``.
+    :param ipv4: the interface's address and the network's prefix, such as ``198.51.100.7/24``.
     :param ipv6: likewise; one of the two must be given.
-    :param gateway4: the router to everywhere else; absent: nothing else is reached.
+    :param gateway4: the default router; absent: only this network and ``routes`` are reached.
     :param gateway6: likewise.
     :param routes: more networks: ``{to, via}``.
-    :param mtu: bytes; not more than the parent's, and just the bridge's. 1430 for vxlan, so that it fits an
+    :param mtu: bytes; at most the parent's, and equal to the bridge's. 1430 for vxlan, so that it fits an
         outer mtu of 1500.
     """
 
@@ -45,7 +45,7 @@ class Lan(Filtered, frozen=True):
     mtu: int = 1500
 
     def network(self) -> str:
-        """Return a description of the network that it is on."""
+        """Return a description of the external network."""
         raise NotImplementedError
 
     def problems(self) -> Iterable[tuple[str, str]]:
@@ -59,14 +59,14 @@ class Lan(Filtered, frozen=True):
 
 
 def name_problem(name: str) -> str:
-    """Return why *name* can't be a link's name (kernel: dev_valid_name); empty where it can."""
+    """Return why *name* can't be a link's name (kernel: dev_valid_name); empty if it can."""
     if _NAME.fullmatch(name) and name not in (".", "..") and len(name.encode()) <= 15:
         return ""
     return f"{name!r} can't be a link's name: 1 to 15 bytes, no space, '/' or ':'"
 
 
 def address_problems(spec: Any) -> Iterable[tuple[str, str]]:
-    """Yield the problems of the addresses, gateways and routes of a kind that has these keys: (key, message)."""
+    """Yield the problems of a declared interface's addresses, gateways and routes: (key, message)."""
     if spec.ipv4 is None and spec.ipv6 is None:
         yield "ipv4", "give ipv4 or ipv6 (address/prefix): none is taken from a network that isn't netspace's"
     networks: dict[int, ipaddress.IPv4Network | ipaddress.IPv6Network] = {}
@@ -136,10 +136,10 @@ def inside(
     neighbours: bool = True,
     more: Iterable[str] = (),
 ) -> End:
-    """Return the inner end of a kind with these addresses.
+    """Return the inner end of an interface on an external network.
 
-    :param mac: empty: not ours to say.
-    :param neighbours: whether it looks for neighbours (and so needs a link-local address).
+    :param mac: None: the place's MAC; empty: netspace doesn't set it.
+    :param neighbours: whether it resolves neighbours, and so needs a link-local address.
     :param more: networks that are reached without a router.
     """
     addresses: list[str] = []
@@ -178,11 +178,11 @@ def inside(
 def lacks_parent(
     name: str, mtu: int, links: Mapping[str, Link], *, room: int = 0, up: bool = False, alone: bool = True
 ) -> str:
-    """Return why nothing can be made on the host's link *name*; empty where something can.
+    """Return why the host's link *name* can't be a parent; empty if it can.
 
-    :param room: bytes that are put around each packet.
-    :param up: it must be up.
-    :param alone: it must not be a port of a bridge.
+    :param room: bytes that encapsulation adds to each packet.
+    :param up: the parent must be up.
+    :param alone: the parent must not be a port of a bridge.
     """
     parent = links.get(name)
     if parent is None:

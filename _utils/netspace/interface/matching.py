@@ -1,7 +1,4 @@
-"""Matches that both packet filters share: offsets in a packet, and the part of it that an ``allow`` rule covers.
-
-Pure.
-"""
+"""Matches that both packet filters share: offsets in a packet, and the expressions of an ``allow`` rule. Pure."""
 
 from __future__ import annotations
 
@@ -18,12 +15,13 @@ from netspace.spec.types import Allow
 
 
 class Family(msgspec.Struct, frozen=True):
-    """Packets of one family.
+    """Constants of one address family.
 
     :param proto: the kernel's number of the family.
-    :param ether: that of the frames that bear them.
-    :param address: where source and destination stand, of *length* bytes.
-    :param icmp: the protocol of its ICMP, *errors* the types that tell of one.
+    :param ether: the EtherType of its frames.
+    :param address: the offsets of source and destination address, of *length* bytes each.
+    :param icmp: the protocol number of its ICMP.
+    :param errors: the types of ICMP errors.
     """
 
     proto: bytes
@@ -37,7 +35,7 @@ class Family(msgspec.Struct, frozen=True):
 FAMILIES = {
     # destination-unreachable, time-exceeded, parameter-problem
     "ipv4": Family(bytes([socket.AF_INET]), nf.IPV4, {"saddr": 12, "daddr": 16}, 4, 1, (3, 11, 12)),
-    # and packet-too-big
+    # destination-unreachable, packet-too-big, time-exceeded, parameter-problem
     "ipv6": Family(bytes([socket.AF_INET6]), nf.IPV6, {"saddr": 8, "daddr": 24}, 16, 58, (1, 2, 3, 4)),
 }
 _PORT = {"sport": 0, "dport": 2}
@@ -45,18 +43,22 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
 def family(rule: Allow) -> str:
-    """``ipv4`` or ``ipv6``."""
+    """Return ``ipv4`` or ``ipv6``."""
     return "ipv6" if ":" in rule.cidr else "ipv4"
 
 
 def icmp(of: Family, *types: int) -> list[list[Expression]]:
-    """Return, for each of *types*, the expressions that match its packets."""
+    """Return, for each ICMP type of *types*, the expressions that match its packets."""
     head = [*nf.is_(nf.NFPROTO, of.proto), *nf.is_(nf.L4PROTO, bytes([of.icmp]))]
     return [[*head, nf.payload(nf.TRANSPORT, 0, 1), nf.equal(bytes([type_]))] for type_ in types]
 
 
 def address(name: str, which: str, length: int = 0) -> list[Expression]:
-    """Match packets of the family *name*, and load the first *length* bytes of one of their addresses; 0: all of it."""
+    """Match packets of the family *name*, and load one of their addresses.
+
+    :param which: ``saddr`` or ``daddr``.
+    :param length: number of leading bytes to load; 0: all.
+    """
     of = FAMILIES[name]
     return [*nf.is_(nf.NFPROTO, of.proto), nf.payload(nf.NETWORK, of.address[which], length or of.length)]
 
@@ -64,8 +66,8 @@ def address(name: str, which: str, length: int = 0) -> list[Expression]:
 def covers(rule: Allow, peer: str, port: str) -> list[Expression]:
     """Return the expressions that match packets which *rule* covers.
 
-    :param peer: where the other end's address stands in it: ``saddr`` or ``daddr``.
-    :param port: where the server's port stands, ``sport`` or ``dport``.
+    :param peer: the field with the peer's address: ``saddr`` or ``daddr``.
+    :param port: the field with the server's port: ``sport`` or ``dport``.
     """
     of = FAMILIES[family(rule)]
     network = rule.cidr.network

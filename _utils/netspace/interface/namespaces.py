@@ -1,9 +1,9 @@
-"""Network namespaces that the host owns: made, entered, found and removed. No process is run.
+"""Network namespaces that the host owns: create, enter, find and remove them. Starts no process.
 
-A namespace is kept by a bind mount under ``/run/netns``, exactly as iproute2 does it
-(ip-netns(8)), so that ``ip netns exec`` works; the namespaces of others there, and how
-their mounts propagate, are left as they are. Threads do what must be done inside: one is
-started for a batch, moves from namespace to namespace and ends.
+A bind mount under ``/run/netns`` keeps a namespace, exactly as iproute2 does it
+(ip-netns(8)), so that ``ip netns exec`` works. Other namespaces there, and the propagation of
+their mounts, stay unchanged. A thread does the work inside: it is started for a batch, enters
+one namespace after the other, and ends.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
 _MNT_DETACH = 2
 
-# What every namespace's sysctls are: a program without capabilities may bind any port of
-# its own world, and no address comes from anywhere but the declaration.
+# The sysctls of every namespace. A program without capabilities may bind any port in its
+# namespace, and addresses come from the declaration alone.
 SETTINGS: Mapping[str, str] = {
     "net/ipv4/ip_unprivileged_port_start": "0",
     "net/ipv6/conf/default/accept_ra": "0",
@@ -53,9 +53,9 @@ def _mountinfo() -> str:
 
 
 def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
-    """Return the namespaces that are kept under *directory*: per file name the namespace's inode.
+    """Return the inode of each namespace that is kept under *directory*, by file name.
 
-    One read of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), whatever their number.
+    It takes one read of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), however many there are.
     """
     if mountinfo is None:
         mountinfo = _mountinfo()
@@ -76,18 +76,21 @@ def enter(path: Path) -> None:
 
 
 def unshare() -> None:
-    """Move the calling thread (:mod:`netspace.threads`) into a new namespace, which ends with it unless it is kept."""
+    """Move the calling thread (:mod:`netspace.threads`) into a new namespace.
+
+    The namespace ends with the thread unless a mount keeps it.
+    """
     _check(_libc().unshare(_CLONE_NEWNET), "unshare")
 
 
 def lacking(directory: Path) -> dict[str, bool]:
-    """Return the parts that :func:`prepare` would have to make: ``folder``, ``mount``; empty where nothing lacks."""
+    """Return the parts that :func:`prepare` would create: ``folder``, ``mount``; empty if both exist."""
     mounted = any(line.split(" ", 5)[4] == str(directory) for line in _mountinfo().splitlines())
     return {what: True for what, there in (("folder", directory.is_dir()), ("mount", mounted)) if not there}
 
 
 def prepare(directory: Path) -> None:
-    """Make *directory* as iproute2 does: 0755, a shared mount of itself. One that is, stays."""
+    """Create *directory* as iproute2 does: mode 0755, a shared bind mount of itself. Existing parts stay unchanged."""
     lacks = lacking(directory)
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     if "mount" in lacks:
@@ -97,12 +100,15 @@ def prepare(directory: Path) -> None:
 
 
 def release(directory: Path, made: Mapping[str, bool]) -> bool:
-    """Undo what :func:`prepare` made, where no namespace (of whomever) is left; return whether it is undone."""
+    """Undo :func:`prepare` if the folder holds no namespace, not even a foreign one; return whether it is undone.
+
+    :param made: the parts that :func:`prepare` created.
+    """
     if directory.is_dir():
         if any(directory.iterdir()):
             return False
         unmounted = not made.get("mount") or _libc().umount2(str(directory).encode(), 0) == 0
-        if not unmounted and ctypes.get_errno() != errno.EINVAL:  # not mounted (any more) is as good
+        if not unmounted and ctypes.get_errno() != errno.EINVAL:  # EINVAL: it isn't mounted (any more)
             return False
         if made.get("folder"):
             directory.rmdir()
@@ -110,9 +116,9 @@ def release(directory: Path, made: Mapping[str, bool]) -> bool:
 
 
 def create(path: Path) -> int:
-    """Make a new namespace, keep it at *path*, move the calling thread into it; return its inode.
+    """Create a namespace, keep it at *path*, move the calling thread into it; return its inode.
 
-    :raises OSError: also where something else is mounted at *path*, or a link lies there.
+    :raises OSError: a system call failed, or *path* is a symbolic link.
     """
     if path.is_symlink():  # mount(2) would follow it
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -124,7 +130,7 @@ def create(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Give up the namespace at *path*. It ends with the last program in it."""
+    """Remove the mount and file at *path*. The namespace ends with the last program in it."""
     while _libc().umount2(str(path).encode(), _MNT_DETACH) == 0:
         pass
     if ctypes.get_errno() not in (errno.EINVAL, errno.ENOENT):
@@ -134,7 +140,7 @@ def remove(path: Path) -> None:
 
 
 def write_settings(settings: Iterable[tuple[str, str]]) -> None:
-    """Write sysctls of the calling thread's namespace; those of IPv6 only where the kernel has it."""
+    """Write sysctls of the calling thread's namespace; those of IPv6 only if the kernel has IPv6."""
     by_folder: dict[str, list[tuple[str, str]]] = {}
     for name, value in settings:
         folder, _, file = name.rpartition("/")
@@ -148,9 +154,9 @@ def write_settings(settings: Iterable[tuple[str, str]]) -> None:
 
 @contextlib.contextmanager
 def settings_folder(name: str) -> Iterator[int | None]:
-    """Open a folder of sysctls of the calling thread's namespace; None where IPv6's isn't there.
+    """Open a folder of sysctls of the calling thread's namespace; None for IPv6's on a kernel without IPv6.
 
-    Each namespace has its own under the same name, so finding one takes the longer the more there are.
+    Each namespace has its own folder under the same name, so a lookup takes longer the more namespaces there are.
     """
     try:
         fd = os.open(f"/proc/sys/{name}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -166,7 +172,7 @@ def settings_folder(name: str) -> Iterator[int | None]:
 
 
 def write_setting(folder: int, name: str, value: str) -> None:
-    """Write the sysctl *name* below the *folder* that was opened."""
+    """Write the sysctl *name* below *folder*, a descriptor of :func:`settings_folder`."""
     fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
     try:
         os.write(fd, value.encode())

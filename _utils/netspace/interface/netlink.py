@@ -1,11 +1,11 @@
-"""Speaking netlink: many messages in one system call, answers as plain values.
+"""Netlink sockets: many messages in one system call, answers as plain values.
 
-Knows links, addresses and routes as far as interfaces need them, and nothing of
-netspace. Messages are packed here, by hand, because that is what makes a thousand
-interfaces fast: with pyroute2's message classes the packing takes longer than the
-kernel's own work, and importing them alone takes 0.2 s.
+Covers links, addresses and routes as far as interfaces need them, and knows nothing of
+netspace. Messages are packed by hand, to make a thousand interfaces fast: with pyroute2's
+message classes the packing takes longer than the kernel's own work, and importing them
+alone takes 0.2 s.
 
-What the kernel answers is read within its bounds: what doesn't fit is an error, never a guess.
+The kernel's answers are parsed strictly: malformed data is an error, never a guess.
 
 Sources: RFC 3549, netlink(7), rtnetlink(7), and the kernel's ``linux/rtnetlink.h``,
 ``linux/if_link.h``, ``linux/veth.h``, ``linux/genetlink.h``, ``linux/netfilter/nf_tables.h``.
@@ -37,7 +37,7 @@ _ACK_CAPPED, _ACK_TLVS = 0x100, 0x200
 _DUMP, _REPLACE, _EXCLUSIVE, _CREATE = 0x300, 0x100, 0x200, 0x400
 _ERROR, _DONE = 2, 3
 
-# What a kernel answers that lacks the kind of link or rule that one asks for.
+# The answers of a kernel that lacks the requested kind of link or rule.
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
@@ -68,8 +68,8 @@ _TC_ROOT, _TC_HANDLE = 0xFFFFFFFF, 1 << 16
 
 IFF_UP, IFF_NOARP = 0x1, 0x80
 
-# Routes of ours bear this protocol number (free for users, see rt_protos of iproute2),
-# so that a host with a million others tells ours apart in the kernel.
+# The protocol number of netspace's routes (free for users, see rt_protos of iproute2), so that
+# the kernel can select them among a million other routes.
 ROUTE_PROTOCOL = 110
 
 # Names of the kernel's IPv4 settings of one interface, by their number (linux/ip.h).
@@ -95,16 +95,16 @@ _TRAFFIC = struct.Struct("=BxxxiIII")  # tcmsg
 _TBF = struct.Struct("=BBHhHIBBHhHIIII")  # tc_tbf_qopt: two tc_ratespec, limit, buffer, mtu
 _CODE = struct.Struct("=i")
 _U32 = struct.Struct("=I")
-# The kernel tells at most 32 kB at once, and more than 128 kB would be mapped and unmapped for each answer.
+# The kernel sends at most 32 kB at once. For a buffer above 128 kB, malloc would map and unmap memory each time.
 _RECEIVE = 1 << 16
-# Messages to a send: bounded by the socket's buffers, not least by that of the errors.
+# Messages per send. The socket's buffers are the bound, above all the receive buffer, which must hold all errors.
 _BATCH = 128
 
 FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One request, ready but for its number; ``protocol`` is the kind of socket that takes it."""
+    """One request without its sequence number; ``protocol`` is the netlink protocol of the socket for it."""
 
     type: int
     flags: int
@@ -123,15 +123,16 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class NetlinkError(OSError):
-    """A request that couldn't even be put, or a dump that failed."""
+    """A request that couldn't be sent, a malformed answer, or a dump that failed."""
 
 
 class Link(msgspec.Struct, frozen=True):
     """One link as the kernel reports it; ``ipv4`` and ``accept_ra`` are its settings, ``queue`` its root qdisc.
 
-    :param parent: index of the link it lies on, maybe in another namespace.
-    :param master: index of the bridge (or such) that it is a port of.
-    :param data: by number, what the link's kind says of it; ``port`` likewise, of the port that it is.
+    :param parent: index of the link below it (IFLA_LINK), possibly in another namespace.
+    :param master: index of the bridge, or similar device, that it is a port of.
+    :param data: attributes special to the link's kind, by number (IFLA_INFO_DATA).
+    :param port: attributes of the port, by number, if the link has a master (IFLA_INFO_SLAVE_DATA).
     """
 
     index: int
@@ -163,9 +164,9 @@ class Address(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """One route out of a link, in the main table.
 
-    :param destination: network; ``0.0.0.0/0`` and ``::/0`` are the default.
-    :param via: gateway, taken to be on the link.
-    :param source: address that the host prefers as its own.
+    :param destination: network; ``0.0.0.0/0`` and ``::/0`` are the default route.
+    :param via: gateway, assumed to be on the link.
+    :param source: preferred source address.
     """
 
     destination: str
@@ -178,7 +179,7 @@ class Route(msgspec.Struct, frozen=True):
         return text + (f" src {self.source}" if self.source else "")
 
 
-_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by what is over four bytes
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
 _NOTHING = memoryview(b"")
 
 
@@ -210,7 +211,10 @@ def _split(network: str) -> tuple[int, bytes, int]:
 def add_veth(
     name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_netns: int, *, index: int = 0, arp: bool = False
 ) -> Message:
-    """Make a veth pair: *name* in the socket's namespace, its peer in that of the descriptor *peer_netns*."""
+    """Return the message that creates a veth pair.
+
+    The end *name* is in the socket's namespace, its peer in that of the descriptor *peer_netns*.
+    """
     flags = 0 if arp else IFF_NOARP
     change = IFF_NOARP
     peer = (
@@ -244,11 +248,11 @@ def add_link(
     data: bytes = b"",
     namespace: int | None = None,
 ) -> Message:
-    """Make a link of *kind*, down, in the namespace of the descriptor *namespace*.
+    """Return the message that creates a link of *kind*, down, in the namespace of the descriptor *namespace*.
 
-    :param parent: index of the link it lies on, in the socket's namespace. What a tunnel sends
-        goes out there, too.
-    :param data: the kind's own attributes.
+    :param parent: index of the link below it, in the socket's namespace. A tunnel sends its packets
+        from that namespace, too.
+    :param data: attributes special to the kind.
     """
     body = _LINK.pack(0, 0, 0, 0 if arp else IFF_NOARP, IFF_NOARP) + attribute(_IFLA_IFNAME, _text(name))
     if mac:
@@ -272,12 +276,12 @@ def change_link(index: int, kind: str, data: bytes) -> Message:
 
 
 def join(index: int, master: int) -> Message:
-    """Make a link a port of *master*."""
+    """Return the message that makes a link a port of *master*."""
     return Message(_SETLINK, 0, _LINK.pack(0, 0, index, 0, 0) + attribute(_IFLA_MASTER, _U32.pack(master)))
 
 
 def change_port(index: int, kind: str, data: bytes) -> Message:
-    """Return the message that changes a port's attributes at its master of *kind*."""
+    """Return the message that changes the attributes of a port; *kind* is its master's kind."""
     about = attribute(_IFLA_INFO_SLAVE_KIND, kind.encode()) + attribute(_IFLA_INFO_SLAVE_DATA, data)
     return Message(_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + attribute(_IFLA_LINKINFO, about))
 
@@ -295,9 +299,9 @@ def set_link(
     addr_gen_none: bool = False,
     ipv4: Mapping[str, int] | None = None,
 ) -> Message:
-    """Change a link by its index; what is None stays.
+    """Return the message that changes a link; a parameter of None stays unchanged.
 
-    The kernel sets flags before ``addr_gen_none``: send that first, then ``up``.
+    In one message the kernel sets flags before ``addr_gen_none``. So send ``addr_gen_none`` first, then ``up``.
     """
     flags = change = 0
     if up is not None:
@@ -327,12 +331,12 @@ def set_link(
 
 
 def delete_group(group: int) -> Message:
-    """Delete every link of *group* at once: the kernel waits for its readers once, not per link."""
+    """Return the message that deletes all links of *group*. The kernel then waits for readers once, not per link."""
     return Message(_DELLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_GROUP, _U32.pack(group)))
 
 
 def delete_link(index: int) -> Message:
-    """Delete one link."""
+    """Return the message that deletes one link."""
     return Message(_DELLINK, 0, _LINK.pack(0, 0, index, 0, 0))
 
 
@@ -349,7 +353,7 @@ def _address(type_: int, flags: int, index: int, address: str) -> Message:
 
 
 def add_address(index: int, address: str) -> Message:
-    """Give a link an address, without duplicate detection and without a route to its prefix."""
+    """Return the message that adds an address, without duplicate detection and without a route to its prefix."""
     return _address(_NEWADDR, _CREATE | _REPLACE, index, address)
 
 
@@ -376,7 +380,7 @@ def _route(type_: int, flags: int, index: int, route: Route) -> Message:
 
 
 def add_route(index: int, route: Route) -> Message:
-    """Add a route, or replace the one to the same destination."""
+    """Return the message that adds a route, or replaces the one to the same destination."""
     return _route(_NEWROUTE, _CREATE | _REPLACE, index, route)
 
 
@@ -385,15 +389,15 @@ def delete_route(index: int, route: Route) -> Message:
 
 
 def limit_rate(index: int, rate: int, mtu: int) -> Message:
-    """Have a link send at most *rate* bits per second, or change how many: tc-tbf(8).
+    """Return the message that sets or changes a link's rate limit, in bits per second: tc-tbf(8).
 
-    What is too much waits, so that a sender is slowed down rather than robbed of packets:
-    50 ms worth of it may go at once, 200 ms worth wait, and at least a few packets.
+    Packets above the rate wait in a queue, which slows a sender down before packets are dropped. The burst is
+    50 ms of traffic, the queue 200 ms, and both hold at least a few packets.
     """
     octets = rate // 8
     burst = min(max(octets // 20, 4 * (mtu + 18)), 1 << 30)
     waiting = min(max(octets // 5, 16 * (mtu + 18)), 1 << 30)
-    # The buffer, in ticks, is worked out by the kernel from the burst.
+    # The kernel computes the buffer, in ticks, from the burst.
     parameters = _TBF.pack(0, 1, 0, -1, 0, min(octets, 0xFFFFFFFF), 0, 0, 0, 0, 0, 0, waiting, 0, 0)
     options = attribute(_TCA_TBF_PARMS, parameters) + attribute(_TCA_TBF_BURST, _U32.pack(burst))
     if octets > 0xFFFFFFFF:
@@ -405,7 +409,7 @@ def limit_rate(index: int, rate: int, mtu: int) -> Message:
 
 
 def unlimit_rate(index: int) -> Message:
-    """Give a link its default queue."""
+    """Return the message that restores a link's default qdisc."""
     return Message(_DELQDISC, 0, _TRAFFIC.pack(0, index, 0, _TC_ROOT, 0))
 
 
@@ -418,7 +422,7 @@ def makes_link(message: Message) -> bool:
 
 
 def forgiven(message: Message, failure: Failure) -> bool:
-    """Return whether the failure only says that what should go was gone already."""
+    """Return whether the failure only means that the object to delete no longer exists."""
     gone = {
         _DELADDR: errno.EADDRNOTAVAIL,
         _DELROUTE: errno.ESRCH,
@@ -429,13 +433,13 @@ def forgiven(message: Message, failure: Failure) -> bool:
 
 
 def generic(family: int, command: int, body: bytes, *, dump: bool = False) -> Message:
-    """Return a command of a generic netlink family (see :func:`generic_family`), version 1."""
+    """Return the message for a command of a generic netlink family (see :func:`generic_family`), version 1."""
     return Message(family, _DUMP if dump else 0, struct.pack("=BBH", command, 1, 0) + body, NETLINK_GENERIC)
 
 
 # -- unpacking -----------------------------------------------------------------------
 def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memoryview], T]:
-    """Return *parse* made to raise :class:`NetlinkError`, and nothing else, on an answer out of its bounds."""
+    """Return *parse* wrapped so that it raises only :class:`NetlinkError` on a malformed answer."""
 
     @functools.wraps(parse)
     def strict(payload: bytes | memoryview) -> T:
@@ -448,7 +452,7 @@ def bounded(parse: Callable[[bytes | memoryview], T]) -> Callable[[bytes | memor
 
 
 def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int, memoryview]]:
-    """The attributes in *data* from *offset* on; what is cut short ends them."""
+    """Yield the attributes in *data* from *offset* on; stop at a truncated one."""
     view = memoryview(data)
     end = len(view)
     while offset + 4 <= end:
@@ -460,7 +464,10 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
 
 
 def _by_type(data: bytes | memoryview, offset: int = 0) -> dict[int, memoryview]:
-    """Return the last attribute of each type. It repeats :func:`attributes` for speed: a link has fifty."""
+    """Return the last attribute of each type.
+
+    It repeats the code of :func:`attributes` for speed: a link has fifty attributes.
+    """
     found: dict[int, memoryview] = {}
     view, unpack = memoryview(data), _ATTRIBUTE.unpack_from
     end = len(view)
@@ -488,7 +495,7 @@ def number(value: bytes | memoryview) -> int:
 
 @bounded
 def parse_link(payload: bytes | memoryview) -> Link:
-    """Return a link out of an RTM_NEWLINK."""
+    """Return the link in an RTM_NEWLINK."""
     _, _, index, flags, _ = _LINK.unpack_from(payload)
     found = _by_type(payload, _LINK.size)
     addr_gen, accept_ra = 0, None
@@ -527,7 +534,7 @@ def parse_link(payload: bytes | memoryview) -> Link:
 
 @bounded
 def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
-    """Return the link's index and the bits per second out of an RTM_NEWQDISC; 0 where it is no such limit."""
+    """Return the link's index and the rate limit in an RTM_NEWQDISC, in bits per second; 0: not a rate limit."""
     _, index, _, parent, _ = _TRAFFIC.unpack_from(payload)
     found = _by_type(payload, _TRAFFIC.size)
     if parent != _TC_ROOT or _string(found.get(_TCA_KIND, _NOTHING)) != "tbf":
@@ -540,7 +547,7 @@ def parse_rate(payload: bytes | memoryview) -> tuple[int, int]:
 
 @bounded
 def parse_address(payload: bytes | memoryview) -> Address:
-    """Return an address out of an RTM_NEWADDR."""
+    """Return the address in an RTM_NEWADDR."""
     family, prefix, _, _, index = _ADDRESS.unpack_from(payload)
     found = _by_type(payload, _ADDRESS.size)
     packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, _NOTHING))
@@ -549,7 +556,7 @@ def parse_address(payload: bytes | memoryview) -> Address:
 
 @bounded
 def parse_route(payload: bytes | memoryview) -> tuple[int, Route]:
-    """Return the outgoing link's index and the route out of an RTM_NEWROUTE."""
+    """Return the outgoing link's index and the route in an RTM_NEWROUTE."""
     family, prefix = _ROUTE.unpack_from(payload)[:2]
     found = _by_type(payload, _ROUTE.size)
     none = bytes(4 if family == socket.AF_INET else 16)
@@ -569,7 +576,7 @@ def _request(message: Message, number: int, more: int = 0) -> bytes:
 
 
 class Socket:
-    """A netlink socket in the calling thread's network namespace; it stays there."""
+    """A netlink socket in the network namespace of the thread that creates it; it stays in that namespace."""
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -594,9 +601,9 @@ class Socket:
         self._socket.close()
 
     def batch(self, messages: Sequence[Message]) -> dict[int, Failure]:
-        """Send *messages*; return what was refused, by the message's place. The others were done.
+        """Send *messages*; return the failures, by the message's position. All other messages succeeded.
 
-        Every message is tried, also after one that failed.
+        The kernel processes every message, also after a failed one.
         """
         failures: dict[int, Failure] = {}
         for start in range(0, len(messages), _BATCH):
@@ -605,7 +612,7 @@ class Socket:
             self._sequence += len(part)
             data = bytearray()
             for number, message in enumerate(part, first):
-                # Success is silent but for the last one's, which tells the end.
+                # Only the last message requests an ACK on success, which marks the end.
                 data += _request(message, number, _ACK if number == self._sequence else 0)
             self._socket.send(data)
             ended = False
@@ -618,11 +625,12 @@ class Socket:
         return failures
 
     def transaction(self, messages: Sequence[Message]) -> tuple[int, Failure] | None:
-        """Send *messages*, of which the first opens a transaction and the last closes it.
+        """Send one transaction; return the position of the first refused message and its failure, or None.
 
-        Return the first that was refused, by its place, and why: then nothing was done.
+        If a message is refused, the kernel changes nothing.
 
-        The kernel confirms all of it by the last one within.
+        :param messages: the first opens the transaction and the last closes it. The ACK is requested for the last
+            message in between, since the kernel answers it only after the whole transaction.
         """
         first = self._sequence + 1
         self._sequence += len(messages)
@@ -630,7 +638,7 @@ class Socket:
         data = bytearray()
         for number, message in enumerate(messages, first):
             data += _request(message, number, _ACK if number == confirming else 0)
-        # All must go in one piece, beyond what a socket may commonly hold.
+        # A transaction must be sent in one piece, which may exceed the usual limit of a socket's buffer.
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
         except PermissionError:
@@ -642,12 +650,12 @@ class Socket:
                 code = -_CODE.unpack_from(payload)[0]
                 if code and refused is None:
                     refused = number - first, Failure(code, _explanation(flags, payload))
-                # A refused opening is all that is said.
+                # If the opening message is refused, the kernel answers nothing else.
                 if number == confirming or (code and number == first):
                     return refused
 
     def dump(self, message: Message) -> list[bytes]:
-        """Return the payloads of all that a dump request yields; asked again where it changed meanwhile."""
+        """Return the payloads of a dump. A dump that was interrupted by a change is requested again, up to 5 times."""
         for _ in range(5):
             found, whole = self._dump(message)
             if whole:
@@ -694,26 +702,26 @@ class Socket:
         return [parse_address(p) for p in self.dump(Message(_GETADDR, _DUMP, _ADDRESS.pack(0, 0, 0, 0, 0)))]
 
     def routes(self, families: Iterable[int] = FAMILIES.values()) -> list[tuple[int, Route]]:
-        """Return every route of ours in the main table, with its link's index."""
+        """Return every route of netspace in the main table, with its link's index."""
         found = []
         for family in families:
             body = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL, 0, 0, 0)
             try:
                 found += [parse_route(p) for p in self.dump(Message(_GETROUTE, _DUMP, body))]
             except NetlinkError as err:
-                if err.errno != errno.ENOENT:  # a table without a first route in it does not exist yet
+                if err.errno != errno.ENOENT:  # the kernel creates a table with its first route
                     raise
         return found
 
     def rates(self) -> dict[int, int]:
-        """Return the rate in bits per second of each link that is limited, by the link's index."""
+        """Return the rate limit in bits per second of each limited link, by the link's index."""
         body = _TRAFFIC.pack(0, 0, 0, 0, 0)
         found = dict(parse_rate(payload) for payload in self.dump(Message(_GETQDISC, _DUMP, body)))
         return {index: rate for index, rate in found.items() if rate}
 
 
 def _explanation(flags: int, payload: memoryview) -> str:
-    """Return the kernel's own words (extended ack), where it has any: they follow the code and the request's header."""
+    """Return the kernel's error text (extended ack), or an empty one. It follows the code and the request's header."""
     if not flags & _ACK_TLVS or not flags & _ACK_CAPPED:
         return ""
     return next((_string(value) for type_, value in attributes(payload, 4 + _HEADER.size) if type_ == 1), "")
@@ -721,7 +729,7 @@ def _explanation(flags: int, payload: memoryview) -> str:
 
 @functools.cache
 def generic_family(name: str) -> int | None:
-    """Return the number of a generic netlink family; None where the kernel doesn't have it."""
+    """Return the number of a generic netlink family; None if the kernel doesn't have it."""
     body = attribute(_FAMILY_NAME, _text(name))
     try:
         with Socket(NETLINK_GENERIC) as control:

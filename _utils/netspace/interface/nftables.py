@@ -1,12 +1,11 @@
 """nf_tables by netlink: tables, chains, sets and rules packed by hand, loaded in one transaction.
 
-An ``nft`` process takes 3 to 6 ms for each load and each look, libnftables 0.5 ms, this 0.1 ms.
-Knows nothing of netspace, and touches no table but those it is told. A table as a value, and
-what changed of it, is in ``netspace.interface.table``.
+An ``nft`` process takes 3 to 6 ms for each load and each listing, libnftables 0.5 ms, this module 0.1 ms.
+It knows nothing of netspace, and touches only the tables that its callers name. ``netspace.interface.table``
+has tables as values, and the difference between two of them.
 
-A rule is a list of expressions, of which each loads something into a register (1, where
-nothing else is said), compares it, or ends the rule with what is done; nft's
-``--debug=netlink`` shows the same.
+A rule is a list of expressions. Each expression loads a value into a register (1 unless given), compares
+it, or ends the rule with a verdict; nft's ``--debug=netlink`` shows the same.
 
 Sources: ``linux/netfilter/nf_tables.h``, ``linux/netfilter/nfnetlink.h``, nft(8).
 """
@@ -26,16 +25,16 @@ from netspace.interface.netlink import Message, attribute
 
 INET, NETDEV = 1, 5
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4  # hooks of INET
-INGRESS, EGRESS = 0, 1  # and of NETDEV
+INGRESS, EGRESS = 0, 1  # hooks of NETDEV
 ACCEPT, DROP = 1, 0
 
 IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806  # linux/if_ether.h
 
-# What can be loaded: meta and ct keys.
+# Values that an expression can load: meta keys, then ct keys.
 PROTOCOL, IIF, OIF, IIFNAME, OIFNAME, IIFTYPE, NFPROTO, L4PROTO = 1, 4, 5, 6, 7, 8, 15, 16
 STATE, DIRECTION, STATUS, TO_PORT, TO_IPV4, TO_IPV6 = 0, 1, 2, 12, 20, 22
 ORIGINAL, REPLY = b"\0", b"\1"
-LINK, NETWORK, TRANSPORT = 0, 1, 2  # what payload offsets count from
+LINK, NETWORK, TRANSPORT = 0, 1, 2  # headers from which payload offsets count
 
 _SUBSYSTEM = 10 << 8
 _BEGIN, _END = 16, 17
@@ -44,32 +43,33 @@ _NEWRULE, _GETRULE, _DELRULE, _NEWSET, _GETSET, _DELSET = 6, 7, 8, 9, 10, 11
 _NEWELEMENT, _GETELEMENT, _DELELEMENT, _NEWOBJECT, _GETOBJECT, _DELOBJECT = 12, 13, 14, 18, 19, 20
 _REMOVALS = frozenset({_DELTABLE, _DELCHAIN, _DELRULE, _DELSET, _DELELEMENT, _DELOBJECT})
 _GETGEN = _SUBSYSTEM | 16
-_GENERATION = 1  # attribute of the message that begins a transaction: do it at this one only
+_GENERATION = 1  # attribute of the opening message: commit only at this generation
 _CREATE, _APPEND, _DUMP = 0x400, 0x800, 0x300
 _NESTED = 0x8000
 _EQUAL, _UNEQUAL = 0, 1
 _JUMP, _GOTO = -3, -4
 _REGISTER = 1
-# The second register of 16 bytes, and the third quarter of it: behind an interface's name, and a MAC.
+# Registers for concatenated keys, of 16 bytes: the second one, after an interface's name, and the third quarter of
+# the second, after a MAC.
 SECOND, SECOND_THIRD = 2, 14
-# The second and third quarter of the first: behind a protocol, and a port.
+# The second and third quarter of the first register: after a protocol, and after a port.
 FIRST_SECOND, FIRST_THIRD = 9, 10
 _NEW, _RELATED = 8, 4  # bits of a connection's state
-_TRANSLATED = 0x20  # bit of its status: it goes elsewhere than it was sent to
+_TRANSLATED = 0x20  # bit of a connection's status: its destination was translated
 _DNAT, _PORT_GIVEN = 1, 2  # linux/netfilter/nf_nat.h
 _FIB_DESTINATION, _FIB_TYPE, _LOCAL = 2, 3, 2
 _TIMEOUT = 7  # the number of that kind of object
 
-# Of a set's keys: nft's number of the type (for whoever lists it), and bytes.
+# Types of a set's keys: nft's number of the type (nft shows the keys by it), and bytes.
 _KEYS = {"ipv4": (7, 4), "ipv6": (8, 16)}
-_IMMEDIATE = 16  # bytes that an expression can bring along
-_PORTION = 400  # elements to a message: an attribute holds 64 KiB
+_IMMEDIATE = 16  # bytes of data in one immediate expression
+_PORTION = 400  # elements per message: an attribute holds 64 KiB
 
-# What the kernel hands out, and of each the numbers of what it counts by itself: no part of what was put in.
-# Tables come first.
+# For each kind of object that the kernel lists, the attributes that the kernel itself fills in (handles, counters):
+# they aren't compared. Tables come first.
 _LISTED = {_GETTABLE: (3, 4), _GETCHAIN: (2, 6, 8), _GETOBJECT: (5, 6), _GETSET: (10, 16, 20), _GETRULE: (3, 6, 9)}
-_FLAGS, _DYNAMIC = 3, 0x20  # of a set: packets fill it
-_ELEMENT = (3, 4, 6, 7, 9, 10, 11)  # what an element may bear beside key and value
+_FLAGS, _DYNAMIC = 3, 0x20  # a set's flags, and the flag of a set that packets fill
+_ELEMENT = (3, 4, 6, 7, 9, 10, 11)  # attributes of an element besides key and value
 _TRIES = 20
 _WORDS = {
     _NEWTABLE: "table",
@@ -87,7 +87,7 @@ _WORDS = {
 }
 
 Expression = bytes
-# A thousand tables are made of the same few expressions.
+# A thousand tables consist of the same few expressions.
 _remembered = functools.lru_cache(4096)
 
 
@@ -119,7 +119,7 @@ def meta(key: int) -> Expression:
 
 @_remembered
 def connection(key: int, *, original: bool = False) -> Expression:
-    """Load what the kernel knows of the packet's connection; with *original*, as its first packet was sent."""
+    """Load a value of the packet's connection; with *original*, the value of its original direction."""
     way = [attribute(3, ORIGINAL)] if original else []
     return _expression("ct", attribute(2, _number(key)), attribute(1, _number(_REGISTER)), *way)
 
@@ -170,7 +170,7 @@ def member(name: str, *, negate: bool = False) -> Expression:
 
 @_remembered
 def by_map(name: str) -> Expression:
-    """Apply the verdict that the map *name* has for the loaded value; go on where it has none."""
+    """Apply the verdict that the map *name* has for the loaded value; without one, continue with the next rule."""
     return _expression("lookup", attribute(1, _text(name)), attribute(2, _number(_REGISTER)), attribute(3, _number(0)))
 
 
@@ -183,7 +183,7 @@ MASQUERADE = _expression("masq")
 
 
 def write(base: int, offset: int, data: bytes) -> list[Expression]:
-    """Write *data* into the packet (no checksum is put right)."""
+    """Write *data* into the packet, without updating checksums."""
     made: list[Expression] = []
     for start in range(0, len(data), _IMMEDIATE):
         part = data[start : start + _IMMEDIATE]
@@ -205,7 +205,7 @@ def write(base: int, offset: int, data: bytes) -> list[Expression]:
 
 @_remembered
 def more_open_than(count: int) -> Expression:
-    """Match if more connections than *count* are open, this one included."""
+    """Match if more than *count* connections are open, including this one."""
     return _expression("connlimit", attribute(1, _number(count)), attribute(2, _number(1)))
 
 
@@ -235,7 +235,7 @@ def goto(chain: str) -> Expression:
     return verdict(_GOTO, chain)
 
 
-# What a map may say of a key: a code, and a chain.
+# The value of a map's key: the verdict's code, and its chain.
 Verdict = tuple[int, str]
 
 
@@ -248,7 +248,7 @@ def to_goto(chain: str) -> Verdict:
 
 
 def forward_to(index: int) -> list[Expression]:
-    """Send the frame out of the link *index*, past everything else."""
+    """Send the frame out of the link *index*; it passes no other hook."""
     return [
         _expression("immediate", attribute(1, _number(_REGISTER)), _value(2, struct.pack("=I", index))),
         _expression("fwd", attribute(1, _number(_REGISTER))),
@@ -265,7 +265,7 @@ def of_protocol(ether: int) -> list[Expression]:
 
 
 def not_new() -> list[Expression]:
-    """Match packets that aren't the first of a connection. (Each is in one state.)"""
+    """Match packets whose connection isn't in the state ``new``."""
     return [connection(STATE), equal(struct.pack("=I", _NEW), negate=True)]
 
 
@@ -274,7 +274,7 @@ def related() -> list[Expression]:
 
 
 def translated() -> list[Expression]:
-    """Match packets of a connection that some rule leads elsewhere than it was sent to."""
+    """Match packets of a connection whose destination was translated (DNAT)."""
     return [connection(STATUS), masked(struct.pack("=I", _TRANSLATED)), equal(bytes(4), negate=True)]
 
 
@@ -289,12 +289,12 @@ def _to_fib_type() -> Expression:
 
 
 def to_own_address() -> list[Expression]:
-    """Match packets that are sent to an address which the host has."""
+    """Match packets to one of the host's own addresses."""
     return [_to_fib_type(), equal(struct.pack("=I", _LOCAL))]
 
 
 def lead_to(family: int, address: bytes, port: int) -> list[Expression]:
-    """Lead the connection that begins to another address, of the protocol *family*, and port."""
+    """Translate the destination of a new connection to this address and port (DNAT); *family* is the address's."""
     return [
         _expression("immediate", attribute(1, _number(_REGISTER)), _value(2, address)),
         _expression("immediate", attribute(1, _number(SECOND)), _value(2, struct.pack(">H", port))),
@@ -324,7 +324,7 @@ def add_table(family: int, table: str) -> list[Message]:
 
 
 def remove_table(family: int, table: str) -> list[Message]:
-    """Remove a table, whether it exists or not."""
+    """Return the messages that remove a table. They create it first, so that a missing table is no error."""
     name = attribute(1, _text(table))
     return [_message(_NEWTABLE, family, _CREATE, name), _message(_DELTABLE, family, 0, name)]
 
@@ -344,7 +344,7 @@ def add_base(
     type_: str = "filter",
     priority: int = 0,
 ) -> Message:
-    """Add a chain that the kernel sends packets to: of an INET hook, or of a device."""
+    """Return the message that adds a base chain, at an INET hook or at a device's hook."""
     place = attribute(1, _number(hook)) + attribute(2, _number(priority))
     if device:
         place += attribute(3, _text(device))
@@ -364,7 +364,7 @@ def remove_chain(family: int, table: str, chain: str) -> Message:
 
 
 def remove_rules(family: int, table: str, chain: str) -> Message:
-    """Remove all rules of a chain."""
+    """Return the message that removes all rules of a chain."""
     return _message(_DELRULE, family, 0, _of(table, chain))
 
 
@@ -379,7 +379,7 @@ def add_rule(family: int, table: str, chain: str, expressions: Iterable[Expressi
 
 
 def add_set(family: int, table: str, name: str, key: str, elements: Sequence[bytes]) -> list[Message]:
-    """Add a set of addresses (*key*: ``ipv4`` or ``ipv6``)."""
+    """Return the messages that add a set of addresses (*key*: ``ipv4`` or ``ipv6``)."""
     type_, length = _KEYS[key]
     return [
         declare_set(family, table, name, type_, length),
@@ -387,7 +387,7 @@ def add_set(family: int, table: str, name: str, key: str, elements: Sequence[byt
     ]
 
 
-@functools.lru_cache(maxsize=256)  # the same few each time
+@functools.lru_cache(maxsize=256)  # all tables declare the same few sets
 def declare_set(
     family: int,
     table: str,
@@ -399,12 +399,13 @@ def declare_set(
     most: int = 0,
     about: bytes = b"",
 ) -> Message:
-    """Add a set without elements.
+    """Return the message that adds an empty set.
 
-    :param type_: nft's number of its keys' type, *length* their bytes.
-    :param verdicts: it is a map, which says of each key what is done.
-    :param most: packets fill it, with at most so many.
-    :param about: what nft wants to know to show it.
+    :param type_: nft's number of the keys' type.
+    :param length: the keys' length in bytes.
+    :param verdicts: the set is a map from keys to verdicts.
+    :param most: packets add elements, at most so many; 0: they add none.
+    :param about: metadata by which nft displays the set.
     """
     flags = (0x8 if verdicts else 0) | (_DYNAMIC if most else 0)
     more = [attribute(6, _number(0xFFFFFF00)), attribute(7, _number(0))] if verdicts else []
@@ -449,7 +450,7 @@ def _elements(
 
 
 def elements_changed(old: Sequence[Message], new: Sequence[Message]) -> list[Message] | None:
-    """Return the messages that turn *old*'s elements into *new*'s; None where more than elements differs."""
+    """Return the messages that change *old*'s elements into *new*'s; None if anything but elements differs."""
     (rest, before), (other_rest, after) = _apart(old), _apart(new)
     if rest != other_rest:
         return None
@@ -464,7 +465,7 @@ def elements_changed(old: Sequence[Message], new: Sequence[Message]) -> list[Mes
 
 
 def _apart(messages: Sequence[Message]) -> tuple[list[Message], dict[bytes, dict[bytes, None]]]:
-    """Return the messages that add no elements, and the elements that the others add, by set."""
+    """Return the messages that don't add elements, and the elements that the other messages add, by set."""
     rest: list[Message] = []
     elements: dict[bytes, dict[bytes, None]] = {}
     for message in messages:
@@ -478,7 +479,10 @@ def _apart(messages: Sequence[Message]) -> tuple[list[Message], dict[bytes, dict
 
 
 def add_timeout(family: int, table: str, name: str, l3: int, l4: int, seconds: Mapping[int, int]) -> Message:
-    """Add timeouts of a protocol's connections, by state; the host's own hold for states that are left out."""
+    """Return the message that adds timeouts of a protocol's connections.
+
+    :param seconds: the timeout by state; the host's own timeout applies to other states.
+    """
     return _message(
         _NEWOBJECT,
         family,
@@ -504,9 +508,9 @@ def digest(messages: Sequence[Message]) -> str:
 
 # -- the calling thread's namespace ------------------------------------------------------
 class Ruleset:
-    """The nftables of the calling thread's network namespace, by one socket that stays there.
+    """The nftables ruleset of the network namespace of the thread that creates this object.
 
-    :raises OSError: the kernel has none.
+    :raises OSError: the kernel has no nftables.
     """
 
     def __init__(self) -> None:
@@ -520,15 +524,15 @@ class Ruleset:
         if not self._removed:
             self._socket.close()
             return
-        # What was removed is gone; but the kernel has whoever closes such a socket then wait until no packet that is
-        # on its way can know of it any more, 10 ms and more.
+        # The removal is done. But close() on such a socket waits until no packet in flight can refer to the removed
+        # objects, 10 ms and more. So another thread closes it.
         try:
             threading.Thread(target=self._socket.close, name="netspace-close").start()
         except RuntimeError:  # no more threads
             self._socket.close()
 
     def generation(self) -> int | None:
-        """Return the number that the kernel raises at every change of any rule; None without nftables."""
+        """Return the ruleset's generation, which the kernel increments at every change; None without nftables."""
         try:
             for payload in self._socket.dump(Message(_GETGEN, 0, struct.pack("=BBH", 0, 0, 0))):
                 for type_, value in netlink.attributes(payload, 4):
@@ -539,10 +543,10 @@ class Ruleset:
         return None
 
     def load(self, messages: Sequence[Message], generation: int | None = None) -> int:
-        """Load all of *messages*, or none; return the generation that this load made.
+        """Load *messages* in one transaction, all or none; return the new generation.
 
-        :param generation: do it only if the ruleset is at this one.
-        :raises netlink.NetlinkError: with the first refusal; ERESTART where somebody else changed the ruleset.
+        :param generation: load them only if the ruleset is at this generation.
+        :raises netlink.NetlinkError: the first refusal; ERESTART if somebody else changed the ruleset.
         """
         frame = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(_SUBSYSTEM >> 8))
         self._removed = self._removed or any(message.type & 0xFF in _REMOVALS for message in messages)
@@ -559,19 +563,19 @@ class Ruleset:
         raise netlink.NetlinkError(failure.code, f"{failure}{about}")
 
     def listed(self, table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
-        """Return two digests of *table* as the kernel holds it; None where there is no such table.
+        """Return two digests of *table* as the kernel holds it; None if there is no such table.
 
-        The first is of all but the elements of sets, the second of these elements. Elements that packets have put into
-        sets are left out.
+        The first digest covers everything but the elements of sets, the second covers these elements. Elements that
+        packets have added are left out.
 
-        :param family: tables of others aren't looked at; none given: of any.
+        :param family: list only tables of this family; AF_UNSPEC: of all families.
         """
         structure = hashlib.sha256()
         elements: dict[str, list[bytes]] = {}
         there = False
         own = attribute(1, _text(table))
         for type_, counted in _LISTED.items():
-            # One can ask for a table's own only with its family.
+            # The kernel filters a dump by table only if the family is given.
             for body in self._socket.dump(_message(type_, family, _DUMP, own if family else b"")):
                 values = dict(netlink.attributes(body, 4))
                 if bytes(values.get(1, b"")) != _text(table):
@@ -588,21 +592,21 @@ class Ruleset:
                         for key, value in netlink.attributes(part, 4):
                             if key == 3:
                                 found += (_told(element) for _, element in netlink.attributes(value))
-            if not there:  # then one may not even ask for more
+            if not there:  # a dump of objects in a missing table is an error
                 return None
         return structure.hexdigest(), _sum(elements)
 
     def confirmed(self, table: str, generation: int, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
-        """Return :meth:`listed`'s digests if nobody changed the ruleset since *generation*; else None."""
+        """Return the digests of :meth:`listed` if the ruleset is still at *generation*; else None."""
         try:
             found = self.listed(table, family)
-        except OSError:  # it went while one looked
+        except OSError:  # the table was removed meanwhile
             return None
         return found if self.generation() == generation else None
 
 
 def _named(message: Message) -> str:
-    """Return the kind and name of the object that a message is about, in words."""
+    """Return the kind and name of a message's object, for error texts."""
     type_ = message.type & 0xFF
     values = dict(netlink.attributes(message.body, 4))
     which = 1 if type_ in (_NEWTABLE, _DELTABLE) else 3 if type_ in (_NEWCHAIN, _DELCHAIN) else 2
@@ -611,7 +615,7 @@ def _named(message: Message) -> str:
 
 
 def elements_digest(family: int, sets: Mapping[str, Mapping[bytes, Verdict | None]]) -> str:
-    """Return the digest that :meth:`Ruleset.listed` gives for the elements of a table that has just these."""
+    """Return the digest that :meth:`Ruleset.listed` returns for a table with these elements."""
     return _sum(
         {
             f"{family} {name}": [
@@ -623,7 +627,7 @@ def elements_digest(family: int, sets: Mapping[str, Mapping[bytes, Verdict | Non
 
 
 def _told(element: memoryview) -> bytes:
-    """Return one element as the kernel tells it, in the words of :func:`elements_digest`."""
+    """Return an element listed by the kernel in the form that :func:`elements_digest` uses."""
     values = dict(netlink.attributes(element))
     told = bytes(values[1][4:]) if 1 in values else b""
     if 2 in values:

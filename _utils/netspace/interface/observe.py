@@ -1,8 +1,8 @@
-"""Observation of our interfaces: reads, never writes.
+"""Observation of netspace's interfaces. Reads, never writes.
 
-Of an environment without an interface no more is asked than whether its namespace is
-mounted: one file for all of them. Of the others: one dump of the host's links, addresses
-and (our) routes, and one inside each namespace, and what their kinds look at besides.
+For an environment without an interface, the only check is whether its namespace is mounted; one
+file lists all of them. For the others, one dump lists the host's links, addresses and (netspace's)
+routes, and one dump inside each namespace lists the same there. Some kinds read more.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from netspace.threads import in_thread
 
 
 class Live(msgspec.Struct, frozen=True):
-    """One interface's ends as they are, and their links' indexes (0: none)."""
+    """One interface's observed ends, and the indexes of their links (0: no link)."""
 
     ends: Ends = msgspec.field(default_factory=Ends)
     inside: int = 0
@@ -46,16 +46,16 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """All that planning needs to know.
+    """The observed state: all input of planning besides the desired interfaces.
 
-    :param namespaces: per namespace's file name its inode.
-    :param live: per environment whose record says that it has an interface.
-    :param firewall: ``absent``, ``intact`` (as we loaded it) or ``changed``.
-    :param forwarding: per family the host's switch; a family that is missing here the kernel lacks.
-    :param links: the host's links that interfaces need, by name, where these are there.
-    :param guards: per environment with a table in its namespace ``intact`` or ``changed``.
-    :param missing: per kind that the kernel lacks, what is missing and what to do.
-    :param taken: of the ports to be published that aren't yet, those that a program of the host's has, and which.
+    :param namespaces: the inode of each namespace, by its file name.
+    :param live: the observed ends, by environment, for those whose record has an interface.
+    :param firewall: ``absent``, ``intact`` (as netspace loaded it) or ``changed``.
+    :param forwarding: the host's switch by family, without the families that the kernel lacks.
+    :param links: the host's existing links that interfaces need, by name.
+    :param guards: ``intact`` or ``changed``, by environment, for those with a table in their namespace.
+    :param missing: the missing module and the remedy, by kind, for kinds that the kernel lacks.
+    :param taken: the program that holds the port, for each port that is newly published and in use.
     """
 
     records: Mapping[str, Record] = msgspec.field(default_factory=dict)
@@ -93,7 +93,10 @@ def forwarded(record: Record) -> frozenset[str]:
 
 
 def expected(layout: Layout, name: str, record: Record, at: Place | None = None) -> Ends:
-    """Return the ends that *record* asks for, *at* its :func:`place` where that is known."""
+    """Return the ends that *record* asks for.
+
+    :param at: the interface's :func:`place`, if the caller has it.
+    """
     where = place(layout, name, record) if at is None else at
     wanted: Ends = kinds.of(record.interface).ends(record.interface, where)
     rate = getattr(record.interface, "rate", None)
@@ -109,9 +112,11 @@ def observe(
     declared: Iterable[Interface] = (),
     doomed: Collection[str] = (),
 ) -> Observed:
-    """Look at everything, or at the interfaces of *only*, and at what *declared* ones need.
+    """Return the observed state of all interfaces.
 
-    :param doomed: of these no more is asked than by what they can be removed.
+    :param only: the environments whose ends are observed; None: all.
+    :param declared: desired interfaces; the links, modules and ports that they need are observed too.
+    :param doomed: environments to remove; for these, only the links to delete are observed.
     :raises StateError: a record can't be read.
     """
     known = records.read(layout)
@@ -138,7 +143,7 @@ def observe(
 
 
 def _taken(declared: Iterable[Interface], known: Iterable[Record]) -> dict[HostPort, str]:
-    """Return the ports to be published that somebody has; those that are published already are ours."""
+    """Return the newly published ports that a program of the host has in use, and that program."""
     ours = {one.host for record in known for one in published(record.interface)}
     wanted = {one.host for spec in declared for one in published(spec)} - ours
     if not wanted:
@@ -147,7 +152,7 @@ def _taken(declared: Iterable[Interface], known: Iterable[Record]) -> dict[HostP
     found = [one for table in sockets.TABLES for one in sockets.listeners(table, ports)]
     taken = {}
     for port in wanted:
-        # As bind(2) would: any address is in the way of each, and each in the way of any.
+        # Like bind(2): the wildcard address conflicts with every address, and every address with it.
         if own := [one for one in found if HostPort(one.protocol, one.port, one.address).overlaps(port)]:
             taken[port] = str(sockets.holder(own))
     return taken
@@ -162,7 +167,7 @@ def _links(
     volatile: Volatile,
     doomed: Collection[str],
 ) -> tuple[list[Link], dict[str, Live], dict[str, str]]:
-    """Return the host's links, as far as they are needed, and the interfaces *wanted* as they are."""
+    """Return the host's links (none if nothing needs them), the observed ends, and the states of guards."""
     if not wanted and not needed:
         return [], {}, {}
     with netlink.Socket() as host:
@@ -178,7 +183,7 @@ def _links(
     there = {
         name: layout.netns(name)
         for name in wanted
-        # With its end on the host goes the one inside.
+        # The kernel deletes the inner end together with the host's end.
         if layout.netns_name(name) in kept and not (name in doomed and outers[name] is not None)
     }
 
@@ -191,7 +196,7 @@ def _links(
                 link = _own(inner.links(), wanted[name])
                 if link is not None:
                     own, ways = _by_index(inner)
-                    # Asked for where the queue isn't the one that every link has.
+                    # Only links with a limit have this qdisc; the others need no dump.
                     rates = inner.rates() if link.queue == "tbf" else {}
                     limit = rates.get(link.index, 0)
                     like, look_at = wanted[name].inside, details[name]
@@ -218,17 +223,17 @@ def _links(
 
 
 def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Mapping[str, Link]) -> Link | None:
-    """Return the link of its end on the host, also where it was renamed or bears no alias yet."""
+    """Return the link of an interface's host end, even if it was renamed or has no alias yet."""
     found = by_alias.get(ends.alias(layout.instance, name))
     if found is None:
         found = by_name.get(ends.host_name(layout.instance, name))
         if found is not None and found.mac != ends.mac(layout.instance, name):
-            return None  # somebody else's
+            return None  # a link that isn't netspace's
     return found
 
 
 def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
-    """Return the inner end's link, also where it was renamed or is not named yet."""
+    """Return the inner end's link, even if it was renamed or still has its temporary name."""
     for link in links:
         if link.name == ends.INSIDE_NAME:
             return link

@@ -1,15 +1,16 @@
-"""The part of the host's table that leads ports of the host to environments (``publish``). Pure.
+"""The part of the host's table that forwards published ports of the host to environments (``publish``). Pure.
 
-1. What comes from an environment is never led on, whatever it is sent to: neither from one whose end is on the host,
-   nor from one that is on somebody's network, by its address there. So no port leads from one environment to another.
-2. Only what is sent to an address of the host's own is led on; what passes through the host is not.
-3. The host's own programs are led on as well, but not from loopback: answers to such an address never leave
-   an environment's namespace.
-4. Connections that were led on, by the publication that says so, are let in, and nothing else by that: what is sent
-   straight to the environment's address and port still needs a rule of ``allow``. That is judged for each packet.
+1. Packets from an environment are never forwarded by a publication, whatever their destination. That holds for
+   environments with an end on the host, and for those on an external network, by their address there. So a publication
+   never leads from one environment to another.
+2. Only packets to one of the host's own addresses are forwarded; packets that pass through the host are not.
+3. Connections of the host's own programs are forwarded too, unless they go to a loopback address: their source is a
+   loopback address as well, and answers to it would never leave the environment's namespace.
+4. A publication lets in only the connections that it forwarded. A packet sent straight to the environment's address
+   and port still needs a rule of ``allow``. Each packet is checked.
 
-A packet is looked up in maps by protocol and port, so that its cost doesn't grow with the number of publications; only
-the first one of a connection is. Where nothing is published, there is none of this.
+Maps by protocol and port find the publication, so the cost of a packet doesn't grow with the number of publications.
+Only the first packet of a connection is looked up. Without publications, the table has none of these chains.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from netspace.interface.table import Base, Chain, Collection, Rule
 from netspace.spec.publish import HostPort, Led, Publication
 
 _DSTNAT = -100  # linux/netfilter_ipv4.h
-# Of keys and elements, as nft counts its types: inet_proto, inet_service, ipv4_addr, ipv6_addr.
+# nft's numbers of the types of keys and elements: inet_proto, inet_service, ipv4_addr, ipv6_addr.
 _PROTOCOL, _SERVICE, _ADDRESS = 12, 13, {"ipv4": 7, "ipv6": 8}
 _TO_VERDICT = bytes.fromhex("000400000000010400000000")
 _ACCEPT = nf.verdict(nf.ACCEPT)
@@ -37,9 +38,9 @@ _IIF_NONE = struct.pack("=I", 0)
 
 
 def chains(published: Sequence[Led], sent_by: Sequence[Rule]) -> tuple[dict[str, Chain], dict[str, Collection]]:
-    """Return the chains and maps that lead connections on.
+    """Return the chains and maps that forward connections to published ports.
 
-    :param sent_by: matches of packets that environments without an end on the host send.
+    :param sent_by: matches for packets from environments without an end on the host.
     """
     made: dict[str, Chain] = {}
     sets: dict[str, Collection] = {}
@@ -63,20 +64,23 @@ def chains(published: Sequence[Led], sent_by: Sequence[Rule]) -> tuple[dict[str,
     made["published"] = Chain([*others, into], Base("nat", nf.PREROUTING, _DSTNAT))
     loopback = [[*matching.address(fam, "daddr", len(it)), nf.equal(it), _ACCEPT] for fam, it in _LOOPBACK.items()]
     made["published_here"] = Chain([*loopback, into], Base("nat", nf.OUTPUT, _DSTNAT))
-    # What the host's own programs send leaves by lo, as far as the chain "output" can tell.
+    # Packets of the host's own programs, which the chain "output" has seen with lo as their output interface.
     own = [nf.meta(nf.OIFNAME), nf.member("ends"), *nf.translated(), *nf.is_(nf.IIF, _IIF_NONE), nf.goto("towards")]
     made["led"] = Chain([own], Base("filter", nf.POSTROUTING))
     return made, sets
 
 
 def lead_name(one: Publication, address: str) -> str:
-    """Return the name of the chain that leads to one port of one environment."""
+    """Return the name of the chain that forwards to one port of one environment."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:12]
     return f"lead.{one.host.protocol}.{one.inside}.{digest}"
 
 
 def let_in(one: Publication, *, reply: bool) -> Rule:
-    """Return the match of packets that belong to a connection which *one* led on: its answers, with *reply*."""
+    """Return the match for packets of connections that *one* forwarded.
+
+    :param reply: match the packets of the reply direction.
+    """
     port = one.host
     address: list[bytes] = []
     if port.address:

@@ -1,8 +1,8 @@
 """Records of interfaces: the declaration on disk, changes to the host under /run.
 
-``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot, and is written
-before what it names is made and removed after that is gone. ``<run>/network.json``
-(:class:`Volatile`) is gone after a reboot like all it tells of.
+``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot. It is written before the
+interface is created, and deleted after the interface is gone. ``<run>/network.json``
+(:class:`Volatile`) describes kernel state, and is gone after a reboot like that state.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ KIND = "interfaces"
 class Record(msgspec.Struct, frozen=True):
     """One environment's interface as it was applied.
 
-    :param addresses: by family, the environment's.
-    :param gateways: by family, the host's at its end.
+    :param addresses: the environment's addresses, by family.
+    :param gateways: the host's addresses at its end, by family.
     :param host_end: the name of the host's end; empty for a kind without one.
-    :param public_key: what may be known of its secret, for a kind that has one.
-    :param owner: the host's id of the user whose device it is, for a kind that has one; 0: nobody's yet.
+    :param public_key: the public key, for a kind that has a secret.
+    :param owner: the host's uid of the device's owner, for a kind that has a device; 0: no owner yet.
     """
 
     interface: Interface
@@ -53,7 +53,7 @@ class Record(msgspec.Struct, frozen=True):
         }
 
     def shown(self) -> dict[str, Any]:
-        """Return the form that an operator sees as old and new."""
+        """Return the values that an operator sees as old and new."""
         declared = plain(self.interface)
         given = {family for family in self.addresses if not isinstance(getattr(self.interface, family), Prefixed)}
         shown = {
@@ -68,7 +68,10 @@ class Record(msgspec.Struct, frozen=True):
 
     @classmethod
     def decoded(cls, value: Mapping[str, Any], path: Path) -> Record:
-        """:raises StateError: when it is no record of ours."""
+        """Return the record that *value* encodes.
+
+        :raises StateError: *value* is not a valid record.
+        """
         try:
             spec = parse.interface(value["interface"])
             key = str(value.get("public_key", ""))
@@ -79,13 +82,13 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def plain(spec: Interface) -> dict[str, Any]:
-    """Return a declared interface as JSON would give it back."""
+    """Return a declared interface with lists in place of tuples, as JSON decodes it."""
     encoded = parse.encode(spec)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in encoded.items()}
 
 
 def led(known: Iterable[Record]) -> list[Led]:
-    """Return all that is published, and where it leads."""
+    """Return all publications, each with the addresses that it leads to."""
     return [(one, record.addresses) for record in known for one in published(record.interface)]
 
 
@@ -94,12 +97,12 @@ def path(layout: Layout, name: str) -> Path:
 
 
 def secret(layout: Layout, name: str) -> Path:
-    """Return the path of the interface's private key, if its kind has one; root's alone, like the folder."""
+    """Return the path of the interface's private key. Only root can read the file and its folder."""
     return below(layout.records(KIND), f"{name}.key")
 
 
 def secrets(layout: Layout) -> set[str]:
-    """Return the environments of which a private key, or what a killed run left of one, lies on disk."""
+    """Return the environments with a private key on disk, or with the temporary file of a killed run."""
     try:
         entries = os.listdir(layout.records(KIND))
     except FileNotFoundError:
@@ -117,7 +120,7 @@ def read(layout: Layout) -> dict[str, Record]:
 
 
 def read_one(layout: Layout, name: str) -> Record | None:
-    """Return one environment's record; None where it has none."""
+    """Return one environment's record, or None."""
     value = files.read_json(path(layout, name))
     return None if value is None else Record.decoded(value, path(layout, name))
 
@@ -125,14 +128,14 @@ def read_one(layout: Layout, name: str) -> Record | None:
 class Volatile(msgspec.Struct):
     """Changes made since the host started.
 
-    :param namespaces: inode of each namespace that was made and set up completely.
-    :param firewall: of our nftables table: ``rendered`` (digest of what was asked for), ``structure``
-        and ``elements`` (digests of what the kernel then held), ``generation`` and the ``boot`` that
-        it counts in; empty: there is none.
+    :param namespaces: inode of each namespace that was created and set up completely.
+    :param firewall: facts about the host's nftables table: ``rendered`` (digest of the desired table), ``structure``
+        and ``elements`` (digests of the table that the kernel held after loading), ``generation`` and the
+        ``boot`` in which it was counted; empty: there is no table.
     :param forwarding: sysctls of the host that were changed, with the value to restore.
-    :param guards: of each table in an environment's namespace ``rendered``, ``listed`` (digests
-        of what the kernel then held) and ``generation``.
-    :param folder: what was made of the folder of namespaces itself (``folder``, ``mount``).
+    :param guards: for each table in an environment's namespace ``rendered``, ``listed`` (digests of the table that
+        the kernel held after loading) and ``generation``.
+    :param folder: the parts of the folder of namespaces that netspace created (``folder``, ``mount``).
     """
 
     namespaces: dict[str, int] = msgspec.field(default_factory=dict)
@@ -153,7 +156,7 @@ class Volatile(msgspec.Struct):
         )
 
     def write(self, layout: Layout) -> None:
-        """Write it where it changed; with nothing to tell there is no file."""
+        """Write the file if its content changed; without content, remove it."""
         content = {
             "namespaces": self.namespaces,
             "firewall": self.firewall,

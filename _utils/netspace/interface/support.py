@@ -1,8 +1,8 @@
-"""Whether the kernel has what a kind of interface needs: reads, and never loads a module itself.
+"""Check of the kernel modules that kinds of interface need. Reads only; never loads a module itself.
 
-Files tell of a module that is loaded, built in or there to be loaded. Only where they don't
-(a kernel without such files), a link of the kind is tried in a network namespace that is gone
-right after. Asked once a run for each kind.
+Files list the modules that are loaded, built in or loadable. Only if they don't list the module
+(say, a kernel without such files), a link of the kind is created in a temporary network namespace.
+Each kind is checked once per run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from netspace.threads import in_thread
 def missing(specs: Iterable[Interface], links: Iterable[Link]) -> dict[str, str]:
     """Return, for each kind among *specs* that this kernel lacks, the missing module and the remedy.
 
-    :param links: the host's: a kind of which there is one is there.
+    :param links: the host's links; if one is of the kind, the kernel has the module.
     """
     modules = {kinds.name(spec): kinds.of(spec) for spec in specs}
     there = {link.kind for link in links}
@@ -40,7 +40,7 @@ def has(module: str, kind: str) -> bool:
 
 
 def listed(module: str, modules: Path = Path("/lib/modules"), sys: Path = Path("/sys/module")) -> bool:
-    """Return whether files tell that a module is loaded, built in, or there to be loaded (modules.dep(5))."""
+    """Return whether files list a module as loaded, built in or loadable (modules.dep(5))."""
     if (sys / module.replace("-", "_")).is_dir():
         return True
     for name in ("modules.builtin", "modules.dep"):
@@ -58,7 +58,7 @@ def _tried(kind: str) -> bool:
         namespaces.unshare()
         with netlink.Socket() as scratch:
             failures = scratch.batch([netlink.add_link(kind, "try", mtu=1500)])
-        # A kernel that knows the kind refuses for what is not said: a parent, an id.
+        # A kernel that has the kind refuses with another error: the message names no parent and no id.
         return all(failure.code not in netlink.UNSUPPORTED for failure in failures.values())
 
     return in_thread(attempt)

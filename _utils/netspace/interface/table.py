@@ -1,9 +1,9 @@
-"""One nftables table as a value: what is in it, and the messages that make it of another. Pure.
+"""One nftables table as a value, and the messages that change one table into another. Pure.
 
-A change touches what differs and nothing else: elements are added and removed in place, a
-chain is filled anew only if its rules differ. So what the kernel counts in the rest of the
-table (which connections are open) survives, and the cost goes by what changed. The order of
-the messages is such that no rule ever names what isn't there yet, or any more.
+A change touches only the differences: elements are added and removed in place, and a
+chain is refilled only if its rules differ. So the kernel's counts of open connections in the rest
+of the table survive, and the cost depends on the size of the change. The messages are ordered
+so that no rule ever names an object that doesn't exist yet, or any more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Chain(msgspec.Struct, frozen=True):
 
 
 class Collection(msgspec.Struct, frozen=True):
-    """A set, or (``verdicts``) a map to what is done; ``most``: packets fill it. See ``nftables.declare_set``."""
+    """A set, or with ``verdicts`` a map to verdicts. See ``nftables.declare_set`` for the fields."""
 
     type: int
     length: int
@@ -46,7 +46,7 @@ class Collection(msgspec.Struct, frozen=True):
 
 
 class Timeout(msgspec.Struct, frozen=True):
-    """For how many seconds connections of a protocol are remembered, by their state."""
+    """The seconds for which the kernel tracks connections of a protocol, by their state."""
 
     l3: int
     l4: int
@@ -54,7 +54,7 @@ class Timeout(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True, dict=True):
-    """A table of family inet. Nothing of a name changes but elements and rules."""
+    """A table of family inet. Objects of the same name in two tables differ only in elements and rules."""
 
     chains: Mapping[str, Chain] = msgspec.field(default_factory=dict)
     sets: Mapping[str, Collection] = msgspec.field(default_factory=dict)
@@ -62,7 +62,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
     @functools.cached_property
     def elements(self) -> str:
-        """The digest of all elements, as ``nftables.Ruleset.listed`` has it."""
+        """Digest of all elements, equal to the one that ``nftables.Ruleset.listed`` returns."""
         return nf.elements_digest(nf.INET, {name: one.elements for name, one in self.sets.items() if not one.most})
 
     @functools.cached_property
@@ -78,18 +78,18 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         return found.hexdigest()
 
     def same_structure(self, other: Table) -> bool:
-        """Return whether nothing but elements differs."""
+        """Return whether both tables differ at most in elements."""
         return self.chains == other.chains and self.timeouts == other.timeouts and self.sets.keys() == other.sets.keys()
 
 
 def whole(name: str, table: Table) -> list[Message]:
-    """Return the messages that replace whatever table has this name."""
+    """Return the messages that replace the table of this name, if there is one, with *table*."""
     made = nf.remove_table(nf.INET, name)
     return [*made, *nf.add_table(nf.INET, name), *difference(name, Table(), table)] if table.chains else made
 
 
 def difference(name: str, old: Table, new: Table) -> list[Message]:
-    """Return the messages that make *new* of *old*, which is in the kernel."""
+    """Return the messages that change *old*, which the kernel holds, into *new*."""
     refilled = [chain for chain, one in new.chains.items() if chain in old.chains and old.chains[chain] != one]
     gone = [chain for chain in old.chains if chain not in new.chains]
     made: list[Message] = []

@@ -1,6 +1,5 @@
-"""The declared model: what an operator may write, parsed, checked, resolved.
+"""The declaration: its types, parser and checks. Pure; never reads the host.
 
-Pure: values in, values out. ``types`` are the values, ``parse`` makes them out of
-pillar or state arguments, ``check`` refuses what clashes. Nothing here looks at
-the host.
+``types`` defines the values, ``parse`` builds them from pillar or state arguments, and
+``check`` reports invalid and conflicting values.
 """

@@ -1,6 +1,6 @@
-"""Checks beyond types: bounds of single values, and declarations that clash.
+"""Checks beyond types: bounds of single values, and conflicts in a declaration.
 
-Pure. Every function returns the problems it finds; an empty list is acceptance.
+Pure. Every check returns the problems that it finds; an empty result means that there is none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from netspace.errors import Problem
 from netspace.spec import fleet, publish
 from netspace.spec.paths import PLAINLY, bare, clean
-from netspace.spec.paths import plain as plain  # others know it from here
+from netspace.spec.paths import plain as plain  # other modules import it from here
 from netspace.spec.types import (
     END,
     NAME,
@@ -38,16 +38,16 @@ from netspace.spec.types import (
 )
 
 SECCOMP_PROFILES = ("strict", "standard")  # or file:/path
-# Of a file system of its own: less has no room for the journal, more none in ext4.
+# Bounds of a file system's size: a smaller one has no room for the journal, a larger one exceeds ext4's limit.
 DISK_SIZES = (16 * 1024**2, 2**44)
 MAX_QUOTED = 200
 MAX_ARGUMENT = 128 * 1024  # the kernel's MAX_ARG_STRLEN
 MAX_ITEMS = 1024
-_KERNEL_MEMORY = 8 * 1024**2  # the least that is left for a kernel
+_KERNEL_MEMORY = 8 * 1024**2  # the least memory that must be left for a unikernel
 _NOT_PLAIN = "a NUL character, text that is no Unicode, or longer than 128 KiB"
-# Where an environment's own world is mounted: a volume there, above or below would cover it.
+# netspace mounts its own file systems here; a volume at, above or below one would cover it.
 RESERVED_TARGETS = ("/proc", "/sys", "/dev", "/run/netspace")
-# The host's own: neither these nor anything in them is handed out...
+# Folders of the host that can't be a volume's source, and nothing in them...
 HOST_FOLDERS = (
     "/proc",
     "/sys",
@@ -62,7 +62,7 @@ HOST_FOLDERS = (
     "/lib64",
     "/libx32",
 )
-# ...and these only in part.
+# ...and folders that can't be one themselves, while folders in them can.
 HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]+")
@@ -74,26 +74,26 @@ _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 @functools.cache
 def image_sources() -> tuple[str, ...]:
-    """Return the schemes of images: the modules of ``netspace.environment.images.sources``, by name alone."""
+    """Return the schemes of images: the names of the modules of ``netspace.environment.images.sources``."""
     folder = Path(__file__).parents[1] / "environment/images/sources"
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
 
 
 def runtimes(spec: Runtimes, path: str) -> list[Problem]:
-    """Check which runtimes are the default."""
+    """Check the default runtimes."""
     wrong = {"default": runtime(spec.default, "images"), "kernels": runtime(spec.kernels, "kernels")}
     return [Problem(f"{path}:{key}", message) for key, message in wrong.items() if message]
 
 
 def runtime_settings(spec: Any, path: str) -> list[Problem]:
-    """Check what all runtimes' settings have."""
+    """Check the settings that all runtimes share."""
     if spec.program is not None and not clean(spec.program):
         return [Problem(f"{path}:program", f"{spec.program!r}: expected an absolute path without '..'")]
     return []
 
 
 def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
-    """Return why the runtime *name* can't run *thing* (``images``, ``kernels``); empty where it can."""
+    """Return why the runtime *name* can't run *thing* (``images``, ``kernels``); empty if it can."""
     from netspace.environment import runtimes as known
 
     if name in known.names() and thing == known.find(name).RUNS:
@@ -102,7 +102,7 @@ def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
 
 
 def image(text: str) -> str:
-    """Return the problem of an image's ``<source>:<location>``; empty where there is none."""
+    """Return the problem of an image's ``<source>:<location>``; empty if there is none."""
     source, _, location = text.partition(":")
     if source not in image_sources() or not location:
         return f"{text!r}: write <source>:<location> with one of {', '.join(image_sources())}"
@@ -117,12 +117,12 @@ def image(text: str) -> str:
 
 
 def source_hash(text: str) -> str:
-    """Return the problem of a ``sha256:<hex>``; empty where there is none."""
+    """Return the problem of a ``sha256:<hex>``; empty if there is none."""
     return "" if _HASH.fullmatch(text) else f"{text!r}: expected sha256: and 64 hexadecimal digits"
 
 
 def environment(spec: Environment, path: str) -> list[Problem]:
-    """Check one environment's own values."""
+    """Check the values of one environment."""
     problems: list[Problem] = []
 
     def refuse(key: str, message: str) -> None:
@@ -172,7 +172,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     for key in ("read", "write", "read_ops", "write_ops"):
         rate = getattr(limits.io, key)
         if rate is not None:
-            # Less than a page a second is no use; the kernel counts operations in 32 bits.
+            # Less than a page per second is useless; the kernel counts operations in 32 bits.
             _between(problems, f"{path}:limits:io:{key}", rate, *((1, 2**32 - 1) if "ops" in key else (4096, 2**50)))
     _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
     problems += _health(spec, path)
@@ -218,25 +218,25 @@ def _health(spec: Environment, path: str) -> list[Problem]:
 
 
 def no_environment(name: str, names: Collection[str]) -> str:
-    """Return the problem of a reference to an environment that is not declared, with the nearest name that is."""
+    """Return the problem of a reference to an undeclared environment, with the nearest declared name."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"there is no environment {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def circle(after: Mapping[str, Collection[str]]) -> list[str]:
-    """Return the names of a circle in *after*, the first one again at the end; empty where there is none.
+    """Return the names of a cycle in *after*, with the first one again at the end; empty if there is no cycle.
 
-    What waits for a name that is not among them is no circle.
+    Names that *after* doesn't define can't be part of a cycle.
     """
     try:
         graphlib.TopologicalSorter(after).prepare()
     except graphlib.CycleError as err:
-        return [*reversed(err.args[1])]  # there each is one that the next comes after
+        return [*reversed(err.args[1])]  # graphlib lists each name before the one that comes after it
     return []
 
 
 def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
-    """Check ``after``: each environment named there is declared, and none wait for each other in a circle."""
+    """Check ``after``: each environment named there is declared, and there is no cycle."""
     problems = [
         Problem(f"{path}:environments:{name}:after:{index}", no_environment(other, names))
         for name, spec in declared.environments.items()
@@ -251,9 +251,9 @@ def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Pro
 
 
 def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
-    """Check what takes a look at all declarations of a host together.
+    """Check references between the parts of a whole declaration.
 
-    :param names: of all environments, also those that didn't parse.
+    :param names: the names of all environments, including those that didn't parse.
     """
     targets = {link.target for link in declared.links}
     problems = _order(declared, path, names)
@@ -262,7 +262,7 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
         for name, spec in declared.environments.items()
         if spec.health is not None and spec.health.mailbox and name not in targets
     ]
-    if names and isinstance(declared.broker, LocalBroker):  # else each is a state of its own
+    if names and isinstance(declared.broker, LocalBroker):  # without names, states declare the environments one by one
         problems += [
             Problem(f"{path}:broker:passwords:{index}", no_environment(name, names))
             for index, name in enumerate(declared.broker.passwords)
@@ -272,7 +272,7 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
 
 
 def kernel(spec: Environment, path: str) -> list[Problem]:
-    """Check the keys that an environment with a kernel can't have; its interface is checked where that is parsed."""
+    """Check the keys that an environment with a kernel can't have. The parser checks its interface."""
     problems = []
     assert spec.kernel is not None
     if not clean(spec.kernel):
@@ -296,14 +296,14 @@ def kernel(spec: Environment, path: str) -> list[Problem]:
 
 
 def used(spec: Environment, usual: Runtimes) -> str:
-    """Return the runtime that an environment names, or else the host's default."""
+    """Return the runtime that an environment names, or the host's default."""
     return spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
 
 
 def under(spec: Environment, used: str, path: str) -> list[Problem]:
-    """Check the demands that a runtime makes on an environment.
+    """Check the demands of a runtime on an environment.
 
-    :param used: the runtime that is in use.
+    :param used: the name of the environment's runtime.
     """
     from netspace.environment import runtimes as known
 
@@ -359,14 +359,14 @@ def _volume(volume: Volume, path: str) -> list[Problem]:
 
 
 def interface(spec: Interface, path: str) -> list[Problem]:
-    """Check one interface's values, whatever its kind."""
+    """Check one interface's values, of any kind."""
     problems: list[Problem] = []
     # Below 1280 there is no IPv6 (RFC 8200 section 5).
     _between(problems, f"{path}:mtu", getattr(spec, "mtu", 1500), 1280, 65535)
     if not isinstance(spec, Filtered):
         return problems
     if spec.rate is not None:
-        # A packet of 1,500 bytes takes more than a second below that.
+        # At a lower rate a packet of 1,500 bytes takes more than a second.
         _between(problems, f"{path}:rate", spec.rate, 8_000, 10**12)
     _between(problems, f"{path}:connections", spec.connections, 1, 1_000_000)
     for index, rule in enumerate(spec.allow):
@@ -386,7 +386,7 @@ def interface(spec: Interface, path: str) -> list[Problem]:
 def together(interfaces: Mapping[str, Interface], path: str = "netspace") -> list[tuple[str, str, str]]:
     """Return the conflicts among one host's interfaces, by their environments' names: (name, key, message).
 
-    :param path: where the declaration stands.
+    :param path: the declaration's path, for messages.
     """
     found: list[tuple[str, str, str]] = []
     owners: dict[str, str] = {}
@@ -404,7 +404,7 @@ def together(interfaces: Mapping[str, Interface], path: str = "netspace") -> lis
 
 
 def ports(value: int | str) -> tuple[int, int] | None:
-    """Return (first, last) of a port or a range, or None where it is neither."""
+    """Return (first, last) of a port or a range; None if it is neither."""
     match = _PORTS.fullmatch(str(value))
     if match is None:
         return None
@@ -413,12 +413,12 @@ def ports(value: int | str) -> tuple[int, int] | None:
 
 
 _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")  # RFC 6838, 4.2
-MESSAGE_SIZES = (1024, 512 * 1024**2)  # the most is RabbitMQ's
-LINK_TTL = 7 * 24 * 3600  # what every mailbox has
+MESSAGE_SIZES = (1024, 512 * 1024**2)  # the upper bound is RabbitMQ's
+LINK_TTL = 7 * 24 * 3600  # the ttl of every mailbox
 LINK_LENGTH = 10_000
 LINK_RATES = (0.001, 100_000.0)
 LINK_SIZES = (1, 16 * 1024**2)
-# What neither the broker nor anything else between two environments holds a sender to.
+# Keys that are refused, because neither the broker nor anything else on the way enforces them on a sender.
 LINK_REFUSED = {
     "priority": "a priority is what the sender calls it: give links that must not wait for others a `length` or `ttl`, "
     "and so a queue of their own",
@@ -426,7 +426,7 @@ LINK_REFUSED = {
 
 
 def link(spec: Link, path: str) -> list[Problem]:
-    """Check one link's own values."""
+    """Check the values of one link."""
     problems = []
     for key, name in (("from", spec.source), ("to", spec.target)):
         if not END.fullmatch(name):
@@ -454,9 +454,10 @@ def link(spec: Link, path: str) -> list[Problem]:
 
 
 def local_names(links: Iterable[Link]) -> dict[str, str]:
-    """Return, by link, why its local name is refused: to the sender's program each name means one environment.
+    """Return the reason for each link whose local name is refused, by the link's name.
 
-    The names of those that send to it count as well, because the program receives by these.
+    To the sender's program, each name must mean one environment. The names of environments that send to it
+    count too, because the program receives messages under these names.
     """
     links = list(links)
     others: dict[str, set[str]] = {}
@@ -481,10 +482,10 @@ def local_names(links: Iterable[Link]) -> dict[str, str]:
 def clashes(
     declared: Declaration, path: str, known: Collection[str] = (), places: Sequence[str] | None = None
 ) -> list[Problem]:
-    """Check what only the whole declaration can tell.
+    """Check for conflicts within a whole declaration.
 
-    :param known: names of environments that exist though they didn't parse.
-    :param places: where each of the links stands; absent: in this order.
+    :param known: names of declared environments that didn't parse.
+    :param places: the path of each link, for messages; None: by its position in the list.
     """
     problems: list[Problem] = []
     names = {*declared.environments, *known}
@@ -517,10 +518,10 @@ def clashes(
         for family in ("ipv4", "ipv6"):
             address = getattr(spec.interface, family, None)
             if not isinstance(address, Address):
-                continue  # not out of our own ranges
+                continue  # not from netspace's ranges
             where = f"{path}:environments:{name}:interface:{family}"
             range_ = getattr(declared.network, family).network
-            if ipaddress.ip_address(address) not in range_:  # another family is never in it
+            if ipaddress.ip_address(address) not in range_:  # an address of another family never is
                 problems.append(Problem(where, f"{address} is outside of {path}:network:{family} ({range_})"))
             if address in addresses:
                 problems.append(Problem(where, f"{address} is {addresses[address]}'s already"))
@@ -538,7 +539,7 @@ def clashes(
 
 
 def _published(declared: Declaration, interfaces: Mapping[str, Interface], path: str) -> Iterable[tuple[str, str, str]]:
-    """Return the publications at a port of the broker's: (name, key, message)."""
+    """Return the publications that conflict with a port of the broker: (name, key, message)."""
     broker = declared.broker
     if not isinstance(broker, LocalBroker):
         return ()
@@ -546,7 +547,7 @@ def _published(declared: Declaration, interfaces: Mapping[str, Interface], path:
 
 
 def _volumes(declared: Declaration, path: str) -> list[Problem]:
-    """Check that each host path belongs to one environment: no other has an equal, nested or enclosing path."""
+    """Check that each volume's source belongs to one environment: no other has the same, a nested or enclosing path."""
     problems = []
     sources = sorted(
         (volume.source, name, f"{path}:environments:{name}:volumes:{index}:source")
@@ -554,7 +555,7 @@ def _volumes(declared: Declaration, path: str) -> list[Problem]:
         for index, volume in enumerate(spec.volumes)
         if volume.source is not None
     )
-    # Sorted with '/' lowest, a path comes right before all that lies within it.
+    # Sorted with '/' lowest, a path comes right before the paths within it.
     sources.sort(key=lambda entry: entry[0].replace("/", "\0"))
     for index, (source, name, where) in enumerate(sources):
         for other, owner, _ in reversed(sources[:index]):
@@ -627,7 +628,7 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
 
 
 def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> list[Problem]:
-    """Check one address to connect to, or a list of a cluster's nodes."""
+    """Check one URL, or a list of the URLs of a cluster's nodes."""
     if isinstance(value, str):
         return _url(value, schemes, path)
     if not value:
@@ -636,9 +637,9 @@ def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> 
 
 
 def _url(value: str, schemes: tuple[str, str], path: str) -> list[Problem]:
-    """Check an address to connect to; no message repeats it, since it may hold a password.
+    """Check one URL. No message repeats it, since it may hold a password.
 
-    :param schemes: without TLS, for this host alone, and with it.
+    :param schemes: the scheme without TLS, allowed for loopback only, and the scheme with TLS.
     """
     wanted = f"expected {schemes[0]}://HOST:PORT or {schemes[1]}://HOST:PORT"
     try:
@@ -665,12 +666,12 @@ def _loopback(host: str) -> bool:
 
 
 def within(path: str, folder: str) -> bool:
-    """Return whether *path* is *folder* or lies below it (both absolute and normal)."""
+    """Return whether *path* is *folder* or lies below it (both absolute and normalized)."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def quoted(target: str) -> str:
-    """Return a path inside as the name of one file, under which a volume without a source is kept."""
+    """Return the file name under which netspace keeps a volume without a source, made from its target."""
     return urllib.parse.quote(target.strip("/"), safe="")
 
 

@@ -1,8 +1,8 @@
-"""Links between hosts: what a declaration says of other hosts, checked, and put into this host's words. Pure.
+"""Links between hosts: checks of other hosts' declared values, and the selection of this host's links. Pure.
 
 The same list of links may be declared on every host of a fleet, with each end as ``<environment>@<host>``.
-:func:`local` takes out what is none of this host's and names its own environments without the host; from
-there on an end with an ``@`` is somewhere else.
+:func:`local` drops the links that don't concern this host, and removes ``@<host>`` from its own
+environments. After that, an end with an ``@`` is on another host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from netspace.errors import Problem
 from netspace.spec.paths import PLAINLY, bare
 from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, LocalBroker, host_of
 
-# Both a name in certificates (DNS, RFC 1123 section 2.1) and a SPIFFE trust domain, which may have no capitals.
+# A name that is valid in certificates (DNS, RFC 1123 section 2.1) and as a SPIFFE trust domain (no capitals).
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 DOMAIN = re.compile(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
 _NO_KEYS = "hosts that share a broker have no authorities, so none can say whose key it is"
@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0
 
 
 def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
-    """Return the links of this host, with its own environments named as they are here."""
+    """Return the links that concern this host, with its own environments named without ``@<host>``."""
     if broker.host is None:
         return tuple(links)
     suffix = f"@{broker.host}"
@@ -37,14 +37,14 @@ def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
 
 def _named_here(link: Link, suffix: str) -> Link:
     source, target = link.source.removesuffix(suffix), link.target.removesuffix(suffix)
-    # A sender's card is written on its own host: what it calls its peer changes nothing on another.
+    # The local name only appears in the sender's card, which is written on the sender's host.
     local = None if remote(source) else link.local
     named: Link = msgspec.structs.replace(link, source=source, target=target, local=local)
     return named
 
 
 def address(text: str) -> tuple[str, int] | None:
-    """Return host and port of ``<host>:<port>`` (``[<IPv6>]:<port>``); None where *text* is no such thing."""
+    """Return host and port of ``<host>:<port>`` (``[<IPv6>]:<port>``); None if *text* is malformed."""
     match = _ADDRESS.fullmatch(text)
     if match is None or not 1 <= int(match[3]) <= 65535:
         return None
@@ -52,7 +52,7 @@ def address(text: str) -> tuple[str, int] | None:
 
 
 def _is_numeric(text: str) -> bool:
-    """Return whether *text* is an IP address with a port, and no name."""
+    """Return whether *text* is an IP address (not a name) with a port."""
     found = address(text)
     try:
         return found is not None and bool(ipaddress.ip_address(found[0]))
@@ -63,13 +63,13 @@ def _is_numeric(text: str) -> bool:
 def within(one: str, other: str) -> bool:
     """Return whether one of two different trust domains is below the other.
 
-    An authority speaks for all names below its own.
+    If so, the authority of the upper one could issue certificates for the lower one.
     """
     return one.endswith(f".{other}") or other.endswith(f".{one}")
 
 
 def settings(broker: LocalBroker, path: str) -> list[Problem]:
-    """Check what a broker's declaration says of this host and the others."""
+    """Check a broker's settings that concern this host's name and other hosts."""
     problems = []
     if broker.host is not None and not NAME.fullmatch(broker.host):
         problems.append(Problem(f"{path}:host", f"{broker.host!r} can't be a host's name: use {NAME_RULE}"))
@@ -152,7 +152,7 @@ def _keys(broker: LocalBroker, path: str) -> list[Problem]:
 
 
 def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
-    """Check one link (see :func:`local`) against what is said of other hosts."""
+    """Check one link (see :func:`local`) against the declared settings of other hosts."""
     other = spec.to_host or spec.from_host
     if other is None:
         if spec.via != "direct":

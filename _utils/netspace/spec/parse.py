@@ -1,8 +1,8 @@
-"""Pillar and state arguments -> typed values, or every problem with its path.
+"""Parser of pillar and state arguments: it returns typed values, or every problem with its path.
 
-msgspec checks the types (0.02 s to import, against 0.2 s and more for its peers);
-this adds what an operator needs to mend a mistake: the full path in pillar
-notation and the nearest right name. All problems are reported at once.
+msgspec checks the types (0.02 s to import, against 0.2 s and more for its peers).
+This module adds help for the operator: the full path in pillar notation, and the nearest
+valid name. All problems are reported at once.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     """Parse a whole host's declaration.
 
     :param data: the mapping under ``pillar:netspace``.
-    :param path: where it stands, for messages.
-    :raises SpecError: naming every problem found, in pillar notation.
+    :param path: its path, for messages.
+    :raises SpecError: with every problem, in pillar notation.
     """
     problems: list[Problem] = []
     if not isinstance(data, Mapping):
@@ -76,7 +76,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         where = f"{path}:environments:{name}"
         parsed, wrong = _environment(name, value, where, chosen)
         problems += wrong
-        # One with mistakes of its own may have others that only the whole tells: all are told at once.
+        # Keep an environment with problems, so that conflicts with other parts are reported at the same time.
         if parsed is not None and isinstance(name, str) and NAME.fullmatch(name):
             environments[name] = parsed
 
@@ -99,7 +99,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         environments=environments,
         links=tuple(links.values()),
     )
-    # Names that were declared badly are still names: don't report their links as well.
+    # Environments that didn't parse count as declared, so that links to them aren't reported as well.
     names = {str(name) for name in declared}
     problems.extend(check.clashes(result, path, known=names, places=list(links)))
     problems.extend(check.whole(result, path, names))
@@ -109,9 +109,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
 
 
 def environment(name: Any, data: Any, usual: Runtimes | None = None) -> Environment:
-    """Parse one environment; its name stands for its path (for state arguments).
+    """Parse one environment from state arguments; messages name the environment as the path.
 
-    :param usual: the host's runtimes, where what the one in use asks of it is to be checked too.
+    :param usual: the host's default runtimes; None: skip the checks of the runtime's demands.
     """
     parsed, problems = _environment(name, data, str(name), usual)
     if problems or parsed is None:
@@ -120,7 +120,7 @@ def environment(name: Any, data: Any, usual: Runtimes | None = None) -> Environm
 
 
 def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tuple[Environment | None, list[Problem]]:
-    """Parse one environment; return it, as far as its types are right, and all its problems."""
+    """Parse one environment; return it (None if a type is wrong) and all its problems."""
     problems: list[Problem] = []
     if not isinstance(name, str) or not NAME.fullmatch(name):
         problems.append(Problem(where, f"{name!r} can't be an environment's name: use {NAME_RULE}"))
@@ -160,7 +160,7 @@ def interface(data: Any, path: str = "interface") -> Interface:
 
 
 def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
-    """Parse which runtimes are the default, and each one's own settings; None is all defaults."""
+    """Parse the default runtimes and each runtime's settings; None means all defaults."""
     from netspace.environment import runtimes as known
 
     if data is None:
@@ -205,7 +205,7 @@ def link(data: Any, path: str = "link") -> Link:
 
 
 def encode(value: Any) -> Any:
-    """Return *value* as plain mappings, lists and scalars, the form that parsing takes."""
+    """Return *value* as plain mappings, lists and scalars, which can be parsed again."""
     plain = msgspec.to_builtins(value, builtin_types=(), enc_hook=_encode)
     if isinstance(value, Declaration):
         plain["runtimes"].update(plain["runtimes"].pop("settings"))
@@ -283,7 +283,7 @@ def _members(of: Any) -> list[Any]:
 
 
 def _chosen(of: Any, data: Any) -> Any:
-    """Return the kind that *data* names of a union of kinds: only its keys and values are worth suggesting."""
+    """Return the type in a union of kinds that *data* names, so that only its keys and values are suggested."""
     for one in _members(of):
         tag = one.__struct_config__.tag_field if _is_struct(one) else None
         if tag and isinstance(data, Mapping) and data.get(tag) == one.__struct_config__.tag:
@@ -296,7 +296,7 @@ def _is_struct(of: Any) -> bool:
 
 
 def _walk(of: Any, keys: list[str]) -> list[Any]:
-    """Return the types that may stand at *keys* below the type *of*."""
+    """Return the types that are possible at *keys* below the type *of*."""
     current = _members(of)
     for key in keys:
         below: list[Any] = []
@@ -325,7 +325,7 @@ def _fields_at(of: Any, data: Any, keys: list[str]) -> list[str]:
 
 
 def _tags_at(of: Any, keys: list[str]) -> list[str]:
-    """Return the possible tags, where the wrong value is the tag (``kind``) of a union of structs."""
+    """Return the possible tags if the wrong value is the tag (``kind``) of a union of structs; else none."""
     if not keys:
         return []
     parents = [one for one in _walk(of, keys[:-1]) if _is_struct(one)]

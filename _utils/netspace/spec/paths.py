@@ -1,4 +1,4 @@
-"""Texts and paths of a declaration that are safe to pass on: to the kernel, into a configuration."""
+"""Checks of texts and paths in a declaration: are they safe for the kernel, and in a configuration file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAINLY = "without blanks, quotes or control characters"
 
 
 def plain(text: str, most: int = MAX_TEXT) -> bool:
-    """Return whether *text* can be given to the kernel: bounded, no NUL, and Unicode (YAML's "\\ud800" is not)."""
+    """Return whether *text* is safe for the kernel: bounded, no NUL, and valid Unicode (YAML's "\\ud800" is not)."""
     try:
         return "\0" not in text and len(text.encode()) <= most
     except UnicodeEncodeError:
@@ -22,7 +22,7 @@ def plain(text: str, most: int = MAX_TEXT) -> bool:
 
 
 def clean(path: str) -> bool:
-    """Return whether *path* is absolute and normal, without a character that ends a line or steers a terminal."""
+    """Return whether *path* is absolute, normalized, and without control characters."""
     return (
         path.startswith("/")
         and not path.startswith("//")
@@ -33,5 +33,5 @@ def clean(path: str) -> bool:
 
 
 def bare(path: str) -> bool:
-    """Return whether *path* is clean and needs no quoting in any configuration: no blank, quote or variable."""
+    """Return whether *path* is clean and needs no quoting in any configuration file: no blank, quote or variable."""
     return clean(path) and not any(one.isspace() or one in _MEANT for one in path)

@@ -1,6 +1,6 @@
-"""Ports of the host that are led to an environment's: how they are written, and which two can't stand together. Pure.
+"""Published ports: ports of the host that are forwarded to an environment's; their syntax and conflicts. Pure.
 
-Written as docker and podman take them: ``[<address>:]<port>:<port inside>[/<protocol>]``.
+The syntax is that of docker and podman: ``[<address>:]<port>:<port inside>[/<protocol>]``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from netspace.spec.types import PORTS, Filtered, Interface, LocalBroker
 
-MOST = 256  # of one environment
+MOST = 256  # the most publications of one environment
 _EXAMPLES = "'443:8443', '198.51.100.1:443:8443', '[2001:db8::1]:443:8443' or '53:53/udp'"
 _WRITTEN = re.compile(r"(?:(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 (refused, not bound)
@@ -21,7 +21,7 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 (refused, not bound)
 class HostPort(NamedTuple):
     """A port of the host.
 
-    :param address: of the host; empty: any that it has.
+    :param address: an address of the host; empty: all of them.
     """
 
     protocol: str
@@ -32,7 +32,7 @@ class HostPort(NamedTuple):
         return f"{_before(self.address)}{self.port}/{self.protocol}"
 
     def overlaps(self, other: HostPort) -> bool:
-        """Return whether a packet could be for both."""
+        """Return whether one packet could match both ports."""
         return (
             self.protocol == other.protocol
             and self.port == other.port
@@ -41,16 +41,16 @@ class HostPort(NamedTuple):
 
 
 class Publication(str):
-    """A port of the host and the environment's port that it leads to, in canonical form.
+    """A publication: a port of the host and the environment's port that it leads to, in canonical form.
 
     ``443:8443``, ``198.51.100.1:443:8443``, ``[2001:db8::1]:443:8443``, ``53:53/udp``.
     """
 
     @classmethod
     def parse(cls, value: object) -> Publication:
-        """Parse one as it is declared.
+        """Return the declared publication in canonical form.
 
-        :raises ValueError: it is none.
+        :raises ValueError: it is malformed.
         """
         if not isinstance(value, str):
             raise ValueError(
@@ -87,7 +87,7 @@ class Publication(str):
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The families whose packets it leads on."""
+        """The families whose packets it forwards."""
         address = self.host.address
         return ("ipv4", "ipv6") if not address else ("ipv6",) if ":" in address else ("ipv4",)
 
@@ -97,14 +97,14 @@ Led = tuple[Publication, Mapping[str, str]]
 
 
 def _before(address: str) -> str:
-    """Return what stands before a port: *address* and a colon, or nothing."""
+    """Return the prefix of a port: *address* and a colon, or nothing."""
     return "" if not address else f"[{address}]:" if ":" in address else f"{address}:"
 
 
 def _address(text: str) -> str:
     """Return one of the host's addresses in canonical form.
 
-    :raises ValueError: it is none that somebody outside could reach.
+    :raises ValueError: other hosts can't reach it.
     """
     address = ipaddress.ip_address(text)
     if str(address) in _EVERYWHERE:
@@ -118,22 +118,23 @@ def _address(text: str) -> str:
 
 
 class Routed(Filtered, frozen=True):
-    """Base of the kinds that the host routes to, so that it can lead its own ports to them.
+    """Base of the kinds that the host routes to, so that it can forward its own ports to them.
 
-    :param publish: ports of the host that are led to ports of the environment, for whoever reaches the host:
-        ``[<address>:]<port>:<port inside>[/udp]``. No rule of ``allow`` is needed. Never for another environment.
+    :param publish: ports of the host that are forwarded to ports of the environment, for everybody who reaches
+        the host: ``[<address>:]<port>:<port inside>[/udp]``. They need no ``allow`` rule. Other environments can't
+        use them.
     """
 
     publish: tuple[Publication, ...] = ()
 
 
 def published(spec: Interface) -> tuple[Publication, ...]:
-    """Return the publications of an interface; none where its kind has none."""
+    """Return the publications of an interface; none if its kind can't have any."""
     return spec.publish if isinstance(spec, Routed) else ()
 
 
 def ports(interfaces: Mapping[str, Interface]) -> Iterator[tuple[HostPort, str, str]]:
-    """Yield the ports of the host that interfaces take: the port, the environment's name, the interface's key.
+    """Yield the ports of the host that interfaces use: the port, the environment's name, the interface's key.
 
     Publications come last.
     """
@@ -146,9 +147,9 @@ def ports(interfaces: Mapping[str, Interface]) -> Iterator[tuple[HostPort, str, 
 
 
 def conflicts(interfaces: Mapping[str, Interface], path: str = "netspace") -> list[tuple[str, str, str]]:
-    """Return the publications whose port is another's already: (name, key, message).
+    """Return the publications whose port is in use by another interface: (name, key, message).
 
-    :param path: where the declaration stands, for the other's place.
+    :param path: the declaration's path, for messages.
     """
     found = []
     taken: dict[tuple[str, int], list[tuple[HostPort, str]]] = {}
@@ -167,7 +168,7 @@ def against_broker(
 ) -> list[tuple[str, str, str]]:
     """Return the publications whose port is the broker's: (name, key, message).
 
-    :param listen: where environments of other hosts reach it; None: nowhere.
+    :param listen: the address and port at which other hosts reach the broker; None: they don't.
     """
     own = [(HostPort("tcp", getattr(broker, key), "127.0.0.1"), key) for key in PORTS]
     if listen is not None:

@@ -1,8 +1,8 @@
-"""Does a trust level satisfy a requirement? The one place where that is decided.
+"""The decision whether a trust level satisfies a requirement. No other module decides that. Pure.
 
-Pure. Levels are the verifier's (``netspace.attestation``); requirements are the
-declaration's. An environment that says nothing takes the host's default; a link
-that says nothing is as good as its two ends.
+The verifier (``netspace.attestation``) appraises the level; the declaration has the requirements.
+An environment without a requirement uses the host's default. A link without one is allowed if
+its two ends are.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from netspace.spec.types import Declaration, Environment, Filtered, Interface, O
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """This host's trust, as far as enforcement needs it.
+    """This host's trust level, and its source.
 
     :param level: 0 to 5 (L0..L5).
-    :param verifier: who says so: ``self``, or the name of a verifier.
-    :param reason: one sentence: why this level and not the next.
+    :param verifier: the verifier that appraised it: ``self``, or a name.
+    :param reason: one sentence: why the level is not higher.
     """
 
     level: int = 0
@@ -33,9 +33,10 @@ class Trust(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """``allowed``, and a comment where the operator should know something.
+    """The decision on one environment or link.
 
-    :param on_loss: where it isn't: what becomes of that which is there already.
+    :param comment: a note for the operator; empty if there is nothing to say.
+    :param on_loss: what happens to a running environment or existing link that isn't allowed.
     """
 
     allowed: bool
@@ -44,7 +45,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def runs_on(self) -> bool:
-        """Whether what is there goes on as it is: it is not changed, nor made anew."""
+        """True if the existing environment or link stays as it is, although it isn't allowed."""
         return not self.allowed and self.on_loss != "stop"
 
 
@@ -67,7 +68,7 @@ def judge(requirement: Requirement, trust: Trust) -> Verdict:
 
 
 def requirement(spec: Environment, default: Requirement) -> Requirement:
-    """Return what *spec* demands on a host whose own requirement is *default*."""
+    """Return the requirement of *spec*, or *default*, the host's."""
     given = spec.attestation or default
     return Requirement(policy=given.policy, minimum=given.minimum, on_loss=given.on_loss)
 
@@ -78,7 +79,7 @@ def environments(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
 
 
 def told(declared: Declaration, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
-    """Return what to say of the environments: one that is declared to be stopped is as declared without any trust."""
+    """Return the verdicts to report. Environments that are declared as stopped need no trust, so they are allowed."""
     found = dict(verdicts)
     for name, verdict in verdicts.items():
         if declared.environments[name].state == "stopped":
@@ -87,19 +88,19 @@ def told(declared: Declaration, verdicts: Mapping[str, Verdict]) -> dict[str, Ve
 
 
 def withheld(applied: Mapping[str, Environment], trust: Trust) -> dict[str, str]:
-    """Return which of the applied environments must not be started, and why.
+    """Return the applied environments that must not be started, with the reasons.
 
-    :param applied: each with the requirement that was in force when it was applied; one
-        that was recorded without any (by an earlier release) demands nothing.
+    :param applied: the environments, each with the requirement that was in force when it was applied. A record
+        of an earlier release has none, and demands nothing.
     """
     verdicts = {name: judge(spec.attestation, trust) for name, spec in applied.items() if spec.attestation is not None}
     return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
 
 
 def narrowed(there: Interface, declared: Interface) -> Interface:
-    """Return the interface that *there* may become while its environment is withheld.
+    """Return the interface that *there*, the present one, may change to while its environment is withheld.
 
-    Its rules and publications may only get fewer.
+    Rules and publications may be removed, but not added.
     """
     if declared.NONE:
         return declared
@@ -123,7 +124,7 @@ def links(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
         for end in (link.source, link.target):
             if end in ends and not ends[end].allowed:
                 found.append(Verdict(False, f"its end {end} is withheld: {ends[end].comment}", ends[end].on_loss))
-        # Any that does not merely report revokes it.
+        # One verdict that does not merely report is enough to revoke the link.
         strict = [one for one in found if one.on_loss != "report"]
         verdicts[link.name] = (strict or found or [own])[0]
     return verdicts

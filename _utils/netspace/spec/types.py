@@ -1,7 +1,7 @@
-"""The values of a declaration. Each is immutable; unknown keys are errors.
+"""The types of a declaration. Values are immutable; unknown keys are errors.
 
-Field names are the keys of the pillar and the arguments of the states. Sizes are
-in bytes once parsed; names match :data:`NAME`.
+Field names are the keys of the pillar and the arguments of the states. Parsed sizes are
+in bytes; names match :data:`NAME`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Size(int):
 
 
 class Rate(int):
-    """A rate in bits per second; written as such or with a decimal suffix (``10M``), as networks are sold."""
+    """A rate in bits per second; written as a number or with a decimal suffix (``10M``), as usual for networks."""
 
     @classmethod
     def parse(cls, value: Any) -> Rate:
@@ -112,13 +112,13 @@ class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Requirement(Base, frozen=True):
-    """The least trust level that a host, an environment or a link demands.
+    """The lowest trust level that a host, an environment or a link demands.
 
-    ``require``: not without it. ``prefer``: goes on without it, and says so.
-    ``off``: doesn't ask.
-
-    :param on_loss: what becomes of that which runs already, under ``require``: it is stopped; goes on without its
-        links; or goes on with them, and is reported. Nothing is started, updated or linked anew without the level.
+    :param policy: ``require``: refuse without the level. ``prefer``: go on without it, with a comment.
+        ``off``: don't check.
+    :param on_loss: what happens to a running environment that loses the level, under ``require``. ``stop``: it is
+        stopped. ``revoke-links``: it goes on without its links. ``report``: it goes on with them, and is reported.
+        Without the level, nothing new is started, updated or linked.
     """
 
     policy: Policy = "prefer"
@@ -127,17 +127,18 @@ class Requirement(Base, frozen=True):
 
 
 class Attestation(Requirement, frozen=True):
-    """The host's default requirement, and how it attests.
+    """The host's default requirement, and its settings for attestation.
 
     :param tpm: TCTI of the TPM (``device:/dev/tpmrm0``, ``swtpm:path=/run/x.sock``);
-        without one, the host attests by a software key and reaches L1 at best.
+        without one, the host attests with a software key and reaches at most L1.
     :param roots: folder of PEM certificates that a TPM's endorsement certificate must
         chain to for L3.
     :param references: JSON file of acceptable PCR values for L4:
         ``{"sha256": {"0": ["<hex>", ...], ...}}``.
     :param pcrs: PCRs of the SHA-256 bank that the quote covers.
-    :param verifier: who judges: the host itself, or its master; then what counts is a result that one of
-        *verifier_keys* signed (RFC 7638 thumbprints, as the master's ``netspace_attestation.jwks`` shows them).
+    :param verifier: the verifier of the host's evidence: the host itself (``self``), or its ``master``.
+    :param verifier_keys: with ``master``, only an attestation result that one of these keys signed counts (RFC 7638
+        thumbprints, as the master's ``netspace_attestation.jwks`` shows them).
     """
 
     tpm: str | None = None
@@ -153,15 +154,15 @@ MESSAGE_SIZE = Size(1024**2)
 
 
 class RemoteHost(Base, frozen=True):
-    """Another host, as links that lead there or come from there need to know it.
+    """Settings of another host, for links to it and from it.
 
-    :param trust_domain: its own, as its ``broker`` declares it: also the name that its broker has a certificate for.
-    :param address: where its broker is reached, ``<address>:<port>``, which is its ``broker: {listen: ...}``;
-        absent: no link leads there.
+    :param trust_domain: the one that its ``broker`` declares; also the name in its broker's certificate.
+    :param address: the ``<address>:<port>`` of its broker, which is its ``broker: {listen: ...}``;
+        absent: no link may lead there.
     :param vhost: the virtual host of its links: its instance's name.
-    :param message_size: bytes that a message to it may have, which is its ``broker: {message_size: ...}``.
-    :param public_key: what ``netspace_link.public_key`` tells there: the names of what is between this host and that
-        one then follow from a key that no third host has.
+    :param message_size: the most bytes of a message to it, which is its ``broker: {message_size: ...}``.
+    :param public_key: the output of ``netspace_link.public_key`` on that host. The names of broker objects between the
+        two hosts are then derived from a key that no third host has.
     """
 
     trust_domain: str
@@ -176,21 +177,21 @@ PORTS = ("port", "management_port", "distribution_port")
 
 
 class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
-    """A RabbitMQ node of netspace's own on this host's loopback.
+    """netspace's own RabbitMQ node on this host's loopback.
 
-    :param message_size: bytes that a message may have; the sender of a larger one gets an error.
-    :param names_key: file (root's alone) of 32 random characters or more, the same on all of *hosts*, for those whose
-        ``public_key`` isn't declared. **Any of them can then find out which links there are between the others.**
-    :param port: where it takes TLS connections; likewise the other :data:`PORTS`.
+    :param message_size: the most bytes of a message; the sender of a larger one gets an error.
+    :param names_key: file (readable by root alone) of 32 random characters or more, the same on all of *hosts*, for
+        hosts without a declared ``public_key``. **Each of them can then find out the links between the others.**
+    :param port: the port for TLS connections; *management_port* and *distribution_port* likewise for their services.
     :param epmd_port: ignored: the node has no epmd. Declarations that have it remain valid.
-    :param passwords: environments whose clients can't log in by certificate: these get a password instead, and
-        their own port 5672 takes AMQP without TLS. **Without such an environment, the broker accepts no passwords.**
-    :param trust_domain: begins the SPIFFE ID of each environment; by default the instance's name.
-    :param authority: folder with ``authority.pem`` (root's alone): the key, the certificate and those above it
-        of an intermediate that issues the certificates; by default the host makes an authority of its own.
-    :param host: the name of this host in links (``web@<host>``) and certificates; absent: there are no links to others.
-    :param listen: ``<address>:<port>`` of this host where environments of other hosts reach it; absent: **nowhere**.
-    :param hosts: the others that links lead to or come from, by name.
+    :param passwords: environments whose clients can't log in by certificate. They get a password instead, and
+        their own port 5672 accepts AMQP without TLS. **Without such an environment, the broker accepts no passwords.**
+    :param trust_domain: the trust domain of each environment's SPIFFE ID; by default the instance's name.
+    :param authority: folder with ``authority.pem`` (readable by root alone): the key, the certificate and the
+        certificates above it of an intermediate CA that issues the certificates; by default the host creates a CA.
+    :param host: the name of this host in links (``web@<host>``) and certificates; absent: no links to other hosts.
+    :param listen: the ``<address>:<port>`` of this host for environments of other hosts; absent: **none**.
+    :param hosts: the other hosts that links lead to or come from, by name.
     """
 
     port: int = 5682
@@ -208,22 +209,24 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
 
     @property
     def among_hosts(self) -> bool:
-        """Whether environments of other hosts come here, or ours go there: then who is who must be certain to all."""
+        """True if there may be links between this host and others. All hosts then need certain identities."""
         return bool(self.listen or self.hosts)
 
 
 class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
-    """Somebody's RabbitMQ, by URL; ``management`` is its HTTP API.
+    """An external RabbitMQ cluster, by URL.
 
-    :param url: of one node, or a list of several of a cluster's: environments are carried to one that answers.
-        ``amqp`` is for this host alone (loopback): anybody else is spoken to by ``amqps``.
-    :param management: likewise, ``http`` or ``https``; the first that answers is asked.
-    :param credentials: root-readable file of ``user:password`` for the management API.
-    :param names_key: file (root's alone) of 32 random characters or more, the same on all hosts, from which all names
-        are made so that nobody can guess them; absent: a key of this host's own, and dead letters can be probed.
-    :param ca: PEM file of the certificates that the broker is checked by where a URL is ``amqps`` or ``https``;
+    :param url: the URL of one node, or a list of several nodes' URLs; environments are connected to one that
+        answers. ``amqp`` is accepted for loopback only; other hosts need ``amqps``.
+    :param management: likewise, the URLs of the management HTTP API, ``http`` or ``https``; the first node that answers
+        is used.
+    :param credentials: file with ``user:password`` for the management API, readable by root.
+    :param names_key: file (readable by root alone) of 32 random characters or more, the same on all hosts. All object
+        names are derived from it, so that nobody can guess them; absent: the host uses its own key, and everybody with
+        a login at the broker can count the dead letters.
+    :param ca: PEM file of the CA certificates that check the broker if a URL is ``amqps`` or ``https``;
         by default the system's.
-    :param host: the name of this host in links (``web@<host>``); absent: there are no links to other hosts.
+    :param host: the name of this host in links (``web@<host>``); absent: no links to other hosts.
     """
 
     url: str | tuple[str, ...]
@@ -236,12 +239,12 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """URLs at which its nodes take connections."""
+        """The URLs for AMQP connections."""
         return (self.url,) if isinstance(self.url, str) else self.url
 
     @property
     def managements(self) -> tuple[str, ...]:
-        """URLs at which its nodes are managed."""
+        """The URLs of the management API."""
         return (self.management,) if isinstance(self.management, str) else self.management
 
 
@@ -249,14 +252,14 @@ Broker = LocalBroker | ClusterBroker
 
 
 class Network(Base, frozen=True):
-    """The ranges that declared interfaces get their addresses from."""
+    """The ranges from which interfaces get their addresses."""
 
     ipv4: Cidr = Cidr("10.203.0.0/16")
     ipv6: Cidr = Cidr("fd6e:6574:7370::/64")
 
 
 class Io(Base, frozen=True):
-    """Bounds on one environment's use of the disks that hold its layer and volumes; absent: no bound.
+    """Limits on one environment's use of the disks that hold its layer and volumes; absent: no limit.
 
     :param read: bytes per second.
     :param write: bytes per second.
@@ -271,15 +274,15 @@ class Io(Base, frozen=True):
 
 
 class Limits(Base, frozen=True):
-    """The resources one environment may use; every environment has bounds.
+    """The resources that one environment may use. Every environment has limits.
 
     :param memory: bytes, swap excluded (swap is 0).
-    :param cpus: CPU time per second of time.
+    :param cpus: CPU seconds per second.
     :param pids: processes and threads.
     :param files: open files per process.
     :param shm: bytes of ``/dev/shm``, counted in ``memory`` too.
     :param tmp: bytes of ``/tmp``, counted in ``memory`` too.
-    :param disk: bytes of the writable layer, which then has a file system of its own; one file
+    :param disk: bytes of the writable layer, which then is a separate file system with one file
         per 16 KiB. **Absent: as much as the host's disk has.**
     """
 
@@ -296,13 +299,13 @@ class Limits(Base, frozen=True):
 class Volume(Base, frozen=True):
     """Files that belong to this environment alone, and outlive it.
 
-    Either a folder of the host (``source``), or a file system of its own with a bounded size,
-    kept by netspace (``size``): that one is removed with the environment only by ``purge``.
+    A volume is either a folder of the host (``source``), or a file system of limited size that netspace
+    keeps (``size``). Such a file system is removed with the environment only by ``purge``.
 
     :param source: absolute path on the host; no other environment may name it, a
         folder above it or one below it.
     :param target: absolute path inside.
-    :param size: bytes it may hold; one file per 16 KiB.
+    :param size: the most bytes it may hold; one file per 16 KiB.
     """
 
     target: str
@@ -312,10 +315,10 @@ class Volume(Base, frozen=True):
 
 
 class Allow(Base, frozen=True):
-    """One exception to an interface's default drop. Never opens another environment.
+    """One exception to an interface's default drop. It never allows connections to another environment.
 
-    :param direction: ``out``: the environment may connect; ``in``: it may be connected to.
-    :param cidr: whom it may reach, or who may reach it.
+    :param direction: ``out``: the environment may connect; ``in``: peers may connect to it.
+    :param cidr: the network of the peers.
     :param port: destination port, or ``first-last``; absent: every port of the protocol.
     """
 
@@ -326,10 +329,10 @@ class Allow(Base, frozen=True):
 
 
 class Way(Base, frozen=True):
-    """A route of an interface beside those that follow from its addresses.
+    """A route of an interface besides those that follow from its addresses.
 
-    :param to: the network that is reached so.
-    :param via: the next router, on the interface's own network; absent: it is there itself.
+    :param to: the destination network.
+    :param via: the next router, on the interface's own network; absent: the destination is directly on the link.
     """
 
     to: Cidr
@@ -339,17 +342,17 @@ class Way(Base, frozen=True):
 class Interface(Base, frozen=True, tag_field="kind"):
     """Base of the interface kinds (``netspace.interface.kinds``).
 
-    What a kind knows of its own values beyond their types it says by these methods.
+    A kind overrides these methods to check its values beyond their types.
 
-    ``DEVICES`` are the host's devices that an environment with such an interface may open; ``NONE`` says that
-    there is no interface at all.
+    ``DEVICES`` are the host's devices that an environment with such an interface may open; ``NONE`` is true for
+    the kind without an interface.
     """
 
     DEVICES: ClassVar[tuple[str, ...]] = ()
     NONE: ClassVar[bool] = False
 
     def problems(self) -> Iterable[tuple[str, str]]:
-        """Return the problems of the values: (key, message)."""
+        """Return the problems of the declared values: (key, message)."""
         return ()
 
     def claims(self) -> Iterable[tuple[str, str]]:
@@ -357,20 +360,20 @@ class Interface(Base, frozen=True, tag_field="kind"):
         return ()
 
     def shares(self) -> Iterable[tuple[str, str, str]]:
-        """Return the values that interfaces must agree about: (key, subject, value)."""
+        """Return the values that all interfaces with the same subject must agree about: (key, subject, value)."""
         return ()
 
     def listens(self) -> Iterable[tuple[str, int]]:
-        """Return the UDP ports of the host at which its own packets arrive: (key, port)."""
+        """Return the UDP ports of the host that the interface's tunnel uses: (key, port)."""
         return ()
 
 
 class Filtered(Interface, frozen=True):
-    """Base of the kinds that are filtered: nothing passes but what ``allow`` names.
+    """Base of the filtered kinds: only connections that ``allow`` names pass.
 
     :param allow: exceptions to the default drop.
-    :param rate: bits per second that it may send at most (``10M``); absent: as fast as it can.
-    :param connections: connections that may be open at once, from it and to it together.
+    :param rate: the most bits per second that it may send (``10M``); absent: unlimited.
+    :param connections: the most connections that may be open at once, from it and to it together.
     """
 
     allow: tuple[Allow, ...] = ()
@@ -381,12 +384,12 @@ class Filtered(Interface, frozen=True):
 class Health(Base, frozen=True):
     """Health check of an environment: by a program run inside, or by its mailbox.
 
-    :param exec: argument vector, run inside with the environment's own rights; it exits with 0 where all is well.
-    :param mailbox: all is well while its program reads its mailbox. Needs a link that leads there.
-    :param interval: seconds from one probe to the next; while it starts, at most one second.
-    :param timeout: seconds that a probe may take.
-    :param retries: failures in a row that make a healthy one unhealthy.
-    :param start_period: seconds that it gets to start, beside ``retries`` times ``interval``.
+    :param exec: argument vector, run inside with the environment's own rights; exit 0 means healthy.
+    :param mailbox: the environment is healthy while its program consumes from its mailbox. Needs a link to it.
+    :param interval: seconds from one probe to the next; at most one second while it starts.
+    :param timeout: the most seconds of a probe.
+    :param retries: failures in a row that make a healthy environment unhealthy.
+    :param start_period: seconds for its start, in addition to ``retries`` times ``interval``.
     """
 
     exec: tuple[str, ...] = ()
@@ -398,13 +401,13 @@ class Health(Base, frozen=True):
 
 
 class Update(Base, frozen=True):
-    """Update of an environment that is healthy and has a health check, when it is to run otherwise.
+    """Update of a healthy environment with a health check, after a change that needs a new process.
 
-    Where two can run at once, the new one is started beside the old one, which is stopped only once the new
-    one is healthy; else the old one is stopped first. Mail waits in the mailbox.
+    If two processes can run at once, the new one is started beside the old one, and the old one is stopped once
+    the new one is healthy. Otherwise the old one is stopped first. Messages wait in the mailbox.
 
-    :param rolling: false: never two at once.
-    :param deadline: seconds in which the new one has to be healthy; else the previous one is put back.
+    :param rolling: false: never run two at once.
+    :param deadline: seconds until the new one must be healthy; otherwise the previous one is restored.
     :param rollback: false: the new one stays, healthy or not.
     """
 
@@ -414,32 +417,33 @@ class Update(Base, frozen=True):
 
 
 class Environment(Base, frozen=True):
-    """One program in an isolated world of its own.
+    """One program in an isolated environment.
 
     :param image: ``<source>:<location>``, e.g. ``tar:/srv/shop.tar`` or ``oci:/srv/shop:web``.
         A file may be on Salt's file server: ``tar:salt://images/shop.tar``.
-    :param kernel: a unikernel's file, in place of an image; then ``command``, ``env``, ``working_dir``
-        and ``volumes`` can't be, and an interface is of kind ``tap``.
+    :param kernel: a unikernel's file, instead of an image; it excludes ``command``, ``env``, ``working_dir``
+        and ``volumes``, and an interface must be of kind ``tap``.
     :param source_hash: sha256 that the image's source, or the kernel, must have (``sha256:<hex>``).
     :param command: argument vector; absent: an OCI image's Entrypoint and Cmd.
-    :param args: what follows ``command``, or the image's Entrypoint in place of its Cmd; a kernel's arguments.
-    :param env: variables of the program, beside a minimal set and an OCI image's.
+    :param args: arguments after ``command``, or after the image's Entrypoint in place of its Cmd; a kernel's arguments.
+    :param env: variables of the program, in addition to a minimal set and an OCI image's.
     :param user: uid and gid inside, never 0; absent: an OCI image's User, else 1000.
     :param working_dir: absent: an OCI image's WorkingDir, else ``/``.
-    :param runtime: what runs it: ``crun``, ``runc`` or ``runsc``, and a kernel ``qemu`` or ``solo5``;
+    :param runtime: ``crun``, ``runc`` or ``runsc``, and ``qemu`` or ``solo5`` for a kernel;
         absent: the host's default.
-    :param seccomp: which system calls it may make: ``strict``, ``standard`` or ``file:/profile.json``.
-    :param read_only: no writes to the root at all; else to a layer of its own.
-    :param state: ``running``, or ``stopped``: all of it is there, its mailbox receives, and its program doesn't run.
+    :param seccomp: the profile of allowed system calls: ``strict``, ``standard`` or ``file:/profile.json``.
+    :param read_only: true: the root can't be written; false: writes go to a layer of its own.
+    :param state: ``running``, or ``stopped``: the environment exists and its mailbox receives, but its program
+        doesn't run.
     :param restart: ``always``, ``on-failure`` or ``never``.
     :param stop_timeout: seconds between SIGTERM and SIGKILL.
-    :param init: whether process 1 is a small program of the host's that hands on signals to this one, and reaps: then
-        it ends at once by a SIGTERM that it doesn't handle.
-    :param health: absent: it is well as long as it runs.
-    :param after: environments that must be healthy (or, without a check, run) before this one is started.
+    :param init: whether process 1 is a small init from the host, which forwards signals to the program and reaps
+        orphans. The program then ends at once by a SIGTERM that it doesn't handle.
+    :param health: absent: it is healthy as long as it runs.
+    :param after: environments that must be healthy (or run, without a check) before this one is started.
     :param attestation: absent: the host's default.
-    :param target: whether Salt may address it by itself, as ``T@netspace:MINION-NAME``, and so run
-        commands and apply states in it. **Not unless it is declared.**
+    :param target: whether Salt may address the environment as ``T@netspace:MINION-NAME``, and so run
+        commands and apply states in it. **The default is no.**
     """
 
     image: str = ""
@@ -470,28 +474,28 @@ class Environment(Base, frozen=True):
 class Link(Base, frozen=True):
     """The right of one environment (``from``) to send to another's mailbox (``to``).
 
-    Either end may be on another host: ``orders@h2``. Both hosts declare the link; what is of this host is named
-    without it once parsed.
+    Either end may be on another host: ``orders@h2``. Both hosts declare the link. Once parsed, this host's
+    environments are named without ``@<host>``.
 
     ``request``: each message asks for one reply, which goes to the asker alone.
 
-    With ``ttl`` or ``length`` its mail waits in a queue of its own, beside the receiver's mailbox.
+    With ``ttl`` or ``length`` the link's messages wait in a dedicated queue, not in the receiver's mailbox.
 
-    :param ttl: seconds that a message may wait to be read; then it is a dead letter.
-    :param length: messages that may wait.
-    :param full: what happens beyond ``length``: ``reject``: the sender is told by a nack;
-        ``drop-head``: the oldest one is a dead letter.
-    :param rate: messages in a second; needs ``length``. **This, size and content_type are kept by netspace-client**, at
-        both ends: other programs find them in their card and have to look for themselves.
-    :param size: bytes that a message's body may have.
-    :param content_type: what all messages must be, ``application/json`` say.
-    :param monitor: the sender is told when the receiver's program goes and comes.
+    :param ttl: the most seconds that a message may wait to be read; then it becomes a dead letter.
+    :param length: the most messages that may wait.
+    :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack;
+        ``drop-head``: the oldest message becomes a dead letter.
+    :param rate: the most messages per second; needs ``length``. **netspace-client enforces rate, size and
+        content_type**, at both ends. Other programs find them in their card and must enforce them themselves.
+    :param size: the most bytes of a message's body.
+    :param content_type: the media type of all messages, such as ``application/json``.
+    :param monitor: the sender is notified when the receiver's program stops and starts.
     :param seal: messages and replies are signed and encrypted end to end with the environments' own keys, so that no
         broker and no relay can read or change them. **Their programs must seal and open**, as netspace-client does.
-    :param via: to another host ``direct``: the sender is connected to the receiver's broker, and told at once what
-        becomes of a message; or ``buffered``: its own broker takes the message and carries it over once it can.
-    :param as: what the sender's program calls the receiver, whichever environment of whichever host that is. So the
-        receiver may move, or be replaced, and the program stays as it is.
+    :param via: for a link to another host. ``direct``: the sender connects to the receiver's broker, and learns at
+        once the outcome of a message. ``buffered``: the sender's own broker stores the message and forwards it later.
+    :param as: the sender's local name for the receiver. The receiver may then move to another host, or be replaced,
+        without a change of the sender's program.
     """
 
     source: str = msgspec.field(name="from")
@@ -511,7 +515,7 @@ class Link(Base, frozen=True):
 
     @property
     def bounds(self) -> dict[str, float | int | str]:
-        """Declared bounds of its queue; empty: its mail waits in the receiver's mailbox."""
+        """The declared bounds of its queue; empty: its messages wait in the receiver's mailbox."""
         bounds: dict[str, float | int | str] = {}
         if self.ttl is not None:
             bounds["ttl"] = float(self.ttl)
@@ -521,7 +525,7 @@ class Link(Base, frozen=True):
 
     @property
     def narrowed(self) -> dict[str, float | int | str]:
-        """Declared bounds of each of its messages, which the programs at both ends keep."""
+        """The declared bounds of its messages, which the programs at both ends enforce."""
         wanted = {
             "rate": None if self.rate is None else float(self.rate),
             "size": None if self.size is None else int(self.size),
@@ -536,32 +540,32 @@ class Link(Base, frozen=True):
 
     @property
     def to_host(self) -> str | None:
-        """The other host that it leads to; None: it leads to an environment of this one."""
+        """The other host that it leads to; None: its receiver is on this host."""
         return host_of(self.target)
 
     @property
     def from_host(self) -> str | None:
-        """The other host that it comes from; None: it comes from an environment of this one."""
+        """The other host that it comes from; None: its sender is on this host."""
         return host_of(self.source)
 
     @property
     def here(self) -> list[str]:
-        """Those of its ends that are environments of this host."""
+        """The ends that are environments of this host."""
         return [end for end in (self.source, self.target) if host_of(end) is None]
 
 
 def host_of(end: str) -> str | None:
-    """Return the other host that an end of a link is on; None: this one."""
+    """Return the other host that an end of a link is on; None: this host."""
     return end.partition("@")[2] or None
 
 
 class Runtimes(Base, frozen=True):
     """Runtimes of environments that don't name one, and the settings of each runtime.
 
-    Under a runtime's name stand its own settings, such as ``program``.
+    A runtime's name is a key with its settings, such as ``program``.
 
-    :param default: of environments with an image.
-    :param kernels: of those with a kernel.
+    :param default: the runtime of environments with an image.
+    :param kernels: the runtime of environments with a kernel.
     """
 
     default: str = "crun"
@@ -570,7 +574,7 @@ class Runtimes(Base, frozen=True):
 
 
 class Declaration(Base, frozen=True):
-    """All that one host is declared to be."""
+    """The whole declaration of one host."""
 
     attestation: Attestation = Attestation()
     broker: Broker = LocalBroker()

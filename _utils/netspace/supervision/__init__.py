@@ -1,7 +1,7 @@
-"""Supervision of programs: by systemd where it is PID 1, else by one process of ours.
+"""Supervision of programs: by systemd if it is PID 1, else by netspace's own daemon.
 
-``Service`` is a program to run, whoever runs it; ``Supervisor`` is the interface of both
-ways, and :func:`select` picks one. Environments, the broker and the forwarder are all services.
+``Service`` is a program to run; ``Supervisor`` is the interface of both implementations, and
+:func:`select` picks one. Environments, the broker and the forwarder are all services.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ class Service:
 
     :param name: without the instance: ``broker``, ``forwarder``, ``environment-web``.
     :param command: argument vector, absolute program. It stays in the foreground,
-        unless ``pid_file`` is given: then it starts the program, leaves its PID
-        there and exits 0.
-    :param variables: environment variables, complete (nothing is inherited). They can be
-        seen by every user of the host: never a secret.
+        unless ``pid_file`` is given: then it starts the program, writes the program's PID
+        to that file and exits 0.
+    :param variables: all environment variables (none is inherited). Every user of the host can
+        read them, so they must not hold a secret.
     :param cleanup: argument vectors run after the end, and before a start if it is not
         certain that they were run; their failure is ignored (``crun delete --force``).
     :param reload: argument vector that makes the program re-read its configuration;
         ``{pid}`` stands for the main process.
     :param restart: when to start it again after it ended by itself.
-    :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL of all of it.
+    :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL (to all processes).
     :param user: run as this user (name), else root; not together with ``pid_file``.
-    :param after: services that must be started before; they are started with it.
-    :param until: files that must exist before it is started; it is ``starting`` until then, for as long as it takes.
-        A call that starts it does not wait for that.
-    :param condemned: if this file exists when the service ends, its end counts as a failure, however long it ran: the
-        delay before its restart grows on.
+    :param after: services that must be started before this one; a start of this one starts them too.
+    :param until: files that must exist before it is started. Until then it is ``starting``, without a time limit.
+        The call that starts it does not wait for that.
+    :param condemned: if this file exists when the service ends, the end counts as a failure even after a long run, so
+        that the delay before restarts keeps growing.
     :param log: file of the output on a host without a journal; ``<logs>/<name>.log`` by default.
     :param limits: bounds that the supervisor's own cgroup sets if it has one
         (memory in bytes, cpus, pids); an environment's are set by its runtime, too.
-    :param delegate: the program makes cgroups below its own (a container runtime; implied
-        by ``pid_file``): it gets the subtree, and is not confined by the supervisor.
-    :param init: its main process is an init, which tells the signal that ended its program as a shell does: by
-        an exit with 128 and the signal's number.
+    :param delegate: the program creates cgroups below its own (a container runtime; implied
+        by ``pid_file``). It gets the subtree, and the supervisor doesn't confine it.
+    :param init: its main process is an init. If a signal ends the init's program, the init exits with 128 plus
+        the signal's number, like a shell.
     """
 
     name: str
@@ -76,15 +76,15 @@ class Status:
     """The state of a service.
 
     :param state: ``running``, ``starting`` (also: waiting to be restarted), ``stopped``
-        (on purpose, or ended and not to be restarted), ``failed``, ``frozen`` (its main process is there, and stopped
-        by a signal: it does nothing until it is started again).
+        (on purpose, or ended and not to be restarted), ``failed``, ``frozen`` (a signal has stopped its main
+        process; a start continues it).
     :param pid: main process, 0 if there is none.
-    :param since: seconds since the epoch of the last change of state.
-    :param restarts: number of its restarts since it was last asked to start.
+    :param since: time of the last change of state, in seconds since the epoch.
+    :param restarts: number of its restarts since a start was last requested.
     :param exit: its last end: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
-        if its end was not witnessed. systemd soon forgets a clean end: ``""`` again.
-    :param oom_kills: number of its processes that the kernel killed for want of memory since it was last asked to
-        start; where systemd ends all of it for one, that is one. Only for a service with a control group of its own.
+        if no supervisor witnessed it. systemd soon forgets a clean end: ``""`` again.
+    :param oom_kills: number of its processes that the OOM killer killed since a start was last requested. If
+        systemd then ends the whole service, that counts once. Only for a service with its own control group.
     """
 
     state: State
@@ -96,27 +96,27 @@ class Status:
 
 
 class Supervisor(Protocol):
-    """A supervisor of services; see ``systemd`` and ``direct``.
+    """A supervisor of services; ``systemd`` and ``direct`` implement it.
 
     Each call is one batch, whatever the number of services: one message, or a few
-    ``systemctl``. Errors are returned per service; a call raises only if the
+    ``systemctl`` processes. Errors are returned per service; a call raises only if the
     supervisor itself can't be reached.
     """
 
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
-        """Return the status of every defined service, or of *names*. Starts nothing, and forks nothing if it can."""
+        """Return the status of every defined service, or of *names*. It avoids forking where possible."""
         ...
 
     def define(self, services: Sequence[Service]) -> bool:
-        """Write the definitions that start the services, now and at boot; return whether anything changed."""
+        """Write the definitions by which the services are started, now and at boot; return whether anything changed."""
         ...
 
     def differing(self, services: Sequence[Service]) -> set[str]:
-        """Return those whose definition differs, by a run that was killed or by hand. Reads only."""
+        """Return the names of services whose definition on disk differs. Reads only."""
         ...
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start those that don't run, in parallel, and have those that are frozen go on.
+        """Start the services that don't run, in parallel, and continue the frozen ones.
 
         :return: an error text per failed name.
         """
@@ -131,34 +131,31 @@ class Supervisor(Protocol):
         ...
 
     def remove(self, names: Collection[str]) -> dict[str, str]:
-        """Stop and forget these services: no unit, no record is left."""
+        """Stop these services and remove their units and records."""
         ...
 
     def attended(self) -> bool:
-        """Return whether a supervisor watches the services: else a service that ends is not started again.
-
-        Reads only.
-        """
+        """Return whether every running service has a supervisor that restarts it. Reads only."""
         ...
 
     def attend(self) -> None:
-        """Have a supervisor watch the services. It follows up those that ended meanwhile, and starts nothing else."""
+        """Start the supervisor if none is watching. It handles services that ended meanwhile, and starts no others."""
         ...
 
     def resume(self) -> None:
-        """Have all services that should run be running and watched, after a reboot or the supervisor's own death.
+        """Start and watch all desired services, after a reboot or after the supervisor was killed.
 
-        It costs nothing if they are so already. Under systemd there is nothing to do.
+        It is cheap if they run already. Under systemd there is nothing to do.
         """
         ...
 
     def purge(self) -> None:
-        """Stop and forget everything, and leave nothing behind but what callers own."""
+        """Stop and remove all services, and delete all files of the supervisor."""
         ...
 
 
 def looked_at(status: Status) -> Status:
-    """Return *status* as the kernel shows it, too: what is stopped by a signal does not run."""
+    """Return *status*, with the state ``frozen`` if a signal has stopped the running main process."""
     if status.state == "running" and process.frozen(status.pid):
         return replace(status, state="frozen")
     return status
@@ -170,23 +167,23 @@ def booted() -> bool:
 
 
 def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
-    """Return the cgroup controllers that can bound something here: ``memory``, ``pids``, ``cpu``...
+    """Return the cgroup controllers of this host: ``memory``, ``pids``, ``cpu``...
 
-    A limit whose controller is missing can't be kept by anybody: systemd ignores it silently
-    and an OCI runtime refuses to start, so it must be left out, and said.
+    Without its controller a limit can't be enforced: systemd ignores it silently, and an OCI runtime
+    refuses to start. So the caller must leave the limit out, and report that.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
     try:
         return frozenset((root / "cgroup.controllers").read_text().split())
-    except FileNotFoundError:  # version 1: a hierarchy for each
+    except FileNotFoundError:  # version 1: one hierarchy per controller
         return frozenset(
             name for path in root.glob("*/cgroup.procs") for name in path.parent.name.split(",") if name != "unified"
         )
 
 
 def select(layout: Layout) -> Supervisor:
-    """Return the supervisor for this host: systemd where it is PID 1, else our own process."""
+    """Return the supervisor for this host: systemd if it is PID 1, else netspace's own daemon."""
     if booted():
         from netspace.supervision.systemd import Systemd
 
@@ -200,7 +197,7 @@ def payload_cgroup(layout: Layout, name: str) -> str:
     """Return the cgroup (from the hierarchy's root) for the program that the service *name* starts detached.
 
     It is an OCI ``cgroupsPath``. Under systemd it lies in the unit's delegated subtree, so that
-    the unit's limits hold for it and the unit's end is its end.
+    the unit's limits apply to the program and the unit's end ends it.
     """
     if booted():
         return f"/{layout.instance}.slice/{layout.service(name)}.service/payload"

@@ -1,6 +1,7 @@
-"""Adoption of the services that an earlier daemon started, by the traces it left.
+"""Adoption of the services that an earlier daemon started, by their traces.
 
-Services that run go on running; those that ended meanwhile are followed up as if their end had been seen.
+Running services go on undisturbed. Services that ended meanwhile are handled as if the daemon had witnessed
+their end.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from netspace.supervision.units import BY_MARK, Unit, Units
 
 
 class Adopting:
-    """Adoption, done once, before the daemon listens to its first request."""
+    """The part of the daemon that adopts services, once, before the first request."""
 
     def __init__(self, units: Units, loop: Loop, children: Children, starting: Starting, ending: Ending) -> None:
         self.units = units
@@ -29,7 +30,7 @@ class Adopting:
         self.ending = ending
 
     def adopt(self) -> None:
-        """Adopt an earlier daemon's services: watch those that run, follow up those that ended meanwhile."""
+        """Adopt an earlier daemon's services: watch the running ones, and handle the end of the others."""
         folder = records.traces(self.units.layout)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for entry in os.listdir(folder):
@@ -85,20 +86,20 @@ class Adopting:
             if not unit.wanted:
                 self.ending.halt(unit)
             return
-        if trace.state == "starting" and not trace.pid and not trace.exit:  # it was still waiting for its first start
+        if trace.state == "starting" and not trace.pid and not trace.exit:  # it still waited for its first start
             if unit.wanted:
                 self.starting.enqueue(unit)
             else:
                 self.units.idle(unit, "stopped")
             return
-        # What it left is known by its mark alone: its session's number may be another's by now.
+        # Its leftover processes are found by their mark alone, since its session's number may be in use again.
         unit.session = BY_MARK
         unit.exit = "unknown" if trace.pid else trace.exit
         self.ending.shortage.end(unit)
         self.ending.end(unit)
 
     def _read_on(self, unit: Unit) -> None:
-        """Continue to read the output of a detached program; if that fails, the program is supervised all the same."""
+        """Continue to read a detached program's output. If that fails, the program is still supervised."""
         try:
             self.ending.relay.follow(unit)
         except OSError as err:

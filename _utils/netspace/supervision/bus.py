@@ -1,9 +1,9 @@
-"""Properties of many units at once, from systemd itself, without a process.
+"""A D-Bus client that reads properties of many systemd units at once, without starting a process.
 
-``systemctl show`` asks for all of a unit's 300 properties (1.5 ms each unit); we need
-seven. This module speaks just enough of the D-Bus protocol (D-Bus Specification, "Message
+``systemctl show`` reads all of a unit's 300 properties (1.5 ms per unit); netspace needs
+seven. This module implements just enough of the D-Bus protocol (D-Bus Specification, "Message
 Protocol") to call ``org.freedesktop.DBus.Properties.Get`` over systemd's own socket, as
-systemctl does when root runs it: no bus daemon is needed. It changes nothing.
+systemctl does when root runs it. So no bus daemon is needed. It changes nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WANTED = {
 
 
 def object_path(unit: str) -> str:
-    """Return the path of the object for *unit*: all but letters and digits as ``_xx``."""
+    """Return the object path of *unit*; bytes other than letters and digits become ``_xx``."""
     escaped = "".join(c if c.isascii() and c.isalnum() else "".join(f"_{o:02x}" for o in c.encode()) for c in unit)
     return f"/org/freedesktop/systemd1/unit/{escaped}"
 
@@ -70,7 +70,7 @@ def call(serial: int, path: str, interface: str, name: str) -> bytes:
 def size(head: bytes) -> int:
     """Return the size of the message that begins with these 16 octets.
 
-    :raises ValueError: when it is no message of a sensible size.
+    :raises ValueError: they don't begin a message, or it is too large.
     """
     if len(head) < 16 or head[0:1] != b"l" or head[3] != 1:
         raise ValueError("not a little-endian D-Bus message")
@@ -82,11 +82,11 @@ def size(head: bytes) -> int:
 
 
 def answer(message: bytes) -> tuple[int, str | None]:
-    """Return the number of the call that *message* answers, and the property as text; None for an error.
+    """Return the serial of the call that *message* answers, and the property as text; None for an error.
 
-    A message that answers no call (a signal) has the number 0.
+    The serial of other messages (signals) is 0.
 
-    :raises ValueError: when it can't be read.
+    :raises ValueError: the message is malformed.
     """
     try:
         return _answer(message)
@@ -103,7 +103,7 @@ def _answer(message: bytes) -> tuple[int, str | None]:
     while at < end:
         at += -at % 8
         code, signature = message[at], message[at + 2 : at + 3]
-        at += 2 + message[at + 1] + 1  # to the value, behind the signature and its NUL
+        at += 2 + message[at + 1] + 1  # to the value, after the signature and its NUL
         if signature == b"g":
             at += 1 + message[at] + 1
         else:
@@ -131,8 +131,8 @@ def _answer(message: bytes) -> tuple[int, str | None]:
 def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the properties ``WANTED`` of each unit, by its name.
 
-    :raises OSError: when systemd can't be reached over its socket.
-    :raises ValueError: when its answer can't be understood.
+    :raises OSError: systemd can't be reached over its socket.
+    :raises ValueError: its answer is malformed.
     """
     found: dict[str, dict[str, str]] = {unit: {} for unit in units}
     with _connected() as connection:
@@ -154,8 +154,8 @@ def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
 def version() -> int:
     """Return systemd's version.
 
-    :raises OSError: when systemd can't be reached over its socket.
-    :raises ValueError: when its answer can't be understood.
+    :raises OSError: systemd can't be reached over its socket.
+    :raises ValueError: its answer is malformed.
     """
     with _connected() as connection:
         connection.sendall(call(1, *MANAGER, "Version"))
@@ -169,7 +169,7 @@ def version() -> int:
 def release(text: str) -> int:
     """Return the number of a version such as ``257.9-1~deb13u1`` or ``v255-rc1``.
 
-    :raises ValueError: when there is none.
+    :raises ValueError: *text* doesn't begin with a version.
     """
     found = re.match(r"v?(\d{1,6})", text)
     if found is None:
@@ -184,8 +184,8 @@ def _connected() -> Iterator[socket.socket]:
         connection.connect(SOCKET)
         uid = str(os.geteuid()).encode().hex().encode()
         connection.sendall(b"\0AUTH EXTERNAL " + uid + b"\r\nBEGIN\r\n")
-        # Nothing is asked before it has answered: systemd (257) reads what comes along with these lines,
-        # where that is short, and then waits for more before it looks at it.
+        # Wait for the answer before sending calls: systemd (257) reads a short call together with these lines,
+        # and then doesn't process it until more data arrives.
         line = b""
         while not line.endswith(b"\r\n"):
             line += _more(connection)

@@ -1,6 +1,7 @@
-"""Processes that are followed by their pidfds until they end, and every child's status.
+"""Followed processes: the daemon watches them by pidfd until they end, and collects the exit status of children.
 
-Strays' statuses are collected, too, since the daemon is their reaper. Nothing is started or signalled here.
+Orphans' statuses are collected too, since the daemon is their subreaper. This module doesn't start or signal
+processes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Callable
 from netspace.supervision import process
 from netspace.supervision.loop import Loop
 
-UNREAPED = 200  # looks, a hundredth of a second apart, at a process that has ended and that its parent doesn't reap
+UNREAPED = 200  # checks, 10 ms apart, of an ended process that its parent hasn't reaped yet
 
 
 class Children:
-    """The processes that are followed, and the statuses of ended ones that nobody has asked for yet."""
+    """The followed processes, and the exit statuses of ended children that nobody has asked for yet."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -25,7 +26,7 @@ class Children:
         self._followed: set[int] = set()
 
     def reap(self) -> None:
-        """Collect every child that ended, ours or a stray's."""
+        """Collect the status of every ended child, including adopted orphans."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 self.statuses[ended[0]] = ended[1]
@@ -33,7 +34,7 @@ class Children:
     def follow(self, pid: int, ended: Callable[[int | None], None], adopted: bool = False) -> int:
         """Call *ended* with wait(2)'s status (None: unknown) once *pid* has ended; return its pidfd."""
         pidfd = os.pidfd_open(pid)
-        self.statuses.pop(pid, None)  # of an earlier process of that number
+        self.statuses.pop(pid, None)  # the status of an earlier process with this PID
         self._followed.add(pid)
 
         patience = itertools.count()
@@ -50,7 +51,8 @@ class Children:
                 and there.ppid != os.getpid()
                 and next(patience) < UNREAPED
             ):
-                # Its parent, a runtime's helper, is about to go: then it is ours to reap. Another may never reap it.
+                # Its parent, a runtime's helper, is about to end; then this process can reap it. Another kind of
+                # parent may never reap it, so the wait is bounded.
                 self.loop.unwatch(pidfd)
                 self.loop.after(0.01, lambda: self.loop.watch(pidfd, readable))
                 return
@@ -63,6 +65,6 @@ class Children:
         return pidfd
 
     def forget(self) -> None:
-        """Forget the statuses that nobody will ask for."""
+        """Delete the statuses of processes that nobody follows."""
         if self.statuses:
             self.statuses = {pid: status for pid, status in self.statuses.items() if pid in self._followed}

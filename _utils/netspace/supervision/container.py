@@ -1,10 +1,10 @@
-"""Deletion of a container that has ended, as ``crun delete --force`` does, but without a process for it.
+"""Deletion of a container that has ended, as ``crun delete --force`` does, but without starting crun.
 
 Starting crun costs four milliseconds of processor time; its work on a container without processes is a
-few rmdir(2) and unlink(2). Only the plain case is done here: crun's own status names a process that has
-ended and the service's control group, there are no hooks, and every hierarchy lets that group be
-removed, which it does only for an empty one. Every other container is left to crun as it is.
-If this is killed between any two steps, crun can delete what is left. It kills nothing.
+few rmdir(2) and unlink(2). This module handles only the plain case: crun's own status names a process that
+has ended and the service's control group, there are no hooks, and the kernel removes that group in every
+hierarchy, which it does only for an empty group. Every other container is left to crun.
+If this process is killed between any two steps, crun can delete the rest. This module kills no process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from netspace.supervision import process
 
 _CGROUPS = "/sys/fs/cgroup"
 _LARGEST = 4 * 1024 * 1024
-# What crun keeps of a container; its status goes first, as crun has it, so that half of them is none.
+# The files that crun keeps for a container. The status is removed first, as crun does, so that a half-removed
+# container doesn't exist for crun.
 _FILES = ("status", "config.json", "seccomp.bpf", "exec.fifo")
 _UNUSUAL = (b'"hooks"', b'"intelRdt"')
 
@@ -33,17 +34,17 @@ def folder(argv: Sequence[str]) -> str | None:
 
 
 def unknown(argv: Sequence[str]) -> bool:
-    """Return whether *argv* deletes a container that crun doesn't know, so that there is nothing to do."""
+    """Return whether *argv* deletes a container that doesn't exist for crun, so that there is nothing to do."""
     path = folder(argv)
     return path is not None and not os.path.lexists(path)
 
 
 def forget(argv: Sequence[str], cgroup: str) -> bool:
-    """Do the work of *argv* for a container that has ended; return whether that could be done.
+    """Delete the container that *argv* deletes, if it has ended and is a plain case; return whether it was done.
 
-    If so, no process that the container had started runs any more: its control group was empty.
+    If so, no process of the container runs any more: its control group was empty.
 
-    :param cgroup: the service's, from the hierarchy's root.
+    :param cgroup: the service's control group, from the hierarchy's root.
     """
     path = folder(argv)
     if path is None or not _is_plain(path, cgroup):
@@ -98,7 +99,7 @@ def _read(path: str) -> bytes:
 
 
 def _hierarchies() -> Iterator[str]:
-    """Yield the folders where control groups are mounted: version 2's one, or one for each hierarchy of version 1."""
+    """Yield the folders where control groups are mounted: one for version 2, one per hierarchy for version 1."""
     if os.path.exists(f"{_CGROUPS}/cgroup.controllers"):
         yield _CGROUPS
         return

@@ -2,17 +2,17 @@
 
 One poll loop watches every process by its pidfd; there is no thread, no process per
 service and no polling of processes. Programs started detached (``crun run --detach``)
-become this process's children, since it is a *child subreaper*, so their exit is known,
-too. It is needed for restarts only: killed, it leaves the services running, and the next
-one adopts them by their traces (see ``records``). A second process stands by to be the next
-(see ``standing``), unless an init of the operator's looks after this one.
+become the daemon's children, since it is a *child subreaper*, so it learns their exit status
+too. The daemon is needed for restarts only: if it is killed, the services keep running, and the next
+daemon adopts them by their traces (see ``records``). A second process stands by to take over
+(see ``standing``), unless the operator's init restarts the daemon.
 
 Adoption is safe because the supervising process holds the lock file. A forked child shares
 the lock until it becomes its program, and writes its own trace before that. So a process that
-gets the lock finds a trace of every process that exists.
+gets the lock finds a trace of every existing process.
 
-It listens on a socket that only root may use, ends when there is nothing left to watch,
-and never reads a network, a declaration or Salt.
+The daemon listens on a socket that only root may use, and ends when there is nothing left to watch.
+It never uses the network, a declaration or Salt.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from netspace.supervision.starting import Starting
 from netspace.supervision.units import Unit, Units
 
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
-IDLE_FOR_GOOD = 0.2  # the same where nothing is defined either
-# The OOM killer's weight of a process: whoever keeps the others running goes after nearly all of them.
+IDLE_FOR_GOOD = 0.2  # the same if no service is defined
+# The daemon's oom_score_adj: the OOM killer chooses it after nearly all other processes, because it restarts them.
 PRECIOUS = -900
-DESCRIPTORS = 524288  # what systemd grants at most, too: systemd-system.conf(5), DefaultLimitNOFILE
+DESCRIPTORS = 524288  # systemd's hard limit too: systemd-system.conf(5), DefaultLimitNOFILE
 
 
 class Daemon:
-    """The parts of the supervisor, joined; ``run`` returns when there is nothing left to do."""
+    """The supervisor, built from its parts; ``run`` returns when there is nothing left to do."""
 
     def __init__(self, layout: Layout, version: str, foreground: bool) -> None:
         self.layout = layout
-        self._stays = foreground  # an init would start it again and again
+        self._stays = foreground  # if it ended when idle, an init would restart it again and again
         self.loop = Loop()
         self.children = Children(self.loop)
         self.units = Units(layout, lambda unit: self.starting.ready(unit))
@@ -75,11 +75,11 @@ class Daemon:
 
     @property
     def renewing(self) -> bool:
-        """Whether it ended to load the library anew."""
+        """True if it ended to reload the library."""
         return self.serving.renewing
 
     def run(self, ready: Callable[[], None], standing: Standing | None) -> None:
-        """Adopt the running services; call *ready* once the socket listens; work until nothing is left to do."""
+        """Adopt the running services, call *ready* once the socket listens, and work until nothing is left to do."""
         process.prctl(process.PR_SET_CHILD_SUBREAPER)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -112,12 +112,12 @@ class Daemon:
         self.children.reap()
         if self.ending.sweeping:
             self.ending.sweep()
-        if not self.starting.launching:  # else one may be of a program whose PID is yet to be told
+        if not self.starting.launching:  # a launched program's status may come before its PID file is read
             self.children.forget()
         self._rest()
 
     def _rest(self) -> None:
-        """End when nothing is defined any more, or after a while without anything to watch."""
+        """End the daemon if it has watched nothing for a while; the time is shorter if no service is defined."""
         if self.units.active or self.serving.clients or (self._stays and records.defined(self.layout)):
             self._idle_since = 0.0
             return
@@ -136,14 +136,14 @@ class Daemon:
             self._over = True
 
     def _leave_nothing(self) -> None:
-        """Remove the folders that only this process needed: of traces, of pipes, and of detached programs' cgroups."""
+        """Remove the folders that only this process needs: traces, pipes, and detached programs' cgroups."""
         for directory in (records.traces(self.layout), relay.folder(self.layout), *_cgroups(self.layout)):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
 
 
 def _cgroups(layout: Layout) -> list[Path]:
-    """Return the folders, in all hierarchies, in which cgroups of detached programs were made."""
+    """Return the folders, in all hierarchies, that held the cgroups of detached programs."""
     root = Path("/sys/fs/cgroup")
     return [root / layout.instance, *root.glob(f"*/{layout.instance}")]
 
@@ -152,11 +152,11 @@ def _cgroups(layout: Layout) -> list[Path]:
 def main(layout: Layout, version: str, foreground: bool = False, lock: int | None = None) -> int:
     """Supervise until there is nothing to do; by default in the background.
 
-    In the background it returns as soon as the daemon listens. If another supervisor runs already, it
-    returns at once.
+    In the background, the caller returns as soon as the daemon listens, or if another supervisor runs already.
 
-    :param foreground: stay, for an init that starts it again when it ends; if another supervises, wait for its end.
-    :param lock: a descriptor of the lock file, held: this process was a supervisor, or stood by, before.
+    :param foreground: stay in the foreground, for an init that restarts the process when it ends. If another supervisor
+        runs, wait for its end.
+    :param lock: a descriptor that holds the lock, inherited because this process was a supervisor or stood by before.
     :return: an exit code.
     """
     layout.run.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -187,7 +187,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
     try:
         if foreground:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # Children of a killed predecessor that are just becoming their programs hold it a moment longer.
+        # Children of a killed predecessor hold the lock a moment longer, until they become their programs.
         for attempt in range(200):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,7 +216,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
 
 
 def _widen() -> None:
-    """Raise the limit of descriptors to enough for any number of services, whatever limit was inherited.
+    """Raise the limit of open descriptors, so that it suffices for any number of services.
 
     A program gets the usual soft limit (see ``spawn``), and may raise it as under systemd.
     """
@@ -229,7 +229,10 @@ def _widen() -> None:
 
 
 def _detach(layout: Layout, keep: set[int]) -> None:
-    """Close inherited descriptors and leave the terminal. Errors go to a log of our own."""
+    """Close inherited descriptors, and redirect output to the daemon's log.
+
+    :param keep: descriptors that stay open.
+    """
     log = logs.open_log(layout.logs / "supervisor.log")
     null = os.open("/dev/null", os.O_RDWR)
     for number, target in ((0, null), (1, log), (2, log)):

@@ -1,8 +1,8 @@
-"""The client's side of our own supervisor, for hosts where systemd is not PID 1.
+"""The client of netspace's own supervisor, for hosts where systemd is not PID 1.
 
-Definitions and the desired services are files (see ``records``), and reading a status is
-reading files. Only a change of what runs needs the daemon, which is started on demand
-from the library's copy and ends when there is nothing left to watch.
+Definitions and the desired services are files (see ``records``), and a status is
+read from files. Only starts and stops need the daemon. It is started on demand
+from the library's copy, and ends when there is nothing left to watch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from netspace.supervision import (
 )
 from netspace.supervision.records import SupervisorError, Trace
 
-# Seconds to wait for an answer: the longest stop there is, and some.
+# Seconds to wait for an answer: the longest possible stop, and a reserve.
 PATIENCE = 3600.0 + 120.0
 ATTEMPTS = 5
 
@@ -61,14 +61,14 @@ class Direct:
         seen = {name: records.read_trace(self.layout, name) for name in names if name in traced}
         found = {name: self._status(name, seen.get(name), watched) for name in names}
         failed = {name for name, status in found.items() if status.state == "failed"}
-        # One that shall not run has not failed any more: it was stopped.
+        # A failed service that shall no longer run is reported as stopped.
         stopped = failed - records.desired(self.layout) if failed else set()
         return {name: replace(status, state="stopped") if name in stopped else status for name, status in found.items()}
 
     def _status(self, name: str, trace: Trace | None, watched: bool) -> Status:
-        """Return the status by *trace*, with the kernel's count of kills.
+        """Return the status from *trace*, with the kernel's count of OOM kills.
 
-        If no daemon watches, the process is checked, too.
+        :param watched: whether a daemon watches; if not, the process is checked too.
         """
         status = _status(trace, watched)
         if trace is None or status.state != "running":
@@ -154,7 +154,7 @@ class Direct:
             return {}
         with contextlib.suppress(FileNotFoundError):
             records.desire(self.layout, drop=names)
-        # Without a daemon and a trace nothing of it can be running.
+        # Without a daemon and a trace, no process of the service can be running.
         if do == "remove" or place.running(self.layout) or not set(names).isdisjoint(records.traced(self.layout)):
             there = {*records.defined(self.layout), *records.traced(self.layout)}
             names = [name for name in names if name in there]
@@ -163,29 +163,29 @@ class Direct:
 
     # -- the daemon -----------------------------------------------------------------
     def _ask(self, do: str, names: Iterable[str]) -> dict[str, str]:
-        """Send the request to the daemon, starting one if there is none; a request may be sent twice."""
+        """Send the request to the daemon, and start a daemon if there is none. A request may be sent twice."""
         asked = tuple(names)
         reason = ""
-        process.thaw(place.holder(self.layout))  # else its answer would be waited for
+        process.thaw(place.holder(self.layout))  # a frozen daemon would never answer
         for _ in range(ATTEMPTS):
             try:
                 if not place.running(self.layout) or reason:
                     self._launch()
                 version = library.installed(self.layout)
-                if reason:  # maybe it is of another version
+                if reason:  # the daemon may be of another version
                     self._renew(version)
                 answer = self._exchange(messages.render(messages.Request(do, asked, version)))
                 if answer.version == version:
                     return answer.errors
                 reason = "it is of another version of the library and did nothing"
-            except (OSError, ValueError, SupervisorError) as err:  # it ended meanwhile, or was killed
+            except (OSError, ValueError, SupervisorError) as err:  # the daemon ended meanwhile, or was killed
                 reason = str(err)
                 time.sleep(0.05)
         log = self.layout.logs / "supervisor.log"
         raise SupervisorError(f"the supervisor of {self.layout.instance} does not answer ({reason}); see {log}")
 
     def _renew(self, version: str) -> None:
-        """Make a daemon of another version of the library load the present one."""
+        """Make a daemon of another version of the library load the installed version."""
         if self._exchange(messages.render(messages.Request("hello"))).version == version:
             return
         with contextlib.suppress(OSError, ValueError):
@@ -233,7 +233,7 @@ class Direct:
 
 
 def _status(trace: Trace | None, watched: bool) -> Status:
-    """Return the status by *trace*; if no daemon watches, check whether the process still runs."""
+    """Return the status from *trace*; if no daemon watches, check whether the process still runs."""
     if trace is None:
         return Status("stopped")
     state = STATES.get(trace.state, "failed")

@@ -1,7 +1,7 @@
-"""The end of services: asked for, forced, cleaned up after, and followed by a restart or not.
+"""The end of services: stop, forced stop, cleanup, and the restart if the policy demands it.
 
-Processes that a program leaves behind are found by its session and mark (see ``process``) and killed;
-a container runtime's left-overs are removed by its own cleanup command.
+The daemon finds the processes that a program leaves behind by its session and mark (see ``process``), and
+kills them. A container runtime's own cleanup command removes the rest of its container.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
 class Ending:
     """The part of the daemon that brings services to ``idle``, or to ``backoff`` and then back to their start.
 
-    :param again: starts a unit again.
+    :param again: function that starts a unit again.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Ending:
         self.shortage = shortage
         self.relay = relay
         self.again = again
-        self.sweeping: dict[str, int] = {}  # units whose left-overs are being killed: rounds so far
+        self.sweeping: dict[str, int] = {}  # units whose leftover processes are being killed: number of rounds
 
     def stop(self, names: Iterable[str], asker: Waiter | None = None) -> None:
         for name in names:
@@ -61,10 +61,10 @@ class Ending:
                 unit.cancel()
                 unit.held = False
                 self.units.idle(unit, "stopped")
-            # launching, stopping, ending: seen to when that is done
+            # In launching, stopping and ending, the end of that phase handles it.
 
     def halt(self, unit: Unit) -> None:
-        """Ask a running service to end, and kill it if it doesn't end in time."""
+        """Send SIGTERM to a running service, and SIGKILL if it doesn't end in time."""
         assert unit.service is not None
         self.units.note(unit, "stopping", "stopping")
         unit.kill(signal.SIGTERM)
@@ -85,14 +85,17 @@ class Ending:
         self.end(unit)
 
     def _forgotten(self, unit: Unit) -> bool:
-        """Delete the runtime's container without the runtime; return whether that was done: then nothing is left."""
+        """Delete the container without its runtime, if that is possible; return whether it was done.
+
+        If so, no process of the service is left.
+        """
         assert unit.service is not None
         cgroup = payload_cgroup(self.units.layout, unit.name)
         cleanup = unit.service.cleanup if unit.service.pid_file is not None else ()
         return bool(cleanup) and all(container.forget(argv, cgroup) for argv in cleanup)
 
     def end(self, unit: Unit) -> None:
-        """Remove the remains of a service whose main process has ended, then decide on its restart."""
+        """Clean up after a service whose main process has ended, then decide on its restart."""
         unit.pid = unit.ticks = 0
         unit.phase = "ending"
         self.units.active.add(unit.name)
@@ -102,9 +105,10 @@ class Ending:
             self._clean(unit)
 
     def sweep(self) -> None:
-        """Kill the processes that ended services left behind: one pass over all processes for all services.
+        """Kill the processes that ended services left behind, in one pass over all processes for all services.
 
-        SIGKILL takes a moment, so a service goes on only when a pass finds no process of it.
+        SIGKILL takes a moment, so passes are repeated (at most 100 times) until one finds no process. Only then
+        cleanup follows.
         """
         marks = {f"{self.units.layout.instance}/{name}": name for name in self.sweeping}
         sessions = [self.units.by_name[name].session for name in self.sweeping]
@@ -159,7 +163,7 @@ class Ending:
         pidfd = self.children.follow(pid, ended)
 
     def _decide(self, unit: Unit) -> None:
-        """Restart a service of which nothing is left, at once or later, or bring it to rest."""
+        """Restart a cleaned-up service at once or after a delay, or leave it stopped or failed."""
         assert unit.service is not None
         if unit.service.pid_file is not None:
             unit.service.pid_file.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Output of services on hosts without a journal: one file each, bounded in size and number.
+"""Logs of services on hosts without a journal: one file per service, bounded in size and number.
 
-netspace's own programs write to the file themselves (opened for appending), so their output needs
-no process of netspace's and outlives the daemon. The output of other programs comes through ``relay``.
-A file that has grown too large is *copied and truncated*, since a program can't be made to reopen it. Output between
-the copy and the truncation (microseconds) is lost. Of a file larger than the limit only the last part is kept.
+netspace's own programs have the file open for appending, so their output needs no relaying process and
+outlives the daemon. The output of detached programs comes through ``relay``. A file that is too large is
+*copied and truncated*, since a program can't be made to reopen it. Output between the copy and the
+truncation (microseconds) is lost. If a file is larger than the limit, only its last part is kept.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from netspace.text import printable
 SIZE = 10 * 1024 * 1024
 OLD = 3
 TAIL = 600
-# A program may own its log: opening it waits for nobody who has a lease on it, and follows no link.
+# Flags for a log that a program may own: open(2) doesn't wait for a lease, and doesn't follow a symlink.
 _CAREFUL = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_log(path: Path) -> int:
-    """Open *path* for appending (0600, made if absent, never through a symlink); return the descriptor."""
+    """Open *path* for appending (0600, created if absent, never through a symlink); return the descriptor."""
     with contextlib.suppress(FileExistsError):
         path.parent.mkdir(parents=True, mode=0o700)
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _CAREFUL, 0o600)
@@ -32,9 +32,9 @@ def open_log(path: Path) -> int:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Write *data* to the log, and rotate the log when it is too large.
+    """Write *data* to the log, and rotate the log if it is too large.
 
-    :raises OSError: when the write fails; the part that was written stays.
+    :raises OSError: the write failed; the part that was written stays.
     """
     log = open_log(path)
     try:
@@ -69,7 +69,7 @@ def rotate(path: Path, limit: int = SIZE, old: int = OLD) -> bool:
         target = os.open(f"{path}.1", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _CAREFUL, 0o600)
         try:
             offset = total - limit
-            # Until its end: also what was written while we copied, but not for ever.
+            # Copy to the end of the file, with output written meanwhile, but only up to a bound.
             while offset < total + limit and (sent := os.sendfile(target, source, offset, 1024 * 1024)):
                 offset += sent
         finally:
@@ -88,7 +88,7 @@ def remove(path: Path, old: int = OLD) -> None:
 
 
 def tail(path: Path, offset: int) -> str:
-    """Return the last line or two written since *offset*, made harmless for a terminal."""
+    """Return the last one or two lines written since *offset*, without control characters."""
     try:
         with files.opened(path) as stream:
             end = stream.seek(0, os.SEEK_END)

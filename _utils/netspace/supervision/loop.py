@@ -1,6 +1,6 @@
-"""The loop of a single-threaded process: it waits for readable descriptors and for times.
+"""The event loop of a single-threaded process: it waits for ready descriptors and for timers.
 
-No thread, and no polling of anything. It knows nothing of services or processes.
+It uses no thread, and knows nothing of services or processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 
 class Timer:
-    """An action to call at a time, unless it is cancelled."""
+    """An action that the loop calls at a given time, unless it is cancelled."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self.action: Callable[[], None] | None = action
@@ -23,7 +23,7 @@ class Timer:
 
 
 class Loop:
-    """Calls the handlers of ready descriptors, and the actions of timers; one at a time."""
+    """An event loop: it calls the handlers of ready descriptors and the actions of timers, one at a time."""
 
     def __init__(self) -> None:
         self._timers: list[tuple[float, int, Timer]] = []
@@ -59,6 +59,6 @@ class Loop:
             timeout = max(0, self._timers[0][0] - time.monotonic()) * 1000 + 1
         due = [(fd, events, self._handlers.get(fd)) for fd, events in self._poll.poll(timeout)]
         for fd, events, handler in due:
-            # One that was closed meanwhile may have been opened again, for something else.
+            # An earlier handler may have closed this descriptor, and its number may be in use again.
             if handler is not None and self._handlers.get(fd) is handler:
                 handler(events)

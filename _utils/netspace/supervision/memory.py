@@ -1,7 +1,7 @@
-"""The kernel's kills in control groups for want of memory: counted, and reported at once. Kills nothing.
+"""The kernel's OOM kills in control groups: their number, and immediate notices. Kills nothing.
 
-cgroup version 2 counts in ``memory.events`` and reports by inotify(7); version 1 counts in
-``memory.oom_control`` and reports by eventfd(2), through ``cgroup.event_control``.
+cgroup version 2 counts in ``memory.events`` and notifies by inotify(7); version 1 counts in
+``memory.oom_control`` and notifies by eventfd(2), through ``cgroup.event_control``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EVENT = struct.Struct("iIII")
 
 
 def kills(cgroup: str, root: str = ROOT) -> int:
-    """Return how many processes of *cgroup* were killed since it was made; 0 if it doesn't exist.
+    """Return the number of OOM kills in *cgroup* since it was created; 0 if it doesn't exist.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
@@ -32,13 +32,13 @@ def kills(cgroup: str, root: str = ROOT) -> int:
 
 
 class Notices:
-    """A descriptor that is readable when a process may have been killed in a watched control group."""
+    """Notices of OOM kills in watched control groups: ``fd`` becomes readable when there may be one."""
 
     def __init__(self, root: str = ROOT) -> None:
         self._root = root
         self._unified = os.path.exists(f"{root}/cgroup.controllers")
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._watched: dict[int, str] = {}  # by what the kernel calls the watch; version 1 does not say which it was
+        self._watched: dict[int, str] = {}  # names by inotify's watch descriptor; version 1 reports no group
         if self._unified:
             self.fd = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         else:
@@ -53,7 +53,7 @@ class Notices:
     def watch(self, name: str, cgroup: str) -> None:
         """Report kills in *cgroup* from now on, as long as it exists.
 
-        Kills that the kernel can't report are only counted.
+        If that fails, its kills are only counted.
         """
         with contextlib.suppress(OSError):
             if self._unified:
@@ -72,7 +72,7 @@ class Notices:
                 os.close(count)
 
     def heard(self) -> set[str] | None:
-        """Return the names whose groups the kernel has reported since the last call; None: it may be any."""
+        """Return the names whose groups the kernel has reported since the last call; None: unknown, it may be any."""
         if not self._unified:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.fd)
@@ -84,7 +84,7 @@ class Notices:
         while told:
             watch, mask, _, length = _EVENT.unpack_from(told)
             told = told[_EVENT.size + length :]
-            if watch < 0:  # there were more than the kernel keeps
+            if watch < 0:  # the kernel's queue overflowed
                 return None
             if mask & IN_IGNORED:
                 self._watched.pop(watch, None)

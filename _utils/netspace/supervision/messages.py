@@ -1,9 +1,9 @@
 """The messages between client and daemon: one JSON object each way per connection.
 
-A request is ``{"do": "start", "names": ["web"], "version": "..."}``; the answer ``{"version": "...",
+A request is ``{"do": "start", "names": ["web"], "version": "..."}``; the answer is ``{"version": "...",
 "errors": {"web": "..."}}``. A daemon of another version than the request's does nothing and answers with
-its own version. A request without a version is done by any daemon, as older daemons do all requests. Both
-messages are parsed strictly and bounded in size, for both sides run as root. Nothing here does input or output.
+its own version. Every daemon executes a request without a version; older daemons execute all requests. Both
+messages are parsed strictly and bounded in size, because both sides run as root. Pure: no input or output.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ VERBS = frozenset({"start", "stop", "reload", "remove", "resume", "renew", "hell
 
 
 class Request(NamedTuple):
-    """A request.
+    """A request to the daemon.
 
-    ``hello``, ``resume`` (start the desired services) and ``renew`` (load the library anew) take no names.
+    ``hello``, ``resume`` (start the desired services) and ``renew`` (reload the library) take no names.
 
-    ``version``: of the library that has to do it; empty: any.
+    :param version: the version of the library that must execute it; empty: any.
     """
 
     do: str
@@ -32,7 +32,11 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer: ``version`` is of the library that the daemon runs; ``errors`` are by service."""
+    """The daemon's answer.
+
+    :param version: the version of the library that the daemon runs.
+    :param errors: error texts by service.
+    """
 
     version: str
     errors: dict[str, str]
@@ -53,7 +57,7 @@ def _object(raw: bytes, keys: set[str], optional: frozenset[str] = frozenset()) 
 def parse_request(raw: bytes) -> Request:
     """Return the request in *raw*.
 
-    :raises ValueError: when it is no request.
+    :raises ValueError: *raw* is not a valid request.
     """
     value = _object(raw, {"do", "names"}, frozenset({"version"}))
     do, names, version = value["do"], value["names"], value.get("version", "")
@@ -73,7 +77,7 @@ def parse_request(raw: bytes) -> Request:
 def parse_answer(raw: bytes) -> Answer:
     """Return the answer in *raw*.
 
-    :raises ValueError: when it is no answer.
+    :raises ValueError: *raw* is not a valid answer.
     """
     value = _object(raw, {"version", "errors"})
     version, errors = value["version"], value["errors"]

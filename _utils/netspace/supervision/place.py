@@ -1,6 +1,6 @@
 """Paths of the supervisor of a host without systemd, and a check whether it runs.
 
-They are apart from the supervisor itself: most runs only ask, and need none of its modules.
+They are separate from the supervisor's modules, because most runs only need this check.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def lock_path(layout: Layout) -> Path:
 
 
 def attended(layout: Layout) -> bool:
-    """Return whether a daemon holds the lock and can do its work: it isn't stopped by a signal."""
+    """Return whether a daemon holds the lock and isn't stopped by a signal."""
     return running(layout) and not process.frozen(holder(layout))
 
 
 def holder(layout: Layout) -> int:
-    """Return the process of the daemon that holds the lock; 0 if there is none, or it can't be told (proc_locks(5))."""
+    """Return the PID of the daemon that holds the lock; 0 if there is none, or it is unknown (proc_locks(5))."""
     try:
         info = lock_path(layout).stat()
         with open("/proc/locks") as stream:
@@ -40,7 +40,7 @@ def holder(layout: Layout) -> int:
 
 
 def running(layout: Layout) -> bool:
-    """Return whether a daemon holds the lock; forks nothing and starts nothing."""
+    """Return whether a daemon holds the lock. Starts no process."""
     try:
         fd = os.open(lock_path(layout), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

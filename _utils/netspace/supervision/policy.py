@@ -1,4 +1,4 @@
-"""The policy of restarts: whether a program that ended is started again, and after which delay. Pure."""
+"""The restart policy: whether an ended program is started again, and after which delay. Pure."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ LAST_DELAY = 30.0
 HEALTHY = 20.0
 
 
-# One that was restarted so often, the last time within so many seconds, does not come to rest.
+# A service flaps if it was restarted at least FLAPS times, and its last change is less than FLAPPING seconds ago.
 FLAPS = 3
 FLAPPING = 300.0
 
 
 def flapping(state: str, restarts: int, since: float, now: float) -> bool:
-    """Return whether a service is started again and again.
+    """Return whether a service is restarted again and again.
 
-    :param since: time of its last change of state, in seconds since the epoch, as *now*.
+    :param since: time of its last change of state, in seconds since the epoch.
+    :param now: the present time, likewise.
     """
     return state in ("running", "starting") and restarts >= FLAPS and now - since < FLAPPING
 
 
 def delay(failures: int) -> float:
     """Return the seconds to wait before the restart after *failures* crashes in a row (>= 1)."""
-    # The exponent is bounded first: a float overflows after a thousand crashes.
+    # Bound the exponent: the float would overflow after a thousand crashes.
     return min(FIRST_DELAY * 2.0 ** min(failures - 1, 32), LAST_DELAY)
 
 
 def again(restart: str, end: str) -> bool:
-    """Return whether a service with policy *restart* that ended with *end* is to be started again."""
+    """Return whether a service with the policy *restart* is started again after *end*."""
     return restart == "always" or (restart == "on-failure" and end != "exit 0")
 
 
 def end_of(status: int | None) -> str:
-    """Return wait(2)'s *status* in the words of :class:`~netspace.supervision.Status`; None is unknown."""
+    """Return wait(2)'s *status* as ``exit`` of :class:`~netspace.supervision.Status`; None is unknown."""
     if status is None:
         return "unknown"
     code = os.waitstatus_to_exitcode(status)

@@ -1,6 +1,6 @@
-"""Processes as the kernel shows them: their certain identity, and the service that they belong to.
+"""Facts about processes from the kernel: their identity, state, and the service that they belong to.
 
-Reads ``/proc`` (proc(5)) and makes the few system calls that Python has no name for.
+Reads ``/proc`` (proc(5)) and makes the few system calls that Python doesn't wrap.
 It starts nothing.
 """
 
@@ -13,13 +13,13 @@ import signal
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Every process of a service carries this variable, so that what a program leaves
-# behind (or put into another session) is found when the service ends.
+# Every process of a service has this variable, so that the processes that a program leaves
+# behind (or moved to another session) are found when the service ends.
 MARK = "NETSPACE_SERVICE"
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
-_MOST = 16 * 1024  # bytes of a file that are read
+_MOST = 16 * 1024  # the most bytes that are read from a file
 PF_EXITING = 0x4  # of /proc/PID/stat's flags
 
 
@@ -40,7 +40,7 @@ def stat(pid: int) -> Stat | None:
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            words = os.read(fd, 4096).rpartition(b")")[2].split()  # whole: the kernel writes it at once
+            words = os.read(fd, 4096).rpartition(b")")[2].split()  # one read returns the whole file
         finally:
             os.close(fd)
         return Stat(words[0].decode(), int(words[1]), int(words[3]), int(words[19]))
@@ -55,7 +55,7 @@ def alive(pid: int, ticks: int) -> bool:
 
 
 def dying(pid: int) -> bool:
-    """Return whether *pid* has ended or is about to end: by itself, or since it was sent SIGKILL."""
+    """Return whether *pid* has ended, is exiting, or has a pending SIGKILL."""
     try:
         with open(f"/proc/{pid}/stat") as stream:
             flags = int(stream.read().rpartition(")")[2].split()[6])
@@ -69,24 +69,24 @@ def dying(pid: int) -> bool:
 def status(pid: int) -> dict[str, str]:
     """Return the lines of ``/proc/PID/status``, by their names; empty if there is no such process.
 
-    Nothing that the process holds is waited for, and no name of its own choice can make a line: the kernel
-    writes a line feed in it otherwise.
+    Reading waits for no lock that the process may hold. A process can't forge a line by its name, since the
+    kernel escapes a line feed in it.
     """
     lines = _read(f"/proc/{pid}/status").decode(errors="replace").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def first_child(pid: int) -> int:
-    """Return the child that *pid* has had for longest; 0 if it has none, or the kernel doesn't tell.
+    """Return the oldest child of *pid*; 0 if it has none, or the kernel doesn't list children.
 
-    The kernel lists children in the order in which they became its children: first its own, then orphans.
+    The kernel lists children in the order in which they became children of *pid*.
     """
     words = _read(f"/proc/{pid}/task/{pid}/children").split()
     return int(words[0]) if words else 0
 
 
 def _read(path: str) -> bytes:
-    """Return at most ``_MOST`` bytes of a kernel's file, by one read; empty where it can't be read."""
+    """Return at most ``_MOST`` bytes of a file in /proc, by one read; empty if it can't be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -100,20 +100,20 @@ def _read(path: str) -> bytes:
 
 
 def frozen(pid: int) -> bool:
-    """Return whether *pid* is stopped by a signal (SIGSTOP), so that it does nothing until it gets SIGCONT."""
+    """Return whether a signal (SIGSTOP) has stopped *pid*, so that it waits for SIGCONT."""
     there = stat(pid) if pid > 0 else None
     return there is not None and there.state == "T"
 
 
 def thaw(pid: int) -> None:
-    """Let *pid* go on, if it is frozen."""
+    """Continue *pid* (SIGCONT) if it is frozen."""
     if frozen(pid):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGCONT)
 
 
 def contained(pid: int) -> bool:
-    """Return whether *pid* is in another PID namespace than we: then all processes that it started end with it."""
+    """Return whether *pid* is in another PID namespace than this process. If so, its children end with it."""
     try:
         return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -131,12 +131,12 @@ def within(pid: int, cgroup: str) -> bool:
 
 
 def left_over(marks: Iterable[str], sessions: Iterable[int]) -> dict[int, int]:
-    """Return ``{pid: ticks}`` of all processes that bear one of *marks* or are in one of *sessions*.
+    """Return ``{pid: ticks}`` of all processes that have one of *marks* or are in one of *sessions*.
 
-    It is one pass over ``/proc``, whatever is sought. Zombies and ourselves don't count.
+    It takes one pass over ``/proc``. Zombies and this process are left out.
 
-    :param sessions: sessions whose leaders have ended. If a process has such a number again, it and its session
-        are somebody else's, and don't count.
+    :param sessions: sessions whose leaders have ended. If a live process has such a PID again, the session is a
+        new one of somebody else, and is left out.
     """
     wanted = {f"{MARK}={mark}".encode() for mark in marks}
     ids = {session for session in sessions if session > 0 and (stat(session) or _GONE).state in "ZX"}
@@ -161,10 +161,9 @@ def _environment(pid: str) -> list[bytes]:
 
 
 def weigh(score: int) -> None:
-    """Set this process's weight in the kernel's choice of the process to kill for want of memory (-1000 to 1000).
+    """Set this process's ``oom_score_adj``, which the OOM killer weighs (-1000 to 1000); children inherit it.
 
-    Processes that it starts inherit the weight. Where a weight below 0 isn't permitted (mostly in a container),
-    it is 0.
+    If *score* isn't permitted (a negative one mostly isn't in a container), it is set to 0.
     """
     for wanted in (score, 0):
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:

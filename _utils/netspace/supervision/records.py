@@ -1,18 +1,18 @@
 """Records of services on disk: their definitions, the desired services, and their traces.
 
-Three places, all root's, 0600:
+There are three kinds of file, owned by root, mode 0600:
 
 ``<state>/services/<name>.json``
-    the definition. Written by whoever defines it, read by the daemon at each start.
+    the definition. The client writes it; the daemon reads it at each start of the service.
 ``<state>/services/.desired.json``
-    ``{"running": [names]}``: the services that shall run, also after a reboot. One file, so that
-    starting a thousand is one write.
+    ``{"running": [names]}``: the services that shall run, also after a reboot. It is one file, so that
+    starting a thousand services takes one write.
 ``<run>/services/<name>.json``
-    a trace: process, state and the definition it was started with. Written by the daemon
-    (by the child itself before it becomes the program, so that no process is ever unrecorded)
-    and read by a later daemon to adopt the running services. Gone after a reboot, like the processes.
+    a trace: process, state and the definition that the service was started with. The daemon writes it; the
+    first version is written by the child before it becomes the program, so that no process is ever
+    unrecorded. A later daemon reads it to adopt the running services. Gone after a reboot, like the processes.
 
-Everything read is checked strictly. Nothing here starts, stops or signals a process.
+All content is checked strictly. This module doesn't start, stop or signal a process.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# Names of our own that a service must not take: the oneshot unit and the daemon's files.
+# Names that a service must not have, because netspace uses them: the oneshot unit and the daemon's files.
 RESERVED = frozenset({"restore", "supervisor"})
 LIMITS = frozenset({"memory", "cpus", "pids"})
-AT_REST = ("stopped", "failed")  # a trace's states in which nothing runs, and nothing is to come
+AT_REST = ("stopped", "failed")  # states of a trace in which nothing runs and nothing will be started
 POLICIES = ("always", "on-failure", "never")
 
 
@@ -47,7 +47,7 @@ def encode(service: Service) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for item in fields(service):
         value = getattr(service, item.name)
-        if item.name == "init" and not value:  # the others' definitions are those that former versions wrote
+        if item.name == "init" and not value:  # so that definitions without init equal those of earlier versions
             continue
         if isinstance(value, Path):
             value = str(value)
@@ -66,7 +66,7 @@ def encode(service: Service) -> dict[str, Any]:
 def decode(record: Mapping[str, Any]) -> Service:
     """Return the service that *record* describes.
 
-    :raises StateError: when it is not a definition that can be run.
+    :raises StateError: *record* is not a valid definition.
     """
     name = record.get("name")
     check = _Check(f"service {name!r}" if isinstance(name, str) else "service")
@@ -173,7 +173,7 @@ class _Check:
 def validate(services: Iterable[Service]) -> dict[str, dict[str, Any]]:
     """Check all services; return their records by name.
 
-    :raises StateError: when one can't be run, or two have one name.
+    :raises StateError: a service is invalid, or two have the same name.
     """
     checked: dict[str, dict[str, Any]] = {}
     for service in services:
@@ -207,10 +207,12 @@ def read(layout: Layout, name: str) -> Service | None:
 
 
 def in_order(names: Iterable[str], after: Mapping[str, Iterable[str]]) -> list[str]:
-    """Return *names* and all services that they come after, each behind those that it comes after.
+    """Return *names* and all their dependencies, each service after its dependencies.
 
     A service that is not in *after* is left out. If services wait for each other in a
-    circle, the circle is cut at the service reached first: starting late beats never.
+    cycle, the cycle is cut at the service reached first, so that all of them are started.
+
+    :param after: the dependencies of each service.
     """
     order: list[str] = []
     seen: set[str] = set()
@@ -258,11 +260,11 @@ class Trace:
 
     :param state: as in :class:`~netspace.supervision.Status`, and ``launching`` (a
         detached start is under way; ``pid`` is the launcher's) and ``stopping``.
-    :param ticks: start of the process *pid*, in clock ticks since boot (proc(5)): with it, a PID always means the
-        same process.
+    :param ticks: start time of the process *pid*, in clock ticks since boot (proc(5)). PID and ticks together
+        identify a process.
     :param service: the definition it was started with.
-    :param oom_kills: number of its processes that were killed for want of memory since it was asked to start.
-    :param oom_seen: its control group's count when that was last read.
+    :param oom_kills: number of its processes that the OOM killer killed since the start was requested.
+    :param oom_seen: its control group's count when it was last read.
     """
 
     state: str
@@ -287,7 +289,7 @@ TRACE_TYPES: dict[str, tuple[type, ...]] = {
     "oom_kills": (int,),
     "oom_seen": (int,),
 }
-# What a daemon of a library before these were counted left out.
+# Values for keys that are missing in traces of earlier versions.
 UNCOUNTED = {"oom_kills": 0, "oom_seen": 0}
 
 
@@ -301,7 +303,7 @@ def traced(layout: Layout) -> list[str]:
 
 
 def read_trace(layout: Layout, name: str) -> Trace | None:
-    """Return the trace of *name*; None if there is none or it makes no sense."""
+    """Return the trace of *name*; None if there is none or it is invalid."""
     try:
         with open(f"{traces(layout)}/{name}.json", "rb") as stream:
             record = json.loads(stream.read(files.MAX_RECORD))

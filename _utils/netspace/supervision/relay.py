@@ -1,9 +1,9 @@
-"""The output of detached programs, read from named pipes and written to their logs.
+"""Relay of detached programs' output, from named pipes to their logs.
 
-A program that runs as another user must neither own its log nor have it open for writing: it could
-fill the disk (fallocate(2)), or by a lease delay everybody who opens the log (fcntl(2)). So
-its standard output is a named pipe in a folder of root's, from which this process reads a bounded
-part at each turn; a program that writes faster waits.
+A program that runs as another user must neither own its log nor have it open for writing. It could
+fill the disk (fallocate(2)), or delay everybody who opens the log by a lease (fcntl(2)). So
+its standard output is a named pipe in a folder of root's. The daemon reads at most ``CHUNK`` bytes at a
+time from it; a program that writes faster has to wait.
 
 The program has the pipe open for reading too, so the pipe always has a reader. Without a supervisor, the program
 waits when the pipe is full, and gets no SIGPIPE. The next supervisor finds the pipe by its name.
@@ -22,10 +22,10 @@ from netspace.supervision import logs
 from netspace.supervision.loop import Loop
 from netspace.supervision.units import Unit, Units
 
-CAPACITY = 1024 * 1024  # of a pipe: so much is written while no supervisor reads
-CHUNK = 128 * 1024  # read at one time
-PAUSE = 0.01  # seconds after each: nobody writes more than CHUNK in that time, or takes much of our processor time
-_PARTS = 300  # what a full pipe holds, even where each write is kept apart (pipe(2), O_DIRECT)
+CAPACITY = 1024 * 1024  # bytes that a pipe holds while no supervisor reads
+CHUNK = 128 * 1024  # bytes read at one time
+PAUSE = 0.01  # seconds after each read: it bounds a program's output rate and the daemon's processor time
+_PARTS = 300  # the most reads that empty a full pipe, even if each write is kept apart (pipe(2), O_DIRECT)
 
 
 def folder(layout: Layout) -> Path:
@@ -38,12 +38,12 @@ def pipe(layout: Layout, name: str) -> Path:
 
 
 def opened(path: Path) -> int:
-    """Open the pipe as the output of the child that becomes the launcher; called in that child."""
+    """Open the pipe for the launcher's output; the child that becomes the launcher calls this."""
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 class Relay:
-    """The pipes of all detached programs that run."""
+    """The pipes of all running detached programs."""
 
     def __init__(self, units: Units, loop: Loop) -> None:
         self.units = units
@@ -51,9 +51,9 @@ class Relay:
         self._pipes: dict[str, int] = {}
 
     def begin(self, unit: Unit) -> None:
-        """Make a new pipe for a program that is about to be launched.
+        """Create a new pipe for a program that is about to be launched.
 
-        :raises OSError: when it can't be made.
+        :raises OSError: the pipe or the log can't be created.
         """
         path = pipe(self.units.layout, unit.name)
         self.end(unit)
@@ -61,14 +61,14 @@ class Relay:
         os.mkfifo(path, 0o600)
         own = logs.open_log(unit.log)
         try:
-            os.fchown(own, os.geteuid(), os.getegid())  # a program of an older version was its owner
+            os.fchown(own, os.geteuid(), os.getegid())  # earlier versions made the program its owner
             os.fchmod(own, 0o600)
         finally:
             os.close(own)
         self.follow(unit)
 
     def follow(self, unit: Unit) -> None:
-        """Read the pipe of a running program, if it has one: a program of an older version writes to its log itself."""
+        """Read the pipe of a running program, if it has one. Under earlier versions, programs write to their log."""
         path = pipe(self.units.layout, unit.name)
         if unit.name in self._pipes or not path.exists():
             return
@@ -83,12 +83,12 @@ class Relay:
 
     def drain(self, unit: Unit) -> None:
         """Write the present content of the pipe to the log."""
-        for _ in range(_PARTS):  # whoever goes on writing must not keep us
+        for _ in range(_PARTS):  # bounded, because the program may go on writing
             if not self._take(unit):
                 break
 
     def end(self, unit: Unit) -> None:
-        """Forget the pipe of a program that has ended, after its content was written to the log."""
+        """Write the rest of an ended program's pipe to the log, and remove the pipe."""
         with contextlib.suppress(OSError):
             self.follow(unit)
         self.drain(unit)
@@ -102,7 +102,7 @@ class Relay:
     def _readable(self, unit: Unit) -> None:
         descriptor = self._pipes[unit.name]
         if self._take(unit) == 0:
-            self._close(unit)  # nobody has it open any more
+            self._close(unit)  # no process has it open for writing any more
             return
         self.loop.unwatch(descriptor)
 
@@ -121,7 +121,7 @@ class Relay:
             data = os.read(descriptor, CHUNK)
         except BlockingIOError:
             return None
-        # What finds no room on the disk is lost: a program must not wait for that.
+        # If the disk is full, the output is lost: a program must not wait for free space.
         with contextlib.suppress(OSError):
             logs.append(unit.log, data)
         return len(data)

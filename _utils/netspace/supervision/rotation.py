@@ -1,4 +1,4 @@
-"""The times at which logs are rotated: the sooner, the faster a file grows. ``logs`` rotates."""
+"""The schedule of log rotation: the faster a file grows, the sooner it is checked. ``logs`` does the rotation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from netspace.supervision import logs
 from netspace.supervision.loop import Loop, Timer
 from netspace.supervision.units import Units
 
-SLOWEST = 10.0  # seconds between two looks
+SLOWEST = 10.0  # seconds between two checks
 FASTEST = 0.5
 
 
 class Rotation:
-    """Rotation of the logs of all services that aren't idle, and of the daemon's own."""
+    """Rotation of the logs of all services that aren't idle, and of the daemon's own log."""
 
     def __init__(self, units: Units, loop: Loop) -> None:
         self.units = units
@@ -24,7 +24,10 @@ class Rotation:
         self._timer = Timer(lambda: None)
 
     def look(self) -> None:
-        """Rotate logs that are too large; look again the sooner, the faster a file grows or the newer a program is."""
+        """Rotate logs that are too large, and schedule the next check.
+
+        It comes sooner if a file grows fast, or if a program was started recently.
+        """
         now = time.monotonic()
         wait = min(2 * self._wait, SLOWEST)
         working = [self.units.by_name[name] for name in self.units.active]

@@ -1,6 +1,6 @@
-"""The daemon's requests over its socket, by root alone, and their answers.
+"""The daemon's socket, which only root may use: it receives requests and sends answers.
 
-A request is answered when all that it asked for is done. ``messages`` has the messages.
+A request is answered when everything it asked for is done. ``messages`` defines the messages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONNECTIONS = 32
 
 
 class Client:
-    """A connection: it reads a request, which is answered when all that it asked for is done."""
+    """A connection with one request, which is answered when everything it asked for is done."""
 
     def __init__(self, connection: socket.socket, changed: Callable[[Client], None]) -> None:
         self._changed = changed
@@ -53,7 +53,7 @@ class Client:
 class Serving:
     """The socket and its clients.
 
-    :param version: of the library that runs.
+    :param version: the version of the library that the daemon runs.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Serving:
         self.rotation = rotation
         self.version = version
         self.clients: set[Client] = set()
-        self.renewing = False  # asked to load the library anew
+        self.renewing = False  # a client asked to reload the library
 
     def listen(self, path: str) -> socket.socket:
         """Listen on a socket that only root may use; return the socket."""
@@ -126,7 +126,7 @@ class Serving:
         if request.do == "start":
             self.starting.start(request.names, client)
         elif request.do == "resume":
-            # What has a trace was started since the boot: it runs, or ended for good.
+            # A service with a trace was started since the boot: it runs, or has ended for good.
             known = set(records.defined(self.units.layout)) - set(records.traced(self.units.layout))
             self.starting.start(sorted(records.desired(self.units.layout) & known))
         elif request.do == "reload":
@@ -181,10 +181,10 @@ class Serving:
         client.connection.close()
 
     def _forget(self, name: str) -> None:
-        """Remove every file of a service that is stopped."""
+        """Remove every file of a stopped service."""
         unit = self.units.find(name)
         if unit is not None and unit.phase != "idle":
-            return  # it was asked to start again meanwhile
+            return  # another client has requested its start meanwhile
         self.units.by_name.pop(name, None)
         service = None
         with contextlib.suppress(NetspaceError):

@@ -1,9 +1,9 @@
-"""The count of a service's processes that the kernel killed for want of memory, its main process among them or not.
+"""OOM accounting: the number of a service's processes that the kernel's OOM killer has killed.
 
-A program may live on when one of its children is killed, and be killed by somebody else, much
-later: so each kill is noted when it happens. Only a kill that comes with the end of the
-main process counts as the cause of that end. Services have control groups of their own only if they are
-started detached. Nothing is started or ended here.
+A program may survive when the OOM killer kills one of its children, and end much later for another reason.
+So each kill is noted when it happens, and counts as the cause of the main process's end only if both come
+together. Only services that are started detached have their own control group, and are counted. This
+module doesn't start or end anything.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from netspace.supervision import memory, payload_cgroup, process, records
 from netspace.supervision.loop import Loop
 from netspace.supervision.units import Unit, Units
 
-# Seconds after the kernel's word until the count is read, and is read once more: version 1 gives it before it has
-# chosen whom to kill, and also when a group is removed, which is mostly of many at a time.
+# Seconds from the kernel's notice until the count is read, and until it is read again. cgroup version 1 sends the
+# notice before the kernel has chosen a process, and also when a group is removed (mostly many at a time).
 SOON, LATER = 0.1, 1.0
 
 
 class Shortage:
-    """Keeps ``Unit.oom_kills``, counted since the service was asked to start, and ``oom_seen``, the kernel's count."""
+    """The part of the daemon that updates ``Unit.oom_kills`` and ``Unit.oom_seen`` (the kernel's count)."""
 
     def __init__(self, units: Units, loop: Loop) -> None:
         self.units = units
         self.loop = loop
         self.notices = memory.Notices()
-        self._whose: set[str] | None = set()  # to be looked at; None: all
-        self._looks = 0  # to come
+        self._whose: set[str] | None = set()  # names of units to check; None: all
+        self._looks = 0  # number of checks still to come
         loop.watch(self.notices.fd, lambda _: self._told())
 
     def begin(self, unit: Unit) -> None:
-        """Read the kernel's count before the launch: kills that an existing group counted before aren't the unit's."""
+        """Read the kernel's count before the launch, so that earlier kills in an existing group aren't counted."""
         if self._detached(unit):
             unit.oom_seen = memory.kills(payload_cgroup(self.units.layout, unit.name))
 
@@ -40,14 +40,14 @@ class Shortage:
             self._look(unit)
 
     def end(self, unit: Unit) -> None:
-        """Count the kills once the main process has ended, while its group exists.
+        """Count the kills after the main process has ended, while its group still exists.
 
-        A kill of its own is noted as ``oom``.
+        If the main process itself was killed, ``exit`` becomes ``oom``.
         """
         if not self._detached(unit):
             return
         assert unit.service is not None
-        # An init is not the one that is killed where the kernel kills a single process.
+        # If the kernel kills the program below an init, the init exits with 137.
         killed = ("signal 9", "unknown", *(["exit 137"] if unit.service.init else []))
         if self._count(unit) and unit.exit in killed:
             unit.exit = "oom"
@@ -75,7 +75,7 @@ class Shortage:
             self._whose = set()
 
     def _look(self, unit: Unit) -> None:
-        """Note kills, unless the main process is about to end: a kill may have been its own, which ``end`` judges."""
+        """Note kills, unless the main process is about to end. It may be the killed one, which ``end`` handles."""
         if unit.phase != "running" or not self._detached(unit) or process.dying(unit.pid):
             return
         if killed := self._count(unit):
@@ -92,5 +92,5 @@ class Shortage:
 
 
 def since(trace: records.Trace, cgroup: str) -> int:
-    """Return the kills of a running service: the recorded ones, and those that the kernel has counted since."""
+    """Return the number of kills of a running service: the recorded ones plus those the kernel counted since."""
     return trace.oom_kills + max(0, memory.kills(cgroup) - trace.oom_seen)

@@ -1,4 +1,4 @@
-"""The way of the daemon's child to its program: its own trace first, then output, identity and environment.
+"""The daemon's child until it becomes its program: it writes its trace, then sets output, identity and environment.
 
 A child never returns to the daemon's code: it becomes the program or reports the error.
 """
@@ -23,11 +23,11 @@ DESCRIPTORS = 1024  # a program's soft limit, as under systemd; it may raise it
 def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], trace: Trace | None) -> tuple[int, int]:
     """Fork a child that becomes *argv*; return its PID and a descriptor.
 
-    The descriptor yields an error text, or ends empty once the child has become its program.
+    Reading the descriptor returns an error text, or nothing once the child has become its program.
 
-    :param trace: written by the child with its own PID before anything else; None for a
+    :param trace: the child writes it with its own PID before anything else; None for a
         helper (cleanup, reload), which runs as root whatever the service's user.
-    :raises OSError: when it can't be forked.
+    :raises OSError: the fork failed.
     """
     read, write = os.pipe()
     try:
@@ -52,7 +52,7 @@ def _become(
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
-        # The supervisor's own score is nothing that a program should have; a container runtime sets its program's.
+        # A program must not inherit the supervisor's OOM score; a container runtime sets its program's score.
         process.weigh(0)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))

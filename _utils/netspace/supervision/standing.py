@@ -1,8 +1,8 @@
-"""The process that stands by to be the next supervisor, should this one be killed.
+"""The stand-by process, which becomes the next supervisor if the present one is killed.
 
-It is a fork of the supervisor that sleeps in the kernel until it gets the lock that the supervisor
-holds, which is when the supervisor has ended in whatever way. Then it becomes the supervisor, and
-has another process stand by. If it is killed itself, the supervisor replaces it. It costs its own
+It is a fork of the supervisor that sleeps in the kernel until it gets the supervisor's lock. The kernel
+releases the lock however the supervisor ends. The process then becomes the supervisor, and starts
+another stand-by process. If the stand-by process is killed, the supervisor replaces it. It costs its own
 pages (most are shared with the supervisor), and no processor time. It starts, signals and watches
 nothing.
 """
@@ -22,7 +22,7 @@ from netspace.supervision.children import Children
 from netspace.supervision.loop import Loop
 from netspace.supervision.place import lock_path
 
-# Seconds between two of a kind: what ends as soon as it begins must not take all of a processor.
+# Seconds between two starts of a stand-by process or supervisor: if it ends at once, it must not use up a processor.
 PAUSE = 1.0
 
 
@@ -40,7 +40,7 @@ class Standing:
             try:
                 self._pid = _fork(self.layout)
                 children.follow(self._pid, ended)
-            except OSError as err:  # no process, or no descriptor: later, maybe
+            except OSError as err:  # no process or descriptor is free: try again later
                 sys.stderr.write(f"nobody can stand by: {err}\n")
                 loop.after(PAUSE, again)
 
@@ -69,7 +69,7 @@ def _fork(layout: Layout) -> int:
 
 
 def _stand_by(layout: Layout) -> NoReturn:
-    """Wait for the lock, with nothing of the supervisor's open, and become the next one. Never returns."""
+    """Close the supervisor's descriptors, wait for the lock, and become the next supervisor. Never returns."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -84,9 +84,9 @@ def _stand_by(layout: Layout) -> NoReturn:
 
 
 def become_anew(lock: int) -> NoReturn:
-    """Become a supervisor of the library's present version, in this process: its children stay its children.
+    """Execute the supervisor of the library's installed version in this process, which keeps its children.
 
-    :param lock: the descriptor that holds the lock, and keeps holding it.
+    :param lock: the descriptor that holds the lock; it stays open.
     """
     os.set_inheritable(lock, True)
     arguments = sys.orig_argv[1:]

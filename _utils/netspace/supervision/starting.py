@@ -1,6 +1,6 @@
-"""The start of services: first those that they come after, then they are launched, a bounded number at a time.
+"""The start of services: dependencies first, and a bounded number at a time.
 
-A detached start is followed by its launcher, until that leaves the PID of the program itself.
+For a detached start, the daemon follows the launcher until that has written the PID of the program.
 ``ending`` handles the end of services.
 """
 
@@ -25,8 +25,8 @@ from netspace.supervision.shortage import Shortage
 from netspace.supervision.units import SETTLED, Unit, Units, Waiter
 
 START_TIMEOUT = 90.0  # seconds for a detached start
-HOLD = 0.1  # seconds between two looks for files that one waits for
-# So many programs are being started at one time: enough to fill the processors, not to drown them.
+HOLD = 0.1  # seconds between two checks for files that a service waits for
+# The number of programs launched at the same time: enough to fill the processors without overloading them.
 LAUNCHES = 4 * (os.cpu_count() or 2)
 
 
@@ -50,7 +50,7 @@ class Starting:
         self._queue.append(unit)
 
     def start(self, names: Iterable[str], asker: Waiter | None = None) -> None:
-        """Start *names*, and first the services that they come after; *asker* is answered for *names*."""
+        """Start *names* and, before them, their dependencies; answer *asker* for *names* only."""
         after: dict[str, tuple[str, ...]] = {}
         fetch = list(names)
         asked = set(fetch)
@@ -74,7 +74,7 @@ class Starting:
         for name in records.in_order(sorted(after), after):
             unit = self.units.get(name)
             unit.wanted = True
-            # Whoever killed it and asks for its start may be sooner than the news of its end.
+            # A client that killed the process may request its start before the daemon learns of its end.
             dying = unit.phase == "running" and process.dying(unit.pid)
             if asker is not None and name in asked and (dying or unit.phase != "running"):
                 asker.pending.add(name)
@@ -100,7 +100,7 @@ class Starting:
             self._queue.append(unit)
 
     def pump(self) -> None:
-        """Launch units that wait only for their turn."""
+        """Launch queued units, as many as may be launched at the same time."""
         while self._queue and len(self.launching) < LAUNCHES:
             unit = self._queue.popleft()
             if unit.phase == "waiting" and not unit.blocked_by:
@@ -111,7 +111,7 @@ class Starting:
             service = records.read(self.units.layout, unit.name)
         except NetspaceError as err:
             service, unit.error = None, str(err)
-        if service is None:  # forgotten, or damaged, while it waited
+        if service is None:  # its definition was removed or damaged while it waited
             unit.wanted, unit.service = False, None
             self.units.idle(unit, "failed" if unit.error else "stopped")
             return
@@ -152,7 +152,7 @@ class Starting:
         self.loop.watch(unit.report, lambda _: self._executed(unit))
 
     def _hold(self, unit: Unit) -> None:
-        """Check again soon whether the unit's files exist; its waiters are answered now, since that may take long."""
+        """Answer the unit's clients now, and check again soon whether its files exist: that may take long."""
         if not unit.held:
             unit.held = True
             unit.pid = unit.ticks = 0
@@ -167,7 +167,7 @@ class Starting:
         unit.timer = self.loop.after(HOLD, again)
 
     def _executed(self, unit: Unit) -> None:
-        """Read the child's report: it became its program, or failed with an error."""
+        """Read the child's report: an error text, or nothing if the child has become its program."""
         assert unit.service is not None
         error = os.read(unit.report, 4096).decode(errors="replace")
         self.loop.unwatch(unit.report)
@@ -184,7 +184,7 @@ class Starting:
         unit.pidfd = -1
         if unit.report >= 0:
             self._executed(unit)
-        # An adopted launcher's status is unknown: then the PID file alone tells.
+        # An adopted launcher's status is unknown: then only the PID file shows success.
         if status in (0, None) and not unit.error and self.main_of(unit, unit.ticks):
             self.main_runs(unit)
             return
@@ -197,10 +197,10 @@ class Starting:
         self._failed_launch(unit)
 
     def main_of(self, unit: Unit, launcher_ticks: int) -> bool:
-        """Follow the process that the PID file names, if it is the one that was just launched; return whether it is.
+        """Follow the process in the PID file if it is the launched program; return whether it is.
 
-        A PID alone may have been given to another process meanwhile. The unit's process started after
-        its launcher, and is in the service's cgroup, where no other process is.
+        The PID may belong to another process by now. The program started after its launcher, and is in the
+        service's cgroup, which holds no other processes.
         """
         assert unit.service is not None and unit.service.pid_file is not None
         try:
@@ -211,14 +211,14 @@ class Starting:
         if born is None:
             if pid not in self.children.statuses:
                 return False
-            # Born and gone since: its exit was collected already.
+            # The program has ended already, and its status was collected.
             unit.pid, unit.ticks = pid, launcher_ticks
             status = self.children.statuses.pop(pid)
             self.loop.after(0, lambda: self.ended(unit, status))
             return True
         if born.ticks < launcher_ticks:
             return False
-        # One that ends leaves its cgroup a moment before it is seen to have ended: then it is waited for.
+        # An ending process leaves its cgroup a moment before its end is visible, so wait for either.
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -239,7 +239,7 @@ class Starting:
         assert unit.service is not None
         self.launching.discard(unit.name)
         if unit.service.pid_file is None:
-            unit.phase = "running"  # the child wrote its trace itself
+            unit.phase = "running"  # the child has written its trace
             self.units.unblock(unit)
         else:
             unit.session = 0 if process.contained(unit.pid) else unit.pid
@@ -268,14 +268,14 @@ class Starting:
         unit.exit = policy.end_of(status)
         if unit.report >= 0:
             self._executed(unit)
-        if unit.phase == "launching":  # it did not become its program
+        if unit.phase == "launching":  # the child has not become its program
             self._failed_launch(unit)
         else:
             self.ending.ended(unit)
 
 
 def _ends_or_is_within(pid: int, pidfd: int, cgroup: str) -> bool:
-    """Return whether a process is in the cgroup, or ends within a moment."""
+    """Return whether a process is in the cgroup, or ends within half a second."""
     end = select.poll()
     end.register(pidfd, select.POLLIN)
     return any(process.within(pid, cgroup) or end.poll(5) for _ in range(100))

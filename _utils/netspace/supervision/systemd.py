@@ -1,8 +1,8 @@
 """Services as systemd units, one file each in ``/etc/systemd/system``.
 
-systemd keeps them running, also after a reboot; there is no process of ours. A call runs a few
-``systemctl``, whatever the number of services (``reload``: one for each), and writes only files that
-differ. A unit that does not begin with our header is never touched, whatever its name.
+systemd keeps them running, also after a reboot; netspace has no process of its own there. A call runs a few
+``systemctl`` processes, whatever the number of services (``reload``: one per service), and writes only files
+that differ. A unit file without netspace's header is never touched, whatever its name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Systemd:
         return self.folder / self._unit(name)
 
     def _wish(self, name: str) -> Path:
-        """Return the path of the symlink that has the unit started at boot, as ``systemctl enable`` makes it."""
+        """Return the path of the symlink by which systemd starts the unit at boot, as ``systemctl enable`` makes it."""
         return self.folder / "multi-user.target.wants" / self._unit(name)
 
     def _ours(self, name: str) -> bool:
@@ -64,21 +64,21 @@ class Systemd:
 
     @functools.cached_property
     def version(self) -> int:
-        """The version of systemd; the newest that matters if systemd can't be asked."""
+        """The version of systemd; if it can't be read, the newest one that makes a difference here."""
         try:
             return bus.version()
         except (OSError, ValueError):
             return unit.GROWING
 
     def _noted(self, name: str) -> str:
-        """Return the last end of a detached service, by its note; empty if there is none."""
+        """Return the last end of a detached service from its note; empty if there is no note."""
         try:
             return end(unit.ended(self.layout, name).read_text())
         except OSError:
             return ""
 
     def _kills(self, name: str) -> int:
-        """Return the service's kills for want of memory: those noted at its ends, and the kernel's count now."""
+        """Return the number of the service's OOM kills: those noted at its ends, plus the kernel's present count."""
         noted = 0
         with contextlib.suppress(OSError):
             noted = unit.kills(self.layout, name).stat().st_size
@@ -90,7 +90,7 @@ class Systemd:
             path.unlink(missing_ok=True)
 
     def _waits(self, name: str) -> bool:
-        """Return whether the unit may wait long until it is started."""
+        """Return whether the unit waits for files before it is started, without a time limit."""
         try:
             return f"\n{unit.WAITS}\n" in self._file(name).read_text()
         except OSError:
@@ -195,11 +195,11 @@ class Systemd:
             raise SupervisorError("\n".join(f"{name}: {error}" for name, error in errors.items()))
         if self._ours("restore"):
             self._unlink(["restore"])
-            with contextlib.suppress(OSError):  # as systemctl disable does: only where it is empty now
+            with contextlib.suppress(OSError):  # like systemctl disable, remove the folder only if it is empty
                 self._wish("restore").parent.rmdir()
             self._halt(["restore"])
             self._erase(["restore"])
-            self._run("stop", f"{self.layout.instance}.slice")  # made by systemd for us; its cgroup goes with it
+            self._run("stop", f"{self.layout.instance}.slice")  # systemd created it; this removes its cgroup
         library.remove(self.layout)
 
     # -- plumbing ------------------------------------------------------------------------
@@ -230,12 +230,12 @@ class Systemd:
         return {name: f"{self._unit(name)} does not stop: {done.stderr.strip()}" for name in left}
 
     def _erase(self, names: Sequence[str]) -> None:
-        """Remove the units of stopped services, our notes of them and systemd's memory of them."""
+        """Remove the units of stopped services, their notes, and systemd's record of their failures."""
         if names:
             for name in names:
                 files.remove(self._file(name))
                 self._forget(name)
-            self._run("reset-failed", *map(self._unit, names))  # fails for those that did not fail
+            self._run("reset-failed", *map(self._unit, names))  # it fails for units that have not failed
             self._call("daemon-reload")
 
     def _show(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -245,7 +245,7 @@ class Systemd:
         try:
             found = bus.show(list(units))
         except (OSError, ValueError):
-            # Its socket is private to systemd: systemctl knows for certain, but is slower.
+            # The socket is private to systemd and may change; systemctl is slower, but stable.
             found = self._systemctl_show(list(units))
         return {name: found.get(unit_name, {}) for unit_name, name in units.items()}
 
@@ -279,7 +279,7 @@ class Systemd:
 
 
 def end(note: str) -> str:
-    """Return the end noted by systemd's variables (systemd.exec(5), $SERVICE_RESULT), in ``Status``'s words."""
+    """Return ``Status.exit`` from a note of systemd's variables (systemd.exec(5), $SERVICE_RESULT)."""
     result, code, value = [*note.split(), "", "", ""][:3]
     if result == "oom-kill":
         return "oom"
@@ -294,9 +294,9 @@ def end(note: str) -> str:
 def _status(shown: Mapping[str, str], wanted: bool, noted: str = "", kills: int = 0) -> Status:
     """Return a unit's status from the properties that systemd shows.
 
-    :param wanted: whether it shall run; a unit that is not wanted has not failed, it was stopped.
-    :param noted: its last end, used if systemd has forgotten that.
-    :param kills: number of its kills for want of memory.
+    :param wanted: whether it shall run; if not, a failed unit is reported as stopped.
+    :param noted: its last end, used if systemd has forgotten it.
+    :param kills: number of its OOM kills.
     """
     active = shown.get("ActiveState", "inactive")
     state: State

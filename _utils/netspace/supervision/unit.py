@@ -1,8 +1,8 @@
 """A service as a systemd unit file (systemd.unit(5), systemd.service(5), systemd.exec(5)). Pure.
 
 systemd confines an ordinary program. It can't confine a container runtime (``delegate``,
-``pid_file``), which makes namespaces and mounts, and confines its payload itself: the runtime
-gets a cgroup subtree that is bounded as a whole.
+``pid_file``), which creates namespaces and mounts, and confines its payload itself. The runtime
+gets a cgroup subtree with limits for the whole subtree.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 from netspace.layout import Layout
 from netspace.supervision import Service
 
-# Everything that is ours starts with this line; what doesn't is never touched.
+# Every unit file of netspace starts with this line; other files are never touched.
 HEADER = "# Written by netspace; changes are lost."
 
 RESTART = {"always": "always", "on-failure": "on-failure", "never": "no"}
 
-# What a service that makes no namespaces of its own can do without. Not here:
+# Hardening of a service that creates no namespaces. Left out:
 # RestrictNamespaces (the forwarder enters environments' network namespaces) and
-# MemoryDenyWriteExecute (the broker's virtual machine compiles as it runs).
+# MemoryDenyWriteExecute (the broker's virtual machine compiles at run time).
 CONFINEMENT = """\
 NoNewPrivileges=yes
 ProtectSystem=full
@@ -37,13 +37,13 @@ RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 """
 
-# systemd supervises a detached program only if it is its own child when the PID file is
-# read (else it takes it for somebody else's, and neither waits for its end nor ends it
-# gracefully). A runtime's helper that stands between may live a little longer than the
-# runtime itself (seen with crun: 1 start in 10), so the launcher is not done before that
-# helper is gone. The shell exits before the program is supervised: nothing stays.
+# A shell script that launches a detached program. systemd supervises the program only if it is
+# systemd's own child when systemd reads the PID file (else systemd neither waits for its end nor
+# ends it gracefully). A helper of the runtime, the program's parent, may live a little longer than the
+# runtime itself (seen with crun: 1 start in 10). So the script waits until that helper is
+# gone. The shell then exits, and no additional process stays.
 #
-# Its standard input is a pipe without a writer, not systemd's /dev/null: a runtime makes the
+# The program's standard input is a pipe without a writer, not systemd's /dev/null: a runtime makes the
 # program's user the owner of its standard streams, and then a program could change the mode
 # of the whole host's /dev/null.
 HOLD = (
@@ -53,20 +53,21 @@ HOLD = (
 )
 
 
-# Before that: whatever it comes after must be there. The shell waits, and so does systemd.
+# The start of a script: the shell waits until the files of ``until`` exist, and systemd waits for the shell.
 GATE = 'while [ "$1" != -- ]; do until [ -e "$1" ]; do sleep 0.2; done; shift; done; shift; '
 WAITS = "TimeoutStartSec=infinity"
 BOOTED = "multi-user.target"
 
-# The first release that lets the delay between restarts grow: 254. Before that it is always the same.
+# The first release of systemd in which the delay between restarts can grow.
 GROWING = 254
 
 
-# The end of an init whose program ended by SIGTERM: to systemd as good an end as that without an init. Else each unit
-# that was stopped would have failed, and the system be degraded.
+# The exit status of an init whose program ended by SIGTERM. Without this line, systemd would take each stopped unit
+# for a failed one, and the system's state would be "degraded".
 TERMINATED = "SuccessExitStatus=143"
 
-# systemd forgets how a service ended once it is started again, and never counts.
+# A script that notes a service's end: systemd forgets the end when it starts the service again, and doesn't count
+# OOM kills.
 NOTE = (
     'mkdir -p "${0%/*}" && echo "$SERVICE_RESULT $EXIT_CODE $EXIT_STATUS" >"$0"; '
     '[ "$SERVICE_RESULT" != oom-kill ] || echo >>"$0.oom"'
@@ -79,14 +80,14 @@ def ended(layout: Layout, service: str) -> Path:
 
 
 def kills(layout: Layout, service: str) -> Path:
-    """Return the path of a file with one byte per end of the service for want of memory since it was asked to start."""
+    """Return the path of a file with one byte per OOM end of the service since a start was requested."""
     return layout.run / "ended" / f"{service}.oom"
 
 
 def quote(text: str, variables: bool = False) -> str:
-    """Return *text* as one word of a unit file, with all escaped that systemd takes for quoting or specifiers.
+    """Return *text* as one quoted word of a unit file, with systemd's specifiers escaped.
 
-    :param variables: also escape ``$``, which has a meaning in ``Exec...=`` only.
+    :param variables: also escape ``$``, which is special in ``Exec...=`` only.
     """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     if variables:
@@ -113,23 +114,23 @@ def name(layout: Layout, service: str) -> str:
 def render(layout: Layout, service: Service, version: int = GROWING) -> str:
     """Return the unit file of *service*.
 
-    :param version: of systemd.
+    :param version: the version of systemd.
     """
     after = [name(layout, other) for other in service.after]
     unit = [
         HEADER,
         "[Unit]",
         f"Description={(service.description or f'{layout.instance} {service.name}').replace('%', '%%')}",
-        # What may wait for long must not keep the host itself from being up.
+        # A unit that waits for files must not delay the boot of the host.
         f"After={' '.join([name(layout, 'restore'), 'network.target', *after, *([BOOTED] if service.until else [])])}",
         *([f"Wants={' '.join(after)}"] if after else []),
-        # Never give up: the delay between restarts is bounded, not their number.
+        # systemd never gives up: the delay between restarts is bounded, their number is not.
         "StartLimitIntervalSec=0",
         "",
         "[Service]",
         f"Slice={layout.instance}.slice",
         f"SyslogIdentifier={layout.service(service.name)}",
-        # Else a program's line that begins with "<0>" would be an emergency, which is shown on every terminal.
+        # Otherwise journald would show a program's line that begins with "<0>" as an emergency on every terminal.
         *(["SyslogLevelPrefix=no"] if service.pid_file is not None else []),
         f"WorkingDirectory={_path(service.working_dir)}",
         "UMask=0077",
@@ -145,7 +146,7 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         unit += ["Type=forking", f"PIDFile={_path(str(service.pid_file))}", f"ExecStart={line(launcher)}"]
     if service.reload:
         unit.append(f"ExecReload={line(service.reload).replace('{pid}', '$MAINPID')}")
-    # First, for of these commands the first that takes longer than a stop may is the last.
+    # The note comes first: if one of these commands exceeds the stop timeout, systemd skips the rest.
     if service.pid_file is not None:
         unit.append(f"ExecStopPost=-{line(('/bin/sh', '-c', NOTE, str(ended(layout, service.name))))}")
     unit += [f"ExecStopPost=-{line(argv)}" for argv in service.cleanup]
@@ -158,7 +159,7 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         ),
         *([WAITS] if gates else []),
         *([TERMINATED] if service.init else []),
-        # Nothing would be no limit at all.
+        # 0 would mean no limit.
         f"TimeoutStopSec={max(1, round(service.stop_timeout * 1000))}ms",
         "KillMode=mixed",
         "OOMPolicy=kill",
@@ -175,16 +176,16 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
 
 
 def _confinement(service: Service) -> str:
-    """Return the hardening of a confined service; with a /tmp of its own, unless its program lies in the host's."""
+    """Return the hardening of a confined service. It has a private /tmp unless its program lies in the host's /tmp."""
     if any(part.startswith(("/tmp/", "/var/tmp/")) for part in service.command):  # noqa: S108 (a checkout's venv)
         return CONFINEMENT.replace("PrivateTmp=yes\n", "")
     return CONFINEMENT
 
 
 def render_restore(layout: Layout, command: tuple[str, ...]) -> str:
-    """Return the unit that rebuilds, at boot and before any service, all that does not survive a reboot.
+    """Return the unit that restores, at boot and before any service, all state that does not survive a reboot.
 
-    It comes after services that may flush the host's packet filter, which would remove our table again.
+    It starts after the services that may flush the host's packet filter, since a flush would remove netspace's table.
     """
     return f"""{HEADER}
 [Unit]

@@ -1,6 +1,6 @@
 """The services that the daemon knows, each with its phase.
 
-This module enters and records phases, and tells them to those who wait for them. ``starting`` and
+This module sets and records phases, and answers the clients that wait for them. ``starting`` and
 ``ending`` bring a service from one phase to the next.
 """
 
@@ -20,12 +20,12 @@ from netspace.supervision.loop import Timer
 from netspace.supervision.records import Trace
 
 BY_MARK = -1
-# Phases in which others that come after need not wait (any longer).
+# Phases in which dependent services need not wait (any longer).
 SETTLED = ("running", "idle", "backoff")
 
 
 class Waiter(Protocol):
-    """An asker who is told the outcome of a start or stop."""
+    """A client that waits for the outcome of a start or stop."""
 
     pending: set[str]
     errors: dict[str, str]
@@ -47,24 +47,24 @@ class Unit:
         self.phase = "idle"
         self.service: Service | None = None
         self.wanted = False
-        self.again = False  # asked to start while it was ending
+        self.again = False  # a start was requested while it was ending
         self.pid = 0
         self.ticks = 0
         self.pidfd = -1
-        self.report = -1  # from a child that is becoming its program
-        # The launched process's (of a detached start, the launcher's), by which what it leaves is found;
-        # BY_MARK; or 0 where nothing can be left.
+        self.report = -1  # descriptor for the error text of a child that is becoming its program
+        # The session of the launched process (of the launcher, for a detached start), by which leftover processes are
+        # found; BY_MARK: they are found by their mark alone; 0: none can be left.
         self.session = 0
         self.adopted = False
-        self.held = False  # waits for files to be there
+        self.held = False  # waits for files to exist
         self.exit = ""
         self.error = ""
         self.since = 0.0
         self.began = 0.0
         self.restarts = 0
         self.failures = 0
-        self.oom_kills = 0  # of its processes, since it was asked to start
-        self.oom_seen = 0  # of what its control group counts, how much is in that
+        self.oom_kills = 0  # number of its processes that were killed since the start was requested
+        self.oom_seen = 0  # its control group's count when it was last read
         self.log_offset = 0
         self.timer: Timer | None = None
         self.blocked_by: set[str] = set()
@@ -76,7 +76,7 @@ class Unit:
         return self.service.log
 
     def afresh(self) -> None:
-        """Forget its earlier ends and their number, since it was asked to start."""
+        """Reset the counts and the last end, because a start was requested."""
         self.restarts = self.failures = self.oom_kills = 0
         self.exit = self.error = ""
 
@@ -96,7 +96,7 @@ class Unit:
 class Units:
     """All units, by name.
 
-    :param ready: called with a unit that has nothing to wait for any more.
+    :param ready: called with a unit that no longer waits for others.
     """
 
     def __init__(self, layout: Layout, ready: Callable[[Unit], None]) -> None:
@@ -127,7 +127,7 @@ class Units:
         )
 
     def note(self, unit: Unit, phase: str, state: str) -> None:
-        """Enter *phase* and record *state*."""
+        """Set *phase* and record *state*."""
         unit.phase = phase
         unit.since = time.time()
         (self.active.discard if phase == "idle" else self.active.add)(unit.name)
@@ -143,7 +143,7 @@ class Units:
             self.say(f"{unit.name}: its trace can't be written: {err}")
 
     def unblock(self, unit: Unit) -> None:
-        """Let the units go on that waited for *unit*."""
+        """Release the units that waited for *unit*."""
         for name in self.dependents.pop(unit.name, ()):
             blocked = self.by_name[name]
             blocked.blocked_by.discard(unit.name)
@@ -161,13 +161,13 @@ class Units:
         self.tell(unit, "start", unit.error or "it ended before it could be used")
 
     def tell(self, unit: Unit, what: str, error: str = "") -> None:
-        """Answer those who wait for *unit* to *what* (start or stop)."""
+        """Answer the clients that wait for *unit* to *what* (start or stop)."""
         for asker, goal in [waiter for waiter in unit.waiters if waiter[1] == what]:
             unit.waiters.remove((asker, goal))
             asker.done(unit.name, error)
 
     def fail(self, asker: Waiter | None, name: str, error: str) -> None:
-        """Report the error for *name* to the asker, or to the log if there is none."""
+        """Report the error for *name* to the client, or to the log if there is no client."""
         if asker is not None:
             asker.errors[name] = error
         else:

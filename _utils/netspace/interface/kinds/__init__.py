@@ -1,50 +1,51 @@
 """The kinds of interface, one module each: adding a file here adds a kind.
 
-A module holds all that is special to its kind, and nothing else knows it:
+A module holds everything that is special to its kind; no other module knows it:
 
-- exactly one subclass of :class:`netspace.spec.types.Interface`, whose ``tag`` is the
-  kind's name: what an operator may declare. Its methods say what is wrong with the values
-  (``problems``), what only one interface can have (``claims``) or all must agree about (``shares``);
-- ``NEEDS``: the kernel module it needs, and ``LINK``: the kernel's name of such links; or empty texts;
-- ``FILTER``: where its packets can be filtered (see below);
-- ``ends(spec, place) -> Ends``: what there should be inside and outside, in values. What only
-  this kind knows stands in an end's ``details``;
-- ``create(wanted, far, parents) -> [Message]``: how its link is made. The messages are put from
-  within the environment's namespace, *far* being a descriptor of the host's; or, with
-  ``FROM_HOST = True``, from the host's, *far* being the environment's: then the link is made with
-  the name ``wanted.made_as``. *parents* are the indexes of the host's links that it names.
+- exactly one subclass of :class:`netspace.spec.types.Interface`, whose ``tag`` is the kind's name. Its
+  fields are the keys that an operator may declare. Its methods return the problems of the values
+  (``problems``), the things that only one interface can have (``claims``) and the values that all
+  interfaces must agree about (``shares``);
+- ``NEEDS``: the kernel module that the kind needs, and ``LINK``: the kernel's name of such links; or empty texts;
+- ``FILTER``: the place where packets are filtered (see below);
+- ``ends(spec, place) -> Ends``: the desired inner and outer end, as values. An end's ``details`` hold
+  the settings that only this kind knows;
+- ``create(wanted, far, parents) -> [Message]``: the messages that create the link. They are sent from
+  the environment's namespace, and *far* is a descriptor of the host's. With ``FROM_HOST = True`` they are
+  sent from the host's namespace, and *far* is a descriptor of the environment's; the link is then created
+  with the name ``wanted.made_as``. *parents* are the indexes of the host's links that the interface names.
 
-and, where the kind has use for it:
+A module may also have:
 
-- ``parents(spec) -> (name, ...)``: the links of the host that it needs;
-- ``lacks(spec, links) -> str``: why it can't be had with these links of the host, for the
-  operator; pure. Then nothing of that environment is changed;
-- ``details(link, like, hosts) -> dict``: what is true of an end, in the keys of its ``details``;
-  *hosts* are the names of the host's links by their index. Runs in the link's namespace; reads only;
-- ``FIXED``: the details that the kernel can't change in place: where one differs, the link is
-  made anew, with that as the reason;
-- ``change(index, now, wanted, parents) -> [Message]``: what brings the other details of one end from
-  *now* (None: just made) to *wanted*, put from within the link's namespace before the link is up;
-- ``guard(table, wanted, place) -> [Message]``: the table in the environment's namespace,
-  of the kind's own making (``"inside"`` has one without);
-- ``secret(path) -> str``: make the secret that it needs at *path* unless there is one; return what
-  may be known of it.
+- ``parents(spec) -> (name, ...)``: the links of the host that the interface needs;
+- ``lacks(spec, links) -> str``: the reason why these links of the host don't allow the interface, for the
+  operator; pure. With a reason, nothing of that environment is changed;
+- ``details(link, like, hosts) -> dict``: the observed ``details`` of an end; *hosts* are the names of
+  the host's links by their index. Runs in the link's namespace; reads only;
+- ``FIXED``: the details that the kernel can't change in place. Where one differs, the link is
+  created again, and that is the reason given;
+- ``change(index, now, wanted, parents) -> [Message]``: the messages that change the other details of one
+  end from *now* (None: just created) to *wanted*. They are sent from the link's namespace before the link is up;
+- ``guard(table, wanted, place) -> [Message]``: the messages that create the kind's own table in the
+  environment's namespace. A kind with ``FILTER = "inside"`` gets a table without it;
+- ``secret(path) -> str``: create the interface's secret at *path* unless there is one, and return its
+  public part.
 
-Addresses, routes, settings, drift, changes in place, restoring and removal are then done alike for
-every kind. ``netspace.interface.lan`` has what kinds share that are part of somebody's network.
+The common code then handles addresses, routes, settings, drift, changes in place, restoring and removal
+for every kind. ``netspace.interface.lan`` holds the code that kinds on an external network share.
 
 ``FILTER`` is one of
 
-- ``"host"``: they pass the host's network stack at an end that the host has, so that the
-  host's nftables table sees them by that end's name (veth, tap);
-- ``"inside"``: they don't: they come out of the host's NIC, a bridge or a tunnel straight into
-  the environment's namespace. A table in that namespace filters them. The namespace belongs to
-  the host's user namespace, so that the environment has no right to change it (macvlan, ipvlan,
+- ``"host"``: packets pass the host's network stack at an end on the host. The host's nftables
+  table matches them by that end's name (veth, tap);
+- ``"inside"``: packets go from the host's NIC, a bridge or a tunnel straight into the
+  environment's namespace. A table in that namespace filters them. The namespace belongs to
+  the host's user namespace, so that the environment has no right to change the table (macvlan, ipvlan,
   vlan, vxlan, bridge, wireguard);
-- ``""``: there are none (none).
+- ``""``: there are no packets (none).
 
-Keys that mean the same in every kind: ``ipv4`` and ``ipv6`` (a single address comes out of
-netspace's own ranges, one with a prefix is on somebody's network), ``mtu``, and those of
+These keys mean the same in every kind: ``ipv4`` and ``ipv6`` (a single address is from
+netspace's own ranges, one with a prefix is on an external network), ``mtu``, and the keys of
 :class:`netspace.spec.types.Filtered`, the base of every kind that has a ``FILTER``.
 """
 

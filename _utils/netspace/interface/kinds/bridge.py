@@ -1,8 +1,9 @@
-"""Kind ``bridge``: the environment is plugged into a bridge that the operator has made.
+"""Kind ``bridge``: the environment is attached to a bridge that the operator has created.
 
 A veth pair whose outer end is a port of the bridge. The port is isolated: it reaches the bridge
-itself and ports that aren't isolated (say, the NIC), and no other environment. netspace changes
-nothing of the bridge. The outer end's MAC is high (``fe:``), so that no bridge takes it for its own.
+itself and ports that aren't isolated (say, the NIC), but no isolated port of another environment.
+netspace doesn't change the bridge. The outer end's MAC is high (``fe:``), because a bridge adopts the
+lowest MAC of its ports.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _ISOLATED = 33  # IFLA_BRPORT_ISOLATED
 
 
 class Bridge(lan.Lan, frozen=True, kw_only=True, tag="bridge"):
-    """A port of a bridge of the host's.
+    """A port of one of the host's bridges.
 
     :param bridge: the host's bridge, such as ``br0``.
-    :param isolated: whether it reaches no other isolated port. **Without it, other environments with
+    :param isolated: whether the port can't reach other isolated ports. **Without it, other environments with
         ports that aren't isolated can reach it**, as far as ``allow`` lets them.
-    :param mtu: bytes; the bridge's.
+    :param mtu: bytes; must equal the bridge's.
     """
 
     bridge: str
@@ -52,13 +53,13 @@ def lacks(spec: Bridge, links: Mapping[str, Link]) -> str:
         return f"this host has no bridge {spec.bridge}: create it (ip link add {spec.bridge} type bridge)"
     if bridge.kind != "bridge":
         return f"the link {spec.bridge} is no bridge: name one, or use the kind macvlan with it as parent"
-    if bridge.mtu != spec.mtu:  # a port's mtu would become the bridge's
+    if bridge.mtu != spec.mtu:  # the bridge would adopt its port's mtu
         return f"the bridge {spec.bridge} has an mtu of {bridge.mtu}: declare mtu: {bridge.mtu}, or change the bridge's"
     return ""
 
 
 def ends(spec: Bridge, place: Place) -> Ends:
-    """Return the inner end, and the outer as a port."""
+    """Return the inner end, and the outer end as a port of the bridge."""
     return Ends(
         inside=lan.inside(spec, place, LINK, {}),
         outside=End(
@@ -66,7 +67,7 @@ def ends(spec: Bridge, place: Place) -> Ends:
             mac=f"fe{place.mac[2:]}",
             mtu=spec.mtu,
             alias=place.alias,
-            accept_ra=0 if place.ipv6 else None,  # and so no address of its own
+            accept_ra=0 if place.ipv6 else None,  # so that the kernel gives it no address
             kind=LINK,
             details={"bridge": spec.bridge, "isolated": spec.isolated},
         ),
@@ -74,7 +75,7 @@ def ends(spec: Bridge, place: Place) -> Ends:
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Make the pair; it isn't a port yet."""
+    """Return the messages that create the pair. ``change`` makes the outer end a port."""
     return veth.create(wanted, far, parents)
 
 
@@ -88,14 +89,14 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
 
 
 def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
-    """Plug the outer end in, and isolate it before it is up."""
+    """Return the messages that attach the outer end to the bridge, and isolate it before it is up."""
     had = {} if now is None else now.details
     if "bridge" not in wanted.details or had == wanted.details:
         return []
     isolated = netlink.attribute(_ISOLATED, bytes([wanted.details["isolated"]]))
     messages = [netlink.change_port(index, "bridge", isolated)]
     if had.get("bridge") != wanted.details["bridge"]:
-        # A new port isn't isolated: it stays down until it is.
+        # A new port isn't isolated, so it stays down until it is.
         plugged = [netlink.set_link(index, up=False), netlink.join(index, parents[wanted.details["bridge"]])]
         messages = plugged + messages
         if now is not None and now.up:

@@ -1,11 +1,11 @@
 """Kind ``ipvlan``: the environment has addresses of its own at one of this host's NICs, under the NIC's MAC.
 
-For networks that accept only one MAC a port (Wi-Fi, many clouds and switches). ``l2`` looks for
-neighbours itself; with ``l3`` and ``l3s`` the network must route the addresses to this host, and
-``l3s`` lets packets pass the host's netfilter as well. Environments on one parent never reach each
-other through it (``private``), or only by way of an outside switch (``vepa``).
+For networks that accept only one MAC per port (Wi-Fi, many clouds and switches). With ``l2`` the
+environment resolves neighbours itself. With ``l3`` and ``l3s`` the network must route the addresses to
+this host; with ``l3s`` packets pass the host's netfilter as well. Environments on one parent never reach
+each other through it (``private``), or only through an external switch (``vepa``).
 
-Mode and isolation are the parent's, so all that are on one parent must agree about them.
+Mode and isolation belong to the parent, so all interfaces on one parent must agree about them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _ISOLATIONS = {"bridge": 0, "private": 1, "vepa": 2}
 
 
 class Ipvlan(lan.Lan, frozen=True, kw_only=True, tag="ipvlan"):
-    """Addresses of its own on one of the host's links, under that link's MAC.
+    """The environment's own addresses on one of the host's links, under that link's MAC.
 
     :param parent: the host's link, such as ``eth1``.
     :param mode: ``l2``, ``l3`` or ``l3s``; the same for all on one parent.
-    :param isolation: ``private``: nothing from or to others on the same parent; ``vepa``: only by way
-        of an outside switch that reflects it; the same for all on one parent.
+    :param isolation: ``private``: no traffic with others on the same parent; ``vepa``: only through an
+        external switch that reflects it; the same for all on one parent.
     """
 
     parent: str
@@ -64,7 +64,7 @@ def lacks(spec: Ipvlan, links: Mapping[str, Link]) -> str:
 
 
 def ends(spec: Ipvlan, place: Place) -> Ends:
-    """Return the inner end only; its MAC is the parent's."""
+    """Return the inner end only. It has the parent's MAC."""
     details = {"parent": spec.parent, "mode": spec.mode, "isolation": spec.isolation}
     end = lan.inside(spec, place, LINK, details, mac="", neighbours=spec.mode == "l2")
     return Ends(inside=end, made_as=place.host_name)
@@ -77,7 +77,7 @@ def _data(details: Mapping[str, Any]) -> bytes:
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Make it on its parent, straight into the namespace *far*."""
+    """Return the message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

@@ -1,9 +1,9 @@
 """Kind ``macvlan``: the environment is a host of its own on the network of one of this host's NICs.
 
-It has its own MAC there. Environments on one parent never reach each other through it:
-``private`` drops what one sends to another, ``vepa`` sends it out to the switch, which decides.
-(The kernel's modes ``bridge`` and ``passthru`` would join them, or take the NIC: they aren't offered.)
-Nor does the host itself reach it, or it the host, but through an outside router.
+The environment has its own MAC there. Environments on one parent never reach each other through it:
+``private`` drops frames from one to another, ``vepa`` sends them out to the switch, which decides.
+The kernel's modes ``bridge`` and ``passthru`` aren't offered: the first joins the environments, the second
+takes the whole NIC. The host and the environment reach each other only through an external router.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _NAMES = {number: name for name, number in _MODES.items()}
 
 
 class Macvlan(lan.Lan, frozen=True, kw_only=True, tag="macvlan"):
-    """A link with a MAC of its own on one of the host's links.
+    """A link with its own MAC on one of the host's links.
 
     :param parent: the host's link, such as ``eth1``.
-    :param mode: ``private``: nothing from or to others on the same parent; ``vepa``: only by way of
-        an outside switch that reflects it.
+    :param mode: ``private``: no traffic with others on the same parent; ``vepa``: only through an
+        external switch that reflects it.
     """
 
     parent: str
@@ -68,7 +68,7 @@ def _data(details: Mapping[str, Any]) -> bytes:
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Make it on its parent, straight into the namespace *far*."""
+    """Return the message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

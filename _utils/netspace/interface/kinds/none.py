@@ -1,4 +1,4 @@
-"""Kind ``none``: only ``lo``. An environment that merely exchanges messages has no network at all."""
+"""Kind ``none``: only ``lo``. An environment that only exchanges messages needs no network."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class NoInterface(Interface, frozen=True, tag="none"):
 
 
 def ends(spec: NoInterface, place: Place) -> Ends:
-    """Nothing at either end."""
+    """Return no ends."""
     return Ends()
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Nothing to make."""
+    """Return no messages."""
     return []

@@ -1,15 +1,15 @@
-"""Kind ``tap``: frames for a network stack of the environment's own: a unikernel, a virtual machine, a library.
+"""Kind ``tap``: Ethernet frames for the environment's own network stack: a unikernel, a virtual machine, a library.
 
 ``tap0`` in the environment's namespace belongs to the environment's user, who attaches to it by
-``/dev/net/tun`` without any capability; it can make no other interface, since the namespace isn't its
-own. What it writes there reaches the host by a pair like kind ``veth``'s, and passes the same
-filter. The guest has the interface's MAC and addresses.
+``/dev/net/tun`` without any capability. That user can't create other interfaces, since the namespace
+belongs to the host. Frames written to ``tap0`` reach the host by a pair like kind ``veth``'s, and pass the
+same filter. The guest has the interface's MAC and addresses.
 
-Between ``tap0`` and the pair there is no bridge, which would learn and flood, and no routing, for which
-the namespace would need the guest's addresses: a table of ours hands each frame over (nftables'
-``fwd``), from and to this one guest and the gateway only. Nor does the host hear of ARP and neighbour
-discovery: the table itself answers the guest's one possible question, for the gateway's MAC, by writing
-the answer into it. So a guest can neither fill nor poison the host's tables of neighbours.
+An nftables table of netspace hands frames over between ``tap0`` and the pair (``fwd``), and only those
+between this guest and the gateway. A bridge there would learn and flood; routing there would need the
+guest's addresses in the namespace. ARP and neighbour discovery don't reach the host either. The guest has
+only one question, for the gateway's MAC, and the table turns it into its answer. So a guest can neither
+fill nor poison the host's neighbour tables.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _FROM_ROUTER = bytes.fromhex("e0000000")  # router, solicited, override
 
 
 class Tap(Routed, frozen=True, tag="tap"):
-    """A tap device for a network stack of the environment's own.
+    """A tap device for the environment's own network stack.
 
-    :param ipv4: a fixed address; absent: a stable one out of ``network:ipv4``.
+    :param ipv4: a fixed address; absent: a stable one from ``network:ipv4``.
     :param ipv6: likewise.
     :param mtu: bytes.
     """
@@ -65,7 +65,7 @@ class Tap(Routed, frozen=True, tag="tap"):
 
 
 def ends(spec: Tap, place: Place) -> Ends:
-    """Return a veth's ends; the inner one is but a wire to the tap device, without addresses or routes."""
+    """Return the ends of a veth pair. The inner end has no addresses or routes; it only leads to the tap device."""
     pair = veth.ends(spec, place)
     assert pair.inside is not None
     tap = {"mtu": spec.mtu, "up": True, "owner": place.owner}
@@ -73,18 +73,18 @@ def ends(spec: Tap, place: Place) -> Ends:
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Make the pair, from within the environment's namespace."""
+    """Return the messages that create the pair, to be sent from the environment's namespace."""
     return veth.create(wanted, far, parents)
 
 
 def gateway_mac(mac: str) -> str:
-    """Return the MAC that the guest takes for its gateway's: the host's end has the guest's own."""
+    """Return the MAC that the guest sees as its gateway's. It is invented: the host's end has the guest's own MAC."""
     return f"{int(mac[:2], 16) ^ 0x04:02x}{mac[2:]}"
 
 
 # -- the device ----------------------------------------------------------------------
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """Return the tap device as it is, where *link* is the inner end."""
+    """Return the observed tap device if *link* is the inner end."""
     if NAME not in like.details:
         return {}
     with netlink.Socket() as inner:
@@ -96,7 +96,7 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
 
 
 def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
-    """Have the device, and of this owner; what else there is to it is set by messages."""
+    """Create the device, or give it to its owner, and return the message that sets mtu and state."""
     if NAME not in wanted.details or (now is not None and now.details == wanted.details):
         return []
     tap = wanted.details[NAME]
@@ -107,9 +107,9 @@ def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int])
 
 
 def _own(owner: int) -> None:
-    """Make the device, or take it from whom it had.
+    """Create the device, or change its owner.
 
-    :raises OSError: with what to do.
+    :raises OSError: with the remedy.
     """
     try:
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
@@ -133,7 +133,7 @@ def _own(owner: int) -> None:
 
 # -- the table -----------------------------------------------------------------------
 def guard(table: str, wanted: Ends, place: Place) -> list[Message]:
-    """Return the table that hands frames over between the tap device and the pair; nothing else passes."""
+    """Return the messages that create the table. It hands frames between tap device and pair, and drops all others."""
     inside = wanted.inside
     assert inside is not None
     guest = bytes.fromhex(place.mac.replace(":", ""))
@@ -181,7 +181,10 @@ def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> list
 
 
 def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *, option: bool) -> list[bytes]:
-    """Return the rule for IPv6 (RFC 4861): *option* says whether the question tells the guest's MAC."""
+    """Return the rule that answers a neighbour solicitation for *gateway* (RFC 4861).
+
+    :param option: whether the solicitation has the option with the guest's MAC; then the answer has the router's.
+    """
     head = bytes([_ADVERTISEMENT, 0, 0, 0]) + _FROM_ROUTER
     answer = head + gateway + (b"\x02\x01" + router if option else b"")
     pseudo = gateway + own + struct.pack(">IxxxB", len(answer), socket.IPPROTO_ICMPV6)
@@ -201,7 +204,7 @@ def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *
 
 
 def _checksum(data: bytes) -> int:
-    """RFC 1071."""
+    """Return the Internet checksum (RFC 1071)."""
     total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -1,13 +1,13 @@
-"""Kind ``veth``: a routed point-to-point pair; nothing passes but what ``allow`` names.
+"""Kind ``veth``: a routed point-to-point pair; only connections that ``allow`` names pass.
 
-No bridge: environments share no link layer. Both ends bear one MAC and look for no
-neighbours (NOARP): a frame's destination is always the sender's own MAC, which is the
-other end's as well. So there is no ARP and no neighbour discovery that could be forged,
-and an environment can't fill the host's neighbour table: it has one neighbour, the gateway.
+There is no bridge, so environments share no link layer. Both ends have the same MAC and don't
+resolve neighbours (NOARP): a frame's destination is always the sender's own MAC, which is the
+other end's as well. So there is no ARP and no neighbour discovery that could be forged.
+An environment can't fill the host's neighbour table: it has one neighbour, the gateway.
 
-Inside, ``eth0`` has its address as a network of one, and a default route by the gateway,
+Inside, ``eth0`` has its address with a full prefix (/32 or /128), and a default route by the gateway,
 which is the second address of the declared range. Outside, the host's end has the
-gateway's address and a route to the environment's.
+gateway's address and a route to the environment's address.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LENGTH = {"ipv4": 32, "ipv6": 128}
 class Veth(Routed, frozen=True, tag="veth"):
     """A veth pair between the environment and the host.
 
-    :param ipv4: a fixed address; absent: a stable one out of ``network:ipv4``.
+    :param ipv4: a fixed address; absent: a stable one from ``network:ipv4``.
     :param ipv6: likewise.
     :param mtu: bytes.
     """
@@ -42,7 +42,7 @@ class Veth(Routed, frozen=True, tag="veth"):
 
 
 def ends(spec: Any, place: Place) -> Ends:
-    """Both ends as they should be."""
+    """Return both desired ends."""
     families = sorted(place.addresses)
 
     def alone(addresses: dict[str, str]) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def ends(spec: Any, place: Place) -> Ends:
 
 
 def create(wanted: Ends, host: int, parents: Mapping[str, int]) -> list[Message]:
-    """Make the pair, from within the environment's namespace.
+    """Return the message that creates the pair, to be sent from the environment's namespace.
 
     :param host: descriptor of the host's namespace.
     """

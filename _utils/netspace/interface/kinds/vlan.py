@@ -1,7 +1,7 @@
-"""Kind ``vlan``: the environment alone is on one VLAN (IEEE 802.1Q) of one of this host's NICs.
+"""Kind ``vlan``: the environment is on one VLAN (IEEE 802.1Q) of one of this host's NICs.
 
-The tag is put on and taken off by the host; the environment sees no tag and can't send another
-one. A VLAN of a parent belongs to one environment.
+The host adds and removes the tag; the environment sees no tag and can't send another one.
+Each VLAN of a parent belongs to one environment.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def ends(spec: Vlan, place: Place) -> Ends:
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Make it on its parent, straight into the namespace *far*."""
+    """Return the message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]

@@ -1,8 +1,8 @@
-"""Kind ``vxlan``: a layer-2 network of the environment's own across hosts (RFC 7348).
+"""Kind ``vxlan``: the environment's own layer-2 network across hosts (RFC 7348).
 
-The tunnel's packets (UDP) leave and reach this host in its own network namespace; the environment
-sees only what is in them. **Nothing in them is encrypted or authenticated**: whoever can send UDP
-to the port can send into the network. Use it on a network you trust, or take wireguard.
+The tunnel's packets (UDP) leave and reach this host in the host's network namespace; the environment
+sees only the frames in them. **The frames are neither encrypted nor authenticated**: anybody who can send
+UDP to the port can send into the network. Use it on a network you trust, or use wireguard.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Vxlan(lan.Lan, frozen=True, kw_only=True, tag="vxlan"):
     :param id: the network's number (VNI), 1 to 16777215.
     :param remote: the other host's address; either this or ``group``.
     :param group: a multicast group that all hosts of the network join, on ``parent``.
-    :param local: the address that this host sends from; absent: by its routes.
-    :param parent: the host's link that it goes by; must be given with ``group``.
+    :param local: the address that this host sends from; absent: the host's routes choose it.
+    :param parent: the host's link that carries the tunnel; required with ``group``.
     :param port: the UDP port.
-    :param mtu: bytes. By default it fits an outer mtu of 1500, with IPv6 too.
+    :param mtu: bytes. The default fits an outer mtu of 1500, with IPv6 too.
     """
 
     vni: int = msgspec.field(name="id")
@@ -114,7 +114,7 @@ def _far(address: str) -> bytes:
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Make it straight into the namespace *far*; its packets stay in the host's."""
+    """Return the message that creates the link in the namespace *far*. The tunnel's packets stay in the host's."""
     end = wanted.inside
     assert end is not None
     values = end.details

@@ -1,9 +1,9 @@
-"""Kind ``wireguard``: an encrypted network of the environment's own, to peers anywhere.
+"""Kind ``wireguard``: the environment's own encrypted network, to peers anywhere.
 
-The tunnel's packets (UDP) leave and reach this host in its own network namespace; the environment
-sees only what is in them. The private key is made on the host, in a file that only root can read,
-and never leaves it; ``netspace_interface.inspect`` shows the public key, for the peers. Only
-addresses are taken as endpoints, never names: nothing is asked of the network to apply a declaration.
+The tunnel's packets (UDP) leave and reach this host in the host's network namespace; the environment
+sees only the packets in them. The host generates the private key, in a file that only root can read,
+and the key never leaves the host. ``netspace_interface.inspect`` shows the public key, for the peers.
+An endpoint is an address, never a name, so that applying a declaration makes no DNS query.
 
 Source of the messages: the kernel's ``linux/wireguard.h``.
 """
@@ -39,7 +39,7 @@ _PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_ALLOWED = 1, 3, 4
 _FAMILY, _ADDRESS, _LENGTH = 1, 2, 3
 _NESTED = 1 << 15
 _MAX_PEERS, _MAX_ALLOWED = 1000, 1000
-# A message's attribute holds at most 64 KiB: peers go in portions.
+# An attribute holds at most 64 KiB, so peers are sent in portions.
 _PORTION = 32 * 1024
 _ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 
@@ -47,10 +47,10 @@ _ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 class Peer(Base, frozen=True):
     """A peer of a wireguard interface.
 
-    :param public_key: 44 characters, as ``wg pubkey`` or ``netspace_interface.inspect`` tell it.
-    :param endpoint: ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``; absent: it is learnt when the peer calls.
-    :param allowed_ips: what it may send from, and what is sent to it.
-    :param keepalive: seconds between packets that keep a way through NAT open; 0: none.
+    :param public_key: 44 characters, as ``wg pubkey`` or ``netspace_interface.inspect`` prints it.
+    :param endpoint: ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``; absent: learnt when the peer connects.
+    :param allowed_ips: the networks that the peer may send from, and that are routed to it.
+    :param keepalive: seconds between packets that keep a NAT mapping open; 0: none.
     """
 
     public_key: str
@@ -63,12 +63,12 @@ class Wireguard(Filtered, frozen=True, kw_only=True, tag="wireguard"):
     """An encrypted tunnel.
 
     :param peers: a list of ``{public_key, endpoint, allowed_ips, keepalive}``: key, ``ADDRESS:PORT``
-        (absent: the peer calls first), networks, seconds (0: none). What a peer is allowed is also
+        (absent: the peer connects first), networks, seconds (0: none). A peer's networks are also
         routed to it.
     :param listen_port: UDP; absent: any.
-    :param ipv4: its address in the tunnel, with the prefix: ``198.51.100.7/24``.
+    :param ipv4: the interface's address in the tunnel, with the prefix: ``198.51.100.7/24``.
     :param ipv6: likewise; one of the two must be given.
-    :param routes: more networks: a list of ``{to}``, within what peers are allowed.
+    :param routes: more networks: a list of ``{to}``, within the networks that peers are allowed.
     :param mtu: bytes.
     """
 
@@ -129,7 +129,7 @@ def _key(text: str) -> bytes | None:
 
 
 def endpoint(text: str) -> tuple[int, str, int] | None:
-    """Family, address and port; None where it is no endpoint."""
+    """Return family, address and port of an endpoint; None if *text* is not one."""
     match = _ENDPOINT.fullmatch(text)
     if match is None or not 1 <= int(match[3]) <= 65535:
         return None
@@ -163,7 +163,7 @@ def ends(spec: Wireguard, place: Place) -> Ends:
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Make it straight into the namespace *far*; its packets stay in the host's."""
+    """Return the message that creates the link in the namespace *far*. The tunnel's packets stay in the host's."""
     end = wanted.inside
     assert end is not None
     return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=False, namespace=far)]
@@ -171,7 +171,7 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
 
 # -- the key ---------------------------------------------------------------------------
 def secret(path: str) -> str:
-    """Make a private key at *path* unless there is one; return the public one."""
+    """Create a private key at *path* unless there is one; return the public key."""
     from pathlib import Path
 
     from cryptography.hazmat.primitives import serialization
@@ -196,7 +196,7 @@ def secret(path: str) -> str:
 
 # -- speaking to the kernel ---------------------------------------------------------------
 def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
-    """Set key, port and peers; a peer that stays keeps its session."""
+    """Return the messages that set key, port and peers. An unchanged peer keeps its session."""
     if now is not None and now.details == wanted.details:
         return []
     family = netlink.generic_family("wireguard")
@@ -218,7 +218,7 @@ def configuration(
     peers: Mapping[str, Mapping[str, Any]],
     had: Mapping[str, Mapping[str, Any]],
 ) -> list[bytes]:
-    """Return the bodies of the messages that configure the device *index*; *had*: the peers that it has."""
+    """Return the bodies of the messages that configure the device *index*; *had* are its present peers."""
     head = attribute(_INDEX, struct.pack("=I", index))
     first = head + attribute(_PRIVATE, private)
     if port is not None:
@@ -245,7 +245,7 @@ def _gone(key: str) -> bytes:
 
 
 def _peer(key: str, peer: Mapping[str, Any]) -> list[bytes]:
-    """Return a peer as attributes: the first with its settings, all with a portion of its allowed networks."""
+    """Return a peer as attributes. The first has its settings; each has a portion of its allowed networks."""
     name = attribute(_PEER_KEY, _key(key) or b"")
     body = name + attribute(_PEER_FLAGS, struct.pack("=I", _REPLACE_ALLOWED))
     if "endpoint" in peer:
@@ -273,7 +273,10 @@ def _sockaddr(family: int, address: str, port: int) -> bytes:
 
 
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
-    """Return the device's settings that *like* fixes; a random port, or the address a peer called from, is no drift."""
+    """Return the device's settings that *like* sets.
+
+    A random port, and the address that a peer connected from, are no drift and aren't reported.
+    """
     family = netlink.generic_family("wireguard")
     if family is None or link.kind != LINK:
         return {}
@@ -293,9 +296,9 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
 
 
 def parse_device(payloads: Sequence[bytes]) -> dict[str, Any]:
-    """``{"listen_port", "public_key", "peers"}`` out of a dump; never the private key.
+    """Return ``{"listen_port", "public_key", "peers"}`` from a dump; never the private key.
 
-    :raises NetlinkError: it can't be understood.
+    :raises NetlinkError: the dump is malformed.
     """
     found: dict[str, Any] = {"listen_port": 0, "public_key": "", "peers": {}}
     for payload in payloads:
@@ -304,7 +307,7 @@ def parse_device(payloads: Sequence[bytes]) -> dict[str, Any]:
             if key != "peers":
                 found[key] = value
         for key, peer in device["peers"].items():
-            # The kernel goes on with a peer in its next message where one is too long.
+            # The kernel splits a long peer: its next message continues it.
             known = found["peers"].setdefault(key, {"allowed_ips": [], "keepalive": 0})
             known["allowed_ips"] = sorted({*known["allowed_ips"], *peer.pop("allowed_ips")})
             known.update(peer)
