@@ -58,7 +58,7 @@ class Signer:
         return jose.jwk(self.key.public_key())
 
     def sign(self, kind: str, payload: Mapping[str, Any]) -> str:
-        """Return *payload* as a JWS (compact form). It names its *kind*, so it can't be taken for another kind."""
+        """Return *payload* as a JWS (compact form). Its header names *kind*, so it can't pass as another kind."""
         return jose.sign(self.key, kind, payload)
 
 
