@@ -393,8 +393,8 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
     """
     Create the Privacy CA: a root, and the intermediate that signs.
 
-    With ``root_elsewhere``, return a ``request`` instead. A root that was never on this machine signs the
-    request (``ca_sign``), and ``ca_import`` installs the certificate.
+    With ``root_elsewhere``, create no root, and return a ``request`` for the intermediate. A root that was never on
+    this machine signs the request (``ca_sign``), and ``ca_import`` installs the certificate.
 
     CLI Example:
 
@@ -413,7 +413,8 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
 
 def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
     """
-    Create the next intermediate. Certificates that the last one signed stay valid until they expire.
+    Create the next intermediate. Certificates that the last one signed stay valid until they expire. If the root is
+    not here, return a ``request``, as ``ca_init`` does.
 
     CLI Example:
 

@@ -37,7 +37,7 @@ from netspace.attestation.policy_reading import (
 # measures system extensions into PCR 13. They are judged only if it is quoted: systemd verifies their signatures.
 _LOADED = (9, 11, 12)
 LOADED = (*_LOADED, 13)
-# PCRs that IMA's list rests on: programs, the files that they loaded, and (PCRs 0 to 9) the first line of the list.
+# PCRs that prove IMA's list: programs, the files that they loaded, and PCRs 0 to 9, which the list's first line covers.
 _MEASURER = (*range(10), 11, 12)
 # Stands for the firmware in ``started_by``: the firmware starts the first program of a boot entry.
 FIRMWARE = b""
@@ -94,7 +94,7 @@ class Boot:
 
     @cached_property
     def needs(self) -> Mapping[int, str]:
-        """The PCRs that prove rules, each with the name of one of these rules.
+        """The PCRs that prove rules, each with the name of one rule that it proves.
 
         ``signers`` without ``applications`` trusts shim to verify the programs that it starts. PCR 14 shows whether
         shim verified them, and with which keys. An old shim measures nothing about itself and is known only by its

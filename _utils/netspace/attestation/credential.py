@@ -1,4 +1,4 @@
-"""MakeCredential in software: protects a secret that only one TPM with one attestation key can open.
+"""MakeCredential in software: encrypts a secret that only one TPM with one attestation key can open.
 
 Opening it (TPM2_ActivateCredential) proves that the attestation key and the endorsement key are in the same TPM. Needs
 no TPM and no libtss2; saves nothing.

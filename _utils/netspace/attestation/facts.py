@@ -206,7 +206,7 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
         "trustzone": optee or _text(root / "sys/firmware/devicetree/base/psci/method") in ("smc", "smc\0"),
         "sev": sev,
         "tdx": tdx,
-        # A confidential guest whose kernel gives reports of it (configfs-tsm).
+        # True in a confidential guest whose kernel can report on the guest (configfs-tsm).
         "reports": _there(root / "sys/kernel/config/tsm/report"),
     }
 
