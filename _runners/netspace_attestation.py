@@ -2,11 +2,17 @@
 The verifier on the master
 ==========================
 
-``replay`` and ``verify_quote`` look at logs and quotes that lie in files: no TPM, no minion and no
-service is asked. The others are the registrar and its Privacy CA: which TPM is which minion's, and
-attestation certificates under pseudonyms; and the verifier of the fleet: ``attest`` asks minions over
-Salt's bus and keeps a signed result of each, ``status`` and ``explain`` show them. Each refusal has a
-stable ``code`` (see the page on reason codes), and the command's exit status is 1 where something is wrong.
+``replay``, ``verify_quote`` and ``verify_tee`` check logs, quotes and reports in files, without a TPM, a
+minion or a service.
+
+The registrar binds TPMs to minions (``enroll``, ``release``), and its Privacy CA issues attestation
+certificates under pseudonyms (``certificate``, ``revoke``, ``ca_*``).
+
+The verifier of the fleet challenges minions over Salt's bus and saves a signed result of each (``attest``).
+``status`` and ``explain`` show the results.
+
+Each refusal has a stable ``code`` (see the page on reason codes). The command's exit status is 1 if something
+is wrong.
 
 The master's configuration may have (these are the defaults)::
 
@@ -14,12 +20,12 @@ The master's configuration may have (these are the defaults)::
       folder: /var/lib/netspace-master   # the registrar's, 0700
       roots: null                        # a folder: certificates (.pem), revocation lists (.crl) of makers of TPMs
       timeout: 60                        # seconds that a minion may take
-      concurrency: 32                    # minions that are asked at one time
-      jitter: 1                          # seconds, at most, for which questions are collected for one message
-      tee_roots: null                    # a folder: certificates of makers of TEEs, and what else is known of them
-      inventory: null                    # a file: which TPM each minion may have
-      groups: []                         # whose policy is which: see the page on fleets
-      pkcs11: null                       # a module for keys: see the page on enrolling
+      concurrency: 32                    # number of minions that are asked at one time
+      jitter: 1                          # maximum of seconds for which challenges are collected for one message
+      tee_roots: null                    # a folder: certificates and other endorsements of makers of TEEs
+      inventory: null                    # a file: the TPMs that each minion may have
+      groups: []                         # groups of hosts, each with a policy: see the page on fleets
+      pkcs11: null                       # a hardware module for keys: see the page on enrolling
 """
 
 from __future__ import annotations
@@ -71,7 +77,7 @@ __virtualname__ = "netspace_attestation"
 INSTANCE = "netspace"
 MAX_POLICY = 256 * 1024 * 1024
 MAX_KEYS = 1024 * 1024
-# Lines of a difference that are shown.
+# Maximum number of lines of a diff that are returned.
 MAX_SHOWN = 2000
 _BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.+?-----END [A-Z ]+-----", re.DOTALL)
 
@@ -82,12 +88,12 @@ def __virtual__() -> str:
 
 def replay(log: str = "", systemd: str = "", ima: str = "") -> dict[str, Any]:
     """
-    Show a boot log's events, and the PCR values per bank that it leads to:
+    Return a boot log's events, and the PCR values to which it leads, by bank:
     ``{banks: {sha256: {"0": hex}}, events: [...]}``.
 
-    Each event has ``pcr``, ``type``, ``digests`` and what its data says (``variable``, ``path``,
-    ``text``, ...). **Data proves nothing** but where ``matches`` is true: its digest is what was
-    measured. With an IMA list the answer has ``ima`` too: ``lines``, ``violations`` and ``edited``.
+    Each event has ``pcr``, ``type``, ``digests`` and its decoded data (``variable``, ``path``,
+    ``text``, ...). **Data proves nothing** unless ``matches`` is true: only then was its digest
+    measured. With an IMA list the result has ``ima``, too: ``lines``, ``violations`` and ``edited``.
 
     A log proves nothing without a quote of the values: see ``verify_quote``.
 
@@ -101,10 +107,10 @@ def replay(log: str = "", systemd: str = "", ima: str = "") -> dict[str, Any]:
         The firmware's log: ``binary_bios_measurements`` of a host.
 
     systemd
-        systemd's log, ``/run/log/systemd/tpm2-measure.log``: what it measured after the firmware.
+        systemd's log of its own measurements, ``/run/log/systemd/tpm2-measure.log``.
 
     ima
-        IMA's list, ``binary_runtime_measurements`` or ``ascii_runtime_measurements``, also those of one
+        IMA's list, ``binary_runtime_measurements`` or ``ascii_runtime_measurements``, also in the form for one
         algorithm (``binary_runtime_measurements_sha256``).
     """
 
@@ -131,12 +137,12 @@ def verify_quote(
     crl: str = "",
 ) -> dict[str, Any]:
     """
-    Check a quote as ``tpm2_quote`` writes it, and say precisely what is right and what is wrong:
+    Check a quote that ``tpm2_quote`` wrote, and return the result of each check:
     ``{valid, code, reason, checks, quote}``.
 
-    ``checks`` are in the order in which they were made and end with the first that failed. What
-    was not given can't be checked, and is listed as ``unchecked``. That the key belongs to a genuine
-    TPM is what enrolment finds: the Privacy CA's ``certificate`` says so.
+    ``checks`` are in the order in which they were made, and end with the first that failed. Checks
+    that lack an argument are listed as ``unchecked``. Only enrolment checks that the key belongs to a
+    genuine TPM: the Privacy CA's ``certificate`` says so.
 
     CLI Example:
 
@@ -153,7 +159,7 @@ def verify_quote(
 
     ak
         The attestation key: TPM2B_PUBLIC or TPMT_PUBLIC (``tpm2_createak -u`` with ``-f tss``), PEM
-        or DER. Of the latter two it can't be told whether the key is restricted.
+        or DER. PEM and DER don't tell whether the key is restricted.
 
     log
         The firmware's log: ``binary_bios_measurements``.
@@ -163,7 +169,7 @@ def verify_quote(
 
     pcrs
         The PCR values: ``tpm2_quote -o``, the text of ``tpm2_pcrread``, or JSON as ``replay`` shows it.
-        With them a difference can be told PCR by PCR.
+        With them, a difference is reported by PCR.
 
     systemd
         systemd's log, ``/run/log/systemd/tpm2-measure.log``.
@@ -172,11 +178,11 @@ def verify_quote(
         IMA's list, binary or ASCII. It may be ahead of the quote.
 
     policy
-        A file (YAML or JSON) with what the boot must be, and what may have run after it: see the page
+        A file (YAML or JSON) with rules for the boot, and for the programs that ran after it: see the page
         on policies. It needs ``pcrs`` and ``log``.
 
     certificate
-        The certificate that a Privacy CA issued for the key (PEM), as ``certificate`` returns it; with ``ca``.
+        The certificate that a Privacy CA issued for the key (PEM), as ``certificate`` returns it. It needs ``ca``.
 
     ca
         The Privacy CA that you trust: its ``chain.pem``.
@@ -214,8 +220,8 @@ def verify_tee(
     Check a report of a confidential guest in a file, and return the result of each check:
     ``{valid, code, reason, checks, report}``.
 
-    Takes the kernel's ``outblob`` (SEV-SNP report, TDX quote), or the report of Azure's paravisor (NV index 0x01400001
-    of the vTPM), of which it shows the vTPM's keys that the TEE vouches for.
+    The report is the kernel's ``outblob`` (SEV-SNP report, TDX quote), or that of Azure's paravisor (NV index
+    0x01400001 of the vTPM). For a paravisor's report, the result has the keys of the vTPM that the TEE vouches for.
 
     CLI Example:
 
@@ -230,16 +236,16 @@ def verify_tee(
         The folder with the makers' roots. Defaults to the one that the master's configuration names.
 
     certificates
-        What the host handed to its guest: the kernel's ``auxblob`` (SEV-SNP).
+        The certificates that the host gave to its guest: the kernel's ``auxblob`` (SEV-SNP).
 
     quote
-        The TDX quote, where the report is a paravisor's.
+        The TDX quote, if the report is a paravisor's.
 
     ccel
         The guest's log, ``/sys/firmware/acpi/tables/data/CCEL``, which must lead to the quoted registers (TDX).
 
     data
-        The data that the report must be over: up to 64 bytes in hex. **Without it an old report passes.**
+        The data that the report must cover: up to 64 bytes in hex. **Without it an old report passes.**
 
     policy
         A file (YAML or JSON) with rules for the guest in its section ``tee``.
@@ -263,13 +269,12 @@ def verify_tee(
 
 def enroll(minion: str) -> dict[str, Any]:
     """
-    Bind a minion to its TPM, and have its attestation key certified by the Privacy CA for a day.
+    Bind a minion to its TPM. The Privacy CA certifies the minion's attestation key for a day.
 
-    The master makes a credential that only this TPM can open, for this attestation key alone; its
-    answer proves that both are in one TPM. A minion keeps the TPM that it had at first, and a TPM
-    serves one minion, until ``release``. ``level`` is L3 where the TPM's endorsement certificate chains to
-    a certificate in the folder that the master's ``netspace.attestation:roots`` names, else L2.
-    ``unreadable_roots`` has the files of that folder that can't be read.
+    The master makes a credential that only a TPM with this endorsement key and this attestation key can open. The
+    answer proves that both keys are in one TPM. Until ``release``, a minion is bound to its first TPM, and a TPM to
+    one minion. ``level`` is L3 if the TPM's endorsement certificate chains to a certificate in the folder
+    ``netspace.attestation:roots``, else L2. ``unreadable_roots`` lists the files of that folder that can't be read.
 
     CLI Example:
 
@@ -278,7 +283,7 @@ def enroll(minion: str) -> dict[str, Any]:
         salt-run netspace_attestation.enroll web1
 
     minion
-        Its id; no pattern.
+        The minion's id; no pattern.
     """
 
     def work() -> dict[str, Any]:
@@ -293,8 +298,8 @@ def enroll(minion: str) -> dict[str, Any]:
 
 def roots() -> dict[str, Any]:
     """
-    Show the makers of TPMs that are trusted (the folder that ``netspace.attestation:roots`` names): ``certificates``
-    with subject, kind of key and end, how many revocation ``lists``, and which files are ``unreadable``, and why.
+    Return the content of the folder ``netspace.attestation:roots``, the trusted makers of TPMs: ``certificates``
+    (subject, kind of key, end), the number of revocation ``lists``, and ``unreadable`` files with the reason.
 
     CLI Example:
 
@@ -307,8 +312,8 @@ def roots() -> dict[str, Any]:
 
 def hosts() -> dict[str, Any]:
     """
-    Show every enrolled minion: TPM (SHA-256 of its endorsement key), level and why it is not higher,
-    pseudonym, and until when its certificate is good.
+    Return each enrolled minion: its TPM (SHA-256 of the endorsement key), its level and why it is not higher,
+    its pseudonym, and the end of its certificate.
 
     CLI Example:
 
@@ -321,9 +326,11 @@ def hosts() -> dict[str, Any]:
 
 def certificate(minion: str) -> dict[str, Any]:
     """
-    Return the certificate of a minion's attestation key (PEM), its ``period``, by which the minion's
-    ``netspace_attestation.evidence`` selects the key, and the Privacy CA's ``chain``. With them and
-    ``ca_crl`` others check its quotes (``verify_quote certificate=... ca=... crl=...``) and learn a pseudonym alone.
+    Return the certificate of a minion's attestation key (PEM), the key's ``period``, and the Privacy CA's ``chain``.
+
+    The minion's ``netspace_attestation.evidence`` selects the key by the ``period``. With the certificate, the chain
+    and ``ca_crl``, third parties check the minion's quotes (``verify_quote certificate=... ca=... crl=...``). They
+    learn only its pseudonym.
 
     CLI Example:
 
@@ -332,14 +339,14 @@ def certificate(minion: str) -> dict[str, Any]:
         salt-run netspace_attestation.certificate web1
 
     minion
-        Its id.
+        The minion's id.
     """
     return _answer(lambda: _registrar().certificate(str(minion)))
 
 
 def revoke(minion: str, why: str = "") -> dict[str, Any]:
     """
-    Revoke a minion's attestation certificate. The minion stays bound to its TPM; ``enroll`` gives it another.
+    Revoke a minion's attestation certificate. The minion stays bound to its TPM; ``enroll`` issues a new certificate.
 
     CLI Example:
 
@@ -348,18 +355,18 @@ def revoke(minion: str, why: str = "") -> dict[str, Any]:
         salt-run netspace_attestation.revoke web1 why="stolen"
 
     minion
-        Its id.
+        The minion's id.
 
     why
-        For the log.
+        The reason, for the log.
     """
     return _answer(lambda: _shown(_registrar().revoke(str(minion), str(why), time.time())))
 
 
 def release(minion: str) -> dict[str, Any]:
     """
-    Forget which TPM a minion has and what was found of it, and revoke its certificate: **the next one that it shows
-    is accepted**. Of a minion without a TPM, the software key is forgotten. For a TPM that was replaced or cleared.
+    Forget a minion's TPM and its last result, and revoke its certificate, after the TPM was replaced or cleared.
+    **The next TPM that the minion shows is accepted.** If the minion has no TPM, its software key is forgotten.
 
     CLI Example:
 
@@ -368,7 +375,7 @@ def release(minion: str) -> dict[str, Any]:
         salt-run netspace_attestation.release web1
 
     minion
-        Its id.
+        The minion's id.
     """
 
     def work() -> dict[str, Any]:
@@ -384,10 +391,10 @@ def release(minion: str) -> dict[str, Any]:
 
 def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> dict[str, Any]:
     """
-    Make the Privacy CA: a root, and the intermediate that signs.
+    Create the Privacy CA: a root, and the intermediate that signs.
 
-    With ``root_elsewhere`` the answer has ``request``, to be signed by a root that never was on this
-    machine, and ``ca_import`` brings the certificate.
+    With ``root_elsewhere``, create no root, and return a ``request`` for the intermediate. A root that was never on
+    this machine signs the request (``ca_sign``), and ``ca_import`` installs the certificate.
 
     CLI Example:
 
@@ -399,14 +406,15 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
         The intermediate's name.
 
     root_elsewhere
-        Make no root here. Defaults to False.
+        Create no root here. Defaults to False.
     """
     return _answer(lambda: _registrar().init(time.time(), name=str(name), here=not root_elsewhere))
 
 
 def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
     """
-    Make the next intermediate. What the last one signed stays good until it runs out.
+    Create the next intermediate. Certificates that the last one signed stay valid until they expire. If the root is
+    not here, return a ``request``, as ``ca_init`` does.
 
     CLI Example:
 
@@ -415,14 +423,15 @@ def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
         salt-run netspace_attestation.ca_renew
 
     name
-        Its name.
+        The intermediate's name.
     """
     return _answer(lambda: _registrar().renew(time.time(), name=str(name)))
 
 
 def ca_sign(request: str, root: str) -> dict[str, Any]:
     """
-    Sign an intermediate's request with a root, where the root is. Returns ``certificate`` (PEM).
+    Sign an intermediate's request with a root, on the machine that has the root. Return ``certificate`` (PEM) and
+    ``root``, the path of the root's certificate.
 
     CLI Example:
 
@@ -431,10 +440,10 @@ def ca_sign(request: str, root: str) -> dict[str, Any]:
         salt-run netspace_attestation.ca_sign request=ca.csr root=/media/usb/root
 
     request
-        A file with what ``ca_init root_elsewhere=True`` returned as ``request``.
+        A file with the ``request`` that ``ca_init root_elsewhere=True`` returned.
 
     root
-        The root's folder. One is made where there is none.
+        The root's folder. If it does not exist, a new root is created in it.
     """
 
     def work() -> dict[str, Any]:
@@ -456,7 +465,7 @@ def ca_sign(request: str, root: str) -> dict[str, Any]:
 
 def ca_import(certificate: str, root: str) -> dict[str, Any]:
     """
-    Take the intermediate's certificate into use that a root elsewhere made of the last request.
+    Install the intermediate's certificate that a root on another machine issued for the last request.
 
     CLI Example:
 
@@ -475,7 +484,8 @@ def ca_import(certificate: str, root: str) -> dict[str, Any]:
 
 def ca_status() -> dict[str, Any]:
     """
-    Show the Privacy CA: its name, until when it may sign, whether its root is here, and how many hosts it knows.
+    Return the state of the Privacy CA: its name, the end of its certificate, whether its root is here, and the number
+    of enrolled hosts.
 
     CLI Example:
 
@@ -488,7 +498,8 @@ def ca_status() -> dict[str, Any]:
 
 def ca_crl() -> dict[str, Any]:
     """
-    Return the revocation list (``crl``, PEM), fresh for a day, for others that check certificates of the CA.
+    Return the Privacy CA's revocation list (``crl``, PEM), valid for a day, for third parties that check its
+    certificates.
 
     CLI Example:
 
@@ -501,10 +512,10 @@ def ca_crl() -> dict[str, Any]:
 
 def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
     """
-    Check the registrar's log from its beginning: each record is chained to the one before, so what was
-    changed, removed or added is found. Returns ``{records, hash}``, the log's head.
+    Check the registrar's log from its beginning, and return its head: ``{valid, records, hash}``.
 
-    **Records that are cut off its end are found only by a head that was noted elsewhere**: give it.
+    Each record is chained to the one before, so changed, removed and added records are found. **Records that are cut
+    off the end are found only if you give a head that was noted elsewhere.**
 
     CLI Example:
 
@@ -513,10 +524,10 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
         salt-run netspace_attestation.verify_log records=812 hash=5f2c...
 
     records
-        How many records there were.
+        The number of records in the noted head.
 
     hash
-        The last one's hash then.
+        The hash of the last record in the noted head.
     """
 
     def work() -> dict[str, Any]:
@@ -532,14 +543,14 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
 
 def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
     """
-    Challenge minions over Salt's bus, judge what they answer by their groups' policies, keep a signed result
-    of each, and have those enforce it whose pillar says ``verifier: master``. The exit status is 1 unless
-    all of them are *trusted*.
+    Challenge minions over Salt's bus, judge their answers by the policies of their groups, and save a signed result of
+    each. Minions whose pillar says ``verifier: master`` enforce the result. The exit status is 1 unless all minions are
+    *trusted*.
 
-    Each minion gets a nonce of its own. Minions are asked in random order, ``concurrency`` of them at one time; once
-    one has answered, the next is asked, and none waits for absent or slow ones. **A minion that does not answer
-    is not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that expires
-    soon is renewed first, each host's at a time of its own. Each change of state is an event,
+    Each minion gets a nonce of its own. Minions are asked in random order, ``concurrency`` of them at one time. Once
+    one has answered, the next is asked, so none waits for absent or slow ones. **A minion that does not answer is not
+    judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that expires soon
+    is renewed first, at a random time for each host. Each change of state fires an event,
     ``netspace/attestation/<minion>/<state>``.
 
     CLI Example:
@@ -549,10 +560,10 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
         salt-run netspace_attestation.attest 'web*'
 
     target
-        Which minions. Defaults to all.
+        The minions to attest. Defaults to all.
 
     tgt_type
-        How ``target`` is meant: ``glob`` (default), ``list``, ``grain``, ``compound``, ...
+        The kind of ``target``: ``glob`` (default), ``list``, ``grain``, ``compound``, ...
     """
 
     return _answer(
@@ -563,11 +574,11 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
 
 def status(target: str = "*") -> dict[str, Any]:
     """
-    Show the state of each minion now, by its id: ``unknown``, ``enrolled``, ``trusted``, ``degraded``,
+    Return the current state of each minion, by its id: ``unknown``, ``enrolled``, ``trusted``, ``degraded``,
     ``stale``, ``failed`` or ``revoked``, with level, reason, remedy, group, age and deadline.
 
-    Asks nobody. The state is computed from the last result and the time, so where nobody attested for too
-    long, hosts are ``stale``.
+    No minion is asked. The state is computed from the last result and the time, so hosts that were not attested for
+    too long are ``stale``.
 
     CLI Example:
 
@@ -593,7 +604,7 @@ def status(target: str = "*") -> dict[str, Any]:
 
 def explain(minion: str) -> dict[str, Any]:
     """
-    Say on one screen why a minion has its level, and what would raise it.
+    Explain on one screen why a minion has its level, and how to raise it.
 
     CLI Example:
 
@@ -602,7 +613,7 @@ def explain(minion: str) -> dict[str, Any]:
         salt-run netspace_attestation.explain web1
 
     minion
-        Its id.
+        The minion's id.
     """
 
     def work() -> dict[str, Any]:
@@ -647,15 +658,15 @@ def learn(
     file: str = "",
 ) -> dict[str, Any]:
     """
-    Learn from hosts that are known to be good: attest them now, and show what the policy of their group would
-    become if it also took how they were booted. **Nothing is written without** ``sign=True``.
+    Attest hosts that are known to be good, and return the changes that make their group's policy accept how they were
+    booted. **Nothing is put in force without** ``sign=True``.
 
-    The first policy of a group gets rules wherever the boot logs allow them: Secure Boot on, the entries of
-    dbx that all of them have, who signed what was booted, UEFI programs, kernels, initrds, whatever else was loaded,
-    and command lines. The rest are plain PCR values. ``notes`` says what could not be told by rules, and why.
+    The first policy of a group gets rules wherever the boot logs allow them: Secure Boot on, the entries of dbx that
+    all hosts have, the signers of booted programs, UEFI programs, kernels, initrds, other loaded files, and command
+    lines. The rest are plain PCR values. ``notes`` says which rules are missing, and why.
 
-    A policy that is there keeps its form: its lists get longer, what was good stays so (or for ``overlap`` days), and
-    what it demands is not lowered. The next version is one higher. Of a long ``diff`` the beginning is shown.
+    An existing policy keeps its form. Its lists get longer, and its demands are not lowered. Old entries stay, or with
+    ``overlap`` end after so many days. The version rises by one. Only the beginning of a long ``diff`` is returned.
 
     CLI Example:
 
@@ -668,28 +679,28 @@ def learn(
         salt-run netspace_attestation.learn web1 overlap=14 sign=True
 
     target
-        Which minions, all of one group.
+        The minions to learn from, all of one group.
 
     sign
-        Put it in force. Defaults to False.
+        Put the policy in force. Defaults to False.
 
     tgt_type
-        How ``target`` is meant: ``glob`` (default), ``list``, ...
+        The kind of ``target``: ``glob`` (default), ``list``, ...
 
     ima
-        Learn from the hosts' measurement lists (IMA), too, which files may run: by path and digest. Files that a
-        key of the policy signed, or that it excludes, need none. ``notes`` names what changed while a host ran, and
-        which unknown keys signed files. Defaults to False.
+        Also learn from the hosts' measurement lists (IMA) the files that may run, by path and digest. Files that the
+        policy excludes, or that one of its keys signed, are not added. ``notes`` names files that changed while a host
+        ran, and unknown keys that signed files. Defaults to False.
 
     keys
-        A file with certificates or public keys (PEM) that may have signed files: those that did are proposed, too.
+        A file with certificates or public keys (PEM) that may have signed files. Those that did are proposed, too.
 
     overlap
-        Days for which counts what was good before and none of these hosts shows (of IMA's files: the former digests of
-        those that have others now). Defaults to none: for ever.
+        Days for which old entries count that none of these hosts shows. (For IMA, these are the former digests of files
+        that have other digests now.) By default, old entries count for ever.
 
     file
-        Write the whole policy there (JSON), for an editor, ``policy_check`` and ``policy_set``. It must not exist.
+        Write the whole policy to this new file (JSON), for an editor, ``policy_check`` and ``policy_set``.
     """
 
     def work() -> dict[str, Any]:
@@ -731,10 +742,10 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
         salt-run netspace_attestation.policy_set web policy.yaml
 
     group
-        Of the master's configuration, or ``default``.
+        A group in the master's configuration, or ``default``.
 
     file
-        YAML or JSON: see the page on policies.
+        The policy (YAML or JSON): see the page on policies.
     """
 
     def work() -> dict[str, Any]:
@@ -743,7 +754,7 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
         try:
             before = made.policies.data(made.named(str(group)).name)
         except Refused:
-            before = None  # what is there can't be used: this is how it is mended
+            before = None  # the policy in force can't be used; the new one replaces it
         found = _put(made, str(group), data)
         return {"group": str(group), "version": found.version, "diff": _some(groups.diff(before, data))}
 
@@ -752,7 +763,7 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
 
 def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
     """
-    Return the policy that is in force, after its signature and version were checked.
+    Check the signature and version of the policy in force, and return it.
 
     CLI Example:
 
@@ -761,7 +772,7 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
         salt-run netspace_attestation.policy_show web --out yaml
 
     group
-        Defaults to ``default``.
+        The policy's group. Defaults to ``default``.
     """
 
     def work() -> dict[str, Any]:
@@ -776,14 +787,14 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
 
 def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
     """
-    Show the level that a policy would give each host of the group, by its last evidence: nothing is put
-    in force, and no host is asked. ``changes`` has the hosts whose level would change.
+    Return the level that a policy would give each host of the group, by its last evidence. Nothing is put in force, and
+    no host is asked (except with ``ima``). ``changes`` has the hosts whose level would change.
 
-    A policy that only looks strict is refused: with a rule that rests on an unjudged or unquoted PCR, or with rules for
-    IMA but none for the kernel that measures and its command line.
+    A policy that only looks strict is refused: if a rule rests on an unjudged or unquoted PCR, or if there are rules
+    for IMA, but none for the kernel that measures and its command line.
 
-    Only the boot is tried (up to L4). Measurement lists are judged as they come and not kept, so with ``ima`` the hosts
-    are asked for them.
+    Only the boot is tried (up to L4), since measurement lists are judged as they arrive and not kept. With ``ima``, the
+    hosts are asked for their lists.
 
     CLI Example:
 
@@ -793,14 +804,14 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
         salt-run netspace_attestation.policy_check web policy.yaml ima=True
 
     group
-        Of the master's configuration, or ``default``.
+        A group in the master's configuration, or ``default``.
 
     file
-        YAML or JSON: see the page on policies.
+        The policy (YAML or JSON): see the page on policies.
 
     ima
-        Attest the hosts now, by the policy in force, and have them bring their whole measurement lists: the rules for
-        what runs are tried, too. Defaults to False.
+        Attest the hosts now by the policy in force, with their whole measurement lists, and try the rules for IMA, too.
+        Defaults to False.
     """
 
     def work() -> dict[str, Any]:
@@ -832,7 +843,7 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
 
 def jwks() -> dict[str, Any]:
     """
-    Return the verifier's public key as a JWK set, for others that check results. ``kid`` is the thumbprint
+    Return the verifier's public key as a JWK set, for third parties that check results. ``kid`` is the thumbprint
     that minions pin in ``attestation:verifier_keys``.
 
     CLI Example:
@@ -846,8 +857,8 @@ def jwks() -> dict[str, Any]:
 
 def ear_token(minion: str) -> dict[str, Any]:
     """
-    Return the last result of a minion as a signed token (EAR, JWT, ES256), which is good for ten minutes after it
-    was made: ``{token, expires}``.
+    Return the last result of a minion as a signed token (EAR, JWT, ES256): ``{token, expires}``. A token is valid for
+    ten minutes.
 
     CLI Example:
 
@@ -856,7 +867,7 @@ def ear_token(minion: str) -> dict[str, Any]:
         salt-run netspace_attestation.ear_token web1
 
     minion
-        Its id.
+        The minion's id.
     """
 
     def work() -> dict[str, Any]:
@@ -892,12 +903,12 @@ def _enrolled(minion: str, settings: dict[str, Any], trusted: Callable[[], maker
 
 
 def _trusted(settings: dict[str, Any]) -> Callable[[], makers.Makers]:
-    """Return a reader of the makers' certificates; it reads their folder once, when it is first called."""
+    """Return a function that returns the makers' certificates. Only its first call reads their folder."""
     return functools.cache(lambda: makers.read(settings["roots"]))
 
 
 def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> rounds.Ready:
-    """Return the maker of credentials; it reads the makers' certificates before the first credential."""
+    """Return a function that returns the maker of credentials. Only its first call reads the makers' certificates."""
 
     @functools.cache
     def ready() -> rounds.Begin:
@@ -917,7 +928,10 @@ def _pace(settings: dict[str, Any]) -> window.Pace:
 
 @contextlib.contextmanager
 def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
-    """Salt's bus; only the named minions are asked."""
+    """Yield Salt's bus, for messages to minions.
+
+    :raises NetspaceError: when the master can't be reached.
+    """
     import salt.client
     from salt.exceptions import SaltException
 
@@ -929,14 +943,17 @@ def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
 
 
 def _seen(minions: Collection[str]) -> set[str]:
-    """Return those of *minions* that are connected to this master, as far as Salt can tell. They are asked first."""
+    """Return the *minions* that Salt sees connected to this master. They are asked first."""
     import salt.utils.minions
 
     return set(salt.utils.minions.CkMinions(__opts__).connected_ids(subset=minions)) if minions else set()
 
 
 def _minions(target: Any, tgt_type: str) -> list[str]:
-    """Return the minions that a target means. A target chooses who is asked, and never how they are judged."""
+    """Return the minions that match a target. It selects which minions are asked, and never how they are judged.
+
+    :raises NetspaceError: when no minion matches.
+    """
     import salt.utils.minions
 
     found = buses.hosts(salt.utils.minions.CkMinions(__opts__), target, tgt_type)
@@ -946,7 +963,7 @@ def _minions(target: Any, tgt_type: str) -> list[str]:
 
 
 def _known(made: fleet.Fleet, pattern: str) -> list[str]:
-    """Return the minions whose keys are accepted or that were enrolled: one whose key was deleted is not forgotten."""
+    """Return the minions that match *pattern* and have an accepted key, or are enrolled, even without a key."""
     import fnmatch
 
     import salt.utils.minions
@@ -957,7 +974,7 @@ def _known(made: fleet.Fleet, pattern: str) -> list[str]:
 
 
 def _announce(made: fleet.Fleet, standing: fleet.Standing) -> None:
-    """Tell of a change of state: in the log, then on Salt's bus."""
+    """Announce a change of state, in the registrar's log and then on Salt's bus."""
     before = made.announced(standing)
     if before is None:
         return
@@ -978,7 +995,10 @@ def _put(made: fleet.Fleet, group: str, data: Any) -> rules.Policy:
 
 
 def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
-    """Read the further parts that are to be learned, and until when the entries that they replace count."""
+    """Return the further parts to learn, from the arguments of :func:`learn`.
+
+    :raises NetspaceError: when an argument is invalid.
+    """
     now = time.time()
     until = ""
     if overlap is not None:
@@ -1006,7 +1026,7 @@ def _when(seconds: float) -> str:
 
 
 class _Store:
-    """Records in ``salt.cache``: localfs, or what the master's ``cache`` names (redis, ...)."""
+    """A store of records in ``salt.cache``: localfs, or the driver that the master's ``cache`` names (redis, ...)."""
 
     def __init__(self) -> None:
         import salt.cache
@@ -1025,7 +1045,7 @@ class _Store:
     @staticmethod
     @contextlib.contextmanager
     def _reached() -> Iterator[None]:
-        """Raise for results that can't be read or kept: nothing is said of any host then."""
+        """Raise NetspaceError when results can't be read or saved: no host's state is returned then."""
         from salt.exceptions import SaltException
 
         try:
@@ -1054,7 +1074,10 @@ def _identities() -> identity.Identities:
 
 
 def _salt_key(minion: str) -> bytes | None:
-    """Return the Salt key that this master accepted for a minion; None for minions below another master (a syndic)."""
+    """Return the Salt key that this master accepted for a minion; None for minions below another master (a syndic).
+
+    :raises WrongSaltKey: when this master accepted no key of the minion.
+    """
     import salt.utils.verify
 
     pem: bytes | None = None
@@ -1101,7 +1124,7 @@ def _settings() -> dict[str, Any]:
 
 
 def _master() -> str:
-    """Fingerprint of this master's key, as minions know it."""
+    """Return the fingerprint of this master's public key, by which minions know it."""
     path = Path(__opts__["pki_dir"]) / "master.pub"
     try:
         return key_fingerprint(path.read_bytes())
@@ -1125,14 +1148,14 @@ def _shown(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _valid(found: Mapping[str, Any]) -> bool:
-    """Return whether an answer does not call itself invalid; most say nothing of it."""
+    """Return False for a result with ``valid: False``. Most results have no such key."""
     return found.get("valid") is not False
 
 
 def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any]], bool] = _valid) -> dict[str, Any]:
-    """Return what *work* returns, with Salt's key for the exit status where that is not *good*.
+    """Return the result of *work*; if it is not *good*, with ``retcode: 1``, which is Salt's key for the exit status.
 
-    A refusal is returned, too: a runner that raises shows a traceback.
+    Refusals and errors are returned, too, since Salt shows a traceback when a runner raises.
     """
     try:
         found = work()
@@ -1165,12 +1188,15 @@ def _logs(log: str, systemd: str, ima: str) -> offline.Logs:
 
 
 def _given(path: str, limit: int) -> bytes:
-    """Read the file *path* as :func:`_read` does; return no bytes for an empty *path*."""
+    """Return the content of the file *path* as :func:`_read` does; no bytes for an empty *path*."""
     return _read(path, limit) if path else b""
 
 
 def _read(path: str, limit: int) -> bytes:
-    """Read a file to its end (those in securityfs claim to be empty), or a byte more than its parser takes."""
+    """Return a file's content, or its first *limit* + 1 bytes, which its parser refuses.
+
+    The file is read to its end, since files in securityfs report a size of 0.
+    """
     with Path(path).open("rb") as stream:
         raw = stream.read(limit + 1)
     if not raw:
@@ -1189,7 +1215,7 @@ def _policy_data(path: str) -> Any:
     if len(raw) > MAX_POLICY:
         raise NetspaceError(f"{path}: more than {MAX_POLICY} bytes")
     try:
-        # YAML is read slowly, and long lists of files come as JSON.
+        # Parsing YAML is slow, so long lists of files come as JSON.
         data = json.loads(raw) if raw.lstrip()[:1] == b"{" else safe_load(raw)
     except (ValueError, RecursionError, YAMLError) as err:
         raise NetspaceError(f"{path}: {err}") from err
@@ -1197,7 +1223,10 @@ def _policy_data(path: str) -> Any:
 
 
 def _nonce(text: Any) -> bytes | None:
-    """Return the nonce as bytes; refuse a number, since Salt's command line takes the zeros from digits."""
+    """Return the nonce as bytes; None for an empty one.
+
+    :raises NetspaceError: when it is no hex, or a number: Salt's command line drops a number's leading zeros.
+    """
     if text == "" or text is None:
         return None
     if not isinstance(text, str):

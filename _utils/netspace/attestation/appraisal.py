@@ -1,10 +1,9 @@
-"""A host without a master judges itself: attester and verifier in one process.
+"""Self-appraisal of a host without a master: attester and verifier in one process.
 
-A host whose root is honest learns by this whether its TPM, firmware and boot are what they should be. It can't convince
-anybody else, so the result names the verifier ``self``. The checks are in ``verifier``, as for a verifier elsewhere.
-Less is given to them here: values of PCRs (``references``) and no policy, so neither measurement lists nor reports of a
-TEE are judged. The pin has the TPM's last clock without the boot in which it was seen, so a reset of the TPM within one
-boot is not noticed.
+If its root is honest, the host learns whether its TPM, firmware and boot are in the expected state. The result
+convinces nobody else, so it names the verifier ``self``. ``verifier`` makes the same checks as on a master, but with
+less input: PCR values (``references``) and no policy. So neither measurement lists nor TEE reports are appraised. The
+pin has the TPM's last clock, but not the boot in which it was read, so a TPM reset within one boot goes unnoticed.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ if TYPE_CHECKING:
     from netspace.attestation.verifier import Verified
 
 VERIFIER = "self"
-# Seconds for an enrolment, in which a TPM derives all its endorsement keys: some TPMs take ten seconds for an RSA key.
+# Timeout of an enrolment in seconds: the TPM derives all its endorsement keys, and some need ten seconds per RSA key.
 ENROLMENT = 50.0
 
 
 def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
-    """Make evidence, verify it, and return the result; nothing is kept but pin, key and clock.
+    """Make evidence, verify it, and return the result. Save only the pin with the TPM's clock, and the software key.
 
     :param chosen: :func:`netspace.attestation.terms.of`.
-    :raises netspace.attestation.refusals.Refused: when evidence is not what it must be.
+    :raises netspace.attestation.refusals.Refused: when the verifier refuses the evidence.
     :raises NetspaceError: when a TPM is configured and required, but can't be used.
     """
     if chosen["tpm"] is None:
@@ -54,12 +53,12 @@ def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
 
 
 def failed(layout: Layout, chosen: Mapping[str, Any], reason: str) -> Result:
-    """Return the result of an appraisal that could not be made: L0, and tried again at once."""
+    """Return the result of a failed appraisal: L0, already expired, so that the next apply tries again."""
     return _none(layout, chosen, VERIFIER, reason, "mend what the reason names, and apply again")
 
 
 def waiting(layout: Layout, chosen: Mapping[str, Any]) -> Result:
-    """Return the result of a host whose master is to judge it, and has not yet: L0."""
+    """Return the result of a host that waits for its master's appraisal: L0."""
     return _none(layout, chosen, MASTER, "its master is to judge this host, and has not since that was declared", ASK)
 
 
@@ -82,11 +81,11 @@ def _none(layout: Layout, chosen: Mapping[str, Any], verifier: str, reason: str,
 def evidence(
     layout: Layout, chosen: Mapping[str, Any], context: Context, ima_from: int | None = None, period: bytes = b""
 ) -> Evidence:
-    """Make evidence for another verifier's *context*: by the TPM that is configured, else by the key.
+    """Return evidence for a remote verifier's *context*, signed by the configured TPM, else by the software key.
 
     :param ima_from: include IMA's list from this line on, with a quote of PCR 10; None: no list.
-    :param period: selects the attestation key of the TPM, by the name that the registrar gave it.
-    :raises NetspaceError: when a TPM is configured and can't be used, or when there is no list.
+    :param period: the registrar's bytes from which the TPM derives the attestation key.
+    :raises NetspaceError: when the configured TPM can't be used, or when IMA's list is missing.
     """
     if chosen["tpm"] is None:
         return attester.by_key(software.load(layout), context)
@@ -103,9 +102,9 @@ def evidence(
 def enroll(
     layout: Layout, chosen: Mapping[str, Any], template: str | None, period: bytes = b"", *, others: bool = False
 ) -> Enrolment:
-    """Return the TPM's identity for a registrar elsewhere.
+    """Return the TPM's identity for a remote registrar.
 
-    :param template: selects the endorsement key, where the registrar knows one already.
+    :param template: selects the endorsement key that the registrar already knows; None: it knows none.
     :param period: selects the attestation key. *others*: include the TPM's other endorsement keys.
     :raises NetspaceError: when no TPM is configured, or the TPM can't be used.
     """
@@ -126,10 +125,9 @@ def activate(
     context: Context,
     period: bytes,
 ) -> bytes:
-    """Open a registrar's credentials, and return the answer that proves it.
+    """Open a registrar's credentials, and return the proof that the TPM opened them.
 
-    :raises NetspaceError: when the credentials are for another TPM, or for another attestation key than that of
-        *period*.
+    :raises NetspaceError: when a credential is for another TPM or for the attestation key of another period.
     """
     if chosen["tpm"] is None:
         raise NetspaceError("attestation:tpm names no TPM: there is nothing to enrol")
@@ -142,9 +140,9 @@ def activate(
 
 
 def pin(layout: Layout) -> dict[str, Any] | None:
-    """Return the record of the TPM that this host had when it was first appraised with one.
+    """Return the record of the TPM with which this host was first appraised; None before that.
 
-    :raises StateError: when it is damaged. It is not made anew then: that would accept any TPM.
+    :raises StateError: when the record is damaged. It is not recreated, since a new pin would accept any TPM.
     """
     path = pin_path(layout)
     record = files.read_json(path)

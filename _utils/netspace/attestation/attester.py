@@ -1,7 +1,6 @@
-"""Makes what a verifier asks for: enrolment, answer to a credential, evidence.
+"""The attester: makes the messages that a verifier asks for (enrolment, answer to a credential, evidence).
 
-Knows the protocol's host side and nothing of how it is judged. Each function does one
-message; keeps nothing.
+It knows the host's side of the protocol, and not how a verifier appraises. It saves nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BOOT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
 SYSTEMD_LOG = "run/log/systemd/tpm2-measure.log"
 TEE_LOG = "sys/firmware/acpi/tables/data/CCEL"
 IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
-# All kernels have the first file, since Linux 6.10 a link to the second; the others have other digests.
+# Every kernel has the name without a suffix; since Linux 6.10 it is a link to the name with an algorithm's suffix.
 _IMA_FOLDERS = ("sys/kernel/security/ima", "sys/kernel/security/integrity/ima")
 _IMA_NAMES = ("", "_sha1", "_sha256", "_sha384", "_sha512")
 
@@ -42,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Credential(NamedTuple):
-    """A credential for an attestation key and one endorsement key, that of *template*."""
+    """A credential for an attestation key, encrypted for the endorsement key of *template*."""
 
     template: str
     blob: bytes
@@ -59,7 +58,7 @@ class Lines(NamedTuple):
 def enrol(device: Device, template: str | None = None, period: bytes = b"", *, others: bool = False) -> Enrolment:
     """Return the TPM's identity and the attestation key of *period*.
 
-    :param template: selects the endorsement key, where the verifier knows one already.
+    :param template: selects the endorsement key that the verifier already knows; None: it knows none.
     :param others: include the TPM's other endorsement keys.
     """
     endorsement = device.endorsement(template)
@@ -78,9 +77,9 @@ def enrol(device: Device, template: str | None = None, period: bytes = b"", *, o
 
 
 def activate(device: Device, credentials: Sequence[Credential], context: Context, period: bytes = b"") -> bytes:
-    """Open the credentials of one attestation key and return the answer that proves it.
+    """Open the credentials of one attestation key, and return the proof that the TPM opened them.
 
-    :param credentials: one for each endorsement key that was shown; all must open.
+    :param credentials: one for each endorsement key of the enrolment; all must open.
     """
     with device.attestation_key(period) as (key, public):
         secret = b"".join(device.activate(key, *one) for one in credentials)
@@ -98,8 +97,8 @@ def by_tpm(
 ) -> Evidence:
     """Return a quote of *pcrs* for *context*, with the logs of the boot.
 
-    :param measured: reads IMA's list, where the verifier asks for it: after the quote of PCR 10, so that the list has
-        every line that the quote covers.
+    :param measured: reads IMA's list, if the verifier asks for it. It is called after the quote of PCR 10, so the list
+        has every line that the quote covers.
     :param period: selects the attestation key; see :meth:`netspace.attestation.tpm.Device.attestation_key`.
     """
     made: Measurements | None = None
@@ -113,19 +112,19 @@ def by_tpm(
 
 
 def by_key(key: software.Key, context: Context) -> Evidence:
-    """Return evidence by a software key: the same qualifying data, and no claim about PCRs."""
+    """Return evidence signed by a software key. It has the qualifying data of a quote, and no PCRs."""
     attest = SOFTWARE_PREFIX + context.qualifying()
     return Evidence("software", key.public, attest, key.sign(attest))
 
 
 def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files | None = None) -> Evidence:
-    """Return evidence with the report of the TEE that this host runs in, over *context* and the evidence's key.
+    """Return *made* with a report of this host's TEE, which covers *context* and the evidence's key.
 
-    Returns *made* unchanged where the host is no confidential guest, or where the kernel gives no report. The rest
-    of the evidence is valid without a report, and the verifier decides what it is worth.
+    Return *made* unchanged if the host is no confidential guest, or if the kernel gives no report. Evidence without a
+    report is valid, and the verifier decides on its level.
 
     :param root: stands for ``/``.
-    :param files: the kernel's; for tests.
+    :param files: stands for the kernel's files; for tests.
     """
     if not configfs.available(root):
         return made
@@ -139,9 +138,9 @@ def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files
 
 
 def _log_of(area: bytes | None) -> bytes | None:
-    """Return the log without its padding, which may be most of it.
+    """Return the log in a log area, without the padding that may fill most of the area.
 
-    Other content is returned as it is, for the verifier.
+    Return an area without a readable log unchanged: the verifier judges it.
     """
     try:
         return eventlog.unpadded(area) if area else None
@@ -150,22 +149,22 @@ def _log_of(area: bytes | None) -> bytes | None:
 
 
 def boot_log(root: Path) -> bytes | None:
-    """Return the firmware's log of this boot; None where there is none, or one beyond all bounds.
+    """Return the firmware's log of this boot; None if there is none, or if it has more than ``MAX_LOG`` bytes.
 
-    The file claims to be empty: it is read to its end.
+    The file reports a size of 0, so it is read to its end.
     """
     raw = _read(root / BOOT_LOG, MAX_LOG)
     return raw or None
 
 
 def systemd_log(root: Path) -> bytes | None:
-    """Return systemd's measurement log of this boot; None as of :func:`boot_log`."""
+    """Return systemd's measurement log of this boot; None if there is none, or if it is too large."""
     raw = _read(root / SYSTEMD_LOG, measurelog.MAX_LOG)
     return raw or None
 
 
 def measurement_list(root: Path) -> Path | None:
-    """Return the file of IMA's list; None where there is none."""
+    """Return the path of IMA's list; None if the kernel has none."""
     for folder in _IMA_FOLDERS:
         for name in _IMA_NAMES:
             path = root / folder / f"binary_runtime_measurements{name}"
@@ -175,9 +174,9 @@ def measurement_list(root: Path) -> Path | None:
 
 
 def measured(root: Path, first: int) -> Lines:
-    """Return IMA's list from line *first* on, in the form with SHA-1 digests of lines, whatever form the kernel gives.
+    """Return IMA's list from line *first* on, converted to the form of ``binary_runtime_measurements``.
 
-    A list with fewer lines than *first* gives no lines: the host was restarted, and the verifier will ask for the whole
+    Return no lines if the list has fewer than *first*: the host was restarted, and the verifier will ask for the whole
     list.
 
     :raises NetspaceError: when there is no list, when it is too large, or when it can't be read to its end.

@@ -1,13 +1,12 @@
-"""An append-only log of what the registrar and the Privacy CA did, each record chained to the one before.
+"""Append-only log of the actions of the registrar and the Privacy CA. Each record is chained to the one before.
 
-A record is a line of JSON: ``{"n", "time", "event", "data", "prev", "hash"}``; *hash* is SHA-256 over
-the others in canonical form, *prev* the hash of the record before. Changing, removing, adding or
-reordering records within breaks the chain at a line that :func:`verify` names. Cutting records
-off the end doesn't: for that, compare the *head* with one that was noted elsewhere.
+A record is a line of JSON: ``{"n", "time", "event", "data", "prev", "hash"}``. *hash* is SHA-256 over the other fields
+in canonical form; *prev* is the hash of the record before. Changed, removed, added or reordered records break the chain
+at a line that :func:`verify` names. Records that are cut off the end don't break it: to find these, compare the *head*
+with a head that was noted elsewhere.
 
-Secrets don't belong here: the log is for reading. A record is on disk before :func:`append`
-returns; one that a crash left half-written was never acknowledged, and the next append removes
-it and says so.
+The log must hold no secrets, since it is meant to be read. A record is on disk before :func:`append` returns. A crash
+may leave a half-written record, which was never acknowledged; the next append removes it and logs that.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _EVENT = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
 class LogBroken(NetspaceError):
-    """A log that is not what was appended; ``line`` is the first that is wrong, from 1 on."""
+    """A log that differs from the appended records. ``line`` is the first wrong line, counted from 1."""
 
     def __init__(self, line: int, problem: str) -> None:
         self.line = line
@@ -42,7 +41,7 @@ class LogBroken(NetspaceError):
 
 @dataclass(frozen=True)
 class Head:
-    """The end of a log: so many *records*, and the last one's *hash*. Note it elsewhere."""
+    """The end of a log: the number of *records*, and the *hash* of the last one. Operators note it elsewhere."""
 
     records: int = 0
     hash: str = FIRST
@@ -51,7 +50,7 @@ class Head:
 def record(head: Head, when: float, event: str, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record that follows *head*.
 
-    :raises NetspaceError: for an event's name or data that can't be written.
+    :raises NetspaceError: when the event's name is invalid, or the data can't be written.
     """
     if not _EVENT.fullmatch(event):
         raise NetspaceError(f"audit log: {event!r:.80} is no event: a-z, 0-9 and -, at most 64")
@@ -66,10 +65,10 @@ def record(head: Head, when: float, event: str, data: Mapping[str, Any]) -> dict
 
 
 def verify(lines: Iterable[bytes], noted: Head | None = None) -> Head:
-    """Check the chain from its beginning, and return where it ends.
+    """Check the chain from its beginning, and return its head.
 
-    :param lines: the file's, each with its newline; read one by one, so a log may be large.
-    :param noted: a head that was noted earlier: the log must go through it.
+    :param lines: the file's lines, each with its newline. They are read one by one, so a log may be large.
+    :param noted: a head that was noted earlier; the log must contain it.
     :raises LogBroken: at the first line that is wrong, or where the log ends before *noted*.
     """
     head = Head()
@@ -86,12 +85,12 @@ def verify(lines: Iterable[bytes], noted: Head | None = None) -> Head:
 
 
 def append(path: Path, event: str, data: Mapping[str, Any], *, when: float | None = None) -> Head:
-    """Append a record to the file at *path* (0600, made where it is missing), and return the new head.
+    """Append a record to the file at *path* (created with mode 0600 if missing), and return the new head.
 
-    Only the last record is looked at: :func:`verify` is for the whole.
+    Only the last record is checked; :func:`verify` checks all.
 
-    :raises LogBroken: when the last record is none. Nothing is appended to a log that is damaged.
-    :raises NetspaceError: when others could write to the file.
+    :raises LogBroken: when the last record is invalid. Nothing is appended to a damaged log.
+    :raises NetspaceError: when other users can write to the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -120,7 +119,7 @@ def append(path: Path, event: str, data: Mapping[str, Any], *, when: float | Non
 
 
 def _sync_folder(path: Path) -> None:
-    """A new file's name is on disk only when its folder is."""
+    """Flush a folder to disk: until then, the name of a new file in it may be lost."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -129,7 +128,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _end(fd: int, size: int) -> tuple[Head, int]:
-    """Return the last whole record, and how many bytes of a half-written one follow it."""
+    """Return the head at the last whole record, and the number of bytes of a half-written record after it."""
     start = max(0, size - 2 * MAX_RECORD)
     tail = os.pread(fd, size - start, start)
     whole, newline, torn = tail.rpartition(b"\n")

@@ -1,7 +1,7 @@
 """Learn rules from the logs of one boot, for :mod:`netspace.attestation.learning`.
 
-The labels in a log tell a kernel from an initrd here, and a program from other data that firmware measures. A wrong
-label puts a digest into the wrong list, or makes the judge refuse what would be learned; it does no more. Pure.
+The labels in a log distinguish kernels from initrds, and programs from other data that the firmware measures. A wrong
+label can only put a digest into the wrong list, or make the judge refuse the learned policy. Pure: no file, no network.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from netspace.attestation.evidence import BANK, Evidence
 from netspace.attestation.extensions import Extension
 from netspace.attestation.refusals import LogMismatch, Refused
 
-# PCRs that no rule rests on: firmware that logs less than it measures there may be left unchecked.
+# PCRs that no rule rests on. If the firmware logs less than it measures into one of them, that PCR may stay unchecked.
 _APART = frozenset((0, 1, 3, 5, 6))
-# Of Linux's EFI stub (drivers/firmware/efi/libstub): the initrd that it was given.
+# The tag with which Linux's EFI stub measures an initrd (drivers/firmware/efi/libstub).
 _TAG_INITRD = 0x8F3B22EC
 
 
 @dataclass(frozen=True)
 class Told:
-    """The rules that the logs of one boot give.
+    """Rules learned from the logs of one boot.
 
-    :param rules: as they stand in a policy; ``pinned`` has the digests of command lines that are known as text.
-    :param problems: why a group of rules is missing, by the group's first rule.
+    :param rules: in a policy's written form. ``pinned`` has the digests of command lines whose text is known.
+    :param problems: reasons why groups of rules may be missing, by each group's first rule.
     :param unled: PCRs whose quoted value the log does not lead to.
     """
 
@@ -47,9 +47,9 @@ class Told:
 
 
 def told(evidence: Evidence) -> Told:
-    """Read the logs of a boot.
+    """Return the rules that the logs of a boot give.
 
-    :raises Refused: when the logs can't be read, or do not lead to the quoted values that the rules rest on.
+    :raises Refused: when the logs can't be read, or don't lead to the quoted values that the rules rest on.
     """
     logs = extensions.read(evidence)
     replayed = logs.replayed()
@@ -73,7 +73,7 @@ _SHIM_CONSTANTS = frozenset((measured.EMPTY_KEY_LIST, measured.FALSE, measured.T
 
 
 def _starters(extended: Sequence[Extension]) -> dict[str, list[str]]:
-    """Return, for each program, the programs that ran right before it."""
+    """Return the programs that ran right before each program."""
     found: dict[str, list[str]] = {}
     last = "firmware"
     for one in extended:
@@ -94,7 +94,7 @@ def _led(pcr: int, evidence: Evidence, log: eventlog.EventLog, replayed: Mapping
 
 
 def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[str, Any]:
-    """Read PCR 7: Secure Boot, its revocation lists, and the signers that booted programs were trusted for."""
+    """Return the rules that PCR 7 gives: Secure Boot, dbx, the signers of booted programs, and SBAT generations."""
     try:
         found = platform_rules.read(extended)
     except Refused as err:
@@ -107,7 +107,7 @@ def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[s
     signers = [
         measured.digest(events.certificate(one.data)).hex()
         for one in found.authorities
-        if one not in levels and len(one.data) != 48  # else a program's own digest, which is among the applications
+        if one not in levels and len(one.data) != 48  # 48 bytes are a program's own digest: ``applications`` has it
     ]
     problems["signers"] = "the firmware verified nothing that it booted"
     return {
@@ -123,7 +123,7 @@ def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[s
 
 
 def _loaded(extended: Mapping[int, Sequence[Extension]], problems: dict[str, str]) -> dict[str, Any]:
-    """Read what the boot loader and the kernel loaded, and the command line."""
+    """Return the rules for the files that boot loader and kernel loaded, and for the command line."""
     lines = {
         one.digest: line
         for pcr in (8, 12)
@@ -155,7 +155,7 @@ def _claims_line(one: Extension) -> bool:
 
 
 def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
-    """Return command lines as patterns; none where a line is too long or has a ``*``."""
+    """Return command lines as patterns; an empty list if a line is too long or has a ``*``."""
     for line in lines:
         if "*" in line or len(line) > policy_reading.MAX_PATTERN:
             problems["command_lines"] = (
@@ -166,7 +166,7 @@ def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
 
 
 def _kind(one: Extension, paths: set[str]) -> str:
-    """Return the policy's list for a file, by the log's label. A wrong label only puts a digest into the wrong list."""
+    """Return the policy's list for a file, by its label in the log. A wrong label only selects the wrong list."""
     if not isinstance(one.source, Event):
         return "files"
     tagged = events.tag(one.source)

@@ -1,12 +1,13 @@
-"""The half of a policy that says what a good boot is: its rules, and the PCRs that their proofs rest on.
+"""The rules of a policy for the boot, and the PCRs that prove them.
 
-A rule is worth what proves it. Programs are measured into PCR 4 (drivers into PCR 2), the files that they load into
-PCRs 8 to 13. A PCR is worth as much as the program that measures into it, so rules for loaded files rest on PCR 4, too.
-Root extends PCRs after the boot as he likes, but can't remove a digest. So a rule has to judge **each** digest of every
-PCR that its subject could be in: a forger puts his digest into a PCR that is not quoted, or that may have any value.
+A rule is worth as much as its proof. The firmware measures programs into PCR 4 and drivers into PCR 2. Programs measure
+the files that they load into PCRs 8 to 13. Such a PCR is worth as much as the programs that measure into it, so rules
+for loaded files rest on PCR 4, too. Root can extend PCRs after the boot, but can't remove a digest. So a rule has to
+judge **every** digest of every PCR that could hold its subject. Otherwise a forger would use a PCR that is not quoted,
+or that may have any value.
 
-:func:`gaps` names what a policy leaves open. :func:`policy.accepted` refuses such a policy when it is set, and the
-judge refuses it at each appraisal. Pure: no file is read.
+:func:`gaps` returns the PCRs that a policy leaves unjudged. :func:`policy.accepted` refuses such a policy when it is
+set, and the judge refuses it at each appraisal. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from netspace.attestation.policy_reading import (
     pcr,
 )
 
-# PCRs that boot loaders and kernels measure loaded files into: GRUB and Linux (9), systemd's stub (11, 12). The stub's
-# system extensions (13) are judged where PCR 13 is quoted; systemd itself verifies their signatures.
+# PCRs that boot loaders and kernels measure loaded files into: GRUB and Linux (9), systemd's stub (11, 12). The stub
+# measures system extensions into PCR 13. They are judged only if it is quoted: systemd verifies their signatures.
 _LOADED = (9, 11, 12)
 LOADED = (*_LOADED, 13)
-# PCRs that IMA's list rests on: programs, the files that they loaded, and (PCRs 0 to 9) the first line of the list.
+# PCRs that prove IMA's list: programs, the files that they loaded, and PCRs 0 to 9, which the list's first line covers.
 _MEASURER = (*range(10), 11, 12)
-# The starter of the first program of a boot entry, in ``started_by``.
+# Stands for the firmware in ``started_by``: the firmware starts the first program of a boot entry.
 FIRMWARE = b""
-# Every user of the TPM may reset these (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
+# PCRs that every user of the TPM may reset (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
 _RESETTABLE = frozenset((16, 23))
-# Programs of PCR 4 measure into these PCRs. (shim, which measures into 14, may be known by its signer.)
+# PCRs that the programs of PCR 4 measure into. PCR 14 is not among them: shim may be known by its signer.
 _BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
-# Words of a command line, as the kernel reads them: quotes may stand within (next_arg in lib/cmdline.c).
-_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+', re.ASCII)  # no other blank parts words for the kernel
+# A word of a command line, as the kernel reads it: it may contain quoted text (next_arg in lib/cmdline.c).
+_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+', re.ASCII)  # the kernel separates words only by ASCII blanks
 _IMA_OPTION = re.compile(r'ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))')
 _REMEDIES = {
     2: "its values under pcrs (programs that are loaded as drivers are measured there)",
@@ -58,7 +59,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Boot:
-    """Rules for the boot; None: no such rule."""
+    """A policy's rules for the boot; None: no such rule."""
 
     secure_boot: bool = False
     dbx: frozenset[bytes] = frozenset()
@@ -77,7 +78,7 @@ class Boot:
 
     @cached_property
     def judged(self) -> frozenset[int]:
-        """The PCRs whose every digest is judged by a rule."""
+        """The PCRs of which rules judge every digest."""
         found: set[int] = set()
         if self.secure_boot and self.signers is not None:
             found.add(7)
@@ -93,11 +94,11 @@ class Boot:
 
     @cached_property
     def needs(self) -> Mapping[int, str]:
-        """The PCRs that the proofs of rules lie in, each with one of these rules.
+        """The PCRs that prove rules, each with the name of one rule that it proves.
 
-        ``signers`` without ``applications`` trusts shim to verify what shim starts. PCR 14 shows whether shim verified,
-        and with whose keys. An old shim measures nothing about itself and is known only by its digest in PCR 4, so
-        ``sbat`` rests on PCR 4, too.
+        ``signers`` without ``applications`` trusts shim to verify the programs that it starts. PCR 14 shows whether
+        shim verified them, and with which keys. An old shim measures nothing about itself and is known only by its
+        digest in PCR 4, so ``sbat`` rests on PCR 4, too.
         """
         found: dict[int, str] = {}
         for rule, there, where in (
@@ -118,19 +119,19 @@ class Boot:
 
     @cached_property
     def unordered(self) -> frozenset[bytes]:
-        """Programs for which the policy does not say what may start them."""
+        """The listed programs without an entry in ``started_by``."""
         return (self.applications or frozenset()) - self.started_by.keys()
 
     @cached_property
     def allowed(self) -> Mapping[int, frozenset[bytes]]:
-        """Digests that PCRs 8 to 13 may be extended with at any time: listed ones, and those of whole command lines."""
+        """The digests that may extend PCRs 8 to 13 at any time, by PCR: listed digests and those of whole lines."""
         listed = dict.fromkeys(LOADED, (self.kernels or frozenset()) | self.initrds | self.files)
         listed[8] = self.grub_commands or frozenset()
         return {number: found | self.lines[number] for number, found in listed.items()}
 
     @cached_property
     def lines(self) -> Mapping[int, frozenset[bytes]]:
-        """The digests of whole command lines (patterns without ``*``) by the PCR that a line is measured into."""
+        """The digests of whole command lines (patterns without ``*``), by the PCR that they are measured into."""
         exact = [one.text for one in self.command_lines or () if one.exact]
         return {
             number: frozenset(form for line in exact for form in measured.line_forms(number, line))
@@ -138,17 +139,19 @@ class Boot:
         }
 
     def allows_line(self, line: str) -> bool:
-        """Return whether a pattern allows a command line that is known as text."""
+        """Return whether a pattern allows the command line *line*."""
         return any(
             one.matches(line) and (one.exact or measured.plain_line(line, one.text)) for one in self.command_lines or ()
         )
 
 
 def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
-    """Return the PCRs that rules rest on and nothing judges, each as a sentence with its remedy.
+    """Return the gaps in the proofs of rules, each as a sentence with its remedy.
 
-    :param quoted: PCRs that are quoted; None where that is not known yet.
-    :param values: PCRs that have values from elsewhere (references).
+    Most gaps are PCRs that prove a rule, and that no rule or value judges.
+
+    :param quoted: the quoted PCRs; None if they are not known yet.
+    :param values: the PCRs whose values references give.
     """
     found: list[str] = []
     for number, rule in sorted(boot.needs.items()):
@@ -160,7 +163,7 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
             found.append(f"{rule}: its proof lies in PCR {number}, which is not quoted; quote it")
     loading = "kernels" if boot.kernels is not None else "command_lines" if boot.command_lines is not None else ""
     if not loading and _BY_PROGRAMS & boot.pcrs.keys():
-        loading = "pcrs"  # a kernel that skips the boot loader leaves them to be typed in
+        loading = "pcrs"  # without a boot loader they stay empty, and root can extend them to these values
     if loading and boot.unordered and 4 not in boot.pcrs and 4 not in values:
         found.append(
             f"{loading}: a kernel that the firmware or shim starts may measure nothing of its command line; give "
@@ -174,20 +177,20 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
 
 
 def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
-    """Return whether all PCRs that a command line is measured into are known by value, so that it needs no other proof.
+    """Return whether all PCRs that a command line is measured into have given values: then it needs no other proof.
 
-    :param values: PCRs that have values from elsewhere (references).
+    :param values: the PCRs whose values references give.
     """
     return boot.pcrs.keys() | frozenset(values) >= {8, *_LOADED}
 
 
 def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
-    """Return what an IMA list rests on and the rules for the boot leave open.
+    """Return the gaps in the proof of an IMA list, each as a sentence with its remedy.
 
-    The list is worth as much as the kernel that wrote it, and as the kernel's instructions to measure. So programs, the
-    files that they loaded and the command line have to be judged, by rules or by values. Each pattern of
+    The list is worth as much as the kernel that wrote it, and the command line that made the kernel measure. So rules
+    or values have to judge programs, the files that they loaded, and the command line. Each pattern of
     ``command_lines`` has to demand that IMA measures, and has to be a whole line: the text in place of ``*`` could turn
-    IMA off. The list's first line shows that nobody extended PCRs 0 to 9 later, so these have to be quoted.
+    IMA off. The list's first line shows that nobody extended PCRs 0 to 9 after the boot, so these have to be quoted.
     """
     rules = Boot() if boot is None else boot
     known = rules.judged | rules.pcrs.keys() | frozenset(values)
@@ -213,9 +216,7 @@ def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: C
 def _measures(line: str) -> bool:
     """Return whether a command line makes IMA measure programs.
 
-    By kernel-parameters, ``ima_policy=`` has one or several names.
-
-    What follows the word ``--`` is for process 1, and not the kernel's.
+    ``ima_policy=`` has one or several names (kernel-parameters). The kernel passes the words after ``--`` to process 1.
     """
     words = itertools.takewhile(lambda word: word.strip('"') != "--", _WORD.findall(line))
     found = [option for option in map(_IMA_OPTION.fullmatch, words) if option is not None]
@@ -227,7 +228,7 @@ def _remedy(number: int) -> str:
 
 
 def read(data: Any) -> Boot:
-    """Read the section ``boot`` of a policy.
+    """Return the rules in the section ``boot`` of a policy.
 
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """

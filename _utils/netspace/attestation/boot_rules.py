@@ -2,16 +2,16 @@
 
 A digest is allowed in three cases: the policy lists it; it is the digest of a constant that a specification fixes
 (:mod:`netspace.attestation.measured`); or its preimage is known and has a form that only harmless data has: a
-variable, a command line that a pattern allows, a word of systemd's. The log's type and origin of an event decide
-nothing. In order:
+variable, a command line that a pattern allows, a word that systemd measures. An event's type, and the log that holds
+it, decide nothing. The checks, in order:
 
-1. the logs lead to every quoted value but those of ``unchecked`` PCRs;
+1. the logs lead to the quoted values of all PCRs except ``unchecked`` ones;
 2. each quoted PCR is covered, and every rule rests on judged PCRs (:func:`boot_policy.gaps`);
 3. PCR 7 (Secure Boot, dbx, signers, SBAT), PCR 14 (shim), PCR 4 (programs);
 4. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
-5. plain values.
+5. PCRs that are known by value.
 
-A boot that was judged good is good again while nothing of what was judged differs (:class:`GoodBoot`).
+A boot that was judged good is not judged again while its logs, PCR values and policy stay the same (:class:`GoodBoot`).
 
 Pure: no file, no network, no clock.
 """
@@ -39,15 +39,15 @@ from netspace.attestation.refusals import (
 
 References = Mapping[int, Collection[bytes]]
 _UNTOUCHED = bytes(32)
-# Where text is logged first: a command line that is known by it is known by its digest in the others.
+# PCRs with logged text come first: a command line that is known by its text is known by its digest in later PCRs.
 _ORDER = (8, 12, 9, 11, 13)
 
 
 @dataclass(frozen=True)
 class GoodBoot:
-    """A boot that was judged good, as a verifier remembers it of a host.
+    """A boot that was judged good, in the form that a verifier keeps.
 
-    :param identity: digest of all that was judged, in hex: see :func:`identity`.
+    :param identity: digest of everything that was judged, in hex: see :func:`identity`.
     :param proved: the PCRs that :func:`judged_boot` returned.
     """
 
@@ -56,9 +56,9 @@ class GoodBoot:
 
 
 def identity(evidence: Evidence, fingerprint: str) -> str:
-    """Return the digest of all that :func:`judged_boot` looks at, without references: both logs, values and policy.
+    """Return the digest of the input of :func:`judged_boot` without references: both logs, PCR values and policy.
 
-    :param fingerprint: of the policy.
+    :param fingerprint: the policy's fingerprint.
     """
     whole = hashlib.sha256(b"netspace: judged boot\0" + fingerprint.encode() + b"\0")
     for log in (evidence.boot_log, evidence.systemd_log):
@@ -69,11 +69,14 @@ def identity(evidence: Evidence, fingerprint: str) -> str:
 
 
 def judged_boot(evidence: Evidence, policy: Boot | None, references: References | None) -> frozenset[int]:
-    """Check the boot, and return the PCRs that prove a command line which root can't have added later.
+    """Check the boot, and return the PCRs that prove the kernel's command line to the judge of an IMA list.
 
-    Without ``command_lines`` a listed section ``.cmdline`` of a unified kernel image is one. PCRs 8 and 9 are in the
-    measurement list's own first line. PCRs 11 and 12 count where their value is known, or where systemd's words follow
-    the line: else a boot that measured none leaves it to be added.
+    A PCR is returned only if root can't have added the line after the boot:
+
+    - PCRs 8 and 9: the first line of IMA's list has a digest of their values before root could extend them.
+    - PCRs 11 and 12: their value is known, or systemd's words follow the line.
+
+    Without ``command_lines``, a listed section ``.cmdline`` of a unified kernel image proves the line.
 
     :raises Refused: for the first thing that the policy does not allow.
     """
@@ -125,9 +128,9 @@ def _values(quoted: Mapping[int, bytes], references: References, pcrs: Collectio
 def _applications(
     extended: Sequence[Extension], allowed: frozenset[bytes], started_by: Mapping[bytes, frozenset[bytes]]
 ) -> None:
-    """Judge PCR 4: a digest that is neither listed nor a constant of the specification is of a refused program.
+    """Judge PCR 4: refuse each digest that is neither listed nor a constant of the specification.
 
-    :param started_by: programs that may come right before each program. Root adds programs only after all others.
+    :param started_by: the programs that may come right before each program. Root can add programs only at the end.
     """
     seen, last = 0, FIRMWARE
     for one in extended:
@@ -154,7 +157,7 @@ def _applications(
 class _Found:
     """Findings in PCRs 8 to 13: whether a kernel was loaded, lines known as text, PCRs that prove a line.
 
-    :ivar open: PCRs where nothing after the line shows that it was there when the system started.
+    :ivar open: PCRs without systemd's words: root may have added the line after the boot.
     """
 
     kernel: bool = False
@@ -164,10 +167,10 @@ class _Found:
 
 
 def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozenset[int]:
-    """Judge what boot loader and kernel measured: files, commands, and the kernel's command line.
+    """Judge the measurements of boot loader and kernel, and return the PCRs that prove the kernel's command line.
 
-    Extensions by root after the boot are judged likewise. After systemd's mark for the end of the boot loader's time, a
-    measurement proves nothing.
+    The measurements are of files, commands, and the command line. Root's extensions after the boot are judged alike.
+    systemd measures a word after the boot loader has ended: later measurements prove nothing.
     """
     found = _Found()
     for pcr in _ORDER:
@@ -175,7 +178,7 @@ def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozen
             continue
         if pcr in policy.judged:
             _judge_loaded(pcr, extended[pcr], policy, found)
-        elif policy.command_lines is not None:  # known by its value: whose line it is needs no proof of the rest
+        elif policy.command_lines is not None:  # known by its value, so only the line in it matters
             told = [line for one in extended[pcr] if (line := _line(pcr, one, policy)) is not None]
             found.lines += told
             if told or any(one.digest in policy.lines[pcr] for one in extended[pcr]):
@@ -203,7 +206,7 @@ def _judge_loaded(pcr: int, extended: Sequence[Extension], policy: Boot, found: 
         elif digest in lines:
             found.proved.update(() if ended else (pcr,))
         elif digest in allowed:
-            # The content of .cmdline: a unified kernel image, which PCR 4 has by its digest, brings its own line.
+            # The content of .cmdline: a unified kernel image has its own line, and PCR 4 has the image's digest.
             section_line = before == measured.COMMAND_LINE_SECTION and digest not in measured.SECTION_NAMES
             if section_line and pcr == 11 and policy.command_lines is None and not ended:
                 found.proved.add(pcr)
@@ -222,7 +225,7 @@ def _judge_loaded(pcr: int, extended: Sequence[Extension], policy: Boot, found: 
 
 
 def _line(pcr: int, one: Extension, policy: Boot) -> str | None:
-    """Return the kernel's command line, where its text is known and a pattern allows it."""
+    """Return the kernel's command line if its text is known and a pattern allows it; else None."""
     if policy.command_lines is None or pcr not in (8, 12):
         return None
     line = logged_line(pcr, one)
@@ -230,7 +233,7 @@ def _line(pcr: int, one: Extension, policy: Boot) -> str | None:
 
 
 def logged_line(pcr: int, one: Extension) -> str | None:
-    """Return the text that was measured into *pcr* in the form of a command line; the log's label is not considered."""
+    """Return the text measured into *pcr* if it has the form of a command line. The log's label decides nothing."""
     for data in one.preimages():
         wide = data[1:2] == b"\0"
         if wide or pcr == 8:
@@ -241,7 +244,7 @@ def logged_line(pcr: int, one: Extension) -> str | None:
 
 
 def _worst(pcr: int, one: Extension, extended: Sequence[Extension], policy: Boot) -> Extension:
-    """Return the extension to name in place of *one*: GRUB measures the command before the line, which says more."""
+    """Return the extension that the refusal of *one* names: in PCR 8, a refused line says more than GRUB's command."""
     for other in extended if pcr == 8 else ():
         if other.kind is not None and events.is_command_line(other.source):  # type: ignore[arg-type]
             line = logged_line(pcr, other)
@@ -251,7 +254,7 @@ def _worst(pcr: int, one: Extension, extended: Sequence[Extension], policy: Boot
 
 
 def _refuse(pcr: int, one: Extension) -> None:
-    """Raise the refusal of an extension that is not allowed; the log's label chooses only the message."""
+    """Raise the refusal of an extension that is not allowed. The log's label only selects the message."""
     said = f"PCR {pcr}: {one.digest.hex()}"
     if pcr in (8, 12) and one.kind is not None and events.is_command_line(one.source):  # type: ignore[arg-type]
         line = logged_line(pcr, one)

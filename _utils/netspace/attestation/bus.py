@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from netspace.errors import NetspaceError
 from netspace.text import REPLACEMENT, printable
 
-# Characters that are kept of a minion's error message.
+# Maximum length of a minion's error message, in characters; the rest is cut off.
 MAX_PROBLEM = 1000
 
 
@@ -24,10 +24,10 @@ class Unreachable(NetspaceError):
 
 @dataclass(frozen=True)
 class Sent:
-    """An open message.
+    """A message that was sent and may still be answered.
 
-    :param job: names it; a :class:`Reply` has the same name.
-    :param unknown: minions that it can't reach, because the master has accepted no key of theirs.
+    :param job: Salt's job id; each :class:`Reply` to the message has it.
+    :param unknown: minions that the message can't reach, because the master has accepted no key of theirs.
     """
 
     job: str
@@ -38,7 +38,7 @@ class Sent:
 class Reply:
     """One minion's answer to one message.
 
-    :param problem: why the minion could not answer; empty where it could.
+    :param problem: why the minion could not answer; empty if it could.
     """
 
     job: str
@@ -51,7 +51,7 @@ class Bus(Protocol):
     """Messages to minions, and their answers. The bus has the clock, so a simulated bus has a simulated clock."""
 
     def clock(self) -> float:
-        """Return seconds since some fixed point; never goes back."""
+        """Return the seconds since a fixed point in time; the value never decreases."""
 
     def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
         """Send one message to these minions and nobody else.
@@ -60,7 +60,7 @@ class Bus(Protocol):
         """
 
     def receive(self, seconds: float) -> Reply | None:
-        """Return the next answer to any message; None where none came within *seconds*."""
+        """Return the next answer to any message; None if none came within *seconds*."""
 
 
 class SaltBus:
@@ -69,7 +69,7 @@ class SaltBus:
     :param client: a ``salt.client.LocalClient``, which the caller closes.
     :param module: the execution module whose functions are called.
     :param timeout: seconds that the master may take to accept a message.
-    :param refused: the exception of the client when the master does not accept one: ``salt.exceptions.SaltException``.
+    :param refused: the client's exception for a message that the master rejects: ``salt.exceptions.SaltException``.
     """
 
     def __init__(self, client: Any, module: str, timeout: int, refused: type[Exception]) -> None:
@@ -101,7 +101,7 @@ class SaltBus:
         if not job:
             return Sent("", frozenset(minions))
         self._jobs.add(job)
-        # Below a master of masters there are minions that this one has no keys of.
+        # A master of masters has no keys of the minions below its syndics.
         if self._client.opts.get("order_masters"):
             return Sent(job)
         return Sent(job, frozenset(minions) - set(made.get("minions") or ()))
@@ -118,7 +118,7 @@ class SaltBus:
                 auto_reconnect=True,
             )
             if event is not None:
-                if event["tag"] == "salt/event/exit":  # that is how Salt passes on a Ctrl-C
+                if event["tag"] == "salt/event/exit":  # Salt passes on a Ctrl-C by this event
                     raise KeyboardInterrupt
                 reply = self._reply(event)
                 if reply is not None:
@@ -127,7 +127,7 @@ class SaltBus:
                 return None
 
     def _reply(self, event: Mapping[str, Any]) -> Reply | None:
-        """Return the answer that an event brings; None for any other event, and for another caller's job."""
+        """Return the answer in an event; None if the event is no answer, or belongs to another caller's job."""
         parts = str(event["tag"]).split("/", 4)
         data = event.get("data")
         if len(parts) != 5 or parts[3] != "ret" or parts[2] not in self._jobs or not isinstance(data, Mapping):
@@ -142,9 +142,9 @@ class SaltBus:
 
 
 def hosts(known: Any, target: Any, tgt_type: str) -> list[str]:
-    """Return the minions that a target means: those whose keys the master accepted.
+    """Return the minions that match a target and whose keys the master accepted.
 
-    Salt 3008 adds what minions say that they manage (environments among it) to each pattern: that is no host.
+    From 3008 on, Salt also matches resources that minions claim to manage, such as environments. These are no hosts.
 
     :param known: a ``salt.utils.minions.CkMinions``.
     """
@@ -155,9 +155,9 @@ def hosts(known: Any, target: Any, tgt_type: str) -> list[str]:
 def ask(
     bus: Bus, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
 ) -> dict[str, Reply]:
-    """Send one message, and return the answer of each minion that gave one within *timeout* seconds.
+    """Send one message, and return the answers that came within *timeout* seconds, by minion.
 
-    Salt's own call waits for as long as a minion says that it is at work, so one minion could delay all others.
+    Salt's own call waits while a minion reports that it is still working, so one minion could delay all others.
     """
     sent = bus.send(minions, function, arguments)
     waiting, found = set(minions) - sent.unknown, dict[str, Reply]()

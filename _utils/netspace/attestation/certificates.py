@@ -1,18 +1,17 @@
 """Check that a TPM's endorsement certificate chains to a root that the operator trusts.
 
-RFC 5280 path validation, for exactly what TCG's EK Credential Profile 2.5 needs, written out
-because ``cryptography.x509.verification`` can't be used: it demands a subject that is a DNS
-name or an address, while an EK certificate has an empty subject, a critical subjectAltName of
-directory names and its own extended key usage; custom extension policies came with
-cryptography 45 only. Signatures, encodings and names are ``cryptography``'s.
+This is RFC 5280 path validation, limited to what TCG's EK Credential Profile 2.5 needs.
+``cryptography.x509.verification`` can't be used: it demands a DNS name or an address as the subject. An EK certificate
+has an empty subject, a critical subjectAltName of directory names, and its own extended key usage. Custom extension
+policies exist only since cryptography 45. ``cryptography`` checks the signatures and decodes certificates and names.
 
-Some makers' names have the wrong order for DER, so fields are read from a copy in the right order
-(``netspace.attestation.der``). A signature is checked over the bytes that its maker signed.
+Some makers write names in an order that DER forbids, so fields are read from a copy in the right order
+(``netspace.attestation.der``). Signatures are checked over the bytes that the maker signed.
 
-Fetches nothing. Intermediates come with the evidence or lie among the roots. Revocation lists are files that the
-operator put beside the roots; the address of a list in a certificate is ignored. A maker's list says which of his
-certificates are revoked. An expired list still revokes these, but proves nothing of his other certificates, so the
-maker counts as not trusted. Certificates of a maker without a list are not checked for revocation.
+Nothing is fetched. Intermediates come with the evidence or lie among the roots. Revocation lists are files that the
+operator puts beside the roots; the address of a list in a certificate is ignored. An expired list still revokes its
+entries. It proves nothing about the maker's other certificates, so these are not trusted. Certificates of a maker
+without a list are not checked for revocation.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from netspace.errors import NetspaceError, unreadable
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList
 
-# Checked by hand here, so a certificate that marks more than these as critical is refused.
+# Extensions that this module and ``path_rules`` check. A certificate with any other critical extension is refused.
 _UNDERSTOOD = frozenset(("2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.37", "2.5.29.32", "2.5.29.35", "2.5.29.14"))
 _EK_USAGE = "2.23.133.8.1"
 # Intermediates between an endorsement certificate and a root: Intel's firmware TPMs have four.
@@ -42,15 +41,15 @@ MAX_LIST = 16 * 1024 * 1024
 
 
 class Untrusted(NetspaceError):
-    """No path to a root: the host keeps what it has without one."""
+    """No valid path to a root. The host keeps the level that it has without a trusted certificate."""
 
 
 @dataclass(frozen=True)
 class _Signed:
     """A certificate or a revocation list.
 
-    :param fields: read from a copy in DER's order.
-    :param signed: the bytes that the signature is over, as they came.
+    :param fields: the object of ``cryptography``, read from a copy in DER's order.
+    :param signed: the bytes that the signature covers, as received.
     """
 
     fields: Any
@@ -58,11 +57,11 @@ class _Signed:
 
 
 def der(data: bytes) -> bytes:
-    """Return the one DER certificate at the start of *data*, without padding.
+    """Return the DER certificate at the start of *data*, without the padding after it.
 
     NV indices are often larger than the certificate in them.
 
-    :raises Untrusted: when there is none.
+    :raises Untrusted: when *data* does not begin with a certificate.
     """
     if len(data) >= 4 and data[:2] == b"\x30\x82":
         length = 4 + int.from_bytes(data[2:4], "big")
@@ -72,9 +71,9 @@ def der(data: bytes) -> bytes:
 
 
 def public_key(certificate: bytes) -> object:
-    """Return the key that a DER certificate is for.
+    """Return the public key in a DER certificate.
 
-    :raises Untrusted: when it can't be read.
+    :raises Untrusted: when the certificate can't be read.
     """
     try:
         return _load(certificate).fields.public_key()
@@ -85,11 +84,11 @@ def public_key(certificate: bytes) -> object:
 def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()) -> None:
     """Check that the DER certificate *leaf* chains to one of *roots*.
 
-    :param chain: DER intermediates that came along; none is trusted by itself. An unreadable one counts as absent.
+    :param chain: DER intermediates from the evidence. None is trusted by itself; an unreadable one counts as absent.
     :param roots: DER certificates that the operator trusts.
     :param now: seconds since the epoch.
     :param lists: makers' revocation lists, DER, as :func:`revocations` returns them.
-    :raises Untrusted: saying what is missing.
+    :raises Untrusted: when there is no valid path; the message names the problem.
     :raises RevokedEndorsementCertificate: when an issuer revoked a certificate of the path.
     """
     if not roots:
@@ -105,16 +104,16 @@ def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: floa
         told = [_load_list(one) for one in lists]
         path = _path(certificate, brought, anchors, when)
         for one in path if told else ():
-            # An intermediate that lies among the roots is trusted as long as its own issuer, if he is there, does.
+            # An intermediate among the roots is trusted until its own issuer, if known here, revokes it.
             _not_revoked(one, [*anchors, *brought], told, when)
     except unreadable() as err:
         raise Untrusted(f"a certificate can't be read: {err}") from err
 
 
 def readable(data: bytes) -> bytes:
-    """Return the DER certificate *data* as it is, if it can be read.
+    """Return the DER certificate *data* unchanged.
 
-    :raises NetspaceError: when it can't.
+    :raises NetspaceError: when it can't be read.
     """
     if len(data) > MAX_CERTIFICATE:
         raise NetspaceError(f"certificate: {len(data)} bytes; at most {MAX_CERTIFICATE} are possible")
@@ -128,9 +127,9 @@ def readable(data: bytes) -> bytes:
 
 
 def described(data: bytes) -> tuple[str, str, float]:
-    """Return a certificate's subject, kind of key, and end (seconds since the epoch), for people.
+    """Return a certificate's subject, kind of key, and expiry (seconds since the epoch), for people.
 
-    :param data: as :func:`readable` returned it.
+    :param data: a certificate that :func:`readable` returned.
     """
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -145,10 +144,10 @@ def described(data: bytes) -> tuple[str, str, float]:
 
 
 def revocations(raw: bytes) -> bytes:
-    """Return a revocation list (PEM or DER) as DER, if it is one that :func:`check` can go by.
+    """Return a revocation list (PEM or DER) that :func:`check` can use, as DER.
 
-    :raises NetspaceError: for anything else. A list with a critical extension is for some certificates only, or
-        names the changes alone: who took it for the whole would miss what is not in it.
+    :raises NetspaceError: for anything else. A list with a critical extension covers only some certificates, or only
+        changes to an earlier list (RFC 5280, 5.2). Taken for a complete list, it would hide revocations.
     """
     if len(raw) > MAX_LIST:
         raise NetspaceError(f"a revocation list of {len(raw)} bytes; at most {MAX_LIST} are possible")
@@ -186,7 +185,7 @@ def _load_list(data: bytes) -> _Signed:
 def _not_revoked(
     certificate: _Signed, issuers: Sequence[_Signed], lists: Sequence[_Signed], when: datetime.datetime
 ) -> None:
-    """Check a certificate by the newest list of each of *issuers* that issued it: by the key, not by the name alone."""
+    """Check a certificate by the newest list of each issuer. An issuer is known by its key, not by its name alone."""
     number: int = certificate.fields.serial_number
     for issuer in issuers:
         subject = issuer.fields.subject
@@ -239,15 +238,15 @@ def _load(data: bytes) -> _Signed:
     from cryptography import x509
 
     certificate = x509.load_der_x509_certificate(encoding.with_sorted_sets(data))
-    # DER of a BIT STRING of whole octets (X.690, 11.2): no unused bits. The parser lets them
-    # pass, and then one certificate would have two encodings.
+    # A signature is a BIT STRING of whole octets, without unused bits (X.690, 11.2). The parser accepts unused bits,
+    # and then one certificate would have two encodings.
     if data[-len(certificate.signature) - 1] != 0:
         raise ValueError("its signature has unused bits")
     return _Signed(certificate, encoding.signed_part(data))
 
 
 def _readable(data: bytes) -> _Signed | None:
-    """Load an intermediate that came along; None where it can't be read: it counts as absent."""
+    """Return an intermediate from the evidence; None if it can't be read, since it counts as absent then."""
     try:
         return _load(readable(data))
     except NetspaceError:
@@ -257,11 +256,12 @@ def _readable(data: bytes) -> _Signed | None:
 def _path(
     leaf: _Signed, chain: Sequence[_Signed], anchors: Sequence[_Signed], when: datetime.datetime
 ) -> list[_Signed]:
-    """Find the shortest path from *leaf* to a root; return it, the root last.
+    """Return the shortest path from *leaf* to a root, the root last.
 
-    Breadth first. Each intermediate is visited once, at its smallest distance from the leaf (where its issuer's
-    pathLenConstraint allows most). So the work grows with the square of their number, whichever certificates signed
-    which.
+    The search is breadth-first. It visits each intermediate once, at its smallest distance from the leaf, where its
+    issuer's pathLenConstraint is met most easily. So the work grows at most with the square of their number.
+
+    :raises Untrusted: when there is no path.
     """
     last = f"its issuer, {leaf.fields.issuer.rfc4514_string()!r}, is not among the roots"
     paths, left = [[leaf]], list(chain)
@@ -310,7 +310,11 @@ def _name(certificate: Certificate) -> str:
 
 
 def _check_leaf(certificate: Certificate, when: datetime.datetime) -> None:
-    """Check a leaf by EK Credential Profile, 3.2: no CA, key usage for decryption, EKU tcg-kp-EKCertificate."""
+    """Check an endorsement certificate (EK Credential Profile, 3.2).
+
+    It must not be a CA's. Its key usage, if any, must allow decryption, and its extended key usage, if any, must
+    include tcg-kp-EKCertificate.
+    """
     from cryptography import x509
 
     problem = _unfit(certificate, when)

@@ -1,9 +1,10 @@
-"""MakeCredential in software: a secret that only one TPM, holding one key, can open.
+"""MakeCredential in software: encrypts a secret that only one TPM with one attestation key can open.
 
-TPM 2.0 Library specification, Part 1: section 24 (credential protection), annexes B.10
-and C.6 (sharing a secret with an RSA or ECC key) and 11.4.10 (KDFa, KDFe). Opening it
-(TPM2_ActivateCredential) proves that the attestation key of that name lives in the same
-TPM as the endorsement key. Needs no TPM and no libtss2; keeps nothing.
+Opening it (TPM2_ActivateCredential) proves that the attestation key and the endorsement key are in the same TPM. Needs
+no TPM and no libtss2; saves nothing.
+
+Source: TPM 2.0 Library specification, Part 1: section 24 (credential protection), annexes B.10 and C.6 (sharing a
+secret with an RSA or ECC key) and 11.4.10 (KDFa, KDFe).
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _LABEL = b"IDENTITY\0"
 
 
 def make(endorsement: Public, name: bytes, secret: bytes) -> tuple[bytes, bytes]:
-    """Protect *secret* for the TPM of *endorsement*, to be opened only beside the object *name*.
+    """Encrypt *secret* for the TPM of *endorsement*, which opens it only if it holds the key *name*, too.
 
-    :param endorsement: as :func:`netspace.attestation.structures.endorsement` returned it.
-    :param name: the attestation key's name.
+    :param endorsement: the result of :func:`netspace.attestation.structures.endorsement`.
+    :param name: the attestation key's TPM name.
     :param secret: at most as long as the endorsement key's name digest.
     :return: the contents of TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET.
-    :raises Malformed: when *endorsement* is no key that anything can be encrypted for.
+    :raises Malformed: when nothing can be encrypted for *endorsement*.
     """
     digest = HASHES[endorsement.name_alg]
     size = hashlib.new(digest).digest_size
@@ -45,7 +46,7 @@ def make(endorsement: Public, name: bytes, secret: bytes) -> tuple[bytes, bytes]
 
 
 def kdfa(digest: str, key: bytes, label: bytes, first: bytes, second: bytes, bits: int) -> bytes:
-    """SP 800-108 in counter mode with HMAC (Part 1, 11.4.10.2); *label* includes its NUL."""
+    """Return *bits* of KDFa: SP 800-108 in counter mode with HMAC (Part 1, 11.4.10.2). *label* includes its NUL."""
     out = b""
     counter = 0
     while len(out) * 8 < bits:
@@ -56,7 +57,7 @@ def kdfa(digest: str, key: bytes, label: bytes, first: bytes, second: bytes, bit
 
 
 def kdfe(digest: str, shared: bytes, use: bytes, first: bytes, second: bytes, bits: int) -> bytes:
-    """SP 800-56A concatenation with a hash (Part 1, 11.4.10.3); *use* includes its NUL."""
+    """Return *bits* of KDFe: SP 800-56A concatenation with a hash (Part 1, 11.4.10.3). *use* includes its NUL."""
     out = b""
     counter = 0
     while len(out) * 8 < bits:
@@ -88,9 +89,9 @@ def _shared_seed(endorsement: Public, digest: str, size: int) -> tuple[bytes, by
 
 
 def _aes_cfb(key: bytes, plain: bytes) -> bytes:
-    """AES in CFB mode, 128-bit feedback and IV zero, out of single blocks.
+    """Encrypt *plain* by AES in CFB mode with 128-bit feedback and a zero IV, block by block (SP 800-38A, 6.3).
 
-    ``cryptography`` is about to drop its CFB; this is the mode's definition (SP 800-38A, 6.3).
+    ``cryptography`` is about to drop its own CFB mode.
     """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 

@@ -1,10 +1,10 @@
-"""DER of certificates as makers of TPMs write it: elements, concatenated certificates, and sets in the wrong order.
+"""Reader for the DER that makers of TPMs write: elements, concatenated certificates, and unsorted sets.
 
-Some makers (Nuvoton among them) write a SET OF with its members unsorted, which X.690, 11.6, forbids and
-``cryptography`` refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy's signed part differs from
-the certificate's, so **a signature is checked over the bytes as they came** (:func:`signed_part`), never over the copy.
+Some makers (Nuvoton among them) write a SET OF with unsorted members, which X.690, 11.6, forbids and ``cryptography``
+refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy's signed part differs from the original's,
+so **signatures are checked over the original bytes** (:func:`signed_part`), never over the copy.
 
-Reads only definite lengths and tags of one byte. Every length is bounded by the element around it.
+Only definite lengths and tags of one byte are read. Every length is bounded by the element around it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import NamedTuple
 
 SEQUENCE, SET, OCTETS = 0x30, 0x31, 0x04
 _CONSTRUCTED = 0x20
-# subjectAltName and issuerAltName (RFC 5280, 4.2.1.6): names of TPMs lie within their octet strings.
+# subjectAltName and issuerAltName (RFC 5280, 4.2.1.6): the octet strings of these extensions contain names of TPMs.
 _NAMES = (b"\x06\x03\x55\x1d\x11", b"\x06\x03\x55\x1d\x12")
 MAX_DEPTH = 24
-# The boundary of a PEM block; without its label where it is damaged.
+# The boundary of a PEM block. In a damaged boundary the label is missing.
 _BOUNDARY = re.compile(rb"-----(BEGIN|END)(?: ([A-Z0-9 ]{1,64})-----)?")
 
 
 class Element(NamedTuple):
-    """An element of *data*: its tag, where it begins, where its content begins, and where it ends."""
+    """A DER element: its tag, and the offsets of its start, its content and its end."""
 
     tag: int
     start: int
@@ -40,7 +40,7 @@ class Pem(NamedTuple):
 
 
 def from_pem(text: bytes) -> Pem:
-    """Read the PEM blocks (RFC 7468) of *text*; other text around them is ignored."""
+    """Return the PEM blocks (RFC 7468) in *text*. Text around them is ignored."""
     found = Pem([], [])
     begun: re.Match[bytes] | None = None
     for boundary in _BOUNDARY.finditer(text):
@@ -71,9 +71,9 @@ def _base64(body: bytes) -> bytes:
 
 
 def element(data: bytes, at: int, end: int) -> Element:
-    """Return the element of *data* that begins at *at*, and ends at *end* or before.
+    """Return the element of *data* that begins at offset *at* and ends at *end* or before.
 
-    :raises ValueError: when there is none.
+    :raises ValueError: when there is no such element.
     """
     if end - at < 2:
         raise ValueError("DER: an element is cut off")
@@ -93,9 +93,9 @@ def element(data: bytes, at: int, end: int) -> Element:
 
 
 def elements(data: bytes, at: int, end: int) -> Iterator[Element]:
-    """Yield the elements that fill *data* from *at* to *end*.
+    """Yield the elements of *data* from offset *at* to *end*.
 
-    :raises ValueError: when they don't.
+    :raises ValueError: when elements don't fill that range exactly.
     """
     while at < end:
         found = element(data, at, end)
@@ -104,7 +104,7 @@ def elements(data: bytes, at: int, end: int) -> Iterator[Element]:
 
 
 def split(data: bytes, most: int) -> list[bytes]:
-    """Return the certificates that stand in *data* one after the other, at most *most*; padding may follow them.
+    """Return the concatenated certificates in *data*, at most *most*. Padding may follow them.
 
     A TPM's NV indices hold a chain in this form (TCG EK Credential Profile 2.5, 2.2.1.5.2).
 
@@ -122,7 +122,7 @@ def split(data: bytes, most: int) -> list[bytes]:
 
 
 def signed_part(data: bytes) -> bytes:
-    """Return the part of the certificate or revocation list in *data* that is signed (RFC 5280, 4.1.1).
+    """Return the signed part of the certificate or revocation list *data* (RFC 5280, 4.1.1).
 
     :raises ValueError: when *data* is neither, or names two algorithms.
     """
@@ -133,7 +133,7 @@ def signed_part(data: bytes) -> bytes:
     algorithm = element(data, signed.end, whole.end)
     outside = data[algorithm.start : algorithm.end]
     at = signed.content
-    for _ in range(3):  # after a version and a serial number in a certificate, a version in a list
+    for _ in range(3):  # a version and a serial number precede the algorithm in a certificate, a version in a list
         inside = element(data, at, signed.end)
         if inside.tag == SEQUENCE:
             break
@@ -146,13 +146,13 @@ def signed_part(data: bytes) -> bytes:
 def with_sorted_sets(data: bytes) -> bytes:
     """Return *data* with the members of every SET in the order of X.690, 11.6: for reading, not for verifying.
 
-    :raises ValueError: when it is not DER of at most :data:`MAX_DEPTH` levels.
+    :raises ValueError: when *data* is not DER of at most :data:`MAX_DEPTH` levels.
     """
     return b"".join(_sorted(data, one, 0) for one in elements(data, 0, len(data)))
 
 
 def with_sorted_issuer(data: bytes) -> bytes:
-    """Return a revocation list with only its issuer's name sorted: the rest may be megabytes of entries.
+    """Return a revocation list with only its issuer's name sorted, since the rest may be megabytes of entries.
 
     :raises ValueError: when *data* is no revocation list.
     """

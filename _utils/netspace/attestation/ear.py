@@ -1,14 +1,14 @@
-"""A verifier's result, as a signed token that others can check: EAR (draft-ietf-rats-ear-04), JWT, ES256.
+"""A verifier's result as a signed token: EAR (draft-ietf-rats-ear-04), JWT, ES256.
 
-:func:`make` and :func:`check` are the two ends; no file but the signer's key (:func:`signer`), no clock.
-One algorithm and one form of header are known, so there is nothing to negotiate (``netspace.jose``).
+The verifier calls :func:`make`, and the host :func:`check`. Only :func:`signer` reads a file; nothing reads a clock.
+There is one algorithm and one form of header, so nothing is negotiated (``netspace.jose``).
 
-A host takes a result (:func:`check`) only if all of this holds, in this order:
+A host accepts a result only if all of this holds. :func:`check` checks it in this order:
 
-1. header, claims and sizes are what :func:`make` writes; signed with one of the pinned keys;
-2. for this host; for the nonce of the challenge that it answered last, which is used up by it;
-3. of this boot; not expired (ten minutes), not from the future;
-4. by a policy that is not older than the last one of the same group.
+1. one of the pinned keys signed the result, and its header, claims and sizes are those that :func:`make` writes;
+2. it is for this host, and has the nonce of the challenge that the host answered last. The caller forgets the nonce;
+3. it is of this boot, has not expired (ten minutes), and is not from the future;
+4. its policy's version is not lower than the last one of the same group.
 
 Each refusal has its code (``netspace.attestation.refusals``).
 """
@@ -58,7 +58,7 @@ class Signer:
         return jose.jwk(self.key.public_key())
 
     def sign(self, kind: str, payload: Mapping[str, Any]) -> str:
-        """Return *payload* as a JWS (compact form) of *kind*: one kind can't be taken for another."""
+        """Return *payload* as a JWS (compact form). Its header names *kind*, so it can't pass as another kind."""
         return jose.sign(self.key, kind, payload)
 
 
@@ -66,10 +66,10 @@ class Signer:
 class Told:
     """The content of a result for one host.
 
-    :param level: 0 to 5; 0: evidence was refused.
-    :param minimum: the level that the host's group asks for.
+    :param level: 0 to 5; 0: the verifier refused the evidence.
+    :param minimum: the level that the host's group demands.
     :param deadline: end of the result's validity at the host, seconds since the epoch.
-    :param tee: the confidential guest that it rests on (kind, measurement, TCB, code); empty where none is known.
+    :param tee: the confidential guest that the result rests on (kind, measurement, TCB, code); empty for none.
     """
 
     minion: str
@@ -87,17 +87,17 @@ class Told:
 
     @property
     def status(self) -> str:
-        """The EAR status: affirming only where a TPM or a TEE proves the level, and it reaches the group's minimum."""
+        """The EAR status. It is affirming only if a TPM or TEE proves the level, and the group's minimum is reached."""
         if self.level == 0:
             return CONTRAINDICATED
         return AFFIRMING if self.level >= max(self.minimum, 2) else WARNING
 
 
 def signer(folder: Path, module: hsm.Module | None = None) -> Signer:
-    """Return the key in *folder*; make it where there is none (0600, in a folder of its user's alone).
+    """Return the key in *folder*. Create it if there is none (mode 0600).
 
-    :param module: where it is made, in place of the file.
-    :raises NetspaceError: when others could read it, or it is none.
+    :param module: the hardware module that creates a new key; the file holds a reference to it then.
+    :raises NetspaceError: when other users can read the file, or when it holds no key.
     """
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -113,15 +113,15 @@ def signer(folder: Path, module: hsm.Module | None = None) -> Signer:
 
 
 def jwks(keys: Collection[Mapping[str, str]]) -> dict[str, Any]:
-    """Return a set of keys for others that check results."""
+    """Return *keys* as a JWK set (RFC 7517), for third parties that check results."""
     return {"keys": [{**one, "alg": "ES256", "use": "sig", "kid": jose.thumbprint(one)} for one in keys]}
 
 
 def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: int = MAX_TOKEN) -> dict[str, Any]:
     """Return the payload of a token that one of *keys* (JWK) signed.
 
-    :raises Malformed: when it is no token.
-    :raises ResultForged: when it is of another kind or algorithm, or none of the keys signed it.
+    :raises Malformed: when *token* is no token.
+    :raises ResultForged: when it has another kind or algorithm, or when none of the keys signed it.
     """
     try:
         return jose.opened(token, kind, keys, limit)
@@ -132,7 +132,7 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
 
 
 def make(key: Signer, told: Told, now: float, software: str) -> str:
-    """Return the result as EAR.
+    """Return the signed result (EAR).
 
     :param software: this verifier's version.
     """
@@ -182,12 +182,13 @@ def check(
     now: float,
     versions: Mapping[str, int],
 ) -> Told:
-    """Check a result at the host that it is for; see the module's rules.
+    """Check a result by the module's rules, at the host that it is for, and return its content.
 
-    :param keys: those that are pinned.
-    :param nonce: of the challenge that this host answered last; empty for none.
+    :param keys: the pinned keys (JWK).
+    :param nonce: the nonce of the challenge that this host answered last; empty for none.
     :param boot: this boot's id.
     :param versions: the last policy's version, by group.
+    :raises Refused: for the first rule that the result breaks.
     """
     claims = opened(token, RESULT, keys)
     told = _told(claims)
@@ -252,9 +253,9 @@ def _typed(value: Any, kind: type) -> Any:
 
 
 def parse_jwk(data: Any) -> dict[str, str]:
-    """Read a public key on P-256.
+    """Return a public key on P-256 as JWK.
 
-    :raises Malformed: when it is none.
+    :raises Malformed: when *data* is no such key.
     """
     try:
         return jose.parse_jwk(data)

@@ -1,6 +1,6 @@
-"""An enrolment that waits for its answer: the registrar's memory of it, and the message to the minion.
+"""A pending enrolment: the registrar's record of it, and the message to the minion.
 
-Pure values. The checks before and after are in ``netspace.attestation.registrar``.
+Pure values. ``netspace.attestation.registrar`` makes the checks before and after.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pending:
-    """A credential that waits for its answer; see :meth:`netspace.attestation.registrar.Registrar.begin`.
+    """An enrolment that waits for the minion's answer; see :meth:`netspace.attestation.registrar.Registrar.begin`.
 
     :param known: the minion's record when the credential was made.
-    :param since: when it was made, by a monotonic clock.
+    :param since: the time when the credential was made, by a monotonic clock.
     """
 
     minion: str

@@ -3,10 +3,10 @@
 Reads the crypto-agile format (TCG PC Client Platform Firmware Profile 1.06, section
 10) and the older SHA-1 one, as Linux offers them in ``binary_bios_measurements``.
 All integers are little-endian. Sizes and counts are bounded. A log proves nothing by
-itself: only when it replays to quoted values is it what the TPM saw. No file is read here.
+itself: it is what the TPM measured only if it replays to quoted values. No file is read here.
 
 An ACPI table (TPM2, CCEL) describes an area of memory that is larger than the log in it. :func:`unpadded` returns
-the log of such an area; :func:`parse` takes logs alone.
+the log of such an area; :func:`parse` accepts only logs without padding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FIRMWARE = "; some firmware never logs all that it measures there: then name PC
 
 
 class Event(NamedTuple):
-    """One entry: *digests* by the bank's name; banks that we can't compute are left out."""
+    """One entry of a log. *digests* are by the bank's name, without banks that can't be replayed."""
 
     pcr: int
     type: int
@@ -43,10 +43,10 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class EventLog:
-    """A whole log.
+    """A complete log.
 
-    :param banks: banks that every measured event has a digest for.
-    :param locality: PCR 0 starts with this value (3 or 4 after an H-CRTM).
+    :param banks: the banks for which every measured event has a digest.
+    :param locality: the initial value of PCR 0 (3 or 4 after an H-CRTM).
     """
 
     banks: tuple[str, ...]
@@ -73,7 +73,7 @@ class EventLog:
         return values
 
     def extended(self, pcr: int, bank: str, digests: Iterable[bytes]) -> bytes:
-        """Return the value of *pcr* after *digests*, from the value that it has at the start."""
+        """Return the value of *pcr* after *digests* have extended its initial value."""
         digest_of = getattr(hashlib, bank)
         value = bytes((*bytes(digest_of().digest_size - 1), self.locality if pcr == 0 else 0))
         for digest in digests:
@@ -83,9 +83,11 @@ class EventLog:
     def check(
         self, quoted: Mapping[int, bytes], bank: str = "sha256", replayed: Mapping[int, bytes] | None = None
     ) -> None:
-        """Check that the log leads to the *quoted* values of all PCRs it has extended.
+        """Check that the log leads to the *quoted* values of all PCRs that it extends.
 
-        :param replayed: the values, where other logs continue this one.
+        PCRs 0 to 7 without an event in the log must be untouched.
+
+        :param replayed: the replayed values, if other logs continue this one.
         :raises LogMismatch: naming the first PCR that differs.
         """
         if replayed is None:
@@ -123,7 +125,7 @@ class _Reader:
         return len(self.data) - self.at
 
     def padding(self) -> bool:
-        """Return whether padding begins here: PCR and type are both 0, or both all ones, as in no event.
+        """Return whether padding begins here. Its PCR and type are both 0, or both all ones: no event has these values.
 
         :raises LogMalformed: when other bytes follow the padding.
         """
@@ -137,9 +139,9 @@ class _Reader:
 
 
 def parse(raw: bytes) -> EventLog:
-    """Parse a boot log.
+    """Return a parsed boot log.
 
-    :raises LogMalformed: where it is not one, or not a whole one.
+    :raises LogMalformed: when *raw* is not a complete boot log.
     """
     return _parse(raw, padded=False)[0]
 
@@ -150,13 +152,13 @@ def unpadded(raw: bytes) -> bytes:
     The firmware fills the area with one value before it writes events (EDK2: 0xff; others: 0), so all bytes
     after the last event have that value (TCG ACPI Specification 1.3, LAML and LASA; Intel GHCI 1.5, CCEL).
 
-    :raises LogMalformed: where there is no whole log, or where other bytes than padding follow it.
+    :raises LogMalformed: when there is no complete log, or when other bytes than padding follow it.
     """
     return raw[: _parse(raw, padded=True)[1]]
 
 
 def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
-    """Return the log, and where it ends."""
+    """Return the log, and the offset of its end."""
     if len(raw) > MAX_LOG:
         raise LogMalformed(f"boot log: {len(raw)} bytes, at most {MAX_LOG} are possible")
     reader = _Reader(raw)
@@ -182,7 +184,7 @@ def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
 
 @functools.lru_cache(maxsize=16)
 def _header(data: bytes) -> tuple[Mapping[int, int], _Layout]:
-    """Return the digests' sizes by algorithm, and the events' form, of a crypto-agile log's first event."""
+    """Return the sizes of digests by algorithm, and the layout of events, from a crypto-agile log's first event."""
     reader = _Reader(data)
     reader.take(len(_SPEC_ID) + 8)
     count = reader.number(4)
@@ -202,14 +204,14 @@ def _header(data: bytes) -> tuple[Mapping[int, int], _Layout]:
 
 
 def _event_sha1(reader: _Reader) -> Event:
-    """TCG_PCClientPCREvent."""
+    """Return a TCG_PCClientPCREvent."""
     pcr, kind = reader.number(4), reader.number(4)
     digest = reader.take(20)
     return _checked(Event(pcr, kind, {"sha1": digest}, reader.take(reader.number(4))))
 
 
 def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
-    """TCG_PCR_EVENT2."""
+    """Return a TCG_PCR_EVENT2."""
     pcr, kind, count = reader.number(4), reader.number(4), reader.number(4)
     if count > len(sizes):
         raise LogMalformed(f"boot log: an event with {count} digests; the log has {len(sizes)} algorithms")
@@ -227,7 +229,7 @@ def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
 
 
 class _Layout:
-    """The form of almost every event: a digest for each algorithm, in the header's order. Read at one go, for speed."""
+    """The layout of almost every event: a digest for each algorithm, in the header's order. It is read fast."""
 
     def __init__(self, sizes: Mapping[int, int]) -> None:
         self._struct = struct.Struct("<III" + "".join(f"H{size}s" for size in sizes.values()) + "I")
@@ -236,9 +238,9 @@ class _Layout:
         self._last = 3 + 2 * len(sizes)
 
     def read(self, reader: _Reader, events: list[Event]) -> None:
-        """Move the next events from *reader* to *events*, up to the first that may be something else.
+        """Move the next events from *reader* to *events*, up to the first that does not have this layout.
 
-        That is left to :func:`_event`: another form, padding, a size or a PCR out of bounds.
+        The caller handles the rest: another form, padding, a size or a PCR out of bounds.
         """
         data, at, head, last = reader.data, reader.at, self._struct.size, self._last
         unpack, algorithms, names, make = self._struct.unpack_from, self._algorithms, self._names, tuple.__new__
@@ -264,7 +266,7 @@ def _checked(event: Event) -> Event:
 
 
 def _locality(events: list[Event]) -> int:
-    """Return the locality that TPM2_Startup came from, which is PCR 0's first value."""
+    """Return the locality of TPM2_Startup, which is PCR 0's initial value."""
     for event in events:
         if event.type == NO_ACTION and event.data.startswith(_LOCALITY):
             if len(event.data) != len(_LOCALITY) + 1 or event.data[-1] > 4:

@@ -1,9 +1,8 @@
-"""The contents of a boot log's events, for people and for policies.
+"""Decoder of the event data in boot logs, for people and for policies.
 
-Decodes event data: UEFI variables, signature databases, device paths, command lines,
-tagged events. Most data is a comment of whoever wrote the log: only where its digest was
-measured (:func:`proved`) may a policy believe it. Everything is bounded, and data that
-isn't what it should be is shown as hex, never an error. Decides nothing.
+Decodes UEFI variables, signature databases, device paths, command lines and tagged events. Most data is a comment by
+the writer of the log. A policy may rely on data only if its digest was measured (:func:`proved`). All sizes are
+bounded. Data of an unexpected form is shown as hex and raises no error. This module decides nothing.
 """
 
 from __future__ import annotations
@@ -66,22 +65,22 @@ TYPES = {
     0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
 }
 _IMAGES = frozenset(range(0x80000003, 0x80000006))
-# Events whose digest is of the whole data, so that a difference is worth telling.
+# Events whose digest covers the whole data, so that a difference means something.
 _OF_DATA = frozenset(
     (SEPARATOR, ACTION, CRTM_VERSION, EFI_ACTION, VARIABLE_DRIVER_CONFIG, VARIABLE_AUTHORITY, 0x80000006)
 )
 GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 SECURITY = "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
-# UEFI 2.10, 32.4.1: the kinds of a signature list.
+# UEFI 2.10, 32.4.1: kinds of signature lists.
 _X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
 _SHA256 = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
-# What GRUB logs before a kernel's command line, which is what it measures.
+# Labels that GRUB logs before a kernel's command line. It measures only the line.
 GRUB = (b"kernel_cmdline: ", b"grub_kernel_cmdline ")
 
 
 @dataclass(frozen=True)
 class Variable:
-    """UEFI_VARIABLE_DATA."""
+    """A measured UEFI variable (UEFI_VARIABLE_DATA)."""
 
     guid: str
     name: str
@@ -93,15 +92,15 @@ def type_name(kind: int) -> str:
 
 
 def proved(event: Event, bank: str, data: bytes | None = None) -> bool:
-    """Return whether the event's digest in *bank* is of its data (or of *data*): only then was that measured."""
+    """Return whether the event's digest in *bank* is that of its data (or of *data*): only then was it measured."""
     expected: bytes = getattr(hashlib, bank)(event.data if data is None else data).digest()
     return event.digests.get(bank) == expected
 
 
 def measured_data(event: Event, bank: str) -> bytes | None:
-    """Return the event's data where its digest in *bank* is of it; None where it isn't.
+    """Return the event's data if its digest in *bank* proves it; else None.
 
-    Old shims log a byte more of an authority than they measure.
+    Old shims log one byte more of an authority than they measure: that byte is left out.
     """
     if proved(event, bank):
         return event.data
@@ -111,9 +110,9 @@ def measured_data(event: Event, bank: str) -> bytes | None:
 
 
 def variable(data: bytes, slack: int = 0) -> Variable | None:
-    """Read UEFI_VARIABLE_DATA; None where it is none.
+    """Return the variable in UEFI_VARIABLE_DATA; None for other data.
 
-    :param slack: so many bytes may follow it: old shims measure some more than they fill (``SLACK``).
+    :param slack: maximum of bytes that may follow it. Old shims measure up to ``SLACK`` bytes more than they fill.
     """
     if len(data) < 32:
         return None
@@ -127,19 +126,19 @@ def variable(data: bytes, slack: int = 0) -> Variable | None:
 
 @functools.lru_cache(64)
 def _guid(raw: bytes) -> str:
-    """Show a GUID; a boot has a few, each many times."""
+    """Return a GUID as text. The results are cached, since a log repeats a few GUIDs many times."""
     return str(uuid.UUID(bytes_le=raw))
 
 
 def certificate(data: bytes) -> bytes:
-    """Return what an authority's content vouches by: a certificate, alone or after its owner (EFI_SIGNATURE_DATA)."""
+    """Return the certificate or digest in an authority's content, without its owner, if any (EFI_SIGNATURE_DATA)."""
     return data if data[:2] == b"\x30\x82" else data[16:]
 
 
 def signatures(data: bytes) -> tuple[list[bytes], list[bytes]] | None:
-    """Read EFI_SIGNATURE_LISTs: the certificates (DER) and the SHA-256 digests; None where they are none.
+    """Return the certificates (DER) and SHA-256 digests in EFI_SIGNATURE_LISTs; None for other data.
 
-    Lists of other kinds are passed over.
+    Lists of other kinds are skipped.
     """
     certificates: list[bytes] = []
     digests: list[bytes] = []
@@ -163,7 +162,7 @@ def signatures(data: bytes) -> tuple[list[bytes], list[bytes]] | None:
 
 
 def text(data: bytes) -> str | None:
-    """Read a string as boot loaders log it, UTF-16 or UTF-8, without its final NUL; None where it is none."""
+    """Return a string that a boot loader logged (UTF-16 or UTF-8), without its final NUL; None for other data."""
     if len(data) >= 2 and len(data) % 2 == 0 and data[1] == 0:
         try:
             found = data.decode("utf-16-le")
@@ -187,7 +186,7 @@ def is_command_line(event: Event) -> bool:
 
 
 def tag(event: Event) -> tuple[int, str] | None:
-    """TCG_PCClientTaggedEvent: its id and text."""
+    """Return the id and text of a TCG_PCClientTaggedEvent; None for other events."""
     if event.type != EVENT_TAG or len(event.data) < 8:
         return None
     size = int.from_bytes(event.data[4:8], "little")
@@ -197,8 +196,10 @@ def tag(event: Event) -> tuple[int, str] | None:
 
 
 def describe(event: Event) -> dict[str, Any]:
-    """Return *event* for people: ``pcr``, ``type``, ``digests``, what its data says, and in ``matches``
-    whether its digests are of that data (left out for events whose digest is of something else)."""
+    """Return *event* for people: ``pcr``, ``type``, ``digests``, ``matches`` and the decoded data.
+
+    ``matches`` is whether the digests are those of the data. Events that measure something else don't have it.
+    """
     found: dict[str, Any] = {"pcr": event.pcr, "type": type_name(event.type)}
     if event.type != NO_ACTION:
         found["digests"] = {bank: digest.hex() for bank, digest in event.digests.items()}
@@ -210,7 +211,7 @@ def describe(event: Event) -> dict[str, Any]:
 
 
 def _matches(event: Event) -> bool | None:
-    if event.type == VARIABLE_BOOT:  # of the variable's content alone in older firmware
+    if event.type == VARIABLE_BOOT:  # older firmware measures only the variable's content
         read = variable(event.data)
         return all(proved(event, bank) or (read and proved(event, bank, read.data)) for bank in event.digests) or False
     if event.type == IPL and event.pcr in (8, 12):
@@ -261,7 +262,7 @@ def _variable(read: Variable, kind: int) -> dict[str, Any]:
 
 
 def _load_option(data: bytes) -> dict[str, Any]:
-    """EFI_LOAD_OPTION (UEFI 2.10, 3.1.3)."""
+    """Return an EFI_LOAD_OPTION (UEFI 2.10, 3.1.3) for people."""
     end = 6
     while end + 2 <= len(data) and data[end : end + 2] != b"\0\0":
         end += 2
@@ -273,7 +274,7 @@ def _load_option(data: bytes) -> dict[str, Any]:
 
 
 def device_path(data: bytes) -> str:
-    """Show a device path (UEFI 2.10, 10.3): files, disks and PCI functions by name, other nodes by number."""
+    """Return a device path (UEFI 2.10, 10.3) as text: files, disks and PCI functions by name, other nodes by number."""
     nodes: list[str] = []
     at = 0
     while at + 4 <= len(data) and len(nodes) < MAX_LIST:
@@ -300,7 +301,7 @@ def device_path(data: bytes) -> str:
 
 
 def report(log: EventLog) -> dict[str, Any]:
-    """Return a whole log for people: ``{banks: {bank: {pcr: hex}}, events: [...]}``."""
+    """Return a log for people: ``{banks: {bank: {pcr: hex}}, events: [...]}``."""
     banks: Mapping[str, Mapping[int, bytes]] = {bank: log.replay(bank) for bank in log.banks}
     return {
         "banks": {

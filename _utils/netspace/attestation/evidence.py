@@ -1,8 +1,8 @@
-"""The messages between an attester and a verifier: what they hold and how they travel.
+"""The messages between an attester and a verifier: their content and their wire form.
 
-Pure values, bounded in size. What is signed is bound to one request by
-:meth:`Context.qualifying`. The wire form is a plain mapping (JSON, msgpack), with
-binary fields in base64. Nothing here signs, verifies or reads a file.
+Pure values, bounded in size. :meth:`Context.qualifying` binds each signature to one
+request. The wire form is a plain mapping (JSON, msgpack), with binary fields in
+base64. Nothing here signs, verifies or reads a file.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from netspace.attestation.refusals import Malformed
 PROTOCOL = b"netspace-attest/1"
 BANK = "sha256"
 BANK_ID = 0x000B
-# Ed25519 signs this before the qualifying data, so that no other use of the key can be mistaken for it.
+# The Ed25519 key signs this prefix and the qualifying data, so that no other use of the key can be mistaken for it.
 SOFTWARE_PREFIX = b"netspace-attest/1 software key\0"
-# What a TEE's report is over begins so, for the same reason.
+# The data that a TEE's report covers begins with this prefix, for the same reason.
 TEE_PREFIX = b"netspace-attest/1 tee report\0"
 MAX_PCR = 23
 # One spelling per number, so that no PCR can be given twice.
 PCR_NAMES = frozenset(str(index) for index in range(MAX_PCR + 1))
 MIN_NONCE, MAX_NONCE = 16, 64
-# Of a TEE: its report, the certificates that its host gave it, and the area that its log lies in.
+# Bytes of a TEE's report, of the certificates that its host gave it, and of the area that holds its log.
 MAX_REPORT, MAX_TABLE, MAX_AREA = 16 * 1024, 64 * 1024, 512 * 1024
 MAX_TEE = MAX_REPORT + MAX_TABLE + MAX_AREA
 MAX_CHAIN = 8
@@ -40,20 +40,20 @@ MAX_CHAIN = 8
 MAX_OTHERS = 8
 # Bytes of a period, which selects an attestation key: each certificate has a period and a key of its own.
 PERIOD = 16
-# Characters of an answer that travel in one message: less than half of what Salt lets through.
+# Characters of an answer that are sent in one message: less than half of Salt's limit.
 PART = 384 * 1024
 
 
 @dataclass(frozen=True)
 class Context:
-    """The occasion that one piece of evidence is made for; both sides must hold the same.
+    """The request that one piece of evidence is bound to. Attester and verifier must use the same.
 
-    :param verifier: fingerprint of the verifier's key; ``self`` where the host judges itself.
+    :param verifier: fingerprint of the verifier's key; ``self`` if the host judges itself.
     :param host: the host's identity with this verifier.
-    :param session: the verifier's name for this exchange.
+    :param session: the verifier's id for this exchange.
     :param nonce: 16 to 64 random bytes, used once.
-    :param environments: head of the log of environments' events; empty where none is kept.
-    :param binding: a further thing that this evidence is bound to, such as the id of the boot; empty for none.
+    :param environments: head of the log of environments' events; empty if there is no log.
+    :param binding: a further value that the evidence is bound to, such as the id of the boot; empty for none.
     """
 
     verifier: str
@@ -68,7 +68,7 @@ class Context:
             raise Malformed(f"a nonce of {len(self.nonce)} bytes; {MIN_NONCE} to {MAX_NONCE} are possible")
 
     def qualifying(self) -> bytes:
-        """Return SHA-256 over the fields, each after its length: a quote is qualified with it."""
+        """Return the qualifying data of a quote: SHA-256 over the fields, each prefixed with its length."""
         fields = _joined(
             PROTOCOL,
             self.verifier.encode(),
@@ -81,16 +81,16 @@ class Context:
         return hashlib.sha256(fields).digest()
 
     def report_data(self, key: bytes) -> bytes:
-        """Return the 64 bytes that a TEE's report is over: this context, and the key that signs the evidence beside it.
+        """Return the 64 bytes that a TEE's report covers: a digest of this context and of the evidence's key.
 
         :param key: as in :class:`Evidence`.
         """
         return hashlib.sha512(_joined(TEE_PREFIX, self.qualifying(), key)).digest()
 
     def activation(self, secret: bytes, name: bytes) -> bytes:
-        """Return the answer to a credential: shows that *secret* was opened, without sending it back.
+        """Return the answer to a credential: an HMAC that proves knowledge of *secret* without revealing it.
 
-        :param name: of the attestation key.
+        :param name: the attestation key's TPM name.
         """
         fields = _joined(PROTOCOL, self.session.encode(), self.host.encode(), name, self.verifier.encode())
         return hmac.digest(secret, fields, "sha256")
@@ -98,15 +98,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Enrolment:
-    """A TPM's identity, and the key that it will attest with.
+    """A TPM's identity and its attestation key.
 
-    :param template: names the endorsement key's template, e.g. ``EK-ECC256``.
+    :param template: name of the endorsement key's template, e.g. ``EK-ECC256``.
     :param endorsement: TPMT_PUBLIC of the endorsement key.
-    :param certificate: the content of its certificate's NV index, where there is one.
+    :param certificate: content of the NV index with the endorsement key's certificate; None if there is none.
     :param chain: intermediates, DER.
     :param attestation: TPMT_PUBLIC of the attestation key.
     :param tpm: manufacturer, firmware and the like, as the TPM reports them; not proved.
-    :param period: the bytes that the attestation key was derived with; empty where the host judges itself.
+    :param period: the bytes from which the TPM derived the attestation key; empty if the host judges itself.
     :param others: the TPM's other endorsement keys: template and TPMT_PUBLIC of each.
     """
 
@@ -120,7 +120,7 @@ class Enrolment:
     others: tuple[tuple[str, bytes], ...] = ()
 
     def wire(self) -> dict[str, Any]:
-        """Return the form that travels."""
+        """Return the wire form."""
         return {
             "v": 2,
             "template": self.template,
@@ -136,11 +136,11 @@ class Enrolment:
 
 @dataclass(frozen=True)
 class Measurements:
-    """IMA's list, and a quote of PCR 10 alone: the PCR moves, so the list may be ahead of the quote.
+    """IMA's list, and a quote of PCR 10 alone. The kernel goes on measuring, so the list may be ahead of the quote.
 
-    :param value: of PCR 10, SHA-256 bank.
-    :param first: number of the first line that is brought.
-    :param lines: as in ``binary_runtime_measurements``.
+    :param value: value of PCR 10, SHA-256 bank.
+    :param first: number of the first line in *lines*.
+    :param lines: in the form of ``binary_runtime_measurements``.
     """
 
     attest: bytes
@@ -152,12 +152,12 @@ class Measurements:
 
 @dataclass(frozen=True)
 class TeeReport:
-    """A confidential guest's report, over :meth:`Context.report_data`.
+    """A confidential guest's report, which covers :meth:`Context.report_data`.
 
-    :param provider: the kernel's name for the report's format. It only picks the parser.
-    :param certificates: as the host gave them to its guest; empty for none.
-    :param log: the guest's boot log (CCEL) without the padding of its area; an area that can't be read as a log is sent
-        as it is. None where there is no area.
+    :param provider: the kernel's name for the report's format. It only selects the parser.
+    :param certificates: the certificates that the host gave to its guest; empty for none.
+    :param log: the guest's boot log (CCEL) without the padding of its area. An area without a readable log is sent
+        unchanged. None if there is no area.
     """
 
     provider: str
@@ -170,16 +170,16 @@ class TeeReport:
 class Evidence:
     """Evidence that a host signed for a :class:`Context`.
 
-    :param kind: ``tpm``: a quote; ``software``: by an Ed25519 key, without any PCRs.
+    :param kind: ``tpm``: a quote; ``software``: a signature by an Ed25519 key, without PCRs.
     :param key: TPMT_PUBLIC of the attestation key, or the 32 bytes of the Ed25519 key.
     :param attest: TPMS_ATTEST, or the prefixed qualifying data.
     :param signature: TPMT_SIGNATURE, or the 64 bytes of the Ed25519 signature.
     :param pcrs: values of the quoted PCRs, SHA-256 bank.
-    :param boot_log: the firmware's log, where there is one.
-    :param systemd_log: systemd's measurement log, where there is one.
-    :param ima: the kernel's measurements, where the verifier asked for them.
-    :param known_log: SHA-256 of the firmware's log, in place of the log: the verifier said that it has this log.
-    :param tee: a confidential guest's report, where the verifier asked for it.
+    :param boot_log: the firmware's log, if there is one.
+    :param systemd_log: systemd's measurement log, if there is one.
+    :param ima: the kernel's measurements, if the verifier asked for them.
+    :param known_log: SHA-256 of the firmware's log, instead of the log: the challenge said that the verifier has it.
+    :param tee: a confidential guest's report, if the verifier asked for it.
     """
 
     kind: Literal["tpm", "software"]
@@ -194,7 +194,7 @@ class Evidence:
     tee: TeeReport | None = None
 
     def wire(self) -> dict[str, Any]:
-        """Return the form that is sent. It has ``tee`` only with a report: older verifiers don't know the field."""
+        """Return the wire form. It has ``tee`` only with a report, since older verifiers don't know the field."""
         return {
             **({} if self.tee is None else {"tee": _tee_wire(self.tee)}),
             "v": 1,
@@ -212,7 +212,7 @@ class Evidence:
 
 
 def parse(data: Any) -> Evidence:
-    """Read the form that travels.
+    """Return the evidence in a wire form.
 
     :raises Malformed: for unknown or missing fields, other types, and sizes out of bounds.
     """
@@ -243,7 +243,7 @@ def parse(data: Any) -> Evidence:
 
 
 def parse_enrolment(data: Any) -> Enrolment:
-    """Read the form of an enrolment that travels.
+    """Return the enrolment in a wire form.
 
     :raises Malformed: for unknown or missing fields, other types, and sizes out of bounds.
     """
@@ -274,7 +274,7 @@ def parse_enrolment(data: Any) -> Enrolment:
 
 
 def period(text: Any) -> bytes:
-    """Read the period of an attestation key: 16 bytes in hex, or nothing.
+    """Return the period of an attestation key from its wire form: 16 bytes in hex, or nothing.
 
     :raises Malformed: for anything else.
     """
@@ -295,9 +295,9 @@ def _short(text: Any) -> bool:
 
 
 def key_fingerprint(pem: bytes) -> str:
-    """Name a master by its key (the one that minions know it by): both sides compute this by themselves.
+    """Return the fingerprint of a master's public key. Master and minion each compute it, and name the master by it.
 
-    :raises Malformed: when it is no key.
+    :raises Malformed: when *pem* is no key.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -316,7 +316,7 @@ def _log_wire(made: Evidence) -> str | dict[str, str] | None:
 
 
 def _known(data: Any) -> str | None:
-    """Return the digest that stands in a log's place; None for a log."""
+    """Return the digest that was sent instead of a log; None for a log."""
     if not isinstance(data, Mapping):
         return None
     if set(data) != {"sha256"} or from_hex(data["sha256"], 32) is None:
@@ -373,7 +373,7 @@ def _tee(data: Any) -> TeeReport:
 
 
 def _joined(*fields: bytes) -> bytes:
-    """Return each field after its length (32 bits, big-endian), so that no two lists of fields are equal."""
+    """Return the fields, each prefixed with its length (32 bits, big-endian): different fields give different bytes."""
     return b"".join(len(part).to_bytes(4, "big") + part for part in fields)
 
 
@@ -407,7 +407,7 @@ def _value(value: Any) -> bytes:
 
 
 def from_hex(text: Any, size: int) -> bytes | None:
-    """Return *size* bytes that *text* has in hex; None for anything else, and for blanks, which ``fromhex`` takes."""
+    """Return *size* bytes from hex; None for any other text, also for one with blanks, which ``fromhex`` accepts."""
     if isinstance(text, str) and len(text) == 2 * size:
         try:
             raw = bytes.fromhex(text)

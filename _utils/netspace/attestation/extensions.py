@@ -1,8 +1,8 @@
-"""The extensions of PCRs, in order: the boot log's events and, after them, systemd's records, as one sequence.
+"""The extensions of PCRs, in one sequence: the boot log's events, then systemd's records.
 
-The sequence of digests of a PCR is proved, because it leads to the quoted value. The type, the description and the log
-that an event stands in are only the sender's word. So both logs are one sequence here, and data counts only as a
-preimage of the digest. Pure.
+The quoted value proves the sequence of a PCR's digests. It does not prove an event's type, its description, or the log
+that holds it: these are the sender's claims. So both logs form one sequence here, and data counts only if its digest
+was measured. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from netspace.attestation.evidence import BANK, Evidence
 from netspace.attestation.measurelog import Record
 from netspace.attestation.refusals import NoBootLog
 
-# Before what GRUB measures, its log says what it is: the text after it is what was measured.
+# Labels in GRUB's log. GRUB measures only the text after a label.
 _GRUB = (*events.GRUB, b"grub_cmd: ")
 
 
 class Extension(NamedTuple):
     """One extension of a PCR.
 
-    :param source: the event or record that tells of it.
+    :param source: the log's event or record of it.
     """
 
     digest: bytes
@@ -31,22 +31,22 @@ class Extension(NamedTuple):
 
     @property
     def kind(self) -> int | None:
-        """The type that the log gives it; None for systemd's. It chooses a message, and decides nothing."""
+        """The type that the boot log claims; None for systemd's records. It only selects a message."""
         return self.source.type if isinstance(self.source, Event) else None
 
     @property
     def claimed(self) -> str:
-        """Return the log's name for it, for a message: 80 characters at most."""
+        """The description that the log claims, for messages: at most 80 characters."""
         if not isinstance(self.source, Event):
             return f"systemd's {self.source.kind!r:.32}"
         said = events.describe(self.source)
         return repr(str(said.get("text") or said.get("path") or said.get("variable") or said["type"])[-80:])
 
     def preimages(self) -> Iterator[bytes]:
-        """Yield the candidates for the measured data: the logged data, and the logged data without known additions.
+        """Yield the data that was measured, if it can be derived from the logged data.
 
-        Old shims log a byte more of an authority than they measure; systemd-boot before v251 logged one less of a
-        command line; GRUB logs a word before a text, and a NUL after it.
+        Some programs log other data than they measure. Old shims log a byte more of an authority; systemd-boot before
+        v251 logged a byte less of a command line; GRUB logs a label before a text, and a NUL after it.
         """
         for one in self._told():
             if measured.digest(one) == self.digest:
@@ -65,12 +65,12 @@ class Extension(NamedTuple):
                 yield data[len(word) :].removesuffix(b"\0")
 
     def preimage(self) -> bytes | None:
-        """Return the data that was measured, where it is known."""
+        """Return the data that was measured; None if it is not known."""
         return next(self.preimages(), None)
 
 
 class Logs(NamedTuple):
-    """The two logs of a boot; the second is empty where systemd kept none."""
+    """The two logs of a boot. systemd's is empty if systemd kept none."""
 
     boot: EventLog
     records: tuple[Record, ...]
@@ -80,12 +80,12 @@ class Logs(NamedTuple):
         return measurelog.extend(self.boot.replay(BANK), self.records, BANK)
 
     def of(self, pcrs: Collection[int]) -> Mapping[int, list[Extension]]:
-        """Return what *pcrs* were extended with."""
+        """Return the extensions of each of *pcrs*, in order."""
         return of(self.boot, self.records, pcrs)
 
 
 def read(evidence: Evidence) -> Logs:
-    """Read the logs that came with *evidence*.
+    """Return the parsed logs of *evidence*.
 
     :raises NoBootLog: when there is no boot log.
     :raises Refused: when a log is malformed.
@@ -97,14 +97,14 @@ def read(evidence: Evidence) -> Logs:
 
 
 def is_word(pcr: int, one: Extension) -> bool:
-    """Return whether systemd measures this, and nothing else does: it adds no trust, wherever it stands."""
+    """Return whether this is a word that only systemd measures. It adds no trust, so it is allowed anywhere."""
     if one.digest in measured.WORDS.get(pcr, ()):
         return True
     return pcr == 9 and any(map(measured.nvpcr, one.preimages()))
 
 
 def of(log: EventLog, records: Collection[Record], pcrs: Collection[int]) -> Mapping[int, list[Extension]]:
-    """Return what *pcrs* were extended with."""
+    """Return the extensions of each of *pcrs*, in order."""
     found: dict[int, list[Extension]] = {pcr: [] for pcr in pcrs}
     for event in log.events:
         if event.pcr in found and event.type != NO_ACTION:

@@ -1,8 +1,8 @@
-"""Parts of this host, from the kernel's files: TPM, boot, TEE, isolation.
+"""Facts about this host from the kernel's files: TPM, boot, TEE, isolation.
 
-For grains: cheap (reads a few dozen small files under ``/sys``, ``/proc`` and ``/dev``,
-imports nothing heavy) and never raises. These are claims of the host about itself. They
-are shown and targeted by, and never raise a trust level.
+Salt's grains are made of them. Reading them is cheap (a few dozen small files under ``/sys``, ``/proc`` and ``/dev``,
+no heavy import) and never raises. The facts are the host's claims about itself: for display and targeting only. They
+never raise a trust level.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 _EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _MAX_FILE = 256 * 1024
-# Kernel driver -> what it can only be. tpm_tis and tpm_crb serve all sorts.
+# The class of TPM that a kernel driver implies. tpm_tis and tpm_crb serve every class, so they imply none.
 _CLASSES = {
     "tpm_ftpm_tee": "firmware",
     "ftpm-tee": "firmware",
@@ -48,7 +48,7 @@ def facts(root: Path = Path("/")) -> dict[str, Any]:
          "tee": {"optee": False, "trustzone": False, "sev": [], "tdx": [], "reports": False},
          "netspace": {"kernel": "6.12.0", "erofs": True, "overlay": True, ...}}
 
-    Where something can't be told from files its value is None; ``reason`` says why a thing is absent.
+    A value is None if the files don't tell it. ``reason`` says why something is absent.
 
     :param root: stands for ``/``; for tests.
     """
@@ -103,7 +103,7 @@ def _link(path: Path) -> str | None:
 
 
 def _cpu_flags(root: Path) -> frozenset[str]:
-    """Flags of the first processor (x86: ``flags``, arm64: ``Features``)."""
+    """Return the flags of the first processor (x86: ``flags``, arm64: ``Features``)."""
     text = _text(root / "proc/cpuinfo") or ""
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return frozenset(match[1].split()) if match else frozenset()
@@ -118,7 +118,7 @@ def _tpm(root: Path, flags: frozenset[str]) -> dict[str, Any]:
         return {"present": False, "reason": reason}
     chip = folder / chips[0]
     major = _text(chip / "tpm_version_major")
-    caps = _text(chip / "caps") or _text(chip / "device/caps")  # TPM 1.2 alone has it
+    caps = _text(chip / "caps") or _text(chip / "device/caps")  # only TPM 1.2 has it
     version = {"1": "1.2", "2": "2.0"}.get(major or "", "1.2" if caps else None)
     driver = _link(chip / "device/driver")
     kind = _CLASSES.get(driver or "")
@@ -152,7 +152,7 @@ def _manufacturer(caps: str | None) -> str | None:
 
 
 def _secure_boot(root: Path) -> dict[str, Any]:
-    """UEFI 2.10, 3.3: the variable SecureBoot, after four bytes of attributes, is one byte."""
+    """Return whether Secure Boot is on: the variable is a byte after four bytes of attributes (UEFI 2.10, 3.3)."""
     if not _there(root / "sys/firmware/efi"):
         return {"enabled": None, "reason": "the host was not booted by UEFI"}
     raw = _read(root / f"sys/firmware/efi/efivars/SecureBoot-{_EFI_GLOBAL}")
@@ -175,7 +175,7 @@ def _measured_boot(root: Path) -> dict[str, Any]:
 
 
 def _ima(root: Path) -> dict[str, Any]:
-    """Return whether IMA is ``active``, and the number of its ``measurements`` where root can read it."""
+    """Return whether IMA is ``active``, and the number of its ``measurements``; None if they can't be read."""
     security = root / "sys/kernel/security"
     if not _there(security / "ima"):
         known = bool(_names(security))
@@ -206,13 +206,13 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
         "trustzone": optee or _text(root / "sys/firmware/devicetree/base/psci/method") in ("smc", "smc\0"),
         "sev": sev,
         "tdx": tdx,
-        # A confidential guest whose kernel gives reports of it (configfs-tsm).
+        # True in a confidential guest whose kernel can report on the guest (configfs-tsm).
         "reports": _there(root / "sys/kernel/config/tsm/report"),
     }
 
 
 def _isolation(root: Path) -> dict[str, Any]:
-    """Return the means of isolating environments. None: not loaded now, the kernel may have it as a module."""
+    """Return the kernel's features for isolating environments. None: not loaded, but it may be a kernel module."""
     filesystems = {line.split()[-1] for line in (_text(root / "proc/filesystems") or "").splitlines() if line.split()}
     modules = root / "sys/module"
     release = _text(root / "proc/sys/kernel/osrelease") or ""
@@ -237,7 +237,7 @@ def _isolation(root: Path) -> dict[str, Any]:
         "seccomp": "errno" in (_text(root / "proc/sys/kernel/seccomp/actions_avail") or "").split(),
         "landlock": "landlock" in lsm if lsm != [""] else None,
         "cgroup": cgroup,
-        # 5.12 brought them; for overlay over an idmapped lower layer it takes 5.19.
+        # Linux 5.12 has idmapped mounts, but overlay over an idmapped lower layer needs 5.19.
         "idmapped_mounts": version >= (5, 19),
         "veth": module("veth"),
         "nftables": module("nf_tables"),

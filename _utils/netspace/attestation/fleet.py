@@ -1,25 +1,25 @@
-"""The verifier of a fleet: challenges, the judgement of answers, and each host's current state.
+"""The verifier of a fleet: challenges, the appraisal of answers, and the current state of each host.
 
-``Fleet.ask`` makes a challenge for one minion and ``Fleet.judge`` takes its answer, in the one legal order:
+``Fleet.ask`` makes a challenge for one minion. ``Fleet.judge`` checks its answer, in the one legal order:
 
-0. the answer is the host's own: its attestation key signed it for this challenge (``origin``), or its Salt key says so
-   (``identity``). Of any other no result is made (``Unproved``);
-1. the answer is one of this protocol (``malformed``);
-2. the attestation key is in the registrar's books, and its certificate counts (``Registrar.certified``);
+0. the host itself answered: its attestation key signed the answer for this challenge (``origin``), or its Salt key did
+   (``identity``). No result is made of any other answer (``Unproved``);
+1. the answer is one of this protocol (else: ``malformed``);
+2. the registrar's books have the attestation key, and its certificate is valid (``Registrar.certified``);
 3. the quote is genuine, and for this challenge: this minion, this master, this nonce, and the boot that
    the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
-4. the policy of the minion's group decides what the evidence is worth (in 3, by ``judge``); with a section ``tee``,
-   what it is worth with the report of its TEE (``tee.appraisal``).
+4. the policy of the minion's group decides on the level (step 3 calls ``judge``). If the policy has a section ``tee``,
+   the report of the host's TEE counts, too (``tee.appraisal``).
 
-The firmware's log changes only at a boot, so it is sent once: ``ask`` names the log that is kept here, and a host that
-still has this log answers by its digest. Where the kept log was lost meanwhile, ``judge`` raises :class:`LogLost`: ask
-for the log again (``whole``).
+The firmware's log changes only at a boot, so it is sent once. ``ask`` names the kept log, and a host that still has
+this log answers with its digest. If the kept log was lost meanwhile, ``judge`` raises :class:`LogLost`, and the caller
+asks again with ``whole``.
 
-The records of each minion lie in a *store* that needs no trust: the verifier signs each record, so a record that
-others wrote is ignored. A minion that does not answer is not judged: nothing changes.
+The records of minions lie in a *store* that needs no trust: the verifier signs each record, and ignores records that
+others wrote. A minion that does not answer is not judged, and its record stays.
 
-:func:`state` is computed at each read from the record and the time, never stored: a verifier that
-stopped shows hosts that are stale. Nothing here talks to a minion, and nothing here imports Salt.
+:func:`state` computes a host's state at each read, from the record and the time. So hosts become stale when the
+verifier stops. Nothing here talks to a minion, and nothing here imports Salt.
 """
 
 from __future__ import annotations
@@ -53,33 +53,33 @@ from netspace.text import REPLACEMENT, printable
 VERSION = 3
 MAX_STATE = 256 * 1024
 MAX_BOOT = 64
-# From how many hosts measurement lists are learned at once: each may have 32 MiB.
+# Maximum number of hosts whose measurement lists are learned at once: each list may have 32 MiB.
 MAX_LISTED = 32
 ENROL_AGAIN, SPREAD = 3600.0, 11 * 3600.0
-# Seconds after which a boot is judged again of which nothing changed: the rules may be a newer netspace's.
+# Seconds after which an unchanged boot is judged again: a newer netspace may have other rules.
 JUDGE_AGAIN = 24 * 3600.0
 UNKNOWN, ENROLLED, TRUSTED, DEGRADED = "unknown", "enrolled", "trusted", "degraded"
 STALE, FAILED, REVOKED = "stale", "failed", "revoked"
 
 
 class Store(Protocol):
-    """A place where records are kept. Nothing that is read from it is believed without its signature."""
+    """A store of records. The verifier believes a result only by its signature, and a log only by its digest."""
 
     def fetch(self, kind: str, key: str) -> dict[str, Any]:
-        """Return what is there; empty for nothing."""
+        """Return the data under *kind* and *key*; empty if there is none."""
 
     def store(self, kind: str, key: str, data: dict[str, Any]) -> None:
-        """Keep *data*."""
+        """Save *data* under *kind* and *key*."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A challenge that waits for its answer. Its holder has one answer judged that is the host's own.
+    """A challenge that waits for its answer. The caller passes answers to the judge until one is the host's own.
 
-    :param log: SHA-256 of the boot log that is kept of this host.
-    :param listed: it is asked for its whole measurement list, which is to be learned from.
-    :param host: the registrar's record then: it says by which attestation key the answer is to be.
-    :param signed: its Salt key is to sign the answer.
+    :param log: SHA-256 of the host's boot log that is kept here; None: the host must send its log.
+    :param listed: the host must send its whole measurement list, for learning.
+    :param host: the registrar's record at the time of the challenge. It names the attestation key that must sign.
+    :param signed: the minion's Salt key must sign the answer, too.
     """
 
     minion: str
@@ -94,7 +94,7 @@ class Asked:
     signed: bool = False
 
     def wire(self) -> dict[str, Any]:
-        """Return what the minion is sent."""
+        """Return the message to the minion."""
         period = (self.host or {}).get("period")
         return {
             "session": self.session,
@@ -102,7 +102,7 @@ class Asked:
             "pcrs": list(self.group.pcrs),
             "ima_from": self.ima_from,
             "bootlog": self.log,
-            # Asked for by name, since older minions don't know it.
+            # Older minions don't know these fields, so each is sent only if it is needed.
             **({} if self.policy is None or self.policy.tee is None else {"tee": True}),
             **({"period": period} if period else {}),
             **({"salt": True} if self.signed else {}),
@@ -116,9 +116,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Standing:
-    """A host's state now.
+    """A host's current state.
 
-    :param record: the last result that this verifier made; None where there is none.
+    :param record: the last result that this verifier made; None if there is none.
     """
 
     minion: str
@@ -130,7 +130,7 @@ class Standing:
     host: dict[str, Any] | None
 
     def shown(self, now: float) -> dict[str, Any]:
-        """Return the form that a runner shows."""
+        """Return the state in the form that a runner returns."""
         record = self.record or {}
         counts = self.state in (TRUSTED, DEGRADED)
         return {
@@ -151,11 +151,11 @@ class Standing:
 
 
 class Fleet:
-    """The verifier, with the registrar's books. Time is an argument.
+    """The verifier, with the registrar's books. Its methods take the time as an argument.
 
     :param master: fingerprint of the master's key.
-    :param trust: returns the makers of TEEs that the operator trusts; asked only where a policy has a section ``tee``.
-    :param identities: Salt keys by which minions sign their answers. None: nobody's is known.
+    :param trust: returns the makers of TEEs that the operator trusts; called only if a policy has a section ``tee``.
+    :param identities: Salt keys with which minions sign their answers; None: no key is known.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Fleet:
         return groups.of(self._groups, minion)
 
     def named(self, name: str) -> Group:
-        """Return the group of this name.
+        """Return the group with this name.
 
         :raises NetspaceError: when there is none.
         """
@@ -194,11 +194,10 @@ class Fleet:
 
     # -- asking and judging ---------------------------------------------------------
     def certificate_due(self, minion: str, now: float) -> bool:
-        """Return whether the minion is enrolled, not revoked, and needs another certificate before it is asked.
+        """Return whether the minion is enrolled, not revoked, and needs a new certificate before its challenge.
 
-        A certificate is due an hour before its end, and up to eleven hours sooner, by chance. So a fleet that was
-        enrolled in one go is not renewed in one go, and no host is renewed in a rhythm that would identify it by its
-        certificates.
+        A certificate is due one hour before it expires, or up to eleven hours earlier, at random. So hosts that were
+        enrolled together are not renewed together, and no host's renewals have a rhythm that identifies it.
         """
         host = self.registrar.host(minion)
         chance = key_of(minion) if host is None else host.get("period") or key_of(minion)
@@ -206,11 +205,11 @@ class Fleet:
         return host is not None and "revoked" not in host and host["expires"] < now + ENROL_AGAIN + sooner
 
     def ask(self, minion: str, *, whole: bool = False, listed: bool = False) -> Asked:
-        """Make a challenge for *minion*.
+        """Return a challenge for *minion*.
 
-        :param whole: have it bring its boot log, whatever is kept here.
-        :param listed: have it bring its whole measurement list, for :meth:`learn`.
-        :raises Refused: when its policy can't be used.
+        :param whole: the minion must send its boot log, even if it is kept here.
+        :param listed: the minion must send its whole measurement list, for :meth:`learn`.
+        :raises Refused: when the policy of its group can't be used.
         """
         group = self.group(minion)
         policy = self.policies.get(group.name)
@@ -225,15 +224,15 @@ class Fleet:
         return Asked(minion, group, policy, session, nonce, 0 if listed else first, log, listed, host, signed)
 
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
-        """Judge an answer, keep the result, and return its record; ``token`` in it is for the minion.
+        """Judge an answer, save the result, and return its record. Its ``token`` is for the minion.
 
-        :raises Unproved: when it may be anybody's answer: no result is made of it.
-        :raises NotEnrolled: when it can't be judged, because the host is not enrolled.
-        :raises LogLost: when it names a boot log that is not kept any more.
+        :raises Unproved: when nothing proves that the host answered. No result is made then.
+        :raises NotEnrolled: when the answer can't be judged, because the host is not enrolled.
+        :raises LogLost: when the answer names a boot log that is no longer kept here.
         """
         minion, before = asked.minion, self.record(asked.minion)
         host = self.registrar.host(minion)
-        # Of refused evidence, too: the host takes the result for this boot alone.
+        # The result names the boot even if the evidence is refused: the host accepts only a result of this boot.
         boot, evidence = _boot(answer), None
         kept: dict[str, Any] = {
             "clock": None,
@@ -250,7 +249,7 @@ class Fleet:
             "good": None,
         }
         if before is not None and host is not None and _same_tpm(before, host):
-            # Refused evidence must not make the TPM's clock forgotten.
+            # Refused evidence must not erase the TPM's last clock.
             kept.update({name: before.get(name, kept[name]) for name in ("clock", "key", "seen", "firmware")})
         try:
             boot, evidence, context = self._own(asked, answer, host)
@@ -330,11 +329,12 @@ class Fleet:
         return record
 
     def _own(self, asked: Asked, answer: Any, host: dict[str, Any] | None) -> tuple[str, Evidence, Context]:
-        """Return the boot and the evidence of an answer that a key of the host signed, and what it was made for.
+        """Return the boot, the evidence and the context of an answer that a key of the host signed.
 
-        :raises Refused: when it is none, and the host's Salt key says that it is the host's all the same.
-        :raises NotEnrolled: likewise, when it is a TPM's that nobody enrolled.
-        :raises Unproved: when it may be anybody's.
+        :raises Refused: when the evidence is refused, but the host's Salt key signed the answer.
+        :raises NotEnrolled: when the host has a TPM and is not enrolled, but its Salt key signed the answer.
+        :raises Unproved: when no key of the host signed the answer.
+        :raises LogLost: when the answer names a boot log that is no longer kept here.
         """
         try:
             boot, evidence = _answer(answer)
@@ -354,9 +354,9 @@ class Fleet:
             raise
 
     def _as_asked(self, asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
-        """Return the host's record as it was when the host was asked: its certificate may have been renewed since.
+        """Return the host's record at the time of the challenge, since its certificate may have been renewed meanwhile.
 
-        What was decided since counts: it was revoked (enrolled again or not), or has another TPM.
+        A revocation or another TPM counts at once, also if the host was enrolled again after a revocation.
         """
         before = asked.host
         if before is None or before["ek"] != host["ek"] or "revoked" in host:
@@ -373,7 +373,10 @@ class Fleet:
             return False
 
     def _check_software(self, asked: Asked, answer: Any, evidence: Evidence, context: Context) -> None:
-        """Check that a host without a TPM uses its first key, which its Salt key signed for when it was first used."""
+        """Check that a host without a TPM uses its pinned software key. If none is pinned, its Salt key must sign.
+
+        :raises NotEnrolled: when the host has a TPM.
+        """
         if evidence.kind != "software":
             raise NotEnrolled(
                 f"{asked.minion} has a TPM and is not enrolled: netspace_attestation.enroll {asked.minion}"
@@ -386,33 +389,33 @@ class Fleet:
             self.identities.answer(asked.minion, asked.exchange, answer)
 
     def _note_firmware(self, minion: str, before: str | None, found: int | None, now: float) -> None:
-        """Log that a TPM's firmware version is another than before: the TPM signs its firmware version."""
+        """Log a change of a TPM's firmware version, which the TPM signs in each quote."""
         if before is not None and found is not None and int(before, 16) != found:
             self.registrar.note("tpm-firmware", {"minion": minion, "old": before, "new": f"{found:016x}"}, now)
 
     def _by_software(self, minion: str, evidence: Evidence, context: Context) -> verifier.Verified:
-        """Verify the evidence of a host without a TPM, and pin its key where none is pinned yet."""
+        """Verify the evidence of a host without a TPM, and pin its key if none is pinned yet."""
         found = verifier.verify_software(evidence, evidence.key, context)
         if self._pinned(minion) is None:
             files.write_json(self._pin(minion), {"v": 1, "minion": minion, "key": evidence.key.hex()})
         return found
 
     def _pinned(self, minion: str) -> str | None:
-        """Return the software key that a minion had at first, in hex."""
+        """Return the pinned software key of a minion, in hex; None if none is pinned."""
         pin = files.read_json(self._pin(minion), files.KEPT)
         return None if pin is None else str(pin.get("key"))
 
     def release(self, minion: str, now: float) -> dict[str, Any] | None:
-        """Forget which TPM or which software key *minion* had, and what was found of it; return the TPM's record.
+        """Forget the TPM or software key of *minion*, and its last result. Return the TPM's record, if any.
 
-        With the last result goes the TPM's clock: a TPM that was cleared counts from zero again.
+        The TPM's clock is forgotten with the last result, since a cleared TPM counts from zero again.
 
-        :raises NetspaceError: when there is neither.
+        :raises NetspaceError: when neither a TPM nor a software key is known.
         """
         enrolled, pin = self.registrar.host(minion) is not None, self._pin(minion)
         if not enrolled and not pin.exists():
             raise NetspaceError(f"{minion} is not enrolled, and no software key of it is known: nothing to release")
-        # The binding last: who is killed in between calls this again.
+        # The binding is removed last: after a crash in between, this can be called again.
         self._store.store("state", key_of(minion), {})
         files.remove(pin)
         return self.registrar.release(minion, now) if enrolled else None
@@ -423,17 +426,17 @@ class Fleet:
     def _keep(
         self, asked: Asked, evidence: Evidence, before: Mapping[str, Any] | None
     ) -> tuple[str | None, str | None]:
-        """Keep the logs of the boot where they are new; return their digests. The rest is in the record itself."""
+        """Save the logs of the boot if they are new, and return their digests. The record holds everything else."""
         logs = _logs(evidence)
         known = _digest(logs["log"]), _digest(logs["systemd"])
-        # Kept already is what the host was asked by, and what the last record tells of.
+        # The log that the challenge named and the systemd log of the last record are saved already.
         if logs["log"] is not None and (asked.log, None if before is None else before["systemd"]) != known:
             coded = {name: None if one is None else base64.b64encode(one).decode() for name, one in logs.items()}
             self._store.store("log", key_of(asked.minion), coded)
         return known
 
     def _log(self, minion: str, digest: str, name: str = "log") -> bytes | None:
-        """Return a log that is kept of a host's boot, if it is the one of this digest."""
+        """Return the saved log of a host's boot if it has this digest; else None."""
         try:
             log = base64.b64decode(self._store.fetch("log", key_of(minion)).get(name, ""), validate=True)
         except (TypeError, ValueError):
@@ -450,9 +453,9 @@ class Fleet:
             raise LogLost(f"the boot log of {asked.minion} is not kept here any more: it was asked for again")
         return dataclasses.replace(evidence, boot_log=log, known_log=None)
 
-    # -- what is known --------------------------------------------------------------
+    # -- records and states ---------------------------------------------------------
     def record(self, minion: str) -> dict[str, Any] | None:
-        """Return the last result of *minion*; None where there is none that this verifier signed."""
+        """Return the last result of *minion* that this verifier signed; None if there is none."""
         stored = self._store.fetch("state", key_of(minion))
         try:
             found = ear.opened(stored.get("jws") if stored else None, ear.STATE, [self.signer.jwk], MAX_STATE)
@@ -463,9 +466,9 @@ class Fleet:
         return found
 
     def standing(self, minion: str, now: float, record: dict[str, Any] | None = None) -> Standing:
-        """Return the state of *minion* now.
+        """Return the current state of *minion*.
 
-        :param record: its last result, where that was made just now; else it is read.
+        :param record: the minion's last result; None: read it from the store.
         """
         record = self.record(minion) if record is None else record
         host, group = self.registrar.host(minion), self.group(minion)
@@ -473,7 +476,7 @@ class Fleet:
         return Standing(minion, name, reason, remedy, group, record, host)
 
     def announced(self, standing: Standing) -> str | None:
-        """Note a state as told; return the one that was told before, or None where nothing changed."""
+        """Record a state as announced. Return the state that was announced before; None if it is the same."""
         key = key_of(standing.minion)
         before = str(self._store.fetch("told", key).get("state", UNKNOWN))
         if before == standing.state:
@@ -483,10 +486,11 @@ class Fleet:
 
     # -- policies -------------------------------------------------------------------
     def learn(self, minions: Sequence[str], wish: learning.Wish) -> tuple[str, learning.Learned]:
-        """Return the group of *minions*, and its policy as it would be if it also took how they were booted.
+        """Return the group of *minions*, and its policy extended so that it accepts their boots.
 
-        :param wish: what else; for IMA's lists the minions were asked for them (``ask(..., listed=True)``) and judged.
-        :raises NetspaceError: when they are of several groups, or the last evidence of one teaches nothing.
+        :param wish: the further parts to learn. For IMA, the minions' lists must have been asked for
+            (``ask(..., listed=True)``) and judged before.
+        :raises NetspaceError: when the minions are of several groups, or one's last evidence can't be learned from.
         """
         if wish.ima and len(minions) > MAX_LISTED:
             raise NetspaceError(f"{len(minions)} hosts: measurement lists are learned from {MAX_LISTED} at a time")
@@ -512,7 +516,7 @@ class Fleet:
         return group, learning.learn(self.policies.data(group), boots, wish)
 
     def _last(self, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
-        """Return the evidence of a record (PCRs that were quoted, logs of the boot), or why it is not kept any more."""
+        """Return the evidence of a record (quoted PCRs, logs of the boot), or None and why it is no longer kept."""
         found: dict[str, bytes | None] = {}
         for name in ("log", "systemd"):
             digest = record[name]
@@ -523,10 +527,10 @@ class Fleet:
         return Evidence("tpm", b"", b"", b"", pcrs, found["log"], found["systemd"]), ""
 
     def tried(self, minion: str, policy: Policy, *, listed: bool = False) -> dict[str, Any]:
-        """Return what *policy* would make of the host's last evidence: ``{old, new, code, reason}``.
+        """Return the level that *policy* would give the host's last evidence: ``{old, new, code, reason}``.
 
-        :param listed: try the rules for IMA, too, on the list that the host was just asked for. Else the boot alone
-            is tried: what ran since is judged line by line as it comes, and is not kept.
+        :param listed: try the rules for IMA, too, on the list that the host just sent. Otherwise only the boot is
+            tried, since measurement lists are judged as they arrive and not kept.
         """
         record = self.record(minion)
         if record is None or not record["level"] or record["kind"] != "tpm":
@@ -546,19 +550,20 @@ class Fleet:
 
 
 class NotEnrolled(NetspaceError):
-    """A host that can't be judged yet."""
+    """A host that can't be judged, because its TPM is not enrolled."""
 
 
 class LogLost(NetspaceError):
-    """Evidence that names a log which was kept here, and is not any more."""
+    """Evidence that names a boot log which is no longer kept here."""
 
 
 def state(
     minion: str, record: Mapping[str, Any] | None, host: Mapping[str, Any] | None, group: Group, now: float
 ) -> tuple[str, str, str]:
-    """Return a host's state, why, and what would better it. Pure.
+    """Return a host's state, the reason, and the remedy. Pure.
 
-    :param record: the last result. *host*: the registrar's record.
+    :param record: the last result.
+    :param host: the registrar's record.
     """
     if host is not None and "revoked" in host:
         return REVOKED, "its certificate was revoked", f"netspace_attestation.enroll {minion}, once it is good again"
@@ -589,7 +594,7 @@ def state(
 
 
 def deadline(record: Mapping[str, Any], group: Group) -> float:
-    """Until when a result counts: as it was signed, or sooner where the group's deadline was made shorter."""
+    """Return the end of a result's validity: the signed deadline, or earlier if the group's deadline is shorter now."""
     return float(min(record["deadline"], record["issued"] + group.deadline))
 
 
@@ -605,7 +610,7 @@ def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str
 def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
     """Return whether a result is of the TPM that the host is enrolled with.
 
-    Results that were kept before attestation keys had periods name the attestation key alone.
+    Results from before attestation keys had periods name only the attestation key.
     """
     if "ek" in record:
         return bool(record["ek"] == host["ek"])
@@ -622,13 +627,13 @@ def _answer(data: Any) -> tuple[str, Evidence]:
 
 
 def _boot(data: Any) -> str:
-    """Return the boot's id that an answer names; empty where it names none."""
+    """Return the boot's id in an answer; empty if there is no valid one."""
     boot = data.get("boot") if isinstance(data, Mapping) else None
     return boot if isinstance(boot, str) and len(boot) <= MAX_BOOT and boot.isprintable() else ""
 
 
 def _clock(record: Mapping[str, Any] | None, host: Mapping[str, Any]) -> Clock | None:
-    """Return the TPM's clock when it was last seen; another TPM's says nothing."""
+    """Return the last clock of the host's TPM; None if it is unknown, or if the result is of another TPM."""
     if record is None or record["clock"] is None or not _same_tpm(record, host):
         return None
     return Clock(*record["clock"])
@@ -648,7 +653,7 @@ def _ima_record(found: ima.State) -> dict[str, Any]:
 
 
 def _good_boot(record: Mapping[str, Any] | None, now: float) -> GoodBoot | None:
-    """Return the boot that a result remembers as good; None once that was judged a day ago: judges learn, too."""
+    """Return the good boot in a result; None once a day has passed, since a newer netspace may have other rules."""
     kept = None if record is None else record.get("good")
     if not kept or not 0 <= now - kept["since"] < JUDGE_AGAIN:
         return None

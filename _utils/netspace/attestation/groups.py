@@ -1,13 +1,13 @@
-"""Groups of hosts, and their policies in force, signed and never of a lower version.
+"""Groups of hosts, and their policies in force. The verifier signs each policy, and accepts no lower version.
 
-A group is chosen by the minion's id alone: a grain is what a host says of itself, so it must not choose by
-what the host is judged. :class:`Policies` keeps, in the registrar's folder::
+The minion's id alone selects its group. A grain is the host's claim about itself, so it must not select the policy that
+judges the host. :class:`Policies` keeps these files in the registrar's folder::
 
     policies/<group>.jws      the policy in force, signed by the verifier
-    policies/versions.json    the highest version that ever was, by group
+    policies/versions.json    the highest version so far, by group
 
-A policy that the verifier didn't sign, that is of a lower version than there was, or that is gone,
-is refused: nothing is judged by it, so its hosts become stale.
+A policy is refused if the verifier did not sign it, if a higher version was in force, or if its file is gone. Then no
+host of the group is judged, so its hosts become stale.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _LEVEL = re.compile(r"L([1-5])")
 
 @dataclass(frozen=True)
 class Group:
-    """Hosts that are judged alike.
+    """A group of hosts that one policy judges.
 
-    :param match: of minions' ids: patterns (``*``, ``?``, ``[]``), and Salt's ``E@<regular expression>`` and
-        ``L@<id>,<id>``. Nothing that a host says of itself.
-    :param minimum: the level from which on a host is *trusted*; below it is *degraded*.
+    :param match: terms that match minions' ids: patterns (``*``, ``?``, ``[]``), and Salt's ``E@<regular expression>``
+        and ``L@<id>,<id>``. No term matches a host's claims about itself.
+    :param minimum: the lowest level of a *trusted* host; a host below it is *degraded*.
     :param deadline: seconds for which a result counts, here and at the host.
     """
 
@@ -55,12 +55,12 @@ class Group:
 def parse(
     data: Any, nodegroups: Mapping[str, Any] | None = None, deadline: float = Group.deadline
 ) -> tuple[Group, ...]:
-    """Read the master's configuration: a list of groups, of which the first that matches counts.
+    """Return the groups in the master's configuration, in order: a minion belongs to the first that matches its id.
 
-    The group ``default`` is the last, and matches all; it may be configured too, for other values.
+    The group ``default`` is last and matches every minion. It may be configured, too, to change its values.
 
-    :param nodegroups: the master's, for ``N@<name>``: each is replaced by its members' expression.
-    :param deadline: seconds for which a result counts, of groups without a deadline of their own.
+    :param nodegroups: the master's nodegroups. A term ``N@<name>`` is replaced by the terms of that nodegroup.
+    :param deadline: seconds for which a result counts in groups that configure no deadline.
     :raises NetspaceError: for unknown keys and wrong values.
     """
     at = "master configuration: netspace.attestation:groups"
@@ -117,9 +117,9 @@ def _matches(minion: str, term: str) -> bool:
 
 
 def _terms(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> list[str]:
-    """Return the terms of a target's term: itself, or the terms of the nodegroup that it names.
+    """Return *one* as a list of terms: itself, or the terms of the nodegroup that it names.
 
-    :raises NetspaceError: for one that matches by grains, pillar or addresses: by what a host may choose.
+    :raises NetspaceError: for a term that matches by grains, pillar or addresses, since a host may influence these.
     """
     if one[1:2] != "@":
         return [one]
@@ -146,11 +146,12 @@ def _terms(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> 
 
 
 class Policies:
-    """The policies in force; see the module."""
+    """The policies in force; see the module's docstring."""
 
     def __init__(self, folder: Path, signer: Signer, clock: Callable[[], float] = time.time) -> None:
-        """
-        :param clock: by which parts of a policy cease to count.
+        """Keep the policies in a registrar's *folder*.
+
+        :param clock: tells when parts of a policy expire.
         """
         self._folder = folder / "policies"
         self._signer = signer
@@ -158,10 +159,10 @@ class Policies:
         self._parsed: dict[str, Policy | None] = {}
 
     def data(self, group: str) -> dict[str, Any] | None:
-        """Return the policy in force as it was given; None where there never was one.
+        """Return the policy in force in its written form; None if there never was one.
 
         :raises PolicyForged: when the verifier did not sign it.
-        :raises PolicyDowngraded: when there was a later one.
+        :raises PolicyDowngraded: when a higher version was in force.
         """
         path = self._path(group)
         floor = self._floor(group)
@@ -184,7 +185,10 @@ class Policies:
         return found
 
     def get(self, group: str) -> Policy | None:
-        """Return what counts now of the policy in force, parsed once; raises as :meth:`data`."""
+        """Return the policy in force without its expired parts. Raise as :meth:`data`.
+
+        The parsed policy is cached until one of its parts expires.
+        """
         now = self._clock()
         known = self._parsed.get(group)
         if group not in self._parsed or (known is not None and known.changes is not None and now >= known.changes):
@@ -195,8 +199,8 @@ class Policies:
     def put(self, group: str, data: Any, quoted: Collection[int] | None = None) -> Policy:
         """Sign a policy and put it in force.
 
-        :param quoted: PCRs that the group's hosts quote; None where that is not known.
-        :raises PolicyDowngraded: when its version is not above the last one's.
+        :param quoted: PCRs that the group's hosts quote; None if they are not known.
+        :raises PolicyDowngraded: when its version is not higher than the last one's.
         :raises PolicyError: when it can't be read, or a rule of it rests on an unjudged PCR (:func:`policy.accepted`).
         """
         found = policy.accepted(data, self._clock(), quoted)
@@ -206,7 +210,7 @@ class Policies:
                 raise PolicyDowngraded(f"version {found.version}: expected {floor + 1} or higher")
             token = self._signer.sign(ear.POLICY, {"group": group, "policy": policy.plain(data)})
             files.write(self._path(group), token.encode())
-            # After it: a crash in between leaves a policy in force whose version nothing contradicts.
+            # The version is saved after the policy: after a crash in between, the new policy is in force and accepted.
             versions = files.read_json(self._folder / "versions.json", files.KEPT) or {}
             files.write_json(self._folder / "versions.json", {**versions, group: found.version})
         self._parsed[group] = found
@@ -223,7 +227,7 @@ class Policies:
 
 
 def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
-    """Return what a policy would change, line by line; the files of IMA, which may be very many, a line each."""
+    """Return the changes between two policies, as a unified diff. IMA's files, which may be many, have a line each."""
     old, new = _lines(before), _lines(after)
     found = list(difflib.unified_diff(old, new, "in force", "proposed", lineterm="", n=2))
     was, will = set(_files(before or {})), set(_files(after))

@@ -1,9 +1,9 @@
-"""Signing keys in a hardware security module, through PKCS#11: made there, used there, and never seen here.
+"""Signing keys in a hardware security module (PKCS#11): created and used in the module, which never exports them.
 
-For the Privacy CA's keys and the verifier's, where the master's configuration says so. What lies in a file then is
-a reference (RFC 7512, ``pkcs11:token=...;object=...``) in the place of the key. Needs ``python-pkcs11`` on the
-master, and nobody else needs it: it is imported when such a key is used. A key that the module would give away is
-not used. The PIN is read from a file of its user's alone, and is in no message.
+The master's configuration may put the keys of the Privacy CA and the verifier there. A key's file then holds a
+reference (RFC 7512, ``pkcs11:token=...;object=...``) instead of the key. Only such a master needs ``python-pkcs11``,
+which is imported when such a key is used. A key that the module would export is refused. The PIN comes from a file that
+only its owner can read, and appears in no message.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _CURVE = "secp256r1"
 
 @dataclass(frozen=True)
 class Module:
-    """A module (PKCS #11) that keys are in.
+    """A PKCS#11 module that holds keys.
 
-    :param path: of the module's library.
+    :param path: path of the module's library.
     :param token: label of the token.
-    :param pin: file with the user's PIN.
+    :param pin: path of the file with the user's PIN.
     """
 
     path: str
@@ -44,9 +44,9 @@ class Module:
     pin: str
 
     def create(self, use: str) -> EllipticCurvePrivateKey:
-        """Make a key on P-256 that can't be taken out.
+        """Create a key on P-256 that can't be exported, and return it.
 
-        :param use: what it is for; part of its name.
+        :param use: the key's purpose; part of its label.
         """
         label = f"netspace-{use}-{secrets.token_hex(8)}"
         with _session(self) as (pkcs11, session):
@@ -66,9 +66,9 @@ class Module:
         return self.load(label)
 
     def load(self, label: str) -> EllipticCurvePrivateKey:
-        """Return the key of this name.
+        """Return the key with this label.
 
-        :raises NetspaceError: when there is none, it isn't on P-256, or the module would give it away.
+        :raises NetspaceError: when there is none, when it is not on P-256, or when the module would export it.
         """
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -87,7 +87,7 @@ class Module:
 
 
 def module(data: Any) -> Module | None:
-    """Read the master's configuration: ``{module, token, pin_file}``, or null.
+    """Return the module in the master's configuration (``{module, token, pin_file}``); None for null.
 
     :raises NetspaceError: for anything else.
     """
@@ -104,7 +104,7 @@ def module(data: Any) -> Module | None:
 
 
 def reference(key: object) -> bytes | None:
-    """Return what stands in a file in the place of *key*; None for a key that is no module's."""
+    """Return the reference that a file holds instead of *key*; None for a key outside a module."""
     found = getattr(key, "reference", None)
     return found if isinstance(found, bytes) else None
 
@@ -113,7 +113,7 @@ def opened(raw: bytes, chosen: Module | None, path: Path) -> EllipticCurvePrivat
     """Return the key that a file's reference names.
 
     :param chosen: the module that the configuration names.
-    :raises NetspaceError: when that is another or none, or has no such key.
+    :raises NetspaceError: when the reference names another module, or the module has no such key.
     """
     found = _URI.match(raw)
     if found is None:
@@ -131,7 +131,7 @@ def _session(chosen: Module) -> Iterator[tuple[Any, Any]]:
         from pkcs11.exceptions import PKCS11Error
     except ImportError as err:
         raise MissingError("the Python library python-pkcs11", "pip install python-pkcs11") from err
-    # Some of its errors are none of the family's: a library that can't be loaded, for one.
+    # Some of its errors are not PKCS11Error, such as the one for a library that can't be loaded.
     try:
         library = pkcs11.lib(chosen.path)
         with library.get_token(token_label=chosen.token).open(user_pin=_pin(chosen), rw=True) as session:
@@ -153,12 +153,15 @@ def _pin(chosen: Module) -> str:
 
 
 def _key(chosen: Module, label: str, public: EllipticCurvePublicKey) -> EllipticCurvePrivateKey:
-    """Return a private key of ``cryptography``'s kind, by which it signs certificates; here, for its late import."""
+    """Return a private key with which ``cryptography`` can sign certificates.
+
+    The class is defined in this function because ``cryptography`` is imported late.
+    """
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
     class Key(ec.EllipticCurvePrivateKey):
-        """Signs in the module, and does nothing else."""
+        """A private key that signs in the module and allows no other use."""
 
         reference = f"pkcs11:token={chosen.token};object={label};type=private\n".encode()
 
