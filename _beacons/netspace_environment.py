@@ -2,10 +2,14 @@
 Events of isolated environments
 ===============================
 
-Fires an event when an environment of the host crashes (``crashed``), is killed for want of memory, or one of its
-processes is (``oom``), ends and is restarted again and again (``flapping``), is stopped by a signal (``frozen``) or
-fails its health check (``unhealthy``), and when nobody is there to restart what ends (``unsupervised``), which is so of
-all of them.
+Fires an event when the state of one of the host's environments changes:
+
+- ``crashed``: the environment crashed.
+- ``oom``: the kernel killed the environment, or one of its processes, because memory ran out.
+- ``flapping``: the environment exits and is restarted again and again.
+- ``frozen``: a signal stopped the environment.
+- ``unhealthy``: the environment fails its health check.
+- ``unsupervised``: no supervisor runs that could restart environments. This concerns all environments of the host.
 
 .. code-block:: yaml
 
@@ -15,11 +19,11 @@ all of them.
         - environments: [web, orders]
         - interval: 10
 
-Both lists are optional: by default all is told of all. The tag is
+Both lists are optional: by default, the beacon fires all events of all environments. The tag is
 ``salt/beacon/<minion>/netspace_environment/<environment>/<event>``; the data are ``environment``, ``event``,
 ``state``, ``health``, ``exit``, ``restarts`` and ``oom_kills``. ``unsupervised`` has the tag
-``salt/beacon/<minion>/netspace_environment/unsupervised``, and as data ``event`` and ``environments``. What lasts
-is told once, until it is over and happens again.
+``salt/beacon/<minion>/netspace_environment/unsupervised``, and the data ``event`` and ``environments``. A lasting
+condition fires one event, and fires again only after it has ended and come back.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ def __virtual__() -> str:
 
 def validate(config: Any) -> tuple[bool, str]:
     """
-    Say whether the configuration of this beacon can be used.
+    Check the beacon's configuration.
     """
     problem = alarms.problem(config)
     return (False, f"netspace_environment: {problem}") if problem else (True, "Valid beacon configuration.")
@@ -57,7 +61,7 @@ def validate(config: Any) -> tuple[bool, str]:
 
 def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
-    Look at all environments once, and return what is new.
+    Observe all environments once, and return events for the changes since the last call.
     """
     from netspace.host import Host
 
@@ -65,7 +69,7 @@ def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     try:
         rows = Host(declared.layout(__opts__)).environments.list()
     except NetspaceError:
-        return []  # its records can't be read now: what is new will be told by the next look
+        return []  # the records can't be read now: the next call returns the changes
     chosen = settings.get("environments")
     now = {name: row for name, row in rows.items() if chosen is None or name in chosen}
     events = alarms.news(__context__.get(_SEEN), now, settings.get("events", alarms.EVENTS))

@@ -2,9 +2,9 @@
 Health of message-queue links
 =============================
 
-Sends an event when what :py:func:`netspace_link.health <salt.modules.netspace_link.health>` says changes:
-the broker or the forwarder is down, memory or disk run short, a mailbox is nearly full or nobody reads it,
-there are dead letters.
+Fires an event when the problems in :py:func:`netspace_link.health <salt.modules.netspace_link.health>` change:
+the broker or the forwarder is down, memory or disk space is low, a mailbox is nearly full or has no consumer,
+or there are dead-lettered messages.
 
 .. code-block:: yaml
 
@@ -12,7 +12,8 @@ there are dead letters.
       netspace_link:
         - interval: 60
 
-The event ``salt/beacon/<minion>/netspace_link/`` has ``ok`` and ``problems``. Numbers that change are no new problem.
+The event ``salt/beacon/<minion>/netspace_link/`` has ``ok`` and ``problems``. A problem in which only numbers changed
+fires no event.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ def __virtual__() -> str:
 
 
 def validate(config: Any) -> tuple[bool, str]:
-    """Say whether the beacon's configuration is valid."""
+    """Check the beacon's configuration."""
     if not isinstance(config, list) or not all(isinstance(entry, dict) for entry in config):
         return False, "Configuration for the netspace_link beacon must be a list of mappings."
     return True, "Valid beacon configuration"
 
 
 def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return an event where the links' health is another than at the last call, or not well at the first."""
+    """Return an event if the links' problems changed since the last call; the first call reports any problem."""
     try:
         health = Host(declared.layout(__opts__)).link_health()
         problems = [str(problem) for problem in health["problems"]]

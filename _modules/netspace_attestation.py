@@ -2,7 +2,7 @@
 Trust of this host
 ==================
 
-The trust level that the host was found to have, and evidence for a verifier.
+Shows the host's trust level, and makes evidence for a verifier.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def __virtual__() -> str:
 def status() -> dict[str, Any]:
     """
     Return this host's trust: ``level`` (L0 to L5), ``verifier``, ``reason`` (why not the next
-    level), ``remedy`` (what would raise it), ``issued`` and ``expires`` (seconds since the epoch),
-    ``fallback`` (a TPM is configured, but could not be used), ``tpm``, and ``tee``: the confidential guest that the
-    level rests on, where the master judged one (``kind``, ``measurement``, ``tcb`` or ``status``, ``code``).
+    level), ``remedy`` (how to reach it), ``issued`` and ``expires`` (seconds since the epoch),
+    ``fallback`` (true if the configured TPM could not be used), ``tpm``, and ``tee``: the confidential guest that the
+    level rests on, if the master judged one (``kind``, ``measurement``, ``tcb`` or ``status``, ``code``).
 
-    Reads the result of the last appraisal and makes none.
+    This reads the result of the last appraisal, and does not appraise.
 
     CLI Example:
 
@@ -68,10 +68,11 @@ def evidence(
 ) -> dict[str, Any]:
     """
     Make evidence for a verifier: a quote by the TPM that ``pillar:netspace:attestation:tpm``
-    names, with the PCR values and the logs of the boot; without one, a software key's signature.
+    names, with the PCR values and the logs of the boot. If no TPM is named, the evidence is a software key's signature.
 
     Returns ``{v, kind, key, attest, sig, bank, pcrs, bootlog, systemdlog, ima, env}`` with binary
-    fields in base64, and ``host``, the name that the evidence is bound to; with a TEE's report also ``tee``.
+    fields in base64, and ``host``, the host's id to which the evidence is bound. With a TEE's report, there is also
+    ``tee``.
 
     CLI Example:
 
@@ -89,15 +90,15 @@ def evidence(
         The verifier's name for this exchange. Defaults to none.
 
     ima_from
-        Bring IMA's measurement list too, from this line on, with a quote of PCR 10 of its own. Defaults to
-        none: no list. Without a TPM there never is one.
+        Number of the first line of IMA's measurement list to include. The list comes with its own quote of PCR 10.
+        Defaults to none: no list. Without a TPM, there is never a list.
 
     tee
-        Bring the report of the TEE too, where this host is a confidential guest. Defaults to false.
+        Include the TEE's report, if this host is a confidential guest. Defaults to false.
 
     period
-        The period of the attestation key, as ``salt-run netspace_attestation.certificate`` returns it with the key's
-        certificate. Defaults to none: a key that has no certificate, and is always the same.
+        Period that selects the attestation key. ``salt-run netspace_attestation.certificate`` returns it with the key's
+        certificate. Defaults to none: the host's own key, which never changes and has no certificate.
     """
     try:
         layout, chosen = _settings()
@@ -120,10 +121,10 @@ def evidence(
 def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     Return the identity of the TPM that ``pillar:netspace:attestation:tpm`` names, for the registrar
-    on the master: ``{v, template, ek, cert, chain, ak, tpm, period, others}`` with binary fields in base64; where a
-    master asks, also ``salt``: the signature of this minion's Salt key, in hex.
+    on the master: ``{v, template, ek, cert, chain, ak, tpm, period, others}`` with binary fields in base64. With
+    ``asked``, there is also ``salt``: the signature by this minion's Salt key, in hex.
 
-    The master's ``netspace_attestation.enroll`` calls it, and ``activate`` after it.
+    The master's ``netspace_attestation.enroll`` calls this function, and then ``activate``.
 
     CLI Example:
 
@@ -132,11 +133,11 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
         salt '*' netspace_attestation.enroll
 
     template
-        Which endorsement key. Defaults to one with a certificate, where the TPM has one.
+        Template of the endorsement key. Defaults to one whose key has a certificate, if the TPM has such a key.
 
     asked
-        What the master asks for, by minions' ids: ``template``, ``period`` (which attestation key, in hex), and whether
-        it wants to see the TPM's ``others`` (its other endorsement keys). Defaults to ``template`` alone.
+        The master's requests by minions' ids: ``template``, ``period`` (selects the attestation key, in hex), and
+        ``others`` (whether to show the TPM's other endorsement keys). Defaults to ``template`` alone.
     """
     try:
         layout, chosen = _settings()
@@ -153,10 +154,11 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
 def activate(credentials: dict[str, Any]) -> dict[str, Any]:
     """
     Open a credential that the master made for this TPM, and return ``{answer: hex, salt: hex}``. The answer proves that
-    the attestation key is in it, and ``salt`` is the signature of this minion's Salt key. The secret is not returned.
+    the attestation key is in this TPM, and ``salt`` is the signature by this minion's Salt key. The secret is not
+    returned.
 
-    The answer is bound to this minion's id and to the key of the master that the minion knows: a
-    credential that another master or for another minion made is answered wrongly.
+    The answer is bound to this minion's id and to the key of the master that the minion accepted. So a credential from
+    another master, or for another minion, gives a wrong answer.
 
     CLI Example:
 
@@ -165,9 +167,9 @@ def activate(credentials: dict[str, Any]) -> dict[str, Any]:
         salt web1 netspace_attestation.activate credentials='{"web1": {"template": "EK-ECC256", "session": "1f", ...}}'
 
     credentials
-        Credentials by minions' ids: ``template`` (which endorsement key, as ``enroll`` returned it), ``blob``
+        Credentials by minions' ids: ``template`` (of the endorsement key, from ``enroll``), ``blob``
         (TPMS_ID_OBJECT) and ``encrypted`` (the seed) in base64, ``others`` (these three for each of the TPM's other
-        endorsement keys), ``period`` (which attestation key), ``session``, and ``nonce`` in hex.
+        endorsement keys), ``period`` (selects the attestation key), ``session``, and ``nonce`` in hex.
     """
     try:
         layout, chosen = _settings()
@@ -187,7 +189,7 @@ def activate(credentials: dict[str, Any]) -> dict[str, Any]:
 
 
 def _signed(kind: str, data: dict[str, Any], more: dict[str, str]) -> dict[str, Any]:
-    """Have this minion's Salt key sign what it shows: Salt's bus does not prove who answers."""
+    """Return *data* with a signature by this minion's Salt key, because Salt's bus does not prove who answers."""
     message = identity.statement(kind, _master(), str(__opts__["id"]), {**data, **more})
     return {**data, identity.FIELD: identity.sign(_salt_key(), message)}
 
@@ -212,7 +214,7 @@ def _settings() -> tuple[Layout, dict[str, Any]]:
 
 
 def _master() -> str:
-    """Fingerprint of the key of the master that this minion trusts."""
+    """Return the fingerprint of the key of the master that this minion accepted."""
     path = Path(__opts__["pki_dir"]) / "minion_master.pub"
     try:
         return key_fingerprint(path.read_bytes())
@@ -222,11 +224,11 @@ def _master() -> str:
 
 def forget() -> dict[str, Any]:
     """
-    Forget the last appraisal, **the pinned TPM** and the software key.
+    Delete the last result, **the pinned TPM** and the software key.
 
-    For a host whose TPM was replaced or cleared on purpose: the next appraisal accepts the TPM
-    that it finds. Until then the host has trust level L0. Returns ``{forgotten: whether there was
-    anything}``.
+    Use it for a host whose TPM was replaced or cleared on purpose: the next appraisal accepts the TPM
+    that it finds. Until then the host has trust level L0. Returns ``{forgotten: true}``, or ``false`` if there was
+    nothing to delete.
 
     CLI Example:
 
@@ -250,11 +252,12 @@ def forget() -> dict[str, Any]:
 
 def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """
-    Answer the challenge of a verifier on the master: ``{boot, evidence}``, bound to this minion's id, to
-    the key of the master that it knows, to the challenge and to this boot; of what is too large for one message,
-    ``{parts, sha256}``, and ``part`` returns it.
+    Answer a challenge by the master's verifier with ``{boot, evidence}``. The evidence is bound to this minion's id, to
+    the key of the master that the minion accepted, to the challenge and to this boot. An answer that is too large for
+    one message gives ``{parts, sha256}``, and ``part`` returns its parts.
 
-    The master's ``netspace_attestation.attest`` calls it, and ``accept`` after it. With one message it asks many.
+    The master's ``netspace_attestation.attest`` calls this function, and then ``accept``. One message has the
+    challenges of many minions.
 
     CLI Example:
 
@@ -263,7 +266,7 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
         salt web1 netspace_attestation.answer challenges='{"web1": {"session": "1f", "nonce": "8a1c...", ...}}'
 
     challenges
-        Challenges by minions' ids: this one's is answered.
+        Challenges by minions' ids; this minion answers its own.
     """
     try:
         layout, chosen = _settings()
@@ -275,9 +278,9 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
 def part(parts: dict[str, int]) -> dict[str, str]:
     """
     Return one part of an answer that is too large for one message of Salt's bus (a long measurement list):
-    ``{text}``. ``answer`` says how many there are.
+    ``{text}``. ``answer`` returns the number of parts.
 
-    The master's ``netspace_attestation.attest`` calls it.
+    The master's ``netspace_attestation.attest`` calls this function.
 
     CLI Example:
 
@@ -286,7 +289,7 @@ def part(parts: dict[str, int]) -> dict[str, str]:
         salt web1 netspace_attestation.part parts='{"web1": 0}'
 
     parts
-        Numbers of parts by minions' ids: this one's is returned.
+        Numbers of parts, from 0 on, by minions' ids.
     """
     try:
         return verdict.part(declared.layout(__opts__), _mine(parts))
@@ -296,10 +299,11 @@ def part(parts: dict[str, int]) -> dict[str, str]:
 
 def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
     """
-    Take the result that the master signed (an EAR JWT), and enforce by it: ``{level, expires, stored}``.
+    Check the result that the master signed (an EAR JWT), save it for enforcement, and return
+    ``{level, expires, stored}``.
 
-    It is taken only where ``pillar:netspace:attestation:verifier`` is ``master``, the key is one of
-    ``verifier_keys``, and it is for this minion, this boot and the challenge that was answered last.
+    The result is accepted only if ``pillar:netspace:attestation:verifier`` is ``master``, the key is one of
+    ``verifier_keys``, and the result is for this minion, this boot and the challenge that was answered last.
 
     CLI Example:
 

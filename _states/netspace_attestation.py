@@ -2,8 +2,8 @@
 Attestation as a state
 ======================
 
-What a host's TPM (or, without one, a software key) proves decides its trust level,
-L0 to L5, and environments and links may demand one.
+Each host has a trust level, L0 to L5. It depends on what the host's TPM proves, or a software key if there is no TPM.
+Environments and links may demand a level.
 
 .. code-block:: yaml
 
@@ -39,30 +39,29 @@ def __virtual__() -> str:
 
 def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
     """
-    The host has been appraised for this boot, and has the trust level it must have.
+    Ensure that the host was appraised in this boot, and check its trust level.
 
-    Appraises only where the last result no longer holds (another boot, other settings,
-    expired). On a masterless host the host judges itself, and the result says so
-    (``verifier: self``).
+    The state appraises only if the last result is not valid any more (another boot, other settings, expired). A
+    masterless host judges itself, and the result shows that (``verifier: self``).
 
     name
         Any text.
 
     declaration
-        The host's declaration. By default, what ``pillar:netspace`` says.
+        The host's declaration. Defaults to ``pillar:netspace``.
 
     policy
-        ``require``: fail below ``minimum``. ``prefer`` (default): go on, and say so.
-        ``off``: don't ask.
+        ``require``: fail below ``minimum``. ``prefer`` (default): warn and go on.
+        ``off``: demand no level.
 
     minimum
-        ``L0`` to ``L5``. L0 none; L1 software key; L2 TPM known by first use; L3 TPM
-        whose maker's certificate chains to your roots; L4 and boot log as expected; L5 and
-        every program measured. Defaults to ``L1``.
+        ``L0`` to ``L5``. L0: nothing is proved. L1: a software key. L2: a TPM that is trusted on first use. L3: a TPM
+        whose certificate chains to your roots. L4: L3, and the boot log is as expected. L5: L4, and every program is
+        measured and allowed. Defaults to ``L1``.
 
     on_loss
-        Of environments and links that say nothing of it, under ``require``: ``stop`` (default) what runs when the trust
-        is lost, ``revoke-links`` (it goes on without them), or ``report``.
+        The action when trust is lost under ``require``, for environments and links without a setting of their own:
+        ``stop`` environments (default), ``revoke-links`` (environments go on without links), or ``report``.
 
     tpm
         TCTI of the TPM, e.g. ``device:/dev/tpmrm0``. **Without it no TPM is used**.
@@ -71,17 +70,17 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
         Folder of the PEM certificates that a TPM's certificate must chain to for L3.
 
     references
-        File of PCR values that this host's boot must have had for L4.
+        File of the PCR values that this host's boot must have for L4.
 
     pcrs
         PCRs of the SHA-256 bank that the quote covers. Defaults to 0 to 7.
 
     verifier
-        Who judges: ``self`` (default), or ``master``. Of a master, only results that one of
-        ``verifier_keys`` signed count, and **without one the host has L0**: see the page on fleets.
+        The verifier: ``self`` (default) or ``master``. With ``master``, the host accepts only results that one of
+        ``verifier_keys`` signed, and **has L0 without such a result**: see the page on fleets.
 
     verifier_keys
-        Thumbprints of the master's verifier's keys, as ``salt-run netspace_attestation.jwks`` shows them.
+        Thumbprints of the keys of the master's verifier, from ``salt-run netspace_attestation.jwks``.
     """
     test = bool(__opts__["test"])
     try:

@@ -1,12 +1,13 @@
-"""A minion's word under its Salt key: proves which minion shows a TPM or answers a challenge.
+"""Signatures with a minion's Salt key: they prove which minion enrolled a TPM or answered a challenge.
 
-Salt's event bus does not prove who answered. A minion may send an event with another's tag (``_minion_event``), and a
-return in another's name (``_syndic_return``; from Salt 3008 on also ``resource_id``). So a minion signs what it shows
-with the key that the master accepted for it (``pki/minion/minion.pem``). That counts where nothing else proves who
-answered: at enrolment, for a software key that is seen first, and for evidence that is refused.
+Salt's event bus does not prove who sent a message. A minion can send an event under another minion's tag
+(``_minion_event``), and a return in another minion's name (``_syndic_return``; from Salt 3008 on also ``resource_id``).
+So each minion signs its enrolments and answers with its own Salt key (``pki/minion/minion.pem``), which the master
+accepted. This signature is needed where nothing else proves the sender: at enrolment, for a software key that is seen
+for the first time, and for evidence that is refused.
 
-The signature is RSASSA-PSS with SHA-256 (RFC 8017, 8.1). Salt itself signs by PKCS #1 v1.5 alone, so neither can be
-taken for the other.
+The signature is RSASSA-PSS with SHA-256 (RFC 8017, 8.1). Salt itself signs only with PKCS #1 v1.5, so neither
+signature can pass for the other.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from netspace.errors import NetspaceError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.padding import PSS
 
-# The field of an answer that has the signature.
+# The field of an answer that holds the signature.
 FIELD = "salt"
 ENROLMENT, ACTIVATION, ANSWER = "enrolment", "activation", "answer"
 _PREFIX = b"netspace, by a minion's Salt key, 1\0"
-_MOST = 1024  # bytes of a signature: RSA with 8192 bits
+_MOST = 1024  # bytes of the longest signature: RSA with 8192 bits
 
-# Returns the Salt key (PEM) that the master accepted for a minion; None where that is another master's to know.
+# Returns the Salt key (PEM) that this master accepted for a minion; None for a minion below another master (a syndic).
 Keys = Callable[[str], "bytes | None"]
 
 
 @dataclass(frozen=True)
 class Identities:
-    """The Salt keys of minions.
+    """Verifier of minions' signatures, by the Salt keys that the master accepted.
 
     :param master: fingerprint of the master's key.
     """
@@ -45,20 +46,20 @@ class Identities:
     keys: Keys
 
     def enrolment(self, minion: str, shown: Any) -> dict[str, Any]:
-        """Check the signature of an enrolment, and return the rest of it.
+        """Check the signature of an enrolment, and return the enrolment without it.
 
-        A signature is not checked where the minion's Salt key is not known here.
+        If this master does not have the minion's Salt key, the signature is not checked.
 
         :raises Refused: when *minion*'s Salt key did not sign it.
         """
         return self._checked(ENROLMENT, minion, shown, {})
 
     def activation(self, context: Context, opened: Any) -> dict[str, Any]:
-        """Check the signature of an answer to a credential, and return the rest of it; see :meth:`enrolment`."""
+        """Check the signature of an answer to a credential, and return the answer without it; see :meth:`enrolment`."""
         return self._checked(ACTIVATION, context.host, opened, exchange(context.session, context.nonce))
 
     def answer(self, minion: str, asked: Mapping[str, str], answer: Any) -> bool:
-        """Check the signature of an answer to a challenge; return False where the minion's Salt key is not known here.
+        """Check the signature of an answer to a challenge; return False if this master lacks the minion's Salt key.
 
         :param asked: :func:`exchange` of the challenge.
         :raises Refused: when *minion*'s Salt key did not sign it.
@@ -82,14 +83,14 @@ class Identities:
 
 
 def exchange(session: str, nonce: bytes) -> dict[str, str]:
-    """Return what names one exchange: signed, so that no statement can be replayed in another."""
+    """Return the fields that identify one exchange. They are signed, so no statement can be replayed in another."""
     return {"session": session, "nonce": nonce.hex()}
 
 
 def digest(answer: Mapping[str, Any]) -> dict[str, str]:
-    """Return what of an answer is signed: all but the signature.
+    """Return the digest of an answer without its signature; the minion signs this digest.
 
-    :raises Malformed: when it is nothing that JSON can say.
+    :raises Malformed: when JSON cannot represent the answer.
     """
     whole = {key: value for key, value in answer.items() if key != FIELD}
     return {"sha256": hashlib.sha256(_canonical(ANSWER, whole)).hexdigest()}
@@ -98,8 +99,8 @@ def digest(answer: Mapping[str, Any]) -> dict[str, str]:
 def statement(kind: str, master: str, minion: str, data: Mapping[str, Any]) -> bytes:
     """Return the bytes that are signed.
 
-    :param kind: what *data* is.
-    :raises Malformed: when *data* is nothing that JSON can say.
+    :param kind: ``ENROLMENT``, ``ACTIVATION`` or ``ANSWER``.
+    :raises Malformed: when JSON cannot represent *data*.
     """
     return _PREFIX + _canonical(kind, [kind, master, minion, dict(data)])
 
@@ -112,10 +113,10 @@ def _canonical(kind: str, data: Any) -> bytes:
 
 
 def sign(pem: bytes, message: bytes) -> str:
-    """Sign *message* by a Salt key, and return the signature in hex.
+    """Sign *message* with a Salt key, and return the signature in hex.
 
     :param pem: the private key.
-    :raises NetspaceError: when it is no RSA key.
+    :raises NetspaceError: when *pem* is not an RSA key.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes
@@ -123,8 +124,8 @@ def sign(pem: bytes, message: bytes) -> str:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        # Root's own file, which Salt made: that its factors are primes was true then. Asking again takes 70 ms of
-        # processor time for each answer, 40 times what the signature takes.
+        # Salt made this key, and only root can change the file, so its primes need no check. The check would take
+        # 70 ms of processor time for each answer, 40 times as long as the signature.
         key = load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True)
     except (ValueError, TypeError, UnsupportedAlgorithm) as err:
         raise NetspaceError(f"the minion's Salt key can't be read: {err}") from err
@@ -137,7 +138,7 @@ def check(pem: bytes, message: bytes, signature: Any) -> None:
     """Check a signature that :func:`sign` made.
 
     :param pem: the public key.
-    :raises WrongSaltKey: when there is none, or another key made it.
+    :raises WrongSaltKey: when the signature is missing, or another key made it.
     """
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes

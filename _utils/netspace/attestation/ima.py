@@ -1,14 +1,14 @@
-"""The kernel's measurement list (IMA): parsed strictly, replayed, and matched to a quote of PCR 10.
+"""Parser of the kernel's measurement list (IMA). It also replays the list, and matches it to a quote of PCR 10.
 
-Reads ``binary_runtime_measurements`` (kernel: security/integrity/ima,
+The parsed form is ``binary_runtime_measurements`` (kernel: security/integrity/ima,
 Documentation/security/IMA-templates.rst). :func:`canonical` converts the other forms to it: text, and the
-lists of one algorithm each (``binary_runtime_measurements_sha256``, since Linux 6.10), whose lines have that
-algorithm's digest in the place of SHA-1. The list grows while it is read: lines beyond
+lists of one algorithm each (``binary_runtime_measurements_sha256``, since Linux 6.10). The lines of these have that
+algorithm's digest in place of SHA-1. The kernel may append lines between the quote and the reading: lines beyond
 the quoted value are left for the next time. A verifier asks only for new lines, from a :class:`State`.
-``netspace.attestation.ima_rules`` judges a list. No file is read here.
+``netspace.attestation.ima_rules`` judges a list. This module reads no file.
 
-A rule of the kernel's IMA policy may name another PCR (``pcr=``). The quote of PCR 10 proves nothing of
-such a line: :func:`match` and :func:`replay` skip it.
+A rule of the kernel's IMA policy may name another PCR (``pcr=``). A quote of PCR 10 proves nothing about
+lines in another PCR, so :func:`match` and :func:`replay` skip them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MAX_LIST = 32 * 1024 * 1024
 MAX_LINES = 500_000
 MAX_ENTRY = 1024 * 1024
 MAX_NAME = 255
-# Bytes of a file's name: the kernel has none that is longer (PATH_MAX counts the NUL after it).
+# Bytes of the longest path in the kernel: PATH_MAX includes the NUL at the end.
 MAX_PATH = 4095
-# Algorithms whose lists are read, by the size of their digests in hex.
+# Algorithms whose lists can be read, by the length of a digest in hex.
 _BANKS = {40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
-# A violation's digest in the list.
+# The digest that the list shows for a violation.
 VIOLATION = bytes(20)
-# struct ima_template_entry as it is shown: PCR, SHA-1, length of the template's name.
+# Head of a line (struct ima_template_entry): PCR, SHA-1, length of the template's name.
 _HEAD, _SIZE = struct.Struct("<I20sI"), struct.Struct("<I")
 _TEXT = re.compile(rb"\s*\d{1,2} [0-9a-fA-F]{40}")
 # The original template's file name is hashed as a buffer of this size (IMA_EVENT_NAME_LEN_MAX + 1).
@@ -45,7 +45,7 @@ _PADDED = 256
 # Templates whose first fields are a digest with its algorithm and a file name.
 _NAMED = frozenset((b"ima-ng", b"ima-sig", b"ima-buf", b"ima-modsig", b"evm-sig"))
 _NAMED_V2 = frozenset((b"ima-ngv2", b"ima-sigv2"))
-# What process 1 is called, as a program's file.
+# File names of the programs that run as process 1.
 _PROCESS_1 = frozenset(
     (b"init", b"systemd", b"busybox", b"openrc-init", b"runit", b"runit-init", b"dinit", b"shepherd")
 )
@@ -53,11 +53,12 @@ _SIGNED = frozenset((b"ima-sig", b"ima-sigv2", b"ima-modsig"))
 
 
 class Entry(NamedTuple):
-    """One line: the measured data is *data* (*digest* is its SHA-1); for a violation, ``0xff`` was measured.
+    """One line of the list. The kernel measured *data*, or ``0xff`` bytes for a violation.
 
-    **Only these are measured.** The template's name and the PCR's number are the sender's word.
+    **Nothing else is measured.** The template's name and the PCR's number are the sender's claims.
 
-    :param template: its name.
+    :param digest: the SHA-1 of *data*; zeros for a violation.
+    :param template: the template's name.
     :param pcr: the PCR that the kernel says it extended.
     """
 
@@ -68,14 +69,14 @@ class Entry(NamedTuple):
 
     @property
     def violation(self) -> bool:
-        """A file that was written while it was measured or run. **What *data* says of it is not authentic.**"""
+        """True if the file was written while it was measured or run. **Then *data* is not authentic.**"""
         return self.digest == VIOLATION
 
 
 class File(NamedTuple):
-    """A line's word on a file.
+    """A file as a line describes it.
 
-    :param digest: as the kernel writes it: ``algorithm:``, NUL, the digest.
+    :param digest: in the kernel's form: ``algorithm:``, NUL, the digest.
     :param signature: the file's signature (``security.ima``), where the template has one.
     """
 
@@ -86,11 +87,11 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """The place up to which a list was read: *lines* of it lead to *value* (the SHA-256 bank).
+    """The part of a list that was judged: its first *lines* lines lead to *value* (the SHA-256 bank).
 
-    :param boot: (resetCount, restartCount) of the TPM: after a reboot nothing of this holds.
-    :param policy: fingerprint of the policy that the lines were judged by.
-    :param refused: the first line that the policy refuses, with its code; it stays refused until the next boot.
+    :param boot: (resetCount, restartCount) of the TPM; the state is void after a reboot.
+    :param policy: fingerprint of the policy that judged the lines.
+    :param refused: code and reason for the first line that the policy refuses; kept until the next boot.
     """
 
     lines: int = 0
@@ -104,7 +105,7 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
     """Parse lines of ``binary_runtime_measurements`` (little-endian).
 
     :param bank: the algorithm of the lines' own digests.
-    :raises ListMalformed: when it isn't whole lines, or too many.
+    :raises ListMalformed: when a line is incomplete, or the list is too long.
     """
     size = len(raw)
     if size > MAX_LIST:
@@ -122,7 +123,7 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
             head = at + heading
             at = head + length
             template = raw[head:at]
-            if template == b"ima":  # the only one whose data has no length before it
+            if template == b"ima":  # the only template without a length before its data
                 length = 24 + size_of(raw, at + 20)[0]
             else:
                 length = size_of(raw, at)[0]
@@ -140,11 +141,11 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
 
 
 def offset(raw: bytes, lines: int) -> int:
-    """Return where line number *lines* begins; the list's end where it has no more.
+    """Return the byte offset of line number *lines*, or the list's length if it has no such line.
 
     :raises ListMalformed: as :func:`parse`.
     """
-    # As long as they are in the list: what each of them takes is in its lengths.
+    # The bytes of each line in the list: 28 or 32 for PCR, digest and lengths, then the template's name and the data.
     return sum(
         len(entry.template) + len(entry.data) + (28 if entry.template == b"ima" else 32) for entry in parse(raw)[:lines]
     )
@@ -155,7 +156,7 @@ def _short(found: list[Entry], size: int) -> ListMalformed:
 
 
 def measured(entry: Entry, bank: str = "sha256") -> bytes:
-    """Return the value that the PCR of *bank* was extended with for *entry*."""
+    """Return the digest with which the kernel extended the PCR of *bank* for *entry*."""
     if entry.digest == VIOLATION:
         return b"\xff" * hashlib.new(bank).digest_size
     data = entry.data
@@ -165,9 +166,9 @@ def measured(entry: Entry, bank: str = "sha256") -> bytes:
 
 
 def genuine(entry: Entry) -> bool:
-    """Return whether the line's SHA-1 is of its data: false for a list that somebody edited by hand.
+    """Return whether the line's SHA-1 matches its data. It does not in a list that was edited by hand.
 
-    Redundant where the list is matched to a quote of SHA-256, so that is not asked then.
+    This check is needed only for a list that is not matched to a SHA-256 quote.
     """
     return entry.violation or measured(entry, "sha1") == entry.digest
 
@@ -182,16 +183,16 @@ def replay(entries: list[Entry], bank: str = "sha256", value: bytes | None = Non
 
 
 def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
-    """Return how many of *entries* lead from *start* to the *quoted* value; later ones were not quoted yet.
+    """Return how many of *entries* lead from *start* to the *quoted* value. Later entries came after the quote.
 
-    :raises ListMismatch: when no number of them does.
+    :raises ListMismatch: when the entries never reach the quoted value.
     """
     if hmac.compare_digest(start, quoted):
         return 0
     sha256 = hashlib.sha256
     value = start
     for index, entry in enumerate(entries):
-        # measured(), written out: this is done for each line of each host.
+        # measured() inlined for speed: this loop runs for each line of each host.
         if entry[3] != PCR:
             continue
         if entry[0] == VIOLATION:
@@ -210,15 +211,15 @@ def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
 
 
 def file(entry: Entry) -> File | None:
-    """Return the file that *entry* names; None for an unknown template, or for data of another form.
+    """Return the file that *entry* names; None if the template is unknown, or the data does not fit it.
 
-    The path may be a bare name: the kernel gives a bare name for a file whose mount is in no tree (``ima_d_path``).
+    The path may be a bare name: the kernel gives only a name if the file's mount is in no tree (``ima_d_path``).
     """
     data = entry.data
     template = entry.template
     if template == b"ima":
-        # Its digests are SHA-1 or MD5, and it doesn't say which: 20 bytes of SHA-1 by default.
-        # Another template's data under this name would have NULs in its path.
+        # This template does not say whether its digest is SHA-1 or MD5; the kernel's default is SHA-1, 20 bytes.
+        # Data of another template under this name would show a NUL in the path.
         known = 24 < len(data) <= 24 + _PADDED and b"\0" not in data[24:]
         return File(data[24:], b"sha1:\0" + data[:20]) if known else None
     if template not in _NAMED and template not in _NAMED_V2:
@@ -235,7 +236,7 @@ def file(entry: Entry) -> File | None:
         return None
     if template in _NAMED_V2:
         kind, _, digest = digest.partition(b":")
-        if kind != b"ima":  # fs-verity's digest is not of the file's content
+        if kind != b"ima":  # fs-verity: a digest of a Merkle tree, not of the file's content
             digest = kind + b":" + digest
     signature = b""
     if template in _SIGNED:
@@ -250,12 +251,12 @@ def file(entry: Entry) -> File | None:
 
 
 def line(path: bytes, digest: bytes) -> bytes:
-    """Return the data of an ``ima-ng`` line; ``ima-sig`` has the signature's length and the signature after it."""
+    """Return the data of an ``ima-ng`` line. ``ima-sig`` appends the signature's length and the signature."""
     return _sized(digest) + _sized(path + b"\0")
 
 
 def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
-    """Return the first line's digest of the PCRs at boot (as in :class:`File`); None where it isn't that line."""
+    """Return the digest of the PCRs at boot from the first line (form: :class:`File`), or None if it has none."""
     if not entries or entries[0].violation or entries[0].pcr != PCR:
         return None
     first = file(entries[0])
@@ -265,8 +266,9 @@ def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
 def measures_programs(entries: Sequence[Entry]) -> bool:
     """Return whether process 1 is among *entries*.
 
-    A kernel that does not measure programs has a short list without a bad line. With Secure Boot alone, kernels measure
-    modules. A list can't show that the kernel left out nothing.
+    A kernel that measures no programs makes a short list without a bad line. For example, with Secure Boot alone,
+    kernels measure modules but no programs. So a list without process 1 proves nothing about programs. No list proves
+    that it is complete.
     """
     return any(
         (found := file(entry)) is not None
@@ -278,7 +280,7 @@ def measures_programs(entries: Sequence[Entry]) -> bool:
 
 
 def canonical(raw: bytes) -> bytes:
-    """Return a list in the form of ``binary_runtime_measurements``, whatever form the kernel gave it in.
+    """Convert any of the kernel's forms of the list to ``binary_runtime_measurements``.
 
     :raises ListMalformed: when the list has no known form, or a line's digest does not match the line.
     """
@@ -298,7 +300,7 @@ def canonical(raw: bytes) -> bytes:
 
 
 def _of(raw: bytes, bank: str) -> bool:
-    """Return whether the first line's digest by *bank* matches the line."""
+    """Return whether the first line's digest in *bank* matches the line."""
     header = struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
     if len(raw) < header.size + 4:
         return False
@@ -311,16 +313,15 @@ def _of(raw: bytes, bank: str) -> bool:
         data = raw[start : start + 24 + _SIZE.unpack_from(raw, start + 20)[0]]
     else:
         data = raw[start + 4 : start + 4 + _SIZE.unpack_from(raw, start)[0]]
-    entry = Entry(b"\1", template, data)  # not as a violation, which has no digest that would tell
+    entry = Entry(b"\1", template, data)  # b"\1": not a violation, so measured() digests the data
     return measured(entry, bank) == bytes(digest)
 
 
 def from_ascii(raw: bytes) -> bytes:
     """Convert ``ascii_runtime_measurements`` to the binary form.
 
-    Each line's digest must match the converted line (violations have none), so nothing is
-    guessed. Only these templates can be converted: ima, ima-ng, ima-sig,
-    ima-ngv2, ima-sigv2, ima-buf.
+    Each converted line must match its digest, so nothing is guessed (violations have no digest).
+    Only these templates can be converted: ima, ima-ng, ima-sig, ima-ngv2, ima-sigv2, ima-buf.
 
     :raises ListMalformed: for a line that can't be converted.
     """
@@ -342,7 +343,7 @@ def _line(line: bytes, number: int) -> bytes:
             raise ValueError("not a measurement into a PCR")
         violation = not any(raw_digest)
         for data in _datas(template, shown, rest):
-            # From the ASCII form a name's final spaces can't be told from an empty last field.
+            # In the text form, a name that ends with a space looks like a name before an empty last field.
             made = Entry(b"\1", template, data, int(pcr))
             if violation or measured(made, bank) == raw_digest:
                 return _binary(made, violation)
@@ -352,7 +353,7 @@ def _line(line: bytes, number: int) -> bytes:
 
 
 def _binary(entry: Entry, violation: bool) -> bytes:
-    """Return a line as ``binary_runtime_measurements`` has it."""
+    """Return the bytes of a line in ``binary_runtime_measurements``."""
     sha1 = VIOLATION if violation else measured(entry, "sha1")
     body = entry.data if entry.template == b"ima" else _sized(entry.data)
     return entry.pcr.to_bytes(4, "little") + sha1 + _sized(entry.template) + body

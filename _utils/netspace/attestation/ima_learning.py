@@ -1,12 +1,12 @@
-"""Learn the files that may run from hosts that are known to be good: IMA's lists become a policy's lists.
+"""Learn which files may run, from the IMA measurement lists of hosts that are known to be good.
 
-A list counts only as far as it leads to the quoted PCR 10. Lines into other PCRs are not proved, and are not learned.
+A list counts only up to the quoted value of PCR 10. Nothing proves lines in other PCRs, so these are not learned.
 A file is listed by its path and digests, unless the policy excludes it already or one of the policy's keys signed it.
-A line of an unknown template is listed by its digest. Notes name what can't be learned (violations, weak digests), and
-what an operator may want to say in fewer words: paths whose content changed while the host ran, and unknown keys that
-signed files.
+A line of an unknown template is listed by its digest. Notes name what cannot be learned: violations and weak digests.
+Notes also name files that one rule could cover: paths whose content changed while the host ran, and files that unknown
+keys signed.
 
-Pure: nothing is removed, and nothing is put in force. Called by ``netspace.attestation.learning``.
+Pure: rules are only added, and the policy is not put in force here. Called by ``netspace.attestation.learning``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from netspace.attestation.evidence import Evidence
 from netspace.attestation.refusals import ListMalformed, NoList, Refused
 from netspace.errors import NetspaceError
 
-# How many names a note has.
+# Most names in a note.
 _NAMED = 5
 
 
 @dataclass
 class Seen:
-    """Files, entries and keys that hosts were seen to use, and notes on them for people."""
+    """Files, entries and keys that the hosts' lists show, and notes for people."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
     entries: dict[str, None] = field(default_factory=dict)
@@ -36,9 +36,9 @@ class Seen:
 
 
 def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence[str]) -> Seen:
-    """Return what *hosts* run that neither keys nor exclusions of *rules* (a policy's ``ima``) allow.
+    """Return what *hosts* run, except files that the keys or exclusions of *rules* (a policy's ``ima``) allow.
 
-    :param keys: further ones (PEM); those that signed something are among ``keys`` of what is returned.
+    :param keys: keys (PEM) that *rules* need not have; the result's ``keys`` has those that signed a file.
     """
     found = Seen()
     old = _parsed({key: rules[key] for key in ("keys", "exclude") if key in rules})
@@ -49,9 +49,9 @@ def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence
 
 
 def add(rules: dict[str, Any], found: Seen) -> None:
-    """Make the lists of *rules* (a policy's ``ima``) longer, in place.
+    """Add *found* to the lists of *rules* (a policy's ``ima``), in place.
 
-    :raises NetspaceError: when they become longer than a policy's may be.
+    :raises NetspaceError: when ``files`` becomes longer than a policy allows.
     """
     files = dict(rules.get("files", {}))
     for path, digests in found.files.items():
@@ -125,9 +125,9 @@ def _host(
 
 
 def _entries(evidence: Evidence) -> list[ima.Entry]:
-    """Return the lines that were quoted.
+    """Return the quoted lines.
 
-    :raises Refused: when they are no whole list.
+    :raises Refused: when the list is missing, is malformed, does not begin at line 0 or does not match the quote.
     """
     brought = evidence.ima
     if brought is None:
@@ -139,7 +139,7 @@ def _entries(evidence: Evidence) -> list[ima.Entry]:
 
 
 def _named(digest: bytes) -> str | None:
-    """Return a digest as a policy has it; None for one that it can't have."""
+    """Return a digest in the policy's form, or None if a policy does not accept its algorithm."""
     algorithm, _, raw = digest.partition(b":\0")
     name = algorithm.decode("ascii", "replace")
     return f"{name}:{raw.hex()}" if policy.DIGESTS.get(name) == len(raw) else None

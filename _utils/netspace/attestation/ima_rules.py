@@ -1,44 +1,43 @@
-"""Judge IMA's measurement list: it is of this boot, begun by its kernel, and the policy allows each line.
+"""Judge IMA's measurement list: this boot's kernel began it, and the policy allows each line.
 
-``netspace.attestation.judge`` calls it for L5, after the boot gave L4. Pure.
+``netspace.attestation.judge`` calls this module for L5, after the boot reached L4. Pure.
 
-What proves that the kernel measured, and from the beginning:
+These facts prove that the kernel measured from its start:
 
 1. PCR 10 begins at zero, and every user of the TPM can extend it. So a list that leads to the quoted value has all
-   measurements of PCR 10 in order; it does not prove who made them.
-2. The kernel extends PCR 10 first, before it starts process 1: with ``boot_aggregate``, the digest of PCRs 0 to 9. So
-   in line 0, and nowhere else, that name means the PCRs at the kernel's start. The digest must be that of the values
-   that the logs give for the kernel's start. This binds the list to the judged boot, and shows that nobody extended
-   PCRs 0 to 9 later to feign another kernel or command line. Where it can't be compared (a PCR is not quoted, or the
-   kernel took it of another bank) nothing is proved, and there is no L5. It is compared where a list begins, so a list
-   is remembered only if the whole boot was good enough by then; later extensions add nothing.
-3. Without IMA in the kernel, root can type the whole list by hand, line 0 too. Only the rules of the boot exclude
-   that: they demand a kernel that has IMA, and a command line that turns it on.
+   measurements of PCR 10 in order. It does not prove who made them.
+2. The kernel's first extension of PCR 10 is ``boot_aggregate``, the digest of PCRs 0 to 9. It comes before process 1.
+   So this name means the PCRs at the kernel's start in line 0, and in no other line. The digest must match the PCR
+   values that the logs give for the kernel's start. This binds the list to the judged boot. It also shows that nobody
+   extended PCRs 0 to 9 later to feign another kernel or command line. Without this comparison there is no L5: it fails
+   if one of these PCRs is not quoted, or if the kernel used another bank. The comparison is made only where a list
+   begins, so a list is remembered only if the boot had passed every rule by then. Extensions after that prove nothing.
+3. Without IMA in the kernel, root can write the whole list by hand, including line 0. Only the rules for the boot
+   exclude that: they demand a kernel that has IMA, and a command line that turns it on.
 4. A kernel that was started by kexec continues the list and adds another ``boot_aggregate``. Nothing measures its
    command line, so it is refused (``ima-kexec``) unless the policy has ``kexec: allow``.
 
-Attacks that remain open to root on a host that keeps L5 (docs/attestation-policy.md has the remedies):
+Root can still do the following on a host that keeps L5 (docs/attestation-policy.md has the remedies):
 
 ==============================================  =======================================================
 root can                                        because
 ==============================================  =======================================================
 run a program on tmpfs, before Linux 6.14       ima_policy=tcb measures nothing there
-run code that is no file of its own             shells and interpreters are allowed programs; a script
+run code without a program file of its own      shells and interpreters are allowed programs; a script
                                                 from a pipe, or on tmpfs, is not measured
 write to another process's memory, or exploit   IMA measures files when they are opened or mapped
 the kernel
 load an IMA policy that measures less           the kernel measures a policy that is loaded by path; only
                                                 the newest kernels measure one that is written directly
 put files behind excluded names                 any mount can have any name (mount namespaces)
-start a listed kernel by kexec, that has no     a file that may be read may be started as a kernel
-IMA
-resume a changed image from hibernation         it brings its own kernel memory
+start a listed kernel without IMA by kexec      a file that may be read may be started as a kernel
+resume a changed image from hibernation         the image replaces the kernel's memory
 run a file while writing to it, where           the list does not show the file's content
 ``violations: ignore``
 ==============================================  =======================================================
 
-Lines into other PCRs (``pcr=`` in the kernel's IMA policy) are compared with the policy like the others. No quote
-proves them, so they can lower the level, and never raise it.
+The policy judges lines in other PCRs (``pcr=`` in the kernel's IMA policy) like the others. No quote proves these
+lines, so they can lower the level but never raise it.
 """
 
 from __future__ import annotations
@@ -64,17 +63,17 @@ from netspace.attestation.refusals import (
 )
 
 Values = Mapping[int, bytes]
-# PCRs of which the kernel takes the boot aggregate, other than in the SHA-1 bank (Linux 5.8: ima_crypto.c).
+# PCRs in the boot aggregate of every bank but SHA-1, which has fewer (Linux 5.8: ima_crypto.c).
 AGGREGATED = range(10)
 
 
 def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, int], start: State | None) -> State:
-    """Judge the measurement list's new lines, and return how far it was judged.
+    """Judge the measurement list's new lines, and return the new state.
 
-    :param fingerprint: of the whole policy.
-    :param boot: (resetCount, restartCount) that were quoted.
-    :param start: the number of lines of this host's list that were judged before.
-    :raises Refused: when the list is not of this boot, or does not continue the last one.
+    :param fingerprint: fingerprint of the whole policy.
+    :param boot: the quoted (resetCount, restartCount).
+    :param start: the state after the lines that were judged before; None if there are none.
+    :raises Refused: when the list belongs to another boot, or does not continue from *start*.
     """
     brought = evidence.ima
     if brought is None:
@@ -86,7 +85,7 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
         raise ListGap(f"the list begins with line {brought.first}, and was judged up to line {before.lines}")
     entries = ima.parse(brought.lines)
     entries = entries[: ima.match(entries, before.value, brought.value)]
-    # Once, however many lines name it: the logs may be large, and root makes lines at will.
+    # Computed once: the logs may be large, and root can add many lines that need this value.
     at_start = functools.cache(lambda: _at_start(evidence))
     if before.lines == 0:
         _check_aggregate(entries, evidence, at_start)
@@ -100,16 +99,16 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
 
 
 def remedy(code: str) -> str:
-    """Return the remedy of the refusal with this *code*; a :class:`State` keeps such codes."""
+    """Return the remedy for a refusal by its *code*, which a :class:`State` keeps."""
     kinds: tuple[type[Limited], ...] = (Violation, UnknownFileRun, StartedByKexec)
     return next(kind.remedy for kind in kinds if kind.code == code)
 
 
 def _check_aggregate(entries: Sequence[Entry], evidence: Evidence, at_start: Callable[[], Values]) -> None:
-    """Check that the list begins with the PCRs' values at this kernel's start.
+    """Check that the list begins with the digest of the PCR values at this kernel's start.
 
-    :raises WrongAggregate: for other values.
-    :raises UnprovedAggregate: when they can't be compared.
+    :raises WrongAggregate: when the digest is missing, or has other values.
+    :raises UnprovedAggregate: when the values can't be compared.
     :raises NothingMeasured: for an empty list.
     """
     if not entries:
@@ -136,11 +135,11 @@ def _digest(values: Values) -> bytes:
 
 
 def _at_start(evidence: Evidence) -> Values:
-    """Return the PCR values that the kernel found when it started.
+    """Return the PCR values at the kernel's start.
 
-    They are the quoted values without systemd's words at the end of a PCR: only these may come after that moment. The
-    two logs are one sequence here, because the sender chooses in which of them an extension stands. L4 has shown that
-    the sequence leads to the quoted value.
+    These are the quoted values without the strings (``measured.WORDS``) with which systemd extended a PCR last. No
+    other extension may come after the kernel's start. The two logs are read as one sequence, because the sender chooses
+    the log in which an extension stands. L4 has shown that the sequence leads to the quoted value.
     """
     values = dict(evidence.pcrs)
     if evidence.boot_log is None or evidence.systemd_log is None:
@@ -156,7 +155,7 @@ def _at_start(evidence: Evidence) -> Values:
 
 
 def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collection[bytes]:
-    """Return the digests that a kernel which kexec started finds: of the PCRs at the first kernel's start, and now."""
+    """Return the boot aggregates that a kexec'd kernel may record: of the first kernel's start, and of the quote."""
     if any(pcr not in evidence.pcrs for pcr in AGGREGATED):
         return ()
     return [BANK.encode() + b":\0" + _digest(values) for values in (at_start(), evidence.pcrs)]
@@ -165,15 +164,15 @@ def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collectio
 def _first_refused(
     entries: Sequence[Entry], first: int, policy: Ima, known: Callable[[], Collection[bytes]]
 ) -> tuple[str, str] | None:
-    """Return code and reason of the first line that the policy refuses.
+    """Return code and reason for the first line that the policy refuses; None if it allows all lines.
 
-    :param first: number of the first of *entries*.
+    :param first: line number of the first entry.
     :param known: returns the boot aggregates of this boot.
     """
     listed = policy.listed
     for number, entry in enumerate(entries, first):
         if entry[0] == ima.VIOLATION:
-            # What it says of a file is not measured, so no path can excuse it.
+            # The file's path in the line is not measured, so an exclusion by path does not count.
             if not policy.ignore_violations:
                 return Violation.code, f"line {number}: a file was written while it was measured"
             continue
@@ -185,7 +184,7 @@ def _first_refused(
                 continue
             return UnknownFileRun.code, f"line {number}: of an unknown template, is not allowed"
         if file.path == BOOT_AGGREGATE:
-            # No listed file, signature or pattern counts for this name, which a file may have, too.
+            # A file can also have this name. So no listed file, signature or pattern allows it.
             if number and (found := _started_by_kexec(file, number, policy, known())) is not None:
                 return found
         elif not policy.allows(file):
@@ -195,7 +194,7 @@ def _first_refused(
 
 
 def _started_by_kexec(file: File, number: int, policy: Ima, known: Collection[bytes]) -> tuple[str, str] | None:
-    """Judge a later ``boot_aggregate``: of a kernel that kexec started, if it matches the PCRs; else of a file."""
+    """Judge a ``boot_aggregate`` after line 0: a kernel that kexec started if its digest is known, else a file."""
     if file.digest not in known:
         return UnknownFileRun.code, f"line {number}: 'boot_aggregate' is not of the PCRs, so it is a file"
     if policy.kexec:

@@ -1,12 +1,12 @@
-"""The operator's inventory of TPMs: which endorsement keys each minion may have, known before it is enrolled.
+"""Inventory of TPMs: the operator's list of the endorsement keys that each minion may have.
 
-Root can, at enrolment, show the genuine TPM of another machine and relay its answers. No protocol with a TPM detects
-that. Only somebody who knows which TPM was built into which machine can, and this file records it::
+At enrolment, root can show the genuine TPM of another machine and relay its answers. No TPM protocol detects
+that. The operator can prevent it by recording which TPM is in which machine, in this file::
 
     # minion   SHA-256 of its endorsement keys (SubjectPublicKeyInfo), one or more
     web1       5f0c...e1  9a77...03
 
-With an inventory, a minion that it doesn't name is not enrolled. Reads one file, and decides nothing else.
+If there is an inventory, only minions that it names are enrolled. This module reads one file, and decides nothing else.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Inventory:
     minions: frozenset[str]
 
     def check(self, minion: str, endorsement: str, others: list[str]) -> None:
-        """Check that *minion* may have the TPM of these endorsement keys.
+        """Check that the inventory assigns the TPM with these endorsement keys to *minion*.
 
         :param endorsement: fingerprint of the minion's endorsement key. *others*: fingerprints of the TPM's other keys.
-        :raises UnlistedEndorsementKey: when it may not.
+        :raises UnlistedEndorsementKey: when it assigns the TPM to another minion, or to none.
         """
         if minion not in self.minions:
             raise UnlistedEndorsementKey(f"the inventory does not name {minion}")
@@ -60,7 +60,7 @@ def read(path: Path) -> Inventory:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: Path, stamp: tuple[int, int, int]) -> Inventory:
-    """Read the file whose stamp is *stamp*: another stamp is another call to the cache."""
+    """Read the file. *stamp* is part of the cache key, so a changed file is read again."""
     raw = files.read(path, MAX_FILE + 1)
     if len(raw) > MAX_FILE:
         raise NetspaceError(f"{path}: more than {MAX_FILE} bytes")

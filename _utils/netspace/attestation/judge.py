@@ -1,14 +1,14 @@
 """Judge genuine evidence: boot log, references, boot policy and IMA, in the one legal order.
 
-Pure: no file, no network, no clock. It takes evidence as genuine: ``verifier.verify_quote`` calls it after
-every signature, and others with evidence that was verified before. The judge decides on L4 and L5:
+Pure: no file, no network, no clock. The judge takes evidence as genuine: ``verifier.verify_quote`` calls it after
+checking every signature, and other callers pass evidence that was verified before. The judge decides on L4 and L5:
 
-1. the boot is as references or a boot policy say (:mod:`netspace.attestation.boot_rules`). **L4**
-2. there is an IMA policy, and a list, which continues where the last one ended;
-3. lines of it lead to the quoted PCR 10; later ones wait for the next time;
-4. it begins with this boot's PCR values and has process 1, and the policy allows each of the lines
-   (:mod:`netspace.attestation.ima_rules`);
-5. the boot policy judges what such a list rests on (:func:`boot_policy.ima_gaps`). **L5**
+1. The boot matches the references or the boot policy (:mod:`netspace.attestation.boot_rules`). **L4**
+2. There is an IMA policy, and a measurement list that continues where the last one ended.
+3. The list's lines lead to the quoted PCR 10; lines after that wait for the next time.
+4. The list begins with this boot's PCR values and has process 1, and the policy allows each line
+   (:mod:`netspace.attestation.ima_rules`).
+5. The boot policy covers every PCR that the list rests on (:func:`boot_policy.ima_gaps`). **L5**
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from netspace.attestation.refusals import ImaUnfounded, NoImaPolicy, Refused
 
 @dataclass(frozen=True)
 class Appraisal:
-    """The worth of evidence, and why it is not more.
+    """Level that the evidence reaches, and why it does not reach a higher one.
 
     :param level: 3, 4 or 5.
-    :param code: why not the next level (``ok`` at L5).
-    :param ima: how far the measurement list was judged; None where it was not.
-    :param boot: the boot, where a policy alone found it good: to be remembered for the next time.
+    :param code: code of the refusal that prevents the next level (``ok`` at L5).
+    :param ima: how far the measurement list was judged; None if it was not judged.
+    :param boot: the boot, if a policy without references found it good; the caller keeps it for the next appraisal.
     """
 
     level: int
@@ -57,9 +57,9 @@ def appraise(
 ) -> Appraisal:
     """Appraise genuine *evidence*.
 
-    :param boot: (resetCount, restartCount) that were quoted.
+    :param boot: the quoted (resetCount, restartCount).
     :param start: how far this host's measurement list was judged before.
-    :param good: a boot that was judged good before: it isn't judged again where this is the same, by the same policy.
+    :param good: a boot that was judged good before; the same boot is not judged again by the same policy.
     """
     now = None if policy is None or references is not None else identity(evidence, policy.fingerprint)
     if good is None or good.identity != now:
@@ -93,25 +93,25 @@ def _programs(
         return Appraisal(4, code, f"{reason} [{code}]", ima_rules.remedy(code), state)
     unfounded = _unfounded(policy, evidence, references, proved)
     if unfounded is not None:
-        # Nothing is remembered: the next list starts at line 0, and its first line is compared again. Else root could
-        # add the missing line to PCR 8 or 9 until then: only the first line shows that the extension came late.
+        # No state is kept, so the next list starts at line 0 and its boot aggregate is compared again. Otherwise root
+        # could extend PCR 8 or 9 by the missing command line: only the boot aggregate shows such a late extension.
         return Appraisal(4, unfounded.code, str(unfounded), unfounded.remedy)
     return Appraisal(5, "ok", "boot and programs are as the policy says", "", state)
 
 
 def ask_from(policy: Policy, start: State | None) -> int:
-    """Return the line of the measurement list that the next evidence is to begin with."""
+    """Return the line number at which the measurement list of the next evidence must begin."""
     return start.lines if start is not None and start.policy == policy.fingerprint else 0
 
 
 def _unfounded(
     policy: Policy, evidence: Evidence, references: References | None, proved: Collection[int]
 ) -> ImaUnfounded | None:
-    """Return what a measurement list rests on and the rules for the boot leave open; None where nothing is open.
+    """Return why the rules for the boot do not suffice for a measurement list; None if they do.
 
-    :param proved: PCRs that prove a command line which root can't have added later.
+    :param proved: PCRs that prove a command line which root cannot have added later.
     """
-    quoted = evidence.pcrs.keys() | set(range(10))  # of PCRs 0 to 9 the list itself tells
+    quoted = evidence.pcrs.keys() | set(range(10))  # the list's boot aggregate covers PCRs 0 to 9
     found = boot_policy.ima_gaps(policy.boot, quoted, references or {})
     if found:
         return ImaUnfounded(found[0])

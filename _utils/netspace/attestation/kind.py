@@ -1,8 +1,7 @@
-"""The attestation of this host as a kind: observe, plan, apply.
+"""Kind ``attestation``: observe, plan and apply the attestation of this host.
 
-There is one thing of this kind, named ``host``, and one step for it, ``appraise``: when
-there is no result, or none that still counts. What level it gives is known afterwards only,
-so the plan doesn't guess, and the outcome's step carries the change.
+This kind has one object, named ``host``. Its step is ``appraise``, which is planned when there is no valid
+result. Only the appraisal shows the level, so the plan does not predict it. The outcome's step has the change.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ NAME = "host"
 
 @dataclass(frozen=True)
 class Observed:
-    """The last result, and what tells whether it still counts.
+    """The last result, and the facts that decide whether it is still valid.
 
-    :param problem: why there is a record, but no result that can be read.
-    :param sources: fingerprint, now, of the files that the result's settings name.
-    :param present: there is anything of ours on disk.
+    :param problem: why the recorded result can't be read; empty if it can, or if none is recorded.
+    :param sources: current fingerprint of the files that the result's settings name.
+    :param present: whether the folder of the attestation's records exists.
     """
 
     result: Result | None
@@ -46,13 +45,13 @@ class Observed:
 
 
 class Attestations:
-    """See :class:`netspace.plan.Kind`; desired is a :class:`netspace.spec.types.Attestation`."""
+    """The kind's operations (see :class:`netspace.plan.Kind`), for a :class:`netspace.spec.types.Attestation`."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
     def observe(self) -> Observed:
-        """Read the result and a few stamps; no TPM, no cryptography."""
+        """Read the result, the boot id and the stamps of files. This needs neither TPM nor cryptography."""
         found: Result | None = None
         problem = ""
         try:
@@ -70,14 +69,14 @@ class Attestations:
 
     @staticmethod
     def plan(desired: Attestation, observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Appraise where nothing that still counts says what this host is worth.
+        """Plan an appraisal if there is no valid result.
 
-        :param remove: ``{"host"}`` forgets result, pinned TPM and software key.
+        :param remove: ``{"host"}`` plans to delete the result, the pinned TPM and the software key.
         """
         if NAME in remove:
             return Plan([Step(KIND, NAME, "remove")] if observed.present else [])
         chosen = terms.of(desired)
-        # Where the master judges, what the host found by itself must not count, asked for or not.
+        # If the master judges, the host's own result must not count, even where the policy is off.
         if desired.policy == "off" and desired.verifier != terms.MASTER:
             return Plan()
         reason = _due(chosen, observed)
@@ -90,18 +89,18 @@ class Attestations:
         return Plan(notes=[f"attestation: {observed.result.reason}"] if observed.result.fallback else [])
 
     def apply(self, steps: Sequence[Step]) -> list[Outcome]:
-        """Appraise; the outcome's step has ``level`` and ``appraised`` as changes, and the reason for the level."""
+        """Run the steps. An appraisal's outcome has the changes ``level`` and ``appraised``, and the level's reason."""
         return [self._remove(step) if step.action == "remove" else self._appraise(step) for step in steps]
 
     def restore(self) -> list[Outcome]:
-        """After a reboot: appraise again as it was asked before it, where a result of another boot is all there is."""
+        """Appraise again after a reboot, with the recorded settings, if the recorded result is no longer valid."""
         observed = self.observe()
         if observed.result is None or not _due(observed.result.settings, observed):
             return []
         return self.apply([Step(KIND, NAME, "appraise", data=dict(observed.result.settings))])
 
     def status(self) -> dict[str, Any]:
-        """Return what an operator wants to know: level, reason, remedy, times (seconds since the epoch), TPM, TEE."""
+        """Return the status for an operator: level, reason, remedy, times (seconds since the epoch), TPM, TEE."""
         trust = result.trust(self.layout)
         observed = self.observe()
         found = observed.result
@@ -128,7 +127,7 @@ class Attestations:
             after, error = judged(self.layout, chosen), ""
         except (NetspaceError, OSError) as err:
             after, error = appraisal.failed(self.layout, chosen, str(err)), str(err)
-        # Also after a failure: an older and better result must not stay in force.
+        # Saved after a failure, too: an older and better result must not stay in force.
         result.save(self.layout, after)
         done = msgspec.structs.replace(step, changes=_changes(before, after), reason=after.reason)
         return Outcome(done, error)
@@ -161,7 +160,7 @@ def _due(chosen: Mapping[str, Any], observed: Observed) -> str:
     if found is None:
         return "the host was never appraised"
     if chosen.get("verifier") == terms.MASTER:
-        # Only the master can renew it: a result that has run out counts as none until then.
+        # No appraisal here can renew this result: only the master can. An expired result counts as none until then.
         pinned = set(found.settings.get("verifier_keys") or ()) <= set(chosen.get("verifier_keys") or ())
         if pinned and found.settings.get("verifier") == terms.MASTER:
             return ""

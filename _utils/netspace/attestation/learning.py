@@ -1,15 +1,16 @@
 """Learn a policy that also accepts these boots: rules where the logs allow them, else plain PCR values.
 
 The log of a golden host names the UEFI programs that ran, Secure Boot and its revocation lists, the signers of booted
-programs, the kernel, the initrd, other loaded files and the command line. A group of rules is kept only if two things
-hold: nothing that it rests on is left open, and the judge finds all of the boots good by it. So the policy enforces
-what was learned. A note names each group that was left out. Names in a log only tell a kernel from an initrd: all files
-are known by digest.
+programs, the kernel, the initrd, other loaded files and the command line. A group of rules is kept only if every PCR
+that it rests on is judged, and if the judge accepts all of the boots by these rules. So the policy enforces what was
+learned. A note names each group that was left out. Names in a log serve only to tell a kernel from an initrd: the
+policy identifies all files by digest.
 
-An existing policy keeps its form: its groups get more digests, and its PCR values get more values. Nothing that was
-good ceases to be good at once. ``dbx`` holds only the entries that all of the boots have, and is never lowered here.
-Entries that none of these hosts shows may be given an end (``until``); of files that IMA measures, these are the former
-digests of files whose content differs now. Pure: returns a policy in its written form, and puts nothing in force.
+An existing policy keeps its form: its groups get more digests, and its PCRs get more values. No digest, value or
+pattern loses its effect at once. ``dbx`` has only the entries that all of the boots have; in an existing policy it is
+not changed. Entries that none of these hosts shows can be given an end (``until``). For files that IMA measures, only
+former digests get an end: those of files whose content differs now. Pure: returns a policy in its written form, and
+does not put it in force.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from netspace.attestation.boot_learning import Told
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.refusals import Refused
 
-# The groups, in the order in which they are tried: later groups rest on earlier ones. The last group replaces the one
-# before it for boots whose command line is known only by its digest, as one of the files.
+# Groups in the order in which they are tried, because later groups rest on earlier ones. The last group replaces the
+# third for boots whose logs do not show the command line as text: then its digest is listed among ``files``.
 GROUPS = (
     ("applications", "started_by"),
     ("secure_boot", "dbx", "signers", "sbat", "mok"),
     ("kernels", "initrds", "files", "grub_commands", "command_lines"),
     ("kernels", "initrds", "files"),
 )
-# The rule that a boot needs for each group.
+# The rule that the logs of a boot must give for a group, by the group's first rule.
 _HEADS = {"applications": "applications", "secure_boot": "signers", "kernels": "kernels"}
 # The consequence of leaving out a group, by the group's first rule.
 _WITHOUT = {
@@ -42,7 +43,7 @@ _WITHOUT = {
     "L4 ends with the next file, and L5 rests on all of them",
     "command_lines": "the command line is known by its digest or the value of its PCR alone",
 }
-# Rules that are extended together with a rule.
+# Rules that are extended together with another rule.
 _WITH = {
     "applications": ("started_by",),
     "kernels": ("initrds", "files"),
@@ -53,10 +54,10 @@ _WITH = {
 
 @dataclass(frozen=True)
 class Learned:
-    """A policy that takes more boots than before.
+    """A policy that accepts more boots than before.
 
-    :param before: the policy in force; None for none.
-    :param notes: what could not be learned as a rule, and why; which hosts it still does not take.
+    :param before: the policy in force; None if there is none.
+    :param notes: what could not be learned as a rule, and why; which hosts the new policy still does not accept.
     """
 
     before: dict[str, Any] | None
@@ -66,12 +67,12 @@ class Learned:
 
 @dataclass(frozen=True)
 class Wish:
-    """The further parts that are learned.
+    """Options of :func:`learn`.
 
-    :param now: parts of a policy that ended before are left out.
-    :param ima: which files may run; each host brought its whole measurement list.
+    :param now: the time; parts of a policy whose ``until`` is not later are dropped. Seconds since the epoch.
+    :param ima: also learn which files may run; needs the whole measurement list of each host.
     :param keys: certificates or public keys (PEM) that may have signed files.
-    :param until: the end of what was good and these hosts don't show; empty for none.
+    :param until: the end of the entries that none of these hosts shows; empty: they have no end.
     """
 
     now: float = 0.0
@@ -84,7 +85,10 @@ _NOTHING = Wish()
 
 
 def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish: Wish = _NOTHING) -> Learned:
-    """Return a policy for *boots* (genuine evidence by host), with the next version; the same if nothing is new."""
+    """Return a policy that accepts *boots* (genuine evidence by host).
+
+    Its version is the next one, or unchanged if there is nothing to add.
+    """
     old: dict[str, Any] | None = None if before is None else policy.plain(before)
     after = copy.deepcopy(old or {"version": 0})
     kept = {moment: one for moment, one in after.pop("until", {}).items() if policy.when(moment) > wish.now}
@@ -142,7 +146,7 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
 
 
 def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidence]) -> dict[str, Any]:
-    """Take out of *boot* what none of the boots shows, and return it. A list that would be empty is left."""
+    """Remove from *boot* the entries that none of the boots shows, and return them. No list is emptied."""
     gone: dict[str, Any] = {}
     for key in policy.PASSING_BOOT:
         if key == "pcrs":
@@ -160,13 +164,13 @@ def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidenc
 
 
 def _split(known: list[str], shown: set[str]) -> tuple[list[str], list[str]]:
-    """Split *known* into the entries that stay and the others; patterns stay."""
+    """Split *known* into the entries that stay (patterns and *shown* ones) and the others."""
     good = [one for one in known if one in shown or "*" in one]
     return (good, [one for one in known if one not in good]) if good else (known, [])
 
 
 def _replaced(rules: dict[str, Any], seen: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Take out of a policy's IMA rules the former digests of files that were seen with others, and return them."""
+    """Remove the former digests of files with new digests from a policy's IMA rules, and return them."""
     gone = {}
     for path, digests in seen.items():
         known = rules["files"][path]
@@ -178,14 +182,14 @@ def _replaced(rules: dict[str, Any], seen: Mapping[str, list[str]]) -> dict[str,
 
 
 def _both(known: Any, more: Any) -> Any:
-    """Join rules: mappings by key, lists without repeating."""
+    """Return the union of two rules: mappings are merged by key, lists are joined without duplicates."""
     if isinstance(more, Mapping):
         return {**known, **{key: _both(known[key], one) if key in known else one for key, one in more.items()}}
     return list(dict.fromkeys((*known, *more)))
 
 
 def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
-    """Remove PCRs that rules rest on from ``unchecked``, and add those that the firmware's logs never lead to."""
+    """Remove PCRs that rules rest on from ``unchecked``, and add PCRs whose values a boot's log does not lead to."""
     needs = _boot(boot).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]
@@ -211,13 +215,13 @@ def _told(host: str, evidence: Evidence, notes: list[str]) -> Told | None:
 
 
 def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told], notes: list[str]) -> None:
-    """Add a group of rules to a new policy, if every boot has it and is good by it."""
+    """Add a group of rules to a new policy, if the logs of every boot give these rules and the judge accepts each."""
     if group[0] in boot or not told:
         return
     needed = [_HEADS[group[0]], *(["command_lines"] if "command_lines" in group else [])]
     for host, one in told.items():
         if len(needed) > 1 and not one.rules.get(needed[0]):
-            return  # the group without command lines says so
+            return  # the last group, without command lines, writes the note
         for key in needed:
             if not one.rules.get(key):
                 _left_out(host, group, one.problems.get(key, "the log has nothing for it"), notes)
@@ -225,7 +229,7 @@ def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told],
     rules: dict[str, Any] = {}
     for key in group:
         if key == "mok" and "applications" in boot:
-            continue  # what shim may start is listed: PCR 14 is known by its value, where it is quoted
+            continue  # ``applications`` lists all that shim may start, so a quoted PCR 14 is known by its value
         _merge(rules, key, [_rule(one, key, "command_lines" not in group) for one in told.values()])
     tried = {**boot, **rules}
     for host, one in told.items():
@@ -242,12 +246,12 @@ def _left_out(host: str, group: Sequence[str], why: str, notes: list[str]) -> No
 
 
 def _rule(one: Told, key: str, pinned: bool) -> Any:
-    """Return a rule of one boot; where command lines are no rule, they are files that are known by digest."""
+    """Return a rule of one boot. If *pinned*, the rule ``files`` also has the digests of command lines."""
     return [*one.rules[key], *one.rules["pinned"]] if pinned and key == "files" else one.rules.get(key)
 
 
 def _add(boot: dict[str, Any], keys: Sequence[str], told: Iterable[Told]) -> None:
-    """Add to rules that a policy has. Its demands (``secure_boot``, ``dbx``, ``sbat``) are left as they are."""
+    """Add entries to a policy's rules. Its demands (``secure_boot``, ``dbx``, ``sbat``) are left as they are."""
     pinned = "command_lines" not in boot
     for key in keys:
         if key not in ("secure_boot", "dbx", "sbat") and not (key == "mok" and "applications" in boot):
@@ -255,7 +259,7 @@ def _add(boot: dict[str, Any], keys: Sequence[str], told: Iterable[Told]) -> Non
 
 
 def _unknown(boot: Mapping[str, Any], key: str, found: Any) -> Any:
-    """Leave out the command lines that a pattern allows already."""
+    """Return *found* without the command lines that a pattern allows already."""
     if key != "command_lines":
         return found
     rules = _boot({key: boot.get(key, [])})
@@ -298,7 +302,10 @@ def _boot(data: Mapping[str, Any]) -> policy.Boot:
 
 
 def _problem(evidence: Evidence, tried: Mapping[str, Any]) -> str:
-    """Return the problem of a boot judged by some rules; unjudged PCRs that these rest on are judged by value."""
+    """Return why the rules *tried* refuse a boot; empty if they accept it.
+
+    PCRs that the rules rest on and do not judge are judged by the boot's own values. Other PCRs are unchecked.
+    """
     rules = _boot(tried)
     plain = {str(pcr): [evidence.pcrs[pcr].hex()] for pcr in rules.needs if pcr in evidence.pcrs.keys() - rules.judged}
     free = sorted(evidence.pcrs.keys() - rules.needs.keys() - rules.judged)

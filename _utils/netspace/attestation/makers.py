@@ -6,11 +6,11 @@
     roots/*.crl                    their revocation lists, PEM or DER
     roots/ek/<SHA-256>.pem ...     an endorsement certificate that its TPM doesn't hold, and its intermediates
 
-A file of ``ek/`` is named by the key that its first certificate is for (SHA-256 of SubjectPublicKeyInfo, as ``hosts``
-shows it). It is trusted for nothing: it must chain to a root like one from a TPM.
+A file in ``ek/`` is named after its first certificate's key (SHA-256 of SubjectPublicKeyInfo, as ``hosts`` shows it).
+The file adds no trust: its certificate must chain to a root, like a certificate from a TPM.
 
-A certificate that can't be read is named (``unreadable``) and stops no other. A revocation list that can't be read
-stops everything: without it, what its maker revoked would pass.
+A certificate that can't be read is reported in ``unreadable``; the others are still read. A revocation list that can't
+be read is an error, because certificates that its maker revoked would pass without it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ MAX_FILE = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Makers:
-    """The content of the folder of roots.
+    """Content of the folder of roots.
 
     :param roots: certificates, DER. *lists*: revocation lists, DER.
-    :param unreadable: certificates that can't be read: file and problem.
-    :param given: the folder of endorsement certificates that the operator supplied; None where there is none.
+    :param unreadable: file and problem of each certificate that can't be read.
+    :param given: the folder of endorsement certificates that the operator supplied; None if it does not exist.
     """
 
     roots: tuple[bytes, ...] = ()
@@ -45,9 +45,10 @@ class Makers:
     def completed(self, enrolment: Enrolment, fingerprint: str) -> Enrolment:
         """Return *enrolment* with the certificate that the operator supplied for its endorsement key, if any.
 
-        This certificate replaces the TPM's own, which may have expired; its intermediates come before the TPM's.
+        This certificate replaces the TPM's own, which may have expired. The supplied intermediates come before those
+        from the TPM.
 
-        :param fingerprint: of the endorsement key.
+        :param fingerprint: fingerprint of the endorsement key.
         :raises NetspaceError: when the file can't be read.
         """
         paths = [] if self.given is None else [self.given / f"{fingerprint}{suffix}" for suffix in SUFFIXES]
@@ -62,7 +63,7 @@ class Makers:
 
 
 def read(folder: str | None) -> Makers:
-    """Read the folder of roots; None: nobody is trusted.
+    """Read the folder of roots. If *folder* is None, no maker is trusted.
 
     :raises NetspaceError: when the folder or a revocation list can't be read.
     """
@@ -87,7 +88,7 @@ def read(folder: str | None) -> Makers:
 
 
 def listed(folder: str | None) -> dict[str, object]:
-    """Return what an operator wants to see of the folder of roots: ``{certificates, lists, unreadable}``.
+    """Return an overview of the folder of roots for an operator: ``{certificates, lists, unreadable}``.
 
     :raises NetspaceError: as :func:`read`.
     """
@@ -98,7 +99,7 @@ def listed(folder: str | None) -> dict[str, object]:
 
 
 def _certificates(path: Path) -> der.Pem:
-    """Return the certificates of a file that can be read, and the problems of the others: there is either."""
+    """Return a file's readable certificates, and the problems of the others. At least one of the two is not empty."""
     try:
         found = _in_file(path)
     except (OSError, ValueError) as err:
@@ -113,9 +114,9 @@ def _certificates(path: Path) -> der.Pem:
 
 
 def _in_file(path: Path) -> der.Pem:
-    """Return the DER certificates that a file holds, in PEM or one after the other.
+    """Return the certificates in a file, as DER. The file has PEM, or DER certificates one after another.
 
-    :raises ValueError: when it holds none.
+    :raises ValueError: when the file has no certificate, or is too large.
     """
     with path.open("rb") as stream:
         raw = stream.read(MAX_FILE + 1)

@@ -1,8 +1,7 @@
-"""systemd's measurement log (``tpm2-measure.log``): parsed strictly, and replayed after the boot log.
+"""Parser of systemd's measurement log (``tpm2-measure.log``), which is replayed after the boot log.
 
-What systemd measures itself once the firmware has gone (boot phases into PCR 11, machine id
-and volumes into PCR 15), as JSON text sequences (RFC 7464) in the shape of TCG's Canonical
-Event Log. No file is read here.
+systemd logs its own measurements after the firmware has ended: boot phases in PCR 11, machine id and volumes in
+PCR 15. The log is a JSON text sequence (RFC 7464) in the form of TCG's Canonical Event Log. This module reads no file.
 """
 
 from __future__ import annotations
@@ -24,9 +23,11 @@ _NAMES = frozenset(BANKS.values())
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement: *digests* by the bank's name, *text* what systemd says it measured.
+    """One measurement.
 
-    :param kind: systemd's name of it, e.g. ``phase``.
+    :param digests: by the bank's name.
+    :param kind: systemd's name for the type of event, e.g. ``phase``.
+    :param text: the text that systemd claims to have measured; see :meth:`proved`.
     """
 
     pcr: int
@@ -35,11 +36,11 @@ class Record:
     text: str
 
     def proved(self, bank: str) -> bool:
-        """Return whether the digest is of the text: only then was that measured."""
+        """Return whether the digest in *bank* matches the text. Only then was the text measured."""
         return self.digests.get(bank) == hashlib.new(bank, self.text.encode()).digest()
 
     def describe(self) -> dict[str, Any]:
-        """Return the record for people, as ``events.describe`` does."""
+        """Return the record in the form of ``events.describe``, for people."""
         return {
             "pcr": self.pcr,
             "type": f"systemd:{self.kind}",
@@ -50,9 +51,9 @@ class Record:
 
 
 def parse(raw: bytes) -> tuple[Record, ...]:
-    """Parse a log; what systemd measured into NV indices is passed over.
+    """Parse a log. Records of extended NV indices are skipped.
 
-    :raises LogMalformed: where it is none, or not a whole one.
+    :raises LogMalformed: when *raw* is not a log, or is cut.
     """
     if len(raw) > MAX_LOG:
         raise LogMalformed(f"systemd's log: {len(raw)} bytes, at most {MAX_LOG} are possible")
@@ -114,7 +115,10 @@ def _record(part: bytes, number: int) -> Record | None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key that is given twice: readers differ in which one counts."""
+    """Return the pairs as a dict, and refuse duplicate keys: JSON parsers differ in which of them counts.
+
+    :raises ValueError: for a duplicate key.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key is given twice")
@@ -122,7 +126,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def extend(values: Mapping[int, bytes], records: Sequence[Record], bank: str) -> dict[int, bytes]:
-    """Return PCR *values* after *records*.
+    """Return the PCR values that result when *records* extend *values*.
 
     :raises LogMalformed: when a record has no digest for *bank*.
     """

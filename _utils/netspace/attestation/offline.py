@@ -1,9 +1,8 @@
-"""Quotes and logs in files, as tpm2-tools and the kernel write them: what is right, what is wrong.
+"""Offline verification of quotes and logs in the formats of tpm2-tools and the kernel.
 
-For people, on any machine: no TPM, no enrolment, no trust in the key beyond what the caller
-has. The same checks as ``netspace.attestation.verifier``, in the same order; what can't be
-checked without a session (the key's binding to a TPM, the clock) is told as unchecked. No
-file is read here.
+People can use it on any machine. It needs no TPM and no enrolment, and trusts the attestation key that the caller
+gives. It makes the same checks as ``netspace.attestation.verifier``, in the same order. Two checks need a session: the
+key's binding to a TPM and the clock; they are not made. This module reads no file.
 """
 
 from __future__ import annotations
@@ -40,10 +39,11 @@ Values = Mapping[str, Mapping[int, bytes]]
 
 @dataclass(frozen=True)
 class Issue:
-    """A certificate of a Privacy CA, for the key of a quote; PEM.
+    """A Privacy CA's certificate for the key of a quote, and the files to check it by; all PEM.
 
-    :param ca: the intermediate that issued it, among others.
-    :param crl: its revocation list; empty: not checked.
+    :param ca: intermediates of the Privacy CA; one of them issued the certificate.
+    :param now: time of the check, seconds since the epoch.
+    :param crl: revocation list of the issuer; if empty, revocation is not checked.
     """
 
     certificate: bytes
@@ -54,7 +54,7 @@ class Issue:
 
 @dataclass(frozen=True)
 class Logs:
-    """The logs of a boot, as read from their files; empty ones are absent."""
+    """Content of the files of a boot's logs; empty for a log that is absent."""
 
     boot: bytes = b""
     systemd: bytes = b""
@@ -63,7 +63,7 @@ class Logs:
 
 @dataclass
 class Report:
-    """The findings, check by check, up to the first that failed.
+    """Results of the checks, up to the first that failed.
 
     :param code: ``ok``, or the stable code of the failure (docs/attestation-reasons.md).
     """
@@ -80,7 +80,7 @@ class Report:
         self.checks.append({"check": check, "result": "unchecked", "detail": detail})
 
     def result(self) -> dict[str, Any]:
-        """Return the form that a runner shows."""
+        """Return the report as the runner prints it."""
         return {
             "valid": self.code == "ok",
             "code": self.code,
@@ -91,9 +91,11 @@ class Report:
 
 
 def key(raw: bytes) -> tuple[PublicKey, structures.Public | None]:
-    """Read an attestation key: TPM2B_PUBLIC, TPMT_PUBLIC, PEM or DER; the latter two tell no attributes.
+    """Parse an attestation key: TPM2B_PUBLIC, TPMT_PUBLIC, PEM or DER.
 
-    :raises Malformed: when it is none of them.
+    PEM and DER have no TPM attributes, so for them the second value is None.
+
+    :raises Malformed: when *raw* has none of these forms, or the key is of another type or too short.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -118,10 +120,10 @@ def key(raw: bytes) -> tuple[PublicKey, structures.Public | None]:
 
 
 def replay(logs: Logs) -> dict[str, Any]:
-    """Return what the logs lead to: ``{banks: {bank: {pcr: hex}}, events: [...]}``.
+    """Return the PCR values that the logs lead to: ``{banks: {bank: {pcr: hex}}, events: [...]}``.
 
-    With an IMA list also ``ima``: ``lines``, ``violations``, and in ``edited`` the lines whose
-    digest is not of what they say.
+    With an IMA list, there is also ``ima``: the numbers of ``lines`` and ``violations``, and in ``edited`` the lines
+    whose digest does not match their data.
 
     :raises Refused: when a log is malformed.
     """
@@ -149,7 +151,7 @@ def replay(logs: Logs) -> dict[str, Any]:
 
 
 def ima_entries(raw: bytes) -> list[ima.Entry]:
-    """Read an IMA list, in any of its forms."""
+    """Parse an IMA list in any of the kernel's forms."""
     return ima.parse(ima.canonical(raw))
 
 
@@ -164,15 +166,15 @@ def verify_quote(
     policy: Policy | None = None,
     issue: Issue | None = None,
 ) -> Report:
-    """Check a quote in files, and all that came with it.
+    """Check a quote, and the PCR values, logs and certificate that are given with it.
 
-    :param attest: as ``tpm2_quote -m`` writes it.
-    :param signature: as ``tpm2_quote -s`` writes it (``-f tss``, the default).
+    :param attest: the quote in the form that ``tpm2_quote -m`` writes.
+    :param signature: the signature in the form that ``tpm2_quote -s`` writes (``-f tss``, the default).
     :param ak: the attestation key that the caller trusts; see :func:`key`.
-    :param nonce: the qualifying data; None: not checked.
-    :param pcrs: values; see :mod:`netspace.attestation.pcrfile`.
-    :param policy: what the boot, and with its section ``ima`` what ran after it, must be.
-    :param issue: what vouches for the key; None: the caller.
+    :param nonce: the expected qualifying data; None: not checked.
+    :param pcrs: PCR values; see :mod:`netspace.attestation.pcrfile`.
+    :param policy: judges the boot, and with its section ``ima`` also the programs that ran after it.
+    :param issue: certificate for the key; None: only the caller vouches for the key.
     """
     report = Report()
     try:
@@ -243,7 +245,7 @@ def _certified(report: Report, trusted: PublicKey, issue: Issue) -> None:
 
 
 def _judge(report: Report, values: Values | None, logs: Logs, policy: Policy) -> None:
-    """Hold the boot against a policy. PCR 10 moves after it, so the policy's section ``ima`` judges that."""
+    """Judge the boot by a policy. PCR 10 changes after the boot, so only the policy's section ``ima`` judges it."""
     quoted = dict((values or {}).get(BANK, {}))
     if not quoted:
         raise Uncovered(f"a policy needs the values of quoted PCRs of the {BANK} bank (pcrs=)")
@@ -296,7 +298,11 @@ def _selections(quote: Quote) -> list[tuple[str, list[int]]]:
 
 
 def _given(quote: Quote, selections: list[tuple[str, list[int]]], pcrs: bytes, digest: str) -> Values:
-    """Return the values of the quoted PCRs, as the caller gave them and the quote confirms them."""
+    """Return the caller's values of the quoted PCRs, after checking them against the quote's digest.
+
+    :raises WrongSelection: when a quoted PCR has no value.
+    :raises WrongDigest: when the values do not match the quote.
+    """
     given = pcrfile.parse(pcrs, selections)
     missing = [f"{bank}:{pcr}" for bank, chosen in selections for pcr in chosen if pcr not in given.get(bank, {})]
     if missing:
@@ -326,7 +332,7 @@ def _check_logs(
         return
     for bank, chosen in selections:
         if log is not None:
-            # PCR 10 is IMA's; PCRs that only another log explains are not this one's fault.
+            # IMA's list explains PCR 10, which is checked below.
             after = {pcr: value for pcr, value in led[bank].items() if pcr != ima.PCR}
             log.check({pcr: values[bank][pcr] for pcr in chosen}, bank, after)
             report.passed("log", f"{bank}: leads to PCRs {verifier.shown(after.keys() & set(chosen)) or 'none'}")
@@ -356,7 +362,12 @@ def _check_blind(
     entries: list[ima.Entry],
     digest: str,
 ) -> None:
-    """Without values: do the logs lead to the quote's digest? PCRs that no log extends count as untouched."""
+    """Check that the logs lead to the quote's digest, without PCR values.
+
+    A PCR that no log extends is taken to have its initial value.
+
+    :raises LogMismatch: when the logs do not lead to the digest.
+    """
 
     def joined(tens: Mapping[str, bytes]) -> bytes:
         out = b""
@@ -372,7 +383,7 @@ def _check_blind(
     if entries and any(ima.PCR in chosen for _, chosen in selections):
         banks = [bank for bank, chosen in selections if ima.PCR in chosen]
         runs = zip(*(ima.replay(entries, bank) for bank in banks), strict=True)
-        # The list may be ahead of the quote: its end is the likeliest, so from there.
+        # The list may have lines from after the quote, but few: the search below begins at the list's end.
         candidates += [dict(zip(banks, run, strict=True)) for run in runs]
     for number in range(len(candidates) - 1, -1, -1):
         if hmac.compare_digest(hashlib.new(digest, joined(candidates[number])).digest(), quote.digest):

@@ -1,9 +1,9 @@
-"""The origin of an answer: whether it is the host's own at all, before anything is made of what it says.
+"""Origin of an answer: proof that the host itself made it, before its content counts.
 
-Salt lets a minion answer in another's name. Only the signature of a key that is bound to the host, over this challenge,
-shows that an answer is the host's (:func:`verifier.own_quote`). What fails before that (:class:`Unproved`) says nothing
-of the host: no result is made of it. A host that is taken over gains nothing by it: it has no new result, and becomes
-stale.
+Salt lets a minion answer in another minion's name. An answer is the host's own only if a key that is bound to the host
+signed it over this challenge (:func:`verifier.own_quote`). An answer that fails this check (:class:`Unproved`) proves
+nothing about the host, so the verifier makes no result of it. A compromised host gains nothing by such answers: it gets
+no new result, and becomes stale.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from netspace.errors import NetspaceError
 
 
 class Unproved(NetspaceError):
-    """An answer that nothing proves to be the host's own; the message ends with the code of what it fails by."""
+    """Error: nothing proves that an answer is the host's own. The message ends with the code of the refusal."""
 
 
 def unproved(err: Refused) -> Unproved:
-    """Return what to say of an answer that *err* refuses."""
+    """Return the error for an answer that *err* refuses."""
     return Unproved(f"nothing proves that what came is this host's answer; {err.remedy}: {err}")

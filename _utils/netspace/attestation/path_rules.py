@@ -1,7 +1,7 @@
 """Rules for each certificate of a path to a maker's root (RFC 5280, 6.1), for TPMs and TEEs alike. Pure.
 
-Each function returns a problem for people; empty for none. The caller finds the path, checks signatures and names, and
-says what follows: this module raises nothing of its own.
+Each function returns a problem as text for people; empty if there is none. The caller finds the path, checks signatures
+and names, and raises the error.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def unfit(certificate: Certificate, name: str, when: datetime.datetime, understood: Container[str]) -> str:
-    """Return why *certificate* may stand at no place of a path: its time, its key, or an extension.
+    """Return why *certificate* is not allowed anywhere in a path: its validity, its key, or an extension.
 
-    :param name: of the certificate, for people.
-    :param understood: identifiers of the critical extensions that the caller checks.
+    :param name: the certificate's name, for people.
+    :param understood: object identifiers of the critical extensions that the caller checks.
     """
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -47,7 +47,7 @@ def weak(certificate: Certificate, name: str) -> str:
 def no_issuer(issuer: Certificate, depth: int) -> str:
     """Return why *issuer* may not sign a certificate.
 
-    :param depth: intermediates below the issuer.
+    :param depth: number of intermediates below the issuer.
     """
     from cryptography import x509
 

@@ -1,8 +1,8 @@
-"""PCR values as tpm2-tools write them: read strictly.
+"""Parser of PCR values in the forms that tpm2-tools write.
 
-``tpm2_quote -o`` (its C structures, or ``-F values``: digests one after another),
-``tpm2_pcrread``'s text, and JSON ``{"sha256": {"0": "<hex>"}}``. They prove nothing by
-themselves: a quote's digest does. No file is read here.
+The forms are those of ``tpm2_quote -o`` (C structures, or with ``-F values`` digests one after another), the text of
+``tpm2_pcrread``, and JSON ``{"sha256": {"0": "<hex>"}}``. These values prove nothing until they match a quote's digest.
+This module reads no file.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _SIZES = {bank: hashlib.new(bank).digest_size for bank in BANKS.values()}
 def parse(raw: bytes, selections: Sequence[tuple[str, Sequence[int]]]) -> Values:
     """Return the values by bank and PCR.
 
-    :param selections: the quote's; tells whose the digests are that stand one after another.
-    :raises Malformed: when it is none of the forms.
+    :param selections: the quote's PCR selections; they give the order of digests one after another.
+    :raises Malformed: when *raw* has none of the known forms.
     """
     if len(raw) > MAX_FILE:
         raise Malformed(f"PCR values: {len(raw)} bytes, at most {MAX_FILE} are possible")
@@ -51,7 +51,7 @@ def _cut(raw: bytes, flat: Sequence[tuple[str, int, int]]) -> Values:
 
 
 def _serialized(raw: bytes) -> Values:
-    """TPML_PCR_SELECTION, a count, and so many TPML_DIGEST, as a little-endian machine's C has them."""
+    """Parse TPML_PCR_SELECTION, a count, and that many TPML_DIGEST: C structures of a little-endian machine."""
 
     def number(at: int, size: int) -> int:
         return int.from_bytes(raw[at : at + size], "little")
@@ -87,7 +87,7 @@ def _json(text: str) -> Values:
     except (ValueError, RecursionError) as err:
         raise Malformed(f"PCR values: {err}") from err
     if isinstance(data, Mapping) and isinstance(data.get("banks"), Mapping):
-        data = data["banks"]  # as the runner's replay shows them
+        data = data["banks"]  # the form that the runner's replay prints
     found: Values = {}
     for bank, values in data.items():
         if not isinstance(values, Mapping):

@@ -1,8 +1,8 @@
-"""PCR 7 and 14: the state of Secure Boot, its keys, and whether shim verified what it started.
+"""Rules for PCRs 7 and 14: the state of Secure Boot, its keys, and whether shim verified what it started.
 
-Before the separator in PCR 7 only the firmware has run, so a variable that is measured there has the value that the
-firmware read. After the separator everybody may extend the PCR, so every digest there has to be allowed, and none
-raises trust. Pure: called by :mod:`netspace.attestation.boot_rules`.
+Before the separator in PCR 7, only the firmware has run. So a variable that is measured there has the value that the
+firmware read. After the separator, any program can extend the PCR. So every digest there must be allowed, and none
+of them raises trust. Pure: called by :mod:`netspace.attestation.boot_rules`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ _NAMESPACES = {events.GLOBAL: measured.SETTINGS, events.SECURITY: measured.KEY_L
 
 @dataclass
 class Platform:
-    """The content of PCR 7: settings by their name, and the signers that started programs were trusted for."""
+    """Content of PCR 7.
+
+    :param settings: values of Secure Boot's variables, by name.
+    :param authorities: certificates and digests by which firmware and shim trusted the programs that they started.
+    """
 
     settings: dict[str, bytes] = field(default_factory=dict)
     authorities: list[events.Variable] = field(default_factory=list)
@@ -37,7 +41,7 @@ class Platform:
 def check(extended: Sequence[Extension], policy: Boot) -> None:
     """Judge PCR 7 by ``secure_boot``, ``dbx``, ``signers`` and ``sbat``.
 
-    :raises Refused: for the first thing that the policy does not allow.
+    :raises Refused: for the first measurement that the policy does not allow.
     """
     found = read(extended)
     settings = found.settings
@@ -62,9 +66,9 @@ def check(extended: Sequence[Extension], policy: Boot) -> None:
 
 
 def read(extended: Sequence[Extension]) -> Platform:
-    """Read PCR 7: each digest is the separator, a known variable once, an authority, or a word of systemd's.
+    """Read PCR 7. Each digest must be the separator, a known variable (once), an authority, or a string of systemd's.
 
-    :raises Refused: for any other.
+    :raises Refused: for any other digest.
     """
     found = Platform()
     separated = False
@@ -93,7 +97,10 @@ def read(extended: Sequence[Extension]) -> Platform:
 
 
 def _setting(found: Platform, read: events.Variable | None) -> None:
-    """Take a measurement from before the separator: a known variable, or the signer of a trusted driver."""
+    """Record a measurement from before the separator: a known variable, or the authority of a trusted driver.
+
+    :raises UnexpectedEvent: for anything else.
+    """
     if read is None or read.name not in _NAMESPACES.get(read.guid, ()):
         name = "none" if read is None else f"{read.name[:40]!r}"
         raise UnexpectedEvent(f"PCR 7: {name} before the separator: no specification has this variable there")
@@ -108,7 +115,11 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
 
 
 def _authority(found: Platform, read: events.Variable | None) -> None:
-    """Take a measurement from after the separator: the signer of a started program, or a variable of shim's."""
+    """Record a measurement from after the separator: the authority of a started program, or a variable of shim's.
+
+    :raises UnexpectedEvent: for anything else.
+    :raises ShimInsecure: when shim's variable turns verification off.
+    """
     if read is None:
         raise UnexpectedEvent("PCR 7: an event after the separator that is no variable")
     if read.guid == SHIM and read.name in ("MokSBState", "MokDBState") and len(read.data) == 1:
@@ -135,7 +146,7 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
     firmware = 0
     for one in authorities:
         if is_shim_level(one):
-            continue  # shim's list of revoked generations: no authority
+            continue  # shim's list of revoked generations, which is no authority
         certificate = events.certificate(one.data)
         found = measured.digest(certificate)
         listed = found in (policy.signers or ()) or (len(one.data) == 48 and certificate in (policy.applications or ()))
@@ -147,9 +158,11 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
 
 
 def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
-    """Check shim's lowest generations: each recorded level, and that the first precedes shim's first trust decision.
+    """Check that each recorded ``SbatLevel`` refuses the generations that the policy refuses.
 
-    Root can add a level later, so a later level does not help a shim that measured none.
+    A level must precede shim's first trust decision. Root can add a level later, so a later one alone proves nothing.
+
+    :raises OldShimLevel: when the first level is missing, or a level is too low.
     """
     told = [one for one in authorities if one.guid == SHIM]
     if not told or not is_shim_level(told[0]):
@@ -169,9 +182,10 @@ def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
 def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
     """Judge PCR 14: shim's lists of keys are known, and its verification is on.
 
-    The digest of 1 is ``MokListTrusted`` (shim 15.5 on), once, or ``MokSBState``: with both it is there twice.
+    The byte 1 is the value of ``MokListTrusted`` (since shim 15.5), and of ``MokSBState`` if verification is off. So
+    its digest is allowed once; a second one is refused.
 
-    :raises Refused: for the first thing that the policy does not allow.
+    :raises Refused: for the first measurement that the policy does not allow.
     """
     switched = 0
     for one in extended:

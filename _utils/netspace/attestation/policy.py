@@ -1,4 +1,4 @@
-"""Policies, read strictly: what a good boot is, and which programs may run after it.
+"""Appraisal policies, parsed strictly: rules for a good boot, and for the programs that may run after it.
 
 A policy is a mapping (YAML, JSON)::
 
@@ -6,34 +6,34 @@ A policy is a mapping (YAML, JSON)::
     boot:
       secure_boot: true              # on, with keys, not in debug mode
       dbx: [<sha256>, ...]           # the revocation list has at least these
-      signers: [<sha256>, ...]       # certificates that whatever was booted may be trusted for
+      signers: [<sha256>, ...]       # certificates by which booted programs may be trusted
       sbat: {shim: 4, grub: 5}       # shim refuses lower generations than these
       mok: [<sha256>, ...]           # shim's lists of keys (PCR 14)
-      applications: [<sha256>, ...]  # Authenticode digests of all UEFI programs that were run (PCR 4)
-      started_by: {<sha256>: [firmware]}       # what may come right before each of them
-      kernels: [<sha256>, ...]       # files; one of them was loaded (PCR 9 or 11)
+      applications: [<sha256>, ...]  # Authenticode digests of the UEFI programs that may run (PCR 4)
+      started_by: {<sha256>: [firmware]}       # programs that may run right before each of them
+      kernels: [<sha256>, ...]       # files; one of them must be loaded (PCR 9 or 11)
       initrds: [<sha256>, ...]
-      files: [<sha256>, ...]         # whatever else the boot loader may load (PCR 9, 11, 12)
-      grub_commands: [<sha256>, ...] # each command that GRUB may run (PCR 8)
-      command_lines: ["root=/dev/vda ro *"]    # * stands for anything but what hides the rest
+      files: [<sha256>, ...]         # other files that the boot loader may load (PCR 9, 11, 12)
+      grub_commands: [<sha256>, ...] # commands that GRUB may run (PCR 8)
+      command_lines: ["root=/dev/vda ro *"]    # * is any text that doesn't change how the rest is read
       pcrs: {0: [<hex>, ...]}        # plain values
       unchecked: [1, 5]              # quoted PCRs that may have any value
     ima:
       files: {/usr/bin/true: ["sha256:<hex>", ...]}
       keys: [<PEM of a certificate or public key>, ...]     # sign files (security.ima)
-      exclude: ["/var/cache/*"]      # files that may be anything
-      entries: [<sha256>, ...]       # whole lines, for templates that are not known
+      exclude: ["/var/cache/*"]      # files that may have any content
+      entries: [<sha256>, ...]       # digests of whole lines, for unknown templates
       violations: refuse             # or ignore
       kexec: refuse                  # or allow: another kernel may be started without a boot
     tee: {snp: {measurements: [<hex>, ...]}}                # a confidential guest: netspace.attestation.tee.rules
-    until:                           # what is good besides, for a time: the old while an update is rolled out
+    until:                           # further entries with an end: the old digests while an update is rolled out
       2026-12-24:
         boot: {kernels: [<sha256>, ...]}
         ima: {files: {...}}
 
-Everything that no rule allows is refused: each quoted PCR needs a rule, a value, or an entry in
-``unchecked``. ``until`` only makes lists longer. Only :mod:`netspace.attestation.judge`, and
-the modules of rules that it calls, compare evidence with a policy. No file is read here.
+The judge refuses everything that no rule allows: each quoted PCR needs a rule, a value, or an entry in ``unchecked``.
+``until`` only adds to lists. Only :mod:`netspace.attestation.judge` and the modules of rules that it calls compare
+evidence with a policy. This module reads no file.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ MAX_FILES = 1_000_000
 MAX_PATH = 4096
 MAX_CACHE = 65_536
 MAX_TERMS = 16
-# What may be good for a time: lists of what is allowed. What a policy demands, or leaves unchecked, is none.
+# Rules that may stand under ``until``: lists of what is allowed, but neither demands nor ``unchecked``.
 PASSING_BOOT = (
     *("signers", "mok", "applications", "kernels", "initrds", "files", "grub_commands", "command_lines", "pcrs"),
 )
@@ -77,12 +77,12 @@ DIGESTS = {"sha256": 32, "sha384": 48, "sha512": 64}
 
 
 class Keyring:
-    """Keys that sign files, as IMA does (kernel: security/integrity/digsig_asymmetric.c).
+    """Public keys of signers of files, for IMA's signatures (kernel: security/integrity/digsig_asymmetric.c).
 
-    Remembers signatures that it found good: the same file is signed alike on each host.
+    Good signatures are cached, because the same file has the same signature on each host.
     """
 
-    # include/uapi/linux/hash_info.h; nothing below SHA-256.
+    # Numbers from include/uapi/linux/hash_info.h; weaker hashes than SHA-256 are refused.
     _HASHES: ClassVar[Mapping[int, bytes]] = {4: b"sha256", 5: b"sha384", 6: b"sha512"}
 
     def __init__(self, keys: Mapping[bytes, PublicKey]) -> None:
@@ -107,7 +107,7 @@ class Keyring:
         return True
 
     def _verify(self, file: File) -> bool:
-        """struct signature_v2_hdr, after the type EVM_IMA_XATTR_DIGSIG (3)."""
+        """Verify a signature: the type EVM_IMA_XATTR_DIGSIG (3), then struct signature_v2_hdr."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
@@ -133,10 +133,10 @@ class Keyring:
 
 @dataclass(frozen=True)
 class Ima:
-    """Rules for what is run.
+    """Rules for the programs and other files that IMA measures.
 
-    :param lines: what :func:`netspace.attestation.ima.line` makes of each allowed file: so most lines of a
-        list are judged by one look-up, without being taken apart.
+    :param lines: the data of an ``ima-ng`` line for each allowed file (:func:`netspace.attestation.ima.line`). So one
+        look-up judges most lines of a list, and they need not be parsed.
     """
 
     lines: frozenset[bytes]
@@ -147,7 +147,7 @@ class Ima:
     kexec: bool = False
 
     def listed(self, entry: Entry) -> bool:
-        """Return whether a line is one of an allowed file, without a signature or with an empty one."""
+        """Return whether the line of an allowed file is *entry*, without a signature or with an empty one."""
         data = entry[2]
         if entry[1] == b"ima-sig" and data[-4:] == b"\0\0\0\0":
             data = data[:-4]
@@ -156,10 +156,10 @@ class Ima:
         return data in self.lines
 
     def allows(self, file: File) -> bool:
-        """Return whether *file* may run: listed, signed, or excluded."""
+        """Return whether *file* may run because it is listed, signed or excluded."""
         if line(file.path, file.digest) in self.lines:
             return True
-        # Before the signature, which takes longer: a host chooses how many bad ones it brings under excluded names.
+        # Patterns come before signatures, which take longer: a host could send many bad ones under excluded names.
         if self.exclude:
             path = file.path.decode("utf-8", "surrogateescape")
             if any(pattern.matches(path) for pattern in self.exclude):
@@ -169,11 +169,11 @@ class Ima:
 
 @dataclass(frozen=True)
 class Policy:
-    """A whole policy. It is made once and used for every host: parsing a long list takes time.
+    """A whole policy. It is parsed once and used for every host, because parsing a long list takes time.
 
-    :param fingerprint: SHA-256 of the parts that count.
-    :param changes: the time at which the next part ceases to count, seconds since the epoch; None where no part does.
-    :param tee: rules for confidential guests: with them each host must be a confidential guest.
+    :param fingerprint: SHA-256 of the rules in force.
+    :param changes: the time at which the next ``until`` ends, in seconds since the epoch; None if none is in force.
+    :param tee: rules for confidential guests; if set, each host must be a confidential guest.
     """
 
     version: int
@@ -185,15 +185,15 @@ class Policy:
 
 
 def parse(data: Any, now: float | None = None) -> Policy:
-    """Read a policy.
+    """Parse a policy.
 
-    :param now: what is good ``until`` a later time counts. None: nothing of it does.
+    :param now: the time, in seconds since the epoch; sections ``until`` a later time are in force. None: none is.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
     try:
         return _parsed(data, now)
     except (ValueError, RecursionError) as err:
-        # A number of thousands of digits, or what contains itself: it can't even be shown.
+        # The data has a number of thousands of digits, or contains itself, so Python can't convert it to text.
         raise PolicyError(f"policy: {err}") from err
 
 
@@ -207,7 +207,7 @@ def _parsed(data: Any, now: float | None) -> Policy:
     terms = [(when(moment), section) for moment, section in _terms(found.get("until", {}), whole)]
     counting = [] if now is None else [(until, section) for until, section in terms if now < until]
     if terms:
-        every = _rules(_joined(whole, terms))  # what does not count is read as strictly
+        every = _rules(_joined(whole, terms))  # sections that are not in force are parsed as strictly
         if counting:
             whole = _joined(whole, counting)
             boot, ima = every if len(counting) == len(terms) else _rules(whole)
@@ -218,11 +218,11 @@ def _parsed(data: Any, now: float | None) -> Policy:
 
 
 def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None = None) -> Policy:
-    """Read a policy that is to be put in force.
+    """Parse a policy that is to be put in force.
 
-    :param quoted: PCRs that its hosts quote; None where that is not known.
-    :raises PolicyError: as :func:`parse`, and when a rule for the boot rests on a PCR that is not judged or not quoted:
-        such a rule looks strict, and a forger satisfies it.
+    :param quoted: PCRs that its hosts quote; None if unknown.
+    :raises PolicyError: as :func:`parse`, and when a rule for the boot rests on a PCR that is not judged or not quoted.
+        Such a rule looks strict, but a forger can satisfy it.
     """
     found = parse(data, now)
     for gap in boot_policy.gaps(found.boot, quoted) if found.boot is not None else ():
@@ -231,9 +231,9 @@ def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None
 
 
 def founded(found: Policy, quoted: Collection[int] | None = None) -> None:
-    """Check that the rules for the boot support those for IMA.
+    """Check that the rules for the boot suffice for the rules for IMA.
 
-    :raises PolicyError: when L5 can't be reached, whatever the hosts run.
+    :raises PolicyError: when the rules for the boot allow no host to reach L5.
     """
     if found.ima is not None:
         for gap in boot_policy.ima_gaps(found.boot, quoted):
@@ -241,9 +241,9 @@ def founded(found: Policy, quoted: Collection[int] | None = None) -> None:
 
 
 def when(moment: Any) -> float:
-    """Return a date or a time (ISO 8601, UTC where it doesn't say) as seconds since the epoch.
+    """Convert a date or a time (ISO 8601; UTC if it has no time zone) to seconds since the epoch.
 
-    :raises PolicyError: when it is none.
+    :raises PolicyError: when *moment* is neither.
     """
     try:
         found = datetime.datetime.fromisoformat(str(moment).replace("Z", "+00:00"))
@@ -253,9 +253,12 @@ def when(moment: Any) -> float:
 
 
 def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[str, Any]]]:
-    """Check the rules that count for a time, except for the lists themselves. Each extends a list of the lasting rules.
+    """Check the sections under ``until``, and return each with its moment.
 
-    :param whole: rules that were read.
+    Each list there must extend a list of the permanent rules. The entries of the lists are not checked here.
+
+    :param whole: the permanent rules, which were parsed before.
+    :raises PolicyError: when a section has other keys, or extends a list that does not exist.
     """
     at = "policy:until"
     if not isinstance(data, Mapping) or len(data) > MAX_TERMS:
@@ -281,7 +284,7 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
 
 
 def _joined(whole: Mapping[str, Any], terms: Iterable[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return rules with longer lists. Whatever is no list is left for its own check to find."""
+    """Return *whole* with its lists extended by *terms*. The parser checks the types later."""
     made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in whole.items()}
     for _, section in terms:
         for kind, lists in section.items():
@@ -310,7 +313,7 @@ def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
 
 
 def plain(data: Any) -> Any:
-    """YAML has numbers as keys where JSON has text: text everywhere, so that both are the same policy."""
+    """Return *data* with all keys as text: YAML can have numbers as keys, and JSON can't, but both are one policy."""
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
     return data
@@ -333,7 +336,7 @@ def _ima(data: Any) -> Ima:
             raise PolicyError(f"{at}:files: {path!r:.60}: not a path")
         raw, where = _text(path, f"{at}:files"), f"{at}:files:{path[:60]}"
         listed_lines = [line(raw, _named(one, where)) for one in _list(digests, where)]
-        if raw != BOOT_AGGREGATE:  # the kernel's own line, which the PCRs judge
+        if raw != BOOT_AGGREGATE:  # the kernel's own line is judged by the PCRs, not by a list
             lines.update(listed_lines)
     exclude = _patterns(found.get("exclude", []), f"{at}:exclude")
     for pattern in exclude:
@@ -350,7 +353,7 @@ def _ima(data: Any) -> Ima:
 
 
 def _named(text: Any, at: str) -> bytes:
-    """``sha256:<hex>`` as the kernel writes it."""
+    """Convert ``sha256:<hex>`` to the kernel's form of a digest."""
     algorithm, _, digest = text.partition(":") if isinstance(text, str) else ("", "", "")
     if algorithm not in DIGESTS:
         raise PolicyError(f"{at}: {text!r:.40}: expected sha256:, sha384: or sha512: and a digest in hex")
@@ -365,7 +368,7 @@ def _text(text: str, at: str) -> bytes:
 
 
 def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:
-    """Keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), as IMA's signatures name them."""
+    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), which IMA's signatures have."""
     found: dict[bytes, PublicKey] = {}
     for one in _list(data, at, 1024):
         key = _key(one, at)

@@ -1,6 +1,7 @@
-"""Read the parts of policies: lists of digests, patterns, flags, PCR numbers.
+"""Parsers of the parts of policies: lists of digests, patterns, flags, PCR numbers.
 
-Each function takes the path of the part, and an error's message begins with that path. Pure: no file is read.
+Each function takes the path of the part in the policy (*at*), and raises :class:`PolicyError` with a message that
+begins with this path. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ MAX_PATTERNS = 256
 
 
 class PolicyError(NetspaceError):
-    """A policy that can't be accepted; the message begins with the path of what is wrong."""
+    """A policy that can't be accepted; the message begins with the path of the wrong part."""
 
 
 class Pattern:
-    """Text in which ``*`` stands for anything; matched in linear time, whatever the text."""
+    """Text in which ``*`` stands for any text. Matching takes linear time."""
 
     __slots__ = ("_parts", "text")
 
@@ -50,7 +51,7 @@ class Pattern:
 
 
 def mapping(data: Any, at: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    """Return *data*, a mapping without other keys than *known*."""
+    """Return *data*, which must be a mapping with keys from *known* only."""
     if not isinstance(data, Mapping):
         raise PolicyError(f"{at}: expected a mapping")
     for key in data:
@@ -60,19 +61,19 @@ def mapping(data: Any, at: str, known: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def items(data: Any, at: str, limit: int = MAX_ITEMS) -> list[Any]:
-    """Return *data*, a list of at most *limit*."""
+    """Return *data*, which must be a list of at most *limit* items."""
     if not isinstance(data, list) or len(data) > limit:
         raise PolicyError(f"{at}: expected a list of at most {limit}")
     return data
 
 
 def digests(data: Any, at: str, size: int = 32, limit: int = MAX_ITEMS) -> frozenset[bytes]:
-    """Read a list of at most *limit* digests of *size* bytes: of SHA-256 by default."""
+    """Parse a list of at most *limit* digests of *size* bytes each (default: SHA-256)."""
     return frozenset(octets(one, size, at) for one in items(data, at, limit))
 
 
 def octets(text: Any, size: int, at: str) -> bytes:
-    """Read *size* bytes in hex."""
+    """Parse *size* bytes in hex."""
     raw = from_hex(text, size)
     if raw is None:
         raise PolicyError(f"{at}: {text!r:.40}: expected {size} bytes in hex")
@@ -80,7 +81,7 @@ def octets(text: Any, size: int, at: str) -> bytes:
 
 
 def flag(found: Mapping[str, Any], name: str, at: str, default: bool) -> bool:
-    """Read the flag *name* of the section *found*, which has the path *at*."""
+    """Parse the flag *name* of the section *found*, whose path is *at*."""
     value = found.get(name, default)
     if type(value) is not bool:
         raise PolicyError(f"{at}:{name}: {value!r:.40}: expected true or false")
@@ -88,7 +89,7 @@ def flag(found: Mapping[str, Any], name: str, at: str, default: bool) -> bool:
 
 
 def patterns(data: Any, at: str) -> tuple[Pattern, ...]:
-    """Read a list of patterns."""
+    """Parse a list of patterns."""
     for one in items(data, at, MAX_PATTERNS):
         if not isinstance(one, str) or not 0 < len(one) <= MAX_PATTERN:
             raise PolicyError(f"{at}: {one!r:.40}: expected text of 1 to {MAX_PATTERN} characters")
@@ -96,7 +97,7 @@ def patterns(data: Any, at: str) -> tuple[Pattern, ...]:
 
 
 def pcr(number: Any, at: str) -> int:
-    """Read a PCR's number: a number as a key in YAML, text as a key in JSON."""
+    """Parse a PCR's number, which is a number as a key in YAML, and text as a key in JSON."""
     text = str(number)
     if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
         raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")

@@ -1,22 +1,22 @@
-"""The Privacy CA: certifies attestation keys under pseudonyms, for a day.
+"""Privacy CA: certifies attestation keys under pseudonyms, for a day.
 
-A certificate says that a key lives in a TPM whose endorsement key was checked. Only the CA's records name the minion.
-The certificate's subject is a random pseudonym, its serial number is random, its times are whole hours, and it has
-neither the endorsement key nor a host's name. The registrar asks for a new key for each certificate, so two
-certificates of one host have nothing in common. A quote made with the key says more than the certificate does: the
-TPM's clock and counters, and the measurements.
+A certificate states that a key is in a TPM whose endorsement key was checked. Only the CA's records name the minion.
+The certificate has neither the endorsement key nor a host's name: its subject is a random pseudonym, its serial number
+is random, and its times are whole hours. The registrar requires a new key for each certificate, so two certificates of
+one host have nothing in common. A quote by the key reveals more: the TPM's clock and counters, and the measurements.
 
 Rules:
 
-1. Only a :class:`netspace.attestation.verifier.Bound` is certified, which only the answer to
-   a credential makes. One endorsement key belongs to one minion (:func:`claim`).
-2. A root signs an intermediate, the intermediate signs attestation keys and the revocation list.
-   The root may be elsewhere: :func:`request`, :func:`sign_request` there, :func:`adopt`.
-3. :func:`check` accepts a certificate of one of the intermediates that are trusted (two, while keys are
-   rotated), for this very key, within its time, and not on a list that is fresh.
+1. The CA certifies only a :class:`netspace.attestation.verifier.Bound`, and only the answer to a credential makes
+   one. One endorsement key belongs to one minion (:func:`claim`).
+2. A root signs intermediates. An intermediate signs attestation keys and the revocation list. If the root is on another
+   machine: :func:`request` here, :func:`sign_request` there, then :func:`adopt` here.
+3. :func:`check` accepts a certificate only if a trusted intermediate issued it for this key, it is valid now, and a
+   fresh revocation list does not have it. Two intermediates are trusted while keys are rotated.
 
-Keys are ECDSA P-256, and may be in a module (``netspace.attestation.hsm``). Pure but for that, :func:`save` and
-:func:`load`: the CA's folder is 0700 and its key 0600, or it isn't used. Time is an argument.
+Keys are ECDSA P-256, and may be in a hardware security module (``netspace.attestation.hsm``). Time is an argument. Only
+the module, :func:`save`, :func:`load` and :func:`load_certificate` do I/O. The CA's folder must have mode 0700 and its
+key 0600.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ if TYPE_CHECKING:
 
 HOURS = 24.0
 ROOT_DAYS, INTERMEDIATE_DAYS, LIST_HOURS = 3650.0, 365.0, 24.0
-# A host's clock may be behind the master's by so much.
+# Seconds by which a host's clock may be behind the master's.
 SKEW = 300.0
 MAX_CERTIFICATE = 16 * 1024
 MAX_LIST = 16 * 1024 * 1024
-# TCG: tcg-kp-AIKCertificate.
+# Extended key usage of attestation keys (TCG: tcg-kp-AIKCertificate).
 _USAGE = "2.23.133.8.3"
 
 
 @dataclass(frozen=True)
 class Authority:
-    """A key and its certificate; *chain* leads from its issuer to the root, and is empty for a root."""
+    """A CA's key and certificate. *chain* leads from the issuer to the root; a root's chain is empty."""
 
     key: EllipticCurvePrivateKey
     certificate: Certificate
@@ -70,7 +70,7 @@ class Authority:
 
 @dataclass(frozen=True)
 class Issued:
-    """An attestation key's certificate, and what the CA's records keep of it."""
+    """An attestation key's certificate (DER), and the fields that the CA records."""
 
     certificate: bytes
     serial: int
@@ -79,9 +79,9 @@ class Issued:
 
 
 def root(name: str, now: float, days: float = ROOT_DAYS, key: EllipticCurvePrivateKey | None = None) -> Authority:
-    """Make a root, which signs intermediates alone.
+    """Make a root, which signs only intermediates.
 
-    :param key: one that is somewhere else; None: it is made here.
+    :param key: an existing key, such as one in a hardware security module; None: a new key is made.
     """
     key = key or _new_key()
     title = _name(name)
@@ -90,7 +90,7 @@ def root(name: str, now: float, days: float = ROOT_DAYS, key: EllipticCurvePriva
 
 
 def request(name: str, key: EllipticCurvePrivateKey | None = None) -> tuple[EllipticCurvePrivateKey, bytes]:
-    """Make an intermediate's key (or take *key*), and the request (PEM) to take to the root."""
+    """Return an intermediate's key (*key*, or a new one), and the certificate request (PEM) for the root."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
 
@@ -100,9 +100,11 @@ def request(name: str, key: EllipticCurvePrivateKey | None = None) -> tuple[Elli
 
 
 def sign_request(authority: Authority, pem: bytes, now: float, days: float = INTERMEDIATE_DAYS) -> bytes:
-    """Sign an intermediate's request, where the root is; return the certificate (PEM). Only name and key are taken.
+    """Sign an intermediate's request with the root *authority*, and return the certificate (PEM).
 
-    :raises NetspaceError: when it is no request, or not signed by its own key, or this is no root.
+    Only the name and the key are taken from the request.
+
+    :raises NetspaceError: when *authority* is not a root, or the request is malformed or not signed by its own key.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
@@ -126,9 +128,9 @@ def sign_request(authority: Authority, pem: bytes, now: float, days: float = INT
 
 
 def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: bytes, now: float) -> Authority:
-    """Take an intermediate's certificate (PEM) into use.
+    """Return the intermediate CA of *key* and its *certificate* (PEM).
 
-    :raises NetspaceError: when it is not for this key, not by this root, not a CA's, or not in its time.
+    :raises NetspaceError: when the certificate is for another key, by another root, not a CA's, or not valid now.
     """
     found, anchor = _pem(certificate), _pem(root_certificate)
     if found.public_key() != key.public_key():
@@ -144,9 +146,9 @@ def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: by
 
 
 def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) -> Issued:
-    """Certify the attestation key of *bound*, under a pseudonym that nobody had before.
+    """Certify the attestation key of *bound* under a new pseudonym.
 
-    :raises NetspaceError: when the CA's own certificate has run out, or this is a root.
+    :raises NetspaceError: when the CA's own certificate is not valid now, or *authority* is a root.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
@@ -156,10 +158,10 @@ def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) 
     if problem or not authority.chain:
         raise NetspaceError(problem or "a root signs intermediates alone")
     pseudonym = secrets.token_hex(16)
-    # Whole hours: the second at which a host is renewed would tell it from others, each day again.
+    # Whole hours: an exact time of renewal would identify a host again each day.
     begin = (now - SKEW) // 3600 * 3600 + SKEW
     end = -(-(now + hours * 3600) // 3600) * 3600
-    # It must not outlive what it is checked by.
+    # The certificate must not outlive the CA's own.
     seconds = min(end, authority.certificate.not_valid_after_utc.timestamp()) - begin
     key = bound.key.key()
     usage = _key_usage(digital_signature=True)
@@ -180,7 +182,10 @@ def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) 
 
 
 def revocations(authority: Authority, revoked: Mapping[int, float], now: float, hours: float = LIST_HOURS) -> bytes:
-    """Return the revocation list (PEM): serial numbers, and when each was revoked."""
+    """Return a new revocation list (PEM).
+
+    :param revoked: time of revocation (seconds since the epoch) by serial number.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
 
@@ -207,10 +212,12 @@ def check(
 ) -> str:
     """Check an attestation key's certificate (DER), and return its pseudonym.
 
-    :param key: the attestation key that it must be for.
+    :param key: the attestation key that the certificate must be for.
     :param trusted: intermediates of the Privacy CA; more than one while keys are rotated.
-    :param lists: revocation lists (PEM), one by each issuer; None: revocation is known otherwise.
-    :raises WrongAttestationCertificate: see the module's rules; likewise the other two.
+    :param lists: revocation lists (PEM), one by each issuer; None: revocation is not checked here.
+    :raises WrongAttestationCertificate: when it is malformed, for another key or use, or by an untrusted issuer.
+    :raises ExpiredAttestationCertificate: when it or its issuer is not valid now.
+    :raises RevokedAttestationCertificate: when it is revoked, or its issuer has no fresh revocation list.
     """
     found = _leaf(certificate)
     if found.public_key() != key:
@@ -231,10 +238,10 @@ def check(
 
 
 def claim(owners: Mapping[str, str], endorsement: str, minion: str) -> None:
-    """Check that an endorsement key may be *minion*'s.
+    """Check that *minion* may have an endorsement key.
 
     :param owners: minions by the fingerprint of the endorsement key that they are bound to.
-    :raises SharedEndorsementKey: when it is another's: one TPM serves one minion.
+    :raises SharedEndorsementKey: when the key is bound to another minion: one TPM serves one minion.
     """
     owner = owners.get(endorsement)
     if owner is not None and owner != minion:
@@ -242,7 +249,10 @@ def claim(owners: Mapping[str, str], endorsement: str, minion: str) -> None:
 
 
 def save(authority: Authority, folder: Path) -> None:
-    """Write *authority* to *folder* (made with 0700): ``authority.pem`` (0600), and its ``chain.pem`` for others."""
+    """Write *authority* to *folder* (made with mode 0700).
+
+    ``authority.pem`` (0600) has its key and certificates; ``chain.pem`` has the certificates, and anybody may read it.
+    """
     from cryptography.hazmat.primitives import serialization
 
     pem = serialization.Encoding.PEM
@@ -256,7 +266,7 @@ def save(authority: Authority, folder: Path) -> None:
 
 
 def private_bytes(key: EllipticCurvePrivateKey) -> bytes:
-    """Return what a file holds of a key: the key (PEM), or where it is."""
+    """Return the content of a key's file: the key (PEM), or a reference to it in a hardware security module."""
     from cryptography.hazmat.primitives import serialization
 
     return hsm.reference(key) or key.private_bytes(
@@ -265,9 +275,10 @@ def private_bytes(key: EllipticCurvePrivateKey) -> bytes:
 
 
 def private_key(raw: bytes, module: hsm.Module | None, path: Path) -> EllipticCurvePrivateKey:
-    """Return the key that a file holds, as :func:`private_bytes` wrote it.
+    """Parse the content of a key's file, which :func:`private_bytes` made.
 
-    :raises NetspaceError: when it is none that can be used; what it holds is in no message.
+    :param path: the file, for error messages.
+    :raises NetspaceError: when the key can't be used. The message does not have the file's content.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -285,10 +296,10 @@ def private_key(raw: bytes, module: hsm.Module | None, path: Path) -> EllipticCu
 
 
 def load(folder: Path, module: hsm.Module | None = None) -> Authority:
-    """Read an authority.
+    """Read an authority from *folder*.
 
-    :param module: where its key may be.
-    :raises NetspaceError: when it is incomplete, its key and certificate don't fit, or others can get at the key.
+    :param module: hardware security module that may have the key.
+    :raises NetspaceError: when a part is missing, the certificate is for another key, or others can access the key.
     """
     raw, chain = _read(folder)
     key = private_key(raw, module, folder / "authority.pem")
@@ -298,7 +309,7 @@ def load(folder: Path, module: hsm.Module | None = None) -> Authority:
 
 
 def load_certificate(folder: Path) -> Certificate:
-    """Return an authority's certificate alone: whoever checks by it needs no key.
+    """Return an authority's certificate without its key, which a verifier does not need.
 
     :raises NetspaceError: as :func:`load`.
     """
@@ -315,12 +326,15 @@ def _read(folder: Path) -> tuple[bytes, list[Certificate]]:
         raw = path.read_bytes()
         return raw, x509.load_pem_x509_certificates(raw)
     except unreadable(OSError) as err:
-        # The key's content is never repeated in a message.
+        # The error's text may contain the key, so the message has only the error's type.
         raise NetspaceError(f"{folder}: no CA that can be used: {type(err).__name__}") from err
 
 
 def _private(path: Path) -> None:
-    """Refuse a key that others can read, or a folder in which others can replace it."""
+    """Check that only the current user can access a key's file or folder.
+
+    :raises NetspaceError: when others can read the key or replace it.
+    """
     info = path.stat(follow_symlinks=False)
     wrong = info.st_mode & 0o077 or info.st_uid != os.geteuid() or stat.S_ISLNK(info.st_mode)
     if wrong:
@@ -346,8 +360,8 @@ def _leaf(certificate: bytes) -> Certificate:
         found.public_key()
         list(found.extensions)
         if certificate[-len(found.signature) - 1] != 0:
-            raise ValueError("its signature has unused bits")  # a second encoding of it: see certificates.py
-    except Exception as err:  # many kinds, some of them late: see certificates.py
+            raise ValueError("its signature has unused bits")  # a second encoding of one certificate: certificates.py
+    except Exception as err:  # the parser raises many types, some only on access: certificates.py
         raise WrongAttestationCertificate(f"the certificate can't be read: {err}") from err
     return found
 
@@ -363,7 +377,7 @@ def _by(certificate: Certificate, issuer: Certificate) -> bool:
 
 
 def _attests(certificate: Certificate) -> str:
-    """Check that a certificate is an attestation key's, and return its pseudonym."""
+    """Check that a certificate is for an attestation key, and return its pseudonym."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -381,7 +395,7 @@ def _attests(certificate: Certificate) -> str:
 
 
 def _issuing(certificate: Certificate, now: float) -> str:
-    """Return why a CA may not issue now; empty when it may."""
+    """Return why a CA may not issue certificates now; empty if it may."""
     from cryptography import x509
 
     name = certificate.subject.rfc4514_string()
@@ -399,7 +413,10 @@ def _issuing(certificate: Certificate, now: float) -> str:
 
 
 def _not_revoked(certificate: Certificate, issuer: Certificate, lists: Sequence[bytes], now: float) -> None:
-    """One list by the issuer must be fresh; of several, the newest counts."""
+    """Check a certificate against the issuer's newest fresh revocation list.
+
+    :raises RevokedAttestationCertificate: when the certificate is revoked, or there is no fresh list.
+    """
     fresh: list[CertificateRevocationList] = []
     for pem in lists:
         one = _list(pem, issuer)

@@ -1,7 +1,7 @@
-"""Reasons for which evidence is refused: one exception and one stable reason code per cause.
+"""Reasons for refusing evidence: one exception and one stable reason code per cause.
 
-Codes are part of the interface (logs, results, documentation): they are never
-renamed or used for something else. This file decides nothing.
+Codes are part of the interface (logs, results, documentation): they are never renamed or reused.
+This module decides nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from netspace.errors import NetspaceError
 
-# What is remembered of a host, and where: its master's books, or its own.
+# Commands that delete the record of a host's TPM: on its master, or on the host itself.
 _FORGET = (
     "have the old one forgotten: netspace_attestation.release, enroll and attest on its master; "
     "'salt-call netspace_attestation.forget' where the host judges itself. Else find out who answered"
@@ -18,7 +18,7 @@ _FORGET = (
 
 
 class Refused(NetspaceError):
-    """Evidence that was refused; ``code`` says why, the message says what was found."""
+    """Evidence that was refused. ``code`` has the cause, and the message has what was found."""
 
     code: ClassVar[str] = "refused"
     remedy: ClassVar[str] = "find out who made this evidence, and of what"
@@ -34,13 +34,13 @@ class Malformed(Refused):
 
 
 class WrongMagic(Refused):
-    """An attestation structure that no TPM made (TPM_GENERATED_VALUE is absent)."""
+    """An attestation structure without TPM_GENERATED_VALUE, so no TPM made it."""
 
     code = "magic"
 
 
 class WrongType(Refused):
-    """A TPM's signed statement, but not a quote."""
+    """An attestation structure that a TPM signed, but that is not a quote."""
 
     code = "type"
 
@@ -58,59 +58,59 @@ class WrongSignature(Refused):
 
 
 class WrongQualifyingData(Refused):
-    """Signed for another nonce, session, host or verifier: a replay or a relay."""
+    """A quote for another nonce, session, host or verifier: a replay or a relay."""
 
     code = "qualifying-data"
 
 
 class WrongSelection(Refused):
-    """A quote of other PCRs, or of another bank, than was asked."""
+    """A quote of other PCRs, or of another bank, than the verifier asked for."""
 
     code = "pcr-selection"
 
 
 class WrongDigest(Refused):
-    """PCR values that are not those that were quoted."""
+    """PCR values that do not match the quote's digest."""
 
     code = "pcr-digest"
 
 
 class ClockRolledBack(Refused):
-    """The TPM's counters are behind what they were: another TPM, a restored one, or a cleared one."""
+    """A TPM whose counters are lower than before: it is another TPM, or was restored or cleared."""
 
     code = "clock"
     remedy = f"if the TPM was cleared on purpose, {_FORGET}"
 
 
 class ResetWithinBoot(Refused):
-    """A TPM that was reset while its host went on: its PCRs no longer describe this boot."""
+    """A TPM that was reset while its host kept running, so that its PCRs no longer describe this boot."""
 
     code = "tpm-reset"
     remedy = "restart the host; if it comes again, look for a device on the TPM's bus, or for firmware that resets it"
 
 
 class WrongAttestationKey(Refused):
-    """An attestation key that could sign what no TPM said, or that could leave its TPM."""
+    """An attestation key that can sign data from outside the TPM, or that can leave its TPM."""
 
     code = "ak-attributes"
 
 
 class UnknownAttestationKey(Refused):
-    """Evidence by another key than the one bound to this TPM."""
+    """Evidence that another key signed than the one bound to this TPM."""
 
     code = "ak-unknown"
     remedy = f"if the TPM was replaced or the host installed anew, {_FORGET}"
 
 
 class WrongHierarchy(Refused):
-    """A quote by a key of another hierarchy than the TPM's endorsement hierarchy, or by a child of another key."""
+    """A quote by a key that is not a primary key of the TPM's endorsement hierarchy."""
 
     code = "ak-hierarchy"
     remedy = "give master and minion the same netspace; else find out what made this key"
 
 
 class WrongEndorsementKey(Refused):
-    """An endorsement key that is not one: wrong attributes, type or size."""
+    """A key with the wrong attributes, type or size for an endorsement key."""
 
     code = "ek-attributes"
 
@@ -136,7 +136,7 @@ class EndorsementKeyChanged(Refused):
 
 
 class WrongActivation(Refused):
-    """The attestation key is not proved to live in the TPM of this endorsement key."""
+    """An attestation key that was not proved to be in the TPM of this endorsement key."""
 
     code = "activation"
 
@@ -148,7 +148,7 @@ class ChallengeExpired(Refused):
 
 
 class LogMalformed(Malformed):
-    """A boot log, or systemd's, that can't be read to its end."""
+    """A boot log, or systemd's measurement log, that can't be parsed to its end."""
 
     code = "log-malformed"
     remedy = "find out what wrote the log, and boot again"
@@ -162,7 +162,7 @@ class LogMismatch(Refused):
 
 
 class ListMalformed(Malformed):
-    """A measurement list (IMA) that can't be read to its end."""
+    """A measurement list (IMA) that can't be parsed to its end."""
 
     code = "ima-malformed"
     remedy = "find out what wrote the list, and boot again"
@@ -176,22 +176,22 @@ class ListMismatch(Refused):
 
 
 class OtherBoot(Refused):
-    """A quote of PCR 10 from another boot of the TPM than the quote that it came with."""
+    """A quote of PCR 10 from another boot than the quote of the other PCRs."""
 
     code = "ima-boot"
 
 
 class Limited(Refused):
-    """Genuine evidence that is worth less than it could be: the level ends here.
+    """Genuine evidence that does not reach a higher level.
 
-    ``remedy`` says what would raise it.
+    ``remedy`` says how to reach it.
     """
 
     code = "limited"
 
 
 class NoChain(Limited):
-    """The TPM's endorsement certificate does not chain to a maker that is trusted."""
+    """An endorsement certificate that does not chain to a trusted maker's root."""
 
     code = "ek-untrusted"
     remedy = (
@@ -201,14 +201,14 @@ class NoChain(Limited):
 
 
 class NoPolicy(Limited):
-    """Neither references nor a boot policy say what a good boot is."""
+    """A host for which there are neither references nor a boot policy."""
 
     code = "policy-none"
     remedy = "let the master learn a good boot (learn), or record its values in attestation:references"
 
 
 class NoBootLog(Limited):
-    """References or a policy, but no boot log to hold against them."""
+    """Evidence without the boot log that references or the policy need."""
 
     code = "log-none"
     remedy = "boot by UEFI with a TPM that the firmware knows"
@@ -229,21 +229,21 @@ class Uncovered(Limited):
 
 
 class SecureBootOff(Limited):
-    """Secure Boot was off, in setup or debug mode, or is not proved to have been on."""
+    """A boot with Secure Boot off, in setup, audit or debug mode, or not proved to be on."""
 
     code = "secure-boot"
     remedy = "enrol keys and turn Secure Boot on in the firmware"
 
 
 class OldRevocations(Limited):
-    """The firmware's list of revoked programs (dbx) lacks some that the policy asks for."""
+    """A firmware whose list of revoked programs (dbx) lacks entries that the policy demands."""
 
     code = "dbx-old"
     remedy = "update dbx (fwupdmgr update)"
 
 
 class UnknownSigner(Limited):
-    """A program of the boot was trusted for another signer than the policy's."""
+    """A program of the boot that was trusted by a certificate that the policy does not list."""
 
     code = "boot-signer"
     remedy = "find out who signed what was booted; if that is intended, add its certificate to 'signers'"
@@ -264,49 +264,49 @@ class OldShimLevel(Limited):
 
 
 class UnknownApplication(Limited):
-    """A UEFI program that is not in the policy, or was started by a wrong one; or a boot without a program."""
+    """A UEFI program that the policy does not list, or allows only after another one; or a boot without a program."""
 
     code = "boot-application"
     remedy = "if the boot loader or kernel was updated, add its Authenticode digest to 'applications' and 'started_by'"
 
 
 class UnknownFile(Limited):
-    """The boot loader or the kernel loaded something whose digest is not in the policy, or no kernel of it."""
+    """A loaded file whose digest the policy does not list, or a boot that loaded none of the policy's kernels."""
 
     code = "boot-file"
     remedy = "if kernel, initrd or configuration were updated, add their digests to the policy"
 
 
 class UnknownCommandLine(Limited):
-    """The kernel's command line matches no pattern of the policy, or is not proved."""
+    """A kernel's command line that matches no pattern of the policy, or is not proved."""
 
     code = "command-line"
     remedy = "boot with an allowed command line, and quote the PCR that it is measured into (8, 9 or 12)"
 
 
 class UnexpectedEvent(Limited):
-    """An event that has no place in its PCR, or whose data is not what was measured."""
+    """An event that does not belong in its PCR, or whose data does not match its digest."""
 
     code = "boot-event"
     remedy = "find out what measured it; firmware that measures otherwise needs plain values for this PCR"
 
 
 class NoImaPolicy(Limited):
-    """The boot is good, and nothing says which programs may run after it."""
+    """A good boot without a policy for the programs that run after it."""
 
     code = "ima-policy-none"
     remedy = "add a section 'ima' to the policy: what may run"
 
 
 class ImaUnfounded(Limited):
-    """An IMA policy whose boot rules leave open which kernel wrote the list, or what that kernel measures."""
+    """An IMA policy whose rules for the boot do not establish which kernel wrote the list, or what it measures."""
 
     code = "ima-unfounded"
     remedy = "let the policy judge programs, what they load and the command line, and quote PCRs 0 to 9, 11 and 12"
 
 
 class NoList(Limited):
-    """An IMA policy, but no quote of PCR 10 with the list."""
+    """Evidence without the measurement list and its quote of PCR 10, which the IMA policy needs."""
 
     code = "ima-none"
     remedy = "boot with ima_policy=tcb, and let the evidence bring the list"
@@ -320,7 +320,7 @@ class ListGap(Limited):
 
 
 class WrongAggregate(Limited):
-    """A measurement list that begins with another boot's PCR values."""
+    """A measurement list that does not begin with the digest of this boot's PCR values."""
 
     code = "ima-aggregate"
     remedy = "the kernel's TPM driver must be there before IMA starts: build it in"
@@ -336,63 +336,63 @@ class UnprovedAggregate(Limited):
 
 
 class NothingMeasured(Limited):
-    """A measurement list without process 1: the kernel does not measure which programs run."""
+    """A measurement list that is empty or lacks process 1: the kernel does not measure programs."""
 
     code = "ima-unmeasured"
     remedy = "boot with ima_policy=tcb, and let the policy's command_lines ask for it"
 
 
 class UnknownFileRun(Limited):
-    """A file was run or read that the IMA policy does not allow."""
+    """A file that was run or read, and that the IMA policy does not allow."""
 
     code = "ima-file"
     remedy = "remove the file and restart, or allow it in the policy"
 
 
 class Violation(Limited):
-    """A file changed while it was measured, so that nobody knows what was run."""
+    """A file that was written while it was measured, so that its content is unknown."""
 
     code = "ima-violation"
     remedy = "restart; if this host's files are written while they are read, set 'violations: ignore'"
 
 
 class StartedByKexec(Limited):
-    """A kernel that kexec started since the boot; nothing proves its command line."""
+    """A kernel that kexec started after the boot; nothing proves its command line."""
 
     code = "ima-kexec"
     remedy = "restart by the firmware; if kexec is meant to be used, set 'kexec: allow' in the policy's section ima"
 
 
 class WrongAttestationCertificate(Refused):
-    """A certificate that the Privacy CA did not issue for this attestation key, or that is another kind of one."""
+    """A certificate that the Privacy CA did not issue for this attestation key, or issued for another use."""
 
     code = "ak-certificate"
     remedy = "enrol the host again"
 
 
 class ExpiredAttestationCertificate(Refused):
-    """An attestation key's certificate outside of its time, or a CA's."""
+    """A certificate of an attestation key, or its CA's, that is not valid now."""
 
     code = "ak-certificate-expired"
     remedy = "let the host have a new certificate; check the clocks"
 
 
 class RevokedAttestationCertificate(Refused):
-    """An attestation key's certificate that was revoked, or a revocation list that is missing or too old to tell."""
+    """An attestation key's certificate that was revoked, or a revocation list that is missing or too old."""
 
     code = "ak-certificate-revoked"
     remedy = "if the list is too old: make a new one; else find out why it was revoked, and enrol the host again"
 
 
 class SharedEndorsementKey(Refused):
-    """A TPM that is bound to another minion already."""
+    """A TPM that is already bound to another minion."""
 
     code = "ek-shared"
     remedy = "find out which of the two hosts has the TPM; if it moved on purpose, release it first"
 
 
 class SharedAttestationKey(Refused):
-    """An attestation key that another minion has, or that this one's last certificate is for."""
+    """An attestation key that another minion has, or that this minion has a certificate for already."""
 
     code = "ak-shared"
     remedy = "give master and minion the same netspace; else find out which hosts share a TPM"
@@ -409,14 +409,14 @@ class UnlistedEndorsementKey(Refused):
 
 
 class WrongSaltKey(Refused):
-    """Something that is said in a minion's name without the signature of its Salt key."""
+    """A message in a minion's name without a signature by its Salt key."""
 
     code = "salt-key"
     remedy = "give master and minion the same netspace; else find out which minion answers in this one's name"
 
 
 class ResultForged(Refused):
-    """A result that none of the verifier's keys signed, or by another algorithm than ES256 (``none``)."""
+    """A result that none of the verifier's keys signed, or whose algorithm is not ES256 (such as ``none``)."""
 
     code = "result-signature"
     remedy = "compare attestation:verifier_keys with the master's 'netspace_attestation.jwks'"
@@ -430,42 +430,42 @@ class ResultElsewhere(Refused):
 
 
 class ResultReplayed(Refused):
-    """A result of another challenge than the one that this host answered last."""
+    """A result for another challenge than the one that this host answered last."""
 
     code = "result-nonce"
     remedy = "let the master ask again: netspace_attestation.attest"
 
 
 class ResultOtherBoot(Refused):
-    """A result of another boot of this host."""
+    """A result for another boot of this host."""
 
     code = "result-boot"
     remedy = "let the master ask again: netspace_attestation.attest"
 
 
 class ResultExpired(Refused):
-    """A result after its time, or before it."""
+    """A result that is expired or not yet valid."""
 
     code = "result-expired"
     remedy = "compare the clocks of host and master, and let the master ask again"
 
 
 class PolicyDowngraded(Refused):
-    """A policy, or a result by one, of a lower version than was in force before."""
+    """A policy with a lower version than was in force before, or a result by such a policy."""
 
     code = "policy-downgrade"
     remedy = "give the policy a higher version; if nobody meant to change it, find out who put an old one back"
 
 
 class PolicyForged(Refused):
-    """A policy in the master's folder that its verifier did not sign."""
+    """A policy in the master's folder without a signature by the master's verifier."""
 
     code = "policy-signature"
     remedy = "put a policy in force again: netspace_attestation.policy_set"
 
 
 class TeeMalformed(Malformed):
-    """A TEE's report, its certificates or its attachments that can't be read to the end."""
+    """A TEE's report, certificates or attachments that can't be parsed to the end."""
 
     code = "tee-malformed"
     remedy = "find out what wrote the report; a newer firmware may need a newer netspace"
@@ -484,7 +484,7 @@ class TeeBinding(Refused):
 
 
 class TeeCertificate(Refused):
-    """A TEE report with the certificate of another processor, firmware version (TCB) or kind of key."""
+    """A TEE report whose certificate is for another processor, firmware version (TCB) or kind of key."""
 
     code = "tee-certificate"
     remedy = (
@@ -493,7 +493,7 @@ class TeeCertificate(Refused):
 
 
 class TeeRevoked(Refused):
-    """A TEE whose certificate, or an issuer's, was revoked, or whose TCB its maker calls revoked."""
+    """A TEE whose maker revoked its TCB, its certificate or an issuer's certificate."""
 
     code = "tee-revoked"
     remedy = "ask the processor's maker why; move the guest to another machine"
@@ -517,14 +517,14 @@ class NoTee(Limited):
 
 
 class UnknownTee(Limited):
-    """A TEE report of a kind that the policy has no rules for, or that can't be verified here."""
+    """A kind of TEE for which the policy has no rules, or netspace has no verifier."""
 
     code = "tee-kind"
     remedy = "add rules for this kind of TEE to the policy's section 'tee'"
 
 
 class TeeDebug(Limited):
-    """A TEE whose memory its host can read: a debug guest, or a debug module."""
+    """A TEE whose memory its host can read: the guest or the TEE's module is in debug mode."""
 
     code = "tee-debug"
     remedy = "start the guest without debugging"
@@ -552,14 +552,14 @@ class TeeRules(Limited):
 
 
 class TeeLog(Limited):
-    """A guest's log (CCEL) that is missing, malformed or does not lead to its registers (RTMR)."""
+    """A guest's log (CCEL) that is missing, malformed, or does not lead to the guest's registers (RTMR)."""
 
     code = "tee-log"
     remedy = "find out what was measured without being logged, and boot again"
 
 
 class TeeBoot(Limited):
-    """A host without a TPM whose key a TEE vouches for: its boot is not judged beyond the TEE's measurement."""
+    """A host without a TPM: a TEE vouches for its key, and no boot log beyond the TEE's measurement is judged."""
 
     code = "tee-boot"
     remedy = "a TPM's quote and boot log would prove the boot"

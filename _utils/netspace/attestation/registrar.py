@@ -1,25 +1,25 @@
-"""The registrar on the master: which TPM is which minion's, and the Privacy CA's books.
+"""Registrar on the master: the records of the Privacy CA, and of the TPM that each minion is bound to.
 
 ``Registrar.begin`` makes a credential that only a minion's TPM can open. ``finish`` takes the answer, binds the minion
-to the TPM, and has the attestation key certified. The books are a folder that only the master's user can read::
+to the TPM, and has the attestation key certified. The records are in a folder that only the master's user can read::
 
-    root/                 the root, where it is here      (privacy_ca.save)
-    ca/                   the intermediate that signs     (privacy_ca.save)
+    root/                 the root, if it is on this master   (privacy_ca.save)
+    ca/                   the current intermediate            (privacy_ca.save)
     requested.pem         key of a request that the root has not answered yet
-    retired.pem           intermediates that signed before, until they run out
+    retired.pem           earlier intermediates, until they expire
     hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
     owners/<key>.json     the owner of an endorsement key, or of an attestation key that has a certificate
-    revoked.json          serial numbers, and when
-    audit.log             everything that was done       (audit_log)
+    revoked.json          serial numbers and times of revoked certificates
+    audit.log             every change and refusal            (audit_log)
 
-Nothing here talks to a minion. An endorsement key is bound to one minion, and a minion to one TPM, until ``release``.
-At a minion's first enrolment its TPM shows and proves all endorsement keys that it has: none of them can be another
-minion's later.
+This module sends nothing to a minion. An endorsement key is bound to one minion, and a minion to one TPM, until
+``release``. At a minion's first enrolment, its TPM proves all of its endorsement keys, so that no other minion can use
+one of them later.
 
 Each certificate is for a new attestation key: :meth:`Registrar.request` chooses 16 random bytes (the period), from
 which the minion's TPM derives the key. The minion's record has the period, and each challenge names it.
 
-The log records a binding, a certificate and a revocation before they are written.
+The log records a binding, a certificate or a revocation before the files are written.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ NAME = "netspace Privacy CA"
 
 
 class Registrar:
-    """The books in *folder*. Time is an argument."""
+    """Registrar whose records are in *folder*. Time is an argument."""
 
     def __init__(self, folder: Path, module: hsm.Module | None = None, listed: Path | None = None) -> None:
-        """Keep the books in a folder.
+        """Use the records in *folder*.
 
-        :param module: where new keys are made, and where the keys are that were made there.
+        :param module: hardware security module that makes and holds new keys; None: files hold them.
         :param listed: the operator's inventory of TPMs (``netspace.attestation.inventory``); None: there is none.
         """
         self.folder = folder
@@ -69,8 +69,9 @@ class Registrar:
 
     # -- the CA ---------------------------------------------------------------------
     def init(self, now: float, *, name: str = NAME, here: bool = True) -> dict[str, Any]:
-        """Make the CA: root and intermediate here, or only an intermediate's request for a root elsewhere.
+        """Make the CA, and return its status.
 
+        :param here: make the root and the intermediate here; False: only make a request for a root on another machine.
         :raises NetspaceError: when there is a CA already.
         """
         with files.locked(self.folder / "lock"):
@@ -83,14 +84,14 @@ class Registrar:
             return self._intermediate(name, now)
 
     def renew(self, now: float, *, name: str = NAME) -> dict[str, Any]:
-        """Make the next intermediate; what the last one signed stays good until it runs out."""
+        """Make the next intermediate. Certificates by the last one stay valid until they expire."""
         with files.locked(self.folder / "lock"):
             return self._intermediate(name, now)
 
     def adopt(self, certificate: bytes, root: bytes, now: float) -> dict[str, Any]:
-        """Take the certificate (PEM) that a root elsewhere made of the last request.
+        """Install the certificate (PEM) that a root on another machine made for the last request.
 
-        :raises NetspaceError: when it is not for that request, or not by *root*.
+        :raises NetspaceError: when it is not for that request, or not by *root*, or there is no request.
         """
         with files.locked(self.folder / "lock"):
             path = self.folder / "requested.pem"
@@ -104,7 +105,7 @@ class Registrar:
             return self.status(now)
 
     def status(self, now: float) -> dict[str, Any]:
-        """Return the state of the books: the CA and how long it lasts, and the number of hosts."""
+        """Return the state of the registrar: the CA, its key's place and its expiry, and the number of hosts."""
         authority = self._authority() if (self.folder / "ca").exists() else None
         return {
             "ca": None if authority is None else authority.certificate.subject.rfc4514_string(),
@@ -117,16 +118,17 @@ class Registrar:
         }
 
     def trusted(self, now: float) -> list[Certificate]:
-        """Return the intermediates whose certificates count: the one that signs, and earlier ones until their end."""
+        """Return the trusted intermediates: the current one, and earlier ones until they expire."""
         paths = self.folder / "ca/authority.pem", self.folder / "retired.pem"
         stamps = tuple(_stamp(path) for path in paths)
         if stamps != self._seen[0]:
-            # Read again only when it changed: each host of a fleet is judged by them. Their keys aren't needed here.
+            # The files are read again only after a change, because the certificates are needed for each host.
+            # load_certificate() is used because the keys are not needed here.
             self._seen = stamps, [privacy_ca.load_certificate(self._ca()), *self._retired(0)]
         return [one for one in self._seen[1] if one.not_valid_after_utc.timestamp() > now or one is self._seen[1][0]]
 
     def revocations(self, now: float) -> bytes:
-        """Return the revocation list (PEM) of the intermediate that signs."""
+        """Return a new revocation list (PEM) of the current intermediate."""
         revoked = {
             int(serial): since for serial, since in (files.read_json(self._revoked_path, files.KEPT) or {}).items()
         }
@@ -134,17 +136,17 @@ class Registrar:
 
     # -- hosts ----------------------------------------------------------------------
     def request(self, minion: str) -> dict[str, Any]:
-        """Return what the minion is to show next.
+        """Return the request for a minion's next enrolment.
 
-        ``template`` is that of the endorsement key that it had (empty for any), ``period`` selects a new attestation
-        key each time, and ``others`` says whether the minion shows its other endorsement keys.
+        ``template`` is that of the endorsement key on record (empty: any), ``period`` selects a new attestation key for
+        each request, and ``others`` asks for the TPM's other endorsement keys.
         """
         known = self.host(minion)
         self._requested[minion] = secrets.token_bytes(PERIOD)
         return {
             "template": "" if known is None else str(known["template"]),
             "period": self._requested[minion].hex(),
-            # The other keys cost a slow TPM seconds, so it shows them once; one that never did must do so now.
+            # The other keys take a slow TPM seconds, so the minion shows them only until they are on record.
             "others": known is None or not known.get("others"),
         }
 
@@ -156,7 +158,7 @@ class Registrar:
         makers: Makers,
         now: float,
     ) -> Pending:
-        """Make a credential for the keys that *minion* showed.
+        """Make a credential for the keys in a minion's enrolment.
 
         :param enrolment: the minion's answer of ``netspace_attestation.enroll`` to the last :meth:`request`.
         :param master: fingerprint of the master's key.
@@ -189,9 +191,10 @@ class Registrar:
     def finish(self, pending: Pending, answer: Any, now: float) -> dict[str, Any]:
         """Bind a minion to its TPM, and have its attestation key certified.
 
-        :param answer: what its ``netspace_attestation.activate`` returned, within 60 s, however long the bus may take.
-        :param now: the time that :meth:`begin` was told.
-        :raises Refused: when it is not the answer to *pending*; the log tells so.
+        :param answer: the result of the minion's ``netspace_attestation.activate``. It must come within 60 s, which
+            include the time on the bus.
+        :param now: the same time as for :meth:`begin`.
+        :raises Refused: when it is not the answer to *pending*; the log records the refusal.
         :raises NetspaceError: when the minion was enrolled, revoked or released meanwhile.
         """
         authority, minion, enrolment = self._authority(), pending.minion, pending.enrolment
@@ -199,7 +202,7 @@ class Registrar:
             bound = pending.challenge.redeem(_answer(answer), now + time.monotonic() - pending.since)
             with files.locked(self.folder / "lock"):
                 if self.host(minion) != pending.known:
-                    # A renewal must not undo what somebody decided while it waited.
+                    # A renewal must not undo an operator's decision that was made while it waited.
                     raise NetspaceError(f"{minion} was enrolled, revoked or released meanwhile; nothing was changed")
                 others = {one.fingerprint for one in bound.others} | set((pending.known or {}).get("others", ()))
                 mine = [bound.endorsement.fingerprint, *sorted(others - {bound.endorsement.fingerprint})]
@@ -226,7 +229,8 @@ class Registrar:
                     "certificate": base64.b64encode(issued.certificate).decode(),
                 }
                 self._log("issued", now, {key: record[key] for key in ("minion", "ek", "level", "pseudonym", "serial")})
-                # Before the host's: an owner without a host's record counts as none, a record without an owner might.
+                # Owners are written before the host's record. After a crash in between, an owner without a record is
+                # ignored; a record without an owner would let another minion claim the key.
                 for key in (*mine, bound.key.fingerprint):
                     files.write_json(self._owner(key), {"v": 1, "minion": minion})
                 files.write_json(self._path(minion), record)
@@ -236,7 +240,7 @@ class Registrar:
 
     @contextlib.contextmanager
     def _told(self, minion: str, now: float) -> Iterator[None]:
-        """Have the log tell of what is refused."""
+        """Log a refusal that the context's body raises."""
         try:
             yield
         except Refused as err:
@@ -247,7 +251,7 @@ class Registrar:
     def certificate(self, minion: str) -> dict[str, Any]:
         """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for other verifiers.
 
-        ``period`` selects this key at the minion, and is of no use to others.
+        ``period`` selects this key at the minion; other verifiers have no use for it.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives.serialization import Encoding
@@ -263,24 +267,24 @@ class Registrar:
         }
 
     def revoke(self, minion: str, why: str, now: float) -> dict[str, Any]:
-        """Revoke the minion's certificate. It stays bound to its TPM, and may be enrolled again."""
+        """Revoke the minion's certificate. The minion stays bound to its TPM, and can be enrolled again."""
         with files.locked(self.folder / "lock"):
             record = self._known(minion)
             revoked = files.read_json(self._revoked_path, files.KEPT) or {}
             self._log("revoked", now, {"minion": minion, "serial": record["serial"], "why": why[:1000]})
-            # Those that have run out need no revocation any more.
+            # Certificates that were revoked two days ago have expired, and need no revocation.
             kept = {serial: since for serial, since in revoked.items() if since > now - 2 * 86400}
             files.write_json(self._revoked_path, {**kept, record["serial"]: now})
-            # In the host's own record too: it stays revoked until somebody enrols it again.
+            # Also marked in the host's record, so that it stays revoked until somebody enrols the minion again.
             files.write_json(self._path(minion), {**record, "revoked": now})
             return record
 
     def is_revoked(self, serial: str) -> bool:
-        """Return whether a certificate that may still be in its time was revoked, by its serial number."""
+        """Return whether the list of revoked certificates has *serial*. Expired certificates are not on the list."""
         return serial in (files.read_json(self._revoked_path, files.KEPT) or {})
 
     def release(self, minion: str, now: float) -> dict[str, Any]:
-        """Forget which TPM the minion has, and revoke its certificate: for a host that gets another one."""
+        """Delete the minion's record and revoke its certificate, so that it can be bound to another TPM."""
         record = self.revoke(minion, "released", now)
         with files.locked(self.folder / "lock"):
             self._log("released", now, {"minion": minion, "ek": record["ek"]})
@@ -290,17 +294,18 @@ class Registrar:
         return record
 
     def host(self, minion: str) -> dict[str, Any] | None:
-        """Return what is known of *minion*."""
+        """Return the record of *minion*, or None if it is not enrolled."""
         return files.read_json(self._path(minion), files.KEPT)
 
     def hosts(self) -> list[dict[str, Any]]:
-        """Return what is known of every minion, by name."""
+        """Return the records of all minions, sorted by name."""
         return sorted(self._hosts(), key=lambda record: str(record["minion"]))
 
     def certified(self, record: dict[str, Any], now: float) -> Certified:
-        """Return the attestation key of a host that is enrolled, where its certificate still counts.
+        """Return the certified attestation key of an enrolled host.
 
-        :raises Refused: when it doesn't.
+        :raises Refused: when the certificate is not valid any more.
+        :raises NetspaceError: when the record is malformed.
         """
         try:
             key, certificate = (base64.b64decode(record[name], validate=True) for name in ("ak", "certificate"))
@@ -317,7 +322,7 @@ class Registrar:
         )
 
     def note(self, event: str, data: dict[str, Any], now: float) -> None:
-        """Have the log tell of something else that was decided here."""
+        """Log an event from outside of the registrar."""
         with files.locked(self.folder / "lock"):
             self._log(event, now, data)
 
@@ -329,7 +334,7 @@ class Registrar:
         except FileNotFoundError:
             return audit_log.verify((), noted)
 
-    # -- what they are made of ------------------------------------------------------
+    # -- internals ------------------------------------------------------------------
     @property
     def _revoked_path(self) -> Path:
         return self.folder / "revoked.json"
@@ -343,7 +348,10 @@ class Registrar:
             inventory.read(self.listed).check(minion, endorsement, others)
 
     def _owned(self, key: str) -> dict[str, str]:
-        """Return the owner of a key, from the key's own file: reading all hosts for each takes an hour for 10,000."""
+        """Return ``{key: owner}``, or an empty mapping if no minion has the key.
+
+        The owner comes from the key's own file: reading all records for each of 10,000 hosts would take an hour.
+        """
         owner = (files.read_json(self._owner(key), files.KEPT) or {}).get("minion")
         known = self.host(str(owner)) if owner is not None else None
         return {key: str(owner)} if known is not None and key in keys_of(known) else {}
@@ -352,7 +360,10 @@ class Registrar:
         privacy_ca.claim(self._owned(endorsement), endorsement, minion)
 
     def _check_new(self, key: structures.Public, minion: str, known: dict[str, Any] | None) -> None:
-        """Check that no other minion has this attestation key, and that this minion's last one was another."""
+        """Check that an attestation key is new: no other minion has it, and this minion's last one was different.
+
+        :raises SharedAttestationKey: when the key is not new.
+        """
         owner = self._owned(key.fingerprint).get(key.fingerprint)
         if owner is not None and owner != minion:
             raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} needs its own")
@@ -374,9 +385,9 @@ class Registrar:
         return record
 
     def _ca(self) -> Path:
-        """Return the folder of the intermediate that signs.
+        """Return the folder of the current intermediate.
 
-        :raises NetspaceError: when there is none.
+        :raises NetspaceError: when there is no CA.
         """
         folder = self.folder / "ca"
         if not folder.exists():
@@ -384,11 +395,11 @@ class Registrar:
         return folder
 
     def _authority(self) -> Authority:
-        """Return the intermediate that signs, with its key: for those that sign alone, a module may be slow or away."""
+        """Return the current intermediate with its key. Only for signing: the module may be slow or unreachable."""
         return privacy_ca.load(self._ca(), self.module)
 
     def _new(self, use: str) -> EllipticCurvePrivateKey | None:
-        """Make a key in the module, where one is configured; else whoever needs a key makes it."""
+        """Make a key in the hardware security module; None if there is no module, and the caller makes the key."""
         return None if self.module is None else self.module.create(use)
 
     def _log(self, event: str, now: float, data: dict[str, Any]) -> None:
@@ -430,9 +441,9 @@ class Registrar:
 
 
 def bound_key(record: Mapping[str, Any]) -> structures.Public:
-    """Return the attestation key that a minion's record is of, whether or not its certificate counts.
+    """Return the attestation key of a minion's record, even if its certificate is not valid.
 
-    :raises NetspaceError: when the record is none.
+    :raises NetspaceError: when the record is malformed.
     """
     try:
         return structures.public(base64.b64decode(record["ak"], validate=True))
@@ -446,7 +457,7 @@ def keys_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def key_of(minion: str) -> str:
-    """Return what a minion is filed by: its name may be anything, a file's may not."""
+    """Return the file name for a minion: a hash, because a file's name cannot have all characters of a minion's."""
     return hashlib.sha256(minion.encode()).hexdigest()[:32]
 
 

@@ -1,7 +1,7 @@
-"""The result of the last appraisal of this host: the file that enforcement reads.
+"""Result of the last appraisal of this host: the file that enforcement reads.
 
-Read with the standard library alone, since every apply reads it. A result that is expired,
-of another boot, from the future or damaged counts as none: trust is L0. This file appraises
+Every apply reads it, so this module needs only the standard library. A result that is expired,
+of another boot, from the future or damaged counts as none: trust is L0. This module appraises
 nothing and never raises a level.
 """
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from netspace.spec.trust import Trust
 
 VERSION = 1
-# A host that judges itself does so once a day and boot; sooner where it had to fall back.
+# Seconds after which a host that judges itself appraises again; RETRY applies if it fell back to a software key.
 LIFETIME = 24 * 3600.0
 RETRY = 600.0
-# How far a clock may have been set back before a result is "from the future".
+# Seconds by which the clock may have been set back before a result is "from the future".
 SKEW = 300.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one appraisal.
+    """Outcome of one appraisal.
 
-    :param level: 0 to 5; 0: evidence was refused, or could not be had.
-    :param verifier: the judge's name.
+    :param level: 0 to 5; 0: evidence was refused, or could not be collected.
+    :param verifier: name of the verifier.
     :param reason: why this level and not the next.
-    :param remedy: what would raise it.
-    :param boot: the kernel's boot id at the time.
+    :param remedy: how to reach the next level.
+    :param boot: the kernel's boot id at the time of the appraisal.
     :param issued: seconds since the epoch. *expires* likewise.
-    :param settings: what the appraisal was asked to do (policy, tpm, roots, references, pcrs).
-    :param sources: fingerprint of the files that the settings name, and whether the TPM was there.
+    :param settings: settings of the appraisal (:func:`netspace.attestation.terms.of`).
+    :param sources: fingerprint of the TPM's presence, and of the files that the settings name.
     :param tpm: manufacturer, firmware, endorsement key's fingerprint; empty without a TPM.
-    :param fallback: a TPM is configured, but the level is a software key's.
-    :param tee: the confidential guest that the level rests on, as the master reported it; empty where there is none.
+    :param fallback: a TPM is configured, but the host used a software key.
+    :param tee: the confidential guest that the level rests on, as the master reported it; empty if there is none.
     """
 
     level: int
@@ -64,7 +64,7 @@ def path(layout: Layout) -> Path:
 
 
 def boot_id(layout: Layout) -> str:
-    """Return the kernel's id of this boot (``random(4)``); empty where it can't be read."""
+    """Return the kernel's id of this boot (``random(4)``); empty if it can't be read."""
     try:
         return (layout.root / "proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -77,7 +77,7 @@ def save(layout: Layout, result: Result) -> bool:
 
 
 def load(layout: Layout) -> Result | None:
-    """Return the last result, valid or not; None where there was none.
+    """Return the last result, even if it is not valid any more; None if there is none.
 
     :raises StateError: when the file is damaged.
     """
@@ -98,12 +98,12 @@ def load(layout: Layout) -> Result | None:
         "fallback": (bool,),
         "tee": (dict,),
     }
-    record.setdefault("tee", {})  # results of before there were any have none
+    record.setdefault("tee", {})  # absent in results of versions before TEEs
     version = record.pop("v", None)
     wrong = [
         one.name
         for one in fields(Result)
-        if type(record.get(one.name)) not in types[one.name]  # not isinstance: True is no number
+        if type(record.get(one.name)) not in types[one.name]  # isinstance() would accept True as a number
     ]
     if version != VERSION or wrong or record.keys() != types.keys() or not 0 <= record["level"] <= 5:
         raise StateError(f"{path(layout)}: not a result of an appraisal; remove the file and apply again")
@@ -111,7 +111,7 @@ def load(layout: Layout) -> Result | None:
 
 
 def invalid(result: Result, boot: str, now: float) -> str:
-    """Return why *result* counts no longer; empty when it does."""
+    """Return why *result* is not valid any more; empty if it is valid."""
     if not boot or result.boot != boot:
         return "the host was restarted since its last appraisal"
     if now > result.expires:
@@ -122,9 +122,9 @@ def invalid(result: Result, boot: str, now: float) -> str:
 
 
 def trust(layout: Layout, now: float | None = None) -> Trust:
-    """Return what is known of this host's trust, for :func:`netspace.spec.trust.judge`.
+    """Return this host's trust level, for :func:`netspace.spec.trust.judge`.
 
-    Never raises for a damaged file: that is L0, with the reason.
+    A damaged file raises no error: it gives L0, with the reason.
     """
     from netspace.spec.trust import Trust
 

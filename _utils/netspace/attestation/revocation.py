@@ -1,6 +1,6 @@
-"""The verdict of a maker's revocation lists on one certificate (RFC 5280, 5 and 6.3). Pure.
+"""Check of one certificate against its issuer's revocation lists (RFC 5280, 5 and 6.3). Pure.
 
-The caller has found which lists are the issuer's own, and says what follows: this module raises nothing.
+The caller selects the issuer's lists and raises the errors: this module raises nothing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cryptography.x509 import CertificateRevocationList
 
-# The maker's clock may be ahead of ours by so much.
+# Time by which the maker's clock may be ahead of ours.
 SKEW = datetime.timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The lists' word on a certificate.
+    """Result of the check.
 
-    :param revoked: when its issuer revoked it; None where it did not.
-    :param out_of_force: from when to when the list is good, where that is not now; empty where it is in force.
+    :param revoked: when the issuer revoked the certificate; None if it did not.
+    :param out_of_force: text with the list's period of validity, if this does not include the present; else empty.
     """
 
     revoked: datetime.datetime | None
@@ -30,9 +30,9 @@ class Verdict:
 
 
 def by_newest(lists: Sequence[CertificateRevocationList], number: int, when: datetime.datetime) -> Verdict:
-    """Judge a certificate by the newest of its issuer's *lists*, of which there is at least one.
+    """Check a certificate against the newest of its issuer's *lists* (at least one).
 
-    A list that is out of force still revokes.
+    An entry counts even if the list is out of force.
 
     :param number: the certificate's serial number.
     """

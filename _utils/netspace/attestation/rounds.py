@@ -1,11 +1,12 @@
-"""A round: the master challenges and judges the whole fleet and sends it the results, each host at its own speed.
+"""Attestation round: the master challenges all hosts, judges their answers and sends each host its result.
 
-:class:`Round` has the work of one host, from its certificate to the result that it stores; the
-:class:`~netspace.attestation.window.Window` does that work for many hosts at once. A round leaves notes for the next
-one in the registrar's folder, ``rounds.json``: the hosts that did not answer, and how long rounds took.
+:class:`Round` defines the work for one host, from its certificate to the result that it stores. The
+:class:`~netspace.attestation.window.Window` does this work for many hosts at once, each at its own speed. A round
+leaves notes for the next one in ``rounds.json`` in the registrar's folder: the hosts that did not answer or were slow,
+and how long rounds took.
 
-A result counts until its group's ``deadline``. Where the configuration says none, :func:`deadline` makes it long enough
-for the rounds so far.
+A result is valid until its group's ``deadline``. If the configuration has none, :func:`deadline` computes one from the
+length of the last rounds.
 """
 
 from __future__ import annotations
@@ -31,30 +32,31 @@ from netspace.attestation.window import TELL, Again, Answer, Call, Pace, Step, T
 from netspace.errors import NetspaceError
 from netspace.text import REPLACEMENT, printable
 
-# Seconds for which a result counts: the default, and the maximum.
+# Seconds for which a result is valid: the default, and the longest that deadline() computes.
 DEADLINE, MOST = 7200.0, 86400.0
-# A host may be asked at the beginning of one round and at the end of the next; half a round more is a reserve.
+# Rounds for which a result must last. Two rounds are needed: a host may be asked at the beginning of one round and at
+# the end of the next. The third is a reserve.
 ROUNDS = 3.0
-# Seconds for which the length of a round is remembered.
+# Seconds for which the length of a round is kept.
 REMEMBERED = 86400.0
 
-# Makes a credential for a minion's enrolment, at a time: Registrar.begin, with the configuration's values.
+# Makes a credential for a minion's enrolment at a given time: Registrar.begin with the configuration's values.
 Begin = Callable[[str, Any, float], Pending]
-# Returns it; raises NetspaceError where that can't be: then nobody is asked.
+# Returns a Begin, or raises NetspaceError if the configuration does not allow enrolment. Then no minion is asked.
 Ready = Callable[[], Begin]
 Asking = Generator[Step, Answer, "Answered"]
 Answered = tuple[Any, Answer]
-# Does what is to be done with an answer; raises Unproved where another is to be waited for.
+# Handles an answer; raises Unproved, Malformed or WrongSaltKey to wait for another answer.
 Take = Callable[[Answer], Generator[Step, Answer, Any]]
 
 
 class Round:
-    """One round.
+    """One attestation round.
 
-    :param ready: called where a certificate has to be renewed.
-    :param announce: reports a state that may have changed.
-    :param listed: hosts send their whole measurement lists.
-    :param wall: the time that results are made at.
+    :param ready: called when a certificate must be renewed.
+    :param announce: called with each host's state, which may have changed.
+    :param listed: ask hosts for their whole measurement lists.
+    :param wall: clock for the times in results, in seconds since the epoch.
     """
 
     def __init__(
@@ -73,16 +75,18 @@ class Round:
         self._clock: Callable[[], float] = time.monotonic
 
     def run(self, minions: Collection[str], bus: Bus, pace: Pace, connected: Collection[str] = ()) -> dict[str, Any]:
-        """Attest *minions*, in random order; return a summary of each.
+        """Attest *minions* in random order, and return a summary for each.
 
-        :param connected: those of the :func:`doubtful` hosts that the master sees now: they are asked like all others.
-            Before the first round, all hosts are asked alike where the master sees none.
+        Hosts that are likely absent are asked after the others, so that waiting for them delays nobody.
+
+        :param connected: the :func:`doubtful` hosts that the master sees connected now; they are asked with the others.
+            In the first round, if the master sees no host connected, all hosts are asked alike.
         :raises NetspaceError: when the master or its results can't be reached.
         """
         folder, self._clock = self._fleet.registrar.folder, bus.clock
         last = _read(folder)
         order = random.sample(list(minions), len(minions))
-        # The slow ones first: their time then overlaps with that of all others.
+        # Within the late hosts, slow ones come first: their waiting then overlaps with all other work.
         behind = [one for one in order if one in last.slow]
         doubted = last.absent - last.slow if last.rounds else frozenset(minions if connected else ())
         away = doubted - set(connected)
@@ -101,10 +105,10 @@ class Round:
         return minion, self._host(minion, timeout)
 
     def _host(self, minion: str, timeout: float) -> Work:
-        """Do all work of one host."""
+        """Do all work for one host: renew its certificate if due, attest it, and send it the result."""
         try:
             due = self._fleet.certificate_due(minion, self._wall())
-        except NetspaceError as err:  # a damaged record of one host is no reason to judge none
+        except NetspaceError as err:  # a damaged record of one host must not end the round
             said = {"answered": False, "answer": str(err), "enforced": False, "enforcement": ""}
             self._found[minion] = {"state": fleet.UNKNOWN, "level": "L0", **said}
             return
@@ -129,11 +133,11 @@ class Round:
             yield from self._told(minion, record)
 
     def _renewed(self, minion: str) -> Generator[Step, Answer, str]:
-        """Renew a certificate; return why it was not."""
+        """Renew a certificate; return the problem, or an empty text after success."""
         try:
             yield from enrolled(self._fleet.registrar, minion, self._ready, self._fleet.identities, self._wall)
         except Refused as err:
-            return f"its certificate can't be renewed: {err}"  # judged all the same, by the old one
+            return f"its certificate can't be renewed: {err}"  # the host is still judged by the old certificate
         except Silent as err:
             self._silent.add(minion)
             return str(err)
@@ -142,7 +146,7 @@ class Round:
         return ""
 
     def _attested(self, minion: str, timeout: float) -> Generator[Step, Answer, tuple[dict[str, Any] | None, str]]:
-        """Challenge a host and judge its answer; return the record, and what is to be said."""
+        """Challenge a host and judge its answer; return the record of the judgement, and a problem or an empty text."""
         told = ""
         for whole in (False, True):
             try:
@@ -160,14 +164,14 @@ class Round:
                     self._slow.add(minion)
                 return record, came.problem or told
             except fleet.LogLost as err:
-                # The master's copy of a boot log is lost, without a fault of the host's: the host sends the log again.
+                # The master lost its copy of the boot log, so the next try asks for the log again.
                 told = str(err)
             except NetspaceError as err:
                 return None, str(err)
         return None, told
 
     def _judged(self, asked: fleet.Asked, timeout: float) -> Take:
-        """Return what judges an answer to *asked*."""
+        """Return a function that judges an answer to *asked*."""
 
         def take(first: Answer) -> Generator[Step, Answer, Any]:
             value, came = yield from fetched(first, timeout, self._fleet.registrar.folder)
@@ -180,7 +184,7 @@ class Round:
         return take
 
     def _told(self, minion: str, record: Mapping[str, Any]) -> Generator[Step, Answer, None]:
-        """Tell a host its result, and note whether it enforces it."""
+        """Send a host its result, and note whether the host stored it."""
         key = {"key": self._fleet.signer.jwk}
         came = yield Call("accept", "tokens", record["token"], key, TELL)
         reply = came.value if isinstance(came.value, Mapping) else {}
@@ -190,7 +194,7 @@ class Round:
 
 
 class Silent(NetspaceError):
-    """A minion that did not answer."""
+    """Error: a minion did not answer."""
 
 
 def enrolled(
@@ -200,10 +204,11 @@ def enrolled(
     identities: Identities | None,
     wall: Callable[[], float] = time.time,
 ) -> Generator[Step, Answer, dict[str, Any]]:
-    """Bind a minion to its TPM; return its record.
+    """Bind a minion to its TPM, and return its record.
 
-    :param identities: Salt keys by which minions sign what they show. None: nobody's is known.
-    :raises Silent: when it does not answer. *NetspaceError*: when it can't be enrolled.
+    :param identities: checks minions' signatures by their Salt keys; None: signatures are not checked.
+    :raises Silent: when the minion does not answer.
+    :raises NetspaceError: when the minion can't be enrolled.
     """
     begin = ready()
 
@@ -225,11 +230,11 @@ def enrolled(
 
 
 def heard(call: Call, take: Take, none: Any = None) -> Asking:
-    """Make a call, and do what is to be done with the first answer that is the minion's own.
+    """Make a call, pass each answer to *take*, and return the result for the first that *take* accepts.
 
-    Anybody may have made the others, and errors too. They are passed over, and say nothing of the host.
+    Any minion can send false answers and errors. These are skipped and prove nothing about the host.
 
-    :param none: returned where there is no such answer, with what was said last, as the answer's ``problem``.
+    :param none: result if *take* accepts no answer; then the returned answer's ``problem`` has the reason.
     """
     came, why = (yield call), ""
     while not came.silent:
@@ -245,10 +250,10 @@ def heard(call: Call, take: Take, none: Any = None) -> Asking:
 
 
 def fetched(came: Answer, timeout: float, folder: Path) -> Asking:
-    """Return an answer, and fetch it where that comes in parts.
+    """Return the value of an answer; fetch it first if *came* announces parts.
 
-    :param folder: where parts wait.
-    :raises Malformed: when the parts are none.
+    :param folder: folder for the file in which parts wait.
+    :raises Malformed: when the announcement or the parts are malformed.
     """
     if isinstance(came.value, Mapping) and "parts" in came.value:
         return (yield from transfer.fetched(came.value, timeout, folder))
@@ -257,7 +262,7 @@ def fetched(came: Answer, timeout: float, folder: Path) -> Asking:
 
 @dataclass(frozen=True)
 class _Last:
-    """The notes of earlier rounds.
+    """Notes of earlier rounds.
 
     :param absent: minions that did not answer the last time.
     :param slow: minions whose answer took more than two timeouts.
@@ -274,16 +279,16 @@ def doubtful(folder: Path, minions: Collection[str]) -> frozenset[str]:
 
     Before the first round, these are all *minions*.
 
-    :param folder: the registrar's.
+    :param folder: the registrar's folder.
     """
     last = _read(folder)
     return last.absent & set(minions) if last.rounds else frozenset(minions)
 
 
 def deadline(folder: Path, now: float) -> float:
-    """Return the seconds for which a result counts where the configuration says nothing.
+    """Return the seconds for which a result is valid if the configuration has no deadline.
 
-    These are two hours, or up to a day where a round of the last day took more than 40 minutes.
+    This is three times the longest round of the last day, but at least two hours and at most a day.
     """
     longest = max((took for ended, took in _read(folder).rounds if now - REMEMBERED < ended <= now), default=0.0)
     return min(max(DEADLINE, ROUNDS * longest), MOST)
@@ -295,12 +300,12 @@ def _came(minion: str, answer: Answer) -> None:
 
 
 def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
-    """Save the findings of a round over *minions*. Another round may be running, over other hosts."""
+    """Save the notes of a round over *minions*. Notes on other hosts are kept: another round may cover these."""
     ((now, took),) = found.rounds
     with files.locked(folder / "rounds.lock"):
         kept = _read(folder)
         rounds = [one for one in kept.rounds if now - REMEMBERED < one[0] <= now]
-        # The longest of each hour says enough.
+        # Only the longest round of each hour is kept.
         if rounds and now - rounds[-1][0] < 3600:
             took = max(took, rounds.pop()[1])
         record = {
@@ -313,7 +318,7 @@ def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
 
 
 def _read(folder: Path) -> _Last:
-    """Read the notes of earlier rounds. They only make rounds quicker, so unreadable notes count as absent."""
+    """Read the notes of earlier rounds. Rounds can do without them, so unreadable notes count as absent."""
     try:
         data = files.read_json(folder / "rounds.json") or {}
     except NetspaceError:

@@ -1,7 +1,7 @@
-"""The key of a host without a TPM: Ed25519, in a file that only root can read.
+"""Software key of a host without a TPM: Ed25519, in a file that only root can read.
 
-It shows that the same installation answers, and no more: whoever can read the file is
-the host. It is bound to the machine's id: a clone of the disk makes a key of its own.
+It proves only that the same installation answers: anybody who can read the file can pass for
+the host. The key is bound to the machine id, so a clone of the disk with another id makes its own key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Key:
-    """An Ed25519 key: its 32 public bytes, and a way to sign."""
+    """An Ed25519 key: the 32 public bytes, and the private key for signing."""
 
     public: bytes
     _private: Ed25519PrivateKey
@@ -35,9 +35,9 @@ class Key:
 
 
 def host_id(layout: Layout) -> str:
-    """Return this host's name for itself: derived from the machine id, which is not to be shown.
+    """Return this host's id: a keyed hash of the machine id, which itself must stay secret.
 
-    As ``sd_id128_get_machine_app_specific(3)`` advises: a keyed hash of it.
+    ``sd_id128_get_machine_app_specific(3)`` recommends this.
     """
     try:
         machine = (layout.root / "etc/machine-id").read_bytes().strip()
@@ -47,7 +47,7 @@ def host_id(layout: Layout) -> str:
 
 
 def load(layout: Layout) -> Key:
-    """Return this host's key; make it where there is none, or where it is another machine's.
+    """Return this host's key. If there is none, or it is bound to another machine, make a new one.
 
     :raises StateError: when the file is damaged.
     """
@@ -64,11 +64,11 @@ def load(layout: Layout) -> Key:
         try:
             private = ed25519.Ed25519PrivateKey.from_private_bytes(base64.b64decode(record["seed"], validate=True))
         except (KeyError, TypeError, ValueError) as err:
-            # The value is not repeated here: it may be most of a key.
+            # The message does not have the value, which may be most of a key.
             raise StateError(f"{path}: not a key; remove the file and apply again to make another") from err
     return Key(private.public_key().public_bytes_raw(), private)
 
 
 def fingerprint(public: bytes) -> str:
-    """SHA-256 of the public key, in hex."""
+    """Return the SHA-256 of the public key, in hex."""
     return hashlib.sha256(public).hexdigest()

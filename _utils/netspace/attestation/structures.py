@@ -1,9 +1,8 @@
-"""The TPM's own structures, read strictly and without libtss2.
+"""Strict parsers of TPM structures, without libtss2.
 
-Parses TPMS_ATTEST (quotes only), TPMT_SIGNATURE and TPMT_PUBLIC, as of the TPM 2.0
-Library specification, Part 2: Structures. All integers are big-endian. Every length
-is bounded before it is used, and no byte may be left over. Nothing here verifies
-a signature, reads a file or talks to a TPM.
+They parse TPMS_ATTEST (quotes only), TPMT_SIGNATURE and TPMT_PUBLIC (TPM 2.0 Library specification, Part 2:
+Structures). All integers are big-endian. Every length is bounded before it is used, and no byte may be left over.
+This module verifies no signature, reads no file and uses no TPM.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
     PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 MAX_STRUCTURE = 4096
-# TPMS_CLOCK_INFO, firmwareVersion and the selections' count of TPMS_ATTEST.
+# The fields of TPMS_ATTEST from TPMS_CLOCK_INFO over firmwareVersion to the number of PCR selections.
 _QUOTED = struct.Struct(">QIIBQI")
 # TPM_RH_ENDORSEMENT (Part 2, 7.4).
 ENDORSEMENT = 0x4000000B
-# TPM_GENERATED_VALUE: a restricted key signs nothing that begins so unless the TPM made it.
+# TPM_GENERATED_VALUE: a restricted key signs data that begins with it only if the TPM made the data.
 GENERATED = 0xFF544347
 ATTEST_QUOTE = 0x8018
 
@@ -36,7 +35,7 @@ RSA, ECC, NULL = 0x0001, 0x0023, 0x0010
 AES, CFB = 0x0006, 0x0043
 RSASSA, RSAPSS, ECDSA = 0x0014, 0x0016, 0x0018
 SHA1 = 0x0004
-# TPM_ALG_ID of the hashes that may stand in evidence: SHA-256 or better.
+# TPM_ALG_ID of the hashes that evidence may use: SHA-256 or better.
 HASHES = {0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
 CURVES = {0x0003: ("secp256r1", 32), 0x0004: ("secp384r1", 48)}
 
@@ -76,9 +75,9 @@ def hash_algorithm(identifier: int) -> HashAlgorithm:
 
 
 class Reader:
-    """Reads a byte string from front to back; never past its end.
+    """Sequential reader of a byte string, which never reads past the end.
 
-    :param what: name of the structure, for messages.
+    :param what: name of the structure, for error messages.
     """
 
     order: ClassVar[Literal["big", "little"]] = "big"
@@ -100,11 +99,11 @@ class Reader:
         return part
 
     def number(self, size: int) -> int:
-        """Return an unsigned number of *size* bytes."""
+        """Read an unsigned number of *size* bytes."""
         return int.from_bytes(self.take(size), self.order)
 
     def sized(self, limit: int, field: str) -> bytes:
-        """Return a TPM2B: a 16-bit length and as many bytes."""
+        """Read a TPM2B (a 16-bit length, then that many bytes), and return its content."""
         length = self.number(2)
         if length > limit:
             raise self.refuse(f"{field} of {length} bytes, at most {limit} are possible")
@@ -112,7 +111,7 @@ class Reader:
 
     @property
     def left(self) -> int:
-        """The number of bytes that are not read yet."""
+        """Number of unread bytes."""
         return len(self._data) - self.at
 
     def refuse(self, message: str) -> Malformed:
@@ -138,8 +137,10 @@ class Clock:
 class Quote:
     """TPMS_ATTEST of type TPM_ST_ATTEST_QUOTE (Part 2, 10.12.8).
 
-    :param selections: per bank (TPM_ALG_ID) the selected PCRs, in the order given.
-    :param digest: of the selected PCRs' values.
+    :param signer: qualified name of the key that signed the quote.
+    :param extra: the qualifying data.
+    :param selections: bank (TPM_ALG_ID) and selected PCRs, in the quote's order.
+    :param digest: digest of the selected PCRs' values.
     """
 
     signer: bytes
@@ -154,8 +155,8 @@ def quote(raw: bytes) -> Quote:
     """Parse a quote.
 
     :raises WrongMagic: when the TPM did not make these bytes itself.
-    :raises WrongType: when it is another statement of a TPM.
-    :raises Malformed: when it is none at all.
+    :raises WrongType: when it is an attestation structure of another type.
+    :raises Malformed: when it is not an attestation structure.
     """
     reader = Reader(raw, "TPMS_ATTEST")
     magic = reader.number(4)
@@ -187,7 +188,7 @@ def _selection(reader: Reader) -> tuple[int, frozenset[int]]:
 
 @functools.lru_cache(maxsize=64)
 def _set_bits(bitmap: bytes) -> frozenset[int]:
-    """Return the numbers of the bits that are set; a verifier asks all its hosts for a few selections."""
+    """Return the numbers of the bits that are set. Cached, because all hosts' quotes have the same few selections."""
     bits = int.from_bytes(bitmap, "little")
     return frozenset(index for index in range(len(bitmap) * 8) if bits >> index & 1)
 
@@ -196,7 +197,7 @@ def _set_bits(bitmap: bytes) -> frozenset[int]:
 class Signature:
     """TPMT_SIGNATURE (Part 2, 11.3.4): the scheme, its hash, and the signature's bytes.
 
-    :param value: as ``cryptography`` takes it: DER for ECDSA, the block for RSA.
+    :param value: in the form that ``cryptography`` takes: DER for ECDSA, the block for RSA.
     """
 
     scheme: int
@@ -207,7 +208,7 @@ class Signature:
 def signature(raw: bytes) -> Signature:
     """Parse a signature by ECDSA, RSASSA or RSAPSS.
 
-    :raises Malformed: also for any other scheme.
+    :raises Malformed: when it is malformed, or has another scheme.
     """
     reader = Reader(raw, "TPMT_SIGNATURE")
     scheme, digest = reader.number(2), reader.number(2)
@@ -223,7 +224,7 @@ def signature(raw: bytes) -> Signature:
 
 
 def _der_pair(first: bytes, second: bytes) -> bytes:
-    """DER of ``SEQUENCE { INTEGER, INTEGER }`` (RFC 3279, 2.2.3) for numbers of at most 66 bytes."""
+    """Return the DER of ``SEQUENCE { INTEGER, INTEGER }`` (RFC 3279, 2.2.3) for numbers of at most 66 bytes."""
     body = b""
     for part in (first, second):
         number = part.lstrip(b"\0") or b"\0"
@@ -239,7 +240,7 @@ class Public:
     """TPMT_PUBLIC (Part 2, 12.2.4) of an RSA or ECC key.
 
     :param symmetric: (algorithm, key bits, mode) of a storage key; None otherwise.
-    :param scheme: (TPM_ALG_ID, hash) that the key is restricted to; None where it is not.
+    :param scheme: (TPM_ALG_ID, hash) that the key is restricted to; None if it has no such restriction.
     :param size: key bits (RSA) or TPM_ECC_CURVE (ECC).
     :param unique: the modulus, or the point's two coordinates.
     """
@@ -257,14 +258,14 @@ class Public:
 
     @property
     def name(self) -> bytes:
-        """The object's name (Part 1, 16): nameAlg and the hash of the public area."""
+        """Name of the object (Part 1, 16): nameAlg and the hash of the public area."""
         return self.name_alg.to_bytes(2, "big") + hashlib.new(HASHES[self.name_alg], self.raw).digest()
 
     @property
     def qualified_name(self) -> bytes:
-        """The qualified name (Part 1, 16) that the object has as a primary key of the endorsement hierarchy.
+        """Qualified name (Part 1, 16) of the object as a primary key of the endorsement hierarchy.
 
-        A hierarchy's own name is its handle.
+        It is the hash of the hierarchy's name, which is its handle, and the object's name.
         """
         above = ENDORSEMENT.to_bytes(4, "big") + self.name
         return self.name_alg.to_bytes(2, "big") + hashlib.new(HASHES[self.name_alg], above).digest()
@@ -273,8 +274,8 @@ class Public:
     def fingerprint(self) -> str:
         """SHA-256 of the key itself (SubjectPublicKeyInfo), in hex.
 
-        Not of the public area: what stands beside the key in it (attributes, policy, leading zeros) is the word of
-        whoever sends it, and one TPM must not look like two.
+        A hash of the public area would not identify a TPM: the sender chooses the other fields there (attributes,
+        policy, leading zeros), and could make one TPM look like two.
         """
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -283,7 +284,7 @@ class Public:
     def key(self) -> PublicKey:
         """Return the key for ``cryptography``.
 
-        :raises Malformed: when the numbers are no key (a point off its curve).
+        :raises Malformed: when the numbers are not a valid key (such as a point off its curve).
         """
         try:
             return _key(self.type, self.size, self.exponent, self.unique)
@@ -293,7 +294,7 @@ class Public:
 
 @functools.lru_cache(maxsize=1024)
 def _key(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> PublicKey:
-    """Return the public key; cached, since a verifier meets a key often, and checking its point takes long."""
+    """Return the public key. Cached, because a verifier uses a key often, and checking its point takes long."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     if kind == RSA:
@@ -306,7 +307,7 @@ def _key(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> Publ
 def public(raw: bytes) -> Public:
     """Parse the public area of an RSA key (2048 to 4096 bits) or an ECC key (P-256, P-384).
 
-    :raises Malformed: also for any other type, curve or name algorithm.
+    :raises Malformed: when it is malformed, or has another type, curve or name algorithm.
     """
     reader = Reader(raw, "TPMT_PUBLIC")
     kind, name_alg, attributes = reader.number(2), reader.number(2), reader.number(4)
@@ -360,13 +361,13 @@ def _scheme(reader: Reader, kind: int) -> tuple[int, int] | None:
 
 
 def endorsement(raw: bytes) -> Public:
-    """Parse an endorsement key's public area and check that it can be nothing else.
+    """Parse a public area, and check that it has the properties of an endorsement key.
 
-    A restricted decryption key that was made in this TPM and can't leave it (TCG EK
+    An endorsement key is a restricted decryption key that was made in this TPM and can't leave it (TCG EK
     Credential Profile 2.5, templates L-1, L-2 and H-1 to H-3, AES-128 or AES-256 in CFB mode).
 
     :raises WrongEndorsementKey: when it is another kind of key.
-    :raises Malformed: when it is none.
+    :raises Malformed: when it is not a public area.
     """
     key = public(raw)
     required = FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | ADMIN_WITH_POLICY | RESTRICTED | DECRYPT

@@ -1,6 +1,7 @@
-"""The terms of an appraisal: what of a declaration it depends on, and whether that has changed since.
+"""Settings of an appraisal: the part of a declaration that it depends on, and a fingerprint of the files it names.
 
-Every run asks that, few appraise: so nothing here needs a TPM, cryptography or what judges.
+They show whether a new appraisal is needed. Every run checks that and few runs appraise, so this module needs neither a
+TPM, nor cryptography, nor the verifier.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ASK = "let the master ask: salt-run netspace_attestation.attest <this minion>"
 
 
 def of(declared: Attestation) -> dict[str, Any]:
-    """Return the settings that an appraisal depends on, as they are recorded."""
+    """Return the settings that an appraisal depends on, in the form in which results record them."""
     return {
         "policy": declared.policy,
         "tpm": declared.tpm,
@@ -34,11 +35,11 @@ def of(declared: Attestation) -> dict[str, Any]:
 
 
 def sources(layout: Layout, chosen: Mapping[str, Any]) -> str:
-    """Fingerprint of the files that settings name, by name, size and time; reads none of them.
+    """Return a fingerprint of the names, sizes and times of the files that settings name, without reading the files.
 
-    A root that is added, or a TPM that appears, is seen by it.
+    It changes when a root is added or a TPM appears, for example.
 
-    :param chosen: :func:`of`.
+    :param chosen: settings from :func:`of`.
     """
     seen: list[Any] = []
     device = device_path(str(chosen.get("tpm") or ""))
@@ -62,7 +63,7 @@ def _stamps(path: Path) -> list[tuple[str, int, int]]:
 
 
 def device_path(tcti: str) -> Path | None:
-    """Return the device or socket that *tcti* names; None where it names none for certain."""
+    """Return the device or socket that *tcti* names by an absolute path; None if it does not."""
     for prefix in ("device:", "swtpm:path="):
         if tcti.startswith(prefix):
             path = tcti[len(prefix) :]

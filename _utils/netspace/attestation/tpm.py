@@ -1,14 +1,14 @@
-"""The TPM as a device: endorsement key, attestation key, credential, PCRs, quote.
+"""TPM device: endorsement key, attestation key, credential, PCRs, quote.
 
-Through tpm2-pytss, imported only when a TPM is used. Rules:
+It uses tpm2-pytss, which is imported only when a TPM is used. Rules:
 
-- The TPM is the one that the configuration names, never one that libtss2 finds: without
-  a name it would take whoever listens on TCP port 2321.
+- The configuration names the TPM. libtss2 must never search for one: it would connect to any program
+  that listens on TCP port 2321.
 - Nothing stays in the TPM: keys are primaries, derived again each time; every handle is flushed.
-- An attestation key is derived for a period: the keys of two periods do not show that one TPM has both.
-- One process at a time (a lock), and never for longer than a time limit.
+- Each period has its own attestation key. The keys of two periods do not show that they are in one TPM.
+- A lock lets one process at a time use the TPM, and a time limit bounds each use.
 
-Judges nothing: the other side verifies what it returns.
+This module judges nothing: the verifier checks its output.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ T = TypeVar("T")
 TIMEOUT = 30.0
 _ATTEMPTS = 5
 _PCR_CHANGED = 0x128
-# Those with a certificate in NV are preferred, in this order; ECC is the faster.
+# Templates of endorsement keys, in order of preference; keys with a certificate in NV come first. ECC is faster.
 TEMPLATES = ("EK-ECC256", "EK-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-RSA2048", "EK-HIGH-ECC384")
-# Diversifies attestation keys from other primaries of the same template, and with a period's bytes from each other.
+# Input for deriving attestation keys: makes them differ from other primaries of the same template. The bytes of the
+# period follow it, and make the keys differ from each other.
 _AK_LABEL = b"netspace-attest/1 attestation key"
 MAX_NV = 8192
-# TCG EK Credential Profile 2.5, 2.2.1.5.2: certificates in DER, one after the other, over as many indices as it takes.
+# NV indices of the maker's certificates: DER, one after another (TCG EK Credential Profile 2.5, 2.2.1.5.2).
 _CHAIN = range(0x01C00100, 0x01C00200)
 MAX_CHAIN_BYTES = 64 * 1024
 
 
 class DeviceError(NetspaceError):
-    """The TPM can't be reached, or fails at a command."""
+    """Error: the TPM can't be reached, or a command fails."""
 
 
 def check_tcti(tcti: str) -> None:
-    """Refuse a TCTI that does not name one TPM for certain.
+    """Check that *tcti* names exactly one TPM.
 
     :raises DeviceError: unless it is ``device:<path>`` or ``swtpm:path=<path>``.
     """
@@ -60,7 +61,12 @@ def check_tcti(tcti: str) -> None:
 
 @dataclass(frozen=True)
 class Endorsement:
-    """An endorsement key: its template's name, TPMT_PUBLIC, and the content of its certificate's index."""
+    """An endorsement key.
+
+    :param template: name of its template.
+    :param public: TPMT_PUBLIC.
+    :param certificate: content of its certificate's NV index; None if there is none.
+    """
 
     template: str
     public: bytes
@@ -68,13 +74,13 @@ class Endorsement:
 
 
 def run(tcti: str, work: Callable[[Device], T], *, lock: Path, timeout: float = TIMEOUT) -> T:
-    """Call *work* with the TPM; return what it returns.
+    """Call *work* with the open TPM, and return its result.
 
-    :param tcti: which TPM; see :func:`check_tcti`.
-    :param lock: file that is locked meanwhile.
-    :param timeout: seconds for all of it, waiting for the lock included.
-    :raises DeviceError: when the TPM is not there, fails, or takes too long.
-    :raises MissingError: when tpm2-pytss is.
+    :param tcti: names the TPM; see :func:`check_tcti`.
+    :param lock: file that is locked during the call.
+    :param timeout: seconds for the whole call, including the wait for the lock.
+    :raises DeviceError: when the TPM does not exist, fails, or takes too long.
+    :raises MissingError: when tpm2-pytss is not installed.
     """
     check_tcti(tcti)
     path = terms.device_path(tcti)
@@ -88,7 +94,7 @@ def run(tcti: str, work: Callable[[Device], T], *, lock: Path, timeout: float = 
     failed: list[BaseException] = []
 
     def job() -> None:
-        # A command can't be interrupted: a thread that hangs keeps the lock, and its caller goes on.
+        # A command can't be interrupted. So a thread that hangs keeps the lock, while the caller gets an error.
         try:
             with _open(tcti) as device:
                 done.append(work(device))
@@ -126,7 +132,10 @@ def _hold(lock: Path, deadline: float) -> int:
 
 
 def _library() -> Any:
-    """Return tpm2_pytss, silenced."""
+    """Import tpm2_pytss with libtss2's log turned off.
+
+    :raises MissingError: when it is not installed.
+    """
     os.environ.setdefault("TSS2_LOG", "all+NONE")
     try:
         import tpm2_pytss
@@ -149,24 +158,24 @@ def _open(tcti: str) -> Iterator[Device]:
 
 
 def _hint(tcti: str) -> str:
-    """Return a hint that libtss2 lacks: a software TPM has two sockets, of which the configuration names one."""
+    """Return a hint if swtpm's control socket is missing, which libtss2 does not report; else an empty text."""
     kind, _, path = tcti.partition(":path=")
     control = Path(f"{path}.ctrl")
     return f"; swtpm needs --ctrl type=unixio,path={control}" if kind == "swtpm" and not control.exists() else ""
 
 
 class Device:
-    """An open TPM; see :func:`run`. Its methods raise what ``run`` turns into DeviceError."""
+    """An open TPM; see :func:`run`, which turns the errors of libtss2 into DeviceError."""
 
     def __init__(self, tss: Any, esapi: Any) -> None:
         self._tss = tss
         self._esapi = esapi
 
     def information(self) -> dict[str, str]:
-        """Return ``manufacturer``, ``firmware``, ``vendor`` and ``version`` as the TPM gives them."""
+        """Return the TPM's ``manufacturer``, ``firmware``, ``vendor`` and ``version`` from its properties."""
         constants = self._tss.constants
         _, capability = self._esapi.get_capability(constants.TPM2_CAP.TPM_PROPERTIES, constants.TPM2_PT.FIXED, 64)
-        listed = capability.data.tpmProperties  # on a temporary, this would be freed memory
+        listed = capability.data.tpmProperties  # needs ``capability`` alive: without it, this memory would be freed
         values = {int(listed[index].property): int(listed[index].value) for index in range(len(listed))}
 
         def text(*offsets: int) -> str:
@@ -179,7 +188,10 @@ class Device:
         return {"version": text(0), "manufacturer": text(5), "vendor": text(6, 7, 8, 9), "firmware": firmware}
 
     def endorsement(self, template: str | None = None) -> Endorsement:
-        """Return the endorsement key of *template*; by default the first that has a certificate."""
+        """Return the endorsement key of *template*; by default of the first template whose key has a certificate.
+
+        If no key has a certificate, the first key that the TPM can make is returned.
+        """
         names = (template,) if template else TEMPLATES
         bare: list[tuple[str, Any]] = []
         for name in names:
@@ -189,16 +201,16 @@ class Device:
             if public is not None:
                 bare.append((name, public))
         for name, public in bare:
-            # A TPM need not know every algorithm; the last one's error is the one to see.
+            # A TPM need not support every algorithm, so only the last template's error is raised.
             with contextlib.suppress(*([self._tss.TSS2_Exception] if name != bare[-1][0] else [])):
                 return self._endorsement(name, public, None)
         raise DeviceError(f"the TPM has no endorsement key of {', '.join(names)}")
 
     def others(self, template: str) -> list[Endorsement]:
-        """Return this TPM's other endorsement keys, by the known templates, so that one TPM can't pass for two."""
+        """Return the endorsement keys of the other known templates, so that one TPM can't pass for two."""
         found: list[Endorsement] = []
         for name in TEMPLATES:
-            # A TPM need not know every algorithm, nor let everybody read an index.
+            # A TPM need not support every algorithm, and may forbid reading an index.
             with contextlib.suppress(self._tss.TSS2_Exception):
                 certificate, public = (None, None) if name == template else self._template(name)
                 if public is not None:
@@ -206,14 +218,14 @@ class Device:
         return found
 
     def chain(self, most: int) -> tuple[bytes, ...]:
-        """Return the certificates of its maker's that the TPM holds (DER), *most* at most.
+        """Return at most *most* of the maker's certificates that the TPM holds (DER).
 
-        None of them proves anything, so unreadable ones count as absent.
+        None of them is trusted by itself, so unreadable ones count as absent.
         """
         utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
         read = utils.NVReadEK(self._esapi)
         raw = b""
-        # No such index, or one that may not be read.
+        # Reading ends at the first index that does not exist or may not be read.
         with contextlib.suppress(utils.NoSuchIndex, self._tss.TSS2_Exception):
             for index in _CHAIN:
                 raw += bytes(read(index))
@@ -225,7 +237,7 @@ class Device:
             return ()
 
     def _template(self, name: str) -> tuple[bytes | None, Any]:
-        """Return (certificate, template); without a template where the TPM has no such key."""
+        """Return (certificate, template) of an endorsement key; the template is None if the TPM has no such key."""
         utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
         if name not in TEMPLATES:
             raise DeviceError(f"unknown template {name!r} of an endorsement key")
@@ -241,7 +253,7 @@ class Device:
 
     @contextlib.contextmanager
     def _primary(self, template: Any) -> Iterator[tuple[Any, bytes]]:
-        """Make a primary key of the endorsement hierarchy: (handle, TPMT_PUBLIC), flushed at the end."""
+        """Make a primary key of the endorsement hierarchy, and yield (handle, TPMT_PUBLIC); flush it at the end."""
         handle, public, *_ = self._esapi.create_primary(
             self._tss.TPM2B_SENSITIVE_CREATE(), template, primary_handle=self._tss.ESYS_TR.ENDORSEMENT
         )
@@ -252,9 +264,9 @@ class Device:
 
     @contextlib.contextmanager
     def attestation_key(self, period: bytes = b"") -> Iterator[tuple[Any, bytes]]:
-        """Load the attestation key of *period*: (handle, TPMT_PUBLIC).
+        """Derive the attestation key of *period*, and yield (handle, TPMT_PUBLIC); flush it at the end.
 
-        One period gives the same key until the endorsement seed changes; nothing of the key is stored.
+        A period gives the same key until the endorsement seed changes. The key is not stored.
 
         :param period: random bytes that the registrar chose; empty: the key of a host that judges itself.
         """
@@ -274,9 +286,10 @@ class Device:
             yield loaded
 
     def activate(self, key: Any, template: str, blob: bytes, encrypted: bytes) -> bytes:
-        """Open a credential for an attestation key that is loaded (TPM2_ActivateCredential); return the secret.
+        """Open a credential for a loaded attestation key (TPM2_ActivateCredential), and return the secret.
 
-        :param key: its handle, of :meth:`attestation_key`.
+        :param key: the attestation key's handle from :meth:`attestation_key`.
+        :param template: template of the endorsement key that the credential is for.
         :raises DeviceError: (by ``run``) when the credential is not for these two keys.
         """
         tss = self._tss
@@ -302,9 +315,9 @@ class Device:
                 self._esapi.flush_context(session)
 
     def quote(self, key: Any, qualifying: bytes, pcrs: Sequence[int]) -> tuple[bytes, bytes, dict[int, bytes]]:
-        """Quote *pcrs* of the SHA-256 bank: (TPMS_ATTEST, TPMT_SIGNATURE, values).
+        """Quote *pcrs* of the SHA-256 bank, and return (TPMS_ATTEST, TPMT_SIGNATURE, values).
 
-        The values are those that were quoted: where a PCR is extended between, both are taken again.
+        The values match the quote: if a PCR is extended between reading and quoting, both are repeated.
 
         :raises DeviceError: when PCRs keep changing, or the TPM has no SHA-256 bank.
         """
@@ -327,7 +340,7 @@ class Device:
         raise DeviceError(f"the PCRs {', '.join(map(str, pcrs))} keep changing")
 
     def read(self, pcrs: Sequence[int]) -> dict[int, bytes]:
-        """Return the values of *pcrs*, SHA-256 bank. The TPM gives eight at a time at most."""
+        """Return the values of *pcrs* in the SHA-256 bank, read in groups of at most eight (the TPM's limit)."""
         values: dict[int, bytes] = {}
         left = sorted(set(pcrs))
         while left:

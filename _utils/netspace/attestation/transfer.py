@@ -1,14 +1,14 @@
-"""Answers that are too large for one message: fetched part by part, in the background, within bounds.
+"""Transfer of answers that are too large for one message: the master fetches them in parts, within bounds.
 
-``netspace.attestation.verdict`` splits them on the host. A host has ``timeout`` seconds for its answer, a tenth of
-that more for each part that came, and ten timeouts at most. So a host that drips is given up early. A host whose parts
-wait for others is not given up for that time.
+``netspace.attestation.verdict`` splits them on the host. A host has ``timeout`` seconds for its answer, a tenth of that
+more for each part that came, and at most ten timeouts. So the master soon gives up a host that sends slowly. Time in
+which a part waits for other hosts' parts does not count.
 
-Parts wait in a file without a name, beside the registrar's books, and are read once all are there. So many hosts may
-send large answers at one time, and memory holds only one.
+Parts are kept in an unnamed file in the registrar's folder until all have come. So many hosts can send large answers at
+once, and memory holds only one answer.
 
-The sender of an answer may want to exhaust this process: 45 MiB of JSON ``[[],[],...`` become a thousand MiB of
-Python objects. An honest answer has some fifty values, whatever its size, so values are counted before any are decoded.
+A hostile sender may try to exhaust this process: 45 MiB of JSON ``[[],[],...`` become 1,000 MiB of Python objects. An
+honest answer of any size has about fifty values, so values are counted before the answer is decoded.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from netspace.attestation.evidence import MAX_TEE, PART, from_hex
 from netspace.attestation.refusals import Malformed
 from netspace.attestation.window import PARTS, Answer, Call, Step
 
-# How often a host is asked for all parts.
+# Attempts to fetch all parts.
 TRIES = 2
-# Bytes of each answer that wait in memory.
+# Bytes of an answer that are kept in memory; longer answers go to a file.
 HELD = 1024 * 1024
-# Values of an answer, at most.
+# Most values in an answer.
 MAX_VALUES = 1000
 
 
 class Parts:
-    """An answer that comes in parts; its size is bounded."""
+    """The parts of an answer, up to a size limit."""
 
-    # Of base64 a third more than of bytes: IMA's list, the logs, a TEE's report, and little else.
+    # IMA's list, the logs, a TEE's report and 64 KiB for the rest; base64 makes them a third longer.
     MOST = (ima.MAX_LIST + eventlog.MAX_LOG + measurelog.MAX_LOG + MAX_TEE + 64 * 1024) * 4 // 3
 
     def __init__(self, head: Any, folder: Path | None = None) -> None:
-        """Take the announcement.
+        """Parse the announcement *head*.
 
-        :param folder: where an answer of more than ``HELD`` bytes waits. Defaults to the system's for temporary files.
-        :raises Malformed: when it is no announcement.
+        :param folder: folder for the file of an answer of more than ``HELD`` bytes; None: the system's temporary one.
+        :raises Malformed: when *head* is not an announcement.
         """
         number = head.get("parts") if isinstance(head, Mapping) else None
         digest = from_hex(head.get("sha256"), 32) if isinstance(head, Mapping) else None
@@ -60,13 +60,13 @@ class Parts:
 
     @property
     def next(self) -> int | None:
-        """Number of the next part to fetch; None when all are here."""
+        """Number of the next part to fetch; None if all parts have come."""
         return self._came if self._came < self._number else None
 
     def add(self, data: Any) -> None:
-        """Take the next part.
+        """Append the next part.
 
-        :raises Malformed: when it is no part.
+        :raises Malformed: when *data* is not a part.
         """
         text = data.get("text") if isinstance(data, Mapping) and set(data) == {"text"} else None
         if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= PART:
@@ -76,13 +76,13 @@ class Parts:
         self._came += 1
 
     def close(self) -> None:
-        """Drop the parts."""
+        """Delete the parts."""
         self._file.close()
 
     def whole(self) -> Any:
         """Return the answer.
 
-        :raises Malformed: when it is not the announced answer, or is no JSON.
+        :raises Malformed: when the parts do not match the announced digest, or are not JSON.
         """
         if self._digest_now.digest() != self._digest:
             raise Malformed("answer: the parts are not of the answer that was announced")
@@ -93,9 +93,9 @@ class Parts:
 def parse(text: bytes) -> Any:
     """Decode the JSON of an answer; the verifier judges the content.
 
-    :raises Malformed: when it is no JSON, or has more values than any answer.
+    :raises Malformed: when it is not JSON, or has more values than any answer.
     """
-    # Base64 and hex have none of these characters, so an honest answer has few of them.
+    # Base64 and hex do not use these characters, so an honest answer has few of them.
     if sum(text.count(one) for one in (b",", b"[", b"{")) > MAX_VALUES:
         raise Malformed(f"answer: more than {MAX_VALUES} values")
     try:
@@ -105,7 +105,9 @@ def parse(text: bytes) -> Any:
 
 
 def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[Step, Answer, tuple[Any, Answer]]:
-    """Fetch an answer in parts; return it, and the last :class:`Answer`, whose ``problem`` says why it did not come.
+    """Fetch an answer in parts; return it and the last :class:`Answer`.
+
+    If the fetch failed, the first is None and the last answer's ``problem`` says why.
 
     :param folder: see :class:`Parts`.
     :raises Malformed: when the parts are malformed, or are not of the announced answer.
@@ -121,7 +123,7 @@ def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[
 
 
 def _filled(parts: Parts, timeout: float) -> Generator[Step, Answer, Answer]:
-    """Fetch all parts, or as many as come in time; return the last answer."""
+    """Fetch the parts until all have come, a fetch fails or the time is up; return the last answer."""
     spent, came = 0.0, Answer()
     while parts.next is not None:
         may = min(10 * timeout, timeout + parts.next * timeout / 10)

@@ -1,13 +1,12 @@
-"""The host's side where its master is the verifier: answers a challenge, and takes the signed result.
+"""Host's side of attestation by the master: it answers challenges, and stores the signed results.
 
-An answer that is too large for Salt's bus (``PART``) waits in ``answer.json`` and is fetched part by part. Salt
-replaces values in messages of more than its ``max_event_size`` (a MiB) by ``VALUE_TRIMMED``, and a host's
-measurement list may have 20.
+An answer that is too large for Salt's bus (``PART``) waits in ``answer.json``, and the master fetches it in parts. Salt
+replaces values in messages larger than its ``max_event_size`` (1 MiB) by ``VALUE_TRIMMED``, and a host's
+measurement list can have 20 MiB.
 
-The result becomes the host's own (``result.json``), which enforcement reads as ever; the last
-challenge and the versions of policies that this host was judged by are in ``master.json``. A result counts
-only for the last challenge that was answered, in the same boot; see ``netspace.attestation.ear``.
-Nothing here decides a level.
+An accepted result is saved in ``result.json``, which enforcement reads. ``master.json`` has the last challenge and the
+versions of the policies that this host was judged by. A result is accepted only for the last challenge that was
+answered, and in the same boot; see ``netspace.attestation.ear``. This module decides no level.
 """
 
 from __future__ import annotations
@@ -40,19 +39,21 @@ def answer(
     challenge: Any,
     salt_key: Callable[[], bytes] | None = None,
 ) -> dict[str, Any]:
-    """Answer a challenge, and remember it: ``{boot, evidence}``; or ``{parts, sha256}`` of that as JSON: :func:`part`.
+    """Answer a challenge, record the challenge, and return ``{boot, evidence}``.
 
-    :param chosen: :func:`netspace.attestation.terms.of`.
+    If this is too large for one message, save it, and return ``{parts, sha256}`` of its JSON; see :func:`part`.
+
+    :param chosen: settings from :func:`netspace.attestation.terms.of`.
     :param master: fingerprint of the key of the master that this minion trusts.
-    :param salt_key: returns the minion's Salt key (PEM): it signs the answer, where that is asked for.
-    :raises NetspaceError: when it is no challenge, or a TPM that is configured can't be used.
+    :param salt_key: returns the minion's Salt key (PEM), which signs the answer if the challenge asks for it.
+    :raises NetspaceError: when the challenge is malformed, or the configured TPM can't be used.
     """
     session, nonce, pcrs, first, known, period = _challenge(challenge)
     boot = result.boot_id(layout)
     if not boot:
         raise NetspaceError("the kernel tells no id of this boot: /proc is not mounted")
     if first is not None and attester.measurement_list(layout.root) is None:
-        first = None  # the verifier says what that is worth
+        first = None  # the verifier judges evidence without a list
     context = Context(master, minion, session, nonce, binding=boot.encode())
     made = _without_log(appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period), known)
     if "tee" in challenge:
@@ -72,9 +73,9 @@ def answer(
 
 
 def part(layout: Layout, number: Any) -> dict[str, str]:
-    """Return one part of the answer that waits: ``{text}``.
+    """Return one part of the saved answer: ``{text}``.
 
-    :raises NetspaceError: when there is none.
+    :raises NetspaceError: when there is no saved answer, or no such part.
     """
     path = _folder(layout) / WAITING
     try:
@@ -91,17 +92,17 @@ def part(layout: Layout, number: Any) -> dict[str, str]:
 
 
 def _without_log(made: Evidence, known: str | None) -> Evidence:
-    """Return the evidence with the firmware log's digest in its place, if the verifier already has that log."""
+    """Return the evidence with the firmware log replaced by its digest, if the verifier already has the log."""
     if known is None or made.boot_log is None or hashlib.sha256(made.boot_log).hexdigest() != known:
         return made
     return dataclasses.replace(made, boot_log=None, known_log=known)
 
 
 def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, key: Any) -> Result:
-    """Check a result, and have it enforced from now on.
+    """Check a result, and save it for enforcement.
 
-    :param key: the verifier's key (JWK), believed where it is one of those that the declaration pins.
-    :raises Refused: when it is not to be taken; what was in force stays so.
+    :param key: the verifier's key (JWK), which is trusted only if the declaration pins it.
+    :raises Refused: when the result is not accepted; the last one stays in force.
     """
     found = ear.parse_jwk(key)
     if jose.thumbprint(found) not in chosen["verifier_keys"]:
@@ -127,7 +128,7 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
             boot=here,
             issued=now,
             expires=told.deadline,
-            # The one that it rests on: as long as this one is pinned, others may come and go.
+            # Only the key that signed the result: the result stays valid while this key is pinned.
             settings={**chosen, "verifier_keys": [jose.thumbprint(found)]},
             sources=terms.sources(layout, chosen),
             tpm={},
@@ -135,14 +136,14 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
         )
         result.save(layout, made)
         files.remove(_folder(layout) / WAITING)
-        # After it: who is killed in between can take the same result once more, and no other.
+        # Saved after the result. If this process is killed in between, only the same result can be accepted again.
         _save(layout, "", boot, {**versions, told.group: told.version})
     return made
 
 
 def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None, bytes]:
     names = {"session", "nonce", "pcrs", "ima_from", "bootlog"}
-    # Of a host that was enrolled before periods had keys of their own, the master names none.
+    # The period is absent for a host that was enrolled before each period had its own key.
     if not isinstance(data, Mapping) or set(data) - {"period", "salt", "tee"} != names:
         raise Malformed(
             "challenge: expected session, nonce, pcrs, ima_from and bootlog; period, salt and tee at most besides"
@@ -171,7 +172,7 @@ def _folder(layout: Layout) -> Path:
 
 
 def _known(layout: Layout) -> tuple[str, str, dict[str, int]]:
-    """Return the nonce that waits for its result, the boot in which it was answered, and the versions."""
+    """Return the nonce whose result is expected, the boot in which it was answered, and the policies' versions."""
     path = _folder(layout) / "master.json"
     record = files.read_json(path)
     if record is None:

@@ -1,25 +1,23 @@
-"""The verifier: every check of evidence, in the one legal order, and nothing else.
+"""Verifier of evidence: it makes every check, in the one legal order, and nothing else.
 
 No file, no network, no TPM, no clock: the time is an argument. Rules:
 
-1. ``challenge`` checks that each endorsement key can be nothing else, that its certificate
-   (the first one's, if any) is for this very key, that it is the pinned one (if one is pinned), and that the
-   attestation key is restricted, signs only, and can't leave its TPM. Whether the certificate
-   chains to a root decides between L3 and L2; it never makes evidence wrong, unless its maker revoked it.
-2. ``Challenge.redeem`` accepts one answer, within 60 s, that only the TPM with both keys can
-   give. Nothing else makes a :class:`Bound`. ``certified`` takes a key that was bound before, by its
-   certificate of the Privacy CA.
-3. ``verify_quote`` checks, in this order: size and structure; magic; type; the signature's
-   scheme equals the key's, SHA-256 or better; signature; qualifying data; that the key is a primary key of the
-   endorsement hierarchy, where alone counters and firmware version are plain; exactly the PCRs
-   asked, of one bank; digest of the values; clock; no reset of the TPM within one boot. Then the same of the quote of
-   PCR 10 that came with it, if one did, and that both are of one boot. What genuine evidence is worth is decided by
-   ``netspace.attestation.judge``, which is asked for L4 and L5 only where the certificate gave L3.
-4. ``verify_software`` checks a software key's evidence: structure, key, signature, qualifying
-   data. It never gives more than L1.
+1. ``challenge`` checks four things: each endorsement key has the properties of one; the first one's certificate, if
+   any, is for this key; the key is the pinned one, if one is pinned; the attestation key is restricted, only signs, and
+   can't leave its TPM. A certificate that chains to a root gives L3, otherwise L2. It makes evidence wrong only if its
+   maker revoked it.
+2. ``Challenge.redeem`` accepts one answer, within 60 s. Only the TPM with both keys can give it. Nothing else makes
+   a :class:`Bound`. ``certified`` accepts a key that was bound before, by its certificate from the Privacy CA.
+3. ``verify_quote`` checks, in this order: size and structure; magic; type; the signature's scheme, which must be the
+   key's, with SHA-256 or better; signature; qualifying data; that the key is a primary key of the endorsement
+   hierarchy, because a TPM obfuscates counters and firmware version for keys of other hierarchies; exactly the
+   requested PCRs, of one bank; digest of the values; clock; no reset of the TPM within one boot. If there is a quote of
+   PCR 10, the same checks follow for it, and that both quotes are of one boot. If the certificate gave L3,
+   ``netspace.attestation.judge`` then decides on L4 and L5.
+4. ``verify_software`` checks a software key's evidence: structure, key, signature, qualifying data. It gives L1.
 
 Each refusal is an exception of its own with a stable code (``netspace.attestation.refusals``).
-:class:`Verified` can be made by this module alone. A complete use::
+Only this module can make a :class:`Verified`. A complete use::
 
     challenge = verifier.challenge(enrolment, context, roots=roots, pinned=None, now=now)
     answer = ...                      # the host, with challenge.blob and challenge.encrypted
@@ -84,10 +82,10 @@ _AK_FORBIDDEN = structures.DECRYPT | structures.ENCRYPTED_DUPLICATION
 
 @dataclass(frozen=True)
 class Bound:
-    """An attestation key that is proved to live in the TPM of an endorsement key.
+    """An attestation key that was proved to be in the TPM of an endorsement key.
 
-    :param level: 3 where the endorsement certificate chains to a root, else 2.
-    :param reason: why not 3.
+    :param level: 3 if the endorsement certificate chains to a root, else 2.
+    :param reason: why the level is not 3.
     :param others: further endorsement keys of the same TPM.
     """
 
@@ -106,7 +104,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Certified:
-    """An attestation key that was bound before, by the certificate that tells so; see :func:`certified`.
+    """An attestation key whose certificate shows that it was bound before; see :func:`certified`.
 
     :param level: as in :class:`Bound`. *reason* likewise.
     """
@@ -124,17 +122,18 @@ class Certified:
 
 @dataclass(frozen=True)
 class Verified:
-    """The worth of verified evidence.
+    """Level of verified evidence. The caller keeps *clock*, *ima* and *boot* for the next verification.
 
     :param level: 1 to 5.
     :param reason: why this level and not the next.
-    :param remedy: what would raise it.
-    :param clock: to be remembered for the next time; None for a software key.
+    :param remedy: how to reach the next level.
+    :param key: fingerprint of the key that signed the evidence.
+    :param clock: the TPM's clock and counters; None for a software key.
     :param pcrs: the quoted values.
-    :param code: of the reason; ``ok`` where there is no next level.
-    :param ima: how far the measurement list was judged: to be remembered for the next time.
-    :param firmware: the TPM's firmware version, as it signs it; None for a software key.
-    :param boot: the boot, where a policy found it good: to be remembered for the next time.
+    :param code: code of the reason; ``ok`` at the highest level.
+    :param ima: how far the measurement list was judged.
+    :param firmware: the TPM's firmware version from the quote; None for a software key.
+    :param boot: the boot, if a policy found it good.
     """
 
     level: int
@@ -156,15 +155,15 @@ class Verified:
 
 @dataclass(frozen=True)
 class Expected:
-    """The demands on a quote.
+    """Requirements for a quote.
 
-    :param pcrs: exactly these, of the SHA-256 bank.
+    :param pcrs: the PCRs that must be quoted, of the SHA-256 bank.
     :param previous: the TPM's clock at the last quote, if any.
     :param references: acceptable values of PCRs.
-    :param policy: what a good boot is, and what may run. Without it and references: L3 at most.
+    :param policy: rules for the boot and for programs. Without policy and references, the level is at most 3.
     :param ima: how far this host's measurement list was judged, if at all.
-    :param previous_boot: id of the boot (``Context.binding``) in which *previous* was seen; empty where it isn't known.
-    :param good_boot: the boot that this verifier judged good, if any.
+    :param previous_boot: id of the boot (``Context.binding``) in which *previous* was seen; empty if unknown.
+    :param good_boot: the boot that was last judged good, if any.
     """
 
     context: Context
@@ -180,8 +179,8 @@ class Expected:
 class Challenge:
     """A credential for one enrolment; see :func:`challenge`.
 
-    ``blob`` and ``encrypted`` are for the host. ``others`` has such a pair for each of its other endorsement keys. The
-    answer needs the secrets of all, in this order.
+    ``blob`` and ``encrypted`` are sent to the host. ``others`` has such a pair for each of its other endorsement keys.
+    The answer depends on the secrets of all pairs, in this order.
     """
 
     def __init__(
@@ -200,10 +199,10 @@ class Challenge:
         self.others = tuple(rest)
 
     def redeem(self, answer: bytes, now: float) -> Bound:
-        """Check the host's answer. May be called once.
+        """Check the host's answer. Can be called once.
 
-        :raises ChallengeExpired: too late, or a second time.
-        :raises WrongActivation: for any other answer.
+        :raises ChallengeExpired: when it is called too late, or a second time.
+        :raises WrongActivation: when the answer is wrong.
         """
         expected, self._answer = self._answer, None
         if expected is None or now > self._expires:
@@ -231,12 +230,12 @@ def challenge(
     lists: Sequence[bytes] = (),
     unreadable: Sequence[str] = (),
 ) -> Challenge:
-    """Check an enrolment's two keys and make the credential that binds them.
+    """Check an enrolment's keys, and make the credential that binds them.
 
     :param roots: DER certificates of trusted makers of TPMs.
     :param pinned: fingerprint of the endorsement key that this host had before; None at first use.
     :param lists: the makers' revocation lists, DER.
-    :param unreadable: the operator's certificates that can't be read: named where no maker is found.
+    :param unreadable: the operator's certificates that can't be read; the reason names them if no root is found.
     :raises Refused: see the module's rules.
     """
     endorsement = structures.endorsement(enrolment.endorsement)
@@ -256,7 +255,10 @@ def challenge(
 def _endorsed(
     enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes], lists: Sequence[bytes], now: float
 ) -> str:
-    """Return why the endorsement key is not certified by a trusted maker; empty when it is."""
+    """Return why no trusted maker certified the endorsement key; empty if one did.
+
+    :raises Refused: when the certificate is for another key, or was revoked.
+    """
     if enrolment.certificate is None:
         return "the TPM has no endorsement certificate"
     try:
@@ -280,12 +282,12 @@ def certified(
     revoked: bool,
     now: float,
 ) -> Certified:
-    """Return the attestation key of an enrolment that is in the registrar's books, where its certificate still counts.
+    """Check the certificate of an attestation key that the registrar recorded, and return the key.
 
-    :param level: what the enrolment found, with *reason*.
+    :param level: level of the enrolment, with its *reason*.
     :param trusted: intermediates of the Privacy CA.
-    :param revoked: the books say that the certificate is revoked.
-    :raises Refused: when the certificate is not good, or not for this key.
+    :param revoked: whether the registrar has the certificate as revoked.
+    :raises Refused: when the certificate is not valid, or is for another key.
     """
     key = structures.public(attestation)
     check_attestation_key(key)
@@ -341,9 +343,11 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
 
 
 def own_quote(evidence: Evidence, key: Public, context: Context) -> Quote:
-    """Return the quote that *key* signed, and for this challenge: what proves whose evidence it is.
+    """Check that *key* signed the quote for this challenge, which proves whose evidence it is; return the quote.
 
-    :raises Refused: when *key* did not. Everything else that is wrong is for :func:`verify_quote` to find.
+    :func:`verify_quote` makes all other checks.
+
+    :raises Refused: when *key* did not sign it, or it is for another challenge.
     """
     if evidence.kind != "tpm":
         raise UnknownAttestationKey(f"evidence by a {evidence.kind} key, where a TPM's is expected")
@@ -353,10 +357,10 @@ def own_quote(evidence: Evidence, key: Public, context: Context) -> Quote:
 
 
 def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int, int] | None) -> Signature:
-    """Check that *raw*, a TPMT_SIGNATURE, is *key*'s over *attest*, and return it.
+    """Check that *raw* (TPMT_SIGNATURE) is a signature by *key* over *attest*, and return it.
 
-    :param scheme: what the key is restricted to; None where that isn't known.
-    :raises Refused: `malformed`, `scheme` or `signature`, in this order.
+    :param scheme: (scheme, hash) that the key is restricted to; None if unknown.
+    :raises Refused: with code `malformed`, `scheme` or `signature`, checked in this order.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, padding
@@ -384,9 +388,9 @@ def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int
 
 
 def check_attestation_key(key: Public) -> None:
-    """Check that *key* can sign nothing but what its TPM made, and can't leave it.
+    """Check that *key* signs only data that its TPM made, and can't leave the TPM.
 
-    :raises WrongAttestationKey: when it could.
+    :raises WrongAttestationKey: when its attributes allow more.
     """
     if key.attributes & _AK_REQUIRED != _AK_REQUIRED or key.attributes & _AK_FORBIDDEN:
         raise WrongAttestationKey(
@@ -399,7 +403,9 @@ def check_attestation_key(key: Public) -> None:
 def _check_clock(clock: Clock, previous: Clock | None) -> None:
     """Check that the TPM's counters did not fall.
 
-    resetCount never does; the others are comparable only between equal resetCounts (a reboot lowers restartCount).
+    resetCount never falls. The others are compared only if resetCount is equal, because a reboot lowers restartCount.
+
+    :raises ClockRolledBack: when a counter fell.
     """
     if previous is None:
         return
@@ -417,7 +423,9 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
 def _check_boot(clock: Clock, expected: Expected) -> None:
     """Check that the TPM was not reset within one boot.
 
-    resetCount grows when the TPM is reset (Part 1, 36.2), which only a restart of the host should do.
+    resetCount grows when the TPM is reset (Part 1, 36.2). Only a restart of the host should reset it.
+
+    :raises ResetWithinBoot: when it grew within one boot.
     """
     previous = expected.previous
     same = expected.previous_boot and expected.previous_boot == expected.context.binding
@@ -428,9 +436,10 @@ def _check_boot(clock: Clock, expected: Expected) -> None:
 
 
 def _signed(attest: bytes, signature: bytes, key: Public, context: Context, at: str = "") -> Quote:
-    """Return a quote by *key*, for *context*.
+    """Parse a quote, and check that *key* signed it for *context*.
 
-    :raises Refused: for any other, its message after *at*; from the structure up to the qualifying data.
+    :param at: prefix of the message about a wrong context.
+    :raises Refused: when structure, signature or qualifying data are wrong.
     """
     quote = structures.quote(attest)
     check_signature(signature, attest, key.key(), key.scheme)
@@ -440,28 +449,29 @@ def _signed(attest: bytes, signature: bytes, key: Public, context: Context, at: 
 
 
 def _check_covers(quote: Quote, key: Public, pcrs: frozenset[int], at: str = "") -> None:
-    """Check that a quote tells the TPM's plain counters, and exactly *pcrs*.
+    """Check that a quote has the TPM's real counters, and covers exactly *pcrs*.
 
-    :raises Refused: when it does not, with a message after *at*.
+    :param at: prefix of error messages.
+    :raises Refused: when the key is of another hierarchy, or the quote covers other PCRs.
     """
     if not hmac.compare_digest(quote.signer, key.qualified_name):
-        # In other hierarchies a TPM disguises its counters and its firmware's version (Part 1, 36.7).
+        # In other hierarchies, a TPM obfuscates its counters and its firmware version (Part 1, 36.7).
         raise WrongHierarchy(f"{at}the attestation key is no primary key of the TPM's endorsement hierarchy")
     if quote.selections != ((BANK_ID, pcrs),):
         raise WrongSelection(f"{at}the quote covers {_selected(quote.selections)}, not exactly sha256:{shown(pcrs)}")
 
 
 def _is_digest(quote: Quote, values: bytes, key: Public) -> bool:
-    """Return whether the quote is over *values*, by the hash of the key's scheme (Part 3, TPM2_Quote).
+    """Return whether the quote's digest is that of *values*, by the hash of the key's scheme (Part 3, TPM2_Quote).
 
-    :func:`check_signature` has found this hash to be a good one.
+    :func:`check_signature` has checked this hash.
     """
     scheme = cast("tuple[int, int]", key.scheme)
     return hmac.compare_digest(hashlib.new(structures.HASHES[scheme[1]], values).digest(), quote.digest)
 
 
 def _check_measurements(made: Measurements, key: Public, context: Context, clock: Clock) -> None:
-    """Check the quote of PCR 10: all that is checked of the other quote, and that both are of one boot."""
+    """Make the checks of the main quote for the quote of PCR 10, and check that both are of one boot."""
     quote = _signed(made.attest, made.signature, key, context, "IMA: ")
     _check_covers(quote, key, frozenset((ima.PCR,)), "IMA: ")
     if not _is_digest(quote, made.value, key):
@@ -473,7 +483,7 @@ def _check_measurements(made: Measurements, key: Public, context: Context, clock
 def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verified:
     """Verify the evidence of a software key.
 
-    :param key: the Ed25519 key that this host is known by.
+    :param key: the host's recorded Ed25519 public key.
     :raises Refused: the first check that fails.
     """
     from cryptography.exceptions import InvalidSignature
@@ -503,7 +513,7 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
 
 
 def references(data: Any) -> References:
-    """Read references: ``{"sha256": {"<pcr>": ["<hex>", ...]}}``.
+    """Parse references: ``{"sha256": {"<pcr>": ["<hex>", ...]}}``.
 
     :raises Malformed: for anything else.
     """
@@ -523,7 +533,7 @@ def references(data: Any) -> References:
 
 
 def shown(pcrs: Collection[int]) -> str:
-    """Return PCR numbers for people."""
+    """Return PCR numbers as text for people."""
     return ",".join(str(pcr) for pcr in sorted(pcrs)) or "none"
 
 

@@ -1,24 +1,25 @@
-"""A sliding window over many minions: each does its own work, and none waits for another.
+"""Sliding window over many minions: runs the work for each at its own speed, so that none waits for another.
 
-The work of one minion is a generator: it yields a :class:`Call`, and is resumed with its :class:`Answer`. The window
-sends the calls of many minions with few messages, and resumes each generator as its answers come.
+The work for one minion is a generator: it yields a :class:`Call`, and is resumed with the :class:`Answer`. The window
+sends the calls to many minions in few messages, and resumes each generator when its answer comes.
 
-The number of open calls is limited, by *lane*:
+Each call belongs to a *lane*, which limits the number of open calls:
 
-- ``ask``: ``concurrency`` calls that make a host work, of hosts that count as present;
+- ``ask``: ``concurrency`` slots for calls that make a host work, if the host counts as present;
 - hosts that did not answer the last time have half as many slots of their own, so they delay no other host;
-- ``parts``: a quarter, for parts of large answers, within the ``ROOM`` for them;
-- ``tell``: unlimited; the host only stores something.
+- ``parts``: a quarter as many, for parts of large answers, which share ``ROOM`` bytes;
+- ``tell``: unlimited, because the host only stores something.
 
-An answer proves nothing about its sender: Salt lets a minion answer in another's name. Where the work finds that one is
-not the minion's, it yields :class:`Again`, and is resumed with the next answer to the same call, until that call's
-deadline. ``REFUSED`` answers are looked at for one call, and ``WAITING`` wait while the work does something else.
+An answer proves nothing about its sender: Salt lets a minion answer in another minion's name. If the work finds that an
+answer is false, it yields :class:`Again`, and is resumed with the next answer to the same call, until that call's
+deadline. The work may refuse up to ``REFUSED`` answers to one call. Up to ``WAITING`` answers are kept while the work
+does something else.
 
-A call has its slot until the answer comes, or until it took three times as long as four of five answers do: then the
-slot is given to another, and the call goes on waiting until its own deadline. So a host that is away costs a slot
+A call keeps its slot until the answer comes, but no longer than three times the time that four of five answers take.
+Then another call gets the slot, and the first goes on waiting until its deadline. So an absent host takes a slot
 for seconds, not for the whole timeout. More than a fifth of all hosts would have to be slow on purpose to make that
-time longer. At most ``LENT`` calls per slot wait without one, so the window does not ask ever more hosts of a network
-where all are slow.
+time longer. At most ``LENT`` calls per slot wait without one. So if the whole network is slow, the window does not ask
+more and more hosts.
 """
 
 from __future__ import annotations
@@ -37,31 +38,31 @@ ASK, PARTS, TELL = "ask", "parts", "tell"
 _ABSENT = "absent"
 # Calls per slot that wait for their deadlines without a slot.
 LENT = 16
-# Minimum of seconds that a call keeps its slot.
+# Fewest seconds for which a call may keep its slot.
 PATIENCE = 2.0
-# Minimum of seconds for which calls are collected: Salt sends each message to all minions.
+# Fewest seconds for which calls are collected into one message, because Salt sends each message to all minions.
 LINGER = 0.05
-# Seconds by which this process may lag behind in reading answers before a host counts as late.
+# Seconds by which this process may be late in reading answers before a host counts as late.
 BEHIND = 5.0
-# Seconds without reading that don't count as lagging behind.
+# Seconds without reading after which this process counts as late.
 BUSY = 1.0
-# Seconds after which a message that the master did not take is sent again.
+# Seconds after which a message that the master did not accept is sent again.
 RETRY = 2.0
-# Bytes of answers that are fetched at one time; on the disk.
+# Bytes on disk for answers that are being fetched in parts.
 ROOM = 2 * 1024 * 1024 * 1024
 _SAMPLES = 128
-# Answers to one call that may be refused.
+# Answers to one call that the work may refuse.
 REFUSED = 64
-# Answers to one call that wait while the one before is looked at.
+# Answers to one call that are kept while the work handles an earlier one.
 WAITING = 8
 
 
 @dataclass(frozen=True)
 class Pace:
-    """The pace at which a fleet is asked: the master's configuration.
+    """Pace at which the master asks its hosts; from the master's configuration.
 
-    :param concurrency: hosts that are asked at one time.
-    :param jitter: seconds, at most, for which calls are collected before they are sent with one message.
+    :param concurrency: number of hosts that are asked at one time.
+    :param jitter: most seconds for which calls are collected before one message sends them.
     :param timeout: seconds that a host may take for one call.
     """
 
@@ -72,11 +73,11 @@ class Pace:
 
 @dataclass(frozen=True)
 class Call:
-    """One question to one minion.
+    """One call of a function on one minion.
 
-    :param each: name of the argument that has each minion's own *value*, by its id; empty where there is none.
-    :param common: arguments that are the same for all; only calls with equal ones share a message.
-    :param within: seconds that this call may take, where that is less than the timeout.
+    :param each: name of the argument that maps each minion's id to its own *value*; empty if there is none.
+    :param common: arguments for all minions; only calls with equal ones share a message.
+    :param within: seconds that this call may take, if less than the timeout.
     :param size: bytes that the minion's whole answer will take, in the lane ``parts``.
     """
 
@@ -93,10 +94,10 @@ class Call:
 class Answer:
     """An answer to a :class:`Call`.
 
-    :param problem: why there is no answer; empty where there is one.
+    :param problem: why there is no answer; empty if there is one.
     :param took: seconds since the call was sent.
     :param silent: no answer came by the deadline.
-    :param crowded: the host was slow while others waited for its room; it may try once more.
+    :param crowded: the transfer was slow while others waited for its room, so it was ended; it may be tried once more.
     """
 
     value: Any = None
@@ -108,7 +109,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Again:
-    """Yielded in place of a call: the last answer to the last call (other than for parts) was not the minion's."""
+    """Step that asks for the next answer to the last call (except for parts), because the last answer was false."""
 
 
 Step = Call | Again
@@ -118,10 +119,10 @@ Task = tuple[str, Work]
 
 @dataclass
 class _Heard:
-    """A call that has had an answer, of which another may be asked for.
+    """A call that has been answered, kept because the work may ask for another answer.
 
-    :param replies: those that came since.
-    :param refused: how many answers were not the minion's.
+    :param replies: answers that came since.
+    :param refused: number of answers that the work refused.
     """
 
     call: Call
@@ -134,9 +135,11 @@ class _Heard:
 
 @dataclass(eq=False)
 class _Task:
-    """A minion's work, and its state.
+    """The work for one minion, and its state.
 
-    :param call: the call that it waits for; *sent* and *until* are times of the bus's clock, once it was sent.
+    :param home: lane of its calls in ``ask``: present or absent hosts.
+    :param call: the call that it waits for. After it was sent, *sent* and *until* are its time and deadline, by the
+        bus's clock.
     """
 
     minion: str
@@ -152,9 +155,9 @@ class _Task:
 
 
 class _Pulse:
-    """The time that answers take.
+    """Statistics of the time that answers take.
 
-    :param fixed: replaces the measured time.
+    :param fixed: patience to use instead of the measured one.
     """
 
     def __init__(self, fixed: float | None = None) -> None:
@@ -167,7 +170,7 @@ class _Pulse:
         self._patience = None
 
     def patience(self, timeout: float) -> float:
-        """Seconds after which a call loses its slot."""
+        """Return the seconds after which a call loses its slot."""
         if self._fixed is not None:
             return self._fixed
         if self._patience is None:
@@ -177,25 +180,26 @@ class _Pulse:
 
 
 class _Lane:
-    """Slots of one kind.
+    """Slots for one kind of calls.
 
     :param limit: number of slots; 0 for no limit.
-    :param jitter: seconds, at most, for which its calls are collected beside ``LINGER``.
+    :param jitter: most seconds for which its calls are collected, in addition to ``LINGER``.
+    :param room: bytes that its answers may take together; 0 if they need no room.
     """
 
     def __init__(self, limit: int, jitter: float, room: int = 0, pulse: _Pulse | None = None) -> None:
         self.limit, self.jitter, self.room = limit, jitter, room
-        self.going: deque[_Task] = deque()  # of minions that have begun
-        self.coming: deque[_Task] = deque()  # of minions that wait for room
-        self.slots = self.lent = self.held = 0
-        self.order: deque[tuple[_Task, str]] = deque()  # with a slot, the longest first
+        self.going: deque[_Task] = deque()  # tasks that wait for a slot only
+        self.coming: deque[_Task] = deque()  # tasks that wait for room, too
+        self.slots = self.lent = self.held = 0  # used slots, calls without a slot, used room
+        self.order: deque[tuple[_Task, str]] = deque()  # calls that were sent with a slot, the oldest first
         self.pulse = _Pulse() if pulse is None else pulse
 
     def free(self) -> bool:
         return not self.limit or (self.slots < self.limit and self.lent < LENT * self.limit)
 
     def next(self) -> _Task | None:
-        """Return the task whose call may be sent now."""
+        """Return the next task whose call may be sent, with its room reserved; None if there is none."""
         if self.going:
             return self.going.popleft()
         if self.coming and (not self.held or self.held + self.coming[0].call.size <= self.room):
@@ -210,7 +214,7 @@ class _Lane:
 class _Message:
     """Calls that are collected for one message.
 
-    :param due: when it is sent.
+    :param due: time at which the message is sent.
     """
 
     function: str
@@ -221,7 +225,7 @@ class _Message:
 
 
 class Window:
-    """The window. ``run`` returns when the work of each minion has ended."""
+    """Sliding window over the work for many minions; see the module."""
 
     def __init__(self, bus: Bus, pace: Pace, room: int = ROOM) -> None:
         slots, pulse = pace.concurrency, _Pulse()
@@ -229,7 +233,7 @@ class Window:
         self._lanes = {
             ASK: _Lane(slots, pace.jitter, pulse=pulse),
             _ABSENT: _Lane(max(1, slots // 2), pace.jitter, pulse=pulse),
-            # All hosts that send parts may be hostile at once, so their answers don't count for the pace.
+            # All hosts that send parts may be hostile at once, so this lane's patience is fixed, not measured.
             PARTS: _Lane(max(1, slots // 4), 0.0, room, _Pulse(PATIENCE)),
             TELL: _Lane(0, pace.jitter),
         }
@@ -242,15 +246,16 @@ class Window:
         self._failing: float | None = None
 
     def run(self, present: Iterable[Task], absent: Iterable[Task] = ()) -> None:
-        """Do the work of each minion.
+        """Run the work for all minions, and return when all of it has ended.
 
-        :param absent: minions that did not answer the last time. They have slots of their own, beside the others.
-        :raises NetspaceError: when the master can't be reached; errors of a minion's work pass through.
+        :param absent: work for minions that did not answer the last time; it has slots of its own.
+        :raises NetspaceError: when the master can't be reached. Errors from a minion's work pass through.
         """
         behind = iter(absent)
         feeds: dict[str, Iterator[Task]] = {ASK: itertools.chain(present, behind), _ABSENT: behind}
-        # The time up to which all arrived answers were read. An unread answer that has arrived is not late while this
-        # process judges or waits for the master, nor for BEHIND seconds of reading without a break.
+        # *read* is the time up to which all arrived answers were read; deadlines are compared with it. So an answer
+        # that arrived in time is not late because this process was judging or waiting for the master, as long as it is
+        # read within BEHIND seconds after that.
         read = returned = until = self._bus.clock()
         while True:
             now = self._bus.clock()
@@ -276,7 +281,7 @@ class Window:
 
     # -- a minion's work -------------------------------------------------------------
     def _resume(self, task: _Task, answer: Answer | None) -> None:
-        """Resume a minion's work up to its next call."""
+        """Resume the work for a minion, and queue its next call."""
         try:
             step = next(task.work) if answer is None else task.work.send(answer)
             while isinstance(step, Again):
@@ -295,7 +300,7 @@ class Window:
         (lane.coming if lane.room and not task.room else lane.going).append(task)
 
     def _another(self, task: _Task) -> Answer | None:
-        """Return the next answer to the call that was answered last; None where it is to be waited for."""
+        """Return the next answer to the call that was answered last; None if the task waits for it."""
         heard = task.heard
         if heard is None:
             return Answer(problem="nothing was asked", silent=True)
@@ -308,12 +313,12 @@ class Window:
             return Answer(reply.value, reply.problem, self._bus.clock() - heard.sent)
         task.call, task.job, task.sent, task.until = heard.call, heard.job, heard.sent, heard.until
         self._out[task.job, task.minion] = task
-        self._lane(task).lent += 1  # its slot is another's by now
+        self._lane(task).lent += 1  # another call may have the slot by now
         heapq.heappush(self._deadlines, (task.until, next(self._number), task, task.job))
         return None
 
     def _forget(self, task: _Task) -> None:
-        """Hear no more answers to the call that was answered last."""
+        """Stop keeping further answers to the call that was answered last."""
         if task.heard is not None:
             self._heard.pop((task.heard.job, task.minion), None)
             task.heard = None
@@ -328,7 +333,7 @@ class Window:
 
     # -- sending ---------------------------------------------------------------------
     def _fill(self, name: str, lane: _Lane, feed: Iterator[Task], now: float) -> None:
-        """Give free slots to waiting tasks; without waiting tasks, to the next minion."""
+        """Give free slots to waiting tasks, or if none waits, begin the work for the next minion."""
         while lane.free():
             task = lane.next()
             if task is None and lane.coming:
@@ -345,9 +350,9 @@ class Window:
                 self._collect(task, lane, now)
 
     def _evict(self, lane: _Lane) -> bool:
-        """Release the room of the task that lost its slot first, since others wait for it.
+        """End the oldest call that lost its slot and holds room, because others wait for this room.
 
-        Return whether there was one.
+        Return whether there was such a call.
         """
         slow = [task for task in self._out.values() if task.room and not task.slot and self._lane(task) is lane]
         if not slow:
@@ -365,7 +370,7 @@ class Window:
         self._outbox[key].tasks.append(task)
 
     def _send(self, now: float) -> None:
-        """Send the messages whose time has come."""
+        """Send the messages that are due."""
         for key, message in list(self._outbox.items()):
             if message.due <= now:
                 while message.tasks:
@@ -382,9 +387,9 @@ class Window:
                 del self._outbox[key]
 
     def _given_up(self) -> bool:
-        """Return whether the master accepted no message for a whole timeout, or none so far.
+        """Return whether the master has accepted no message at all, or none for a whole timeout.
 
-        A master that is busy for a moment must not end a round.
+        A master that is only busy for a moment must not end a round.
         """
         now = self._bus.clock()
         self._failing = now if self._failing is None else self._failing
@@ -408,16 +413,17 @@ class Window:
             if task.minion in sent.unknown:
                 self._end(task, Answer(problem="the master has no accepted key of it", silent=True))
 
-    # -- answers, and what has none --------------------------------------------------
+    # -- answers and deadlines -------------------------------------------------------
     def _take(self, reply: Reply) -> None:
-        """Take an answer that comes from the asked minion, for the first time, before the deadline.
+        """Handle an answer from the bus.
 
-        Ignore all others.
+        The first answer to an open call ends it. Later answers are kept in case the work refuses the first; all others
+        are ignored.
         """
         task = self._out.get((reply.job, reply.minion))
         if task is None:
             heard = self._heard.get((reply.job, reply.minion))
-            # The first ones wait: whoever floods must not displace what was there before.
+            # The oldest answers are kept, so that a flood of false answers cannot displace them.
             if heard is not None and len(heard.replies) < WAITING:
                 heard.replies.append(reply)
             return
@@ -430,7 +436,7 @@ class Window:
         self._end(task, Answer(reply.value, reply.problem, took))
 
     def _end(self, task: _Task, answer: Answer) -> None:
-        """End a call: its slot is free, and the work of its minion goes on, maybe with an answer that waits."""
+        """End a call: release its slot, and resume the minion's work with *answer*."""
         del self._out[task.job, task.minion]
         lane = self._lane(task)
         if task.slot:
@@ -451,7 +457,7 @@ class Window:
                                        took=task.until - task.sent, silent=True))  # fmt: skip
 
     def _lend(self, now: float) -> None:
-        """Take the slots of calls that take long."""
+        """Take the slots of calls that have waited longer than the lane's patience."""
         for lane in self._lanes.values():
             patience = lane.pulse.patience(self._pace.timeout)
             while lane.order:
@@ -469,7 +475,7 @@ class Window:
         return self._bus.clock() - task.sent
 
     def _pause(self) -> float:
-        """Return the seconds until the next thing to do, if no answer comes before."""
+        """Return the seconds until the next message, deadline or loss of a slot; at most 1."""
         times = [message.due for message in self._outbox.values()]
         times += [
             lane.order[0][0].sent + lane.pulse.patience(self._pace.timeout)

@@ -1,11 +1,11 @@
-"""Judgement of a TEE report: genuine, for this very challenge, and allowed by the policy.
+"""Appraisal of a TEE report: it must be genuine, for this challenge, and allowed by the policy.
 
-The order: there is a report; its kind can be verified; it is genuine (structure, certificate, signature,
+The checks in order: there is a report; its kind can be verified; it is genuine (structure, certificate, signature,
 path to a root); it is over this challenge and this key; the policy has rules for its kind; no debugging;
 measurement; TCB; settings; registers; the guest's log.
 
-A forged or replayed report raises, as everywhere: the whole evidence is refused. A genuine report that the policy does
-not allow gives a verdict with a code. Only :func:`weigh` decides how a verdict changes a level.
+A forged or replayed report raises :class:`Refused`: the whole evidence is refused. A genuine report that the policy
+does not allow gives a verdict with a code. Only :func:`weigh` decides how a verdict changes a level.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ if TYPE_CHECKING:
     from netspace.attestation.tee.x509 import Trust
 
 OK = "ok"
-# The highest level where a policy demands a TEE and there is no good report: with a TPM, and without.
+# If a policy demands a TEE and there is no good report, the highest level is LEVEL_TPM with a TPM, and LEVEL_KEY
+# without. LEVEL_ROOTED is that of a software key that a good TEE vouches for.
 LEVEL_TPM, LEVEL_KEY, LEVEL_ROOTED = 2, 1, 3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The policy's verdict on a host's TEE.
+    """Verdict of the policy on a host's TEE.
 
-    :param code: ``ok``, or the reason why the TEE is refused.
-    :param told: the TEE's values for the result; empty where nothing genuine is known.
+    :param code: ``ok``, or the code of the reason why the TEE is refused.
+    :param told: the TEE's values for the result; empty without a genuine report.
     """
 
     code: str
@@ -56,7 +57,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Worth:
-    """A level, and why it is not the next one."""
+    """Level of evidence, and why it is not the next one."""
 
     level: int
     code: str
@@ -91,7 +92,7 @@ def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, n
 def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
     """Compare a genuine report with *rules*.
 
-    :param log: the guest's log (CCEL), where the guest sent one. It is then always checked.
+    :param log: the guest's log (CCEL), if it sent one. A log is checked even if no rule demands it.
     :raises Limited: for the first rule that is not met.
     """
     if found.debug:
@@ -99,7 +100,7 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
     if rules.measurements is not None and found.measurement not in rules.measurements:
         raise TeeMeasurement(f"the guest's measurement {found.measurement.hex()} is not in the policy")
     for part, least in rules.tcb.items():
-        # A part that this processor lacks counts as too old.
+        # A part of the TCB that this processor lacks counts as too old.
         if found.tcb.get(part, -1) < least:
             raise TeeOldTcb(f"the TCB's {part} is {found.tcb.get(part, 'absent')}; the policy asks for {least}")
     if rules.statuses is not None and found.status not in rules.statuses:
@@ -120,11 +121,12 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
 def weighed(
     evidence: Evidence, context: Context, section: Tee | None, trust: Callable[[], Trust], base: Worth, now: float
 ) -> tuple[Worth, dict[str, Any]]:
-    """Return what verified *evidence* is worth with its TEE, and the TEE's values for the result.
+    """Appraise the TEE of verified *evidence*; return the level with the TEE, and the TEE's values for the result.
 
-    :param section: the policy's; None: no TEE is demanded, and a report is ignored.
-    :param base: what the evidence is worth without a TEE.
-    :raises NetspaceError: when *trust* can't be read. Nothing is judged then.
+    :param section: the policy's section ``tee``; None: no TEE is demanded, and a report is ignored.
+    :param trust: reads the operator's certificates.
+    :param base: level of the evidence without a TEE.
+    :raises NetspaceError: when *trust* can't read the certificates; nothing is judged then.
     :raises Refused: as :func:`appraise`.
     """
     if section is None:
@@ -134,10 +136,10 @@ def weighed(
 
 
 def weigh(kind: str, base: Worth, verdict: Verdict, section: Tee) -> Worth:
-    """Return what evidence is worth with its TEE.
+    """Return the level of evidence after the verdict on its TEE.
 
-    :param kind: of the evidence: ``tpm`` or ``software``.
-    :param base: what the evidence is worth without a TEE.
+    :param kind: kind of evidence: ``tpm`` or ``software``.
+    :param base: level of the evidence without a TEE.
     """
     if verdict.code != OK:
         most = LEVEL_TPM if kind == "tpm" else LEVEL_KEY

@@ -1,4 +1,4 @@
-"""Strict readers for reports: little-endian fixed layouts, and the few forms of DER that certificates' extensions have.
+"""Strict readers for TEE reports: little-endian fixed layouts, and the DER forms that certificate extensions use.
 
 Every length is checked before it is used. This module does not interpret the bytes.
 """
@@ -13,7 +13,7 @@ _MAX_ITEMS = 256
 
 
 class Reader(structures.Reader):
-    """A reader of a report, from front to back and never past its end. The caller bounds the report's size."""
+    """Sequential reader of a report, which never reads past its end. The caller bounds the report's size."""
 
     order = "little"
     malformed = TeeMalformed
@@ -24,7 +24,7 @@ class Reader(structures.Reader):
     def zero(self, count: int) -> None:
         """Skip reserved bytes.
 
-        :raises TeeMalformed: when one is not 0: it may change the meaning of the rest.
+        :raises TeeMalformed: when one is not 0, because it may change the meaning of the rest.
         """
         if any(self.take(count)):
             raise self.refuse(f"a reserved byte before {self.at} is not 0")
@@ -42,7 +42,10 @@ def element(data: bytes, tag: int, what: str) -> bytes:
 
 
 def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
-    """Return tags and contents of the DER elements in *data*, at most 256."""
+    """Return tags and contents of the DER elements in *data*, which may have at most 256.
+
+    :raises TeeMalformed: when an element is malformed, or there are more.
+    """
     found = []
     while data:
         tag, content, data = _next(data, what)
@@ -53,14 +56,17 @@ def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
 
 
 def number(content: bytes, what: str) -> int:
-    """Return the value of a DER INTEGER's or ENUMERATED's *content*: not negative, at most 8 bytes, shortest form."""
+    """Return the value of a DER INTEGER or ENUMERATED. It must be in shortest form, not negative, and below 2**64.
+
+    :raises TeeMalformed: when it is not.
+    """
     if not 1 <= len(content) <= 9 or content[0] & 0x80 or (len(content) > 1 and not content[0] and content[1] < 0x80):
         raise TeeMalformed(f"{what}: not a small number in DER")
     return int.from_bytes(content, "big")
 
 
 def oid(content: bytes, what: str) -> str:
-    """Return a DER OBJECT IDENTIFIER's *content* in dotted form (X.690, 8.19)."""
+    """Return a DER OBJECT IDENTIFIER in dotted form (X.690, 8.19)."""
     if not content or len(content) > 32 or content[-1] & 0x80:
         raise TeeMalformed(f"{what}: not an object identifier")
     arcs: list[int] = []
@@ -75,7 +81,10 @@ def oid(content: bytes, what: str) -> str:
 
 
 def _next(data: bytes, what: str) -> tuple[int, bytes, bytes]:
-    """Return tag, content and the rest; definite lengths in their shortest form (X.690, 10.1)."""
+    """Return tag and content of the first DER element, and the bytes after it.
+
+    :raises TeeMalformed: when its length is not definite and in shortest form (X.690, 10.1).
+    """
     try:
         found = der.element(data, 0, len(data))
     except ValueError as err:

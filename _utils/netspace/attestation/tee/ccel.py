@@ -1,7 +1,7 @@
-"""A TD's boot log: the area that the ACPI table CCEL describes, and the registers that it leads to.
+"""Boot log of a TDX guest (TD): parsed from the area that the ACPI table CCEL describes, and replayed.
 
-The events are those of a TPM's log, their register numbers are not: 0 is MRTD, which no event extends, and 1 to 4 are
-RTMR 0 to 3 (UEFI 2.10, 38.4.1; Intel TDX Virtual Firmware Design Guide, 8). Digests are SHA-384.
+The events have the form of a TPM's boot log, but with other register numbers: 0 is MRTD, which no event extends, and
+1 to 4 are RTMR 0 to 3 (UEFI 2.10, 38.4.1; Intel TDX Virtual Firmware Design Guide, 8). Digests are SHA-384.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from netspace.attestation.refusals import Refused, TeeLog
 
 BANK = "sha384"
 REGISTERS = 4
-# Of the guest's running system, which logs elsewhere.
+# RTMR that the running system extends, and does not log here.
 RUNTIME = 3
 
 
 def registers(area: bytes) -> dict[int, bytes]:
     """Return the value of each RTMR that the log in *area* extends.
 
-    :raises TeeLog: when *area* has no log, or a log that is not a TD's.
+    :raises TeeLog: when *area* has no log, or a log that does not fit a TD.
     """
     try:
         log = eventlog.parse(eventlog.unpadded(area))
@@ -38,7 +38,7 @@ def registers(area: bytes) -> dict[int, bytes]:
 def check(area: bytes, quoted: Mapping[int, bytes]) -> None:
     """Check that the log leads to the *quoted* registers.
 
-    RTMR 3 may have any value where the log has no event for it: the running system extends it.
+    RTMR 3 may have any value if the log has no event for it, because the running system extends it.
 
     :raises TeeLog: naming the first register that differs.
     """

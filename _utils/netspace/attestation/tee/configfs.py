@@ -1,12 +1,13 @@
-"""The guest's side: takes a report from the kernel (configfs-tsm, Linux 6.7 and later).
+"""Guest's side of TEE evidence: gets a report from the kernel (configfs-tsm, Linux 6.7 and later).
 
-Linux: Documentation/ABI/testing/configfs-tsm-report. A report is a directory that the caller makes below
-``/sys/kernel/config/tsm/report``; the kernel puts the attributes into it. ``inblob`` takes 64 bytes that the
-report will be over, ``outblob`` gives the report, ``auxblob`` certificates of the host. Each write raises
-``generation``, which shows whether the report is over the bytes that this process wrote. The kernel takes a binary
-attribute when its file is closed, and can't report a refusal then; ``generation`` shows a refusal, too.
+Linux: Documentation/ABI/testing/configfs-tsm-report. The caller makes a directory in
+``/sys/kernel/config/tsm/report`` for each report, and the kernel adds the attributes. The caller writes the 64 bytes
+that the report is over to ``inblob``, and reads the report from ``outblob`` and the host's certificates from
+``auxblob``. Each write raises ``generation``, which shows whether the report is over the bytes that this process wrote.
+The kernel handles a binary attribute when its file is closed, and can't report an error then. But it does not raise
+``generation`` after an error.
 
-Needs root. The directory is removed in any case.
+This needs root. The directory is always removed at the end.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _ATTEMPTS = 3
 
 
 class TsmError(NetspaceError):
-    """A failure to get a report from the kernel."""
+    """Error: the kernel gives no report."""
 
 
 class Taken(NamedTuple):
-    """A report as the kernel gave it."""
+    """A report from the kernel, not verified."""
 
     provider: str
     report: bytes
@@ -37,23 +38,23 @@ class Taken(NamedTuple):
 
 
 class Files(Protocol):
-    """Operations on the directory; :class:`Kernel` does them."""
+    """Operations on a report's directory. :class:`Kernel` implements them; tests have their own."""
 
     def make(self, path: Path) -> None:
         """Make a directory."""
 
     def remove(self, path: Path) -> None:
-        """Remove it, with the kernel's attributes in it."""
+        """Remove a directory; its attributes, which the kernel made, go with it."""
 
     def write(self, path: Path, data: bytes) -> None:
-        """Write an attribute, in one go."""
+        """Write an attribute with one call of write(2)."""
 
     def read(self, path: Path, limit: int) -> bytes:
         """Read an attribute, at most *limit* + 1 bytes."""
 
 
 class Kernel:
-    """The kernel's configfs."""
+    """Operations on the kernel's configfs."""
 
     def make(self, path: Path) -> None:
         path.mkdir(mode=0o700)
@@ -78,18 +79,19 @@ class Kernel:
 
 
 def available(root: Path) -> bool:
-    """Return whether this host is a guest that can make reports.
+    """Return whether this host is a confidential guest that can get reports.
 
-    :param root: stands for ``/``.
+    :param root: replaces ``/``.
     """
     return (root / FOLDER).is_dir()
 
 
 def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
-    """Take a report over *data*.
+    """Get a report over *data* from the kernel.
 
+    :param root: replaces ``/``.
     :param data: 64 bytes.
-    :param files: for tests.
+    :param files: replaces :class:`Kernel` in tests.
     :raises TsmError: when the kernel gives no report, or one that is too large.
     """
     if len(data) != INPUT:
@@ -115,7 +117,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
 
 
 class _Changed(Exception):
-    """A report that is not over the written bytes."""
+    """Error: a report that is unusable, or may not be over the written bytes; a new attempt may help."""
 
 
 def _report(files: Files, entry: Path, data: bytes) -> Taken:
@@ -137,7 +139,7 @@ def _report(files: Files, entry: Path, data: bytes) -> Taken:
 
 
 def _level(files: Files, entry: Path) -> int:
-    """Return the level that this guest runs at (SNP's VMPL): it gets no reports of a more privileged one."""
+    """Return the most privileged level (SNP's VMPL) for which this guest may get reports; 0 if there are no levels."""
     try:
         return _number(files, entry / "privlevel_floor")
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""A vTPM whose keys a TEE vouches for: the report of Azure's paravisor (HCL), kept in the vTPM's NV index 0x01400001.
+"""Report of Azure's paravisor (HCL), by which a TEE vouches for the keys of a vTPM.
 
-The paravisor asks the processor for a report over a JSON document that has the vTPM's attestation and endorsement
-keys. If the report is genuine, was requested by the paravisor, and is over this document, then these keys
-belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation", azure-cli
-``cvm-attestation-tools``).
+The vTPM's NV index 0x01400001 has the report. The paravisor requests it from the processor, over a JSON document with
+the vTPM's attestation and endorsement keys. If the report is genuine, is over this document, and was requested by the
+paravisor, then the keys belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation",
+azure-cli ``cvm-attestation-tools``).
 
-For TDX the paravisor keeps a TDREPORT, which only its own machine can check: the quote comes beside it.
+For TDX, the paravisor keeps a TDREPORT, which only its own machine can check. So a quote must be given in addition.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 16 * 1024
 MAGIC = b"HCLA"
-# Where the report of either kind stands, in a space of the size of SNP's.
+# Offset of the TEE's report; both kinds have the space of an SNP report.
 HEADER = 32
 SNP, TDX = 2, 4
 _HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
@@ -37,12 +37,12 @@ _MAX_KEYS = 16
 
 @dataclass(frozen=True)
 class Claims:
-    """A parsed report of a paravisor; nothing in it is proved.
+    """A parsed paravisor's report. Nothing in it is proved yet.
 
     :param kind: :data:`SNP` or :data:`TDX`.
-    :param report: the SNP report; the TDREPORT is of no use elsewhere.
-    :param bound: the data that the TEE's report must be over.
-    :param claims: the document.
+    :param report: the SNP report, or for TDX the TDREPORT, which is not used.
+    :param bound: the data that the TEE's report must be over: the document's hash.
+    :param claims: the JSON document.
     """
 
     kind: int
@@ -74,9 +74,9 @@ class Claims:
 
 
 def parse(raw: bytes) -> Claims:
-    """Parse the content of the vTPM's NV index; zeros may follow it.
+    """Parse the content of the vTPM's NV index; zeros may follow the report.
 
-    :raises TeeMalformed: when it is no paravisor's report.
+    :raises TeeMalformed: when it is not a paravisor's report.
     """
     if len(raw) > MAX_SIZE:
         raise TeeMalformed(f"HCL report: {len(raw)} bytes, at most {MAX_SIZE} are possible")
@@ -104,16 +104,16 @@ def parse(raw: bytes) -> Claims:
 
 
 def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genuine, Claims]:
-    """Verify a paravisor's report; return the TEE's report that it rests on, and the vTPM's keys.
+    """Verify a paravisor's report; return the TEE's report that it rests on, and the claims with the vTPM's keys.
 
-    :param evidence: for SNP the host's table of certificates (empty where the operator has them); for TDX the quote.
-    :raises Refused: when it is not genuine, as ``snp.genuine`` and ``tdx.genuine`` say.
-    :raises TeeBinding: when the TEE's report is over another document, or was not asked for by the paravisor.
+    :param evidence: for SNP the host's table of certificates (empty if the operator has them); for TDX the quote.
+    :raises Refused: when the TEE's report is not genuine; see ``snp.genuine`` and ``tdx.genuine``.
+    :raises TeeBinding: when the TEE's report is over another document, or the paravisor did not request it.
     """
     claims = parse(raw)
     if claims.kind == SNP:
         found = snp.genuine(claims.report, evidence, trust, now)
-        # The paravisor runs at VMPL 0. A report that the guest requests has another level, and may be over any data.
+        # The paravisor runs at VMPL 0. A report that the guest requested has another level, and may be over any data.
         if found.settings["vmpl"] != 0:
             raise TeeBinding("HCL report: the SNP report was asked for by the guest, not by the paravisor")
     else:
@@ -124,7 +124,7 @@ def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genu
 
 
 def _number(text: Any) -> int:
-    """Read a number of a key (RFC 7518, 6.3.1)."""
+    """Parse a number of a JWK (RFC 7518, 6.3.1)."""
     if not isinstance(text, str) or not 1 <= len(text) <= 1024:
         raise TeeMalformed("HCL report: a key without its numbers")
     try:

@@ -1,6 +1,6 @@
-"""The kinds of TEE, by the provider's name in the kernel (configfs-tsm).
+"""Verifiers of the kinds of TEE, by the provider's name in the kernel (configfs-tsm).
 
-The name comes from the sender and only picks the parser: a parser finds a report of another kind malformed.
+The sender gives the name, which only selects the verifier: a verifier refuses a report of another kind as malformed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from netspace.attestation.tee import snp, tdx
 from netspace.attestation.tee.report import Genuine
 from netspace.attestation.tee.x509 import Trust
 
-# Report, certificates of the host, the operator's trust, now.
+# Verifies a report. Arguments: report, the host's certificates, the operator's trust, now (seconds since the epoch).
 Verify = Callable[[bytes, bytes, Trust, float], Genuine]
 
 
 def _tdx(report: bytes, certificates: bytes, trust: Trust, now: float) -> Genuine:
-    """Verify a TDX quote, which brings its own certificates."""
+    """Verify a TDX quote. *certificates* is not used, because a quote has its own."""
     return tdx.genuine(report, trust, now)
 
 
@@ -25,9 +25,9 @@ PROVIDERS: Mapping[str, Verify] = {"sev_guest": snp.genuine, "tdx_guest": _tdx}
 
 
 def genuine(provider: str, report: bytes, certificates: bytes, trust: Trust, now: float) -> Genuine:
-    """Verify a report by the parser of *provider*.
+    """Verify a report with the verifier for *provider*.
 
-    :raises UnknownTee: when *provider* has no parser.
+    :raises UnknownTee: when there is no verifier for *provider*.
     :raises Refused: when the report is not genuine.
     """
     verify = PROVIDERS.get(provider)

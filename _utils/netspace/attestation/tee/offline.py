@@ -1,7 +1,7 @@
-"""TEE reports in files: the result of each check. For people, on any machine; no file is read here.
+"""Offline verification of TEE reports from files, with the result of each check. For people, on any machine.
 
-Takes the content of a kernel's ``outblob`` (SNP report, TDX quote) or a paravisor's report (``hcl``), and tells them
-apart by their bytes.
+A report is the content of a kernel's ``outblob`` (SNP report, TDX quote) or a paravisor's report (``hcl``). Its bytes
+show which one it is. This module reads no file.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from netspace.attestation.tee.rules import Tee
 
 
-# More than any report or table, and than any log's area, has.
+# Bytes: more than any report or certificate table has, and more than any log's area has.
 MAX_FILE, MAX_LOG = 128 * 1024, 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Given:
-    """A report and its attachments, as read from their files; empty ones are absent.
+    """Content of the files of a report and its attachments; empty for an absent file.
 
-    :param certificates: the host's table (``auxblob``).
-    :param quote: a TDX quote, where *report* is a paravisor's.
-    :param log: the area that the guest's log lies in.
+    :param certificates: the host's certificate table (``auxblob``).
+    :param quote: a TDX quote, if *report* is a paravisor's.
+    :param log: the memory area of the guest's log (CCEL).
     """
 
     report: bytes
@@ -42,9 +42,9 @@ class Given:
 def verify(
     given: Given, trust: Trust, now: float, *, data: bytes | None = None, section: Tee | None = None
 ) -> dict[str, Any]:
-    """Check a report: ``{valid, code, reason, checks, report}``.
+    """Check a report, and return ``{valid, code, reason, checks, report}``.
 
-    :param data: the data that the report must be over: up to 64 bytes, zeros follow; None: not checked.
+    :param data: up to 64 bytes that the report must be over, padded with zeros; None: not checked.
     :param section: the policy's rules for the guest; None: not checked.
     """
     shown = Report()
@@ -96,7 +96,7 @@ def _genuine(shown: Report, given: Given, trust: Trust, now: float) -> Genuine:
 
 
 def _vtpm(claims: hcl.Claims) -> dict[str, Any]:
-    """Return the vTPM's keys, PEM, as ``verify_quote`` takes them, and what else the document says."""
+    """Return the vTPM's keys (PEM, the form that ``verify_quote`` takes) and the VM's configuration."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     keys = {"attestation_key": hcl.ATTESTATION_KEY, "endorsement_key": hcl.ENDORSEMENT_KEY}

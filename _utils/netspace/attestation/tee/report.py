@@ -1,7 +1,7 @@
-"""The form of a verified TEE report, of any kind.
+"""Verified TEE report of any kind.
 
-:class:`Genuine` says that a processor whose maker the operator trusts signed these values. ``appraisal`` decides
-whether the values are good.
+A :class:`Genuine` has values that a processor signed whose maker the operator trusts. ``appraisal`` decides whether the
+values are good.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ UNKNOWN = "Unknown"
 
 @dataclass(frozen=True)
 class Genuine:
-    """A report that was signed by a trusted maker's processor.
+    """A report that a trusted maker's processor signed.
 
     :param kind: ``snp`` or ``tdx``.
     :param report_data: the 64 bytes that the guest chose.
-    :param measurement: of the guest's initial content: launch digest (SNP), MRTD (TDX); 48 bytes.
-    :param debug: why the host could read the guest's memory; empty where it can't.
+    :param measurement: measurement of the guest's initial content: launch digest (SNP), MRTD (TDX); 48 bytes.
+    :param debug: why the host can read the guest's memory; empty if it can't.
     :param tcb: security versions by name (SNP).
-    :param status: the maker's status of the TCB: ``UpToDate`` and so on; :data:`UNKNOWN` where none is known.
+    :param status: the maker's status of the TCB, such as ``UpToDate``; :data:`UNKNOWN` without one.
     :param registers: RTMRs by number (TDX).
     :param settings: the launch settings that a policy may judge, by the policy's names.
     :param shown: further values for people.
@@ -39,7 +39,7 @@ class Genuine:
     shown: Mapping[str, Any] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
-        """Return the TEE's values for a result: short, JSON."""
+        """Return the few values that an attestation result has, in a form for JSON."""
         found: dict[str, Any] = {"kind": self.kind, "measurement": self.measurement.hex()}
         if self.tcb:
             found["tcb"] = dict(self.tcb)
@@ -48,7 +48,7 @@ class Genuine:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Return all values, for people."""
+        """Return all values, in a form for people."""
         return {
             **self.told(),
             "report_data": self.report_data.hex(),

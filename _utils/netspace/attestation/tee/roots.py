@@ -1,13 +1,14 @@
-"""The operator's folder for TEEs: makers' roots, further certificates, revocation lists, Intel's documents.
+"""Reader of the operator's folder for TEEs: makers' roots, other certificates, revocation lists, Intel's documents.
 
 ==============================  ===================================================================
-``.pem``, ``.crt``, ``.der``    certificates. One that signed itself is a root; others (AMD's ASK, a host's VCEK,
-                                Intel's TCB signing certificate) are trusted for nothing by themselves
+``.pem``, ``.crt``, ``.der``    certificates. A self-signed one is a root; others (AMD's ASK, a host's VCEK,
+                                Intel's TCB signing certificate) are not trusted by themselves
 ``.crl``                        a revocation list, PEM or DER
-``.json``                       Intel's TCB information or the identity of its quoting enclave, as it was served
+``.json``                       Intel's TCB information or the identity of its quoting enclave, byte for byte
+                                as Intel's service returns it
 ==============================  ===================================================================
 
-Nothing is fetched. Whoever can write here decides which TEEs are genuine.
+Nothing is fetched. Anybody who can write to this folder decides which TEEs are genuine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MAX_FILES = 4096
 
 
 def read(folder: str | None) -> Trust:
-    """Read the folder.
+    """Read the folder. If *folder* is None, nothing is trusted.
 
     :raises NetspaceError: when the folder or a file can't be read: a damaged file must not lower trust silently.
     """
@@ -44,7 +45,7 @@ def read(folder: str | None) -> Trust:
                     (roots if x509.is_root(x509.load(one)) else known).append(one)
             elif path.suffix == ".crl":
                 lists.append(certificates.revocations(path.read_bytes()))
-                x509.load_list(lists[-1])  # names in the wrong order, which TPMs' makers may write, are refused here
+                x509.load_list(lists[-1])  # stricter: refuses names in the wrong order, which makers of TPMs may write
             elif path.suffix == ".json":
                 documents.append(path.read_bytes())
                 tdx_tcb.read(documents[-1])

@@ -1,32 +1,33 @@
-"""Rules for confidential guests: the policy's section ``tee``, read strictly.
+"""Rules for confidential guests: strict parser of the policy's section ``tee``.
 
 ::
 
     tee:
-      rooted_key: false            # true: a TEE roots the key of a host without a TPM (L3)
+      rooted_key: false            # true: a good TEE gives L3 to a host without a TPM, whose key it vouches for
       snp:
         measurements: [<hex>, ...] # launch digests, 48 bytes
         id_keys: [<hex>, ...]      # digests of keys that sign ID blocks; author_keys likewise
-        tcb: {bootloader: 3, tee: 0, snp: 8, microcode: 115, fmc: 1}    # at least
-        smt: true                  # false: with SMT off
-        migration: false           # true: a migration agent may be there
-        single_socket: false       # true: on one socket alone; alias_check: true: memory was checked for aliases
+        tcb: {bootloader: 3, tee: 0, snp: 8, microcode: 115, fmc: 1}    # minimum versions
+        smt: true                  # false: SMT must be off
+        migration: false           # true: the guest may have a migration agent
+        single_socket: false       # true: the guest must run on one socket only
+        alias_check: false         # true: the firmware must have found no aliases in memory
         vmpls: [0]
         host_data: [<hex>, ...]    # 32 bytes
         chips: [<hex>, ...]        # 64 bytes
         keys: [vcek, vlek]
-        providers: ["CN=..."]      # cloud providers that a VLEK may be of
+        providers: ["CN=..."]      # cloud providers whose VLEK may sign the report
       tdx:
         measurements: [<hex>, ...] # MRTD, 48 bytes
-        statuses: [UpToDate]       # Intel's word on the TCB
+        statuses: [UpToDate]       # Intel's status of the TCB
         rtmrs: {0: [<hex>, ...]}   # values of registers
-        log: false                 # true: the guest's log must be there, and lead to the registers
-        migration: false           # true: a migration TD may move it
-        services: [<hex>, ...]     # MRSERVICETD; zeros if not given: no service TD is bound to it
+        log: false                 # true: the guest must send its log, and this must lead to the registers
+        migration: false           # true: a migration TD may move the guest
+        services: [<hex>, ...]     # MRSERVICETD; default: zeros, which mean that no service TD is bound to the guest
         config_ids: [<hex>, ...]   # MRCONFIGID; likewise owners (MROWNER), owner_configs and modules (MRSEAM)
-        attributes: [<hex>, ...]   # of the TD, 8 bytes as they are in a quote; xfams likewise
+        attributes: [<hex>, ...]   # attributes of the TD: 8 bytes, in the order of a quote; xfams likewise
 
-A kind that is not named is not accepted. A guest that may be debugged never is.
+A kind that the section does not name is refused. A guest that allows debugging is always refused.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from netspace.attestation.tee.tdx_tcb import REVOKED, STATUSES
 MAX_ITEMS = 4096
 Value = bytes | int | bool | str
 _PARTS = ("bootloader", "tee", "snp", "microcode", "fmc")
-# Rules that list values of a setting: the setting, and its size in bytes.
+# Rules that list allowed values of a setting, with the setting and its size in bytes.
 _SNP_LISTS = {
     "host_data": ("host_data", 32),
     "chips": ("chip", 64),
@@ -63,12 +64,12 @@ _TDX_LISTS = {
 class Rules:
     """Rules for one kind of TEE.
 
-    :param measurements: allowed launch measurements; None: a rule for the guest's signer replaces them.
+    :param measurements: allowed launch measurements; None: any, because a rule for the guest's signer exists.
     :param tcb: minimum security versions.
     :param statuses: allowed statuses of the TCB; None: any.
     :param registers: allowed values of registers.
     :param settings: allowed values of settings, by the names of ``report.Genuine``.
-    :param log: whether the guest's log must be there.
+    :param log: whether the guest must send its log.
     """
 
     measurements: frozenset[bytes] | None
@@ -81,10 +82,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Tee:
-    """The whole section.
+    """The whole section ``tee``.
 
     :param kinds: rules by kind.
-    :param rooted_key: whether a good TEE makes a software key that it vouches for count as rooted in hardware.
+    :param rooted_key: whether a software key counts as rooted in hardware if a good TEE vouches for it.
     """
 
     kinds: Mapping[str, Rules]
@@ -92,7 +93,7 @@ class Tee:
 
 
 def parse(data: Any, at: str = "policy:tee") -> Tee:
-    """Read the section.
+    """Parse the section.
 
     :raises PolicyError: for unknown keys, wrong types, sizes out of bounds, and for rules that any guest would meet.
     """
@@ -165,7 +166,10 @@ def _tdx(data: Any, at: str) -> Rules:
 
 
 def _measurements(found: Mapping[Any, Any], at: str, signed: bool) -> frozenset[bytes] | None:
-    """Check that a section has measurements or a signer: without them every guest of everybody would pass."""
+    """Return the allowed measurements; None if there are none, but a rule for the guest's signer (*signed*).
+
+    :raises PolicyError: when there is neither, because then every guest would pass.
+    """
     if "measurements" not in found and signed:
         return None
     given = _digests(found.get("measurements", []), f"{at}:measurements")
@@ -183,7 +187,7 @@ def _listed(found: Mapping[Any, Any], rules: Mapping[str, tuple[str, int]], at: 
 
 
 def _registers(data: Any, at: str) -> dict[int, frozenset[bytes]]:
-    """Read the values of registers, whose numbers are numbers in YAML and texts in JSON."""
+    """Parse the allowed values of registers. The keys are numbers in YAML, and texts in JSON."""
     named = data
     if isinstance(data, Mapping):
         named = {str(key) if type(key) is int else key: one for key, one in data.items()}

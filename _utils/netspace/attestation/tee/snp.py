@@ -1,11 +1,12 @@
-"""AMD SEV-SNP: attestation reports, and the processor's certificates.
+"""AMD SEV-SNP: verification of attestation reports by the processor's certificates.
 
 The layout is ATTESTATION_REPORT of "SEV Secure Nested Paging Firmware ABI Specification" (56860, revision 1.58),
-versions 2 to 5. Certificates are as of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
+versions 2 to 5. The certificates are those of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
 Specification" (57230). All integers are little-endian.
 
 :func:`genuine` checks, in this order: structure; that a certificate is for this report (kind of key; chip, for a
-VCEK; reported TCB); signature; path to a root of the operator's. It returns the policy bits unjudged.
+VCEK; reported TCB); signature; path to one of the operator's roots. It returns the guest's policy bits, and does not
+judge them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ KEYS = {VCEK: "vcek", VLEK: "vlek"}
 # Bits of the guest's policy (56860, table 10).
 SMT, MIGRATION, DEBUG, SINGLE_SOCKET = 1 << 16, 1 << 18, 1 << 19, 1 << 20
 
-# Of the platform: the firmware found no aliases in memory since its last reset (AMD-SB-3015).
+# Bit of the platform: since its last reset, the firmware has checked that memory has no aliases (AMD-SB-3015).
 ALIAS_CHECK = 1 << 5
 
 _AMD = "1.3.6.1.4.1.3704.1."
@@ -42,12 +43,12 @@ _HWID = _AMD + "4"
 _CSP = _AMD + "5"
 _PARTS = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8"}
 _FMC = "3.9"
-# Where a part of the TCB stands in its eight bytes (57230, 3.1; 56860, 2.2).
+# Offsets of the parts in the eight bytes of a TCB (57230, 3.1; 56860, 2.2).
 _LAYOUT = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
 _LAYOUT_TURIN = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
 
-# GUIDs of certificates in the table that the host hands to its guest (GHCB specification 2.01, 4.1.8.1), as they are in
-# memory: of ARK, ASK, VCEK and VLEK.
+# GUIDs of the ARK, ASK, VCEK and VLEK certificates in the host's table for its guest (GHCB specification 2.01,
+# 4.1.8.1), in the byte order of memory.
 _TABLE = frozenset(
     (
         "c0b406a4-a803-4952-9743-3fb6014cd0ae",
@@ -61,11 +62,11 @@ _MAX_ENTRIES = 32
 
 @dataclass(frozen=True)
 class Report:
-    """A parsed report; nothing in it is proved.
+    """A parsed report. Nothing in it is proved yet.
 
-    :param key: :data:`VCEK` or :data:`VLEK`: the key that must have signed it.
-    :param tcb: the reported TCB, which the signing key is derived from.
-    :param r: of the signature. *s* likewise.
+    :param key: :data:`VCEK` or :data:`VLEK`: the kind of key that must have signed the report.
+    :param tcb: the reported TCB, from which the signing key is derived.
+    :param r: the signature's number r; likewise *s*.
     """
 
     version: int
@@ -92,7 +93,7 @@ class Report:
 def parse(raw: bytes) -> Report:
     """Parse a report.
 
-    :raises TeeMalformed: for anything else, and for reserved bytes that are in use.
+    :raises TeeMalformed: when it is not a report of a known version, or a reserved byte is not 0.
     """
     if len(raw) != SIZE:
         raise TeeMalformed(f"SNP report: {len(raw)} bytes instead of {SIZE}")
@@ -129,7 +130,7 @@ def parse(raw: bytes) -> Report:
         reader.take(3)
         reader.zero(1)
     launch = reader.take(8)
-    # Mitigation vectors, at the launch and now: firmware for Turin fills them in version 4 already.
+    # Mitigation vectors at launch and now, which version 5 defines. Firmware for Turin fills them in version 4 already.
     mitigations = reader.take(16)
     if version < 4 and any(mitigations):
         raise TeeMalformed(f"SNP report: version {version} with mitigations")
@@ -146,12 +147,12 @@ def parse(raw: bytes) -> Report:
 def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
     """Verify a report, and return its values.
 
-    :param table: certificates as the host handed them to the guest; empty for none.
+    :param table: the certificate table that the host gave to the guest; empty if there is none.
     :param now: seconds since the epoch.
     :raises TeeMalformed: when report or table can't be parsed.
-    :raises TeeCertificate: when the certificate that came along is not for this report.
-    :raises TeeSignature: when there are certificates for this report, and none of their keys signed it.
-    :raises TeeUntrusted: when there is no certificate for it, or no path to a root.
+    :raises TeeCertificate: when the certificate that came with the report is not for it.
+    :raises TeeSignature: when there are certificates for this report, but none of their keys signed it.
+    :raises TeeUntrusted: when there is no certificate for the report, or no path to a root.
     :raises TeeRevoked: when a certificate was revoked.
     """
     report = parse(raw)
@@ -202,16 +203,18 @@ def certificates(table: bytes) -> list[bytes]:
 
 
 def _guids(raw: bytes) -> set[str]:
-    """Return a GUID's two spellings: hosts' tools write it in both byte orders."""
+    """Return a GUID's spelling in both byte orders, because tools on hosts use either."""
     import uuid
 
     return {str(uuid.UUID(bytes=raw)), str(uuid.UUID(bytes_le=raw))}
 
 
 def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Sequence[Certificate]) -> Certificate:
-    """Return the certificate of the signing key.
+    """Return the certificate of the key that signed the report.
 
-    A certificate that fits may still be for another key, so each one is tried: a VLEK's tells only the TCB.
+    Several certificates can match the report, because a VLEK's shows only the TCB. So each matching one is tried.
+
+    :raises Refused: when there is none; see :func:`genuine`.
     """
     other, fits = "", False
     for certificate in (*brought, *known):
@@ -235,7 +238,7 @@ def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Seq
 
 
 def _signed(report: Report, raw: bytes, certificate: Certificate) -> bool:
-    """Return whether the key of *certificate*, which is on P-384, signed the report."""
+    """Return whether the key of *certificate*, which must be on P-384, signed the report."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -249,7 +252,7 @@ def _signed(report: Report, raw: bytes, certificate: Certificate) -> bool:
 
 
 def _mismatch(certificate: Certificate, report: Report) -> str:
-    """Return why *certificate* is not for *report*; empty when it is."""
+    """Return why *certificate* is not for *report*; empty if it is."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = certificate.public_key()
@@ -293,7 +296,10 @@ def _tcb(raw: bytes, turin: bool) -> dict[str, int]:
 
 
 def _lowest(report: Report) -> dict[str, int]:
-    """Return the lower of each version: the guest may have been started under an older TCB than the reported one."""
+    """Return the lower of each part's versions in the launch TCB and the reported TCB.
+
+    The guest may have been started under an older TCB than the reported one.
+    """
     return {name: min(value, report.launch_tcb[name]) for name, value in report.tcb.items()}
 
 

@@ -1,14 +1,16 @@
-"""Intel TDX: quotes of versions 4 and 5, and the certificates of the platform.
+"""Intel TDX: verification of quotes (versions 4 and 5) by the platform's certificates.
 
-The layout is of "Intel TDX DCAP: Quote Generation Library and Quote Verification Library" (0.9), appendix A.3 and
-A.4; a TD's report is of "Intel TDX Module v1.5 ABI", TDREPORT. All integers are little-endian, ECDSA's are not.
+The layout of a quote is that of "Intel TDX DCAP: Quote Generation Library and Quote Verification Library" (0.9),
+appendix A.3 and A.4; that of a TD's report is in "Intel TDX Module v1.5 ABI", TDREPORT. All integers are little-endian,
+except for those of ECDSA.
 
-:func:`genuine` checks, in this order: structure; Intel's quoting enclave (QE); that the QE's report vouches for the
-attestation key; the key's signature over the quote; the PCK's over the QE's report; path of the PCK to a root
-of the operator's; Intel's own TDX module; then Intel's status of the TCB where the operator has it (``tdx_tcb``).
+:func:`genuine` checks, in this order: structure; that the quoting enclave (QE) is Intel's; that the QE's report vouches
+for the attestation key; this key's signature over the quote; the PCK's signature over the QE's report; the path of the
+PCK's certificate to one of the operator's roots; that the TDX module is Intel's; Intel's status of the TCB, if the
+operator has it (``tdx_tcb``).
 
-Every owner of an SGX platform can run an enclave of his own and have the platform certify its report. So the QE's
-signer, product and attributes are always checked, with or without Intel's identity document.
+Every owner of an SGX platform can run an enclave and have the platform certify its report. So the QE's signer, product
+and attributes are always checked, with or without Intel's identity document.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ TEE_TDX = 0x81
 ECDSA_P256 = 2
 HEADER, BODY, BODY_15, ENCLAVE = 48, 584, 648, 384
 INTEL_QE = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
-# Of the enclave that Intel signs for TDX (Intel PCS, /tdx/certification/v4/qe/identity).
+# Signer and product of Intel's quoting enclave for TDX (Intel PCS, /tdx/certification/v4/qe/identity).
 QE_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
 QE_PRODUCT = 2
 _ENCLAVE_DEBUG = 1 << 1
-# Of a TD's attributes: bit 29, in their fourth byte.
+# Bit 29 of a TD's attributes, as a bit of their fourth byte.
 _MIGRATABLE = 1 << 5
 _CHAIN, _QE_REPORT = 5, 6
 _MAX_CHAIN = 4
@@ -46,11 +48,13 @@ _MAX_CHAIN = 4
 
 @dataclass(frozen=True)
 class Body:
-    """A TD's parsed report; nothing in it is proved.
+    """A TD's parsed report. Nothing in it is proved yet.
 
-    :param attributes: of the TD. *module_attributes* of the TDX module; *module_signer* is 0 for Intel's.
-    :param tcb: security versions when the TD was started; *current_tcb*: now, since a module may be updated under a TD.
-    :param services: hash of the service TDs that are bound to it; both are None in a report of version 1.0.
+    :param tcb: security versions at the start of the TD.
+    :param module_signer: signer of the TDX module; zeros for Intel.
+    :param module_attributes: attributes of the TDX module; *attributes* are the TD's.
+    :param current_tcb: security versions now, because the module can be updated while the TD runs.
+    :param services: hash of the service TDs that are bound to the TD. A report of version 1.0 has None for both.
     """
 
     tcb: bytes
@@ -71,11 +75,12 @@ class Body:
 
 @dataclass(frozen=True)
 class Quote:
-    """A parsed quote.
+    """A parsed quote. Nothing in it is proved yet.
 
-    :param signed: the bytes that *signature* is over, by *key* (x and y).
-    :param enclave: the QE's report, with *enclave_signature* by the PCK.
-    :param extra: the data that the QE hashed beside its key.
+    :param signed: the bytes that *key* signed with *signature*.
+    :param key: the attestation key: x and y.
+    :param enclave: the QE's report, which the PCK signed with *enclave_signature*.
+    :param extra: the data that the QE hashed together with *key*.
     """
 
     version: int
@@ -90,9 +95,9 @@ class Quote:
 
 
 def parse(raw: bytes) -> Quote:
-    """Parse a quote; zeros may follow it, as some guests return the whole buffer.
+    """Parse a quote. Zeros may follow it, because some guests return the whole buffer.
 
-    :raises TeeMalformed: for anything else.
+    :raises TeeMalformed: when it is not a quote of a known version.
     """
     if len(raw) > MAX_QUOTE:
         raise TeeMalformed(f"TDX quote: {len(raw)} bytes, at most {MAX_QUOTE} are possible")
@@ -168,7 +173,7 @@ def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
     :raises TeeMalformed: when it can't be parsed.
     :raises TeeSignature: when one of its signatures is wrong, or its enclave or module is not Intel's.
     :raises TeeUntrusted: when there is no path to a root.
-    :raises TeeRevoked: when a certificate was revoked, or Intel calls the TCB revoked.
+    :raises TeeRevoked: when a certificate was revoked, or Intel's status of the TCB is revoked.
     """
     quote = parse(raw)
     enclave = _enclave(quote.enclave)
@@ -215,7 +220,7 @@ def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
 
 
 def _enclave(report: bytes) -> Enclave:
-    """Read the parts of an SGX report that matter (Intel SDM, volume 3D, 38.15)."""
+    """Parse the fields of an SGX report that are needed here (Intel SDM, volume 3D, 38.15)."""
     reader = binary.Reader(report, "enclave's report")
     reader.take(16)
     misc = reader.take(4)
@@ -239,7 +244,10 @@ def _key(raw: bytes) -> object:
 
 
 def _verify(key: object, signature: bytes, data: bytes, problem: str) -> None:
-    """Check an ECDSA signature on P-256 with SHA-256, r and s as 32 big-endian bytes each."""
+    """Check an ECDSA signature on P-256 with SHA-256; r and s have 32 big-endian bytes each.
+
+    :raises TeeSignature: with *problem*, when the signature is wrong.
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -256,9 +264,9 @@ _SGX = "1.2.840.113741.1.13.1"
 
 
 def platform_of(leaf: Certificate, body: Body) -> Platform:
-    """Read the platform's values from a PCK certificate (Intel PCK Certificate and CRL Profile 1.5, 1.3.5).
+    """Return the platform's versions from a PCK certificate (Intel PCK Certificate and CRL Profile 1.5, 1.3.5).
 
-    :raises TeeMalformed: when it is no PCK certificate.
+    :raises TeeMalformed: when *leaf* is not a PCK certificate.
     """
     what = "PCK certificate"
     raw = x509.extension(leaf, _SGX)
@@ -276,7 +284,7 @@ def platform_of(leaf: Certificate, body: Body) -> Platform:
 
 
 def _pairs(data: bytes, what: str, below: str = "") -> dict[str, tuple[int, bytes]]:
-    """Return the values of a sequence of pairs, by the part of each pair's identifier that follows Intel's."""
+    """Parse a sequence of (object identifier, value); return the values by identifier, without Intel's prefix."""
     found: dict[str, tuple[int, bytes]] = {}
     for tag, content in binary.elements(data, what):
         pair = binary.elements(content, what)

@@ -1,10 +1,10 @@
-"""Intel's status of a TDX platform's TCB: TCB information and enclave identities, as files of the operator's.
+"""Intel's status of a TDX platform's TCB, from the operator's files of TCB information and enclave identities.
 
-Documents are of Intel's Provisioning Certification Service, version 4 (``/tdx/certification/v4/tcb`` and
-``.../qe/identity``): JSON, signed by Intel's TCB signing key, whose certificate the operator has beside them.
-The comparison is of "Intel TDX DCAP Quote Verification Library", TCB status evaluation.
+The documents come from Intel's Provisioning Certification Service, version 4 (``/tdx/certification/v4/tcb`` and
+``.../qe/identity``). They are JSON, signed by Intel's TCB signing key, whose certificate must be in the same folder.
+The comparison is that of "Intel TDX DCAP Quote Verification Library", TCB status evaluation.
 
-A document that Intel did not sign, or that has expired, is ignored: the status is then unknown.
+A document that Intel did not sign, or that has expired, is ignored. Without a document, the status is unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from netspace.attestation.tee.report import UNKNOWN
 from netspace.attestation.tee.x509 import Trust
 
 REVOKED, OUT_OF_DATE = "Revoked", "OutOfDate"
-# From the best to the worst.
+# Statuses from the best to the worst.
 STATUSES = (
     "UpToDate",
     "SWHardeningNeeded",
@@ -43,11 +43,11 @@ _DOCUMENT = re.compile(rb'\s*\{"(tcbInfo|enclaveIdentity)":(\{.+\}),"signature":
 
 @dataclass(frozen=True)
 class Platform:
-    """The versions by which a platform's TCB is judged.
+    """Versions by which a platform's TCB is judged.
 
-    :param components: security versions of SGX's 16 components, and *pce_svn*: of the PCK certificate.
-    :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 where it has one: both count.
-    :param module_signer: of the TD's report, *module_attributes* likewise.
+    :param components: security versions of SGX's 16 components, from the PCK certificate; *pce_svn* likewise.
+    :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 if there is one; both are judged.
+    :param module_signer: from the TD's report; *module_attributes* likewise.
     """
 
     fmspc: bytes
@@ -61,7 +61,7 @@ class Platform:
 
 @dataclass(frozen=True)
 class Enclave:
-    """The quoting enclave's own report."""
+    """Fields of the quoting enclave's own report."""
 
     misc: bytes
     attributes: bytes
@@ -72,7 +72,10 @@ class Enclave:
 
 
 def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> str:
-    """Return Intel's status of the TCB: the worst of platform, TDX module and enclave; unknown where one is missing."""
+    """Return Intel's status of the TCB: the worst of platform, TDX module and enclave.
+
+    Without a valid document for one of them, it is unknown at best.
+    """
     try:
         found = [document for raw in trust.documents if (document := _genuine(raw, platform, trust, now)) is not None]
         levels = (
@@ -80,7 +83,7 @@ def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> st
             _of_enclave(enclave, [data for kind, data in found if kind == _IDENTITY]),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
-        return UNKNOWN  # Intel signed it, in a form that is not known here
+        return UNKNOWN  # Intel signed a document in a form that this version does not know
     worst = max(levels, key=STATUSES.index)
     if worst == OUT_OF_DATE and any(level.startswith("Configuration") for level in levels):
         return "OutOfDateConfigurationNeeded"
@@ -103,7 +106,10 @@ def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
 
 
 def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[bytes, dict[str, Any]] | None:
-    """Return a document that Intel's TCB signing key signed, that is in force, and that may be of *platform*."""
+    """Return kind and content of a document, or None.
+
+    None means that Intel's TCB signing key did not sign it, or that it is not valid now, or not for *platform*.
+    """
     found = _signed(raw, trust.known)
     if found is None:
         return None
@@ -121,7 +127,10 @@ def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[
 
 @functools.lru_cache(maxsize=256)
 def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any], bytes] | None:
-    """Return a document and the certificate of *known* that signed it; cached, since all reports need it."""
+    """Return kind and content of a document, and the certificate from *known* whose key signed it; None if none did.
+
+    Cached, because each report needs it.
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -132,8 +141,8 @@ def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any]
         return None
     der = ecdsa.to_der(signature)
     for one in known:
-        # By its name, which Intel's root gives to this key alone: a platform's key chains to the same root. Of
-        # thousands of certificates, only those are read that have these bytes somewhere.
+        # Platforms' keys chain to the same root, so the TCB signing key is recognized by its name, which Intel's root
+        # gives to no other key. The search for its bytes avoids parsing thousands of other certificates.
         if _SIGNER.encode() not in one:
             continue
         certificate = x509.load(one)
@@ -153,7 +162,7 @@ def _time(text: Any) -> float:
 
 
 def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the status of the platform, and of its TDX module."""
+    """Return the statuses of the platform and of its TDX module, for each of the TD's TCBs."""
     for data in documents:
         if data["id"] == "TDX" and data["version"] == 3 and bytes.fromhex(data["pceId"]) == platform.pce:
             levels = (_level(platform, tcb, data["tcbLevels"]) for tcb in platform.tcbs)
@@ -162,9 +171,9 @@ def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> 
 
 
 def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) -> str:
-    """Return the first level that the platform reaches.
+    """Return the status of the first level that the platform reaches; out of date if it reaches none.
 
-    Levels don't count the versions of a separate module (since 1.5).
+    For a separate TDX module (since 1.5), the first two versions are not compared: :func:`_module` judges them.
     """
     first = 2 if svn[1] else 0
     for level in levels:
@@ -183,7 +192,10 @@ def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) 
 
 
 def _module(platform: Platform, svn: bytes, data: Mapping[str, Any]) -> str:
-    """Return the TDX module's own status, by its major version (TEE_TCB_SVN[1]); 0: the levels cover it."""
+    """Return the status of the TDX module, by its major version (TEE_TCB_SVN[1]).
+
+    Version 0 has no status of its own: the platform's levels include it.
+    """
     if not svn[1]:
         module = data["tdxModule"]
         return "UpToDate" if _same_module(platform, module) else UNKNOWN
@@ -207,7 +219,7 @@ def _of_enclave(enclave: Enclave, documents: Iterable[Mapping[str, Any]]) -> str
             bytes.fromhex(data["mrsigner"]) == enclave.signer
             and data["isvprodid"] == enclave.product
             and _masked(enclave.attributes, data["attributes"], data["attributesMask"])
-            # MISCSELECT is a number there, most significant byte first.
+            # In the document, MISCSELECT is a number with the most significant byte first.
             and _masked(enclave.misc[::-1], data["miscselect"], data["miscselectMask"])
         )
         return _by_svn(data["tcbLevels"], enclave.svn) if same else UNKNOWN

@@ -1,9 +1,10 @@
-"""Certificates of processors: read, and followed to a root that the operator trusts.
+"""Certificates of processors: parsed, and validated up to one of the operator's roots.
 
-RFC 5280 path validation for the certificates of AMD (VCEK, VLEK; RSA-PSS) and Intel (PCK, TCB signing; ECDSA).
-``cryptography.x509.verification`` can't be used: it demands a DNS name or an address as subject. Signatures,
-encodings and names are ``cryptography``'s. Nothing is fetched: intermediates come with the report or from the
-operator, and revocation lists come from the operator. An operator's list of an issuer must be in force.
+This is RFC 5280 path validation for the certificates of AMD (VCEK, VLEK; RSA-PSS) and Intel (PCK, TCB signing; ECDSA).
+``cryptography.x509.verification`` can't be used, because it demands a DNS name or an address as subject. But
+``cryptography`` checks signatures and parses encodings and names. Nothing is fetched: intermediates come with the
+report or from the operator, and revocation lists come from the operator. If the operator has an issuer's list, this
+list must be in force.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList
 
 MAX_CERTIFICATE = 8192
-# Intermediates in a path, and signatures that are checked to find one.
+# Most intermediates in a path, and most signatures that are checked to find a path.
 MAX_DEPTH, MAX_CHECKS = 3, 64
 # basicConstraints, keyUsage, extKeyUsage, subject and authority key identifiers.
 _UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.35"))
@@ -33,12 +34,12 @@ _UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.
 
 @dataclass(frozen=True)
 class Trust:
-    """Certificates and documents that the operator gave, from files (``roots``).
+    """The operator's certificates and documents, from files (``roots``).
 
-    :param roots: certificates that sign themselves; trusted.
-    :param known: further certificates, of CAs and processors: trusted for nothing by themselves.
+    :param roots: self-signed certificates, DER; trusted.
+    :param known: certificates of CAs and processors, DER; not trusted by themselves.
     :param lists: revocation lists, DER.
-    :param documents: Intel's TCB information and enclave identities, JSON as it was signed.
+    :param documents: Intel's TCB information and enclave identities: JSON, byte for byte as Intel signed it.
     """
 
     roots: tuple[bytes, ...] = ()
@@ -48,25 +49,31 @@ class Trust:
 
     @functools.cached_property
     def root_certificates(self) -> tuple[Certificate, ...]:
-        """The roots, read once for all reports.
+        """The roots, parsed once for all reports.
 
-        :raises TeeMalformed: when one can't be read; likewise for all others.
+        :raises TeeMalformed: when one can't be parsed.
         """
         return tuple(load(one) for one in self.roots)
 
     @functools.cached_property
     def known_certificates(self) -> tuple[Certificate, ...]:
-        """The further certificates, read once."""
+        """The certificates of :attr:`known`, parsed once.
+
+        :raises TeeMalformed: when one can't be parsed.
+        """
         return tuple(load(one) for one in self.known)
 
     @functools.cached_property
     def revocation_lists(self) -> tuple[CertificateRevocationList, ...]:
-        """The revocation lists, read once."""
+        """The revocation lists, parsed once.
+
+        :raises TeeMalformed: when one can't be parsed.
+        """
         return tuple(load_list(one) for one in self.lists)
 
 
 def from_pem(raw: bytes, limit: int) -> list[bytes]:
-    """Return the contents of the PEM blocks in *raw*, each of which has to be a certificate's; see :func:`load`.
+    """Return the content (DER) of the PEM blocks in *raw*. Each must be a certificate, which :func:`load` checks.
 
     :raises TeeMalformed: when a block is damaged, or there are more than *limit*.
     """
@@ -79,9 +86,9 @@ def from_pem(raw: bytes, limit: int) -> list[bytes]:
 
 
 def load(der: bytes) -> Certificate:
-    """Read one DER certificate.
+    """Parse one DER certificate.
 
-    :raises TeeMalformed: when it can't be read.
+    :raises TeeMalformed: when it can't be parsed.
     """
     from cryptography import x509
 
@@ -89,9 +96,9 @@ def load(der: bytes) -> Certificate:
         raise TeeMalformed(f"certificate: {len(der)} bytes, at most {MAX_CERTIFICATE} are possible")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # AMD's serial numbers are 0, which cryptography frowns at
+            warnings.simplefilter("ignore")  # cryptography warns of AMD's serial numbers, which are 0
             found = x509.load_der_x509_certificate(der)
-            # These are read late: what can't be read must be found here.
+            # cryptography parses these only on access, so they are accessed here to find errors.
             _ = found.extensions, found.subject, found.issuer, found.public_key(), found.signature_hash_algorithm
     except unreadable() as err:
         raise TeeMalformed(f"certificate: {err}") from err
@@ -99,7 +106,7 @@ def load(der: bytes) -> Certificate:
 
 
 def extension(certificate: Certificate, dotted: str) -> bytes | None:
-    """Return the DER value of a maker's own extension; None where it is not there."""
+    """Return the DER value of a maker's own extension; None if the certificate does not have it."""
     from cryptography import x509
 
     try:
@@ -112,10 +119,10 @@ def extension(certificate: Certificate, dotted: str) -> bytes | None:
 def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: float) -> None:
     """Check that *leaf* chains to one of the operator's roots.
 
-    :param brought: intermediates that came along; trusted for nothing.
+    :param brought: intermediates that came with the report; not trusted.
     :param now: seconds since the epoch.
-    :raises TeeUntrusted: saying what is missing.
-    :raises TeeRevoked: when its maker revoked it or an issuer.
+    :raises TeeUntrusted: when there is no path, with a message that says why.
+    :raises TeeRevoked: when a certificate of the path was revoked.
     """
     if not trust.roots:
         raise TeeUntrusted("no root certificates are configured")
@@ -126,7 +133,7 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
 
 
 def is_root(certificate: Certificate) -> bool:
-    """Return whether *certificate* is a CA's that signed itself."""
+    """Return whether *certificate* is a CA's and self-signed."""
     return certificate.subject == certificate.issuer and not _signed(certificate, certificate, 0)
 
 
@@ -135,7 +142,9 @@ def _path(
 ) -> list[Certificate]:
     """Return a path from *leaf* to a root, both included.
 
-    The search is bounded, whatever certificates the sender adds.
+    ``MAX_DEPTH`` and ``MAX_CHECKS`` bound the search, so that a sender can't prolong it with many certificates.
+
+    :raises TeeUntrusted: when there is no path.
     """
     last = ""
     checks = 0
@@ -165,7 +174,10 @@ def _path(
 
 
 def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
-    """Return why *issuer* is not the issuer of *certificate*; empty when it is."""
+    """Return why *issuer* did not or may not issue *certificate*; empty if it did.
+
+    :param depth: number of intermediates below the issuer.
+    """
     from cryptography.exceptions import InvalidSignature
 
     problem = path_rules.no_issuer(issuer, depth)
@@ -181,7 +193,7 @@ def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
 
 
 def _unfit(certificate: Certificate, when: datetime.datetime) -> str:
-    """Return the problem of a certificate at any place in a path; empty for none."""
+    """Return why a certificate is not allowed anywhere in a path; empty if it is."""
     name = _name(certificate)
     return path_rules.unfit(certificate, name, when, _UNDERSTOOD) or path_rules.weak(certificate, name)
 
@@ -191,15 +203,15 @@ def _name(certificate: Certificate) -> str:
 
 
 def load_list(der: bytes) -> CertificateRevocationList:
-    """Read one DER revocation list.
+    """Parse one DER revocation list.
 
-    :raises TeeMalformed: when it can't be read.
+    :raises TeeMalformed: when it can't be parsed.
     """
     from cryptography import x509
 
     try:
         found = x509.load_der_x509_crl(der)
-        # These are read late: what can't be read must be found here.
+        # cryptography parses these only on access, so they are accessed here to find errors.
         _ = found.extensions, found.issuer, found.last_update_utc, found.next_update_utc
     except unreadable() as err:
         raise TeeMalformed(f"revocation list: {err}; get it anew from its maker") from err
@@ -212,7 +224,11 @@ def _not_revoked(
     lists: Sequence[CertificateRevocationList],
     when: datetime.datetime,
 ) -> None:
-    """Check revocation by the newest list that *issuer* signed; without a list, nothing is checked."""
+    """Check a certificate against the newest revocation list that *issuer* signed. Without a list, nothing is checked.
+
+    :raises TeeRevoked: when the certificate was revoked.
+    :raises TeeUntrusted: when the list is not in force.
+    """
     genuine = [one for one in lists if one.issuer == issuer.subject and _signed_list(one, issuer)]
     if not genuine:
         return
