@@ -48,7 +48,7 @@ class Inventory:
 
 
 def read(path: Path) -> Inventory:
-    """Read the inventory. The file is checked at each call, and read again where it changed.
+    """Read the inventory. Each call checks the file's stamp, and reads the file again only if it changed.
 
     :raises NetspaceError: naming the line that is wrong.
     """

@@ -93,7 +93,7 @@ class Attestations:
         return [self._remove(step) if step.action == "remove" else self._appraise(step) for step in steps]
 
     def restore(self) -> list[Outcome]:
-        """Appraise again after a reboot, with the recorded settings, if the recorded result is no longer valid."""
+        """Appraise again after a reboot, with the settings of the recorded result, if an appraisal is due."""
         observed = self.observe()
         if observed.result is None or not _due(observed.result.settings, observed):
             return []
@@ -179,7 +179,7 @@ def _renew(found: Result | None) -> str:
 
 
 def _changes(before: Result | None, after: Result) -> dict[str, dict[str, Any]]:
-    """Return the changes that an appraisal makes: always the time, and the level where it differs."""
+    """Return the changes by an appraisal: always the time, and the level if it differs."""
     changes: dict[str, dict[str, Any]] = {}
     old = f"L{before.level}" if before else None
     if old != f"L{after.level}":

@@ -14,9 +14,9 @@ Rules:
 3. :func:`check` accepts a certificate only if a trusted intermediate issued it for this key, it is valid now, and a
    fresh revocation list does not have it. Two intermediates are trusted while keys are rotated.
 
-Keys are ECDSA P-256, and may be in a hardware security module (``netspace.attestation.hsm``). Time is an argument. Only
-the module, :func:`save`, :func:`load` and :func:`load_certificate` do I/O. The CA's folder must have mode 0700 and its
-key 0600.
+Keys are ECDSA P-256, and may be in a hardware security module (``netspace.attestation.hsm``). Time is an argument.
+Apart from that hardware, only :func:`save`, :func:`load` and :func:`load_certificate` do I/O. The CA's folder must have
+mode 0700 and its key 0600.
 """
 
 from __future__ import annotations

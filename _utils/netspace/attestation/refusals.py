@@ -129,7 +129,7 @@ class RevokedEndorsementCertificate(Refused):
 
 
 class EndorsementKeyChanged(Refused):
-    """Another TPM than the one that was pinned for this host."""
+    """A TPM other than the one that was pinned for this host."""
 
     code = "ek-changed"
     remedy = f"if the TPM was replaced on purpose, {_FORGET}"
@@ -142,7 +142,7 @@ class WrongActivation(Refused):
 
 
 class ChallengeExpired(Refused):
-    """An answer that came too late, or a second time."""
+    """An answer to a challenge that came too late, or a second time."""
 
     code = "challenge-expired"
 
@@ -559,7 +559,7 @@ class TeeLog(Limited):
 
 
 class TeeBoot(Limited):
-    """A host without a TPM: a TEE vouches for its key, and no boot log beyond the TEE's measurement is judged."""
+    """A host without a TPM whose key a TEE vouches for: of its boot, only the TEE's measurements are judged."""
 
     code = "tee-boot"
     remedy = "a TPM's quote and boot log would prove the boot"
