@@ -1006,7 +1006,7 @@ def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
             raise NetspaceError(f"overlap: {overlap!r:.40}: expected days, up to 366")
         until = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(now + overlap * 86400))
     if keys and ima is not True:
-        raise NetspaceError("keys are of files that IMA measures: say ima=True, too")
+        raise NetspaceError("keys=: they are for files that IMA measures; give ima=True with it")
     raw = _given(keys, MAX_KEYS)
     if len(raw) > MAX_KEYS:
         raise NetspaceError(f"{keys}: more than {MAX_KEYS} bytes; name a file with fewer keys")

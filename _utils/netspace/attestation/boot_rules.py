@@ -71,12 +71,12 @@ def identity(evidence: Evidence, fingerprint: str) -> str:
 def judged_boot(evidence: Evidence, policy: Boot | None, references: References | None) -> frozenset[int]:
     """Check the boot, and return the PCRs that prove the kernel's command line to the judge of an IMA list.
 
-    A PCR is returned only if root can't have added the line after the boot:
+    A PCR is returned only if root can't have added the command line after the boot:
 
-    - PCRs 8 and 9: the first line of IMA's list has a digest of their values before root could extend them.
-    - PCRs 11 and 12: their value is known, or systemd's words follow the line.
+    - PCRs 8 and 9: IMA's list begins with a digest over their values, recorded before root could extend them.
+    - PCRs 11 and 12: their value is known, or one of systemd's own words comes after the command line.
 
-    Without ``command_lines``, a listed section ``.cmdline`` of a unified kernel image proves the line.
+    Without ``command_lines``, a listed section ``.cmdline`` of a unified kernel image proves the command line.
 
     :raises Refused: for the first thing that the policy does not allow.
     """
@@ -263,6 +263,6 @@ def _refuse(pcr: int, one: Extension) -> None:
         raise UnknownCommandLine(f"command line {line[:200]!r} matches no pattern")
     if one.kind is None:
         raise UnexpectedEvent(
-            f"{said}, which the log calls {one.claimed}, is neither in the policy nor a word of systemd's"
+            f"{said} is not listed by the policy, and none of systemd's own words (the log calls it {one.claimed})"
         )
     raise UnknownFile(f"{said} was loaded or run (the log calls it {one.claimed})")

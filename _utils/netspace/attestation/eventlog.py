@@ -261,7 +261,7 @@ class _Layout:
 
 def _checked(event: Event) -> Event:
     if event.type != NO_ACTION and event.pcr >= PCRS:
-        raise LogMalformed(f"boot log: a measurement into PCR {event.pcr}; there are {PCRS}")
+        raise LogMalformed(f"boot log: a measurement into PCR {event.pcr}; PCRs are 0 to {PCRS - 1}")
     return event
 
 

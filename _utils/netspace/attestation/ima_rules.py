@@ -155,7 +155,10 @@ def _at_start(evidence: Evidence) -> Values:
 
 
 def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collection[bytes]:
-    """Return the boot aggregates that a kexec'd kernel may record: of the first kernel's start, and of the quote."""
+    """Return the two boot aggregates that a kernel started by kexec may record.
+
+    One is over the PCRs at the first kernel's start, the other over the quoted PCRs.
+    """
     if any(pcr not in evidence.pcrs for pcr in AGGREGATED):
         return ()
     return [BANK.encode() + b":\0" + _digest(values) for values in (at_start(), evidence.pcrs)]

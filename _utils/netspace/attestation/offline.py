@@ -237,7 +237,7 @@ def _certified(report: Report, trusted: PublicKey, issue: Issue) -> None:
         leaf = x509.load_pem_x509_certificate(issue.certificate[:MAX_KEY]).public_bytes(Encoding.DER)
         issuers = x509.load_pem_x509_certificates(issue.ca[:MAX_KEY])
     except unreadable() as err:
-        raise WrongAttestationCertificate(f"not certificates in PEM: {err}") from err
+        raise WrongAttestationCertificate(f"certificate or ca: can't be read as certificates in PEM: {err}") from err
     pseudonym = privacy_ca.check(leaf, trusted, issuers, [issue.crl] if issue.crl else None, issue.now)
     report.passed("ak-certificate", f"by the Privacy CA, for a key in a TPM; pseudonym {pseudonym}")
     if not issue.crl:

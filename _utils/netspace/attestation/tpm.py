@@ -347,7 +347,7 @@ class Device:
             selection = self._tss.TPML_PCR_SELECTION.parse("sha256:" + ",".join(str(pcr) for pcr in left[:8]))
             _, _, digests = self._esapi.pcr_read(selection)
             if len(digests) != len(left[:8]):
-                raise DeviceError(f"the TPM has no SHA-256 bank, or not the PCRs {left[:8]}")
+                raise DeviceError(f"the TPM has no SHA-256 bank, or this bank lacks some of the PCRs {left[:8]}")
             values.update((pcr, bytes(digests[index])) for index, pcr in enumerate(left[:8]))
             left = left[8:]
         return values

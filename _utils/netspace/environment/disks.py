@@ -105,7 +105,7 @@ def layer(layout: Layout, name: str, digest: str, size: int) -> Place:
 
 
 def volume(layout: Layout, name: str, one: Volume) -> Place:
-    """Return the place of a volume without a source."""
+    """Return the :class:`Place` (file and mount point) of a volume that has no ``source``."""
     assert one.size is not None
     own = check.quoted(one.target)
     file = layout.volumes(name) / f"{own}{SUFFIX}"

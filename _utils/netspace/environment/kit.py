@@ -49,7 +49,7 @@ print(json.dumps({"files": files, "objects": objects, "program": os.readlink("/p
 class Kit:
     """A packed interpreter.
 
-    :param start: the arguments before the script; ``{}`` stands for the folder.
+    :param start: the arguments before the script; ``{}`` stands for the folder where the kit is mounted.
     """
 
     start: tuple[str, ...]

@@ -177,12 +177,12 @@ class Operations:
         folder: str | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Run another program in a running environment, with the same rights as its own.
+        """Run another program in a running environment, with the rights of the environment's own program.
 
         :param command: argument vector; the program is looked up inside.
-        :param timeout: seconds; then it is killed.
-        :param folder: its working directory, inside; None: that of the environment's program.
-        :param variables: its environment variables, in addition to the environment's own.
+        :param timeout: seconds after which the program is killed.
+        :param folder: the new program's working directory, inside; None: that of the environment's own program.
+        :param variables: the new program's environment variables, in addition to the environment's own.
         :return: ``retcode`` (124 after a timeout), ``stdout`` and ``stderr`` (text, at most 1 MiB
             each; see :func:`text.harmless`), ``truncated`` (whether there was more) and ``timed_out``.
         :raises NetspaceError: when the environment doesn't run or is a kernel, or the program can't be run.

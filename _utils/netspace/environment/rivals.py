@@ -30,7 +30,7 @@ GONE = "killed with all its processes"
 
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The number of units taken, and the error that ended the taking."""
+    """The number of units of a pool that a rival took, and the error at which it stopped."""
 
     taken: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
     ended: Annotated[str, msgspec.Meta(max_length=64)]

@@ -237,7 +237,7 @@ def complaint(path: Path) -> str:
 
 
 def _objects(line: str) -> list[dict[str, Any]]:
-    """Return the JSON objects in a line: runsc writes no line ends."""
+    """Return all JSON objects in *line*. There can be several, because runsc writes no newline between them."""
     found, at = [], 0
     with contextlib.suppress(ValueError, RecursionError):  # the last may be cut off
         while at < len(line):

@@ -16,13 +16,15 @@ _WORD = 2**32 - 1
 class Narrow(NamedTuple):
     """Conditions on one argument of a call.
 
-    :param place: number of the argument, from 0; of its 64 bits the kernel reads the lower 32.
-    :param passes: ranges of values that pass (first, last). If empty, all values without a bit of *bits* pass.
+    :param why: the reason for the conditions, for the documentation.
+    :param place: index of the argument, from 0. Only its lower 32 bits count.
     :param refused: values that must not pass, by their names in the manual pages.
-    :param asks: number of a pointer argument. If it is null, the call changes nothing, and passes.
-    :param told: number of a pointer to the call's result; -1: the call has no result. If the pointer is null or there
-        is no result, a refused call reports success. Some programs would exit at an error, though they don't need
-        the call's effect.
+    :param passes: ranges of values that pass (first, last).
+    :param bits: used if *passes* is empty: a value passes if it has none of these bits.
+    :param asks: index of a pointer argument. The call passes if it is null, because it then changes nothing.
+    :param told: index of the pointer where the call stores its result; -1: it stores none. A refused call reports
+        success if that pointer is null or there is none, because some programs would exit at an error. None: a
+        refused call always fails.
     """
 
     why: str

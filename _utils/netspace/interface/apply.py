@@ -92,7 +92,7 @@ class Firewall(msgspec.Struct, frozen=True):
     """The packet filter to load.
 
     :param before: the table in the kernel, if it is known; then only the difference is changed.
-    :param led: the publications that the kernel may not have yet.
+    :param led: publications, with the addresses they lead to, that may be missing in the kernel's table.
     """
 
     table: Table

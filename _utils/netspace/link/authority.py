@@ -291,7 +291,9 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
         key = load_pem_private_key(raw, None)
         chain = x509.load_pem_x509_certificates(raw)
     except unreadable() as err:  # the error must not contain the key
-        raise NetspaceError(f"{where}: want a key and the certificates above it in PEM: {type(err).__name__}") from err
+        raise NetspaceError(
+            f"{where}: can't be read ({type(err).__name__}); give in PEM a key, its certificate and the chain above it"
+        ) from err
     if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
         raise NetspaceError(f"{where}: want an elliptic curve's key, and its own certificate first")
     for below, above in zip(chain, [*chain[1:], chain[-1]], strict=True):

@@ -16,6 +16,8 @@ from netspace.layout import Layout
 
 SILENT_SECONDS, DEAD_SECONDS = 5.0, 15.0
 """Seconds to wait for an answer before haproxy is reported as silent, and before it is restarted."""
+START_SECONDS = 2.0
+"""Seconds to wait for the socket and the worker of a haproxy that starts."""
 
 
 def socket_path(layout: Layout) -> Path:
@@ -49,16 +51,23 @@ def silent(layout: Layout, seconds: float | None = None) -> str:
     The question goes to a worker through its master, not through an environment's port: a program that overloads the
     port in its own environment must not make the forwarder look dead.
 
+    A haproxy that starts has no socket and no worker for a moment, so both are awaited for ``START_SECONDS``.
+
     :param seconds: the time for each answer; None: ``SILENT_SECONDS``.
     """
     patience = SILENT_SECONDS if seconds is None else seconds
-    try:
-        for pid in workers(layout, patience):
-            if "Pid:" in ask(layout, f"@!{pid} show info", patience):
-                return ""
-    except NetspaceError as err:
-        return str(err)
-    return "it has no worker that answers"
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            for pid in workers(layout, patience):
+                if "Pid:" in ask(layout, f"@!{pid} show info", patience):
+                    return ""
+            why = "it has no worker that answers"
+        except NetspaceError as err:
+            why = str(err)
+        if time.monotonic() >= until:
+            return why
+        time.sleep(0.05)
 
 
 def workers(layout: Layout, seconds: float) -> list[str]:

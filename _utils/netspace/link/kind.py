@@ -322,9 +322,10 @@ class Links:
         return errors
 
     def purge(self) -> None:
-        """Remove renewer, forwarder, our own broker with all mail, keys and records of this host.
+        """Remove the renewer, the forwarder, and our own broker with all its mail.
 
-        Objects on a broker that isn't ours stay; to delete them, remove the links first.
+        All link keys and records of this host go as well. Objects on a broker that isn't ours stay; to delete them,
+        remove the links first.
         """
         renewer.apply(self.layout, self.supervisor, wanted=False)
         forwarder.remove(self.layout, self.supervisor)

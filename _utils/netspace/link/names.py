@@ -298,5 +298,5 @@ def ensure(layout: Layout, broker: Broker) -> Names:
 
 
 def forget(layout: Layout) -> None:
-    """Delete the keys, after the last named object was deleted."""
+    """Delete the file with the keys of the objects' names. Call this after the last named object was deleted."""
     files.remove(_path(layout))

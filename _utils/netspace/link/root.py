@@ -145,9 +145,8 @@ class Root:
         with self._alone():
             given = self.given()
             if trust_domain not in given:
-                raise NetspaceError(
-                    f"{trust_domain} was given to no key; there are: {', '.join(sorted(given)) or 'none'}"
-                )
+                others = ", ".join(sorted(given)) or "none"
+                raise NetspaceError(f"trust domain {trust_domain}: no key has it; those that were given: {others}")
             files.write_json(self._given, {name: key for name, key in given.items() if name != trust_domain})
 
     def _read(self) -> tuple[Any, Any]:

@@ -671,7 +671,7 @@ def within(path: str, folder: str) -> bool:
 
 
 def quoted(target: str) -> str:
-    """Return the file name under which netspace keeps a volume without a source, made from its target."""
+    """Return the name of the file that keeps a volume without ``source``. It is made from the volume's *target*."""
     return urllib.parse.quote(target.strip("/"), safe="")
 
 

@@ -80,7 +80,7 @@ def ended(layout: Layout, service: str) -> Path:
 
 
 def kills(layout: Layout, service: str) -> Path:
-    """Return the path of a file with one byte per OOM end of the service since a start was requested."""
+    """Return the path of the file that counts OOM kills, one byte each, since the service's last requested start."""
     return layout.run / "ended" / f"{service}.oom"
 
 

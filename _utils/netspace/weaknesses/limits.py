@@ -33,7 +33,7 @@ def version(seen: Readings) -> Row:
 
 
 def controllers(seen: Readings) -> Row:
-    """Return the row on the controllers that keep limits."""
+    """Return the report's row on the cgroup controllers that netspace needs for limits."""
     names = _names(seen)
     wanted = set(cgroups.CONTROLLERS.values())
     have = cgroups.limits(names)

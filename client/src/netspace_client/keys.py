@@ -38,7 +38,7 @@ class Ring:
     keys: tuple[Key, ...] = ()
 
     def current(self, use: str, now: float) -> Key:
-        """Return the key to use now: the newest one in use; if none is in use yet, the oldest.
+        """Return the unexpired key for *use* that became valid last; if none is valid yet, the first one that will be.
 
         :raises UnknownKey: there is no unexpired key for this use.
         """

@@ -228,7 +228,7 @@ def test_released_name_is_given_to_the_next_key_and_to_it_alone(root, tmp_path):
         with pytest.raises(NetspaceError, match="given to another key"):
             root.certify(request(folder), "h1.example.org")
     for name in ("h2.example.org", "example.org", "../x"):
-        with pytest.raises(NetspaceError, match=r"was given to no key; there are: h1\.example\.org"):
+        with pytest.raises(NetspaceError, match=r"no key has it; those that were given: h1\.example\.org"):
             root.release(name)
 
 

@@ -127,7 +127,7 @@ def parse(raw: bytes) -> Quote:
 def _header(reader: binary.Reader) -> int:
     version, kind, tee = reader.number(2), reader.number(2), reader.number(4)
     if version not in (4, 5) or kind != ECDSA_P256 or tee != TEE_TDX:
-        raise TeeMalformed(f"TDX quote: version {version}, key type {kind}, TEE {tee:02x}: unknown to this version")
+        raise TeeMalformed(f"TDX quote: version {version} (4, 5 are known), key type {kind}, TEE {tee:02x}: unknown")
     reader.take(4)
     if reader.take(16) != INTEL_QE:
         raise TeeMalformed("TDX quote: not made by Intel's quoting enclave")

@@ -127,7 +127,9 @@ def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[
 
 @functools.lru_cache(maxsize=256)
 def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any], bytes] | None:
-    """Return kind and content of a document, and the certificate from *known* whose key signed it; None if none did.
+    """Return kind, content and signer of a document: the certificate of *known* whose key signed it.
+
+    Return None if no such key signed it.
 
     Cached, because each report needs it.
     """

@@ -111,7 +111,7 @@ class Images:
         if len(found) == 1:
             return found[0]
         if found:
-            raise NetspaceError(f"image {name}: there are {len(found)} whose digests begin so")
+            raise NetspaceError(f"image {name}: the digests of {len(found)} images begin like this; give more digits")
         raise NetspaceError(f"image {name}: there is no such image; netspace_image.list shows them")
 
     def verify(self, names: Collection[str] = ()) -> dict[str, str]:

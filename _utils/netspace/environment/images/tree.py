@@ -264,7 +264,7 @@ class Tree:
         elif not parts[-1].startswith(_AUFS):
             name = parts[-1][len(_WHITEOUT) :]
             if name in (b"", b".", b".."):
-                raise self._budget.refuse(f"{printable(path)}: a whiteout of nothing")
+                raise self._budget.refuse(f"{printable(path)}: a whiteout that names no file")
             self._remove([*parts[:-1], name])
 
     # -- reading -----------------------------------------------------------------
