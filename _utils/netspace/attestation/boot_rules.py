@@ -60,12 +60,11 @@ def identity(evidence: Evidence, fingerprint: str) -> str:
 
     :param fingerprint: the policy's fingerprint.
     """
-    whole = hashlib.sha256(b"netspace: judged boot\0" + fingerprint.encode() + b"\0")
-    for log in (evidence.boot_log, evidence.systemd_log):
-        whole.update(b"\0" if log is None else b"\1" + hashlib.sha256(log).digest())
-    for pcr, value in sorted(evidence.pcrs.items()):
-        whole.update(bytes((pcr, len(value))) + value)
-    return whole.hexdigest()
+    logs = (evidence.boot_log, evidence.systemd_log)
+    parts = [b"netspace: judged boot", fingerprint.encode()]
+    parts += [b"" if log is None else hashlib.sha256(log).hexdigest().encode() for log in logs]
+    parts += [b"%d:%d:%b" % (pcr, len(value), value) for pcr, value in sorted(evidence.pcrs.items())]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def judged_boot(evidence: Evidence, policy: Boot | None, references: References | None) -> frozenset[int]:

@@ -63,13 +63,13 @@ class EventLog:
         digest_of = getattr(hashlib, bank)
         size = digest_of().digest_size
         values: dict[int, bytes] = {}
-        for event in self.events:
-            if event.type == NO_ACTION:
+        for pcr, kind, digests, _ in self.events:
+            if kind == NO_ACTION:
                 continue
-            before = values.get(event.pcr)
+            before = values.get(pcr)
             if before is None:
-                before = bytes((*bytes(size - 1), self.locality if event.pcr == 0 else 0))
-            values[event.pcr] = digest_of(before + event.digests[bank]).digest()
+                before = bytes((*bytes(size - 1), self.locality if pcr == 0 else 0))
+            values[pcr] = digest_of(before + digests[bank]).digest()
         return values
 
     def extended(self, pcr: int, bank: str, digests: Iterable[bytes]) -> bytes:
@@ -176,7 +176,7 @@ def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
         if len(events) == MAX_EVENTS:
             raise LogMalformed(f"boot log: more than {MAX_EVENTS} events")
         events.append(_event(reader, sizes) if sizes else _event_sha1(reader))
-    forms = {tuple(event.digests) for event in events if event.type != NO_ACTION}
+    forms = {tuple(digests) for _, kind, digests, _ in events if kind != NO_ACTION}
     named = [BANKS[alg] for alg in sizes if alg in BANKS] if sizes else ["sha1"]
     banks = tuple(bank for bank in named if all(bank in form for form in forms))
     return EventLog(banks, tuple(events), _locality(events)), reader.at

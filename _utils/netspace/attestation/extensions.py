@@ -107,8 +107,9 @@ def of(log: EventLog, records: Collection[Record], pcrs: Collection[int]) -> Map
     """Return the extensions of each of *pcrs*, in order."""
     found: dict[int, list[Extension]] = {pcr: [] for pcr in pcrs}
     for event in log.events:
-        if event.pcr in found and event.type != NO_ACTION:
-            found[event.pcr].append(Extension(event.digests[BANK], event))
+        pcr, kind, digests, _ = event
+        if pcr in found and kind != NO_ACTION:
+            found[pcr].append(Extension(digests[BANK], event))
     for record in records:
         if record.pcr in found:
             found[record.pcr].append(Extension(record.digests[BANK], record))

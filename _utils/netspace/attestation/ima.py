@@ -114,20 +114,31 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
     header = _HEAD if bank == "sha1" else struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
     head_of, size_of, make, add = header.unpack_from, _SIZE.unpack_from, tuple.__new__, found.append
     heading = header.size
+    # The start of a line whose template's name is as long as that of the line before: most lines are read at one go.
+    usual, named = header, -1
     at = 0
     try:
         while at < size:
-            pcr, digest, length = head_of(raw, at)
-            if pcr >= PCRS or not 0 < length <= MAX_NAME:
-                raise ListMalformed(f"IMA list: line {len(found)}: PCR {pcr}, a template's name of {length} bytes")
-            head = at + heading
-            at = head + length
-            template = raw[head:at]
-            if template == b"ima":  # the only template without a length before its data
-                length = 24 + size_of(raw, at + 20)[0]
+            if named > 0 and at + usual.size <= size:
+                pcr, digest, name, template, length = usual.unpack_from(raw, at)
+                if name != named or pcr >= PCRS:
+                    named = -1
+                    continue
+                at += usual.size
             else:
-                length = size_of(raw, at)[0]
-                at += 4
+                pcr, digest, name = head_of(raw, at)
+                if pcr >= PCRS or not 0 < name <= MAX_NAME:
+                    raise ListMalformed(f"IMA list: line {len(found)}: PCR {pcr}, a template's name of {name} bytes")
+                head = at + heading
+                at = head + name
+                template = raw[head:at]
+                if template == b"ima":  # the only template without a length before its data
+                    length = 24 + size_of(raw, at + 20)[0]
+                else:
+                    length = size_of(raw, at)[0]
+                    at += 4
+                if name > 3:  # longer than "ima"
+                    usual, named = struct.Struct(f"{header.format}{name}sI"), name
             end = at + length
             if length > MAX_ENTRY or len(found) == MAX_LINES:
                 raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes, or more than {MAX_LINES} lines")

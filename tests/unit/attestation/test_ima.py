@@ -194,6 +194,30 @@ def test_ascii_names_with_spaces_and_what_can_not_be_converted() -> None:
             ima.from_ascii(shown(NG, bad))
 
 
+TEMPLATES = (b"abc", b"mine", b"ima-ng", b"ima-sig", b"evm-sig", b"n" * 255)
+LINES = st.one_of(
+    st.tuples(st.sampled_from(TEMPLATES), st.binary(max_size=40)),
+    st.tuples(st.just(b"ima"), st.binary(max_size=20).map(lambda path: bytes(20) + sized(path))),
+)
+
+
+@given(st.lists(LINES, max_size=12), st.data())
+def test_lines_of_any_templates_in_any_order_are_read_and_no_part_of_one(
+    told: list[tuple[bytes, bytes]], data: st.DataObject
+) -> None:
+    """A line is read by the form of the line before, if its template's name is as long."""
+    raws = [line(template, content, pcr=number % 24) for number, (template, content) in enumerate(told)]
+    found = ima.parse(b"".join(raws))
+    assert [(one.template, one.data, one.pcr) for one in found] == [(*one, n % 24) for n, one in enumerate(told)]
+    cut = data.draw(st.integers(0, len(b"".join(raws))))
+    ends = [len(b"".join(raws[:count])) for count in range(len(raws) + 1)]
+    if cut in ends:
+        assert ima.parse(b"".join(raws)[:cut]) == found[: ends.index(cut)]
+    else:
+        with pytest.raises(refusals.ListMalformed, match=f"within line {sum(end <= cut for end in ends) - 1}"):
+            ima.parse(b"".join(raws)[:cut])
+
+
 @settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_mutations_give_lines_or_a_refusal(data: st.DataObject) -> None:
