@@ -1,7 +1,7 @@
 """Addressing of Salt jobs to environments (Salt's *resources*), and patches of Salt's minion for it.
 
-The rule: a target (an environment) runs only jobs that name it, by ``T@netspace:<id>`` in a compound or by its whole
-id. All other addresses match hosts only, as on a host without targets.
+The rule: a target (an environment) runs only jobs that name it: by ``T@netspace:<id>``, alone or joined by ``or``, or
+by its id as the whole address. All other addresses match hosts only, as on a host without targets.
 
 Salt 3008 (seen in 3008.4) interprets addresses otherwise, once a minion has targets:
 
@@ -30,6 +30,8 @@ from netspace.errors import NetspaceError
 TYPE = "netspace"
 """Salt's name for the type of our targets."""
 
+# Words of a compound by which the master, which knows no target, finds fewer ids than a minion would.
+_NARROWING = frozenset(("and", "not", "(", ")"))
 _NAMING = ("glob", "list", "compound")  # the types of address that can name a target
 _CORRECTED = ("_target_load", "_resolve_resource_targets", "_thread_return", "_send_req_async_main")
 _USED = ("_MERGE_RESOURCE_FUNS", "_is_pure_resource_target")
@@ -100,8 +102,8 @@ def _addressed(target: str, load: Mapping[str, Any]) -> bool:
     kind, address = load.get("tgt_type", "glob"), load.get("tgt", "")
     if kind == "compound":
         words = address.split() if isinstance(address, str) else address
-        return f"T@{TYPE}" in words or f"T@{TYPE}:{target}" in words
-    return bool(kind == "list" or (kind == "glob" and address == target))
+        return f"T@{TYPE}:{target}" in words and _NARROWING.isdisjoint(words)
+    return bool(kind == "glob" and address == target)
 
 
 def _without(opts: Mapping[str, Any]) -> dict[str, Any]:

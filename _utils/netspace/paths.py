@@ -27,6 +27,11 @@ def loose(path: Path) -> Path | None:
     return None
 
 
+def straight(path: Path) -> bool:
+    """Return whether *path* is absolute and leads through no link and no ``..``: what :func:`loose` looks at is all."""
+    return path.is_absolute() and os.path.realpath(path) == str(path)
+
+
 def private(folder: Path) -> bool:
     """Return whether only root can enter the folder."""
     info = folder.stat()

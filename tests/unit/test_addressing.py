@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
+import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import salt.config
 import salt.loader
 import salt.minion
+import salt.utils.minions
 
 from netspace import addressing
 from netspace.errors import NetspaceError
@@ -78,7 +82,7 @@ def reached(minion: Any, address: str, kind: str, function: str) -> tuple[bool, 
         (HOST, "glob", True, set()),
         (WEB, "glob", False, {WEB}),
         (f"{HOST},h2", "list", True, set()),
-        (f"{WEB},h2", "list", False, {WEB}),
+        (f"{WEB},h2", "list", False, set()),
         ("os:Debian", "grain", True, set()),
         ("os:Deb.*", "grain_pcre", True, set()),
         ("environment:web", "grain", False, set()),
@@ -87,7 +91,9 @@ def reached(minion: Any, address: str, kind: str, function: str) -> tuple[bool, 
         (f"T@netspace:{WEB} or {HOST}", "compound", True, {WEB}),
         (f"T@netspace:{WEB} or h2", "compound", False, {WEB}),
         (f"T@netspace:{WEB} or G@os:Debian", "compound", True, {WEB}),
-        (f"T@netspace:{WEB} and G@os:Debian", "compound", False, {WEB}),
+        (f"T@netspace:{WEB} and G@os:Debian", "compound", False, set()),
+        ("T@netspace or h2", "compound", False, set()),
+        (f"h2 or ( T@netspace:{WEB} and not h3 )", "compound", False, set()),
         (f"T@netspace:{WEB} and not G@environment:web", "compound", False, set()),
         (f"* and not T@netspace:{WEB}", "compound", True, set()),
         (f"E@{HOST}.*", "compound", True, set()),
@@ -103,6 +109,43 @@ def test_a_target_runs_what_is_addressed_to_it_and_a_host_what_is_not(
 ) -> None:
     found, resources = reached(minion, address, kind, function)
     assert (found, resources - {OTHER}) == (host, targets)
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Any:
+    """Salt's own judge of who may address whom, at a master that has accepted ``h1`` and ``h2``."""
+    folders = {"pki_dir": str(tmp_path), "cachedir": str(tmp_path), "conf_file": str(tmp_path / "master")}
+    made = salt.utils.minions.CkMinions({**salt.config.DEFAULT_MASTER_OPTS, **folders, "__role": "master"})
+    made._pki_minions = lambda: {"h1", "h2"}
+    made.key = types.SimpleNamespace(
+        ACC="minions",
+        glob_match=lambda pattern, **_: {"minions": fnmatch.filter(["h1", "h2"], pattern)},
+        list_match=lambda names, **_: {"minions": [one for one in names if one in ("h1", "h2")]},
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        (f"T@netspace:{WEB}", "compound"),
+        (f"h2 or T@netspace:{WEB}", "compound"),
+        ("h2 or T@netspace", "compound"),
+        (f"h2 or ( T@netspace:{WEB} and not h3 )", "compound"),
+        (f"h2 or ( T@netspace:{WEB} and G@environment:web )", "compound"),
+        (f"h2 or not T@netspace:{WEB}", "compound"),
+        (f"L@h2,{WEB}", "compound"),
+        (f"h2,{WEB}", "list"),
+        ("h2", "glob"),
+    ],
+)
+def test_a_right_to_one_host_reaches_no_target_of_another(minion: Any, master: Any, address: str, kind: str) -> None:
+    """The master judges by the ids that it finds, and it knows no targets."""
+    given: Any = address.split(",") if kind == "list" else address
+    found = master.check_minions(given, kind, fun="cmd.run")["minions"]
+    allowed = master.auth_check([{"h2": ["cmd.run"]}], "cmd.run", [["id"]], given, kind, minions=found)
+    targets = reached(minion, given, kind, "cmd.run")[1] - {OTHER}
+    assert not (found and allowed and targets), (found, targets)
 
 
 @pytest.mark.parametrize("function", ["cmd.run", "state.apply"])

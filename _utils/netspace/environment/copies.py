@@ -108,8 +108,8 @@ def _place(folder: str, name: str) -> Path:
     if not NAME.fullmatch(name):
         raise NetspaceError(f"{name!r:.80}: no environment is called so: expected {NAME_RULE}")
     place = Path(folder) / name
-    if not place.is_absolute() or ".." in place.parts:
-        raise NetspaceError(f"folder: {folder}: expected an absolute path without '..'")
+    if not paths.straight(place):
+        raise NetspaceError(f"folder: {folder}: expected an absolute path without links and '..'")
     if loose := paths.loose(place / "x"):
         raise NetspaceError(
             f"folder: others of this host can write to {loose}; make it root's alone, or name another one"

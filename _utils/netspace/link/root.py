@@ -52,6 +52,8 @@ class Root:
             from cryptography import x509
             from cryptography.hazmat.primitives.asymmetric import ec
 
+            if not self._given.exists():  # before the root: given() demands it of each root
+                files.write_json(self._given, {})
             key = ec.generate_private_key(ec.SECP256R1())
             certificate = _certificate(
                 name,
@@ -134,8 +136,16 @@ class Root:
         return self.path.parent / "certified.json"
 
     def given(self) -> dict[str, Any]:
-        """Return the key of each issued trust domain: the SHA-256 of its SubjectPublicKeyInfo, in hex."""
-        return files.read_json(self._given) or {}
+        """Return the key of each issued trust domain: the SHA-256 of its SubjectPublicKeyInfo, in hex.
+
+        :raises NetspaceError: the file is missing or damaged. A trust domain could then be issued to a second key.
+        """
+        given = files.read_json(self._given, files.KEPT)
+        if given is None and self.path.exists():
+            raise NetspaceError(
+                f"{self._given}: missing; restore it from a backup. If this root has certified nobody yet, write {{}} to it"
+            )
+        return given or {}
 
     def release(self, trust_domain: str) -> None:
         """Release a trust domain, so that the next key that requests it gets it. **Issued certificates stay valid.**

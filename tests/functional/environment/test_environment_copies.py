@@ -108,6 +108,8 @@ def test_what_others_could_have_made_is_refused(stopped, folder, disk):
     refused("no copy of a volume", name="web2")
     refused("no environment is called so", name="../web")
     refused("an absolute path", Path("backup"))
+    (disk / "link").symlink_to(folder)  # whoever owns a folder on its way could lead it elsewhere meanwhile
+    refused("an absolute path", disk / "link")
     disk.chmod(0o777)
     try:
         for act in (copies.save, copies.load):

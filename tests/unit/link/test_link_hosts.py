@@ -215,6 +215,18 @@ def test_a_name_is_given_to_one_key_and_to_none_above_or_below_it(root, tmp_path
     root.certify(request(second), "h2.example.org")
 
 
+def test_no_name_is_given_while_it_is_unknown_which_are(root, tmp_path):
+    """Else a second key could have a name whose certificate is still valid."""
+    root.certify(request(tmp_path / "a"), "h1.example.org")
+    given = root.path.parent / "certified.json"
+    for damage in (lambda: given.write_text("{"), given.unlink):
+        damage()
+        with pytest.raises(NetspaceError, match="restore it from a backup"):
+            root.certify(request(tmp_path / "b"), "h1.example.org")
+        with pytest.raises(NetspaceError, match="restore it from a backup"):
+            root.release("h1.example.org")
+
+
 def test_released_name_is_given_to_the_next_key_and_to_it_alone(root, tmp_path):
     first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
     root.certify(request(first), "h1.example.org")
