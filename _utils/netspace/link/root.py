@@ -143,7 +143,7 @@ class Root:
         given = files.read_json(self._given, files.KEPT)
         if given is None and self.path.exists():
             raise NetspaceError(
-                f"{self._given}: missing; restore it from a backup. If this root has certified nobody yet, write {{}} to it"
+                f"{self._given}: missing; restore it from a backup; if this root has certified nobody, write {{}} to it"
             )
         return given or {}
 
