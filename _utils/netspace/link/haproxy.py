@@ -16,6 +16,8 @@ from netspace.layout import Layout
 
 SILENT_SECONDS, DEAD_SECONDS = 5.0, 15.0
 """Seconds to wait for an answer before haproxy is reported as silent, and before it is restarted."""
+MOST = 16 * 1024**2
+"""Bytes of an answer: a worker lists some 300 for each of at most 9,000 sessions."""
 START_SECONDS = 2.0
 """Seconds to wait for the socket and the worker of a haproxy that starts."""
 
@@ -29,20 +31,24 @@ def ask(layout: Layout, command: str, seconds: float = 30.0) -> str:
 
     https://docs.haproxy.org/3.0/management.html#9.4
 
-    :raises NetspaceError: haproxy didn't answer within *seconds*.
+    :raises NetspaceError: haproxy didn't answer within *seconds*, or by more than ``MOST`` bytes.
     """
+    until, answer = time.monotonic() + seconds, bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as stream:
         stream.settimeout(seconds)
         try:
             stream.connect(str(socket_path(layout)))
             stream.sendall(command.encode() + b"\n")
             stream.shutdown(socket.SHUT_WR)
-            parts = []
             while part := stream.recv(65536):
-                parts.append(part)
+                answer += part
+                if len(answer) > MOST:
+                    raise OSError(f"more than {MOST} bytes")
+                # For the whole answer: a forwarder that was taken over must not hold up root byte by byte.
+                stream.settimeout(max(until - time.monotonic(), 0.001))
         except OSError as err:
             raise NetspaceError(f"the forwarder doesn't answer on {socket_path(layout)}: {err}") from err
-    return b"".join(parts).decode(errors="replace")
+    return answer.decode(errors="replace")
 
 
 def silent(layout: Layout, seconds: float | None = None) -> str:
