@@ -305,12 +305,81 @@ def socket_of(path: Path, family: str) -> socket.socket:
     return within(path, lambda: socket.socket(_KIND[family], socket.SOCK_DGRAM))
 
 
-def test_published_connections_count_among_those_that_may_be_open(bench: Bench, outside: Path) -> None:
-    bench.make(a=veth(publish=SERVED, connections=2))
-    near = WIRE["ipv4"][0]
-    with listen(bench.path("a"), bench.address("a", "ipv4"), 8443):
+THIEVES = pytest.mark.parametrize("thief", ["thief", ""], ids=["environment", "program of the host"])
+
+
+@families
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@THIEVES
+def test_nobody_takes_over_a_published_port_by_sending_from_it(
+    bench: Bench, outside: Path, thief: str, protocol: str, family: str
+) -> None:
+    out = {"direction": "out", "cidr": ANY[family], "protocol": protocol}
+    bench.make(a=veth(publish=SERVED), thief=veth(out))
+    near, far = WIRE[family]
+    run("ip netns exec test-outside nft add table inet patient")
+    run("ip netns exec test-outside nft add chain inet patient out { type filter hook output priority 0; }")
+    # As a user's firewall does: no answer to what it hasn't asked for.
+    run("ip netns exec test-outside nft add rule inet patient out tcp flags & rst == rst drop")
+    with bound(bench.path(thief) if thief else None, family, protocol, OUTER[protocol]) as stealing:
+        stealing.setblocking(False)
+        with contextlib.suppress(BlockingIOError, PermissionError):
+            stealing.connect((far, 4321))
+            stealing.send(b"mine")
+        with bound(outside, family, protocol, 4321) as user, serving(bench.path("a"), INSIDE):
+            user.settimeout(5)
+            user.connect((near, OUTER[protocol]))
+            user.send(b"?")
+            assert user.recv(100).decode() == far
+
+
+@families
+def test_nor_by_having_sent_from_it_before_it_was_published(bench: Bench, outside: Path, family: str) -> None:
+    near, far = WIRE[family]
+    bench.make(a=veth())
+    bench.make(a=veth({"direction": "in", "cidr": ANY[family]}))  # the host tracks connections
+    with bound(None, family, "udp", 53) as early:
+        early.sendto(b"mine", (far, 4321))
+    bench.make(a=veth(publish=SERVED))
+    with bound(outside, family, "udp", 4321) as user, serving(bench.path("a"), INSIDE):
+        user.settimeout(5)
+        user.connect((near, 53))
+        user.send(b"?")
+        assert user.recv(100).decode() == far
+
+
+def bound(path: Path | None, family: str, protocol: str, port: int) -> socket.socket:
+    kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
+
+    def make() -> socket.socket:
+        made = socket.socket(_KIND[family], kind)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("", port))
+        return made
+
+    return within(path, make)
+
+
+@families
+def test_only_a_published_port_is_withheld_and_not_on_loopback(bench: Bench, family: str) -> None:
+    bench.make(a=veth(publish=["[fd00:198:18::9]:5353:53/udp", "5354:53/udp"]))
+    for port, passes in ((5353, True), (5354, False)):
+        with bound(None, family, "udp", port) as own, bound(None, family, "udp", 4321) as peer:
+            own.sendto(b"own", (LOOPBACK[family], 4321))
+            assert peer.recv(10) == b"own"
+            with contextlib.nullcontext() if passes else pytest.raises(PermissionError):
+                own.sendto(b"own", (WIRE[family][1], 4321))
+
+
+@families
+def test_who_floods_a_published_port_does_not_silence_the_environment(bench: Bench, outside: Path, family: str) -> None:
+    out = {"direction": "out", "cidr": ANY[family], "protocol": "udp"}
+    bench.make(a=veth(out, publish=SERVED, connections=2))
+    near, far = WIRE[family]
+    with listen(bench.path("a"), bench.address("a", family), 8443):
         with connected(outside, near, 443), connected(outside, near, 443):
-            assert connect(outside, near, 443, tries=1) is None
+            assert connect(outside, near, 443, tries=1) is None, "published connections are bounded"
+            assert delivered(bench.path("a"), outside, far), "and the environment's own aren't among them"
 
 
 def test_state_is_complete_and_repaired(bench: Bench, outside: Path) -> None:
