@@ -12,8 +12,8 @@ from netspace.spec import check
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow
 
-# From an environment, to it: by which name it is found.
-_WAYS = {"from": "iifname", "to": "oifname"}
+# From an environment, to it, to it by a published port: by which name it is found, and which set counts it.
+_COUNTED = {"from": ("iifname", "open"), "to": ("oifname", "open"), "led": ("oifname", "led")}
 _WORD = {"ipv4": "ip", "ipv6": "ip6"}
 _TYPE = {"ipv4": "ipv4_addr", "ipv6": "ipv6_addr"}
 _ICMP = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
@@ -61,7 +61,10 @@ def render(table: str, guarded: Sequence[Guarded], elsewhere: Sequence[str] = ()
     text += _base("input", "filter", "input", "filter", ["iifname @ends goto to_host"])
     text += _base("output", "filter", "output", "filter", ["oifname @ends goto towards"])
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ordered for rule in one.allow):
-        text += _base("outward", "nat", "postrouting", "srcnat", ["iifname @ends masquerade"])
+        text += _base("outward", "nat", "postrouting", "srcnat", [
+            *(f"iifname @ends meta l4proto {one} masquerade to :32768-60999" for one in ("tcp", "udp")),
+            "iifname @ends masquerade",
+        ])  # fmt: skip
     if any(one.publish for one in ordered):
         text += _published(ordered, elsewhere)
     text.append("}")
@@ -72,6 +75,7 @@ def _published(ordered: Sequence[Guarded], elsewhere: Sequence[str]) -> list[str
     """Return the chains and maps that lead published ports on."""
     text: list[str] = []
     lead: list[str] = []
+    reserved: list[str] = []
     for fam in FAMILIES:
         word, type_ = _WORD[fam], _TYPE[fam]
         ways: dict[str, list[str]] = {"": [], "_at": []}
@@ -87,8 +91,12 @@ def _published(ordered: Sequence[Guarded], elsewhere: Sequence[str]) -> list[str
                     text += _chain(name, [rule])
                 at = f" . {led.host.address}" if led.host.address else ""
                 ways["_at" if at else ""].append(f"{protocol} . {led.host.port}{at} : goto {name}")
-        text += _collection(f"map published_{fam}", "inet_proto . inet_service : verdict", ways[""])
-        text += _collection(f"map published_at_{fam}", f"inet_proto . inet_service . {type_} : verdict", ways["_at"])
+        for at, of in (("", "inet_proto . inet_service"), ("_at", f"inet_proto . inet_service . {type_}")):
+            text += _collection(f"map published{at}_{fam}", f"{of} : verdict", ways[at])
+            text += _collection(f"set reserved{at}_{fam}", of, (one.partition(" : ")[0] for one in ways[at]))
+        begun = f"ct direction original meta nfproto {fam} meta l4proto . th sport"
+        dropped = "fib saddr type local drop"
+        reserved += [f"{begun} . {word} saddr @reserved_at_{fam} {dropped}", f"{begun} @reserved_{fam} {dropped}"]
         key = f"meta nfproto {fam} meta l4proto . th dport"
         lead += [f"{key} . {word} daddr vmap @published_at_{fam}", f"{key} vmap @published_{fam}"]
     text += _chain("lead", lead)
@@ -101,6 +109,11 @@ def _published(ordered: Sequence[Guarded], elsewhere: Sequence[str]) -> list[str
         "ip daddr 127.0.0.0/8 accept",
         "ip6 daddr ::1 accept",
         "fib daddr type local goto lead",
+    ])  # fmt: skip
+    text += _base("reserved", "filter", "postrouting", "300", [
+        "ip saddr 127.0.0.0/8 accept",
+        "ip6 saddr ::1 accept",
+        *reserved,
     ])  # fmt: skip
     text += _base("led", "filter", "postrouting", "filter", ["oifname @ends ct status dnat iif 0 goto towards"])
     return text
@@ -141,8 +154,10 @@ def _chains(ordered: Sequence[Guarded]) -> list[str]:
             if rules or led:
                 name = chain_name(way, rules, led)
                 verdict = f"goto {then}" if then else "accept"
-                matches = [*(_let_in(one, port) for one in led), *(_matches(rule, peer, port) for rule in rules)]
-                chains.setdefault(name, _chain(name, [f"{match} {verdict}" for match in matches]))
+                counted = "goto opened.led" if then else "accept"
+                matches = [f"{_let_in(one, port)} {counted}" for one in led]
+                matches += [f"{_matches(rule, peer, port)} {verdict}" for rule in rules]
+                chains.setdefault(name, _chain(name, matches))
                 ways[way].append(f'"{one.interface}" : jump {name}')
     text = [line for name in sorted(chains) for line in chains[name]]
     for way, elements in ways.items():
@@ -153,17 +168,19 @@ def _chains(ordered: Sequence[Guarded]) -> list[str]:
 def _limits(ruled: Sequence[Guarded]) -> list[str]:
     """Return the chains for the first packet of an allowed connection: they count connections by interface."""
     text = []
+    ways = {way: how for way, how in _COUNTED.items() if way != "led" or any(one.publish for one in ruled)}
     for fam in FAMILIES:
         text += _block(f"ct timeout brief_{fam}", "protocol tcp", f"l3proto {_WORD[fam]}", f"policy = {{ {_CLOSED} }}")
     for most in sorted({one.connections for one in ruled}):
-        text += _block(f"set open.{most}", "type ifname", "size 65536", "flags dynamic")
-        for way, end in _WAYS.items():
+        for counter in sorted({counter for _, counter in ways.values()}):
+            text += _block(f"set {counter}.{most}", "type ifname", "size 65536", "flags dynamic")
+        for way, (end, counter) in ways.items():
             text += _chain(f"most.{most}.{way}", [
                 *(f'meta nfproto {fam} meta l4proto tcp ct timeout set "brief_{fam}"' for fam in FAMILIES),
-                f"add @open.{most} {{ {end} ct count over {most} }} drop",
+                f"add @{counter}.{most} {{ {end} ct count over {most} }} drop",
                 "accept",
             ])  # fmt: skip
-    for way, end in _WAYS.items():
+    for way, (end, _) in ways.items():
         elements = (f'"{one.interface}" : goto most.{one.connections}.{way}' for one in ruled)
         text += _collection(f"map connections.{way}", "ifname : verdict", elements)
         text += _chain(f"opened.{way}", ["ct state != new accept", f"{end} vmap @connections.{way}", "drop"])

@@ -2,7 +2,8 @@
 
 Only the first packet of a connection is matched against publications. A peer that keeps sending UDP from one port has
 one connection. If it began before the port was published, or led to another environment then, its packets would keep
-going there. Connections through the host, and those that go to the right environment, stay unchanged.
+going there. If somebody had sent to a peer from that port before, the peer's packets would count as answers.
+Connections through the host, and those that go to the right environment, stay unchanged.
 
 Sources: ``linux/netfilter/nfnetlink_conntrack.h``.
 """
@@ -68,14 +69,31 @@ def _stale(family: str, entry: bytes, published: Sequence[Led], own: set[bytes])
     if not {_ORIGINAL, _REPLY, _ID} <= values.keys():
         return b""
     original, reply = (_parsed(family, values[one]) for one in (_ORIGINAL, _REPLY))
-    if original is None or reply is None or original[2][0] not in own or goes_right(family, original, reply, published):
+    if original is None or reply is None:
+        return b""
+    led_elsewhere = original[2][0] in own and not goes_right(family, original, reply, published)
+    if not led_elsewhere and not (reply[2][0] in own and answered_at_one(family, reply, published)):
         return b""
     return attribute(_ORIGINAL | _NESTED, bytes(values[_ORIGINAL])) + attribute(_ID, bytes(values[_ID]))
 
 
 def goes_right(family: str, original: Tuple, reply: Tuple, published: Sequence[Led]) -> bool:
     """Return whether a connection to one of the host's addresses goes where the publications lead it. Pure."""
-    protocol, _, (sent_to, port) = original
+    found = _taker(family, original[0], original[2], published)
+    if found is None:
+        return True
+    one, addresses = found
+    return reply[1] == (ipaddress.ip_address(addresses[family]).packed, one.inside)
+
+
+def answered_at_one(family: str, reply: Tuple, published: Sequence[Led]) -> bool:
+    """Return whether a connection's answers go to a published port: users' packets would be taken for them. Pure."""
+    return _taker(family, reply[0], reply[2], published) is not None
+
+
+def _taker(family: str, protocol: int, target: End, published: Sequence[Led]) -> Led | None:
+    """Return the publication for packets to this address and port of the host."""
+    sent_to, port = target
     for one, addresses in published:
         host = one.host
         if family not in one.families or family not in addresses:
@@ -84,8 +102,8 @@ def goes_right(family: str, original: Tuple, reply: Tuple, published: Sequence[L
             continue
         if host.address and ipaddress.ip_address(host.address).packed != sent_to:
             continue
-        return reply[1] == (ipaddress.ip_address(addresses[family]).packed, one.inside)
-    return True
+        return one, addresses
+    return None
 
 
 def _parsed(family: str, value: memoryview) -> Tuple | None:

@@ -13,17 +13,19 @@ Rules, in the order in which a packet meets them:
    a network, such as ``0.0.0.0/0``, never includes the host. (Environments reach the host at
    the gateway's address.) The host needs an ``in`` rule that covers its address to reach an
    environment, like every other peer.
-6. An environment has at most ``connections`` open connections, from it and to it together. A closed
+6. An environment has at most ``connections`` open connections, from it and to it together, and as many
+   again that came by its published ports: whoever floods these stops no other connection of it. A closed
    connection leaves the host's connection tracking table within seconds. So no environment can fill
    that table.
 7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection
    tracking helper is used, so no additional connection is ever expected.
 8. Published ports of the host are forwarded: see ``netspace.interface.published``.
 
-Allowed connections to other hosts are masqueraded. Maps by the interface's name find the rules,
-so that a packet's cost doesn't grow with the number of environments, and interfaces with the
-same rules share chains. Names are known before the interfaces exist, so that the filter is
-loaded first. Without any ``allow`` the table doesn't even enable connection tracking.
+Allowed connections to other hosts are masqueraded, from source ports that nobody can publish: see 5. in
+``netspace.interface.published``. Maps by the interface's name find the rules, so that a packet's cost
+doesn't grow with the number of environments, and interfaces with the same rules share chains. Names
+are known before the interfaces exist, so that the filter is loaded first. Without any ``allow`` the
+table doesn't even enable connection tracking.
 
 ``tests/filter_text.py`` has the same table as text for nft(8). A test loads both, and compares
 the listings of nft.
@@ -45,11 +47,12 @@ from netspace.interface import nftables as nf
 from netspace.interface.matching import FAMILIES, family
 from netspace.interface.nftables import Verdict
 from netspace.interface.table import Base, Chain, Collection, Rule, Table, Timeout
-from netspace.spec.publish import Publication
+from netspace.spec.publish import OUTWARDS, Publication
 from netspace.spec.types import Allow, Cidr
 
-# Packets from an environment and to it: the interface name by which each is matched.
-_WAYS = {"from": nf.IIFNAME, "to": nf.OIFNAME}
+# First packets from an environment, to it, and to it by a published port: the interface name by which each is matched,
+# and the set that counts them.
+_COUNTED = {"from": (nf.IIFNAME, "open"), "to": (nf.OIFNAME, "open"), "led": (nf.OIFNAME, "led")}
 # Seconds that the host tracks a closed connection, by conntrack's state (TIME_WAIT, CLOSE).
 _CLOSED = {7: 2, 8: 1}
 _MOST = 65536  # the most interfaces whose connections one set can count
@@ -142,7 +145,7 @@ def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
                 apart += [[*ours, *matching.address(fam, which), nf.member(one), _DROP] for fam, one in others]
         chains[name] = Chain([*apart, *rules], Base("filter", hook))
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
-        chains["outward"] = Chain([[*_OURS_IN, nf.MASQUERADE]], Base("nat", nf.POSTROUTING, _SRCNAT))
+        chains["outward"] = Chain(_MASQUERADED, Base("nat", nf.POSTROUTING, _SRCNAT))
     if led := [(publication, one.addresses) for one in ordered for publication in one.publish]:
         sent_by = [[*matching.address(fam, "saddr"), nf.member(one)] for fam, one in others]
         more, maps = published.chains(led, sent_by)
@@ -196,6 +199,13 @@ def single(rule: Allow) -> bool:
 _DROP, _ACCEPT = nf.verdict(nf.DROP), nf.verdict(nf.ACCEPT)
 _OURS_IN = [nf.meta(nf.IIFNAME), nf.member("ends")]
 _OURS_OUT = [nf.meta(nf.OIFNAME), nf.member("ends")]
+_MASQUERADED: Sequence[Rule] = [
+    *(
+        [*_OURS_IN, *nf.is_(nf.L4PROTO, bytes([number])), *nf.masquerade_from(OUTWARDS[0], OUTWARDS[-1])]
+        for number in matching.PROTOCOLS.values()
+    ),
+    [*_OURS_IN, nf.MASQUERADE],
+]
 _HOOKED: Mapping[str, tuple[int, Sequence[Rule]]] = {
     "forward": (
         nf.FORWARD,
@@ -260,7 +270,8 @@ def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...])
     then = nf.goto(chain) if chain else _ACCEPT
     rules = of_way(way, allow)
     led = publish if direction == "in" else ()
-    made = [[*published.let_in(one, reply=not chain), then] for one in led]
+    counted = nf.goto("opened.led") if chain else _ACCEPT
+    made = [[*published.let_in(one, reply=not chain), counted] for one in led]
     return chain_name(way, rules, led), [*made, *([*matching.covers(rule, peer, port), then] for rule in rules)]
 
 
@@ -268,16 +279,18 @@ def _limits(
     ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
     """Add the chains for the first packet of an allowed connection. They count connections per interface."""
+    any_led = any(one.publish for one in ruled)
+    counted_ways = {way: how for way, how in _COUNTED.items() if way != "led" or any_led}
     for most in sorted({one.connections for one in ruled}):
-        sets[f"open.{most}"] = Collection(*_NAME, most=_MOST)
-        for way, end in _WAYS.items():
+        for way, (end, counter) in counted_ways.items():
+            sets[f"{counter}.{most}"] = Collection(*_NAME, most=_MOST)
             briefly = (
                 [*nf.is_(nf.NFPROTO, of.proto), *nf.is_(nf.L4PROTO, b"\x06"), nf.use_timeout(f"brief_{fam}")]
                 for fam, of in FAMILIES.items()
             )
-            counted = [nf.meta(end), nf.more_open_each(f"open.{most}", most), _DROP]
+            counted = [nf.meta(end), nf.more_open_each(f"{counter}.{most}", most), _DROP]
             chains[f"most.{most}.{way}"] = Chain([*briefly, counted, [_ACCEPT]])
-    for way, end in _WAYS.items():
+    for way, (end, _) in counted_ways.items():
         led = {keys[one.interface]: nf.to_goto(f"most.{one.connections}.{way}") for one in ruled}
         sets[f"connections.{way}"] = Collection(*_NAME_TO_VERDICT, led, verdicts=True)
         chains[f"opened.{way}"] = Chain([

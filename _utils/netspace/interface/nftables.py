@@ -57,7 +57,7 @@ FIRST_SECOND, FIRST_THIRD = 9, 10
 _NEW, _RELATED = 8, 4  # bits of a connection's state
 _TRANSLATED = 0x20  # bit of a connection's status: its destination was translated
 _DNAT, _PORT_GIVEN = 1, 2  # linux/netfilter/nf_nat.h
-_FIB_DESTINATION, _FIB_TYPE, _LOCAL = 2, 3, 2
+_FIB_SOURCE, _FIB_DESTINATION, _FIB_TYPE, _LOCAL = 1, 2, 3, 2
 _TIMEOUT = 7  # the number of that kind of object
 
 # Types of a set's keys: nft's number of the type (nft shows the keys by it), and bytes.
@@ -182,6 +182,20 @@ def use_timeout(name: str) -> Expression:
 MASQUERADE = _expression("masq")
 
 
+def masquerade_from(first: int, last: int) -> list[Expression]:
+    """Masquerade, and translate the source port to one of this range; for TCP and UDP alone."""
+    return [
+        _expression("immediate", attribute(1, _number(_REGISTER)), _value(2, struct.pack(">H", first))),
+        _expression("immediate", attribute(1, _number(SECOND)), _value(2, struct.pack(">H", last))),
+        _expression(
+            "masq",
+            attribute(1, _number(_PORT_GIVEN)),
+            attribute(2, _number(_REGISTER)),
+            attribute(3, _number(SECOND)),
+        ),
+    ]
+
+
 def write(base: int, offset: int, data: bytes) -> list[Expression]:
     """Write *data* into the packet, without updating checksums."""
     made: list[Expression] = []
@@ -279,18 +293,23 @@ def translated() -> list[Expression]:
 
 
 @_remembered
-def _to_fib_type() -> Expression:
+def _fib_type(of: int) -> Expression:
     return _expression(
         "fib",
         attribute(1, _number(_REGISTER)),
         attribute(2, _number(_FIB_TYPE)),
-        attribute(3, _number(_FIB_DESTINATION)),
+        attribute(3, _number(of)),
     )
 
 
 def to_own_address() -> list[Expression]:
     """Match packets to one of the host's own addresses."""
-    return [_to_fib_type(), equal(struct.pack("=I", _LOCAL))]
+    return [_fib_type(_FIB_DESTINATION), equal(struct.pack("=I", _LOCAL))]
+
+
+def from_own_address() -> list[Expression]:
+    """Match packets from one of the host's own addresses."""
+    return [_fib_type(_FIB_SOURCE), equal(struct.pack("=I", _LOCAL))]
 
 
 def lead_to(family: int, address: bytes, port: int) -> list[Expression]:

@@ -13,8 +13,10 @@ from typing import NamedTuple
 from netspace.spec.types import PORTS, Filtered, Interface, LocalBroker
 
 MOST = 256  # the most publications of one environment
+OUTWARDS = range(32768, 61000)  # the source ports of environments' TCP and UDP connections to other hosts
 _EXAMPLES = "'443:8443', '198.51.100.1:443:8443', '[2001:db8::1]:443:8443' or '53:53/udp'"
 _WRITTEN = re.compile(r"(?:(?:\[([0-9a-fA-F:.]{2,45})\]|([0-9.]{7,15})):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
+_OUTWARDS = f"ports {OUTWARDS[0]} to {OUTWARDS[-1]} are the source ports of connections outwards"
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 (refused, not bound)
 
 
@@ -147,7 +149,7 @@ def ports(interfaces: Mapping[str, Interface]) -> Iterator[tuple[HostPort, str, 
 
 
 def conflicts(interfaces: Mapping[str, Interface], path: str = "netspace") -> list[tuple[str, str, str]]:
-    """Return the publications whose port is in use by another interface: (name, key, message).
+    """Return the publications whose port is in use by another interface or outwards: (name, key, message).
 
     :param path: the declaration's path, for messages.
     """
@@ -156,6 +158,8 @@ def conflicts(interfaces: Mapping[str, Interface], path: str = "netspace") -> li
     for port, name, key in ports(interfaces):
         others = taken.setdefault((port.protocol, port.port), [])
         if key.startswith("publish:"):
+            if port.port in OUTWARDS:
+                found.append((name, key, f"{port}: {_OUTWARDS}; publish another"))
             other = next((entry for entry in others if entry[0].overlaps(port)), None)
             if other is not None:
                 found.append((name, key, f"{port}: {other[1]} has {other[0]} already; take another port"))

@@ -373,7 +373,8 @@ class Filtered(Interface, frozen=True):
 
     :param allow: exceptions to the default drop.
     :param rate: the most bits per second that it may send (``10M``); absent: unlimited.
-    :param connections: the most connections that may be open at once, from it and to it together.
+    :param connections: the most connections that may be open at once, from it and to it together; connections by
+        published ports are counted apart, with the same bound.
     """
 
     allow: tuple[Allow, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from netspace import sockets
 from netspace.host import Host
 from netspace.interface import conntrack, forwarding
 from netspace.spec import parse
+from netspace.spec.publish import OUTWARDS
 
 pytestmark = pytest.mark.root
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -305,12 +307,120 @@ def socket_of(path: Path, family: str) -> socket.socket:
     return within(path, lambda: socket.socket(_KIND[family], socket.SOCK_DGRAM))
 
 
-def test_published_connections_count_among_those_that_may_be_open(bench: Bench, outside: Path) -> None:
-    bench.make(a=veth(publish=SERVED, connections=2))
-    near = WIRE["ipv4"][0]
-    with listen(bench.path("a"), bench.address("a", "ipv4"), 8443):
+THIEVES = pytest.mark.parametrize("thief", ["thief", ""], ids=["environment", "program of the host"])
+
+
+@families
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@THIEVES
+def test_nobody_takes_over_a_published_port_by_sending_from_it(
+    bench: Bench, outside: Path, thief: str, protocol: str, family: str
+) -> None:
+    out = {"direction": "out", "cidr": ANY[family], "protocol": protocol}
+    bench.make(a=veth(publish=SERVED), thief=veth(out))
+    port = next(USERS_PORTS)
+    with silent(outside), bound(bench.path(thief) if thief else None, family, protocol, OUTER[protocol]) as stealing:
+        stealing.setblocking(False)
+        with contextlib.suppress(BlockingIOError, PermissionError):
+            stealing.connect((WIRE[family][1], port))
+            stealing.send(b"mine")
+        assert served(bench, outside, family, protocol, port)
+
+
+@families
+def test_nor_by_having_sent_from_it_before_it_was_published(bench: Bench, outside: Path, family: str) -> None:
+    bench.make(a=veth({"direction": "in", "cidr": ANY[family]}))  # the host tracks connections
+    port = next(USERS_PORTS)
+    with bound(None, family, "udp", 53) as early:
+        early.sendto(b"mine", (WIRE[family][1], port))
+    bench.make(a=veth(publish=SERVED))
+    assert served(bench, outside, family, "udp", port)
+
+
+@families
+@pytest.mark.parametrize("publish", [SERVED, []], ids=["published", "not published"])
+def test_environments_connect_from_ports_that_nobody_can_publish(
+    bench: Bench, outside: Path, publish: list[str], family: str
+) -> None:
+    """The ports of the host's own programs are none of them either."""
+    far = WIRE[family][1]
+    out = [{"direction": "out", "cidr": ANY[family], "protocol": protocol} for protocol in ("tcp", "udp")]
+    bench.make(a=veth(publish=publish), b=veth(*out))
+    with bound(outside, family, "udp", 4000) as peer, bound(bench.path("b"), family, "udp", 53) as sender:
+        peer.settimeout(5)
+        sender.sendto(b"?", (far, 4000))
+        assert peer.recvfrom(10)[1][1] in OUTWARDS
+    with listen(outside, far, 4000) as server, bound(bench.path("b"), family, "tcp", 443) as client:
+        client.settimeout(5)
+        client.connect((far, 4000))
+        accepted, peer_address = server.accept()
+        accepted.close()
+        assert peer_address[1] in OUTWARDS
+
+
+# One for each test: the kernel tracks a connection for longer than a test takes.
+USERS_PORTS = itertools.count(4321)
+
+
+@contextlib.contextmanager
+def silent(path: Path) -> Iterator[None]:
+    """Have a user's host give no answer to what it hasn't asked for, as behind a firewall."""
+    inside = f"ip netns exec {path.name} nft"
+    run(f"{inside} add table inet silent")
+    run(f"{inside} add chain inet silent out {{ type filter hook output priority 0; }}")
+    run(f"{inside} add rule inet silent out tcp flags & rst == rst drop")
+    try:
+        yield
+    finally:
+        run(f"{inside} delete table inet silent")
+
+
+def served(bench: Bench, outside: Path, family: str, protocol: str, port: int) -> bool:
+    """Ask from one port of the user's; return whether the environment ``a`` answers, and nobody else before it."""
+    near, far = WIRE[family]
+    with bound(outside, family, protocol, port) as user, serving(bench.path("a"), INSIDE):
+        user.settimeout(5)
+        try:
+            user.connect((near, OUTER[protocol]))
+            user.send(b"?")
+            return user.recv(100).decode() == far
+        except OSError:
+            return False
+
+
+def bound(path: Path | None, family: str, protocol: str, port: int) -> socket.socket:
+    kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
+
+    def make() -> socket.socket:
+        made = socket.socket(_KIND[family], kind)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("", port))
+        return made
+
+    return within(path, make)
+
+
+@families
+def test_no_other_port_or_address_is_withheld_nor_loopback(bench: Bench, outside: Path, family: str) -> None:
+    assert outside
+    bench.make(a=veth(publish=["[fd00:198:18::9]:5353:53/udp", "5354:53/udp"]))
+    for port, passes in ((5353, True), (5354, False)):
+        with bound(None, family, "udp", port) as own, bound(None, family, "udp", 4000) as peer:
+            own.sendto(b"own", (LOOPBACK[family], 4000))
+            assert peer.recv(10) == b"own"
+            with contextlib.nullcontext() if passes else pytest.raises(PermissionError):
+                own.sendto(b"own", (WIRE[family][1], 4000))
+
+
+@families
+def test_who_floods_a_published_port_does_not_silence_the_environment(bench: Bench, outside: Path, family: str) -> None:
+    out = {"direction": "out", "cidr": ANY[family], "protocol": "udp"}
+    bench.make(a=veth(out, publish=SERVED, connections=2))
+    near, far = WIRE[family]
+    with listen(bench.path("a"), bench.address("a", family), 8443):
         with connected(outside, near, 443), connected(outside, near, 443):
-            assert connect(outside, near, 443, tries=1) is None
+            assert connect(outside, near, 443, tries=1) is None, "published connections are bounded"
+            assert delivered(bench.path("a"), outside, far), "and the environment's own aren't among them"
 
 
 def test_state_is_complete_and_repaired(bench: Bench, outside: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netspace.interface.conntrack import goes_right
+from netspace.interface.conntrack import answered_at_one, goes_right
 from netspace.spec.publish import Publication
 
 HOST, OTHER, CLIENT = (bytes([198, 51, 100, last]) for last in (1, 2, 9))
@@ -37,3 +37,20 @@ def test_a_connection_is_stale_where_its_port_leads_elsewhere(
 ) -> None:
     client = (CLIENT, 40000)
     assert goes_right("ipv4", (protocol, client, sent_to), (protocol, answered_by, client), LED) == right
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sent_from", "stale"),
+    [
+        (6, (HOST, 443), True),
+        (6, (OTHER, 443), True),
+        (17, (HOST, 53), True),
+        (17, (OTHER, 53), False),
+        (17, (HOST, 443), False),
+        (6, (HOST, 40000), False),
+    ],
+)
+def test_a_connection_is_stale_where_a_published_port_is_its_source(
+    protocol: int, sent_from: tuple[bytes, int], *, stale: bool
+) -> None:
+    assert answered_at_one("ipv4", (protocol, (CLIENT, 40000), sent_from), LED) == stale

@@ -103,8 +103,8 @@ def test_forwarding_is_needed_for_others_than_the_host() -> None:
 
 def test_where_nothing_is_published_nothing_is_led() -> None:
     table = build([guarded(1, Allow(direction="in", cidr=Cidr("0.0.0.0/0")))], ["198.51.100.9"])
-    assert not {"published", "published_here", "lead", "led"} & table.chains.keys()
-    assert not [name for name in table.sets if name.startswith("published")]
+    assert not {"published", "published_here", "reserved", "lead", "led", "opened.led"} & table.chains.keys()
+    assert not [name for name in table.sets if name.startswith(("published", "reserved", "led", "connections.led"))]
 
 
 def test_a_packet_meets_as_many_rules_whatever_the_number_of_publications() -> None:
@@ -113,7 +113,7 @@ def test_a_packet_meets_as_many_rules_whatever_the_number_of_publications() -> N
         [guarded(number, publish=[f"{1000 + number}:80", f"198.51.100.1:{number}:53/udp"]) for number in range(1, 200)],
         [f"198.51.100.{last}" for last in range(1, 200)],
     )
-    for name in ("published", "published_here", "lead", "led", "forward"):
+    for name in ("published", "published_here", "reserved", "lead", "led", "forward"):
         assert one.chains[name] == many.chains[name]
     assert many.chains["published"].rules[0] == [nf.meta(nf.IIFNAME), nf.member("ends"), nf.verdict(nf.ACCEPT)]
 

@@ -187,13 +187,23 @@ def test_the_brokers_ports_are_its_own(broker: dict[str, Any], listed: str, of: 
 def test_ports_of_tunnels_are_their_own() -> None:
     key = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="
     peers = [{"public_key": key, "allowed_ips": ["10.7.0.0/24"]}]
-    tunnel = {"kind": "wireguard", "listen_port": 51820, "ipv4": "10.7.0.1/24", "peers": peers}
+    tunnel = {"kind": "wireguard", "listen_port": 21820, "ipv4": "10.7.0.1/24", "peers": peers}
     where = "netspace:environments:web:interface:publish:0"
-    said = problems(whole(web=veth("51820:80/udp"), far=tunnel))
-    assert "netspace:environments:far:interface:listen_port has 51820/udp" in said[where]
+    said = problems(whole(web=veth("21820:80/udp"), far=tunnel))
+    assert "netspace:environments:far:interface:listen_port has 21820/udp" in said[where]
     wide = {"kind": "vxlan", "id": 7, "remote": "198.51.100.2", "ipv4": "10.9.0.7/24"}
     assert where in problems(whole(web=veth("4789:80/udp"), far=wide))
-    assert not problems(whole(web=veth("4789:80", "51820:80"), far=wide, farther=tunnel))
+    assert not problems(whole(web=veth("4789:80", "21820:80"), far=wide, farther=tunnel))
+
+
+def test_source_ports_of_connections_outwards_cannot_be_published() -> None:
+    said = problems(whole(web=veth("32767:80", "61000:80", "32768:80", "198.51.100.1:60999:80/udp")))
+    reason = "ports 32768 to 60999 are the source ports of connections outwards; publish another"
+    assert said == {
+        "netspace:environments:web:interface:publish:2": f"32768/tcp: {reason}",
+        "netspace:environments:web:interface:publish:3": f"198.51.100.1:60999/udp: {reason}",
+    }
+    assert not problems(whole(web=veth("443:40000"))), "inside is another matter"
 
 
 def test_while_trust_withholds_it_publications_only_get_fewer() -> None:
