@@ -378,7 +378,7 @@ def _unpack(layout: Layout, source: Path, aside: Path) -> tuple[int, dict[str, A
                 members, digest = _members(archive, source), _Digest()
                 keys = _acceptable(layout, archive, next(members, None), source, digest)
                 _extract(archive, members, aside, source, digest)
-        except (tarfile.TarError, EOFError, UnicodeError) as err:
+        except (tarfile.TarError, EOFError, ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as err:
             raise NetspaceError(f"{source}: it is no archive of mail: {err}") from err
         return info.st_size, keys
 
