@@ -123,6 +123,9 @@ def test_what_root_restores_lies_where_the_brokers_user_gets_only_once_the_node_
             check=False,
         ).stdout.split()
         assert seen == [str(host.mnesia / "queues/5")]
+        (restored,) = {path.relative_to(host.layout.broker).parts[0] for path in found} - {"data"}
+        outer = (host.layout.broker / restored).stat()
+        assert (outer.st_uid, outer.st_mode & 0o777) == (0, 0o700), "and nobody else can exchange what is in it"
 
     monkeypatch.setattr(archive, "_down", down)
     host.load()
@@ -162,11 +165,14 @@ def test_a_link_that_takes_the_place_of_the_data_at_the_last_moment_is_put_back(
     assert host.mnesia.is_symlink() and not host.restoring.exists()
 
 
-@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "socket", "root's", "too deep"])
+@pytest.mark.parametrize("kind", ["link", "link to its own", "hard link", "pipe", "socket", "root's", "too deep"])
 def test_what_rabbitmq_does_not_make_is_refused_in_a_backup_and_nothing_of_it_is_left(host, kind):
     strange = host.mnesia / "queues/strange"
     if kind == "link":
         strange.symlink_to("/etc/shadow")
+    elif kind == "link to its own":
+        (host.data / "cookie").write_text("secret")
+        strange.symlink_to("../../cookie")
     elif kind == "hard link":
         os.link(host.mnesia / "queues/5", strange)
     elif kind == "pipe":
