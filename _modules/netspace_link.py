@@ -246,7 +246,8 @@ def restore(file: str) -> dict[str, Any]:
     **The broker's present mail is lost.** Messages that were read since the backup come again.
 
     The links of this host must have been applied. Apply again afterwards, to bring accounts and links to their declared
-    state. If the file is damaged or of a newer RabbitMQ, the function raises an error and replaces nothing.
+    state. If the file is damaged or of a newer RabbitMQ, the function raises an error and replaces nothing. If the
+    broker does not start with the restored mail, the function puts the former mail back and raises the error.
 
     file
         A file from ``backup``, which must belong to root.

@@ -240,12 +240,20 @@ def exported(layout: Layout) -> Mapping[str, Any]:
     return files.read_json(_path(layout)) or {}
 
 
+def check(layout: Layout, record: Mapping[str, Any]) -> None:
+    """Check that :func:`adopt` can use the keys.
+
+    :raises StateError: they can't be decoded.
+    """
+    _decoded(layout, record)
+
+
 def adopt(layout: Layout, record: Mapping[str, Any]) -> None:
     """Record the keys from :func:`exported`. The next run renames objects that have other names.
 
     :raises StateError: the keys can't be decoded.
     """
-    _decoded(layout, record)
+    check(layout, record)
     files.write_json(_path(layout), record)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from link_world import World
@@ -119,7 +121,7 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
     with pytest.raises(NetspaceError, match="an absolute path"):
         archive.save(linked.layout, linked.supervisor, Path("mail.tar"), lambda _: None)
     assert linked.supervisor.observe()["broker"].pid == pid, "the broker was not stopped for any of them"
-    assert not (linked.layout.broker / "data/mnesia.new").exists()
+    assert not (linked.layout.broker / "restoring").exists()
     assert waiting(linked) == [b"here"]
 
 
@@ -131,16 +133,38 @@ def test_killed_restoration_is_finished_by_the_next_apply(linked, file, monkeypa
     waiting(linked)
     send(linked, b"later")
 
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: object, **__: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(archive.node, "start", killed)
-        if moment == "stopped":
-            patched.setattr(archive, "_exchange", killed)
-        load(linked, file)
+    child = os.fork()
+    if not child:
+        try:
+            where, step = (archive, "_exchange") if moment == "stopped" else (archive.node, "start")
+            monkeypatch.setattr(where, step, lambda *_, **__: os._exit(9))
+            load(linked, file)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     linked.apply(LINK)
     assert waiting(linked) == [b"later" if moment == "stopped" else b"saved"]
+    archive._drop(linked.layout.broker / "restoring")  # as the next restoration does
+
+
+def test_if_the_broker_does_not_start_with_the_restored_mail_it_goes_on_with_the_former(linked, file, monkeypatch):
+    waiting(linked)
+    send(linked, b"saved")
+    archive.save(linked.layout, linked.supervisor, file, lambda _: None)
+    waiting(linked)
+    send(linked, b"later")
+    start = archive.node.start
+    begun: list[bool] = []
+
+    def failing(*told: Any) -> None:
+        start(*told)
+        begun.append(True)
+        if len(begun) == 1:
+            raise NetspaceError("the broker ended while starting")
+
+    with monkeypatch.context() as patched, pytest.raises(NetspaceError, match="ended while starting"):
+        patched.setattr(archive.node, "start", failing)
+        load(linked, file)
+    assert len(begun) == 2 and not linked.plan(LINK).steps
+    assert not (linked.layout.broker / "restoring").exists()
+    assert waiting(linked) == [b"later"]
