@@ -90,11 +90,15 @@ def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callabl
     """
     with files.refusals_told(), files.locked(layout.lock):
         spec = _own(layout)
-        _settle(layout, spec, supervisor, progress)
         place = _place(layout)
-        place.mkdir(mode=0o700)
+        fresh = place.with_name("unpacked")
         try:
-            size, keys = _unpack(layout, source, place / DATA)
+            _drop(fresh)
+            fresh.mkdir(mode=0o700)
+            size, keys = _unpack(layout, source, fresh / DATA)
+            # Not before: the mail that this may give up is replaced only by a whole archive.
+            _settle(layout, spec, supervisor, progress)
+            fresh.rename(place)
             try:
                 _down(supervisor)
                 _note(layout)
@@ -107,6 +111,7 @@ def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callabl
                 node.start(layout, spec, supervisor, progress)
                 raise
         except BaseException:
+            _drop(fresh)
             if not _exchanged(place):
                 _drop(place)
             raise
@@ -260,8 +265,8 @@ class _Digest:
 
 
 def _writable(target: Path) -> None:
-    if not target.is_absolute() or ".." in target.parts:
-        raise NetspaceError(f"{target}: expected an absolute path")
+    if not paths.straight(target.parent):
+        raise NetspaceError(f"{target}: expected an absolute path without links and '..'")
     if target.is_dir():
         raise NetspaceError(f"{target}: it is a folder; name a file")
     if found := paths.loose(target):
