@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from waiting import PATIENCE, until
 
 from netspace.interface import forwarding, namespaces, netlink
@@ -91,6 +92,22 @@ def connected(path: Path | None, address: str, port: int) -> socket.socket:
     made = connect(path, address, port, timeout=PATIENCE, tries=1)
     assert made is not None, f"{address} does not answer at port {port}"
     return made
+
+
+def assert_cut(client: socket.socket, accepted: socket.socket, revoke: Callable[[], object]) -> None:
+    """Check that a live connection carries data until *revoke*, and afterwards in neither direction."""
+    with client, accepted:
+        client.send(b"before")
+        accepted.settimeout(30)
+        assert accepted.recv(100) == b"before"
+        accepted.settimeout(0.4)
+        client.settimeout(0.4)
+        revoke()
+        client.send(b"after")
+        accepted.send(b"after")
+        for end in (accepted, client):
+            with pytest.raises(TimeoutError):
+                end.recv(100)
 
 
 def reaches(

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files, paths
-from netspace.environment import disks, records, runtime
+from netspace.environment import disks, records, runtime, runtimes
 from netspace.environment.kind import Environments
 from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import NAME, NAME_RULE
 from netspace.supervision import Supervisor
 
-_PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MENDED = 1  # of e2fsck: all is well now
 _ENDED = ("stopped", "failed")
 
@@ -161,7 +160,7 @@ def _write(source: Path, aside: Path) -> None:
 
 def _run(program: str, *arguments: str, bad: int) -> None:
     """Run a program; an exit code from *bad* on is an error."""
-    found = shutil.which(program, path=_PROGRAMS)
+    found = shutil.which(program, path=runtimes.SEARCHED)
     if found is None:
         raise MissingError(f"the program {program}", "install it: apt-get install e2fsprogs coreutils")
     done = subprocess.run(
@@ -171,7 +170,7 @@ def _run(program: str, *arguments: str, bad: int) -> None:
         text=True,
         errors="replace",
         check=False,
-        env={"PATH": _PROGRAMS, "LC_ALL": "C"},
+        env={"PATH": runtimes.SEARCHED, "LC_ALL": "C"},
     )
     if done.returncode >= bad:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit {done.returncode}"]

@@ -29,7 +29,8 @@ from pathlib import Path
 
 import msgspec
 
-from netspace.environment import mounts
+from netspace import files
+from netspace.environment import mounts, runtimes
 from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout
 from netspace.spec import check
@@ -46,7 +47,6 @@ _JOURNAL = 4  # MiB, the minimum
 # ext4 leaves space at the end unused that is too small for the tables of another block group.
 _SLACK = 8 * 1024**2
 _OPTIONS = "discard,noinit_itable,errors=remount-ro"
-_PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _LOOP_SET_CAPACITY = 0x4C07
 _LOOP_CONFIGURE = 0x4C0A
@@ -124,7 +124,7 @@ def lacking() -> str:
     """Return why this host can't have file systems of a bounded size; empty if it can."""
     if not _CONTROL.exists():
         return f"there is no {_CONTROL} (is the kernel's loop module there?)"
-    if shutil.which("mkfs.ext4", path=_PROGRAMS) is None:
+    if shutil.which("mkfs.ext4", path=runtimes.SEARCHED) is None:
         return "the program mkfs.ext4 is missing: apt-get install e2fsprogs"
     return ""
 
@@ -262,12 +262,12 @@ def copy(source: Path, target: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        env={"PATH": _PROGRAMS, "LC_ALL": "C"},
+        env={"PATH": runtimes.SEARCHED, "LC_ALL": "C"},
     )
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["cp failed"]
         raise NetspaceError(f"what is in {source} can't be kept: {reason[0]}")
-    _sync(target, everything=True)
+    files.sync_all(target)
 
 
 def grow(place: Place, device: str) -> None:
@@ -408,7 +408,7 @@ def _blank_file(path: Path, size: int) -> None:
 @functools.lru_cache(maxsize=4)
 def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
     """Return the parts of an empty ext4 of this size that are not zero: offset and bytes. mkfs runs once per size."""
-    program = shutil.which("mkfs.ext4", path=_PROGRAMS)
+    program = shutil.which("mkfs.ext4", path=runtimes.SEARCHED)
     if program is None:
         raise MissingError("the program mkfs.ext4", "install it: apt-get install e2fsprogs")
     handle = os.memfd_create("ext4", os.MFD_CLOEXEC)
@@ -424,7 +424,7 @@ def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
             capture_output=True,
             check=False,
             pass_fds=(handle,),
-            env={"PATH": _PROGRAMS, "LC_ALL": "C"},
+            env={"PATH": runtimes.SEARCHED, "LC_ALL": "C"},
         )
         if done.returncode:
             raise NetspaceError(f"mkfs.ext4: {done.stderr.decode(errors='replace').strip()}")
@@ -453,13 +453,10 @@ def _folder(path: Path, owner: int, mode: int) -> None:
     path.chmod(mode)
 
 
-def _sync(folder: Path, *, everything: bool = False) -> None:
+def _sync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if everything:
-            mounts.sync(handle)
-        else:
-            os.fsync(handle)
+        os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -488,7 +485,7 @@ def measure(folder: Path) -> tuple[int, int] | None:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,  # du fails if a file disappears meanwhile: no error here
-                env={"PATH": _PROGRAMS, "LC_ALL": "C"},
+                env={"PATH": runtimes.SEARCHED, "LC_ALL": "C"},
                 timeout=_MEASURED,
             )
             found.append(int(done.stdout.split()[0]))

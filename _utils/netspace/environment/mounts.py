@@ -121,11 +121,6 @@ def unmount(target: Path) -> bool:
         raise OSError(number, f"unmount {target}: {os.strerror(number)}")
 
 
-def sync(folder_fd: int) -> None:
-    """Write the whole file system of an open folder to its disk (syncfs(2))."""
-    _check(_libc().syncfs(ctypes.c_int(folder_fd)), "syncfs")
-
-
 def bind(source: Path, target: Path, flags: int) -> None:
     """Bind-mount the folder *source* at *target*, with the mount flags *flags*."""
     mount(source, target, "none", BIND)

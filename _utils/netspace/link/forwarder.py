@@ -55,7 +55,11 @@ RATE = "32m"  # bytes per second that an environment may send; without a limit, 
 ALL_CONNECTIONS = 9000
 OLD_WORKERS = 16  # each needs 10 MB until its last connection ends; haproxy ends older ones
 SECTION = "frontend environment:"
-_ENTRY = re.compile(rf"^{SECTION}(\S+)\n    # network namespace (\d+)\n    bind \S+:(\d+) ", re.MULTILINE)
+_ENTRY = re.compile(
+    rf"^{SECTION}(\S+)\n    # network namespace (\d+)\n"
+    rf"(?:    .*\n)*?    bind {re.escape(ports.LOOPBACK)}:(\d+) namespace",
+    re.MULTILINE,
+)
 _CHECK = "check no-check-ssl inter 5s fastinter 1s downinter 2s fall 3 rise 1 on-marked-down shutdown-sessions"
 _WAY = "backend to:"
 FROM_ELSEWHERE = 4000  # connections from all other hosts together

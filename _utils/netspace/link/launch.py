@@ -21,10 +21,6 @@ from netspace.link import forwarder, haproxy, ports
 SECONDS = 20.0
 """Seconds for which the ports are held at most, until haproxy listens. It needs about one second."""
 
-_BOUND = re.compile(
-    rf"^{forwarder.SECTION}(\S+)\n(?:    .*\n)*?    bind {re.escape(ports.LOOPBACK)}:(\d+) namespace", re.MULTILINE
-)
-
 
 def main(layout: Layout) -> NoReturn:
     """Replace this process by haproxy; exit with status 1 if that fails."""
@@ -53,18 +49,13 @@ def _hold(layout: Layout) -> ports.Held:
     """Hold the ports of all configured environments; remove those whose port can't be held from the configuration."""
     path = forwarder.config_file(layout)
     config = path.read_text()
-    held = ports.Held({name: (layout.netns(name), port) for name, port in wanted(config).items()})
+    held = ports.Held({name: (layout.netns(name), port) for name, (_, port) in forwarder.entries(config).items()})
     if held.refused:
         config = forwarder.with_something(layout, without(config, held.refused))
         for one in (path, forwarder.served_file(layout)):
             files.write(one, config.encode())
         print(ports.told(held.refused), file=sys.stderr, flush=True)
     return held
-
-
-def wanted(config: str) -> dict[str, int]:
-    """Return the port of each environment in haproxy's configuration."""
-    return {name: int(port) for name, port in _BOUND.findall(config)}
 
 
 def without(config: str, environments: Collection[str]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from environment_host import Host
 
+from netspace import files
 from netspace.environment import disks, ids, mounts, records, rootfs
 
 pytestmark = pytest.mark.root
@@ -174,7 +175,7 @@ SEAMS = (
         (os, name)
         for name in ("ftruncate", "truncate", "pwrite", "fsync", "rename", "replace", "mkdir", "rmdir", "chown")
     ),
-    *((os, "unlink"), (mounts, "mount"), (mounts, "unmount"), (mounts, "sync"), (disks.fcntl, "ioctl")),
+    *((os, "unlink"), (mounts, "mount"), (mounts, "unmount"), (files, "sync_all"), (disks.fcntl, "ioctl")),
     *((records, "write"), (subprocess, "run")),
 )
 

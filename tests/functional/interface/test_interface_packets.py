@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from interface_bench import ANY, WIRE, WORLD, Bench, connected, listen, meets, reaches, run, veth, within
+from interface_bench import ANY, WIRE, WORLD, Bench, assert_cut, connected, listen, meets, reaches, run, veth, within
 
 pytestmark = pytest.mark.root
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -147,18 +147,7 @@ def test_revoked_rule_cuts_a_live_connection(bench: Bench, outside: Path, family
     with listen(outside, WIRE[family][1], 8080) as server:
         client = connected(bench.path("a"), WIRE[family][1], 8080)
         accepted, _ = server.accept()
-        with client, accepted:
-            client.send(b"before")
-            accepted.settimeout(30)
-            assert accepted.recv(100) == b"before"
-            accepted.settimeout(0.4)
-            client.settimeout(0.4)
-            bench.make(a=veth())
-            client.send(b"after")
-            accepted.send(b"after")
-            for end in (accepted, client):
-                with pytest.raises(TimeoutError):
-                    end.recv(100)
+        assert_cut(client, accepted, lambda: bench.make(a=veth()))
 
 
 @families

@@ -97,7 +97,7 @@ def test_a_port_that_is_taken_takes_one_section_out_of_the_configuration():
     layout = Layout()
     broker = LocalBroker(passwords=("old",))
     config = forwarder.render(layout, Wanted(broker, {"web": 11, "old": 12, "a-b": 13}))
-    assert launch.wanted(config) == {"web": 5671, "old": 5672, "a-b": 5671}
+    assert forwarder.entries(config) == {"web": (11, 5671), "old": (12, 5672), "a-b": (13, 5671)}
     staying = launch.without(config, ["old", "a-b"])
     assert forwarder.served(staying) == ["web"]
     assert [line for line in config.splitlines() if line not in staying.splitlines()] == [
