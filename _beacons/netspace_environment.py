@@ -34,9 +34,9 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import declared  # noqa: E402
+from netspace.environment.health import alarms  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.health import alarms  # noqa: E402
+from netspace.plugin import arguments  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -63,11 +63,11 @@ def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     Observe all environments once, and return events for the changes since the last call.
     """
-    from netspace.host import Host
+    from netspace.host.host import Host
 
     settings: dict[str, Any] = {key: value for part in config for key, value in part.items()}
     try:
-        rows = Host(declared.layout(__opts__)).environments.list()
+        rows = Host(arguments.layout(__opts__)).environments.list()
     except NetspaceError:
         return []  # the records can't be read now: the next call returns the changes
     chosen = settings.get("environments")

@@ -25,9 +25,9 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import declared  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -52,7 +52,7 @@ def validate(config: Any) -> tuple[bool, str]:
 def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return an event if the links' problems changed since the last call; the first call reports any problem."""
     try:
-        health = Host(declared.layout(__opts__)).link_health()
+        health = Host(arguments.layout(__opts__)).link_health()
         problems = [str(problem) for problem in health["problems"]]
     except NetspaceError as err:
         problems = [str(err)]

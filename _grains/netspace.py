@@ -17,7 +17,8 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace.attestation import facts, result  # noqa: E402
+from netspace.attestation import result  # noqa: E402
+from netspace.attestation.minion import host_facts  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.layout import INSTANCE, Layout  # noqa: E402
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def netspace_facts() -> dict[str, Any]:
     """
-    Return the grains; see ``netspace.attestation.facts``.
+    Return the grains; see ``netspace.attestation.minion.host_facts``.
 
     CLI Example:
 
@@ -35,7 +36,7 @@ def netspace_facts() -> dict[str, Any]:
 
         salt '*' grains.item tpm secure_boot measured_boot ima tee netspace
     """
-    grains = facts.facts()
+    grains = host_facts.facts()
     tpm = grains["tpm"]
     instance = str(__opts__.get("netspace.instance", "netspace"))
     if tpm["present"] and INSTANCE.fullmatch(instance):

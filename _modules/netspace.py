@@ -16,9 +16,10 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import __version__, declared, report  # noqa: E402
+from netspace import __version__  # noqa: E402
 from netspace.errors import NetspaceError, SpecError  # noqa: E402
-from netspace.host import Host  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -46,7 +47,7 @@ def overview() -> dict[str, Any]:
         salt '*' netspace.overview
     """
     try:
-        return Host(declared.layout(__opts__)).overview()
+        return Host(arguments.layout(__opts__)).overview()
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -86,11 +87,13 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
     """
     problems: list[dict[str, str]] = []
     try:
-        wanted = declared.whole(declaration, __pillar__)
-        for name in declared.unaddressable(wanted, __opts__, __pillar__):
-            problems.append({"path": f"netspace:environments:{name}:target", "message": declared.addressable(__opts__)})
+        wanted = arguments.whole(declaration, __pillar__)
+        for name in arguments.unaddressable(wanted, __opts__, __pillar__):
+            problems.append(
+                {"path": f"netspace:environments:{name}:target", "message": arguments.addressable(__opts__)}
+            )
         if host:
-            problems += [problem._asdict() for problem in Host(declared.layout(__opts__)).check(wanted)]
+            problems += [problem._asdict() for problem in Host(arguments.layout(__opts__)).check(wanted)]
     except SpecError as err:
         problems = [problem._asdict() for problem in err.problems]
     except NetspaceError as err:
@@ -125,7 +128,7 @@ def check_host(summary: bool = False) -> list[dict[str, str]] | dict[str, Any]:
         Return ``comment``, the number of rows by outcome, and only the rows that are not good. Defaults to
         ``False``.
     """
-    from netspace import weaknesses
+    from netspace.host import weaknesses
 
     found = weaknesses.look()
     counts = weaknesses.count(found)
@@ -154,7 +157,7 @@ def teardown(test: bool = False) -> dict[str, Any]:
         Return what would be removed, and remove nothing.
     """
     try:
-        result = Host(declared.layout(__opts__), log.info).teardown(test=test)
+        result = Host(arguments.layout(__opts__), log.info).teardown(test=test)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
-    return report.state("netspace.teardown", result, test=test)
+    return state_return.state("netspace.teardown", result, test=test)

@@ -17,13 +17,15 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared, files  # noqa: E402
-from netspace.attestation import appraisal, attester, identity, software, terms, verdict  # noqa: E402
+from netspace import files  # noqa: E402
+from netspace.attestation import identity  # noqa: E402
 from netspace.attestation.evidence import Context, key_fingerprint  # noqa: E402
 from netspace.attestation.evidence import period as read_period  # noqa: E402
-from netspace.attestation.kind import NAME, Attestations  # noqa: E402
+from netspace.attestation.minion import attester, master_result, self_appraisal, settings, software_key  # noqa: E402
+from netspace.attestation.reconciler import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
+from netspace.plugin import arguments  # noqa: E402
 from netspace.spec import parse  # noqa: E402
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def status() -> dict[str, Any]:
         salt '*' netspace_attestation.status
     """
     try:
-        return Attestations(declared.layout(__opts__)).status()
+        return Attestations(arguments.layout(__opts__)).status()
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -108,9 +110,9 @@ def evidence(
             raise NetspaceError(f"nonce: {nonce!r:.40}: expected 16 to 64 bytes in hex") from err
         if ima_from is not None and (type(ima_from) is not int or not 0 <= ima_from < 2**31):
             raise NetspaceError(f"ima_from: {ima_from!r:.40}: expected a line's number, from 0 on")
-        host = software.host_id(layout)
+        host = software_key.host_id(layout)
         context = Context(str(verifier), host, str(session), raw)
-        made = appraisal.evidence(layout, chosen, context, ima_from, read_period(period))
+        made = self_appraisal.evidence(layout, chosen, context, ima_from, read_period(period))
         if tee:
             made = attester.with_tee(made, layout.root, context)
     except NetspaceError as err:
@@ -145,7 +147,7 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
         if not isinstance(given, dict) or set(given) != {"template", "period", "others"}:
             raise NetspaceError("asked: expected template, period and others")
         chosen_template, period = str(given["template"]) or None, read_period(given["period"])
-        shown = appraisal.enroll(layout, chosen, chosen_template, period, others=given["others"] is True).wire()
+        shown = self_appraisal.enroll(layout, chosen, chosen_template, period, others=given["others"] is True).wire()
         return shown if asked is None else _signed(identity.ENROLMENT, shown, {})
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
@@ -182,7 +184,7 @@ def activate(credentials: dict[str, Any]) -> dict[str, Any]:
             context = Context(_master(), str(__opts__["id"]), str(given["session"]), bytes.fromhex(given["nonce"]))
         except (TypeError, ValueError, KeyError) as err:
             raise NetspaceError(f"credential: not base64, or not hex: {err}") from err
-        opened = {"answer": appraisal.activate(layout, chosen, made, context, read_period(given["period"])).hex()}
+        opened = {"answer": self_appraisal.activate(layout, chosen, made, context, read_period(given["period"])).hex()}
         return _signed(identity.ACTIVATION, opened, identity.exchange(context.session, context.nonce))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
@@ -210,7 +212,7 @@ def _credential(given: dict[str, Any]) -> attester.Credential:
 def _settings() -> tuple[Layout, dict[str, Any]]:
     section = (__pillar__.get("netspace") or {}).get("attestation")
     declared_settings = parse.declaration({} if section is None else {"attestation": section}).attestation
-    return declared.layout(__opts__), terms.of(declared_settings)
+    return arguments.layout(__opts__), settings.of(declared_settings)
 
 
 def _master() -> str:
@@ -237,7 +239,7 @@ def forget() -> dict[str, Any]:
         salt '*' netspace_attestation.forget
     """
     try:
-        layout = declared.layout(__opts__)
+        layout = arguments.layout(__opts__)
         kind = Attestations(layout)
         with files.locked(layout.lock):
             plan = kind.plan(parse.declaration({}).attestation, kind.observe(), {NAME})
@@ -270,7 +272,7 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         layout, chosen = _settings()
-        return verdict.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges), _salt_key)
+        return master_result.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges), _salt_key)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -292,7 +294,7 @@ def part(parts: dict[str, int]) -> dict[str, str]:
         Numbers of parts, from 0 on, by minions' ids.
     """
     try:
-        return verdict.part(declared.layout(__opts__), _mine(parts))
+        return master_result.part(arguments.layout(__opts__), _mine(parts))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -319,9 +321,9 @@ def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
     """
     try:
         layout, chosen = _settings()
-        if chosen["verifier"] != terms.MASTER:
+        if chosen["verifier"] != settings.MASTER:
             return {"stored": False, "reason": "attestation:verifier is 'self' here"}
-        found = verdict.accept(layout, chosen, str(__opts__["id"]), _mine(tokens), key)
+        found = master_result.accept(layout, chosen, str(__opts__["id"]), _mine(tokens), key)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     return {"stored": True, "level": f"L{found.level}", "expires": found.expires}

@@ -20,9 +20,9 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments as declared  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -311,7 +311,7 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
         Return ``comment``, the number of attempts by outcome, and only the rows of attempts that succeeded.
         Defaults to False.
     """
-    from netspace import audit as auditing
+    from netspace.host import audit as auditing
 
     try:
         rows = auditing.audit(Host(declared.layout(__opts__)), name, declared.network(__pillar__))
@@ -376,7 +376,7 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
     """
     import msgspec
 
-    from netspace import exhaustion
+    from netspace.host import exhaustion
 
     try:
         instance = Host(declared.layout(__opts__))

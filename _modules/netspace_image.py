@@ -19,9 +19,9 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared, report  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -39,7 +39,7 @@ def __virtual__() -> str:
 
 def _do(action: Callable[[Host], T]) -> T:
     try:
-        return action(Host(declared.layout(__opts__)))
+        return action(Host(arguments.layout(__opts__)))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -120,4 +120,4 @@ def prune(test: bool = False) -> dict[str, Any]:
         Return what would be removed, and remove nothing.
     """
     result = _do(lambda host: host.prune_images(test=test))
-    return report.state("netspace_image.prune", result, test=test)
+    return state_return.state("netspace_image.prune", result, test=test)

@@ -16,9 +16,9 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.interface.kind import Interfaces  # noqa: E402
+from netspace.interface.reconciler import Interfaces  # noqa: E402
+from netspace.plugin import arguments  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -44,7 +44,7 @@ def list_() -> dict[str, dict[str, Any]]:
         salt '*' netspace_interface.list
     """
     try:
-        return Interfaces(declared.layout(__opts__)).list()
+        return Interfaces(arguments.layout(__opts__)).list()
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -64,6 +64,6 @@ def inspect(name: str) -> dict[str, Any]:
         The environment's name.
     """
     try:
-        return Interfaces(declared.layout(__opts__)).inspect(name)
+        return Interfaces(arguments.layout(__opts__)).inspect(name)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err

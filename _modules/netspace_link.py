@@ -20,11 +20,12 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared, files, supervision  # noqa: E402
+from netspace import files, supervision  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
-from netspace.link.kind import Links  # noqa: E402
-from netspace.link.letters import Choice, Letters  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.link.mail.dead_letters import Choice, Letters  # noqa: E402
+from netspace.link.reconciler import Links  # noqa: E402
+from netspace.plugin import arguments  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -87,7 +88,7 @@ def health() -> dict[str, Any]:
         salt '*' netspace_link.health
     """
     try:
-        return Host(declared.layout(__opts__)).link_health()
+        return Host(arguments.layout(__opts__)).link_health()
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -115,10 +116,10 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
         salt '*' netspace_link.renew
         salt '*' netspace_link.renew authority=True distrust=True
     """
-    from netspace import renew as work
+    from netspace.host import renew as work
 
     try:
-        layout = declared.layout(__opts__)
+        layout = arguments.layout(__opts__)
         renewed, failed = work.renew(layout, replace=bool(authority), distrust=bool(distrust))
         if distrust:
             _told("the certificates are new, but not all were told of keys", Host(layout).renew_seals()[1])
@@ -147,7 +148,7 @@ def renew_seals(*environments: str) -> list[str]:
         salt '*' netspace_link.renew_seals vault
     """
     try:
-        renewed, result = Host(declared.layout(__opts__)).renew_seals(environments)
+        renewed, result = Host(arguments.layout(__opts__)).renew_seals(environments)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     _told("the keys are new, but not all were told", result)
@@ -169,7 +170,7 @@ def seal_bundles() -> dict[str, Any]:
         salt-call --local netspace_link.seal_bundles
     """
     try:
-        host = Host(declared.layout(__opts__))
+        host = Host(arguments.layout(__opts__))
         bundles, result = host.seal_bundles()
         name = host.links.recorded_broker().host
     except NetspaceError as err:
@@ -198,7 +199,7 @@ def seal_adopt(bundles: str | list[str]) -> dict[str, bool]:
     try:
         given = [bundles] if isinstance(bundles, str) else list(bundles)
         texts = [Path(one).read_text() if one.startswith("/") else one for one in given]
-        adopted, refused, result = Host(declared.layout(__opts__)).adopt_seals(texts)
+        adopted, refused, result = Host(arguments.layout(__opts__)).adopt_seals(texts)
     except (NetspaceError, OSError, ValueError, TypeError, AttributeError) as err:
         raise CommandExecutionError(str(err)) from err
     if refused:
@@ -230,10 +231,10 @@ def backup(file: str) -> dict[str, Any]:
 
         salt h1 netspace_link.backup /srv/backup/mail.tar
     """
-    from netspace.link import archive
+    from netspace.link.mail import archive
 
     try:
-        host = Host(declared.layout(__opts__))
+        host = Host(arguments.layout(__opts__))
         return archive.save(host.layout, host.supervisor, Path(file), log.info)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
@@ -258,10 +259,10 @@ def restore(file: str) -> dict[str, Any]:
 
         salt h1 netspace_link.restore /srv/backup/mail.tar
     """
-    from netspace.link import archive
+    from netspace.link.mail import archive
 
     try:
-        host = Host(declared.layout(__opts__))
+        host = Host(arguments.layout(__opts__))
         return archive.load(host.layout, host.supervisor, Path(file), log.info)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
@@ -283,7 +284,7 @@ def authority_request(folder: str = "/etc/netspace/authority") -> str:
 
         salt-call --local --out=newline_values_only netspace_link.authority_request > h1.csr
     """
-    from netspace.link import root
+    from netspace.link.pki import root
 
     try:
         return root.request(_folder(folder))
@@ -307,7 +308,7 @@ def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool
 
         salt-call --local netspace_link.authority_adopt /root/h1.pem
     """
-    from netspace.link import root
+    from netspace.link.pki import root
 
     try:
         text = Path(chain).read_text() if chain.startswith("/") else chain
@@ -334,10 +335,10 @@ def public_key(folder: str = "/etc/netspace/authority") -> str:
 
         salt '*' netspace_link.public_key
     """
-    from netspace.link import pairs
+    from netspace.link.topology import pair_keys
 
     try:
-        return pairs.public(_folder(folder))
+        return pair_keys.public(_folder(folder))
     except (NetspaceError, OSError) as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -371,7 +372,7 @@ def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
         salt '*' netspace_link.dead_letters limit=5
     """
     try:
-        return Letters(declared.layout(__opts__)).count(limit, payload)
+        return Letters(arguments.layout(__opts__)).count(limit, payload)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -445,7 +446,7 @@ def discard(
 
 @contextlib.contextmanager
 def _letters(test: bool) -> Iterator[Letters]:
-    layout = declared.layout(__opts__)
+    layout = arguments.layout(__opts__)
     with contextlib.nullcontext() if test else files.locked(layout.lock):
         yield Letters(layout)
 
@@ -456,5 +457,5 @@ def _choice(limit: int, link: str | None, message_id: str | None) -> Choice:
 
 
 def _links() -> Links:
-    layout = declared.layout(__opts__)
+    layout = arguments.layout(__opts__)
     return Links(layout, supervision.select(layout))

@@ -17,9 +17,9 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -45,9 +45,9 @@ def list_() -> dict[str, dict[str, dict[str, Any]]]:
 
         salt '*' netspace_volume.list
     """
-    from netspace.environment import copies
+    from netspace.environment.storage import copies
 
-    return copies.kept(declared.layout(__opts__))
+    return copies.kept(arguments.layout(__opts__))
 
 
 def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
@@ -71,10 +71,10 @@ def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
     folder
         An absolute path. Nobody but root may be able to write there.
     """
-    from netspace.environment import copies
+    from netspace.environment.storage import copies
 
     try:
-        host = Host(declared.layout(__opts__))
+        host = Host(arguments.layout(__opts__))
         return copies.save(host.layout, host.supervisor, name, folder)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
@@ -100,10 +100,10 @@ def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
     folder
         The folder that was given to ``backup``. The copies in it must be files of root's.
     """
-    from netspace.environment import copies
+    from netspace.environment.storage import copies
 
     try:
-        host = Host(declared.layout(__opts__))
+        host = Host(arguments.layout(__opts__))
         return copies.load(host.layout, host.supervisor, name, folder)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err

@@ -28,8 +28,8 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import addressing, targets  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import salt_addressing, salt_targets  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -48,9 +48,9 @@ def __virtual__() -> str | tuple[bool, str]:
     return __virtualname__
 
 
-def _targets(opts: dict[str, Any]) -> targets.Targets:
+def _targets(opts: dict[str, Any]) -> salt_targets.Targets:
     try:
-        return targets.of(opts)
+        return salt_targets.of(opts)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -79,7 +79,7 @@ def discover(opts: dict[str, Any]) -> list[str]:
     from salt.minion import Minion
 
     try:
-        addressing.correct(Minion)
+        salt_addressing.correct(Minion)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     return list(_targets(opts).list())

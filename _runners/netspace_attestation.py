@@ -44,29 +44,21 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace import files  # noqa: E402
-from netspace.attestation import (  # noqa: E402
-    audit_log,
-    ear,
-    fleet,
-    groups,
-    hsm,
-    identity,
-    learning,
-    makers,
-    offline,
-    privacy_ca,
-    rounds,
-    window,
-)
-from netspace.attestation import bus as buses  # noqa: E402
-from netspace.attestation import ima as lists  # noqa: E402
-from netspace.attestation import policy as rules  # noqa: E402
-from netspace.attestation.enrolment import Pending  # noqa: E402
+from netspace.attestation import ear, hsm, identity  # noqa: E402
+from netspace.attestation.endorsement import makers  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
+from netspace.attestation.fleet import bus as buses  # noqa: E402
+from netspace.attestation.fleet import fleet, groups, rounds, window  # noqa: E402
+from netspace.attestation.learning import policy as learning  # noqa: E402
+from netspace.attestation.logs import ima as lists  # noqa: E402
+from netspace.attestation.policy import policy as rules  # noqa: E402
 from netspace.attestation.refusals import Refused, WrongSaltKey  # noqa: E402
-from netspace.attestation.registrar import Registrar  # noqa: E402
+from netspace.attestation.registrar import audit_log, privacy_ca  # noqa: E402
+from netspace.attestation.registrar.enrolment import Pending  # noqa: E402
+from netspace.attestation.registrar.registrar import Registrar  # noqa: E402
 from netspace.attestation.tee import offline as tees  # noqa: E402
 from netspace.attestation.tee import roots as tee_roots  # noqa: E402
+from netspace.attestation.verifier import offline  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.link.root import Root  # noqa: E402
+from netspace.link.pki.root import Root  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -168,7 +168,7 @@ def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60)
         salt-run netspace_link.exchange_seals
         salt-run netspace_link.exchange_seals 'h1,h2' list
     """
-    from netspace.link.exchange import exchange
+    from netspace.link.seal.exchange import exchange
 
     def ask() -> dict[str, Any]:
         return _ask(target, tgt_type, "seal_bundles", {}, timeout)
@@ -222,7 +222,7 @@ def _ask(
     import salt.utils.minions
     from salt.exceptions import SaltException
 
-    from netspace.attestation import bus
+    from netspace.attestation.fleet import bus
 
     minions = bus.hosts(salt.utils.minions.CkMinions(__opts__), target, tgt_type)
     if not minions:

@@ -22,9 +22,9 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import declared, report  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -84,9 +84,9 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
     """
     test = bool(__opts__["test"])
     try:
-        given = declared.arguments(kwargs)
-        wanted = declared.whole({"attestation": given} if given else declaration, __pillar__)
-        result = Host(declared.layout(__opts__)).converge_attestation(wanted.attestation, test=test)
+        given = arguments.arguments(kwargs)
+        wanted = arguments.whole({"attestation": given} if given else declaration, __pillar__)
+        result = Host(arguments.layout(__opts__)).converge_attestation(wanted.attestation, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return report.state(name, result, test=test)
+        return state_return.failure(name, err)
+    return state_return.state(name, result, test=test)

@@ -32,10 +32,11 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import declared, report  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
-from netspace.saltfiles import SaltFiles  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments as declared  # noqa: E402
+from netspace.plugin import state_return  # noqa: E402
+from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -90,8 +91,8 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         wanted = declared.whole(declaration, __pillar__)
         result = _host().converge_environments(wanted, whole=True, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    state = report.state(name, result, test=test)
+        return state_return.failure(name, err)
+    state = state_return.state(name, result, test=test)
     for each in declared.unaddressable(wanted, __opts__, __pillar__):
         state["comment"] += f"\nenvironment {each}: target: {declared.addressable(__opts__)}"
     return _told(state)
@@ -267,8 +268,8 @@ def absent(name: str, purge: bool = False) -> dict[str, Any]:
     try:
         result = Host(declared.layout(__opts__)).remove_environments({name}, test=test, purge=purge)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return _told(report.state(name, result, test=test, only=name))
+        return state_return.failure(name, err)
+    return _told(state_return.state(name, result, test=test, only=name))
 
 
 def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
@@ -287,17 +288,17 @@ def _one(name: str, kwargs: dict[str, Any], state: str) -> dict[str, Any]:
                 said = {"state": "stopped"} if state == "stopped" else {}
                 alone = declared.one_environment(each, {**arguments, **said}, __pillar__)
             except NetspaceError as err:
-                results[each] = report.failure(each, err)
+                results[each] = state_return.failure(each, err)
             else:
                 wanted = declared.merged(wanted, alone)
         if wanted is not None:
             result = host.converge_environments(wanted, test=test, state=state)  # type: ignore[arg-type]
             for each in wanted.environments:
                 others = set(wanted.environments) - {each}
-                results[each] = report.state(each, result, test=test, only=each, others=others)
+                results[each] = state_return.state(each, result, test=test, only=each, others=others)
     except NetspaceError as err:
         for each in batch:
-            results.setdefault(each, report.failure(each, err))
+            results.setdefault(each, state_return.failure(each, err))
     own = results.pop(name)
     _told(own, *results.values())
     if results:

@@ -26,11 +26,11 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import declared, report  # noqa: E402
 from netspace.environment.images.admin import Wanted  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
-from netspace.saltfiles import SaltFiles  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments, state_return  # noqa: E402
+from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -70,14 +70,14 @@ def present(
     """
     test = bool(__opts__["test"])
     try:
-        host = Host(declared.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
+        host = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
         # YAML may read a hash as a number: that is refused, not ignored.
         hashes = ("" if value is None else str(value) for value in (source_hash, digest))
         wanted = Wanted(name if source is None else str(source), *hashes)
         result = host.converge_images({name: wanted}, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return report.state(name, result, test=test, only=name)
+        return state_return.failure(name, err)
+    return state_return.state(name, result, test=test, only=name)
 
 
 def absent(name: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def absent(name: str) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        result = Host(declared.layout(__opts__)).remove_image(name, test=test)
+        result = Host(arguments.layout(__opts__)).remove_image(name, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return report.state(name, result, test=test, only=name)
+        return state_return.failure(name, err)
+    return state_return.state(name, result, test=test, only=name)

@@ -26,9 +26,9 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import declared, report  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -53,11 +53,11 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     """
     test = bool(__opts__["test"])
     try:
-        wanted = declared.whole(declaration, __pillar__)
-        result = Host(declared.layout(__opts__)).converge_interfaces(wanted, whole=True, test=test)
+        wanted = arguments.whole(declaration, __pillar__)
+        result = Host(arguments.layout(__opts__)).converge_interfaces(wanted, whole=True, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return report.state(name, result, test=test)
+        return state_return.failure(name, err)
+    return state_return.state(name, result, test=test)
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -91,11 +91,11 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        wanted = declared.one_interface(name, kwargs, __pillar__)
-        result = Host(declared.layout(__opts__)).converge_interfaces(wanted, test=test)
+        wanted = arguments.one_interface(name, kwargs, __pillar__)
+        result = Host(arguments.layout(__opts__)).converge_interfaces(wanted, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return report.state(name, result, test=test, only=name)
+        return state_return.failure(name, err)
+    return state_return.state(name, result, test=test, only=name)
 
 
 def absent(name: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def absent(name: str) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        result = Host(declared.layout(__opts__)).remove_interfaces({name}, test=test)
+        result = Host(arguments.layout(__opts__)).remove_interfaces({name}, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return report.state(name, result, test=test, only=name)
+        return state_return.failure(name, err)
+    return state_return.state(name, result, test=test, only=name)

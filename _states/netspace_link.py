@@ -25,9 +25,9 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace import declared, report  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.host import Host  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -55,11 +55,11 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     """
     test = bool(__opts__["test"])
     try:
-        wanted = declared.whole(declaration, __pillar__)
-        result = Host(declared.layout(__opts__)).converge_links(wanted, whole=True, test=test)
+        wanted = arguments.whole(declaration, __pillar__)
+        result = Host(arguments.layout(__opts__)).converge_links(wanted, whole=True, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return report.state(name, result, test=test)
+        return state_return.failure(name, err)
+    return state_return.state(name, result, test=test)
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -118,11 +118,11 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        wanted = declared.one_link(name, kwargs, __pillar__)
-        result = Host(declared.layout(__opts__)).converge_links(wanted, test=test)
+        wanted = arguments.one_link(name, kwargs, __pillar__)
+        result = Host(arguments.layout(__opts__)).converge_links(wanted, test=test)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return {**report.state(wanted.links[0].name, result, test=test, only=wanted.links[0].name), "name": name}
+        return state_return.failure(name, err)
+    return {**state_return.state(wanted.links[0].name, result, test=test, only=wanted.links[0].name), "name": name}
 
 
 def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        link = declared.link(name, kwargs, __pillar__)
-        result = Host(declared.layout(__opts__)).remove_links({link.name}, test=test, purge=purge)
+        link = arguments.link(name, kwargs, __pillar__)
+        result = Host(arguments.layout(__opts__)).remove_links({link.name}, test=test, purge=purge)
     except NetspaceError as err:
-        return report.failure(name, err)
-    return {**report.state(link.name, result, test=test, only=link.name), "name": name}
+        return state_return.failure(name, err)
+    return {**state_return.state(link.name, result, test=test, only=link.name), "name": name}

@@ -35,15 +35,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_utils"))
 
 import bench
-import boot_forge
-import boot_logs
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
+from support.attestation import boot_forge, boot_logs
 
-from netspace.attestation import ima, policy, privacy_ca, structures, verifier
 from netspace.attestation.evidence import Context, Evidence, Measurements, parse
-from netspace.attestation.judge import GoodBoot
-from netspace.attestation.verifier import Bound, Expected
+from netspace.attestation.logs import ima
+from netspace.attestation.policy import policy
+from netspace.attestation.registrar import privacy_ca
+from netspace.attestation.tpm import structures
+from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier.appraisal import GoodBoot
+from netspace.attestation.verifier.verifier import Bound, Expected
 
 ROOT = Path(__file__).resolve().parent.parent
 PCRS = boot_forge.PCRS["shim-grub"]
@@ -238,7 +241,7 @@ class Fleet:
     """HOSTS hosts behind the runner's bus: each answers by a TPM with the recorded boot. Their signing is not ours."""
 
     def __init__(self, folder: Path, hosts: int) -> None:
-        import runner_bus  # needs Salt
+        from support.attestation import runner_bus  # needs Salt
 
         values = boot_logs.values("shim-grub")
         self.tpm, self.log = Tpm(values), boot_logs.read("shim-grub/binary_bios_measurements")
@@ -285,7 +288,7 @@ class Fleet:
         pcrs = {pcr: self.tpm.values[pcr] for pcr in asked["pcrs"]}
         log, known = (None, asked["bootlog"]) if asked["bootlog"] else (self.log, None)
         made = Evidence("tpm", self.tpm.public, attest, signature, pcrs, log, None, None, known)
-        import runner_bus
+        from support.attestation import runner_bus
 
         plain = {"boot": "boot", "evidence": made.wire()}
         reply: dict[str, Any] = runner_bus.signed("answer", self.master, name, asked, plain)
@@ -324,7 +327,8 @@ def fleet(hosts: int) -> dict[str, float]:
 BOMB = """
 import hashlib, resource, sys
 sys.path[:0] = sys.argv[1:]
-from netspace.attestation import transfer, verdict
+from netspace.attestation.fleet import transfer
+from netspace.attestation.minion import master_result as verdict
 from netspace.attestation.refusals import Refused
 size, number = verdict.PART // 3, transfer.Parts.MOST // verdict.PART
 def cut():  # [[],[],...]
@@ -356,8 +360,8 @@ def bomb() -> float:
 
 def simulated() -> dict[str, float]:
     """Rounds over 10,000 hosts of which 500 are away and 20 drip, and rounds without these hosts; simulated time."""
-    from simulated_round import fleet as hosts_of
-    from simulated_round import folder, good, round_of
+    from support.attestation.simulated_round import fleet as hosts_of
+    from support.attestation.simulated_round import folder, good, round_of
 
     random.seed(3)
     hosts = hosts_of(HOSTS, 500, 20)

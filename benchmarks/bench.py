@@ -70,7 +70,7 @@ def note_load() -> None:
 @contextlib.contextmanager
 def disk(*, in_memory: bool) -> Iterator[Path]:
     """A scratch folder, and netspace's own state beside it: on disk, as on a real host, unless asked otherwise."""
-    from netspace.environment import mounts
+    from netspace.environment.storage import mounts
 
     place = Path("/dev/shm") if in_memory else ROOT / ".cache/benchmarks"
     place.mkdir(exist_ok=True, parents=True)

@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from netspace.environment import mounts
-from netspace.environment.ids import COUNT
+from netspace.environment.storage import mounts
+from netspace.environment.user_ids import COUNT
 
 BATCH = 100
 _NEWNET = 0x40000000

@@ -75,7 +75,7 @@ class One:
     def __init__(self, folder: Path, root: Path) -> None:
         from by_hand import Environment
 
-        from netspace.host import Host
+        from netspace.host.host import Host
         from netspace.layout import Layout
 
         self.root = root
@@ -372,7 +372,7 @@ def settled() -> float:
 
 
 def memory(rounds: Rounds, folder: Path, root: Path, count: int) -> None:
-    from netspace.host import Host
+    from netspace.host.host import Host
     from netspace.layout import Layout
     from netspace.spec import parse
 

@@ -28,7 +28,7 @@ def measure(options: argparse.Namespace) -> Rounds:
     import by_hand
 
     from netspace.interface.apply import Applying
-    from netspace.interface.kind import DesiredInterfaces, Interfaces
+    from netspace.interface.reconciler import DesiredInterfaces, Interfaces
     from netspace.layout import Layout
     from netspace.spec import parse
 

@@ -26,18 +26,18 @@ class Program:
     """A program in environment *name* of *links*, with an open mailbox."""
 
     def __init__(self, links: Any, name: str, folder: Path) -> None:
-        from netspace.interface import namespaces
-        from netspace.link import seals
+        from netspace.interface import netns
+        from netspace.link.seal import keys
 
         folder.mkdir()
         own = [link for link in links.recorded() if name in (link.source, link.target)]
         (folder / "environment.json").write_text(json.dumps(links.cards()(name, own)))
-        for file, content in {**seals.handed(name, own, links.keys()), **links.access().files(name)}.items():
+        for file, content in {**keys.handed(name, own, links.keys()), **links.access().files(name)}.items():
             (folder / file).write_bytes(content)
         self._loop = asyncio.new_event_loop()
 
         def live() -> None:
-            namespaces.enter(links.layout.netns(name))
+            netns.enter(links.layout.netns(name))
             self._loop.run_forever()
 
         self._thread = threading.Thread(target=live, daemon=True)

@@ -35,7 +35,7 @@ from bench import Rounds, line, say
 
 PLAIN_PORT = 5699
 OUT = 3  # links from each environment
-HOSTILE = Path(__file__).parents[1] / "tests/hostile.py"
+HOSTILE = Path(__file__).parents[1] / "tests/support/links/hostile.py"
 ATTACKS = {"attacked": "noise", "flooded": "transaction"}
 
 
@@ -44,8 +44,8 @@ class Host:
 
     def __init__(self, count: int, folder: Path) -> None:
         from netspace.layout import Layout
-        from netspace.link.kind import Links
-        from netspace.supervision.direct import Direct
+        from netspace.link.reconciler import Links
+        from netspace.supervision.daemon.client import Direct
 
         self.layout = Layout()
         self.supervisor = Direct(self.layout)
@@ -56,7 +56,7 @@ class Host:
         subprocess.run(["cc", "-O2", "-o", self.load, source, "-lrabbitmq", "-lssl"], check=True)
 
     def namespaces(self) -> None:
-        from netspace.interface.kind import DesiredInterfaces, Interfaces
+        from netspace.interface.reconciler import DesiredInterfaces, Interfaces
         from netspace.spec import parse
 
         kind = Interfaces(self.layout)
@@ -76,7 +76,7 @@ class Host:
 
     def converge(self, links: list[Any]) -> int:
         """Have exactly these; return how many steps that took."""
-        from netspace.link.kind import DesiredLinks
+        from netspace.link.reconciler import DesiredLinks
         from netspace.spec.types import LocalBroker
 
         # The last has a password, so that both ways into an environment can be measured.
@@ -124,7 +124,7 @@ class Told:
     """A sender that sends without end, and notes when it hears that it may no longer."""
 
     def __init__(self, host: Host, link: Any) -> None:
-        from netspace.link.management import Management
+        from netspace.link.broker.management import Management
 
         self._begun: float | None = None
         self._heard = 0.0
@@ -167,13 +167,13 @@ def connect(host: Host, name: str) -> Any:
 
     import pika
 
-    from netspace.interface import namespaces
-    from netspace.link import authority, identity
+    from netspace.interface import netns as namespaces
+    from netspace.link.pki import authority, certificates
 
     known = authority.read(host.layout)
     assert known is not None
     context = ssl.create_default_context(cadata=known.anchors.decode())
-    context.load_cert_chain(identity.path(host.layout, name))
+    context.load_cert_chain(certificates.path(host.layout, name))
     parameters = pika.ConnectionParameters(
         "127.0.0.1",
         5671,
@@ -195,7 +195,7 @@ def connect(host: Host, name: str) -> Any:
 
 def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
     """Users by Salt's own state, on the same broker."""
-    from netspace.link import broker
+    from netspace.link.broker import node as broker
     from netspace.spec.types import LocalBroker
 
     variables = broker.service(host.layout, LocalBroker()).variables
@@ -237,7 +237,8 @@ def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
 
 def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
     """A message by each path."""
-    from netspace.link import authority, broker, credentials, identity
+    from netspace.link.broker import node as broker
+    from netspace.link.pki import authority, certificates, passwords
     from netspace.spec.types import LocalBroker
 
     vhost = host.layout.instance
@@ -249,7 +250,7 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
     listen = f'rabbit_networking:start_tcp_listener({{"127.0.0.1", {PLAIN_PORT}}}, 10).'
     refused = broker.evaluate(host.layout, LocalBroker(), listen)
     assert not refused, refused
-    secret = credentials.read(host.layout, last)
+    secret = passwords.read(host.layout, last)
     everything = {"configure": ".*", "write": ".*", "read": ".*"}
     with host.links.management(LocalBroker()) as api:
         accounts = [f"env.{last}", known.id(first)]
@@ -266,7 +267,7 @@ def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
                 ],
             },
         )
-        tls = f"{identity.path(host.layout, first)},{anchors},tls"
+        tls = f"{certificates.path(host.layout, first)},{anchors},tls"
         paths = {
             "plain": f"-,{PLAIN_PORT},env.{last},{secret}",
             "mtls": f"-,{LocalBroker().port},{tls}",

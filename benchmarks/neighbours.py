@@ -6,9 +6,9 @@ It goes on a host of its own by itself (``scripts/sandbox``): a real broker, rea
 image (``scripts/demo-image``). ``web`` asks ``orders`` by a request link, over and over; the 99th percentile of
 a round is told. An apply makes one more environment, with an interface. Meanwhile ``worst`` does one of these:
 
-*storms* of ``environment/storms.py`` -- eight processes that count, fork, touch memory, write and sync, send, make
-names; *pools* of ``environment/pools.py`` -- it holds all that it gets of one, after taking it again and again;
-*output* -- its program writes to its log as fast as it can.
+*storms* of ``environment/audit/storms.py`` -- eight processes that count, fork, touch memory, write and sync, send,
+make names; *pools* of ``environment/audit/pools.py`` -- it holds all that it gets of one, after taking it again and
+again; *output* -- its program writes to its log as fast as it can.
 
 Each value is measured right beside the same alone, so that what else this machine does burdens both. The goals: a
 round trip takes at most twice as long, an apply at most one and a half times.
@@ -69,7 +69,7 @@ for path in ("netspace/environment", "netspace"):
 for name, source in json.load(sys.stdin).items():
     open("/tmp/own/netspace/environment/" + name, "w").write(source)
 sys.path.insert(0, "/tmp/own")
-from netspace.environment.exhaust import Program
+from netspace.environment.audit.exhaust import Program
 way, name, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 program, end = Program("/tmp"), time.monotonic() + seconds
 # Made before there is no room for it. Who has seen enough removes it: that takes no room.
@@ -92,7 +92,7 @@ if way == "output":
 
 def ways() -> dict[str, str]:
     """Return the ways to do one's worst, by name, and how each is done."""
-    from netspace.environment import pools, storms
+    from netspace.environment.audit import pools, storms
 
     return {OUTPUT: OUTPUT, **dict.fromkeys(storms.STORMS, "storm"), **dict.fromkeys(pools.POOLS, "take")}
 
@@ -101,9 +101,9 @@ class World:
     """Three environments, a broker, and what is timed of them."""
 
     def __init__(self, messages: int) -> None:
-        from whole_host import CLIENT, IMAGE, SERVE, python
+        from support.hosts.whole_host import CLIENT, IMAGE, SERVE, python
 
-        from netspace.host import Host
+        from netspace.host.host import Host
         from netspace.layout import Layout
 
         assert IMAGE.exists(), f"{IMAGE} is missing: scripts/demo-image makes it"
@@ -190,7 +190,7 @@ def _programs() -> str:
     """Return what takes, each file by its name."""
     import netspace
 
-    folder = Path(netspace.__file__).parent / "environment"
+    folder = Path(netspace.__file__).parent / "environment" / "audit"
     return json.dumps({name: (folder / name).read_text() for name in ("exhaust.py", "pools.py", "storms.py")})
 
 

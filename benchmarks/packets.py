@@ -22,13 +22,13 @@ import bench
 from bench import line, say
 
 if TYPE_CHECKING:
-    from netspace.interface.kind import Interfaces
+    from netspace.interface.reconciler import Interfaces
 
 PORT = 7007
 
 
 def converge(kind: Interfaces, declared: dict[str, object], remove: set[str] | tuple[()] = ()) -> None:
-    from netspace.interface.kind import DesiredInterfaces
+    from netspace.interface.reconciler import DesiredInterfaces
     from netspace.spec import parse
 
     desired = DesiredInterfaces(interfaces={name: parse.interface(value) for name, value in declared.items()})
@@ -38,7 +38,7 @@ def converge(kind: Interfaces, declared: dict[str, object], remove: set[str] | t
 
 def round_trip(path: Path, gateway: str, times: int) -> float:
     """Microseconds for a datagram there and back."""
-    from netspace.interface import namespaces
+    from netspace.interface import netns
     from netspace.threads import in_thread
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host:
@@ -52,7 +52,7 @@ def round_trip(path: Path, gateway: str, times: int) -> float:
                 host.sendto(data, peer)
 
         def ask() -> float:
-            namespaces.enter(path)
+            netns.enter(path)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
                 client.connect((gateway, PORT))
                 client.settimeout(10)
@@ -76,7 +76,7 @@ def round_trip(path: Path, gateway: str, times: int) -> float:
 
 def measure(options: argparse.Namespace) -> tuple[float, float]:
     """Microseconds alone and among the others."""
-    from netspace.interface.kind import DesiredInterfaces, Interfaces
+    from netspace.interface.reconciler import DesiredInterfaces, Interfaces
     from netspace.layout import Layout
 
     layout = Layout()

@@ -36,18 +36,18 @@ class Bare:
     """A connection of nobody's: from h1 to a mailbox on h2's broker, without TLS, forwarders and libraries of ours."""
 
     def __init__(self, h1: Any, h2: Any, target: str) -> None:
-        from linked_hosts import ADDRESSES
+        from support.links.linked_hosts import ADDRESSES
 
-        from netspace.link import broker
+        from netspace.link.broker import node
 
         listen = (
             "application:set_env(rabbit, auth_mechanisms, ['EXTERNAL', 'PLAIN']), "
             f'rabbit_networking:start_tcp_listener({{"{ADDRESSES["h2"]}", {PLAIN_PORT}}}, 10).'
         )
         with h2.here():
-            refused = broker.evaluate(h2.layout, h2.broker, listen)
+            refused = node.evaluate(h2.layout, h2.broker, listen)
             assert not refused, refused
-            admin = broker.login(h2.layout)
+            admin = node.login(h2.layout)
         self._exchange = h2.n(target)
         self._where = f"amqp://{admin.username}:{admin.password}@{ADDRESSES['h2']}:{PLAIN_PORT}/{h2.layout.instance}"
         self._host = h1
@@ -108,8 +108,8 @@ async def many(path: Any, count: int) -> float:
 @contextlib.contextmanager
 def fleet(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     """Each path by its name, and how a message that was sent over the buffered one is waited for."""
-    from linked_hosts import hosts
-    from programs import Program, tell
+    from support.links.linked_hosts import hosts
+    from support.links.programs import Program, tell
 
     from netspace.spec.types import Link
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import hypothesis
-from repetitions import pytest_generate_tests as pytest_generate_tests
+from support.repetitions import pytest_generate_tests as pytest_generate_tests
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile(

@@ -60,23 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.geteuid() != 0:
         parser.error("only root can do that")
     if options.command == "supervise":
-        from netspace import library
-        from netspace.supervision import daemon
+        from netspace import library_copy
+        from netspace.supervision.daemon import daemon
 
-        return daemon.main(layout, library.installed(layout), foreground=options.foreground, lock=options.lock)
+        return daemon.main(layout, library_copy.installed(layout), foreground=options.foreground, lock=options.lock)
     if options.command == "forward":
-        from netspace.link import launch
+        from netspace.link.forwarder import launch
 
         launch.main(layout)
     if options.command == "renew":
-        from netspace import renew
+        from netspace.host import renew
 
         return renew.run(layout)
     if options.command == "health":
-        from netspace.health import watch
+        from netspace.environment.health import watcher
 
-        return watch.main(layout)
-    from netspace import restore
+        return watcher.main(layout)
+    from netspace.host import restore
 
     return restore.run(layout)
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from repetitions import pytest_generate_tests as pytest_generate_tests
+from support.repetitions import pytest_generate_tests as pytest_generate_tests

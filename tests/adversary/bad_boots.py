@@ -12,7 +12,7 @@ import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
-from boot_forge import TAG_INITRD, TAG_OPTIONS, tagged, variable, wide
+from support.attestation.boot_forge import TAG_INITRD, TAG_OPTIONS, tagged, variable, wide
 
 from adversary.boots import (
     APPLICATION,
@@ -26,7 +26,7 @@ from adversary.boots import (
     command,
     measured,
 )
-from netspace.attestation import eventlog, events
+from netspace.attestation.logs import eventlog, events
 
 Bad = Callable[[random.Random, Boot], "Boot | None"]
 

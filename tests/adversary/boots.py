@@ -13,11 +13,11 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import boot_forge
-import boot_logs
-from boot_forge import TAG_OPTIONS, wide
+from support.attestation import boot_forge, boot_logs
+from support.attestation.boot_forge import TAG_OPTIONS, wide
 
-from netspace.attestation import eventlog, events, measurelog
+from netspace.attestation.logs import eventlog, events
+from netspace.attestation.logs import systemd as measurelog
 from netspace.attestation.refusals import Refused
 
 SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"

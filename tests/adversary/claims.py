@@ -7,11 +7,11 @@ import random
 import struct
 from dataclasses import dataclass
 
-from boot_forge import TAG_INITRD, TAG_OPTIONS, record, tagged, variable, wide
+from support.attestation.boot_forge import TAG_INITRD, TAG_OPTIONS, record, tagged, variable, wide
 
 from adversary.boots import FORMS, SECTIONS, SHIM, Boot, Entry
-from netspace.attestation import events
-from netspace.attestation.eventlog import NO_ACTION
+from netspace.attestation.logs import events
+from netspace.attestation.logs.eventlog import NO_ACTION
 
 
 @dataclass(frozen=True)

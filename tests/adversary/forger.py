@@ -12,14 +12,14 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from boot_forge import TAG_OPTIONS, tagged, wide
+from support.attestation.boot_forge import TAG_OPTIONS, tagged, wide
 
 from adversary import boots
 from adversary.boots import FORMS, IPL, LOADED, TAG, Entry, measured
 from adversary.claims import Claim, Knowledge
 from adversary.search import Move
-from netspace.attestation import events
-from netspace.attestation.eventlog import NO_ACTION
+from netspace.attestation.logs import events
+from netspace.attestation.logs.eventlog import NO_ACTION
 
 # What a verifier may think harmless: fixed texts, and words of systemd's.
 FIXED = (

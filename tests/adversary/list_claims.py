@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import boot_logs
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
+from support.attestation import boot_logs
 
-from netspace.attestation import ima
-from netspace.attestation.eventlog import Event
+from netspace.attestation.logs import ima
+from netspace.attestation.logs.eventlog import Event
 
 BOOT = "shim-grub"
 # The list's first lines: up to systemd and its libraries.

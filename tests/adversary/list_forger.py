@@ -7,7 +7,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-import boot_forge
+from support.attestation import boot_forge
 
 from adversary.list_claims import (
     EVIL,
@@ -32,8 +32,8 @@ from adversary.list_claims import (
     start_values,
 )
 from adversary.search import Move
-from netspace.attestation import events, ima
-from netspace.attestation.eventlog import Event
+from netspace.attestation.logs import events, ima
+from netspace.attestation.logs.eventlog import Event
 
 
 def _on_lines(name: str, said: str, change: Callable[[list[Line]], None], which: int = -1) -> Move[Claim]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import boot_forge
+from support.attestation import boot_forge
 
 from adversary import list_forger
 from adversary.list_claims import (
@@ -41,10 +41,12 @@ from adversary.list_claims import (
     start_values,
 )
 from adversary.search import Move
-from netspace.attestation import events, ima, judge, policy
-from netspace.attestation.eventlog import Event
 from netspace.attestation.evidence import Evidence, Measurements
+from netspace.attestation.logs import events, ima
+from netspace.attestation.logs.eventlog import Event
+from netspace.attestation.policy import policy
 from netspace.attestation.refusals import Refused
+from netspace.attestation.verifier import appraisal
 
 Rules = dict[str, Any]
 Judge = Callable[[Evidence, policy.Policy, tuple[int, int], ima.State | None], tuple[str, ima.State | None]]
@@ -61,7 +63,7 @@ def whole(
     key = (rules.fingerprint, evidence.boot_log, tuple(sorted(evidence.pcrs.items())))
     if key in _BAD_BOOTS:  # the list is not looked at
         return _BAD_BOOTS[key], None
-    found = judge.appraise(evidence, rules, None, boot=boot, start=start)
+    found = appraisal.appraise(evidence, rules, None, boot=boot, start=start)
     said = "" if found.level == 5 else f"L{found.level} {found.code}: {found.reason}"
     if found.level < 4:
         if len(_BAD_BOOTS) > 1000:
@@ -75,7 +77,7 @@ def list_alone(
 ) -> tuple[str, ima.State | None]:
     """Judge only lists: the boot counts as good, whatever its logs say."""
     # Not above: the search runs on older checkouts, too, that have no such module.
-    from netspace.attestation import ima_rules
+    from netspace.attestation.verifier import ima_rules
 
     assert rules.ima is not None
     try:

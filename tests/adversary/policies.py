@@ -8,13 +8,14 @@ import hashlib
 import random
 from typing import Any
 
-import boot_forge
+from support.attestation import boot_forge
 
 from adversary import boots, claims
 from adversary.boots import Boot
-from netspace.attestation import learning, policy
 from netspace.attestation.evidence import Evidence
-from netspace.attestation.policy import PolicyError
+from netspace.attestation.learning import policy as learning
+from netspace.attestation.policy import policy
+from netspace.attestation.policy.policy import PolicyError
 
 # What is quoted by default, and what by those who think of more or of less.
 SETS = (

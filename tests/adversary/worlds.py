@@ -15,9 +15,11 @@ from adversary.boots import Boot
 from adversary.claims import Claim, Knowledge
 from adversary.policies import Unfit
 from adversary.search import Move
-from netspace.attestation import events, judge, policy
 from netspace.attestation.evidence import Evidence
-from netspace.attestation.judge import GoodBoot
+from netspace.attestation.logs import events
+from netspace.attestation.policy import policy
+from netspace.attestation.verifier import appraisal
+from netspace.attestation.verifier.appraisal import GoodBoot
 
 # How far the judge came, by the code and the PCR of its refusal.
 PROGRESS = (
@@ -65,7 +67,7 @@ class BootWorld:
 
     def refusal(self, claim: Claim) -> str:
         """Return why the claim gets no L4, by a judge who remembers the good boot of the same host."""
-        found = judge.appraise(self.evidence(claim), _whole(self.rules), None, good=self.good)
+        found = appraisal.appraise(self.evidence(claim), _whole(self.rules), None, good=self.good)
         return "" if found.level > 3 else f"{found.code}: {found.reason}"
 
     def progress(self, refusal: str) -> int:
@@ -125,7 +127,7 @@ def make(
         name, rules, pcrs = policies.make(chance, good, without)
     except Unfit as err:
         return str(err)
-    before = judge.appraise(policies.evidence(good, pcrs), _whole(rules), None).boot
+    before = appraisal.appraise(policies.evidence(good, pcrs), _whole(rules), None).boot
     if before is None:
         return "the good boot is refused"
     if by_value(boot, rules) and chance.random() < 0.8:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from software_tpm import Factory, manufacture, missing
+from support.attestation.software_tpm import Factory, manufacture, missing
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from saltfactories.manager import FactoriesManager
+from support.waiting import until
 from test_registrar_fleet import Fleet, fleet, sockets
-from waiting import until
 
 __all__ = ["fleet", "sockets"]
 pytestmark = pytest.mark.root

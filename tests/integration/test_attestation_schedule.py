@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checkout
 import pytest
 import yaml
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
-from waiting import until
+from support import checkout
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 

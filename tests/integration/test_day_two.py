@@ -15,13 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checkout
-import pages
 import pytest
-from machines import Machine, plug
-from pages import Step
-from waiting import until
-from whole_host import IMAGE
+from support import checkout, pages
+from support.hosts.machines import Machine, plug
+from support.hosts.whole_host import IMAGE
+from support.pages import Step
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 

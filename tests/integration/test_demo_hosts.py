@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-import checkout
 import pytest
+from support import checkout
 
 pytestmark = pytest.mark.root
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import checkout
 import pytest
-from image_files import member, sha256, tar
 from saltfactories.cli.run import SaltRun
 from saltfactories.cli.salt import SaltCli
 from saltfactories.daemons.minion import SaltMinion
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
+from support import checkout
+from support.environments.image_files import member, sha256, tar
 
 pytestmark = pytest.mark.root
 

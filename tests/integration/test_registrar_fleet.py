@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import checkout
 import pytest
 from saltfactories.cli.run import SaltRun
 from saltfactories.cli.salt import SaltCli
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
-from software_tpm import Factory, listening
-from waiting import until
+from support import checkout
+from support.attestation.software_tpm import Factory, listening
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 

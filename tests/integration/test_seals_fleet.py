@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checkout
 import pytest
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
+from support import checkout
 
 from netspace.layout import Layout
-from netspace.link import authority, bundles, endorser, seals
+from netspace.link.pki import authority
+from netspace.link.pki.root import Root, adopt, request
 from netspace.link.record import Record, write
-from netspace.link.root import Root, adopt, request
-from netspace.spec import fleet as words
+from netspace.link.seal import bundle, endorser, keys
+from netspace.spec import hosts as words
 from netspace.spec.types import Link, LocalBroker, RemoteHost
 
 pytestmark = pytest.mark.root
@@ -92,10 +93,10 @@ def test_each_hears_of_the_other_and_the_second_time_there_is_no_news(fleet: Fle
     assert done.returncode == 0, done
     assert done.data == {"exchanged": {"h1": ["h2"], "h2": ["h1"]}, "problems": []}
     for name, other, environment in (("h1", "h2", "vault"), ("h2", "h1", "web")):
-        heard = bundles.read_all(fleet.layouts[name])[other]
+        heard = bundle.read_all(fleet.layouts[name])[other]
         own = endorser.read(fleet.layouts[name])
         assert own is not None and heard.knows == own.kid
-        theirs = seals.read_all(fleet.layouts[other])[environment]
+        theirs = keys.read_all(fleet.layouts[other])[environment]
         assert [key["kid"] for key in heard.keys[environment]] == [theirs[1]["kid"]]
     again = fleet.exchange()
     assert (again.returncode, again.data) == (0, {"exchanged": {}, "problems": []})

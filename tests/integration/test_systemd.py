@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from systemd_host import SystemdHost
-from waiting import until
+from support.hosts.systemd_host import SystemdHost
+from support.waiting import until
 
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
 
@@ -22,7 +22,8 @@ LIBRARY = Path(__file__).resolve().parents[2] / "_utils"
 CALL = """
 import json, sys
 from netspace.layout import Layout
-from netspace.supervision import payload_cgroup, records, select
+from netspace.supervision import definitions as records
+from netspace.supervision import payload_cgroup, select
 supervisor = select(Layout())
 what, argument = sys.argv[1], json.loads(sys.stdin.read())
 if what == "define":
@@ -32,7 +33,7 @@ elif what == "observe":
 elif what == "payload":
     value = payload_cgroup(Layout(), argument)
 elif what == "both":
-    from netspace.supervision import bus
+    from netspace.supervision.systemd import dbus as bus
     units = [supervisor._unit(name) for name in supervisor.observe()] + ["netspace-absent.service"]
     value = [bus.show(units), supervisor._systemctl_show(units)]
 else:
@@ -178,7 +179,7 @@ def test_what_systemd_itself_says_is_what_systemctl_shows(call: Callable[..., An
 
 
 def test_its_version_is_asked_of_systemd_itself(host: SystemdHost) -> None:
-    code = "from netspace.supervision import bus; print(bus.version())"
+    code = "from netspace.supervision.systemd import dbus as bus; print(bus.version())"
     told = host.run(sys.executable, "-c", code, variables={"PYTHONPATH": str(LIBRARY)}).stdout
     assert told.split() == host.run("systemctl", "--version").stdout.split()[1:2]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_kernel
-from systemd_host import SystemdHost
-from systemd_salt import Inside, listed, look, show, until
-from whole_host import Salt, all_true, changes
+from support.environments import tiny_kernel
+from support.hosts.systemd_host import SystemdHost
+from support.hosts.systemd_salt import Inside, listed, look, show, until
+from support.hosts.whole_host import Salt, all_true, changes
 
 from netspace.environment import runtimes
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from systemd_host import SystemdHost
-from systemd_salt import Inside, listed, look, show, until
-from whole_host import ASK, IMAGE, Salt, all_true, changes, shop
+from support.hosts.systemd_host import SystemdHost
+from support.hosts.systemd_salt import Inside, listed, look, show, until
+from support.hosts.whole_host import ASK, IMAGE, Salt, all_true, changes, shop
 
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import checkout
 import pytest
 import salt.client
 import salt.loader
 from saltfactories.cli.salt import SaltCli
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
-from waiting import until
-from whole_host import IDLE, IMAGE, all_true, python
+from support import checkout
+from support.hosts.whole_host import IDLE, IMAGE, all_true, python
+from support.waiting import until
 
 from netspace.environment import runtimes
 

@@ -15,8 +15,8 @@ import salt.loader
 import salt.minion
 import salt.utils.minions
 
-from netspace import addressing
 from netspace.errors import NetspaceError
+from netspace.host import salt_addressing
 
 pytestmark = pytest.mark.skipif(
     not hasattr(salt.loader, "resource"), reason="this Salt has no resources: 3008 brought them"
@@ -49,8 +49,8 @@ def minion() -> Iterator[Any]:
 
     for name in ("_target_load", "_resolve_resource_targets"):
         setattr(Corrected, name, getattr(salt.minion.Minion, name))
-    addressing.correct(Corrected)
-    addressing.correct(Corrected)  # as after a synchronisation
+    salt_addressing.correct(Corrected)
+    salt_addressing.correct(Corrected)  # as after a synchronisation
     made = Corrected.__new__(Corrected)
     opts = {**salt.config.DEFAULT_MINION_OPTS, "id": HOST, "grains": {"os": "Debian"}, "resources": RESOURCES}
     made.opts, made.matchers, made._resource_grains_cache = opts, salt.loader.matchers(opts), GRAINS
@@ -184,4 +184,4 @@ def test_the_master_is_told_of_other_resources_alone(minion: Any) -> None:
 
 def test_another_salt_s_minion_has_no_targets() -> None:
     with pytest.raises(NetspaceError, match=r"has no _target_load, .*: environments can't be its targets"):
-        addressing.correct(type("Minion", (), {}))
+        salt_addressing.correct(type("Minion", (), {}))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from netspace import audit
+from netspace.host import audit
 from netspace.interface import kinds
 from netspace.plan import Plan, Result
 from netspace.spec import parse

@@ -10,7 +10,7 @@ import pytest
 from netspace import files
 from netspace.environment import runtimes
 from netspace.errors import SpecError
-from netspace.host import Host
+from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.link.record import Record, write
 from netspace.spec import parse

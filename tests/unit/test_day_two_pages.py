@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pages
 import pytest
-from pages import Step
+from support import pages
+from support.pages import Step
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs/day-2"

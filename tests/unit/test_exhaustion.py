@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from netspace import exhaustion
-from netspace.environment import exhaust, pools, rivals, storms
+from netspace.environment.audit import exhaust, pools, rivals, storms
 from netspace.errors import NetspaceError
-from netspace.exhaustion import CHARGED, Share, Used, compare, judge
+from netspace.host import exhaustion
+from netspace.host.exhaustion import CHARGED, Share, Used, compare, judge
 
 ALL = Share(16, 16, 16)
 NONE = Share(0, 0, 0)
@@ -82,7 +82,7 @@ def test_the_page_names_each_pool():
 @pytest.fixture
 def program(tmp_path):
     """The program, as it runs by itself."""
-    library = Path(exhaust.__file__).parents[2]
+    library = Path(exhaust.__file__).parents[3]
     command = [sys.executable, exhaust.__file__, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
     process = subprocess.Popen(command, env={"PYTHONPATH": str(library)}, **pipes)

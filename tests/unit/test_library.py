@@ -9,44 +9,44 @@ from pathlib import Path
 
 import pytest
 
-from netspace import library
+from netspace import library_copy
 from netspace.__main__ import main
 from netspace.layout import Layout
 
 
 def test_installed_once_and_exact(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
-    assert library.installed(layout) == ""
-    assert library.install(layout)
-    assert not library.install(layout)
+    assert library_copy.installed(layout) == ""
+    assert library_copy.install(layout)
+    assert not library_copy.install(layout)
     copy = layout.library / "current" / "netspace"
-    sources = {path.relative_to(library.source()) for path in library.source().rglob("*.py")}
+    sources = {path.relative_to(library_copy.source()) for path in library_copy.source().rglob("*.py")}
     assert {path.relative_to(copy) for path in copy.rglob("*.py")} == sources
-    assert all((copy / name).read_bytes() == (library.source() / name).read_bytes() for name in sources)
-    assert len(library.installed(layout)) == 32
-    library.remove(layout)
+    assert all((copy / name).read_bytes() == (library_copy.source() / name).read_bytes() for name in sources)
+    assert len(library_copy.installed(layout)) == 32
+    library_copy.remove(layout)
     assert not layout.library.exists()
 
 
 def test_a_changed_one_is_switched_to_and_two_versions_stay(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
-    library.install(layout)
-    present = library.installed(layout)
+    library_copy.install(layout)
+    present = library_copy.installed(layout)
     for old in ("older", "old"):
         (layout.library / old).mkdir()
         (layout.library / "current").unlink()
         (layout.library / "current").symlink_to(old)
-    assert library.install(layout)
-    assert library.installed(layout) == present
+    assert library_copy.install(layout)
+    assert library_copy.installed(layout) == present
     assert sorted(os.listdir(layout.library)) == sorted([present, "old", "current"])
 
 
 def test_the_command_runs_the_copy_whatever_the_environment_says(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
-    library.install(layout)
+    library_copy.install(layout)
     (tmp_path / "argparse.py").write_text("raise SystemExit('not this one')")
     done = subprocess.run(
-        [*library.command(layout), "--help"],
+        [*library_copy.command(layout), "--help"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -58,8 +58,8 @@ def test_the_command_runs_the_copy_whatever_the_environment_says(tmp_path: Path)
 
 def test_the_command_names_another_instance(tmp_path: Path) -> None:
     layout = Layout("lab", root=tmp_path)
-    assert library.command(layout, "restore")[-3:] == ("--instance", "lab", "restore")
-    assert library.command(layout)[0] == sys.executable
+    assert library_copy.command(layout, "restore")[-3:] == ("--instance", "lab", "restore")
+    assert library_copy.command(layout)[0] == sys.executable
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["--instance", "No Such", "restore"]])

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace import declared, targets
 from netspace.errors import NetspaceError
+from netspace.host import salt_targets
+from netspace.host.salt_targets import Targets
 from netspace.layout import Layout
+from netspace.plugin import arguments
 from netspace.spec.types import Declaration, Environment
-from netspace.targets import Targets
 
 PLAIN = set(string.ascii_letters + string.digits + " ._+()~/-")
 RELEASE = b"""\
@@ -27,7 +28,7 @@ HOME_URL="https://www.debian.org/"
 
 
 def test_an_os_release_becomes_grains() -> None:
-    assert targets.os_grains(RELEASE) == {
+    assert salt_targets.os_grains(RELEASE) == {
         "os": "Debian GNU/Linux",
         "os_id": "debian",
         "osrelease": "13",
@@ -54,12 +55,12 @@ def test_an_os_release_becomes_grains() -> None:
     ],
 )
 def test_what_is_no_plain_word_is_no_grain(line: bytes) -> None:
-    assert targets.os_grains(line + b"\n") == {}
+    assert salt_targets.os_grains(line + b"\n") == {}
 
 
 @given(st.binary(max_size=400) | st.text(max_size=100).map(lambda text: f'NAME="{text}"\nID={text}\n'.encode()))
 def test_grains_are_plain_words_whatever_an_image_says(content: bytes) -> None:
-    for value in targets.os_grains(content).values():
+    for value in salt_targets.os_grains(content).values():
         assert 0 < len(value) <= 64 and set(value) <= PLAIN
 
 
@@ -74,14 +75,14 @@ def test_no_id_names_anything_that_is_not_there(name: str) -> None:
 
 def test_who_offers_targets() -> None:
     wanted = {"resources": {"netspace": {}}}
-    assert declared.targets_wanted({}, wanted)
-    assert declared.targets_wanted({"resource_pillar_key": "mine"}, {"mine": {"netspace": None}})
+    assert arguments.targets_wanted({}, wanted)
+    assert arguments.targets_wanted({"resource_pillar_key": "mine"}, {"mine": {"netspace": None}})
     for opts, pillar in (({}, {}), ({}, {"resources": None}), ({}, {"resources": {"ssh": {}}})):
-        assert not declared.targets_wanted(opts, pillar)
-    assert not declared.targets_wanted({"__cli": "salt-call"}, wanted)
-    assert declared.minion({"id": "a"}) == "a"
-    assert declared.minion({"id": "a-web", "netspace.minion": "a"}) == "a"
+        assert not arguments.targets_wanted(opts, pillar)
+    assert not arguments.targets_wanted({"__cli": "salt-call"}, wanted)
+    assert arguments.minion({"id": "a"}) == "a"
+    assert arguments.minion({"id": "a-web", "netspace.minion": "a"}) == "a"
     listed = Declaration(environments={"web": Environment(image="", target=True), "orders": Environment(image="")})
-    assert declared.unaddressable(listed, {}, {}) == ["web"]
-    assert declared.unaddressable(listed, {"__cli": "salt-call"}, wanted) == []
-    assert "add 'mine: {netspace: {}}'" in declared.addressable({"resource_pillar_key": "mine"})
+    assert arguments.unaddressable(listed, {}, {}) == ["web"]
+    assert arguments.unaddressable(listed, {"__cli": "salt-call"}, wanted) == []
+    assert "add 'mine: {netspace: {}}'" in arguments.addressable({"resource_pillar_key": "mine"})

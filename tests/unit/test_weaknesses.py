@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netspace import weaknesses
-from netspace.environment import oci, seccomp, seccomp_arguments
-from netspace.weaknesses import numbers, readings, users
-from netspace.weaknesses.row import Row
+from netspace.environment.container import oci_config, seccomp, seccomp_arguments
+from netspace.host import weaknesses
+from netspace.host.weaknesses import numbers, readings, users
+from netspace.host.weaknesses.row import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "isolation.md"
 CPU = "sys/devices/system/cpu"
@@ -312,7 +312,7 @@ def test_no_profile_lets_through_what_a_row_says_is_refused(profile):
 def test_each_profile_lets_through_what_a_row_says_is_open(profile):
     """The limit on core files can be lowered, filters made and page 0 asked for."""
     assert {"setrlimit", "prlimit64", "seccomp", "mmap"} <= allowed(profile)
-    assert oci._NO_CORE == 1
+    assert oci_config._NO_CORE == 1
 
 
 def test_no_profile_lets_pages_be_merged():
@@ -321,7 +321,7 @@ def test_no_profile_lets_pages_be_merged():
 
 
 def test_an_environment_s_kallsyms_is_masked():
-    assert "/proc/kallsyms" in oci._MASKED
+    assert "/proc/kallsyms" in oci_config._MASKED
 
 
 def test_the_page_has_a_row_for_each(tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.hosts.whole_host import all_true
 from vmlab import image
 from vmlab.lab import ROOTS, STAY, Lab, Salt, environment
 from vmlab.machine import Machine
 from vmlab.master import Master
-from whole_host import all_true
 
 pytestmark = pytest.mark.vm
 

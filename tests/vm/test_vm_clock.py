@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from support.hosts.whole_host import all_true, changes
+from support.waiting import until
 from vmlab.lab import STAY, Salt, environment
 from vmlab.machine import Machine
-from waiting import until
-from whole_host import all_true, changes
 
 pytestmark = pytest.mark.vm
 

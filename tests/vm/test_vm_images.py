@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from support.hosts.whole_host import all_true
 from vmlab.lab import ROOTFS, STAY, Salt
 from vmlab.machine import Machine
-from whole_host import all_true
 
 pytestmark = pytest.mark.vm
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.hosts.whole_host import all_true, changes
 from vmlab.lab import STAY, Salt, environment
 from vmlab.machine import Machine
-from whole_host import all_true, changes
 
 pytestmark = pytest.mark.vm
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-import waiting
+from support import waiting
+from support.hosts.whole_host import all_true
 from vmlab.lab import STAY, Salt, environment
 from vmlab.machine import Machine
-from whole_host import all_true
 
 from netspace.environment import runtimes
 

@@ -6,10 +6,10 @@ import functools
 from typing import Any
 
 import pytest
-import waiting
+from support import waiting
+from support.hosts.whole_host import all_true
 from vmlab.lab import STAY, Salt, environment
 from vmlab.machine import Machine
-from whole_host import all_true
 
 pytestmark = pytest.mark.vm
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import whole_host
-from software_tpm import Factory, manufacture
+from support.attestation.software_tpm import Factory, manufacture
+from support.hosts import whole_host
 
 from vmlab import image as images
 from vmlab.flavours import FLAVOURS

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import runner_bus
+from support.attestation import runner_bus
 
 from vmlab.lab import Salt
 

@@ -18,8 +18,8 @@ netspace.refresh(__file__)
 
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import targets  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import salt_targets  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -52,14 +52,14 @@ def _run(
     ignore_retcode: bool = False,
     success_retcodes: list[int] | None = None,
     **kwargs: Any,
-) -> targets.Answer:
+) -> salt_targets.Answer:
     unknown = [key for key, value in kwargs.items() if not key.startswith("__") and key not in _SAID and value]
     if unknown:
         raise CommandExecutionError(f"in an environment, cmd has no {', '.join(sorted(unknown))}")
     if isinstance(cmd, str) and python_shell is False:
         cmd = shlex.split(cmd)
     try:
-        answer = targets.of(__opts__).run(
+        answer = salt_targets.of(__opts__).run(
             __resource__["id"], cmd, timeout=timeout, stdin=stdin or "", folder=cwd, variables=_variables(env),
             shell=shell,
         )  # fmt: skip

@@ -29,8 +29,9 @@ import salt.utils.dictupdate  # noqa: E402
 import salt.utils.state  # noqa: E402
 from salt.exceptions import CommandExecutionError  # noqa: E402
 
-from netspace import declared, targets  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import salt_targets  # noqa: E402
+from netspace.plugin import arguments as declared  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -74,7 +75,7 @@ class _State(salt.state.State):  # type: ignore[misc]
     def verify_data(self, data: Any) -> list[str]:
         """Verify as Salt does, and refuse states that need the environment's files if these aren't accessible."""
         errors: list[str] = super().verify_data(data)
-        if (data["state"] == "file" or "creates" in data) and not targets.of(self.opts).has_files(self.opts["id"]):
+        if (data["state"] == "file" or "creates" in data) and not salt_targets.of(self.opts).has_files(self.opts["id"]):
             what = "file" if data["state"] == "file" else "creates"
             errors.append(
                 f"{data['__id__']}: no {what} here: this environment's files are its own kernel's; use cmd.run"
@@ -85,7 +86,7 @@ class _State(salt.state.State):  # type: ignore[misc]
         """Check ``creates`` inside the environment; Salt's own method would look on the host."""
         wanted = low["creates"] if isinstance(low["creates"], list) else [low["creates"]]
         try:
-            with targets.of(self.opts).files(self.opts["id"]) as inside:
+            with salt_targets.of(self.opts).files(self.opts["id"]) as inside:
                 there = bool(wanted) and all(inside.look(str(path)) is not None for path in wanted)
             comment = f"{', '.join(map(str, wanted))}: " + ("there" if there else "not all there")
         except NetspaceError as err:

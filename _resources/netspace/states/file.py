@@ -18,8 +18,8 @@ netspace.refresh(__file__)
 
 import salt.utils.templates  # noqa: E402
 
-from netspace import targets  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host import salt_targets  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -44,7 +44,7 @@ def _inside(name: str, kwargs: dict[str, Any], change: Change) -> dict[str, Any]
         return {**ret, "comment": f"in an environment, this state has no {', '.join(sorted(unknown))}"}
     test = bool(__opts__["test"])
     try:
-        with targets.of(__opts__).files(__resource__["id"]) as inside:
+        with salt_targets.of(__opts__).files(__resource__["id"]) as inside:
             changes, comment = change(inside, test)
     except NetspaceError as err:
         return {**ret, "comment": str(err)}

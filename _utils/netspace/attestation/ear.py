@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files, jose
-from netspace.attestation import hsm, privacy_ca
+from netspace.attestation import hsm
 from netspace.attestation.refusals import (
     Malformed,
     PolicyDowngraded,
@@ -34,6 +34,7 @@ from netspace.attestation.refusals import (
     ResultOtherBoot,
     ResultReplayed,
 )
+from netspace.attestation.registrar import privacy_ca
 from netspace.attestation.result import SKEW
 from netspace.errors import NetspaceError
 

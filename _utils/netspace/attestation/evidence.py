@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from netspace.attestation import measurelog
-from netspace.attestation.eventlog import MAX_LOG
-from netspace.attestation.ima import MAX_LIST
+from netspace.attestation.logs import systemd
+from netspace.attestation.logs.eventlog import MAX_LOG
+from netspace.attestation.logs.ima import MAX_LIST
 from netspace.attestation.refusals import Malformed
 
 PROTOCOL = b"netspace-attest/1"
@@ -235,7 +235,7 @@ def parse(data: Any) -> Evidence:
         _bytes(data["sig"], 4096, "sig"),
         {_pcr(key): _value(value) for key, value in pcrs.items()},
         None if data["bootlog"] is None or known else _bytes(data["bootlog"], MAX_LOG, "bootlog"),
-        None if data["systemdlog"] is None else _bytes(data["systemdlog"], measurelog.MAX_LOG, "systemdlog"),
+        None if data["systemdlog"] is None else _bytes(data["systemdlog"], systemd.MAX_LOG, "systemdlog"),
         None if data["ima"] is None else _ima(data["ima"]),
         known,
         _tee(data["tee"]) if "tee" in data else None,

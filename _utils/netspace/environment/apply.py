@@ -14,15 +14,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from netspace import files
-from netspace.environment import handout, ids, mounts, oci, proving, records, rolling, rootfs, runtime, volumes
-from netspace.environment.compare import KIND, Work
+from netspace.environment import record as records
+from netspace.environment import user_ids
+from netspace.environment.builder import Making, each
+from netspace.environment.container import oci_config, oci_runtime
+from netspace.environment.health import record as verdict
 from netspace.environment.images import Image
-from netspace.environment.making import Making, each
 from netspace.environment.observe import Observed
-from netspace.environment.records import Record
+from netspace.environment.plan import KIND, Work
+from netspace.environment.record import Record
 from netspace.environment.runtimes import USUAL
+from netspace.environment.storage import injected_files, mounts, rootfs, volumes
+from netspace.environment.update import rolling, rollout
 from netspace.errors import NetspaceError, raise_any
-from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 from netspace.supervision import Status, Supervisor
@@ -70,7 +74,7 @@ class Applying:
         self._taken_back: list[Step] = []
         self._removed: set[str] = set()
         self._written: set[str] = set()
-        self._revision = oci.revision(making.controllers)
+        self._revision = oci_config.revision(making.controllers)
         self._mounted = mounts.table() if observed is None else observed.mounted
         self._observed = observed
 
@@ -126,14 +130,14 @@ class Applying:
 
         def erase(name: str) -> None:
             used = made[name].runtime if name in made else USUAL
-            runtime.delete(self.layout, name, self._mounted, used)
+            oci_runtime.delete(self.layout, name, self._mounted, used)
             verdict.clear(self.layout, [name])
             rootfs.erase(self.layout, name)
             if self._purge:
                 volumes.erase(self.layout, name)
-            runtime.remove_cgroups(self.layout, self.making.cgroup(name), self._mounted)
+            oci_runtime.remove_cgroups(self.layout, self.making.cgroup(name), self._mounted)
             for instance in (name, self.layout.beside(name)):
-                runtime.remove_output(self.layout, instance)
+                oci_runtime.remove_output(self.layout, instance)
             files.remove(records.path(self.layout, name))
 
         doomed = [name for name in self._removals if name not in self.errors]
@@ -168,7 +172,7 @@ class Applying:
         taken = {name: record.base for name, record in self._recorded().items()}
         for name, work in self._left().items():
             try:
-                base = ids.allocate([name], taken)[name]
+                base = user_ids.allocate([name], taken)[name]
                 taken[name] = base
                 image = built[source(work)] if name in rebuilt else None
                 record = self._record(name, work, base, image)
@@ -227,9 +231,9 @@ class Applying:
             """Keep the running environment; record the failed update, and hand out the current card."""
             record = work[name].record
             assert record is not None
-            noted = proving.failed(wanted[name], failed[name])
+            noted = rollout.failed(wanted[name], failed[name])
             records.write(self.layout, name, msgspec.structs.replace(record, failed=noted))
-            raise_any(handout.keep(self.layout, {name: work[name].want.files}))
+            raise_any(injected_files.keep(self.layout, {name: work[name].want.files}))
             self.making.hand_out(name, record, work[name].want.files)
 
         unnoted = each(failed, leave)
@@ -252,12 +256,12 @@ class Applying:
 
         An environment whose record was lost may still have a service. It is stopped before the new record is written.
         """
-        created = [runtime.service_name(name) for name in self._left(lambda work: work.record is None)]
+        created = [oci_runtime.service_name(name) for name in self._left(lambda work: work.record is None)]
         defined = self.supervisor.observe(created) if created else {}
         names = [
             name
             for name, work in self._left().items()
-            if work.stop or (work.record is None and runtime.service_name(name) in defined)
+            if work.stop or (work.record is None and oci_runtime.service_name(name) in defined)
         ]
         halt(self.layout, names)
         self._supervise(self.supervisor.stop, names)
@@ -287,7 +291,7 @@ class Applying:
         unwritten = records.write_all(self.layout, written)
         self._written = written.keys() - unwritten.keys()
         self._fail(unwritten)
-        self._fail(handout.keep(self.layout, {name: work.want.files for name, work in self._left().items()}))
+        self._fail(injected_files.keep(self.layout, {name: work.want.files for name, work in self._left().items()}))
 
         def make(name: str) -> None:
             work, record = self._work[name], self._records[name]
@@ -305,7 +309,7 @@ class Applying:
 
     def _give_to(self, known: Mapping[str, Record]) -> Mapping[str, str]:
         owners = {
-            name: record.base + oci.user_of(record.spec, record.image.defaults)
+            name: record.base + oci_config.user_of(record.spec, record.image.defaults)
             for name, record in known.items()
             if record.spec.interface is not None and record.spec.interface.DEVICES
         }
@@ -328,7 +332,7 @@ class Applying:
             return
         for name, work in left.items():
             if work.want.state == "running" and not work.start:  # it runs, or ended by itself
-                files.remove(runtime.halt_mark(self.layout, name))
+                files.remove(oci_runtime.halt_mark(self.layout, name))
         idle = [
             name
             for name, work in left.items()
@@ -343,18 +347,18 @@ class Applying:
         known = self._recorded()
         needed = any(record.spec.health is not None or record.spec.after for record in known.values())
         try:
-            there = self.supervisor.observe([runtime.HEALTH]).get(runtime.HEALTH)
+            there = self.supervisor.observe([oci_runtime.HEALTH]).get(oci_runtime.HEALTH)
             if needed:
-                own = runtime.health(self.layout)
+                own = oci_runtime.health(self.layout)
                 changed = self.supervisor.differing([own])
                 self.supervisor.define([own])
                 if changed and there is not None:
                     self.supervisor.stop([own.name])
                 if errors := self.supervisor.start([own.name]):
                     raise NetspaceError(f"what watches health does not run: {errors[own.name]}")
-                proving.watched(self.layout, self.supervisor)  # it may have been killed, and be starting again
-            elif there is not None and (errors := self.supervisor.remove([runtime.HEALTH])):
-                raise NetspaceError(f"what watches health does not end: {errors[runtime.HEALTH]}")
+                rollout.watched(self.layout, self.supervisor)  # it may have been killed, and be starting again
+            elif there is not None and (errors := self.supervisor.remove([oci_runtime.HEALTH])):
+                raise NetspaceError(f"what watches health does not end: {errors[oci_runtime.HEALTH]}")
         except (NetspaceError, OSError) as err:
             needy = self._left(lambda work: work.want.spec.health is not None or bool(work.want.spec.after))
             self._fail(dict.fromkeys(needy, str(err)))
@@ -371,11 +375,11 @@ class Applying:
         self._fail(start(self.layout, self.supervisor, todo))
         gated = [name for name, work in self._left(lambda work: work.start).items() if work.want.spec.after]
         if gated:
-            waiting = proving.awaited(self.layout, self.supervisor, gated, records.read(self.layout))
+            waiting = rollout.awaited(self.layout, self.supervisor, gated, records.read(self.layout))
             self._tried -= waiting.keys()
             self._fail(waiting)
             rest = [name for name in gated if name not in waiting]
-            statuses = self.supervisor.observe({runtime.service_name(name) for name in rest})
+            statuses = self.supervisor.observe({oci_runtime.service_name(name) for name in rest})
             self._fail(_ends(self.layout, statuses, rest))
 
     # -- updates that are on trial -------------------------------------------------
@@ -394,7 +398,7 @@ class Applying:
         asked = {name: record for name, record in trials.items() if name not in reasons}
         if not trials:
             return
-        for name, reason in proving.wait(self.layout, self.supervisor, asked).items():
+        for name, reason in rollout.wait(self.layout, self.supervisor, asked).items():
             if reason:
                 reasons[name] = reason
                 continue
@@ -415,20 +419,20 @@ class Applying:
         def put_back(name: str) -> None:
             record, mounted = trials[name], mounts.table()
             assert record.previous is not None
-            runtime.delete(self.layout, name, mounted, record.runtime)
+            oci_runtime.delete(self.layout, name, mounted, record.runtime)
             old = record.previous
             content = self.making.render(name, old.spec, record.base, old.image, old.runtime, old.profile)
             spec = msgspec.structs.replace(old.spec, state=record.spec.state)
             now = Record(
                 *(spec, record.state, record.base, old.image, hashlib.sha256(content).hexdigest()),
                 *(self._revision, record.summary, old.profile, old.runtime),
-                failed=proving.failed(record, reasons[name]),
+                failed=rollout.failed(record, reasons[name]),
             )
             if error := self.making.mount_images({old.image.digest}, mounted).get(old.image.digest):
                 raise NetspaceError(error)
             records.write(self.layout, name, now)
             self.making.assemble(name, now)
-            self.making.hand_out(name, now, handout.read(self.layout, name))
+            self.making.hand_out(name, now, injected_files.read(self.layout, name))
             before[name] = now
 
         errors.update(each([name for name in trials if name not in errors], put_back))
@@ -456,32 +460,32 @@ class Applying:
 def halt(layout: Layout, names: Iterable[str]) -> None:
     """Create the halt marks of these environments, before they are stopped."""
     for name in names:
-        mark = runtime.halt_mark(layout, name)
+        mark = oci_runtime.halt_mark(layout, name)
         if mark.parent.is_dir():
             mark.touch(mode=0o600)
 
 
 def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dict[str, str]:
     """Start assembled environments; return, by name, why some don't run."""
-    services = {runtime.service_name(name): name for name in names}
+    services = {oci_runtime.service_name(name): name for name in names}
     if not services:
         return {}
     for name in names:
-        files.remove(runtime.log(layout, name))
+        files.remove(oci_runtime.log(layout, name))
     # A container that a runtime still knows from the last run would make the start fail.
-    unforgotten = [name for name in names if runtime.known(layout, name)]
+    unforgotten = [name for name in names if oci_runtime.known(layout, name)]
     if unforgotten:
         # The runtime also knows an environment that the supervisor is just starting: that one must not be deleted.
-        now, idle = supervisor.observe({runtime.service_name(name) for name in unforgotten}), Status("stopped")
+        now, idle = supervisor.observe({oci_runtime.service_name(name) for name in unforgotten}), Status("stopped")
         unforgotten = [
             name
             for name in unforgotten
-            if now.get(runtime.service_name(name), idle).state not in ("running", "starting", "frozen")
+            if now.get(oci_runtime.service_name(name), idle).state not in ("running", "starting", "frozen")
         ]
     if unforgotten:
         mounted, (made, _) = mounts.table(), records.read_each(layout)
         used = {name: made[name].runtime if name in made else USUAL for name in unforgotten}
-        stuck = each(unforgotten, lambda name: runtime.delete(layout, name, mounted, used[name]))
+        stuck = each(unforgotten, lambda name: oci_runtime.delete(layout, name, mounted, used[name]))
         if stuck:
             return {**stuck, **start(layout, supervisor, [name for name in names if name not in stuck])}
     try:
@@ -490,13 +494,13 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
     except (NetspaceError, OSError) as err:
         return dict.fromkeys(names, str(err))
     for name in names:
-        files.remove(runtime.halt_mark(layout, name))
+        files.remove(oci_runtime.halt_mark(layout, name))
     return _ends(layout, statuses, names, failed)
 
 
 def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
     """Call a method of the supervisor for these environments' services; return the errors, by environment."""
-    services = {runtime.service_name(name): name for name in names}
+    services = {oci_runtime.service_name(name): name for name in names}
     try:
         return {services[service]: error for service, error in call(list(services)).items()}
     except (NetspaceError, OSError) as err:
@@ -514,9 +518,9 @@ def _ends(
     failed = failed or {}
     errors = {}
     for name in names:
-        service = runtime.service_name(name)
+        service = oci_runtime.service_name(name)
         status = statuses.get(service, Status("stopped"))
-        complaint = runtime.failure(layout, name)
+        complaint = oci_runtime.failure(layout, name)
         if complaint and status.state != "running":
             errors[name] = f"can't be started: {complaint}"
         elif service in failed:

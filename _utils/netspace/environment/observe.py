@@ -16,29 +16,19 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import (
-    cgroups,
-    disks,
-    handout,
-    images,
-    init,
-    mounts,
-    oci,
-    records,
-    rootfs,
-    runtime,
-    tenders,
-    volumes,
-)
-from netspace.environment.disks import Disk
+from netspace.environment import images
+from netspace.environment import record as records
+from netspace.environment.container import cgroups, init, oci_config, oci_runtime, unikernel
+from netspace.environment.health import record as verdict
+from netspace.environment.health.record import Verdict
 from netspace.environment.images import Store
-from netspace.environment.records import Record
+from netspace.environment.record import Record
+from netspace.environment.storage import disks, injected_files, mounts, rootfs, volumes
+from netspace.environment.storage.disks import Disk
 from netspace.errors import MissingError
-from netspace.health import verdict
-from netspace.health.verdict import Verdict
 from netspace.layout import Layout, below
 from netspace.spec.types import Environment
-from netspace.supervision import Status, Supervisor, booted, payload_cgroup, policy
+from netspace.supervision import Status, Supervisor, booted, payload_cgroup, restart_policy
 
 AS_DECLARED = ", as it is declared (state: stopped)"
 
@@ -133,48 +123,48 @@ def observe(
     known = records.read(layout)
     near = known if about is None else {name: record for name, record in known.items() if name in about}
     theirs = {*near, *(other for record in near.values() for other in record.spec.after)}
-    asked = None if about is None else {runtime.HEALTH, *map(runtime.service_name, theirs)}
+    asked = None if about is None else {oci_runtime.HEALTH, *map(oci_runtime.service_name, theirs)}
     statuses = supervisor.observe(asked) if known else {}
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
     probed = any(record.spec.health is not None or record.spec.after for record in known.values())
-    services = [runtime.health(layout)] if probed else []
+    services = [oci_runtime.health(layout)] if probed else []
     for name, record in near.items():
         with contextlib.suppress(MissingError):  # without its runtime it has no service; the plan says so
-            services.append(runtime.service(layout, name, record.spec, record.runtime, mounted, controllers))
+            services.append(oci_runtime.service(layout, name, record.spec, record.runtime, mounted, controllers))
     redefined = supervisor.differing(services)
     for name, record in known.items():
         if name not in near:
             found[name] = Seen(record, None, assembled=True, files=None)
             continue
-        status = statuses.get(runtime.service_name(name))
+        status = statuses.get(oci_runtime.service_name(name))
         own = own_disks(layout, name, record, mounted)
         found[name] = Seen(
             record,
             status,
             assembled(layout, name, record, mounted, own),
-            handout.observe(layout, name),
+            injected_files.observe(layout, name),
             _in_namespace(layout, name, status),
-            runtime.halt_mark(layout, name).exists(),
+            oci_runtime.halt_mark(layout, name).exists(),
             _differing(layout, name, record, status, hierarchies, devices),
             own,
-            runtime.service_name(name) not in redefined,
+            oci_runtime.service_name(name) not in redefined,
             current(layout, name, record, status),
-            not (_down(status) and runtime.failure(layout, name)),
+            not (_down(status) and oci_runtime.failure(layout, name)),
             problem(layout, name, known, statuses),
         )
-    images_of = {tenders.source(record.spec, record.runtime) for record in near.values()}
+    images_of = {unikernel.source(record.spec, record.runtime) for record in near.values()}
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
     missing = {image: why for image in sorted({*wanted} - images_of) if (why := store.problem(image))}
-    runs = watching(statuses) and runtime.HEALTH not in redefined
+    runs = watching(statuses) and oci_runtime.HEALTH not in redefined
     watched = runs or not probed
     unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)
     return Observed(
         found,
         sources,
-        oci.revision(frozenset(controllers)),
+        oci_config.revision(frozenset(controllers)),
         unkept,
         disks.lacking(),
         disks.grows(),
@@ -237,7 +227,7 @@ def _differing(
 ) -> tuple[str, ...]:
     if status is None or status.state != "running":
         return ()
-    own, lacks = payload_cgroup(layout, runtime.service_name(name)), record.runtime.jail.lacks
+    own, lacks = payload_cgroup(layout, oci_runtime.service_name(name)), record.runtime.jail.lacks
     group = cgroups.Group(own, hierarchies, unit=booted(), lacks=lacks)
     return group.differing(record.spec.limits, devices(record.spec))
 
@@ -277,7 +267,7 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
 
     :param statuses: by service; includes the environments in its ``after``.
     """
-    record, status = known[name], statuses.get(runtime.service_name(name), Status("stopped"))
+    record, status = known[name], statuses.get(oci_runtime.service_name(name), Status("stopped"))
     if status.state == "stopped":
         return ""
     judged = verdict.read(layout, name)
@@ -289,7 +279,7 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
         return f"its health check fails{said}" if now is not None and now.judgement.state == "unhealthy" else ""
     if status.state == "frozen":
         return f"its process {status.pid} is stopped by a signal; kill -CONT {status.pid}, or apply again"
-    if complaint := runtime.failure(layout, name):
+    if complaint := oci_runtime.failure(layout, name):
         return f"can't be started: {complaint}"
     if record.spec.health is not None and verdict.condemned(layout, name).exists():
         return f"it was ended, since its health check failed{said}"
@@ -300,7 +290,7 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
 
 def watching(statuses: Mapping[str, Status]) -> bool:
     """Return whether the service that watches health runs or is starting."""
-    watch = statuses.get(runtime.HEALTH)
+    watch = statuses.get(oci_runtime.HEALTH)
     return watch is not None and watch.state in ("running", "starting")
 
 
@@ -308,7 +298,7 @@ def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
     """Return the environments that *name* waits for, as a text for the operator; empty if all of them are up."""
     missing = []
     for other in known[name].spec.after:
-        record, its = known.get(other), statuses.get(runtime.service_name(other), Status("stopped"))
+        record, its = known.get(other), statuses.get(oci_runtime.service_name(other), Status("stopped"))
         if record is None:
             missing.append(f"{other}, which there is not")
             continue
@@ -346,7 +336,7 @@ def around(layout: Layout, supervisor: Supervisor, known: Mapping[str, Record], 
     :param about: the environments that will be described.
     """
     wanted = {*about, *(other for name in about if name in known for other in known[name].spec.after)}
-    statuses = supervisor.observe({runtime.HEALTH, *map(runtime.service_name, wanted)}) if wanted else {}
+    statuses = supervisor.observe({oci_runtime.HEALTH, *map(oci_runtime.service_name, wanted)}) if wanted else {}
     return Around(known, statuses, records.updating(layout), supervisor.attended())
 
 
@@ -355,7 +345,7 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
 
     :param damage: why its record can't be understood; then only its service is known.
     """
-    status = around.statuses.get(runtime.service_name(name), Status("stopped"))
+    status = around.statuses.get(oci_runtime.service_name(name), Status("stopped"))
     row: dict[str, Any] = {
         "state": status.state,
         "pid": status.pid,
@@ -369,7 +359,7 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
         "declared_stopped": False,
         "runtime": "",
         "health": "",
-        "flapping": policy.flapping(status.state, status.restarts, status.since, time.time()),
+        "flapping": restart_policy.flapping(status.state, status.restarts, status.since, time.time()),
         "updating": name in around.updating,
         "supervised": around.supervised,
         "problem": damage,
@@ -386,7 +376,7 @@ def describe(layout: Layout, name: str, around: Around, damage: str = "") -> dic
         elif not watching(around.statuses):
             health = "unknown"
     return row | {
-        "image": tenders.source(record.spec, record.runtime),
+        "image": unikernel.source(record.spec, record.runtime),
         "digest": f"sha256:{record.image.digest}",
         "wanted": record.state,
         "declared_stopped": record.spec.state == "stopped",

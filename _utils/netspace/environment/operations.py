@@ -18,13 +18,16 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import disks, entering, ids, moments, mounts, oci, records, runtime, sigterm
-from netspace.environment.entering import MAX_OUTPUT
-from netspace.environment.kind import Environments
+from netspace.environment import execute, moments, user_ids
+from netspace.environment import record as records
+from netspace.environment.container import oci_config, oci_runtime, sigterm
+from netspace.environment.execute import MAX_OUTPUT
+from netspace.environment.health import record as verdict
 from netspace.environment.observe import AS_DECLARED, Around, around, current, describe, own_disks
-from netspace.environment.records import Record, RunState
+from netspace.environment.reconciler import Environments
+from netspace.environment.record import Record, RunState
+from netspace.environment.storage import disks, mounts
 from netspace.errors import NetspaceError, StateError
-from netspace.health import verdict
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Environment
@@ -73,7 +76,7 @@ class Operations:
         spec = parse.encode(records.own(record.spec))
         spec.pop("interface", None)
         spec["env"] = dict.fromkeys(spec["env"], "(not shown)")
-        user = oci.user_of(record.spec, record.image.defaults)
+        user = oci_config.user_of(record.spec, record.image.defaults)
         cgroup = self._kind.making.cgroup(name)
         inside = self._layout.inside(name)
         mounted = mounts.table()
@@ -81,12 +84,12 @@ class Operations:
             **describe(self._layout, name, self._around([name])),
             "spec": spec,
             "user": {"inside": user, "host": record.base + user},
-            "ids": {"base": record.base, "count": ids.COUNT},
+            "ids": {"base": record.base, "count": user_ids.COUNT},
             "cgroup": cgroup,
             "netns": str(self._layout.netns(name)),
             "layer": str(self._layout.environment(name)),
-            "log": str(runtime.output(self._layout, name)),
-            "usage": {**runtime.usage(cgroup, mounted), **_disk_usage(self._layout, name, record, mounted)},
+            "log": str(oci_runtime.output(self._layout, name)),
+            "usage": {**oci_runtime.usage(cgroup, mounted), **_disk_usage(self._layout, name, record, mounted)},
             "sigterm": sigterm.told(record, status.pid),
             "files": sorted(os.listdir(inside)) if inside.is_dir() else [],
             **({"check": _judged(found)} if (found := current(self._layout, name, record, status)) else {}),
@@ -160,9 +163,9 @@ class Operations:
             raise NetspaceError(f"lines: expected a whole number, got {lines!r}") from err
         begin = None if since is None else moments.since(since, time.time())
         self.known([name])
-        own = runtime.output(self._layout, name)
+        own = oci_runtime.output(self._layout, name)
         if not own.exists() and booted():
-            return {"lines": _journal(self._layout.service(runtime.service_name(name)), count, begin)}
+            return {"lines": _journal(self._layout.service(oci_runtime.service_name(name)), count, begin)}
         if begin is not None:
             raise NetspaceError(f"since: {own} is no journal and tells no times; leave it out, and choose by lines")
         return {"lines": [harmless(line) for line in _last_lines(own, count)]}
@@ -201,7 +204,7 @@ class Operations:
         if folder is not None:
             spec = msgspec.structs.replace(spec, working_dir=folder)
         fed = stdin.encode() if isinstance(stdin, str) else stdin
-        done = entering.enter(self._layout, name, msgspec.structs.replace(record, spec=spec), arguments, timeout, fed)
+        done = execute.enter(self._layout, name, msgspec.structs.replace(record, spec=spec), arguments, timeout, fed)
         return {
             "retcode": done.retcode,
             "stdout": harmless(done.stdout.decode(errors="replace")),
@@ -232,10 +235,10 @@ class Operations:
         return around(self._layout, self._supervisor, records.read_each(self._layout)[0], names)
 
     def _status(self, name: str) -> Status:
-        return self._statuses([name]).get(runtime.service_name(name), Status("stopped"))
+        return self._statuses([name]).get(oci_runtime.service_name(name), Status("stopped"))
 
     def _statuses(self, names: Collection[str]) -> dict[str, Status]:
-        return self._supervisor.observe({runtime.service_name(name) for name in names})
+        return self._supervisor.observe({oci_runtime.service_name(name) for name in names})
 
     def _change(
         self, names: Collection[str], state: RunState, act: Callable[[Mapping[str, Record]], Mapping[str, str]]
@@ -275,7 +278,7 @@ def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str,
 
 def _idle(statuses: Mapping[str, Status], name: str) -> bool:
     """Return whether an environment has to be started: it doesn't run, or is ending unnoticed by its supervisor."""
-    status = statuses.get(runtime.service_name(name), Status("stopped"))
+    status = statuses.get(oci_runtime.service_name(name), Status("stopped"))
     return status.state not in ("running", "starting") or (status.state == "running" and process.dying(status.pid))
 
 

@@ -24,12 +24,14 @@ import msgspec
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
-from netspace.interface import conntrack, ends, forwarding, guards, hosttable, namespaces, netlink, records
-from netspace.interface.ends import INSIDE_INDEX, End, Ends
+from netspace.interface import conntrack, endpoints, forwarding, netlink, netns
+from netspace.interface import record as records
+from netspace.interface.endpoints import INSIDE_INDEX, End, Ends
+from netspace.interface.firewall import host_table, netns_table
+from netspace.interface.firewall.table import Table
 from netspace.interface.netlink import Message
 from netspace.interface.observe import Live
-from netspace.interface.records import Record, Volatile
-from netspace.interface.table import Table
+from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 from netspace.spec.publish import Led
@@ -217,7 +219,7 @@ class Applying:
         for name, one in doomed.items():
             if one.record is None and name not in self.errors:
                 try:
-                    namespaces.remove(self.layout.netns(name))
+                    netns.remove(self.layout.netns(name))
                 except OSError as err:
                     self._fail(name, f"its namespace can't be removed: {err}")
                     continue
@@ -243,7 +245,7 @@ class Applying:
     def _delete_inside(self, names: Sequence[str], work: Mapping[str, Work]) -> None:
         for name in names:
             try:
-                namespaces.enter(self.layout.netns(name))
+                netns.enter(self.layout.netns(name))
                 with netlink.Socket() as inner:
                     failures = inner.batch([netlink.delete_link(work[name].live.inside)])
             except OSError as err:
@@ -261,7 +263,7 @@ class Applying:
                 self.volatile.firewall = {"rendered": "being loaded"}
                 self.volatile.write(self.layout)
                 try:
-                    self.volatile.firewall = hosttable.put(self.layout.nft_table, todo.table, todo.before, before)
+                    self.volatile.firewall = host_table.put(self.layout.nft_table, todo.table, todo.before, before)
                     conntrack.forget_stale(todo.led)
                 except NetspaceError as err:
                     self._fail(step.name, err)
@@ -334,8 +336,8 @@ class Applying:
         assert one.guard is not None
         try:
             if enter:
-                namespaces.enter(self.layout.netns(name))
-            loaded = guards.put(
+                netns.enter(self.layout.netns(name))
+            loaded = netns_table.put(
                 self.layout,
                 one.guard,
                 fresh=one.namespace == "create",
@@ -352,17 +354,17 @@ class Applying:
 
     def _prepare_folder(self) -> None:
         folder = self.layout.netns("").parent
-        if lacks := namespaces.lacking(folder):
+        if lacks := netns.lacking(folder):
             self.volatile.folder |= lacks
             self.volatile.write(self.layout)
-            namespaces.prepare(folder)
+            netns.prepare(folder)
 
     def _release_folder(self) -> None:
         """Undo the changes to the folder of namespaces once netspace's last namespace is gone."""
         if (
             self.volatile.folder
             and not self.volatile.namespaces
-            and namespaces.release(self.layout.netns("").parent, self.volatile.folder)
+            and netns.release(self.layout.netns("").parent, self.volatile.folder)
         ):
             self.volatile.folder = {}
 
@@ -408,7 +410,7 @@ class Applying:
                     continue
                 path = self.layout.netns(name)
                 try:
-                    namespaces.enter(path)
+                    netns.enter(path)
                     with netlink.Socket() as inner:
                         self._set_up(name, work[name], inner, -1)
                     if name not in self.errors:
@@ -422,12 +424,12 @@ class Applying:
 
     def _settle(self, path: Path, one: Work) -> int:
         if one.namespace == "create":
-            inode = namespaces.create(path)
+            inode = netns.create(path)
         else:
-            namespaces.enter(path)
+            netns.enter(path)
             inode = path.stat().st_ino
         if one.namespace != "keep":
-            namespaces.write_settings(namespaces.SETTINGS.items())
+            netns.write_settings(netns.SETTINGS.items())
         return inode
 
     def _set_up(self, name: str, one: Work, inner: netlink.Socket, host: int) -> None:
@@ -456,7 +458,7 @@ class Applying:
                     self._guard(name, one)
             for message in changed:
                 (messages if message.protocol == netlink.NETLINK_ROUTE else special).append(message)
-            messages += ends.messages(index, now, wanted)
+            messages += endpoints.messages(index, now, wanted)
         elif one.guard is not None:
             self._guard(name, one)
         if special and name not in self.errors:
@@ -479,7 +481,7 @@ class Applying:
         if not todo:
             return
         disabled = forwarding.read("net/ipv6/conf/default/disable_ipv6") == "1"
-        with netlink.Socket() as host, namespaces.settings_folder("net/ipv6/conf") as settings:
+        with netlink.Socket() as host, netns.settings_folder("net/ipv6/conf") as settings:
             each: list[list[tuple[str, Message]]] = []
             for name, one in todo.items():
                 wanted = one.wanted.outside
@@ -491,7 +493,7 @@ class Applying:
                 except OSError as err:
                     self._fail(name, f"its host end {wanted.name} can't be set up: {err}; apply again")
                     continue
-                own = one.change(index, now, wanted) + ends.messages(index, now, wanted)
+                own = one.change(index, now, wanted) + endpoints.messages(index, now, wanted)
                 each.append([(name, message) for message in own])
             # Send the first message of each interface, then the second of each, and so on: whenever a link goes
             # up, the kernel walks through all IPv6 routes, so the routes are added once every link is up.
@@ -528,12 +530,12 @@ class Applying:
                 self._fail(name, f"the kernel refused: {failure}")
 
 
-def _ipv6(folder: int | None, name: str, wanted: ends.End, disabled: bool) -> None:
+def _ipv6(folder: int | None, name: str, wanted: endpoints.End, disabled: bool) -> None:
     """Write those settings of a host end that only sysctl can change."""
     if wanted.accept_ra is not None and folder is not None:
-        namespaces.write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
+        netns.write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
         if disabled and any(":" in address for address in wanted.addresses):
-            namespaces.write_setting(folder, f"{name}/disable_ipv6", "0")
+            netns.write_setting(folder, f"{name}/disable_ipv6", "0")
 
 
 def _patiently(

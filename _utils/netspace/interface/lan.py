@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from netspace.interface.ends import INSIDE_NAME, End, Place
+from netspace.interface.endpoints import INSIDE_NAME, End, Place
 from netspace.interface.netlink import Link, Route
 from netspace.spec.types import Address, Filtered, Prefixed, Way
 

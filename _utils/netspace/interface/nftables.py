@@ -1,7 +1,7 @@
 """nf_tables by netlink: tables, chains, sets and rules packed by hand, loaded in one transaction.
 
 An ``nft`` process takes 3 to 6 ms for each load and each listing, libnftables 0.5 ms, this module 0.1 ms.
-It knows nothing of netspace, and touches only the tables that its callers name. ``netspace.interface.table``
+It knows nothing of netspace, and touches only the tables that its callers name. ``netspace.interface.firewall.table``
 has tables as values, and the difference between two of them.
 
 A rule is a list of expressions. Each expression loads a value into a register (1 unless given), compares

@@ -16,21 +16,16 @@ from dataclasses import replace
 import msgspec
 
 from netspace import sockets
-from netspace.interface import (
-    ends,
-    firewall,
-    forwarding,
-    guards,
-    hosttable,
-    kinds,
-    namespaces,
-    netlink,
-    records,
-    support,
-)
-from netspace.interface.ends import End, Ends, Place
+from netspace.interface import endpoints as ends
+from netspace.interface import forwarding, kernel_support, kinds, netlink
+from netspace.interface import netns as namespaces
+from netspace.interface import record as records
+from netspace.interface.endpoints import End, Ends, Place
+from netspace.interface.firewall import host_rules as firewall
+from netspace.interface.firewall import host_table
+from netspace.interface.firewall import netns_table as guards
 from netspace.interface.netlink import Link, Route
-from netspace.interface.records import Record, Volatile
+from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
 from netspace.spec.publish import HostPort, published
 from netspace.spec.types import Interface
@@ -133,10 +128,10 @@ def observe(
         namespaces=kept,
         volatile=volatile,
         live=live,
-        firewall=hosttable.state(layout.nft_table, volatile.firewall),
+        firewall=host_table.state(layout.nft_table, volatile.firewall),
         forwarding=forwarding.switches(),
         links={link.name: link for link in links if link.name in needed},
-        missing=support.missing(specs, links),
+        missing=kernel_support.missing(specs, links),
         guards=guarded,
         taken=_taken(declared, known.values()),
     )

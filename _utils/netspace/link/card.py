@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from netspace.link import former, model, remote
-from netspace.link.former import Former
-from netspace.link.identity import ANCHORS, FILE, PASSWORD
-from netspace.link.model import EVENTS
-from netspace.link.names import Names, account
+from netspace.link.pki.certificates import ANCHORS, FILE, PASSWORD
+from netspace.link.topology import draining, objects
+from netspace.link.topology import peers as remote
+from netspace.link.topology.draining import Former
+from netspace.link.topology.names import Names, account
+from netspace.link.topology.objects import EVENTS
 from netspace.spec.types import Broker, Link, LocalBroker
 
 VERSION = 2
@@ -45,7 +46,7 @@ def card(
     queues = [names.mailbox(name)]
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
-            home = own if model.elsewhere(link) else None
+            home = own if objects.elsewhere(link) else None
             # A direct link to another host has its objects there: in that host's terms, under the names there.
             known = link if home is None else remote.there(link, home)
             called = names if home is None else remote.called(link, home, names)
@@ -66,7 +67,7 @@ def card(
                     peer["monitor"]["notices"] = called.notices(known.source)
                 peer["broker"] = {"host": "127.0.0.1", "vhost": host.vhost, **_login(name, identity, host.trust_domain)}
                 peer["message_size"] = int(host.message_size)
-            elif own is not None and model.carried(link):
+            elif own is not None and objects.carried(link):
                 peer["message_size"] = int(remote.most(own, link))
             peers.append(peer)
         elif link.target == name:
@@ -80,7 +81,7 @@ def card(
     content: dict[str, Any] = {"version": VERSION, "name": name, "peers": peers, "senders": senders}
     if peers or senders:
         today = {f"{sender['from']}.{name}": sender for sender in senders}
-        more, whose = former.of(name, formers, names, links)
+        more, whose = draining.of(name, formers, names, links)
         for exchange, was in sorted(whose.items()):
             if was in today:  # mail of a revoked link is not accepted any more
                 senders.append({**today[was], "exchange": exchange, "former": True})

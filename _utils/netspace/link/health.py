@@ -11,24 +11,15 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import (
-    across,
-    authority,
-    between,
-    entrance,
-    forwarder,
-    guard,
-    haproxy,
-    identity,
-    letters,
-    model,
-    names,
-    planning,
-    reach,
-    renewer,
-)
-from netspace.link.management import Management
+from netspace.link import peer_status, plan
+from netspace.link.broker import access, plugin
+from netspace.link.broker.management import Management
+from netspace.link.forwarder import entrance, haproxy, process
+from netspace.link.mail import dead_letters
+from netspace.link.pki import authority, certificates, renewer
 from netspace.link.record import Record, read
+from netspace.link.seal import peers
+from netspace.link.topology import names, objects
 from netspace.spec.types import LocalBroker
 from netspace.supervision import Supervisor
 
@@ -45,22 +36,22 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     :param stopped: environments that are stopped on purpose, so that nothing reads their mailboxes.
     """
     record = read(layout)
-    problems = planning.parked_notes(record.parked)
+    problems = plan.parked_notes(record.parked)
     if record.broker is None or not record.links:
         none = None if names.DEAD in record.parked else 0
         return {"ok": not problems, "problems": problems, "dead": none, "late": none}
     dead = late = None
     services = supervisor.observe()
-    status = services.get(forwarder.NAME)
+    status = services.get(process.NAME)
     if status is None or status.state != "running":
         problems.append("the forwarder doesn't run: environments can't reach the broker")
     elif why := haproxy.silent(layout):
         problems.append(f"the forwarder doesn't do its work ({why}): environments can't reach the broker; apply again")
-    members = model.members(record.links.values())
+    members = objects.members(record.links.values())
     problems += [f"the forwarder leaves out {name}: {why}" for name, why in entrance.left_out(layout, members).items()]
     shut = entrance.shut(layout, members)
     problems += [f"{name} can't reach the broker: {why}" for name, why in sorted(shut.items())]
-    issued = identity.observe(layout, record.broker, members, time.time())
+    issued = certificates.observe(layout, record.broker, members, time.time())
     if lacking := list(issued.changes(record.broker, members)):
         problems.append(f"{', '.join(lacking[:10])}: to be issued anew; apply again")
     known = authority.read(layout) if isinstance(record.broker, LocalBroker) else None
@@ -69,20 +60,20 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
         problems.append(
             f"the authority of links (broker:authority) runs out on {until}: all links end then; have another"
         )
-    problems += between.read(layout, record.broker, record.links.values()).lacking(record.links.values(), time.time())
+    problems += peers.read(layout, record.broker, record.links.values()).lacking(record.links.values(), time.time())
     if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):
         problems.append("the renewer of certificates doesn't run; apply again")
-    state, detail, *_ = reach.ask(layout, record, services, whole=False)
+    state, detail, *_ = access.ask(layout, record, services, whole=False)
     if state != "running":
         problems.append(f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")
     else:
         try:
-            with reach.management(layout, record.broker) as api:
+            with access.management(layout, record.broker) as api:
                 problems += _alarms(api)
                 problems += _floods(layout, record, api)
                 problems += _queues(layout, record, api, stopped)
                 problems += _across(layout, record, api)
-                dead, late = letters.Letters(layout).number(api)
+                dead, late = dead_letters.Letters(layout).number(api)
         except NetspaceError as err:
             problems.append(f"the broker doesn't say how it is: {err}")
     if dead:  # late ones are no problem: they expired or were dropped as declared or requested
@@ -107,15 +98,15 @@ def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
         return []
     found = []
     if isinstance(record.broker, LocalBroker):
-        called = reach.accounts(layout, record.broker)
-        cut = guard.cut_off(api.get("global-parameters", guard.NAME))
+        called = access.accounts(layout, record.broker)
+        cut = plugin.cut_off(api.get("global-parameters", plugin.NAME))
         for account, about in sorted(cut.items()):
             if time.time() - about["at"] < TOLD_SECONDS:
                 when = time.strftime("%H:%M:%S UTC", time.gmtime(about["at"]))
                 whose = called.here(account).removeprefix("env.")
                 found.append(f"{whose} was cut off {about['times']} times, last at {when}: it {about['why']}")
-    if excess := reach.flooded(layout, api, record.broker, record.links):
-        found.append(reach.unneeded(excess))
+    if excess := access.flooded(layout, api, record.broker, record.links):
+        found.append(access.unneeded(excess))
     return found
 
 
@@ -123,22 +114,22 @@ def _queues(layout: Layout, record: Record, api: Management, stopped: Collection
     """Return problems of queues: a queue is missing, or nearly full, or has mail and no consumer."""
     if record.broker is None:
         return []
-    vhost, called = reach.vhost(layout, record.broker), names.used(layout, record.broker)
+    vhost, called = access.vhost(layout, record.broker), names.used(layout, record.broker)
     columns = "columns=name,messages,message_bytes,consumers"
     counted = {queue["name"]: queue for queue in api.get("queues", vhost, query=columns) or []}
     found = []
     kept: Mapping[str, Any] = counted.get(called.dead, {})
-    full = model.part(kept.get("messages") or 0, kept.get("message_bytes") or 0)
+    full = objects.part(kept.get("messages") or 0, kept.get("message_bytes") or 0)
     if full >= FULL:
         found.append(f"the place for dead letters is {full:.0%} full; then they fill the mailboxes that they died in")
-    wanted = {model.way(link, called): link for link in record.links.values() if not model.elsewhere(link)}
+    wanted = {objects.way(link, called): link for link in record.links.values() if not objects.elsewhere(link)}
     for name, link in sorted(wanted.items()):
         whose = names.owner(name)
         queue: Mapping[str, Any] | None = counted.get(name)
         if queue is None:
             found.append(f"{whose} has no mailbox on the broker: apply again")
             continue
-        full = model.fullness(link, queue.get("messages") or 0, queue.get("message_bytes") or 0)
+        full = objects.fullness(link, queue.get("messages") or 0, queue.get("message_bytes") or 0)
         if full >= FULL:
             what = "drops the oldest" if link.bounds and link.full == "drop-head" else "takes no more at 100 %"
             found.append(f"the mailbox of {whose} is {full:.0%} full, and {what}")
@@ -153,6 +144,6 @@ def _across(layout: Layout, record: Record, api: Management) -> list[str]:
     if record.broker is None:
         return []
     called = names.used(layout, record.broker)
-    found = across.carried(layout, record, called, api)
-    found.update({name: why for name, (_, why) in across.direct(layout, record, called, api).items()})
+    found = peer_status.carried(layout, record, called, api)
+    found.update({name: why for name, (_, why) in peer_status.direct(layout, record, called, api).items()})
     return [f"{name}: {why}" for name, why in sorted(found.items()) if why]

@@ -15,8 +15,8 @@ import msgspec
 from netspace import files
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.link import former
-from netspace.link.former import Former
+from netspace.link.topology import draining as former
+from netspace.link.topology.draining import Former
 from netspace.spec.types import Broker, Link
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import check, fleet, publish
+from netspace.spec import checks, hosts, publish
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
@@ -88,7 +88,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     for index, value in enumerate(listed):
         where = f"{path}:links:{index}"
         parsed_link = _try(functools.partial(link, value, where), None, problems)
-        for own in fleet.local((parsed_link,), broker) if parsed_link is not None else ():
+        for own in hosts.local((parsed_link,), broker) if parsed_link is not None else ():
             links[where] = own
 
     result = Declaration(
@@ -101,8 +101,8 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
     )
     # Environments that didn't parse count as declared, so that links to them aren't reported as well.
     names = {str(name) for name in declared}
-    problems.extend(check.clashes(result, path, known=names, places=list(links)))
-    problems.extend(check.whole(result, path, names))
+    problems.extend(checks.clashes(result, path, known=names, places=list(links)))
+    problems.extend(checks.whole(result, path, names))
     if problems:
         raise SpecError(problems)
     return result
@@ -129,7 +129,7 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
     if isinstance(data, Mapping):
         parsed_interface = _try(lambda: interface(data.get("interface"), f"{where}:interface"), None, problems)
     if parsed is not None:
-        problems.extend(check.environment(parsed, where))
+        problems.extend(checks.environment(parsed, where))
         if parsed.kernel is not None and parsed_interface is not None:
             from netspace.interface import kinds
 
@@ -139,7 +139,7 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
                     Problem(f"{where}:interface:kind", f"{kind!r}: a kernel has a network stack of its own; use tap")
                 )
         if usual is not None:
-            problems += check.under(parsed, check.used(parsed, usual), where)
+            problems += checks.under(parsed, checks.used(parsed, usual), where)
         parsed = msgspec.structs.replace(parsed, interface=parsed_interface)
     return parsed, problems
 
@@ -153,7 +153,7 @@ def interface(data: Any, path: str = "interface") -> Interface:
         if any(of.__struct_config__.tag == kind and not issubclass(of, Routed) for of in _members(_interface_kinds())):
             raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
     parsed: Interface = convert(data, _interface_kinds(), path)
-    problems = check.interface(parsed, path)
+    problems = checks.interface(parsed, path)
     if problems:
         raise SpecError(problems)
     return parsed
@@ -180,12 +180,12 @@ def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
         of, where = known.find(name).Settings, f"{path}:{name}"
         own = _try(functools.partial(convert, value, of, where), None, problems)
         if own is not None:
-            problems += check.runtime_settings(own, where)
+            problems += checks.runtime_settings(own, where)
             given = encode(own)
             settings[name] = {key: value for key, value in given.items() if value != encode(of())[key]}
     chosen = {key: data[key] for key in defaults if data.get(key) is not None}
     parsed = _try(lambda: convert(chosen, Runtimes, path), Runtimes(), problems)
-    problems += check.runtimes(parsed, path)
+    problems += checks.runtimes(parsed, path)
     if problems:
         raise SpecError(problems)
     complete: Runtimes = msgspec.structs.replace(parsed, settings=settings)
@@ -194,11 +194,11 @@ def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
 
 def link(data: Any, path: str = "link") -> Link:
     """Parse one link."""
-    for key in check.LINK_REFUSED if isinstance(data, Mapping) else ():
+    for key in checks.LINK_REFUSED if isinstance(data, Mapping) else ():
         if key in data:
-            raise SpecError([Problem(f"{path}:{key}", check.LINK_REFUSED[key])])
+            raise SpecError([Problem(f"{path}:{key}", checks.LINK_REFUSED[key])])
     parsed: Link = convert(data, Link, path)
-    problems = check.link(parsed, path)
+    problems = checks.link(parsed, path)
     if problems:
         raise SpecError(problems)
     return parsed

@@ -185,10 +185,10 @@ def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
 def select(layout: Layout) -> Supervisor:
     """Return the supervisor for this host: systemd if it is PID 1, else netspace's own daemon."""
     if booted():
-        from netspace.supervision.systemd import Systemd
+        from netspace.supervision.systemd.supervisor import Systemd
 
         return Systemd(layout)
-    from netspace.supervision.direct import Direct
+    from netspace.supervision.daemon.client import Direct
 
     return Direct(layout)
 

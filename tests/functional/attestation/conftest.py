@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from software_tpm import Factory, listening, manufacture, missing
-from waiting import until
+from support.attestation.software_tpm import Factory, listening, manufacture, missing
+from support.waiting import until
 
 from netspace.layout import Layout
 

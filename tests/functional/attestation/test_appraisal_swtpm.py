@@ -12,8 +12,11 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from netspace.attestation import appraisal, attester, result, structures, tpm
-from netspace.attestation.kind import Attestations
+from netspace.attestation import result
+from netspace.attestation.minion import attester, self_appraisal
+from netspace.attestation.reconciler import Attestations
+from netspace.attestation.tpm import device as tpm
+from netspace.attestation.tpm import structures
 from netspace.layout import Layout
 from netspace.plan import Outcome
 from netspace.spec.types import Attestation
@@ -39,7 +42,7 @@ def test_a_tpm_without_a_certificate_is_pinned_and_gives_l2(layout: Layout, make
     trust = result.trust(layout)
     assert (trust.level, trust.verifier) == (2, "self")
     assert "no endorsement certificate" in trust.reason
-    assert appraisal.pin(layout) is not None
+    assert self_appraisal.pin(layout) is not None
 
 
 def test_a_certificate_that_chains_to_the_roots_gives_l3(layout: Layout, make_tpm: Callable, factory) -> None:
@@ -112,7 +115,7 @@ def test_references_for_a_boot_without_a_log_do_not_give_l4(
 @pytest.fixture
 def booted(layout: Layout, make_tpm: Callable, factory, tmp_path: Path):
     """A host whose TPM has measured a boot, whose log is at hand; with references of just that boot."""
-    from netspace.attestation import eventlog
+    from netspace.attestation.logs import eventlog
 
     raw = (Path(__file__).parents[2] / "fixtures/eventlogs/uki/binary_bios_measurements").read_bytes()
     device = make_tpm(factory)
@@ -241,7 +244,7 @@ def test_a_tpm_that_goes_half_way(
     (outcome,) = kind.apply(kind.plan(desired, kind.observe()).steps)
     assert bool(outcome.error) == (policy == "require")
     assert result.trust(layout).level == (0 if policy == "require" else 1)
-    assert not appraisal.pin_path(layout).exists()
+    assert not self_appraisal.pin_path(layout).exists()
 
 
 def test_a_tpm_that_hangs_does_not_hang_the_host(make_tpm: Callable, tmp_path: Path) -> None:
@@ -288,7 +291,7 @@ def test_nothing_to_do_imports_nothing_heavy_and_writes_nothing(layout: Layout, 
     program = f"""
 import sys
 from pathlib import Path
-from netspace.attestation.kind import Attestations
+from netspace.attestation.reconciler import Attestations
 from netspace.attestation import result
 from netspace.layout import Layout
 from netspace.spec.parse import convert
@@ -302,6 +305,6 @@ assert result.trust(layout).level == 2
 heavy = [name for name in sys.modules if name.split(".")[0] in ("cryptography", "tpm2_pytss", "cffi", "subprocess")]
 assert not heavy, heavy
 """
-    library = str(Path(appraisal.__file__).parents[2])
+    library = str(Path(self_appraisal.__file__).parents[3])
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": library})
     assert {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]} == before

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from netspace.attestation import evidence, facts, result, software, structures, verifier
-from netspace.attestation.kind import Attestations
+from netspace.attestation import evidence, result
+from netspace.attestation.minion import host_facts, software_key
+from netspace.attestation.reconciler import Attestations
+from netspace.attestation.tpm import structures
+from netspace.attestation.verifier import verifier
 from netspace.layout import Layout
 from netspace.spec.types import Attestation
 
@@ -55,7 +58,7 @@ def test_evidence_without_a_tpm(load: Callable, host: Layout) -> None:
     name = made.pop("host")
     parsed = evidence.parse(made)
     context = evidence.Context("v", name, "s", bytes.fromhex(NONCE))
-    assert verifier.verify_software(parsed, software.load(host).public, context).level == 1
+    assert verifier.verify_software(parsed, software_key.load(host).public, context).level == 1
 
 
 def test_evidence_by_a_tpm(load: Callable, host: Layout, make_tpm: Callable) -> None:
@@ -103,7 +106,7 @@ def test_forget(load: Callable, host: Layout, make_tpm: Callable) -> None:
 
 def test_grains(load: Callable, host: Layout) -> None:
     grains = load("grains")["netspace.netspace_facts"]()
-    assert grains == facts.facts()
+    assert grains == host_facts.facts()
 
 
 def test_grains_add_what_the_appraisal_learnt(
@@ -118,6 +121,6 @@ def test_grains_add_what_the_appraisal_learnt(
     hardware = {**known.settings, "tpm": "device:/dev/tpmrm0"}
     result.save(host, dataclasses.replace(known, settings=hardware))
     found = {"tpm": {"present": True, "manufacturer": None, "firmware": None}}
-    monkeypatch.setattr(facts, "facts", lambda: found)
+    monkeypatch.setattr(host_facts, "facts", lambda: found)
     tpm = load("grains")["netspace.netspace_facts"]()["tpm"]
     assert tpm["manufacturer"] == "IBM" and tpm["firmware"]

@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from software_tpm import Factory
+from support.attestation.software_tpm import Factory
 
-from netspace.attestation import attester, makers, refusals, result, structures, tpm, verifier
+from netspace.attestation import refusals, result
+from netspace.attestation.endorsement import makers
+from netspace.attestation.endorsement.makers import Makers
 from netspace.attestation.evidence import Context, parse
-from netspace.attestation.kind import Attestations
-from netspace.attestation.makers import Makers
-from netspace.attestation.registrar import Registrar
+from netspace.attestation.minion import attester
+from netspace.attestation.reconciler import Attestations
+from netspace.attestation.registrar.registrar import Registrar
+from netspace.attestation.tpm import device as tpm
+from netspace.attestation.tpm import structures
+from netspace.attestation.verifier import verifier
 from netspace.layout import Layout
 from netspace.spec.types import Attestation
 

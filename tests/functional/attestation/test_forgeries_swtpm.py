@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from netspace.attestation import attester, credential, refusals, structures, tpm, verifier
+from netspace.attestation import refusals
 from netspace.attestation.evidence import Context, Enrolment, Evidence, parse
-from netspace.attestation.verifier import Bound, Expected
+from netspace.attestation.minion import attester
+from netspace.attestation.tpm import credential, structures
+from netspace.attestation.tpm import device as tpm
+from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier.verifier import Bound, Expected
 
 PCRS = (0, 1, 2, 3, 4, 5, 6, 7)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runner_bus
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from runner_bus import Bus
+from support.attestation import runner_bus
+from support.attestation.runner_bus import Bus
 
-from netspace.attestation import ear, hsm, privacy_ca
+from netspace.attestation import ear, hsm
+from netspace.attestation.registrar import privacy_ca
 from netspace.errors import MissingError, NetspaceError
 
 PIN = "8465201397"

@@ -8,24 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boot_forge
-import boot_logs
 import pytest
+from support.attestation import boot_forge, boot_logs
 
-from netspace.attestation import (
-    appraisal,
-    attester,
-    eventlog,
-    ima,
-    judge,
-    makers,
-    policy,
-    software,
-    terms,
-    tpm,
-    verifier,
-)
+from netspace.attestation.endorsement import makers
 from netspace.attestation.evidence import Context, parse
+from netspace.attestation.logs import eventlog, ima
+from netspace.attestation.minion import attester, self_appraisal, settings, software_key
+from netspace.attestation.policy import policy
+from netspace.attestation.tpm import device as tpm
+from netspace.attestation.verifier import appraisal as judge
+from netspace.attestation.verifier import verifier
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Attestation
@@ -61,8 +54,8 @@ class Host:
 
     def verify(self, rules: policy.Policy, start: ima.State | None, first: int | None) -> verifier.Verified:
         context = Context("verifier", "host", "session", next(self.nonces).to_bytes(32, "big"))
-        chosen = terms.of(Attestation(tpm=self.tcti, pcrs=list(PCRS)))
-        made = appraisal.evidence(self.layout, chosen, context, first)
+        chosen = settings.of(Attestation(tpm=self.tcti, pcrs=list(PCRS)))
+        made = self_appraisal.evidence(self.layout, chosen, context, first)
         lock = {"lock": self.lock}
         enrolment = tpm.run(self.tcti, attester.enrol, **lock)
         roots = makers.read(self.roots).roots
@@ -90,12 +83,10 @@ def host(layout: Layout, make_tpm: Callable, factory: Any, tmp_path: Path) -> Ho
     ):
         (layout.root / path).parent.mkdir(parents=True, exist_ok=True)
         (layout.root / path).write_bytes(boot_logs.read(name))
-    from netspace.attestation import measurelog
+    from netspace.attestation.logs import systemd
 
     log = [(one.pcr, one.digests["sha256"]) for one in boot_forge.log("uki").events if one.type != eventlog.NO_ACTION]
-    after = [
-        (one.pcr, one.digests["sha256"]) for one in measurelog.parse(boot_logs.read("uki/systemd-tpm2-measure.log"))
-    ]
+    after = [(one.pcr, one.digests["sha256"]) for one in systemd.parse(boot_logs.read("uki/systemd-tpm2-measure.log"))]
     made.extend(log + after)
     return made
 
@@ -153,5 +144,5 @@ def test_a_host_that_has_fewer_lines_than_asked_for(host: Host) -> None:
 
 def test_no_list_by_a_software_key(layout: Layout) -> None:
     context = Context("verifier", "host", "session", bytes(32))
-    made = appraisal.evidence(layout, terms.of(Attestation()), context, 0)
-    assert made.ima is None and verifier.verify_software(made, software.load(layout).public, context).level == 1
+    made = self_appraisal.evidence(layout, settings.of(Attestation()), context, 0)
+    assert made.ima is None and verifier.verify_software(made, software_key.load(layout).public, context).level == 1

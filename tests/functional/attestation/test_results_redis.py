@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runner_bus
-from runner_bus import Bus
-from waiting import until
+from support.attestation import runner_bus
+from support.attestation.runner_bus import Bus
+from support.waiting import until
 
 MINIONS = [f"web{number}" for number in range(5)]
 

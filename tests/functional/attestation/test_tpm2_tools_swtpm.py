@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boot_logs
 import pytest
 import salt.config
 import salt.loader
+from support.attestation import boot_logs
 
 ROOT = Path(__file__).parents[3]
 NONCE = "8a1c0d5f3e92b7640f1e2d3c4b5a6978"
@@ -99,7 +99,7 @@ def test_values_in_the_other_form(tools: Tools, verify: Callable) -> None:
 
 def test_a_log_that_leads_to_what_was_quoted(tools: Tools, verify: Callable) -> None:
     """The recorded boot's measurements, made again in this TPM."""
-    from netspace.attestation import eventlog
+    from netspace.attestation.logs import eventlog
 
     raw = boot_logs.FIXTURES / "uki/binary_bios_measurements"
     events = [event for event in eventlog.parse(raw.read_bytes()).events if event.type != eventlog.NO_ACTION]

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from environment_host import Host
+from support.environments.environment_host import Host
 
-from netspace.environment import mounts
+from netspace.environment.storage import mounts
 from netspace.layout import Layout
 
 PROGRAMS = ("/usr/bin/python3", "/usr/bin/perl", "/usr/bin/openssl", "/usr/bin/dash")

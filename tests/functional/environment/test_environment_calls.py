@@ -9,8 +9,8 @@ import os
 
 import pytest
 
-from netspace.environment import seccomp
-from netspace.environment.seccomp_arguments import NARROWED
+from netspace.environment.container import seccomp
+from netspace.environment.container.seccomp_arguments import NARROWED
 
 pytestmark = pytest.mark.root
 
@@ -152,9 +152,9 @@ def test_a_refused_family(host_of, family, profile):
 @pytest.fixture(scope="module")
 def host_of(debian, disk):
     """One environment for each profile, for all tests of it."""
-    from environment_host import Host
+    from support.environments.environment_host import Host
 
-    from netspace.environment import mounts
+    from netspace.environment.storage import mounts
     from netspace.layout import Layout
 
     images = Layout().images

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from netspace.environment import records, seccomp_file, trees
+from netspace.environment import record as records
+from netspace.environment.container import seccomp_profile
+from netspace.environment.storage import tree_removal
 
 pytestmark = pytest.mark.root
 
@@ -83,7 +85,7 @@ def test_a_file_system_goes_from_other_mount_namespaces_too(host):
 def test_what_a_killed_run_left_of_the_old_layer_is_not_taken_for_the_layer(host, writable, monkeypatch):
     host.run("web", image=writable)
     host.sh("web", "mkdir -p /var/a; echo old > /var/a/file")
-    real = trees.remove
+    real = tree_removal.remove
 
     def killed(path):
         if (path / "upper/var/a/file").exists():
@@ -91,7 +93,7 @@ def test_what_a_killed_run_left_of_the_old_layer_is_not_taken_for_the_layer(host
             raise KeyboardInterrupt
         real(path)
 
-    monkeypatch.setattr(trees, "remove", killed)
+    monkeypatch.setattr(tree_removal, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
         host.apply({"web": host.desired("web", image=writable, limits={"disk": "16M"})})
     monkeypatch.undo()
@@ -138,11 +140,11 @@ def test_a_system_call_profile_can_t_be_swapped_by_another_user_of_the_host(tmp_
         (tmp_path / "link").symlink_to(profile)
         os.chmod(theirs, 0o755)
         for path in (profile, tmp_path / "link"):
-            found = seccomp_file.look(f"file:{path}")
+            found = seccomp_profile.look(f"file:{path}")
             assert found is not None
             assert found.error == ""
             os.chown(theirs, 1234, 0)
-            found = seccomp_file.look(f"file:{path}")
+            found = seccomp_profile.look(f"file:{path}")
             assert found is not None
             assert f"others can put another in its place: chown root {theirs} && chmod go-w {theirs}" in found.error
             os.chown(theirs, 0, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netspace.environment import copies, disks
+from netspace.environment.storage import copies, disks
 from netspace.errors import NetspaceError
 
 pytestmark = pytest.mark.root

@@ -10,10 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from environment_host import Host
+from support.environments.environment_host import Host
 
 from netspace import files
-from netspace.environment import disks, ids, mounts, records, rootfs
+from netspace.environment import record as records
+from netspace.environment import user_ids
+from netspace.environment.storage import disks, mounts, rootfs
 
 pytestmark = pytest.mark.root
 
@@ -282,7 +284,9 @@ def test_a_lost_record_does_not_lose_the_layer(host, writable, monkeypatch):
         records.path(host.layout, "web").unlink()
         assert "web has no record" in host.plan({"other": host.desired("other")}).notes[0]
         # By now its ids are another's.
-        monkeypatch.setattr(ids, "_free", lambda _, used, base=base: base if base not in used else base + ids.COUNT)
+        monkeypatch.setattr(
+            user_ids, "_free", lambda _, used, base=base: base if base not in used else base + user_ids.COUNT
+        )
         host.run("taker")
         assert host.kind.recorded()["taker"].base == base
         wanted = {"web": host.desired("web", image=writable, limits=limits)}

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import salt.config
 import salt.loader
-import waiting
-from environment_host import STAY, Host, shell
-from supervised import daemon_pid, kill_daemon
+from support import waiting
+from support.environments.environment_host import STAY, Host, shell
+from support.environments.supervised import daemon_pid, kill_daemon
 
-from netspace.environment import runtime
+from netspace.environment.container import oci_runtime
+from netspace.environment.health import record as verdict
 from netspace.errors import NetspaceError
-from netspace.health import verdict
-from netspace.supervision import records
+from netspace.supervision import definitions
 
 pytestmark = pytest.mark.root
 
@@ -45,7 +45,7 @@ def row(host: Host, name: str) -> dict[str, Any]:
 
 
 def health_pid(host: Host) -> int:
-    return host.supervisor.observe()[runtime.HEALTH].pid
+    return host.supervisor.observe()[oci_runtime.HEALTH].pid
 
 
 class Salt:
@@ -133,7 +133,7 @@ def test_the_watch_comes_back_after_a_kill_and_goes_on_where_it_was(host: Host) 
 
     # Nothing of it is left when nobody needs it.
     host.apply({"web": host.desired("web", command=SERVES)})
-    assert runtime.HEALTH not in host.supervisor.observe()
+    assert oci_runtime.HEALTH not in host.supervisor.observe()
 
 
 def test_where_nobody_would_start_it_again_an_unhealthy_one_is_left_running(host: Host) -> None:
@@ -181,7 +181,7 @@ def test_what_comes_after_another_is_started_when_that_is_healthy(host: Host) ->
 
 
 def test_one_that_waits_in_vain_is_said_to_and_nothing_is_refused_for_it(host: Host, monkeypatch: Any) -> None:
-    monkeypatch.setattr("netspace.environment.proving._patience", lambda *_: 1.5)
+    monkeypatch.setattr("netspace.environment.update.rollout._patience", lambda *_: 1.5)
     wanted = {
         "web": host.desired("web", after=["db"]),
         "db": host.desired("db", command=NEVER, restart="never", health=HASTY),
@@ -287,10 +287,10 @@ def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, mo
         raise Killed
 
     places = (
-        "netspace.environment.proving.wait",
+        "netspace.environment.update.rollout.wait",
         "netspace.environment.apply.Applying._take_back",
         "netspace.environment.apply.records.write",
-        "netspace.environment.making.Making.assemble",
+        "netspace.environment.builder.Making.assemble",
     )
     for place in places:
         steps = host.plan({"web": bad}).steps
@@ -356,7 +356,7 @@ def test_a_child_that_is_killed_for_want_of_memory_is_told_and_is_not_its_parent
     until(lambda: row(host, "web")["oom_kills"] == 1)
     assert [event["tag"] for event in called.look()] == ["web/oom"]
     assert called.look() == []
-    until(lambda: records.read_trace(host.layout, "environment-web").oom_kills == 1)
+    until(lambda: definitions.read_trace(host.layout, "environment-web").oom_kills == 1)
     assert (host.pid("web"), row(host, "web")["exit"]) == (pid, "")
     assert host.operations.inspect("web")["oom_kills"] == 1
     plan = host.plan(wanted)
@@ -370,7 +370,7 @@ def test_a_child_that_is_killed_for_want_of_memory_is_told_and_is_not_its_parent
     pid = host.pid("web")
     host.sh("web", "touch /tmp/go")
     until(lambda: row(host, "web")["oom_kills"] == 2)
-    until(lambda: records.read_trace(host.layout, "environment-web").oom_kills == 2)
+    until(lambda: definitions.read_trace(host.layout, "environment-web").oom_kills == 2)
     kill_daemon(host.layout)
     host.supervisor.attend()
     os.kill(pid, signal.SIGKILL)

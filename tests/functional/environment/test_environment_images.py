@@ -17,16 +17,16 @@ import time
 from pathlib import Path
 
 import pytest
-from environment_host import STAY
-from image_files import Layout as OciLayout
-from image_files import hard, member
-from image_files import tar as tar_of
-from waiting import until
+from support.environments.environment_host import STAY
+from support.environments.image_files import Layout as OciLayout
+from support.environments.image_files import hard, member
+from support.environments.image_files import tar as tar_of
+from support.waiting import until
 
-from netspace.environment import mounts, rootfs
 from netspace.environment.images import Store, bounds, sources, verity
 from netspace.environment.images.admin import Images
 from netspace.environment.images.sources import oci
+from netspace.environment.storage import mounts, rootfs
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 

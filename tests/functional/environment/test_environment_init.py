@@ -10,10 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from environment_host import STAY, Host, shell
-from waiting import until
+from support.environments.environment_host import STAY, Host, shell
+from support.waiting import until
 
-from netspace.environment import init, mounts, runtimes
+from netspace.environment import runtimes
+from netspace.environment.container import init
+from netspace.environment.storage import mounts
 
 pytestmark = pytest.mark.root
 

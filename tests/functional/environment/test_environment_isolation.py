@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from waiting import until
+from support.waiting import until
 
 from netspace import files
-from netspace.environment import ids, mounts, within
+from netspace.environment import user_ids
+from netspace.environment.storage import guest_files, mounts
 
 pytestmark = pytest.mark.root
 
@@ -38,7 +39,7 @@ def test_the_program_has_ids_of_its_own_and_no_right(host):
     assert facts["Seccomp"] == "2"
     assert facts["Umask"] == "0077"
     assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "500"
-    assert Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", str(base), str(ids.COUNT)]
+    assert Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", str(base), str(user_ids.COUNT)]
     limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
     table = {line[:26].strip(): line[26:].split()[:2] for line in limits}
     assert table["Max open files"] == ["100", "100"]
@@ -337,8 +338,8 @@ def test_no_user_of_the_host_reaches_into_an_environment(host):
         return found
 
     # Some user; and another environment's.
-    for user in (65534, base + ids.COUNT + 1000):
-        assert set(within.as_user(user, user, reach).values()) == {"EACCES"}
+    for user in (65534, base + user_ids.COUNT + 1000):
+        assert set(guest_files.as_user(user, user, reach).values()) == {"EACCES"}
 
 
 RESERVE = """

@@ -12,13 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from environment_host import STAY, shell
-from waiting import until
+from support.environments.environment_host import STAY, shell
+from support.waiting import until
 
-from netspace import files, restore
-from netspace.environment import apply, handout, init, mounts, records, rootfs
+from netspace import files
+from netspace.environment import apply
+from netspace.environment import record as records
+from netspace.environment.container import init
+from netspace.environment.storage import injected_files, mounts, rootfs
 from netspace.errors import NetspaceError
-from netspace.supervision.records import desire, remove_trace
+from netspace.host import restore
+from netspace.supervision.definitions import desire, remove_trace
 
 pytestmark = pytest.mark.root
 
@@ -68,8 +72,8 @@ def test_what_concerns_one_looks_at_no_other(host, monkeypatch, tmp_path):
     wanted = {"web": host.desired("web"), "other": host.desired("other", volumes=volumes)}
     host.apply(wanted)
     looked = []
-    real = handout.observe
-    monkeypatch.setattr(handout, "observe", lambda layout, name: looked.append(name) or real(layout, name))
+    real = injected_files.observe
+    monkeypatch.setattr(injected_files, "observe", lambda layout, name: looked.append(name) or real(layout, name))
     about_one = host.kind.observe({"web", "new"})
     assert looked == ["web"]
     assert host.kind.plan({"web": wanted["web"]}, about_one).steps == []
@@ -428,8 +432,8 @@ FAULTS = [
     (init, "layer"),
     (mounts, "idmapped"),
     (mounts, "overlay"),
-    (handout, "keep"),
-    (handout, "show"),
+    (injected_files, "keep"),
+    (injected_files, "show"),
     (files, "write"),
     (files, "write_all"),
     (files, "write_json"),

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from environment_host import Host, shell
+from support.environments.environment_host import Host, shell
 
 from netspace import supervision
-from netspace.environment import cgroups, mounts
+from netspace.environment.container import cgroups
+from netspace.environment.storage import mounts
 from netspace.layout import Layout
 
 pytestmark = pytest.mark.root

@@ -9,9 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from waiting import until
+from support.waiting import until
 
-from netspace.environment import oci, probe
+from netspace.environment.audit import probe
+from netspace.environment.container import oci_config
 
 pytestmark = pytest.mark.root
 
@@ -92,7 +93,7 @@ def weakened(monkeypatch, tmp_path_factory):
     (shared / "busybox").chmod(0o644)
     os.mknod(shared / "extra", 0o666 | 0o020000, os.makedev(1, 7))
     (shared / "extra").chmod(0o666)
-    genuine = oci.config
+    genuine = oci_config.config
 
     def weak(name, spec, **keys):
         config = copy.deepcopy(genuine(name, spec, **keys))
@@ -106,9 +107,9 @@ def weakened(monkeypatch, tmp_path_factory):
         config["mounts"] = mounts
         return config
 
-    process = oci.process
-    monkeypatch.setattr(oci, "config", weak)
-    monkeypatch.setattr(oci, "process", lambda *arguments: {**process(*arguments), "rlimits": []})
+    process = oci_config.process
+    monkeypatch.setattr(oci_config, "config", weak)
+    monkeypatch.setattr(oci_config, "process", lambda *arguments: {**process(*arguments), "rlimits": []})
     return shared
 
 

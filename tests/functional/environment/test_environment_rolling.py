@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faultpoints
-import faults_host
 import msgspec
 import pytest
-import waiting
-from environment_host import STAY, Host, shell
+from support import waiting
+from support.environments.environment_host import STAY, Host, shell
+from support.hosts import faultpoints, faults_host
 
-from netspace.environment import records, runtime, runtimes
+from netspace.environment import record, runtimes
 from netspace.environment.apply import Applying
-from netspace.environment.compare import DesiredEnvironment
+from netspace.environment.container import oci_runtime
+from netspace.environment.plan import DesiredEnvironment
 
 pytestmark = pytest.mark.root
 
@@ -44,7 +44,7 @@ def left(host: Host) -> list[str]:
     """Return all that is there of a second instance."""
     found = [name for name in host.supervisor.observe() if "NEXT" in name]
     found += [one for kind in host.traces().values() for one in kind if "NEXT" in one]
-    return [*found, *records.updating(host.layout)]
+    return [*found, *record.updating(host.layout)]
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[str, set[str], bool]]:
@@ -56,7 +56,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[str, set[
 
         def look(applying: Applying) -> None:
             status = host.supervisor.observe()
-            up = {name for name, one in status.items() if one.state == "running" and name != runtime.HEALTH}
+            up = {name for name, one in status.items() if one.state == "running" and name != oci_runtime.HEALTH}
             seen.append((step, up, host.kind.list()["web"]["updating"]))
             act(applying)
 
@@ -68,7 +68,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[str, set[
 
 
 def test_the_new_one_is_healthy_before_the_old_one_is_stopped(runs: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, pid = runtime.service_name("web"), runs.pid("web")
+    own, pid = oci_runtime.service_name("web"), runs.pid("web")
     better = desired(runs, f"sleep 0.3; {WELL}", env={"TURN": "2"})
     plan = runs.plan({"web": better})
     assert [(step.action, step.reason) for step in plan.steps] == [
@@ -147,7 +147,7 @@ def test_what_is_not_its_own_fault_is_tried_again(runs: Host, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("netspace.environment.making.Making.hand_out", full)
+        patch.setattr("netspace.environment.builder.Making.hand_out", full)
         assert "No space left on device" in runs.apply({"web": better})["web"].error
     assert runs.kind.list()["web"] == before
     assert left(runs) == []

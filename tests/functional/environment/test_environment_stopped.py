@@ -9,15 +9,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from environment_host import STAY, Host, shell
-from waiting import until
+from support.environments.environment_host import STAY, Host, shell
+from support.waiting import until
 
-from netspace.environment import mounts
-from netspace.environment.compare import DesiredEnvironment
+from netspace.environment.health import alarms
+from netspace.environment.plan import DesiredEnvironment
+from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
-from netspace.health import alarms
 from netspace.plan import Step
-from netspace.supervision import records
+from netspace.supervision import definitions
 
 pytestmark = pytest.mark.root
 
@@ -140,7 +140,7 @@ def test_a_job_that_was_done_is_run_again_after_a_declared_stop(host: Host) -> N
 def test_no_boot_and_no_crash_of_the_supervisor_starts_it(host: Host) -> None:
     host.run("web")
     apply(host, stopped(host))
-    assert SERVICE not in records.desired(host.layout)
+    assert SERVICE not in definitions.desired(host.layout)
     host.supervisor.resume()
     assert row(host)["state"] == "stopped"
     for target in mounts.table():
@@ -148,7 +148,7 @@ def test_no_boot_and_no_crash_of_the_supervisor_starts_it(host: Host) -> None:
             mounts.unmount(Path(target))
     for folder in ("environments", "images"):
         shutil.rmtree(host.layout.run / folder)
-    records.remove_trace(host.layout, SERVICE)
+    definitions.remove_trace(host.layout, SERVICE)
     assert host.kind.restore() == {}
     host.supervisor.resume()
     host.namespace("web")
@@ -157,7 +157,7 @@ def test_no_boot_and_no_crash_of_the_supervisor_starts_it(host: Host) -> None:
 
 
 def test_what_comes_after_it_says_what_it_waits_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("netspace.environment.proving.SLACK", 3600.0)  # nobody waits for what is not to come
+    monkeypatch.setattr("netspace.environment.update.rollout.SLACK", 3600.0)  # nobody waits for what is not to come
     apply(host, stopped(host))
     later = host.desired("later", after=["web"], command=shell(STAY))
     error = host.apply({"later": later})["later"].error

@@ -19,13 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import host_state
 import pytest
-import snapshot
-from environment_host import Host, shell
-from waiting import until
+from support.environments.environment_host import Host, shell
+from support.hosts import host_state, snapshot
+from support.waiting import until
 
-from netspace.environment import mounts
+from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(not shutil.which("stress-ng"), reason="no stress-ng here")]

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from environment_host import Host as Environments
+from support.environments.environment_host import Host as Environments
 
-from netspace import restore
-from netspace.environment import mounts
-from netspace.host import Host
+from netspace.environment.storage import mounts
+from netspace.host import restore
+from netspace.host.host import Host
 
 pytestmark = pytest.mark.root
 

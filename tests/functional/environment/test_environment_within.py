@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from environment_host import Host
+from support.environments.environment_host import Host
 
-from netspace.environment import within
+from netspace.environment.storage import guest_files
 from netspace.errors import NetspaceError
-from netspace.targets import Targets
+from netspace.host.salt_targets import Targets
 
 pytestmark = pytest.mark.root
 
@@ -89,7 +89,7 @@ def test_ping_and_commands_are_answered_from_inside(host: Host, targets: Targets
 def test_files_are_made_changed_and_removed_as_its_user(host: Host, inside: Any) -> None:
     inside.make_folder("/var/a", 0o750)
     inside.write("/var/a/b", b"one", 0o640)
-    assert (inside.read("/var/a/b"), inside.look("/var/a/b")) == (b"one", within.Entry("file", 0o640))
+    assert (inside.read("/var/a/b"), inside.look("/var/a/b")) == (b"one", guest_files.Entry("file", 0o640))
     inside.make_link("/var/a/l", "b")
     inside.write("/var/a/l", b"two", None)
     assert (inside.read("/var/a/b"), inside.look("/var/a/l").target) == (b"two", "b")
@@ -159,11 +159,11 @@ def test_grains_tell_what_is_known_and_what_the_image_claims(host: Host, targets
     assert grains["trust"]["level"] == "L0"
     assert "os" not in grains
     root = host.layout.bundle("web") / "rootfs"
-    assert within.beginning(str(root), "/etc/motd", 4) == (root / "etc/motd").read_bytes()[:4]
+    assert guest_files.beginning(str(root), "/etc/motd", 4) == (root / "etc/motd").read_bytes()[:4]
     host.sh("web", "busybox mkfifo /var/pipe; busybox ln -s /proc/1/environ /var/env")
     for path in ("/none", "/var/pipe", "/var/env", "/bin", "/../../../../etc/hostname"):
-        assert within.beginning(str(root), path, 100) == b""
-    assert within.beginning("/none", "/etc/motd", 100) == b""
+        assert guest_files.beginning(str(root), path, 100) == b""
+    assert guest_files.beginning("/none", "/etc/motd", 100) == b""
 
 
 def test_a_file_with_a_lease_on_it_is_given_up_soon(host: Host, inside: Any) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_kernel
-from environment_host import CLONE_NEWNET, Host
-from waiting import until
+from support.environments import tiny_kernel
+from support.environments.environment_host import CLONE_NEWNET, Host
+from support.waiting import until
 
-from netspace.environment import runtimes, seccomp
+from netspace.environment import runtimes
+from netspace.environment.container import seccomp
 from netspace.errors import NetspaceError
 
 PATIENCE = 120.0

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_kernel
-from environment_host import Host
-from waiting import until
+from support.environments import tiny_kernel
+from support.environments.environment_host import Host
+from support.waiting import until
 
 from netspace.environment import runtimes
 

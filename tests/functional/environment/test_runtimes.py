@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from environment_host import Host, shell
-from waiting import until
+from support.environments.environment_host import Host, shell
+from support.waiting import until
 
-from netspace.environment import runtime, runtimes
+from netspace.environment import runtimes
+from netspace.environment.container import oci_runtime
 from netspace.errors import NetspaceError
-from netspace.targets import Targets
+from netspace.host.salt_targets import Targets
 
 RUNTIMES = runtimes.running("images")
 
@@ -89,7 +90,7 @@ def test_one_declaration_runs_alike(host: Host, one: str, volume: Path) -> None:
     assert host.operations.stop(["web"]) == {"web": ""}
     assert "told to stop" in host.operations.logs("web")["lines"]
     assert host.kind.list()["web"]["exit"] == "exit 0"
-    assert runtime.known(host.layout, "web") == []
+    assert oci_runtime.known(host.layout, "web") == []
     assert host.operations.start(["web"]) == {"web": ""}
     assert host.sh("web", "cat /data/x") == "kept"
 
@@ -98,7 +99,7 @@ def test_one_that_does_not_stop_is_killed_and_one_that_crashes_is_started_again(
     host.run("deaf", runtime=other, command=shell("trap '' TERM; echo up; while :; do sleep 0.1; done"), stop_timeout=1)
     until(lambda: "up" in host.operations.logs("deaf")["lines"], patience=60)
     assert host.operations.stop(["deaf"]) == {"deaf": ""}
-    assert runtime.known(host.layout, "deaf") == []
+    assert oci_runtime.known(host.layout, "deaf") == []
     until(lambda: host.traces()["processes"] == [], patience=60)
 
     crashing = shell("[ -e /tmp/x ] || { echo up; touch /tmp/x; }; sleep 0.3; exit 3")
@@ -143,7 +144,7 @@ def test_another_runtime_is_a_restart_with_that_reason(host: Host, other: str) -
     (step,) = host.plan({"web": wanted}).steps
     assert (step.action, step.changes) == ("restart", {"runtime": {"old": "crun", "new": other}})
     assert host.apply({"web": wanted})["web"].error == ""
-    assert runtime.known(host.layout, "web") == [other]
+    assert oci_runtime.known(host.layout, "web") == [other]
     assert host.plan({"web": wanted}).steps == []
 
 
@@ -162,7 +163,7 @@ def killed(host: Host, one: str) -> Iterator[None]:
     # By then it has made what it may leave; anywhere, and beside what may be left already.
     seen = "runsc-*" if one == "runsc" else "*"
     script = f"""#!/bin/sh
-count() {{ ls -d {runtime.state(host.layout, one)}/{seen} /run/runsc-* /tmp/runsc-* 2>/dev/null | wc -l; }}
+count() {{ ls -d {oci_runtime.state(host.layout, one)}/{seen} /run/runsc-* /tmp/runsc-* 2>/dev/null | wc -l; }}
 case " $* " in *" run "*) ;; *) exec {real} "$@" ;; esac
 [ -e {folder}/4 ] && exec {real} "$@"
 n=1; while [ -e {folder}/$n ]; do n=$((n + 1)); done; touch {folder}/$n
@@ -197,17 +198,17 @@ def test_a_launch_that_is_killed_keeps_no_later_one_from_starting(host: Host, on
     assert host.sh("web", "echo alive") == "alive"
     assert host.kind.list()["web"]["restarts"] == 4
     assert host.operations.stop(["web"]) == {"web": ""}
-    assert runtime.known(host.layout, "web") == []
+    assert oci_runtime.known(host.layout, "web") == []
 
 
 def test_what_a_killed_launch_left_is_removed_before_a_start_by_hand(host: Host, one: str) -> None:
     desired = host.run("web", runtime=one)
     host.operations.stop(["web"])
-    folder, own = runtime.state(host.layout, one), runtime.container(host.layout, "web", desired.runtime)
+    folder, own = oci_runtime.state(host.layout, one), oci_runtime.container(host.layout, "web", desired.runtime)
     for entry in runtimes.find(one).ENTRIES:
         path = folder / entry.format(own)
         path.mkdir() if entry == "{}" else path.write_text("")
-    assert runtime.known(host.layout, "web") == [one]
+    assert oci_runtime.known(host.layout, "web") == [one]
     assert host.operations.start(["web"]) == {"web": ""}
     assert host.sh("web", "echo alive") == "alive"
 

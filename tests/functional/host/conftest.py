@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from whole_host import IMAGE, Salt
+from support.hosts.whole_host import IMAGE, Salt
 
 
 @pytest.fixture(scope="session")

@@ -19,23 +19,25 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import faultpoints
-import faults_host
 import pytest
-import snapshot
-from environment_host import shell
-from faults_host import LAYOUT, Declared, World
-from supervised import daemon_pid, kill_daemon
-from waiting import until
+from support.environments.environment_host import shell
+from support.environments.supervised import daemon_pid, kill_daemon
+from support.hosts import faultpoints, faults_host, snapshot
+from support.hosts.faults_host import LAYOUT, Declared, World
+from support.waiting import until
 
-from netspace import files, library
-from netspace.environment import mounts, runtime
+from netspace import files, library_copy
+from netspace.environment.container import oci_runtime
+from netspace.environment.health import alarms
+from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, SpecError
-from netspace.health import alarms
-from netspace.host import Host
+from netspace.host.host import Host
 from netspace.interface import nftables
 from netspace.spec import parse
-from netspace.supervision import daemon, ending, place, process, records, starting
+from netspace.supervision import definitions, process
+from netspace.supervision.daemon import daemon, start
+from netspace.supervision.daemon import presence as place
+from netspace.supervision.daemon import stop as ending
 
 pytestmark = pytest.mark.root
 
@@ -181,11 +183,11 @@ def test_a_pid_that_is_somebody_else_s_by_now_is_never_signalled(world: World) -
     others = [subprocess.Popen(["/bin/sh", "-c", "sleep 1000 & exec sleep 1000"], start_new_session=True) for _ in own]
     try:
         for name, other in zip(own, others, strict=True):
-            path = records.traces(LAYOUT) / f"{runtime.service_name(name)}.json"
+            path = definitions.traces(LAYOUT) / f"{oci_runtime.service_name(name)}.json"
             record = files.read_json(path)
             assert record is not None
             files.write_json(path, {**record, "pid": other.pid})
-            runtime.pid_file(LAYOUT, name).write_text(str(other.pid))
+            oci_runtime.pid_file(LAYOUT, name).write_text(str(other.pid))
         mends(declared)
         assert [other.poll() for other in others] == [None, None]
         there = [process.stat(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()]
@@ -210,7 +212,7 @@ def test_the_supervisor_killed_while_an_apply_waits_for_it(world: World) -> None
     killed: list[int] = []
 
     def stopping() -> bool:
-        traces = (records.read_trace(LAYOUT, name) for name in records.traced(LAYOUT))
+        traces = (definitions.read_trace(LAYOUT, name) for name in definitions.traced(LAYOUT))
         return any(trace is not None and trace.state == "stopping" for trace in traces)
 
     def kill() -> None:
@@ -273,7 +275,7 @@ def test_what_is_frozen_is_told_and_goes_on_with_the_next_apply(world: World, wh
     before = host.environments.list()
     pids = {
         "supervisor": daemon_pid(LAYOUT),
-        "watch": host.supervisor.observe([runtime.HEALTH])[runtime.HEALTH].pid,
+        "watch": host.supervisor.observe([oci_runtime.HEALTH])[oci_runtime.HEALTH].pid,
         "program": before["a"]["pid"],
     }
     os.kill(pids[what], signal.SIGSTOP)
@@ -346,10 +348,10 @@ def test_a_runtime_that_hangs_is_given_up_with_a_clear_error(
     # Only what hangs meets the impatience: whatever must succeed has the time that a busy machine needs.
     with monkeypatch.context() as impatient:
         if call == "run":
-            impatient.setattr(starting, "START_TIMEOUT", 1.0)
+            impatient.setattr(start, "START_TIMEOUT", 1.0)
         else:
             impatient.setattr(ending, "HELPER_TIMEOUT", 0.5)
-            impatient.setattr(runtime, "PATIENCE", 0.5)
+            impatient.setattr(oci_runtime, "PATIENCE", 0.5)
         with impatient_supervisor():
             with instead_of("crun", hangs, tmp_path):
                 errors = converge(declared)
@@ -359,7 +361,7 @@ def test_a_runtime_that_hangs_is_given_up_with_a_clear_error(
                         assert "not done within 1 s" in error or "ended right after" in error, error
                 else:
                     assert errors == []
-                    for folder in runtime.state(LAYOUT, "crun").iterdir():
+                    for folder in oci_runtime.state(LAYOUT, "crun").iterdir():
                         (folder / "unusual").touch()  # what is plain is forgotten without crun
                     errors = apply(faults_host.teardown)
                     assert errors
@@ -375,14 +377,14 @@ def impatient_supervisor() -> Iterator[None]:
     """A supervisor with this process's constants, instead of the library's copy."""
     LAYOUT.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     LAYOUT.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    library.install(LAYOUT)
+    library_copy.install(LAYOUT)
     pid = os.fork()
     if not pid:
         try:
             log = os.open(LAYOUT.logs / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(log, 2)
             os.setsid()
-            daemon.main(LAYOUT, library.installed(LAYOUT), foreground=True)
+            daemon.main(LAYOUT, library_copy.installed(LAYOUT), foreground=True)
         finally:
             os._exit(0)
     try:
@@ -400,7 +402,7 @@ def test_two_applies_at_once_wait_for_each_other(world: World) -> None:
     other["environments"]["a"]["env"] = {"TURN": "2"}
     outcomes: list[list[str]] = []
     script = (
-        "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); import faults_host; "
+        "import json, sys; sys.path[:0] = json.loads(sys.argv[1]); from support.hosts import faults_host; "
         "print(json.dumps(faults_host.converge(json.loads(sys.argv[2]))))"
     )
     runs = [

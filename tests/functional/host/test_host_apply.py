@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-import snapshot
-from whole_host import ASK, CLIENT, IDLE, all_true, changes, python, shop
+from support.hosts import snapshot
+from support.hosts.whole_host import ASK, CLIENT, IDLE, all_true, changes, python, shop
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 

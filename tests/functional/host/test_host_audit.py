@@ -10,10 +10,10 @@ import sys
 import time
 
 import pytest
-from twins import bare_root, traces, users
-from whole_host import CHECKOUT, IDLE, all_true, python
+from support.environments.twins import bare_root, traces, users
+from support.hosts.whole_host import CHECKOUT, IDLE, all_true, python
 
-from netspace.environment import probe
+from netspace.environment.audit import probe
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
@@ -135,7 +135,7 @@ def test_no_twin_is_seen_on_a_network_beyond_the_host(salt, bare):
 
 WEAK = """
 import sys, json; sys.path.insert(0, sys.argv[1])
-from netspace.environment import oci
+from netspace.environment.container import oci_config as oci
 genuine = oci.config
 def weak(*arguments, **keys):
     config = genuine(*arguments, **keys)
@@ -143,7 +143,7 @@ def weak(*arguments, **keys):
     config["linux"]["maskedPaths"] = []
     return config
 oci.config = weak
-from netspace.audit import audit; from netspace.host import Host; from netspace.layout import Layout
+from netspace.host.audit import audit; from netspace.host.host import Host; from netspace.layout import Layout
 from netspace.spec.types import Network
 json.dump(audit(Host(Layout()), "bare", Network()), sys.stdout)
 """
@@ -165,7 +165,7 @@ def test_success_is_an_exit_code():
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "import netspace_environment as module\n"
-        "from netspace import audit\n"
+        "from netspace.host import audit\n"
         "audit.audit = lambda *_: [{'name': 'x', 'group': 'files', 'outcome': sys.stdin.read(), 'detail': ''}]\n"
         "module.__opts__, module.__pillar__, module.__context__ = {}, {}, {}\n"
         "module.audit('web'); print(module.__context__.get('retcode', 0))\n"

@@ -9,8 +9,8 @@ import subprocess
 import time
 
 import pytest
-import snapshot
-from whole_host import ASK, all_true, changes, shop
+from support.hosts import snapshot
+from support.hosts.whole_host import ASK, all_true, changes, shop
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 

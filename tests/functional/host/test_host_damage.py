@@ -7,10 +7,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import faultpoints
-import faults_host
 import pytest
-from faults_host import LAYOUT, Declared, World
+from support.hosts import faultpoints, faults_host
+from support.hosts.faults_host import LAYOUT, Declared, World
 
 from netspace import files
 

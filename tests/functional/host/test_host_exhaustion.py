@@ -8,14 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import snapshot
-from twins import bare_root, traces, users
-from waiting import until
-from whole_host import all_true
+from support.environments.twins import bare_root, traces, users
+from support.hosts import snapshot
+from support.hosts.whole_host import all_true
+from support.waiting import until
 
-from netspace import exhaustion
-from netspace.environment import pools, storms
-from netspace.host import Host
+from netspace.environment.audit import pools, storms
+from netspace.host import exhaustion
+from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.spec.types import Network
 

@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import faultpoints
-import faults_host
 import pytest
-from faultpoints import Point
-from faults_host import Declared, World
+from support.hosts import faultpoints, faults_host
+from support.hosts.faultpoints import Point
+from support.hosts.faults_host import Declared, World
 
 pytestmark = [
     pytest.mark.root,

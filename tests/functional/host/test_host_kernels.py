@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import solo5_kernel
-import tiny_kernel
-from waiting import until
-from whole_host import Salt
+from support.environments import solo5_kernel, tiny_kernel
+from support.hosts.whole_host import Salt
+from support.waiting import until
 
 from netspace.environment import runtimes
-from netspace.host import Host
+from netspace.host.host import Host
 from netspace.layout import Layout
-from netspace.supervision import relay
+from netspace.supervision.daemon import relay
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 

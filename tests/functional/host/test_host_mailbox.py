@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import until
-from whole_host import CLIENT, IDLE, Salt, all_true, changes, python
+from support.hosts.whole_host import CLIENT, IDLE, Salt, all_true, changes, python
+from support.waiting import until
 
-from netspace.health import verdict
-from netspace.host import Host
+from netspace.environment.health import record
+from netspace.host.host import Host
 from netspace.layout import Layout
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
@@ -68,7 +68,7 @@ def test_what_reads_its_mailbox_is_healthy_and_what_stops_is_restarted(
     all_true(salt.apply(everything))
     assert salt("netspace_environment.wait", "reader", "timeout=120")["reader"]["health"] == "healthy"
     layout = Layout()
-    assert verdict.up(layout, "reader").exists()
+    assert record.up(layout, "reader").exists()
     before = reader(salt)
 
     # A broker that doesn't answer tells nothing of the program: it is left alone, and what is known is said.
@@ -76,7 +76,7 @@ def test_what_reads_its_mailbox_is_healthy_and_what_stops_is_restarted(
     os.kill(stopped[0], signal.SIGSTOP)
 
     def check() -> Any:
-        found = verdict.read(layout, "reader")
+        found = record.read(layout, "reader")
         return None if found is None else found.judgement
 
     until(lambda: "no answer" in check().detail)
@@ -88,7 +88,7 @@ def test_what_reads_its_mailbox_is_healthy_and_what_stops_is_restarted(
     # It stops reading, and runs on: it is ended, started again, and healthy once it reads.
     told = salt.exec("web", python(TELL, "stop reading"))
     assert told["retcode"] == 0, told
-    until(lambda: verdict.condemned(layout, "reader").exists() or reader(salt)["pid"] != before["pid"])
+    until(lambda: record.condemned(layout, "reader").exists() or reader(salt)["pid"] != before["pid"])
     until(lambda: reader(salt)["pid"] not in (0, before["pid"]), patience=120, pause=0.2)
     assert salt("netspace_environment.wait", "reader", "timeout=120")["reader"]["health"] == "healthy"
     after = reader(salt)

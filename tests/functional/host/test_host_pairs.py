@@ -16,10 +16,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import faultpoints
-import faults_host
 import pytest
-from faults_host import LAYOUT, Declared, World
+from support.hosts import faultpoints, faults_host
+from support.hosts.faults_host import LAYOUT, Declared, World
 
 pytestmark = [pytest.mark.root]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from whole_host import ASK, IDLE, Salt, all_true, changes, python, shop
+from support.hosts.whole_host import ASK, IDLE, Salt, all_true, changes, python, shop
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 

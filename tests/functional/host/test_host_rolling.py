@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_host import CLIENT, IDLE, SERVE, Salt, all_true, changes, python
+from support.hosts.whole_host import CLIENT, IDLE, SERVE, Salt, all_true, changes, python
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_host import Salt
+from support.hosts.whole_host import Salt
 
-from netspace import audit
 from netspace.environment import runtimes
-from netspace.host import Host
+from netspace.host import audit
+from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.spec.types import Network
 

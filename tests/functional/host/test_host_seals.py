@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_host import IDLE, all_true, changes, python
+from support.hosts.whole_host import IDLE, all_true, changes, python
 
 from netspace import jose
 from netspace.layout import Layout
-from netspace.link import authority, bundles, endorser, seals
-from netspace.link.root import Root, adopt, request
+from netspace.link.pki import authority
+from netspace.link.pki.root import Root, adopt, request
+from netspace.link.seal import bundle, endorser
+from netspace.link.seal import keys as seals
 from netspace.spec.types import LocalBroker, RemoteHost
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
@@ -57,16 +59,16 @@ class Other:
             hosts={"h1": RemoteHost(trust_domain="h1.example.org")},
         )
 
-    def heard(self, text: str) -> bundles.Bundle:
+    def heard(self, text: str) -> bundle.Bundle:
         """Return the bundle of h1's that this host reads in *text* and believes."""
-        name, found = bundles.opened(text, self.broker, self.known, time.time())
+        name, found = bundle.opened(text, self.broker, self.known, time.time())
         assert name == "h1"
         return found
 
     def says(self, knows: str) -> str:
         now = time.time()
         keys = {name: seals.promised(each, now) for name, each in seals.read_all(self.layout).items()}
-        return bundles.make(self.own, "spiffe://h1.example.org/host/h1", knows, keys, now)
+        return bundle.make(self.own, "spiffe://h1.example.org/host/h1", knows, keys, now)
 
 
 def declared(folder: Path, image: Path) -> dict[str, Any]:

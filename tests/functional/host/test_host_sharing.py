@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from waiting import until
-from whole_host import CHECKOUT, all_true, python, shop
+from support.hosts.whole_host import CHECKOUT, all_true, python, shop
+from support.waiting import until
 
 from netspace.layout import Layout
-from netspace.link import names
+from netspace.link.topology import names
 from netspace.spec.types import LocalBroker
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
-PROBE = (CHECKOUT / "_utils/netspace/environment/probe.py").read_text()
+PROBE = (CHECKOUT / "_utils/netspace/environment/audit/probe.py").read_text()
 MARKER = "marker-5f2c1e"
 HOST_PORT = 7001
 OUTSIDE = {"ipv4": "198.18.7.2", "ipv6": "fd00:198:18:7::2"}
@@ -191,15 +191,15 @@ def test_one_system_call_let_through_is_found(salt, image, tmp_path):
     """The profile loosened by a single family, in an environment that is otherwise as hardened."""
     library = tmp_path / "loose"
     subprocess.run(["cp", "-r", str(CHECKOUT / "_utils"), str(library)], check=True)
-    seccomp = library / "netspace/environment/seccomp.py"
+    seccomp = library / "netspace/environment/container/seccomp.py"
     assert seccomp.exists()
     script = (
         "import sys, json; sys.path.insert(0, sys.argv[1])\n"
-        "from netspace.environment import seccomp\n"
+        "from netspace.environment.container import seccomp\n"
         "profile = seccomp.profile('strict')\n"
         "profile['syscalls'].append({'names': ['keyctl', 'add_key'], 'action': 'SCMP_ACT_ALLOW'})\n"
         "seccomp.profile = lambda *_: profile\n"
-        "from netspace.host import Host; from netspace.layout import Layout; from netspace.spec import parse\n"
+        "from netspace.host.host import Host; from netspace.layout import Layout; from netspace.spec import parse\n"
         "host = Host(Layout()); declared = parse.declaration(json.load(sys.stdin))\n"
         "result = host.converge_environments(declared)\n"
         "assert result.ok, result\n"

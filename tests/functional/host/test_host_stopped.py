@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import until
-from whole_host import CLIENT, IDLE, Salt, all_true, changes, python, shop
+from support.hosts.whole_host import CLIENT, IDLE, Salt, all_true, changes, python, shop
+from support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 

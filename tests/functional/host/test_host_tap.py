@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import until
-from whole_host import Salt, python
+from support.hosts.whole_host import Salt, python
+from support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
@@ -72,9 +72,9 @@ def wait_logged(salt: Salt, text: str, times: int = 1) -> None:
 
 
 def test_a_stack_of_its_own_finds_its_gateway(salt: Salt, image: Path) -> None:
-    from netspace.interface import ends
+    from netspace.interface import endpoints
 
-    mac = ends.mac("netspace", "guest").replace(":", "")
+    mac = endpoints.mac("netspace", "guest").replace(":", "")
     script = python(ATTACH, mac, "10.203.7.7")
     salt.declare(declared(image, script))
     salt("state.apply", "netspace")

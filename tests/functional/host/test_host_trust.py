@@ -13,17 +13,17 @@ import time
 from pathlib import Path
 
 import pytest
-import snapshot
-from software_tpm import listening
-from waiting import until
-from whole_host import IDLE, all_true, python
+from support.attestation.software_tpm import listening
+from support.hosts import snapshot
+from support.hosts.whole_host import IDLE, all_true, python
+from support.waiting import until
 
-from netspace import library
+from netspace import library_copy
 from netspace.attestation import result
-from netspace.environment import mounts
+from netspace.environment.storage import mounts
 from netspace.layout import Layout
-from netspace.supervision import records
-from netspace.supervision.direct import Direct
+from netspace.supervision import definitions
+from netspace.supervision.daemon.client import Direct
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
@@ -162,7 +162,7 @@ def test_a_declared_stop_waits_for_no_trust(salt, image, tpm):
     # A boot that is trusted less has nothing to say of it.
     layout = Layout()
     reboot(layout)
-    done = subprocess.run(library.command(layout, "restore"), capture_output=True, text=True, check=False)
+    done = subprocess.run(library_copy.command(layout, "restore"), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     # To run it takes the trust.
     del wanted["state"]
@@ -215,7 +215,7 @@ def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, 
 
 def reboot(layout):
     """Take away what a reboot takes: processes, mounts, bundles, and the validity of the last appraisal."""
-    wanted = records.desired(layout)
+    wanted = definitions.desired(layout)
     names = list(Direct(layout).observe())
     assert Direct(layout).stop(names) == {}
     for pid, command in snapshot.processes().items():
@@ -224,13 +224,13 @@ def reboot(layout):
             while os.path.exists(f"/proc/{pid}"):
                 time.sleep(0.01)
     for name in names:
-        records.remove_trace(layout, name)
+        definitions.remove_trace(layout, name)
     for target in mounts.table():
         if Path(target).is_relative_to(layout.run):
             mounts.unmount(Path(target))
     for folder in ("environments", "images", "crun"):
         shutil.rmtree(layout.run / folder)
-    records.desire(layout, add=wanted)
+    definitions.desire(layout, add=wanted)
     result.save(layout, dataclasses.replace(result.load(layout), boot="another"))
 
 
@@ -241,14 +241,14 @@ def test_after_a_boot_that_is_trusted_less_what_requires_more_does_not_start(sal
     reboot(layout)
     socket = Path(tpm.partition("path=")[2])
     socket.rename(socket.with_suffix(".away"))
-    done = subprocess.run(library.command(layout, "restore"), capture_output=True, text=True, check=False)
+    done = subprocess.run(library_copy.command(layout, "restore"), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "environments: vault: needs trust level L2, this host has L" in done.stderr
     # Its start is asked for, not waited for.
     until(lambda: salt("netspace_environment.list")["plain"]["state"] == "running", pause=0.2)
     listed = salt("netspace_environment.list")
     assert (listed["plain"]["state"], listed["vault"]["state"]) == ("running", "stopped")
-    assert "environment-vault" not in records.desired(layout)
+    assert "environment-vault" not in definitions.desired(layout)
     assert not layout.bundle("vault").exists()
 
     # The TPM is back: so is the vault.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import system_calls
-from whole_host import IDLE, Salt, all_true, changes, python
+from support.hosts import system_calls
+from support.hosts.whole_host import IDLE, Salt, all_true, changes, python
 
 from netspace.layout import Layout
 
@@ -19,7 +19,7 @@ COUNT = 50
 APPLY = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from netspace.host import Host
+from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.spec import parse
 declared = parse.declaration(json.load(open(sys.argv[2])))

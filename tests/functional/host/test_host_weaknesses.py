@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
-from snapshot import rested, settled
-from whole_host import Salt
+from support.hosts.snapshot import rested, settled
+from support.hosts.whole_host import Salt
 
-from netspace import weaknesses
+from netspace.host import weaknesses
 
 pytestmark = pytest.mark.root
 

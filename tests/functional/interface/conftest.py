@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface_bench import OUTSIDE, WIRE, Bench, run, settled, within
-from lan_bench import BITS, FAR, LAN
+from support.interfaces.interface_bench import OUTSIDE, WIRE, Bench, run, settled, within
+from support.interfaces.lan_bench import BITS, FAR, LAN
 
 # Both ends of the wire: where, and their names there.
 ENDS = (("", "test-wire"), ("-n test-outside", "wire"))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import Bench, veth
+from support.interfaces.interface_bench import Bench, veth
 
-from netspace.host import Host
-from netspace.interface import forwarding, namespaces
+from netspace.host.host import Host
+from netspace.interface import forwarding, netns
 from netspace.spec import parse
 
 pytestmark = pytest.mark.root
@@ -26,13 +26,13 @@ def test_no_other_namespace_is_entered(bench: Bench, monkeypatch: pytest.MonkeyP
     host = Host(bench.layout)
     assert host.converge_interfaces(declared(a=veth(), b=veth())).ok
     entered: set[Path] = set()
-    real = namespaces.enter
+    real = netns.enter
 
     def enter(path: Path) -> None:
         entered.add(path)
         real(path)
 
-    monkeypatch.setattr(namespaces, "enter", enter)
+    monkeypatch.setattr(netns, "enter", enter)
     assert host.converge_interfaces(declared(c=veth())).ok
     assert not host.converge_interfaces(declared(c=veth())).plan.steps
     assert entered == {bench.path("c")}

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from interface_bench import WIRE, Bench, listen, run, veth, within
-from waiting import until
+from support.interfaces.interface_bench import WIRE, Bench, listen, run, veth, within
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, mac_of, run, veth, within
-from packets import (
+from support.interfaces.interface_bench import WIRE, WORLD, Bench, mac_of, run, veth, within
+from support.interfaces.packets import (
     ARP,
     BROADCAST,
     FRAGMENT,

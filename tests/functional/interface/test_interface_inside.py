@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import Bench, connect, connected, listen, mac_of, meets, reaches, run
-from lan_bench import FAR, NETWORK, address, bridged
-from packets import ARP, UDP, Wire, frame, ip, kind_of, mac, packed, tags, udp
+from support.interfaces.interface_bench import Bench, connect, connected, listen, mac_of, meets, reaches, run
+from support.interfaces.lan_bench import FAR, NETWORK, address, bridged
+from support.interfaces.packets import ARP, UDP, Wire, frame, ip, kind_of, mac, packed, tags, udp
 
 from netspace.interface import nftables as nf
 

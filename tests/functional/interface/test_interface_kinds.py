@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import checkout
-import faultpoints
 import pytest
-from interface_bench import Bench, connect, listen, meets, reaches, run, settled, snapshot, within
-from lan_bench import BITS, FAR
-from lan_bench import LAN as OUTSIDE
+from support import checkout
+from support.hosts import faultpoints
+from support.interfaces.interface_bench import Bench, connect, listen, meets, reaches, run, settled, snapshot, within
+from support.interfaces.lan_bench import BITS, FAR
+from support.interfaces.lan_bench import LAN as OUTSIDE
 
-from netspace.interface import kinds, netlink, support
+from netspace.interface import kernel_support, kinds, netlink
 from netspace.interface.kinds import wireguard
-from netspace.interface.records import Volatile
+from netspace.interface.record import Volatile
 
 pytestmark = pytest.mark.root
 
@@ -96,7 +96,7 @@ LANS = {"macvlan": _macvlan, "ipvlan": _ipvlan, "vlan": _vlan, "bridge": _bridge
 
 def _require(kind: str) -> None:
     module = kinds.modules()[kind]
-    if not support.has(module.NEEDS, module.LINK):
+    if not kernel_support.has(module.NEEDS, module.LINK):
         pytest.skip(f"this kernel has no {module.NEEDS}")
 
 
@@ -409,7 +409,7 @@ def test_a_parent_with_too_small_an_mtu_is_said(bench: Bench, wire: None) -> Non
 def test_a_kernel_that_lacks_a_kind_is_said_and_nothing_is_changed(
     bench: Bench, wire: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(support, "has", lambda module, kind: module != "macvlan")
+    monkeypatch.setattr(kernel_support, "has", lambda module, kind: module != "macvlan")
     bench.make(a={"kind": "none"})
     before = snapshot()
     desired = bench.desired(a=_macvlan().spec(), b=_macvlan().spec(OTHERS))
@@ -429,7 +429,10 @@ def test_support_is_told_as_the_kernel_does() -> None:
         tried = subprocess.run(
             ["unshare", "-n", "ip", "link", "add", "name", "try", "type", module.LINK], capture_output=True, text=True
         )
-        assert support.has(module.NEEDS, module.LINK) == ("Unknown device type" not in tried.stderr), (name, tried)
+        assert kernel_support.has(module.NEEDS, module.LINK) == ("Unknown device type" not in tried.stderr), (
+            name,
+            tried,
+        )
 
 
 # -- what is particular -----------------------------------------------------------------------
@@ -438,7 +441,7 @@ def test_environments_on_one_parent_do_not_reach_each_other(bench: Bench, wire: 
         run(f"ip -n test-lan addr add {address}/{BITS[family]}{' nodad' * (family == 'ipv6')} dev wire")
     for kind in ("macvlan", "ipvlan", "bridge"):
         module = kinds.modules()[kind]
-        if not support.has(module.NEEDS, module.LINK):
+        if not kernel_support.has(module.NEEDS, module.LINK):
             continue
         lan = LANS[kind]()
         bench.make(a=lan.spec(), b=lan.spec(OTHERS))
@@ -512,7 +515,7 @@ def test_a_private_key_is_the_roots_alone_and_shown_nowhere(bench: Bench, wire: 
 
 APPLY = """
 import sys
-from netspace.interface.kind import DesiredInterfaces, Interfaces
+from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.layout import Layout
 from netspace.spec import parse
 
@@ -528,7 +531,7 @@ assert not plan.steps
 
 
 def test_the_example_of_a_new_kind_is_applied_as_it_stands(tmp_path: Path) -> None:
-    if not support.has("dummy", "dummy"):
+    if not kernel_support.has("dummy", "dummy"):
         pytest.skip("this kernel has no dummy")
     library = checkout.with_example_kind(tmp_path / "library")
     # Before the library that this test itself uses, and what that needs.

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, connect, connected, listen, meets, run, veth, within
-from waiting import until
+from support.interfaces.interface_bench import WIRE, WORLD, Bench, connect, connected, listen, meets, run, veth, within
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from interface_bench import WIRE, Bench, mac_of, run, veth, within
-from lan_bench import FAR, address, bridged
-from packets import Wire, datagram, frame, kind_of, tags
-from waiting import PATIENCE
+from support.interfaces.interface_bench import WIRE, Bench, mac_of, run, veth, within
+from support.interfaces.lan_bench import FAR, address, bridged
+from support.interfaces.packets import Wire, datagram, frame, kind_of, tags
+from support.waiting import PATIENCE
 
-from netspace.spec import check, parse
+from netspace.spec import checks, parse
 from netspace.spec.types import Allow
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_processor")]
@@ -55,7 +55,7 @@ class Packet:
 def passes(rules: tuple[Allow, ...], packet: Packet) -> bool:
     """Return whether the declaration lets the packet through."""
     for rule in rules:
-        first, last = (check.ports(rule.port) if rule.port is not None else None) or (0, 65535)
+        first, last = (checks.ports(rule.port) if rule.port is not None else None) or (0, 65535)
         if (
             rule.direction == packet.direction
             and rule.protocol == packet.protocol

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import salt.config
 import salt.loader
-from interface_bench import Bench, veth
 from salt.exceptions import CommandExecutionError
+from support.interfaces.interface_bench import Bench, veth
 
 pytestmark = pytest.mark.root
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -7,7 +7,20 @@ import socket
 from pathlib import Path
 
 import pytest
-from interface_bench import ANY, WIRE, WORLD, Bench, assert_cut, connected, listen, meets, reaches, run, veth, within
+from support.interfaces.interface_bench import (
+    ANY,
+    WIRE,
+    WORLD,
+    Bench,
+    assert_cut,
+    connected,
+    listen,
+    meets,
+    reaches,
+    run,
+    veth,
+    within,
+)
 
 pytestmark = pytest.mark.root
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])

@@ -12,12 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interface_bench import ANY, WIRE, Bench, assert_cut, connect, connected, listen, run, snapshot, veth, within
-from lan_bench import FAR, address, bridged
-from waiting import until
+from support.interfaces.interface_bench import (
+    ANY,
+    WIRE,
+    Bench,
+    assert_cut,
+    connect,
+    connected,
+    listen,
+    run,
+    snapshot,
+    veth,
+    within,
+)
+from support.interfaces.lan_bench import FAR, address, bridged
+from support.waiting import until
 
 from netspace import sockets
-from netspace.host import Host
+from netspace.host.host import Host
 from netspace.interface import conntrack, forwarding
 from netspace.spec import parse
 from netspace.spec.publish import OUTWARDS

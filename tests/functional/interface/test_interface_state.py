@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, meets, run, snapshot, veth, within
+from support.interfaces.interface_bench import WIRE, WORLD, Bench, meets, run, snapshot, veth, within
 
 from netspace import files
-from netspace.interface import ends, forwarding, namespaces, netlink
+from netspace.interface import endpoints, forwarding, netlink, netns
 from netspace.interface import nftables as nf
 from netspace.spec.types import Cidr, Network
 
@@ -32,8 +32,8 @@ def test_namespace_holds_what_is_promised(bench: Bench) -> None:
         assert {link["ifname"] for link in shown} == links
         assert all("UP" in link["flags"] for link in shown)
         assert "fe80" not in json.dumps(shown)
-        read = within(bench.path(name), lambda: {key: forwarding.read(key) for key in namespaces.SETTINGS})
-        assert read == dict(namespaces.SETTINGS)
+        read = within(bench.path(name), lambda: {key: forwarding.read(key) for key in netns.SETTINGS})
+        assert read == dict(netns.SETTINGS)
 
 
 def test_second_apply_changes_and_writes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_without_nftables_no_interface_is_made_but_namespaces_are(
 
 
 def test_a_foreign_link_of_our_name_is_left_alone(bench: Bench) -> None:
-    name = ends.host_name("netspace", "a")
+    name = endpoints.host_name("netspace", "a")
     run(f"ip link add {name} type veth peer name foreign")
     try:
         before = run(f"ip -d link show {name}")
@@ -348,9 +348,9 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
 
     watch(files, "write")
     watch(files, "remove")
-    watch(namespaces, "_mount")
-    watch(namespaces, "write_setting")
-    watch(namespaces, "remove")
+    watch(netns, "_mount")
+    watch(netns, "write_setting")
+    watch(netns, "remove")
     watch(nf.Ruleset, "load")
     watch(forwarding, "write")
     watch(netlink.Socket, "batch")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface_bench import WIRE, WORLD, Bench, mac_of, run, within
-from packets import (
+from support.interfaces.interface_bench import WIRE, WORLD, Bench, mac_of, run, within
+from support.interfaces.packets import (
     ARP,
     BROADCAST,
     ICMP,
@@ -32,7 +32,7 @@ from packets import (
     udp,
     upper,
 )
-from waiting import PATIENCE, until
+from support.waiting import PATIENCE, until
 
 from netspace.interface.kinds import tap as kind
 

@@ -11,16 +11,17 @@ import subprocess
 from collections.abc import Sequence
 
 import pytest
-from filter_text import render
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support.interfaces.filter_text import render
 
 from netspace.errors import MissingError, NetspaceError
-from netspace.interface import hosttable, namespaces
+from netspace.interface import netns
 from netspace.interface import nftables as nf
-from netspace.interface.firewall import Guarded, build
+from netspace.interface.firewall import host_table
+from netspace.interface.firewall.host_rules import Guarded, build
+from netspace.interface.firewall.table import Chain, Table, difference
 from netspace.interface.netlink import Message
-from netspace.interface.table import Chain, Table, difference
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 from netspace.threads import in_thread
@@ -109,7 +110,7 @@ def alone(work: object) -> None:
     """Run *work* in a namespace that ends with it."""
 
     def inside() -> None:
-        namespaces.unshare()
+        netns.unshare()
         work()  # type: ignore[operator]
 
     in_thread(inside)
@@ -127,11 +128,11 @@ property_ = settings(
 @given(HOSTS, ELSEWHERE)
 def test_it_lists_as_the_text_does(host: list[Guarded], elsewhere: list[str]) -> None:
     def compare() -> None:
-        loaded = hosttable.put(NAME, build(host, elsewhere), None, {})
+        loaded = host_table.put(NAME, build(host, elsewhere), None, {})
         ours = listing()
-        assert hosttable.state(NAME, loaded) == "intact"
+        assert host_table.state(NAME, loaded) == "intact"
         # Also by a look at all of it: nothing is held against the kernel but what it was given.
-        assert hosttable.state(NAME, {**loaded, "generation": 0}) == "intact"
+        assert host_table.state(NAME, {**loaded, "generation": 0}) == "intact"
         nft("-f", "-", text=nft("-s", "list", "ruleset"))  # nft can read what it says of it
         nft("-f", "-", text=render(NAME, host, elsewhere))
         assert listing() == ours
@@ -143,14 +144,14 @@ def test_it_lists_as_the_text_does(host: list[Guarded], elsewhere: list[str]) ->
 @given(st.lists(st.tuples(HOSTS, ELSEWHERE), min_size=2, max_size=5))
 def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[tuple[list[Guarded], list[str]]]) -> None:
     def compare() -> None:
-        loaded = hosttable.put(NAME, build(*hosts[0]), None, {})
+        loaded = host_table.put(NAME, build(*hosts[0]), None, {})
         handle = netlink_handle()
         for before, after in itertools.pairwise(hosts):
-            loaded = hosttable.put(NAME, build(*after), build(*before), loaded)
-            assert hosttable.state(NAME, {**loaded, "generation": 0}) == "intact"
+            loaded = host_table.put(NAME, build(*after), build(*before), loaded)
+            assert host_table.state(NAME, {**loaded, "generation": 0}) == "intact"
         assert netlink_handle() == handle, "the table was never made anew"
         in_place = listing()
-        hosttable.put(NAME, build(*hosts[-1]), None, {})
+        host_table.put(NAME, build(*hosts[-1]), None, {})
         assert listing() == in_place
 
     alone(compare)
@@ -191,16 +192,16 @@ def test_one_more_and_one_less_touch_elements_only() -> None:
 @pytest.mark.parametrize("meanwhile", [False, True], ids=["before the look", "after the look"])
 def test_nothing_is_changed_in_place_that_somebody_else_changed(command: str, *, meanwhile: bool) -> None:
     def compare() -> None:
-        loaded = hosttable.put(NAME, build(host(1, 2)), None, {})
+        loaded = host_table.put(NAME, build(host(1, 2)), None, {})
         nft(*command.split())
-        seen = hosttable.state(NAME, loaded)
+        seen = host_table.state(NAME, loaded)
         assert seen == ("absent" if command.startswith("delete table") else "changed")
         if meanwhile:  # it was seen intact, and planned upon
-            loaded = hosttable.put(NAME, build(host(1, 2, 3)), build(host(1, 2)), loaded)
+            loaded = host_table.put(NAME, build(host(1, 2, 3)), build(host(1, 2)), loaded)
         else:
-            loaded = hosttable.put(NAME, build(host(1, 2, 3)), None, loaded)
+            loaded = host_table.put(NAME, build(host(1, 2, 3)), None, loaded)
         ours = listing()
-        assert hosttable.state(NAME, loaded) == "intact"
+        assert host_table.state(NAME, loaded) == "intact"
         nft("flush", "ruleset")
         nft("-f", "-", text=render(NAME, host(1, 2, 3)))
         assert listing() == ours
@@ -210,18 +211,18 @@ def test_nothing_is_changed_in_place_that_somebody_else_changed(command: str, *,
 
 def test_others_changes_are_no_drift_and_another_boot_is_told() -> None:
     def compare() -> None:
-        loaded = hosttable.put(NAME, build(host(1)), None, {})
+        loaded = host_table.put(NAME, build(host(1)), None, {})
         nft("add", "table", "inet", "foreign")
         nft("add", "table", "ip", NAME)
-        assert hosttable.state(NAME, loaded) == "intact"
-        assert hosttable.put(NAME, Table(), None, loaded) == {}
+        assert host_table.state(NAME, loaded) == "intact"
+        assert host_table.put(NAME, Table(), None, loaded) == {}
         assert "foreign" in nft("list", "tables")
         assert f"table ip {NAME}" in nft("list", "tables")
         assert f"table inet {NAME}" not in nft("list", "tables")
         # After a reboot the ruleset may be at the same generation by chance.
         with nf.Ruleset() as ruleset:
             now = ruleset.generation()
-        assert hosttable.state(NAME, {**loaded, "boot": "another", "generation": now}) == "absent"
+        assert host_table.state(NAME, {**loaded, "boot": "another", "generation": now}) == "absent"
 
     alone(compare)
 
@@ -237,8 +238,8 @@ def test_a_foreign_change_just_after_ours_is_not_taken_for_ours(monkeypatch: pyt
     def compare() -> None:
         with monkeypatch.context() as patched:
             patched.setattr(nf.Ruleset, "load", and_somebody)
-            loaded = hosttable.put(NAME, build(host(1)), None, {})
-        assert hosttable.state(NAME, loaded) == "changed"
+            loaded = host_table.put(NAME, build(host(1)), None, {})
+        assert host_table.state(NAME, loaded) == "changed"
 
     alone(compare)
 
@@ -249,7 +250,7 @@ def test_somebody_who_is_faster_is_waited_for(monkeypatch: pytest.MonkeyPatch, t
     left = [times]
 
     def compare() -> None:
-        loaded = hosttable.put(NAME, build(host(1)), None, {})
+        loaded = host_table.put(NAME, build(host(1)), None, {})
         handle = netlink_handle()
 
         def and_somebody(ruleset: nf.Ruleset) -> int | None:
@@ -263,12 +264,12 @@ def test_somebody_who_is_faster_is_waited_for(monkeypatch: pytest.MonkeyPatch, t
             patched.setattr(nf.Ruleset, "generation", and_somebody)
             if times > 1:
                 with pytest.raises(NetspaceError, match="changes nftables all the time"):
-                    hosttable.put(NAME, build(host(1, 2)), build(host(1)), loaded)
+                    host_table.put(NAME, build(host(1, 2)), build(host(1)), loaded)
                 left[0] = 0
-                assert hosttable.state(NAME, loaded) == "intact"
+                assert host_table.state(NAME, loaded) == "intact"
                 return
-            loaded = hosttable.put(NAME, build(host(1, 2)), build(host(1)), loaded)
-        assert hosttable.state(NAME, loaded) == "intact"
+            loaded = host_table.put(NAME, build(host(1, 2)), build(host(1)), loaded)
+        assert host_table.state(NAME, loaded) == "intact"
         assert netlink_handle() == handle, "changed in place none the less"
 
     alone(compare)
@@ -277,13 +278,13 @@ def test_somebody_who_is_faster_is_waited_for(monkeypatch: pytest.MonkeyPatch, t
 def test_what_is_refused_changes_nothing_and_is_explained() -> None:
     def compare() -> None:
         old = build(host(1))
-        loaded = hosttable.put(NAME, old, None, {})
+        loaded = host_table.put(NAME, old, None, {})
         before = listing()
         chains = {**old.chains, "beyond": Chain([[nf.goto("nowhere")]])}
         with pytest.raises(MissingError, match=r"nftables in the kernel .*rule in chain beyond"):
-            hosttable.put(NAME, Table(chains, old.sets, old.timeouts), old, loaded)
+            host_table.put(NAME, Table(chains, old.sets, old.timeouts), old, loaded)
         assert listing() == before
-        assert hosttable.state(NAME, loaded) == "intact"
+        assert host_table.state(NAME, loaded) == "intact"
 
     alone(compare)
 
@@ -299,7 +300,7 @@ def test_a_table_that_a_program_owns_is_left_to_it() -> None:
             while f"table inet {NAME}" not in owner.stdout.readline():
                 pass
             with pytest.raises(NetspaceError, match="another program owns"):
-                hosttable.put(NAME, build(host(1)), None, {})
+                host_table.put(NAME, build(host(1)), None, {})
         finally:
             owner.communicate("quit\n")
 

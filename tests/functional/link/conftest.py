@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from link_world import World
-from linked_hosts import Cable, hosts
-from programs import Program, no_mail, tell
+from support.links.link_world import World
+from support.links.linked_hosts import Cable, hosts
+from support.links.programs import Program, no_mail, tell
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def program(linked, tmp_path: Path) -> Iterator[Callable[..., Program]]:
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow a test is: no queue with a former name goes before the test says that it has settled."""
-    monkeypatch.setattr("netspace.link.former.SETTLED", 1e9)
+    monkeypatch.setattr("netspace.link.topology.draining.SETTLED", 1e9)
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from link_world import World
-from programs import Program, no_mail, tell
-from waiting import until
+from support.links.link_world import World
+from support.links.programs import Program, no_mail, tell
+from support.waiting import until
 
 from netspace.spec.types import Link
 

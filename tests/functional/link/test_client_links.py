@@ -22,12 +22,12 @@ import msgspec
 import pika
 import pytest
 from aiormq import spec
-from mail import messages
-from programs import Program, no_mail, tell
-from waiting import until
+from support.links.mail import messages
+from support.links.programs import Program, no_mail, tell
+from support.waiting import until
 
-from netspace.link import broker as node
-from netspace.link.letters import Letters
+from netspace.link.broker import node
+from netspace.link.mail.dead_letters import Letters
 from netspace.spec.types import Link
 from netspace_client import (
     Change,

@@ -9,17 +9,16 @@ import base64
 import contextlib
 from collections.abc import Callable
 
-import amqp1
 import pika
 import pytest
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Access, Basic, Exchange, Queue
+from support.links import amqp1
+from support.waiting import until
 from test_link_attacks import client, manage
-from waiting import until
 
-from netspace.link import admission
-from netspace.link import broker as node
-from netspace.link.letters import Letters
+from netspace.link.broker import admission, node
+from netspace.link.mail.dead_letters import Letters
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from link_world import World
+from support.links.link_world import World
 
 from netspace.errors import NetspaceError
-from netspace.link import archive
+from netspace.link.mail import archive
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root

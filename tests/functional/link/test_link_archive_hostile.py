@@ -20,7 +20,7 @@ import pytest
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import archive
+from netspace.link.mail import archive
 
 pytestmark = pytest.mark.root
 

@@ -14,15 +14,15 @@ import ssl
 import struct
 import time
 
-import amqp1
 import pika
 import pytest
 from pika.exceptions import AMQPError, ChannelClosedByBroker
-from waiting import until
+from support.links import amqp1
+from support.waiting import until
 
-from netspace.link import identity
-from netspace.link.letters import Letters
-from netspace.link.names import PLAIN
+from netspace.link.mail.dead_letters import Letters
+from netspace.link.pki import certificates
+from netspace.link.topology.names import PLAIN
 from netspace.spec.types import MESSAGE_SIZE, Link
 
 pytestmark = pytest.mark.root
@@ -57,7 +57,7 @@ def stream(host, name: str = "web") -> ssl.SSLSocket:
     about = host.card(name)["broker"]
     with host.inside(name):
         plain = socket.create_connection((about["host"], about["port"]), timeout=30)
-    context = host.tls(identity.path(host.layout, name))
+    context = host.tls(certificates.path(host.layout, name))
     return context.wrap_socket(plain, server_hostname=about["tls"]["server_name"])
 
 

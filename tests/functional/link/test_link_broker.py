@@ -19,12 +19,13 @@ from pika.exceptions import (
     NackError,
     UnroutableError,
 )
-from waiting import until
+from support.waiting import until
 
 from netspace import files
-from netspace.link import broker as node
-from netspace.link import forwarder, identity, listening, management
-from netspace.link.names import shown
+from netspace.link.broker import listening, management, node
+from netspace.link.forwarder import process
+from netspace.link.pki import certificates
+from netspace.link.topology.names import shown
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
@@ -187,7 +188,7 @@ def of_processes(file: str) -> list[bytes]:
 
 
 def test_secrets_are_root_only_and_in_no_argument(host):
-    secrets = [identity.path(host.layout, name).read_text() for name in ("web", "orders", "audit")]
+    secrets = [certificates.path(host.layout, name).read_text() for name in ("web", "orders", "audit")]
     secrets.append(node.login(host.layout).password)
     secrets.append((host.layout.broker / "data/.erlang.cookie").read_text())
     told = of_processes("cmdline") + of_processes("environ")
@@ -241,7 +242,7 @@ def test_links_that_are_not_named_stay(host):
 
 def test_no_secret_is_in_a_plan(host):
     plan = host.plan(Link(source="audit", target="web"), remove=[ASK.name])
-    secret = identity.path(host.layout, "web").read_text().splitlines()[2]
+    secret = certificates.path(host.layout, "web").read_text().splitlines()[2]
     assert len(plan.steps) >= 2
     assert secret not in repr(plan)
 
@@ -488,8 +489,8 @@ def test_live_connections_survive_changes_and_old_workers_are_bounded(host):
             host.apply(*LINKS, Link(source="audit", target="extra"))
             host.apply(*LINKS)
         channel.basic_publish(host.n("link.web.orders"), "", b"x", mandatory=True)
-        assert 1 <= len(old_workers(host)) <= forwarder.OLD_WORKERS
-    assert f"mworker-max-reloads {forwarder.OLD_WORKERS}" in forwarder.current(host.layout)
+        assert 1 <= len(old_workers(host)) <= process.OLD_WORKERS
+    assert f"mworker-max-reloads {process.OLD_WORKERS}" in process.current(host.layout)
     until(lambda: old_workers(host) == [], "they end when their connections have", pause=0.1)
 
 
@@ -539,7 +540,7 @@ def test_a_queue_whose_log_the_broker_forgot_takes_mail_again(host):
 
 
 def test_restore_after_a_reboot(host):
-    host.supervisor.stop([forwarder.NAME, node.NODE])
+    host.supervisor.stop([process.NAME, node.NODE])
     subprocess.run(["rm", "-r", str(host.layout.run / "forwarder")], check=True)
     assert host.links.restore() == {}
     host.apply(*LINKS)
@@ -601,7 +602,7 @@ def test_the_last_link_takes_everything_along(host):
 
 def test_nothing_is_asked_where_nothing_was_declared(world, tmp_path):
     from netspace.layout import Layout
-    from netspace.link.kind import DesiredLinks, Links
+    from netspace.link.reconciler import DesiredLinks, Links
 
     links = Links(Layout(root=tmp_path), supervisor=None)
     assert links.plan(DesiredLinks(LocalBroker(), ()), links.observe()).steps == ()

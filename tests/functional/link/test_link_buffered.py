@@ -8,12 +8,12 @@ import time
 import msgspec
 import pika
 import pytest
-from linked_hosts import as_broker
-from streams import Stream
-from waiting import until
+from support.links.linked_hosts import as_broker
+from support.links.streams import Stream
+from support.waiting import until
 
-from netspace.link import broker as node
-from netspace.link import remote
+from netspace.link.broker import node
+from netspace.link.topology import peers
 from netspace.spec.types import Link, Size
 from netspace_client import MailboxFull, Refused
 
@@ -94,7 +94,7 @@ def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program
     # What came twice, the client knew by its id, and dropped: what a shovel had on its way whenever that broke, and
     # what the sender gave its broker again because it had not been confirmed, and what the receiver had in hand.
     assert got == list(range(10_000))
-    assert stream.receiver.mailbox.duplicates <= 3 * remote.PREFETCH + 2 * IN_FLIGHT + IN_HAND
+    assert stream.receiver.mailbox.duplicates <= 3 * peers.PREFETCH + 2 * IN_FLIGHT + IN_HAND
 
 
 def test_a_full_mailbox_there_loses_nothing_and_the_outbox_tells_its_sender_in_the_end(linked, program):
@@ -116,7 +116,7 @@ def test_a_full_mailbox_there_loses_nothing_and_the_outbox_tells_its_sender_in_t
     got = [int(audit.receive("web@h1")) for _ in range(sent)]
     assert sorted(got) == list(range(sent))
     # Who comes back may be overtaken by those that were on the way beside it, and by no others.
-    assert all(abs(place - number) <= 3 * remote.PREFETCH for place, number in enumerate(got))
+    assert all(abs(place - number) <= 3 * peers.PREFETCH for place, number in enumerate(got))
 
 
 @pytest.mark.revocation

@@ -6,15 +6,18 @@ import subprocess
 
 import msgspec
 import pytest
-from waiting import until
+from support.waiting import until
 
 from netspace.layout import Layout
-from netspace.link import broker, identity, model, record
-from netspace.link.kind import DesiredLinks, Links
-from netspace.link.letters import Choice, Letters
-from netspace.link.names import PLAIN
+from netspace.link import record
+from netspace.link.broker import node as broker
+from netspace.link.mail.dead_letters import Choice, Letters
+from netspace.link.pki import certificates
+from netspace.link.reconciler import DesiredLinks, Links
+from netspace.link.topology import objects
+from netspace.link.topology.names import PLAIN
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
-from netspace.supervision.direct import Direct
+from netspace.supervision.daemon.client import Direct
 
 pytestmark = pytest.mark.root
 
@@ -34,7 +37,7 @@ def shared(world, tmp_path):
     spec = LocalBroker()
     yield ClusterBroker(
         url=f"amqps://localhost:{spec.port}",
-        ca=str(identity.server_folder(world.layout) / identity.ANCHORS),
+        ca=str(certificates.server_folder(world.layout) / certificates.ANCHORS),
         management=f"http://127.0.0.1:{spec.management_port}",
         credentials=str(secret),
         vhost="shared",
@@ -82,7 +85,7 @@ def test_links_on_a_shared_broker(world, shared, other):
     assert {step.action for step in plan.steps} == {"remove"}
     with world.api() as api:
         there = api.get("definitions")
-    assert {one["name"] for one in there["policies"] if one["vhost"] == "shared"} == set(model.policies(PLAIN))
+    assert {one["name"] for one in there["policies"] if one["vhost"] == "shared"} == set(objects.policies(PLAIN))
     assert {user["name"] for user in there["users"]} == {
         "netspace.admin",
         "env.web",

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from link_world import World
 from msgspec.structs import replace
-from waiting import until
+from support.links.link_world import World
+from support.waiting import until
 
 from netspace.layout import Layout
-from netspace.link import authority, listening
-from netspace.link import broker as node
+from netspace.link.broker import listening, node
+from netspace.link.pki import authority
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root

@@ -12,12 +12,14 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from link_world import World
-from waiting import until
+from support.links.link_world import World
+from support.waiting import until
 
 from netspace.errors import NetspaceError
-from netspace.link import broker as node
-from netspace.link import forwarder, haproxy, renewer, seeing
+from netspace.link import status
+from netspace.link.broker import node
+from netspace.link.forwarder import haproxy, process
+from netspace.link.pki import renewer
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root
@@ -41,7 +43,7 @@ def says(world: World, *, health: str = "", why: str = "", unplanned: bool = Tru
     if health:
         # Nobody reads the mailbox, and that is not its program's fault.
         with pytest.raises(NetspaceError, match="nobody can read the mailbox"):
-            seeing.readers(world.layout, "web")
+            status.readers(world.layout, "web")
 
 
 @contextlib.contextmanager
@@ -59,7 +61,7 @@ def test_a_forwarder_that_is_frozen_is_told_and_restarted(world: World, monkeypa
     monkeypatch.setattr(haproxy, "DEAD_SECONDS", 1.0)
     (worker,) = map(int, haproxy.workers(world.layout, 5.0))
     with frozen(worker):
-        assert world.supervisor.observe()[forwarder.NAME].state == "running"
+        assert world.supervisor.observe()[process.NAME].state == "running"
         carries = "the forwarder doesn't do its work"
         says(world, health=carries, why=carries, unplanned=False)
         (step,) = world.apply(TELL).steps
@@ -101,7 +103,7 @@ def test_an_environment_beside_what_the_forwarder_serves_is_told(world: World) -
 
 def test_a_forwarder_that_lost_an_entrance_is_told(world: World) -> None:
     """Somebody reconfigured it behind our back: what is recorded as served is not."""
-    config = forwarder.config_file(world.layout)
+    config = process.config_file(world.layout)
     before = config.read_text()
     config.write_text(before.replace("127.0.0.1:5671 namespace netspace-web", "127.0.0.1:5999 namespace netspace-web"))
     assert config.read_text() != before

@@ -15,16 +15,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import amqp1
-import hostile
 import pika
 import pytest
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
-from waiting import until
+from support.links import amqp1, hostile
+from support.waiting import until
 
-from netspace.link import broker as node
-from netspace.link import guard, identity
-from netspace.link.model import ANSWERS
+from netspace.link.broker import node, plugin
+from netspace.link.pki import certificates
+from netspace.link.topology.objects import ANSWERS
 from netspace.spec.types import MESSAGE_SIZE, Link
 
 pytestmark = pytest.mark.root
@@ -218,7 +217,7 @@ def _by_amqp_1(host, bound: dict) -> None:
     about = host.card("web")["broker"]
     with host.inside("web"):
         plain = hostile.socket.create_connection((about["host"], about["port"]), timeout=30)
-    secured = host.tls(identity.path(host.layout, "web")).wrap_socket(plain, server_hostname="localhost")
+    secured = host.tls(certificates.path(host.layout, "web")).wrap_socket(plain, server_hostname="localhost")
     with contextlib.closing(secured):
         client = amqp1.Client(secured, host.links.access().vhost)
         for _ in iter(int, 1):
@@ -335,7 +334,7 @@ def on_disk(folder: Path) -> int:
 
 def test_a_guard_that_is_damaged_is_made_anew(host):
     assert node.installed(host.layout, host.broker)
-    (beam,) = host.layout.broker.rglob(f"{guard.NAME}.beam")
+    (beam,) = host.layout.broker.rglob(f"{plugin.NAME}.beam")
     content = beam.read_bytes()
     beam.unlink()
     assert [step.name for step in host.plan(*LINKS).steps] == ["broker"]

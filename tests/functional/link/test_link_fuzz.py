@@ -12,13 +12,13 @@ import signal
 import socket
 import ssl
 
-import amqp_fuzz
 import pytest
+from support.links import amqp_fuzz
+from support.waiting import until
 from test_link_admission import NAMES
-from waiting import until
 
-from netspace.link import broker as node
-from netspace.link import identity
+from netspace.link.broker import node
+from netspace.link.pki import certificates
 from netspace.spec.types import Link
 
 pytestmark = [pytest.mark.root, pytest.mark.exhaustion]
@@ -48,7 +48,7 @@ def number(host, expression: str) -> int:
 
 def test_the_broker_survives_any_frames_of_an_account(host, record_property):
     about = host.card("web")["broker"]
-    context = host.tls(identity.path(host.layout, "web"))
+    context = host.tls(certificates.path(host.layout, "web"))
 
     def connect() -> ssl.SSLSocket:
         # Past the forwarder, which admits eight connections a second.

@@ -16,12 +16,12 @@ from pathlib import Path
 import pika
 import pytest
 from pika.exceptions import AMQPError
-from waiting import until
+from support.waiting import until
 
-from netspace import renew
-from netspace.link import authority, credentials, identity
-from netspace.link.authority import Issuer
-from netspace.link.letters import Letters
+from netspace.host import renew
+from netspace.link.mail.dead_letters import Letters
+from netspace.link.pki import authority, certificates, passwords
+from netspace.link.pki.authority import Issuer
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
@@ -71,7 +71,7 @@ def test_a_certificate_of_ones_own_lets_in_and_nothing_else_does(host, tmp_path)
     now = time.time()
     assert admitted(host, "web")
     assert not admitted(host, "web", password="")
-    assert not admitted(host, "web", password="x", certificate=identity.path(host.layout, "web"))
+    assert not admitted(host, "web", password="x", certificate=certificates.path(host.layout, "web"))
     assert not admitted(host, "web", password="x"), "TLS without a certificate"
     past = Issuer(known).environment("web", now - 7200, life=3600)
     assert not admitted(host, "web", certificate=made(tmp_path, past)), "expired"
@@ -81,7 +81,7 @@ def test_a_certificate_of_ones_own_lets_in_and_nothing_else_does(host, tmp_path)
     assert not admitted(host, "web", certificate=made(tmp_path, other)), "another authority's, for the same name"
     nobody = Issuer(known).environment("nobody", now)
     assert not admitted(host, "web", certificate=made(tmp_path, nobody)), "one that has no account"
-    broker = (identity.server_folder(host.layout) / "server.pem").read_bytes()
+    broker = (certificates.server_folder(host.layout) / "server.pem").read_bytes()
     assert not admitted(host, "web", certificate=made(tmp_path, broker)), "the broker's own"
     assert admitted(host, "web", certificate=made(tmp_path, Issuer(known).environment("web", now)))
 
@@ -89,13 +89,13 @@ def test_a_certificate_of_ones_own_lets_in_and_nothing_else_does(host, tmp_path)
 def test_the_broker_shows_who_it_is_and_no_environment_can_be_it(host):
     known = authority.read(host.layout)
     with host.inside("web"), socket.create_connection(("127.0.0.1", 5671), timeout=10) as raw:
-        with host.tls(identity.path(host.layout, "web")).wrap_socket(raw, server_hostname="127.0.0.1") as stream:
+        with host.tls(certificates.path(host.layout, "web")).wrap_socket(raw, server_hostname="127.0.0.1") as stream:
             assert stream.version() == "TLSv1.3"
             names = stream.getpeercert()["subjectAltName"]
     assert ("URI", f"{known.host}/broker") in names
     # An environment's certificate is for clients alone.
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(identity.path(host.layout, "orders"))
+    serving.load_cert_chain(certificates.path(host.layout, "orders"))
     ours, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = host.tls().wrap_bio(theirs, ours, server_hostname="localhost")
     server = serving.wrap_bio(ours, theirs, server_side=True)
@@ -108,7 +108,7 @@ def test_the_broker_shows_who_it_is_and_no_environment_can_be_it(host):
 
 @pytest.mark.revocation
 def test_a_revoked_environments_certificate_is_of_no_use(host, tmp_path):
-    kept = made(tmp_path, identity.path(host.layout, "web").read_bytes())
+    kept = made(tmp_path, certificates.path(host.layout, "web").read_bytes())
     with host.connect("web") as connection:
         host.apply(TELL, Link(source="web", target="audit"))
         connection.process_data_events(0.5)  # what it is told by now
@@ -125,7 +125,7 @@ def test_a_revoked_environments_certificate_is_of_no_use(host, tmp_path):
 
 # -- renewal ---------------------------------------------------------------------------------
 def test_certificates_are_renewed_and_nothing_is_interrupted(host):
-    path = identity.path(host.layout, "web")
+    path = certificates.path(host.layout, "web")
     known = authority.read(host.layout)
     with host.client("web") as channel:
         publish(host, channel)
@@ -147,7 +147,7 @@ def test_certificates_are_renewed_and_nothing_is_interrupted(host):
 
 
 def test_another_authority_takes_over_while_mail_flows(host, tmp_path):
-    former = made(tmp_path, identity.path(host.layout, "web").read_bytes())
+    former = made(tmp_path, certificates.path(host.layout, "web").read_bytes())
     with host.client("web") as channel:
         publish(host, channel)
         assert host.links.renew(replace=True) == set(NAMES)
@@ -248,7 +248,7 @@ def test_other_bytes_get_nothing_but_an_end(host, what):
 def test_another_vhost_is_refused(host):
     about = host.card("web")["broker"]
     login = pika.credentials.ExternalCredentials()
-    tls = pika.SSLOptions(host.tls(identity.path(host.layout, "web")), "localhost")
+    tls = pika.SSLOptions(host.tls(certificates.path(host.layout, "web")), "localhost")
     for vhost in ("/", "other", ""):
         with host.inside("web"), pytest.raises(AMQPError):
             pika.BlockingConnection(
@@ -346,10 +346,10 @@ def test_the_shell_example_and_passwords_where_they_are_asked_for(host, tmp_path
         assert not (tmp_path / "card-audit/identity.pem").exists()
         # Those that didn't ask for one have none, though the broker takes passwords now.
         assert admitted(host, "web")
-        assert not admitted(host, "web", password="", certificate=identity.path(host.layout, "web"))
+        assert not admitted(host, "web", password="", certificate=certificates.path(host.layout, "web"))
         until(lambda: not host.listens("orders"), "the forwarder's former process leaves its socket")
-        assert not admitted(host, "orders", password=credentials.read(host.layout, "audit"))
+        assert not admitted(host, "orders", password=passwords.read(host.layout, "audit"))
     finally:
         host.apply(*LINKS)
-    assert credentials.read(host.layout, "audit") is None
+    assert passwords.read(host.layout, "audit") is None
     until(lambda: admitted(host, "audit"))

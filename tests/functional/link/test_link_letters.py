@@ -8,13 +8,14 @@ import time
 
 import pika
 import pytest
-from mail import PATIENCE, letters, read, refuse, send
 from pika.exceptions import NackError
-from waiting import until
+from support.links.mail import PATIENCE, letters, read, refuse, send
+from support.waiting import until
 
 from netspace.errors import NetspaceError
-from netspace.link import amqp, model
-from netspace.link.letters import Choice, Letters
+from netspace.link.broker import amqp
+from netspace.link.mail.dead_letters import Choice, Letters
+from netspace.link.topology import objects
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root
@@ -146,7 +147,7 @@ def flood(host, link: Link, number: int, **properties) -> None:
 
 @pytest.mark.exhaustion
 def test_no_reader_pushes_anothers_letter_out_and_none_of_its_own_is_lost(host, monkeypatch):
-    monkeypatch.setitem(model._DEAD, "max-length", 5)
+    monkeypatch.setitem(objects._DEAD, "max-length", 5)
     host.apply(*LINKS)
     send(host, TELL, b"victim", message_id="victim")
     refuse(host, "audit")

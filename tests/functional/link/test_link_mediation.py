@@ -7,13 +7,14 @@ import time
 
 import msgspec
 import pytest
-from mail import PATIENCE, letters, messages, read, send
 from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError
-from waiting import until
+from support.links.mail import PATIENCE, letters, messages, read, send
+from support.waiting import until
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.link import names, record
+from netspace.link import record
+from netspace.link.topology import names
 from netspace.spec.types import ClusterBroker, Link
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("unhurried")]
@@ -111,7 +112,7 @@ def test_a_killed_renaming_is_finished_by_the_next_run(host, monkeypatch):
     send(host, TELL, b"kept")
     (host.layout.records("link") / "names.json").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr("netspace.link.diff.document", lambda *_: 1 / 0)
+        patched.setattr("netspace.link.topology.diff.document", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             host.apply(*LINKS)
     host.apply(*LINKS)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from link_world import World
-from mail import messages, read, refuse, send
-from waiting import until
+from support.links.link_world import World
+from support.links.mail import messages, read, refuse, send
+from support.waiting import until
 
-from netspace.host import Host
+from netspace.host.host import Host
 from netspace.link import record
-from netspace.link.letters import Letters
+from netspace.link.mail.dead_letters import Letters
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root

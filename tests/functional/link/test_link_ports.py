@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 from pika.exceptions import AMQPError
-from waiting import until
+from support.waiting import until
 
-from netspace.link import forwarder, ports
-from netspace.link.kind import DesiredLinks
-from netspace.link.planning import FORWARDER
+from netspace.link.forwarder import ports
+from netspace.link.forwarder import process as forwarder
+from netspace.link.plan import FORWARDER
+from netspace.link.reconciler import DesiredLinks
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import msgspec
 import pika
 import pytest
-from linked_hosts import PORT, as_broker, domain
+from support.links.linked_hosts import PORT, as_broker, domain
 
-from netspace.link import model, pairs
-from netspace.link.names import PLAIN, Names
+from netspace.link.topology import objects, pair_keys
+from netspace.link.topology.names import PLAIN, Names
 from netspace.spec.types import Link, RemoteHost
 
 pytestmark = pytest.mark.root
@@ -33,7 +33,9 @@ KINDS = ("queue", "exchange")
 @pytest.fixture(scope="module")
 def linked(both, folder):
     h1, h2, _ = both
-    h3 = RemoteHost(trust_domain=domain("h3"), address=f"198.51.100.3:{PORT}", public_key=pairs.public(folder / "h3"))
+    h3 = RemoteHost(
+        trust_domain=domain("h3"), address=f"198.51.100.3:{PORT}", public_key=pair_keys.public(folder / "h3")
+    )
     for world in (h1, h2):  # h1 knows all that can be known of h3 without being it
         world.broker = msgspec.structs.replace(world.broker, hosts={**world.broker.hosts, "h3": h3})
     h2.declare(*LINKS)
@@ -98,7 +100,7 @@ def test_a_host_that_is_taken_over_finds_out_what_is_between_it_and_the_other_an
 
 def test_what_its_environments_are_told_names_nothing_else(linked):
     h1, h2 = linked
-    others = {key[1] for key in model.objects(h2.local(NEAR, FROM, BY, AWAY), h2.links.called) if key[0] in KINDS}
+    others = {key[1] for key in objects.objects(h2.local(NEAR, FROM, BY, AWAY), h2.links.called) if key[0] in KINDS}
     assert {h2.links.called.mailbox(name) for name in ("orders", "audit")} <= others
     said = str([h1.card(name) for name in ("web", "other")])
     assert not [name for name in others if name in said]

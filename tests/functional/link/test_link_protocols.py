@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import amqp1
 import pika
 import pytest
-from mail import PATIENCE, messages
 from pika.exceptions import AMQPError, NackError
-from waiting import until
+from support.links import amqp1
+from support.links.mail import PATIENCE, messages
+from support.waiting import until
 
-from netspace.link import identity
+from netspace.link.pki import certificates
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root
@@ -87,7 +87,7 @@ class Modern:
         about = self._host.card(self._name)["broker"]
         with self._host.inside(self._name):
             plain = socket.create_connection((about["host"], about["port"]), timeout=30)
-        context = self._host.tls(identity.path(self._host.layout, self._name))
+        context = self._host.tls(certificates.path(self._host.layout, self._name))
         stream = context.wrap_socket(plain, server_hostname=about["tls"]["server_name"])
         return amqp1.Client(stream, about["vhost"]), stream
 

@@ -19,14 +19,16 @@ from typing import Any
 import msgspec
 import pika
 import pytest
-from linked_hosts import ADDRESSES, PORT, domain
-from programs import Program, tell
-from streams import Stream
-from waiting import until
+from support.links.linked_hosts import ADDRESSES, PORT, domain
+from support.links.programs import Program, tell
+from support.links.streams import Stream
+from support.waiting import until
 
-from netspace.link import authority, forwarder, identity, pairs, reach
-from netspace.link import broker as node
-from netspace.link.authority import Issuer
+from netspace.link.broker import access, node
+from netspace.link.forwarder import process
+from netspace.link.pki import authority, certificates
+from netspace.link.pki.authority import Issuer
+from netspace.link.topology import pair_keys
 from netspace.spec.types import Link
 from netspace_client import Change, LinkError, MailboxFull, NotAdmitted, Revoked, Timeout, Unreachable
 
@@ -219,7 +221,7 @@ def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
     serving = tmp_path / "server.pem"
     serving.write_bytes(Issuer(known).server(time.time(), serves=domain("h2")))
     assert "permitted subtree violation" in _handshake(h1, serving, domain("h2"))
-    assert _handshake(h2, identity.server_folder(h2.layout) / identity.SERVER, domain("h2")) == ""
+    assert _handshake(h2, certificates.server_folder(h2.layout) / certificates.SERVER, domain("h2")) == ""
 
 
 def _handshake(world, certificate, name: str) -> str:
@@ -251,7 +253,7 @@ def test_who_has_no_link_there_does_not_get_there(linked):
     with h1.inside("other"):
         with socket.create_connection(("127.0.0.1", 5671), timeout=10) as stream:
             with pytest.raises(ssl.SSLCertVerificationError, match=r"h2\.example\.org"):
-                h1.tls(identity.path(h1.layout, "other")).wrap_socket(stream, server_hostname=domain("h2"))
+                h1.tls(certificates.path(h1.layout, "other")).wrap_socket(stream, server_hostname=domain("h2"))
 
 
 def test_from_elsewhere_only_the_broker_is_reached_and_only_by_certificate(linked):
@@ -267,7 +269,7 @@ def test_from_elsewhere_only_the_broker_is_reached_and_only_by_certificate(linke
                 if tls.recv(8) == b"":
                     raise OSError("hung up")
         for name in ("localhost", domain("h1")):  # who asks for another isn't let through, whatever he thinks of it
-            unsure = h1.tls(identity.path(h1.layout, "web"))
+            unsure = h1.tls(certificates.path(h1.layout, "web"))
             unsure.check_hostname = False
             with socket.create_connection((ADDRESSES["h2"], PORT), timeout=10) as stream:
                 with pytest.raises(OSError):
@@ -303,7 +305,7 @@ def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked
         with early:
             h1.declare(BACK, ALONE)
             try:
-                h1.tls(identity.path(h1.layout, "web")).wrap_socket(early, server_hostname=domain("h2"))
+                h1.tls(certificates.path(h1.layout, "web")).wrap_socket(early, server_hostname=domain("h2"))
             except OSError as err:
                 return not isinstance(err, ssl.SSLCertVerificationError)
         pytest.fail("he was led there")
@@ -380,7 +382,7 @@ def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
 def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked):
     """The key of names can't be read: nothing is made, and all else goes on as it is."""
     h1, h2, _ = linked
-    key = Path(str(h2.broker.authority)) / pairs.FILE
+    key = Path(str(h2.broker.authority)) / pair_keys.FILE
     ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
     key.chmod(0o640)
     try:
@@ -414,14 +416,14 @@ def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked
 def test_it_is_revoked_though_the_brokers_definitions_can_not_be_read(linked, monkeypatch):
     """Links are revoked by the record, which has the keys of names in use."""
     h1, h2, _ = linked
-    key = Path(str(h2.broker.authority)) / pairs.FILE
+    key = Path(str(h2.broker.authority)) / pair_keys.FILE
     exchange = next(one["exchange"] for one in h1.card("web")["peers"] if one["to"] == "orders@h2")
     key.chmod(0o640)
     try:
         plan = h2.plan(*h2.local(TELL, BACK), remove={"web@h1.orders"})
         for step in plan.steps:
             object.__setattr__(step.data, "observed", dataclasses.replace(step.data.observed, definitions=None))
-        monkeypatch.setattr(reach, "definitions", lambda *_: 1 / 0)
+        monkeypatch.setattr(access, "definitions", lambda *_: 1 / 0)
         with h2.here(), pytest.raises(ZeroDivisionError):
             h2.links.apply(plan.steps)
         with h2.here(), h2.api() as api:
@@ -525,11 +527,11 @@ def test_after_a_boot_the_way_is_there_again(linked, program):
     """The forwarder is put together from the records, as when a host is restored without Salt."""
     h1, h2, _ = linked
     for world in (h1, h2):
-        shutil.rmtree(forwarder.folder(world.layout))
-        world.kill(forwarder.NAME)
+        shutil.rmtree(process.folder(world.layout))
+        world.kill(process.NAME)
         with world.here():
             assert world.links.restore() == {}
-            world.supervisor.start([forwarder.NAME])
+            world.supervisor.start([process.NAME])
     web, orders = program(h1, "web"), program(h2, "orders")
     web.send("orders@h2", "again")
     assert orders.receive() == "again"

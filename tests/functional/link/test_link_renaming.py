@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from waiting import until
+from support.waiting import until
 
 from netspace import files
-from netspace.link import names, pairs, record
-from netspace.link.names import Names
+from netspace.link import record
+from netspace.link.topology import names, pair_keys
+from netspace.link.topology.names import Names
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root
@@ -73,14 +74,14 @@ def shared_by_all(both, folder) -> None:
 def of_pairs(both, folder) -> None:
     for world in both[:2]:
         known = world.broker.hosts.items()
-        told = {name: msgspec.structs.replace(one, public_key=pairs.public(folder / name)) for name, one in known}
+        told = {name: msgspec.structs.replace(one, public_key=pair_keys.public(folder / name)) for name, one in known}
         world.broker = msgspec.structs.replace(world.broker, names_key=None, hosts=told)
 
 
 def other_keys(both, folder) -> None:
     """Lose all keys."""
     for world in both[:2]:
-        (folder / str(world.broker.host) / pairs.FILE).unlink()
+        (folder / str(world.broker.host) / pair_keys.FILE).unlink()
         (world.layout.records("link") / "names.json").unlink()
     of_pairs(both, folder)
 

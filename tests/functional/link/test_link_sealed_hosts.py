@@ -9,13 +9,14 @@ import time
 from typing import Any
 
 import pytest
-from linked_hosts import certify, exchange
-from programs import tell
-from waiting import until
+from support.links.linked_hosts import certify, exchange
+from support.links.programs import tell
+from support.waiting import until
 
 from netspace.errors import NetspaceError
-from netspace.link import authority, bundles, endorser
-from netspace.link.authority import Issuer
+from netspace.link.pki import authority
+from netspace.link.pki.authority import Issuer
+from netspace.link.seal import bundle, endorser
 from netspace.spec.types import Link
 from netspace_client import SealError, jose
 
@@ -135,7 +136,7 @@ def test_what_another_environment_of_the_same_host_seals_is_not_taken_for_it(lin
 def test_before_hosts_know_each_other_nothing_is_sent_and_the_operator_is_told(both, program, linked):
     h1, h2, _ = linked
     web = program(h1, "web")
-    bundles.keep(h1.layout, ())
+    bundle.keep(h1.layout, ())
     again(web)
     with pytest.raises(SealError, match="exchange_seals"):
         web.send("vault@h2", "x")
@@ -263,7 +264,7 @@ def test_one_host_can_be_no_other_whatever_it_says(linked):
     false = authority.dataclasses.replace(known, host="spiffe://h1.example.org/host/h1")
     chain = Issuer(false).endorser(genuine.key().public_key(), time.time())
     forged = endorser.Endorser(false.host, genuine.kid, genuine.by, genuine.ends, genuine.pem, chain)
-    text = bundles.make(forged, known.host, genuine.kid, {}, time.time())
+    text = bundle.make(forged, known.host, genuine.kid, {}, time.time())
     with pytest.raises(NetspaceError, match="can't speak for"):
         h2.links.adopt_seals(text)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from link_world import World
-from nodes import HOSTS, NODES, Cluster, Network
-from programs import Program, tell
-from streams import Stream
-from waiting import until
+from support.links.link_world import World
+from support.links.nodes import HOSTS, NODES, Cluster, Network
+from support.links.programs import Program, tell
+from support.links.streams import Stream
+from support.waiting import until
 
 from netspace.spec.types import Link
 from netspace_client import LinkError, MailboxFull, Revoked

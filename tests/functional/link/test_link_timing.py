@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
-from link_world import World
 from pika.exceptions import ChannelClosedByBroker
+from support.links.link_world import World
 
 from netspace.spec.types import Link
 

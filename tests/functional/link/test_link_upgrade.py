@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import pika
 import pytest
-from link_world import World
-from mail import messages, read
-from waiting import until
+from support.links.link_world import World
+from support.links.mail import messages, read
+from support.waiting import until
 
 from netspace import files
-from netspace.link import admission, guard, planning, reach, record
-from netspace.link import broker as node
-from netspace.link.letters import Letters
-from netspace.link.names import environments_of
+from netspace.link import plan, record
+from netspace.link.broker import access, admission, node, plugin
+from netspace.link.mail.dead_letters import Letters
+from netspace.link.topology.names import environments_of
 from netspace.spec.types import Link, LocalBroker
 from netspace.supervision import Service
 
@@ -64,8 +64,8 @@ def stale(host) -> set[tuple[str, ...]]:
     """Return the objects on the broker that are not of today's version."""
     known = record.read(host.layout)
     with host.api() as api:
-        definitions = reach.definitions(host.layout, api, known.broker)
-    wanted = planning.objects(host.layout, known.broker, known.links, host.links.called)
+        definitions = access.definitions(host.layout, api, known.broker)
+    wanted = plan.objects(host.layout, known.broker, known.links, host.links.called)
     there = {
         (kind, one["name"])
         for kind in ("exchange", "queue", "user")
@@ -111,11 +111,11 @@ def test_what_an_older_version_made_is_upgraded(older):
 def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
     """The former version had no interceptor: the plan says what happens, mail stays, and the next plan is empty."""
     world.environment("web", "orders", "audit")
-    present = guard.sources()
+    present = plugin.sources()
     former = {name: text for name, text in present.items() if admission.MODULE not in name}
-    former[f"{guard.NAME}.app"] = former[f"{guard.NAME}.app"].replace(f"{admission.MODULE}, ", "")
+    former[f"{plugin.NAME}.app"] = former[f"{plugin.NAME}.app"].replace(f"{admission.MODULE}, ", "")
     with monkeypatch.context() as before:
-        before.setattr(guard, "sources", lambda: former)
+        before.setattr(plugin, "sources", lambda: former)
         world.apply(ASK, TELL)
         # It had an epmd beside it, too.
         command = ("/usr/bin/epmd", "-address", "127.0.0.1", "-port", "4379")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from salt_modes import Salt, build
+from support.hosts.salt_modes import Salt, build
 
 
 @pytest.fixture(scope="module", params=["sync", "pip", "editable"])

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_files import member, sha256, tar
-from salt_modes import Salt, build
+from support.environments.image_files import member, sha256, tar
+from support.hosts.salt_modes import Salt, build
 
-from netspace.environment import mounts
+from netspace.environment.storage import mounts
 from netspace.layout import Layout
 
 pytestmark = pytest.mark.root

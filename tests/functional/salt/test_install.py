@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checkout
 import pytest
 import yaml
-from salt_modes import Salt, bare, configure
+from support import checkout
+from support.hosts.salt_modes import Salt, bare, configure
 
 pytestmark = pytest.mark.root
 

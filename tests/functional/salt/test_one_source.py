@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import checkout
 import pytest
-from salt_modes import Salt, build, configure
+from support import checkout
+from support.hosts.salt_modes import Salt, build, configure
 
 DECLARATION = '{"environments": {"web": {"image": "tar:/srv/web.tar", "limits": {"memroy": "1M"}}}}'
 

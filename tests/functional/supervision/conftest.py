@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from supervised import reap
+from support.environments.supervised import reap
 
 from netspace.layout import Layout
 from netspace.supervision import Service, payload_cgroup, process
-from netspace.supervision.direct import Direct
+from netspace.supervision.daemon.client import Direct
 
 
 @pytest.fixture

@@ -18,14 +18,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from supervised import daemon_pid, kill_daemon, reap, shell, standing_pid
-from waiting import until
+from support.environments.supervised import daemon_pid, kill_daemon, reap, shell, standing_pid
+from support.waiting import until
 
-from netspace import library
+from netspace import library_copy
 from netspace.layout import Layout
-from netspace.supervision import Service, container, logs, payload_cgroup, place, process, records, relay, select
-from netspace.supervision.daemon import PRECIOUS
-from netspace.supervision.direct import Direct
+from netspace.supervision import Service, definitions, payload_cgroup, process, select
+from netspace.supervision.daemon import container_state, logs, presence, relay
+from netspace.supervision.daemon.client import Direct
+from netspace.supervision.daemon.daemon import PRECIOUS
 
 pytestmark = pytest.mark.root
 
@@ -53,9 +54,9 @@ def test_define_starts_nothing_and_writes_once(direct: Direct, layout: Layout) -
     assert direct.define([service])
     assert not direct.define([service])
     assert direct.observe()["a"].state == "stopped"
-    assert not place.running(layout)
-    assert (records.folder(layout) / "a.json").stat().st_mode & 0o777 == 0o600
-    assert records.read(layout, "a") == service
+    assert not presence.running(layout)
+    assert (definitions.folder(layout) / "a.json").stat().st_mode & 0o777 == 0o600
+    assert definitions.read(layout, "a") == service
 
 
 def test_start_stop_start(direct: Direct, layout: Layout, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_unknown_services_are_errors(direct: Direct, layout: Layout) -> None:
     for call in (direct.start, direct.stop, direct.reload):
         assert "not defined" in call(["nothing"])["nothing"]
     assert direct.remove(["nothing"]) == {}
-    assert not place.running(layout)
+    assert not presence.running(layout)
 
 
 def test_a_program_that_can_not_run_is_an_error_with_its_reason(direct: Direct) -> None:
@@ -292,7 +293,7 @@ def test_killed_between_any_two_steps_of_forgetting_crun_deletes_the_rest(
         with monkeypatch.context() as patched, contextlib.suppress(Killed):
             patched.setattr(os, "rmdir", bounded(os.rmdir, left))
             patched.setattr(os, "unlink", bounded(os.unlink, left))
-            forgotten = container.forget(argv, cgroup)
+            forgotten = container_state.forget(argv, cgroup)
         subprocess.run(argv, check=True)
         assert not Path("/run/crun/a").exists()
         assert list(Path("/sys/fs/cgroup").glob(f"**{cgroup}")) == []
@@ -376,7 +377,7 @@ def test_a_killed_daemon_is_replaced_at_once_by_who_stands_by(direct: Direct, la
     until(lambda: standing_pid(layout) not in (0, heir))
     heir = standing_pid(layout)
     os.kill(daemon_pid(layout), signal.SIGTERM)
-    until(lambda: not place.running(layout))
+    until(lambda: not presence.running(layout))
     assert not process.alive(heir, process.stat(heir).ticks if process.stat(heir) else 0)
 
 
@@ -412,7 +413,7 @@ def test_the_daemon_is_not_the_first_to_be_killed_for_want_of_memory_and_program
     direct.start(["a"])
     kill_daemon(layout)
     # Started by one that is a first choice itself. Not everybody may go below what it was given.
-    command = f"echo 500 >/proc/self/oom_score_adj && exec {shlex.join(library.command(layout, 'supervise'))}"
+    command = f"echo 500 >/proc/self/oom_score_adj && exec {shlex.join(library_copy.command(layout, 'supervise'))}"
     subprocess.run(["/bin/sh", "-c", command], check=True)
     until(lambda: standing_pid(layout))
 
@@ -432,9 +433,9 @@ def test_the_daemon_is_not_the_first_to_be_killed_for_want_of_memory_and_program
 
 def test_an_init_of_the_operators_needs_nobody_to_stand_by(direct: Direct, layout: Layout) -> None:
     direct.define([shell("a", STAY)])
-    command = library.command(layout, "supervise", "--foreground")
+    command = library_copy.command(layout, "supervise", "--foreground")
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as own:
-        until(lambda: place.running(layout))
+        until(lambda: presence.running(layout))
         assert direct.start(["a"]) == {}
         assert daemon_pid(layout) == own.pid
         assert standing_pid(layout) == 0
@@ -447,14 +448,14 @@ def test_a_pid_that_became_another_process_is_not_ours(direct: Direct, layout: L
     direct.define([shell("a", STAY, restart="never")])
     direct.start(["a"])
     kill_daemon(layout)
-    trace = records.read_trace(layout, "a")
+    trace = definitions.read_trace(layout, "a")
     assert trace is not None
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         there = process.stat(stranger.pid)
-        records.write_trace(
+        definitions.write_trace(
             layout,
             "a",
-            records.Trace("running", stranger.pid, trace.ticks - 1, 0.0, 0, "", trace.service),
+            definitions.Trace("running", stranger.pid, trace.ticks - 1, 0.0, 0, "", trace.service),
         )
         assert direct.observe()["a"].state == "failed"
         assert direct.stop(["a"]) == {}
@@ -473,13 +474,13 @@ def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
         + [bundle(name, STAY.replace("sleep", "busybox sleep")) for name in names[6:]]
     )
     for round_ in range(4):
-        records.desire(layout, add=names)
+        definitions.desire(layout, add=names)
         direct._launch()
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(place.socket_path(layout)))
+        connection.connect(str(presence.socket_path(layout)))
         connection.sendall(json.dumps({"do": "start", "names": names}).encode())
         connection.shutdown(socket.SHUT_WR)
-        until(lambda least=round_ * 3: len(records.traced(layout)) > least)
+        until(lambda least=round_ * 3: len(definitions.traced(layout)) > least)
         kill_daemon(layout)
         connection.close()
         assert direct.start(names) == {}
@@ -494,7 +495,7 @@ def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
         assert {entry["pid"] for entry in listed} == {seen[name].pid for name in names[6:]}
         assert direct.stop(names) == {}
         for name in names:
-            records.remove_trace(layout, name)
+            definitions.remove_trace(layout, name)
 
 
 def test_after_a_reboot_resume_starts_what_shall_run(direct: Direct, layout: Layout) -> None:
@@ -520,8 +521,8 @@ def test_after_a_reboot_resume_starts_what_shall_run(direct: Direct, layout: Lay
 
 def test_restore_by_the_copy_alone(direct: Direct, layout: Layout) -> None:
     direct.define([shell("a", STAY), shell("b", STAY)])
-    records.desire(layout, add=["a"])
-    command = library.command(layout, "restore")
+    definitions.desire(layout, add=["a"])
+    command = library_copy.command(layout, "restore")
     done = subprocess.run(command, capture_output=True, text=True, env={}, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
     until(lambda: direct.observe()["a"].state == "running")
@@ -537,9 +538,9 @@ def test_removal_leaves_nothing_and_ends_the_daemon(direct: Direct, layout: Layo
     assert direct.remove(["a", "b"]) == {}
     assert direct.observe() == {}
     assert direct.remove(["a", "b"]) == {}
-    until(lambda: not place.running(layout), "the daemon ends by itself")
+    until(lambda: not presence.running(layout), "the daemon ends by itself")
     assert [path for path in layout.run.rglob("*") if path.name not in ("supervisor.lock", "pids")] == []
-    assert [path.name for path in records.folder(layout).iterdir()] == [".lock"]
+    assert [path.name for path in definitions.folder(layout).iterdir()] == [".lock"]
     assert [path.name for path in layout.logs.iterdir()] == ["supervisor.log"]
     assert list(Path("/sys/fs/cgroup").glob("*/netspace")) == []
     until(lambda: processes() - before == set())
@@ -583,7 +584,7 @@ def test_output_goes_on_where_the_daemon_is_killed(direct: Direct, layout: Layou
     for _ in range(3):
         seen = len(lines())
         os.kill(daemon_pid(layout), 9)
-        until(lambda: place.running(layout))
+        until(lambda: presence.running(layout))
         until(lambda seen=seen: len(lines()) > seen + 100)  # type: ignore[misc]
     assert direct.observe()["a"].pid == pid
     assert direct.stop(["a"]) == {}
@@ -628,7 +629,7 @@ def test_who_writes_little_without_end_takes_no_processor_of_the_supervisor_s(
 def test_only_root_is_listened_to_and_only_requests(direct: Direct, layout: Layout) -> None:
     direct.define([shell("a", STAY)])
     direct.start(["a"])
-    path = place.socket_path(layout)
+    path = presence.socket_path(layout)
     assert path.stat().st_mode & 0o777 == 0o600
     for raw in (b"", b"{", b'{"do": "start", "names": ["../x"]}', b'{"do": "exec", "names": []}', b"[" * 100_000):
         with socket.socket(socket.AF_UNIX) as connection:
@@ -652,7 +653,7 @@ def test_a_new_library_is_loaded_without_touching_what_runs(direct: Direct, layo
     direct.define([shell("a", STAY)])
     direct.start(["a"])
     pid, main = daemon_pid(layout), direct.observe()["a"].pid
-    version = library.installed(layout)
+    version = library_copy.installed(layout)
     new = layout.library / "newer"
     subprocess.run(["cp", "-r", layout.library / version, new], check=True)
     (layout.library / "current").unlink()

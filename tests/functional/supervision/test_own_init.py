@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from supervised import daemon_pid, kill_daemon, reap, shell, standing_pid
-from waiting import until
+from support.environments.supervised import daemon_pid, kill_daemon, reap, shell, standing_pid
+from support.waiting import until
 
 from netspace.layout import Layout
-from netspace.supervision import daemon, place
-from netspace.supervision.direct import Direct
+from netspace.supervision.daemon import daemon, presence
+from netspace.supervision.daemon.client import Direct
 
 pytestmark = pytest.mark.root
 
@@ -94,7 +94,7 @@ def test_a_supervisor_that_is_an_inits_own(rebooted: Direct, layout: Layout, tmp
     own.kill()
     own.wait()
     own = start()
-    until(lambda: place.running(layout) and rebooted.observe()["a"].state == "running")
+    until(lambda: presence.running(layout) and rebooted.observe()["a"].state == "running")
     assert rebooted.observe()["a"].pid == pid
     if daemon_pid(layout) != own.pid:
         kill_daemon(layout, heir=own.pid)
@@ -119,7 +119,7 @@ def test_an_inits_own_stays_while_it_has_nothing_to_do(
             code = daemon.main(layout, "", foreground=True)
         finally:
             os._exit(code)
-    until(lambda: place.running(layout))
+    until(lambda: presence.running(layout))
     time.sleep(3.0)  # another would have ended after its first look around, which is within a second
     assert os.waitpid(own, os.WNOHANG) == (0, 0)
     os.kill(own, signal.SIGTERM)

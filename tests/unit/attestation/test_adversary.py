@@ -17,10 +17,13 @@ from adversary import bad_boots, boots, search, worlds
 from adversary.claims import Claim
 from adversary.search import Hole, Move, Report
 
-from netspace.attestation import boot_policy, boot_rules, events, extensions, judge, platform_rules, policy, verifier
 from netspace.attestation.evidence import Context
-from netspace.attestation.extensions import Extension
-from netspace.attestation.verifier import Expected
+from netspace.attestation.logs import events, extensions
+from netspace.attestation.logs.extensions import Extension
+from netspace.attestation.policy import boot, policy
+from netspace.attestation.verifier import appraisal as judge
+from netspace.attestation.verifier import boot_rules, platform_rules, verifier
+from netspace.attestation.verifier.verifier import Expected
 
 FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "5000"))
 SEEDS = {"same": 1, "new": int(os.environ.get("NETSPACE_SEED") or random.SystemRandom().randrange(2**32))}
@@ -110,7 +113,7 @@ def _shim_unjudged(patch: Any) -> None:
 def _gaps_open(patch: Any) -> None:
     """Let a rule rest on PCRs that are not quoted, or may have any value."""
     whole = extensions.of
-    patch.setattr(boot_policy, "gaps", lambda *given: [])
+    patch.setattr(boot, "gaps", lambda *given: [])
     patch.setattr(
         extensions, "of", lambda log, records, pcrs: {pcr: [] for pcr in range(24)} | whole(log, records, pcrs)
     )

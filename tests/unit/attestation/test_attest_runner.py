@@ -12,16 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boot_forge
 import pytest
-import runner_bus
 import salt.cache
 import salt.utils.event
-from runner_bus import Bus
+from support.attestation import boot_forge, runner_bus
+from support.attestation.runner_bus import Bus
 from test_registrar import Minion, enrolled
 
-from netspace.attestation import appraisal, attester, ima, makers, terms, verdict
+from netspace.attestation.endorsement import makers
 from netspace.attestation.evidence import Context
+from netspace.attestation.logs import ima
+from netspace.attestation.minion import attester, master_result, self_appraisal, settings
 from netspace.layout import Layout
 from netspace.spec.types import Attestation
 
@@ -130,7 +131,7 @@ class Measured:
             so_far += len(raw[-1])
         tpm.pcrs[10] = value
         self.list = b"".join(raw)
-        monkeypatch.setattr(appraisal, "evidence", self.evidence)
+        monkeypatch.setattr(self_appraisal, "evidence", self.evidence)
         self.bus = runner_bus.join(runner, self.ask)
         monkeypatch.setattr(runner, "_minions", lambda target, kind: ["web1"])
         runner.__opts__["netspace.attestation"]["groups"] = [
@@ -158,11 +159,11 @@ class Measured:
         if function == "accept":
             return {"web1": ({"stored": True}, "")}
         if function == "part":
-            reply: Any = verdict.part(self.layout, arguments["parts"]["web1"])
+            reply: Any = master_result.part(self.layout, arguments["parts"]["web1"])
         else:
-            chosen = terms.of(Attestation(tpm="x"))
+            chosen = settings.of(Attestation(tpm="x"))
             asked = arguments["challenges"]["web1"]
-            reply = verdict.answer(self.layout, chosen, "web1", self.master, asked, lambda: runner_bus.SALT_KEY)
+            reply = master_result.answer(self.layout, chosen, "web1", self.master, asked, lambda: runner_bus.SALT_KEY)
         reply = self.replies(function, reply)
         self.sent.append((function, len(json.dumps(reply))))
         return {"web1": (reply, "")}

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.attestation import appraisal, result, software, terms
-from netspace.attestation.kind import Attestations, Observed
+from netspace.attestation import result
+from netspace.attestation.minion import self_appraisal, settings, software_key
+from netspace.attestation.reconciler import Attestations, Observed
 from netspace.attestation.result import Result
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
@@ -28,7 +29,7 @@ GOOD = Result(
     boot="boot",
     issued=NOW,
     expires=NOW + 100,
-    settings=terms.of(DESIRED),
+    settings=settings.of(DESIRED),
     sources="s",
     tpm={},
 )
@@ -133,12 +134,12 @@ def test_roots_that_are_not_there_are_an_error(layout: Layout, tmp_path: Path) -
 
 
 def test_a_damaged_pin_is_not_made_anew(layout: Layout) -> None:
-    path = appraisal.pin_path(layout)
+    path = self_appraisal.pin_path(layout)
     path.parent.mkdir(parents=True)
     for content in ({"v": 1}, {"v": 1, "template": "x", "ek": "y", "clock": {"clock": "1"}}):
         path.write_text(json.dumps(content))
         with pytest.raises(StateError, match="not a pinned TPM"):
-            appraisal.pin(layout)
+            self_appraisal.pin(layout)
 
 
 def test_trust(layout: Layout) -> None:
@@ -188,24 +189,26 @@ def test_a_clone_of_the_disk_gets_a_key_of_its_own(layout: Layout) -> None:
     machine = layout.root / "etc/machine-id"
     machine.parent.mkdir()
     machine.write_text("0" * 32)
-    first = software.load(layout)
-    assert software.load(layout).public == first.public
-    assert "0" * 32 not in software.host_id(layout)
+    first = software_key.load(layout)
+    assert software_key.load(layout).public == first.public
+    assert "0" * 32 not in software_key.host_id(layout)
     machine.write_text("1" * 32)
-    assert software.load(layout).public != first.public
+    assert software_key.load(layout).public != first.public
     path = layout.records("attestation") / "key.json"
     assert path.stat().st_mode & 0o777 == 0o600
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "seed": record["seed"][:-4]}))
     with pytest.raises(NetspaceError) as caught:
-        software.load(layout)
+        software_key.load(layout)
     assert record["seed"][:8] not in str(caught.value)
 
 
 def test_software_evidence_is_refused_for_another_nonce_key_or_claim(layout: Layout, context) -> None:
-    from netspace.attestation import attester, refusals, verifier
+    from netspace.attestation import refusals
+    from netspace.attestation.minion import attester
+    from netspace.attestation.verifier import verifier
 
-    key = software.load(layout)
+    key = software_key.load(layout)
     evidence = attester.by_key(key, context)
     assert verifier.verify_software(evidence, key.public, context).level == 1
     other = dataclasses.replace(context, nonce=b"z" * 32)

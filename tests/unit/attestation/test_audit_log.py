@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkout
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from waiting import until
+from support import checkout
+from support.waiting import until
 
-from netspace.attestation import audit_log
-from netspace.attestation.audit_log import Head, LogBroken
+from netspace.attestation.registrar import audit_log
+from netspace.attestation.registrar.audit_log import Head, LogBroken
 from netspace.errors import NetspaceError
 
 
@@ -140,7 +140,7 @@ def test_what_can_not_be_written_is_not(log: Path, event: str, data: dict) -> No
 def test_many_at_once(tmp_path: Path) -> None:
     program = (
         f"import sys; sys.path.insert(0, {str(checkout.ROOT / '_utils')!r})\n"
-        "from pathlib import Path\nfrom netspace.attestation import audit_log\n"
+        "from pathlib import Path\nfrom netspace.attestation.registrar import audit_log\n"
         "for n in range(20): audit_log.append(Path(sys.argv[1]), 'issued', {'n': n})\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "log")]) for _ in range(4)]
@@ -152,7 +152,7 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "log"
     program = (
         f"import sys; sys.path.insert(0, {str(checkout.ROOT / '_utils')!r})\n"
-        "from pathlib import Path\nfrom netspace.attestation import audit_log\n"
+        "from pathlib import Path\nfrom netspace.attestation.registrar import audit_log\n"
         "print('ready', flush=True)\n"
         "while True: audit_log.append(Path(sys.argv[1]), 'issued', {'x': 'y' * 50_000})\n"
     )

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import ima, policy
-from netspace.attestation.policy import Pattern, PolicyError
+from netspace.attestation.logs import ima
+from netspace.attestation.policy import policy
+from netspace.attestation.policy.policy import Pattern, PolicyError
 
 DIGEST = "ab" * 32
 

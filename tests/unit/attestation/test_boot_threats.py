@@ -12,25 +12,17 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import boot_forge
-import boot_logs
 import pytest
-from boot_forge import index, measured, record, variable, wide
+from support.attestation import boot_forge, boot_logs
+from support.attestation.boot_forge import index, measured, record, variable, wide
 
-from netspace.attestation import (
-    boot_policy,
-    boot_rules,
-    eventlog,
-    events,
-    ima,
-    judge,
-    measurelog,
-    platform_rules,
-    policy,
-)
-from netspace.attestation import measured as fixed
-from netspace.attestation.eventlog import NO_ACTION, Event
 from netspace.attestation.evidence import Evidence, Measurements
+from netspace.attestation.logs import eventlog, events, ima, systemd
+from netspace.attestation.logs import measured as fixed
+from netspace.attestation.logs.eventlog import NO_ACTION, Event
+from netspace.attestation.policy import boot as boot_policy
+from netspace.attestation.policy import policy
+from netspace.attestation.verifier import appraisal, boot_rules, platform_rules
 
 SYSTEMD = boot_logs.read("uki/systemd-tpm2-measure.log")
 BOOTS = ("shim-grub", "uki")
@@ -61,9 +53,9 @@ def code(
     if records is None and boot == "uki":
         records = SYSTEMD
     if records is not None:
-        values |= measurelog.extend(values, measurelog.parse(records), "sha256")
+        values |= systemd.extend(values, systemd.parse(records), "sha256")
     chosen = {pcr: values[pcr] for pcr in pcrs or boot_forge.PCRS[boot]}
-    found = judge.appraise(Evidence("tpm", b"", b"", b"", chosen, raw, records), policy.parse(rules), None)
+    found = appraisal.appraise(Evidence("tpm", b"", b"", b"", chosen, raw, records), policy.parse(rules), None)
     return found.code if found.level == 3 else f"L{found.level}"
 
 
@@ -498,7 +490,7 @@ def listed(told: list[Event], records: bytes | None = None) -> Evidence:
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     first = sha256(b"".join(values[pcr] for pcr in range(10)))
     if records is not None:
-        values |= measurelog.extend(values, measurelog.parse(records), "sha256")
+        values |= systemd.extend(values, systemd.parse(records), "sha256")
     lines = b""
     for path, digest in ((b"boot_aggregate", first), (b"/usr/lib/systemd/systemd", EVIL)):
         data = ima.line(path, b"sha256:\0" + digest)
@@ -513,7 +505,7 @@ ALLOWED = {"ima": {"exclude": ["/usr/*"]}}
 
 def test_l5_is_not_given_where_the_boot_is_left_unchecked() -> None:
     rules = {"version": 1, "boot": {"unchecked": list(range(16))}, **ALLOWED}
-    found = judge.appraise(listed(booted("shim-grub", other_line(BAD))), policy.parse(rules), None)
+    found = appraisal.appraise(listed(booted("shim-grub", other_line(BAD))), policy.parse(rules), None)
     assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 2" in found.reason
     assert found.ima is None, "what rests on nothing is not remembered"
 
@@ -529,7 +521,7 @@ def test_l5_is_not_given_where_the_boot_is_left_unchecked() -> None:
 def test_l5_wants_the_whole_command_line_and_ima_in_it(pattern: str, level: int) -> None:
     rules = boot_forge.policy("shim-grub", command_lines=[pattern])
     rules["boot"]["unchecked"] += [13, 15]
-    found = judge.appraise(listed(booted("shim-grub")), policy.parse({**rules, **ALLOWED}), None)
+    found = appraisal.appraise(listed(booted("shim-grub")), policy.parse({**rules, **ALLOWED}), None)
     assert (found.level, found.code) == (level, "ok" if level == 5 else "ima-unfounded"), found
 
 
@@ -570,9 +562,9 @@ def test_l5_a_command_line_that_pcr_12_alone_proves_may_have_been_added_later() 
     lines = {form for pcr in (9, 11) for form in fixed.line_forms(pcr, boot_forge.LINE)}
     rules = boot_forge.policy("uki")
     rules["boot"]["unchecked"] += [13, 14]
-    found = judge.appraise(listed(booted("uki"), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
+    found = appraisal.appraise(listed(booted("uki"), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
     assert found.level == 5, found
-    found = judge.appraise(listed(booted("uki", edit), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
+    found = appraisal.appraise(listed(booted("uki", edit), SYSTEMD), policy.parse({**rules, **ALLOWED}), None)
     assert (found.level, found.code) == (4, "ima-unfounded") and "PCR 11 or 12 alone" in found.reason
 
 
@@ -604,7 +596,7 @@ def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) 
         forged = dataclasses.replace(real, boot_log=boot_forge.packed(late), pcrs=values)
     else:
         forged = dataclasses.replace(real, systemd_log=SYSTEMD + record(pcr, form, "x"), pcrs=values)
-    found = judge.appraise(forged, uki_rules(), None)
+    found = appraisal.appraise(forged, uki_rules(), None)
     assert found.level < 5 and found.code in ("ima-aggregate", "ima-unfounded"), found
 
 
@@ -614,7 +606,7 @@ def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
     real = listed(told, SYSTEMD)
     values = {**real.pcrs, 9: sha256(real.pcrs[9] + sha256(word))}
     later = SYSTEMD + record(9, sha256(word), word.decode())
-    found = judge.appraise(dataclasses.replace(real, systemd_log=later, pcrs=values), uki_rules(), None)
+    found = appraisal.appraise(dataclasses.replace(real, systemd_log=later, pcrs=values), uki_rules(), None)
     assert found.level == 5, found
 
 
@@ -625,8 +617,8 @@ def test_l5_kernels_without_a_line_that_is_proved() -> None:
     rules["boot"]["unchecked"] = [0, 1, 3, 5, 6, 13, 14, 15]
     rules["boot"]["pcrs"]["8"] = ["00" * 32]
     made = policy.accepted({**rules, **ALLOWED})
-    assert judge.appraise(listed(booted("uki"), SYSTEMD), made, None).level == 5
-    found = judge.appraise(listed(booted("uki", without_line), SYSTEMD), made, None)
+    assert appraisal.appraise(listed(booted("uki"), SYSTEMD), made, None).level == 5
+    found = appraisal.appraise(listed(booted("uki", without_line), SYSTEMD), made, None)
     assert (found.level, found.code) == (4, "ima-unfounded"), found
 
 
@@ -635,7 +627,7 @@ def test_l5_a_line_in_pcr_11_counts_before_a_phase_alone() -> None:
         without_line(found)
         found.append(measured(11, events.IPL, boot_forge.LINE.encode()))
 
-    found = judge.appraise(listed(booted("uki", late)), uki_rules(), None)
+    found = appraisal.appraise(listed(booted("uki", late)), uki_rules(), None)
     assert (found.level, found.code) == (4, "ima-unfounded"), found
 
 
@@ -647,9 +639,9 @@ def test_a7_values_of_what_is_loaded_rest_on_who_started_it() -> None:
     rules["boot"]["pcrs"].update({str(pcr): [good.pcrs[pcr].hex()] for pcr in (8, 9, 11, 12)})
     with pytest.raises(policy.PolicyError, match="pcrs: a kernel that the firmware or shim starts"):
         policy.accepted({**rules, **ALLOWED})
-    assert judge.appraise(good, policy.parse({**rules, **ALLOWED}), None).code == "policy-uncovered"
+    assert appraisal.appraise(good, policy.parse({**rules, **ALLOWED}), None).code == "policy-uncovered"
     rules["boot"]["started_by"] = boot_forge.policy("shim-grub")["boot"]["started_by"]
-    assert judge.appraise(good, policy.accepted({**rules, **ALLOWED}), None).level == 5
+    assert appraisal.appraise(good, policy.accepted({**rules, **ALLOWED}), None).level == 5
 
 
 def test_a4_a_line_without_a_file_is_not_known_after_a_boot_loaders_word() -> None:
@@ -666,10 +658,10 @@ def test_d2_a_pcr_that_is_unchecked_need_not_follow_its_log() -> None:
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256") | {0: b"\7" * 32}
     evidence = Evidence("tpm", b"", b"", b"", {pcr: values[pcr] for pcr in boot_forge.PCRS["shim-grub"]}, raw)
     rules = boot_forge.policy("shim-grub")
-    assert judge.appraise(evidence, policy.parse(rules), None).level == 4
+    assert appraisal.appraise(evidence, policy.parse(rules), None).level == 4
     rules["boot"]["unchecked"].remove(0)
     rules["boot"]["pcrs"]["0"] = [values[0].hex()]
-    found = judge.appraise(evidence, policy.parse(rules), None)
+    found = appraisal.appraise(evidence, policy.parse(rules), None)
     assert found.code == "log-mismatch" and "PCR 0" in found.reason and "'unchecked'" in found.reason
 
 

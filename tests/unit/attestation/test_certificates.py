@@ -13,8 +13,10 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import certificates, makers, refusals, verifier
-from netspace.attestation.certificates import Untrusted, check
+from netspace.attestation import refusals
+from netspace.attestation.endorsement import ek_certificates, makers
+from netspace.attestation.endorsement.ek_certificates import Untrusted, check
+from netspace.attestation.verifier import verifier
 from netspace.errors import NetspaceError
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
@@ -186,7 +188,7 @@ SIGNING = Authority("a maker with lists", usage=SIGNS)
 
 
 def told(leaf: x509.Certificate, lists: list[bytes], chain=(), roots=()) -> None:
-    found = [certificates.revocations(one) for one in lists]
+    found = [ek_certificates.revocations(one) for one in lists]
     check(der(leaf), [der(one) for one in chain], [der(one) for one in roots], NOW.timestamp(), found)
 
 
@@ -244,10 +246,10 @@ def test_files_that_are_no_list_that_one_can_go_by() -> None:
         (der(maker.certificate), "not a revocation list"),
         (crl(maker, more=part), "critical"),
         (crl(maker, more=x509.DeltaCRLIndicator(1)), "critical"),
-        (bytes(certificates.MAX_LIST + 1), "at most"),
+        (bytes(ek_certificates.MAX_LIST + 1), "at most"),
     ):
         with pytest.raises(NetspaceError, match=message):
-            certificates.revocations(raw)
+            ek_certificates.revocations(raw)
 
 
 def test_roots_and_lists_are_read_from_one_folder(tmp_path: Path) -> None:
@@ -266,10 +268,10 @@ def test_roots_and_lists_are_read_from_one_folder(tmp_path: Path) -> None:
 
 def test_padding_of_the_index_is_cut_off() -> None:
     raw = der(ROOT.leaf(KEY))
-    assert certificates.der(raw + b"\xff" * 100) == raw
+    assert ek_certificates.der(raw + b"\xff" * 100) == raw
     for bad in (b"", b"\x30\x82", b"\xff" * 200, raw[:-1], b"\x30\x82\xff\xff" + bytes(70000)):
         with pytest.raises(Untrusted):
-            certificates.der(bad)
+            ek_certificates.der(bad)
 
 
 def test_a_second_encoding_of_the_same_certificate_is_untrusted() -> None:
@@ -292,7 +294,7 @@ def test_mutations_are_untrusted(data: st.DataObject) -> None:
     at = data.draw(st.integers(4, len(raw) - 1))
     raw[at] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(Untrusted):
-        certificates.public_key(certificates.der(bytes(raw)))
+        ek_certificates.public_key(ek_certificates.der(bytes(raw)))
         check(bytes(raw), [], [der(ROOT.certificate)], NOW.timestamp())
 
 

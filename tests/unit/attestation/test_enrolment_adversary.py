@@ -10,12 +10,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import enrolment_forger as forger
 import pytest
-from enrolment_forger import Move
-from enrolment_material import Material
+from support.attestation import enrolment_forger as forger
+from support.attestation.enrolment_forger import Move
+from support.attestation.enrolment_material import Material
 
-from netspace.attestation import certificates, evidence, privacy_ca, registrar, verifier
+from netspace.attestation import evidence
+from netspace.attestation.endorsement import ek_certificates
+from netspace.attestation.registrar import privacy_ca, registrar
+from netspace.attestation.verifier import verifier
 
 FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "300"))
 FIRST = int(os.environ.get("NETSPACE_FORGERIES_FROM", "0"))
@@ -87,7 +90,7 @@ def without_other_keys(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_signatures(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(certificates, "_unsigned", lambda found, issuer: "")
+    patch.setattr(ek_certificates, "_unsigned", lambda found, issuer: "")
 
 
 def without_attributes(patch: pytest.MonkeyPatch) -> None:
@@ -104,8 +107,8 @@ def without_the_certificates_key(patch: pytest.MonkeyPatch) -> None:
 
     def endorsed(enrolment: Any, endorsement: Any, roots: Any, lists: Any, now: float) -> str:
         try:
-            certificates.check(certificates.der(enrolment.certificate or b""), enrolment.chain, roots, now, lists)
-        except certificates.Untrusted as err:
+            ek_certificates.check(ek_certificates.der(enrolment.certificate or b""), enrolment.chain, roots, now, lists)
+        except ek_certificates.Untrusted as err:
             return str(err)
         return ""
 

@@ -8,13 +8,14 @@ import re
 import struct
 from pathlib import Path
 
-import boot_logs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attestation import boot_logs
 
-from netspace.attestation import eventlog, refusals
-from netspace.attestation.events import report
+from netspace.attestation import refusals
+from netspace.attestation.logs import eventlog
+from netspace.attestation.logs.events import report
 from netspace.attestation.refusals import Refused
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/eventlogs"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-import boot_logs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attestation import boot_logs
 
-from netspace.attestation import eventlog, events
-from netspace.attestation.eventlog import Event
+from netspace.attestation.logs import eventlog, events
+from netspace.attestation.logs.eventlog import Event
 
 SHIM = eventlog.parse(boot_logs.read("shim-grub/binary_bios_measurements"))
 LINE = "/vmlinuz root=/dev/nvme0n1 rootfstype=ext4 rw console=ttyS0 quiet systemd.show_status=0 ima_policy=tcb"

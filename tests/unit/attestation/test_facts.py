@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from netspace.attestation import facts
+from netspace.attestation.minion import host_facts
 
 SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
@@ -24,7 +24,7 @@ def tree(root: Path, files: dict[str, bytes | str], links: dict[str, str] | None
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
-    found = facts.facts(tmp_path)
+    found = host_facts.facts(tmp_path)
     assert found.keys() == {"tpm", "secure_boot", "measured_boot", "ima", "tee", "netspace"}
     assert found["tpm"] == {"present": False, "reason": "the kernel has no TPM driver (/sys/class/tpm is absent)"}
     assert found["secure_boot"]["enabled"] is None
@@ -46,7 +46,7 @@ def test_a_laptop_with_a_firmware_tpm_and_secure_boot(tmp_path: Path) -> None:
         },
         {"sys/class/tpm/tpm0/device/driver": "../../bus/acpi/drivers/tpm_crb"},
     )
-    found = facts.facts(root)
+    found = host_facts.facts(root)
     assert found["tpm"] == {
         "present": True,
         "version": "2.0",
@@ -67,7 +67,7 @@ def test_a_vm_with_a_virtual_tpm(tmp_path: Path) -> None:
         {"sys/class/tpm/tpm0/tpm_version_major": "2", "proc/cpuinfo": "flags : fpu hypervisor\n"},
         {"sys/class/tpm/tpm0/device/driver": "../tpm_tis"},
     )
-    assert facts.facts(root)["tpm"]["class"] == "virtual"
+    assert host_facts.facts(root)["tpm"]["class"] == "virtual"
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_a_vm_with_a_virtual_tpm(tmp_path: Path) -> None:
 )
 def test_drivers_that_tell_the_class(tmp_path: Path, driver: str, kind: str) -> None:
     root = tree(tmp_path, {"sys/class/tpm/tpm0/tpm_version_major": "2"}, {"sys/class/tpm/tpm0/device/driver": driver})
-    assert facts.facts(root)["tpm"]["class"] == kind
+    assert host_facts.facts(root)["tpm"]["class"] == kind
 
 
 def test_an_old_tpm(tmp_path: Path) -> None:
     caps = "Manufacturer: 0x49465800\nTCG version: 1.2\nFirmware version: 3.17\n"
-    found = facts.facts(tree(tmp_path, {"sys/class/tpm/tpm0/caps": caps}))["tpm"]
+    found = host_facts.facts(tree(tmp_path, {"sys/class/tpm/tpm0/caps": caps}))["tpm"]
     assert (found["version"], found["manufacturer"], found["firmware"]) == ("1.2", "IFX", "3.17")
     assert found["pcr_banks"] == ["sha1"]
 
 
 def test_a_driver_without_a_tpm(tmp_path: Path) -> None:
     (tmp_path / "sys/class/tpm").mkdir(parents=True)
-    assert facts.facts(tmp_path)["tpm"] == {"present": False, "reason": "the kernel found no TPM"}
+    assert host_facts.facts(tmp_path)["tpm"] == {"present": False, "reason": "the kernel found no TPM"}
 
 
 @pytest.mark.parametrize(
@@ -99,25 +99,25 @@ def test_a_driver_without_a_tpm(tmp_path: Path) -> None:
     ],
 )
 def test_secure_boot(tmp_path: Path, content: bytes, expected: dict) -> None:
-    assert facts.facts(tree(tmp_path, {SECURE_BOOT: content}))["secure_boot"] == expected
+    assert host_facts.facts(tree(tmp_path, {SECURE_BOOT: content}))["secure_boot"] == expected
 
 
 def test_uefi_without_secure_boot_or_without_variables(tmp_path: Path) -> None:
     (tmp_path / "sys/firmware/efi").mkdir(parents=True)
-    assert facts.facts(tmp_path)["secure_boot"]["enabled"] is None
+    assert host_facts.facts(tmp_path)["secure_boot"]["enabled"] is None
     tree(tmp_path, {"sys/firmware/efi/efivars/BootOrder-x": b"x"})
-    assert facts.facts(tmp_path)["secure_boot"]["enabled"] is False
+    assert host_facts.facts(tmp_path)["secure_boot"]["enabled"] is False
 
 
 def test_securityfs_without_a_log_and_without_ima(tmp_path: Path) -> None:
-    found = facts.facts(tree(tmp_path, {"sys/kernel/security/lsm": "lockdown,capability,landlock,yama"}))
+    found = host_facts.facts(tree(tmp_path, {"sys/kernel/security/lsm": "lockdown,capability,landlock,yama"}))
     assert found["measured_boot"]["log"] is False and found["ima"]["active"] is False
     assert found["netspace"]["landlock"] is True
 
 
 def test_ima_without_a_policy(tmp_path: Path) -> None:
     root = tree(tmp_path, {"sys/kernel/security/ima/runtime_measurements_count": "1\n"})
-    assert facts.facts(root)["ima"] == {"active": False, "measurements": 1}
+    assert host_facts.facts(root)["ima"] == {"active": False, "measurements": 1}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_ima_without_a_policy(tmp_path: Path) -> None:
     ],
 )
 def test_trusted_execution(tmp_path: Path, files: dict, expected: dict) -> None:
-    found = facts.facts(tree(tmp_path, files))["tee"]
+    found = host_facts.facts(tree(tmp_path, files))["tee"]
     assert {key: found[key] for key in expected} == expected
 
 
@@ -155,7 +155,7 @@ def test_isolation(tmp_path: Path) -> None:
             "sys/module/nf_tables/refcnt": "1",
         },
     )
-    assert facts.facts(root)["netspace"] == {
+    assert host_facts.facts(root)["netspace"] == {
         "kernel": "6.12.43+deb13-amd64",
         "erofs": True,
         "overlay": True,
@@ -184,13 +184,13 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
         },
         {"sys/kernel/security/lsm": "nowhere"},
     )
-    facts.facts(root)
+    host_facts.facts(root)
 
 
 def test_no_heavy_import() -> None:
     imported = {
         alias.name.split(".")[0]
-        for node in ast.walk(ast.parse(Path(facts.__file__).read_text()))
+        for node in ast.walk(ast.parse(Path(host_facts.__file__).read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }

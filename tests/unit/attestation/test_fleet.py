@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runner_bus
+from support.attestation import runner_bus
 from test_registrar import MASTER, NOW, Minion, enrolled
 
-from netspace.attestation import attester, ear, fleet, groups, identity, judge, origin, policy, refusals, software
+from netspace.attestation import ear, identity, refusals
 from netspace.attestation.evidence import Context
-from netspace.attestation.fleet import Fleet
-from netspace.attestation.learning import Wish
-from netspace.attestation.registrar import Registrar
+from netspace.attestation.fleet import fleet, groups, origin
+from netspace.attestation.fleet.fleet import Fleet
+from netspace.attestation.learning.policy import Wish
+from netspace.attestation.minion import attester, software_key
+from netspace.attestation.policy import policy
+from netspace.attestation.registrar.registrar import Registrar
+from netspace.attestation.verifier import appraisal
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 
@@ -196,10 +200,10 @@ def test_a_result_from_the_future_is_stale(made: Fleet, minion: Minion) -> None:
 
 def test_what_a_host_measured_moves_no_cursor(made: Fleet, minion: Minion) -> None:
     """Reasons quote what hosts measured, and are shown in terminals."""
-    import boot_forge
-    from boot_forge import edited
+    from support.attestation import boot_forge
+    from support.attestation.boot_forge import edited
 
-    from netspace.attestation import events
+    from netspace.attestation.logs import events
 
     def escape(told: list[Any]) -> None:
         data = b"\x1b[2J\x1b]0;good\x07"
@@ -307,7 +311,7 @@ def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion) 
 
 def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) -> None:
     """Whoever answers first in the name of a new host does not become that host."""
-    mine, evil = (software.load(Layout(root=tmp_path / name)) for name in ("mine", "evil"))
+    mine, evil = (software_key.load(Layout(root=tmp_path / name)) for name in ("mine", "evil"))
     asked = made.ask("web7")
     genuine = by_software(asked, mine)
     for signature in (None, "00" * 256, genuine["salt"], "zz", 7):
@@ -440,7 +444,7 @@ def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
 @pytest.fixture
 def logged(minion: Minion) -> bytes:
     """A boot that is recorded, and the TPM has its values."""
-    from boot_forge import edited
+    from support.attestation.boot_forge import edited
 
     log, pcrs = edited("shim-grub", lambda found: None)
     minion.tpm.pcrs.update(pcrs)
@@ -484,8 +488,8 @@ def test_a_good_boot_is_judged_again_after_a_day_or_a_change(
     made: Fleet, minion: Minion, logged: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boots: list[Any] = []
-    whole = judge.judged_boot
-    monkeypatch.setattr(judge, "judged_boot", lambda *given: boots.append(given) or whole(*given))
+    whole = appraisal.judged_boot
+    monkeypatch.setattr(appraisal, "judged_boot", lambda *given: boots.append(given) or whole(*given))
 
     def level(now: float = NOW, log: Any = None) -> tuple[int, int]:
         """Return the level, and how many boots were judged for it."""
@@ -536,13 +540,13 @@ def test_the_digest_of_a_log_proves_nothing_by_itself(made: Fleet, minion: Minio
 
 
 # -- hosts without a TPM ----------------------------------------------------------------
-def by_software(asked: fleet.Asked, key: software.Key) -> dict[str, Any]:
+def by_software(asked: fleet.Asked, key: software_key.Key) -> dict[str, Any]:
     context = Context(MASTER, asked.minion, asked.session, asked.nonce, binding=BOOT.encode())
     return signed(asked, {"boot": BOOT, "evidence": attester.by_key(key, context).wire()})
 
 
 def test_a_host_without_a_tpm_keeps_the_key_that_it_had_at_first(made: Fleet, tmp_path: Path) -> None:
-    first, second = (software.load(Layout(root=tmp_path / name)) for name in ("one", "two"))
+    first, second = (software_key.load(Layout(root=tmp_path / name)) for name in ("one", "two"))
     asked = made.ask("web7")
     assert made.judge(asked, by_software(asked, first), NOW)["level"] == 1
     assert standing(made, minion="web7") == ("degraded", "L1")
@@ -558,7 +562,7 @@ def test_a_host_without_a_tpm_keeps_the_key_that_it_had_at_first(made: Fleet, tm
 
 def test_a_host_with_a_tpm_can_not_go_back_to_a_software_key(made: Fleet, minion: Minion, tmp_path: Path) -> None:
     asked = made.ask("web1")
-    record = made.judge(asked, by_software(asked, software.load(Layout(root=tmp_path))), NOW)
+    record = made.judge(asked, by_software(asked, software_key.load(Layout(root=tmp_path))), NOW)
     assert record["code"] == "ak-unknown"
 
 
@@ -696,7 +700,7 @@ def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(made: Fleet, 
     with pytest.raises(NetspaceError, match="default, web: learn from those of one"):
         made.learn(["web1", "db1"], Wish())
     asked = made.ask("web7")
-    made.judge(asked, by_software(asked, software.load(Layout(root=tmp_path / "soft"))), NOW)
+    made.judge(asked, by_software(asked, software_key.load(Layout(root=tmp_path / "soft"))), NOW)
     with pytest.raises(NetspaceError, match="has no TPM"):
         made.learn(["web7"], Wish())
     attest(made, minion)
@@ -753,7 +757,7 @@ def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, sto
 
 def test_a_policy_that_would_cost_a_host_its_level_says_so(made: Fleet, minion: Minion) -> None:
     """The same evidence with a TPM that is trusted: one policy takes its boot, another doesn't."""
-    from boot_forge import edited
+    from support.attestation.boot_forge import edited
 
     boot, pcrs = edited("shim-grub", lambda found: None)
     minion.tpm.pcrs.update(pcrs)

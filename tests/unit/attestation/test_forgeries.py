@@ -15,15 +15,17 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import boot_forge
-import boot_logs
 import pytest
-from boot_forge import PCRS, index, measured
+from support.attestation import boot_forge, boot_logs
+from support.attestation.boot_forge import PCRS, index, measured
 
-from netspace.attestation import events, ima, policy, refusals, verifier
+from netspace.attestation import refusals
 from netspace.attestation.evidence import Context, Evidence, parse
-from netspace.attestation.structures import Clock
-from netspace.attestation.verifier import Expected
+from netspace.attestation.logs import events, ima
+from netspace.attestation.policy import policy
+from netspace.attestation.tpm.structures import Clock
+from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier.verifier import Expected
 
 NOW = 1_700_000_000.0
 QUOTED = PCRS["shim-grub"]

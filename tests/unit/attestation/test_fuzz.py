@@ -1,10 +1,10 @@
-"""A short run of the mutation loop; ``python tests/attestation_fuzz.py`` is the long one."""
+"""A short run of the mutation loop; ``python tests/support/attestation/attestation_fuzz.py`` is the long one."""
 
 from __future__ import annotations
 
 import random
 
-import attestation_fuzz
+from support.attestation import attestation_fuzz
 
 
 def test_mutated_inputs_are_read_or_refused() -> None:

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import runner_bus
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from support.attestation import runner_bus
 from test_registrar import MASTER, Minion
 
-from netspace.attestation import identity, refusals, structures
-from netspace.attestation.bus import Reply, SaltBus
+from netspace.attestation import identity, refusals
 from netspace.attestation.evidence import Context
+from netspace.attestation.fleet.bus import Reply, SaltBus
 from netspace.attestation.identity import Identities
+from netspace.attestation.tpm import structures
 from netspace.errors import NetspaceError
 
 JOB = "20300101000000000001"

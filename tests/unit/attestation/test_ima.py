@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import struct
 
-import boot_logs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attestation import boot_logs
 
-from netspace.attestation import ima, refusals
+from netspace.attestation import refusals
+from netspace.attestation.logs import ima
 from netspace.attestation.refusals import Refused
 
 RAW = boot_logs.read("shim-grub/ima_binary_runtime_measurements")

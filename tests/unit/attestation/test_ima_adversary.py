@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from adversary import lists, search
 
-from netspace.attestation import ima, ima_rules
+from netspace.attestation.logs import ima
+from netspace.attestation.verifier import ima_rules
 
 FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "5000"))
 SEED = int(os.environ.get("NETSPACE_SEED", "1"))

@@ -6,16 +6,19 @@ import dataclasses
 import hashlib
 from typing import Any
 
-import boot_forge
-import boot_logs
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.attestation import boot_forge, boot_logs
 from test_ima import OTHER, SIG, VERITY, VIOLATION, line, named, sized
 from test_judge import pem, signature
 
-from netspace.attestation import groups, ima, judge, learning, policy
 from netspace.attestation.evidence import Evidence, Measurements
-from netspace.attestation.learning import Wish
+from netspace.attestation.fleet import groups
+from netspace.attestation.learning import policy as learning
+from netspace.attestation.learning.policy import Wish
+from netspace.attestation.logs import ima
+from netspace.attestation.policy import policy
+from netspace.attestation.verifier import appraisal
 from netspace.errors import NetspaceError
 
 CONTENT = hashlib.sha256(b"program").digest()
@@ -43,7 +46,7 @@ def booted(boot: str, extra: bytes = b"", lines: bytes | None = None) -> Evidenc
 
 
 def worth(data: Any, evidence: Evidence, now: float | None = None) -> tuple[int, str]:
-    found = judge.appraise(evidence, policy.parse(data, now), None)
+    found = appraisal.appraise(evidence, policy.parse(data, now), None)
     return found.level, found.code
 
 

@@ -7,15 +7,18 @@ import hashlib
 import struct
 from typing import Any
 
-import boot_logs
 import pytest
-from boot_forge import PCRS, record
+from support.attestation import boot_logs
+from support.attestation.boot_forge import PCRS, record
 from test_ima import ALL, NG, OLD, named, sized
 from test_ima import line as raw_line
 from test_judge import CONTENT, Host, add, allowed, line, pem, signature, whole
 
-from netspace.attestation import ima, ima_rules, judge, policy, refusals
+from netspace.attestation import refusals
 from netspace.attestation.evidence import Evidence, Measurements
+from netspace.attestation.logs import ima
+from netspace.attestation.policy import policy
+from netspace.attestation.verifier import appraisal, ima_rules
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ def test_a_pcr_that_was_extended_after_the_start_is_noticed(host: Host, pcr: int
 
 def relogged(host: Host, pcr: int) -> bytes:
     """Return the host's log after an extension of *pcr* with a text that the log names."""
-    import boot_forge
+    from support.attestation import boot_forge
 
     more = boot_forge.measured(pcr, boot_forge.events.IPL, b"said later")
     host.tpm.pcrs[pcr] = hashlib.sha256(host.tpm.pcrs[pcr] + more.digests["sha256"]).digest()
@@ -210,7 +213,7 @@ def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: s
     rules = whole(host)
     rules["boot"]["command_lines"] = [pattern]
     evidence = dataclasses.replace(host.tpm.evidence(host.context, PCRS["shim-grub"]), boot_log=host.log)
-    found = judge._unfounded(policy.parse(rules), evidence, None, {8, 9})
+    found = appraisal._unfounded(policy.parse(rules), evidence, None, {8, 9})
     assert (found is None) == founded, found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netspace import files
-from netspace.attestation import inventory
+from netspace.attestation.registrar import inventory
 from netspace.errors import NetspaceError
 
 ONE, OTHER = "01" * 32, "02" * 32

@@ -9,29 +9,20 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import boot_forge
-import boot_logs
 import pytest
-from boot_forge import PCRS, index, measured
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from support.attestation import boot_forge, boot_logs
+from support.attestation.boot_forge import PCRS, index, measured
 
-from netspace.attestation import (
-    boot_rules,
-    events,
-    extensions,
-    ima,
-    judge,
-    measurelog,
-    platform_rules,
-    policy,
-    refusals,
-    verifier,
-)
-from netspace.attestation.eventlog import Event
+from netspace.attestation import refusals
 from netspace.attestation.evidence import Context
-from netspace.attestation.verifier import Expected
+from netspace.attestation.logs import events, extensions, ima, systemd
+from netspace.attestation.logs.eventlog import Event
+from netspace.attestation.policy import policy
+from netspace.attestation.verifier import appraisal, boot_rules, platform_rules, verifier
+from netspace.attestation.verifier.verifier import Expected
 
 NOW = 1_700_000_000.0
 SYSTEMD = boot_logs.read("uki/systemd-tpm2-measure.log")
@@ -269,7 +260,7 @@ def test_an_old_shim_measures_more_than_it_fills_and_logs_a_byte_more(host: Host
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_secure_boots_of_others() -> None:
     """Firmware and shims of several makers and years: what they measure into PCRs 4 and 7 is understood."""
-    from netspace.attestation import eventlog
+    from netspace.attestation.logs import eventlog
 
     folder = boot_logs.others()
     assert folder is not None
@@ -347,9 +338,9 @@ def test_another_initrd(either: Host) -> None:
 
     either.edit(edit)
     if either.boot == "uki":  # systemd measured into PCR 11 afterwards
-        from netspace.attestation import eventlog, measurelog
+        from netspace.attestation.logs import eventlog, systemd
 
-        led = measurelog.extend(eventlog.parse(either.log).replay("sha256"), measurelog.parse(SYSTEMD), "sha256")
+        led = systemd.extend(eventlog.parse(either.log).replay("sha256"), systemd.parse(SYSTEMD), "sha256")
         either.tpm.pcrs.update(led)
     assert either.appraise(boot_forge.policy(either.boot)).code == "boot-file"
 
@@ -451,7 +442,7 @@ def test_systemds_phases_are_known_by_their_digest(
     log = SYSTEMD.replace(b'"string":"sysinit"', b'"string":"%s"' % text.encode())
     log = log.replace(hashlib.sha256(b"sysinit").hexdigest().encode(), digest.encode())
     values = boot_forge.log("uki").replay("sha256")
-    host.tpm.pcrs = {**host.tpm.pcrs, **measurelog.extend(values, measurelog.parse(log), "sha256")}
+    host.tpm.pcrs = {**host.tpm.pcrs, **systemd.extend(values, systemd.parse(log), "sha256")}
     evidence = dataclasses.replace(host.tpm.evidence(context, PCRS["uki"]), boot_log=host.log, systemd_log=log)
     expected = Expected(context, PCRS["uki"], None, None, policy.parse(boot_forge.policy("uki")))
     assert verifier.verify_quote(evidence, host.bound, expected).code == code
@@ -505,9 +496,9 @@ def test_increments_continue_and_lines_ahead_wait(host: Host) -> None:
     assert third.level == 5 and third.ima == second.ima
     again = host.appraise(rules, first=0, start=second.ima)
     assert again.level == 5 and again.ima == second.ima
-    assert judge.ask_from(policy.parse(rules), second.ima) == 300
-    assert judge.ask_from(policy.parse({**rules, "version": 2}), second.ima) == 0
-    assert judge.ask_from(policy.parse(rules), None) == 0
+    assert appraisal.ask_from(policy.parse(rules), second.ima) == 300
+    assert appraisal.ask_from(policy.parse({**rules, "version": 2}), second.ima) == 0
+    assert appraisal.ask_from(policy.parse(rules), None) == 0
 
 
 @pytest.mark.parametrize("change", ["another first line", "another boot", "another policy", "no state"])

@@ -6,13 +6,15 @@ import copy
 import dataclasses
 from typing import Any
 
-import boot_forge
-import boot_logs
 import pytest
+from support.attestation import boot_forge, boot_logs
 
-from netspace.attestation import eventlog, events, judge, learning, policy
 from netspace.attestation.evidence import Evidence
+from netspace.attestation.learning import policy as learning
+from netspace.attestation.logs import eventlog, events
+from netspace.attestation.policy import policy
 from netspace.attestation.refusals import Refused
+from netspace.attestation.verifier import appraisal
 
 RULES = {"secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files"}
 
@@ -26,7 +28,7 @@ def booted(boot: str, edit: Any = lambda found: None) -> Evidence:
 
 def code(data: dict[str, Any], evidence: Evidence) -> str:
     try:
-        judge.judged_boot(evidence, policy.parse(data).boot, None)
+        appraisal.judged_boot(evidence, policy.parse(data).boot, None)
     except Refused as err:
         return err.code
     return "ok"

@@ -9,12 +9,15 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
-import boot_logs
 import pytest
+from support.attestation import boot_logs
 
-from netspace.attestation import eventlog, judge, learning, policy
 from netspace.attestation.evidence import Evidence
+from netspace.attestation.learning import policy as learning
+from netspace.attestation.logs import eventlog
+from netspace.attestation.policy import policy
 from netspace.attestation.refusals import LogMalformed
+from netspace.attestation.verifier import appraisal
 
 pytestmark = pytest.mark.skipif(
     boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)"
@@ -96,7 +99,7 @@ def evidence(name: str, pcrs: tuple[int, ...]) -> Evidence:
 def test_what_is_learned_of_a_real_log_takes_it(name: str, group: str) -> None:
     boot = evidence(name, GROUPS[group])
     found = learning.learn(None, {"gold": boot})
-    judged = judge.appraise(boot, policy.accepted(found.after, quoted=GROUPS[group]), None)
+    judged = appraisal.appraise(boot, policy.accepted(found.after, quoted=GROUPS[group]), None)
     legible = "sha256" in eventlog.parse(boot.boot_log or b"").banks
     assert judged.level == (4 if legible else 3), judged
     assert legible or any("L4 would not be reached" in note for note in found.notes)

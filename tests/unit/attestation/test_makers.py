@@ -6,7 +6,6 @@ import os
 import time
 from pathlib import Path
 
-import checkout
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,13 +13,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkout
 from test_certificates import KEY, NOW, Authority, der, usage
 
-from netspace.attestation import certificates, makers
-from netspace.attestation import der as encoding
-from netspace.attestation.certificates import Untrusted, check
+from netspace.attestation.endorsement import der as encoding
+from netspace.attestation.endorsement import ek_certificates, makers
+from netspace.attestation.endorsement.ek_certificates import Untrusted, check
+from netspace.attestation.endorsement.makers import Makers
 from netspace.attestation.evidence import Enrolment
-from netspace.attestation.makers import Makers
 from netspace.errors import NetspaceError
 
 ROOTS = Path(os.environ.get("NETSPACE_EK_ROOTS") or checkout.ROOT.parent / "shared/data/ek/keylime")
@@ -102,9 +102,9 @@ def test_names_in_no_order_lead_to_their_root(root: bytes, leaf: bytes) -> None:
     for raw in (root, leaf):
         with pytest.raises(ValueError, match="InvalidSetOrdering"):
             list(x509.load_der_x509_certificate(raw).extensions)
-        assert certificates.readable(raw) == raw
+        assert ek_certificates.readable(raw) == raw
     check(leaf, [], [root], NOW.timestamp())
-    assert b"TPM Root CA" in root and certificates.described(root)[1] == "ECC secp256r1"
+    assert b"TPM Root CA" in root and ek_certificates.described(root)[1] == "ECC secp256r1"
 
 
 def test_the_signature_is_over_what_its_maker_wrote(root: bytes, leaf: bytes) -> None:
@@ -157,7 +157,7 @@ def test_a_list_by_a_maker_with_an_unsorted_name(maker: Authority, root: bytes, 
     raw = made.public_bytes(serialization.Encoding.DER)
     check(leaf, [], [root], NOW.timestamp())
     with pytest.raises(RevokedEndorsementCertificate):
-        check(leaf, [], [root], NOW.timestamp(), [certificates.revocations(raw)])
+        check(leaf, [], [root], NOW.timestamp(), [ek_certificates.revocations(raw)])
 
 
 def test_one_unreadable_file_is_named_and_stops_no_other(tmp_path: Path, root: bytes, leaf: bytes) -> None:
@@ -222,14 +222,14 @@ def test_a_revocation_list_in_damaged_pem_is_an_error(maker: Authority) -> None:
     builder = x509.CertificateRevocationListBuilder().issuer_name(maker.certificate.subject).last_update(NOW)
     made = builder.next_update(NOW.replace(year=2027)).sign(maker.key, hashes.SHA256())
     pem = made.public_bytes(serialization.Encoding.PEM)
-    assert certificates.revocations(pem) == made.public_bytes(serialization.Encoding.DER)
+    assert ek_certificates.revocations(pem) == made.public_bytes(serialization.Encoding.DER)
     for raw, problem in ((pem + pem[:-20], "does not end"), (pem * 2, "2 PEM blocks"), (b"-----", "0 PEM blocks")):
         with pytest.raises(NetspaceError, match=f"not a revocation list: .*{problem}"):
-            certificates.revocations(raw)
+            ek_certificates.revocations(raw)
 
 
 def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context) -> None:  # type: ignore[no-untyped-def]
-    from netspace.attestation import verifier
+    from netspace.attestation.verifier import verifier
 
     made = verifier.challenge(
         fake_tpm.enrolment(), context, roots=[], pinned=None, now=0.0, unreadable=["NTC1.pem: odd"]
@@ -277,12 +277,12 @@ def test_certificates_that_follow_each_other(leaf: bytes, root: bytes) -> None:
 def test_real_makers_certificates_are_read() -> None:
     found = makers.read(str(ROOTS))
     assert found.unreadable == () and len(found.roots) >= 11
-    subjects = [certificates.described(one)[0] for one in found.roots]
+    subjects = [ek_certificates.described(one)[0] for one in found.roots]
     assert sum("Nuvoton" in one for one in subjects) == 7
     own = 0
     for raw in found.roots:
-        one = certificates._load(raw)
+        one = ek_certificates._load(raw)
         if one.fields.subject == one.fields.issuer:
-            assert certificates._unsigned(one, one) == "", one.fields.subject
+            assert ek_certificates._unsigned(one, one) == "", one.fields.subject
             own += 1
     assert own >= 8, "roots sign themselves, and that is verified over the bytes as they came"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import boot_logs
 import pytest
+from support.attestation import boot_logs
 from test_ima import ALL
 from test_ima_rules import by
 
-from netspace.attestation import attester, ima
+from netspace.attestation.logs import ima
+from netspace.attestation.minion import attester
 from netspace.errors import NetspaceError
 
 LIST = boot_logs.read("shim-grub/ima_binary_runtime_measurements") + b"".join(ALL)

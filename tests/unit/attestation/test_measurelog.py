@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
-import boot_logs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attestation import boot_logs
 
-from netspace.attestation import eventlog, measurelog, refusals
+from netspace.attestation import refusals
+from netspace.attestation.logs import eventlog, systemd
 from netspace.attestation.refusals import Refused
 
 RAW = boot_logs.read("uki/systemd-tpm2-measure.log")
@@ -27,12 +28,12 @@ def record(**changes: object) -> bytes:
 
 
 def test_our_own_boot_leads_to_what_the_tpm_had() -> None:
-    records = measurelog.parse(RAW)
+    records = systemd.parse(RAW)
     assert [(one.pcr, one.kind) for one in records] == [(15, "machine-id"), (11, "phase"), (11, "phase")]
     assert all(one.proved("sha256") and one.describe()["matches"] for one in records)
     log = eventlog.parse(boot_logs.read("uki/binary_bios_measurements"))
     values = boot_logs.values("uki")
-    led = measurelog.extend(log.replay("sha256"), records, "sha256")
+    led = systemd.extend(log.replay("sha256"), records, "sha256")
     assert {11, 15} <= led.keys()
     assert led == {pcr: values[pcr] for pcr in led}
     log.check({pcr: values[pcr] for pcr in (*range(10), 11, 15)}, "sha256", led)
@@ -41,12 +42,12 @@ def test_our_own_boot_leads_to_what_the_tpm_had() -> None:
 
 
 def test_a_record_whose_text_is_not_what_was_measured() -> None:
-    (one,) = measurelog.parse(record())
+    (one,) = systemd.parse(record())
     assert not one.proved("sha256") and one.describe()["matches"] is False
 
 
 def test_what_systemd_measured_into_nv_indices_is_passed_over() -> None:
-    assert measurelog.parse(record(pcr=None, nv_index=25)) == ()
+    assert systemd.parse(record(pcr=None, nv_index=25)) == ()
 
 
 @pytest.mark.parametrize(
@@ -68,18 +69,18 @@ def test_what_systemd_measured_into_nv_indices_is_passed_over() -> None:
         (record(content_type="pcclient"), "not by systemd"),
         (record(content={"string": 1}), "a text"),
         (record(content={"string": "\ud800"}), "record 0"),
-        (record() * (measurelog.MAX_RECORDS + 1), "more than"),
-        (bytes(measurelog.MAX_LOG + 1), "at most"),
+        (record() * (systemd.MAX_RECORDS + 1), "more than"),
+        (bytes(systemd.MAX_LOG + 1), "at most"),
     ],
 )
 def test_malformed(raw: bytes, message: str) -> None:
     with pytest.raises(refusals.LogMalformed, match=message):
-        measurelog.parse(raw)
+        systemd.parse(raw)
 
 
 def test_a_bank_that_a_record_lacks() -> None:
     with pytest.raises(refusals.LogMalformed, match="no sha384"):
-        measurelog.extend({}, measurelog.parse(record()), "sha384")
+        systemd.extend({}, systemd.parse(record()), "sha384")
 
 
 @settings(max_examples=400, deadline=None)
@@ -90,8 +91,8 @@ def test_mutations_give_records_or_a_refusal(data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(raw) - 1))
         raw[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     try:
-        records = measurelog.parse(bytes(raw))
-        measurelog.extend({}, records, "sha256")
+        records = systemd.parse(bytes(raw))
+        systemd.extend({}, records, "sha256")
         assert all(one.describe() for one in records)
     except Refused as err:
         assert err.code == "log-malformed"

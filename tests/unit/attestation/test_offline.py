@@ -9,8 +9,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import boot_forge
-import boot_logs
 import pytest
 import salt.config
 import salt.loader
@@ -18,11 +16,15 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.attestation import boot_forge, boot_logs
 
 import netspace
-from netspace.attestation import ima, offline, pcrfile, policy, structures
-from netspace.attestation.offline import Logs
+from netspace.attestation.logs import ima
+from netspace.attestation.policy import policy
 from netspace.attestation.refusals import Malformed
+from netspace.attestation.tpm import pcr_values, structures
+from netspace.attestation.verifier import offline
+from netspace.attestation.verifier.offline import Logs
 
 ROOT = Path(__file__).parents[3]
 
@@ -186,15 +188,15 @@ def test_forms_of_values() -> None:
     quote = structures.quote(boot_logs.read("shim-grub/quote.msg"))
     chosen = sorted(quote.selections[0][1])
     selections = [("sha256", chosen)]
-    values = pcrfile.parse(boot_logs.read("shim-grub/quote.pcr"), selections)["sha256"]
+    values = pcr_values.parse(boot_logs.read("shim-grub/quote.pcr"), selections)["sha256"]
     joined = b"".join(values[pcr] for pcr in chosen)
     assert hashlib.sha256(joined).digest() == quote.digest
-    assert pcrfile.parse(joined, selections) == {"sha256": values}
+    assert pcr_values.parse(joined, selections) == {"sha256": values}
     text = "  sha256:\n" + "".join(f"    {pcr:<2}: 0x{value.hex().upper()}\n" for pcr, value in values.items())
-    assert pcrfile.parse(text.encode(), []) == {"sha256": values}
+    assert pcr_values.parse(text.encode(), []) == {"sha256": values}
     shown = {"sha256": {str(pcr): value.hex() for pcr, value in values.items()}}
     for form in (shown, {"banks": shown, "events": []}):
-        assert pcrfile.parse(json.dumps(form).encode(), []) == {"sha256": values}
+        assert pcr_values.parse(json.dumps(form).encode(), []) == {"sha256": values}
 
 
 @pytest.mark.parametrize(
@@ -202,14 +204,14 @@ def test_forms_of_values() -> None:
     [
         *(b"x", b"\xff", b"{", b'{"sha256": 1}', b'{"sha256": {"0": 1}}', b'{"sha256": {"24": ""}}'),
         b'{"md5": {"0": ""}}',
-        *(b"sha256:\n 0 : 0x00\n", b"sha256:\n 24 : 0x" + b"0" * 64, b"0 : 0x00", bytes(pcrfile.MAX_FILE + 1)),
+        *(b"sha256:\n 0 : 0x00\n", b"sha256:\n 24 : 0x" + b"0" * 64, b"0 : 0x00", bytes(pcr_values.MAX_FILE + 1)),
         *(b"sha256:\n" + (b" 0 : 0x" + b"0" * 64 + b"\n") * 2, b"\xff" * 136, b"\1" + bytes(135)),
         *(bytes(132) + b"\1" + bytes(3) + b"\xff" + bytes(531), b"[" * 1000, b"{" * 100_000),
     ],
 )  # fmt: skip
 def test_values_that_are_none(raw: bytes) -> None:
     with pytest.raises(Malformed):
-        pcrfile.parse(raw, [])
+        pcr_values.parse(raw, [])
 
 
 @settings(max_examples=400, deadline=None)

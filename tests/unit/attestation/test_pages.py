@@ -6,8 +6,8 @@ import ast
 import re
 import shlex
 
-import checkout
 import pytest
+from support import checkout
 
 PAGES = sorted((checkout.ROOT / "docs").glob("attestation-*.md"))
 FILES = {"salt-run": "_runners/netspace_attestation.py", "salt": "_modules/netspace_attestation.py"}

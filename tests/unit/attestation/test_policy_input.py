@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import policy
-from netspace.attestation.policy import PolicyError
+from netspace.attestation.policy import policy
+from netspace.attestation.policy.policy import PolicyError
 
 TRIED = int(os.environ.get("NETSPACE_POLICIES", "1500"))
 DIGEST = "ab" * 32

@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import privacy_ca, refusals, verifier
+from netspace.attestation import refusals
 from netspace.attestation.evidence import Context
-from netspace.attestation.privacy_ca import Authority
+from netspace.attestation.registrar import privacy_ca
+from netspace.attestation.registrar.privacy_ca import Authority
+from netspace.attestation.verifier import verifier
 from netspace.errors import NetspaceError
 
 NOW = 1_700_000_000.0

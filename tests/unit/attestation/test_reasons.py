@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import checkout
+from support import checkout
 
 from netspace.attestation import refusals
 

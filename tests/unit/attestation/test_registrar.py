@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from netspace.attestation import audit_log, offline, privacy_ca, refusals, structures
+from netspace.attestation import refusals
+from netspace.attestation.endorsement.makers import Makers
 from netspace.attestation.evidence import Context, Enrolment, key_fingerprint, parse_enrolment
-from netspace.attestation.makers import Makers
-from netspace.attestation.registrar import Registrar, keys_of
+from netspace.attestation.registrar import audit_log, privacy_ca
+from netspace.attestation.registrar.registrar import Registrar, keys_of
+from netspace.attestation.tpm import structures
+from netspace.attestation.verifier import offline
 from netspace.errors import NetspaceError, StateError
 
 NOW = 1_700_000_000.0
@@ -207,7 +210,7 @@ def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
     registrar: Registrar, minion: Minion, monkeypatch: pytest.MonkeyPatch, taken: float, code: str
 ) -> None:
     now = [5000.0]
-    monkeypatch.setattr("netspace.attestation.registrar.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("netspace.attestation.registrar.registrar.time.monotonic", lambda: now[0])
 
     def late(answer: Any) -> Any:
         now[0] += taken

@@ -1,6 +1,7 @@
 """Rounds: a host that is away, slow or hostile delays no other host, and none of its late or forged answers counts.
 
-The fleets are simulated (tests/simulated_round.py): the library's round and window, with a clock that the test moves.
+The fleets are simulated (tests/support/attestation/simulated_round.py): the library's round and window, with a
+clock that the test moves.
 """
 
 from __future__ import annotations
@@ -14,11 +15,23 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from simulated_round import ANSWER, AWAY, DRIPS, DRIPS_WELL, START, Host, SimulatedBus, fleet, folder, good, round_of
+from support.attestation.simulated_round import (
+    ANSWER,
+    AWAY,
+    DRIPS,
+    DRIPS_WELL,
+    START,
+    Host,
+    SimulatedBus,
+    fleet,
+    folder,
+    good,
+    round_of,
+)
 
-from netspace.attestation import rounds, window
-from netspace.attestation.bus import Reply, Sent, Unreachable
-from netspace.attestation.window import Answer, Call, Pace, Window
+from netspace.attestation.fleet import rounds, window
+from netspace.attestation.fleet.bus import Reply, Sent, Unreachable
+from netspace.attestation.fleet.window import Answer, Call, Pace, Window
 
 DEADLINE = 7200
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import salt.config
 import salt.utils.minions
-from simulated_round import AWAY, Host, SimulatedBus
+from support.attestation.simulated_round import AWAY, Host, SimulatedBus
 
-from netspace.attestation.bus import Reply, SaltBus, Sent, Unreachable, ask, hosts
+from netspace.attestation.fleet.bus import Reply, SaltBus, Sent, Unreachable, ask, hosts
 
 
 class Events:

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import refusals, structures
+from netspace.attestation import refusals
+from netspace.attestation.tpm import structures
 
 FIXTURES = Path(__file__).parents[2] / "fixtures/eventlogs"
 PARSERS = [structures.quote, structures.signature, structures.public, structures.endorsement]

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 import pytest
-import tee_forge
-from tee_forge import LAUNCH, MRTD, NOW, Amd, Intel, rtmrs
+from support.attestation import tee_forge
+from support.attestation.tee_forge import LAUNCH, MRTD, NOW, Amd, Intel, rtmrs
 from test_tee_ccel import EVENTS
 
 from netspace.attestation import refusals

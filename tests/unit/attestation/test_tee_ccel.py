@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import boot_forge
 import pytest
-from boot_logs import recorded
-from tee_forge import ccel as area
-from tee_forge import rtmrs
+from support.attestation import boot_forge
+from support.attestation.boot_logs import recorded
+from support.attestation.tee_forge import ccel as area
+from support.attestation.tee_forge import rtmrs
 
-from netspace.attestation import eventlog, events, refusals
+from netspace.attestation import refusals
+from netspace.attestation.logs import eventlog, events
 from netspace.attestation.tee import ccel, tdx
 
 EVENTS = ((1, b"firmware"), (1, b"secure boot"), (2, b"loader"), (3, b"kernel"))

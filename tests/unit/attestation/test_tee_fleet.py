@@ -9,34 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runner_bus
-import tee_forge
 from cryptography import x509 as pyca
 from cryptography.hazmat.primitives.serialization import Encoding
-from tee_forge import LAUNCH, NOW, Amd, Intel, rtmrs
+from support.attestation import runner_bus, tee_forge
+from support.attestation.tee_forge import LAUNCH, NOW, Amd, Intel, rtmrs
 from test_fleet import BOOT, Store, answer
 from test_registrar import MASTER, Minion, enrolled
 from test_tee_ccel import EVENTS
 from test_tee_configfs import FakeKernel
 
-from netspace.attestation import (
-    attester,
-    certificates,
-    ear,
-    fleet,
-    groups,
-    policy,
-    refusals,
-    result,
-    software,
-    terms,
-    verdict,
-)
+from netspace.attestation import ear, refusals, result
+from netspace.attestation.endorsement import ek_certificates
 from netspace.attestation.evidence import Context, Evidence, TeeReport
 from netspace.attestation.evidence import parse as parse_evidence
-from netspace.attestation.fleet import Fleet
-from netspace.attestation.kind import Attestations
-from netspace.attestation.registrar import Registrar, key_of
+from netspace.attestation.fleet import fleet, groups
+from netspace.attestation.fleet.fleet import Fleet
+from netspace.attestation.minion import attester, master_result, software_key
+from netspace.attestation.minion import settings as terms
+from netspace.attestation.policy import policy
+from netspace.attestation.reconciler import Attestations
+from netspace.attestation.registrar.registrar import Registrar, key_of
 from netspace.attestation.tee import configfs, roots, x509
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -57,22 +49,22 @@ def made(tmp_path: Path) -> Fleet:
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> software.Key:
-    return software.load(Layout(root=tmp_path / "host"))
+def key(tmp_path: Path) -> software_key.Key:
+    return software_key.load(Layout(root=tmp_path / "host"))
 
 
 def context(asked: fleet.Asked) -> Context:
     return Context(MASTER, asked.minion, asked.session, asked.nonce, binding=BOOT.encode())
 
 
-def guest(asked: fleet.Asked, key: software.Key, **changes: Any) -> dict[str, Any]:
+def guest(asked: fleet.Asked, key: software_key.Key, **changes: Any) -> dict[str, Any]:
     """Return the answer of a host without a TPM that is a confidential guest."""
     evidence = attester.by_key(key, context(asked))
     report = Amd().report(context(asked).report_data(evidence.key), **changes)
     return {"boot": BOOT, "evidence": dataclasses.replace(evidence, tee=TeeReport("sev_guest", report)).wire()}
 
 
-def judged(made: Fleet, key: software.Key, **changes: Any) -> dict[str, Any]:
+def judged(made: Fleet, key: software_key.Key, **changes: Any) -> dict[str, Any]:
     asked = made.ask("web1")
     return made.judge(asked, guest(asked, key, **changes), NOW)
 
@@ -86,7 +78,7 @@ def test_a_report_is_asked_for_where_the_policy_demands_one(made: Fleet) -> None
     assert "tee" not in made.ask("other").wire()
 
 
-def test_a_guest_without_a_tpm_is_rooted_by_its_policy_alone(made: Fleet, key: software.Key) -> None:
+def test_a_guest_without_a_tpm_is_rooted_by_its_policy_alone(made: Fleet, key: software_key.Key) -> None:
     record = judged(made, key)
     assert (record["level"], record["code"]) == (1, "software-key")
     rooted(made)
@@ -105,14 +97,14 @@ def test_a_guest_without_a_tpm_is_rooted_by_its_policy_alone(made: Fleet, key: s
     ("changes", "code"),
     [({"measurement": b"\1" * 48}, "tee-measurement"), ({"policy": tee_forge.POLICY | tee_forge.DEBUG}, "tee-debug")],
 )
-def test_a_guest_that_is_not_good_is_l1(made: Fleet, key: software.Key, changes: Any, code: str) -> None:
+def test_a_guest_that_is_not_good_is_l1(made: Fleet, key: software_key.Key, changes: Any, code: str) -> None:
     rooted(made)
     record = judged(made, key, **changes)
     assert (record["level"], record["code"], record["tee"]["code"]) == (1, code, code)
     assert made.standing("web1", NOW).state == "degraded"
 
 
-def test_a_replayed_report_refuses_the_host(made: Fleet, key: software.Key) -> None:
+def test_a_replayed_report_refuses_the_host(made: Fleet, key: software_key.Key) -> None:
     rooted(made)
     asked = made.ask("web1")
     old = guest(asked, key)
@@ -124,12 +116,12 @@ def test_a_replayed_report_refuses_the_host(made: Fleet, key: software.Key) -> N
     assert (record["level"], record["code"], record["tee"]) == (0, "tee-binding", {})
 
 
-def test_another_hosts_guest_vouches_for_nothing(made: Fleet, key: software.Key, tmp_path: Path) -> None:
+def test_another_hosts_guest_vouches_for_nothing(made: Fleet, key: software_key.Key, tmp_path: Path) -> None:
     """A good guest answers for its own key; a host that is no guest sends that report with its own signature."""
     rooted(made)
     asked = made.ask("web1")
     evidence = attester.by_key(key, context(asked))
-    other = software.load(Layout(root=tmp_path / "other"))
+    other = software_key.load(Layout(root=tmp_path / "other"))
     relayed = guest(asked, other)["evidence"]["tee"]
     record = made.judge(asked, {"boot": BOOT, "evidence": {**evidence.wire(), "tee": relayed}}, NOW)
     assert (record["level"], record["code"]) == (0, "tee-binding")
@@ -157,7 +149,7 @@ def test_a_tpm_with_a_tee_is_worth_what_it_is_and_says_both(made: Fleet, fake_tp
     assert record["level"] == 0 and record["clock"] is not None, "refused, and the TPM's clock is not forgotten"
 
 
-def test_a_report_that_nobody_asked_for_is_not_looked_at(made: Fleet, key: software.Key) -> None:
+def test_a_report_that_nobody_asked_for_is_not_looked_at(made: Fleet, key: software_key.Key) -> None:
     asked = made.ask("other")
     record = made.judge(asked, guest(asked, key, measurement=b"\1" * 48), NOW)
     assert (record["level"], record["code"], record["tee"]) == (1, "software-key", {})
@@ -191,7 +183,7 @@ def layout(tmp_path: Path) -> Layout:
 def answered(layout: Layout, monkeypatch: pytest.MonkeyPatch, kernel: FakeKernel, **changes: Any) -> Evidence:
     (layout.root / configfs.FOLDER).mkdir(parents=True, exist_ok=True)
     monkeypatch.setattr(configfs, "Kernel", lambda: kernel)
-    found = verdict.answer(layout, terms.of(Attestation()), "web1", MASTER, {**CHALLENGE, **changes})
+    found = master_result.answer(layout, terms.of(Attestation()), "web1", MASTER, {**CHALLENGE, **changes})
     return parse_evidence(found["evidence"])
 
 
@@ -233,7 +225,7 @@ def test_a_kernel_that_gives_no_report_leaves_the_rest(
 @pytest.mark.parametrize("value", [False, None, 1, "yes", {}])
 def test_a_challenge_that_asks_otherwise_is_none(layout: Layout, value: Any) -> None:
     with pytest.raises(refusals.Malformed, match="tee"):
-        verdict.answer(layout, terms.of(Attestation()), "web1", MASTER, {**CHALLENGE, "tee": value})
+        master_result.answer(layout, terms.of(Attestation()), "web1", MASTER, {**CHALLENGE, "tee": value})
 
 
 def test_the_host_tells_what_its_level_rests_on(layout: Layout, tmp_path: Path) -> None:
@@ -315,7 +307,7 @@ def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> 
     wrong = next(both for both in (alone[0] + alone[1], alone[1] + alone[0]) if both not in name.public_bytes())
     good = tee_forge.revocations(name, Amd().root_key, [])
     raw = good.replace(name.public_bytes()[4:], wrong)
-    assert certificates.revocations(raw) == raw != good
+    assert ek_certificates.revocations(raw) == raw != good
     path = folder(tmp_path / "roots")
     (path / "odd.crl").write_bytes(raw)
     with pytest.raises(NetspaceError, match=r"tee_roots: .*/odd\.crl: revocation list: .*; get it anew"):
@@ -334,7 +326,7 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
     made.registrar.init(NOW)
     made.policies.put("web", {"version": 1, "tee": {**SECTION, "rooted_key": True}})
     asked = made.ask("web1")
-    key = software.load(Layout(root=tmp_path / "host"))
+    key = software_key.load(Layout(root=tmp_path / "host"))
     bound = Context(master, "web1", asked.session, asked.nonce, binding=BOOT.encode())
     evidence = attester.by_key(key, bound)
     report = TeeReport("sev_guest", Amd().report(bound.report_data(key.public)))
@@ -348,7 +340,7 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
     assert runner.status()["web1"]["tee"]["code"] == "ok"
 
 
-def test_a_folder_that_can_not_be_read_judges_nobody_wrongly(made: Fleet, key: software.Key) -> None:
+def test_a_folder_that_can_not_be_read_judges_nobody_wrongly(made: Fleet, key: software_key.Key) -> None:
     """No host is judged whose policy needs the folder; groups without a section are judged as before."""
     assert judged(made, key)["level"] == 1
 

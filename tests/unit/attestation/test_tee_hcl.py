@@ -12,18 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tee_forge
-from boot_logs import THEN, recorded
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tee_forge import NOW, Amd, Intel, hcl_report, rsa_key
+from support.attestation import tee_forge
+from support.attestation.boot_logs import THEN, recorded
+from support.attestation.tee_forge import NOW, Amd, Intel, hcl_report, rsa_key
 
-from netspace.attestation import offline as quotes
 from netspace.attestation import refusals
 from netspace.attestation.tee import hcl, offline, tdx, x509
 from netspace.attestation.tee.x509 import Trust
+from netspace.attestation.verifier import offline as quotes
 
 
 @functools.cache

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from netspace.attestation import policy
-from netspace.attestation.policy import PolicyError
+from netspace.attestation.policy import policy
+from netspace.attestation.policy.policy import PolicyError
 from netspace.attestation.tee import rules
 
 ONE, OTHER = "01" * 48, "02" * 48

@@ -8,14 +8,14 @@ import itertools
 from typing import Any
 
 import pytest
-import tee_forge
-from boot_logs import THEN, recorded
 from cryptography import x509 as pyca
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tee_forge import CHIP, NOW, Amd, table
+from support.attestation import tee_forge
+from support.attestation.boot_logs import THEN, recorded
+from support.attestation.tee_forge import CHIP, NOW, Amd, table
 
 from netspace.attestation import refusals
 from netspace.attestation.tee import snp, x509

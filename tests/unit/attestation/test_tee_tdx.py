@@ -6,11 +6,11 @@ import functools
 import hashlib
 
 import pytest
-import tee_forge
-from boot_logs import THEN, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tee_forge import NOW, Intel
+from support.attestation import tee_forge
+from support.attestation.boot_logs import THEN, recorded
+from support.attestation.tee_forge import NOW, Intel
 
 from netspace.attestation import refusals
 from netspace.attestation.tee import tdx, tdx_tcb

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 
-import checkout
 import pytest
+from support import checkout
 
 HERE = checkout.ROOT / "tests"
 FORGERIES = "unit/attestation/test_forgeries.py"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from netspace.attestation import tpm
+from netspace.attestation.tpm import device as tpm
 
 
 class TssError(Exception):

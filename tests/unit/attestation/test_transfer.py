@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from netspace.attestation import transfer
 from netspace.attestation.evidence import PART
+from netspace.attestation.fleet import transfer
+from netspace.attestation.fleet.window import Answer, Call
 from netspace.attestation.refusals import Malformed
-from netspace.attestation.window import Answer, Call
 
 MIB = 1024 * 1024
 

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from netspace import jose
-from netspace.attestation import appraisal, attester, ear, refusals, result, terms, verdict, verifier
+from netspace.attestation import ear, refusals, result
 from netspace.attestation.ear import Signer, Told
 from netspace.attestation.evidence import PART, Context
 from netspace.attestation.evidence import parse as parse_evidence
-from netspace.attestation.kind import Attestations
+from netspace.attestation.minion import attester, master_result, self_appraisal, settings
+from netspace.attestation.reconciler import Attestations
+from netspace.attestation.verifier import verifier
 from netspace.errors import NetspaceError, SpecError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -61,11 +63,11 @@ class Host:
         self.layout, self.wanted = layout, wanted
 
     def answer(self, **changes: Any) -> dict[str, Any]:
-        chosen = terms.of(self.wanted)
-        return verdict.answer(self.layout, chosen, "web1", "ab" * 32, {**CHALLENGE, **changes})
+        chosen = settings.of(self.wanted)
+        return master_result.answer(self.layout, chosen, "web1", "ab" * 32, {**CHALLENGE, **changes})
 
     def accept(self, made: str, signer: Signer) -> result.Result:
-        return verdict.accept(self.layout, terms.of(self.wanted), "web1", made, signer.jwk)
+        return master_result.accept(self.layout, settings.of(self.wanted), "web1", made, signer.jwk)
 
     def apply(self) -> list[Any]:
         kind = Attestations(self.layout)
@@ -216,7 +218,7 @@ def logged(host: Host, fake_tpm: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
     def evidence(layout: Layout, chosen: Any, context: Context, first: int | None = None, period: bytes = b"") -> Any:
         return dataclasses.replace(fake_tpm.evidence(context, tuple(chosen["pcrs"])), boot_log=log)
 
-    monkeypatch.setattr(appraisal, "evidence", evidence)
+    monkeypatch.setattr(self_appraisal, "evidence", evidence)
     return log
 
 
@@ -231,24 +233,24 @@ def test_a_log_that_the_verifier_has_is_told_by_its_digest_alone(host: Host, log
 def test_a_large_answer_waits_to_be_fetched_part_by_part(host: Host, signer: Signer, logged: bytes) -> None:
     head = host.answer()
     assert set(head) == {"parts", "sha256"} and head["parts"] == 4
-    parts = [verdict.part(host.layout, number)["text"] for number in range(head["parts"])]
+    parts = [master_result.part(host.layout, number)["text"] for number in range(head["parts"])]
     assert max(map(len, parts)) == PART
     text = "".join(parts).encode()
     assert hashlib.sha256(text).hexdigest() == head["sha256"]
     assert parse_evidence(json.loads(text)["evidence"]).boot_log == logged
     for wrong in (4, -1, "0", True, None):
         with pytest.raises(NetspaceError, match="part"):
-            verdict.part(host.layout, wrong)
+            master_result.part(host.layout, wrong)
     host.accept(token(signer), signer)
     with pytest.raises(NetspaceError, match="no answer waits"):
-        verdict.part(host.layout, 0)
+        master_result.part(host.layout, 0)
 
 
 def test_a_small_answer_takes_the_place_of_a_large_one(host: Host, logged: bytes) -> None:
     host.answer()
     host.answer(bootlog=hashlib.sha256(logged).hexdigest())
     with pytest.raises(NetspaceError, match="no answer waits"):
-        verdict.part(host.layout, 0)
+        master_result.part(host.layout, 0)
 
 
 def test_forgetting_leaves_nothing(host: Host, signer: Signer, logged: bytes) -> None:

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace.attestation import attester, refusals, software, structures, verifier
+from netspace.attestation import refusals
 from netspace.attestation.evidence import Context, Evidence, Measurements, parse
-from netspace.attestation.structures import Clock
-from netspace.attestation.verifier import Bound, Expected, Verified
+from netspace.attestation.minion import attester, software_key
+from netspace.attestation.tpm import structures
+from netspace.attestation.tpm.structures import Clock
+from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier.verifier import Bound, Expected, Verified
 from netspace.layout import Layout
 
 PCRS = tuple(range(8))
@@ -244,7 +247,7 @@ def test_software_evidence_where_a_tpm_is_expected(fake_tpm, context: Context) -
     ids=lambda claim: next(iter(claim)),
 )
 def test_a_software_key_proves_nothing_of_the_boot(tmp_path: Path, context: Context, claim: dict[str, object]) -> None:
-    made = attester.by_key(software.load(Layout(root=tmp_path)), context)
+    made = attester.by_key(software_key.load(Layout(root=tmp_path)), context)
     assert verifier.verify_software(made, made.key, context).level == 1
     with pytest.raises(refusals.Malformed, match="claims nothing"):
         verifier.verify_software(dataclasses.replace(made, **claim), made.key, context)

@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace import files
-from netspace.environment import handout, ids, images, proving, records
-from netspace.environment.compare import DesiredEnvironment
+from netspace.environment import images, user_ids
+from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.environment.kind import Environments
 from netspace.environment.observe import Observed, Seen
-from netspace.environment.records import Record
+from netspace.environment.plan import DesiredEnvironment
+from netspace.environment.reconciler import Environments
+from netspace.environment.record import Record
+from netspace.environment.storage import injected_files
+from netspace.environment.update import rollout
 from netspace.errors import StateError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -37,9 +40,11 @@ def desired(state="running", handed=FILES, summary=None, **keys):
 def seen(want=None, **changes):
     """Return the observed state that one apply of *want* leaves."""
     want = want or desired()
-    record = Record(want.spec, want.state, ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", want.files_summary)
+    record = Record(
+        want.spec, want.state, user_ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", want.files_summary
+    )
     status = RUNNING if want.state == "running" else Status("stopped")
-    found = Seen(record, status, True, handout.digests(want.files))
+    found = Seen(record, status, True, injected_files.digests(want.files))
     return msgspec.structs.replace(found, **changes)
 
 
@@ -326,7 +331,7 @@ def test_what_is_declared_to_be_stopped_is_made_and_changed_without_a_start():
 def test_an_update_that_was_taken_back_stays_so_over_a_stop():
     well = {"health": {"exec": ["/check"]}}
     bad = desired(user=7, **well)
-    noted = proving.failed(msgspec.structs.replace(seen(bad).record, previous=None), "it ended (exit 7)")
+    noted = rollout.failed(msgspec.structs.replace(seen(bad).record, previous=None), "it ended (exit 7)")
     was = seen(desired(**well))
     was = msgspec.structs.replace(was, record=msgspec.structs.replace(was.record, failed=noted))
     result = plan(declared("stopped", user=7, **well), was)

@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.environment import ids, moments, mounts, oci, runtime, seccomp, volumes
+from netspace.environment import moments, user_ids
+from netspace.environment.builder import each
+from netspace.environment.container import oci_config, oci_runtime, seccomp
+from netspace.environment.container.seccomp_arguments import NARROWED, changing
 from netspace.environment.images.bounds import Budget
 from netspace.environment.images.sources import Defaults
 from netspace.environment.images.sources import oci as oci_source
 from netspace.environment.images.tree import Tree
-from netspace.environment.making import each
 from netspace.environment.operations import Operations
 from netspace.environment.runtimes import Runtime
-from netspace.environment.seccomp_arguments import NARROWED, changing
+from netspace.environment.storage import mounts, volumes
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -30,28 +32,28 @@ NAMES = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,20}[a-z0-9])?", fullmatch=True)
 
 @given(st.sets(NAMES, max_size=60), st.sets(NAMES, max_size=60))
 def test_ranges_never_overlap_and_never_move(first, second):
-    before = ids.allocate(sorted(first), {})
-    after = {**before, **ids.allocate(sorted(second), before)}
+    before = user_ids.allocate(sorted(first), {})
+    after = {**before, **user_ids.allocate(sorted(second), before)}
     assert all(after[name] == base for name, base in before.items())
     bases = sorted(after.values())
-    assert all(base >= ids.FIRST and base + ids.COUNT - 1 <= ids.LAST for base in bases)
-    assert all(low + ids.COUNT <= high for low, high in itertools.pairwise(bases))
+    assert all(base >= user_ids.FIRST and base + user_ids.COUNT - 1 <= user_ids.LAST for base in bases)
+    assert all(low + user_ids.COUNT <= high for low, high in itertools.pairwise(bases))
 
 
 @given(NAMES)
 def test_a_name_mostly_gets_the_same_ids(name):
-    base = ids.allocate([name], {})[name]
-    assert ids.allocate([name], {})[name] == base
-    moved = ids.allocate([name], {"other": base})[name]
-    assert moved == (base + ids.COUNT if base + ids.COUNT <= ids.LAST else ids.FIRST)
+    base = user_ids.allocate([name], {})[name]
+    assert user_ids.allocate([name], {})[name] == base
+    moved = user_ids.allocate([name], {"other": base})[name]
+    assert moved == (base + user_ids.COUNT if base + user_ids.COUNT <= user_ids.LAST else user_ids.FIRST)
 
 
 def test_no_ids_left_is_an_error():
-    taken = {str(number): ids.FIRST + number * ids.COUNT for number in range(ids.RANGES)}
+    taken = {str(number): user_ids.FIRST + number * user_ids.COUNT for number in range(user_ids.RANGES)}
     del taken["17"]
-    assert ids.allocate(["last"], taken) == {"last": ids.FIRST + 17 * ids.COUNT}
+    assert user_ids.allocate(["last"], taken) == {"last": user_ids.FIRST + 17 * user_ids.COUNT}
     with pytest.raises(NetspaceError, match="all 4096 ranges"):
-        ids.allocate(["a", "b"], taken)
+        user_ids.allocate(["a", "b"], taken)
 
 
 def allowed(profile):
@@ -153,10 +155,10 @@ def test_unknown_profile_or_machine():
 
 def render(**keys):
     declared = {"image": "tar:/x", "command": ["/x"], **keys.pop("declared", {})}
-    return oci.config(
+    return oci_config.config(
         "web",
         parse.environment("web", declared),
-        **{"layout": Layout(), "base": ids.FIRST, "cgroup": "/n/web", "machine": "x86_64", **keys},
+        **{"layout": Layout(), "base": user_ids.FIRST, "cgroup": "/n/web", "machine": "x86_64", **keys},
     )
 
 
@@ -167,7 +169,7 @@ def test_a_limit_that_no_controller_keeps_is_left_out():
     assert resources() == {"devices"}
     assert resources("pids", "memory", "io") == {"devices", "memory", "pids"}
     own = parse.environment("web", {"image": "tar:/x", "limits": {"memory": "32M", "cpus": 2, "pids": 9}})
-    assert runtime.service(Layout(), "web", own, Runtime(), {}, {"cpu", "pids"}).limits == {"cpus": 2, "pids": 9}
+    assert oci_runtime.service(Layout(), "web", own, Runtime(), {}, {"cpu", "pids"}).limits == {"cpus": 2, "pids": 9}
 
 
 def test_the_configuration_has_all_hardening():
@@ -272,8 +274,8 @@ def test_the_mount_table_is_read():
 
 
 def test_a_container_name_is_ours():
-    assert runtime.container(Layout("shop"), "a-b_c", Runtime()) == "shop-a-b_c"
-    assert runtime.service_name("a-b_c") == "environment-a-b_c"
+    assert oci_runtime.container(Layout("shop"), "a-b_c", Runtime()) == "shop-a-b_c"
+    assert oci_runtime.service_name("a-b_c") == "environment-a-b_c"
 
 
 @pytest.mark.parametrize("items", [["good", "bad"], ["bad"]])
@@ -359,7 +361,7 @@ def test_a_volumes_folder_has_its_name_once_it_is_its_users(tmp_path, monkeypatc
 def test_a_device_is_there_for_the_kind_of_interface_that_needs_it_alone():
     def config(interface):
         spec = parse.environment("web", {"image": "tar:/x.tar", "command": ["/x"], "interface": interface})
-        return oci.config("web", spec, layout=Layout(), base=ids.FIRST, cgroup="/web")["linux"]
+        return oci_config.config("web", spec, layout=Layout(), base=user_ids.FIRST, cgroup="/web")["linux"]
 
     for kind in ({"kind": "none"}, {"kind": "veth"}):
         assert "devices" not in config(kind)

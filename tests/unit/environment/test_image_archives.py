@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import hard, member, tar
+from support.environments.image_files import hard, member, tar
 
 from netspace.environment.images import archive, bounds, sources, streams
 from netspace.environment.images.bounds import Budget

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-import checkout
+from support import checkout
 
 from netspace.environment.images import bounds, sources
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from image_files import MACHINE, Layout, member, saved, sha256, tar
+from support.environments.image_files import MACHINE, Layout, member, saved, sha256, tar
 
 from netspace.environment.images import bounds, sources, users
 from netspace.environment.images.sources import oci

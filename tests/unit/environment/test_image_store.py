@@ -16,7 +16,7 @@ from netspace.environment.images import Store, mismatch, sources, verity
 from netspace.environment.images.admin import Images, Wanted
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.saltfiles import SaltFiles
+from netspace.plugin.fileserver import SaltFiles
 
 
 class Fake(types.ModuleType):

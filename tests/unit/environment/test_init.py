@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace import paths
-from netspace.environment import ids, init, oci, records, runtimes, sigterm
+from netspace.environment import record as records
+from netspace.environment import runtimes, user_ids
+from netspace.environment.container import init, oci_config, sigterm
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.environment.records import Record
+from netspace.environment.record import Record
 from netspace.environment.runtimes import Runtime
 from netspace.errors import NetspaceError, SpecError
 from netspace.layout import Layout
@@ -51,16 +53,16 @@ def spec(**keys: object) -> Environment:
 
 
 def test_it_stands_before_the_program_and_before_no_other_command() -> None:
-    own = oci.process("web", spec(init=True), Defaults())["args"]
+    own = oci_config.process("web", spec(init=True), Defaults())["args"]
     assert own == [init.INSIDE, "--", "/x", "-v"]
-    assert oci.process("web", spec(), Defaults())["args"] == ["/x", "-v"]
-    assert oci.process("web", spec(init=True), Defaults(), ["/check"])["args"] == ["/check"]
+    assert oci_config.process("web", spec(), Defaults())["args"] == ["/x", "-v"]
+    assert oci_config.process("web", spec(init=True), Defaults(), ["/check"])["args"] == ["/check"]
 
 
 def test_an_image_that_names_no_command_is_refused_with_an_init_too() -> None:
     bare = parse.environment("web", {"image": "tar:/x.tar", "init": True})
     with pytest.raises(NetspaceError, match="names no command"):
-        oci.process("web", bare, Defaults())
+        oci_config.process("web", bare, Defaults())
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_children_are_listed_in_the_order_in_which_they_came() -> None:
 
 
 def test_of_another_s_process_or_another_kernel_s_nothing_is_said() -> None:
-    record = Record(spec(), "running", ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r")
+    record = Record(spec(), "running", user_ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r")
     assert sigterm.told(record, 0) == ""
     # The number was given to another process meanwhile: process 1 of no namespace below ours.
     assert sigterm.told(record, os.getpid()) == ""

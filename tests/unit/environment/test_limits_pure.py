@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.environment import cgroups, compare, disks, mounts, oci
-from netspace.environment.compare import DesiredEnvironment
-from netspace.environment.disks import Disk
-from netspace.environment.ids import FIRST
+from netspace.environment import plan as compare
+from netspace.environment.container import cgroups, oci_config
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, Seen
-from netspace.environment.records import Record
+from netspace.environment.plan import DesiredEnvironment
+from netspace.environment.record import Record
+from netspace.environment.storage import disks, mounts
+from netspace.environment.storage.disks import Disk
+from netspace.environment.user_ids import FIRST
 from netspace.errors import NetspaceError, SpecError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -81,7 +83,7 @@ def test_version_2_is_told_all_of_them():
 
 def render(limits, **options):
     spec = parse.environment("web", {"image": "tar:/x", "command": ["/x"], "limits": limits})
-    return oci.config("web", spec, layout=Layout(), base=FIRST, cgroup="/x", **options)["linux"]["resources"]
+    return oci_config.config("web", spec, layout=Layout(), base=FIRST, cgroup="/x", **options)["linux"]["resources"]
 
 
 def test_a_start_has_the_same_limits_as_a_change_in_place():

@@ -8,12 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from checkout import ROOT
+from support.checkout import ROOT
 
-from netspace.environment import compare, mounts, oci, runtime, runtimes
-from netspace.environment.compare import DesiredEnvironment
+from netspace.environment import plan as compare
+from netspace.environment import runtimes
+from netspace.environment.container import oci_config
+from netspace.environment.container import oci_runtime as runtime
 from netspace.environment.observe import Observed
+from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.runtimes import Runtime, qemu
+from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, SpecError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -83,7 +87,7 @@ def test_only_one_that_cannot_do_with_hybrid_cgroups_is_called_apart(
 def test_what_a_runtime_lacks_is_not_asked_of_it(name: str) -> None:
     lacks = Runtime(name).lacks
     spec = parse.environment("web", {**ENVIRONMENT, "volumes": [{"source": "/srv/x", "target": "/data"}]})
-    config = oci.config("web", spec, layout=Layout(), base=65536, cgroup="/x", machine="x86_64", lacks=lacks)
+    config = oci_config.config("web", spec, layout=Layout(), base=65536, cgroup="/x", machine="x86_64", lacks=lacks)
     kinds = {one["type"] for one in config["linux"]["namespaces"]}
     assert {"user", "pid", "ipc", "uts", "mount", "cgroup", "network"} <= kinds
     assert ("time" in kinds) == ("time" not in lacks)
@@ -91,7 +95,7 @@ def test_what_a_runtime_lacks_is_not_asked_of_it(name: str) -> None:
     assert ("idmap" in volume["options"]) == ("idmap" not in lacks)
     assert (volume["source"] == "/srv/x") == ("idmap" not in lacks)
     # No hardening goes but what is listed.
-    usual = oci.config("web", spec, layout=Layout(), base=65536, cgroup="/x", machine="x86_64")
+    usual = oci_config.config("web", spec, layout=Layout(), base=65536, cgroup="/x", machine="x86_64")
     assert config["process"] == usual["process"]
     assert config["linux"]["seccomp"] == usual["linux"]["seccomp"]
     assert config["linux"]["maskedPaths"] == usual["linux"]["maskedPaths"]

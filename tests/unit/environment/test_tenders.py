@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from solo5_kernel import FIRST, elf
+from support.environments.solo5_kernel import FIRST, elf
 
-from netspace.environment import compare, oci, runtime, runtimes, seccomp, tenders
-from netspace.environment.compare import DesiredEnvironment
+from netspace.environment import plan, runtimes
+from netspace.environment.container import oci_config, seccomp, unikernel
+from netspace.environment.container import oci_runtime as runtime
 from netspace.environment.images import sources
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed
+from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.runtimes import Runtime, qemu, solo5
 from netspace.errors import NetspaceError, SpecError
 from netspace.layout import TAP, Layout
@@ -83,12 +85,14 @@ def test_arguments_are_handed_over_as_they_are_or_refused() -> None:
 def test_an_image_cannot_be_declared_to_be_a_kernel() -> None:
     with pytest.raises(SpecError, match="write <source>:<location>"):
         parse.environment("web", {"image": "kernel:qemu:/srv/x"})
-    assert sources.split("kernel:qemu:/srv/x")[0] is tenders
+    assert sources.split("kernel:qemu:/srv/x")[0] is unikernel
 
 
 def rendered(name: str, settings: dict[str, Any] | None = None, cmd: tuple[str, ...] = (), **keys: Any) -> Any:
     spec = parse.environment("clock", {**KERNEL, "args": ["a", "b"], **keys})
-    return tenders.program(Layout(), "clock", spec, Runtime(name, settings or {}), Defaults(entrypoint=START, cmd=cmd))
+    return unikernel.program(
+        Layout(), "clock", spec, Runtime(name, settings or {}), Defaults(entrypoint=START, cmd=cmd)
+    )
 
 
 def test_the_command_line_of_qemu() -> None:
@@ -130,8 +134,8 @@ def test_a_tender_is_jailed_like_any_program(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(runtimes, "_program", lambda runtime, name, package, path: f"/usr/bin/{name}")
     tender = rendered(name)
     keys = {"layout": Layout(), "base": 65536, "cgroup": "/x", "machine": "x86_64"}
-    config = oci.config("clock", tender, rules=seccomp.tender("x86_64"), **keys)
-    usual = oci.config("clock", parse.environment("clock", {"image": "tar:/x", "command": ["/x"]}), **keys)
+    config = oci_config.config("clock", tender, rules=seccomp.tender("x86_64"), **keys)
+    usual = oci_config.config("clock", parse.environment("clock", {"image": "tar:/x", "command": ["/x"]}), **keys)
     for key in ("capabilities", "noNewPrivileges", "rlimits", "oomScoreAdj"):
         assert config["process"][key] == usual["process"][key], key
     for key in ("namespaces", "uidMappings", "maskedPaths", "readonlyPaths"):
@@ -168,9 +172,9 @@ def test_a_tender_makes_threads_but_no_process_and_is_narrower_than_strict() -> 
 
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9._-]{0,20}", fullmatch=True), st.binary(max_size=2000), max_size=5))
 def test_the_disk_is_a_plain_archive_of_whole_blocks(files: dict[str, bytes]) -> None:
-    disk = tenders.disk(files)
+    disk = unikernel.disk(files)
     assert len(disk) % 512 == 0 and disk
-    assert tenders.disk(dict(reversed(files.items()))) == disk
+    assert unikernel.disk(dict(reversed(files.items()))) == disk
     with tarfile.open(fileobj=io.BytesIO(disk)) as archive:
         read = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
         assert list(read) == sorted(files)
@@ -180,11 +184,11 @@ def test_the_disk_is_a_plain_archive_of_whole_blocks(files: dict[str, bytes]) ->
 def test_other_arguments_are_no_reason_to_build_but_another_tender_is() -> None:
     spec = parse.environment("clock", KERNEL)
     one, other = Runtime("qemu"), Runtime("qemu", {"machine": "microvm"})
-    assert tenders.source(spec, one) == "kernel:qemu:/srv/clock.elf"
-    assert tenders.source(spec, other) == 'kernel:qemu{"machine":"microvm"}:/srv/clock.elf'
-    assert DesiredEnvironment(spec, runtime=other).image == tenders.source(spec, other)
+    assert unikernel.source(spec, one) == "kernel:qemu:/srv/clock.elf"
+    assert unikernel.source(spec, other) == 'kernel:qemu{"machine":"microvm"}:/srv/clock.elf'
+    assert DesiredEnvironment(spec, runtime=other).image == unikernel.source(spec, other)
     missing = DesiredEnvironment(spec, runtime=Runtime("solo5", {}, "the program solo5-spt is missing on this host; x"))
-    (refusal,) = compare.plan({"clock": missing}, Observed({}, {}, "r")).refusals
+    (refusal,) = plan.plan({"clock": missing}, Observed({}, {}, "r")).refusals
     assert refusal.message.startswith(
         "netspace:environments:clock:runtime: solo5 can't be used here: the program solo5"
     )
@@ -196,7 +200,7 @@ def test_a_tenders_image_names_what_its_loader_loads(tmp_path: Path) -> None:
     program = str(Path(sys.executable).resolve())
     location = f'solo5{{"program":"{program}"}}:{kernel}'
     try:
-        runtime_, path, files, start = tenders._parts(location)
+        runtime_, path, files, start = unikernel._parts(location)
     except NetspaceError as err:  # an interpreter that others than root may change
         pytest.skip(str(err))
     assert (runtime_.name, path) == ("solo5", str(kernel))
@@ -204,19 +208,19 @@ def test_a_tenders_image_names_what_its_loader_loads(tmp_path: Path) -> None:
     libraries = {inside for inside in files if inside.startswith("/tender/lib/")}
     assert any("libc.so" in inside for inside in libraries)
     assert start[0] in libraries and start[1:3] == ("--library-path", "/tender/lib")
-    before = tenders.fingerprint(location)
-    identity = tenders.identity(location)
+    before = unikernel.fingerprint(location)
+    identity = unikernel.identity(location)
     kernel.write_bytes(b"other")
-    assert tenders.fingerprint(location) != before
-    assert tenders.identity(location) != identity
-    assert tenders.identity(location).rpartition(" ")[2] == sources.of_content(kernel)
+    assert unikernel.fingerprint(location) != before
+    assert unikernel.identity(location) != identity
+    assert unikernel.identity(location).rpartition(" ")[2] == sources.of_content(kernel)
 
 
 def test_what_is_no_program_is_no_tender(tmp_path: Path) -> None:
     for content in (b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01" + bytes(20), b"\x7fELF\x02\x01" + b"\xff" * 100):
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(NetspaceError, match="can't be a tender"):
-            tenders._interpreter(str(tmp_path / "x"))
+            unikernel._interpreter(str(tmp_path / "x"))
 
 
 # -- Solo5's manifests ------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netspace.environment import trees
+from netspace.environment.storage import tree_removal
 
 NAMES = st.sampled_from(["a", "b", ".netspace-1", "é", "..x"])
 KINDS = st.sampled_from(["file", "link", "folder"])
@@ -38,7 +38,7 @@ def test_whatever_is_in_it_goes_and_what_links_point_to_stays(tmp_path_factory, 
     (outside / "kept").write_text("kept")
     (base / "tree").mkdir()
     fill(base / "tree", tree, outside)
-    trees.remove(base / "tree")
+    tree_removal.remove(base / "tree")
     assert os.listdir(base) == ["outside"]
     assert (outside / "kept").read_text() == "kept"
 
@@ -52,7 +52,9 @@ def test_everything_is_walked_once_and_no_link_followed(tmp_path_factory, tree):
     (base / "tree").mkdir()
     fill(base / "tree", tree, base / "outside")
     found = []
-    trees.walk(base / "tree", lambda name, folder: found.append(os.stat(name, dir_fd=folder, follow_symlinks=False)))
+    tree_removal.walk(
+        base / "tree", lambda name, folder: found.append(os.stat(name, dir_fd=folder, follow_symlinks=False))
+    )
     wanted = [path.lstat() for path in (base / "tree").rglob("*")]
     assert sorted(info.st_ino for info in found) == sorted(info.st_ino for info in wanted)
 
@@ -67,9 +69,9 @@ def test_deeper_than_paths_stacks_and_open_files_reach(tmp_path):
         folder = below
     os.close(folder)
     found = []
-    trees.walk(tmp_path / "tree", lambda name, _: found.append(name))
+    tree_removal.walk(tmp_path / "tree", lambda name, _: found.append(name))
     assert found == ["d" * 20] * 5000
-    trees.remove(tmp_path / "tree")
+    tree_removal.remove(tmp_path / "tree")
     assert os.listdir(tmp_path) == []
 
 
@@ -81,7 +83,7 @@ def test_memory_does_not_grow_with_the_number_of_names(tmp_path):
         if number < 2000:
             (folder / f"f{number:0199}").mkdir()
     tracemalloc.start()
-    trees.remove(folder)
+    tree_removal.remove(folder)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert os.listdir(tmp_path) == []
@@ -89,9 +91,9 @@ def test_memory_does_not_grow_with_the_number_of_names(tmp_path):
 
 
 def test_none_is_no_error_and_a_link_is_refused(tmp_path):
-    trees.remove(tmp_path / "absent")
+    tree_removal.remove(tmp_path / "absent")
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to("target")
     with pytest.raises(OSError, match="link"):
-        trees.remove(tmp_path / "link")
+        tree_removal.remove(tmp_path / "link")
     assert (tmp_path / "target").is_dir()

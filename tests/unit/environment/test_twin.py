@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from netspace.environment import kit, probe, twin
+from netspace.environment.audit import interpreter, probe, twin
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 
@@ -27,7 +27,7 @@ def test_the_kit_has_all_that_the_probe_imports():
 
 
 def test_a_packed_interpreter_runs_from_its_folder_alone(tmp_path):
-    packed = kit.pack(tmp_path / "kit", twin.MODULES)
+    packed = interpreter.pack(tmp_path / "kit", twin.MODULES)
     folder = str(tmp_path / "kit")
     script = tmp_path / "script.py"
     script.write_text(
@@ -44,7 +44,7 @@ def test_a_packed_interpreter_runs_from_its_folder_alone(tmp_path):
 
 
 def test_an_image_can_t_have_its_own_code_loaded_with_the_kit(tmp_path):
-    packed = kit.pack(tmp_path / "kit", ["os"])
+    packed = interpreter.pack(tmp_path / "kit", ["os"])
     script = tmp_path / "script.py"
     script.write_text("print('ran')")
     variables = dict(entry.split("=", 1) for entry in packed.variables(str(tmp_path / "kit")))
@@ -58,7 +58,7 @@ def test_an_image_can_t_have_its_own_code_loaded_with_the_kit(tmp_path):
 
 def test_what_can_t_be_packed_is_told(tmp_path):
     with pytest.raises(NetspaceError, match="no_such_module"):
-        kit.pack(tmp_path / "kit", ["no_such_module"])
+        interpreter.pack(tmp_path / "kit", ["no_such_module"])
 
 
 def test_files_to_aim_at_are_readable_by_everybody(tmp_path):

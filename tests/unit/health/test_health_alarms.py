@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.health import alarms
+from netspace.environment.health import alarms
 
 WELL = {"state": "running", "health": "healthy", "exit": "", "restarts": 0, "flapping": False}
 WELL |= {"supervised": True, "oom_kills": 0}

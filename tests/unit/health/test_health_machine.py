@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.environment import ids, records
+from netspace.environment import record as records
+from netspace.environment import user_ids
+from netspace.environment.health import probes, state, watcher
+from netspace.environment.health import record as verdict
+from netspace.environment.health.record import Verdict
+from netspace.environment.health.state import Judgement
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.environment.records import Failed, Previous, Record
-from netspace.health import machine, probes, verdict, watch
-from netspace.health.machine import Judgement
-from netspace.health.verdict import Verdict
+from netspace.environment.record import Failed, Previous, Record
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Health
@@ -26,12 +28,12 @@ HEALTH = Health(exec=("/check",), interval=10, retries=3, start_period=5)
 def after(health: Health, *probed: tuple[float, bool]) -> Judgement:
     known = Judgement()
     for age, passed in probed:
-        known = machine.judge(known, health, passed, "" if passed else "no", age)
+        known = state.judge(known, health, passed, "" if passed else "no", age)
     return known
 
 
 def test_one_that_starts_has_its_allowance() -> None:
-    assert machine.allowance(HEALTH) == 35
+    assert state.allowance(HEALTH) == 35
     failing = [(age, False) for age in range(34)]
     assert after(HEALTH, *failing).state == "starting"
     assert after(HEALTH, *failing, (35, False)) == Judgement("unhealthy", 35, "no")
@@ -70,8 +72,8 @@ def test_a_success_always_makes_healthy_and_only_failures_make_unhealthy(
         assert row >= 1
     if any(passed for _, passed in probed):
         assert (known.state == "unhealthy") == (row >= retries)
-    assert 0 < machine.pause(known, health) <= health.interval
-    assert len(known.detail) <= machine.DETAIL
+    assert 0 < state.pause(known, health) <= health.interval
+    assert len(known.detail) <= state.DETAIL
 
 
 def test_a_judgement_survives_the_disk_and_damage_is_none(tmp_path: Path) -> None:
@@ -101,13 +103,13 @@ def test_a_broker_that_can_not_be_asked_is_no_news() -> None:
     found = probes.mailbox("web", refuse)
     assert found == (None, "connection refused")
     for before in (Judgement(), Judgement("healthy"), Judgement("healthy", 2, "no"), Judgement("unhealthy", 3, "no")):
-        after = machine.judge(before, HEALTH, *found, 1e6)
+        after = state.judge(before, HEALTH, *found, 1e6)
         assert after == msgspec.structs.replace(before, detail="connection refused")
 
 
 def record(**keys: object) -> Record:
     spec = parse.environment("web", {"image": "tar:/x.tar", **keys})
-    return Record(spec, "running", ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", {})
+    return Record(spec, "running", user_ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", {})
 
 
 def test_who_is_watched() -> None:
@@ -117,7 +119,7 @@ def test_who_is_watched() -> None:
         "waiting": record(after=["awaited"]),
         "plain": record(),
     }
-    assert set(watch.needed(known)) == {"checked", "awaited"}
+    assert set(watcher.needed(known)) == {"checked", "awaited"}
 
 
 def test_what_to_go_back_to_and_what_failed_survive_the_disk(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.interface import nftables as nf
-from netspace.interface.firewall import Guarded, build, forwarded
-from netspace.interface.published import lead_name
-from netspace.interface.table import difference, whole
+from netspace.interface.firewall.host_rules import Guarded, build, forwarded
+from netspace.interface.firewall.published import lead_name
+from netspace.interface.firewall.table import difference, whole
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 

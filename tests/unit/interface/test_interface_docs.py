@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkout
+from support import checkout
 
 from netspace.interface import kinds
 
 PLAN = """
 from netspace.interface import kinds
-from netspace.interface.kind import DesiredInterfaces, Interfaces
+from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.interface.observe import Observed
 from netspace.layout import Layout
 from netspace.spec import parse

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, StateError
-from netspace.interface import ends, forwarding, guards, kinds, namespaces, netlink, nftables
+from netspace.interface import endpoints, forwarding, kinds, netlink, netns, nftables
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
-from netspace.interface.kind import DesiredInterfaces, Interfaces
+from netspace.interface.firewall import netns_table
 from netspace.interface.observe import Live, Observed, expected
-from netspace.interface.records import Record, Volatile, path
+from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+from netspace.interface.record import Record, Volatile, path
 from netspace.layout import Layout
 from netspace.plan import Plan
 from netspace.spec import parse
@@ -102,10 +103,10 @@ def test_a_kernel_without_ipv6_gets_ipv4_and_a_note() -> None:
 
 @given(NAMES, NAMES)
 def test_host_end_names_fit_and_tell_environments_and_instances_apart(one: str, other: str) -> None:
-    names = {ends.host_name(instance, name) for instance in ("netspace", "second") for name in (one, other)}
+    names = {endpoints.host_name(instance, name) for instance in ("netspace", "second") for name in (one, other)}
     assert len(names) == 2 * len({one, other})
     assert all(len(name) <= 15 for name in names)
-    first = int(ends.mac("netspace", one)[:2], 16)
+    first = int(endpoints.mac("netspace", one)[:2], 16)
     assert first & 3 == 2, "locally administered and unicast"
 
 
@@ -141,7 +142,7 @@ def test_namespaces_are_found_in_mountinfo() -> None:
         "81 76 0:4 mnt:[4026532253] /run/netns/other rw - nsfs nsfs rw\n"
         "82 76 0:4 net:[4026532254] /run/elsewhere/web rw - nsfs nsfs rw\n"
     )
-    assert namespaces.found(Path("/run/netns"), text) == {"netspace-web": 4026532252}
+    assert netns.found(Path("/run/netns"), text) == {"netspace-web": 4026532252}
 
 
 @given(st.binary(max_size=200))
@@ -164,9 +165,9 @@ def test_what_is_no_refusal_of_the_kernels_ends_the_run_also_out_of_a_thread(
     def put(*_: Any, **__: Any) -> None:
         raise ValueError("unforeseen")
 
-    monkeypatch.setattr(guards, "put", put)
-    monkeypatch.setattr(namespaces, "enter", lambda _: None)
-    work = Work(None, ends.Ends(), Live(), guard=())
+    monkeypatch.setattr(netns_table, "put", put)
+    monkeypatch.setattr(netns, "enter", lambda _: None)
+    work = Work(None, endpoints.Ends(), Live(), guard=())
     with pytest.raises(ValueError, match="unforeseen"):
         Applying(Layout(root=tmp_path))._guard_only({"a": work, "b": work})
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, SpecError
-from netspace.interface import kinds, lan, nftables, support
+from netspace.interface import kernel_support, kinds, lan, nftables
 from netspace.interface.apply import Firewall, Forwarding, Work
-from netspace.interface.kind import DesiredInterfaces, Interfaces
 from netspace.interface.netlink import Link
 from netspace.interface.observe import Live, Observed, expected
-from netspace.interface.records import plain
+from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+from netspace.interface.record import plain
 from netspace.layout import Layout
 from netspace.plan import Plan
 from netspace.spec import parse
@@ -332,13 +332,13 @@ def test_link_local_addresses_follow_the_mac() -> None:
 
 
 def test_modules_are_found_in_the_kernel_s_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support.os, "uname", lambda: type("U", (), {"release": "6"}))
+    monkeypatch.setattr(kernel_support.os, "uname", lambda: type("U", (), {"release": "6"}))
     modules, sys = tmp_path / "modules", tmp_path / "sys"
     (modules / "6").mkdir(parents=True)
     (sys / "macvlan").mkdir(parents=True)
     (modules / "6/modules.builtin").write_text("kernel/net/8021q/8021q.ko\n")
     (modules / "6/modules.dep").write_text("kernel/drivers/net/ipvlan/ipvlan.ko.xz:\nkernel/a/xwireguard.ko: a.ko\n")
-    assert [support.listed(name, modules, sys) for name in ("macvlan", "8021q", "ipvlan", "wireguard")] == [
+    assert [kernel_support.listed(name, modules, sys) for name in ("macvlan", "8021q", "ipvlan", "wireguard")] == [
         True,
         True,
         True,

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace.interface import ends, kinds, netlink
-from netspace.interface.ends import End, Place
+from netspace.interface import endpoints, kinds, netlink
+from netspace.interface.endpoints import End, Place
 from netspace.interface.kinds import wireguard
 from netspace.interface.netlink import Message, NetlinkError
 from netspace.spec import parse
@@ -157,7 +157,7 @@ def link(body: bytes) -> dict[int, Any]:
     return tree(body[16:], LINK)
 
 
-def wanted(declared: dict[str, Any], **more: Any) -> tuple[Any, ends.Ends]:
+def wanted(declared: dict[str, Any], **more: Any) -> tuple[Any, endpoints.Ends]:
     spec = parse.interface({**declared, **more})
     place = Place("t0", MAC, "alias", {"ipv4": "198.18.6.7"}, {})
     return kinds.of(spec), kinds.of(spec).ends(spec, place)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.errors import NetspaceError
-from netspace.link import amqp
+from netspace.link.broker import amqp
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 SIMPLE = st.one_of(

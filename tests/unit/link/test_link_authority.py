@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from netspace.errors import NetspaceError, SpecError, StateError
 from netspace.layout import Layout
-from netspace.link import authority, identity, seals
-from netspace.link.authority import Issued, Issuer, issued
 from netspace.link.card import card
-from netspace.link.identity import STALE, Accounts
-from netspace.link.names import PLAIN, Names
+from netspace.link.pki import authority, certificates
+from netspace.link.pki.authority import Issued, Issuer, issued
+from netspace.link.pki.certificates import STALE, Accounts
+from netspace.link.seal import keys as seals
+from netspace.link.topology.names import PLAIN, Names
 from netspace.spec import parse
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
 
@@ -119,40 +120,40 @@ def test_no_bytes_are_taken_for_what_was_issued(content):
 
 def test_only_what_is_due_is_issued_again(layout):
     names = {"web", "orders"}
-    renewed, told = identity.ensure(layout, SPEC, names, NOW, OWNER)
+    renewed, told = certificates.ensure(layout, SPEC, names, NOW, OWNER)
     assert (renewed, told) == (names, True)
-    assert identity.observe(layout, SPEC, names, NOW).changes(SPEC, names) == {}
-    assert identity.ensure(layout, SPEC, names, NOW + 15 * HOUR, OWNER) == (set(), False)
-    identity.path(layout, "web").write_bytes(b"half a file")
-    seen = identity.observe(layout, SPEC, names, NOW)
+    assert certificates.observe(layout, SPEC, names, NOW).changes(SPEC, names) == {}
+    assert certificates.ensure(layout, SPEC, names, NOW + 15 * HOUR, OWNER) == (set(), False)
+    certificates.path(layout, "web").write_bytes(b"half a file")
+    seen = certificates.observe(layout, SPEC, names, NOW)
     assert list(seen.changes(SPEC, names)) == ["certificates:web"]
-    assert identity.ensure(layout, SPEC, names, NOW, OWNER) == ({"web"}, False)
-    assert identity.ensure(layout, SPEC, names, NOW + 17 * HOUR, OWNER) == (names, False)
-    assert stat.S_IMODE(identity.path(layout, "web").stat().st_mode) == 0o600
-    identity.remove(layout, names)
+    assert certificates.ensure(layout, SPEC, names, NOW, OWNER) == ({"web"}, False)
+    assert certificates.ensure(layout, SPEC, names, NOW + 17 * HOUR, OWNER) == (names, False)
+    assert stat.S_IMODE(certificates.path(layout, "web").stat().st_mode) == 0o600
+    certificates.remove(layout, names)
     assert not layout.identities.exists()
 
 
 def test_whose_name_is_another_is_issued_again_as_was_planned(layout):
     known = authority.ensure(layout, SPEC, NOW)
-    identity.ensure(layout, SPEC, {"web"}, NOW, OWNER)
+    certificates.ensure(layout, SPEC, {"web"}, NOW, OWNER)
     # An operator's authority stays the same one when the trust domain that it issues for is another.
     former = Issuer(dataclasses.replace(known, host="spiffe://former/host/h"))
-    identity.path(layout, "web").write_bytes(former.environment("web", NOW))
-    (identity.server_folder(layout) / "server.pem").write_bytes(former.server(NOW))
+    certificates.path(layout, "web").write_bytes(former.environment("web", NOW))
+    (certificates.server_folder(layout) / "server.pem").write_bytes(former.server(NOW))
     due = ["certificates:of the broker itself", "certificates:web"]
-    assert list(identity.observe(layout, SPEC, {"web"}, NOW).changes(SPEC, {"web"})) == due
-    assert identity.ensure(layout, SPEC, {"web"}, NOW, OWNER) == ({"web"}, True)
-    assert identity.observe(layout, SPEC, {"web"}, NOW).changes(SPEC, {"web"}) == {}
-    assert identity.ensure(layout, SPEC, {"web"}, NOW, OWNER) == (set(), False)
+    assert list(certificates.observe(layout, SPEC, {"web"}, NOW).changes(SPEC, {"web"})) == due
+    assert certificates.ensure(layout, SPEC, {"web"}, NOW, OWNER) == ({"web"}, True)
+    assert certificates.observe(layout, SPEC, {"web"}, NOW).changes(SPEC, {"web"}) == {}
+    assert certificates.ensure(layout, SPEC, {"web"}, NOW, OWNER) == (set(), False)
 
 
 def test_those_with_passwords_and_on_another_broker_get_no_certificate(layout):
     spec = LocalBroker(passwords=("web",))
-    assert identity.ensure(layout, spec, {"web", "orders"}, NOW, OWNER)[0] == {"orders"}
+    assert certificates.ensure(layout, spec, {"web", "orders"}, NOW, OWNER)[0] == {"orders"}
     other = ClusterBroker(url="amqp://x", management="http://x", credentials="/x")
-    assert identity.ensure(layout, other, {"web"}, NOW, OWNER) == (set(), False)
-    assert identity.observe(layout, other, {"web"}, NOW).changes(other, {"web"}) == {}
+    assert certificates.ensure(layout, other, {"web"}, NOW, OWNER) == (set(), False)
+    assert certificates.observe(layout, other, {"web"}, NOW).changes(other, {"web"}) == {}
 
 
 # -- accounts ----------------------------------------------------------------------------------

@@ -20,16 +20,20 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netspace import jose
+from netspace import jose, x509_helpers
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import authority, between, bundles, certificates, chain, endorser, exchange, planning, seals
-from netspace.link.authority import Authority, Issuer
-from netspace.link.between import Others
-from netspace.link.chain import Untrusted
-from netspace.link.planning import DesiredLinks, Observed
+from netspace.link import plan as planning
+from netspace.link.pki import authority
+from netspace.link.pki.authority import Authority, Issuer
+from netspace.link.pki.root import Root, adopt, request
+from netspace.link.plan import DesiredLinks, Observed
 from netspace.link.record import Record
-from netspace.link.root import Root, adopt, request
+from netspace.link.seal import bundle as bundles
+from netspace.link.seal import endorser, exchange, path_validation, peers
+from netspace.link.seal import keys as seals
+from netspace.link.seal.path_validation import Untrusted
+from netspace.link.seal.peers import Others
 from netspace.spec.types import Link, LocalBroker, RemoteHost
 from netspace_client import card, seal
 from netspace_client.keys import ring
@@ -118,7 +122,7 @@ def test_the_endorsers_key_stays_when_the_authority_is_replaced(fleet):
 
 def test_an_authority_on_another_curve_has_an_endorser_on_p_256(fleet):
     place = fleet.folder / "authorities" / "h3"
-    (place / "authority.key").write_text(certificates.private(ec.generate_private_key(ec.SECP384R1())))
+    (place / "authority.key").write_text(x509_helpers.private(ec.generate_private_key(ec.SECP384R1())))
     (fleet.folder / "root" / "certified.json").write_text("{}")
     known = fleet.certified("h3")
     made = endorser.ensure(fleet.layouts["h3"], known, NOW)
@@ -141,8 +145,8 @@ def test_an_endorsement_is_renewed_while_a_seal_under_way_needs_it(fleet):
 
 
 # -- certificates ------------------------------------------------------------------------------------
-def checked(fleet: Fleet, pem: str, now: float = NOW) -> chain.Vouched:
-    return chain.checked(pem, {"h2": IDS["h2"], "h3": IDS["h3"]}, fleet.known["h1"].trusted, now)
+def checked(fleet: Fleet, pem: str, now: float = NOW) -> path_validation.Vouched:
+    return path_validation.checked(pem, {"h2": IDS["h2"], "h3": IDS["h3"]}, fleet.known["h1"].trusted, now)
 
 
 def keyed(known: Authority) -> Any:
@@ -156,16 +160,16 @@ def issued(known: Authority, host: str = IDS["h2"], **odd: Any) -> str:
     names = [x509.UniformResourceIdentifier(name) for name in odd.get("names", [f"{host}/seals"])]
     extensions = [
         (x509.BasicConstraints(odd.get("ca", False), None), True),
-        (odd.get("usage") or certificates.usage(digital_signature=True), True),
+        (odd.get("usage") or x509_helpers.usage(digital_signature=True), True),
         (x509.ExtendedKeyUsage([x509.ObjectIdentifier(use) for use in odd.get("uses", [authority.ENDORSES])]), False),
         (x509.SubjectAlternativeName(names), False),
         *odd.get("more", []),
     ]
     begins, ends = odd.get("begins", NOW), odd.get("ends", NOW + DAY)
-    own = certificates.make(
-        certificates.named("x"), key.public_key(), above[0].subject, keyed(known), begins, ends, extensions
+    own = x509_helpers.make(
+        x509_helpers.named("x"), key.public_key(), above[0].subject, keyed(known), begins, ends, extensions
     )
-    return "".join(map(certificates.text, (own, *above)))
+    return "".join(map(x509_helpers.text, (own, *above)))
 
 
 def test_an_endorsers_certificate_says_whose_it_is(steady):
@@ -194,7 +198,7 @@ UNKNOWN = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x
         ({"uses": [CLIENT]}, "isn't an endorser's"),
         ({"uses": [authority.ENDORSES, SERVER]}, "isn't an endorser's"),
         ({"ca": True}, "isn't an endorser's"),
-        ({"usage": certificates.usage(digital_signature=True, key_cert_sign=True)}, "isn't an endorser's"),
+        ({"usage": x509_helpers.usage(digital_signature=True, key_cert_sign=True)}, "isn't an endorser's"),
         ({"key": ec.generate_private_key(ec.SECP384R1())}, "isn't on P-256"),
         ({"begins": NOW + DAY, "ends": NOW + 2 * DAY}, "is valid from"),
         ({"begins": NOW - 2 * DAY, "ends": NOW - DAY}, "is valid from"),
@@ -237,13 +241,13 @@ def below(known: Authority, domain: str, path: int | None = None, **more: Any) -
     names += [x509.DNSName(name) for name in more.get("dns", (domain, *authority.SERVER_NAMES))]
     extensions = [
         (x509.BasicConstraints(more.get("ca", True), path), True),
-        (more.get("usage") or certificates.usage(key_cert_sign=True), True),
+        (more.get("usage") or x509_helpers.usage(key_cert_sign=True), True),
         *([(x509.NameConstraints(names, None), True)] if more.get("bounded", True) else []),
     ]
-    made = certificates.make(
-        certificates.named("below"), key.public_key(), above[0].subject, keyed(known), NOW, NOW + DAY, extensions
+    made = x509_helpers.make(
+        x509_helpers.named("below"), key.public_key(), above[0].subject, keyed(known), NOW, NOW + DAY, extensions
     )
-    pem = certificates.private(key) + "".join(map(certificates.text, (made, *above)))
+    pem = x509_helpers.private(key) + "".join(map(x509_helpers.text, (made, *above)))
     return dataclasses.replace(known, pem=pem)
 
 
@@ -268,18 +272,18 @@ def between_root(steady: Fleet, uris: list[str], excluded: list[str] | None = No
     listed = [[x509.UniformResourceIdentifier(one) for one in names] or None for names in (uris, excluded or [])]
     extensions = [
         (x509.BasicConstraints(True, 1), True),
-        (certificates.usage(key_cert_sign=True), True),
+        (x509_helpers.usage(key_cert_sign=True), True),
         (x509.NameConstraints(*listed), True),
     ]
-    made = certificates.make(
-        certificates.named("between"), key.public_key(), root.subject, keyed(known), NOW, NOW + DAY, extensions
+    made = x509_helpers.make(
+        x509_helpers.named("between"), key.public_key(), root.subject, keyed(known), NOW, NOW + DAY, extensions
     )
-    pem = certificates.private(key) + certificates.text(made) + certificates.text(root)
+    pem = x509_helpers.private(key) + x509_helpers.text(made) + x509_helpers.text(root)
     return dataclasses.replace(known, pem=pem)
 
 
 def test_every_constraint_above_counts(tmp_path, monkeypatch):
-    from netspace.link import root
+    from netspace.link.pki import root
 
     real = root._certificate
 
@@ -309,7 +313,7 @@ def test_every_constraint_above_counts(tmp_path, monkeypatch):
     for odd, why in (
         ({"bounded": False}, "could speak for other hosts"),
         ({"dns": ("h2.example.org", "h3.example.org")}, "must permit these DNS names"),
-        ({"usage": certificates.usage(crl_sign=True)}, "may not sign certificates"),
+        ({"usage": x509_helpers.usage(crl_sign=True)}, "may not sign certificates"),
         ({"ca": False}, "is no authority"),
     ):
         with pytest.raises(Untrusted, match=why):
@@ -521,7 +525,7 @@ def promised(fleet: Fleet, host: str, name: str) -> list[Any]:
 
 def told(fleet: Fleet, at: str, name: str, links: list[Link], keys: dict[str, seals.Keys]) -> dict[str, Any]:
     """Return the card of an environment of host *at*, but for the broker's part."""
-    from netspace.spec import fleet as words
+    from netspace.spec import hosts as words
 
     local = words.local(links, fleet.broker(at))
     content: dict[str, Any] = {
@@ -614,7 +618,7 @@ def test_no_keys_are_told_of_a_host_before_it_knows_this_one(fleet):
 
 
 def test_what_lacks_is_told_with_the_remedy(fleet):
-    from netspace.spec import fleet as words
+    from netspace.spec import hosts as words
 
     links = words.local([ASK, TELL], fleet.broker("h1"))
     own = fleet.own["h1"].kid
@@ -630,7 +634,7 @@ def test_what_lacks_is_told_with_the_remedy(fleet):
     assert lacking() == [f"log@h2: there is no key to seal for it; {remedy}"]
     fleet.adopt(fleet.bundle(knows=own, at=NOW + 2, vault=enc(), log=enc()))
     assert lacking() == []
-    soon = NOW + endorser.PROMISE - between.SOON + 60
+    soon = NOW + endorser.PROMISE - peers.SOON + 60
     assert [text.partition(" runs out on")[0] for text in lacking(soon)] == [
         "log@h2: the last key to seal for it",
         "vault@h2: the last key to seal for it",
@@ -640,17 +644,17 @@ def test_what_lacks_is_told_with_the_remedy(fleet):
 
 
 def test_who_seals_for_whom(fleet):
-    from netspace.spec import fleet as words
+    from netspace.spec import hosts as words
 
     plain = Link(source="web@h1", target="open@h2")
     within = Link(source="web@h1", target="shop@h1", seal=True)
     for at, members, readers in (("h1", {"web", "shop"}, {"web"}), ("h2", {"vault", "log"}, {"vault", "log"})):
         links = words.local([ASK, TELL, plain, within], fleet.broker(at))
         other = {"h1": "h2", "h2": "h1"}[at]
-        assert between.hosts(links) == {other}
-        assert between.members(links) == members
-        assert between.readers(links, other) == readers
-        assert between.readers(links, "h3") == set()
+        assert peers.hosts(links) == {other}
+        assert peers.members(links) == members
+        assert peers.readers(links, other) == readers
+        assert peers.readers(links, "h3") == set()
 
 
 # -- keys that other hosts know ----------------------------------------------------------------------------
@@ -700,7 +704,7 @@ def test_endorsements_are_renewed_and_keys_stay(fleet):
 
 
 def test_a_plan_names_what_other_hosts_have_to_know(fleet):
-    from netspace.spec import fleet as words
+    from netspace.spec import hosts as words
 
     layout, broker = Layout(), fleet.broker("h1")
     links = words.local([ASK], broker)

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.errors import SpecError
-from netspace.link import diff, model
 from netspace.link.card import card
-from netspace.link.names import Names, is_dead
-from netspace.spec import fleet, parse
+from netspace.link.topology import diff
+from netspace.link.topology import objects as model
+from netspace.link.topology.names import Names, is_dead
+from netspace.spec import hosts, parse
 from netspace.spec.types import ClusterBroker, Link
 
 CALLED = Names(b"k" * 32, fleet=True)
@@ -37,7 +38,7 @@ def broker(host: str) -> ClusterBroker:
 
 
 def wanted(links: list[Link], host: str) -> tuple[tuple[Link, ...], model.Objects]:
-    own = fleet.local(links, broker(host))
+    own = hosts.local(links, broker(host))
     return own, model.objects(own, CALLED)
 
 
@@ -53,7 +54,7 @@ def known(objects: model.Objects) -> set[str]:
 
 def changes(links: list[Link], host: str, there: dict[str, Any], before: list[Link] | None = None) -> diff.Difference:
     own, objects = wanted(links, host)
-    environments = model.accounts([*own, *fleet.local(before or [], broker(host))], CALLED)
+    environments = model.accounts([*own, *hosts.local(before or [], broker(host))], CALLED)
     found = model.found(there, "v", environments, whole=False)
     return diff.difference(objects, found, dict.fromkeys(environments, ""))
 
@@ -127,7 +128,7 @@ def test_an_asker_that_may_ask_no_more_is_cut_from_the_answers_by_its_own_host()
 def test_both_ends_are_told_the_same_names():
     links = [Link("web@h1", "orders@h2", "request", ttl=5.0)]
     cards = {
-        name: card(name, fleet.local(links, broker(host)), "v", CALLED, broker=broker(host))
+        name: card(name, hosts.local(links, broker(host)), "v", CALLED, broker=broker(host))
         for name, host in (("web", "h1"), ("orders", "h2"))
     }
     (peer,), (sender,) = cards["web"]["peers"], cards["orders"]["senders"]

@@ -13,7 +13,7 @@ import pytest
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import haproxy
+from netspace.link.forwarder import haproxy
 
 Answer = Callable[[socket.socket], None]
 

@@ -16,13 +16,17 @@ from cryptography import x509
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import authority, forwarder, identity, model, reach, remote
-from netspace.link.authority import Issuer
+from netspace.link.broker import access
+from netspace.link.broker.management import TooLargeError
 from netspace.link.card import card
-from netspace.link.forwarder import Wanted
-from netspace.link.management import TooLargeError
-from netspace.link.names import Names
-from netspace.link.root import Root, adopt, request
+from netspace.link.forwarder import process
+from netspace.link.forwarder.process import Wanted
+from netspace.link.pki import authority, certificates
+from netspace.link.pki.authority import Issuer
+from netspace.link.pki.root import Root, adopt, request
+from netspace.link.topology import objects as model
+from netspace.link.topology import peers
+from netspace.link.topology.names import Names
 from netspace.spec.types import Link, LocalBroker, RemoteHost, Size
 
 NOW = 1_764_000_000.0
@@ -48,7 +52,7 @@ CARRIED = Link(source="web@h1", target="log", via="buffered")
 def objects(*links: Link) -> model.Objects:
     """Return the objects on h1's broker."""
     outboxes = {CALLED.outbox(link): link for link in links if model.carried(link)}
-    shovels = remote.shovels(H1, outboxes, CALLED, "netspace", Path("/tls/ca.pem"), Path("/tls/client.pem"))
+    shovels = peers.shovels(H1, outboxes, CALLED, "netspace", Path("/tls/ca.pem"), Path("/tls/client.pem"))
     return model.objects(links, CALLED, shovels)
 
 
@@ -132,15 +136,15 @@ def test_answers_that_are_flooded_are_made_anew_for_each_host_that_asks(layout, 
                 raise TooLargeError("too large")
             return {}
 
-    monkeypatch.setattr(reach.names, "used", lambda *_: AT_H2)
+    monkeypatch.setattr(access.names, "used", lambda *_: AT_H2)
     links = [ASKED, Link(source="web", target="orders", pattern="request"), ASK]
-    found = reach.flooded(layout, Flooded(), H1, {link.name: link for link in links})
+    found = access.flooded(layout, Flooded(), H1, {link.name: link for link in links})
     assert set(found) == {("exchange", AT_H2.reply("orders", "h1")), ("exchange", AT_H2.reply("orders"))}
 
 
 # -- who is who ------------------------------------------------------------------------------------
 def test_accounts_of_other_hosts_are_spiffe_ids_there():
-    accounts = identity.accounts(H1, "spiffe://h1.example.org/host/h1")
+    accounts = certificates.accounts(H1, "spiffe://h1.example.org/host/h1")
     for ours, theirs in {
         "env.web": "spiffe://h1.example.org/host/h1/env/web",
         "env.orders@h2": "spiffe://h2.example.org/host/h2/env/orders",
@@ -289,8 +293,8 @@ def test_the_brokers_certificate_bears_the_name_that_others_ask_for_and_another_
     root, layout, tmp_path
 ):
     spec = below(root, tmp_path / "authority", "h1.example.org")
-    assert identity.ensure(layout, spec, (), _now(), OWNER) == (set(), True)
-    served = identity.server_folder(layout)
+    assert certificates.ensure(layout, spec, (), _now(), OWNER) == (set(), True)
+    served = certificates.server_folder(layout)
     names = x509.load_pem_x509_certificate((served / "server.pem").read_bytes()).extensions
     assert "h1.example.org" in names.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
         x509.DNSName
@@ -299,11 +303,11 @@ def test_the_brokers_certificate_bears_the_name_that_others_ask_for_and_another_
     assert client.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
         x509.UniformResourceIdentifier
     ) == ["spiffe://h1.example.org/host/h1/broker"]
-    assert identity.observe(layout, spec, (), _now()).changes(spec, ()) == {}
+    assert certificates.observe(layout, spec, (), _now()).changes(spec, ()) == {}
     # Reached by nobody, it needs neither.
     alone = msgspec.structs.replace(spec, listen=None, hosts={})
-    assert identity.observe(layout, alone, (), _now()).changes(alone, ())
-    identity.ensure(layout, alone, (), _now(), OWNER)
+    assert certificates.observe(layout, alone, (), _now()).changes(alone, ())
+    certificates.ensure(layout, alone, (), _now(), OWNER)
     assert not (served / "client.pem").exists()
 
 
@@ -319,25 +323,25 @@ def test_a_broker_gets_a_certificate_for_its_new_name(layout):
 # -- ways -------------------------------------------------------------------------------------------
 def test_only_who_has_a_direct_link_there_is_led_to_another_host():
     links = [ASK, CARRY, Link(source="other", target="web"), Link(source="x@h2", target="web")]
-    ways = remote.ways(H1, links)
+    ways = peers.ways(H1, links)
     assert {name: set(hosts) for name, hosts in ways.items()} == {"web": {"h2"}}
-    config = forwarder.render(Layout(), Wanted(H1, {"web": 1, "other": 2}, ways=ways))
+    config = process.render(Layout(), Wanted(H1, {"web": 1, "other": 2}, ways=ways))
     web, other = (config.partition(f"frontend environment:{name}\n")[2] for name in ("web", "other"))
     assert "use_backend to:web:h2 if { req.ssl_sni -m str h2.example.org }" in web
     assert "use_backend" not in other.partition("frontend")[0] and "inspect-delay" not in other.partition("frontend")[0]
     assert "backend to:web:h2\n    server broker 198.51.100.2:5671 " in config
-    assert forwarder._ways(config) == {"backend to:web:h2     server broker 198.51.100.2:5671 init-addr last,libc,none"}
+    assert process._ways(config) == {"backend to:web:h2     server broker 198.51.100.2:5671 init-addr last,libc,none"}
     assert "h3" not in config
 
 
 def test_from_elsewhere_comes_who_asks_for_the_broker_by_its_name():
-    config = forwarder.render(Layout(), Wanted(H1, {}))
+    config = process.render(Layout(), Wanted(H1, {}))
     entry = config.partition("frontend from-elsewhere\n")[2].partition("frontend")[0]
     assert "bind 198.51.100.1:5671 transparent" in entry
     assert "accept if { req.ssl_sni -m str h1.example.org }" in entry and "reject if" in entry
-    assert "from-elsewhere" not in forwarder.render(Layout(), Wanted(LocalBroker(), {}))
+    assert "from-elsewhere" not in process.render(Layout(), Wanted(LocalBroker(), {}))
     wide = RemoteHost(trust_domain="h3.example.org", address="[2001:db8::3]:5671")
-    assert "server broker [2001:db8::3]:5671" in forwarder.render(
+    assert "server broker [2001:db8::3]:5671" in process.render(
         Layout(), Wanted(H1, {"web": 1}, ways={"web": {"h3": wide}})
     )
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_link_hosts import CALLED, H1, SCHEMA, objects
 
 from netspace.layout import Layout
-from netspace.link import planning
+from netspace.link import plan as planning
 from netspace.link.card import card
-from netspace.link.kind import DesiredLinks
-from netspace.link.planning import Observed
+from netspace.link.plan import Observed
+from netspace.link.reconciler import DesiredLinks
 from netspace.link.record import Record, read, write
 from netspace.spec.types import Link, LocalBroker
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.link import diff, model
 from netspace.link.card import card
-from netspace.link.former import Former, find
-from netspace.link.names import PLAIN, Names, account, environments_of, owner, shown
+from netspace.link.topology import diff, objects
+from netspace.link.topology.draining import Former, find
+from netspace.link.topology.names import PLAIN, Names, account, environments_of, owner, shown
 from netspace.spec.types import Link
 
 NAMES = ["a", "b", "web", "web-1", "w_1"]
@@ -40,7 +40,7 @@ class Broker:
     """Definitions as RabbitMQ keeps them, changed as its API changes them."""
 
     def __init__(self) -> None:
-        self.objects: model.Objects = {}
+        self.objects: objects.Objects = {}
         self.hashes: dict[str, str] = {}
 
     def definitions(self) -> dict:
@@ -59,7 +59,7 @@ class Broker:
             sections["policies" if key[0] == "policy" else f"{key[0]}s"].append(entry)
         return json.loads(json.dumps({**sections, "vhosts": [{"name": VHOST}]}))
 
-    def delete(self, key: model.Key) -> None:
+    def delete(self, key: objects.Key) -> None:
         self.objects.pop(key, None)
         if key[0] == "user":
             self.objects.pop(("permission", key[1]), None)
@@ -86,12 +86,12 @@ class Broker:
                 self.objects[key] = value
 
     def converge(self, links: list[Link], known: set[str], passwords: dict[str, str]) -> diff.Difference:
-        wanted = model.objects(links, CALLED)
-        there = model.found(self.definitions(), VHOST, known | model.members(links), whole=True)
+        wanted = objects.objects(links, CALLED)
+        there = objects.found(self.definitions(), VHOST, known | objects.members(links), whole=True)
         change = diff.difference(wanted, there, passwords)
         for key in change.revoke:
             self.delete(key)
-        passwords.update({name: f"secret of {name}" for name in model.members(links)})
+        passwords.update({name: f"secret of {name}" for name in objects.members(links)})
         self.post(diff.document(wanted, change, VHOST, passwords))
         return change
 
@@ -100,13 +100,13 @@ class Broker:
 def test_after_a_change_there_is_no_difference_and_nothing_undeclared(first, second):
     broker, passwords = Broker(), {}
     broker.converge(first, set(), passwords)
-    change = broker.converge(second, model.members(first), passwords)
+    change = broker.converge(second, objects.members(first), passwords)
     assert not change.stuck
-    wanted = model.objects(second, CALLED)
-    kept = {*model.shared(CALLED), *(("queue", name) for name in change.left)}
+    wanted = objects.objects(second, CALLED)
+    kept = {*objects.shared(CALLED), *(("queue", name) for name in change.left)}
     assert {key for key in broker.objects if key not in kept} == {key for key in wanted if key not in kept}
     assert all(broker.objects[key] == value for key, value in wanted.items())
-    again = broker.converge(second, model.members(first), passwords)
+    again = broker.converge(second, objects.members(first), passwords)
     assert again.empty
     assert again.left == change.left
 
@@ -115,10 +115,10 @@ def test_after_a_change_there_is_no_difference_and_nothing_undeclared(first, sec
 def test_mailboxes_are_never_revoked(first, second):
     broker, passwords = Broker(), {}
     broker.converge(first, set(), passwords)
-    change = broker.converge(second, model.members(first), passwords)
+    change = broker.converge(second, objects.members(first), passwords)
     assert not [key for key in change.revoke if key[0] == "queue" and not key[1].startswith(("replies.", "notices."))]
     gone = {owner(name) for name in change.left if name.startswith("mailbox.")}
-    assert gone == model.members(first) - model.members(second)
+    assert gone == objects.members(first) - objects.members(second)
     lanes = {name for name in change.left if name.startswith("lane.")}
     wanted = {CALLED.queue(link) for link in second}
     assert lanes == {CALLED.queue(link) for link in first if link.bounds} - wanted
@@ -126,10 +126,10 @@ def test_mailboxes_are_never_revoked(first, second):
 
 @given(LINKS)
 def test_an_account_may_do_what_its_links_say_and_nothing_else(links):
-    made = model.objects(links, CALLED)
+    made = objects.objects(links, CALLED)
     declared = {(link.source, link.target): link.pattern for link in links}
     names = [key[1] for key in made if key[0] in ("queue", "exchange")] + ["", "amq.default", "amq.topic", "other"]
-    for one in model.members(links):
+    for one in objects.members(links):
         rights = made["permission", f"env.{one}"]
         may = {right: {name for name in names if re.search(rights[right], name)} for right in rights}
         assert may["configure"] <= {""}
@@ -160,8 +160,8 @@ def test_foreign_objects_are_not_ours(links):
     }
     broker.hashes["env.elsewhere"] = ""
     broker.objects.update(foreign)
-    broker.converge([], model.members(links), passwords)
-    left = model.shared(CALLED).keys() | {("queue", CALLED.mailbox(name)) for name in model.members(links)}
+    broker.converge([], objects.members(links), passwords)
+    left = objects.shared(CALLED).keys() | {("queue", CALLED.mailbox(name)) for name in objects.members(links)}
     left |= {("queue", CALLED.queue(link)) for link in links}
     assert broker.objects.keys() - left == foreign.keys()
 
@@ -170,7 +170,7 @@ def test_what_is_in_another_vhost_is_not_ours():
     broker = Broker()
     links = [Link(source="a", target="b")]
     broker.converge(links, set(), {})
-    there = model.found(broker.definitions(), "other", set(), whole=True)
+    there = objects.found(broker.definitions(), "other", set(), whole=True)
     assert there.objects == {}
     assert not there.vhost
 
@@ -178,7 +178,7 @@ def test_what_is_in_another_vhost_is_not_ours():
 def test_on_a_shared_broker_other_hosts_environments_are_not_ours():
     broker = Broker()
     broker.converge([Link(source="a", target="b"), Link(source="c", target="d", pattern="request")], set(), {})
-    there = model.found(broker.definitions(), VHOST, {"a", "b"}, whole=False).objects
+    there = objects.found(broker.definitions(), VHOST, {"a", "b"}, whole=False).objects
     assert ("exchange", N("link.a.b")) in there
     assert ("queue", N("mailbox.c")) not in there
     assert not [key for key in there if "c" in key[1].split(".") or "d" in key[1].split(".")]
@@ -218,8 +218,8 @@ WAITING = binding(N("reply.b"), "queue", N("replies.a"))
 @pytest.mark.parametrize(
     ("bindings", "anew"),
     [
-        ([WAITING] * model.ANSWERS, []),
-        ([WAITING] * (model.ANSWERS + 1), [("queue", N("replies.a"))]),
+        ([WAITING] * objects.ANSWERS, []),
+        ([WAITING] * (objects.ANSWERS + 1), [("queue", N("replies.a"))]),
         ([binding(N("reply.b"), "queue", N("replies.a"), "~")], []),
         ([binding(N("reply.b"), "queue", N("replies.a"), "key~hash")], [("queue", N("replies.a"))]),
         ([binding(N("reply.b"), "queue", N("replies.a"), "~hash")], [("queue", N("replies.a"))]),
@@ -231,28 +231,28 @@ WAITING = binding(N("reply.b"), "queue", N("replies.a"))
     ],
 )
 def test_what_environments_bind_beyond_need_is_made_anew(bindings, anew):
-    assert model.flooded(bindings, "ab", whole=True) == model.flooded(bindings, "ab", whole=False) == anew
+    assert objects.flooded(bindings, "ab", whole=True) == objects.flooded(bindings, "ab", whole=False) == anew
 
 
 def test_on_a_shared_broker_other_hosts_bindings_are_theirs():
     theirs = [binding(N("reply.b"), "queue", N("replies.x"), "key~hash")]
-    assert model.flooded(theirs, "ab", whole=False) == []
-    assert model.flooded(theirs, "ab", whole=True) == [("queue", N("replies.x"))]
+    assert objects.flooded(theirs, "ab", whole=False) == []
+    assert objects.flooded(theirs, "ab", whole=True) == [("queue", N("replies.x"))]
 
 
 @given(LINKS, LINKS)
 def test_what_the_record_says_must_go_is_revoked_by_the_difference_too(first, second):
     broker = Broker()
-    broker.converge(first, model.members([*first, *second]), {})
-    keys = diff.undeclared(model.objects(first, CALLED), model.objects(second, CALLED))
+    broker.converge(first, objects.members([*first, *second]), {})
+    keys = diff.undeclared(objects.objects(first, CALLED), objects.objects(second, CALLED))
     for key in keys:
         broker.delete(key)
     names = {CALLED.exchange(link) for link in second}
     assert not [key for key in broker.objects if key[1].startswith("link.") and key[1] not in names]
-    accounts = {account(name) for name in model.members(second)}
+    accounts = {account(name) for name in objects.members(second)}
     assert {key[1] for key in broker.objects if key[0] in ("user", "permission")} <= accounts
-    kept = model.objects(second, CALLED)
-    assert not [key for key in keys if key in kept or key in model.shared(CALLED) or key[1].startswith("mailbox.")]
+    kept = objects.objects(second, CALLED)
+    assert not [key for key in keys if key in kept or key in objects.shared(CALLED) or key[1].startswith("mailbox.")]
 
 
 def test_drift_is_repaired():
@@ -274,8 +274,8 @@ def test_a_mailbox_of_another_make_is_left_for_the_operator():
     broker, passwords = Broker(), {}
     broker.objects["queue", N("mailbox.b")] = {"durable": True, "auto_delete": False, "arguments": {}}
     links = [Link(source="a", target="b")]
-    there = model.found(broker.definitions(), VHOST, set(), whole=True)
-    change = diff.difference(model.objects(links, CALLED), there, passwords)
+    there = objects.found(broker.definitions(), VHOST, set(), whole=True)
+    change = diff.difference(objects.objects(links, CALLED), there, passwords)
     assert change.stuck == (("queue", N("mailbox.b")),)
     assert ("queue", N("mailbox.b")) not in {*change.create, *change.change}
 
@@ -284,8 +284,8 @@ def test_nothing_is_revoked_after_something_was_granted_in_its_place():
     broker, passwords = Broker(), {}
     broker.converge([Link(source="a", target="b"), Link(source="a", target="c")], set(), passwords)
     links = [Link(source="a", target="b")]
-    there = model.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
-    change = diff.difference(model.objects(links, CALLED), there, passwords)
+    there = objects.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
+    change = diff.difference(objects.objects(links, CALLED), there, passwords)
     assert change.revoke == (("user", "env.c"), ("exchange", N("link.a.c")))
 
 
@@ -351,8 +351,8 @@ def test_no_environment_is_told_a_name_that_isnt_its_own(first, second):
         for link in second
         for end in [link.target]
     ]
-    every = model.objects(first, CALLED)
-    for one in model.members(first):
+    every = objects.objects(first, CALLED)
+    for one in objects.members(first):
         told = json.dumps(card(one, first, VHOST, CALLED, formers))
         for key in every:
             if key[0] == "queue" and key[1] in told:
@@ -387,14 +387,14 @@ def test_what_is_renamed_is_read_until_it_is_empty_and_has_no_way_in(first, seco
     for old in (PLAIN, Names(b"the key that was lost")):
         broker = Broker()
         broker.post(diff.document(*_everything(first, old)))
-        wanted = model.objects(second, CALLED)
-        there = model.found(broker.definitions(), VHOST, model.members([*first, *second]), whole=True)
+        wanted = objects.objects(second, CALLED)
+        there = objects.found(broker.definitions(), VHOST, objects.members([*first, *second]), whole=True)
         links = {link.name: link for link in second}
         formers = find(there, wanted, links, (), now=5.0)
-        passwords = dict.fromkeys(model.members(first), "x")
+        passwords = dict.fromkeys(objects.members(first), "x")
         change = diff.difference(wanted, there, passwords)
         assert {one.queue for one in formers} <= set(change.left), "none is revoked"
-        mailboxes = {old.mailbox(name) for name in model.members(first) & model.members(second)}
+        mailboxes = {old.mailbox(name) for name in objects.members(first) & objects.members(second)}
         assert mailboxes <= {one.queue for one in formers}
         for one in formers:
             assert dict(one.senders) == {
@@ -405,7 +405,7 @@ def test_what_is_renamed_is_read_until_it_is_empty_and_has_no_way_in(first, seco
             if one.environment:
                 assert re.search(wanted["permission", account(one.environment)]["read"], one.queue)
         # Killed after the revocation, the next run knows as much.
-        later = model.found({**broker.definitions(), "bindings": [], "exchanges": []}, VHOST, (), whole=True)
+        later = objects.found({**broker.definitions(), "bindings": [], "exchanges": []}, VHOST, (), whole=True)
         again = find(later, wanted, links, formers, now=9.0)
         assert [(one.queue, one.senders, one.since) for one in again] == [
             (one.queue, one.senders, 5.0) for one in formers
@@ -413,10 +413,10 @@ def test_what_is_renamed_is_read_until_it_is_empty_and_has_no_way_in(first, seco
 
 
 def _everything(links: list[Link], called: Names):
-    wanted = model.objects(links, called)
-    accounts = tuple(account(name) for name in model.members(links))
+    wanted = objects.objects(links, called)
+    accounts = tuple(account(name) for name in objects.members(links))
     change = diff.Difference(create=tuple(wanted), passwords=accounts)
-    return wanted, change, VHOST, dict.fromkeys(model.members(links), "x")
+    return wanted, change, VHOST, dict.fromkeys(objects.members(links), "x")
 
 
 def test_a_card_tells_the_senders_of_former_queues_by_their_exchange():
@@ -435,28 +435,28 @@ WATCHED = Link(source="web", target="orders", monitor=True)
 
 
 def test_a_monitor_hears_of_the_consumers_of_one_mailbox_and_its_right_goes_with_the_link():
-    made = model.objects([WATCHED, Link(source="web", target="audit")], CALLED)
+    made = objects.objects([WATCHED, Link(source="web", target="audit")], CALLED)
     watch, notices = CALLED.watch(WATCHED), CALLED.notices("web")
     assert made["exchange", watch]["type"] == "headers"
-    assert made["binding", model.EVENTS, "exchange", watch, "consumer.*"]
+    assert made["binding", objects.EVENTS, "exchange", watch, "consumer.*"]
     about = made["binding", watch, "queue", notices, ""]["arguments"]
     assert about == {"x-match": "all", "queue": CALLED.mailbox("orders")}
     may = made["permission", "env.web"]
     assert re.fullmatch(may["read"], notices)
     for pattern in (may["write"], may["configure"]):
-        assert not any(re.fullmatch(pattern, name) for name in (watch, notices, model.EVENTS))
+        assert not any(re.fullmatch(pattern, name) for name in (watch, notices, objects.EVENTS))
     assert not re.fullmatch(may["read"], watch)
     assert not re.fullmatch(made["permission", "env.orders"]["read"], notices)
-    others = model.objects([Link(source="web", target="orders"), Link(source="web", target="audit")], CALLED)
-    assert set(made) - set(others) == {("queue", notices), *model.of_link(WATCHED, CALLED)[2:]}
+    others = objects.objects([Link(source="web", target="orders"), Link(source="web", target="audit")], CALLED)
+    assert set(made) - set(others) == {("queue", notices), *objects.of_link(WATCHED, CALLED)[2:]}
     assert ("queue", notices) not in others
     gone = diff.undeclared(made, others)
     assert gone == [("exchange", watch), ("queue", notices)]
 
 
 def test_what_a_monitor_needs_is_found_again_and_repaired():
-    made = model.objects([WATCHED], CALLED)
-    there = model.Found({key: dict(value) for key, value in made.items()}, {}, True)
+    made = objects.objects([WATCHED], CALLED)
+    there = objects.Found({key: dict(value) for key, value in made.items()}, {}, True)
     assert not diff.difference(made, there, {}).touched - {("user", "env.web"), ("user", "env.orders")}
     binding = ("binding", CALLED.watch(WATCHED), "queue", CALLED.notices("web"), "")
     there.objects[binding] = {"arguments": {"x-match": "any"}}

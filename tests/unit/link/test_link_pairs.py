@@ -10,9 +10,10 @@ import pytest
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import names, pairs, record
-from netspace.link.names import PLAIN, Names
+from netspace.link import record
 from netspace.link.record import Record
+from netspace.link.topology import names, pair_keys
+from netspace.link.topology.names import PLAIN, Names
 from netspace.spec.types import ClusterBroker, Link, LocalBroker, RemoteHost
 
 HOSTS = ("h1", "h2", "h3")
@@ -23,7 +24,7 @@ SECRET = "a secret of all hosts that is long enough"
 @pytest.fixture
 def brokers(tmp_path) -> dict[str, LocalBroker]:
     """Brokers of three hosts, each with what it declares of the others."""
-    public = {name: pairs.public(tmp_path / name) for name in HOSTS}
+    public = {name: pair_keys.public(tmp_path / name) for name in HOSTS}
     return {
         name: LocalBroker(
             host=name,
@@ -50,7 +51,7 @@ def keyless(broker: LocalBroker, path) -> LocalBroker:
 
 
 def keys(broker: LocalBroker) -> dict[str, bytes]:
-    return {name: pair.key for name, pair in pairs.between(broker, {}).items()}
+    return {name: pair.key for name, pair in pair_keys.between(broker, {}).items()}
 
 
 def test_two_hosts_have_one_key_and_each_pair_another(brokers):
@@ -61,23 +62,23 @@ def test_two_hosts_have_one_key_and_each_pair_another(brokers):
 
 
 def test_a_hosts_key_stays_and_is_its_own(tmp_path):
-    first = pairs.public(tmp_path / "h1")
-    assert pairs.public(tmp_path / "h1") == first != pairs.public(tmp_path / "h2")
-    path = tmp_path / "h1" / pairs.FILE
+    first = pair_keys.public(tmp_path / "h1")
+    assert pair_keys.public(tmp_path / "h1") == first != pair_keys.public(tmp_path / "h2")
+    path = tmp_path / "h1" / pair_keys.FILE
     assert path.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "h1").stat().st_mode & 0o777 == 0o700
     path.write_text("no key")
     with pytest.raises(NetspaceError, match=r"it holds no key; remove it"):
-        pairs.public(tmp_path / "h1")
+        pair_keys.public(tmp_path / "h1")
 
 
 def test_what_was_made_of_the_same_is_not_made_again(brokers, monkeypatch):
-    made = pairs.between(brokers["h1"], {})
-    monkeypatch.setattr(pairs, "_agreed", lambda *_: pytest.fail("again"))
-    assert pairs.between(brokers["h1"], made) == made
+    made = pair_keys.between(brokers["h1"], {})
+    monkeypatch.setattr(pair_keys, "_agreed", lambda *_: pytest.fail("again"))
+    assert pair_keys.between(brokers["h1"], made) == made
     monkeypatch.undo()
     moved = msgspec.structs.replace(brokers["h1"], trust_domain="other.example.org")
-    assert pairs.between(moved, made)["h2"].key != made["h2"].key
+    assert pair_keys.between(moved, made)["h2"].key != made["h2"].key
 
 
 def test_one_secret_of_all_gives_each_pair_a_key(brokers, tmp_path):
@@ -99,7 +100,7 @@ def test_a_public_key_that_can_not_serve_is_told(brokers, key, why):
     own = brokers["h2"].hosts["h1"].public_key
     far = msgspec.structs.replace(brokers["h1"].hosts["h2"], public_key=own if key == "own" else key)
     with pytest.raises(NetspaceError, match=why):
-        pairs.between(msgspec.structs.replace(brokers["h1"], hosts={"h2": far}), {})
+        pair_keys.between(msgspec.structs.replace(brokers["h1"], hosts={"h2": far}), {})
 
 
 @pytest.mark.parametrize(
@@ -118,9 +119,9 @@ def test_a_secret_that_can_not_serve_is_told(brokers, tmp_path, content, mode, w
 
 
 def test_a_key_that_is_not_there_is_told_with_what_makes_it(brokers, tmp_path):
-    (tmp_path / "h1" / pairs.FILE).unlink()
+    (tmp_path / "h1" / pair_keys.FILE).unlink()
     with pytest.raises(NetspaceError, match=r"names\.key: No such file.*netspace_link\.public_key"):
-        pairs.between(brokers["h1"], {})
+        pair_keys.between(brokers["h1"], {})
 
 
 # -- what is recorded ------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def test_names_in_use_are_known_without_what_they_were_made_of(brokers, layout, 
     assert set(made.pairs) == {"h2", "h3"} and made.key not in made.pairs.values()
     for secret in (made.key.hex(), *(key.hex() for key in made.pairs.values())):
         assert secret not in repr(made)
-    (tmp_path / "h1" / pairs.FILE).unlink()
+    (tmp_path / "h1" / pair_keys.FILE).unlink()
     assert names.used(layout, brokers["h1"]) == made
     with pytest.raises(NetspaceError, match=r"names\.key"):
         names.declared(layout, brokers["h1"])

@@ -16,10 +16,15 @@ from hypothesis import strategies as st
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import broker, credentials, forwarder, guard, health, launch, letters, management, reach
-from netspace.link.forwarder import Wanted
-from netspace.link.kind import DesiredLinks, Links, Observed, Record
-from netspace.link.management import Login, Management, RefusedError, UnreachableError
+from netspace.link import health
+from netspace.link.broker import access, management, plugin
+from netspace.link.broker import node as broker
+from netspace.link.broker.management import Login, Management, RefusedError, UnreachableError
+from netspace.link.forwarder import launch, process
+from netspace.link.forwarder.process import Wanted
+from netspace.link.mail import dead_letters
+from netspace.link.pki import passwords
+from netspace.link.reconciler import DesiredLinks, Links, Observed, Record
 from netspace.link.record import read, write
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
 
@@ -30,15 +35,15 @@ NODES = ClusterBroker(url=("amqp://n1", "amqp://n2"), management=("http://n1", "
 
 # -- forwarder ---------------------------------------------------------------------
 def test_the_forwarder_listens_in_each_namespace_and_knows_its_inode():
-    config = forwarder.render(Layout(), Wanted(LocalBroker(), {"web": 11, "a-b": 12}))
-    assert forwarder.served(config) == ["a-b", "web"]
+    config = process.render(Layout(), Wanted(LocalBroker(), {"web": 11, "a-b": 12}))
+    assert process.served(config) == ["a-b", "web"]
     assert "    bind 127.0.0.1:5671 namespace netspace-web\n" in config
     assert "    server broker 127.0.0.1:5682\n" in config
     assert " ssl " not in config, "TLS is between client and broker"
-    assert config != forwarder.render(Layout(), Wanted(LocalBroker(), {"web": 13, "a-b": 12}))
+    assert config != process.render(Layout(), Wanted(LocalBroker(), {"web": 13, "a-b": 12}))
     for each in ("rate-limit sessions ", "filter bwlim-in ", "set-bandwidth-limit "):
         assert config.count(each) == 2, "one share for each environment"
-    assert config == forwarder.render(Layout(), Wanted(LocalBroker(), {"a-b": 12, "web": 11}))
+    assert config == process.render(Layout(), Wanted(LocalBroker(), {"a-b": 12, "web": 11}))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +55,7 @@ def test_the_forwarder_listens_in_each_namespace_and_knows_its_inode():
     ],
 )
 def test_the_forwarder_goes_where_the_url_says(url, server):
-    config = forwarder.render(Layout(), Wanted(ClusterBroker(url=url, management="http://x", credentials="/x"), {}))
+    config = process.render(Layout(), Wanted(ClusterBroker(url=url, management="http://x", credentials="/x"), {}))
     assert f"server broker {server}" in config
     assert ("ssl verify required" in config) == url.startswith("amqps")
 
@@ -58,7 +63,7 @@ def test_the_forwarder_goes_where_the_url_says(url, server):
 def test_the_forwarder_goes_to_any_node_of_a_cluster():
     nodes = ("amqps://n1", "amqps://n2:99")
     spec = ClusterBroker(url=nodes, management="http://x", credentials="/x", ca="/etc/ca.pem")
-    servers = [line for line in forwarder.render(Layout(), Wanted(spec, {})).splitlines() if "    server " in line]
+    servers = [line for line in process.render(Layout(), Wanted(spec, {})).splitlines() if "    server " in line]
     assert [line.split()[1:3] for line in servers] == [["node1", "n1:5671"], ["node2", "n2:99"]]
     assert all(f'ca-file "/etc/ca.pem" verifyhost n{number}' in line for number, line in enumerate(servers, 1))
 
@@ -66,7 +71,7 @@ def test_the_forwarder_goes_to_any_node_of_a_cluster():
 def test_a_path_is_one_word_of_the_forwarder_s_configuration():
     def configuration(ca: str) -> str:
         spec = ClusterBroker(url="amqps://n1", management="http://x", credentials="/x", ca=ca)
-        return forwarder.render(Layout(), Wanted(spec, {}))
+        return process.render(Layout(), Wanted(spec, {}))
 
     assert r'ca-file "/a b/\"\$\\ #/" verifyhost n1' in configuration('/a b/"$\\ #/')
     with pytest.raises(NetspaceError, match="control character"):
@@ -79,27 +84,27 @@ def test_a_cluster_is_the_same_by_any_of_its_nodes():
             url="amqp://x", management=nodes if len(nodes) > 1 else nodes[0], credentials="", vhost=vhost
         )
 
-    assert reach.same(cluster("http://n1"), cluster("http://n2", "http://n1"))
-    assert not reach.same(cluster("http://n1", "http://n2"), cluster("http://n3"))
-    assert not reach.same(cluster("http://n1"), cluster("http://n1", vhost="w"))
-    assert not reach.same(cluster("http://n1"), LocalBroker())
-    assert reach.same(LocalBroker(port=1), LocalBroker())
+    assert access.same(cluster("http://n1"), cluster("http://n2", "http://n1"))
+    assert not access.same(cluster("http://n1", "http://n2"), cluster("http://n3"))
+    assert not access.same(cluster("http://n1"), cluster("http://n1", vhost="w"))
+    assert not access.same(cluster("http://n1"), LocalBroker())
+    assert access.same(LocalBroker(port=1), LocalBroker())
 
 
 def test_the_forwarder_can_be_started_for_a_thousand_environments():
     """Without -n its master takes no more than 250 namespaces; the bound must not keep it from starting either."""
-    command = forwarder.command(Layout())
+    command = process.command(Layout())
     assert int(command[command.index("-n") + 1]) >= 8 * 1000
-    assert "no strict-limits" in forwarder.render(Layout(), Wanted(LocalBroker(), {}))
+    assert "no strict-limits" in process.render(Layout(), Wanted(LocalBroker(), {}))
 
 
 def test_a_port_that_is_taken_takes_one_section_out_of_the_configuration():
     layout = Layout()
     broker = LocalBroker(passwords=("old",))
-    config = forwarder.render(layout, Wanted(broker, {"web": 11, "old": 12, "a-b": 13}))
-    assert forwarder.entries(config) == {"web": (11, 5671), "old": (12, 5672), "a-b": (13, 5671)}
+    config = process.render(layout, Wanted(broker, {"web": 11, "old": 12, "a-b": 13}))
+    assert process.entries(config) == {"web": (11, 5671), "old": (12, 5672), "a-b": (13, 5671)}
     staying = launch.without(config, ["old", "a-b"])
-    assert forwarder.served(staying) == ["web"]
+    assert process.served(staying) == ["web"]
     assert [line for line in config.splitlines() if line not in staying.splitlines()] == [
         line
         for name, inode, port in (("a-b", 13, 5671), ("old", 12, 5672))
@@ -127,7 +132,7 @@ def test_the_node_listens_on_loopback_and_has_no_secret_in_its_service():
 
 
 def test_another_port_is_another_configuration(tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "installed", lambda folder: True)
+    monkeypatch.setattr(plugin, "installed", lambda folder: True)
     layout = Layout(root=tmp_path)
     files.write_json(layout.records("link") / "management.json", {"username": "u", "password": "p", "hash": "h"})
     for spec in (LocalBroker(), LocalBroker(distribution_port=2), LocalBroker(port=3)):
@@ -140,25 +145,25 @@ def test_another_port_is_another_configuration(tmp_path, monkeypatch):
 def test_a_guard_that_cannot_be_compiled_is_told_and_leaves_the_former_one(tmp_path, monkeypatch):
     former = tmp_path / "former"
     former.touch()
-    monkeypatch.setattr(guard, "COMPILER", tmp_path / "erlc")
+    monkeypatch.setattr(plugin, "COMPILER", tmp_path / "erlc")
     with pytest.raises(MissingError, match="erlang-base"):
-        guard.install(tmp_path, 0)
-    guard.COMPILER.write_text("#!/bin/sh\necho no such module; exit 1\n")
-    guard.COMPILER.chmod(0o755)
+        plugin.install(tmp_path, 0)
+    plugin.COMPILER.write_text("#!/bin/sh\necho no such module; exit 1\n")
+    plugin.COMPILER.chmod(0o755)
     with pytest.raises(NetspaceError, match="can't be compiled: no such module"):
-        guard.install(tmp_path, 0)
-    assert former.exists() and not guard.installed(tmp_path)
+        plugin.install(tmp_path, 0)
+    assert former.exists() and not plugin.installed(tmp_path)
 
 
 # -- credentials -------------------------------------------------------------------
 def test_credentials_are_made_once_and_root_only(tmp_path):
     layout = Layout(root=tmp_path)
-    made = credentials.ensure(layout, ["web", "orders"], {})
+    made = passwords.ensure(layout, ["web", "orders"], {})
     assert len(set(made.values())) == 2
-    assert credentials.ensure(layout, ["web"], credentials.read_all(layout)) == {"web": made["web"]}
+    assert passwords.ensure(layout, ["web"], passwords.read_all(layout)) == {"web": made["web"]}
     assert (layout.records("credentials") / "web.json").stat().st_mode & 0o777 == 0o600
-    credentials.remove(layout, ["web", "orders"])
-    assert credentials.read(layout, "web") is None
+    passwords.remove(layout, ["web", "orders"])
+    assert passwords.read(layout, "web") is None
     assert not layout.records("credentials").exists()
 
 
@@ -166,7 +171,7 @@ def test_credentials_that_hold_none_are_an_error(tmp_path):
     layout = Layout(root=tmp_path)
     files.write_json(layout.records("credentials") / "web.json", {})
     with pytest.raises(StateError, match="web"):
-        credentials.read(layout, "web")
+        passwords.read(layout, "web")
 
 
 # -- plans without a broker ------------------------------------------------------------
@@ -418,17 +423,17 @@ def test_the_beacon_tells_what_changes_and_not_how_much():
 # -- dead letters ----------------------------------------------------------------------------
 def test_nothing_a_sender_wrote_is_believed_of_a_dead_letter():
     forged = {"x-death": [{"exchange": "link.a.b", "queue": "mailbox.b", "time": 5}], "x-netspace": "link.a.b"}
-    assert letters.letter({"payload": "", "properties": {"headers": forged}}).link == "unknown"
-    assert letters.letter({"exchange": "link.a.b", "properties": []}).link == "unknown"
+    assert dead_letters.letter({"payload": "", "properties": {"headers": forged}}).link == "unknown"
+    assert dead_letters.letter({"exchange": "link.a.b", "properties": []}).link == "unknown"
 
 
 def test_what_a_dead_letter_has_in_another_form_is_as_if_it_were_not_there():
     odd = [None, [], "x", 7, [[]], {"a": "b"}, [None, 3, {"queue": "q", "time": "now"}]]
     for history, headers in itertools.product(odd, odd):
         got = {"properties": {"headers": {"x-first-death-queue": "q", "x-death": history}}, "payload_bytes": 3}
-        assert letters.letter(got).died == 0
-        assert letters.letter({"properties": {"headers": headers}}).link == "unknown"
-        assert letters.letter({"properties": headers}).reason == "unknown"
+        assert dead_letters.letter(got).died == 0
+        assert dead_letters.letter({"properties": {"headers": headers}}).link == "unknown"
+        assert dead_letters.letter({"properties": headers}).reason == "unknown"
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001])
@@ -436,16 +441,16 @@ def test_how_many_letters_is_bounded(tmp_path, limit):
     layout = Layout(root=tmp_path)
     write(layout, Record(LocalBroker(), {LINK.name: LINK}))
     with pytest.raises(NetspaceError, match="limit"):
-        letters.Letters(layout).count(limit)
+        dead_letters.Letters(layout).count(limit)
     with pytest.raises(NetspaceError, match="limit"):
-        letters.Letters(layout).redeliver(letters.Choice(limit))
+        dead_letters.Letters(layout).redeliver(dead_letters.Choice(limit))
     with pytest.raises(NetspaceError, match="limit"):
-        letters.Letters(layout).discard(letters.Choice(limit))
+        dead_letters.Letters(layout).discard(dead_letters.Choice(limit))
 
 
 def test_without_links_there_are_no_letters(tmp_path):
     with pytest.raises(NetspaceError, match="no links"):
-        letters.Letters(Layout(root=tmp_path))
+        dead_letters.Letters(Layout(root=tmp_path))
 
 
 # -- a broker that doesn't answer -----------------------------------------------------------

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.link import planning, seals
-from netspace.link.planning import DesiredLinks, Observed
+from netspace.link import plan as planning
+from netspace.link.plan import DesiredLinks, Observed
 from netspace.link.record import Record
+from netspace.link.seal import keys as seals
 from netspace.spec import parse
 from netspace.spec.types import Link, LocalBroker
 from netspace_client import seal

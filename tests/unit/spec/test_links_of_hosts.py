@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace import declared
 from netspace.errors import SpecError
-from netspace.spec import fleet, parse
+from netspace.plugin import arguments
+from netspace.spec import hosts, parse
 from netspace.spec.types import END, ClusterBroker, Link, LocalBroker
 
 ENVIRONMENT = {"image": "tar:/srv/x.tar", "command": ["/bin/x"]}
@@ -56,7 +56,7 @@ def test_each_host_has_the_links_that_touch_it_and_all_of_them_have_all(links):
     listed = [Link(source=f"{a}@{b}", target=f"{c}@{d}") for a, b, c, d in links]
     seen = set()
     for name in ("h1", "h2", "h3"):
-        for link in fleet.local(listed, LocalBroker(host=name)):
+        for link in hosts.local(listed, LocalBroker(host=name)):
             assert link.here and all(END.fullmatch(end) for end in (link.source, link.target))
             assert not link.source.endswith(f"@{name}") and not link.target.endswith(f"@{name}")
             whole = [end if "@" in end else f"{end}@{name}" for end in (link.source, link.target)]
@@ -129,15 +129,15 @@ def test_a_way_that_nobody_can_go_is_told():
 def test_on_a_shared_broker_a_host_needs_a_name():
     broker = ClusterBroker(url="amqps://b", management="https://b", credentials="/x")
     link = Link(source="web", target="orders@h2")
-    assert "broker:host is missing" in str(fleet.link(link, broker, "links:0")[0])
+    assert "broker:host is missing" in str(hosts.link(link, broker, "links:0")[0])
 
 
 def test_states_name_links_of_other_hosts():
     pillar = {"netspace": {"broker": BROKER}}
-    assert declared.one_link("web.orders@h2", {}, pillar).links[0].to_host == "h2"
-    assert declared.one_link("web@h1.orders@h2", {}, pillar).links[0].name == "web.orders@h2"
+    assert arguments.one_link("web.orders@h2", {}, pillar).links[0].to_host == "h2"
+    assert arguments.one_link("web@h1.orders@h2", {}, pillar).links[0].name == "web.orders@h2"
     with pytest.raises(SpecError, match="neither x@h2 nor y@h3 is an environment of this host"):
-        declared.one_link("x@h2.y@h3", {}, pillar)
+        arguments.one_link("x@h2.y@h3", {}, pillar)
     # What is to go may be impossible by now.
-    assert declared.link("web.orders@h9", {}, pillar).name == "web.orders@h9"
-    assert declared.link("web.orders@h9", {}, {}).name == "web.orders@h9"
+    assert arguments.link("web.orders@h9", {}, pillar).name == "web.orders@h9"
+    assert arguments.link("web.orders@h9", {}, {}).name == "web.orders@h9"

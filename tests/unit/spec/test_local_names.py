@@ -8,7 +8,7 @@ import pytest
 
 from netspace.errors import SpecError
 from netspace.link import record
-from netspace.spec import fleet, parse
+from netspace.spec import hosts, parse
 from netspace.spec.types import Link, LocalBroker
 
 ENVIRONMENT = {"image": "tar:/srv/x.tar", "command": ["/bin/x"]}
@@ -84,5 +84,5 @@ def test_a_name_that_means_two_is_refused_with_its_path(links: list[dict[str, An
 
 def test_what_another_host_s_environment_calls_its_peer_is_nothing_of_this_host() -> None:
     links = [Link(source="web@h1", target="orders@h2", local="orders")]
-    assert fleet.local(links, LocalBroker(host="h1")) == (Link(source="web", target="orders@h2", local="orders"),)
-    assert fleet.local(links, LocalBroker(host="h2")) == (Link(source="web@h1", target="orders"),)
+    assert hosts.local(links, LocalBroker(host="h1")) == (Link(source="web", target="orders@h2", local="orders"),)
+    assert hosts.local(links, LocalBroker(host="h2")) == (Link(source="web@h1", target="orders"),)

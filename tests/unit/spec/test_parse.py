@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace import declared
 from netspace.errors import SpecError
-from netspace.spec import check, parse
+from netspace.plugin import arguments
+from netspace.spec import checks, parse
 from netspace.spec.types import Cidr, LocalBroker, Rate, Requirement, Size
 
 SHOP = {
@@ -242,7 +242,7 @@ def test_one_mistake_of_an_environment_hides_no_other_of_it():
     clash = {f"netspace:environments:{name}:volumes:0:source" for name in ("tiny", "orders")}
     assert told & clash and "netspace:environments:orders:user" in told
     with pytest.raises(SpecError) as caught:
-        declared.one_environment("tiny", kernel, {})
+        arguments.one_environment("tiny", kernel, {})
     assert {problem.path for problem in caught.value.problems} >= {"tiny:command", "tiny:health:exec", "tiny:target"}
 
 
@@ -406,7 +406,7 @@ def test_a_circle_is_told_with_all_that_is_in_it() -> None:
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdefg"), max_size=4, unique=True)))
 def test_circles_are_found_wherever_they_are(after: dict[str, list[str]]) -> None:
-    found = check.circle(after)
+    found = checks.circle(after)
     if found:
         assert found[0] == found[-1]
         assert all(later in after[name] for name, later in itertools.pairwise(found))

@@ -8,8 +8,8 @@ import pytest
 
 from netspace import supervision
 from netspace.layout import Layout
-from netspace.supervision.direct import Direct
-from netspace.supervision.systemd import Systemd
+from netspace.supervision.daemon.client import Direct
+from netspace.supervision.systemd.supervisor import Systemd
 
 
 def test_the_controllers_of_version_2(tmp_path: Path) -> None:

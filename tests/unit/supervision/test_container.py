@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from netspace.supervision import container, process
+from netspace.supervision import process
+from netspace.supervision.daemon import container_state
 
 CGROUP = "/netspace/environment-web"
 
@@ -43,28 +44,28 @@ class Runtime:
 @pytest.fixture
 def runtime(tmp_path, monkeypatch):
     made = Runtime(tmp_path)
-    monkeypatch.setattr(container, "_CGROUPS", str(made.cgroups))
+    monkeypatch.setattr(container_state, "_CGROUPS", str(made.cgroups))
     return made
 
 
 def test_all_of_it_goes(runtime):
-    assert container.forget(runtime.argv, CGROUP)
+    assert container_state.forget(runtime.argv, CGROUP)
     assert not runtime.path.exists()
     assert not any(group.exists() for group in runtime.groups)
     assert runtime.groups[0].parent.is_dir()
-    assert container.unknown(runtime.argv)
+    assert container_state.unknown(runtime.argv)
 
 
 def test_where_cgroups_are_version_2_there_is_one(runtime):
     (runtime.cgroups / "cgroup.controllers").write_text("memory")
     (runtime.cgroups / CGROUP[1:]).mkdir(parents=True)
-    assert container.forget(runtime.argv, CGROUP)
+    assert container_state.forget(runtime.argv, CGROUP)
     assert not (runtime.cgroups / CGROUP[1:]).exists()
 
 
 def test_also_behind_the_prefix_of_hybrid_cgroups(runtime):
     prefix = ("/usr/bin/unshare", "--mount", "--", "/bin/sh", "-c", 'exec "$@"', "sh")
-    assert container.forget((*prefix, *runtime.argv), CGROUP)
+    assert container_state.forget((*prefix, *runtime.argv), CGROUP)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_also_behind_the_prefix_of_hybrid_cgroups(runtime):
 )
 def test_a_status_that_is_not_ours_is_left_to_crun(runtime, changes):
     runtime.say(**changes)
-    assert not container.forget(runtime.argv, CGROUP)
+    assert not container_state.forget(runtime.argv, CGROUP)
     assert runtime.kept()
     assert all(group.exists() for group in runtime.groups)
 
@@ -82,40 +83,40 @@ def test_what_still_runs_is_left_to_crun(runtime):
     there = process.stat(os.getpid())
     assert there is not None
     runtime.say(pid=os.getpid(), **{"process-start-time": there.ticks})
-    assert not container.forget(runtime.argv, CGROUP)
+    assert not container_state.forget(runtime.argv, CGROUP)
     assert runtime.kept()
 
 
 def test_a_group_in_use_keeps_the_container_known(runtime):
     (runtime.groups[1] / "below").mkdir()
-    assert not container.forget(runtime.argv, CGROUP)
+    assert not container_state.forget(runtime.argv, CGROUP)
     assert runtime.kept()
 
 
 def test_without_a_group_nothing_is_proven(runtime):
     for group in runtime.groups:
         group.rmdir()
-    assert not container.forget(runtime.argv, CGROUP)
+    assert not container_state.forget(runtime.argv, CGROUP)
     assert runtime.kept()
 
 
 @pytest.mark.parametrize("content", ['{"hooks": {}}', '{"linux": {"intelRdt": {}}}'])
 def test_what_crun_would_have_to_run_is_left_to_crun(runtime, content):
     (runtime.path / "config.json").write_text(content)
-    assert not container.forget(runtime.argv, CGROUP)
+    assert not container_state.forget(runtime.argv, CGROUP)
     assert runtime.kept()
 
 
 def test_a_file_that_nobody_knows_is_left_to_crun(runtime):
     (runtime.path / "notify").mkdir()
-    assert not container.forget(runtime.argv, CGROUP)
+    assert not container_state.forget(runtime.argv, CGROUP)
     assert runtime.kept()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "9" * 5000])
 def test_a_damaged_status_is_left_to_crun(runtime, content):
     (runtime.path / "status").write_text(content)
-    assert not container.forget(runtime.argv, CGROUP)
+    assert not container_state.forget(runtime.argv, CGROUP)
     assert runtime.kept()
 
 
@@ -127,6 +128,6 @@ def test_other_commands_are_none_of_its_business(runtime):
         ("/bin/rm", *runtime.argv[1:]),
         ("/bin/true",),
     ):
-        assert container.folder(argv) is None
-        assert not container.forget(argv, CGROUP)
-        assert not container.unknown(argv)
+        assert container_state.folder(argv) is None
+        assert not container_state.forget(argv, CGROUP)
+        assert not container_state.unknown(argv)

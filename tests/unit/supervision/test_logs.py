@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from netspace.supervision import logs
+from netspace.supervision.daemon import logs
 
 
 def test_a_small_one_is_left_alone(tmp_path: Path) -> None:

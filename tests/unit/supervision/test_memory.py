@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netspace.supervision import memory, process
+from netspace.supervision import memory_events, process
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_it_is_counted(tmp_path: Path, file: str, content: str, kills: int) -> N
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    assert memory.kills("/netspace/web", str(tmp_path)) == kills
+    assert memory_events.kills("/netspace/web", str(tmp_path)) == kills
 
 
 def test_of_version_2_it_is_told_whose_group_it_was(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_of_version_2_it_is_told_whose_group_it_was(tmp_path: Path) -> None:
     for name in ("web", "orders"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "memory.events").write_text("oom_kill 0\n")
-    notices = memory.Notices(str(tmp_path))
+    notices = memory_events.Notices(str(tmp_path))
     try:
         for name in ("web", "orders", "nothing"):
             notices.watch(name, f"/{name}")

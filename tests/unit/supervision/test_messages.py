@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.supervision import messages
-from netspace.supervision.records import NAME
+from netspace.supervision.daemon import protocol
+from netspace.supervision.definitions import NAME
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -19,40 +19,40 @@ json_values = st.recursive(
 names = st.lists(st.from_regex(NAME, fullmatch=True), unique=True, max_size=20)
 
 
-@given(st.sampled_from(sorted(messages.VERBS - {"resume", "renew", "hello"})), names)
+@given(st.sampled_from(sorted(protocol.VERBS - {"resume", "renew", "hello"})), names)
 def test_a_request_survives_the_way(do: str, names: list[str]) -> None:
     for version in ("", "0123"):
-        request = messages.Request(do, tuple(names), version)
-        assert messages.parse_request(messages.render(request)) == request
+        request = protocol.Request(do, tuple(names), version)
+        assert protocol.parse_request(protocol.render(request)) == request
 
 
 def test_without_a_version_a_request_is_what_older_daemons_know() -> None:
-    assert json.loads(messages.render(messages.Request("renew"))) == {"do": "renew", "names": []}
+    assert json.loads(protocol.render(protocol.Request("renew"))) == {"do": "renew", "names": []}
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text()))
 def test_an_answer_survives_the_way(version: str, errors: dict[str, str]) -> None:
-    answer = messages.Answer(version, errors)
-    assert messages.parse_answer(messages.render(answer)) == answer
+    answer = protocol.Answer(version, errors)
+    assert protocol.parse_answer(protocol.render(answer)) == answer
 
 
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_anything_else_is_a_value_error(raw: bytes) -> None:
-    for parse in (messages.parse_request, messages.parse_answer):
+    for parse in (protocol.parse_request, protocol.parse_answer):
         with pytest.raises(ValueError):
             parse(raw)
 
 
 @given(
-    st.dictionaries(st.sampled_from(["do", "names", "more"]), json_values | st.sampled_from(sorted(messages.VERBS))),
+    st.dictionaries(st.sampled_from(["do", "names", "more"]), json_values | st.sampled_from(sorted(protocol.VERBS))),
 )
 def test_a_request_is_a_request_or_a_value_error(value: dict[str, object]) -> None:
     try:
-        request = messages.parse_request(json.dumps(value).encode())
+        request = protocol.parse_request(json.dumps(value).encode())
     except ValueError:
         return
     assert value.keys() == {"do", "names"}
-    assert request.do in messages.VERBS
+    assert request.do in protocol.VERBS
     assert all(NAME.fullmatch(name) for name in request.names)
 
 
@@ -67,15 +67,15 @@ def test_a_request_is_a_request_or_a_value_error(value: dict[str, object]) -> No
         b'{"do": "renew", "names": ["a"]}',
         b'{"do": "start", "names": ["a"], "more": 1}',
         b"[" * 100_000,
-        b" " * (messages.LARGEST + 1),
-        json.dumps({"do": "start", "names": ["a"] * (messages.MOST_NAMES + 1)}).encode(),
+        b" " * (protocol.LARGEST + 1),
+        json.dumps({"do": "start", "names": ["a"] * (protocol.MOST_NAMES + 1)}).encode(),
     ],
     ids=["dots", "slash", "hidden", "text", "verb", "too many", "more", "deep", "large", "names"],
 )
 def test_refused(raw: bytes) -> None:
     with pytest.raises(ValueError):
-        messages.parse_request(raw)
+        protocol.parse_request(raw)
 
 
 def test_a_name_given_twice_is_meant_once() -> None:
-    assert messages.parse_request(b'{"do": "stop", "names": ["a", "a"]}').names == ("a",)
+    assert protocol.parse_request(b'{"do": "stop", "names": ["a", "a"]}').names == ("a",)

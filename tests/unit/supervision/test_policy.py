@@ -6,17 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.supervision import policy
+from netspace.supervision import restart_policy
 
 
 @given(st.integers(min_value=1, max_value=10**9))
 def test_the_delay_grows_and_is_bounded(failures: int) -> None:
-    assert policy.FIRST_DELAY <= policy.delay(failures) <= policy.delay(failures + 1) <= policy.LAST_DELAY
+    assert (
+        restart_policy.FIRST_DELAY
+        <= restart_policy.delay(failures)
+        <= restart_policy.delay(failures + 1)
+        <= restart_policy.LAST_DELAY
+    )
 
 
 def test_the_delay_starts_small_and_reaches_its_bound() -> None:
-    assert [policy.delay(number) for number in (1, 2, 3)] == [0.1, 0.2, 0.4]
-    assert policy.delay(100) == policy.LAST_DELAY
+    assert [restart_policy.delay(number) for number in (1, 2, 3)] == [0.1, 0.2, 0.4]
+    assert restart_policy.delay(100) == restart_policy.LAST_DELAY
 
 
 @pytest.mark.parametrize(
@@ -31,17 +36,22 @@ def test_the_delay_starts_small_and_reaches_its_bound() -> None:
     ],
 )
 def test_policies(restart: str, end: str, again: bool) -> None:
-    assert policy.again(restart, end) is again
+    assert restart_policy.again(restart, end) is again
 
 
 def test_ends_in_words() -> None:
-    assert [policy.end_of(status) for status in (0, 3 << 8, 9, None)] == ["exit 0", "exit 3", "signal 9", "unknown"]
+    assert [restart_policy.end_of(status) for status in (0, 3 << 8, 9, None)] == [
+        "exit 0",
+        "exit 3",
+        "signal 9",
+        "unknown",
+    ]
 
 
 def test_one_that_does_not_come_to_rest_is_flapping() -> None:
-    often, now = policy.FLAPS, 1000.0
-    assert policy.flapping("starting", often, now - 1, now)
-    assert policy.flapping("running", often, now - 1, now)
-    assert not policy.flapping("running", often - 1, now - 1, now)
-    assert not policy.flapping("running", often, now - policy.FLAPPING, now), "it runs, for a while now"
-    assert not policy.flapping("failed", often, now - 1, now), "it is not started again"
+    often, now = restart_policy.FLAPS, 1000.0
+    assert restart_policy.flapping("starting", often, now - 1, now)
+    assert restart_policy.flapping("running", often, now - 1, now)
+    assert not restart_policy.flapping("running", often - 1, now - 1, now)
+    assert not restart_policy.flapping("running", often, now - restart_policy.FLAPPING, now), "it runs, for a while now"
+    assert not restart_policy.flapping("failed", often, now - 1, now), "it is not started again"

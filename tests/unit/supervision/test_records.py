@@ -11,34 +11,34 @@ from hypothesis import strategies as st
 
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.supervision import Service, records
+from netspace.supervision import Service, definitions
 
 words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=12)
 argv = st.tuples(words.map("/{}".format), words, words)
-service_names = st.from_regex(records.NAME, fullmatch=True).filter(lambda name: name not in records.RESERVED)
+service_names = st.from_regex(definitions.NAME, fullmatch=True).filter(lambda name: name not in definitions.RESERVED)
 services = st.builds(
     Service,
     name=service_names,
     command=argv,
     description=st.text("abc %$\"'", max_size=8),
-    variables=st.dictionaries(st.from_regex(records.VARIABLE, fullmatch=True), words, max_size=3),
+    variables=st.dictionaries(st.from_regex(definitions.VARIABLE, fullmatch=True), words, max_size=3),
     pid_file=st.none() | st.just(Path("/run/x.pid")),
     cleanup=st.tuples(argv) | st.just(()),
     reload=argv | st.just(()),
-    restart=st.sampled_from(records.POLICIES),
+    restart=st.sampled_from(definitions.POLICIES),
     stop_timeout=st.floats(min_value=0.1, max_value=3600),
     after=st.tuples(service_names) | st.just(()),
     until=st.tuples(st.just(Path("/run/a")), st.just(Path("/run/b"))) | st.just(()),
     condemned=st.none() | st.just(Path("/run/c")),
     log=st.none() | st.just(Path("/var/log/x")),
-    limits=st.dictionaries(st.sampled_from(sorted(records.LIMITS)), st.integers(1, 2**40)),
+    limits=st.dictionaries(st.sampled_from(sorted(definitions.LIMITS)), st.integers(1, 2**40)),
     delegate=st.booleans(),
 )
 
 
 @given(services)
 def test_a_definition_survives_the_disk(service: Service) -> None:
-    assert records.decode(records.encode(service)) == service
+    assert definitions.decode(definitions.encode(service)) == service
 
 
 @pytest.mark.parametrize(
@@ -75,48 +75,48 @@ def test_a_definition_survives_the_disk(service: Service) -> None:
 )
 def test_refused(change: dict[str, Any]) -> None:
     with pytest.raises(StateError):
-        records.decode({**records.encode(Service("a", ("/bin/true",))), **change})
+        definitions.decode({**definitions.encode(Service("a", ("/bin/true",))), **change})
 
 
 def test_only_a_service_with_an_init_is_defined_otherwise_than_by_former_versions() -> None:
-    assert "init" not in records.encode(Service("a", ("/bin/true",)))
+    assert "init" not in definitions.encode(Service("a", ("/bin/true",)))
     service = Service("a", ("/bin/true",), init=True)
-    assert records.decode(records.encode(service)) == service
+    assert definitions.decode(definitions.encode(service)) == service
 
 
 def test_two_of_one_name_are_refused() -> None:
     with pytest.raises(StateError, match="twice"):
-        records.validate([Service("a", ("/bin/true",)), Service("a", ("/bin/false",))])
+        definitions.validate([Service("a", ("/bin/true",)), Service("a", ("/bin/false",))])
 
 
 def test_what_shall_run_is_one_file(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
-    assert records.desired(layout) == set()
-    records.desire(layout, add=["b", "a"])
-    records.desire(layout, add=["c"], drop=["b", "x"])
-    assert records.desired(layout) == {"a", "c"}
-    assert records.defined(layout) == []
-    records.desire(layout, drop=["a", "c"])
-    assert sorted(path.name for path in records.folder(layout).iterdir()) == [".lock"]
+    assert definitions.desired(layout) == set()
+    definitions.desire(layout, add=["b", "a"])
+    definitions.desire(layout, add=["c"], drop=["b", "x"])
+    assert definitions.desired(layout) == {"a", "c"}
+    assert definitions.defined(layout) == []
+    definitions.desire(layout, drop=["a", "c"])
+    assert sorted(path.name for path in definitions.folder(layout).iterdir()) == [".lock"]
 
 
 def test_a_trace_survives_and_a_damaged_one_is_none(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
-    folder = records.traces(layout)
+    folder = definitions.traces(layout)
     folder.mkdir(parents=True)
-    trace = records.Trace("running", 12, 345, 1.5, 2, "exit 1", {"name": "a"})
-    records.write_trace(layout, "a", trace)
-    assert records.read_trace(layout, "a") == trace
-    assert records.traced(layout) == ["a"]
+    trace = definitions.Trace("running", 12, 345, 1.5, 2, "exit 1", {"name": "a"})
+    definitions.write_trace(layout, "a", trace)
+    assert definitions.read_trace(layout, "a") == trace
+    assert definitions.traced(layout) == ["a"]
     for damage in (b"", b"[]", b"{}", b'{"state": 1}', (folder / "a.json").read_bytes().replace(b"12", b'"12"')):
         (folder / "a.json").write_bytes(damage)
-        assert records.read_trace(layout, "a") is None
+        assert definitions.read_trace(layout, "a") is None
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdefxy"), max_size=4)), st.data())
 def test_order(after: dict[str, list[str]], data: st.DataObject) -> None:
     wanted = data.draw(st.lists(st.sampled_from("abcdefxy")))
-    order = records.in_order(wanted, after)
+    order = definitions.in_order(wanted, after)
     assert len(order) == len(set(order))
     assert set(wanted) & set(after) <= set(order) <= set(after)
     for name in order:
@@ -126,5 +126,5 @@ def test_order(after: dict[str, list[str]], data: st.DataObject) -> None:
 
 def test_order_without_a_circle_puts_each_behind_what_it_comes_after() -> None:
     after = {"a": ["b", "c"], "b": ["d"], "c": ["d", "x"], "d": []}
-    assert records.in_order(["a"], after) == ["d", "b", "c", "a"]
-    assert records.in_order(["d", "a", "zzz"], after) == ["d", "b", "c", "a"]
+    assert definitions.in_order(["a"], after) == ["d", "b", "c", "a"]
+    assert definitions.in_order(["d", "a", "zzz"], after) == ["d", "b", "c", "a"]

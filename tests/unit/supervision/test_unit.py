@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.layout import Layout
-from netspace.supervision import Service, Status, unit
-from netspace.supervision.systemd import Systemd, _status, end
+from netspace.supervision import Service, Status
+from netspace.supervision.systemd import unit_file
+from netspace.supervision.systemd.supervisor import Systemd, _status, end
 
 LAYOUT = Layout()
 DETACHED = Service(
@@ -46,9 +47,9 @@ def keys(text: str) -> dict[str, list[str]]:
 
 
 def test_a_detached_service() -> None:
-    text = unit.render(LAYOUT, DETACHED)
+    text = unit_file.render(LAYOUT, DETACHED)
     found = keys(text)
-    assert text.startswith(unit.HEADER)
+    assert text.startswith(unit_file.HEADER)
     assert found["Type"] == ["forking"]
     assert found["PIDFile"] == ["/run/netspace/web.pid"]
     assert found["Delegate"] == ["yes"] and found["DelegateSubgroup"] == ["supervisor"]
@@ -66,13 +67,13 @@ def test_a_detached_service() -> None:
 
 
 def test_the_end_of_an_init_by_a_stop_is_no_failure_to_systemd() -> None:
-    assert "SuccessExitStatus" not in keys(unit.render(LAYOUT, DETACHED))
-    found = keys(unit.render(LAYOUT, dataclasses.replace(DETACHED, init=True)))
+    assert "SuccessExitStatus" not in keys(unit_file.render(LAYOUT, DETACHED))
+    found = keys(unit_file.render(LAYOUT, dataclasses.replace(DETACHED, init=True)))
     assert found["SuccessExitStatus"] == ["143"]
 
 
 def test_a_plain_service_is_confined() -> None:
-    found = keys(unit.render(LAYOUT, PLAIN))
+    found = keys(unit_file.render(LAYOUT, PLAIN))
     assert found["Type"] == ["exec"]
     assert found["ExecStart"] == [r'"/usr/lib/rabbit $$x %%n" "a\"b\\c" "new\nline"']
     assert found["Environment"] == ['"HOME=/var/lib/x y"', '"PERCENT=100%%$"']
@@ -85,7 +86,7 @@ def test_a_plain_service_is_confined() -> None:
 
 @given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])))
 def test_quoting_stays_on_one_line_and_expands_nothing(text: str) -> None:
-    quoted = unit.quote(text, variables=True)
+    quoted = unit_file.quote(text, variables=True)
     assert quoted.isprintable()
     inner = quoted[1:-1].replace("\\\\", "").replace('\\"', "").replace("%%", "").replace("$$", "")
     assert not set(inner) & set('"%$')
@@ -100,8 +101,8 @@ def test_systemd_understands_every_line(service: Service, tmp_path: Path) -> Non
         **{key: value for key, value in vars(service).items() if key not in ("name", "command", "user")},
     )
     for name, text in {
-        unit.name(LAYOUT, service.name): unit.render(LAYOUT, known),
-        unit.name(LAYOUT, "restore"): unit.render_restore(LAYOUT, ("/bin/true", "restore")),
+        unit_file.name(LAYOUT, service.name): unit_file.render(LAYOUT, known),
+        unit_file.name(LAYOUT, "restore"): unit_file.render_restore(LAYOUT, ("/bin/true", "restore")),
     }.items():
         (tmp_path / name).write_text(text)
     done = subprocess.run(
@@ -116,12 +117,12 @@ def test_systemd_understands_every_line(service: Service, tmp_path: Path) -> Non
     [(0.0, "1ms"), (1e-05, "1ms"), (0.25, "250ms"), (2.5, "2500ms"), (10.0, "10000ms"), (1e6, "1000000000ms")],
 )
 def test_time_to_stop_is_always_bounded(seconds: float, written: str) -> None:
-    text = unit.render(LAYOUT, dataclasses.replace(PLAIN, stop_timeout=seconds))
+    text = unit_file.render(LAYOUT, dataclasses.replace(PLAIN, stop_timeout=seconds))
     assert keys(text)["TimeoutStopSec"] == [written]
 
 
 def test_the_restore_unit_comes_after_what_flushes_the_packet_filter() -> None:
-    found = keys(unit.render_restore(LAYOUT, ("/usr/bin/python3", "-I", "/x", "restore")))
+    found = keys(unit_file.render_restore(LAYOUT, ("/usr/bin/python3", "-I", "/x", "restore")))
     assert "nftables.service" in found["After"][0].split()
     assert found["Type"] == ["oneshot"]
 
@@ -164,9 +165,9 @@ def test_what_systemctl_shows(shown: dict[str, str], wanted: bool, status: Statu
 
 
 def test_the_delay_between_restarts_grows_where_systemd_can_do_that() -> None:
-    found = keys(unit.render(LAYOUT, DETACHED, 254))
+    found = keys(unit_file.render(LAYOUT, DETACHED, 254))
     assert (found["RestartSec"], found["RestartSteps"], found["RestartMaxDelaySec"]) == (["100ms"], ["8"], ["30s"])
-    found = keys(unit.render(LAYOUT, DETACHED, 252))
+    found = keys(unit_file.render(LAYOUT, DETACHED, 252))
     assert found["RestartSec"] == ["5s"]
     assert "RestartSteps" not in found and "RestartMaxDelaySec" not in found
 
@@ -192,13 +193,15 @@ def test_ends_for_want_of_memory_are_counted_by_whoever_notes_them(tmp_path: Pat
     layout = Layout(root=tmp_path)
     for result in ("success", "oom-kill", "exit-code", "oom-kill"):
         said = {"SERVICE_RESULT": result, "EXIT_CODE": "killed", "EXIT_STATUS": "KILL", "PATH": "/bin:/usr/bin"}
-        subprocess.run(["/bin/sh", "-c", unit.NOTE, str(unit.ended(layout, "environment-web"))], env=said, check=True)
-    assert end(unit.ended(layout, "environment-web").read_text()) == "oom"
+        subprocess.run(
+            ["/bin/sh", "-c", unit_file.NOTE, str(unit_file.ended(layout, "environment-web"))], env=said, check=True
+        )
+    assert end(unit_file.ended(layout, "environment-web").read_text()) == "oom"
     supervisor = Systemd(layout)
     assert supervisor._kills("environment-web") == 2
     supervisor._forget("environment-web")
     assert supervisor._kills("environment-web") == 0
-    assert not unit.ended(layout, "environment-web").exists()
+    assert not unit_file.ended(layout, "environment-web").exists()
 
 
 def test_what_systemd_still_knows_is_newer_than_what_was_noted() -> None:
@@ -212,13 +215,13 @@ def test_what_systemd_still_knows_is_newer_than_what_was_noted() -> None:
 def test_one_that_waits_does_so_in_a_shell_and_for_as_long_as_it_takes(service: Service, tmp_path: Path) -> None:
     gates = (tmp_path / "a b.up", tmp_path / "c$d.up")
     waiting = dataclasses.replace(service, until=gates)
-    text = unit.render(LAYOUT, waiting)
-    assert "TimeoutStartSec=infinity" in text and "TimeoutStartSec" not in unit.render(LAYOUT, service)
+    text = unit_file.render(LAYOUT, waiting)
+    assert "TimeoutStartSec=infinity" in text and "TimeoutStartSec" not in unit_file.render(LAYOUT, service)
     found = keys(text)["ExecStart" if service.pid_file is not None else "ExecStartPre"][0]
-    assert unit.quote(str(gates[1]), variables=True) in found
+    assert unit_file.quote(str(gates[1]), variables=True) in found
     # What the shell makes of it.
     gates[0].touch()
-    argv = ("/bin/sh", "-c", unit.GATE + 'echo "$@"', "sh", *map(str, gates), "--", "through", "--", "it")
+    argv = ("/bin/sh", "-c", unit_file.GATE + 'echo "$@"', "sh", *map(str, gates), "--", "through", "--", "it")
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as shell:
         with pytest.raises(subprocess.TimeoutExpired):
             shell.wait(0.3)
@@ -228,8 +231,8 @@ def test_one_that_waits_does_so_in_a_shell_and_for_as_long_as_it_takes(service: 
 
 def test_unit_of_a_program_in_tmp_sees_that_folder() -> None:
     """An interpreter below /tmp is not hidden from its own service; all others have a /tmp of their own."""
-    usual = unit.render(Layout(), Service(name="renewer", command=("/usr/bin/python3", "-I", "x")))
-    ours = unit.render(
+    usual = unit_file.render(Layout(), Service(name="renewer", command=("/usr/bin/python3", "-I", "x")))
+    ours = unit_file.render(
         Layout(), Service(name="renewer", command=("/bin/sh", "-c", "x", "/tmp/checkout/.venv/bin/python"))
     )
     assert "PrivateTmp=yes\n" in usual

@@ -5,8 +5,9 @@ Every length is checked before it is used. This module does not interpret the by
 
 from __future__ import annotations
 
-from netspace.attestation import der, structures
+from netspace.attestation.endorsement import der
 from netspace.attestation.refusals import TeeMalformed
+from netspace.attestation.tpm import structures
 
 INTEGER, OCTETS, OID, ENUMERATED, IA5, SEQUENCE = 0x02, 0x04, 0x06, 0x0A, 0x16, 0x30
 _MAX_ITEMS = 256

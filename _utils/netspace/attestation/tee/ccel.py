@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from netspace.attestation import eventlog
-from netspace.attestation.eventlog import NO_ACTION
+from netspace.attestation.logs import eventlog
+from netspace.attestation.logs.eventlog import NO_ACTION
 from netspace.attestation.refusals import Refused, TeeLog
 
 BANK = "sha384"

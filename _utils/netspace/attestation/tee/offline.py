@@ -10,11 +10,11 @@ import hmac
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from netspace.attestation.offline import Report
 from netspace.attestation.refusals import Refused, TeeBinding, UnknownTee
 from netspace.attestation.tee import appraisal, ccel, hcl, snp, tdx
 from netspace.attestation.tee.report import Genuine
 from netspace.attestation.tee.x509 import Trust
+from netspace.attestation.verifier.offline import Report
 
 if TYPE_CHECKING:
     from netspace.attestation.tee.rules import Tee

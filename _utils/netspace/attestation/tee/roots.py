@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from netspace.attestation import certificates
+from netspace.attestation.endorsement import ek_certificates
 from netspace.attestation.tee import tdx_tcb, x509
 from netspace.attestation.tee.x509 import Trust
 from netspace.errors import NetspaceError
@@ -44,7 +44,7 @@ def read(folder: str | None) -> Trust:
                 for one in _certificates(path.read_bytes()):
                     (roots if x509.is_root(x509.load(one)) else known).append(one)
             elif path.suffix == ".crl":
-                lists.append(certificates.revocations(path.read_bytes()))
+                lists.append(ek_certificates.revocations(path.read_bytes()))
                 x509.load_list(lists[-1])  # stricter: refuses names in the wrong order, which makers of TPMs may write
             elif path.suffix == ".json":
                 documents.append(path.read_bytes())

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netspace.attestation import der as encoding
-from netspace.attestation import path_rules, revocation
+from netspace.attestation.endorsement import der as encoding
+from netspace.attestation.endorsement import path_rules, revocation
 from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeUntrusted
 from netspace.errors import unreadable
 

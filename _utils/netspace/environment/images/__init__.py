@@ -23,11 +23,11 @@ from pathlib import Path
 import msgspec
 
 from netspace import files
-from netspace.environment import mounts
 from netspace.environment.images import remote as remotes
 from netspace.environment.images import sources, tools, verity
 from netspace.environment.images.remote import Remote
 from netspace.environment.images.sources import Defaults
+from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 

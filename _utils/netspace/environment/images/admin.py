@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from netspace.environment import mounts
 from netspace.environment.images import Note, Store, mismatch, verity
+from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
 from netspace.plan import Outcome, Plan, Refusal, Step
-from netspace.spec import check
+from netspace.spec import checks
 
 KIND = "image"
 _SHORTEST = 12  # hexadecimal digits that name an image
@@ -215,10 +215,10 @@ class Images:
 
 
 def _invalid(want: Wanted) -> str:
-    if message := check.image(want.source):
+    if message := checks.image(want.source):
         return message
     for key, value in (("source_hash", want.source_hash), ("digest", want.digest)):
-        if value and (message := check.source_hash(value)):
+        if value and (message := checks.source_hash(value)):
             return f"{key}: {message}"
     return ""
 

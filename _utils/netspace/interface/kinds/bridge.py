@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netspace.interface import lan, netlink
-from netspace.interface.ends import End, Ends, Place
+from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.kinds import veth
 from netspace.interface.netlink import Link, Message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from netspace.interface.ends import Ends, Place
+from netspace.interface.endpoints import Ends, Place
 from netspace.interface.netlink import Message
 from netspace.spec.types import Interface
 

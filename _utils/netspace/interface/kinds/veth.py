@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netspace.interface import netlink
-from netspace.interface.ends import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
+from netspace.interface.endpoints import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
 from netspace.interface.netlink import Message, Route
 from netspace.spec.publish import Routed
 from netspace.spec.types import Address

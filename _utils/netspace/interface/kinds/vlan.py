@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from netspace.interface import lan, netlink
-from netspace.interface.ends import End, Ends, Place
+from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.netlink import Link, Message
 
 NEEDS = "8021q"

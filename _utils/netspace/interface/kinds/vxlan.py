@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from netspace.interface import lan, netlink
-from netspace.interface.ends import End, Ends, Place
+from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.netlink import Link, Message
 from netspace.spec.types import Address
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from netspace.interface import lan, netlink
-from netspace.interface.ends import End, Ends, Place
+from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.netlink import Link, Message, attribute
 from netspace.spec.types import Base, Cidr, Filtered, Prefixed, Way
 

@@ -45,7 +45,7 @@ from netspace.errors import NetspaceError
 # Every image has this UUID ("netspace" and zeros), so that equal content is an equal file.
 UUID = "6e657473-7061-6365-0000-000000000000"
 # Sources for netspace itself. They have no module in this package, so no declaration can name them.
-_INTERNAL = {"kernel": "netspace.environment.tenders"}
+_INTERNAL = {"kernel": "netspace.environment.container.unikernel"}
 _CHUNK = 1 << 20
 _LITTLE = 1 << 20
 _FULL = 128 * 1024  # free bytes; with fewer, the disk counts as full

@@ -22,7 +22,7 @@ import msgspec
 from netspace.environment.images import archive, bounds, sources, streams, users
 from netspace.environment.images.bounds import Budget
 from netspace.environment.images.tree import FILE, Piece, Tree
-from netspace.spec import check
+from netspace.spec import checks
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAMED_BY_DIGEST = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?")
@@ -321,7 +321,7 @@ def _defaults(config: Any, tree: Tree) -> sources.Defaults:
         return next(node.content.chunks(), b"")[:most] if node is not None and node.content is not None else b""
 
     pairs = [item.partition("=") for item in texts("Env")]
-    env = {name: value for name, equals, value in pairs if equals and check.VARIABLE.fullmatch(name)}
+    env = {name: value for name, equals, value in pairs if equals and checks.VARIABLE.fullmatch(name)}
     working_dir = config.get("WorkingDir")
     if not _plain(working_dir) or not working_dir.startswith("/"):
         working_dir = ""
@@ -340,4 +340,4 @@ def _defaults(config: Any, tree: Tree) -> sources.Defaults:
 
 def _plain(value: Any) -> bool:
     """Return whether the value is text that a declaration could give, too."""
-    return isinstance(value, str) and check.plain(value, check.MAX_ARGUMENT)
+    return isinstance(value, str) and checks.plain(value, checks.MAX_ARGUMENT)

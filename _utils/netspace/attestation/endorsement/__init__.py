@@ -1,0 +1,1 @@
+"""Endorsements (RFC 9334): makers' certificates of TPMs, and the paths to their roots."""

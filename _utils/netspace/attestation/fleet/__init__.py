@@ -1,0 +1,1 @@
+"""Attestation of a fleet by Salt's master: rounds, records and transfer of answers."""

@@ -1,0 +1,116 @@
+"""The extensions of PCRs, in one sequence: the boot log's events, then systemd's records.
+
+The quoted value proves the sequence of a PCR's digests. It does not prove an event's type, its description, or the log
+that holds it: these are the sender's claims. So both logs form one sequence here, and data counts only if its digest
+was measured. Pure: no file is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from netspace.attestation.evidence import BANK, Evidence
+from netspace.attestation.logs import eventlog, events, measured, systemd
+from netspace.attestation.logs.eventlog import NO_ACTION, Event, EventLog
+from netspace.attestation.logs.systemd import Record
+from netspace.attestation.refusals import NoBootLog
+
+# Labels in GRUB's log. GRUB measures only the text after a label.
+_GRUB = (*events.GRUB, b"grub_cmd: ")
+
+
+class Extension(NamedTuple):
+    """One extension of a PCR.
+
+    :param source: the log's event or record of it.
+    """
+
+    digest: bytes
+    source: Event | Record
+
+    @property
+    def kind(self) -> int | None:
+        """The type that the boot log claims; None for systemd's records. It only selects a message."""
+        return self.source.type if isinstance(self.source, Event) else None
+
+    @property
+    def claimed(self) -> str:
+        """The description that the log claims, for messages: at most 80 characters."""
+        if not isinstance(self.source, Event):
+            return f"systemd's {self.source.kind!r:.32}"
+        said = events.describe(self.source)
+        return repr(str(said.get("text") or said.get("path") or said.get("variable") or said["type"])[-80:])
+
+    def preimages(self) -> Iterator[bytes]:
+        """Yield the data that was measured, if it can be derived from the logged data.
+
+        Some programs log other data than they measure. Old shims log a byte more of an authority; systemd-boot before
+        v251 logged a byte less of a command line; GRUB logs a label before a text, and a NUL after it.
+        """
+        for one in self._told():
+            if measured.digest(one) == self.digest:
+                yield one
+
+    def _told(self) -> Iterator[bytes]:
+        if not isinstance(self.source, Event):
+            yield self.source.text.encode()
+            return
+        data = self.source.data
+        yield data
+        yield data[:-1]
+        yield data + b"\0"
+        for word in _GRUB:
+            if data.startswith(word):
+                yield data[len(word) :].removesuffix(b"\0")
+
+    def preimage(self) -> bytes | None:
+        """Return the data that was measured; None if it is not known."""
+        return next(self.preimages(), None)
+
+
+class Logs(NamedTuple):
+    """The two logs of a boot. systemd's is empty if systemd kept none."""
+
+    boot: EventLog
+    records: tuple[Record, ...]
+
+    def replayed(self) -> dict[int, bytes]:
+        """Return the PCR values that both logs lead to."""
+        return systemd.extend(self.boot.replay(BANK), self.records, BANK)
+
+    def of(self, pcrs: Collection[int]) -> Mapping[int, list[Extension]]:
+        """Return the extensions of each of *pcrs*, in order."""
+        return of(self.boot, self.records, pcrs)
+
+
+def read(evidence: Evidence) -> Logs:
+    """Return the parsed logs of *evidence*.
+
+    :raises NoBootLog: when there is no boot log.
+    :raises Refused: when a log is malformed.
+    """
+    if evidence.boot_log is None:
+        raise NoBootLog("the firmware gives no boot log")
+    boot = eventlog.parse(evidence.boot_log)
+    return Logs(boot, systemd.parse(evidence.systemd_log) if evidence.systemd_log is not None else ())
+
+
+def is_word(pcr: int, one: Extension) -> bool:
+    """Return whether this is a word that only systemd measures. It adds no trust, so it is allowed anywhere."""
+    if one.digest in measured.WORDS.get(pcr, ()):
+        return True
+    return pcr == 9 and any(map(measured.nvpcr, one.preimages()))
+
+
+def of(log: EventLog, records: Collection[Record], pcrs: Collection[int]) -> Mapping[int, list[Extension]]:
+    """Return the extensions of each of *pcrs*, in order."""
+    found: dict[int, list[Extension]] = {pcr: [] for pcr in pcrs}
+    for event in log.events:
+        pcr, kind, digests, _ = event
+        if pcr in found and kind != NO_ACTION:
+            found[pcr].append(Extension(digests[BANK], event))
+    for record in records:
+        if record.pcr in found:
+            found[record.pcr].append(Extension(record.digests[BANK], record))
+    return found

@@ -1,0 +1,1 @@
+"""Attester (RFC 9334): the part of attestation that runs on the host that is attested."""

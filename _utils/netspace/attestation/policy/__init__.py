@@ -1,0 +1,1 @@
+"""Policies: what an operator demands of a host, parsed strictly."""

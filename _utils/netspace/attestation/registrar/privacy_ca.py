@@ -1,0 +1,512 @@
+"""Privacy CA: certifies attestation keys under pseudonyms, for a day.
+
+A certificate states that a key is in a TPM whose endorsement key was checked. Only the CA's records name the minion.
+The certificate has neither the endorsement key nor a host's name: its subject is a random pseudonym, its serial number
+is random, and its times are whole hours. The registrar requires a new key for each certificate, so two certificates of
+one host have nothing in common. A quote by the key reveals more: the TPM's clock and counters, and the measurements.
+
+Rules:
+
+1. The CA certifies only a :class:`netspace.attestation.verifier.verifier.Bound`, and only the answer to a
+   credential makes one. One endorsement key belongs to one minion (:func:`claim`).
+2. A root signs intermediates. An intermediate signs attestation keys and the revocation list. If the root is on another
+   machine: :func:`request` here, :func:`sign_request` there, then :func:`adopt` here.
+3. :func:`check` accepts a certificate only if a trusted intermediate issued it for this key, it is valid now, and a
+   fresh revocation list does not have it. Two intermediates are trusted while keys are rotated.
+
+Keys are ECDSA P-256, and may be in a hardware security module (``netspace.attestation.hsm``). Time is an argument.
+Apart from that hardware, only :func:`save`, :func:`load` and :func:`load_certificate` do I/O. The CA's folder must have
+mode 0700 and its key 0600.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netspace import files
+from netspace.attestation import hsm
+from netspace.attestation.refusals import (
+    ExpiredAttestationCertificate,
+    RevokedAttestationCertificate,
+    SharedEndorsementKey,
+    WrongAttestationCertificate,
+)
+from netspace.errors import NetspaceError, unreadable
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.x509 import Certificate, CertificateBuilder, CertificateRevocationList, KeyUsage, Name
+
+    from netspace.attestation.verifier.verifier import Bound
+
+HOURS = 24.0
+ROOT_DAYS, INTERMEDIATE_DAYS, LIST_HOURS = 3650.0, 365.0, 24.0
+# Seconds by which a host's clock may be behind the master's.
+SKEW = 300.0
+MAX_CERTIFICATE = 16 * 1024
+MAX_LIST = 16 * 1024 * 1024
+# Extended key usage of attestation keys (TCG: tcg-kp-AIKCertificate).
+_USAGE = "2.23.133.8.3"
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A CA's key and certificate. *chain* leads from the issuer to the root; a root's chain is empty."""
+
+    key: EllipticCurvePrivateKey
+    certificate: Certificate
+    chain: tuple[Certificate, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Authority({self.certificate.subject.rfc4514_string()!r})"
+
+
+@dataclass(frozen=True)
+class Issued:
+    """An attestation key's certificate (DER), and the fields that the CA records."""
+
+    certificate: bytes
+    serial: int
+    pseudonym: str
+    expires: float
+
+
+def root(name: str, now: float, days: float = ROOT_DAYS, key: EllipticCurvePrivateKey | None = None) -> Authority:
+    """Make a root, which signs only intermediates.
+
+    :param key: an existing key, such as one in a hardware security module; None: a new key is made.
+    """
+    key = key or _new_key()
+    title = _name(name)
+    builder = _ca(_builder(title, title, now, days * 86400), 1, key.public_key())
+    return Authority(key, _signed(builder, key, key.public_key()))
+
+
+def request(name: str, key: EllipticCurvePrivateKey | None = None) -> tuple[EllipticCurvePrivateKey, bytes]:
+    """Return an intermediate's key (*key*, or a new one), and the certificate request (PEM) for the root."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    key = key or _new_key()
+    made = x509.CertificateSigningRequestBuilder().subject_name(_name(name)).sign(key, hashes.SHA256())
+    return key, made.public_bytes(serialization.Encoding.PEM)
+
+
+def sign_request(authority: Authority, pem: bytes, now: float, days: float = INTERMEDIATE_DAYS) -> bytes:
+    """Sign an intermediate's request with the root *authority*, and return the certificate (PEM).
+
+    Only the name and the key are taken from the request.
+
+    :raises NetspaceError: when *authority* is not a root, or the request is malformed or not signed by its own key.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    if authority.chain:
+        raise NetspaceError("an intermediate can't sign another: take the request to the root")
+    try:
+        asked = x509.load_pem_x509_csr(pem[:MAX_CERTIFICATE])
+        key = asked.public_key()
+        good = asked.is_signature_valid and isinstance(key, ec.EllipticCurvePublicKey)
+    except unreadable() as err:
+        raise NetspaceError(f"certificate request: {err}") from err
+    if not good or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise NetspaceError("certificate request: not signed by its own key on P-256")
+    if asked.subject == authority.certificate.subject:
+        raise NetspaceError("certificate request: an intermediate needs another name than its root")
+    seconds = min(days * 86400, authority.certificate.not_valid_after_utc.timestamp() - now)
+    builder = _ca(_builder(asked.subject, authority.certificate.subject, now, seconds), 0, key)
+    return _signed(builder, authority.key, authority.key.public_key()).public_bytes(serialization.Encoding.PEM)
+
+
+def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: bytes, now: float) -> Authority:
+    """Return the intermediate CA of *key* and its *certificate* (PEM).
+
+    :raises NetspaceError: when the certificate is for another key, by another root, not a CA's, or not valid now.
+    """
+    found, anchor = _pem(certificate), _pem(root_certificate)
+    if found.public_key() != key.public_key():
+        raise NetspaceError("the certificate is for another key than the one that was requested for")
+    problem = _issuing(anchor, now) or _issuing(found, now)
+    if problem:
+        raise NetspaceError(problem)
+    try:
+        found.verify_directly_issued_by(anchor)
+    except Exception as err:
+        raise NetspaceError(f"the certificate is not by this root: {str(err) or type(err).__name__}") from err
+    return Authority(key, found, (anchor,))
+
+
+def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) -> Issued:
+    """Certify the attestation key of *bound* under a new pseudonym.
+
+    :raises NetspaceError: when the CA's own certificate is not valid now, or *authority* is a root.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.x509.oid import ObjectIdentifier
+
+    problem = _issuing(authority.certificate, now)
+    if problem or not authority.chain:
+        raise NetspaceError(problem or "a root signs intermediates alone")
+    pseudonym = secrets.token_hex(16)
+    # Whole hours: an exact time of renewal would identify a host again each day.
+    begin = (now - SKEW) // 3600 * 3600 + SKEW
+    end = -(-(now + hours * 3600) // 3600) * 3600
+    # The certificate must not outlive the CA's own.
+    seconds = min(end, authority.certificate.not_valid_after_utc.timestamp()) - begin
+    key = bound.key.key()
+    usage = _key_usage(digital_signature=True)
+    builder = (
+        _builder(_name(pseudonym), authority.certificate.subject, begin, seconds)
+        .public_key(key)
+        .add_extension(x509.BasicConstraints(False, None), True)
+        .add_extension(usage, True)
+        .add_extension(x509.ExtendedKeyUsage([ObjectIdentifier(_USAGE)]), False)
+    )
+    made = _signed(builder, authority.key, authority.key.public_key())
+    return Issued(
+        made.public_bytes(serialization.Encoding.DER),
+        made.serial_number,
+        pseudonym,
+        made.not_valid_after_utc.timestamp(),
+    )
+
+
+def revocations(authority: Authority, revoked: Mapping[int, float], now: float, hours: float = LIST_HOURS) -> bytes:
+    """Return a new revocation list (PEM).
+
+    :param revoked: time of revocation (seconds since the epoch) by serial number.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(_when(now))
+        .next_update(_when(now + hours * 3600))
+        .add_extension(x509.CRLNumber(int(now)), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), False)
+    )
+    for serial, since in sorted(revoked.items()):
+        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_when(since)).build()
+        builder = builder.add_revoked_certificate(one)
+    return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def check(
+    certificate: bytes,
+    key: object,
+    trusted: Sequence[Certificate],
+    lists: Sequence[bytes] | None,
+    now: float,
+) -> str:
+    """Check an attestation key's certificate (DER), and return its pseudonym.
+
+    :param key: the attestation key that the certificate must be for.
+    :param trusted: intermediates of the Privacy CA; more than one while keys are rotated.
+    :param lists: revocation lists (PEM), one by each issuer; None: revocation is not checked here.
+    :raises WrongAttestationCertificate: when it is malformed, for another key or use, or by an untrusted issuer.
+    :raises ExpiredAttestationCertificate: when it or its issuer is not valid now.
+    :raises RevokedAttestationCertificate: when it is revoked, or its issuer has no fresh revocation list.
+    """
+    found = _leaf(certificate)
+    if found.public_key() != key:
+        raise WrongAttestationCertificate("the certificate is for another key")
+    issuer = next((one for one in trusted if _by(found, one)), None)
+    if issuer is None:
+        raise WrongAttestationCertificate("the certificate is by none of the CAs that are trusted")
+    pseudonym = _attests(found)
+    problem = _issuing(issuer, now)
+    if problem:
+        raise ExpiredAttestationCertificate(problem)
+    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+    if not begins <= _when(now) <= ends:
+        raise ExpiredAttestationCertificate(f"the certificate is valid from {begins} to {ends}")
+    if lists is not None:
+        _not_revoked(found, issuer, lists, now)
+    return pseudonym
+
+
+def claim(owners: Mapping[str, str], endorsement: str, minion: str) -> None:
+    """Check that *minion* may have an endorsement key.
+
+    :param owners: minions by the fingerprint of the endorsement key that they are bound to.
+    :raises SharedEndorsementKey: when the key is bound to another minion: one TPM serves one minion.
+    """
+    owner = owners.get(endorsement)
+    if owner is not None and owner != minion:
+        raise SharedEndorsementKey(f"the TPM {endorsement[:16]}... is bound to {owner}; {minion} can't have it too")
+
+
+def save(authority: Authority, folder: Path) -> None:
+    """Write *authority* to *folder* (made with mode 0700).
+
+    ``authority.pem`` (0600) has its key and certificates; ``chain.pem`` has the certificates, and anybody may read it.
+    """
+    from cryptography.hazmat.primitives import serialization
+
+    pem = serialization.Encoding.PEM
+    private = private_bytes(authority.key)
+    chain = b"".join(one.public_bytes(pem) for one in (authority.certificate, *authority.chain))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _private(folder)
+    # Key and certificate in one file: a crash must not leave one of them without the other.
+    files.write(folder / "authority.pem", private + chain, mode=0o600)
+    files.write(folder / "chain.pem", chain, mode=0o644)
+
+
+def private_bytes(key: EllipticCurvePrivateKey) -> bytes:
+    """Return the content of a key's file: the key (PEM), or a reference to it in a hardware security module."""
+    from cryptography.hazmat.primitives import serialization
+
+    return hsm.reference(key) or key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def private_key(raw: bytes, module: hsm.Module | None, path: Path) -> EllipticCurvePrivateKey:
+    """Parse the content of a key's file, which :func:`private_bytes` made.
+
+    :param path: the file, for error messages.
+    :raises NetspaceError: when the key can't be used. The message does not have the file's content.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    if raw.startswith(hsm.PREFIX):
+        return hsm.opened(raw, module, path)
+    try:
+        key = load_pem_private_key(raw, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+        raise NetspaceError(f"{path}: no key that can be used: {type(err).__name__}") from err
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise NetspaceError(f"{path}: not a key on P-256")
+    return key
+
+
+def load(folder: Path, module: hsm.Module | None = None) -> Authority:
+    """Read an authority from *folder*.
+
+    :param module: hardware security module that may have the key.
+    :raises NetspaceError: when a part is missing, the certificate is for another key, or others can access the key.
+    """
+    raw, chain = _read(folder)
+    key = private_key(raw, module, folder / "authority.pem")
+    if chain[0].public_key() != key.public_key():
+        raise NetspaceError(f"{folder}: the key is not the certificate's")
+    return Authority(key, chain[0], tuple(chain[1:]))
+
+
+def load_certificate(folder: Path) -> Certificate:
+    """Return an authority's certificate without its key, which a verifier does not need.
+
+    :raises NetspaceError: as :func:`load`.
+    """
+    return _read(folder)[1][0]
+
+
+def _read(folder: Path) -> tuple[bytes, list[Certificate]]:
+    from cryptography import x509
+
+    path = folder / "authority.pem"
+    try:
+        _private(folder)
+        _private(path)
+        raw = path.read_bytes()
+        return raw, x509.load_pem_x509_certificates(raw)
+    except unreadable(OSError) as err:
+        # The error's text may contain the key, so the message has only the error's type.
+        raise NetspaceError(f"{folder}: no CA that can be used: {type(err).__name__}") from err
+
+
+def _private(path: Path) -> None:
+    """Check that only the current user can access a key's file or folder.
+
+    :raises NetspaceError: when others can read the key or replace it.
+    """
+    info = path.stat(follow_symlinks=False)
+    wrong = info.st_mode & 0o077 or info.st_uid != os.geteuid() or stat.S_ISLNK(info.st_mode)
+    if wrong:
+        raise NetspaceError(f"{path}: must be its user's alone (mode {stat.S_IMODE(info.st_mode):04o}): chmod go= it")
+
+
+def _pem(certificate: bytes) -> Certificate:
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificate(certificate[:MAX_CERTIFICATE])
+    except unreadable() as err:
+        raise NetspaceError(f"not a certificate in PEM: {err}") from err
+
+
+def _leaf(certificate: bytes) -> Certificate:
+    from cryptography import x509
+
+    if len(certificate) > MAX_CERTIFICATE:
+        raise WrongAttestationCertificate(f"a certificate of {len(certificate)} bytes")
+    try:
+        found = x509.load_der_x509_certificate(certificate)
+        found.public_key()
+        list(found.extensions)
+        if certificate[-len(found.signature) - 1] != 0:
+            raise ValueError("its signature has unused bits")  # a second encoding of one certificate: certificates.py
+    except Exception as err:  # the parser raises many types, some only on access: certificates.py
+        raise WrongAttestationCertificate(f"the certificate can't be read: {err}") from err
+    return found
+
+
+def _by(certificate: Certificate, issuer: Certificate) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except unreadable(InvalidSignature):
+        return False
+    return True
+
+
+def _attests(certificate: Certificate) -> str:
+    """Check that a certificate is for an attestation key, and return its pseudonym."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound as err:
+        raise WrongAttestationCertificate(f"not an attestation key's certificate: {err}") from err
+    if basic.ca or [usage.dotted_string for usage in usages] != [_USAGE]:
+        raise WrongAttestationCertificate("not an attestation key's certificate, but one for another use")
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(names) != 1:
+        raise WrongAttestationCertificate("the certificate names no pseudonym")
+    return str(names[0].value)
+
+
+def _issuing(certificate: Certificate, now: float) -> str:
+    """Return why a CA may not issue certificates now; empty if it may."""
+    from cryptography import x509
+
+    name = certificate.subject.rfc4514_string()
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return f"{name} is no CA"
+    if not basic.ca or not usage.key_cert_sign:
+        return f"{name} is no CA"
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begins <= _when(now) < ends:
+        return f"the CA {name} is valid from {begins} to {ends}"
+    return ""
+
+
+def _not_revoked(certificate: Certificate, issuer: Certificate, lists: Sequence[bytes], now: float) -> None:
+    """Check a certificate against the issuer's newest fresh revocation list.
+
+    :raises RevokedAttestationCertificate: when the certificate is revoked, or there is no fresh list.
+    """
+    fresh: list[CertificateRevocationList] = []
+    for pem in lists:
+        one = _list(pem, issuer)
+        if one is None or one.next_update_utc is None:
+            continue
+        if one.last_update_utc <= _when(now + SKEW) and _when(now) <= one.next_update_utc:
+            fresh.append(one)
+    if not fresh:
+        raise RevokedAttestationCertificate("there is no fresh revocation list of its issuer")
+    newest = max(fresh, key=lambda one: one.last_update_utc)
+    revoked = newest.get_revoked_certificate_by_serial_number(certificate.serial_number)
+    if revoked is not None:
+        raise RevokedAttestationCertificate(f"the certificate was revoked at {revoked.revocation_date_utc}")
+
+
+def _list(pem: bytes, issuer: Certificate) -> CertificateRevocationList | None:
+    from cryptography import x509
+
+    if len(pem) > MAX_LIST:
+        return None
+    try:
+        found = x509.load_pem_x509_crl(pem)
+        genuine = found.issuer == issuer.subject and found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
+    except unreadable():
+        return None
+    return found if genuine else None
+
+
+def _new_key() -> EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _name(text: str) -> Name:
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    if not 0 < len(text) <= 64:
+        raise NetspaceError(f"a name of {len(text)} characters; 1 to 64 are possible")
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _when(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
+
+
+def _builder(subject: Name, issuer: Name, now: float, seconds: float) -> CertificateBuilder:
+    from cryptography import x509
+
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_when(now - SKEW))
+        .not_valid_after(_when(now + seconds))
+    )
+
+
+def _ca(builder: CertificateBuilder, depth: int, key: object) -> CertificateBuilder:
+    from cryptography import x509
+
+    return (
+        builder.public_key(key)  # type: ignore[arg-type]
+        .add_extension(x509.BasicConstraints(True, depth), True)
+        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)  # type: ignore[arg-type]
+    )
+
+
+def _signed(builder: CertificateBuilder, key: EllipticCurvePrivateKey, issuer: object) -> Certificate:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer)  # type: ignore[arg-type]
+    return builder.add_extension(identifier, False).sign(key, hashes.SHA256())
+
+
+def _key_usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> KeyUsage:
+    from cryptography import x509
+
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )

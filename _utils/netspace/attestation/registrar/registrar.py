@@ -1,0 +1,479 @@
+"""Registrar on the master: the records of the Privacy CA, and of the TPM that each minion is bound to.
+
+``Registrar.begin`` makes a credential that only a minion's TPM can open. ``finish`` takes the answer, binds the minion
+to the TPM, and has the attestation key certified. The records are in a folder that only the master's user can read::
+
+    root/                 the root, if it is on this master   (privacy_ca.save)
+    ca/                   the current intermediate            (privacy_ca.save)
+    requested.pem         key of a request that the root has not answered yet
+    retired.pem           earlier intermediates, until they expire
+    hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
+    owners/<key>.json     the owner of an endorsement key, or of an attestation key that has a certificate
+    revoked.json          serial numbers and times of revoked certificates
+    audit.log             every change and refusal            (audit_log)
+
+This module sends nothing to a minion. An endorsement key is bound to one minion, and a minion to one TPM, until
+``release``. At a minion's first enrolment, its TPM proves all of its endorsement keys, so that no other minion can use
+one of them later.
+
+Each certificate is for a new attestation key: :meth:`Registrar.request` chooses 16 random bytes (the period), from
+which the minion's TPM derives the key. The minion's record has the period, and each challenge names it.
+
+The log records a binding, a certificate or a revocation before the files are written.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netspace import files
+from netspace.attestation import hsm
+from netspace.attestation.evidence import PERIOD, Context, Enrolment, from_hex, parse_enrolment
+from netspace.attestation.refusals import Malformed, Refused, SharedAttestationKey
+from netspace.attestation.registrar import audit_log, inventory, privacy_ca
+from netspace.attestation.registrar.enrolment import Pending
+from netspace.attestation.registrar.privacy_ca import Authority
+from netspace.attestation.tpm import structures
+from netspace.attestation.verifier import verifier
+from netspace.errors import NetspaceError, unreadable
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.x509 import Certificate
+
+    from netspace.attestation.endorsement.makers import Makers
+    from netspace.attestation.verifier.verifier import Certified
+
+NAME = "netspace Privacy CA"
+
+
+class Registrar:
+    """Registrar whose records are in *folder*. Time is an argument."""
+
+    def __init__(self, folder: Path, module: hsm.Module | None = None, listed: Path | None = None) -> None:
+        """Use the records in *folder*.
+
+        :param module: hardware security module that makes and holds new keys; None: files hold them.
+        :param listed: the operator's inventory of TPMs (``netspace.attestation.registrar.inventory``); None: there
+            is none.
+        """
+        self.folder = folder
+        self.module = module
+        self.listed = listed
+        self._requested: dict[str, bytes] = {}
+        self._seen: tuple[object, list[Certificate]] = (None, [])
+        self.log = folder / "audit.log"
+
+    # -- the CA ---------------------------------------------------------------------
+    def init(self, now: float, *, name: str = NAME, here: bool = True) -> dict[str, Any]:
+        """Make the CA, and return its status.
+
+        :param here: make the root and the intermediate here; False: only make a request for a root on another machine.
+        :raises NetspaceError: when there is a CA already.
+        """
+        with files.locked(self.folder / "lock"):
+            if (self.folder / "ca").exists() or (self.folder / "root").exists():
+                raise NetspaceError(f"{self.folder} has a CA; 'ca_renew' makes its next intermediate")
+            if here:
+                self._log("ca-root", now, {"name": f"{name} root"})
+                made = privacy_ca.root(f"{name} root", now, key=self._new("root"))
+                privacy_ca.save(made, self.folder / "root")
+            return self._intermediate(name, now)
+
+    def renew(self, now: float, *, name: str = NAME) -> dict[str, Any]:
+        """Make the next intermediate. Certificates by the last one stay valid until they expire."""
+        with files.locked(self.folder / "lock"):
+            return self._intermediate(name, now)
+
+    def adopt(self, certificate: bytes, root: bytes, now: float) -> dict[str, Any]:
+        """Install the certificate (PEM) that a root on another machine made for the last request.
+
+        :raises NetspaceError: when it is not for that request, or not by *root*, or there is no request.
+        """
+        with files.locked(self.folder / "lock"):
+            path = self.folder / "requested.pem"
+            try:
+                raw = path.read_bytes()
+            except OSError as err:
+                raise NetspaceError(f"{path}: no request is waiting for a certificate: {type(err).__name__}") from err
+            key = privacy_ca.private_key(raw, self.module, path)
+            self._install(privacy_ca.adopt(key, certificate, root, now), now)
+            files.remove(path)
+            return self.status(now)
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the state of the registrar: the CA, its key's place and its expiry, and the number of hosts."""
+        authority = self._authority() if (self.folder / "ca").exists() else None
+        return {
+            "ca": None if authority is None else authority.certificate.subject.rfc4514_string(),
+            "key": None if authority is None else (hsm.reference(authority.key) or b"a file").decode().strip(),
+            "until": None if authority is None else authority.certificate.not_valid_after_utc.timestamp(),
+            "root_here": (self.folder / "root").exists(),
+            "requested": (self.folder / "requested.pem").exists(),
+            "retired": len(self._retired(now)),
+            "hosts": len(self._hosts()),
+        }
+
+    def trusted(self, now: float) -> list[Certificate]:
+        """Return the trusted intermediates: the current one, and earlier ones until they expire."""
+        paths = self.folder / "ca/authority.pem", self.folder / "retired.pem"
+        stamps = tuple(_stamp(path) for path in paths)
+        if stamps != self._seen[0]:
+            # The files are read again only after a change, because the certificates are needed for each host.
+            # load_certificate() is used because the keys are not needed here.
+            self._seen = stamps, [privacy_ca.load_certificate(self._ca()), *self._retired(0)]
+        return [one for one in self._seen[1] if one.not_valid_after_utc.timestamp() > now or one is self._seen[1][0]]
+
+    def revocations(self, now: float) -> bytes:
+        """Return a new revocation list (PEM) of the current intermediate."""
+        revoked = {
+            int(serial): since for serial, since in (files.read_json(self._revoked_path, files.KEPT) or {}).items()
+        }
+        return privacy_ca.revocations(self._authority(), revoked, now)
+
+    # -- hosts ----------------------------------------------------------------------
+    def request(self, minion: str) -> dict[str, Any]:
+        """Return the request for a minion's next enrolment.
+
+        ``template`` is that of the endorsement key on record (empty: any), ``period`` selects a new attestation key for
+        each request, and ``others`` asks for the TPM's other endorsement keys.
+        """
+        known = self.host(minion)
+        self._requested[minion] = secrets.token_bytes(PERIOD)
+        return {
+            "template": "" if known is None else str(known["template"]),
+            "period": self._requested[minion].hex(),
+            # The other keys take a slow TPM seconds, so the minion shows them only until they are on record.
+            "others": known is None or not known.get("others"),
+        }
+
+    def begin(
+        self,
+        minion: str,
+        enrolment: Any,
+        master: str,
+        makers: Makers,
+        now: float,
+    ) -> Pending:
+        """Make a credential for the keys in a minion's enrolment.
+
+        :param enrolment: the minion's answer of ``netspace_attestation.enroll`` to the last :meth:`request`.
+        :param master: fingerprint of the master's key.
+        :param makers: the operator's trusted makers of TPMs.
+        :raises Refused: when the TPM fails a check; the log records it.
+        """
+        self._ca()
+        with self._told(minion, now):
+            known = self.host(minion)
+            shown = parse_enrolment(enrolment)
+            if shown.period != self._requested.get(minion):
+                raise Malformed("enrolment: not an answer to what was asked last")
+            del self._requested[minion]
+            endorsement = structures.endorsement(shown.endorsement).fingerprint
+            self._check_listed(minion, endorsement, shown)
+            shown = makers.completed(shown, endorsement)
+            context = Context(master, minion, secrets.token_hex(8), secrets.token_bytes(32))
+            pinned = known["ek"] if known else None
+            made = verifier.challenge(
+                shown,
+                context,
+                roots=makers.roots,
+                lists=makers.lists,
+                unreadable=makers.unreadable,
+                pinned=pinned,
+                now=now,
+            )
+            return Pending(minion, shown, context, made, known, time.monotonic())
+
+    def finish(self, pending: Pending, answer: Any, now: float) -> dict[str, Any]:
+        """Bind a minion to its TPM, and have its attestation key certified.
+
+        :param answer: the result of the minion's ``netspace_attestation.activate``. It must come within 60 s, which
+            include the time on the bus.
+        :param now: the same time as for :meth:`begin`.
+        :raises Refused: when it is not the answer to *pending*; the log records the refusal.
+        :raises NetspaceError: when the minion was enrolled, revoked or released meanwhile.
+        """
+        authority, minion, enrolment = self._authority(), pending.minion, pending.enrolment
+        with self._told(minion, now):
+            bound = pending.challenge.redeem(_answer(answer), now + time.monotonic() - pending.since)
+            with files.locked(self.folder / "lock"):
+                if self.host(minion) != pending.known:
+                    # A renewal must not undo an operator's decision that was made while it waited.
+                    raise NetspaceError(f"{minion} was enrolled, revoked or released meanwhile; nothing was changed")
+                others = {one.fingerprint for one in bound.others} | set((pending.known or {}).get("others", ()))
+                mine = [bound.endorsement.fingerprint, *sorted(others - {bound.endorsement.fingerprint})]
+                for endorsement in mine:
+                    self._claim(endorsement, minion)
+                self._check_new(bound.key, minion, pending.known)
+                issued = privacy_ca.issue(authority, bound, now)
+                record: dict[str, Any] = {
+                    "v": 1,
+                    "minion": minion,
+                    "template": bound.template,
+                    "ek": mine[0],
+                    "others": mine[1:],
+                    "period": enrolment.period.hex(),
+                    "former": None if pending.known is None else bound_key(pending.known).fingerprint,
+                    "ak": base64.b64encode(bound.key.raw).decode(),
+                    "level": bound.level,
+                    "reason": bound.reason,
+                    "tpm": dict(enrolment.tpm),
+                    "enrolled": now,
+                    "pseudonym": issued.pseudonym,
+                    "serial": str(issued.serial),
+                    "expires": issued.expires,
+                    "certificate": base64.b64encode(issued.certificate).decode(),
+                }
+                self._log("issued", now, {key: record[key] for key in ("minion", "ek", "level", "pseudonym", "serial")})
+                # Owners are written before the host's record. After a crash in between, an owner without a record is
+                # ignored; a record without an owner would let another minion claim the key.
+                for key in (*mine, bound.key.fingerprint):
+                    files.write_json(self._owner(key), {"v": 1, "minion": minion})
+                files.write_json(self._path(minion), record)
+                if record["former"] is not None:
+                    files.remove(self._owner(record["former"]))
+        return record
+
+    @contextlib.contextmanager
+    def _told(self, minion: str, now: float) -> Iterator[None]:
+        """Log a refusal that the context's body raises."""
+        try:
+            yield
+        except Refused as err:
+            with files.locked(self.folder / "lock"):
+                self._log("refused", now, {"minion": minion, "code": err.code, "reason": err.args[0][:1000]})
+            raise
+
+    def certificate(self, minion: str) -> dict[str, Any]:
+        """Return the certificate of a minion's attestation key (PEM), and the chain (PEM), for other verifiers.
+
+        ``period`` selects this key at the minion; other verifiers have no use for it.
+        """
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        record = self._known(minion)
+        found = x509.load_der_x509_certificate(base64.b64decode(record["certificate"]))
+        return {
+            "certificate": found.public_bytes(Encoding.PEM).decode(),
+            "chain": (self.folder / "ca/chain.pem").read_text(),
+            "pseudonym": record["pseudonym"],
+            "expires": record["expires"],
+            "period": record.get("period", ""),
+        }
+
+    def revoke(self, minion: str, why: str, now: float) -> dict[str, Any]:
+        """Revoke the minion's certificate. The minion stays bound to its TPM, and can be enrolled again."""
+        with files.locked(self.folder / "lock"):
+            record = self._known(minion)
+            revoked = files.read_json(self._revoked_path, files.KEPT) or {}
+            self._log("revoked", now, {"minion": minion, "serial": record["serial"], "why": why[:1000]})
+            # Certificates that were revoked two days ago have expired, and need no revocation.
+            kept = {serial: since for serial, since in revoked.items() if since > now - 2 * 86400}
+            files.write_json(self._revoked_path, {**kept, record["serial"]: now})
+            # Also marked in the host's record, so that it stays revoked until somebody enrols the minion again.
+            files.write_json(self._path(minion), {**record, "revoked": now})
+            return record
+
+    def is_revoked(self, serial: str) -> bool:
+        """Return whether the list of revoked certificates has *serial*. Expired certificates are not on the list."""
+        return serial in (files.read_json(self._revoked_path, files.KEPT) or {})
+
+    def release(self, minion: str, now: float) -> dict[str, Any]:
+        """Delete the minion's record and revoke its certificate, so that it can be bound to another TPM."""
+        record = self.revoke(minion, "released", now)
+        with files.locked(self.folder / "lock"):
+            self._log("released", now, {"minion": minion, "ek": record["ek"]})
+            files.remove(self._path(minion))
+            for key in keys_of(record):
+                files.remove(self._owner(key))
+        return record
+
+    def host(self, minion: str) -> dict[str, Any] | None:
+        """Return the record of *minion*, or None if it is not enrolled."""
+        return files.read_json(self._path(minion), files.KEPT)
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """Return the records of all minions, sorted by name."""
+        return sorted(self._hosts(), key=lambda record: str(record["minion"]))
+
+    def certified(self, record: dict[str, Any], now: float) -> Certified:
+        """Return the certified attestation key of an enrolled host.
+
+        :raises Refused: when the certificate is not valid any more.
+        :raises NetspaceError: when the record is malformed.
+        """
+        try:
+            key, certificate = (base64.b64decode(record[name], validate=True) for name in ("ak", "certificate"))
+        except (KeyError, TypeError, ValueError) as err:
+            raise NetspaceError(f"{self._path(str(record.get('minion')))}: not a record of an enrolment") from err
+        return verifier.certified(
+            key,
+            certificate,
+            record["level"],
+            record["reason"],
+            trusted=self.trusted(now),
+            revoked="revoked" in record,
+            now=now,
+        )
+
+    def note(self, event: str, data: dict[str, Any], now: float) -> None:
+        """Log an event from outside of the registrar."""
+        with files.locked(self.folder / "lock"):
+            self._log(event, now, data)
+
+    def verify_log(self, noted: audit_log.Head | None = None) -> audit_log.Head:
+        """Check the log from its beginning; see :func:`netspace.attestation.registrar.audit_log.verify`."""
+        try:
+            with self.log.open("rb") as stream:
+                return audit_log.verify(stream, noted)
+        except FileNotFoundError:
+            return audit_log.verify((), noted)
+
+    # -- internals ------------------------------------------------------------------
+    @property
+    def _revoked_path(self) -> Path:
+        return self.folder / "revoked.json"
+
+    def _owner(self, endorsement: str) -> Path:
+        return self.folder / "owners" / f"{endorsement}.json"
+
+    def _check_listed(self, minion: str, endorsement: str, shown: Enrolment) -> None:
+        if self.listed is not None:
+            others = [structures.endorsement(public).fingerprint for _, public in shown.others]
+            inventory.read(self.listed).check(minion, endorsement, others)
+
+    def _owned(self, key: str) -> dict[str, str]:
+        """Return ``{key: owner}``, or an empty mapping if no minion has the key.
+
+        The owner comes from the key's own file: reading all records for each of 10,000 hosts would take an hour.
+        """
+        owner = (files.read_json(self._owner(key), files.KEPT) or {}).get("minion")
+        known = self.host(str(owner)) if owner is not None else None
+        return {key: str(owner)} if known is not None and key in keys_of(known) else {}
+
+    def _claim(self, endorsement: str, minion: str) -> None:
+        privacy_ca.claim(self._owned(endorsement), endorsement, minion)
+
+    def _check_new(self, key: structures.Public, minion: str, known: dict[str, Any] | None) -> None:
+        """Check that an attestation key is new: no other minion has it, and this minion's last one was different.
+
+        :raises SharedAttestationKey: when the key is not new.
+        """
+        owner = self._owned(key.fingerprint).get(key.fingerprint)
+        if owner is not None and owner != minion:
+            raise SharedAttestationKey(f"the attestation key is {owner}'s; {minion} needs its own")
+        if known is not None and bound_key(known).fingerprint == key.fingerprint:
+            raise SharedAttestationKey(
+                f"{minion} shows the attestation key of its last certificate; a new key was requested"
+            )
+
+    def _path(self, minion: str) -> Path:
+        return self.folder / "hosts" / f"{key_of(minion)}.json"
+
+    def _hosts(self) -> list[dict[str, Any]]:
+        return list(files.read_records(self.folder / "hosts", files.KEPT).values())
+
+    def _known(self, minion: str) -> dict[str, Any]:
+        record = self.host(minion)
+        if record is None:
+            raise NetspaceError(f"{minion} is not enrolled: netspace_attestation.enroll {minion}")
+        return record
+
+    def _ca(self) -> Path:
+        """Return the folder of the current intermediate.
+
+        :raises NetspaceError: when there is no CA.
+        """
+        folder = self.folder / "ca"
+        if not folder.exists():
+            raise NetspaceError("there is no Privacy CA: netspace_attestation.ca_init")
+        return folder
+
+    def _authority(self) -> Authority:
+        """Return the current intermediate with its key. Only for signing: the module may be slow or unreachable."""
+        return privacy_ca.load(self._ca(), self.module)
+
+    def _new(self, use: str) -> EllipticCurvePrivateKey | None:
+        """Make a key in the hardware security module; None if there is no module, and the caller makes the key."""
+        return None if self.module is None else self.module.create(use)
+
+    def _log(self, event: str, now: float, data: dict[str, Any]) -> None:
+        audit_log.append(self.log, event, data, when=now)
+
+    def _intermediate(self, name: str, now: float) -> dict[str, Any]:
+        from cryptography.hazmat.primitives import serialization
+
+        key, asked = privacy_ca.request(name, self._new("ca"))
+        if (self.folder / "root").exists():
+            root = privacy_ca.load(self.folder / "root", self.module)
+            pem = root.certificate.public_bytes(serialization.Encoding.PEM)
+            self._install(privacy_ca.adopt(key, privacy_ca.sign_request(root, asked, now), pem, now), now)
+            return self.status(now)
+        self._log("ca-requested", now, {"name": name})
+        files.write(self.folder / "requested.pem", privacy_ca.private_bytes(key), mode=0o600)
+        return {**self.status(now), "request": asked.decode()}
+
+    def _install(self, authority: Authority, now: float) -> None:
+        from cryptography.hazmat.primitives import serialization
+
+        self._log("ca-intermediate", now, {"serial": str(authority.certificate.serial_number)})
+        if (self.folder / "ca").exists():
+            before = [self._authority().certificate, *self._retired(now)]
+            pem = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in before)
+            files.write(self.folder / "retired.pem", pem, mode=0o644)
+        privacy_ca.save(authority, self.folder / "ca")
+
+    def _retired(self, now: float) -> list[Certificate]:
+        from cryptography import x509
+
+        try:
+            found = x509.load_pem_x509_certificates((self.folder / "retired.pem").read_bytes())
+        except FileNotFoundError:
+            return []
+        except unreadable() as err:
+            raise NetspaceError(f"{self.folder / 'retired.pem'}: {err}") from err
+        return [one for one in found if one.not_valid_after_utc.timestamp() > now]
+
+
+def bound_key(record: Mapping[str, Any]) -> structures.Public:
+    """Return the attestation key of a minion's record, even if its certificate is not valid.
+
+    :raises NetspaceError: when the record is malformed.
+    """
+    try:
+        return structures.public(base64.b64decode(record["ak"], validate=True))
+    except (KeyError, TypeError, ValueError, Malformed) as err:
+        raise NetspaceError(f"{record.get('minion')}: not a record of an enrolment") from err
+
+
+def keys_of(record: Mapping[str, Any]) -> list[str]:
+    """Return the fingerprints of all keys in a minion's record."""
+    return [record["ek"], *record.get("others", ()), bound_key(record).fingerprint]
+
+
+def key_of(minion: str) -> str:
+    """Return the file name for a minion: a hash, because a file's name cannot have all characters of a minion's."""
+    return hashlib.sha256(minion.encode()).hexdigest()[:32]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        return files.stamp(path)
+    except OSError:
+        return None
+
+
+def _answer(data: Any) -> bytes:
+    raw = from_hex(data.get("answer"), 32) if isinstance(data, dict) else None
+    if raw is None:
+        raise Malformed("activation: the answer is not 32 bytes in hex")
+    return raw

@@ -1,0 +1,1 @@
+"""TPM 2.0: the device, its structures, and credentials."""

@@ -1,0 +1,1 @@
+"""Verifier (RFC 9334): genuine evidence, judged by a policy."""

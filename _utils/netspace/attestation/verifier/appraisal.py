@@ -1,0 +1,124 @@
+"""Judge genuine evidence: boot log, references, boot policy and IMA, in the one legal order.
+
+Pure: no file, no network, no clock. The judge takes evidence as genuine: ``verifier.verify_quote`` calls it after
+checking every signature, and other callers pass evidence that was verified before. The judge decides on L4 and L5:
+
+1. The boot matches the references or the boot policy (:mod:`netspace.attestation.verifier.boot_rules`). **L4**
+2. There is an IMA policy, and a measurement list that continues where the last one ended.
+3. The list's lines lead to the quoted PCR 10; lines after that wait for the next time.
+4. The list begins with this boot's PCR values and has process 1, and the policy allows each line
+   (:mod:`netspace.attestation.verifier.ima_rules`).
+5. The boot policy covers every PCR that the list rests on (:func:`boot_policy.ima_gaps`). **L5**
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from netspace.attestation.evidence import Evidence
+from netspace.attestation.logs.ima import State
+from netspace.attestation.policy import boot as boot_policy
+from netspace.attestation.policy.policy import Policy
+from netspace.attestation.refusals import ImaUnfounded, NoImaPolicy, Refused
+from netspace.attestation.verifier import ima_rules
+from netspace.attestation.verifier.boot_rules import GoodBoot as GoodBoot
+from netspace.attestation.verifier.boot_rules import References as References
+from netspace.attestation.verifier.boot_rules import identity
+from netspace.attestation.verifier.boot_rules import judged_boot as judged_boot
+
+
+@dataclass(frozen=True)
+class Appraisal:
+    """Level that the evidence reaches, and why it does not reach a higher one.
+
+    :param level: 3, 4 or 5.
+    :param code: code of the refusal that prevents the next level (``ok`` at L5).
+    :param ima: how far the measurement list was judged; None if it was not judged.
+    :param boot: the boot, if a policy without references found it good; the caller keeps it for the next appraisal.
+    """
+
+    level: int
+    code: str
+    reason: str
+    remedy: str
+    ima: State | None = None
+    boot: GoodBoot | None = None
+
+
+def appraise(
+    evidence: Evidence,
+    policy: Policy | None,
+    references: References | None,
+    *,
+    boot: tuple[int, int] = (0, 0),
+    start: State | None = None,
+    good: GoodBoot | None = None,
+) -> Appraisal:
+    """Appraise genuine *evidence*.
+
+    :param boot: the quoted (resetCount, restartCount).
+    :param start: how far this host's measurement list was judged before.
+    :param good: a boot that was judged good before; the same boot is not judged again by the same policy.
+    """
+    now = None if policy is None or references is not None else identity(evidence, policy.fingerprint)
+    if good is None or good.identity != now:
+        try:
+            proved = judged_boot(evidence, policy.boot if policy else None, references)
+        except Refused as err:
+            return Appraisal(3, err.code, str(err), err.remedy)
+        good = None if now is None else GoodBoot(now, proved)
+    else:
+        proved = good.proved
+    return dataclasses.replace(_programs(evidence, policy, references, boot, start, proved), boot=good)
+
+
+def _programs(
+    evidence: Evidence,
+    policy: Policy | None,
+    references: References | None,
+    boot: tuple[int, int],
+    start: State | None,
+    proved: Collection[int],
+) -> Appraisal:
+    """Appraise the measurement list of a good boot."""
+    try:
+        if policy is None or policy.ima is None:
+            raise NoImaPolicy("what runs after the boot is not measured (IMA)")
+        state = ima_rules.judged(evidence, policy.ima, policy.fingerprint, boot, start)
+    except Refused as err:
+        return Appraisal(4, err.code, str(err), err.remedy)
+    if state.refused is not None:
+        code, reason = state.refused
+        return Appraisal(4, code, f"{reason} [{code}]", ima_rules.remedy(code), state)
+    unfounded = _unfounded(policy, evidence, references, proved)
+    if unfounded is not None:
+        # No state is kept, so the next list starts at line 0 and its boot aggregate is compared again. Otherwise root
+        # could extend PCR 8 or 9 by the missing command line: only the boot aggregate shows such a late extension.
+        return Appraisal(4, unfounded.code, str(unfounded), unfounded.remedy)
+    return Appraisal(5, "ok", "boot and programs are as the policy says", "", state)
+
+
+def ask_from(policy: Policy, start: State | None) -> int:
+    """Return the line number at which the measurement list of the next evidence must begin."""
+    return start.lines if start is not None and start.policy == policy.fingerprint else 0
+
+
+def _unfounded(
+    policy: Policy, evidence: Evidence, references: References | None, proved: Collection[int]
+) -> ImaUnfounded | None:
+    """Return why the rules for the boot do not suffice for a measurement list; None if they do.
+
+    :param proved: PCRs that prove a command line which root cannot have added later.
+    """
+    quoted = evidence.pcrs.keys() | set(range(10))  # the list's boot aggregate covers PCRs 0 to 9
+    found = boot_policy.ima_gaps(policy.boot, quoted, references or {})
+    if found:
+        return ImaUnfounded(found[0])
+    boot = policy.boot
+    if boot is None or proved or (boot.command_lines is None and boot_policy.valued_lines(boot, references or {})):
+        return None
+    if boot.command_lines is None:
+        return ImaUnfounded("no command line is proved; give command_lines with ima_policy=tcb")
+    return ImaUnfounded("the command line is proved by PCR 11 or 12 alone, which root extends later, too")

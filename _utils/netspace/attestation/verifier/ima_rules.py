@@ -1,0 +1,205 @@
+"""Judge IMA's measurement list: this boot's kernel began it, and the policy allows each line.
+
+``netspace.attestation.verifier.appraisal`` calls this module for L5, after the boot reached L4. Pure.
+
+These facts prove that the kernel measured from its start:
+
+1. PCR 10 begins at zero, and every user of the TPM can extend it. So a list that leads to the quoted value has all
+   measurements of PCR 10 in order. It does not prove who made them.
+2. The kernel's first extension of PCR 10 is ``boot_aggregate``, the digest of PCRs 0 to 9. It comes before process 1.
+   So this name means the PCRs at the kernel's start in line 0, and in no other line. The digest must match the PCR
+   values that the logs give for the kernel's start. This binds the list to the judged boot. It also shows that nobody
+   extended PCRs 0 to 9 later to feign another kernel or command line. Without this comparison there is no L5: it fails
+   if one of these PCRs is not quoted, or if the kernel used another bank. The comparison is made only where a list
+   begins, so a list is remembered only if the boot had passed every rule by then. Extensions after that prove nothing.
+3. Without IMA in the kernel, root can write the whole list by hand, including line 0. Only the rules for the boot
+   exclude that: they demand a kernel that has IMA, and a command line that turns it on.
+4. A kernel that was started by kexec continues the list and adds another ``boot_aggregate``. Nothing measures its
+   command line, so it is refused (``ima-kexec``) unless the policy has ``kexec: allow``.
+
+Root can still do the following on a host that keeps L5 (docs/attestation-policy.md has the remedies):
+
+==============================================  =======================================================
+root can                                        because
+==============================================  =======================================================
+run a program on tmpfs, before Linux 6.14       ima_policy=tcb measures nothing there
+run code without a program file of its own      shells and interpreters are allowed programs; a script
+                                                from a pipe, or on tmpfs, is not measured
+write to another process's memory, or exploit   IMA measures files when they are opened or mapped
+the kernel
+load an IMA policy that measures less           the kernel measures a policy that is loaded by path; only
+                                                the newest kernels measure one that is written directly
+put files behind excluded names                 any mount can have any name (mount namespaces)
+start a listed kernel without IMA by kexec      a file that may be read may be started as a kernel
+resume a changed image from hibernation         the image replaces the kernel's memory
+run a file while writing to it, where           the list does not show the file's content
+``violations: ignore``
+==============================================  =======================================================
+
+The policy judges lines in other PCRs (``pcr=`` in the kernel's IMA policy) like the others. No quote proves these
+lines, so they can lower the level but never raise it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from netspace.attestation.evidence import BANK, Evidence
+from netspace.attestation.logs import extensions, ima
+from netspace.attestation.logs.ima import BOOT_AGGREGATE, Entry, File, State
+from netspace.attestation.policy.policy import Ima
+from netspace.attestation.refusals import (
+    Limited,
+    ListGap,
+    NoList,
+    NothingMeasured,
+    StartedByKexec,
+    UnknownFileRun,
+    UnprovedAggregate,
+    Violation,
+    WrongAggregate,
+)
+
+Values = Mapping[int, bytes]
+# PCRs in the boot aggregate of every bank but SHA-1, which has fewer (Linux 5.8: ima_crypto.c).
+AGGREGATED = range(10)
+
+
+def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, int], start: State | None) -> State:
+    """Judge the measurement list's new lines, and return the new state.
+
+    :param fingerprint: fingerprint of the whole policy.
+    :param boot: the quoted (resetCount, restartCount).
+    :param start: the state after the lines that were judged before; None if there are none.
+    :raises Refused: when the list belongs to another boot, or does not continue from *start*.
+    """
+    brought = evidence.ima
+    if brought is None:
+        raise NoList("the evidence has no quote of PCR 10")
+    before = State()
+    if brought.first and start is not None and (start.boot, start.policy) == (boot, fingerprint):
+        before = start
+    if brought.first != before.lines:
+        raise ListGap(f"the list begins with line {brought.first}, and was judged up to line {before.lines}")
+    entries = ima.parse(brought.lines)
+    entries = entries[: ima.match(entries, before.value, brought.value)]
+    # Computed once: the logs may be large, and root can add many lines that need this value.
+    at_start = functools.cache(lambda: _at_start(evidence))
+    if before.lines == 0:
+        _check_aggregate(entries, evidence, at_start)
+        if not ima.measures_programs(entries):
+            raise NothingMeasured("the list has no process 1: the kernel does not measure which programs run")
+    refused = before.refused
+    if refused is None:
+        known = functools.cache(lambda: _aggregates(evidence, at_start))
+        refused = _first_refused(entries, before.lines, policy, known)
+    return State(before.lines + len(entries), brought.value, boot, fingerprint, refused)
+
+
+def remedy(code: str) -> str:
+    """Return the remedy for a refusal by its *code*, which a :class:`State` keeps."""
+    kinds: tuple[type[Limited], ...] = (Violation, UnknownFileRun, StartedByKexec)
+    return next(kind.remedy for kind in kinds if kind.code == code)
+
+
+def _check_aggregate(entries: Sequence[Entry], evidence: Evidence, at_start: Callable[[], Values]) -> None:
+    """Check that the list begins with the digest of the PCR values at this kernel's start.
+
+    :raises WrongAggregate: when the digest is missing, or has other values.
+    :raises UnprovedAggregate: when the values can't be compared.
+    :raises NothingMeasured: for an empty list.
+    """
+    if not entries:
+        raise NothingMeasured("nothing was measured into PCR 10: the kernel has no IMA")
+    digest = ima.boot_aggregate(entries)
+    if digest is None:
+        raise WrongAggregate("the list does not begin with the PCRs' values at boot")
+    algorithm, _, value = digest.partition(b":\0")
+    if not value.strip(b"\0"):
+        raise WrongAggregate("IMA found no TPM when it started")
+    if algorithm != BANK.encode():
+        said = algorithm.decode("ascii", "replace")[:20]
+        raise UnprovedAggregate(f"the list begins with PCRs of the bank {said}, and those of {BANK} are quoted")
+    missing = [pcr for pcr in AGGREGATED if pcr not in evidence.pcrs]
+    if missing:
+        raise UnprovedAggregate(f"the list begins with the values of PCRs 0 to 9, and PCR {missing[0]} is not quoted")
+    if value != _digest(at_start()):
+        raise WrongAggregate("the list begins with the PCR values of another boot, or one was extended since")
+
+
+def _digest(values: Values) -> bytes:
+    """Return the boot aggregate of PCR *values*."""
+    return hashlib.sha256(b"".join(values[pcr] for pcr in AGGREGATED)).digest()
+
+
+def _at_start(evidence: Evidence) -> Values:
+    """Return the PCR values at the kernel's start.
+
+    These are the quoted values without the strings (``measured.WORDS``) with which systemd extended a PCR last. No
+    other extension may come after the kernel's start. The two logs are read as one sequence, because the sender chooses
+    the log in which an extension stands. L4 has shown that the sequence leads to the quoted value.
+    """
+    values = dict(evidence.pcrs)
+    if evidence.boot_log is None or evidence.systemd_log is None:
+        return values
+    logs = extensions.read(evidence)
+    for pcr, found in logs.of(AGGREGATED).items():
+        last = len(found)
+        while last and extensions.is_word(pcr, found[last - 1]):
+            last -= 1
+        if last < len(found):
+            values[pcr] = logs.boot.extended(pcr, BANK, (one.digest for one in found[:last]))
+    return values
+
+
+def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collection[bytes]:
+    """Return the two boot aggregates that a kernel started by kexec may record.
+
+    One is over the PCRs at the first kernel's start, the other over the quoted PCRs.
+    """
+    if any(pcr not in evidence.pcrs for pcr in AGGREGATED):
+        return ()
+    return [BANK.encode() + b":\0" + _digest(values) for values in (at_start(), evidence.pcrs)]
+
+
+def _first_refused(
+    entries: Sequence[Entry], first: int, policy: Ima, known: Callable[[], Collection[bytes]]
+) -> tuple[str, str] | None:
+    """Return code and reason for the first line that the policy refuses; None if it allows all lines.
+
+    :param first: line number of the first entry.
+    :param known: returns the boot aggregates of this boot.
+    """
+    listed = policy.listed
+    for number, entry in enumerate(entries, first):
+        if entry[0] == ima.VIOLATION:
+            # The file's path in the line is not measured, so an exclusion by path does not count.
+            if not policy.ignore_violations:
+                return Violation.code, f"line {number}: a file was written while it was measured"
+            continue
+        if listed(entry):
+            continue
+        file = ima.file(entry)
+        if file is None:
+            if ima.measured(entry) in policy.entries:
+                continue
+            return UnknownFileRun.code, f"line {number}: of an unknown template, is not allowed"
+        if file.path == BOOT_AGGREGATE:
+            # A file can also have this name. So no listed file, signature or pattern allows it.
+            if number and (found := _started_by_kexec(file, number, policy, known())) is not None:
+                return found
+        elif not policy.allows(file):
+            said = repr(file.path.decode("utf-8", "replace")[:200])
+            return UnknownFileRun.code, f"line {number}: {said} is not allowed"
+    return None
+
+
+def _started_by_kexec(file: File, number: int, policy: Ima, known: Collection[bytes]) -> tuple[str, str] | None:
+    """Judge a ``boot_aggregate`` after line 0: a kernel that kexec started if its digest is known, else a file."""
+    if file.digest not in known:
+        return UnknownFileRun.code, f"line {number}: 'boot_aggregate' is not of the PCRs, so it is a file"
+    if policy.kexec:
+        return None
+    return StartedByKexec.code, f"line {number}: another kernel was started by kexec, by an unknown command line"

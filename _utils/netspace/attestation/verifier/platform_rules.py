@@ -1,0 +1,199 @@
+"""Rules for PCRs 7 and 14: the state of Secure Boot, its keys, and whether shim verified what it started.
+
+Before the separator in PCR 7, only the firmware has run. So a variable that is measured there has the value that the
+firmware read. After the separator, any program can extend the PCR. So every digest there must be allowed, and none
+of them raises trust. Pure: called by :mod:`netspace.attestation.verifier.boot_rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from netspace.attestation.logs import events, measured
+from netspace.attestation.logs.extensions import Extension
+from netspace.attestation.logs.measured import SHIM
+from netspace.attestation.policy.boot import Boot
+from netspace.attestation.refusals import (
+    OldRevocations,
+    OldShimLevel,
+    SecureBootOff,
+    ShimInsecure,
+    UnexpectedEvent,
+    UnknownSigner,
+)
+
+_NAMESPACES = {events.GLOBAL: measured.SETTINGS, events.SECURITY: measured.KEY_LISTS}
+
+
+@dataclass
+class Platform:
+    """Content of PCR 7.
+
+    :param settings: values of Secure Boot's variables, by name.
+    :param authorities: certificates and digests by which firmware and shim trusted the programs that they started.
+    """
+
+    settings: dict[str, bytes] = field(default_factory=dict)
+    authorities: list[events.Variable] = field(default_factory=list)
+
+
+def check(extended: Sequence[Extension], policy: Boot) -> None:
+    """Judge PCR 7 by ``secure_boot``, ``dbx``, ``signers`` and ``sbat``.
+
+    :raises Refused: for the first measurement that the policy does not allow.
+    """
+    found = read(extended)
+    settings = found.settings
+    if policy.secure_boot:
+        if settings.get("SecureBoot") != b"\1":
+            raise SecureBootOff("Secure Boot was off")
+        if not settings.get("PK") or not settings.get("KEK") or settings.get("SetupMode") == b"\1":
+            raise SecureBootOff("Secure Boot is in setup mode: it has no keys")
+        if settings.get("AuditMode") == b"\1":
+            raise SecureBootOff("Secure Boot is in audit mode: it refuses nothing")
+    if policy.dbx:
+        lists = events.signatures(settings.get("dbx", b""))
+        absent = policy.dbx - set(lists[1] if lists else ())
+        if absent:
+            raise OldRevocations(
+                f"dbx lacks {len(absent)} of {len(policy.dbx)} entries, {min(absent).hex()} among them"
+            )
+    if policy.signers is not None:
+        _signers(found.authorities, policy)
+    if policy.sbat:
+        _sbat(found.authorities, policy)
+
+
+def read(extended: Sequence[Extension]) -> Platform:
+    """Read PCR 7. Each digest must be the separator, a known variable (once), an authority, or a string of systemd's.
+
+    :raises Refused: for any other digest.
+    """
+    found = Platform()
+    separated = False
+    for one in extended:
+        if one.digest == measured.SEPARATOR:
+            if separated:
+                raise UnexpectedEvent("PCR 7: a second separator")
+            separated = True
+            continue
+        if separated and one.digest in measured.WORDS[7]:
+            continue
+        data = one.preimage()
+        if data is None:
+            raise UnexpectedEvent(f"PCR 7: the data of an event ({one.claimed}) is not what was measured")
+        if one.digest == measured.DEBUG_MODE or one.kind == events.EFI_ACTION:
+            said = data[:64].decode("ascii", "replace")
+            kind = SecureBootOff if one.digest == measured.DEBUG_MODE else UnexpectedEvent
+            raise kind(f"PCR 7: the firmware says: {said}")
+        if separated:
+            _authority(found, events.variable(data, events.SLACK))
+        else:
+            _setting(found, events.variable(data))
+    if not separated:
+        raise UnexpectedEvent("PCR 7: no separator")
+    return found
+
+
+def _setting(found: Platform, read: events.Variable | None) -> None:
+    """Record a measurement from before the separator: a known variable, or the authority of a trusted driver.
+
+    :raises UnexpectedEvent: for anything else.
+    """
+    if read is None or read.name not in _NAMESPACES.get(read.guid, ()):
+        name = "none" if read is None else f"{read.name[:40]!r}"
+        raise UnexpectedEvent(f"PCR 7: {name} before the separator: no specification has this variable there")
+    if read.name in found.settings:
+        if read.name not in measured.KEY_LISTS or not _is_authority(read.data):
+            raise UnexpectedEvent(f"PCR 7: {read.name} is measured twice before the separator")
+        found.authorities.append(read)
+        return
+    if read.name in measured.KEY_LISTS and events.signatures(read.data) is None:
+        raise UnexpectedEvent(f"PCR 7: {read.name} is no list of keys")
+    found.settings[read.name] = read.data
+
+
+def _authority(found: Platform, read: events.Variable | None) -> None:
+    """Record a measurement from after the separator: the authority of a started program, or a variable of shim's.
+
+    :raises UnexpectedEvent: for anything else.
+    :raises ShimInsecure: when shim's variable turns verification off.
+    """
+    if read is None:
+        raise UnexpectedEvent("PCR 7: an event after the separator that is no variable")
+    if read.guid == SHIM and read.name in ("MokSBState", "MokDBState") and len(read.data) == 1:
+        if read.data != b"\0":
+            raise ShimInsecure(f"{read.name}: shim is set not to verify what it starts")
+        return
+    if read.guid == SHIM and read.name == "MokListTrusted" and read.data in (b"\0", b"\1"):
+        return
+    if not is_shim_level(read) and not _is_authority(read.data):
+        raise UnexpectedEvent(f"PCR 7: {read.name[:40]!r}, which is neither a certificate nor a program's digest")
+    found.authorities.append(read)
+
+
+def is_shim_level(read: events.Variable) -> bool:
+    return read.guid == SHIM and read.name in ("SbatLevel", "SBAT") and measured.sbat(read.data) is not None
+
+
+def _is_authority(data: bytes) -> bool:
+    """Return whether *data* is EFI_SIGNATURE_DATA (an owner, and a certificate or a digest), or a certificate alone."""
+    return len(data) == 48 or (len(data) > 64 and events.certificate(data)[:1] == b"\x30")
+
+
+def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
+    firmware = 0
+    for one in authorities:
+        if is_shim_level(one):
+            continue  # shim's list of revoked generations, which is no authority
+        certificate = events.certificate(one.data)
+        found = measured.digest(certificate)
+        listed = found in (policy.signers or ()) or (len(one.data) == 48 and certificate in (policy.applications or ()))
+        if not listed:
+            raise UnknownSigner(f"{one.name[:40]}: trusted for the certificate {found.hex()}, which is not a signer's")
+        firmware += one.guid == events.SECURITY
+    if not firmware:
+        raise UnknownSigner("the firmware verified nothing that it booted")
+
+
+def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
+    """Check that each recorded ``SbatLevel`` refuses the generations that the policy refuses.
+
+    A level must precede shim's first trust decision. Root can add a level later, so a later one alone proves nothing.
+
+    :raises OldShimLevel: when the first level is missing, or a level is too low.
+    """
+    told = [one for one in authorities if one.guid == SHIM]
+    if not told or not is_shim_level(told[0]):
+        raise OldShimLevel("shim records no refused generations (SbatLevel) before it trusts anything")
+    for one in told:
+        if not is_shim_level(one):
+            continue
+        level = measured.sbat(one.data) or {}
+        for component, lowest in sorted(policy.sbat.items()):
+            told_lowest = level.get(component, 0)
+            if told_lowest < lowest:
+                raise OldShimLevel(
+                    f"SbatLevel lets {component} of generation {told_lowest} run; the policy asks for {lowest}"
+                )
+
+
+def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
+    """Judge PCR 14: shim's lists of keys are known, and its verification is on.
+
+    The byte 1 is the value of ``MokListTrusted`` (since shim 15.5), and of ``MokSBState`` if verification is off. So
+    its digest is allowed once; a second one is refused.
+
+    :raises Refused: for the first measurement that the policy does not allow.
+    """
+    switched = 0
+    for one in extended:
+        if one.digest in (measured.EMPTY_KEY_LIST, measured.FALSE) or one.digest in measured.WORDS[14]:
+            continue
+        if one.digest == measured.TRUE:
+            switched += 1
+            if switched > 1:
+                raise ShimInsecure("PCR 14: shim is set not to verify what it starts (MokSBState)")
+        elif one.digest not in (policy.mok or ()):
+            raise UnknownSigner(f"PCR 14: shim trusts other keys: {one.digest.hex()} (the log calls it {one.claimed})")

@@ -1,0 +1,317 @@
+"""Throw-away twins of an environment, in which an audit tries to break out or to exhaust shared resources.
+
+A twin has the original's image, system call profile, limits, user and hardening, but its own ids,
+root, cgroup and card. It has none of the original's files, variables, volumes (an empty tmpfs
+replaces each) or credentials. Instead of the image's program it runs a program of netspace, by an
+interpreter of this host. ``docs/isolation.md`` lists the other differences. A twin has no record, but
+a note, which is removed after all that it names is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netspace import files
+from netspace.environment import record as records
+from netspace.environment import user_ids
+from netspace.environment.audit import interpreter as kit
+from netspace.environment.builder import Making
+from netspace.environment.container import cgroups, oci_config, oci_runtime
+from netspace.environment.record import Record
+from netspace.environment.runtimes import Runtime
+from netspace.environment.storage import mounts, rootfs
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.spec import parse
+
+INSIDE = "/run/netspace-audit"
+# Modules that the programs import, and codecs that Python itself loads for them.
+MODULES = (
+    *("__future__", "contextlib", "ctypes", "errno", "fcntl", "json", "mmap", "os", "resource", "select"),
+    *("signal", "socket", "struct", "sys", "threading", "time", "dataclasses", "itertools"),
+    *("collections.abc", "typing", "encodings.idna", "encodings.ascii"),
+)
+PROGRAMS = ("probe.py", "exhaust.py")
+LIBRARY = ("pools.py", "storms.py")  # modules of netspace that they import
+PORT = 7000
+_KIND = "audits"
+_PREFIX = "audit-"
+_READY = 20.0  # seconds allowed to the peer for becoming ready
+_TIMEOUT = 300.0  # seconds for the whole probe
+_KIT_SIZE = 128 * 1024**2
+_MOST = 4 * 1024**2  # bytes of the probe's answer at most
+
+
+def names() -> tuple[str, str]:
+    """Return names for a twin and for the peer that it attacks."""
+    token = secrets.token_hex(4)
+    return f"{_PREFIX}{token}", f"{_PREFIX}{token}-peer"
+
+
+def note(layout: Layout, twins: Sequence[str]) -> None:
+    """Write a note of twins before anything of them is made."""
+    files.write_json(_path(layout, twins), {"twins": list(twins)})
+
+
+def forget(layout: Layout, twins: Sequence[str]) -> None:
+    """Remove the note of twins of which nothing is left."""
+    files.remove(_path(layout, twins))
+
+
+def noted(layout: Layout) -> list[list[str]]:
+    """Return the twins of audits that were interrupted."""
+    return [[str(name) for name in note["twins"]] for note in files.read_records(layout.records(_KIND)).values()]
+
+
+def _path(layout: Layout, twins: Sequence[str]) -> Path:
+    return layout.records(_KIND) / f"{twins[0]}.json"
+
+
+def erase(layout: Layout, name: str) -> None:
+    """Remove everything of a twin: processes, mounts, files, cgroup."""
+    mounted = mounts.table()
+    oci_runtime.delete(layout, name, mounted)
+    kept = kit_folder(layout, name)
+    mounts.unmount(kept)
+    for left in (kept, kept.parent):
+        with contextlib.suppress(OSError):  # absent, or another audit's
+            left.rmdir()
+    rootfs.erase(layout, name)
+    for mount in mounted.values():
+        if mount.kind in ("cgroup", "cgroup2"):
+            for folder in (cgroup(layout, name), os.path.dirname(cgroup(layout, name))):
+                with contextlib.suppress(OSError):  # absent, or another twin's
+                    os.rmdir(mount.target + folder)
+
+
+def kit_folder(layout: Layout, attacker: str) -> Path:
+    """Return the folder of the interpreter and its programs.
+
+    It is outside the bundles, since both twins' runtimes must reach it.
+    """
+    return layout.run / "kits" / attacker
+
+
+def cgroup(layout: Layout, name: str) -> str:
+    """Return a twin's cgroup, from the root of each hierarchy."""
+    # Not below the supervisor's cgroup: a twin has neither a unit nor a service.
+    return f"/{layout.instance}-audit/{name}"
+
+
+def attack(making: Making, original: Record, twins: tuple[str, str], target: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Run the probe in the first twin, with the second as its target; return the probe's rows.
+
+    Both must have a note and network namespaces.
+
+    :param target: targets in addition to the peer and the limits.
+    :raises NetspaceError: when one of them doesn't run.
+    """
+    image = _mounted(making, original)
+    first, second = _readable(image)
+    attacker, peer = twins
+    aim = {
+        "marker": secrets.token_hex(16),
+        "locked": first,
+        "touched": second,
+        "shm_key": 1 + secrets.randbelow(2**30),
+        "abstract": secrets.token_hex(8),
+        "port": PORT,
+    }
+    marked = [f"MARKER={aim['marker']}"]
+    prepare(making, original, {attacker: Role("probe.py"), peer: Role("probe.py", ("victim", json.dumps(aim)), marked)})
+    given = {**target, "peer": {**target.get("peer", {}), **aim}, "limits": _limits(making, original)}
+    with _running(making.layout, peer, original.runtime):
+        return _rows(making.layout, attacker, original.runtime, json.dumps(given))
+
+
+@dataclass(frozen=True)
+class Role:
+    """A twin's part in a trial.
+
+    :param program: one of :data:`PROGRAMS`.
+    :param variables: environment variables in addition to the usual ones.
+    """
+
+    program: str
+    arguments: Sequence[str] = ()
+    variables: Sequence[str] = ()
+
+
+def prepare(making: Making, original: Record, roles: Mapping[str, Role]) -> kit.Kit:
+    """Make twins, each for its role; return the interpreter, which lies in :func:`kit_folder` of the first one.
+
+    All must have a note and network namespaces.
+
+    :raises NetspaceError: when a twin can't be made.
+    """
+    _mounted(making, original)
+    taken = {name: record.base for name, record in records.read(making.layout).items()}
+    bases = user_ids.allocate(tuple(roles), taken)
+    folder = kit_folder(making.layout, next(iter(roles)))
+    interpreter = _pack(folder)
+    for name, role in roles.items():
+        command = interpreter.command(INSIDE, f"{INSIDE}/{role.program}", *role.arguments)
+        variables = [
+            *interpreter.variables(INSIDE),
+            f"HOME={oci_config.HOME}",
+            f"PATH={oci_config.PATH}",
+            *role.variables,
+        ]
+        _make(making, name, original, bases[name], folder, command, variables)
+    return interpreter
+
+
+def _mounted(making: Making, original: Record) -> Path:
+    """Return the original's image, mounted."""
+    if original.spec.kernel is not None:
+        raise NetspaceError("a kernel makes no system calls of the host's: there is nothing to run the probe in")
+    problems = making.mount_images({original.image.digest}, mounts.table())
+    if problems:
+        raise NetspaceError(*problems.values())
+    return making.store.mountpoint(original.image.digest)
+
+
+def _pack(folder: Path) -> kit.Kit:
+    """Copy the interpreter and the programs into a tmpfs of their own: /run may be mounted noexec."""
+    folder.mkdir(parents=True)
+    folder.parent.chmod(0o711)
+    mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
+    packed = kit.pack(folder, MODULES)
+    here, library = Path(__file__).parent, folder / "netspace" / "environment" / "audit"
+    library.mkdir(parents=True)
+    for package in (library.parents[1], library.parent, library):
+        (package / "__init__.py").touch()  # empty: the library's own imports modules that the kit lacks
+    for program in PROGRAMS:
+        shutil.copyfile(here / program, folder / program)
+    for module in LIBRARY:
+        shutil.copyfile(here / module, library / module)
+    for path in [folder, *folder.rglob("*")]:  # whatever the umask is
+        path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
+    return packed
+
+
+def _make(
+    making: Making, name: str, original: Record, base: int, folder: Path, command: list[str], variables: list[str]
+) -> None:
+    layout = making.layout
+    spec = msgspec.structs.replace(original.spec, command=("/probe",), env={}, init=False, volumes=(), interface=None)
+    twin = msgspec.structs.replace(original, spec=spec, base=base)
+    making.assemble(name, twin)
+    making.hand_out(name, twin, {"environment.json": files.encode({"name": name, "peers": [], "senders": []})})
+    config = json.loads(making.render(name, spec, base, original.image, original.runtime, original.profile))
+    config["process"]["args"], config["process"]["env"] = command, variables
+    config["linux"]["cgroupsPath"] = cgroup(layout, name)
+    options = ["nosuid", "nodev"]
+    bound = {"type": "bind", "source": str(folder), "options": ["bind", "private", "ro", *options]}
+    empty = {"type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", "size=1048576", *options]}
+    config["mounts"].append({"destination": INSIDE, **bound})
+    config["mounts"] += [{"destination": volume.target, **empty} for volume in original.spec.volumes]
+    files.write(layout.bundle(name) / "config.json", oci_config.encode(config))
+
+
+def _limits(making: Making, original: Record) -> dict[str, Any]:
+    """Return the limits that the probe tries to exceed; a limit that this host can't keep is marked as skipped."""
+    found: dict[str, Any] = {
+        key: value for key, value in parse.encode(original.spec.limits).items() if isinstance(value, int | float)
+    }
+    for key, controller in cgroups.CONTROLLERS.items():
+        if key in found and controller not in making.controllers:
+            found[key] = {"skip": f"this host has no cgroup controller for {key}: no limit is kept"}
+    return found
+
+
+def _readable(image: Path) -> tuple[str, str]:
+    """Return two files of an image (or one, twice) that everybody may read, by their paths inside."""
+    found: list[str] = []
+    for folder, folders, entries in os.walk(image):
+        folders[:] = [
+            name for name in folders if os.stat(os.path.join(folder, name), follow_symlinks=False).st_mode & 1
+        ]
+        for entry in entries:
+            path = os.path.join(folder, entry)
+            info = os.lstat(path)
+            if stat.S_ISREG(info.st_mode) and info.st_mode & 0o004:
+                found.append("/" + os.path.relpath(path, image))
+                if len(found) == 2:
+                    return found[0], found[1]
+    return (found[0], found[0]) if found else ("", "")
+
+
+# -- running ---------------------------------------------------------------------------------
+
+
+def start(layout: Layout, name: str, used: Runtime) -> subprocess.Popen[bytes]:
+    bundle = layout.bundle(name)
+    own = oci_runtime.container(layout, name, used)
+    run = ("--log", str(oci_runtime.log(layout, name)), "run", "--bundle", str(bundle), own)
+    return oci_runtime.piped(oci_runtime.call(layout, used, mounts.table(), *run))
+
+
+@contextlib.contextmanager
+def _running(layout: Layout, name: str, used: Runtime) -> Iterator[None]:
+    """Run the peer for the duration of the context, which begins once the peer is ready."""
+    process = start(layout, name, used)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            ready = selector.select(_READY) and os.read(process.stdout.fileno(), 64) == b"ready\n"
+        if not ready:
+            raise failed(layout, name, process)
+        yield
+    finally:
+        end(layout, name, process)
+
+
+def _rows(layout: Layout, name: str, used: Runtime, stdin: str) -> list[dict[str, str]]:
+    process = start(layout, name, used)
+    try:
+        try:
+            answer, _ = process.communicate(stdin.encode(), timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired as err:
+            raise NetspaceError(f"the probe came to no end within {_TIMEOUT:.0f} seconds") from err
+        if process.returncode != 0 or len(answer) > _MOST:
+            raise failed(layout, name, process)
+        return msgspec.json.decode(answer, type=list[dict[str, str]])
+    except msgspec.DecodeError as err:
+        raise NetspaceError(f"the probe's answer can't be understood: {err}") from err
+    finally:
+        end(layout, name, process)
+
+
+def failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> NetspaceError:
+    """End a twin; return the error that says why it doesn't run."""
+    end(layout, name, process)
+    reason = oci_runtime.failure(layout, name)
+    if not reason and process.stderr is not None and not process.stderr.closed:
+        reason = process.stderr.read(4096).decode(errors="replace").strip()
+    if not reason:
+        reason = f"it ended ({process.returncode}); are its limits too narrow for Python?"
+    return NetspaceError(f"a twin can't be run: {reason}")
+
+
+def end(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> None:
+    """Kill a twin's remaining processes; the runtime then ends, too."""
+    if process.poll() is None:
+        oci_runtime.delete(layout, name, mounts.table())
+        deadline = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.poll() is None:
+            process.kill()
+            process.wait()

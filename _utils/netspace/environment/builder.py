@@ -1,0 +1,195 @@
+"""Builder of environments: their mounts, configurations and files, for a batch and after a reboot.
+
+It decides nothing: the record says what to make. Only *tune* and *hand_out* may change a running
+environment. Only *restore* writes records, since a reboot can change a configuration.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from netspace import files
+from netspace.environment import record as records
+from netspace.environment.container import cgroups, oci_config, seccomp, unikernel
+from netspace.environment.container import oci_runtime as runtime
+from netspace.environment.container.seccomp_profile import Profile
+from netspace.environment.images import Image, Store
+from netspace.environment.observe import assembled, own_disks
+from netspace.environment.record import Record
+from netspace.environment.runtimes import Runtime
+from netspace.environment.storage import disks, injected_files, mounts, rootfs, volumes
+from netspace.errors import NetspaceError
+from netspace.layout import Layout, below
+from netspace.spec.types import Environment, Io
+from netspace.supervision import Service, booted, payload_cgroup
+from netspace.supervision import controllers as host_controllers
+
+_THREADS = 8
+
+T = TypeVar("T")
+
+
+class Making:
+    """Builder of one layout's environments.
+
+    :param store: the store of their images.
+    """
+
+    def __init__(self, layout: Layout, store: Store) -> None:
+        self.layout = layout
+        self.store = store
+
+    @functools.cached_property
+    def controllers(self) -> frozenset[str]:
+        """The cgroup controllers that can keep limits here, and ``sockets`` if the kernel bounds it separately."""
+        return cgroups.limits(host_controllers()) | cgroups.sockets()
+
+    @functools.cached_property
+    def unified(self) -> bool:
+        """True if the host's controllers are those of cgroup version 2."""
+        return Path(cgroups.ROOT, "cgroup.controllers").exists()
+
+    @functools.cached_property
+    def _own_disk(self) -> cgroups.Device | None:
+        return cgroups.disk(self.layout.layers)
+
+    def devices(self, spec: Environment) -> frozenset[cgroups.Device]:
+        """Return the disks that the environment's layer and volumes are on."""
+        sources = [Path(volume.source) for volume in spec.volumes if volume.source is not None]
+        found = {self._own_disk, *(cgroups.disk(source) for source in sources)}
+        return frozenset(device for device in found if device is not None)
+
+    def render(
+        self, name: str, spec: Environment, base: int, image: Image, runtime: Runtime, profile: Profile | None = None
+    ) -> bytes:
+        """Return the bundle's ``config.json``."""
+        rules = None if profile is None else profile.rules
+        opened: tuple[str, ...] = ()
+        seen: list[dict[str, Any]] = []
+        if spec.kernel is not None:
+            spec = unikernel.program(self.layout, name, spec, runtime, image.defaults)
+            opened = runtime.module.devices(runtime.typed)
+            seen = unikernel.extra_mounts(self.layout, name, runtime)
+            rules = rules or seccomp.tender(looks=runtime.module.LOOKS)
+        return oci_config.encode(
+            oci_config.config(
+                name,
+                spec,
+                layout=self.layout,
+                base=base,
+                cgroup=self.cgroup(name),
+                controllers=self.controllers,
+                disks=self.devices(spec) if spec.limits.io != Io() else (),
+                unified=self.unified,
+                defaults=image.defaults,
+                rules=rules,
+                lacks=runtime.jail.lacks,
+                opened=opened,
+                seen=seen,
+            )
+        )
+
+    def cgroup(self, name: str) -> str:
+        return payload_cgroup(self.layout, runtime.service_name(name))
+
+    def assemble(self, name: str, record: Record) -> str:
+        """Mount the root and write the configuration. The image must be mounted; the environment must not run.
+
+        :return: sha256 of the configuration, for the record.
+        """
+        spec = record.spec
+        rootfs.dismantle(self.layout, name)
+        for volume in spec.volumes:
+            volumes.ensure(self.layout, name, volume, oci_config.user_of(spec, record.image.defaults))
+        image = self.store.mountpoint(record.image.digest)
+        keep = record.previous.image.digest if record.previous is not None else ""
+        rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base, keep)
+        if "idmap" in record.runtime.jail.lacks:
+            volumes.show(self.layout, name, spec.volumes)
+        return self._configure(name, record)
+
+    def _configure(self, name: str, record: Record) -> str:
+        content = self.render(name, record.spec, record.base, record.image, record.runtime, record.profile)
+        files.write(below(self.layout.bundle(name), "config.json"), content)
+        return hashlib.sha256(content).hexdigest()
+
+    def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:
+        """Set the limits of an assembled environment, which may run, to those of its record.
+
+        :raises NetspaceError: when a limit can't be changed in place.
+        """
+        self._configure(name, record)
+        for place in disks.places(self.layout, name, record.spec, record.image.digest):
+            mount = mounted.get(str(place.point))
+            if mount is not None:
+                disks.grow(place, mount.source)
+        hierarchies = cgroups.Hierarchies(mounted, self.controllers)
+        group = cgroups.Group(self.cgroup(name), hierarchies, unit=booted(), lacks=record.runtime.jail.lacks)
+        group.change(record.spec.limits, self.devices(record.spec))
+
+    def hand_out(self, name: str, record: Record, handed: Mapping[str, bytes]) -> None:
+        """Show the environment the files *handed*; a kernel may get a copy of its disk, too."""
+        owner = (record.base, record.base + oci_config.group_of(record.spec, record.image.defaults))
+        injected_files.show(self.layout, name, handed, owner)
+        if record.spec.kernel is not None:
+            unikernel.hand_out(self.layout, name, record.runtime, handed, owner)
+
+    def mount_images(self, digests: Iterable[str], mounted: Collection[str]) -> dict[str, str]:
+        """Mount the images that are not mounted yet; return the errors, by digest."""
+        return each(set(digests), lambda digest: self.store.mount(digest, mounted))
+
+    def service(self, name: str, spec: Environment, used: Runtime, mounted: Mapping[str, mounts.Mount]) -> Service:
+        return runtime.service(self.layout, name, spec, used, mounted, self.controllers)
+
+    def restore(self, known: Mapping[str, Record]) -> dict[str, str]:
+        """Rebuild the missing mounts, bundles and files of these environments; return the errors, by environment."""
+        self.store.tidy()
+        mounted = mounts.table()
+        lost = {
+            name: record
+            for name, record in known.items()
+            if not assembled(self.layout, name, record, mounted, own_disks(self.layout, name, record, mounted))
+        }
+        errors = self.mount_images({record.image.digest for record in lost.values()}, mounted)
+
+        def rebuild(name: str) -> None:
+            record = lost[name]
+            if error := errors.get(record.image.digest):
+                raise NetspaceError(error)
+            # Disks may have new device numbers: record the new digest, so that the plan finds no change.
+            records.write(self.layout, name, msgspec.structs.replace(record, config=self.assemble(name, record)))
+            self.hand_out(name, record, injected_files.read(self.layout, name))
+
+        def complete(name: str) -> None:
+            """Hand out the files again: a killed restoration may have ended after the configuration."""
+            self.hand_out(name, known[name], injected_files.read(self.layout, name))
+
+        return {**each(lost, rebuild), **each(known.keys() - lost.keys(), complete)}
+
+
+def each(items: Iterable[T], act: Callable[[T], object]) -> dict[T, str]:
+    """Call *act* for each item, several at once; return the errors, by item."""
+
+    def attempt(item: T) -> tuple[T, str]:
+        try:
+            act(item)
+        except (NetspaceError, OSError) as err:
+            return item, str(err)
+        except Exception as err:  # no error may stop the other items
+            return item, f"{type(err).__name__}: {err}"
+        return item, ""
+
+    todo = list(items)
+    if len(todo) < 2:
+        done = [attempt(item) for item in todo]
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            done = list(pool.map(attempt, todo))
+    return {item: error for item, error in done if error}

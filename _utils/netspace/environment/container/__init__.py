@@ -1,0 +1,1 @@
+"""Container of an environment, as OCI and the kernel see it."""

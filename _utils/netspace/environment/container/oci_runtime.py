@@ -1,0 +1,315 @@
+"""Calls of OCI runtimes: their command lines, and the errors in their logs.
+
+``runtimes`` has the runtimes and their differences. A runtime is called detached: it starts the
+program, writes the program's PID to a file and ends, so no process of ours stays with an
+environment. crun refuses a *hybrid* cgroup layout (version 1 controllers with version 2 at
+``/sys/fs/cgroup/unified``). On such a host each call runs in its own mount namespace, in which
+another mount covers that one; the host's mounts are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from netspace import library_copy
+from netspace.environment import runtimes
+from netspace.environment.container import cgroups, oci_config
+from netspace.environment.health import record
+from netspace.environment.runtimes import USUAL, Runtime
+from netspace.environment.storage import mounts
+from netspace.errors import NetspaceError
+from netspace.layout import Layout, below
+from netspace.spec.types import Environment
+from netspace.supervision import Service, payload_cgroup
+
+VARIABLES = {"PATH": runtimes.SEARCHED}
+PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
+_AT_ONCE = 0.1  # stop timeout (seconds) of a tender that no signal stops; 0 would mean no deadline
+# For a second program, the runtime sets neither the OOM score nor the umask of the first one. Without them the kernel
+# would spare it like the minion, and everybody could read its files.
+_BESIDE = f'umask 077 && echo {oci_config.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
+# Removes what a runtime leaves behind: files of its state folder, and the environment's cgroup ($0) in all hierarchies.
+_TIDY = f'rm -f -- "$@"; for folder in {cgroups.ROOT}"$0" {cgroups.ROOT}/*"$0"; do rmdir "$folder"; done 2>/dev/null; :'
+HEALTH = "health"  # the service that watches environments' health
+_UNIFIED = f"{cgroups.ROOT}/unified"
+
+
+def service_name(name: str) -> str:
+    """Return the name of the environment's service, as the supervisor knows it."""
+    return f"environment-{name}"
+
+
+def container(layout: Layout, name: str, runtime: Runtime) -> str:
+    """Return the environment's container name for the runtime."""
+    if runtime.module.FIXED_NAMES:
+        return f"{layout.instance}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return f"{layout.instance}-{name}"
+
+
+def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
+    """Return the command prefix that hides hybrid cgroups from a runtime; empty if this host has none."""
+    unified = mounted.get(_UNIFIED)
+    if unified is None or unified.kind != "cgroup2" or not os.path.ismount(_UNIFIED):
+        return ()  # not there, or covered by another mount
+    # The runtime still makes a folder for the environment there: it lies in a tmpfs that ends with the namespace.
+    script = f'mount -t tmpfs -o size=64k none {_UNIFIED} && exec "$@"'
+    return ("/usr/bin/unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "sh")
+
+
+def call(layout: Layout, runtime: Runtime, mounted: Mapping[str, mounts.Mount], *arguments: str) -> tuple[str, ...]:
+    """Return the command line of an OCI runtime with our own state folder.
+
+    :raises MissingError: when the runtime is not installed.
+    """
+    return (*_before(runtime, mounted), *_program(runtime, state(layout, runtime.name)), *arguments)
+
+
+def _before(runtime: Runtime, mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
+    if "hybrid" in runtime.lacks:
+        return prefix(mounted)
+    return ("/bin/sh", "-c", 'umask 022 && exec "$@"', "sh") if "umask" in runtime.lacks else ()
+
+
+def _program(runtime: Runtime, root: Path) -> tuple[str, ...]:
+    return (runtime.program, *runtime.module.options(runtime.typed), "--root", str(root))
+
+
+def beside(
+    layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount], scratch: Path
+) -> tuple[str, ...]:
+    """Return the command line that runs another program (``<scratch>/process.json``) in a running environment.
+
+    The program's PID will be in ``<scratch>/pid``, and the runtime's errors in ``<scratch>/log``.
+
+    :raises NetspaceError: when the runtime doesn't know the environment (any more).
+    """
+    runtime = runtime.jail
+    own, root = container(layout, name, runtime), state(layout, runtime.name)
+    before = prefix(mounted) if "hybrid" in runtime.lacks else ()
+    if hasattr(runtime.module, "elsewhere"):
+        (scratch / "state").mkdir(mode=0o700)
+        try:
+            root = runtime.module.elsewhere(root, own, scratch / "state")
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise NetspaceError(f"environment {name} is not known to {runtime.name}: {err}") from err
+        before = ("/usr/bin/nsenter", f"--net={layout.netns(name)}")
+    return (
+        *("/bin/sh", "-c", _BESIDE, "sh", *before, *_program(runtime, root), "--log", str(scratch / "log"), "exec"),
+        *("--process", str(scratch / "process.json"), "--pid-file", str(scratch / "pid"), own),
+    )
+
+
+def piped(call: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a runtime call that stays as long as its program, with three pipes as its standard streams.
+
+    It never gets the host's /dev/null: a runtime makes the environment's user the owner of its streams (fchown).
+    """
+    return subprocess.Popen(
+        call,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=VARIABLES,
+        start_new_session=True,
+        bufsize=0,
+    )
+
+
+def state(layout: Layout, runtime: str) -> Path:
+    """Return the runtime's state folder, in which it keeps its running containers."""
+    return below(layout.run, runtime)
+
+
+def log(layout: Layout, name: str) -> Path:
+    """Return the path of the runtime's log, to which it writes its errors."""
+    return below(layout.bundle(name), "runtime.log")
+
+
+def output(layout: Layout, name: str) -> Path:
+    """Return the path of the program's output on a host without a journal."""
+    return below(layout.logs, f"{service_name(name)}.log")
+
+
+def pid_file(layout: Layout, name: str) -> Path:
+    return below(layout.bundle(name), "pid")
+
+
+def halt_mark(layout: Layout, name: str) -> Path:
+    """Return the path of the halt mark: a file that exists from before we stop the environment until its next start."""
+    return below(layout.bundle(name), "halted")
+
+
+def service(
+    layout: Layout,
+    name: str,
+    spec: Environment,
+    runtime: Runtime,
+    mounted: Mapping[str, mounts.Mount],
+    controllers: Collection[str],
+) -> Service:
+    """Return the environment's service.
+
+    :param controllers: the cgroup controllers that the host has; limits without a controller are left out.
+    :raises MissingError: when the runtime is not installed.
+    """
+    # A program with a health check is meant to stay, so any end counts as a failure.
+    checked = spec.health is not None and spec.restart == "on-failure"
+    limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
+    jail = runtime.jail
+    own = container(layout, name, jail)
+    errors = ("--log", str(log(layout, name)))
+    pid = pid_file(layout, name)
+    return Service(
+        name=service_name(name),
+        description=f"{layout.instance} environment {name}",
+        command=call(
+            *(layout, jail, mounted, *errors, "run", "--detach"),
+            *("--bundle", str(layout.bundle(name)), "--pid-file", str(pid), own),
+        ),
+        variables=VARIABLES,
+        pid_file=pid,
+        cleanup=_cleanup(layout, name, jail, mounted),
+        restart="always" if checked else spec.restart,
+        stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else _AT_ONCE,
+        after=(HEALTH,) if spec.after else (),
+        until=tuple(record.up(layout, other) for other in spec.after),
+        condemned=record.condemned(layout, name) if spec.health is not None else None,
+        log=output(layout, name),
+        limits={key: value for key, value in limits.items() if cgroups.CONTROLLERS[key] in controllers},
+        delegate=True,
+        init=spec.init,
+    )
+
+
+def _cleanup(
+    layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount]
+) -> tuple[tuple[str, ...], ...]:
+    """Return the commands that kill and delete the environment's container, even after a partial launch."""
+    own = container(layout, name, runtime)
+    delete = call(layout, runtime, mounted, "delete", "--force", own)
+    if "tidy" not in runtime.lacks:
+        return (delete,)
+    entries = map(str, _entries(layout, name, runtime))
+    return (delete, ("/bin/sh", "-c", _TIDY, payload_cgroup(layout, service_name(name)), *entries))
+
+
+def _entries(layout: Layout, name: str, runtime: Runtime) -> list[Path]:
+    """Return the paths of all files that a runtime's state folder may have of the environment."""
+    folder, own = state(layout, runtime.name), container(layout, name, runtime)
+    return [folder / entry.format(own) for entry in runtime.module.ENTRIES]
+
+
+def health(layout: Layout) -> Service:
+    """Return the service that watches the health of all environments."""
+    return Service(
+        name=HEALTH,
+        description=f"{layout.instance}: the health of environments",
+        command=library_copy.command(layout, "health"),
+        variables={
+            **VARIABLES,
+            "NETSPACE_LIBRARY": library_copy.installed(layout),
+        },  # a new library restarts the service
+        stop_timeout=5.0,
+        delegate=True,  # it runs crun
+    )
+
+
+def failure(layout: Layout, name: str) -> str:
+    """Return why the runtime failed to start the environment the last time; empty if it didn't fail."""
+    return complaint(log(layout, name))
+
+
+def complaint(path: Path) -> str:
+    """Return the last error in a runtime's log; empty if there is none."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        if not line.startswith("{"):
+            return line.split("Z: ", 1)[-1]  # "2026-01-31T12:00:00.000000Z: message"
+        for entry in reversed(_objects(line)):
+            if entry.get("level") in ("error", "fatal"):
+                return " ".join(str(entry.get("msg", "")).split())
+    return ""
+
+
+def _objects(line: str) -> list[dict[str, Any]]:
+    """Return all JSON objects in *line*. There can be several, because runsc writes no newline between them."""
+    found, at = [], 0
+    with contextlib.suppress(ValueError, RecursionError):  # the last may be cut off
+        while at < len(line):
+            entry, at = json.JSONDecoder().raw_decode(line, at)
+            found.append(entry)
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
+def known(layout: Layout, name: str) -> list[str]:
+    """Return the runtimes that know a container of the environment, running or not, or have remains of one."""
+    return [
+        runtime
+        for runtime in runtimes.names()
+        if state(layout, runtime).is_dir()
+        and any(os.path.lexists(entry) for entry in _entries(layout, name, Runtime(runtime)))
+    ]
+
+
+def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used: Runtime = USUAL) -> None:
+    """Have each runtime that knows the environment's container, or has remains of it, kill and delete it.
+
+    :param used: the runtime that the environment was made with.
+    :raises NetspaceError: when a runtime does not end within ``PATIENCE``.
+    """
+    for one in known(layout, name):
+        runtime = used.jail if used.jail.name == one else Runtime(one)
+        try:
+            for command in _cleanup(layout, name, runtime, mounted):
+                subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=False,
+                    env=VARIABLES,
+                    timeout=PATIENCE,
+                )
+        except subprocess.TimeoutExpired as err:
+            own = container(layout, name, runtime)
+            raise NetspaceError(
+                f"{one} did not delete {own} within {PATIENCE:.0f} s and was killed; apply again"
+            ) from err
+
+
+def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
+    """Remove an environment's empty cgroup in every hierarchy, and the instance's when it was the last."""
+    for mount in mounted.values():
+        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(cgroups.ROOT):
+            for folder in (cgroup, f"/{layout.instance}"):
+                with contextlib.suppress(OSError):  # absent, or in use by another
+                    os.rmdir(mount.target + folder)
+
+
+def remove_output(layout: Layout, name: str) -> None:
+    """Remove the program's output file and its rotated ones."""
+    own = output(layout, name)
+    if own.parent.is_dir():
+        for path in [own, *own.parent.glob(f"{own.name}.*")]:
+            path.unlink(missing_ok=True)
+
+
+def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:
+    """Return the environment's usage: ``memory`` in bytes and ``pids``; empty if it doesn't run."""
+    found = {}
+    for mount in mounted.values():
+        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(cgroups.ROOT):
+            for key, files in (("memory", ("memory.current", "memory.usage_in_bytes")), ("pids", ("pids.current",))):
+                for file in files:
+                    with contextlib.suppress(OSError, ValueError):
+                        found[key] = int(Path(f"{mount.target}{cgroup}/{file}").read_text())
+    return found

@@ -1,0 +1,217 @@
+"""Reconciler of environments: observe, plan, apply.
+
+This module joins ``observe``, ``compare`` (pure), ``apply`` and ``making`` for one host. It knows
+nothing of interfaces, links and trust: an environment's network namespace exists already, and its
+files come as bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netspace import files
+from netspace.environment import observe, runtimes
+from netspace.environment import plan as compare
+from netspace.environment import record as records
+from netspace.environment.apply import Applying, Give, halt, start
+from netspace.environment.builder import Making, each
+from netspace.environment.container import oci_runtime
+from netspace.environment.health import record as verdict
+from netspace.environment.images import Store
+from netspace.environment.images.remote import Remote
+from netspace.environment.observe import Observed
+from netspace.environment.plan import DesiredEnvironment
+from netspace.environment.record import Record
+from netspace.environment.storage import mounts, rootfs, tree_removal, volumes
+from netspace.environment.update import rolling
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.plan import Outcome, Plan, Step
+from netspace.supervision import Supervisor
+
+Outcomes = list[Outcome]
+
+
+class Environments:
+    """The environments of one host. See ``netspace.plan.Kind``.
+
+    :param supervisor: keeps them running.
+    :param give: makes environments' users the owners of their interfaces' devices; returns the errors.
+    :param remote: fetches images' sources that are not on this host.
+    """
+
+    def __init__(
+        self, layout: Layout, supervisor: Supervisor, remote: Remote | None = None, give: Give | None = None
+    ) -> None:
+        self.layout = layout
+        self.supervisor = supervisor
+        self.store = Store(layout, remote)
+        self._give = give
+        self.making = Making(layout, self.store)
+
+    # -- seeing ------------------------------------------------------------------
+
+    def names(self) -> set[str]:
+        """Return the names of all environments that exist, by the records."""
+        return files.record_names(self.layout.records(records.KIND))
+
+    def recorded(self) -> dict[str, Record]:
+        """Return every environment's record: ``spec``, ``state`` and how it was made.
+
+        :raises StateError: when a record can't be understood.
+        """
+        return records.read(self.layout)
+
+    def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
+        """Return the records that can be understood, and the errors of the others, by name.
+
+        For operations that handle each environment separately.
+        """
+        return records.read_each(self.layout)
+
+    def observe(self, about: Collection[str] | None = None, wanted: Collection[str] = ()) -> Observed:
+        """Observe everything once: records, services, mounts, files, image sources. Changes nothing.
+
+        :param about: the environments that a step may be planned for; None: all.
+        :param wanted: images that may have to be built.
+        """
+        return observe.observe(
+            self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices, about, wanted
+        )
+
+    def list(self) -> dict[str, Any]:
+        """Return a row of :func:`observe.describe` per environment: ``state``, ``health``, ``image`` and so on."""
+        known, damaged = self.readable()
+        around = observe.around(self.layout, self.supervisor, known, {*known, *damaged})
+        return {
+            name: observe.describe(self.layout, name, around, damaged.get(name, ""))
+            for name in sorted({*known, *damaged})
+        }
+
+    # -- planning: pure ------------------------------------------------------------
+
+    @staticmethod
+    def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
+        """Plan what has to change. See :func:`compare.plan`."""
+        return compare.plan(desired, observed, remove)
+
+    # -- doing ---------------------------------------------------------------------
+
+    def apply(
+        self,
+        steps: Sequence[Step],
+        *,
+        purge: bool = False,
+        observed: Observed | None = None,
+        gone: Callable[[], None] | None = None,
+    ) -> Outcomes:
+        """Apply the steps as one batch; an error of one environment doesn't stop the others.
+
+        :param purge: also delete the volumes of removed environments, except for folders of the host.
+        :param observed: the observation that the steps were planned from, if the lock was held since.
+        :param gone: called once the programs of all removed environments have ended.
+        """
+        applying = Applying(
+            *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
+        )
+        return applying.run()
+
+    def plan_purge(self, names: Collection[str]) -> Plan:
+        """Plan the deletion of the volumes that these names have, if no environment of that name exists any more."""
+        gone = {name: volumes.kept(self.layout, name) for name in sorted(set(names) - self.names())}
+        changes = {name: {"volumes": {"old": targets, "new": None}} for name, targets in gone.items() if targets}
+        return Plan([Step(compare.KIND, name, "purge", change) for name, change in changes.items()])
+
+    def apply_purge(self, steps: Sequence[Step]) -> Outcomes:
+        """Delete the volumes that were planned to be deleted."""
+        errors = each([step.name for step in steps], lambda name: volumes.erase(self.layout, name))
+        return [Outcome(step, errors.get(step.name, "")) for step in steps]
+
+    def sweep(self) -> dict[str, str]:
+        """Remove the second instances that a killed run left; return the errors, by name."""
+        return rolling.erase(self.layout, self.supervisor, records.updating(self.layout))
+
+    def start(self, names: Collection[str]) -> dict[str, str]:
+        """Start assembled environments; return, by name, why some don't run."""
+        return start(self.layout, self.supervisor, names)
+
+    def stop(self, names: Collection[str]) -> dict[str, str]:
+        """Stop these environments and their second instances; return the errors, by name, once all have ended."""
+        beside = rolling.erase(self.layout, self.supervisor, names)
+        halt(self.layout, names)
+        services = {oci_runtime.service_name(name): name for name in names}
+        errors = self.supervisor.stop(list(services)) if services else {}
+        verdict.clear(self.layout, names)
+        return {**beside, **{services[service]: error for service, error in errors.items()}}
+
+    def withhold(self, names: Collection[str]) -> dict[str, str]:
+        """Stop these environments, and keep boots from starting them, until an apply or an operator starts them.
+
+        :return: the errors, by environment.
+        """
+        known, _ = self.readable()
+        for name in names:
+            records.write(self.layout, name, msgspec.structs.replace(known[name], state="stopped"))
+        return self.stop(names)
+
+    def restore(self, without: Collection[str] = ()) -> dict[str, str]:
+        """Rebuild mounts, bundles and files that a reboot removed, before the services start.
+
+        An environment whose record can't be understood is left unchanged.
+
+        :param without: environments that are not rebuilt; without a bundle they can't start.
+        :return: the errors, by environment.
+        """
+        known, _ = self.readable()
+        return self.making.restore({name: record for name, record in known.items() if name not in without})
+
+    def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:
+        """Show environments the keys and the trusted certificates that exist for them now.
+
+        :param tell: returns an environment's files, as :meth:`netspace.link.reconciler.Links.handed` does.
+        :return: the errors, by environment.
+        """
+        from netspace.environment.storage import injected_files
+
+        every, damaged = self.readable()
+        told = {name: tell(name) for name in every}
+        known = {name: record for name, record in every.items() if told[name]}
+        wanted = {name: {**injected_files.read(self.layout, name), **told[name]} for name in known}
+        failed = injected_files.keep(self.layout, wanted)
+
+        def show(name: str) -> None:
+            if self.layout.bundle(name).is_dir():  # else it is withheld for lack of trust
+                self.making.hand_out(name, known[name], wanted[name])
+
+        return {**damaged, **failed, **each(wanted.keys() - failed.keys(), show)}
+
+    def purge(self) -> None:
+        """Remove images, mounts, empty cgroups and other remains, once no environment exists any more.
+
+        :raises NetspaceError: when environments still exist.
+        """
+        if names := self.names():
+            raise NetspaceError(f"there still are environments: {', '.join(sorted(names))}")
+        self.store.prune(())
+        folder, file_systems = self.layout.run / "environments", self.layout.disks("")
+        mounted = mounts.table()
+        for target in mounted:
+            if Path(target).is_relative_to(folder) or Path(target).is_relative_to(file_systems):
+                mounts.unmount(Path(target))
+        for path in sorted(file_systems.rglob("*"), reverse=True):
+            path.rmdir()  # an empty mount point of a volume
+        oci_runtime.remove_cgroups(self.layout, f"/{self.layout.instance}", mounted)
+        for name in rootfs.layers(self.layout):  # of environments whose record was lost
+            tree_removal.remove(self.layout.environment(name))
+        states = [oci_runtime.state(self.layout, name) for name in runtimes.names()]
+        kept = (verdict.folder(self.layout), self.layout.inits, self.layout.images, self.layout.records(records.KIND))
+        for left in (folder, *states, *kept):
+            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            file_systems.rmdir()

@@ -1,0 +1,249 @@
+"""Records of applied environments, one each, with all that is needed to rebuild the environment.
+
+A record is written before anything that it names is made, and removed after all of that is gone. It is
+replaced only while the environment is stopped, or if the change doesn't affect the running program. So
+a running environment always matches its record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from netspace import files
+from netspace.environment import runtimes
+from netspace.environment.container.seccomp_profile import Profile
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
+from netspace.environment.runtimes import USUAL, Runtime
+from netspace.errors import NetspaceError, StateError
+from netspace.layout import Layout, below
+from netspace.spec import parse
+from netspace.spec.types import Environment
+
+RunState = Literal["running", "present", "stopped"]
+KIND = "environments"
+BESIDE = "beside"  # notes of second instances, which run during a rolling update
+_VERSION = 1
+
+
+class Previous(msgspec.Struct, frozen=True):
+    """An environment's version before an update, kept until the update has proved itself."""
+
+    spec: Environment
+    image: Image
+    profile: Profile | None = None
+    runtime: Runtime = USUAL
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """An update that was taken back; it is not tried again until its declaration or its image changes.
+
+    :param declared: the :func:`fingerprint` of the declaration.
+    :param source: the image's source as the declaration named it.
+    :param identity: the identity of that source's content.
+    :param digest: the digest of the image that was built from it.
+    :param reason: why it was taken back.
+    """
+
+    declared: str
+    source: str
+    identity: str
+    digest: str
+    reason: str
+
+
+class Record(msgspec.Struct, frozen=True):
+    """An environment as it was applied.
+
+    :param state: the state asked for last, by a declaration or an operator.
+    :param base: host id of the id 0 inside.
+    :param config: sha256 of the bundle's ``config.json``.
+    :param revision: the revision of the hardening in ``config.json``.
+    :param summary: a summary of its files, for the operator.
+    :param profile: the operator's own system call profile, as it was read; None for a built-in one.
+    :param runtime: the runtime that runs it, and its settings.
+    :param previous: the version to go back to while an update is on trial; else None.
+    :param failed: the last update that was taken back, if the declaration still asks for it.
+    """
+
+    spec: Environment
+    state: RunState
+    base: int
+    image: Image
+    config: str
+    revision: str
+    summary: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    profile: Profile | None = None
+    runtime: Runtime = USUAL
+    previous: Previous | None = None
+    failed: Failed | None = None
+
+
+def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
+    """Return a digest of an environment's declaration without its ``state``."""
+    content = {
+        "spec": {key: value for key, value in parse.encode(own(spec)).items() if key != "state"},
+        "profile": "" if profile is None else profile.digest,
+        "runtime": _encoded_runtime(runtime),
+    }
+    return hashlib.sha256(files.encode(content)).hexdigest()
+
+
+def own(spec: Environment) -> Environment:
+    """Return the part of a declared environment that is recorded here: all but the interface, which has its own record.
+
+    The kind of an interface with devices is kept, since the environment's configuration depends on it.
+    """
+    interface = type(spec.interface)() if spec.interface is not None and spec.interface.DEVICES else None
+    return msgspec.structs.replace(spec, interface=interface)
+
+
+def path(layout: Layout, name: str) -> Path:
+    return below(layout.records(KIND), f"{name}.json")
+
+
+def write(layout: Layout, name: str, record: Record) -> bool:
+    """Write the record; return whether it changed."""
+    return files.write(path(layout, name), _encoded(record))
+
+
+def write_all(layout: Layout, wanted: Mapping[str, Record]) -> dict[str, str]:
+    """Write the records of these environments; return the errors, by environment."""
+    paths = {path(layout, name): name for name in wanted}
+    _, failed = files.write_all({where: _encoded(wanted[name]) for where, name in paths.items()})
+    return {paths[where]: f"its record can't be written: {err}" for where, err in failed.items()}
+
+
+def updating(layout: Layout) -> set[str]:
+    """Return the names of the environments that may have a second instance."""
+    return files.record_names(layout.records(BESIDE))
+
+
+def _encoded(record: Record) -> bytes:
+    return files.encode(
+        {
+            "version": _VERSION,
+            "spec": parse.encode(own(record.spec)),
+            "state": record.state,
+            "base": record.base,
+            "image": _image(record.image),
+            "config": record.config,
+            "revision": record.revision,
+            "summary": dict(record.summary),
+            **_profile(record.profile),
+            "runtime": _encoded_runtime(record.runtime),
+            **({} if record.previous is None else {"previous": _previous(record.previous)}),
+            **({} if record.failed is None else {"failed": msgspec.structs.asdict(record.failed)}),
+        }
+    )
+
+
+def _image(image: Image) -> dict[str, Any]:
+    return {"digest": image.digest, "identity": image.identity, "defaults": image.defaults.encode()}
+
+
+def _encoded_runtime(runtime: Runtime) -> dict[str, Any]:
+    return {"name": runtime.name, "settings": dict(runtime.settings)}
+
+
+def _previous(previous: Previous) -> dict[str, Any]:
+    return {
+        "spec": parse.encode(own(previous.spec)),
+        "image": _image(previous.image),
+        **_profile(previous.profile),
+        "runtime": _encoded_runtime(previous.runtime),
+    }
+
+
+def _profile(profile: Profile | None) -> dict[str, Any]:
+    return {} if profile is None else {"profile": {"digest": profile.digest, "rules": dict(profile.rules)}}
+
+
+def read(layout: Layout) -> dict[str, Record]:
+    """Return every record, by the environment's name.
+
+    For callers that change something: they need the user ids, folders and order of all environments.
+
+    :raises StateError: naming a record that can't be understood.
+    """
+    known, damaged = read_each(layout)
+    for error in damaged.values():
+        raise StateError(error)
+    return known
+
+
+def read_each(layout: Layout) -> tuple[dict[str, Record], dict[str, str]]:
+    """Return the records that can be understood, and the errors of the others, both by the environment's name."""
+    known: dict[str, Record] = {}
+    damaged: dict[str, str] = {}
+    for name in sorted(files.record_names(layout.records(KIND))):
+        try:
+            record = read_one(layout, name)
+        except StateError as err:
+            damaged[name] = str(err)
+        else:
+            if record is not None:
+                known[name] = record
+    return known, damaged
+
+
+def read_one(layout: Layout, name: str) -> Record | None:
+    """Return one environment's record; None if it has none.
+
+    :raises StateError: when it can't be understood.
+    """
+    data = files.read_json(path(layout, name))
+    return None if data is None else _decode(path(layout, name), name, data)
+
+
+def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
+    try:
+        if data["version"] != _VERSION:
+            raise ValueError(f"version {data['version']}, expected {_VERSION}")
+        before, failed = data.get("previous"), data.get("failed")
+        return Record(
+            parse.environment(name, data["spec"]),
+            data["state"],
+            int(data["base"]),
+            _decoded_image(data["image"]),
+            data["config"],
+            data["revision"],
+            data["summary"],
+            _decoded_profile(data.get("profile")),
+            _runtime(data.get("runtime", {})),
+            None
+            if before is None
+            else Previous(
+                parse.environment(name, before["spec"]),
+                _decoded_image(before["image"]),
+                _decoded_profile(before.get("profile")),
+                _runtime(before.get("runtime", {})),
+            ),
+            None if failed is None else Failed(**failed),
+        )
+    except (NetspaceError, KeyError, TypeError, ValueError, AttributeError) as err:
+        raise StateError(f"{where}: {err}; remove the file and apply again to rebuild it") from err
+
+
+def _runtime(data: dict[str, Any]) -> Runtime:
+    # Records from before the choice of runtimes have none: it was crun.
+    runtime = Runtime(data.get("name", runtimes.DEFAULT), data.get("settings", {}))
+    if runtime.name not in runtimes.names():
+        raise NetspaceError(
+            f"the runtime {runtime.name!r} that it was made with is gone; put it back, or declare another"
+        )
+    _ = runtime.typed  # raises for settings that the runtime doesn't have
+    return runtime
+
+
+def _decoded_image(data: dict[str, Any]) -> Image:
+    return Image(data["digest"], data["identity"], Defaults.decode(data["defaults"]))
+
+
+def _decoded_profile(data: dict[str, Any] | None) -> Profile | None:
+    return None if data is None else Profile(data["digest"], data["rules"])

@@ -1,0 +1,212 @@
+"""An environment's root: its own overlay on an image that other environments may share.
+
+Even a read-only environment has its own overlay, because two programs on one file system see each
+other's file locks and inotify events. The image is mounted with the environment's user ids. The
+environment writes to a layer that belongs to it and to one image. A new image begins with an empty
+layer, so lasting data belongs into a volume. The layer is a folder, or a file system of its own
+(``disks``) if its size is bounded. A read-only environment's layer is volatile and holds only mount
+points. A layer with the program for process 1 (``init``) may lie between the image and the writable layer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from netspace.environment.container import init
+from netspace.environment.storage import disks, mounts, tree_removal
+from netspace.environment.user_ids import COUNT, FIRST
+from netspace.errors import NetspaceError
+from netspace.layout import Layout, below
+from netspace.spec.types import Environment
+
+LOST = "lost-"
+# tmpfs(5). Memory is taken as files need it.
+_MEMORY_BOUNDS = "size=4m,nr_inodes=4096"
+
+
+def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: str, base: int, keep: str = "") -> None:
+    """Mount the environment's root at ``<bundle>/rootfs``; nothing may be mounted there yet.
+
+    :param image: the mount point of the image.
+    :param keep: digest of another image; the layer on that image stays, too.
+    :raises MissingError: when it needs an init that this host lacks.
+    :raises NetspaceError: when a mount fails, with the mount and the reason.
+    """
+    above = [init.layer(layout)] if spec.init else []
+    bundle = layout.bundle(name)
+    _ways(layout, bundle, base)
+    layer = bundle / "layer" if spec.read_only else _layer(layout, name, digest, spec.limits.disk, base, keep)
+    # A read-only root's layer holds mount points, also those of an earlier declaration.
+    tree_removal.remove(bundle / "layer")
+    _own_memory(layout.inside(name))
+    if spec.read_only:
+        _own_memory(layer)
+    upper, work, lower, root = layer / "upper", layer / "work", bundle / "lower", bundle / "rootfs"
+    for folder in (layer, upper, work, lower, root):
+        folder.mkdir(exist_ok=True, mode=0o700)
+    # The layer's top is the root folder itself, as the environment sees it.
+    _own(upper, base)
+    upper.chmod(0o755)
+    try:
+        mounts.unmount(lower)
+        mounts.keep_user_namespace(layout.users(name), base, COUNT)
+        with mounts.opened(layout.users(name)) as ids:
+            mounts.idmapped(image, lower, ids)
+        try:
+            mounts.overlay([*above, lower], upper, work, root, mounts.NOSUID | mounts.NODEV)
+        finally:
+            mounts.unmount(lower)  # the overlay keeps it; nobody else needs it
+    except OSError as err:
+        raise NetspaceError(f"environment {name}: {err}") from err
+
+
+def _own_memory(folder: Path) -> None:
+    """Mount a small tmpfs at *folder*: the host's own would show its identity, and how much others use."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
+    mounts.mount("netspace", folder, "tmpfs", flags, f"mode=0700,{_MEMORY_BOUNDS}")
+
+
+def _ways(layout: Layout, bundle: Path, base: int) -> None:
+    """Make the folders above the environment's root, so that only the runtime can pass them.
+
+    The runtime passes them as root of the environment's user namespace, so their modes must not depend on the umask of
+    the process that makes them. Other users of the host can't list them or enter an environment's root, so they can't
+    leave files and sockets there.
+    """
+    folders = {layout.run: 0o711, layout.identities: 0o700, bundle.parent: 0o711, bundle: 0o710}
+    for folder, mode in folders.items():
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_mode & 0o777 != mode:
+            folder.chmod(mode)
+    if bundle.stat().st_gid != base:
+        os.chown(bundle, -1, base)
+
+
+def _layer(layout: Layout, name: str, digest: str, size: int | None, base: int, keep: str) -> Path:
+    """Make the persistent layer on this image, as a folder or a file system of *size*; return the folder of its parts.
+
+    If there is a layer of the other kind, all its content is copied. If that fails, the old layer stays.
+    A layer of the wanted kind is always complete, so one of the other kind beside it is a left-over.
+    """
+    folder = layout.environment(name) / digest[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # A layer has its final name only while it is complete: a killed run would leave a partial one.
+    making, leaving = (folder.with_name(f"{folder.name}{suffix}") for suffix in (".new", ".old"))
+    tree_removal.remove(making)
+    tree_removal.remove(leaving)
+    place = disks.layer(layout, name, digest, disks.LEAST if size is None else size)
+    if size is None:
+        if place.file.exists() and not folder.exists():
+            making.mkdir(mode=0o700)
+            with disks.attached(place.file, place.point):
+                disks.copy(place.folder, making / place.content)
+            making.rename(folder)
+        disks.remove(place.file)
+        layer = folder
+    else:
+        if folder.exists() and not place.file.exists():
+            disks.write(place, folder / place.content, base, 0o755)
+        disks.ensure(place, base, 0o755)
+        if folder.exists():
+            folder.rename(leaving)
+            tree_removal.remove(leaving)
+        layer = place.point
+    forget_layers(layout, name, {digest, keep or digest})
+    return layer
+
+
+def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
+    """Check that a layer's content fits into the size that it will get. Changes nothing; the layer may be in use.
+
+    :raises NetspaceError: when it doesn't fit.
+    """
+    size = spec.limits.disk
+    if size is None or spec.read_only or disks.layer(layout, name, digest, size).file.exists():
+        return
+    content = layout.environment(name) / digest[:16] / "upper"
+    held = disks.measure(content) if content.is_dir() else None
+    if held is not None and (message := disks.overfull(size, *held)):
+        raise NetspaceError(f"limits:disk: {message}")
+
+
+def _own(upper: Path, base: int) -> None:
+    """Make *base* the owner of the layer's top folder, and move all ids of the former base in it to *base*.
+
+    An environment whose record was lost has got other ids. The top folder is changed last, so that an interrupted
+    change is noticed and repeated.
+    """
+    old = upper.stat().st_uid
+    if old != base and old >= FIRST:
+
+        def move(name: str, folder: int) -> None:
+            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            user, group = (one - old + base if old <= one < old + COUNT else -1 for one in (info.st_uid, info.st_gid))
+            if (user, group) != (-1, -1):
+                os.chown(name, user, group, dir_fd=folder, follow_symlinks=False)
+
+        tree_removal.walk(upper, move)
+    os.chown(upper, base, base)
+
+
+def forget_layers(layout: Layout, name: str, keep: Collection[str]) -> None:
+    """Remove the layers on other images than *keep*, except layers that were found without a record."""
+    kept = tuple(digest[:16] for digest in keep)
+    for entry in os.scandir(layout.environment(name)):
+        if entry.name == "handout" or entry.name.startswith((*kept, LOST)):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            tree_removal.remove(Path(entry.path))
+        else:
+            disks.remove(Path(entry.path))
+
+
+def layers(layout: Layout) -> set[str]:
+    """Return the names of the environments that have a layer, or had one."""
+    try:
+        return {entry.name for entry in os.scandir(layout.layers) if entry.is_dir(follow_symlinks=False)}
+    except FileNotFoundError:
+        return set()
+
+
+def adopt(layout: Layout, name: str, digest: str) -> None:
+    """Keep the layers of an environment whose record was lost: nobody asked to remove them.
+
+    A layer on another image can't be used any more. It gets a name that begins with ``lost-``, and is
+    kept until the environment is removed.
+    """
+    dismantle(layout, name)
+    tree_removal.remove(layout.bundle(name))
+    folder = layout.environment(name)
+    if not folder.is_dir():
+        return
+    for entry in list(os.scandir(folder)):
+        if entry.name != "handout" and not entry.name.startswith((digest[:16], LOST)):
+            target, number = folder / f"{LOST}{entry.name}", 1
+            while target.exists():
+                target, number = folder / f"{LOST}{entry.name}.{number}", number + 1
+            os.rename(entry.path, target)
+
+
+def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
+    """Return whether the root and the file system of the handed-out files are mounted."""
+    return str(below(layout.bundle(name), "rootfs")) in mounted and str(layout.inside(name)) in mounted
+
+
+def dismantle(layout: Layout, name: str) -> None:
+    """Unmount the environment's root and its own file systems; their content stays."""
+    bundle = layout.bundle(name)
+    fixed = (bundle / "rootfs", bundle / "lower", bundle / "layer", layout.inside(name), layout.users(name))
+    for folder in (*fixed, *sorted((bundle / "volumes").glob("*"))):
+        mounts.unmount(folder)
+    disks.detach_all(layout, name)
+
+
+def erase(layout: Layout, name: str) -> None:
+    """Unmount the root; remove the bundle and all layers."""
+    dismantle(layout, name)
+    for folder in (layout.bundle(name), layout.environment(name)):
+        tree_removal.remove(folder)

@@ -1,0 +1,1 @@
+"""Updates of environments: rolled out, proved, and taken back."""

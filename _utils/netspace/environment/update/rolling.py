@@ -1,0 +1,156 @@
+"""Rolling updates: the running instance is replaced only once a second instance is healthy.
+
+The second instance has its own name (``Layout.beside``), root, cgroup, service and files. It shares
+the environment's network namespace, ids and account, and is never recorded. It runs while the old
+program is stopped and the new one is started in its place. It is removed when the new one is healthy.
+A note is written before anything of the second instance is made, and removed when all of it is gone.
+By that note the next run (or boot) removes what a killed run left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from netspace import files
+from netspace.environment import record as records
+from netspace.environment.builder import Making, each
+from netspace.environment.container import oci_runtime
+from netspace.environment.health import state
+from netspace.environment.record import Record
+from netspace.environment.storage import mounts, rootfs
+from netspace.errors import NetspaceError
+from netspace.layout import Layout, below
+from netspace.spec.types import Environment
+from netspace.supervision import Status, Supervisor, payload_cgroup
+
+Files = Mapping[str, bytes]
+
+
+def hindrance(new: Environment) -> str:
+    """Return why this environment can't have a second instance; empty if it can. Pure."""
+    if not new.update.rolling:
+        return "update:rolling is false"
+    if new.health is None or not new.health.exec:
+        return "two can be told apart only by a check with exec"
+    if new.kernel is not None:
+        return "a kernel is the only one on its interface and mailbox"
+    if new.interface is not None and not new.interface.NONE:
+        return "two would share the addresses of its interface"
+    if not new.read_only:
+        return "two would share its writable layer"
+    if any(volume.source is None or not volume.read_only for volume in new.volumes):
+        return "two would share its volumes"
+    return ""
+
+
+def _note(layout: Layout, name: str) -> Path:
+    return below(layout.records(records.BESIDE), f"{name}.json")
+
+
+def try_beside(
+    making: Making, supervisor: Supervisor, wanted: Mapping[str, Record], handed: Mapping[str, Files]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Start a second instance of each environment, wait until it is healthy, and remove it if it isn't in time.
+
+    :param handed: the files under ``/run/netspace`` for each.
+    :return: by name, why instances that were started did not become healthy, and why others could not be started.
+    :raises NetspaceError: when the supervisor can't be reached; then the notes stay, and the next run cleans up.
+    """
+    layout = making.layout
+    errors = erase(layout, supervisor, wanted)
+    mounted = mounts.table()
+    unmounted = making.mount_images({record.image.digest for record in wanted.values()}, mounted)
+
+    def make(name: str) -> None:
+        record, place = wanted[name], layout.beside(name)
+        files.write_json(_note(layout, name), {"digest": record.image.digest})
+        if error := unmounted.get(record.image.digest):
+            raise NetspaceError(error)
+        making.assemble(place, record)
+        making.hand_out(place, record, handed[name])
+
+    errors |= each(wanted.keys() - errors.keys(), make)
+    failed: dict[str, str] = {}
+    made = {name: oci_runtime.service_name(layout.beside(name)) for name in wanted if name not in errors}
+    if made:
+        mounted = mounts.table()
+        supervisor.define(
+            [
+                making.service(layout.beside(name), _once(wanted[name].spec), wanted[name].runtime, mounted)
+                for name in made
+            ]
+        )
+        refused = supervisor.start(list(made.values()))
+
+        def prove(name: str) -> None:
+            complaint = oci_runtime.failure(layout, layout.beside(name))
+            said = f"it can't be started: {complaint}" if complaint else refused.get(made[name], "")
+            if reason := _proved(layout, supervisor, name, wanted[name], said):
+                raise NetspaceError(reason)
+
+        failed = each(made, prove)
+    erase(layout, supervisor, [*failed, *errors], keep_output=True)
+    return failed, errors
+
+
+def _once(spec: Environment) -> Environment:
+    """Return the second instance's declaration: without restart, ``after`` and a check of its own."""
+    return msgspec.structs.replace(spec, restart="never", after=(), health=None)
+
+
+def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, refused: str) -> str:
+    """Probe the second instance until it is healthy; return why it isn't in time, or an empty text."""
+    from netspace.environment.health import probes
+
+    place, service = layout.beside(name), oci_runtime.service_name(layout.beside(name))
+    health, deadline = record.spec.health, record.spec.update.deadline
+    assert health is not None
+    until, late, said = time.monotonic() + deadline, False, ""
+    while True:
+        status = supervisor.observe([service]).get(service, Status("stopped"))
+        if status.state in ("stopped", "failed"):
+            return refused or f"it ended ({status.exit or 'no reason known'})"
+        if late:
+            return f"it was not healthy within {deadline:g} s{said}"
+        passed, detail = probes.inside(layout, place, record, health)
+        if passed:
+            return ""
+        said = f": {detail}" if detail else said
+        late = time.monotonic() >= until
+        if not late:
+            time.sleep(max(0.0, min(health.interval, state.SOON, until - time.monotonic())))
+
+
+def erase(layout: Layout, supervisor: Supervisor, names: Iterable[str], *, keep_output: bool = False) -> dict[str, str]:
+    """Stop and remove the second instances of these environments; return the errors, by name.
+
+    :param keep_output: keep their output for the operator, if there is no journal.
+    """
+    todo = sorted(records.updating(layout) & set(names))
+    if not todo:
+        return {}
+    places = {oci_runtime.service_name(layout.beside(name)): name for name in todo}
+    try:
+        errors = {places[service]: error for service, error in supervisor.remove(list(places)).items()}
+    except (NetspaceError, OSError) as err:
+        errors = dict.fromkeys(todo, str(err))
+    mounted = mounts.table()
+
+    def forget(name: str) -> None:
+        place = layout.beside(name)
+        oci_runtime.delete(layout, place, mounted)
+        rootfs.erase(layout, place)
+        oci_runtime.remove_cgroups(layout, payload_cgroup(layout, oci_runtime.service_name(place)), mounted)
+        if not keep_output:
+            oci_runtime.remove_output(layout, place)
+        files.remove(_note(layout, name))
+
+    errors |= each([name for name in todo if name not in errors], forget)
+    with contextlib.suppress(OSError):  # there is another's note, or none was ever made
+        layout.records(records.BESIDE).rmdir()
+    return {name: f"what was started beside it can't be removed: {error}" for name, error in errors.items()}

@@ -1,0 +1,1 @@
+"""One host: joins attestation, interfaces, links and environments."""

@@ -1,0 +1,48 @@
+"""The renewer, which runs every hour: it issues new certificates for due ones, and gives them to their environments.
+
+It also renews endorsements of keys for sealed links to other hosts.
+
+It reads the records on disk, without Salt or the declaration, like :mod:`netspace.restore`. It restarts no program
+and ends no connection: a client reads its certificate whenever it connects.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from netspace import files
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.supervision import select
+
+
+def run(layout: Layout) -> int:
+    """Renew due certificates and endorsements.
+
+    :return: an exit code: 1 if anything failed. The errors are on stderr.
+    """
+    try:
+        _, errors = renew(layout)
+    except NetspaceError as err:
+        errors = {"": str(err)}
+    for name, error in errors.items():
+        sys.stderr.write(f"netspace renew: {name}{': ' if name else ''}{error}\n")
+    return 1 if errors else 0
+
+
+def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> tuple[set[str], dict[str, str]]:
+    """Issue due certificates, and give them to their environments.
+
+    :param replace: replace the CA first.
+    :param distrust: don't trust former CAs any more.
+    :return: the environments with a new certificate, and the errors by environment.
+    """
+    from netspace.environment.reconciler import Environments
+    from netspace.link.reconciler import Links
+
+    supervisor = select(layout)
+    links = Links(layout, supervisor)
+    with files.refusals_told(), files.locked(layout.lock):
+        renewed = links.renew(replace=replace, distrust=distrust)
+        links.endorse()
+        return renewed, Environments(layout, supervisor).hand_out(links.handed())

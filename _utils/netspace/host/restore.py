@@ -1,0 +1,89 @@
+"""Restoration of all volatile state after a reboot, before netspace's services start.
+
+It works from the records on disk, in one process, without Salt, a master or the declaration. It
+calls each kind's ``restore`` in order. If one kind fails, the others are still restored. An
+environment with a damaged record is skipped. The host is appraised first: an environment for
+which this boot lacks trust is neither restored nor started, until an apply finds enough trust.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+from netspace import files
+from netspace.layout import Layout
+from netspace.supervision import select
+
+
+def run(layout: Layout) -> int:
+    """Restore interfaces, environments and links; then start the services.
+
+    :return: an exit code: 1 if anything failed. The errors are on stderr.
+    """
+    supervisor = select(layout)
+
+    def attestation() -> Mapping[str, str]:
+        from netspace.attestation.reconciler import Attestations
+
+        return {str(outcome.step): outcome.error for outcome in Attestations(layout).restore() if outcome.error}
+
+    def interfaces() -> Mapping[str, str]:
+        from netspace.interface.reconciler import Interfaces
+
+        result = Interfaces(layout).restore()
+        refused = {f"interface {refusal.name}": refusal.message for refusal in result.plan.refusals}
+        return refused | {str(failure.step): failure.error for failure in result.failures}
+
+    def identities() -> Mapping[str, str]:
+        from netspace.environment.reconciler import Environments
+        from netspace.link.reconciler import Links
+
+        known = Links(layout, supervisor)
+        known.renew()
+        # Certificates and endorsements may have expired while the host was off. With new endorsements, give
+        # environments their present files.
+        return Environments(layout, supervisor).hand_out(known.handed()) if known.endorse() else {}
+
+    def environments() -> Mapping[str, str]:
+        from netspace.attestation import result
+        from netspace.environment.reconciler import Environments
+        from netspace.spec import trust
+
+        kind = Environments(layout, supervisor)
+        known, damaged = kind.readable()
+        # If the appraisal failed, the result of an earlier boot doesn't count.
+        withheld = trust.withheld({name: record.spec for name, record in known.items()}, result.trust(layout))
+        # kind.sweep() removes the second instance that an unfinished update left.
+        stay = {name for name in withheld if known[name].state == known[name].spec.state == "stopped"}
+        told = {name: why for name, why in withheld.items() if name not in stay}
+        return {**damaged, **told, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
+
+    def links() -> Mapping[str, str]:
+        from netspace.link.reconciler import Links
+
+        return Links(layout, supervisor).restore()
+
+    def services() -> Mapping[str, str]:
+        supervisor.resume()
+        return {}
+
+    steps: tuple[tuple[str, Callable[[], Mapping[str, str]]], ...] = (
+        ("attestation", attestation),
+        ("interfaces", interfaces),
+        ("identities", identities),
+        ("environments", environments),
+        ("links", links),
+        ("services", services),
+    )
+    failed = 0
+    with files.locked(layout.lock):
+        for what, step in steps:
+            try:
+                errors = step()
+            except Exception as err:
+                errors = {type(err).__name__: str(err)}
+            for name, error in errors.items():
+                failed = 1
+                sys.stderr.write(f"netspace restore: {what}: {name}: {error}\n")
+    return failed

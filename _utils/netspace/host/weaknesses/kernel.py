@@ -1,0 +1,119 @@
+"""Other settings of the kernel: crashes, the BPF compiler, merged pages, security modules, lockdown. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from netspace.host.weaknesses.readings import Reading, path
+from netspace.host.weaknesses.row import Outcome, Row, number, row, said, setting, unseen
+
+_CORE = "kernel.core_pattern"
+_COMPILED, _HARDENED = "net.core.bpf_jit_enable", "net.core.bpf_jit_harden"
+SYSCTLS = (_CORE, _COMPILED, _HARDENED)
+
+_CONFINING = ("apparmor", "selinux", "smack")
+_SECURITY = "/sys/kernel/security"
+_UNMOUNTED = (
+    f"see that securityfs is mounted (`mount -t securityfs securityfs {_SECURITY}`), and read {_SECURITY}/{{}} as root"
+)
+
+
+def core_pattern(known: Mapping[str, Reading]) -> Row:
+    """Return the row on core dumps: a crashed program's memory goes to a file, or to a handler on the host.
+
+    A handler behind ``|`` runs as root in the initial namespaces with any limit on core files except exactly 1
+    (core(5)). netspace sets that limit, and its profiles keep programs from changing it; an operator's own profile may
+    not. No limit keeps a crash from a socket behind ``@`` (fs/coredump.c, Linux 6.16).
+    """
+    reading = known[_CORE]
+    outcome: Outcome = "unknown"
+    if not reading.error:
+        outcome = "weak" if reading.text.startswith(("|", "@")) else "good"
+    return row(
+        _CORE,
+        outcome,
+        said(reading),
+        expected="the name of a file, with neither | nor @ before it",
+        matters="environments",
+        why="A handler on the host, mostly root's, reads what a crashed program held. netspace's limit of 1 on core "
+        "files keeps a crash from a handler behind |, and its profiles keep programs from changing that limit. A "
+        "profile of your own may not. No limit keeps a crash from a socket behind @.",
+        remedy=f"{setting(_CORE, 'core')} that sorts after the handler's own; or count the handler among what you "
+        "trust",
+        unseen=unseen(path(_CORE)),
+    )
+
+
+def compiler(known: Mapping[str, Reading]) -> Row:
+    """Return the row on constants of programs' filters in the kernel's code (admin-guide/sysctl/net.rst)."""
+    reading = known[_HARDENED]
+    value, found = number(reading), said(reading)
+    outcome: Outcome = "unknown"
+    if number(known[_COMPILED]) == 0:
+        outcome, found = "good", f"{found}; {_COMPILED}: 0"
+    elif value is not None:
+        outcome = "good" if value in (1, 2) else "weak"
+    return row(
+        _HARDENED,
+        outcome,
+        found,
+        expected=f"1 or 2, or {_COMPILED} 0",
+        matters="environments",
+        why="All profiles let `seccomp` through, so that a program can narrow itself. The kernel compiles its filter "
+        "to machine code with constants of the program's choice in it, which helps to use an error of the kernel's.",
+        remedy=setting(_HARDENED, 1),
+        unseen=f"read {path(_HARDENED)} as root, in the host's own network namespace",
+    )
+
+
+def merging(reading: Reading) -> Row:
+    """Return the row on merged pages with equal content (admin-guide/mm/ksm.rst, "KSM security concerns")."""
+    outcomes: Mapping[int | None, Outcome] = {0: "good", 1: "weak", 2: "good"}
+    return row(
+        "ksm",
+        outcomes.get(number(reading), "unknown"),
+        said(reading),
+        expected="0 or 2",
+        matters="host",
+        why="Equal pages of programs that ask for it are merged, and the time of a write tells that another has the "
+        "same. No program under strict or standard can ask (madvise, prctl); virtual machines and services can.",
+        remedy="`echo 2 >/sys/kernel/mm/ksm/run`, and stop what switches it on (ksmtuned)",
+        unseen=unseen("/sys/kernel/mm/ksm/run"),
+    )
+
+
+def modules(reading: Reading) -> Row:
+    """Return the row on security modules that can confine the host's services (admin-guide/LSM)."""
+    outcome: Outcome = "unknown"
+    if reading.text:
+        outcome = "good" if set(reading.text.split(",")) & set(_CONFINING) else "weak"
+    return row(
+        "security modules",
+        outcome,
+        said(reading),
+        expected=f"one of {', '.join(_CONFINING)} among them",
+        matters="host",
+        why="Only its user's rights bound a service of the host (the broker, the forwarder) that was taken over. "
+        "netspace gives environments no profile or label, so such a module confines none of them further.",
+        remedy="install the distribution's policy (Debian: `apparmor`), and boot with it (`security=apparmor`)",
+        unseen=_UNMOUNTED.format("lsm"),
+    )
+
+
+def lockdown(reading: Reading) -> Row:
+    """Return the row on lockdown, which keeps root from changing the running kernel (kernel_lockdown(7))."""
+    chosen = re.search(r"\[(\w+)\]", reading.text)
+    mode = chosen[1] if chosen else ""
+    outcomes: Mapping[str, Outcome] = {"none": "weak", "integrity": "good", "confidentiality": "good"}
+    return row(
+        "lockdown",
+        outcomes.get(mode, "unknown"),
+        mode or said(reading),
+        expected="integrity or confidentiality",
+        matters="host",
+        why="Root can change the running kernel, and a measured boot says nothing of what runs after that. A program "
+        "inside has none of the rights that this takes.",
+        remedy="boot with Secure Boot, or with `lockdown=integrity`",
+        unseen=_UNMOUNTED.format("lockdown"),
+    )

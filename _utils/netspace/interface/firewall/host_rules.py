@@ -1,0 +1,311 @@
+"""The packet filter of all interfaces with an end on the host, as one nftables table. Pure.
+
+Rules, in the order in which a packet meets them:
+
+1. A packet that neither comes from nor goes to an interface of netspace passes untouched.
+2. A packet from an interface must have the interface's own MAC and address as its source;
+   otherwise it is dropped before any other check.
+3. No packet passes from one environment to another, whatever ``allow`` says. That holds for
+   environments with an end on the host, and for those on an external network, by their address there.
+4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both
+   directions, so that removing a rule cuts the connections that it had allowed.
+5. An ``out`` rule allows connections to the host itself only if it names one single address;
+   a network, such as ``0.0.0.0/0``, never includes the host. (Environments reach the host at
+   the gateway's address.) The host needs an ``in`` rule that covers its address to reach an
+   environment, like every other peer.
+6. An environment has at most ``connections`` open connections, from it and to it together, and as many
+   again that came by its published ports: whoever floods these stops no other connection of it. A closed
+   connection leaves the host's connection tracking table within seconds. So no environment can fill
+   that table.
+7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection
+   tracking helper is used, so no additional connection is ever expected.
+8. Published ports of the host are forwarded: see ``netspace.interface.firewall.published``.
+
+Allowed connections to other hosts are masqueraded, from source ports that nobody can publish: see 5. in
+``netspace.interface.firewall.published``. Maps by the interface's name find the rules, so that a packet's cost
+doesn't grow with the number of environments, and interfaces with the same rules share chains. Names
+are known before the interfaces exist, so that the filter is loaded first. Without any ``allow`` the
+table doesn't even enable connection tracking.
+
+``tests/support/interfaces/filter_text.py`` has the same table as text for nft(8). A test loads both, and compares
+the listings of nft.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from netspace.interface import nftables as nf
+from netspace.interface.firewall import match, published
+from netspace.interface.firewall.match import FAMILIES, family
+from netspace.interface.firewall.table import Base, Chain, Collection, Rule, Table, Timeout
+from netspace.interface.nftables import Verdict
+from netspace.spec.publish import OUTWARDS, Publication
+from netspace.spec.types import Allow, Cidr
+
+# First packets from an environment, to it, and to it by a published port: the interface name by which each is matched,
+# and the set that counts them.
+_COUNTED = {"from": (nf.IIFNAME, "open"), "to": (nf.OIFNAME, "open"), "led": (nf.OIFNAME, "led")}
+# Seconds that the host tracks a closed connection, by conntrack's state (TIME_WAIT, CLOSE).
+_CLOSED = {7: 2, 8: 1}
+_MOST = 65536  # the most interfaces whose connections one set can count
+_RAW, _SRCNAT = -300, 100  # priorities: linux/netfilter_ipv4.h
+# Types of sets: nft's number of the key's type, the key's length in bytes, and nft's note on byte order.
+_NAME = (41, 16, bytes.fromhex("000401000000"))
+_ADDRESS = {"ipv4": (7, 4), "ipv6": (8, 16)}
+_NAME_TO_VERDICT = (41, 16, bytes.fromhex("000401000000010400000000"))
+# A name, a MAC and an address: each padded to four bytes.
+_SOURCE = {
+    "ipv4": (41 << 12 | 9 << 6 | 7, 16 + 8 + 4, bytes.fromhex("000400000000")),
+    "ipv6": (41 << 12 | 9 << 6 | 8, 16 + 8 + 16, bytes.fromhex("000400000000")),
+}
+
+
+class Guarded(msgspec.Struct, frozen=True):
+    """The facts about one interface that the filter depends on.
+
+    :param environment: its environment's name; interfaces are sorted by it.
+    :param interface: the host end's name.
+    :param mac: the only MAC it may send from.
+    :param addresses: the only addresses it may send from, by family.
+    :param gateways: the host's address at its end, by family.
+    :param connections: the most connections that may be open at once.
+    :param publish: ports of the host that are forwarded to it.
+    """
+
+    environment: str
+    interface: str
+    mac: str
+    addresses: Mapping[str, str]
+    gateways: Mapping[str, str]
+    allow: tuple[Allow, ...] = ()
+    connections: int = 1024
+    publish: tuple[Publication, ...] = ()
+
+
+def forwarded(
+    allow: Iterable[Allow], gateways: Mapping[str, str], publish: Iterable[Publication] = ()
+) -> frozenset[str]:
+    """Return the families in which the host must forward packets, because a rule or publication needs it.
+
+    A rule that names the gateway alone needs none: it allows connections to the host itself.
+    """
+    return frozenset(
+        fam for rule in allow if (fam := family(rule)) not in gateways or not _is(rule.cidr, gateways[fam])
+    ) | {fam for one in publish for fam in one.families}
+
+
+@functools.lru_cache(4096)
+def _is(cidr: Cidr, address: str) -> bool:
+    """Return whether a network consists of this one address."""
+    return cidr.network == ipaddress.ip_network(address)
+
+
+def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
+    """Return the table (family ``inet``) for these interfaces; an empty table if there are none.
+
+    :param elsewhere: addresses of environments that have no end on the host.
+    """
+    if not guarded:
+        return Table()
+    ordered = sorted(guarded, key=lambda one: one.environment)
+    ruled = [one for one in ordered if one.allow or one.publish]
+    keys = {one.interface: _key(one.interface) for one in ordered}
+    sets = {"ends": Collection(*_NAME, dict.fromkeys(keys.values()))}
+    for fam in FAMILIES:
+        sources = (_source(one.interface, one.mac, one.addresses[fam]) for one in ordered if fam in one.addresses)
+        sets[f"sources_{fam}"] = Collection(*_SOURCE[fam], dict.fromkeys(sources))
+    chains: dict[str, Chain] = {}
+    timeouts: dict[str, Timeout] = {}
+    if ruled:
+        for fam, of in FAMILIES.items():
+            timeouts[f"brief_{fam}"] = Timeout(of.proto[0], socket.IPPROTO_TCP, _CLOSED)
+        _limits(ruled, keys, chains, sets)
+        _allowed(ruled, keys, chains, sets)
+        chains["errors"] = Chain(_ICMP_ERRORS)
+    chains["spoofed"] = Chain(_SPOOFED, Base("filter", nf.PREROUTING, _RAW))
+    for name, end, original, reply in (
+        ("beyond", nf.IIFNAME, "out", "in.reply"),
+        ("to_host", nf.IIFNAME, "host", "in.reply"),
+        ("towards", nf.OIFNAME, "in", "out.reply"),
+    ):
+        chains[name] = Chain(_judged(end, original, reply) if ruled else [[_DROP]])
+    others = _elsewhere(elsewhere, sets) if ruled else []
+    for name, (hook, rules) in _HOOKED.items():
+        apart: list[Rule] = []
+        if name == "forward":
+            for which, ours in (("daddr", _OURS_IN), ("saddr", _OURS_OUT)):
+                apart += [[*ours, *match.address(fam, which), nf.member(one), _DROP] for fam, one in others]
+        chains[name] = Chain([*apart, *rules], Base("filter", hook))
+    if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
+        chains["outward"] = Chain(_MASQUERADED, Base("nat", nf.POSTROUTING, _SRCNAT))
+    if led := [(publication, one.addresses) for one in ordered for publication in one.publish]:
+        sent_by = [[*match.address(fam, "saddr"), nf.member(one)] for fam, one in others]
+        more, maps = published.chains(led, sent_by)
+        chains.update(more)
+        sets.update(maps)
+    return Table(chains, sets, timeouts)
+
+
+def _elsewhere(addresses: Iterable[str], sets: dict[str, Collection]) -> list[tuple[str, str]]:
+    """Add a set of these addresses for each family that has some; return the family and name of each set."""
+    found: dict[str, set[bytes]] = {}
+    for one in addresses:
+        parsed = ipaddress.ip_address(one)
+        found.setdefault(f"ipv{parsed.version}", set()).add(parsed.packed)
+    names = []
+    for fam, packed in sorted(found.items()):
+        sets[f"elsewhere_{fam}"] = Collection(*_ADDRESS[fam], b"", dict.fromkeys(sorted(packed)))
+        names.append((fam, f"elsewhere_{fam}"))
+    return names
+
+
+def chain_name(way: str, rules: Sequence[Allow], publish: Sequence[Publication] = ()) -> str:
+    """Return the name of the chain that interfaces with the same rules share."""
+    text = repr([*publish, *((str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules)])
+    return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+# For each way of a packet: the direction of its rules, the fields with the peer's address and the server's port, and
+# the chain for packets that a rule covers (empty: accept).
+WAYS = {
+    "out": ("out", "daddr", "dport", "opened.from"),
+    "out.reply": ("out", "saddr", "sport", ""),
+    "host": ("out", "daddr", "dport", "opened.from"),
+    "in": ("in", "saddr", "dport", "opened.to"),
+    "in.reply": ("in", "daddr", "sport", ""),
+}
+
+
+def of_way(way: str, allow: Iterable[Allow]) -> tuple[Allow, ...]:
+    """Return the rules of *allow* that concern packets on *way*."""
+    direction = WAYS[way][0]
+    return tuple(rule for rule in allow if rule.direction == direction and (way != "host" or single(rule)))
+
+
+@functools.lru_cache(4096)
+def single(rule: Allow) -> bool:
+    """Return whether a rule names one single address."""
+    return rule.cidr.network.num_addresses == 1
+
+
+_DROP, _ACCEPT = nf.verdict(nf.DROP), nf.verdict(nf.ACCEPT)
+_OURS_IN = [nf.meta(nf.IIFNAME), nf.member("ends")]
+_OURS_OUT = [nf.meta(nf.OIFNAME), nf.member("ends")]
+_MASQUERADED: Sequence[Rule] = [
+    *(
+        [*_OURS_IN, *nf.is_(nf.L4PROTO, bytes([number])), *nf.masquerade_from(OUTWARDS[0], OUTWARDS[-1])]
+        for number in match.PROTOCOLS.values()
+    ),
+    [*_OURS_IN, nf.MASQUERADE],
+]
+_HOOKED: Mapping[str, tuple[int, Sequence[Rule]]] = {
+    "forward": (
+        nf.FORWARD,
+        [
+            [*_OURS_IN, *_OURS_OUT, _DROP],
+            [*_OURS_IN, nf.goto("beyond")],
+            [*_OURS_OUT, nf.goto("towards")],
+        ],
+    ),
+    "input": (nf.INPUT, [[*_OURS_IN, nf.goto("to_host")]]),
+    "output": (nf.OUTPUT, [[*_OURS_OUT, nf.goto("towards")]]),
+}
+_ICMP_ERRORS: Sequence[Rule] = [
+    *([*one, _ACCEPT] for of in FAMILIES.values() for one in match.icmp(of, *of.errors)),
+    [_DROP],
+]
+_SPOOFED: Sequence[Rule] = [
+    [nf.meta(nf.IIFNAME), nf.member("ends", negate=True), _ACCEPT],
+    *(
+        [
+            *nf.is_(nf.IIFTYPE, struct.pack("=H", 1)),  # Ethernet
+            nf.payload(nf.LINK, 12, 2),
+            nf.equal(struct.pack(">H", of.ether)),
+            nf.meta(nf.IIFNAME),
+            nf.payload(nf.LINK, 6, 6, nf.SECOND),
+            nf.payload(nf.NETWORK, of.address["saddr"], of.length, nf.SECOND_THIRD),
+            nf.member(f"sources_{fam}"),
+            _ACCEPT,
+        ]
+        for fam, of in FAMILIES.items()
+    ),
+    [_DROP],
+]
+
+
+def _judged(end: int, original: str, reply: str) -> list[Rule]:
+    return [
+        [nf.connection(nf.DIRECTION), nf.equal(nf.ORIGINAL), nf.meta(end), nf.by_map(original)],
+        [nf.connection(nf.DIRECTION), nf.equal(nf.REPLY), nf.meta(end), nf.by_map(reply)],
+        [*nf.related(), nf.goto("errors")],
+        [_DROP],
+    ]
+
+
+def _allowed(
+    ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
+) -> None:
+    """Add the chains with rules, and the maps that lead to them. Interfaces with the same rules share a chain."""
+    for way in WAYS:
+        elements: dict[bytes, Verdict | None] = {}
+        for one in ruled:
+            name, rules = _chain(way, one.allow, one.publish)
+            if rules:
+                chains.setdefault(name, Chain(rules))
+                elements[keys[one.interface]] = nf.to_jump(name)
+        sets[way] = Collection(*_NAME_TO_VERDICT, elements, verdicts=True)
+
+
+@functools.lru_cache(4096)
+def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...]) -> tuple[str, Sequence[Rule]]:
+    direction, peer, port, chain = WAYS[way]
+    then = nf.goto(chain) if chain else _ACCEPT
+    rules = of_way(way, allow)
+    led = publish if direction == "in" else ()
+    counted = nf.goto("opened.led") if chain else _ACCEPT
+    made = [[*published.let_in(one, reply=not chain), counted] for one in led]
+    return chain_name(way, rules, led), [*made, *([*match.covers(rule, peer, port), then] for rule in rules)]
+
+
+def _limits(
+    ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
+) -> None:
+    """Add the chains for the first packet of an allowed connection. They count connections per interface."""
+    any_led = any(one.publish for one in ruled)
+    counted_ways = {way: how for way, how in _COUNTED.items() if way != "led" or any_led}
+    for most in sorted({one.connections for one in ruled}):
+        for way, (end, counter) in counted_ways.items():
+            sets[f"{counter}.{most}"] = Collection(*_NAME, most=_MOST)
+            briefly = (
+                [*nf.is_(nf.NFPROTO, of.proto), *nf.is_(nf.L4PROTO, b"\x06"), nf.use_timeout(f"brief_{fam}")]
+                for fam, of in FAMILIES.items()
+            )
+            counted = [nf.meta(end), nf.more_open_each(f"{counter}.{most}", most), _DROP]
+            chains[f"most.{most}.{way}"] = Chain([*briefly, counted, [_ACCEPT]])
+    for way, (end, _) in counted_ways.items():
+        led = {keys[one.interface]: nf.to_goto(f"most.{one.connections}.{way}") for one in ruled}
+        sets[f"connections.{way}"] = Collection(*_NAME_TO_VERDICT, led, verdicts=True)
+        chains[f"opened.{way}"] = Chain([
+            [*nf.not_new(), _ACCEPT],
+            [nf.meta(end), nf.by_map(f"connections.{way}")],
+            [_DROP],
+        ])  # fmt: skip
+
+
+@functools.lru_cache(16384)
+def _key(interface: str) -> bytes:
+    return interface.encode().ljust(16, b"\0")
+
+
+@functools.lru_cache(16384)
+def _source(interface: str, mac: str, address: str) -> bytes:
+    ether = bytes.fromhex(mac.replace(":", "")) + bytes(2)
+    return _key(interface) + ether + ipaddress.ip_address(address).packed

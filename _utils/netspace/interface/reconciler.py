@@ -1,0 +1,480 @@
+"""The reconciler of interfaces: it compares desired with observed interfaces, and plans the steps.
+
+``plan`` is pure; ``observe`` reads the host, ``apply`` changes it. Every environment gets
+a network namespace; the interface's kind (``kinds``) adds the rest. The packet filter
+and the host's forwarding concern all interfaces. They are separate steps, named
+``host:firewall`` and ``host:forwarding`` (no environment can have such a name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from netspace import files
+from netspace.errors import NetspaceError
+from netspace.interface import addresses, endpoints, forwarding, kinds, nftables
+from netspace.interface import record as records
+from netspace.interface.apply import Applying, Firewall, Forwarding, Work
+from netspace.interface.endpoints import Ends
+from netspace.interface.firewall import host_rules, netns_table
+from netspace.interface.firewall.table import Table
+from netspace.interface.netlink import Message
+from netspace.interface.observe import Live, Observed, expected, forwarded, observe, place
+from netspace.interface.record import Record
+from netspace.layout import Layout
+from netspace.plan import Outcome, Plan, Refusal, Result, Step
+from netspace.spec import checks
+from netspace.spec.publish import published
+from netspace.spec.types import Filtered, Interface, Network
+
+FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
+FAMILIES = ("ipv4", "ipv6")
+Outcomes = list[Outcome]
+
+
+class DesiredInterfaces(msgspec.Struct, frozen=True):
+    """The desired interfaces.
+
+    :param network: the ranges that addresses come from.
+    :param interfaces: by the environment's name.
+    """
+
+    network: Network = msgspec.field(default_factory=Network)
+    interfaces: Mapping[str, Interface] = msgspec.field(default_factory=dict)
+
+
+class Interfaces:
+    """The interfaces and namespaces of one instance's environments. See ``netspace.plan.Kind``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    # -- observing ----------------------------------------------------------------
+    def names(self) -> set[str]:
+        """Return the environments that have a record of an interface."""
+        return files.record_names(self.layout.records(records.KIND))
+
+    def recorded(self) -> dict[str, Interface]:
+        """Return the interface of each environment as it was applied."""
+        return {name: record.interface for name, record in records.read(self.layout).items()}
+
+    def observe(
+        self,
+        desired: DesiredInterfaces | None = None,
+        about: Collection[str] | None = None,
+        doomed: Collection[str] = (),
+    ) -> Observed:
+        """Return the observed state of all interfaces, and of the links, modules and ports that *desired* ones need.
+
+        :param about: the environments that may change; None: all. Of the others, only those with a table in their
+            namespace are observed, since that table lists the other environments. See :meth:`concerns_all`.
+        :param doomed: environments to remove. Their namespaces are entered only if the removal needs it.
+        :raises StateError: a record can't be read.
+        """
+        only = None if about is None else {*about, *records.Volatile.read(self.layout).guards}
+        return observe(self.layout, only, desired.interfaces.values() if desired is not None else (), doomed)
+
+    @staticmethod
+    def concerns_all(plan: Plan) -> bool:
+        """Return whether *plan* needs all interfaces observed: the host's switch overwrites each end's own setting."""
+        return any(step.name == FORWARDING for step in plan.steps)
+
+    def list(self) -> dict[str, dict[str, Any]]:
+        """Return every recorded interface, by environment, with its ``state``.
+
+        ``present``: the interface is as recorded. ``missing``: its namespace doesn't exist. ``differs``: the interface,
+        or the host's packet filter or forwarding that it relies on, is not as recorded; the key ``differs`` lists the
+        differences.
+        """
+        observed = observe(self.layout)
+        drift = {step.name: sorted(step.changes) for step in self._plan(observed.records, set(), observed).steps}
+        listed = {}
+        for name, record in observed.records.items():
+            host = (FIREWALL, FORWARDING) if kinds.of(record.interface).FILTER == "host" else ()
+            differs = [*drift.get(name, ()), *(one for one in host if one in drift)]
+            listed[name] = self._entry(name, record, observed.namespaces)
+            if differs and listed[name]["state"] == "present":
+                listed[name] |= {"state": "differs", "differs": differs}
+        return listed
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """Return one interface as declared and as observed, with the differences (``drift``).
+
+        :raises NetspaceError: there is no such interface.
+        """
+        observed = observe(self.layout, only={name})
+        record = observed.records.get(name)
+        if record is None:
+            known = ", ".join(sorted(observed.records)) or "none"
+            raise NetspaceError(f"environment {name} has no interface on this host; there are: {known}")
+        everybody = netns_table.numbers(observed.records.values())
+        step = self._step(name, record, observed, everybody, everybody)
+        return {
+            **self._entry(name, record, observed.namespaces),
+            "declared": records.plain(record.interface),
+            "live": observed.live.get(name, Live()).ends.facts(),
+            "firewall": observed.firewall,
+            "drift": {} if step is None else {key: dict(change) for key, change in step.changes.items()},
+        }
+
+    def _entry(self, name: str, record: Record, kept: Mapping[str, int]) -> dict[str, Any]:
+        return {
+            "kind": kinds.name(record.interface),
+            "addresses": dict(record.addresses),
+            "gateways": dict(record.gateways),
+            "host_end": record.host_end,
+            **({"publish": list(led)} if (led := published(record.interface)) else {}),
+            **({"public_key": record.public_key} if record.public_key else {}),
+            "netns": str(self.layout.netns(name)),
+            "state": "present" if self.layout.netns_name(name) in kept else "missing",
+        }
+
+    # -- planning: pure ---------------------------------------------------------------
+    def plan(self, desired: DesiredInterfaces, observed: Observed, remove: Collection[str] = ()) -> Plan:
+        """Return the plan. Interfaces that this host can't have are refused; the others are planned."""
+        gone = {name for name in remove if name in observed.records}
+        wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
+        kept = {name: record for name, record in observed.records.items() if name not in gone}
+        refused = _refused(wanted, observed)
+        # A refused interface keeps its recorded values, and no other may take them. So plan again without it.
+        while True:
+            wanted = {name: spec for name, spec in wanted.items() if name not in refused}
+            new, unaddressed, notes = self._allocated(desired.network, wanted, kept, observed)
+            clashing = _clashing(new, {name: record for name, record in kept.items() if name not in new})
+            refused |= clashing
+            if not clashing:
+                break
+        refused |= unaddressed
+        return _refusing(refused, self._plan(new, gone, observed), notes)
+
+    def _allocated(
+        self, network: Network, wanted: Mapping[str, Interface], kept: Mapping[str, Record], observed: Observed
+    ) -> tuple[dict[str, Record], dict[str, str], Sequence[str]]:
+        given: dict[str, dict[str, str]] = {name: {} for name in wanted}
+        gateways: dict[str, dict[str, str]] = {name: {} for name in wanted}
+        refused: dict[str, str] = {}
+        notes: list[str] = []
+        for family in FAMILIES:
+            having = {name: getattr(spec, family) for name, spec in wanted.items() if hasattr(spec, family)}
+            # On an external network, netspace allocates no addresses: only declared ones are used.
+            asking = {name: having[name] for name in having if kinds.of(wanted[name]).FILTER == "host"}
+            foreign = {name: having[name] for name in having if name not in asking and having[name] is not None}
+            if not asking and not foreign:
+                continue
+            if family not in observed.forwarding:
+                notes.append(f"this host's kernel has no {family}: interfaces get none")
+                continue
+            for name, address in foreign.items():
+                given[name][family] = str(address.interface.ip)
+                gateway = getattr(wanted[name], f"gateway{family[-1]}", None)
+                if gateway is not None:
+                    gateways[name][family] = str(gateway)
+            range_ = getattr(network, family).network
+            recorded = {
+                name: record.addresses[family]
+                for name, record in kept.items()
+                # An interface that changes to an external network gives up its allocated address.
+                if family in record.addresses and (name in asking or name not in wanted)
+            }
+            allocation = addresses.allocate(range_, asking, recorded)
+            refused |= allocation.refused
+            for name, address in allocation.addresses.items():
+                given[name][family] = address
+                gateways[name][family] = str(addresses.gateway(range_))
+        new = {
+            name: self._record(name, spec, given[name], gateways[name], kept.get(name))
+            for name, spec in wanted.items()
+            if name not in refused
+        }
+        return new, refused, notes
+
+    def _record(
+        self, name: str, spec: Interface, given: Mapping[str, str], gateways: Mapping[str, str], old: Record | None
+    ) -> Record:
+        same = old is not None and kinds.name(old.interface) == kinds.name(spec)
+        key, owner = (old.public_key, old.owner) if old is not None and same else ("", 0)
+        if kinds.of(spec).FILTER == "host":  # always has an end on the host
+            return Record(spec, given, gateways, endpoints.host_name(self.layout.instance, name), key, owner)
+        record = Record(spec, given, gateways, "", key, owner)
+        outside = expected(self.layout, name, record).outside
+        return record if outside is None else msgspec.structs.replace(record, host_end=outside.name)
+
+    def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
+        """Return the plan that applies *new* and removes *gone*; other records stay as they are."""
+        removals = [self._removal(name, observed) for name in sorted(gone)]
+        after = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
+        everybody, before = netns_table.numbers(after.values()), netns_table.numbers(observed.records.values())
+        steps = (self._step(name, new[name], observed, everybody, before) for name in sorted(new))
+        changes = [step for step in steps if step is not None]
+        if everybody != before:
+            others = {name: record for name, record in after.items() if name not in new}
+            changes += self._neighbours(others, observed, everybody, before)
+        host = [step for step in (self._firewall(after, observed), self._forwarding(after, observed)) if step]
+        notes = [
+            f"{key} is set to {change['new']}: this concerns the whole host"
+            for step in host
+            if step.name == FORWARDING
+            for key, change in step.changes.items()
+        ]
+        return Plan([*removals, *host, *changes], notes=notes)
+
+    def _neighbours(
+        self,
+        others: Mapping[str, Record],
+        observed: Observed,
+        everybody: netns_table.Numbers,
+        before: netns_table.Numbers,
+    ) -> Sequence[Step]:
+        """Return steps that update the tables of otherwise unchanged interfaces.
+
+        Such a table lists the addresses of other environments, and these have changed.
+        """
+        steps = []
+        for name, record in sorted(others.items()):
+            live = observed.live.get(name, Live())
+            if not netns_table.is_inside(record) or live.ends.inside is None or name not in observed.volatile.guards:
+                continue
+            wanted = expected(self.layout, name, record)
+            guard = netns_table.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
+            if filtered := _filter(guard, observed, name):
+                known = self._guard_before(name, observed, before)
+                work = Work(record, live.ends, live, kind=kinds.of(record.interface), guard=guard, guard_before=known)
+                reason = "an environment that its rules cover came or went"
+                steps.append(Step("interface", name, "change", {"filter": filtered}, reason, work))
+        return steps
+
+    def _guard_before(self, name: str, observed: Observed, everybody: netns_table.Numbers) -> tuple[Message, ...]:
+        """Return the messages that created the table in an environment's namespace; empty if they are unknown."""
+        record, loaded = observed.records.get(name), observed.volatile.guards.get(name, {})
+        if record is None or observed.guards.get(name) != "intact":
+            return ()
+        wanted = expected(self.layout, name, record)
+        before = netns_table.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
+        return before if nftables.digest(before) == loaded.get("rendered") else ()
+
+    def _removal(self, name: str, observed: Observed) -> Step:
+        shown = observed.records[name].shown()
+        changes = {key: {"old": value, "new": None} for key, value in shown.items() if value is not None}
+        work = Work(None, Ends(), observed.live.get(name, Live()), drop=True)
+        return Step("interface", name, "remove", changes, data=work)
+
+    def _step(
+        self, name: str, record: Record, observed: Observed, everybody: netns_table.Numbers, known: netns_table.Numbers
+    ) -> Step | None:
+        """Return the step that makes the interface of *name* match *record*; None if it already does.
+
+        :param everybody: the addresses that tables in namespaces must list after the plan.
+        :param known: the addresses that they list now, by the records.
+        """
+        old = observed.records.get(name)
+        inode = observed.namespaces.get(self.layout.netns_name(name))
+        settled = inode is not None and observed.volatile.namespaces.get(name) == inode
+        live = observed.live.get(name, Live())
+        at = place(self.layout, name, record)
+        wanted = expected(self.layout, name, record, at)
+        changes = files.differences(old.shown() if old else {}, record.shown())
+        action, reason = "change", ""
+        some, due = any(_shape(live.ends)), any(_shape(wanted))
+        whole = _shape(live.ends) == _shape(wanted)
+        fixed = _unchangeable(record.interface, live.ends, wanted) if whole else ""
+        make = due and (not whole or bool(fixed))
+        if old is None:
+            action = "create"
+        elif inode is None:
+            action, reason = "rebuild", "its namespace is gone"
+            changes["netns"] = {"old": None, "new": self.layout.netns_name(name)}
+        else:
+            if not settled:
+                changes["netns"] = {"old": "not set up completely", "new": "set up"}
+            before = wanted if old == record else expected(self.layout, name, old)
+            changes.update(files.differences(live.ends.facts(), before.facts()))
+            if fixed:
+                action, reason = "rebuild", f"the kernel can't change {fixed} of a link in place"
+                changes["link"] = {"old": "as it was", "new": f"made anew: {reason}"}
+            elif make and _shape(before) == _shape(wanted):
+                action, reason = "rebuild", "its link is gone, or half of it"
+        if not changes:
+            # The difference is in values that only follow from the declaration (say, an address's gateway).
+            changes = files.differences(live.ends.facts(), wanted.facts())
+        guard = netns_table.wanted(self.layout, record, wanted, at, everybody)
+        filtered = _filter(guard, observed, name)
+        if filtered and (not changes or filtered["old"] not in ("absent", filtered["new"])):
+            changes["filter"] = filtered
+        anew = bool(guard) and (make or not settled or _details(live.ends) != _details(wanted))
+        if not changes and old == record:
+            return None
+        work = Work(
+            record,
+            wanted,
+            live,
+            namespace="create" if inode is None else "keep" if settled else "settle",
+            make=make,
+            drop=some and (make or not due),
+            kind=kinds.of(record.interface),
+            parents={link.name: link.index for link in observed.links.values()},
+            guard=guard if anew or filtered else None,
+            guard_before=self._guard_before(name, observed, known) if filtered and not anew else (),
+        )
+        return Step("interface", name, action, changes, reason, work)
+
+    def _table(self, known: Mapping[str, Record]) -> Table:
+        """Return the host's nftables table for these records."""
+        return host_rules.build([
+            host_rules.Guarded(
+                name,
+                record.host_end,
+                endpoints.mac(self.layout.instance, name),
+                record.addresses,
+                record.gateways,
+                record.interface.allow,
+                record.interface.connections,
+                published(record.interface),
+            )
+            for name, record in known.items()
+            if isinstance(record.interface, Filtered) and kinds.of(record.interface).FILTER == "host"
+        ], netns_table.elsewhere(known.values()))  # fmt: skip
+
+    def _firewall(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
+        loaded = observed.volatile.firewall
+        todo = Firewall(self._table(after))
+        if todo.digest == loaded.get("rendered", "") and observed.firewall == ("intact" if todo.digest else "absent"):
+            return None
+        if not todo.digest and not loaded:
+            return None
+        if todo.digest and observed.firewall == "intact":
+            # If a run was killed after it wrote records and before it loaded the table, the records describe another
+            # table than the loaded one.
+            before = self._table(observed.records)
+            todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
+        known = [] if todo.before is None else records.led(observed.records.values())
+        todo = msgspec.structs.replace(todo, led=[one for one in records.led(after.values()) if one not in known])
+        old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
+        change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
+        if change["old"] == change["new"]:
+            change["old"] = "not confirmed"
+        return Step("interface", FIREWALL, "change", {"table": change}, data=todo)
+
+    def _forwarding(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
+        needed = {
+            family
+            for record in after.values()
+            if kinds.of(record.interface).FILTER == "host"
+            for family in forwarded(record)
+            if family in record.addresses
+        }
+        changes = forwarding.changes(needed, observed.forwarding, observed.volatile.forwarding)
+        if not changes:
+            return None
+        reason = (
+            "an allow rule or a published port needs packets to be forwarded" if needed else "nothing needs it any more"
+        )
+        standing = {name: one for name, one in observed.live.items() if one.outside and name in after}
+        settings = {
+            one.outside: outside.ipv4
+            for name, one in standing.items()
+            if (outside := expected(self.layout, name, after[name]).outside) is not None
+        }
+        ours = frozenset(end.name for one in standing.values() if (end := one.ends.outside) is not None)
+        return Step("interface", FORWARDING, "change", changes, reason, Forwarding(frozenset(needed), ours, settings))
+
+    # -- applying -------------------------------------------------------------------------
+    def apply(self, steps: Sequence[Step]) -> Outcomes:
+        """Apply *steps*, batched. A failure is in its step's outcome, and the other steps go on."""
+        return Applying(self.layout).run(steps) if steps else []
+
+    def own(self, owners: Mapping[str, int]) -> dict[str, str]:
+        """Set the owners of the devices in environments' namespaces. Kinds without a device are skipped.
+
+        :param owners: the host's uid of the owner, by environment.
+        :return: the errors, by environment.
+        """
+        known = records.read(self.layout)
+        new = {
+            name: msgspec.structs.replace(known[name], owner=owner)
+            for name, owner in owners.items()
+            if name in known and known[name].owner != owner and known[name].interface.DEVICES
+        }
+        if not new:
+            return {}
+        plan = self._again(new, self.observe())
+        return {outcome.step.name: outcome.error for outcome in self.apply(plan.steps) if outcome.error}
+
+    def restore(self) -> Result:
+        """Restore all interfaces from their records, without the declaration, after a reboot."""
+        observed = self.observe()
+        plan = self._again(observed.records, observed)
+        return Result(plan, self.apply(plan.steps))
+
+    def _again(self, known: Mapping[str, Record], observed: Observed) -> Plan:
+        """Return the plan for recorded interfaces; those that this host can't have any more are refused."""
+        refused = _refused({name: record.interface for name, record in known.items()}, observed)
+        possible = {name: record for name, record in known.items() if name not in refused}
+        return _refusing(refused, self._plan(possible, (), observed))
+
+
+def _refusing(refused: Mapping[str, str], plan: Plan, notes: Sequence[str] = ()) -> Plan:
+    """Return *plan* with refusals that were made before planning, and with *notes*."""
+    refusals = [Refusal("interface", name, message) for name, message in sorted(refused.items())]
+    return Plan(plan.steps, refusals, [*notes, *plan.notes])
+
+
+def _refused(wanted: Mapping[str, Interface], observed: Observed) -> dict[str, str]:
+    """Return, for each interface that this host can't have, the reason."""
+    return {name: reason for name, spec in wanted.items() if (reason := _impossible(spec, observed))}
+
+
+def _impossible(spec: Interface, observed: Observed) -> str:
+    """Return why this host can't have the interface, for the operator; empty if it can."""
+    kind, name = kinds.of(spec), kinds.name(spec)
+    if name in observed.missing:
+        return f"an interface of kind {name} can't be had: {observed.missing[name]}"
+    lacks = getattr(kind, "lacks", None)
+    if reason := lacks(spec, observed.links) if lacks is not None else "":
+        return f"an interface of kind {name} can't be had: {reason}"
+    taken = (one.host for one in published(spec) if one.host in observed.taken)
+    return "; ".join(
+        f"port {port} can't be published: {observed.taken[port]} has it; end that program, or take another port"
+        for port in taken
+    )
+
+
+def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[str, str]:
+    """Return the reason for each name of *new* that conflicts with *others* or with the rest of *new*."""
+    found: dict[str, str] = {}
+    declared = {**others, **new}
+    for name, _, message in checks.together({name: record.interface for name, record in declared.items()}):
+        if name in new:
+            found.setdefault(name, message)
+    return found
+
+
+def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
+    """Return the differences that the kernel can't change in place, in words; empty if there are none."""
+    fixed = getattr(kinds.of(spec), "FIXED", ())
+    pairs = ((now.inside, wanted.inside), (now.outside, wanted.outside))
+    both = [(is_, due) for is_, due in pairs if is_ is not None and due is not None]
+    if any(is_.kind != due.kind for is_, due in both):
+        return "the kind"
+    differing = [key for key in fixed if any(is_.details.get(key) != due.details.get(key) for is_, due in both)]
+    return " and ".join(f"the {key}" for key in differing)
+
+
+def _filter(guard: Sequence[Message], observed: Observed, name: str) -> dict[str, str]:
+    """Return how the table in an environment's namespace differs from *guard* (``old``, ``new``); empty if equal."""
+    loaded = observed.volatile.guards.get(name, {})
+    old = str(loaded.get("rendered", ""))[:12] or "absent"
+    new = nftables.digest(guard)[:12] if guard else "absent"
+    if loaded and observed.guards.get(name, "intact") != "intact":
+        old = "changed by hand"
+    return {} if old == new else {"old": old, "new": new}
+
+
+def _details(one: Ends) -> object:
+    return None if one.inside is None else one.inside.details
+
+
+def _shape(one: Ends) -> tuple[bool, bool]:
+    return one.inside is not None, one.outside is not None

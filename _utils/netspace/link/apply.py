@@ -1,0 +1,451 @@
+"""Application of a plan to the broker: first delete revoked objects, then import all others at once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link import plan, record
+from netspace.link.broker import access, node
+from netspace.link.broker.management import Management, RefusedError
+from netspace.link.forwarder import ports, process
+from netspace.link.pki import authority, certificates, renewer
+from netspace.link.pki import passwords as credentials
+from netspace.link.pki.certificates import Accounts
+from netspace.link.plan import Work
+from netspace.link.record import Record
+from netspace.link.seal import bundle, endorser, peers
+from netspace.link.seal import keys as seals
+from netspace.link.topology import diff, names, objects
+from netspace.link.topology import draining as former
+from netspace.link.topology.draining import Former
+from netspace.link.topology.names import Names
+from netspace.link.topology.objects import Key
+from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
+from netspace.supervision import Supervisor
+
+IMPORT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class _Left:
+    """Queues with mail to which no declared link delivers.
+
+    :param parked: owners of queues that nobody reads.
+    :param former: draining queues, which are read until they are empty (:mod:`netspace.link.topology.draining`).
+    """
+
+    parked: tuple[str, ...] = ()
+    former: tuple[Former, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """The names of the broker's objects before and after a change.
+
+    :param used: the recorded names.
+    :param called: the names from now on.
+    :param failed: the error because of which objects keep their recorded names, and no object is created.
+    """
+
+    used: Names
+    called: Names
+    failed: NetspaceError | None = None
+
+
+class Change:
+    """The changes that one run makes to the links of one instance."""
+
+    def __init__(self, layout: Layout, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
+        self.layout = layout
+        self.supervisor = supervisor
+        self.progress = progress
+        self._recorded: Record | None = None
+
+    def links(self, work: Work, after: Mapping[str, Link], purge: bool) -> None:
+        """Change the broker so that it has exactly the links *after*, and record them.
+
+        :param purge: delete mail to which no link delivers any more.
+        """
+        before = self._recorded = work.observed.record
+        where = before.broker
+        left = _Left(tuple(before.parked), before.former)
+        lost = isinstance(where, ClusterBroker) and work.observed.broker == "unreachable"
+        moved = where is None or not access.same(where, work.broker)
+        if after and moved and isinstance(work.broker, ClusterBroker):
+            # Ask the new broker first: if it can't be reached, it isn't recorded, and the old broker stays in use.
+            with access.management(self.layout, work.broker) as api:
+                if api.get("overview") is None:
+                    raise NetspaceError(f"there is no management API at {api.where}; is it RabbitMQ?")
+        if where is not None and work.before and moved:
+            self.progress("revoking all links on the former broker")
+            try:
+                used = names.used(self.layout, where)
+                left = self._on_broker(where, work, {}, purge, None, _Naming(used, used))
+            except NetspaceError:
+                if not lost:  # if it is lost, a note of the plan says so
+                    raise
+                left = _Left()
+            self._leave(where, left.parked)
+        definitions = work.observed.definitions if where == work.broker and work.observed.installed else None
+        if after:
+            if isinstance(work.broker, LocalBroker):
+                process.available()
+                node.available()
+            naming = self._name(
+                work, revoking=not moved and any(after.get(name) != link for name, link in work.before.items())
+            )
+            # Until the broker has been changed, record the old names: only those exist on it for certain.
+            named = _named(work, naming.called, after)
+            self._record(Record(work.broker, {**work.before, **after}, left.parked, named, left.former))
+        elif purge and isinstance(work.broker, LocalBroker):
+            self._leave(work.broker, ())
+            credentials.remove(self.layout, objects.members(work.before.values()))
+            seals.remove(self.layout, seals.members(work.before.values()))
+            certificates.remove(self.layout, certificates.known(self.layout))
+            self._forget()
+            return
+        else:
+            used = names.used(self.layout, work.broker)
+            naming = _Naming(used, used)
+        try:
+            left = self._on_broker(work.broker, work, after, purge, definitions, naming)
+        except NetspaceError:
+            if after or not (purge and lost):
+                raise
+            left = _Left()
+        # Remove the secrets before the record: without the record no later run would find them.
+        members = objects.members(after.values())
+        certified = certificates.certified(work.broker, members)
+        obsolete = certified & work.observed.passwords.keys()
+        credentials.remove(self.layout, (objects.members(work.before.values()) - members) | obsolete)
+        certificates.remove(self.layout, certificates.known(self.layout) - certified)
+        self._seals(work, after)
+        if after:
+            named = naming.called.fingerprints(after.values())
+            self._record(Record(work.broker, after, left.parked, named, left.former))
+        else:
+            self._leave(work.broker, left.parked)
+            if left.parked:
+                self._record(Record(work.broker, {}, left.parked, naming.called.fingerprints(())))
+            else:
+                self._forget()
+
+    def _seals(self, work: Work, after: Mapping[str, Link]) -> None:
+        """Create and delete keys for sealed links.
+
+        Bundles and the endorser stay for as long as other hosts are declared.
+        """
+        now, links = time.time(), after.values()
+        others = work.broker.hosts if isinstance(work.broker, LocalBroker) else ()
+        seals.leave(self.layout, seals.members(work.before.values()) - seals.members(links), now)
+        bundle.keep(self.layout, others)
+        promises: Mapping[str, seals.Promise] = {}
+        if peers.hosts(links):
+            promises = seals.promises(endorser.ensure(self.layout, authority.read(self.layout), now), links)
+        elif not others:
+            endorser.remove(self.layout)
+        seals.ensure(self.layout, seals.members(links), now, promises)
+
+    def _name(self, work: Work, *, revoking: bool) -> _Naming:
+        """Return the names before and after the change.
+
+        If the new names can't be computed and links are to be revoked, return the recorded names with the error, so
+        that the revocation can go on.
+        """
+        used = names.used(self.layout, work.broker)
+        try:
+            return _Naming(used, names.ensure(self.layout, work.broker))
+        except NetspaceError as err:
+            if not revoking:
+                raise
+            return _Naming(used, used, err)
+
+    def _record(self, what: Record) -> None:
+        if what != self._recorded:  # with thousands of links, writing the record is slow
+            record.write(self.layout, what)
+            self._recorded = what
+
+    def _forget(self) -> None:
+        names.forget(self.layout)
+        record.forget(self.layout)
+
+    def _on_broker(
+        self,
+        broker: Broker,
+        work: Work,
+        after: Mapping[str, Link],
+        purge: bool,
+        definitions: Mapping[str, Any] | None,
+        naming: _Naming,
+    ) -> _Left:
+        """Delete revoked objects, then import the others; return the queues that stay because they hold mail.
+
+        :param definitions: the broker's, by our account names; None: they must be read, after starting our broker.
+        """
+        failed, called = naming.failed, naming.called
+        try:
+            self.issue(broker, objects.members(after.values()))
+        except NetspaceError as err:
+            failed = failed or err  # raised below, after the revocation
+        if definitions is None and isinstance(broker, LocalBroker):
+            self.progress("starting the broker")
+            deaf = work.observed.broker == "deaf"
+            node.start(self.layout, broker, self.supervisor, self.progress, deaf=deaf)
+        elif work.observed.stalled and isinstance(broker, LocalBroker):
+            node.restart_carriers(self.layout, broker)
+        vhost = access.vhost(self.layout, broker)
+        before = work.observed.record
+        accounts = access.accounts(self.layout, broker)
+        with access.management(self.layout, broker) as api:
+            if definitions is None:
+                known = naming.used if before.named.get("") else names.PLAIN
+                self._revoke_recorded(api, broker, work.before, after, known, accounts)
+                definitions = access.definitions(self.layout, api, broker)
+            for name in accounts.stale(definitions, vhost):
+                api.delete("users", name)
+            passwords = dict(work.observed.passwords) or credentials.read_all(self.layout)
+            compared = work.compared
+            seen = definitions is work.observed.definitions and called == work.observed.names
+            if compared is None or not seen or compared.after != after:
+                drained = work.observed.drained
+                compared = plan.compare(
+                    self.layout, broker, work.before, after, definitions, passwords, called, drained
+                )
+            change = compared.change
+            formers = former.find(compared.there, compared.wanted, after, before.former, time.time())
+            if after:  # record the link of each exchange of a draining queue before the exchange is deleted
+                named = _named(work, called, after)
+                self._record(Record(broker, {**work.before, **after}, before.parked, named, tuple(formers)))
+            self._delete(api, broker, change.revoke, accounts)
+            if failed is not None:
+                raise failed
+            if change.create or change.change or change.passwords:
+                everyone = objects.accounts(after.values(), called)
+                certified = certificates.certified(broker, everyone)
+                secrets = credentials.ensure(self.layout, everyone - certified, passwords)
+                secrets |= dict.fromkeys(certified, "")
+                self._import(api, broker, diff.document(compared.wanted, change, vhost, secrets), accounts)
+            self._delete(api, broker, change.last, accounts)
+            if any(key[0] == "shovel" for key in (*change.revoke, *change.create, *change.change, *change.last)):
+                self._ensure_carriers(api, broker, vhost, after)
+            empty = {one.queue for one in formers if one.queue in work.observed.drained}
+            empty = {name for name in empty if not _has_mail(api, vhost, name)}
+            for name in empty:
+                api.delete("queues", vhost, name)
+            reading = {one.queue for one in formers}
+            whole = not after and isinstance(broker, LocalBroker)
+            left = [name for name in change.left if name not in reading]
+            parked = self._sweep(api, vhost, [name for name in left if whole or not names.is_dead(name)], purge)
+            return _Left(tuple(parked), tuple(one for one in formers if one.queue not in empty))
+
+    def _revoke_recorded(
+        self,
+        api: Management,
+        broker: Broker,
+        before: Mapping[str, Link],
+        after: Mapping[str, Link],
+        called: Names,
+        accounts: Accounts,
+    ) -> None:
+        """Delete revoked objects by the record alone, before the broker's definitions are read.
+
+        No environment can then prevent its revocation by bloating the definitions.
+        """
+        old, new = (plan.objects(self.layout, broker, links, called) for links in (before, after))
+        self._delete(api, broker, diff.undeclared(old, new), accounts)
+        self._delete(api, broker, access.flooded(self.layout, api, broker, {**before, **after}), accounts)
+
+    def _import(self, api: Management, broker: Broker, document: dict[str, Any], accounts: Accounts) -> None:
+        """Import the missing and differing objects in *document*; on a cluster also the vhost, if it is missing."""
+        vhost = access.vhost(self.layout, broker)
+        if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
+            document["vhosts"] = [{"name": vhost}]
+            every = dict.fromkeys(("configure", "write", "read"), ".*")
+            manager = {"user": access.login(broker).username, "vhost": vhost, **every}
+            document["permissions"] = [*document.get("permissions", ()), manager]
+        self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
+        # Shovels are imported last: a shovel that finds no queue would declare one with other arguments.
+        shovels = {"parameters": document.pop("parameters")} if "parameters" in document else {}
+        for body in (document, shovels):
+            if body:
+                self._post(api, broker, accounts.document(body))
+
+    def _post(self, api: Management, broker: Broker, document: Mapping[str, Any]) -> None:
+        post = functools.partial(api.post, "definitions", body=document, timeout=IMPORT_SECONDS)
+        if "parameters" in document:
+            self._with_carriers(broker, post)
+        else:
+            post()
+
+    def _delete(self, api: Management, broker: Broker, keys: Iterable[Key], accounts: Accounts) -> None:
+        for key in keys:
+            delete = functools.partial(_delete, api, access.vhost(self.layout, broker), key, accounts)
+            if key[0] == "shovel":
+                self._with_carriers(broker, delete)
+            else:
+                delete()
+
+    def _ensure_carriers(self, api: Management, broker: Broker, vhost: str, after: Mapping[str, Link]) -> None:
+        """Wait until the broker lists its shovels; restart the shovel plugin if it lists none.
+
+        A change of one shovel may end the process that runs all of them (``reach.stalled``), shortly after the broker
+        accepted the change.
+        """
+        if not isinstance(broker, LocalBroker) or not any(map(objects.carried, after.values())):
+            return
+        if access.carriers_ended(api, vhost):
+            node.restart_carriers(self.layout, broker)
+
+    def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
+        """Change a shovel; if our broker refuses, restart its shovel plugin (``reach.stalled``) and try once more."""
+        try:
+            do()
+        except RefusedError:
+            if not isinstance(broker, LocalBroker):
+                raise
+            node.restart_carriers(self.layout, broker)
+            do()
+
+    def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
+        """Delete undeclared queues, but those with mail only for a *purge*.
+
+        :return: the owners of the queues that stay.
+        """
+        queues = dict.fromkeys(left)
+        if not queues:
+            return []
+        if purge:
+            for name in queues:
+                api.delete("queues", vhost, name)
+            return []
+        counted = api.get("queues", vhost, query="columns=name,messages") or []
+        full = {queue["name"] for queue in counted if queue.get("messages")} & queues.keys()
+        # These counts are up to 5 s old, and unacknowledged mail returns to its queue only when its consumer's
+        # connection has ended. So try to get a message from each queue, and again 0.2 s later.
+        for _ in range(2):
+            full |= {name for name in queues if name not in full and _has_mail(api, vhost, name)}
+            time.sleep(0.2)
+        for name in queues.keys() - full:
+            api.delete("queues", vhost, name)
+        return sorted({names.owner(name) for name in full})
+
+    def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
+        """Remove renewer, forwarder and our own broker. The broker's data stay if mail is *parked*."""
+        renewer.apply(self.layout, self.supervisor, wanted=False)
+        process.remove(self.layout, self.supervisor)
+        if isinstance(broker, LocalBroker):
+            node.remove(self.layout, self.supervisor, keep_data=bool(parked))
+
+    def forward(self, broker: Broker, links: Mapping[str, Link]) -> None:
+        wanted = objects.members(links.values())
+        found, refused = self._serve(broker, wanted, links)
+        renewer.apply(self.layout, self.supervisor, wanted=isinstance(broker, LocalBroker))
+        complete(wanted, found, refused)
+
+    def _serve(
+        self, broker: Broker, wanted: Collection[str], leading: Mapping[str, Link]
+    ) -> tuple[Collection[str], dict[str, str]]:
+        """Configure the forwarder for the environments *wanted* and the routes that the links *leading* need.
+
+        :return: the environments with a network namespace, and the reason for each environment that is left out.
+        """
+        found = process.find(self.layout, broker, wanted, leading.values())
+        return found.namespaces, process.apply(self.layout, found, self.supervisor)
+
+    def close_ways(self, work: Work, after: Mapping[str, Link]) -> None:
+        """Remove the forwarder's routes of revoked links to other hosts, after a change of the broker has failed.
+
+        This needs no broker. Errors are ignored: the run has failed already, and the next run repeats everything.
+        """
+        where = work.observed.record.broker
+        if where is None or not any(objects.elsewhere(link) for name, link in work.before.items() if name not in after):
+            return
+        staying = {name: link for name, link in work.before.items() if name in after}
+        with contextlib.suppress(NetspaceError):
+            # The set of environments stays; only their routes to other hosts change.
+            self._serve(where, objects.members(work.before.values()), staying)
+
+    def issue(self, broker: Broker, environments: Collection[str], **how: bool) -> set[str]:
+        """Issue missing and due certificates (``identity.ensure``); return the environments that got a new one."""
+        if not isinstance(broker, LocalBroker):
+            return set()
+        renewed, told = certificates.ensure(self.layout, broker, environments, time.time(), node.reader(), **how)
+        if told:
+            self._tell_trust(broker)
+        return renewed
+
+    def _tell_trust(self, broker: LocalBroker) -> None:
+        """Have the running broker and forwarder load the new trusted certificates."""
+        services = self.supervisor.observe()
+        running = {name for name, status in services.items() if status.state == "running"}
+        if node.NODE in running:
+            node.reread_certificates(self.layout, broker)
+        if process.NAME in running:
+            # The record still has links that are being revoked; their environments may no longer exist.
+            links = record.read(self.layout).links
+            self._serve(broker, objects.members(links.values()), links)
+
+
+def _named(work: Work, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
+    """Return the fingerprints to record during the change: those of the names that certainly exist on the broker."""
+    return work.observed.record.named if work.before else called.fingerprints(after.values())
+
+
+def complete(wanted: Collection[str], found: Collection[str], refused: Mapping[str, str]) -> None:
+    """Report environments that the forwarder leaves out; the others are served.
+
+    :param found: the environments with a network namespace.
+    :param refused: by environment, why its port can't be used.
+    :raises NetspaceError: an environment of *wanted* is left out.
+    """
+    missing = sorted(set(wanted) - set(found))
+    why = []
+    if missing:
+        why.append(
+            f"no network namespace of {', '.join(missing)}: they can't reach the broker until "
+            "their interface is there; apply the interfaces, then the links again"
+        )
+    if refused:
+        why.append(ports.told(refused))
+    if why:
+        raise NetspaceError("; ".join(why))
+
+
+def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
+    """Delete one object, if it still exists."""
+    match key[0]:
+        case "user":
+            api.delete("users", accounts.there(key[1]))
+        case "permission":
+            api.delete("permissions", vhost, accounts.there(key[1]))
+        case "policy":
+            api.delete("policies", vhost, key[1])
+        case "shovel":
+            # The shovel first closes its connection to the other host, or waits until that times out.
+            api.delete("parameters", "shovel", vhost, key[1], timeout=IMPORT_SECONDS)
+        case "exchange" | "queue":
+            # This also deletes its bindings, of which there may be many.
+            api.delete(f"{key[0]}s", vhost, key[1], timeout=IMPORT_SECONDS)
+        case _:
+            _, source, kind, target, routing_key = key
+            where = ("bindings", vhost, "e", source, "q" if kind == "queue" else "e", target)
+            for one in api.get(*where, query="columns=routing_key,properties_key") or []:
+                if one.get("routing_key") == routing_key:
+                    api.delete(*where, one["properties_key"])
+
+
+def _has_mail(api: Management, vhost: str, queue: str) -> bool:
+    """Check whether a message can be got from *queue* (it is requeued). True too if the broker refuses."""
+    body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
+    try:
+        got = api.post("queues", vhost, queue, "get", body=body)
+    except RefusedError:
+        return True
+    return bool(got)

@@ -1,0 +1,1 @@
+"""Broker: netspace's own RabbitMQ node, its plugin, its management API and protocol."""

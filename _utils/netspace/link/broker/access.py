@@ -1,0 +1,179 @@
+"""Access to the recorded broker: its management API, its state, and netspace's objects on it. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link.broker import listening, node
+from netspace.link.broker.management import Login, Management, RefusedError, TooLargeError, UnreachableError
+from netspace.link.pki import authority, certificates
+from netspace.link.pki.certificates import Accounts
+from netspace.link.record import Record
+from netspace.link.topology import draining, names, objects
+from netspace.link.topology.objects import Key
+from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
+from netspace.supervision import Status
+
+BrokerState = Literal["absent", "stopped", "starting", "running", "deaf", "unreachable"]
+"""State of the broker. ``deaf``: our broker runs but doesn't listen at its port, which another program may have."""
+CARRIERS_SECONDS = 3.0
+"""Seconds for which shovels that were just changed may be missing in the broker's list."""
+
+
+def vhost(layout: Layout, broker: Broker) -> str:
+    """Return the virtual host of the links."""
+    return layout.instance if isinstance(broker, LocalBroker) else broker.vhost
+
+
+def same(one: Broker, other: Broker) -> bool:
+    """Return whether two declarations mean the same broker, even if settings differ.
+
+    A cluster is the same if the vhost and at least one management URL are.
+    """
+    if isinstance(one, LocalBroker) or isinstance(other, LocalBroker):
+        return isinstance(one, LocalBroker) and isinstance(other, LocalBroker)
+    return one.vhost == other.vhost and not set(one.managements).isdisjoint(other.managements)
+
+
+def management(layout: Layout, broker: Broker) -> Management:
+    """Return a client of *broker*'s management API."""
+    if isinstance(broker, LocalBroker):
+        return node.management(layout, broker)
+    return Management(broker.managements, login(broker), ca=broker.ca)
+
+
+def login(broker: ClusterBroker) -> Login:
+    """Return the credentials of the management account on a broker that isn't ours."""
+    try:
+        with open(broker.credentials) as stream:
+            username, colon, password = stream.read(4096).strip().partition(":")
+    except OSError as err:
+        raise NetspaceError(f"broker:credentials: {err}") from err
+    if not colon or not username:
+        raise NetspaceError(f"broker:credentials: {broker.credentials}: expected user:password")
+    return Login(username, password)
+
+
+def accounts(layout: Layout, broker: Broker) -> Accounts:
+    """Return the conversion of account names for *broker*."""
+    known = authority.read(layout) if isinstance(broker, LocalBroker) else None
+    return certificates.accounts(broker, None if known is None else known.host)
+
+
+def definitions(layout: Layout, api: Management, broker: Broker) -> dict[str, Any]:
+    """Return all definitions of the broker, with our names of accounts."""
+    return accounts(layout, broker).told(api.get("definitions") or {})
+
+
+def ask(
+    layout: Layout, record: Record, services: Mapping[str, Status], *, whole: bool = True
+) -> tuple[BrokerState, str, Mapping[str, Any] | None, tuple[Key, ...]]:
+    """Return the recorded broker's state, a detail, its definitions, and the flooded objects.
+
+    If there are flooded objects (:func:`flooded`), the definitions are None.
+
+    :param whole: also read definitions and flooded objects of a running broker; else return None and an empty tuple.
+    """
+    broker = record.broker or LocalBroker()
+    if isinstance(broker, LocalBroker):
+        status = services.get(node.NODE)
+        if status is None or status.state in ("stopped", "failed"):
+            return "stopped", status.exit if status else "", None, ()
+        if status.state == "frozen":
+            return "stopped", f"its process {status.pid} is stopped by a signal; apply again", None, ()
+        if node.login(layout) is None:
+            return "starting", "its management credentials are missing", None, ()
+    try:
+        with management(layout, broker) as api:
+            if not whole:
+                api.get("overview")
+            if isinstance(broker, LocalBroker) and (why := listening.unanswered(layout, broker)):
+                return "deaf", why, None, ()
+            if not whole:
+                return "running", "", None, ()
+            excess = flooded(layout, api, broker, record.links)
+            if excess:
+                return "running", unneeded(excess), None, excess
+            return "running", "", definitions(layout, api, broker), ()
+    except (UnreachableError, TooLargeError) as err:
+        return ("starting" if isinstance(broker, LocalBroker) else "unreachable"), str(err), None, ()
+    except RefusedError as err:
+        if isinstance(broker, LocalBroker) and err.status in (401, 503):
+            return "starting", str(err), None, ()
+        return "unreachable", str(err), None, ()
+    except NetspaceError as err:  # the credentials can't be read
+        if isinstance(broker, LocalBroker):
+            raise
+        return "unreachable", str(err), None, ()
+
+
+def unneeded(excess: Collection[Key]) -> str:
+    """Return the message about flooded objects (:func:`flooded`)."""
+    return f"bindings that asking doesn't need: of {', '.join(names.shown(key[1]) for key in excess)}; apply again"
+
+
+def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
+    """Return the recorded draining queues that certainly hold no message, not even an unacknowledged one."""
+    settled = {one.queue for one in record.former if now - one.since > draining.SETTLED}
+    if not settled or record.broker is None:
+        return ()
+    try:
+        with management(layout, record.broker) as api:
+            counted = api.get("queues", vhost(layout, record.broker), query="columns=name,messages") or []
+    except NetspaceError:  # the queues are then read a little longer
+        return ()
+    return tuple(sorted(queue["name"] for queue in counted if queue["name"] in settled and queue.get("messages") == 0))
+
+
+def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None) -> bool:
+    """Return whether the broker lists no shovel although some are defined.
+
+    A bug of RabbitMQ 4.0: if a shovel is deleted while it restarts after a broken connection, the process that runs all
+    shovels ends (``mirrored_supervisor:child`` finds no such child). RabbitMQ never restarts that process.
+    """
+    where = vhost(layout, broker)
+    entries = (definitions or {}).get("parameters", ())
+    if not any((entry.get("component"), entry.get("vhost")) == ("shovel", where) for entry in entries):
+        return False
+    try:
+        with management(layout, broker) as api:
+            return carriers_ended(api, where)
+    except NetspaceError:  # the broker's state shows this problem
+        return False
+
+
+def carriers_ended(api: Management, vhost: str) -> bool:
+    """Check whether the broker lists no shovel for ``CARRIERS_SECONDS``; a new shovel may take that long to appear."""
+    deadline = time.monotonic() + CARRIERS_SECONDS
+    while api.get("shovels", vhost) == []:
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
+    """Return the objects that environments have bound to answers beyond what a request needs (``model.flooded``).
+
+    Bindings are read without their arguments, which may be huge. If there are too many bindings to read, return the
+    exchanges for answers on this host.
+    """
+    asking = [link for link in links.values() if link.pattern == "request"]
+    if not asking:
+        return ()
+    columns = "columns=source,destination_type,destination,properties_key"
+    try:
+        found = api.get("bindings", vhost(layout, broker), query=columns) or []
+    except (TooLargeError, UnreachableError):
+        api.get("overview")
+        # The broker answers, so the bindings are too many. Deleting the exchanges for answers deletes all bindings
+        # that environments have made.
+        called = names.used(layout, broker)
+        own = {called.reply(link.target, link.from_host) for link in asking if link.to_host is None}
+        return tuple(("exchange", name) for name in sorted(own))
+    whole = isinstance(broker, LocalBroker)
+    return tuple(objects.flooded(found, objects.members(links.values()), whole=whole))

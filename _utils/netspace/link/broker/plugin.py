@@ -1,0 +1,338 @@
+"""Plugin for netspace's own broker that enforces limits for which RabbitMQ 4.0 has no setting.
+
+Memory: without any permission, an account can make the broker keep unbounded data for it. Examples are messages in a
+transaction that is never committed, a message that never ends, and messages that it doesn't read. RabbitMQ's only
+answer is the memory alarm, which stops all clients. So a process in the plugin looks at the memory in use ten times a
+second. From half of the alarm's threshold on, it closes the connections of the account that hold the most memory.
+
+Bindings: an asker may bind its replies queue to the answers of its peers. The permissions for this also let it bind an
+exchange to which it writes, with arguments of any size. A request needs neither, so the plugin deletes such a binding
+at once and closes the connections of the account.
+
+Methods: :mod:`netspace.link.broker.admission` refuses methods that are of use only to an attacker, before RabbitMQ
+handles them.
+
+Disk: RabbitMQ's quorum queues free the disk of acknowledged messages only after 8,192 log entries of any size. With
+messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries.
+
+Leaders: RabbitMQ records the owner of each queue's log only twice a second. If the broker is killed within half a
+second after a queue was made, the queue never has a leader again. The plugin records the owner as soon as a queue is
+made, and makes queues without a leader elect one.
+
+Log: the plugin replaces characters in the log that end a line or control a terminal, as clients choose their names.
+
+The plugin reports the accounts whose connections it closes in the log and in a global parameter of the broker, which
+``health`` reads. It is written in Erlang and compiled on the host, by the compiler on which RabbitMQ's package depends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace import files
+from netspace.errors import MissingError, NetspaceError
+from netspace.link.broker import admission, mapper
+from netspace.link.topology.objects import ANSWERS
+
+NAME = "netspace_guard"
+COMPILER = Path("/usr/bin/erlc")
+ENTRIES = 64
+"""Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
+
+_APPLICATION = """{application, netspace_guard, [
+    {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
+    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_events, netspace_guard_mapper]},
+    {applications, [kernel, stdlib, rabbit]},
+    {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
+"""
+
+_EVENTS = r"""%% Written by netspace: tells the guard what accounts bind and consume, and of new queues.
+-module(netspace_guard_events).
+-behaviour(gen_event).
+-export([init/1, handle_event/2, handle_call/2]).
+
+init(Guard) -> {ok, Guard}.
+
+handle_event({event, Type, Made, _, _}, Guard)
+        when Type =:= binding_created; Type =:= consumer_created; Type =:= queue_created ->
+    Guard ! {Type, Made},
+    {ok, Guard};
+handle_event(_, Guard) -> {ok, Guard}.
+
+handle_call(_, Guard) -> {ok, unknown, Guard}.
+"""
+
+_GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep too much for them.
+-module(netspace_guard).
+-behaviour(application).
+-behaviour(gen_server).
+-export([start/2, stop/1, init/1, handle_call/3, handle_cast/2, handle_info/2, plain/2]).
+
+-define(INTERVAL, 100).           % ms between two looks
+-define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
+-define(ARGUMENTS, 1024).         % bytes that the arguments of a consumer may have
+-define(TOLD, 100).               % accounts that are told of
+-define(ELECTIONS, 60).           % seconds after the start in which queues without a leader choose one
+
+start(_, _) -> supervisor:start_link(?MODULE, supervisor).
+stop(_) -> ok.
+
+init(supervisor) ->
+    Guard = #{id => guard, start => {gen_server, start_link, [{local, ?MODULE}, ?MODULE, guard, []]}},
+    {ok, {#{intensity => 10, period => 10}, [Guard]}};
+init(guard) ->
+    process_flag(priority, high),
+    %% Least milliseconds and entries between two snapshots of a queue; the most entries.
+    persistent_term:put(quorum_queue_checkpoint_config, {1000, @ENTRIES@, 666667}),
+    _ = logger:add_primary_filter(netspace_guard, {fun ?MODULE:plain/2, []}),
+    ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
+    self() ! look,
+    self() ! {elect, ?ELECTIONS},
+    {ok, #{vain => 0, ending => #{}, told => #{}, new => false}}.
+
+handle_call(_, _, State) -> {reply, unknown, State}.
+handle_cast(_, State) -> {noreply, State}.
+
+handle_info(look, State) ->
+    erlang:send_after(?INTERVAL, self(), look),
+    {noreply, tell(memory(State))};
+handle_info({binding_created, Made}, State) ->
+    {noreply, bound(maps:from_list(Made), State)};
+handle_info({consumer_created, Made}, State) ->
+    #{arguments := Arguments, user_who_performed_action := User} = maps:from_list(Made),
+    case is_environment(User) andalso erlang:external_size(Arguments) > ?ARGUMENTS of
+        true -> {noreply, cut(User, <<"consumes with arguments too large">>, State)};
+        false -> {noreply, State}
+    end;
+handle_info({queue_created, _}, State) ->
+    known(),
+    {noreply, State};
+handle_info({elect, Left}, State) ->
+    case elect() of
+        Orphans when Orphans > 0, Left > 1 -> erlang:send_after(1000, self(), {elect, Left - 1});
+        _ -> ok
+    end,
+    {noreply, State};
+handle_info({ended, Reader}, State = #{ending := Ending}) ->
+    {noreply, State#{ending := maps:remove(Reader, Ending)}};
+handle_info({gen_event_EXIT, _, Reason}, State) -> {stop, Reason, State};
+handle_info(_, State) -> {noreply, State}.
+
+%% -- the log -------------------------------------------------------------------
+%% What a client calls itself is logged as it is: no line ends in it, and no terminal is steered by it.
+plain(Event = #{msg := {Format, Arguments}}, _) when is_list(Arguments), Format =/= string, Format =/= report ->
+    Event#{msg := {Format, [text(One) || One <- Arguments]}};
+plain(Event, _) -> Event.
+
+text(Text) when is_binary(Text) ->
+    case unicode:characters_to_list(Text) of
+        List when is_list(List) ->
+            case lists:any(fun steers/1, List) of
+                true -> << <<(case steers(One) of true -> $?; false -> One end)/utf8>> || One <- List >>;
+                false -> Text
+            end;
+        _ -> << <<(if One < 32; One > 126 -> $?; true -> One end)>> || <<One>> <= Text >>
+    end;
+text(Other) -> Other.
+
+steers(One) ->
+    One < 32 orelse One >= 127 andalso One < 160 orelse One =:= 16#200E orelse One =:= 16#200F
+        orelse One >= 16#2028 andalso One =< 16#202E orelse One >= 16#2066 andalso One =< 16#2069.
+
+%% The manager's account is no environment's, nor is the broker itself.
+is_environment(User) ->
+    case rabbit_auth_backend_internal:lookup_user(User) of
+        {ok, Found} -> not lists:member(administrator, internal_user:get_tags(Found));
+        _ -> false
+    end.
+
+%% -- queues --------------------------------------------------------------------
+%% Has whose log is whose written down, for all queues that were made by now.
+known() ->
+    receive {queue_created, _} -> known()
+    after 0 -> dets:sync(ra_directory_reverse)
+    end.
+
+%% A log that was not known when the broker started is a new one, whose owner waits for others that there aren't.
+elect() ->
+    Orphans = [Name || Queue <- rabbit_amqqueue:list_by_type(rabbit_quorum_queue),
+                       {Name, _} <- [amqqueue:get_pid(Queue)],
+                       whereis(Name) =/= undefined, ra_leaderboard:lookup_leader(Name) =:= undefined],
+    [ra:trigger_election({Name, node()}) || Name <- Orphans],
+    length(Orphans).
+
+%% -- memory --------------------------------------------------------------------
+memory(State = #{vain := Vain, ending := Ending}) ->
+    Used = erlang:memory(total),
+    case Used > vm_memory_monitor:get_memory_limit() div 2 of
+        false -> State#{vain := 0};
+        %% Where nobody's connections are to blame, it is looked closely again once there is more.
+        true when Used < Vain + ?LEAST -> State;
+        true ->
+            case lists:reverse(lists:keysort(2, maps:to_list(held(Ending)))) of
+                [{User, Bytes} | _] when Bytes > ?LEAST ->
+                    cut(User, <<"has the broker keep too much for it">>, State);
+                _ -> State#{vain := Used}
+            end
+    end.
+
+%% Bytes that the processes of each account's connections hold, but for those that are being ended.
+held(Ending) ->
+    Owners = maps:from_list(
+        [{Supervisor, User} || {User, Reader, _} <- connections(), not is_map_key(Reader, Ending), is_environment(User),
+                               Supervisor <- lists:sublist(ancestors(Reader), 1)]),
+    lists:foldl(fun(Process, Sum) -> weigh(Process, Owners, Sum) end, #{}, processes()).
+
+%% All processes of a connection have its supervisor in common.
+weigh(Process, Owners, Sum) ->
+    case [maps:get(One, Owners) || One <- ancestors(Process), is_map_key(One, Owners)] of
+        [User | _] -> Sum#{User => maps:get(User, Sum, 0) + size_of(Process)};
+        [] -> Sum
+    end.
+
+connections() ->
+    [{element(11, One), element(6, One), element(5, One)} || One <- rabbit_connection_tracking:list_on_node(node())].
+
+ancestors(Process) ->
+    case process_info(Process, {dictionary, '$ancestors'}) of
+        {_, Found} when is_list(Found) -> Found;
+        _ -> []
+    end.
+
+size_of(Process) ->
+    case process_info(Process, [memory, binary]) of
+        [{memory, Memory}, {binary, Binaries}] -> Memory + lists:sum([Size || {_, Size, _} <- Binaries]);
+        undefined -> 0
+    end.
+
+%% -- bindings ------------------------------------------------------------------
+bound(Made = #{user_who_performed_action := User, destination_kind := Kind, arguments := Arguments}, State) ->
+    case is_environment(User) of
+        false -> State;
+        true when Kind =/= queue; Arguments =/= [] ->
+            cut(User, <<"binds more than asking needs">>, undo(Made, State));
+        true ->
+            case length(rabbit_binding:list_for_destination(destination(Made))) > @ANSWERS@ + 1 of  % one is the queue's
+                true -> cut(User, <<"binds more than @ANSWERS@ answers">>, undo(Made, State));
+                false -> State
+            end
+    end.
+
+undo(Made = #{vhost := VHost, source_name := Source, routing_key := Key, arguments := Arguments}, State) ->
+    Binding = {binding, rabbit_misc:r(VHost, exchange, Source), Key, destination(Made), Arguments},
+    _ = rabbit_binding:remove(Binding, <<"netspace_guard">>),
+    State.
+
+destination(#{vhost := VHost, destination_kind := Kind, destination_name := Name}) -> rabbit_misc:r(VHost, Kind, Name).
+
+%% -- cutting off ---------------------------------------------------------------
+cut(User, Why, State = #{ending := Ending, told := Told}) ->
+    case [{One, Name} || {Whose, One, Name} <- connections(), Whose =:= User, not is_map_key(One, Ending)] of
+        [] -> State;
+        Chosen ->
+            rabbit_log:warning("netspace: ~ts is cut off: it ~ts", [User, Why]),
+            Guard = self(),
+            [spawn(fun() -> close(Reader, Name, Why), Guard ! {ended, Reader} end) || {Reader, Name} <- Chosen],
+            #{<<"times">> := Times} = maps:get(User, Told, #{<<"times">> => 0}),
+            Entry = #{<<"why">> => Why, <<"times">> => Times + 1, <<"at">> => erlang:system_time(second)},
+            Gone = maps:from_keys([Reader || {Reader, _} <- Chosen], true),
+            State#{ending := maps:merge(Ending, Gone), told := newest(Told#{User => Entry}), new := true}
+    end.
+
+%% It is told why; and whether it listens or not, is gone after that. What was kept for it is given up before.
+close(Reader, Name, Why) ->
+    Watch = monitor(process, Reader),
+    spawn(fun() -> rabbit_networking:close_connection(Reader, binary_to_list(Why)) end),
+    receive {'DOWN', Watch, _, _, _} -> ok
+    after 200 ->
+        garbage_collect(Reader),
+        receive {'DOWN', Watch, _, _, _} -> ok
+        after 3000 ->
+            exit(Reader, kill),
+            %% It can't say so itself any more, and would be counted for ever.
+            rabbit_core_metrics:connection_closed(Reader),
+            rabbit_event:notify(connection_closed, [{name, Name}, {pid, Reader}, {node, node()}])
+        end
+    end.
+
+newest(Told) ->
+    Sorted = lists:sort(fun({_, #{<<"at">> := A}}, {_, #{<<"at">> := B}}) -> A >= B end, maps:to_list(Told)),
+    maps:from_list(lists:sublist(Sorted, ?TOLD)).
+
+%% Others read it where the broker keeps it, which it does on disk: once a second is enough.
+tell(State = #{new := true, told := Told}) ->
+    Now = erlang:monotonic_time(second),
+    case maps:get(last, State, Now - 1) < Now of
+        true ->
+            rabbit_runtime_parameters:set_global(netspace_guard, Told, <<"netspace_guard">>),
+            State#{new := false, last => Now};
+        false -> State
+    end;
+tell(State) -> State.
+"""
+
+
+def sources() -> Mapping[str, str]:
+    """Return the plugin's source files, by name."""
+    filled = _GUARD.replace("@ENTRIES@", str(ENTRIES)).replace("@ANSWERS@", str(ANSWERS))
+    return {
+        f"{NAME}.erl": filled,
+        f"{admission.MODULE}.erl": admission.source(),
+        f"{NAME}_events.erl": _EVENTS,
+        f"{mapper.MODULE}.erl": mapper.SOURCE,
+        f"{NAME}.app": _APPLICATION,
+    }
+
+
+def place(folder: Path) -> Path:
+    """Return the folder of the plugin's modules below the plugins' *folder*."""
+    return folder / f"{NAME}-1.0.0" / "ebin"
+
+
+def installed(folder: Path) -> bool:
+    """Return whether this version of the plugin is installed in *folder*."""
+    there = place(folder)
+    try:
+        same = all((there / name).read_text() == text for name, text in sources().items())
+    except OSError:
+        return False
+    return same and all((there / name).with_suffix(".beam").exists() for name in sources() if name.endswith(".erl"))
+
+
+def install(folder: Path, group: int) -> None:
+    """Compile the plugin into *folder*, readable by *group*.
+
+    :raises MissingError: Erlang's compiler is not installed.
+    """
+    if installed(folder):
+        return
+    if not COMPILER.exists():
+        raise MissingError(f"Erlang's compiler ({COMPILER})", "apt-get install erlang-base")
+    with tempfile.TemporaryDirectory() as made:
+        for name, text in sources().items():
+            (Path(made) / name).write_text(text)
+        modules = [name for name in sources() if name.endswith(".erl")]
+        done = subprocess.run(
+            [str(COMPILER), *modules], cwd=made, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+        if done.returncode:
+            raise NetspaceError(f"the broker's guard can't be compiled: {(done.stderr or done.stdout)[-400:]}")
+        there = place(folder)
+        shutil.rmtree(there.parent, ignore_errors=True)
+        for one in (there.parent, there):
+            one.mkdir(mode=0o750)
+            os.chown(one, 0, group)
+        # Write the sources last: if they are found, the compiled modules are there too.
+        for path in sorted(Path(made).iterdir(), key=lambda path: path.suffix != ".beam"):
+            files.write(there / path.name, path.read_bytes(), mode=0o640, owner=(0, group))
+
+
+def cut_off(parameter: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Return, from the broker's global *parameter*, the accounts that were cut off: by account ``{why, times, at}``."""
+    return dict((parameter or {}).get("value") or {})

@@ -1,0 +1,1 @@
+"""Forwarder: haproxy, which leads each environment's connections to the broker."""

@@ -1,0 +1,72 @@
+"""Checks, from inside each environment's network namespace, that its programs can reach the forwarder. Changes nothing.
+
+Even if the forwarder runs and serves an environment, its programs may not reach it: the network namespace may have been
+replaced, its loopback may be down, or another program may have the port.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from collections.abc import Collection
+
+from netspace import threads
+from netspace.layout import Layout
+from netspace.link.forwarder import haproxy, ports, process
+
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1  # netdevice(7)
+
+
+def closed(layout: Layout, environments: Collection[str]) -> dict[str, str]:
+    """Return, by name, why *environments* can't reach the broker: the results of all checks of the forwarder."""
+    if why := haproxy.silent(layout):
+        return dict.fromkeys(environments, f"the forwarder doesn't do its work ({why}); apply again")
+    left = left_out(layout, environments)
+    return {
+        **{name: f"it is left out by the forwarder: {why}" for name, why in left.items()},
+        **shut(layout, environments),
+    }
+
+
+def left_out(layout: Layout, environments: Collection[str]) -> dict[str, str]:
+    """Return, by name, why the forwarder doesn't serve some of *environments*, with the remedy."""
+    left = set(environments).difference(process.served(process.current(layout)))
+    there = process.namespaces(layout, left)
+    why = {True: "a program in it has taken its port for the broker; end that", False: "it has no network namespace"}
+    return {name: f"{why[name in there]}; apply again" for name in sorted(left)}
+
+
+def shut(layout: Layout, environments: Collection[str]) -> dict[str, str]:
+    """Return, by name, why served *environments* can't reach the forwarder, with the remedy.
+
+    The check makes no connection, because a connection would count towards the environment's limits.
+    """
+    entries = {name: at for name, at in process.entries(process.current(layout)).items() if name in environments}
+    there = process.namespaces(layout, entries)
+    found: dict[str, str] = {}
+
+    def look() -> None:
+        for name, (inode, port) in entries.items():
+            if there.get(name) != inode:
+                found[name] = "it has another network namespace than the forwarder serves; apply again"
+                continue
+            try:
+                threads.enter_network(layout.netns(name))
+            except OSError as err:
+                found[name] = f"its network namespace can't be entered: {err.strerror}; apply again"
+                continue
+            if not _loopback_is_up():
+                found[name] = f"its loopback is down; ip -n {layout.netns_name(name)} link set lo up"
+            elif not ports.root_listens(port):
+                found[name] = f"nothing of the host's listens at its {ports.LOOPBACK}:{port}; restart the forwarder"
+
+    threads.in_thread(look)
+    return found
+
+
+def _loopback_is_up() -> bool:
+    """Return whether ``lo`` is up in the calling thread's network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+        answer = fcntl.ioctl(asking, _SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
+    return bool(struct.unpack_from("h", answer, 16)[0] & _IFF_UP)

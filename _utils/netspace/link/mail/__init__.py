@@ -1,0 +1,1 @@
+"""Messages at rest: dead letters, parked messages, backups."""

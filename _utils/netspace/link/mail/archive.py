@@ -1,0 +1,481 @@
+"""Backup and restoration of all mail of netspace's own broker, in one file. The broker is down for some seconds.
+
+The file is a tar archive. Its first member has the instance, RabbitMQ's version and the name keys of the data; the
+node's data follow. The last member has a digest of all others, because tar itself neither checks contents nor notices
+that members are missing. A restoration checks the whole archive before it stops the broker: the file must belong to
+root, be whole, of this instance and of no newer RabbitMQ, and contain only folders and regular files.
+
+Whoever has taken over the broker can change its data at any moment, also by processes that outlive the node. So the
+data are read by descriptors, without following a link, and extracted in a folder that only root can enter.
+
+A restoration exchanges the data by one rename, and deletes the former mail once the node runs with the restored mail.
+If the node doesn't, the former mail is put back. A run that is killed leaves either of them to the node, and the other
+one in the folder ``restoring``. The next apply then starts the broker if needed, and renames queues. The next
+restoration removes the folder; if the broker can't start with the restored mail, it first puts the former one back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import io
+import json
+import os
+import pwd
+import re
+import shutil
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from netspace import files, paths
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link.broker import node
+from netspace.link.record import read
+from netspace.link.topology import names
+from netspace.spec.types import LocalBroker
+from netspace.supervision import Supervisor
+
+ABOUT = "about.json"
+END = "end.json"
+DATA = "mnesia"
+"""The folder of RabbitMQ's data below the node's own, and in the archive."""
+
+MAX_ABOUT = 1024**2  # it contains a name key for each other host
+MAX_MEMBERS = 200_000
+MAX_DEPTH = 32  # folders of one in another; each takes a descriptor
+RESERVE = 256 * 1024**2
+"""Bytes that stay free on the disk: with less than 200 MB, the broker accepts no messages."""
+
+_FORMER = "former.json"
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_HERE = -100  # AT_FDCWD
+_VERSION = re.compile(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)")
+
+
+def save(layout: Layout, supervisor: Supervisor, target: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Write the broker's mail to *target*; return ``file`` and ``size``. The broker is down meanwhile.
+
+    :raises NetspaceError: netspace has no broker of its own here, or *target* can't be written. The broker runs again.
+    """
+    with files.refusals_told(), files.locked(layout.lock):
+        spec = _own(layout)
+        _writable(target)
+        aside = target.with_name(f".{target.name}.new")
+        try:
+            try:
+                _down(supervisor)
+                _pack(layout, aside)
+            finally:
+                node.start(layout, spec, supervisor, progress)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+        files.sync_all(target.parent)
+        return {"file": str(target), "size": target.stat().st_size}
+
+
+def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Replace the broker's mail by the mail in *source*; return ``file`` and ``size``. **Its present mail is lost.**
+
+    The record of links stays. The next apply removes undeclared objects from the restored data.
+
+    :raises NetspaceError: netspace has no broker of its own here, *source* can't be used, or the node doesn't start
+        with its mail. The present mail stays then.
+    """
+    with files.refusals_told(), files.locked(layout.lock):
+        spec = _own(layout)
+        place = _place(layout)
+        fresh = place.with_name("unpacked")
+        try:
+            _drop(fresh)
+            fresh.mkdir(mode=0o700)
+            size, keys = _unpack(layout, source, fresh / DATA)
+            # Not before: the mail that this may give up is replaced only by a whole archive.
+            _settle(layout, spec, supervisor, progress)
+            fresh.rename(place)
+            try:
+                _down(supervisor)
+                _note(layout)
+                if keys:
+                    names.adopt(layout, keys)
+                _exchange(layout)
+                node.start(layout, spec, supervisor, progress)
+            except BaseException:
+                _back(layout, supervisor)
+                node.start(layout, spec, supervisor, progress)
+                raise
+        except BaseException:
+            _drop(fresh)
+            if not _exchanged(place):
+                _drop(place)
+            raise
+        _drop(place)
+        return {"file": str(source), "size": size}
+
+
+def _own(layout: Layout) -> LocalBroker:
+    record = read(layout)
+    if not isinstance(record.broker, LocalBroker) or not record.links:
+        raise NetspaceError(
+            "there is no broker of netspace's own on this host; apply its links first, and back up a cluster of yours "
+            "by its own means"
+        )
+    node.available()
+    return record.broker
+
+
+def _down(supervisor: Supervisor) -> None:
+    if failed := supervisor.stop([node.NODE]):
+        raise NetspaceError(f"the broker can't be stopped: {'; '.join(failed.values())}")
+
+
+@contextlib.contextmanager
+def _folder(path: Path | str, within: int | None = None) -> Iterator[int]:
+    """Open a folder, not a link to one; *within* is the descriptor of the folder that it is in."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
+    except OSError as err:
+        if err.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise NetspaceError(f"the broker's data: expected a folder of its own: {path}") from err
+        raise
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+# -- exchanging the mail -----------------------------------------------------------
+
+
+def _place(layout: Layout) -> Path:
+    """Return the folder of a restoration: on the file system of the broker's data, and only root can enter it."""
+    return layout.broker / "restoring"
+
+
+def _note(layout: Layout) -> None:
+    """Record what tells whether the data are exchanged, and the former name keys."""
+    place = _place(layout)
+    record = {"restored": os.lstat(place / DATA).st_ino, "names": names.exported(layout)}
+    files.write_json(place / _FORMER, record)
+    files.sync_all(place)
+
+
+def _exchanged(place: Path) -> bool:
+    """Return whether the former mail is in *place*, and the broker has the restored mail."""
+    record = files.read_json(place / _FORMER)
+    return record is not None and os.lstat(place / DATA).st_ino != record["restored"]
+
+
+def _settle(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
+    """Remove what a killed restoration left. Put the former mail back if the node doesn't start with the restored."""
+    place = _place(layout)
+    if _exchanged(place):
+        try:
+            node.start(layout, spec, supervisor, progress)
+        except NetspaceError as err:
+            progress(f"puts the mail back that a killed restoration replaced: {err}")
+            _back(layout, supervisor)
+            node.start(layout, spec, supervisor, progress)
+    _drop(place)
+
+
+def _back(layout: Layout, supervisor: Supervisor) -> None:
+    """Give the former mail back to the broker, with its name keys. Leave the broker stopped."""
+    place = _place(layout)
+    record = files.read_json(place / _FORMER)
+    if record is None:
+        return
+    if _exchanged(place):
+        _down(supervisor)
+        _exchange(layout)
+    if record["names"]:
+        names.adopt(layout, record["names"])
+    else:
+        names.forget(layout)
+
+
+def _drop(place: Path) -> None:
+    """Remove the folder of a restoration. Its record goes first: what lies there is no whole mail any more."""
+    if place.exists():
+        files.remove(place / _FORMER)
+        files.sync_all(place)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _exchange(layout: Layout) -> None:
+    """Exchange the broker's data with those in :func:`_place` atomically (renameat2(2))."""
+    aside = _place(layout) / DATA
+    libc = ctypes.CDLL(None, use_errno=True)
+    with _folder(layout.broker / "data") as data:
+        _ensure(aside.with_name("empty"), data)
+        with _folder(DATA, data):
+            pass
+        if libc.renameat2(_HERE, os.fsencode(aside), data, os.fsencode(DATA), _EXCHANGE) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"renameat2: {os.strerror(number)}", DATA)
+    with _folder(aside):  # the broker's user may have replaced it a moment ago
+        files.sync_all(aside.parent)
+
+
+def _ensure(empty: Path, data: int) -> None:
+    """Give a broker without data an *empty* folder of them."""
+    try:
+        os.stat(DATA, dir_fd=data, follow_symlinks=False)
+    except FileNotFoundError:
+        empty.mkdir(mode=0o700)
+        user = pwd.getpwnam(node.USER)
+        os.chown(empty, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        os.rename(empty, DATA, dst_dir_fd=data)
+
+
+# -- making one --------------------------------------------------------------------
+
+
+class _Digest:
+    """The number of an archive's members, and a SHA-256 of their names, kinds, modes, sizes and contents.
+
+    It reads a member's content from *stream*, and hands it on.
+    """
+
+    def __init__(self) -> None:
+        self.members = 0
+        self.stream: IO[bytes] = io.BytesIO()
+        self._hash = hashlib.sha256()
+
+    def of(self, member: tarfile.TarInfo, stream: IO[bytes]) -> _Digest:
+        told = [member.name, member.type.decode("latin-1"), member.mode, member.size]
+        self._hash.update(json.dumps(told).encode())
+        self.members += 1
+        self.stream = stream
+        return self
+
+    def read(self, size: int = -1) -> bytes:
+        part = self.stream.read(size)
+        self._hash.update(part)
+        return part
+
+    def result(self) -> dict[str, Any]:
+        return {"members": self.members, "sha256": self._hash.hexdigest()}
+
+
+def _writable(target: Path) -> None:
+    if not paths.straight(target.parent):
+        raise NetspaceError(f"{target}: expected an absolute path without links and '..'")
+    if target.is_dir():
+        raise NetspaceError(f"{target}: it is a folder; name a file")
+    if found := paths.loose(target):
+        raise NetspaceError(
+            f"{target}: others of this host can write to {found}; name a file in a folder of root's alone"
+        )
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _pack(layout: Layout, aside: Path) -> None:
+    told = {"netspace": 1, "instance": layout.instance, "rabbitmq": _installed(), "names": names.exported(layout)}
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "wb") as stream, _folder(layout.broker / "data") as data:
+        with _folder(DATA, data) as folder:
+            needed = sum(member.size + 2 * tarfile.BLOCKSIZE for member, _ in _found(folder, DATA))
+            if shutil.disk_usage(aside.parent).free < needed + RESERVE:
+                raise NetspaceError(
+                    f"{aside.parent} has no room for {needed // 1024**2 + 1} MiB of mail beside a reserve of "
+                    f"{RESERVE // 1024**2} MiB; make room there"
+                )
+            digest = _Digest()
+            with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                _add_json(archive, ABOUT, told, digest)
+                for member, content in _found(folder, DATA):
+                    archive.addfile(member, digest.of(member, content))
+                _add_json(archive, END, digest.result())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _add_json(archive: tarfile.TarFile, name: str, value: Any, digest: _Digest | None = None) -> None:
+    content = json.dumps(value).encode()
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    stream = io.BytesIO(content)
+    archive.addfile(member, stream if digest is None else digest.of(member, stream))
+
+
+def _found(folder: int, name: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """Yield the folder with descriptor *folder* and all that is in it, each with its content; *name* is its name.
+
+    Its owner may change it meanwhile. So each file is opened without following a link or waiting, and judged by its
+    descriptor.
+
+    :raises NetspaceError: in it is what the node doesn't make.
+    """
+    owner = pwd.getpwnam(node.USER).pw_uid
+    number = 2  # the first and the last member
+
+    def within(folder: int, path: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+        nonlocal number
+        number += 1
+        if number > MAX_MEMBERS or path.count("/") > MAX_DEPTH:
+            raise NetspaceError(f"the broker's data: too many files or folders: {path!r:.80}")
+        yield _member(path, tarfile.DIRTYPE), io.BytesIO()
+        for entry in sorted(os.listdir(folder)):
+            inner = f"{path}/{entry}"
+            try:
+                handle = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            except OSError as err:
+                if err.errno in (errno.ELOOP, errno.ENXIO):
+                    raise _foreign(inner) from err
+                raise
+            with contextlib.ExitStack() as closed:
+                info = os.fstat(handle)
+                if stat.S_ISDIR(info.st_mode) and info.st_uid == owner:
+                    closed.callback(os.close, handle)
+                    yield from within(handle, inner)
+                else:
+                    content = closed.enter_context(os.fdopen(handle, "rb"))
+                    if not stat.S_ISREG(info.st_mode) or info.st_uid != owner or info.st_nlink != 1:
+                        raise _foreign(inner)
+                    number += 1
+                    yield _member(inner, tarfile.REGTYPE, info.st_size), content
+
+    return within(folder, name)
+
+
+def _foreign(path: str) -> NetspaceError:
+    return NetspaceError(
+        f"the broker's data: {path!r:.200} is not a folder or a regular file of the user {node.USER}'s, with one name; "
+        "RabbitMQ makes no other, so see who made it, and remove it"
+    )
+
+
+def _member(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
+    """Return a member without owner and times. The restoration sets the owner."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    member.mode = 0o700 if kind == tarfile.DIRTYPE else 0o600
+    return member
+
+
+def _installed() -> list[int]:
+    found = [_VERSION.fullmatch(path.name) for path in Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*")]
+    return max(([int(part) for part in one.groups()] for one in found if one), default=[])
+
+
+# -- reading one -------------------------------------------------------------------
+
+
+def _unpack(layout: Layout, source: Path, aside: Path) -> tuple[int, dict[str, Any]]:
+    """Check the archive and extract its data to *aside*, owned by the node's user.
+
+    :return: the archive's size, and the name keys in it.
+    """
+    handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as stream:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
+            raise NetspaceError(f"{source}: expected a file of root's that nobody else can write")
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                members, digest = _members(archive, source), _Digest()
+                keys = _acceptable(layout, archive, next(members, None), source, digest)
+                _extract(archive, members, aside, source, digest)
+        except (tarfile.TarError, EOFError, ValueError, FileExistsError, FileNotFoundError, NotADirectoryError) as err:
+            raise NetspaceError(f"{source}: it is no archive of mail: {err}") from err
+        return info.st_size, keys
+
+
+def _members(archive: tarfile.TarFile, source: Path) -> Iterator[tarfile.TarInfo]:
+    for number, member in enumerate(archive):
+        if number > MAX_MEMBERS:
+            raise NetspaceError(f"{source}: more than {MAX_MEMBERS} files")
+        yield member
+
+
+def _acceptable(
+    layout: Layout, archive: tarfile.TarFile, first: tarfile.TarInfo | None, source: Path, digest: _Digest
+) -> dict[str, Any]:
+    """Return the name keys in an archive; check that it is of this instance and of no newer RabbitMQ.
+
+    :raises NetspaceError: it isn't.
+    """
+    about: Any = None
+    if first is not None and first.name == ABOUT and first.isreg() and first.size <= MAX_ABOUT:
+        stream = archive.extractfile(first)
+        try:
+            about = json.loads(digest.of(first, stream).read()) if stream is not None else None
+        except ValueError:
+            about = None
+    if not isinstance(about, dict) or about.get("netspace") != 1 or not isinstance(about.get("rabbitmq"), list):
+        raise NetspaceError(f"{source}: it is no archive of mail; `netspace_link.backup` makes one")
+    if about.get("instance") != layout.instance:
+        raise NetspaceError(
+            f"{source}: it is of the instance {about.get('instance')!r:.40}, this one is {layout.instance!r}"
+        )
+    version = about["rabbitmq"]
+    if not all(type(part) is int for part in version) or version > _installed():
+        told = ".".join(map(str, version))
+        raise NetspaceError(f"{source}: it is of RabbitMQ {told:.40}; install that version or a newer one")
+    keys: Any = about.get("names")
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
+        raise NetspaceError(f"{source}: it lacks the keys of its names; take another backup")
+    if keys:
+        try:
+            names.check(layout, keys)
+        except NetspaceError as err:
+            raise NetspaceError(f"{source}: the keys of its names can't be used; take another backup") from err
+    return keys
+
+
+def _extract(
+    archive: tarfile.TarFile, members: Iterator[tarfile.TarInfo], aside: Path, source: Path, digest: _Digest
+) -> None:
+    """Extract the data to *aside*, which is in a folder that only root can enter.
+
+    :raises NetspaceError: the archive isn't whole, or has what is no data of a node.
+    """
+    user = pwd.getpwnam(node.USER)
+    free = shutil.disk_usage(aside.parent).free - RESERVE
+    aside.mkdir(mode=0o700)
+    os.chown(aside, user.pw_uid, user.pw_gid, follow_symlinks=False)
+    for member in members:
+        if member.name == END and member.isreg():
+            _whole(archive, member, next(members, None), source, digest)
+            break
+        parts = PurePosixPath(member.name).parts
+        if parts[:1] != (DATA,) or ".." in parts or not (member.isreg() or member.isdir()):
+            raise NetspaceError(f"{source}: {member.name!r:.80} has no place in an archive of mail")
+        target = aside.joinpath(*parts[1:])
+        if member.isdir():
+            digest.of(member, io.BytesIO())
+            if target == aside:
+                continue
+            target.mkdir(mode=0o700)
+        else:
+            free -= member.size
+            content = archive.extractfile(member)
+            if free < 0 or content is None:
+                raise NetspaceError(f"{source}: {aside.parent} has no room for what is in it; make room there")
+            with open(target, "xb") as stream:
+                shutil.copyfileobj(digest.of(member, content), stream)
+                os.fchmod(stream.fileno(), 0o600)
+        os.chown(target, user.pw_uid, user.pw_gid, follow_symlinks=False)
+    else:
+        raise NetspaceError(f"{source}: it is cut off or damaged: its end is missing; take another copy")
+    files.sync_all(aside)
+
+
+def _whole(
+    archive: tarfile.TarFile, end: tarfile.TarInfo, more: tarfile.TarInfo | None, source: Path, digest: _Digest
+) -> None:
+    """Check the last member of an archive: nothing follows it, and it has the digest of all before it."""
+    told: Any = None
+    content = archive.extractfile(end)
+    if more is None and content is not None and end.size <= MAX_ABOUT:
+        with contextlib.suppress(ValueError):
+            told = json.loads(content.read())
+    if told != digest.result():
+        raise NetspaceError(f"{source}: it is damaged: its digest isn't that of its content; take another copy")

@@ -1,0 +1,101 @@
+"""State of the links to other hosts, as far as this host can observe it.
+
+A direct link is on the other host's broker only. This host logs in there with the sender's certificate and asks whether
+the link's exchange exists, which any account that knows the name may ask. If it is missing, the link was revoked there
+or isn't applied yet, or the two hosts have different name keys; this host can't tell which.
+For a buffered link, this host's own broker reports the state of the shovel.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link.broker import access, amqp
+from netspace.link.broker.management import Management
+from netspace.link.pki import authority, certificates
+from netspace.link.record import Record
+from netspace.link.topology import names, objects, peers
+from netspace.link.topology.names import Names
+from netspace.spec.types import Link, LocalBroker
+
+SECONDS = 5.0  # to wait for another host
+REFUSED = 403
+ABSENT = "isn't on {host}'s broker: revoked there, not applied there yet, or the hosts' keys of names differ"
+
+
+def direct(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, tuple[str, str]]:
+    """Return, by direct link to another host, its state and the reason why it isn't active.
+
+    The state is ``active``, ``missing`` or ``unknown``.
+    """
+    links = [link for link in record.links.values() if objects.elsewhere(link)]
+    broker = record.broker
+    if not links or broker is None:
+        return {}
+    if not isinstance(broker, LocalBroker):  # hosts share one broker, so it can be asked directly
+        exchanges = api.get("exchanges", access.vhost(layout, broker), query="columns=name") or []
+        there = {one["name"] for one in exchanges}
+        return {link.name: _told(called.exchange(link) in there, link) for link in links}
+    found: dict[str, tuple[str, str]] = {}
+    ways: dict[tuple[str, str], list[Link]] = {}
+    for link in links:
+        ways.setdefault((link.source, str(link.to_host)), []).append(link)
+    away: dict[str, str] = {}  # hosts out of reach, which are asked only once
+    for (source, host), theirs in sorted(ways.items()):
+        try:
+            if host in away:
+                raise NetspaceError(away[host])
+            with _connected(layout, broker, source, host) as connection:
+                for link in theirs:
+                    exchange = peers.called(link, broker, called).exchange(peers.there(link, broker))
+                    found[link.name] = _told(connection.has_exchange(exchange), link)
+        except (OSError, NetspaceError) as err:
+            why = str(err)
+            if isinstance(err, OSError) and not isinstance(err, (ssl.SSLError, FileNotFoundError)):
+                away[host] = why
+            for link in theirs:
+                # If a sender has no link on the other broker, it has no account there, and its log-in is refused.
+                refused = isinstance(err, amqp.ClosedError) and err.code == REFUSED
+                unknown = ("unknown", f"{host}'s broker can't be asked: {why}")
+                found[link.name] = _told(False, link) if refused else unknown
+    return found
+
+
+def _told(there: bool, link: Link) -> tuple[str, str]:
+    return ("active", "") if there else ("missing", ABSENT.format(host=link.to_host))
+
+
+def _connected(layout: Layout, broker: LocalBroker, environment: str, host: str) -> amqp.Connection:
+    known, where = authority.read(layout), broker.hosts.get(host)
+    if known is None or where is None or where.address is None:
+        raise NetspaceError("it isn't declared where it is")
+    context = ssl.create_default_context(cadata=known.anchors.decode())
+    context.load_cert_chain(certificates.path(layout, environment))
+    address, _, port = where.address.rpartition(":")
+    return amqp.Connection(address.strip("[]"), int(port), where.vhost, context, where.trust_domain, None, SECONDS)
+
+
+def carried(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, str]:
+    """Return, by buffered link to another host, why its shovel doesn't run; empty: it does."""
+    outboxes = [(link.name, called.outbox(link)) for link in record.links.values() if objects.carried(link)]
+    outboxes += [
+        (names.owner(one.queue), one.queue) for one in record.former if names.environments_of(one.queue, "outbox")
+    ]
+    if record.broker is None or not outboxes:
+        return {}
+    shovels = api.get("shovels", access.vhost(layout, record.broker)) or []
+    told: Mapping[Any, Mapping[str, Any]] = {one.get("name"): one for one in shovels}
+    found: dict[str, str] = {}
+    for name, outbox in outboxes:
+        shovel = told.get(outbox, {"state": "absent"})
+        why = ""
+        if shovel.get("state") not in ("running", "flow"):  # flow: it runs, slowed down by the other broker
+            # The shovel's reason contains object names, and may be long.
+            reason = names.shown(str(shovel.get("reason") or ""))[:300]
+            why = f"its mail is not carried over now ({shovel.get('state')}{': ' + reason if reason else ''})"
+        found[name] = found.get(name) or why
+    return found

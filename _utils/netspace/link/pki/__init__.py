@@ -1,0 +1,1 @@
+"""Certificates and accounts by which environments and hosts identify themselves to a broker."""

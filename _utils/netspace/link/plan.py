@@ -1,0 +1,382 @@
+"""Plan of the changes that bring links into the desired state. Pure: no broker, no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace import files
+from netspace.layout import Layout
+from netspace.link.broker import access
+from netspace.link.broker.access import BrokerState
+from netspace.link.forwarder import process as forwarder
+from netspace.link.pki import certificates, renewer
+from netspace.link.pki.certificates import Identities
+from netspace.link.record import Record, plain
+from netspace.link.seal import endorser
+from netspace.link.seal import keys as seals
+from netspace.link.seal.peers import Others
+from netspace.link.topology import diff, peers
+from netspace.link.topology import draining as former
+from netspace.link.topology import objects as model
+from netspace.link.topology.diff import Difference
+from netspace.link.topology.draining import Former
+from netspace.link.topology.names import Names, environments_of, shown
+from netspace.link.topology.objects import Key
+from netspace.plan import Plan, Refusal, Step
+from netspace.spec.types import Broker, Link, LocalBroker
+from netspace.supervision import Status
+
+KIND = "link"
+BROKER, FORWARDER, SEALS = "broker", "forwarder", "seals"
+
+
+@dataclass(frozen=True)
+class DesiredLinks:
+    """The desired links and their broker. Other recorded links stay."""
+
+    broker: Broker
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The links of this host, their broker and its services, as observed.
+
+    :param broker: its state. ``unreachable`` (with ``detail``): a broker that isn't ours doesn't answer, or a broker
+        refuses the request. Our own broker is ``starting`` while it doesn't answer.
+    :param definitions: the broker's definitions with our names of accounts; None: it doesn't run, or some objects are
+        *flooded*.
+    :param flooded: objects with excess bindings, which must be recreated first (``model.flooded``).
+    :param stalled: the process that runs all shovels to other hosts has ended for good.
+    :param names: the desired names of objects; None: their key is still to be made.
+    :param unnamed: why the desired names can't be computed; *names* are then the recorded ones. Empty: they can.
+    :param drained: draining queues that are empty.
+    :param installed: the files of our node are those of the recorded broker.
+    :param silent: why the forwarder forwards nothing, though its process runs; empty: it forwards.
+    :param config: the forwarder's configuration.
+    :param namespaces: inode numbers of the environments' network namespaces.
+    :param keys: keys for sealed links, by environment.
+    :param others: knowledge of other hosts, for sealed links to and from them.
+    :param pid: process id of our own node; 0: it doesn't run.
+    """
+
+    record: Record = field(default_factory=Record)
+    broker: BrokerState = "absent"
+    detail: str = ""
+    definitions: Mapping[str, Any] | None = field(default=None, repr=False)
+    flooded: tuple[Key, ...] = ()
+    stalled: bool = False
+    names: Names | None = None
+    unnamed: str = ""
+    drained: tuple[str, ...] = ()
+    now: float = 0.0
+    passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
+    installed: bool = True
+    forwarder: Status | None = None
+    silent: str = ""
+    config: str = ""
+    namespaces: Mapping[str, int] = field(default_factory=dict)
+    keys: Mapping[str, seals.Keys] = field(default_factory=dict, repr=False)
+    others: Others = field(default_factory=Others)
+    identities: Identities = field(default_factory=Identities)
+    renewer: Status | None = None
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Input of ``apply``; all steps of a plan have the same one in ``data``.
+
+    :param before: the recorded links; *after*: the desired ones.
+    :param compared: the comparison of the broker's objects with the desired ones; None: there are no definitions.
+    """
+
+    broker: Broker
+    before: Mapping[str, Link]
+    after: Mapping[str, Link]
+    observed: Observed = field(repr=False)
+    compared: Comparison | None = field(default=None, repr=False)
+
+
+def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
+    """Return the plan of changes. A step's name is that of a link, or ``broker``, ``forwarder`` or ``seals``."""
+    before = observed.record.links
+    after = {name: link for name, link in before.items() if name not in remove}
+    after.update({link.name: link for link in desired.links})
+    notes = parked_notes(observed.record.parked)
+    if not before and not after:
+        return Plan(notes=notes)
+    # If no link is desired, the broker stays the recorded one.
+    wanted = desired.broker if desired.links or observed.record.broker is None else observed.record.broker
+    if observed.broker == "unreachable" and (not after or not access.same(wanted, observed.record.broker or wanted)):
+        stay = "its links can't be revoked there and stay usable by whoever reaches it"
+        notes.append(f"{observed.detail}; {stay if after else stay + ': only a purge goes on without it'}")
+    elif observed.broker == "unreachable" and wanted == observed.record.broker:
+        if before == after:
+            return Plan(refusals=[Refusal(KIND, BROKER, f"{observed.detail}; the state of all links is unknown")])
+        notes.append(f"{observed.detail}: planned from what was recorded last; it can't be applied until it answers")
+    steps: list[Step] = []
+    change = Difference()
+    comparison: Comparison | None = None
+    drifted: dict[str, dict[str, Any]] = {}
+    accounts: dict[str, dict[str, Any]] = {}
+    renamed = _renamed(observed, after)
+    if before and after and renamed and wanted == observed.record.broker:
+        accounts.update(renamed)
+    elif observed.definitions is not None and observed.names is not None and wanted == observed.record.broker:
+        comparison = compare(
+            layout,
+            wanted,
+            before,
+            after,
+            observed.definitions,
+            observed.passwords,
+            observed.names,
+            observed.drained,
+        )
+        change = comparison.change
+        drifted, accounts = _drift(comparison, before, observed)
+        named = certificates.accounts(wanted, observed.identities.host)
+        stale = named.stale(observed.definitions, access.vhost(layout, wanted))
+        accounts.update({f"user:{name}": {"old": "logs in otherwise than declared", "new": None} for name in stale})
+        if after:
+            accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
+    work = Work(wanted, before, after, observed, comparison)
+    if observed.broker == "deaf":
+        notes.append(
+            f"no client reaches the broker: {observed.detail}; it is asked again, and started anew if it doesn't answer"
+        )
+    elif before and observed.broker not in ("running", "unreachable"):
+        notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")
+
+    broker_changes = _broker_changes(work)
+    if after:
+        unneeded = {"old": "bound to answers beyond what asking needs", "new": "made anew"}
+        accounts.update({shown(":".join(key)): unneeded for key in observed.flooded})
+        entering = sorted(model.members(after.values()) - model.members(before.values()))
+        accounts.update({f"environments:{name}": {"old": None, "new": "mailbox, account"} for name in entering})
+        leaving = sorted(model.members(before.values()) - model.members(after.values()))
+        accounts.update({f"environments:{name}": {"old": "mailbox, account", "new": None} for name in leaving})
+    broker_changes.update(accounts)
+    if broker_changes:
+        action = "create" if not before else "change" if after else "remove"
+        steps.append(Step(KIND, BROKER, action, broker_changes, data=work))
+    for name in sorted({*before, *after}):
+        old, new = plain(before.get(name)), plain(after.get(name))
+        if old != new:
+            action = "create" if old is None else "remove" if new is None else "change"
+            steps.append(Step(KIND, name, action, files.differences(old or {}, new or {}), data=work))
+        elif name in drifted:
+            steps.append(Step(KIND, name, "repair", drifted[name], "differs on the broker", data=work))
+    notes += observed.others.lacking(after.values(), observed.now)
+    keys = _key_changes(work)
+    if keys:
+        steps.append(Step(KIND, SEALS, "change", keys, data=work))
+    forwards = _forwarder_changes(layout, work)
+    if forwards:
+        action = "create" if not observed.config else "change" if after else "remove"
+        steps.append(Step(KIND, FORWARDER, action, forwards, data=work))
+    refusals = [
+        Refusal(
+            KIND, BROKER, f"{key[0]} {shown(key[1])} isn't as netspace makes it and may hold mail: delete it by hand"
+        )
+        for key in change.stuck
+    ]
+    if observed.unnamed and after and wanted == observed.record.broker:
+        why = f"{observed.unnamed}: until it is there, links are revoked and nothing else is done"
+        if steps:
+            notes.append(why)
+        else:
+            refusals.append(Refusal(KIND, BROKER, why))
+    return Plan(steps, refusals, notes)
+
+
+def _renamed(observed: Observed, after: Mapping[str, Link]) -> dict[str, dict[str, Any]]:
+    """Return the groups of objects to rename because their name key changed.
+
+    ``names`` are objects of this host alone, ``names:<host>`` are those that it shares with another host.
+    """
+    record = observed.record
+    own = record.named.get("", "")
+    old = {"old": "another key's" if own else "guessable", "new": "unguessable"}
+    if observed.names is None:
+        return {"names": old}
+    staying = [link for name, link in record.links.items() if name in after]
+    now = observed.names.fingerprints(staying).items()
+    return {f"names:{host}" if host else "names": old for host, one in now if record.named.get(host, own) != one}
+
+
+def objects(layout: Layout, broker: Broker, links: Mapping[str, Link], names: Names) -> model.Objects:
+    """Return all desired objects on *broker* for these links."""
+    outboxes = {names.outbox(link): link for link in links.values() if model.carried(link)}
+    return model.objects(links.values(), names, _shovels(layout, broker, outboxes, names))
+
+
+def _shovels(layout: Layout, broker: Broker, outboxes: Mapping[str, Link], names: Names) -> dict[str, dict[str, Any]]:
+    tls = certificates.server_folder(layout)
+    login = (tls / certificates.ANCHORS, tls / certificates.CLIENT)
+    return peers.shovels(broker, outboxes, names, access.vhost(layout, broker), *login)
+
+
+def found(layout: Layout, broker: Broker, known: Collection[str], definitions: Mapping[str, Any]) -> model.Found:
+    return model.found(definitions, access.vhost(layout, broker), known, whole=isinstance(broker, LocalBroker))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Comparison of the observed objects on the broker (*there*) with the desired ones (*wanted*)."""
+
+    there: model.Found
+    wanted: model.Objects
+    after: Mapping[str, Link]
+    change: Difference
+
+    def formers(self, observed: Observed) -> list[Former]:
+        """Return the draining queues after the change: those that aren't empty yet."""
+        known = observed.record.former
+        found = former.find(self.there, self.wanted, self.after, known, observed.now)
+        return [one for one in found if one.queue not in observed.drained]
+
+
+def compare(
+    layout: Layout,
+    broker: Broker,
+    before: Mapping[str, Link],
+    after: Mapping[str, Link],
+    definitions: Mapping[str, Any],
+    passwords: Mapping[str, str],
+    names: Names,
+    drained: Collection[str],
+) -> Comparison:
+    """Compare the objects on *broker* with the desired ones.
+
+    :param drained: empty draining queues; an outbox among them needs no shovel any more.
+    """
+    known = model.accounts([*before.values(), *after.values()], names)
+    there = found(layout, broker, known, definitions)
+    wanted = objects(layout, broker, after, names)
+    formers = former.outboxes(there, wanted, after)
+    formers = {queue: link for queue, link in formers.items() if queue not in drained}
+    for queue, value in _shovels(layout, broker, formers, names).items():
+        wanted["shovel", queue] = {"value": value}
+    none = dict.fromkeys(certificates.certified(broker, known), "")
+    return Comparison(there, wanted, after, diff.difference(wanted, there, {**passwords, **none}))
+
+
+def _former_changes(formers: Collection[Former], known: Collection[Former]) -> dict[str, dict[str, Any]]:
+    """Return the queues that begin or cease to be draining queues."""
+    old, new = {one.queue for one in known}, {one.queue for one in formers}
+    read = "read until it is empty"
+    return {
+        f"former queue:{shown(queue)}": {"old": read if queue in old else None, "new": read if queue in new else None}
+        for queue in sorted(old ^ new)
+    }
+
+
+def _drift(
+    comparison: Comparison, before: Mapping[str, Link], observed: Observed
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Return the objects that differ on the broker although their declaration hasn't changed: by link, and others."""
+    links: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}
+    change, after = comparison.change, comparison.after
+    assert observed.names is not None
+    expected = _expected(comparison, before, observed.names) | {("shovel", queue) for queue in observed.drained}
+    for key in sorted(change.touched - expected):
+        parts = environments_of(key[1], "link", "outbox") if key[0] in ("exchange", "binding", "shovel") else None
+        entry = {"old": "there" if key in change.revoke or key in change.last else "differs", "new": None}
+        if key in change.create:
+            entry = {"old": "differs" if key in change.revoke else None, "new": "as declared"}
+        elif entry["old"] == "differs":
+            entry = {"old": "differs", "new": "as declared"}
+        name = ".".join(parts) if parts else ""
+        if name in after:
+            links.setdefault(name, {})[":".join(part for part in (key[0], *key[3:4]) if part)] = entry
+        else:
+            others[shown(":".join(part for part in key if part))] = entry
+    return links, others
+
+
+def _expected(comparison: Comparison, before: Mapping[str, Link], names: Names) -> set[Key]:
+    """Return the objects that differ because the declaration has changed."""
+    if before == comparison.after:
+        return set()
+    old, new = model.objects(before.values(), names), comparison.wanted
+    keys = {key for key in {*old, *new} if old.get(key) != new.get(key)}
+    for name, link in before.items():
+        if comparison.after.get(name) != link:
+            # Bindings of a revoked asker to answers have random routing keys, so only their exchange identifies them.
+            keys.update(model.of_link(link, names))
+    return keys
+
+
+def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
+    """Return the changes of the broker itself: declaration, certificates, renewer, configuration and state."""
+    from netspace.spec import parse
+
+    observed = work.observed
+    former = observed.record.broker if work.before else None
+    old = parse.encode(former) if former is not None else {}
+    if not work.after:
+        return {"broker": {"old": old.get("kind"), "new": None}}
+    changes: dict[str, dict[str, Any]] = files.differences(old, parse.encode(work.broker), "broker:")
+    if changes or not isinstance(work.broker, LocalBroker):
+        return changes
+    if work.before:
+        staying = model.members(work.before.values()) & model.members(work.after.values())
+        changes.update(observed.identities.changes(work.broker, staying))
+        changes.update(renewer.lacking(observed.renewer, wanted=True))
+    if not observed.installed:
+        changes["configuration"] = {"old": "differs", "new": "as declared; the broker is started anew"}
+    if observed.broker != "running":
+        changes["state"] = {"old": observed.broker, "new": "running"}
+    if observed.stalled:
+        changes["carriers to other hosts"] = {"old": "ended", "new": "running"}
+    return changes
+
+
+def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
+    """Return, by environment, the keys for sealed links to make, endorse, renew or delete; and the host's endorser."""
+    observed, own = work.observed, work.observed.others.own
+    wanted = seals.members(work.after.values())
+    promises = seals.promises(own, work.after.values())
+    changes: dict[str, dict[str, Any]] = {}
+    if promises and (lacking := endorser.lacking(own, observed.others.known)):
+        changes["endorser of this host"] = {"old": lacking if own else None, "new": "certified"}
+    for name in sorted(wanted | seals.members(work.before.values())):
+        keys = observed.keys.get(name, ())
+        if name not in wanted:
+            stay = seals.awaited(keys, observed.now)
+            changes[name] = {"old": "keys", "new": "kept for what other hosts sealed" if stay else None}
+        elif reason := seals.due(keys, observed.now, promises.get(name)):
+            changes[name] = {"old": reason if keys else None, "new": "keys"}
+    return changes
+
+
+def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
+    observed = work.observed
+    links = work.after.values()
+    serves = forwarder.served(observed.config)
+    wanted = sorted(model.members(links))
+    ways = peers.ways(work.broker, links)
+    as_declared = forwarder.Wanted(work.broker, observed.namespaces, observed.identities.trusted, ways)
+    changes: dict[str, dict[str, Any]] = {}
+    if serves != wanted:
+        added, removed = sorted(set(wanted) - set(serves)), sorted(set(serves) - set(wanted))
+        changes["environments"] = {"old": removed or None, "new": added or None}
+    elif work.after and observed.config != forwarder.render(layout, as_declared):
+        changes["configuration"] = {"old": "differs", "new": "as declared"}
+    running = observed.forwarder is not None and observed.forwarder.state == "running"
+    if work.after and not running:
+        changes["state"] = {"old": observed.forwarder.state if observed.forwarder else "absent", "new": "running"}
+    elif work.after and observed.silent:
+        changes["state"] = {"old": f"silent: {observed.silent}", "new": "running"}
+    return changes
+
+
+def parked_notes(parked: Sequence[str]) -> list[str]:
+    if not parked:
+        return []
+    return [f"mail is parked, because no link leads there any more, in the mailboxes of: {', '.join(parked)}"]

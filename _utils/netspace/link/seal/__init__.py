@@ -1,0 +1,1 @@
+"""Seals: encryption of messages between hosts, and the endorsement of the hosts' keys."""

@@ -1,0 +1,1 @@
+"""Topology: exchanges, queues, bindings, permissions and shovels of links. Pure."""

@@ -1,0 +1,469 @@
+"""Broker objects of a set of links. Pure: no broker, no disk, no secret.
+
+All links are in one vhost. An environment with at least one link has an account and a mailbox; each link has its own
+exchange. ``names`` makes the names, which nobody can guess:
+
+===========  ==================  ===================================================
+account      ``env.<e>``         no tags, few connections and channels, no configure
+mailbox      ``mailbox.<e>``     quorum queue, bounded by a policy; only <e> reads it
+link         ``link.<a>.<b>``    fanout exchange bound to ``mailbox.<b>``; only <a>
+                                 writes, so the exchange of a delivery is its sender
+dedicated    ``lane.<a>.<b>``    quorum queue that replaces the mailbox for a link with
+queue                            its own bounds, or for a link with ``monitor`` from
+                                 another host; only <b> reads it
+replies      ``replies.<a>``     queue for answers, where <a> has a request link
+answers      ``reply.<b>``       direct exchange to which <b> publishes answers; each asker
+                                 binds its replies queue to it under a random key
+notices      ``notices.<a>``     queue for notices about the peers that <a> may monitor
+watch        ``watch.<a>.<b>``   headers exchange that passes to ``notices.<a>`` only the broker's events about
+                                 consumers of ``mailbox.<b>`` (or of the dedicated queue)
+dead         ``dead``            exchange and queue for messages that the reader rejected, or that reached the
+                                 delivery limit
+late         ``dead-late``       headers exchange and queue for messages that expired or were dropped from a full
+                                 queue; all other dead letters pass through this exchange to ``dead``
+outbox       ``outbox.<a>.<b>``  quorum queue that replaces the mailbox for a buffered link to another host
+shovel       ``outbox.<a>.<b>``  moves the messages of the outbox to the other host's broker
+===========  ==================  ===================================================
+
+A link from another host (``<a>`` is then ``<environment>@<host>``) has the same objects as a local one. Its sender has
+an account here and no mailbox. The publisher of a buffered link from another host is that host's broker, so only that
+broker has an account here. A direct link to another host has its objects on that host's broker alone.
+
+On a broker that hosts share (``Names.fleet``), the receiver's host makes the objects of a link. The sender's host makes
+the sender's account and replies queue. Each host changes only objects of its own environments: those whose name ends
+with one of them.
+
+Limits of a mailbox are policies, because arguments of a queue can't be changed later. If the limits of a dedicated
+queue change, a new queue is made, and the old one is read until it is empty.
+Each link has its own exchange: if links shared an exchange with routing keys, a CC header could reach undeclared
+receivers. Environment names contain no dot, so names of objects can't clash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from netspace.link.topology.names import AGAIN, DEAD, LATE, MAIL, TAG_PATTERN, Names, account, carrier, environments_of
+from netspace.spec.types import Link, host_of
+
+Key = tuple[str, ...]
+"""Kind and name of a broker object: ``("queue", "mailbox.web")``, ``("binding", source, type, target, key)``."""
+
+Objects = dict[Key, dict[str, Any]]
+"""Broker objects in the form of RabbitMQ's definitions, without vhost and secrets."""
+
+ANSWERS = 1000
+"""The most bindings of an asker's replies queue to answers."""
+
+CONNECTIONS = 8
+CHANNELS = 64
+_DAY = 24 * 3600 * 1000
+
+_MAILBOX: dict[str, Any] = {
+    "max-length": 10_000,
+    "max-length-bytes": 64 * 1024 * 1024,
+    "overflow": "reject-publish",
+    "message-ttl": 30 * _DAY,
+    "delivery-limit": 20,
+    # A reader may hold a message for this time. Then RabbitMQ closes its channel, and the redelivery counts towards
+    # delivery-limit: a reader that hangs keeps a message (and the log after it on disk) for ten days at most. With
+    # RabbitMQ's default of 30 minutes, a message that is held or worked on for ten hours would become a dead letter.
+    "consumer-timeout": _DAY // 2,
+}
+_LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # it would override the queue's argument
+# A shovel returns each message that the other host doesn't take. No number of such returns may lose a message.
+_OUTBOX = {**_MAILBOX, "delivery-limit": 1_000_000_000}
+_REPLIES: dict[str, Any] = {
+    "max-length": 10_000,
+    "max-length-bytes": 16 * 1024 * 1024,
+    "overflow": "reject-publish",
+    "message-ttl": 3600 * 1000,
+}
+_NOTICES: dict[str, Any] = {
+    "max-length": 1000,
+    "overflow": "drop-head",  # a consumer that comes and goes all the time can only displace older notices
+    "message-ttl": 3600 * 1000,
+}
+_DEAD: dict[str, Any] = {
+    "max-length": 10_000,
+    "max-length-bytes": 64 * 1024 * 1024,
+    # No sender can evict another's dead letters: if this queue is full, a message stays in the queue where it died.
+    "overflow": "reject-publish",
+    "message-ttl": 30 * _DAY,
+    # Each look at a message counts as a delivery. With no limit at all, RabbitMQ would requeue it at the tail.
+    "delivery-limit": 1_000_000_000,
+}
+POLICIES = (
+    "netspace.mailbox",
+    "netspace.lane",
+    "netspace.outbox",
+    "netspace.replies",
+    "netspace.notices",
+    "netspace.dead",
+    "netspace.dead-late",
+    "netspace.dead-again",
+)
+EVENTS = "amq.rabbitmq.event"
+"""RabbitMQ's own exchange for events of the broker; only RabbitMQ publishes into it."""
+
+
+def policies(names: Names) -> dict[str, dict[str, Any]]:
+    """Return the policies that limit all queues, by the policy's name."""
+    # RabbitMQ ignores at-least-once for a queue with overflow drop-head.
+    letters = {"dead-letter-exchange": names.late, "dead-letter-strategy": "at-least-once"}
+    return {
+        "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
+        "netspace.lane": _policy(r"^lane\.", "quorum_queues", {**_LANE, **letters}),
+        "netspace.outbox": _policy(r"^outbox\.", "quorum_queues", {**_OUTBOX, **letters}),
+        "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
+        "netspace.notices": _policy(r"^notices\.", "classic_queues", _NOTICES),
+        "netspace.dead": _policy(rf"^dead(-again)?(\.{TAG_PATTERN})?$", "quorum_queues", _DEAD),
+        # drop-head: any sender can produce any number of late messages.
+        "netspace.dead-late": _policy(
+            rf"^dead-late(\.{TAG_PATTERN})?$", "quorum_queues", {**_DEAD, "overflow": "drop-head"}
+        ),
+    }
+
+
+def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, Any]:
+    return {"pattern": pattern, "apply-to": kind, "priority": 10, "definition": dict(definition)}
+
+
+def members(links: Iterable[Link]) -> set[str]:
+    """Return the environments of this host with at least one link: each has an account and a mailbox."""
+    return {end for link in links for end in link.here}
+
+
+def writer(link: Link) -> str:
+    """Return the publisher into a link's exchange, on the broker that has the exchange.
+
+    It is the sender; for a buffered link from another host it is that host's broker.
+    """
+    if link.via == "buffered" and link.from_host is not None:
+        return carrier(link.from_host)
+    return link.source
+
+
+def accounts(links: Collection[Link], names: Names) -> set[str]:
+    """Return the owners of the accounts that this host makes.
+
+    They are its environments and the publishers of links from other hosts. On a broker that hosts share, each host
+    makes only the accounts of its own environments.
+    """
+    others = () if names.fleet else (writer(link) for link in links if link.from_host is not None)
+    return members(links).union(others)
+
+
+def elsewhere(link: Link) -> bool:
+    """Return whether the link is direct and leads to another host, which then has all of its broker objects."""
+    return link.to_host is not None and link.via == "direct"
+
+
+def carried(link: Link) -> bool:
+    """Return whether the link is buffered and leads to another host, so that it has an outbox and a shovel here."""
+    return link.to_host is not None and link.via == "buffered"
+
+
+def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping[str, Any]] | None = None) -> Objects:
+    """Return all broker objects of *links*. Accounts have no passwords.
+
+    :param shovels: the settings of the shovels of buffered links, by outbox (``remote.shovels``).
+    """
+    made: Objects = {}
+    environments = members(links)
+    if not environments:
+        return made
+    here = [link for link in links if not elsewhere(link)]
+    answered: dict[str, set[str]] = {}  # asker -> exchanges of the answers to it
+    asked: dict[str, set[str]] = {}  # responder -> exchanges to which it publishes answers
+    sends: set[str] = set()
+    watches: set[str] = set()
+    brought: dict[str, int] = {}  # another host's broker -> the number of its buffered links to here
+    # On a shared broker the receiver's host makes the link; the sender's host makes its account and replies queue.
+    for link in links if names.fleet else here:
+        sends.add(writer(link))
+        if writer(link) != link.source:
+            brought[writer(link)] = brought.get(writer(link), 0) + 1
+        if link.monitor:
+            watches.add(link.source)
+        if link.pattern == "request":
+            through = names.reply(link.target, link.from_host)
+            answered.setdefault(link.source, set()).add(through)
+            asked.setdefault(link.target, set()).add(through)
+
+    made.update(shared(names))
+    for environment in environments | accounts(here, names):
+        # Each shovel of another host's broker has one connection here, and may open a new one before the old one ends.
+        times = 2 * brought.get(environment, 0) / CONNECTIONS + 1
+        made["user", account(environment)] = {
+            "tags": [],
+            "limits": {"max-connections": round(CONNECTIONS * times), "max-channels": round(CHANNELS * times)},
+        }
+        made["permission", account(environment)] = _permission(
+            names,
+            environment,
+            sends=environment in sends,
+            asks=answered.get(environment, set()),
+            answers=asked.get(environment, set()),
+            watches=environment in watches,
+        )
+        if environment in environments:
+            _queue(made, names.mailbox(environment), "quorum")
+        if environment in answered:
+            _queue(made, names.replies(environment), "classic")
+        for exchange in sorted(asked.get(environment, ())):
+            _exchange(made, exchange, "direct")
+        if environment in watches:
+            _queue(made, names.notices(environment), "classic")
+    for link in here:
+        queue = way(link, names)
+        if link.to_host is not None:
+            _queue(made, queue, "quorum")
+            made["shovel", queue] = {"value": dict((shovels or {}).get(queue, {}))}
+        elif names.has_lane(link):
+            _queue(made, queue, "quorum", _bounds(link))
+        _exchange(made, names.exchange(link), "fanout")
+        _binding(made, names.exchange(link), queue)
+        if link.monitor:
+            watch = names.watch(link)
+            _exchange(made, watch, "headers")
+            made["binding", EVENTS, "exchange", watch, "consumer.*"] = {"arguments": {}}
+            about = {"x-match": "all", "queue": names.watched(link)}
+            made["binding", watch, "queue", names.notices(link.source), ""] = {"arguments": about}
+    return made
+
+
+def way(link: Link, names: Names) -> str:
+    """Return the queue on this host's broker to which a link delivers; for a link to another host, its outbox."""
+    return names.queue(link) if link.to_host is None else names.outbox(link)
+
+
+def shared(names: Names) -> Objects:
+    """Return the objects that all links of a vhost share.
+
+    They stay when links are revoked, because other hosts may use them too.
+    """
+    made: Objects = {("policy", name): policy for name, policy in policies(names).items()}
+    _exchange(made, names.dead, "fanout")
+    _queue(made, names.dead, "quorum")
+    _binding(made, names.dead, names.dead)
+    _exchange(made, names.late, "headers", {"alternate-exchange": names.dead})
+    _queue(made, names.late, "quorum")
+    for reason in ("expired", "maxlen"):
+        wanted = {"x-match": "all-with-x", "x-first-death-reason": reason}
+        made["binding", names.late, "queue", names.late, reason] = {"arguments": wanted}
+    return made
+
+
+def of_link(link: Link, names: Names) -> list[Key]:
+    """Return the keys of the objects that belong to this link alone."""
+    if elsewhere(link):
+        return []
+    name, queue = names.exchange(link), way(link, names)
+    lane: list[Key] = [("queue", queue)] if names.has_lane(link) or link.to_host else []
+    if link.to_host:
+        lane.append(("shovel", queue))
+    return [("exchange", name), ("binding", name, "queue", queue, ""), *lane, *_of_watch(link, names)]
+
+
+def _of_watch(link: Link, names: Names) -> list[Key]:
+    if not link.monitor:
+        return []
+    watch = names.watch(link)
+    notices = names.notices(link.source)
+    heard: list[Key] = [("binding", EVENTS, "exchange", watch, "consumer.*"), ("binding", watch, "queue", notices, "")]
+    return [("exchange", watch), *heard]
+
+
+def _bounds(link: Link) -> dict[str, Any]:
+    """Return the arguments with the limits of a dedicated queue. The policy applies too; the lower limit counts."""
+    bounds: dict[str, Any] = {"x-overflow": "drop-head" if link.full == "drop-head" else "reject-publish"}
+    if link.length is not None:
+        bounds["x-max-length"] = link.length
+    if link.ttl is not None:
+        bounds["x-message-ttl"] = round(link.ttl * 1000)
+    return bounds
+
+
+def fullness(link: Link, messages: int, size: int) -> float:
+    """Return the fill ratio (1 is full) of the link's queue here, by messages or by bytes, whichever is higher.
+
+    A queue that the receiver reads has the link's own bounds; an outbox has those of a mailbox.
+    """
+    return part(messages, size, link.length if link.to_host is None else None)
+
+
+def part(messages: int, size: int, length: int | None = None) -> float:
+    """Return the fill ratio (1 is full) of a queue of messages or dead letters.
+
+    :param length: the most messages that it takes; None: those of a mailbox.
+    """
+    return max(messages / (length or int(_MAILBOX["max-length"])), size / int(_MAILBOX["max-length-bytes"]))
+
+
+def _permission(
+    names: Names, environment: str, *, sends: bool, asks: set[str], answers: set[str], watches: bool
+) -> dict[str, Any]:
+    tag = rf"\.{TAG_PATTERN}" if names.key else ""
+    write = []
+    if sends:
+        sender = f"[a-z0-9_-]+{environment}" if environment.startswith("@") else environment
+        write.append(rf"link\.{sender}\.[a-z0-9_@-]+{tag}")
+    if asks:  # binding a queue needs permission to write to it, and to read the exchange
+        write.append(literal(names.replies(environment)))
+    write.extend(literal(exchange) for exchange in sorted(answers))
+    # The tag is left open: the environment also reads its draining queues (an older tag) until they are empty.
+    read = [rf"mailbox\.{environment}(\.{TAG_PATTERN})?", rf"lane\.[a-z0-9_@-]+\.{environment}(\.{TAG_PATTERN})?"]
+    if host_of(environment) is not None:  # its mailbox is on the other host
+        read = []
+    if watches:
+        read.append(literal(names.notices(environment)))
+    if asks:
+        read.append(literal(names.replies(environment)))
+        read.extend(literal(exchange) for exchange in sorted(asks))
+    return {"configure": "^$", "write": _any_of(write), "read": _any_of(read)}
+
+
+def literal(name: str) -> str:
+    """Return a pattern for a permission that matches only *name*."""
+    return name.replace(".", r"\.")
+
+
+def _any_of(patterns: list[str]) -> str:
+    return f"^({'|'.join(patterns)})$" if patterns else "^$"
+
+
+def _exchange(made: Objects, name: str, kind: str, arguments: Mapping[str, Any] | None = None) -> None:
+    made["exchange", name] = {
+        "type": kind,
+        "durable": True,
+        "auto_delete": False,
+        "internal": False,
+        "arguments": dict(arguments or {}),
+    }
+
+
+def _queue(made: Objects, name: str, kind: str, arguments: Mapping[str, Any] | None = None) -> None:
+    made["queue", name] = {
+        "durable": True,
+        "auto_delete": False,
+        "arguments": {"x-queue-type": kind, **(arguments or {})},
+    }
+
+
+def _binding(made: Objects, source: str, target: str) -> None:
+    made["binding", source, "queue", target, ""] = {"arguments": {}}
+
+
+@dataclass(frozen=True)
+class Found:
+    """netspace's objects on a broker, taken from its definitions.
+
+    :param objects: the objects, in the form of :func:`objects`.
+    :param hashes: by account, its password hash (``base64(salt || sha256(salt || password))``).
+    :param vhost: whether our vhost exists.
+    :param whole: whether this host alone uses the vhost.
+    """
+
+    objects: Objects = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    vhost: bool = False
+    whole: bool = True
+
+
+def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *, whole: bool) -> Found:
+    """Select netspace's objects from a broker's *definitions* (``GET /api/definitions``).
+
+    An object in our *vhost* is ours if it has one of our names. Accounts have no vhost: ``env.<e>`` is ours if it has
+    permissions in our vhost, or if <e> is *known*.
+
+    :param known: environments that have or had links, or are about to get some.
+    :param whole: this host alone uses the vhost. Otherwise only objects of *known* environments are ours: a link
+        belongs to its receiver, a binding to answers belongs to the asker.
+    """
+    names = set(known)
+
+    def here(section: str) -> Iterable[dict[str, Any]]:
+        return (entry for entry in definitions.get(section, ()) if entry.get("vhost") == vhost)
+
+    def is_ours(name: str, *kinds: str) -> bool:
+        ends = environments_of(name, *kinds)
+        return ends is not None and (whole or names.issuperset(ends[-1:]))
+
+    ours: Objects = {}
+    hashes: dict[str, str] = {}
+    for entry in here("exchanges"):
+        if is_ours(entry["name"], "link", "reply", "watch", DEAD, LATE, AGAIN):
+            ours["exchange", entry["name"]] = _pick(
+                entry, type="", durable=True, auto_delete=False, internal=False, arguments={}
+            )
+    for entry in here("queues"):
+        if is_ours(entry["name"], *MAIL, "replies", "notices", DEAD, LATE, AGAIN):
+            ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
+    for entry in here("bindings"):
+        source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
+        if not source:  # a binding to the default exchange, which every queue has
+            continue
+        others = not whole and environments_of(source, "link", "watch") is not None
+        asking = not whole and environments_of(source, "reply") is not None
+        if (("exchange", source) in ours and not asking) or ((kind, target) in ours and not others):
+            ours["binding", source, kind, target, entry["routing_key"]] = _pick(entry, arguments={})
+    for entry in here("policies"):
+        if entry["name"] in POLICIES:
+            ours["policy", entry["name"]] = {
+                **_pick(entry, pattern="", priority=0, definition={}),
+                "apply-to": entry.get("apply-to", "all"),
+            }
+    for entry in here("parameters"):
+        if entry.get("component") == "shovel" and is_ours(entry["name"], "outbox"):
+            ours["shovel", entry["name"]] = _pick(entry, value={})
+    accounts = {account(environment) for environment in names}
+    for entry in here("permissions"):
+        if is_ours(entry["user"], "env"):
+            ours["permission", entry["user"]] = _pick(entry, configure="", write="", read="")
+            accounts.add(entry["user"])
+    for entry in definitions.get("users", ()):
+        if entry["name"] in accounts:
+            tags = entry.get("tags") or []
+            ours["user", entry["name"]] = {
+                "tags": tags if isinstance(tags, list) else [tag for tag in tags.split(",") if tag],
+                "limits": dict(entry.get("limits") or {}),
+            }
+            hashes[entry["name"]] = entry.get("password_hash", "")
+    present = any(entry.get("name") == vhost for entry in definitions.get("vhosts", ()))
+    return Found(ours, hashes, present, whole)
+
+
+def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, whole: bool) -> list[Key]:
+    """Return our queues and exchanges that environments have bound to answers beyond what a request needs.
+
+    An asker needs the right to read ``reply.<b>`` to bind its replies queue to it. This right also permits it to bind
+    any object that it may write to, any number of times, with arguments of any size. The broker stores all of these
+    bindings and lists them in its definitions. An object that is deleted and recreated has lost them. An environment
+    can make no other bindings, because it may read no other exchange.
+
+    :param bindings: the bindings in our vhost, with source, destination_type, destination and properties_key
+        (``<routing key>~<hash>`` where there are arguments, ``~`` for an empty key without any).
+    :param known: as for :func:`found`; so is *whole*.
+    """
+    names = set(known)
+    counts: dict[Key, int] = {}
+    odd: set[Key] = set()
+    for entry in bindings:
+        if environments_of(entry["source"], "reply") is None:
+            continue
+        key = (entry["destination_type"], entry["destination"])
+        ends = environments_of(key[1], *(("replies",) if key[0] == "queue" else ("link", "reply")))
+        if ends is None or not (whole or names.issuperset(ends[-1:])):
+            continue
+        counts[key] = counts.get(key, 0) + 1
+        said = entry["properties_key"]
+        if key[0] == "exchange" or ("~" in said and said != "~"):
+            odd.add(key)
+    return sorted(key for key, count in counts.items() if key in odd or count > ANSWERS)
+
+
+def _pick(entry: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    return {key: entry.get(key, default) for key, default in defaults.items()}

@@ -1,0 +1,1 @@
+"""Parts that Salt's plugins share: arguments, results, file server, errors."""

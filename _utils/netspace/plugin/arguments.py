@@ -1,0 +1,159 @@
+"""Conversion of Salt's arguments, pillar and configuration to typed values. Pure.
+
+State arguments have the same names as the keys of the declaration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from netspace.errors import NetspaceError, Problem, SpecError
+from netspace.layout import INSTANCE, Layout
+from netspace.spec import checks, hosts, parse
+from netspace.spec.types import Declaration, Link, Network
+
+
+def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *kwargs* without the keys that Salt adds (``__id__`` and the like, ``aggregate``)."""
+    return {key: value for key, value in kwargs.items() if not key.startswith("__") and key != "aggregate"}
+
+
+def layout(opts: Mapping[str, Any]) -> Layout:
+    """Return the layout of the instance that the minion's configuration names (``netspace.instance``).
+
+    :raises NetspaceError: the name is invalid.
+    """
+    instance = opts.get("netspace.instance", "netspace")
+    if not isinstance(instance, str) or not INSTANCE.fullmatch(instance):
+        raise NetspaceError(
+            f"minion configuration: netspace.instance: {instance!r}: want a letter, then up to 15 of a-z and 0-9"
+        )
+    return Layout(instance)
+
+
+def minion(opts: Mapping[str, Any]) -> str:
+    """Return the minion's id, even if Salt applies states in a target, so that ``id`` is the target's."""
+    return str(opts.get("netspace.minion") or opts["id"])
+
+
+def targets_wanted(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
+    """Return whether pillar enables targets, and this process is the minion, not ``salt-call``."""
+    return opts.get("__cli") != "salt-call" and _looked_for(opts, pillar)
+
+
+def _looked_for(opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> bool:
+    """Return whether pillar makes Salt 3008 look for netspace's targets on this minion."""
+    section = pillar.get(_pillar_key(opts))
+    return isinstance(section, Mapping) and "netspace" in section
+
+
+def _pillar_key(opts: Mapping[str, Any]) -> str:
+    """Return the pillar key with a minion's types of resources (Salt's ``resource_pillar_key``)."""
+    return str(opts.get("resource_pillar_key") or "resources")
+
+
+def unaddressable(declared: Declaration, opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> list[str]:
+    """Return the environments that are declared as targets although Salt is not configured to look for targets."""
+    if _looked_for(opts, pillar):
+        return []
+    return sorted(name for name, spec in declared.environments.items() if spec.target)
+
+
+def addressable(opts: Mapping[str, Any]) -> str:
+    """Return the message about :func:`unaddressable` environments, with the remedy."""
+    return f"Salt looks for no targets on this minion; add '{_pillar_key(opts)}: {{netspace: {{}}}}' to its pillar"
+
+
+def tell_targets(salt: Mapping[str, Any], opts: Mapping[str, Any], pillar: Mapping[str, Any]) -> None:
+    """Make Salt refresh its list of targets. A Salt before 3008 has neither the function nor targets.
+
+    :param salt: Salt's execution functions.
+    """
+    if targets_wanted(opts, pillar) and "saltutil.refresh_resources" in salt:
+        salt["saltutil.refresh_resources"]()
+
+
+def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declaration:
+    """Return the host's declaration: *given*, or ``pillar:netspace``.
+
+    :raises SpecError: there is none, or it is invalid.
+    """
+    data = pillar.get("netspace") if given is None else given
+    if data is None:
+        raise SpecError([Problem("netspace", "nothing is declared: put a netspace: section into this minion's pillar")])
+    return parse.declaration(data)
+
+
+def network(pillar: Mapping[str, Any]) -> Network:
+    """Return the address ranges from the pillar."""
+    return _with(pillar).network
+
+
+def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
+    """Return a declaration of one environment, from state arguments and the pillar's settings."""
+    spec = parse.environment(name, arguments(kwargs), _with(pillar).runtimes)
+    return _with(pillar, environments={name: spec})
+
+
+def one_interface(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
+    """Return a declaration of one interface (of the environment *name*), from state arguments."""
+    given = arguments(kwargs) or {"kind": "none"}
+    spec = parse.environment(name, {"image": "dir:/", "interface": given})
+    return _with(pillar, environments={name: spec})
+
+
+def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
+    """Return a declaration of one link, from state arguments, or from its name ``<from>.<to>`` alone."""
+    declared = _with(pillar)
+    parsed = _named(name, kwargs)
+    found = hosts.local((parsed,), declared.broker)
+    problems = hosts.link(found[0] if found else parsed, declared.broker, name)
+    if problems:
+        raise SpecError(problems)
+    return _with(pillar, links=found)
+
+
+def link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Link:
+    """Return the link that state arguments (``from``/``to``) or its name describe, even if it isn't possible."""
+    parsed = _named(name, kwargs)
+    return next(iter(hosts.local((parsed,), _with(pillar).broker)), parsed)
+
+
+def _named(name: str, kwargs: Mapping[str, Any]) -> Link:
+    given = arguments(kwargs)
+    if "from" not in given and "to" not in given and name.count(".") == 1:
+        given["from"], given["to"] = name.split(".")
+    return parse.link(given, name)
+
+
+def merged(first: Declaration | None, second: Declaration) -> Declaration:
+    """Return one declaration with the environments and links of both, and the settings of *second*.
+
+    :raises SpecError: the two conflict.
+    """
+    from msgspec.structs import replace
+
+    if first is None:
+        return second
+    both: Declaration = replace(
+        second, environments={**first.environments, **second.environments}, links=(*first.links, *second.links)
+    )
+    problems = checks.clashes(
+        both, "netspace", known={end for link in both.links for end in (link.source, link.target)}
+    )
+    if problems:
+        raise SpecError(problems)
+    return both
+
+
+def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
+    """Return a declaration with the settings of ``pillar:netspace`` (trust, broker, ranges, runtimes) and *parts*."""
+    from msgspec.structs import replace
+
+    section = pillar.get("netspace") or {}
+    if not isinstance(section, Mapping):
+        parse.declaration(section)  # raises the error
+    settings = {key: section[key] for key in ("attestation", "broker", "network", "runtimes") if key in section}
+    declared: Declaration = replace(parse.declaration(settings), **parts)
+    return declared

@@ -1,0 +1,680 @@
+"""Checks beyond types: bounds of single values, and conflicts in a declaration.
+
+Pure. Every check returns the problems that it finds; an empty result means that there is none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import graphlib
+import ipaddress
+import math
+import re
+import urllib.parse
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from netspace.errors import Problem
+from netspace.spec import hosts, publish
+from netspace.spec.paths import PLAINLY, bare, clean
+from netspace.spec.paths import plain as plain  # other modules import it from here
+from netspace.spec.types import (
+    END,
+    NAME,
+    NAME_RULE,
+    PORTS,
+    Address,
+    ClusterBroker,
+    Declaration,
+    Environment,
+    Filtered,
+    Interface,
+    Link,
+    LocalBroker,
+    Runtimes,
+    Volume,
+)
+
+SECCOMP_PROFILES = ("strict", "standard")  # or file:/path
+# Bounds of a file system's size: a smaller one has no room for the journal, a larger one exceeds ext4's limit.
+DISK_SIZES = (16 * 1024**2, 2**44)
+MAX_QUOTED = 200
+MAX_ARGUMENT = 128 * 1024  # the kernel's MAX_ARG_STRLEN
+MAX_ITEMS = 1024
+_KERNEL_MEMORY = 8 * 1024**2  # the least memory that must be left for a unikernel
+_NOT_PLAIN = "a NUL character, text that is no Unicode, or longer than 128 KiB"
+# netspace mounts its own file systems here; a volume at, above or below one would cover it.
+RESERVED_TARGETS = ("/proc", "/sys", "/dev", "/run/netspace")
+# Folders of the host that can't be a volume's source, and nothing in them...
+HOST_FOLDERS = (
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/boot",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+)
+# ...and folders that can't be one themselves, while folders in them can.
+HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]+")
+_HOST = re.compile(r"[A-Za-z0-9.:-]{1,253}")
+_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,200}[a-z0-9])?")
+_HASH = re.compile(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
+_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+
+
+@functools.cache
+def image_sources() -> tuple[str, ...]:
+    """Return the schemes of images: the names of the modules of ``netspace.environment.images.sources``."""
+    folder = Path(__file__).parents[1] / "environment/images/sources"
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
+
+
+def runtimes(spec: Runtimes, path: str) -> list[Problem]:
+    """Check the default runtimes."""
+    wrong = {"default": runtime(spec.default, "images"), "kernels": runtime(spec.kernels, "kernels")}
+    return [Problem(f"{path}:{key}", message) for key, message in wrong.items() if message]
+
+
+def runtime_settings(spec: Any, path: str) -> list[Problem]:
+    """Check the settings that all runtimes share."""
+    if spec.program is not None and not clean(spec.program):
+        return [Problem(f"{path}:program", f"{spec.program!r}: expected an absolute path without '..'")]
+    return []
+
+
+def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
+    """Return why the runtime *name* can't run *thing* (``images``, ``kernels``); empty if it can."""
+    from netspace.environment import runtimes as known
+
+    if name in known.names() and thing == known.find(name).RUNS:
+        return ""
+    return f"{name!r} is no runtime of {thing}; choose from {', '.join(known.running(thing))}"
+
+
+def image(text: str) -> str:
+    """Return the problem of an image's ``<source>:<location>``; empty if there is none."""
+    source, _, location = text.partition(":")
+    if source not in image_sources() or not location:
+        return f"{text!r}: write <source>:<location> with one of {', '.join(image_sources())}"
+    if location.startswith("salt://"):
+        if source == "dir":
+            return f"{text!r}: a folder can't be fetched; pack it: tar:salt://..."
+    elif not location.startswith("/"):
+        return f"{text!r}: the location must be an absolute path, or salt://..."
+    if not plain(text):
+        return "a NUL character, text that is no Unicode, or longer than 4096 characters"
+    return ""
+
+
+def source_hash(text: str) -> str:
+    """Return the problem of a ``sha256:<hex>``; empty if there is none."""
+    return "" if _HASH.fullmatch(text) else f"{text!r}: expected sha256: and 64 hexadecimal digits"
+
+
+def environment(spec: Environment, path: str) -> list[Problem]:
+    """Check the values of one environment."""
+    problems: list[Problem] = []
+
+    def refuse(key: str, message: str) -> None:
+        problems.append(Problem(f"{path}:{key}", message))
+
+    if spec.kernel is not None:
+        problems += kernel(spec, path)
+    elif not spec.image:
+        refuse("image", "missing (or a kernel)")
+    elif message := image(spec.image):
+        refuse("image", message)
+    thing: Literal["images", "kernels"] = "images" if spec.kernel is None else "kernels"
+    if spec.runtime is not None and (message := runtime(spec.runtime, thing)):
+        refuse("runtime", message)
+    if spec.source_hash is not None and (message := source_hash(spec.source_hash)):
+        refuse("source_hash", message)
+    for key, arguments in (("command", spec.command), ("args", spec.args or ())):
+        if len(arguments) > MAX_ITEMS:
+            refuse(key, f"more than {MAX_ITEMS} arguments")
+        for index, argument in enumerate(arguments):
+            if not plain(argument, MAX_ARGUMENT):
+                refuse(f"{key}:{index}", _NOT_PLAIN)
+    if spec.command and not spec.command[0]:
+        refuse("command:0", "empty program name")
+    if len(spec.env) > MAX_ITEMS:
+        refuse("env", f"more than {MAX_ITEMS} variables")
+    for name, value in spec.env.items():
+        if not VARIABLE.fullmatch(name):
+            refuse(f"env:{name}", "not a variable's name (letters, digits and '_')")
+        if not plain(value, MAX_ARGUMENT):
+            refuse(f"env:{name}", _NOT_PLAIN)
+    if spec.user is not None and not 1 <= spec.user <= 65535:
+        refuse("user", f"{spec.user} is out of 1..65535 (0, root, is never given)")
+    if spec.working_dir is not None and not clean(spec.working_dir):
+        refuse("working_dir", f"{spec.working_dir!r}: expected an absolute path without '..'")
+    limits = spec.limits
+    _between(problems, f"{path}:limits:memory", limits.memory, 4 * 1024**2, 2**50)
+    _between(problems, f"{path}:limits:cpus", limits.cpus, 0.01, 4096)
+    _between(problems, f"{path}:limits:pids", limits.pids, 1, 4_194_304)
+    if spec.init and spec.limits.pids == 1:
+        refuse("limits:pids", "init is a process beside the program: at least 2")
+    _between(problems, f"{path}:limits:files", limits.files, 64, 1_048_576)
+    _between(problems, f"{path}:limits:shm", limits.shm, 0, 2**50)
+    _between(problems, f"{path}:limits:tmp", limits.tmp, 0, 2**50)
+    if limits.disk is not None:
+        _between(problems, f"{path}:limits:disk", limits.disk, *DISK_SIZES)
+    for key in ("read", "write", "read_ops", "write_ops"):
+        rate = getattr(limits.io, key)
+        if rate is not None:
+            # Less than a page per second is useless; the kernel counts operations in 32 bits.
+            _between(problems, f"{path}:limits:io:{key}", rate, *((1, 2**32 - 1) if "ops" in key else (4096, 2**50)))
+    _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
+    problems += _health(spec, path)
+    scheme, _, file = spec.seccomp.partition("file:")
+    if spec.seccomp not in SECCOMP_PROFILES and (scheme or not clean(file)):
+        choice = ", ".join(SECCOMP_PROFILES)
+        refuse("seccomp", f"{spec.seccomp!r} is no profile; choose from {choice}, file:/absolute/path.json")
+    targets: set[str] = set()
+    for index, volume in enumerate(spec.volumes):
+        problems += _volume(volume, f"{path}:volumes:{index}")
+        if volume.target in targets:
+            refuse(f"volumes:{index}:target", f"{volume.target} is the target of another volume already")
+        elif inner := [other for other in targets if within(other, volume.target)]:
+            refuse(f"volumes:{index}:target", f"{volume.target} would cover {inner[0]}; list the outer one first")
+        targets.add(volume.target)
+    return problems
+
+
+def _health(spec: Environment, path: str) -> list[Problem]:
+    """Check ``health``, ``after`` and ``update``."""
+    problems: list[Problem] = []
+    health = spec.health
+    if health is not None:
+        where = f"{path}:health"
+        if bool(health.exec) == health.mailbox:
+            problems.append(Problem(where, "needs one of exec (an argument vector) and mailbox: true"))
+        if len(health.exec) > MAX_ITEMS or not all(plain(part, MAX_ARGUMENT) for part in health.exec):
+            problems.append(Problem(f"{where}:exec", f"more than {MAX_ITEMS} arguments, {_NOT_PLAIN}"))
+        elif health.exec and not health.exec[0]:
+            problems.append(Problem(f"{where}:exec:0", "empty program name"))
+        _between(problems, f"{where}:interval", health.interval, 0.1, 86_400)
+        _between(problems, f"{where}:timeout", health.timeout, 0.1, 3600)
+        _between(problems, f"{where}:retries", health.retries, 1, 1000)
+        _between(problems, f"{where}:start_period", health.start_period, 0, 86_400)
+    seen: set[str] = set()
+    for index, name in enumerate(spec.after):
+        if not NAME.fullmatch(name) or name in seen:
+            why = "listed twice" if name in seen else "can't be an environment's name"
+            problems.append(Problem(f"{path}:after:{index}", f"{name!r} is {why}"))
+        seen.add(name)
+    _between(problems, f"{path}:update:deadline", spec.update.deadline, 1, 86_400)
+    return problems
+
+
+def no_environment(name: str, names: Collection[str]) -> str:
+    """Return the problem of a reference to an undeclared environment, with the nearest declared name."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"there is no environment {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def circle(after: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the names of a cycle in *after*, with the first one again at the end; empty if there is no cycle.
+
+    Names that *after* doesn't define can't be part of a cycle.
+    """
+    try:
+        graphlib.TopologicalSorter(after).prepare()
+    except graphlib.CycleError as err:
+        return [*reversed(err.args[1])]  # graphlib lists each name before the one that comes after it
+    return []
+
+
+def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
+    """Check ``after``: each environment named there is declared, and there is no cycle."""
+    problems = [
+        Problem(f"{path}:environments:{name}:after:{index}", no_environment(other, names))
+        for name, spec in declared.environments.items()
+        for index, other in enumerate(spec.after)
+        if other not in names
+    ]
+    if found := circle({name: spec.after for name, spec in declared.environments.items()}):
+        index = declared.environments[found[0]].after.index(found[1])
+        where = f"{path}:environments:{found[0]}:after:{index}"
+        problems.append(Problem(where, f"they would wait for each other: {' after '.join(found)}"))
+    return problems
+
+
+def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
+    """Check references between the parts of a whole declaration.
+
+    :param names: the names of all environments, including those that didn't parse.
+    """
+    targets = {link.target for link in declared.links}
+    problems = _order(declared, path, names)
+    problems += [
+        Problem(f"{path}:environments:{name}:health:mailbox", f"no link leads to {name}: it has no mailbox")
+        for name, spec in declared.environments.items()
+        if spec.health is not None and spec.health.mailbox and name not in targets
+    ]
+    if names and isinstance(declared.broker, LocalBroker):  # without names, states declare the environments one by one
+        problems += [
+            Problem(f"{path}:broker:passwords:{index}", no_environment(name, names))
+            for index, name in enumerate(declared.broker.passwords)
+            if NAME.fullmatch(name) and name not in names
+        ]
+    return problems
+
+
+def kernel(spec: Environment, path: str) -> list[Problem]:
+    """Check the keys that an environment with a kernel can't have. The parser checks its interface."""
+    problems = []
+    assert spec.kernel is not None
+    if not clean(spec.kernel):
+        problems.append(Problem(f"{path}:kernel", f"{spec.kernel!r}: expected an absolute path without '..'"))
+    instead = {
+        "image": "a kernel takes the place of an image",
+        "command": "a kernel is the program; its arguments are args",
+        "env": "a kernel has no variables; its arguments are args",
+        "working_dir": "a kernel has no folders",
+        "volumes": "a kernel has no folders",
+        "read_only": "a kernel has no root to write to",
+        "init": "a kernel has no processes of the host's: leave it out",
+        "target": "there is no other program to run in a kernel",
+    }
+    problems += [Problem(f"{path}:{key}", message) for key, message in instead.items() if getattr(spec, key)]
+    if spec.limits.disk is not None:
+        problems.append(Problem(f"{path}:limits:disk", "a kernel has no root to write to"))
+    if spec.seccomp != "strict" and not spec.seccomp.startswith("file:"):
+        problems.append(Problem(f"{path}:seccomp", "a kernel's tender has a profile of its own: leave it out"))
+    return problems
+
+
+def used(spec: Environment, usual: Runtimes) -> str:
+    """Return the runtime that an environment names, or the host's default."""
+    return spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
+
+
+def under(spec: Environment, used: str, path: str) -> list[Problem]:
+    """Check the demands of a runtime on an environment.
+
+    :param used: the name of the environment's runtime.
+    """
+    from netspace.environment import runtimes as known
+
+    if used not in known.names():
+        return []
+    module, problems = known.find(used), []
+    for limit, least in getattr(module, "LEAST", {}).items():
+        if getattr(spec.limits, limit) < least:
+            said = f"{least // 1024**2}M" if limit == "memory" else least
+            problems.append(Problem(f"{path}:limits:{limit}", f"{used} needs some itself: at least {said}"))
+    if module.RUNS == "kernels":
+        for index, argument in enumerate(spec.args or ()):
+            if module.ONE_LINE and not _WORD.fullmatch(argument):
+                message = (
+                    f"{argument!r} would be another under {used}, which hands a kernel one line: no space, no control"
+                )
+                problems.append(Problem(f"{path}:args:{index}", f"{message} character, not empty"))
+        if spec.health is not None and spec.health.exec:
+            problems.append(Problem(f"{path}:health:exec", "there is no other program to run in a kernel; use mailbox"))
+        if spec.limits.memory < module.RESERVE + _KERNEL_MEMORY:
+            least, own = (size // 1024**2 for size in (module.RESERVE + _KERNEL_MEMORY, module.RESERVE))
+            message = f"a kernel under {used} needs {least}M, {own}M of it the tender"
+            problems.append(Problem(f"{path}:limits:memory", message))
+    return problems
+
+
+def _volume(volume: Volume, path: str) -> list[Problem]:
+    problems = []
+    if volume.source is None:
+        if volume.size is None:
+            problems.append(Problem(path, "needs a source (a folder of the host) or a size (netspace keeps it)"))
+        else:
+            _between(problems, f"{path}:size", volume.size, *DISK_SIZES)
+        if len(quoted(volume.target)) > MAX_QUOTED:
+            problems.append(Problem(f"{path}:target", f"longer than {MAX_QUOTED} characters (without a source)"))
+    elif volume.size is not None:
+        problems.append(
+            Problem(
+                f"{path}:size",
+                "the size of a host's folder is its file system's to bound: leave out source, and netspace keeps "
+                "a file system of this size (copy what is in the folder into it), or leave out size",
+            )
+        )
+    elif not clean(volume.source):
+        problems.append(Problem(f"{path}:source", f"{volume.source!r}: expected an absolute path without '..'"))
+    elif volume.source in HOST_ROOTS or any(within(volume.source, folder) for folder in HOST_FOLDERS):
+        problems.append(Problem(f"{path}:source", f"{volume.source} is the host's own and is never handed out"))
+    if not clean(volume.target):
+        problems.append(Problem(f"{path}:target", f"{volume.target!r}: expected an absolute path without '..'"))
+    elif any(within(volume.target, own) or within(own, volume.target) for own in RESERVED_TARGETS):
+        problems.append(Problem(f"{path}:target", f"{volume.target} would cover what netspace mounts there"))
+    return problems
+
+
+def interface(spec: Interface, path: str) -> list[Problem]:
+    """Check one interface's values, of any kind."""
+    problems: list[Problem] = []
+    # Below 1280 there is no IPv6 (RFC 8200 section 5).
+    _between(problems, f"{path}:mtu", getattr(spec, "mtu", 1500), 1280, 65535)
+    if not isinstance(spec, Filtered):
+        return problems
+    if spec.rate is not None:
+        # At a lower rate a packet of 1,500 bytes takes more than a second.
+        _between(problems, f"{path}:rate", spec.rate, 8_000, 10**12)
+    _between(problems, f"{path}:connections", spec.connections, 1, 1_000_000)
+    for index, rule in enumerate(spec.allow):
+        if rule.port is None:
+            continue
+        where = f"{path}:allow:{index}:port"
+        if rule.protocol == "icmp":
+            problems.append(Problem(where, "icmp has no ports"))
+        elif ports(rule.port) is None:
+            problems.append(Problem(where, f"{rule.port!r}: expected a port in 1..65535 or 'first-last'"))
+    if len(publish.published(spec)) > publish.MOST:
+        problems.append(Problem(f"{path}:publish", f"more than {publish.MOST}"))
+    problems += [Problem(f"{path}:{key}", message) for key, message in spec.problems()]
+    return problems
+
+
+def together(interfaces: Mapping[str, Interface], path: str = "netspace") -> list[tuple[str, str, str]]:
+    """Return the conflicts among one host's interfaces, by their environments' names: (name, key, message).
+
+    :param path: the declaration's path, for messages.
+    """
+    found: list[tuple[str, str, str]] = []
+    owners: dict[str, str] = {}
+    agreed: dict[str, tuple[str, str]] = {}
+    for name, spec in interfaces.items():
+        for key, what in spec.claims():
+            owner = owners.setdefault(what, name)
+            if owner != name:
+                found.append((name, key, f"{what} is {owner}'s already"))
+        for key, subject, value in spec.shares():
+            first, other = agreed.setdefault(subject, (name, value))
+            if other != value:
+                found.append((name, key, f"{subject} is {value} here, but {other} for {first}: they must be the same"))
+    return found + publish.conflicts(interfaces, path)
+
+
+def ports(value: int | str) -> tuple[int, int] | None:
+    """Return (first, last) of a port or a range; None if it is neither."""
+    match = _PORTS.fullmatch(str(value))
+    if match is None:
+        return None
+    first, last = int(match[1]), int(match[2] or match[1])
+    return (first, last) if 1 <= first <= last <= 65535 else None
+
+
+_MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")  # RFC 6838, 4.2
+MESSAGE_SIZES = (1024, 512 * 1024**2)  # the upper bound is RabbitMQ's
+LINK_TTL = 7 * 24 * 3600  # the ttl of every mailbox
+LINK_LENGTH = 10_000
+LINK_RATES = (0.001, 100_000.0)
+LINK_SIZES = (1, 16 * 1024**2)
+# Keys that are refused, because neither the broker nor anything else on the way enforces them on a sender.
+LINK_REFUSED = {
+    "priority": "a priority is what the sender calls it: give links that must not wait for others a `length` or `ttl`, "
+    "and so a queue of their own",
+}
+
+
+def link(spec: Link, path: str) -> list[Problem]:
+    """Check the values of one link."""
+    problems = []
+    for key, name in (("from", spec.source), ("to", spec.target)):
+        if not END.fullmatch(name):
+            problems.append(Problem(f"{path}:{key}", f"{name!r} can't be an environment's name, nor <name>@<host>"))
+    if spec.source == spec.target:
+        problems.append(Problem(path, f"{spec.source} can't be linked to itself"))
+    if spec.local is not None and not NAME.fullmatch(spec.local):
+        problems.append(Problem(f"{path}:as", f"{spec.local!r:.60} can't be a local name: use {NAME_RULE}"))
+    if spec.ttl is not None and not 0.001 <= spec.ttl <= LINK_TTL:
+        problems.append(Problem(f"{path}:ttl", f"{spec.ttl:g}: expected 0.001 to {LINK_TTL} seconds, a week"))
+    if spec.length is not None and not 1 <= spec.length <= LINK_LENGTH:
+        problems.append(Problem(f"{path}:length", f"{spec.length}: expected 1 to {LINK_LENGTH} messages"))
+    if spec.rate is not None and not LINK_RATES[0] <= spec.rate <= LINK_RATES[1]:
+        problems.append(Problem(f"{path}:rate", f"{spec.rate:g}: expected 0.001 to 100000 messages in a second"))
+    if spec.rate is not None and spec.length is None:
+        problems.append(Problem(f"{path}:rate", "needs length: what is sent faster waits in a queue of the link's own"))
+    if spec.size is not None:
+        _between(problems, f"{path}:size", spec.size, *LINK_SIZES)
+    if spec.content_type is not None and not _MEDIA_TYPE.fullmatch(spec.content_type):
+        text = f"{spec.content_type!r}: expected a media type in lower case, without parameters, such as text/plain"
+        problems.append(Problem(f"{path}:content_type", text))
+    if spec.full != "reject" and spec.length is None:
+        problems.append(Problem(f"{path}:full", "needs length: a mailbox that others send to as well rejects"))
+    return problems
+
+
+def local_names(links: Iterable[Link]) -> dict[str, str]:
+    """Return the reason for each link whose local name is refused, by the link's name.
+
+    To the sender's program, each name must mean one environment. The names of environments that send to it
+    count too, because the program receives messages under these names.
+    """
+    links = list(links)
+    others: dict[str, set[str]] = {}
+    for one in links:
+        others.setdefault(one.source, set()).add(one.target)
+        others.setdefault(one.target, set()).add(one.source)
+    wrong: dict[str, str] = {}
+    owners: dict[tuple[str, str], Link] = {}
+    for one in links:
+        if one.local is None:
+            continue
+        first = owners.setdefault((one.source, one.local), one)
+        if first.target != one.target:
+            why = f"{one.local} is what {one.source} calls {first.target} already"
+            wrong[one.name] = f"{why}; remove that link, or choose another name"
+        elif one.local != one.target and one.local in others[one.source]:
+            why = f"{one.local} is another environment that {one.source} is linked with"
+            wrong[one.name] = f"{why}; choose another name"
+    return wrong
+
+
+def clashes(
+    declared: Declaration, path: str, known: Collection[str] = (), places: Sequence[str] | None = None
+) -> list[Problem]:
+    """Check for conflicts within a whole declaration.
+
+    :param known: names of declared environments that didn't parse.
+    :param places: the path of each link, for messages; None: by its position in the list.
+    """
+    problems: list[Problem] = []
+    names = {*declared.environments, *known}
+
+    seen: dict[str, str] = {}
+    for index, one in enumerate(declared.links):
+        where = places[index] if places else f"{path}:links:{index}"
+        for key, name in (("from", one.source), ("to", one.target)):
+            if name not in names and not hosts.remote(name):
+                problems.append(Problem(f"{where}:{key}", no_environment(name, names)))
+        problems += hosts.link(one, declared.broker, where)
+        if isinstance(declared.broker, ClusterBroker):
+            problems += [
+                Problem(f"{where}:{key}", f"this host has an environment of that name too: on {name} it needs another")
+                for key, name in (("from", one.source), ("to", one.target))
+                if hosts.remote(name) and name.partition("@")[0] in names
+            ]
+        if one.name in seen:
+            problems.append(Problem(where, f"the same link as {seen[one.name]}"))
+        seen.setdefault(one.name, where)
+
+        if one.monitor and isinstance(declared.broker, ClusterBroker):
+            problems.append(
+                Problem(f"{where}:monitor", "needs a broker of netspace's own, which tells who comes and goes")
+            )
+    problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(declared.links).items()]
+
+    addresses: dict[str, str] = {}
+    for name, spec in declared.environments.items():
+        for family in ("ipv4", "ipv6"):
+            address = getattr(spec.interface, family, None)
+            if not isinstance(address, Address):
+                continue  # not from netspace's ranges
+            where = f"{path}:environments:{name}:interface:{family}"
+            range_ = getattr(declared.network, family).network
+            if ipaddress.ip_address(address) not in range_:  # an address of another family never is
+                problems.append(Problem(where, f"{address} is outside of {path}:network:{family} ({range_})"))
+            if address in addresses:
+                problems.append(Problem(where, f"{address} is {addresses[address]}'s already"))
+            addresses.setdefault(address, name)
+
+    known_ones = {name: spec.interface for name, spec in declared.environments.items() if spec.interface is not None}
+    problems += [
+        Problem(f"{path}:environments:{name}:interface:{key}", message)
+        for name, key, message in (*together(known_ones, path), *_published(declared, known_ones, path))
+    ]
+
+    problems += _volumes(declared, path)
+    problems += _settings(declared, path)
+    return problems
+
+
+def _published(declared: Declaration, interfaces: Mapping[str, Interface], path: str) -> Iterable[tuple[str, str, str]]:
+    """Return the publications that conflict with a port of the broker: (name, key, message)."""
+    broker = declared.broker
+    if not isinstance(broker, LocalBroker):
+        return ()
+    return publish.against_broker(interfaces, broker, hosts.address(broker.listen or ""), path)
+
+
+def _volumes(declared: Declaration, path: str) -> list[Problem]:
+    """Check that each volume's source belongs to one environment: no other has the same, a nested or enclosing path."""
+    problems = []
+    sources = sorted(
+        (volume.source, name, f"{path}:environments:{name}:volumes:{index}:source")
+        for name, spec in declared.environments.items()
+        for index, volume in enumerate(spec.volumes)
+        if volume.source is not None
+    )
+    # Sorted with '/' lowest, a path comes right before the paths within it.
+    sources.sort(key=lambda entry: entry[0].replace("/", "\0"))
+    for index, (source, name, where) in enumerate(sources):
+        for other, owner, _ in reversed(sources[:index]):
+            if within(source, other):
+                problems.append(
+                    Problem(where, f"{source} is handed to {owner} already (as {other}); {name} can't share it")
+                )
+                break
+    return problems
+
+
+def _settings(declared: Declaration, path: str) -> list[Problem]:
+    problems = []
+    broker = declared.broker
+    if isinstance(broker, LocalBroker):
+        least, most = MESSAGE_SIZES
+        sizes = {"": broker.message_size}
+        sizes.update({f":hosts:{name}": host.message_size for name, host in broker.hosts.items()})
+        for where, size in sizes.items():
+            if not least <= size <= most:
+                text = f"{int(size)} bytes: expected {least} to {most}"
+                problems.append(Problem(f"{path}:broker{where}:message_size", text))
+        used: dict[int, str] = {}
+        for key in PORTS:
+            port = getattr(broker, key)
+            if not 1 <= port <= 65535:
+                problems.append(Problem(f"{path}:broker:{key}", f"{port} is out of 1..65535"))
+            if port in used:
+                problems.append(Problem(f"{path}:broker:{key}", f"{port} is {used[port]} already"))
+            used.setdefault(port, key)
+        for index, name in enumerate(broker.passwords):
+            if not NAME.fullmatch(name):
+                problems.append(Problem(f"{path}:broker:passwords:{index}", f"{name!r:.60} is no environment's name"))
+        if broker.trust_domain is not None and not _DOMAIN.fullmatch(broker.trust_domain):
+            problems.append(
+                Problem(f"{path}:broker:trust_domain", "expected a name such as example.org: a-z, 0-9, '.', '-', '_'")
+            )
+        if broker.authority is not None and not bare(broker.authority):
+            problems.append(Problem(f"{path}:broker:authority", f"expected the absolute path of a folder, {PLAINLY}"))
+        problems += hosts.settings(broker, f"{path}:broker")
+    elif isinstance(broker, ClusterBroker):
+        problems += _urls(broker.url, ("amqp", "amqps"), f"{path}:broker:url")
+        problems += _urls(broker.management, ("http", "https"), f"{path}:broker:management")
+        if not bare(broker.credentials):
+            problems.append(Problem(f"{path}:broker:credentials", f"expected the absolute path of a file, {PLAINLY}"))
+        if broker.ca is not None and not bare(broker.ca):
+            problems.append(Problem(f"{path}:broker:ca", f"expected the absolute path of a file, {PLAINLY}"))
+        if broker.names_key is not None and not bare(broker.names_key):
+            problems.append(Problem(f"{path}:broker:names_key", f"expected the absolute path of a file, {PLAINLY}"))
+        if broker.host is not None and not NAME.fullmatch(broker.host):
+            problems.append(Problem(f"{path}:broker:host", f"{broker.host!r} can't be a host's name: use {NAME_RULE}"))
+    for index, pcr in enumerate(declared.attestation.pcrs):
+        if not 0 <= pcr <= 23:
+            problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is no PCR (0..23)"))
+    if declared.attestation.verifier == "master" and not declared.attestation.verifier_keys:
+        problems.append(
+            Problem(
+                f"{path}:attestation:verifier_keys",
+                "missing: a master's result counts by its verifier's key alone (salt-run netspace_attestation.jwks)",
+            )
+        )
+    for index, key in enumerate(declared.attestation.verifier_keys):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{43}", key):
+            problems.append(Problem(f"{path}:attestation:verifier_keys:{index}", f"{key!r:.60} is no thumbprint"))
+    if declared.network.ipv4.network.version != 4:
+        problems.append(Problem(f"{path}:network:ipv4", f"{declared.network.ipv4} is no IPv4 network"))
+    if declared.network.ipv6.network.version != 6:
+        problems.append(Problem(f"{path}:network:ipv6", f"{declared.network.ipv6} is no IPv6 network"))
+    return problems
+
+
+def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> list[Problem]:
+    """Check one URL, or a list of the URLs of a cluster's nodes."""
+    if isinstance(value, str):
+        return _url(value, schemes, path)
+    if not value:
+        return [Problem(path, "names no node of the cluster")]
+    return [problem for index, one in enumerate(value) for problem in _url(one, schemes, f"{path}:{index}")]
+
+
+def _url(value: str, schemes: tuple[str, str], path: str) -> list[Problem]:
+    """Check one URL. No message repeats it, since it may hold a password.
+
+    :param schemes: the scheme without TLS, allowed for loopback only, and the scheme with TLS.
+    """
+    wanted = f"expected {schemes[0]}://HOST:PORT or {schemes[1]}://HOST:PORT"
+    try:
+        parts = urllib.parse.urlsplit(value)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as err:
+        return [Problem(path, f"{wanted}: {err}")]
+    if parts.username is not None or parts.password is not None:
+        return [Problem(path, "holds a user or a password: put them into the file that 'credentials' names")]
+    if parts.scheme not in schemes or not _HOST.fullmatch(host) or port == 0 or parts.query or parts.fragment:
+        return [Problem(path, wanted)]
+    clear, secret = schemes
+    if parts.scheme == clear and not _loopback(host):
+        text = f"{clear}:// to another host tells passwords to whoever listens on the way: have it take {secret}://"
+        return [Problem(path, text)]
+    return []
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def within(path: str, folder: str) -> bool:
+    """Return whether *path* is *folder* or lies below it (both absolute and normalized)."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def quoted(target: str) -> str:
+    """Return the name of the file that keeps a volume without ``source``. It is made from the volume's *target*."""
+    return urllib.parse.quote(target.strip("/"), safe="")
+
+
+def _between(problems: list[Problem], path: str, value: float, least: float, most: float) -> None:
+    if not (math.isfinite(value) and least <= value <= most):
+        problems.append(Problem(path, f"{value} is out of {least}..{most}"))

@@ -1,0 +1,1 @@
+"""netspace's own supervisor, where systemd is not PID 1."""

@@ -1,0 +1,70 @@
+"""Followed processes: the daemon watches them by pidfd until they end, and collects the exit status of children.
+
+Orphans' statuses are collected too, since the daemon is their subreaper. This module doesn't start or signal
+processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable
+
+from netspace.supervision import process
+from netspace.supervision.daemon.loop import Loop
+
+UNREAPED = 200  # checks, 10 ms apart, of an ended process that its parent hasn't reaped yet
+
+
+class Children:
+    """The followed processes, and the exit statuses of ended children that nobody has asked for yet."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.statuses: dict[int, int] = {}
+        self._followed: set[int] = set()
+
+    def reap(self) -> None:
+        """Collect the status of every ended child, including adopted orphans."""
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self.statuses[ended[0]] = ended[1]
+
+    def follow(self, pid: int, ended: Callable[[int | None], None], adopted: bool = False) -> int:
+        """Call *ended* with wait(2)'s status (None: unknown) once *pid* has ended; return its pidfd."""
+        pidfd = os.pidfd_open(pid)
+        self.statuses.pop(pid, None)  # the status of an earlier process with this PID
+        self._followed.add(pid)
+
+        patience = itertools.count()
+
+        def readable(_: int) -> None:
+            self.reap()
+            status = self.statuses.pop(pid, None)
+            there = process.stat(pid)
+            if (
+                status is None
+                and not adopted
+                and there is not None
+                and there.state == "Z"
+                and there.ppid != os.getpid()
+                and next(patience) < UNREAPED
+            ):
+                # Its parent, a runtime's helper, is about to end; then this process can reap it. Another kind of
+                # parent may never reap it, so the wait is bounded.
+                self.loop.unwatch(pidfd)
+                self.loop.after(0.01, lambda: self.loop.watch(pidfd, readable))
+                return
+            self._followed.discard(pid)
+            self.loop.unwatch(pidfd)
+            os.close(pidfd)
+            ended(status)
+
+        self.loop.watch(pidfd, readable)
+        return pidfd
+
+    def forget(self) -> None:
+        """Delete the statuses of processes that nobody follows."""
+        if self.statuses:
+            self.statuses = {pid: status for pid, status in self.statuses.items() if pid in self._followed}

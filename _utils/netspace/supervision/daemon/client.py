@@ -1,0 +1,239 @@
+"""The client of netspace's own supervisor, for hosts where systemd is not PID 1.
+
+Definitions and the desired services are files (see ``records``), and a status is
+read from files. Only starts and stops need the daemon. It is started on demand
+from the library's copy, and ends when there is nothing left to watch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from netspace import files, library_copy
+from netspace.layout import Layout
+from netspace.supervision import Service, State, Status, definitions, looked_at, payload_cgroup, process
+from netspace.supervision.daemon import oom, presence, protocol
+from netspace.supervision.definitions import SupervisorError, Trace
+
+# Seconds to wait for an answer: the longest possible stop, and a reserve.
+PATIENCE = 3600.0 + 120.0
+ATTEMPTS = 5
+
+STATES: dict[str, State] = {
+    "launching": "starting",
+    "starting": "starting",
+    "running": "running",
+    "stopping": "running",
+    "stopped": "stopped",
+    "failed": "failed",
+}
+
+
+class Direct:
+    """The :class:`~netspace.supervision.Supervisor` that works through the daemon of ``daemon.py``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+        names = [name for name in definitions.defined(self.layout) if names is None or name in names]
+        traced = set(definitions.traced(self.layout))
+        watched = bool(traced) and presence.attended(self.layout)
+        seen = {name: definitions.read_trace(self.layout, name) for name in names if name in traced}
+        found = {name: self._status(name, seen.get(name), watched) for name in names}
+        failed = {name for name, status in found.items() if status.state == "failed"}
+        # A failed service that shall no longer run is reported as stopped.
+        stopped = failed - definitions.desired(self.layout) if failed else set()
+        return {name: replace(status, state="stopped") if name in stopped else status for name, status in found.items()}
+
+    def _status(self, name: str, trace: Trace | None, watched: bool) -> Status:
+        """Return the status from *trace*, with the kernel's count of OOM kills.
+
+        :param watched: whether a daemon watches; if not, the process is checked too.
+        """
+        status = _status(trace, watched)
+        if trace is None or status.state != "running":
+            return status
+        return looked_at(replace(status, oom_kills=oom.since(trace, payload_cgroup(self.layout, name))))
+
+    def define(self, services: Sequence[Service]) -> bool:
+        wanted = definitions.validate(services)
+        changed = bool(wanted) and library_copy.install(self.layout)
+        folder = definitions.folder(self.layout)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with files.locked(folder / ".lock"):
+            written, failed = files.write_all(
+                {folder / f"{name}.json": files.encode(one) for name, one in wanted.items()}
+            )
+        for error in failed.values():
+            raise error
+        return changed or bool(written)
+
+    def differing(self, services: Sequence[Service]) -> set[str]:
+        folder = definitions.folder(self.layout)
+        return {
+            service.name
+            for service in services
+            if files.differs(folder / f"{service.name}.json", files.encode(definitions.encode(service)))
+        }
+
+    def start(self, names: Collection[str]) -> dict[str, str]:
+        errors = definitions.unknown(names, definitions.defined(self.layout))
+        known = [name for name in names if name not in errors]
+        if known:
+            for status in self.observe(known).values():
+                if status.state == "frozen":
+                    process.thaw(status.pid)
+            definitions.desire(self.layout, add=known)
+            errors.update(self._ask("start", known))
+        return errors
+
+    def stop(self, names: Collection[str]) -> dict[str, str]:
+        errors = definitions.unknown(names, definitions.defined(self.layout))
+        return {**errors, **self._end("stop", [name for name in names if name not in errors])}
+
+    def reload(self, names: Collection[str]) -> dict[str, str]:
+        errors = definitions.unknown(names, definitions.defined(self.layout))
+        known = [name for name in names if name not in errors]
+        return {**errors, **(self._ask("reload", known) if known else {})}
+
+    def remove(self, names: Collection[str]) -> dict[str, str]:
+        return self._end("remove", list(names))
+
+    def attended(self) -> bool:
+        if presence.running(self.layout):
+            return presence.attended(self.layout)
+        traces = (definitions.read_trace(self.layout, name) for name in definitions.traced(self.layout))
+        return all(trace is None or trace.state in definitions.AT_REST for trace in traces)
+
+    def attend(self) -> None:
+        if not self.attended():
+            self._ask("hello", ())
+
+    def resume(self) -> None:
+        wanted = definitions.desired(self.layout) & set(definitions.defined(self.layout))
+        if wanted and not (presence.running(self.layout) and wanted <= set(definitions.traced(self.layout))):
+            self._ask("resume", ())
+
+    def purge(self) -> None:
+        errors = self.remove(definitions.defined(self.layout))
+        if errors:
+            raise SupervisorError("\n".join(f"{name}: {error}" for name, error in errors.items()))
+        deadline = time.monotonic() + 10
+        while presence.running(self.layout):
+            if time.monotonic() > deadline:
+                raise SupervisorError("the supervisor does not end though no service is left; see its log")
+            time.sleep(0.02)
+        shutil.rmtree(definitions.folder(self.layout), ignore_errors=True)
+        files.remove(presence.lock_path(self.layout))
+        files.remove(presence.socket_path(self.layout))
+        files.remove(self.layout.logs / "supervisor.log")
+        library_copy.remove(self.layout)
+
+    def _end(self, do: Literal["stop", "remove"], names: list[str]) -> dict[str, str]:
+        if not names:
+            return {}
+        with contextlib.suppress(FileNotFoundError):
+            definitions.desire(self.layout, drop=names)
+        # Without a daemon and a trace, no process of the service can be running.
+        if (
+            do == "remove"
+            or presence.running(self.layout)
+            or not set(names).isdisjoint(definitions.traced(self.layout))
+        ):
+            there = {*definitions.defined(self.layout), *definitions.traced(self.layout)}
+            names = [name for name in names if name in there]
+            return self._ask(do, names) if names else {}
+        return {}
+
+    # -- the daemon -----------------------------------------------------------------
+    def _ask(self, do: str, names: Iterable[str]) -> dict[str, str]:
+        """Send the request to the daemon, and start a daemon if there is none. A request may be sent twice."""
+        asked = tuple(names)
+        reason = ""
+        process.thaw(presence.holder(self.layout))  # a frozen daemon would never answer
+        for _ in range(ATTEMPTS):
+            try:
+                if not presence.running(self.layout) or reason:
+                    self._launch()
+                version = library_copy.installed(self.layout)
+                if reason:  # the daemon may be of another version
+                    self._renew(version)
+                answer = self._exchange(protocol.render(protocol.Request(do, asked, version)))
+                if answer.version == version:
+                    return answer.errors
+                reason = "it is of another version of the library and did nothing"
+            except (OSError, ValueError, SupervisorError) as err:  # the daemon ended meanwhile, or was killed
+                reason = str(err)
+                time.sleep(0.05)
+        log = self.layout.logs / "supervisor.log"
+        raise SupervisorError(f"the supervisor of {self.layout.instance} does not answer ({reason}); see {log}")
+
+    def _renew(self, version: str) -> None:
+        """Make a daemon of another version of the library load the installed version."""
+        if self._exchange(protocol.render(protocol.Request("hello"))).version == version:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            self._exchange(protocol.render(protocol.Request("renew")))
+        for _ in range(200):
+            with contextlib.suppress(OSError, ValueError):
+                if self._exchange(protocol.render(protocol.Request("hello"))).version == version:
+                    return
+            time.sleep(0.02)
+        raise OSError(errno.ETIMEDOUT, "it does not load the present library")
+
+    def _exchange(self, request: bytes) -> protocol.Answer:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(str(presence.socket_path(self.layout)))
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            answer = bytearray()
+            while chunk := connection.recv(65536):
+                answer += chunk
+                if len(answer) > protocol.LARGEST:
+                    break
+        return protocol.parse_answer(bytes(answer))
+
+    def _launch(self) -> None:
+        library_copy.install(self.layout)
+        command = library_copy.command(self.layout, "supervise")
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": os.environ.get("LANG", "C.UTF-8")},
+                cwd="/",
+                start_new_session=True,
+                timeout=60,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise SupervisorError(f"the supervisor can't be started: {err}") from err
+        if done.returncode:
+            text = done.stderr.decode(errors="replace").strip()
+            raise SupervisorError(f"the supervisor can't be started: {text or done.returncode}")
+
+
+def _status(trace: Trace | None, watched: bool) -> Status:
+    """Return the status from *trace*; if no daemon watches, check whether the process still runs."""
+    if trace is None:
+        return Status("stopped")
+    state = STATES.get(trace.state, "failed")
+    pid = trace.pid if state == "running" else 0
+    if not watched and state in ("running", "starting"):
+        if state == "running" and process.alive(pid, trace.ticks):
+            return Status("running", pid, trace.since, trace.restarts, trace.exit, trace.oom_kills)
+        return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
+    return Status(state, pid, trace.since, trace.restarts, trace.exit, trace.oom_kills)

@@ -1,0 +1,254 @@
+"""The one supervisor process of a host without systemd: it keeps all services running.
+
+One poll loop watches every process by its pidfd; there is no thread, no process per
+service and no polling of processes. Programs started detached (``crun run --detach``)
+become the daemon's children, since it is a *child subreaper*, so it learns their exit status
+too. The daemon is needed for restarts only: if it is killed, the services keep running, and the next
+daemon adopts them by their traces (see ``records``). A second process stands by to take over
+(see ``standing``), unless the operator's init restarts the daemon.
+
+Adoption is safe because the supervising process holds the lock file. A forked child shares
+the lock until it becomes its program, and writes its own trace before that. So a process that
+gets the lock finds a trace of every existing process.
+
+The daemon listens on a socket that only root may use, and ends when there is nothing left to watch.
+It never uses the network, a declaration or Salt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from netspace.layout import Layout
+from netspace.supervision import definitions, process
+from netspace.supervision.daemon import logs, relay
+from netspace.supervision.daemon.adopt import Adopting
+from netspace.supervision.daemon.children import Children
+from netspace.supervision.daemon.log_rotation import Rotation
+from netspace.supervision.daemon.loop import Loop
+from netspace.supervision.daemon.oom import Shortage
+from netspace.supervision.daemon.presence import lock_path, socket_path
+from netspace.supervision.daemon.relay import Relay
+from netspace.supervision.daemon.server import Serving
+from netspace.supervision.daemon.standby import Standing, become_anew
+from netspace.supervision.daemon.start import Starting
+from netspace.supervision.daemon.stop import Ending
+from netspace.supervision.daemon.units import Unit, Units
+
+IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
+IDLE_FOR_GOOD = 0.2  # the same if no service is defined
+# The daemon's oom_score_adj: the OOM killer chooses it after nearly all other processes, because it restarts them.
+PRECIOUS = -900
+DESCRIPTORS = 524288  # systemd's hard limit too: systemd-system.conf(5), DefaultLimitNOFILE
+
+
+class Daemon:
+    """The supervisor, built from its parts; ``run`` returns when there is nothing left to do."""
+
+    def __init__(self, layout: Layout, version: str, foreground: bool) -> None:
+        self.layout = layout
+        self._stays = foreground  # if it ended when idle, an init would restart it again and again
+        self.loop = Loop()
+        self.children = Children(self.loop)
+        self.units = Units(layout, lambda unit: self.starting.ready(unit))
+        self.shortage = Shortage(self.units, self.loop)
+        self.ending = Ending(
+            *(self.units, self.loop, self.children, self.shortage), Relay(self.units, self.loop), self._again
+        )
+        self.rotation = Rotation(self.units, self.loop)
+        self.starting = Starting(self.units, self.loop, self.children, self.ending, self.shortage, self.rotation)
+        self.serving = Serving(self.units, self.loop, self.starting, self.ending, self.rotation, version)
+        self._idle_since = 0.0
+        self._over = False
+
+    def _again(self, unit: Unit) -> None:
+        self.starting.enqueue(unit)
+
+    @property
+    def renewing(self) -> bool:
+        """True if it ended to reload the library."""
+        return self.serving.renewing
+
+    def run(self, ready: Callable[[], None], standing: Standing | None) -> None:
+        """Adopt the running services, call *ready* once the socket listens, and work until nothing is left to do."""
+        process.prctl(process.PR_SET_CHILD_SUBREAPER)
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        self.loop.watch(wake_read, lambda _: self._woken(wake_read))
+        if standing is not None:
+            standing.begin(self.loop, self.children)
+        listener = self.serving.listen(str(socket_path(self.layout)))
+        Adopting(self.units, self.loop, self.children, self.starting, self.ending).adopt()
+        ready()
+        self.rotation.look()
+        while not self._over and not self.renewing:
+            self._turn()
+        if standing is not None:
+            standing.end()
+        self.loop.unwatch(listener.fileno())
+        listener.close()
+        if not self.renewing:
+            # Before the lock is released, so that no successor's socket is removed.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(socket_path(self.layout))
+            if not definitions.defined(self.layout):
+                self._leave_nothing()
+
+    def _turn(self) -> None:
+        self.loop.due()
+        self.starting.pump()
+        self.loop.wait()
+        self.children.reap()
+        if self.ending.sweeping:
+            self.ending.sweep()
+        if not self.starting.launching:  # a launched program's status may come before its PID file is read
+            self.children.forget()
+        self._rest()
+
+    def _rest(self) -> None:
+        """End the daemon if it has watched nothing for a while; the time is shorter if no service is defined."""
+        if self.units.active or self.serving.clients or (self._stays and definitions.defined(self.layout)):
+            self._idle_since = 0.0
+            return
+        now = time.monotonic()
+        if not self._idle_since:
+            self._idle_since = now
+        wait = IDLE if definitions.defined(self.layout) else IDLE_FOR_GOOD
+        if now - self._idle_since >= wait:
+            self._over = True
+        else:
+            self.loop.after(wait, lambda: None)
+
+    def _woken(self, wake: int) -> None:
+        """Handle a signal. SIGTERM ends this process only: the next one adopts the services."""
+        if signal.SIGTERM in os.read(wake, 4096):
+            self._over = True
+
+    def _leave_nothing(self) -> None:
+        """Remove the folders that only this process needs: traces, pipes, and detached programs' cgroups."""
+        for directory in (definitions.traces(self.layout), relay.folder(self.layout), *_cgroups(self.layout)):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+
+def _cgroups(layout: Layout) -> list[Path]:
+    """Return the folders, in all hierarchies, that held the cgroups of detached programs."""
+    root = Path("/sys/fs/cgroup")
+    return [root / layout.instance, *root.glob(f"*/{layout.instance}")]
+
+
+# -- becoming the daemon -----------------------------------------------------------------------
+def main(layout: Layout, version: str, foreground: bool = False, lock: int | None = None) -> int:
+    """Supervise until there is nothing to do; by default in the background.
+
+    In the background, the caller returns as soon as the daemon listens, or if another supervisor runs already.
+
+    :param foreground: stay in the foreground, for an init that restarts the process when it ends. If another supervisor
+        runs, wait for its end.
+    :param lock: a descriptor that holds the lock, inherited because this process was a supervisor or stood by before.
+    :return: an exit code.
+    """
+    layout.run.mkdir(parents=True, exist_ok=True, mode=0o755)
+    told, tell = os.pipe()
+    if not foreground and lock is None:
+        if os.fork():
+            os.close(tell)
+            with open(told, "rb") as stream:
+                word = stream.read()
+            if word != b"ready":
+                sys.stderr.write(f"the supervisor did not start; see {layout.logs / 'supervisor.log'}\n")
+            return int(word != b"ready")
+        os.close(told)
+        os.setsid()
+    return _supervise(layout, version, foreground, tell, lock)
+
+
+def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: int | None) -> int:
+    os.chdir("/")
+    os.umask(0o077)
+    _widen()
+    process.weigh(PRECIOUS)
+    if held is not None:
+        os.set_inheritable(held, False)
+        lock = held
+    else:
+        lock = os.open(lock_path(layout), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if foreground:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Children of a killed predecessor hold the lock a moment longer, until they become their programs.
+        for attempt in range(200):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt > 5 and answers(layout):
+                    os.write(tell, b"ready")
+                    return 0
+                time.sleep(0.01)
+        else:
+            return 1
+        if not foreground and held is None:
+            _detach(layout, keep={lock, tell})
+        daemon = Daemon(layout, version, foreground)
+
+        def ready() -> None:
+            os.write(tell, b"ready")
+            os.close(tell)
+
+        daemon.run(ready, None if foreground else Standing(layout))
+        if daemon.renewing:
+            become_anew(lock)
+        return 0
+    finally:
+        os.close(lock)
+
+
+def _widen() -> None:
+    """Raise the limit of open descriptors, so that it suffices for any number of services.
+
+    A program gets the usual soft limit (see ``spawn``), and may raise it as under systemd.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = max(hard, DESCRIPTORS)
+    for limit in (enough, hard):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
+
+
+def _detach(layout: Layout, keep: set[int]) -> None:
+    """Close inherited descriptors, and redirect output to the daemon's log.
+
+    :param keep: descriptors that stay open.
+    """
+    log = logs.open_log(layout.logs / "supervisor.log")
+    null = os.open("/dev/null", os.O_RDWR)
+    for number, target in ((0, null), (1, log), (2, log)):
+        os.dup2(target, number)
+    for entry in os.listdir("/proc/self/fd"):
+        if int(entry) > 2 and int(entry) not in keep:
+            with contextlib.suppress(OSError):
+                os.close(int(entry))
+
+
+def answers(layout: Layout) -> bool:
+    """Return whether a daemon listens on the socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(socket_path(layout)))
+        except OSError as err:
+            return err.errno == errno.EAGAIN
+    return True

@@ -1,0 +1,195 @@
+"""The end of services: stop, forced stop, cleanup, and the restart if the policy demands it.
+
+The daemon finds the processes that a program leaves behind by its session and mark (see ``process``), and
+kills them. A container runtime's own cleanup command removes the rest of its container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+from netspace.supervision import payload_cgroup, process, restart_policy
+from netspace.supervision.daemon import container_state, logs, spawn
+from netspace.supervision.daemon.children import Children
+from netspace.supervision.daemon.loop import Loop
+from netspace.supervision.daemon.oom import Shortage
+from netspace.supervision.daemon.relay import Relay
+from netspace.supervision.daemon.units import Unit, Units, Waiter
+
+HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
+
+
+class Ending:
+    """The part of the daemon that brings services to ``idle``, or to ``backoff`` and then back to their start.
+
+    :param again: function that starts a unit again.
+    """
+
+    def __init__(
+        self,
+        units: Units,
+        loop: Loop,
+        children: Children,
+        shortage: Shortage,
+        relay: Relay,
+        again: Callable[[Unit], None],
+    ) -> None:
+        self.units = units
+        self.loop = loop
+        self.children = children
+        self.shortage = shortage
+        self.relay = relay
+        self.again = again
+        self.sweeping: dict[str, int] = {}  # units whose leftover processes are being killed: number of rounds
+
+    def stop(self, names: Iterable[str], asker: Waiter | None = None) -> None:
+        for name in names:
+            unit = self.units.find(name)
+            if unit is None or unit.phase == "idle":
+                continue
+            unit.wanted = False
+            if asker is not None:
+                asker.pending.add(name)
+                unit.waiters.append((asker, "stop"))
+            self.units.tell(unit, "start", "it was stopped meanwhile")
+            if unit.phase == "running":
+                self.halt(unit)
+            elif unit.phase in ("waiting", "backoff"):
+                unit.cancel()
+                unit.held = False
+                self.units.idle(unit, "stopped")
+            # In launching, stopping and ending, the end of that phase handles it.
+
+    def halt(self, unit: Unit) -> None:
+        """Send SIGTERM to a running service, and SIGKILL if it doesn't end in time."""
+        assert unit.service is not None
+        self.units.note(unit, "stopping", "stopping")
+        unit.kill(signal.SIGTERM)
+        unit.timer = self.loop.after(unit.service.stop_timeout, lambda: self._force(unit))
+
+    def _force(self, unit: Unit) -> None:
+        unit.timer = None
+        self.units.say(f"{unit.name}: does not end; killed")
+        unit.kill(signal.SIGKILL)
+
+    def ended(self, unit: Unit) -> None:
+        """Handle the end of a running service's main process."""
+        assert unit.service is not None
+        self.shortage.end(unit)
+        self.units.say(f"{unit.name}: ended, {unit.exit}")
+        if self._forgotten(unit):
+            unit.session = 0
+        self.end(unit)
+
+    def _forgotten(self, unit: Unit) -> bool:
+        """Delete the container without its runtime, if that is possible; return whether it was done.
+
+        If so, no process of the service is left.
+        """
+        assert unit.service is not None
+        cgroup = payload_cgroup(self.units.layout, unit.name)
+        cleanup = unit.service.cleanup if unit.service.pid_file is not None else ()
+        return bool(cleanup) and all(container_state.forget(argv, cgroup) for argv in cleanup)
+
+    def end(self, unit: Unit) -> None:
+        """Clean up after a service whose main process has ended, then decide on its restart."""
+        unit.pid = unit.ticks = 0
+        unit.phase = "ending"
+        self.units.active.add(unit.name)
+        if unit.session:
+            self.sweeping[unit.name] = 0
+        else:
+            self._clean(unit)
+
+    def sweep(self) -> None:
+        """Kill the processes that ended services left behind, in one pass over all processes for all services.
+
+        SIGKILL takes a moment, so passes are repeated (at most 100 times) until one finds no process. Only then
+        cleanup follows.
+        """
+        marks = {f"{self.units.layout.instance}/{name}": name for name in self.sweeping}
+        sessions = [self.units.by_name[name].session for name in self.sweeping]
+        found = process.left_over(marks, sessions)
+        for pid, ticks in found.items():
+            with contextlib.suppress(OSError):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    if process.alive(pid, ticks):
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                finally:
+                    os.close(pidfd)
+        for name, rounds in list(self.sweeping.items()):
+            if found and rounds < 100:
+                self.sweeping[name] = rounds + 1
+            else:
+                del self.sweeping[name]
+                self._clean(self.units.by_name[name])
+        if self.sweeping:
+            self.loop.after(0.01, lambda: None)
+
+    def _clean(self, unit: Unit) -> None:
+        assert unit.service is not None
+        steps = iter(unit.service.cleanup)
+
+        def step(_: str = "") -> None:
+            argv = next((argv for argv in steps if not container_state.unknown(argv)), None)
+            if argv is None:
+                self._decide(unit)
+            else:
+                self.help(unit, argv, step)
+
+        step()
+
+    def help(self, unit: Unit, argv: tuple[str, ...], done: Callable[[str], None]) -> None:
+        """Run a command for *unit*; call *done* with an error text, empty when it exited 0."""
+        assert unit.service is not None
+        offset = logs.size(unit.log)
+        try:
+            pid, report = spawn.fork(self.units.layout, unit.name, unit.service, argv, None)
+        except OSError as err:
+            done(str(err))
+            return
+        os.close(report)
+        slow = self.loop.after(HELPER_TIMEOUT, lambda: signal.pidfd_send_signal(pidfd, signal.SIGKILL))
+
+        def ended(status: int | None) -> None:
+            slow.cancel()
+            told = logs.tail(unit.log, offset)
+            done("" if status == 0 else f"{argv[0]}: {restart_policy.end_of(status)}{': ' + told if told else ''}")
+
+        pidfd = self.children.follow(pid, ended)
+
+    def _decide(self, unit: Unit) -> None:
+        """Restart a cleaned-up service at once or after a delay, or leave it stopped or failed."""
+        assert unit.service is not None
+        if unit.service.pid_file is not None:
+            unit.service.pid_file.unlink(missing_ok=True)
+            self.relay.end(unit)
+        if unit.wanted and unit.again:
+            unit.afresh()
+            self.again(unit)
+        elif not unit.wanted:
+            self.units.idle(unit, "stopped")
+        elif unit.error or restart_policy.again(unit.service.restart, unit.exit):
+            if unit.error and unit.service.restart == "never":
+                self.units.idle(unit, "failed")
+                return
+            condemned = unit.service.condemned is not None and unit.service.condemned.exists()
+            if time.monotonic() - unit.began >= restart_policy.HEALTHY and not condemned:
+                unit.failures = 0
+            unit.failures += 1
+            unit.restarts += 1
+            wait = restart_policy.delay(unit.failures)
+            self.units.note(unit, "backoff", "starting")
+            self.units.tell(unit, "start", unit.error)
+            unit.timer = self.loop.after(wait, lambda: self._retry(unit))
+        else:
+            self.units.idle(unit, "stopped" if unit.exit == "exit 0" else "failed")
+
+    def _retry(self, unit: Unit) -> None:
+        unit.timer = None
+        self.again(unit)

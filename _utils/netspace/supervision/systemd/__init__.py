@@ -1,0 +1,1 @@
+"""systemd as supervisor: unit files, and calls over D-Bus."""

@@ -1,0 +1,328 @@
+"""Services as systemd units, one file each in ``/etc/systemd/system``.
+
+systemd keeps them running, also after a reboot; netspace has no process of its own there. A call runs a few
+``systemctl`` processes, whatever the number of services (``reload``: one per service), and writes only files
+that differ. A unit file without netspace's header is never touched, whatever its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from netspace import files, library_copy
+from netspace.errors import StateError
+from netspace.layout import Layout
+from netspace.supervision import Service, State, Status, definitions, looked_at, memory_events, payload_cgroup, process
+from netspace.supervision.definitions import SupervisorError
+from netspace.supervision.systemd import dbus, unit_file
+
+TIMEOUT = 3600.0 + 120.0
+
+
+class Systemd:
+    """The :class:`~netspace.supervision.Supervisor` that works by systemd units."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.folder = layout.root / "etc/systemd/system"
+
+    # -- names and files -----------------------------------------------------------
+    def _unit(self, name: str) -> str:
+        return unit_file.name(self.layout, name)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / self._unit(name)
+
+    def _wish(self, name: str) -> Path:
+        """Return the path of the symlink by which systemd starts the unit at boot, as ``systemctl enable`` makes it."""
+        return self.folder / "multi-user.target.wants" / self._unit(name)
+
+    def _ours(self, name: str) -> bool:
+        try:
+            with self._file(name).open("rb") as stream:
+                return stream.read(len(unit_file.HEADER)) == unit_file.HEADER.encode()
+        except OSError:
+            return False
+
+    def _defined(self) -> list[str]:
+        prefix, suffix = self.layout.service(""), ".service"
+        try:
+            entries = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        names = [e[len(prefix) : -len(suffix)] for e in entries if e.startswith(prefix) and e.endswith(suffix)]
+        return sorted(name for name in names if name not in definitions.RESERVED and self._ours(name))
+
+    def _wanted(self, name: str) -> bool:
+        return self._wish(name).is_symlink()
+
+    @functools.cached_property
+    def version(self) -> int:
+        """The version of systemd; if it can't be read, the newest one that makes a difference here."""
+        try:
+            return dbus.version()
+        except (OSError, ValueError):
+            return unit_file.GROWING
+
+    def _noted(self, name: str) -> str:
+        """Return the last end of a detached service from its note; empty if there is no note."""
+        try:
+            return end(unit_file.ended(self.layout, name).read_text())
+        except OSError:
+            return ""
+
+    def _kills(self, name: str) -> int:
+        """Return the number of the service's OOM kills: those noted at its ends, plus the kernel's present count."""
+        noted = 0
+        with contextlib.suppress(OSError):
+            noted = unit_file.kills(self.layout, name).stat().st_size
+        return noted + memory_events.kills(payload_cgroup(self.layout, name))
+
+    def _forget(self, name: str) -> None:
+        """Remove the notes of the service's earlier ends."""
+        for path in (unit_file.ended(self.layout, name), unit_file.kills(self.layout, name)):
+            path.unlink(missing_ok=True)
+
+    def _waits(self, name: str) -> bool:
+        """Return whether the unit waits for files before it is started, without a time limit."""
+        try:
+            return f"\n{unit_file.WAITS}\n" in self._file(name).read_text()
+        except OSError:
+            return False
+
+    # -- the contract ----------------------------------------------------------------
+    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+        names = [name for name in self._defined() if names is None or name in names]
+        return {
+            name: looked_at(_status(shown, self._wanted(name), self._noted(name), self._kills(name)))
+            for name, shown in self._show(names).items()
+        }
+
+    def define(self, services: Sequence[Service]) -> bool:
+        definitions.validate(services)
+        if not services:
+            return False
+        for service in services:
+            path = self._file(service.name)
+            if path.exists() and not self._ours(service.name):
+                raise StateError(f"{path} is not netspace's; move it away or use another instance name")
+        changed = library_copy.install(self.layout)
+        texts = {service.name: unit_file.render(self.layout, service, self.version) for service in services}
+        texts["restore"] = unit_file.render_restore(self.layout, library_copy.command(self.layout, "restore"))
+        written, failed = files.write_all({self._file(name): text.encode() for name, text in texts.items()}, mode=0o644)
+        for error in failed.values():
+            raise error
+        linked = self._link(["restore"])
+        if written:
+            self._call("daemon-reload")
+        return changed or linked or bool(written)
+
+    def differing(self, services: Sequence[Service]) -> set[str]:
+        return {
+            service.name
+            for service in services
+            if files.differs(self._file(service.name), unit_file.render(self.layout, service, self.version).encode())
+        }
+
+    def start(self, names: Collection[str]) -> dict[str, str]:
+        known, errors = self._known(names)
+        if not known:
+            return errors
+        for status in self.observe(known).values():
+            if status.state == "frozen":
+                process.thaw(status.pid)
+        for name in known:
+            self._forget(name)
+        self._link(known)
+        waiting = [name for name in known if self._waits(name)]
+        known = [name for name in known if name not in waiting]
+        if waiting and self._run("start", "--no-block", *map(self._unit, waiting)).returncode:
+            errors.update(dict.fromkeys(waiting, "systemd does not take it; see journalctl -u its unit"))
+        if known and self._run("start", *map(self._unit, known)).returncode:
+            for name, shown in self._show(known).items():
+                if shown.get("ActiveState") != "active":
+                    reason = shown.get("Result", "unknown")
+                    end = _status(shown, True).exit
+                    errors[name] = (
+                        f"{self._unit(name)} does not start: {reason}{f' ({end})' if end else ''}; "
+                        f"see journalctl -u {self._unit(name)}"
+                    )
+        return errors
+
+    def stop(self, names: Collection[str]) -> dict[str, str]:
+        known, errors = self._known(names)
+        if known:
+            self._unlink(known)
+            errors.update(self._halt(known))
+        return errors
+
+    def reload(self, names: Collection[str]) -> dict[str, str]:
+        known, errors = self._known(names)
+        for name in known:
+            # One by one: systemctl does not tell which of several failed.
+            done = self._run("reload", self._unit(name))
+            if done.returncode:
+                errors[name] = done.stderr.strip() or f"{self._unit(name)} does not reload"
+        return errors
+
+    def remove(self, names: Collection[str]) -> dict[str, str]:
+        known = [name for name in names if self._ours(name)]
+        if not known:
+            return {}
+        self._unlink(known)
+        errors = self._halt(known)
+        self._erase([name for name in known if name not in errors])
+        return errors
+
+    def attended(self) -> bool:
+        return True
+
+    def attend(self) -> None:
+        return None
+
+    def resume(self) -> None:
+        return None
+
+    def purge(self) -> None:
+        errors = self.remove(self._defined())
+        if errors:
+            raise SupervisorError("\n".join(f"{name}: {error}" for name, error in errors.items()))
+        if self._ours("restore"):
+            self._unlink(["restore"])
+            with contextlib.suppress(OSError):  # like systemctl disable, remove the folder only if it is empty
+                self._wish("restore").parent.rmdir()
+            self._halt(["restore"])
+            self._erase(["restore"])
+            self._run("stop", f"{self.layout.instance}.slice")  # systemd created it; this removes its cgroup
+        library_copy.remove(self.layout)
+
+    # -- plumbing ------------------------------------------------------------------------
+    def _known(self, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+        names = list(names)
+        known = [name for name in names if name not in definitions.RESERVED and self._ours(name)]
+        return known, definitions.unknown(names, known)
+
+    def _link(self, names: Iterable[str]) -> bool:
+        changed = False
+        for name in names:
+            path = self._wish(name)
+            if not path.is_symlink():
+                path.parent.mkdir(exist_ok=True, mode=0o755)
+                path.symlink_to(self._file(name))
+                changed = True
+        return changed
+
+    def _unlink(self, names: Iterable[str]) -> None:
+        for name in names:
+            files.remove(self._wish(name))
+
+    def _halt(self, names: Sequence[str]) -> dict[str, str]:
+        done = self._run("stop", *map(self._unit, names))
+        if not done.returncode:
+            return {}
+        left = {name: shown for name, shown in self._show(names).items() if shown.get("MainPID", "0") != "0"}
+        return {name: f"{self._unit(name)} does not stop: {done.stderr.strip()}" for name in left}
+
+    def _erase(self, names: Sequence[str]) -> None:
+        """Remove the units of stopped services, their notes, and systemd's record of their failures."""
+        if names:
+            for name in names:
+                files.remove(self._file(name))
+                self._forget(name)
+            self._run("reset-failed", *map(self._unit, names))  # it fails for units that have not failed
+            self._call("daemon-reload")
+
+    def _show(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        if not names:
+            return {}
+        units = {self._unit(name): name for name in names}
+        try:
+            found = dbus.show(list(units))
+        except (OSError, ValueError):
+            # The socket is private to systemd and may change; systemctl is slower, but stable.
+            found = self._systemctl_show(list(units))
+        return {name: found.get(unit_name, {}) for unit_name, name in units.items()}
+
+    def _systemctl_show(self, units: Sequence[str]) -> dict[str, dict[str, str]]:
+        text = self._call("show", f"--property=Id,{','.join(dbus.WANTED)}", "--", *units)
+        found = {}
+        for block in text.split("\n\n"):
+            shown = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+            found[shown.pop("Id", "")] = shown
+        return found
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                ["systemctl", "--no-pager", "--no-ask-password", "--quiet", *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            )
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise SupervisorError(f"systemctl {arguments[0]} can't be run: {err}") from err
+
+    def _call(self, *arguments: str) -> str:
+        done = self._run(*arguments)
+        if done.returncode:
+            raise SupervisorError(f"systemctl {arguments[0]} failed: {done.stderr.strip()}")
+        return done.stdout
+
+
+def end(note: str) -> str:
+    """Return ``Status.exit`` from a note of systemd's variables (systemd.exec(5), $SERVICE_RESULT)."""
+    result, code, value = [*note.split(), "", "", ""][:3]
+    if result == "oom-kill":
+        return "oom"
+    if code == "exited" and value.isdigit():
+        return f"exit {value}"
+    if code in ("killed", "dumped"):
+        known = signal.Signals.__members__.get(f"SIG{value}")
+        return f"signal {known.value}" if known is not None else "unknown"
+    return ""
+
+
+def _status(shown: Mapping[str, str], wanted: bool, noted: str = "", kills: int = 0) -> Status:
+    """Return a unit's status from the properties that systemd shows.
+
+    :param wanted: whether it shall run; if not, a failed unit is reported as stopped.
+    :param noted: its last end, used if systemd has forgotten it.
+    :param kills: number of its OOM kills.
+    """
+    active = shown.get("ActiveState", "inactive")
+    state: State
+    if active in ("active", "reloading", "refreshing", "deactivating"):
+        state = "running"
+    elif active == "activating":
+        state = "starting"
+    else:
+        state = "failed" if active == "failed" and wanted else "stopped"
+    code, value = shown.get("ExecMainCode", "0"), shown.get("ExecMainStatus", "0")
+    how = noted
+    if shown.get("Result") == "oom-kill":
+        how = "oom"
+    elif code == "1":
+        how = f"exit {value}"
+    elif code in ("2", "3"):
+        how = f"signal {value}"
+    elif shown.get("Result") not in ("success", None):
+        how = noted or "unknown"
+    since = int(shown.get("StateChangeTimestampMonotonic") or 0)
+    return Status(
+        state,
+        pid=int(shown.get("MainPID") or 0),
+        since=time.time() - time.monotonic() + since / 1e6 if since else 0.0,
+        restarts=int(shown.get("NRestarts") or 0),
+        exit=how,
+        oom_kills=kills,
+    )

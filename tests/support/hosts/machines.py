@@ -1,0 +1,245 @@
+"""Machines of a fleet: each is a host of its own made of namespaces, with an ``/etc``, ``/srv`` and Salt of its own.
+
+They lie on one network, and have no route to anything else. What a machine is told to run runs there, by a process that
+reads commands: this file again, inside ``scripts/sandbox``. On each, ``ssh NAME COMMAND`` runs a command on another;
+no more of ssh is there. Nothing of a machine stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, NoReturn
+
+ROOT = Path(__file__).resolve().parents[3]
+PROGRAMS = ROOT / ".venv/bin"
+SWITCH = "fleet"
+
+# Each has these folders of the machine that the tests run on, and writes to none of them.
+_OWN = """
+for folder in "$@"; do
+    own=/run/own$folder
+    mkdir -p "$own/upper" "$own/work"
+    mount -t overlay overlay -o "lowerdir=$folder,upperdir=$own/upper,workdir=$own/work" "$folder"
+done
+"""
+_PROGRAM = f'#!/bin/sh\nexec {sys.executable} -ISB {__file__} {{}} "$@"\n'
+_SALTS = {"salt": "salt_main", "salt-run": "salt_run", "salt-key": "salt_key"}
+
+
+class Done(NamedTuple):
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Machine:
+    """One machine.
+
+    :param doors: folder that all machines of one fleet see: by it they run commands on each other.
+    :param own: folders that it has for itself: what is written there is not on the disk of whoever runs the tests.
+    """
+
+    def __init__(self, name: str, doors: Path, own: tuple[str, ...]) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [str(ROOT / "scripts/sandbox"), sys.executable, "-B", __file__, "obey", str(doors), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.must("bash", "-euc", _OWN, "own", *own)
+        self.must("hostname", name)
+        self._program("ssh", "login")
+
+    def run(self, *command: str, stdin: str = "") -> Done:
+        """Run a command there, and wait for its end."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps([list(command), stdin]) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"{self.name} has ended"
+        return Done(*json.loads(answer))
+
+    def must(self, *command: str, stdin: str = "") -> str:
+        """Run a command that has to succeed; return what it printed."""
+        done = self.run(*command, stdin=stdin)
+        assert done.code == 0, f"{self.name}: {' '.join(command)}: {done}"
+        return done.out
+
+    def write(self, path: str, content: str) -> None:
+        self.must("bash", "-euc", 'mkdir -p "$(dirname "$1")"; cat >"$1"', "write", path, stdin=content)
+
+    def read(self, path: str) -> str:
+        return self.must("cat", path)
+
+    def warm(self) -> None:
+        """Have Salt's commands be forks of one process that has imported Salt: a second less for each."""
+        for name in _SALTS:
+            self._program(name, f"salt {name}")
+        self.must("setsid", "--fork", sys.executable, "-IB", __file__, "serve")
+        self.must("bash", "-euc", "until [ -S /run/salts ]; do sleep 0.1; done")
+
+    def _program(self, name: str, what: str) -> None:
+        path = f"/run/programs/{name}"
+        self.write(path, _PROGRAM.format(what))
+        self.must("chmod", "755", path)
+
+    @property
+    def process(self) -> int:
+        """The number, as seen here, of one of its processes."""
+        found = self._process.pid
+        while below := Path(f"/proc/{found}/task/{found}/children").read_text().split():
+            found = int(below[0])
+        return found
+
+    def leave(self) -> None:
+        """Begin to end it, with all that runs there."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def end(self) -> None:
+        """End it: as if its plug were pulled and its disk lost."""
+        self.leave()
+        self._process.wait(60)
+
+
+def plug(switch: Machine, machine: Machine, address: str) -> None:
+    """Join a machine to the network; the first one is its switch."""
+    if machine is switch:
+        machine.must("ip", "link", "add", SWITCH, "type", "bridge")
+        device = SWITCH
+    else:
+        ends = ("link", "add", machine.name, "netns", str(switch.process), "type", "veth", "peer", "name", "eth0")
+        subprocess.run(["ip", *ends, "netns", str(machine.process)], check=True)
+        switch.must("ip", "link", "set", machine.name, "master", SWITCH, "up")
+        device = "eth0"
+    machine.must("ip", "address", "add", f"{address}/24", "dev", device)
+    machine.must("ip", "link", "set", device, "up")
+
+
+# -- inside ------------------------------------------------------------------------
+
+
+def _environment() -> Mapping[str, str]:
+    return {**os.environ, "PATH": f"/run/programs:{PROGRAMS}:{os.environ['PATH']}"}
+
+
+def obey(doors: str, name: str) -> None:
+    """Run each command that comes; answer with how it ended and what it printed."""
+    os.environ.update(_environment(), DOORS=doors)
+    threading.Thread(target=_serve, args=(Path(doors) / name,), daemon=True).start()
+    for line in sys.stdin:
+        command, fed = json.loads(line)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            done = subprocess.run(command, input=fed.encode(), stdout=out, stderr=err, check=False, cwd="/")
+            texts = []
+            for stream in (out, err):
+                stream.seek(0)
+                texts.append(stream.read().decode(errors="replace"))
+        print(json.dumps([done.returncode, *texts]), flush=True)
+
+
+def _serve(door: Path) -> None:
+    """Run what other machines ask for, with the files that they pass as its input and output."""
+    door.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(door))
+        listener.listen()
+        while True:
+            asker, _ = listener.accept()
+            threading.Thread(target=_answer, args=(asker,), daemon=True).start()
+
+
+def _answer(asker: socket.socket) -> None:
+    with asker:
+        command, streams, _, _ = socket.recv_fds(asker, 65536, 3)
+        done = subprocess.run(
+            ["sh", "-c", command.decode()], stdin=streams[0], stdout=streams[1], stderr=streams[2], cwd="/", check=False
+        )
+        for stream in streams:
+            os.close(stream)
+        asker.sendall(bytes([done.returncode & 0xFF]))
+
+
+def login(name: str, *command: str) -> int:
+    """Run a command on the machine *name*, as ssh does: its words are joined for a shell there."""
+    return _asked(Path(os.environ["DOORS"]) / name, " ".join(command))
+
+
+def salt(*command: str) -> int:
+    """Run one of Salt's commands here, by who has imported Salt."""
+    return _asked(Path("/run/salts"), json.dumps(command))
+
+
+def _asked(door: Path, what: str) -> int:
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(door))
+        socket.send_fds(asker, [what.encode()], [0, 1, 2])
+        return asker.recv(1)[0]
+
+
+def serve() -> None:
+    """Run Salt's commands that are asked for, each in a fork."""
+    import salt.cli.key
+    import salt.cli.run
+    import salt.cli.salt
+    import salt.client
+    import salt.key
+    import salt.output
+    import salt.runner
+    import salt.scripts
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("/run/salts.new")
+        listener.listen()
+        os.rename("/run/salts.new", "/run/salts")  # where it is, it answers
+        while True:
+            asker, _ = listener.accept()
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _forked(asker, salt.scripts)
+            asker.close()
+
+
+def _forked(asker: socket.socket, scripts: ModuleType) -> NoReturn:
+    command, streams, _, _ = socket.recv_fds(asker, 65536, 3)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.argv = json.loads(command)
+    code = 1
+    try:
+        getattr(scripts, _SALTS[sys.argv[0]])()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        asker.sendall(bytes([code & 0xFF]))
+        os._exit(0)
+
+
+ROLES = {"login": login, "salt": salt, "obey": obey, "serve": serve}
+
+if __name__ == "__main__":
+    sys.exit(ROLES[sys.argv[1]](*sys.argv[2:]))

@@ -1,0 +1,139 @@
+"""A whole host by Salt: real crun, netlink, nftables, RabbitMQ, in a host of the test's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).parents[3]
+IMAGE = CHECKOUT / ".cache" / "demo.tar"
+
+CLIENT = """
+import json, ssl, sys, uuid, pika
+card = json.load(open("/run/netspace/environment.json"))
+account = card["broker"]
+about = account["tls"]
+tls = ssl.create_default_context(cafile=about["ca_file"])
+tls.load_cert_chain(about["certificate_file"], about["key_file"])
+connection = pika.BlockingConnection(pika.ConnectionParameters(
+    account["host"], account["port"], account["vhost"], pika.credentials.ExternalCredentials(),
+    ssl_options=pika.SSLOptions(tls, about["server_name"]), socket_timeout=10))
+channel = connection.channel()
+channel.confirm_delivery()
+"""
+
+ASK = (
+    CLIENT
+    + """
+peer = next(peer for peer in card["peers"] if peer["to"] == sys.argv[1])
+key = uuid.uuid4().hex
+replies = peer["replies"]
+channel.queue_bind(replies["queue"], replies["exchange"], key)
+channel.basic_publish(peer["exchange"], "", sys.argv[2].encode(),
+    pika.BasicProperties(reply_to=replies["exchange"] + "/" + key, message_id=key), mandatory=True)
+for method, properties, body in channel.consume(replies["queue"], auto_ack=True, inactivity_timeout=50):
+    if method is None:
+        sys.exit("no reply in 50 s")
+    if properties.correlation_id == key:
+        print(body.decode())
+        break
+"""
+)
+
+SERVE = (
+    CLIENT
+    + """
+def answer(channel, method, properties, body):
+    card = json.load(open("/run/netspace/environment.json"))  # links come and go while this runs
+    sender = next(sender for sender in card["senders"] if sender["exchange"] == method.exchange)
+    if properties.reply_to:
+        exchange, key = properties.reply_to.rsplit("/", 1)
+        channel.basic_publish(exchange, key, (card["name"] + " to " + sender["from"] + ": ").encode() + body,
+            pika.BasicProperties(correlation_id=properties.message_id))
+    channel.basic_ack(method.delivery_tag)
+channel.basic_consume(card["mailbox"], answer)
+print("serving", flush=True)
+channel.start_consuming()
+"""
+)
+
+IDLE = "import signal; print('idle', flush=True); signal.pause()"
+
+
+def python(script: str, *arguments: str) -> list[str]:
+    """Return an environment's command that runs *script*, and ends on SIGTERM."""
+    return ["/usr/bin/python3", "-c", f"import signal; signal.signal(15, lambda *_: exit(0))\n{script}", *arguments]
+
+
+def shop(image: Path) -> dict[str, Any]:
+    """Return a declaration of three: web may ask orders; stranger is linked to nothing."""
+    limits = {"memory": "64M", "cpus": 1, "pids": 16}
+    common = {"image": f"tar:{image}", "limits": limits, "stop_timeout": 2}
+    declared = {
+        "environments": {
+            "orders": {**common, "command": python(SERVE), "interface": {"kind": "veth"}, "restart": "always"},
+            "web": {**common, "command": python(IDLE)},
+            "stranger": {**common, "command": python(IDLE), "interface": {"kind": "veth"}},
+        },
+        "links": [{"from": "web", "to": "orders", "pattern": "request"}],
+    }
+    # A copy in which no part is another's.
+    copy: dict[str, Any] = json.loads(json.dumps(declared))
+    return copy
+
+
+class Salt:
+    """``scripts/salt-call`` as an operator runs it, with a pillar of the test's own.
+
+    :param pillar: folder to keep the pillar in.
+    """
+
+    def __init__(self, pillar: Path) -> None:
+        self.pillar = pillar
+        (pillar / "top.sls").write_text("base: {'*': [declared]}\n")
+        self.declare({})
+
+    def declare(self, declaration: dict[str, Any]) -> None:
+        """Make *declaration* what the pillar says."""
+        (self.pillar / "declared.sls").write_text("#!json\n" + json.dumps({"netspace": declaration}))
+
+    def __call__(self, *arguments: str, check: bool = True) -> Any:
+        """Run a function; return what it returned."""
+        done = self.run(*arguments)
+        try:
+            returned = json.loads(done.stdout)["local"]
+        except (ValueError, KeyError):
+            raise AssertionError(f"{arguments}: {done.stdout}\n{done.stderr}") from None
+        if check:
+            assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
+        return returned
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=600, check=False)
+
+    def command(self, *arguments: str) -> list[str]:
+        options = ["--out=json", "--retcode-passthrough", f"--pillar-root={self.pillar}"]
+        return [str(CHECKOUT / "scripts/salt-call"), *options, *arguments]
+
+    def apply(self, declaration: dict[str, Any], *arguments: str) -> dict[str, dict[str, Any]]:
+        """``state.apply netspace`` of *declaration*; return each state's result by its id."""
+        self.declare(declaration)
+        returned = self("state.apply", "netspace", *arguments, check=False)
+        assert isinstance(returned, dict), returned
+        return {state["__id__"]: state for state in returned.values()}
+
+    def exec(self, name: str, command: list[str], **options: Any) -> dict[str, Any]:
+        arguments = [f"{key}={json.dumps(value)}" for key, value in options.items()]
+        returned: dict[str, Any] = self("netspace_environment.exec", name, json.dumps(command), *arguments, check=False)
+        return returned
+
+
+def all_true(states: dict[str, dict[str, Any]]) -> None:
+    failed = {name: state["comment"] for name, state in states.items() if state["result"] is not True}
+    assert not failed, failed
+
+
+def changes(states: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: state["changes"] for name, state in states.items() if state["changes"]}

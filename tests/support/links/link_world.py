@@ -1,0 +1,270 @@
+"""A host with real environments' namespaces, a real broker and real clients, for all tests of links."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link.broker import admission, node, plugin
+from netspace.link.forwarder import haproxy
+from netspace.link.pki import authority, certificates, passwords
+from netspace.link.reconciler import DesiredLinks, Links
+from netspace.plan import Plan
+from netspace.spec import hosts
+from netspace.spec.types import Link, LocalBroker, host_of
+from netspace.supervision.daemon.client import Direct
+from support.waiting import until
+
+CLONE_NEWNET = 0x40000000
+
+
+class World:
+    """One host: its links, and clients inside its environments.
+
+    :param namespace: network namespace that the host is in; absent: this one.
+    """
+
+    def __init__(self, instance: str = "netspace", namespace: str = "", broker: LocalBroker | None = None) -> None:
+        self.layout = Layout(instance)
+        self.namespace = namespace
+        self.broker = broker or LocalBroker()
+        self.supervisor = Direct(self.layout)
+        self.messages: list[str] = []
+        self.links = Links(self.layout, self.supervisor, progress=self.messages.append)
+        self.netns: set[str] = set()
+
+    def environment(self, *names: str) -> None:
+        """Make the network namespaces of environments where they lack, as the interface kind does."""
+        for name in set(names) - self.netns:
+            namespace = self.layout.netns_name(name)
+            subprocess.run(["ip", "netns", "add", namespace], check=True)
+            subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
+            self.netns.add(name)
+
+    def no_environment(self, *names: str) -> None:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", self.layout.netns_name(name)], check=True)
+            self.netns.discard(name)
+
+    def plan(self, *links: Link, remove=(), broker: LocalBroker | None = None) -> Plan:
+        with self.here():
+            return self.links.plan(DesiredLinks(broker or self.broker, links), self.links.observe(), remove)
+
+    def apply(self, *links: Link, only: bool = True, purge: bool = False, broker: LocalBroker | None = None) -> Plan:
+        """Have exactly these links (or these as well); every step must succeed."""
+        remove = self.links.names() - {link.name for link in links} if only else ()
+        plan = self.plan(*links, remove=remove, broker=broker)
+        with self.here():
+            outcomes = self.links.apply(plan.steps, purge=purge)
+        errors = {outcome.error for outcome in outcomes if outcome.error}
+        assert not errors, errors
+        assert not plan.refusals, plan.refusals
+        return plan
+
+    def local(self, *links: Link) -> tuple[Link, ...]:
+        """Return this host's part of links that are declared to all hosts of a fleet."""
+        return hosts.local(links, self.broker)
+
+    def declare(self, *links: Link) -> Plan:
+        """Have exactly what is this host's of links of a fleet."""
+        return self.apply(*self.local(*links), purge=True)
+
+    def no_mail(self) -> None:
+        """Empty all mailboxes."""
+        with self.here(), self.api() as api:
+            for queue in api.get("queues", self.layout.instance, query="columns=name") or []:
+                api.delete("queues", self.layout.instance, queue["name"], "contents")
+
+    def kill_broker(self) -> None:
+        """End the broker at once, and wait until it is gone."""
+        self.kill(node.NODE)
+        until(lambda: not self._answers(), patience=30)
+
+    def kill(self, service: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """End a service's process at once."""
+        pid = self.supervisor.observe()[service].pid
+        assert pid, f"{service} doesn't run"  # 0 is whoever runs the tests
+        os.kill(pid, how)
+
+    def _answers(self) -> bool:
+        try:
+            with self.here(), self.api() as api:
+                return api.get("overview") is not None
+        except NetspaceError:
+            return False
+
+    def n(self, plain: str) -> str:
+        """Return the whole name of a broker's object; tests give it without the part that can't be guessed."""
+        kind, _, ends = plain.partition(".")
+        host = host_of(ends.partition(".")[0]) if kind in ("link", "replies", "notices") else None
+        return self.links.called.dead if plain == "dead" else self.links.called.of(plain, host=host)
+
+    def card(self, name: str) -> dict[str, Any]:
+        return self.links.cards()(name, self.links.recorded())
+
+    def inside(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Be in an environment's network namespace (this thread only): sockets made here are its."""
+        return _in_namespace(self.layout.netns(name))
+
+    def listens(self, name: str) -> bool:
+        """Return whether the forwarder listens inside *name*, where a certificate is asked for."""
+        with self.inside(name):
+            try:
+                socket.create_connection(("127.0.0.1", 5671), timeout=5).close()
+            except ConnectionRefusedError:
+                return False
+        return True
+
+    def here(self) -> contextlib.AbstractContextManager[None]:
+        """Be where the host itself is (this thread only)."""
+        return _in_namespace(Path("/run/netns", self.namespace)) if self.namespace else contextlib.nullcontext()
+
+    def tls(self, certificate: str | Path | None = None) -> ssl.SSLContext:
+        """Return the TLS context of a client: it checks the broker, and shows *certificate* (None: nothing)."""
+        context = ssl.create_default_context(cadata=authority.read(self.layout).anchors.decode())
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python is by default from 3.13 on
+        if certificate is not None:
+            context.load_cert_chain(certificate)
+        return context
+
+    def connect(
+        self, name: str, password: str | None = None, certificate: str | Path | None = None, to: str = "", **options
+    ) -> pika.BlockingConnection:
+        """Return a client inside *name*, made by its card alone, or with another's password or certificate."""
+        card = self.card(name)
+        # At its own broker, or at that of a peer on another host.
+        about = next((one for one in card["peers"] if one["to"] == to), {}).get("broker") or card["broker"]
+        if "tls" in about and password is None:
+            login = pika.credentials.ExternalCredentials()
+            options["ssl_options"] = pika.SSLOptions(
+                self.tls(certificate or certificates.path(self.layout, name)), about["tls"]["server_name"]
+            )
+        else:
+            secret = passwords.read(self.layout, name) if password is None else password
+            login = pika.PlainCredentials(about["username"], secret)
+            if "tls" in about:
+                options["ssl_options"] = pika.SSLOptions(self.tls(certificate), about["tls"]["server_name"])
+        parameters = pika.ConnectionParameters(
+            about["host"],
+            about["port"],
+            about["vhost"],
+            login,
+            socket_timeout=30,
+            stack_timeout=60,
+            blocked_connection_timeout=30,
+            **options,
+        )
+        with self.inside(name):
+            return pika.BlockingConnection(parameters)
+
+    @contextlib.contextmanager
+    def client(self, name: str, to: str = "") -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+        connection = self.connect(name, to=to)
+        try:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            yield channel
+        finally:
+            if connection.is_open:
+                connection.close()
+
+    def place(self, name: str, cards: str) -> list[str]:
+        """Return a command that runs others in an environment's namespace, with *cards* as ``/run/netspace``."""
+        script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
+        return ["ip", "netns", "exec", self.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
+
+    def run_inside(self, name: str, code: str, *arguments: str, cards: str) -> subprocess.Popen[str]:
+        """Run Python *code* in an environment's network namespace."""
+        command = [*self.place(name, cards), sys.executable, "-c", code, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def write_cards(self, name: str, folder) -> str:
+        """Write to *folder* the files that the host puts into an environment's ``/run/netspace``; return its path."""
+        folder.mkdir()
+        (folder / "environment.json").write_text(json.dumps(self.card(name)))
+        for file, content in self.links.handed()(name).items():
+            (folder / file).write_bytes(content)
+        return str(folder)
+
+    def api(self):
+        return self.links.management(self.broker)
+
+    def remove(self) -> None:
+        """Remove the host, with all that it left."""
+        with self.here():
+            self.links.purge()
+            self.supervisor.purge()
+        self.no_environment(*list(self.netns))
+
+    def evaluate(self, expression: str) -> None:
+        """Run Erlang in the broker, for what no client may ask for."""
+        refused = node.evaluate(self.layout, self.broker, expression)
+        assert not refused, refused
+
+    @contextlib.contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """The broker without the guard's process; its refusals beforehand remain."""
+        self.evaluate(f"ok = application:stop({plugin.NAME}).")
+        try:
+            yield
+        finally:
+            self.evaluate(f"ok = application:start({plugin.NAME}).")
+
+    @contextlib.contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """A broker that isn't netspace's: only RabbitMQ itself refuses anything."""
+        classes = f'[{{One, <<"{admission.REGISTERED}">>}} || One <- [channel_interceptor, exchange_decorator]]'
+        with self.unwatched():
+            self.evaluate(f"[ok = rabbit_registry:unregister(Class, Name) || {{Class, Name}} <- {classes}].")
+            try:
+                yield
+            finally:
+                registered = f"rabbit_registry:register(Class, Name, {admission.MODULE})"
+                self.evaluate(f"[ok = {registered} || {{Class, Name}} <- {classes}].")
+
+    def admits(self) -> None:
+        """Make sure that the broker has its interceptor, and each of our exchanges the decorator for messages."""
+        self.evaluate(
+            f"[{{_, {admission.MODULE}}}] = rabbit_registry:lookup_all(channel_interceptor), "
+            f"Ours = [One || One <- rabbit_exchange:list(), {admission.MODULE}:active_for(One) =:= all], "
+            f"true = Ours =/= [] andalso lists:all(fun(One) -> "
+            f"rabbit_exchange_decorator:active(One) =:= element(11, One) end, Ours)."
+        )
+
+    def forwarder(self, command: str) -> str:
+        return haproxy.ask(self.layout, command)
+
+
+@contextlib.contextmanager
+def _in_namespace(path: Path) -> Iterator[None]:
+    libc = _libc()
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    there = os.open(path, os.O_RDONLY)
+    try:
+        assert libc.setns(there, CLONE_NEWNET) == 0
+        try:
+            yield
+        finally:
+            assert libc.setns(own, CLONE_NEWNET) == 0
+    finally:
+        os.close(own)
+        os.close(there)
+
+
+def _libc():
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)

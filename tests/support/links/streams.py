@@ -1,0 +1,52 @@
+"""Streams of confirmed messages from one program to another, while things happen to what is between them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from support.links.programs import Program
+from support.waiting import until
+
+PATIENCE = 300.0
+
+
+class Stream:
+    """*number* messages ``0``, ``1``, ... from *sender* over its link *to*, to *receiver*, who knows it as *by*.
+
+    Begins at once; each message has an id of its own, so that what comes twice can be told.
+    """
+
+    def __init__(self, sender: Program, receiver: Program, to: str, by: str, number: int) -> None:
+        self.number = number
+        self.receiver = receiver
+        self.seen: list[int] = []
+        self._to = to
+        self._by = by
+        self._sender = sender
+        self._collecting = receiver.start(self._collect())
+        self._pouring = sender.start(self._pour())
+
+    async def _collect(self) -> None:
+        async for message in self.receiver.mailbox.messages(self._by):
+            async with message:
+                self.seen.append(int(message.text))
+
+    async def _pour(self) -> list[Any]:
+        send = self._sender.mailbox.send
+        work = (send(self._to, str(one), timeout=PATIENCE, id=f"m{one}") for one in range(self.number))
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    def until(self, count: int) -> None:
+        """Wait until so many have arrived."""
+        until(lambda: len(self.seen) >= count, f"{count} of {self.number}", patience=PATIENCE)
+
+    def failed(self) -> list[Exception]:
+        """Wait until all are sent; return what went wrong with any."""
+        return [result for result in self._pouring.result(PATIENCE) if isinstance(result, Exception)]
+
+    def got(self) -> list[int]:
+        """Wait until as many arrived as were sent; return what did, in its order."""
+        until(lambda: len(self.seen) >= self.number, f"{len(self.seen)} of {self.number}", patience=PATIENCE)
+        self._collecting.cancel()
+        return self.seen
