@@ -45,7 +45,7 @@ def list_() -> dict[str, dict[str, dict[str, Any]]]:
 
         salt '*' netspace_volume.list
     """
-    from netspace.environment.storage import copies
+    from netspace.environment import copies
 
     return copies.kept(arguments.layout(__opts__))
 
@@ -71,7 +71,7 @@ def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
     folder
         An absolute path. Nobody but root may be able to write there.
     """
-    from netspace.environment.storage import copies
+    from netspace.environment import copies
 
     try:
         host = Host(arguments.layout(__opts__))
@@ -100,7 +100,7 @@ def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
     folder
         The folder that was given to ``backup``. The copies in it must be files of root's.
     """
-    from netspace.environment.storage import copies
+    from netspace.environment import copies
 
     try:
         host = Host(arguments.layout(__opts__))

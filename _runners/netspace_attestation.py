@@ -56,9 +56,9 @@ from netspace.attestation.refusals import Refused, WrongSaltKey  # noqa: E402
 from netspace.attestation.registrar import audit_log, privacy_ca  # noqa: E402
 from netspace.attestation.registrar.enrolment import Pending  # noqa: E402
 from netspace.attestation.registrar.registrar import Registrar  # noqa: E402
-from netspace.attestation.tee import offline as tees  # noqa: E402
 from netspace.attestation.tee import roots as tee_roots  # noqa: E402
-from netspace.attestation.verifier import offline  # noqa: E402
+from netspace.attestation.verifier import ak_certificate, offline  # noqa: E402
+from netspace.attestation.verifier import tee_offline as tees  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -1167,7 +1167,7 @@ def _issue(certificate: str, ca: str, crl: str) -> offline.Issue | None:
         return None
     if not ca:
         raise NetspaceError("certificate: name the Privacy CA that you trust, too (ca=chain.pem)")
-    revoked = _given(crl, privacy_ca.MAX_LIST)
+    revoked = _given(crl, ak_certificate.MAX_LIST)
     return offline.Issue(_read(certificate, 64 * 1024), _read(ca, 64 * 1024), time.time(), revoked)
 
 

@@ -14,6 +14,13 @@ from collections.abc import Sequence
 from netspace.layout import Layout
 
 
+def _readers(layout: Layout, environment: str) -> int:
+    """Count the consumers of an environment's mailbox; the broker's client is imported when a check needs it."""
+    from netspace.link import status
+
+    return status.readers(layout, environment)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m netspace", description="The parts of netspace that run without Salt."
@@ -75,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "health":
         from netspace.environment.health import watcher
 
-        return watcher.main(layout)
+        return watcher.main(layout, lambda environment: _readers(layout, environment))
     from netspace.host import restore
 
     return restore.run(layout)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files, jose
-from netspace.attestation import hsm
+from netspace.attestation import hsm, signing_keys
 from netspace.attestation.refusals import (
     Malformed,
     PolicyDowngraded,
@@ -34,7 +34,6 @@ from netspace.attestation.refusals import (
     ResultOtherBoot,
     ResultReplayed,
 )
-from netspace.attestation.registrar import privacy_ca
 from netspace.attestation.result import SKEW
 from netspace.errors import NetspaceError
 
@@ -106,11 +105,11 @@ def signer(folder: Path, module: hsm.Module | None = None) -> Signer:
     with files.locked(folder / "lock"):
         if not path.exists():
             made = module.create("verifier") if module else ec.generate_private_key(ec.SECP256R1())
-            files.write(path, privacy_ca.private_bytes(made), mode=0o600)
+            files.write(path, signing_keys.private_bytes(made), mode=0o600)
     info = path.lstat()
     if info.st_mode & 0o077 or info.st_uid != os.geteuid():
         raise NetspaceError(f"{path}: must be its user's alone: chmod go= it, and ask who has read it")
-    return Signer(privacy_ca.private_key(path.read_bytes(), module, path))
+    return Signer(signing_keys.private_key(path.read_bytes(), module, path))
 
 
 def jwks(keys: Collection[Mapping[str, str]]) -> dict[str, Any]:

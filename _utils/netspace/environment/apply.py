@@ -15,6 +15,7 @@ import msgspec
 
 from netspace import files
 from netspace.environment import record as records
+from netspace.environment import services as environment_services
 from netspace.environment import user_ids
 from netspace.environment.builder import Making, each
 from netspace.environment.container import oci_config, oci_runtime
@@ -29,7 +30,7 @@ from netspace.environment.update import rolling, rollout
 from netspace.errors import NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
-from netspace.supervision import Status, Supervisor
+from netspace.supervision.service import Status, Supervisor
 
 Give = Callable[[Mapping[str, int]], Mapping[str, str]]
 
@@ -347,9 +348,9 @@ class Applying:
         known = self._recorded()
         needed = any(record.spec.health is not None or record.spec.after for record in known.values())
         try:
-            there = self.supervisor.observe([oci_runtime.HEALTH]).get(oci_runtime.HEALTH)
+            there = self.supervisor.observe([environment_services.HEALTH]).get(environment_services.HEALTH)
             if needed:
-                own = oci_runtime.health(self.layout)
+                own = environment_services.health(self.layout)
                 changed = self.supervisor.differing([own])
                 self.supervisor.define([own])
                 if changed and there is not None:
@@ -357,8 +358,8 @@ class Applying:
                 if errors := self.supervisor.start([own.name]):
                     raise NetspaceError(f"what watches health does not run: {errors[own.name]}")
                 rollout.watched(self.layout, self.supervisor)  # it may have been killed, and be starting again
-            elif there is not None and (errors := self.supervisor.remove([oci_runtime.HEALTH])):
-                raise NetspaceError(f"what watches health does not end: {errors[oci_runtime.HEALTH]}")
+            elif there is not None and (errors := self.supervisor.remove([environment_services.HEALTH])):
+                raise NetspaceError(f"what watches health does not end: {errors[environment_services.HEALTH]}")
         except (NetspaceError, OSError) as err:
             needy = self._left(lambda work: work.want.spec.health is not None or bool(work.want.spec.after))
             self._fail(dict.fromkeys(needy, str(err)))

@@ -17,6 +17,7 @@ import msgspec
 
 from netspace import files
 from netspace.environment import record as records
+from netspace.environment import services
 from netspace.environment.container import cgroups, oci_config, seccomp, unikernel
 from netspace.environment.container import oci_runtime as runtime
 from netspace.environment.container.seccomp_profile import Profile
@@ -28,8 +29,9 @@ from netspace.environment.storage import disks, injected_files, mounts, rootfs, 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below
 from netspace.spec.types import Environment, Io
-from netspace.supervision import Service, booted, payload_cgroup
-from netspace.supervision import controllers as host_controllers
+from netspace.supervision.cgroup import booted, payload_cgroup
+from netspace.supervision.cgroup import controllers as host_controllers
+from netspace.supervision.service import Service
 
 _THREADS = 8
 
@@ -146,7 +148,7 @@ class Making:
         return each(set(digests), lambda digest: self.store.mount(digest, mounted))
 
     def service(self, name: str, spec: Environment, used: Runtime, mounted: Mapping[str, mounts.Mount]) -> Service:
-        return runtime.service(self.layout, name, spec, used, mounted, self.controllers)
+        return services.service(self.layout, name, spec, used, mounted, self.controllers)
 
     def restore(self, known: Mapping[str, Record]) -> dict[str, str]:
         """Rebuild the missing mounts, bundles and files of these environments; return the errors, by environment."""

@@ -25,8 +25,8 @@ from netspace.environment.record import Record
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.supervision import payload_cgroup
 from netspace.supervision import process as processes
+from netspace.supervision.cgroup import payload_cgroup
 
 MAX_OUTPUT = 1024 * 1024
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of pidfd_send_signal(2)

@@ -18,17 +18,20 @@ import msgspec
 from netspace import files
 from netspace.environment import images
 from netspace.environment import record as records
-from netspace.environment.container import cgroups, init, oci_config, oci_runtime, unikernel
+from netspace.environment import services as environment_services
+from netspace.environment.container import cgroups, oci_config, oci_runtime, unikernel
 from netspace.environment.health import record as verdict
 from netspace.environment.health.record import Verdict
 from netspace.environment.images import Store
 from netspace.environment.record import Record
-from netspace.environment.storage import disks, injected_files, mounts, rootfs, volumes
+from netspace.environment.storage import disks, init, injected_files, mounts, rootfs, volumes
 from netspace.environment.storage.disks import Disk
 from netspace.errors import MissingError
 from netspace.layout import Layout, below
 from netspace.spec.types import Environment
-from netspace.supervision import Status, Supervisor, booted, payload_cgroup, restart_policy
+from netspace.supervision import restart_policy
+from netspace.supervision.cgroup import booted, payload_cgroup
+from netspace.supervision.service import Status, Supervisor
 
 AS_DECLARED = ", as it is declared (state: stopped)"
 
@@ -123,16 +126,18 @@ def observe(
     known = records.read(layout)
     near = known if about is None else {name: record for name, record in known.items() if name in about}
     theirs = {*near, *(other for record in near.values() for other in record.spec.after)}
-    asked = None if about is None else {oci_runtime.HEALTH, *map(oci_runtime.service_name, theirs)}
+    asked = None if about is None else {environment_services.HEALTH, *map(oci_runtime.service_name, theirs)}
     statuses = supervisor.observe(asked) if known else {}
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
     probed = any(record.spec.health is not None or record.spec.after for record in known.values())
-    services = [oci_runtime.health(layout)] if probed else []
+    services = [environment_services.health(layout)] if probed else []
     for name, record in near.items():
         with contextlib.suppress(MissingError):  # without its runtime it has no service; the plan says so
-            services.append(oci_runtime.service(layout, name, record.spec, record.runtime, mounted, controllers))
+            services.append(
+                environment_services.service(layout, name, record.spec, record.runtime, mounted, controllers)
+            )
     redefined = supervisor.differing(services)
     for name, record in known.items():
         if name not in near:
@@ -158,7 +163,7 @@ def observe(
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
     sources = {image: store.seen(image) for image in sorted(images_of)}
     missing = {image: why for image in sorted({*wanted} - images_of) if (why := store.problem(image))}
-    runs = watching(statuses) and oci_runtime.HEALTH not in redefined
+    runs = watching(statuses) and environment_services.HEALTH not in redefined
     watched = runs or not probed
     unkept = tuple(key for key, needed in cgroups.CONTROLLERS.items() if needed not in controllers)
     return Observed(
@@ -290,7 +295,7 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
 
 def watching(statuses: Mapping[str, Status]) -> bool:
     """Return whether the service that watches health runs or is starting."""
-    watch = statuses.get(oci_runtime.HEALTH)
+    watch = statuses.get(environment_services.HEALTH)
     return watch is not None and watch.state in ("running", "starting")
 
 
@@ -336,7 +341,9 @@ def around(layout: Layout, supervisor: Supervisor, known: Mapping[str, Record], 
     :param about: the environments that will be described.
     """
     wanted = {*about, *(other for name in about if name in known for other in known[name].spec.after)}
-    statuses = supervisor.observe({oci_runtime.HEALTH, *map(oci_runtime.service_name, wanted)}) if wanted else {}
+    statuses = (
+        supervisor.observe({environment_services.HEALTH, *map(oci_runtime.service_name, wanted)}) if wanted else {}
+    )
     return Around(known, statuses, records.updating(layout), supervisor.attended())
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import execute, moments, user_ids
+from netspace.environment import execute, moments, sigterm, user_ids
 from netspace.environment import record as records
-from netspace.environment.container import oci_config, oci_runtime, sigterm
+from netspace.environment.container import oci_config, oci_runtime
 from netspace.environment.execute import MAX_OUTPUT
 from netspace.environment.health import record as verdict
 from netspace.environment.observe import AS_DECLARED, Around, around, current, describe, own_disks
@@ -31,7 +31,9 @@ from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Environment
-from netspace.supervision import Status, Supervisor, booted, process
+from netspace.supervision import process
+from netspace.supervision.cgroup import booted
+from netspace.supervision.service import Status, Supervisor
 from netspace.text import harmless
 
 MAX_LINES = 10_000

@@ -33,7 +33,7 @@ from netspace.environment.update import rolling
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Step
-from netspace.supervision import Supervisor
+from netspace.supervision.service import Supervisor
 
 Outcomes = list[Outcome]
 

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Sequence
 
 from netspace.interface import netlink
-from netspace.interface.firewall.match import FAMILIES, PROTOCOLS
+from netspace.interface.match import FAMILIES, PROTOCOLS
 from netspace.interface.netlink import Message, attribute
 from netspace.spec.publish import Led
 

@@ -28,7 +28,7 @@ from netspace.link.topology.draining import Former
 from netspace.link.topology.names import Names
 from netspace.link.topology.objects import Key
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
-from netspace.supervision import Supervisor
+from netspace.supervision.service import Supervisor
 
 IMPORT_SECONDS = 300.0
 

@@ -21,7 +21,7 @@ from netspace.link.record import Record, read
 from netspace.link.seal import peers
 from netspace.link.topology import names, objects
 from netspace.spec.types import LocalBroker
-from netspace.supervision import Supervisor
+from netspace.supervision.service import Supervisor
 
 FULL = 0.8
 """The fill ratio from which a queue is reported as nearly full."""

@@ -26,7 +26,7 @@ from netspace.link.topology.names import Names, environments_of, shown
 from netspace.link.topology.objects import Key
 from netspace.plan import Plan, Refusal, Step
 from netspace.spec.types import Broker, Link, LocalBroker
-from netspace.supervision import Status
+from netspace.supervision.service import Status
 
 KIND = "link"
 BROKER, FORWARDER, SEALS = "broker", "forwarder", "seals"

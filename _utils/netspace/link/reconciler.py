@@ -32,7 +32,7 @@ from netspace.link.topology import names, objects
 from netspace.link.topology.names import Names
 from netspace.plan import Outcome, Plan, Refusal, Step
 from netspace.spec.types import Broker, Link, LocalBroker
-from netspace.supervision import Supervisor
+from netspace.supervision.service import Supervisor
 
 __all__ = ["KIND", "DesiredLinks", "Links", "Observed", "Record"]
 

@@ -12,7 +12,7 @@ from netspace.link.forwarder import entrance, haproxy
 from netspace.link.record import plain, read
 from netspace.link.topology import names, objects
 from netspace.spec.types import Broker, LocalBroker
-from netspace.supervision import Supervisor
+from netspace.supervision.service import Supervisor
 
 
 def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:

@@ -6,18 +6,16 @@ Pure. Every check returns the problems that it finds; an empty result means that
 from __future__ import annotations
 
 import difflib
-import functools
 import graphlib
 import ipaddress
 import math
 import re
 import urllib.parse
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from netspace.errors import Problem
-from netspace.spec import hosts, publish
+from netspace.spec import extensions, hosts, publish
 from netspace.spec.paths import PLAINLY, bare, clean
 from netspace.spec.paths import plain as plain  # other modules import it from here
 from netspace.spec.types import (
@@ -72,13 +70,6 @@ _HASH = re.compile(r"(?:sha256[:=])?[0-9a-fA-F]{64}")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 
 
-@functools.cache
-def image_sources() -> tuple[str, ...]:
-    """Return the schemes of images: the names of the modules of ``netspace.environment.images.sources``."""
-    folder = Path(__file__).parents[1] / "environment/images/sources"
-    return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
-
-
 def runtimes(spec: Runtimes, path: str) -> list[Problem]:
     """Check the default runtimes."""
     wrong = {"default": runtime(spec.default, "images"), "kernels": runtime(spec.kernels, "kernels")}
@@ -94,18 +85,16 @@ def runtime_settings(spec: Any, path: str) -> list[Problem]:
 
 def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
     """Return why the runtime *name* can't run *thing* (``images``, ``kernels``); empty if it can."""
-    from netspace.environment import runtimes as known
-
-    if name in known.names() and thing == known.find(name).RUNS:
+    if name in extensions.runtimes() and thing == extensions.runtime(name).RUNS:
         return ""
-    return f"{name!r} is no runtime of {thing}; choose from {', '.join(known.running(thing))}"
+    return f"{name!r} is no runtime of {thing}; choose from {', '.join(extensions.runtimes_of(thing))}"
 
 
 def image(text: str) -> str:
     """Return the problem of an image's ``<source>:<location>``; empty if there is none."""
     source, _, location = text.partition(":")
-    if source not in image_sources() or not location:
-        return f"{text!r}: write <source>:<location> with one of {', '.join(image_sources())}"
+    if source not in extensions.image_sources() or not location:
+        return f"{text!r}: write <source>:<location> with one of {', '.join(extensions.image_sources())}"
     if location.startswith("salt://"):
         if source == "dir":
             return f"{text!r}: a folder can't be fetched; pack it: tar:salt://..."
@@ -305,11 +294,9 @@ def under(spec: Environment, used: str, path: str) -> list[Problem]:
 
     :param used: the name of the environment's runtime.
     """
-    from netspace.environment import runtimes as known
-
-    if used not in known.names():
+    if used not in extensions.runtimes():
         return []
-    module, problems = known.find(used), []
+    module, problems = extensions.runtime(used), []
     for limit, least in getattr(module, "LEAST", {}).items():
         if getattr(spec.limits, limit) < least:
             said = f"{least // 1024**2}M" if limit == "memory" else least

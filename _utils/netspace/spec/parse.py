@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import checks, hosts, publish
+from netspace.spec import checks, extensions, hosts, publish
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
@@ -131,9 +131,7 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
     if parsed is not None:
         problems.extend(checks.environment(parsed, where))
         if parsed.kernel is not None and parsed_interface is not None:
-            from netspace.interface import kinds
-
-            kind = kinds.name(parsed_interface)
+            kind = extensions.interface_kind(parsed_interface)
             if kind not in ("none", "tap"):
                 problems.append(
                     Problem(f"{where}:interface:kind", f"{kind!r}: a kernel has a network stack of its own; use tap")
@@ -150,9 +148,12 @@ def interface(data: Any, path: str = "interface") -> Interface:
         data = {"kind": "none"}
     if isinstance(data, Mapping) and "publish" in data:
         kind = data.get("kind")
-        if any(of.__struct_config__.tag == kind and not issubclass(of, Routed) for of in _members(_interface_kinds())):
+        if any(
+            of.__struct_config__.tag == kind and not issubclass(of, Routed)
+            for of in _members(extensions.interface_kinds())
+        ):
             raise SpecError([Problem(f"{path}:publish", publish.misplaced(str(kind)))])
-    parsed: Interface = convert(data, _interface_kinds(), path)
+    parsed: Interface = convert(data, extensions.interface_kinds(), path)
     problems = checks.interface(parsed, path)
     if problems:
         raise SpecError(problems)
@@ -161,23 +162,22 @@ def interface(data: Any, path: str = "interface") -> Interface:
 
 def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
     """Parse the default runtimes and each runtime's settings; None means all defaults."""
-    from netspace.environment import runtimes as known
-
     if data is None:
         return Runtimes()
     if not isinstance(data, Mapping):
         raise SpecError([Problem(path, f"expected a mapping, got {_kind_of(data)}")])
+    known = extensions.runtimes()
     problems: list[Problem] = []
     settings: dict[str, Any] = {}
     defaults = [key for key in Runtimes.__struct_fields__ if key != "settings"]
     for name, value in data.items():
         if name in defaults:
             continue
-        if name not in known.names():
-            near = _suggest(str(name), [*defaults, *known.names()])
+        if name not in known:
+            near = _suggest(str(name), [*defaults, *known])
             problems.append(Problem(f"{path}:{name}", "unknown" + near))
             continue
-        of, where = known.find(name).Settings, f"{path}:{name}"
+        of, where = extensions.runtime(name).Settings, f"{path}:{name}"
         own = _try(functools.partial(convert, value, of, where), None, problems)
         if own is not None:
             problems += checks.runtime_settings(own, where)
@@ -218,13 +218,6 @@ def _encode(value: Any) -> Any:
     if isinstance(value, (Cidr, Address, Prefixed, Publication)):
         return str(value)
     raise NotImplementedError(type(value))
-
-
-@functools.cache
-def _interface_kinds() -> Any:
-    from netspace.interface import kinds
-
-    return Union[tuple(kinds.specs())]  # noqa: UP007 (built at run time)
 
 
 def convert(data: Any, of: Any, path: str) -> Any:

@@ -28,7 +28,7 @@ from typing import Any, Literal, cast
 from netspace import files
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.supervision import Service
+from netspace.supervision.service import Service
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")

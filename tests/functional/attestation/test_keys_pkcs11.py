@@ -15,8 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from support.attestation import runner_bus
 from support.attestation.runner_bus import Bus
 
-from netspace.attestation import ear, hsm
-from netspace.attestation.registrar import privacy_ca
+from netspace.attestation import ear, hsm, signing_keys
 from netspace.errors import MissingError, NetspaceError
 
 PIN = "8465201397"
@@ -178,7 +177,7 @@ def test_without_the_library_it_says_how_to_get_it(module: hsm.Module, monkeypat
 def test_a_reference_that_is_none(module: hsm.Module, tmp_path: Path) -> None:
     for raw in (b"pkcs11:", b"pkcs11:token=netspace;object=../x;type=private\n", b"pkcs11:token=netspace;object=a\n"):
         with pytest.raises(NetspaceError, match="not a reference"):
-            privacy_ca.private_key(raw, module, tmp_path / "x")
+            signing_keys.private_key(raw, module, tmp_path / "x")
     for data in ({}, {"module": "x"}, [], {"module": 1, "token": "t", "pin_file": "p"}):
         with pytest.raises(NetspaceError, match="pkcs11: expected"):
             hsm.module(data)

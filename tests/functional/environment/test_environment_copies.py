@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from netspace.environment.storage import copies, disks
+from netspace.environment import copies
+from netspace.environment.storage import disks
 from netspace.errors import NetspaceError
 
 pytestmark = pytest.mark.root

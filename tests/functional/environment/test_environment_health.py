@@ -15,7 +15,7 @@ from support import waiting
 from support.environments.environment_host import STAY, Host, shell
 from support.environments.supervised import daemon_pid, kill_daemon
 
-from netspace.environment.container import oci_runtime
+from netspace.environment import services
 from netspace.environment.health import record as verdict
 from netspace.errors import NetspaceError
 from netspace.supervision import definitions
@@ -45,7 +45,7 @@ def row(host: Host, name: str) -> dict[str, Any]:
 
 
 def health_pid(host: Host) -> int:
-    return host.supervisor.observe()[oci_runtime.HEALTH].pid
+    return host.supervisor.observe()[services.HEALTH].pid
 
 
 class Salt:
@@ -133,7 +133,7 @@ def test_the_watch_comes_back_after_a_kill_and_goes_on_where_it_was(host: Host) 
 
     # Nothing of it is left when nobody needs it.
     host.apply({"web": host.desired("web", command=SERVES)})
-    assert oci_runtime.HEALTH not in host.supervisor.observe()
+    assert services.HEALTH not in host.supervisor.observe()
 
 
 def test_where_nobody_would_start_it_again_an_unhealthy_one_is_left_running(host: Host) -> None:

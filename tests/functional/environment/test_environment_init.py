@@ -14,8 +14,7 @@ from support.environments.environment_host import STAY, Host, shell
 from support.waiting import until
 
 from netspace.environment import runtimes
-from netspace.environment.container import init
-from netspace.environment.storage import mounts
+from netspace.environment.storage import init, mounts
 
 pytestmark = pytest.mark.root
 

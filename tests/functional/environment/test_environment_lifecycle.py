@@ -18,8 +18,7 @@ from support.waiting import until
 from netspace import files
 from netspace.environment import apply
 from netspace.environment import record as records
-from netspace.environment.container import init
-from netspace.environment.storage import injected_files, mounts, rootfs
+from netspace.environment.storage import init, injected_files, mounts, rootfs
 from netspace.errors import NetspaceError
 from netspace.host import restore
 from netspace.supervision.definitions import desire, remove_trace

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from support.environments.environment_host import Host, shell
 
-from netspace import supervision
 from netspace.environment.container import cgroups
 from netspace.environment.storage import mounts
 from netspace.layout import Layout
+from netspace.supervision import cgroup
 
 pytestmark = pytest.mark.root
 
@@ -300,7 +300,7 @@ def test_what_cgroups_keep_changes_without_a_restart(host):
         assert host.pid("web") == pid
         record = host.kind.recorded()["web"]
         assert group(host, "web").differing(record.spec.limits, ()) == ()
-        if supervision.booted():  # the unit's own bounds, above those of what runs in it, follow
+        if cgroup.booted():  # the unit's own bounds, above those of what runs in it, follow
             unit = Path(f"{cgroups.ROOT}{host.kind.making.cgroup('web')}").parent
             assert int((unit / "memory.max").read_text()) == record.spec.limits.memory
             assert int((unit / "pids.max").read_text()) == pids

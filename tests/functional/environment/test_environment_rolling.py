@@ -13,7 +13,7 @@ from support import waiting
 from support.environments.environment_host import STAY, Host, shell
 from support.hosts import faultpoints, faults_host
 
-from netspace.environment import record, runtimes
+from netspace.environment import record, runtimes, services
 from netspace.environment.apply import Applying
 from netspace.environment.container import oci_runtime
 from netspace.environment.plan import DesiredEnvironment
@@ -56,7 +56,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[str, set[
 
         def look(applying: Applying) -> None:
             status = host.supervisor.observe()
-            up = {name for name, one in status.items() if one.state == "running" and name != oci_runtime.HEALTH}
+            up = {name for name, one in status.items() if one.state == "running" and name != services.HEALTH}
             seen.append((step, up, host.kind.list()["web"]["updating"]))
             act(applying)
 

@@ -27,6 +27,7 @@ from support.hosts.faults_host import LAYOUT, Declared, World
 from support.waiting import until
 
 from netspace import files, library_copy
+from netspace.environment import services
 from netspace.environment.container import oci_runtime
 from netspace.environment.health import alarms
 from netspace.environment.storage import mounts
@@ -275,7 +276,7 @@ def test_what_is_frozen_is_told_and_goes_on_with_the_next_apply(world: World, wh
     before = host.environments.list()
     pids = {
         "supervisor": daemon_pid(LAYOUT),
-        "watch": host.supervisor.observe([oci_runtime.HEALTH])[oci_runtime.HEALTH].pid,
+        "watch": host.supervisor.observe([services.HEALTH])[services.HEALTH].pid,
         "program": before["a"]["pid"],
     }
     os.kill(pids[what], signal.SIGSTOP)

@@ -28,7 +28,7 @@ from netspace.link.broker import access, node
 from netspace.link.forwarder import process
 from netspace.link.pki import authority, certificates
 from netspace.link.pki.authority import Issuer
-from netspace.link.topology import pair_keys
+from netspace.link.topology import pair_keys, spiffe
 from netspace.spec.types import Link
 from netspace_client import Change, LinkError, MailboxFull, NotAdmitted, Revoked, Timeout, Unreachable
 
@@ -210,7 +210,7 @@ def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
     h1, h2, _ = linked
     known = authority.read(h1.layout)
     forged = {
-        "an environment of h2": dataclasses.replace(known, host=authority.host_id(domain("h2"), "h2")),
+        "an environment of h2": dataclasses.replace(known, host=spiffe.host_id(domain("h2"), "h2")),
     }
     for what, whose in forged.items():
         path = tmp_path / "forged.pem"

@@ -20,7 +20,7 @@ from netspace.link.broker import access, admission, node, plugin
 from netspace.link.mail.dead_letters import Letters
 from netspace.link.topology.names import environments_of
 from netspace.spec.types import Link, LocalBroker
-from netspace.supervision import Service
+from netspace.supervision.service import Service
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("unhurried")]
 

@@ -12,8 +12,10 @@ import pytest
 from support.environments.supervised import reap
 
 from netspace.layout import Layout
-from netspace.supervision import Service, payload_cgroup, process
+from netspace.supervision import process
+from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon.client import Direct
+from netspace.supervision.service import Service
 
 
 @pytest.fixture

@@ -23,10 +23,12 @@ from support.waiting import until
 
 from netspace import library_copy
 from netspace.layout import Layout
-from netspace.supervision import Service, definitions, payload_cgroup, process, select
+from netspace.supervision import definitions, process, select
+from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import container_state, logs, presence, relay
 from netspace.supervision.daemon.client import Direct
 from netspace.supervision.daemon.daemon import PRECIOUS
+from netspace.supervision.service import Service
 
 pytestmark = pytest.mark.root
 

@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 from netspace.layout import Layout
-from netspace.supervision import Service
 from netspace.supervision.daemon import presence
+from netspace.supervision.service import Service
 from support.waiting import until
 
 

@@ -34,8 +34,9 @@ from netspace.link.broker import node
 from netspace.link.topology.objects import POLICIES
 from netspace.spec import parse
 from netspace.spec.types import LocalBroker
-from netspace.supervision import Service, Status, process
+from netspace.supervision import process
 from netspace.supervision.daemon import presence
+from netspace.supervision.service import Service, Status
 from support.environments.environment_host import STAY, shell
 from support.hosts import snapshot
 from support.waiting import until

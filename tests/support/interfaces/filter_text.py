@@ -6,8 +6,8 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from netspace.interface.firewall.host_rules import WAYS, Guarded, chain_name, forwarded, of_way, single
-from netspace.interface.firewall.match import FAMILIES, family
 from netspace.interface.firewall.published import lead_name
+from netspace.interface.match import FAMILIES, family
 from netspace.spec import checks
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow

@@ -18,11 +18,11 @@ from adversary.claims import Claim
 from adversary.search import Hole, Move, Report
 
 from netspace.attestation.evidence import Context
-from netspace.attestation.logs import events, extensions
-from netspace.attestation.logs.extensions import Extension
+from netspace.attestation.logs import events
 from netspace.attestation.policy import boot, policy
 from netspace.attestation.verifier import appraisal as judge
-from netspace.attestation.verifier import boot_rules, platform_rules, verifier
+from netspace.attestation.verifier import boot_rules, extensions, platform_rules, verifier
+from netspace.attestation.verifier.extensions import Extension
 from netspace.attestation.verifier.verifier import Expected
 
 FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "5000"))

@@ -18,10 +18,10 @@ from support.attestation.boot_forge import PCRS, index, measured
 
 from netspace.attestation import refusals
 from netspace.attestation.evidence import Context
-from netspace.attestation.logs import events, extensions, ima, systemd
+from netspace.attestation.logs import events, ima, systemd
 from netspace.attestation.logs.eventlog import Event
 from netspace.attestation.policy import policy
-from netspace.attestation.verifier import appraisal, boot_rules, platform_rules, verifier
+from netspace.attestation.verifier import appraisal, boot_rules, extensions, platform_rules, verifier
 from netspace.attestation.verifier.verifier import Expected
 
 NOW = 1_700_000_000.0

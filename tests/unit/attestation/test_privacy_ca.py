@@ -16,7 +16,7 @@ from netspace.attestation import refusals
 from netspace.attestation.evidence import Context
 from netspace.attestation.registrar import privacy_ca
 from netspace.attestation.registrar.privacy_ca import Authority
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import ak_certificate, verifier
 from netspace.errors import NetspaceError
 
 NOW = 1_700_000_000.0
@@ -49,7 +49,7 @@ def bound(fake_tpm: Any, context: Context) -> verifier.Bound:
 
 
 def check(issued: privacy_ca.Issued, bound: verifier.Bound, *trusted: Authority, now: float = NOW + HOUR, lists=None):
-    return privacy_ca.check(issued.certificate, bound.key.key(), [one.certificate for one in trusted], lists, now)
+    return ak_certificate.check(issued.certificate, bound.key.key(), [one.certificate for one in trusted], lists, now)
 
 
 def test_a_bound_key_is_certified_for_a_day(ca: Authority, bound: verifier.Bound) -> None:
@@ -113,17 +113,17 @@ def test_a_cas_own_certificate_attests_nothing(ca: Authority, root: Authority) -
 
     raw = ca.certificate.public_bytes(serialization.Encoding.DER)
     with pytest.raises(refusals.WrongAttestationCertificate, match="not an attestation key's"):
-        privacy_ca.check(raw, ca.key.public_key(), [root.certificate], None, NOW)
+        ak_certificate.check(raw, ca.key.public_key(), [root.certificate], None, NOW)
 
 
 @pytest.mark.parametrize(("is_ca", "good"), [(False, True), (True, False)])
 def test_an_attestation_key_that_is_called_a_ca(ca: Authority, bound: verifier.Bound, is_ca: bool, good: bool) -> None:
     builder = privacy_ca._builder(privacy_ca._name("x"), ca.certificate.subject, NOW, DAY).public_key(bound.key.key())
     builder = builder.add_extension(x509.BasicConstraints(is_ca, None), True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(privacy_ca._USAGE)]), False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(ak_certificate._USAGE)]), False)
     raw = privacy_ca._signed(builder, ca.key, ca.key.public_key()).public_bytes(serialization.Encoding.DER)
     try:
-        assert privacy_ca.check(raw, bound.key.key(), [ca.certificate], None, NOW) == "x" and good
+        assert ak_certificate.check(raw, bound.key.key(), [ca.certificate], None, NOW) == "x" and good
     except refusals.WrongAttestationCertificate:
         assert not good
 
@@ -273,7 +273,7 @@ def test_no_mutation_is_accepted(data: st.DataObject, ca: Authority, bound: veri
     if bytes(raw) == genuine.certificate:
         return
     try:
-        privacy_ca.check(bytes(raw), bound.key.key(), [ca.certificate], None, NOW + HOUR)
+        ak_certificate.check(bytes(raw), bound.key.key(), [ca.certificate], None, NOW + HOUR)
     except refusals.Refused:
         return
     raise AssertionError(f"accepted with a change at {at}")

@@ -16,7 +16,7 @@ from netspace.attestation.evidence import Context, Enrolment, key_fingerprint, p
 from netspace.attestation.registrar import audit_log, privacy_ca
 from netspace.attestation.registrar.registrar import Registrar, keys_of
 from netspace.attestation.tpm import structures
-from netspace.attestation.verifier import offline
+from netspace.attestation.verifier import ak_certificate, offline
 from netspace.errors import NetspaceError, StateError
 
 NOW = 1_700_000_000.0
@@ -88,7 +88,7 @@ def test_a_minion_is_bound_and_certified(registrar: Registrar, minion: Minion) -
     certificate = base64.b64decode(record["certificate"])
     key = structures.public(minion.tpm.ak_public).key()
     lists = [registrar.revocations(NOW)]
-    assert privacy_ca.check(certificate, key, registrar.trusted(NOW), lists, NOW) == record["pseudonym"]
+    assert ak_certificate.check(certificate, key, registrar.trusted(NOW), lists, NOW) == record["pseudonym"]
     assert b"web1" not in certificate and minion.tpm.ek_public not in certificate
     assert registrar.host("web1") == record and registrar.hosts() == [record]
     assert events(registrar) == [("ca-root", None), ("ca-intermediate", None), ("issued", "web1")]
@@ -361,10 +361,10 @@ def test_revocation(registrar: Registrar, minion: Minion) -> None:
     registrar.revoke("web1", "stolen", NOW)
     key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(record["certificate"])
     with pytest.raises(refusals.RevokedAttestationCertificate):
-        privacy_ca.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
+        ak_certificate.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
     again = enroll(registrar, minion)
     key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(again["certificate"])
-    assert privacy_ca.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
+    assert ak_certificate.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
     with pytest.raises(NetspaceError, match="not enrolled"):
         registrar.revoke("web9", "", NOW)
 
@@ -399,7 +399,7 @@ def test_a_renewed_ca_leaves_the_old_certificates_good(registrar: Registrar, min
     registrar.renew(NOW + 1)
     assert registrar.status(NOW)["retired"] == 1 and len(registrar.trusted(NOW)) == 2
     key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(record["certificate"])
-    assert privacy_ca.check(raw, key, registrar.trusted(NOW), None, NOW) == record["pseudonym"]
+    assert ak_certificate.check(raw, key, registrar.trusted(NOW), None, NOW) == record["pseudonym"]
     assert len(registrar.trusted(NOW + 400 * DAY)) == 1
     with pytest.raises(NetspaceError, match="has a CA"):
         registrar.init(NOW)

@@ -21,9 +21,10 @@ from support.attestation.boot_logs import THEN, recorded
 from support.attestation.tee_forge import NOW, Amd, Intel, hcl_report, rsa_key
 
 from netspace.attestation import refusals
-from netspace.attestation.tee import hcl, offline, tdx, x509
+from netspace.attestation.tee import hcl, tdx, x509
 from netspace.attestation.tee.x509 import Trust
 from netspace.attestation.verifier import offline as quotes
+from netspace.attestation.verifier import tee_offline
 
 
 @functools.cache
@@ -171,7 +172,7 @@ def test_a_number_of_a_key_has_one_spelling() -> None:
 def test_a_report_in_a_file_shows_the_keys() -> None:
     maker = Amd()
     raw = hcl_report(maker.report(bound()), document())
-    found = offline.verify(offline.Given(raw), maker.trust(maker.leaf()), NOW)
+    found = tee_offline.verify(tee_offline.Given(raw), maker.trust(maker.leaf()), NOW)
     assert found["valid"] and found["report"]["vtpm"]["attestation_key"].encode() == pem(rsa_key("ak").public_key())
     assert found["report"]["vtpm"]["configuration"] == {"secure-boot": True}
 

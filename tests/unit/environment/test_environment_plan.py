@@ -23,7 +23,7 @@ from netspace.environment.update import rollout
 from netspace.errors import StateError
 from netspace.layout import Layout
 from netspace.spec import parse
-from netspace.supervision import Status
+from netspace.supervision.service import Status
 
 FILES = {"environment.json": b"{}", "password": b"hidden"}
 RUNNING = Status("running", pid=7)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.environment import moments, user_ids
+from netspace.environment import moments, services, user_ids
 from netspace.environment.builder import each
 from netspace.environment.container import oci_config, oci_runtime, seccomp
 from netspace.environment.container.seccomp_arguments import NARROWED, changing
@@ -169,7 +169,7 @@ def test_a_limit_that_no_controller_keeps_is_left_out():
     assert resources() == {"devices"}
     assert resources("pids", "memory", "io") == {"devices", "memory", "pids"}
     own = parse.environment("web", {"image": "tar:/x", "limits": {"memory": "32M", "cpus": 2, "pids": 9}})
-    assert oci_runtime.service(Layout(), "web", own, Runtime(), {}, {"cpu", "pids"}).limits == {"cpus": 2, "pids": 9}
+    assert services.service(Layout(), "web", own, Runtime(), {}, {"cpu", "pids"}).limits == {"cpus": 2, "pids": 9}
 
 
 def test_the_configuration_has_all_hardening():

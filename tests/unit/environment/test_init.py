@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from netspace import paths
 from netspace.environment import record as records
-from netspace.environment import runtimes, user_ids
-from netspace.environment.container import init, oci_config, sigterm
+from netspace.environment import runtimes, sigterm, user_ids
+from netspace.environment.container import oci_config
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.record import Record
 from netspace.environment.runtimes import Runtime
+from netspace.environment.storage import init
 from netspace.errors import NetspaceError, SpecError
 from netspace.layout import Layout
 from netspace.spec import parse

@@ -25,7 +25,7 @@ from netspace.errors import NetspaceError, SpecError
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Io, Limits, Size
-from netspace.supervision import Status
+from netspace.supervision.service import Status
 
 MIB = 1024**2
 DISK = (254, 0)

@@ -11,7 +11,7 @@ import yaml
 from support.checkout import ROOT
 
 from netspace.environment import plan as compare
-from netspace.environment import runtimes
+from netspace.environment import runtimes, services
 from netspace.environment.container import oci_config
 from netspace.environment.container import oci_runtime as runtime
 from netspace.environment.observe import Observed
@@ -57,7 +57,7 @@ def test_what_a_missing_program_asks_to_install_is_installed_by_the_sls(name: st
 def test_each_is_called_by_the_same_command_line(programs: None) -> None:
     spec = parse.environment("web", ENVIRONMENT)
     for name in runtimes.running("images"):
-        service = runtime.service(Layout(), "web", spec, Runtime(name), {}, ())
+        service = services.service(Layout(), "web", spec, Runtime(name), {}, ())
         line, end = list(service.command), list(service.cleanup[0])
         assert f"/usr/bin/{name}" in line
         assert line[line.index("--root") + 1] == end[end.index("--root") + 1] == f"/run/netspace/{name}"

@@ -18,7 +18,7 @@ from netspace.environment.plan import DesiredEnvironment, plan
 from netspace.environment.record import Record
 from netspace.errors import NetspaceError, SpecError
 from netspace.spec import parse
-from netspace.supervision import Status
+from netspace.supervision.service import Status
 
 ALLOW = {"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"}
 

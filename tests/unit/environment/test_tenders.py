@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.environments.solo5_kernel import FIRST, elf
 
-from netspace.environment import plan, runtimes
+from netspace.environment import plan, runtimes, services
 from netspace.environment.container import oci_config, seccomp, unikernel
-from netspace.environment.container import oci_runtime as runtime
 from netspace.environment.images import sources
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed
@@ -141,7 +140,7 @@ def test_a_tender_is_jailed_like_any_program(name: str, monkeypatch: pytest.Monk
     for key in ("namespaces", "uidMappings", "maskedPaths", "readonlyPaths"):
         assert config["linux"][key] == usual["linux"][key], key
     assert config["root"]["readonly"]
-    service = runtime.service(Layout(), "clock", parse.environment("clock", KERNEL), Runtime(name), {}, ())
+    service = services.service(Layout(), "clock", parse.environment("clock", KERNEL), Runtime(name), {}, ())
     assert "/usr/bin/crun" in service.command
     assert (service.stop_timeout < 1) == (name == "solo5")
 

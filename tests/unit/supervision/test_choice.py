@@ -8,15 +8,16 @@ import pytest
 
 from netspace import supervision
 from netspace.layout import Layout
+from netspace.supervision import cgroup
 from netspace.supervision.daemon.client import Direct
 from netspace.supervision.systemd.supervisor import Systemd
 
 
 def test_the_controllers_of_version_2(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
-    assert supervision.controllers(tmp_path) == {"cpu", "memory", "pids"}
+    assert cgroup.controllers(tmp_path) == {"cpu", "memory", "pids"}
     (tmp_path / "cgroup.controllers").write_text("\n")
-    assert supervision.controllers(tmp_path) == frozenset()
+    assert cgroup.controllers(tmp_path) == frozenset()
 
 
 def test_the_controllers_of_version_1(tmp_path: Path) -> None:
@@ -24,14 +25,14 @@ def test_the_controllers_of_version_1(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "cgroup.procs").touch()
     (tmp_path / "not-mounted").mkdir()
-    assert supervision.controllers(tmp_path) == {"cpu", "cpuacct", "memory"}
+    assert cgroup.controllers(tmp_path) == {"cpu", "cpuacct", "memory"}
 
 
 def test_systemd_where_it_is_pid_1_else_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout("lab")
     monkeypatch.setattr(supervision, "booted", lambda: True)
     assert isinstance(supervision.select(layout), Systemd)
-    assert supervision.payload_cgroup(layout, "web") == "/lab.slice/lab-web.service/payload"
+    assert cgroup.payload_cgroup(layout, "web") == "/lab.slice/lab-web.service/payload"
     monkeypatch.setattr(supervision, "booted", lambda: False)
     assert isinstance(supervision.select(layout), Direct)
-    assert supervision.payload_cgroup(layout, "web") == "/lab/web"
+    assert cgroup.payload_cgroup(layout, "web") == "/lab/web"

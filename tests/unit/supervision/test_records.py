@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.supervision import Service, definitions
+from netspace.supervision import definitions
+from netspace.supervision.service import Service
 
 words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=12)
 argv = st.tuples(words.map("/{}".format), words, words)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.layout import Layout
-from netspace.supervision import Service, Status
+from netspace.supervision.service import Service, Status
 from netspace.supervision.systemd import unit_file
 from netspace.supervision.systemd.supervisor import Systemd, _status, end
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from netspace.attestation import policy_reading
 from netspace.attestation.evidence import BANK, Evidence
-from netspace.attestation.logs import eventlog, events, extensions, measured
+from netspace.attestation.logs import eventlog, events, measured
 from netspace.attestation.logs.eventlog import Event
-from netspace.attestation.logs.extensions import Extension
-from netspace.attestation.policy import reading
 from netspace.attestation.policy.boot import LOADED
 from netspace.attestation.refusals import LogMismatch, Refused
-from netspace.attestation.verifier import boot_rules, platform_rules
+from netspace.attestation.verifier import boot_rules, extensions, platform_rules
+from netspace.attestation.verifier.extensions import Extension
 
 # PCRs that no rule rests on. If the firmware logs less than it measures into one of them, that PCR may stay unchecked.
 _APART = frozenset((0, 1, 3, 5, 6))
@@ -151,9 +151,9 @@ def _claims_line(one: Extension) -> bool:
 def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
     """Return command lines as patterns; an empty list if a line is too long or has a ``*``."""
     for line in lines:
-        if "*" in line or len(line) > reading.MAX_PATTERN:
+        if "*" in line or len(line) > policy_reading.MAX_PATTERN:
             problems["command_lines"] = (
-                f"a command line has a '*', or more than {reading.MAX_PATTERN} characters: {line[:60]!r}..."
+                f"a command line has a '*', or more than {policy_reading.MAX_PATTERN} characters: {line[:60]!r}..."
             )
             return []
     return list(dict.fromkeys(lines))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from netspace.attestation.tpm.tcti import device_path
 from netspace.layout import Layout
 
 if TYPE_CHECKING:
@@ -60,13 +61,3 @@ def _stamps(path: Path) -> list[tuple[str, int, int]]:
     except OSError as err:
         return [(type(err).__name__, 0, 0)]
     return sorted(found)
-
-
-def device_path(tcti: str) -> Path | None:
-    """Return the device or socket that *tcti* names by an absolute path; None if it does not."""
-    for prefix in ("device:", "swtpm:path="):
-        if tcti.startswith(prefix):
-            path = tcti[len(prefix) :]
-            if path.startswith("/") and not set(path) & {",", "\0"}:
-                return Path(path)
-    return None

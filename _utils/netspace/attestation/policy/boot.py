@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any
 
 from netspace.attestation.logs import measured
-from netspace.attestation.policy.reading import (
+from netspace.attestation.policy_reading import (
     MAX_ITEMS,
     Pattern,
     PolicyError,

@@ -48,13 +48,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from netspace.attestation.logs.ima import BOOT_AGGREGATE, Entry, File, line
 from netspace.attestation.policy import boot as boot_policy
 from netspace.attestation.policy.boot import Boot as Boot
-from netspace.attestation.policy.reading import Pattern as Pattern
-from netspace.attestation.policy.reading import PolicyError as PolicyError
-from netspace.attestation.policy.reading import digests as _digests
-from netspace.attestation.policy.reading import items as _list
-from netspace.attestation.policy.reading import mapping as _mapping
-from netspace.attestation.policy.reading import octets as _hex
-from netspace.attestation.policy.reading import patterns as _patterns
+from netspace.attestation.policy_reading import Pattern as Pattern
+from netspace.attestation.policy_reading import PolicyError as PolicyError
+from netspace.attestation.policy_reading import digests as _digests
+from netspace.attestation.policy_reading import items as _list
+from netspace.attestation.policy_reading import mapping as _mapping
+from netspace.attestation.policy_reading import octets as _hex
+from netspace.attestation.policy_reading import patterns as _patterns
 from netspace.attestation.tee import rules
 from netspace.errors import unreadable
 

@@ -21,11 +21,10 @@ mode 0700 and its key 0600.
 
 from __future__ import annotations
 
-import datetime
 import os
 import secrets
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,27 +32,20 @@ from typing import TYPE_CHECKING
 from netspace import files
 from netspace.attestation import hsm
 from netspace.attestation.refusals import (
-    ExpiredAttestationCertificate,
-    RevokedAttestationCertificate,
     SharedEndorsementKey,
-    WrongAttestationCertificate,
 )
+from netspace.attestation.signing_keys import private_bytes, private_key
+from netspace.attestation.verifier.ak_certificate import _USAGE, MAX_CERTIFICATE, SKEW, _issuing, _when
 from netspace.errors import NetspaceError, unreadable
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.x509 import Certificate, CertificateBuilder, CertificateRevocationList, KeyUsage, Name
+    from cryptography.x509 import Certificate, CertificateBuilder, KeyUsage, Name
 
     from netspace.attestation.verifier.verifier import Bound
 
 HOURS = 24.0
 ROOT_DAYS, INTERMEDIATE_DAYS, LIST_HOURS = 3650.0, 365.0, 24.0
-# Seconds by which a host's clock may be behind the master's.
-SKEW = 300.0
-MAX_CERTIFICATE = 16 * 1024
-MAX_LIST = 16 * 1024 * 1024
-# Extended key usage of attestation keys (TCG: tcg-kp-AIKCertificate).
-_USAGE = "2.23.133.8.3"
 
 
 @dataclass(frozen=True)
@@ -203,40 +195,6 @@ def revocations(authority: Authority, revoked: Mapping[int, float], now: float, 
     return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def check(
-    certificate: bytes,
-    key: object,
-    trusted: Sequence[Certificate],
-    lists: Sequence[bytes] | None,
-    now: float,
-) -> str:
-    """Check an attestation key's certificate (DER), and return its pseudonym.
-
-    :param key: the attestation key that the certificate must be for.
-    :param trusted: intermediates of the Privacy CA; more than one while keys are rotated.
-    :param lists: revocation lists (PEM), one by each issuer; None: revocation is not checked here.
-    :raises WrongAttestationCertificate: when it is malformed, for another key or use, or by an untrusted issuer.
-    :raises ExpiredAttestationCertificate: when it or its issuer is not valid now.
-    :raises RevokedAttestationCertificate: when it is revoked, or its issuer has no fresh revocation list.
-    """
-    found = _leaf(certificate)
-    if found.public_key() != key:
-        raise WrongAttestationCertificate("the certificate is for another key")
-    issuer = next((one for one in trusted if _by(found, one)), None)
-    if issuer is None:
-        raise WrongAttestationCertificate("the certificate is by none of the CAs that are trusted")
-    pseudonym = _attests(found)
-    problem = _issuing(issuer, now)
-    if problem:
-        raise ExpiredAttestationCertificate(problem)
-    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
-    if not begins <= _when(now) <= ends:
-        raise ExpiredAttestationCertificate(f"the certificate is valid from {begins} to {ends}")
-    if lists is not None:
-        _not_revoked(found, issuer, lists, now)
-    return pseudonym
-
-
 def claim(owners: Mapping[str, str], endorsement: str, minion: str) -> None:
     """Check that *minion* may have an endorsement key.
 
@@ -263,36 +221,6 @@ def save(authority: Authority, folder: Path) -> None:
     # Key and certificate in one file: a crash must not leave one of them without the other.
     files.write(folder / "authority.pem", private + chain, mode=0o600)
     files.write(folder / "chain.pem", chain, mode=0o644)
-
-
-def private_bytes(key: EllipticCurvePrivateKey) -> bytes:
-    """Return the content of a key's file: the key (PEM), or a reference to it in a hardware security module."""
-    from cryptography.hazmat.primitives import serialization
-
-    return hsm.reference(key) or key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def private_key(raw: bytes, module: hsm.Module | None, path: Path) -> EllipticCurvePrivateKey:
-    """Parse the content of a key's file, which :func:`private_bytes` made.
-
-    :param path: the file, for error messages.
-    :raises NetspaceError: when the key can't be used. The message does not have the file's content.
-    """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    if raw.startswith(hsm.PREFIX):
-        return hsm.opened(raw, module, path)
-    try:
-        key = load_pem_private_key(raw, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
-        raise NetspaceError(f"{path}: no key that can be used: {type(err).__name__}") from err
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise NetspaceError(f"{path}: not a key on P-256")
-    return key
 
 
 def load(folder: Path, module: hsm.Module | None = None) -> Authority:
@@ -350,101 +278,6 @@ def _pem(certificate: bytes) -> Certificate:
         raise NetspaceError(f"not a certificate in PEM: {err}") from err
 
 
-def _leaf(certificate: bytes) -> Certificate:
-    from cryptography import x509
-
-    if len(certificate) > MAX_CERTIFICATE:
-        raise WrongAttestationCertificate(f"a certificate of {len(certificate)} bytes")
-    try:
-        found = x509.load_der_x509_certificate(certificate)
-        found.public_key()
-        list(found.extensions)
-        if certificate[-len(found.signature) - 1] != 0:
-            raise ValueError("its signature has unused bits")  # a second encoding of one certificate: certificates.py
-    except Exception as err:  # the parser raises many types, some only on access: certificates.py
-        raise WrongAttestationCertificate(f"the certificate can't be read: {err}") from err
-    return found
-
-
-def _by(certificate: Certificate, issuer: Certificate) -> bool:
-    from cryptography.exceptions import InvalidSignature
-
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except unreadable(InvalidSignature):
-        return False
-    return True
-
-
-def _attests(certificate: Certificate) -> str:
-    """Check that a certificate is for an attestation key, and return its pseudonym."""
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
-    try:
-        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound as err:
-        raise WrongAttestationCertificate(f"not an attestation key's certificate: {err}") from err
-    if basic.ca or [usage.dotted_string for usage in usages] != [_USAGE]:
-        raise WrongAttestationCertificate("not an attestation key's certificate, but one for another use")
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    if len(names) != 1:
-        raise WrongAttestationCertificate("the certificate names no pseudonym")
-    return str(names[0].value)
-
-
-def _issuing(certificate: Certificate, now: float) -> str:
-    """Return why a CA may not issue certificates now; empty if it may."""
-    from cryptography import x509
-
-    name = certificate.subject.rfc4514_string()
-    try:
-        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        return f"{name} is no CA"
-    if not basic.ca or not usage.key_cert_sign:
-        return f"{name} is no CA"
-    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not begins <= _when(now) < ends:
-        return f"the CA {name} is valid from {begins} to {ends}"
-    return ""
-
-
-def _not_revoked(certificate: Certificate, issuer: Certificate, lists: Sequence[bytes], now: float) -> None:
-    """Check a certificate against the issuer's newest fresh revocation list.
-
-    :raises RevokedAttestationCertificate: when the certificate is revoked, or there is no fresh list.
-    """
-    fresh: list[CertificateRevocationList] = []
-    for pem in lists:
-        one = _list(pem, issuer)
-        if one is None or one.next_update_utc is None:
-            continue
-        if one.last_update_utc <= _when(now + SKEW) and _when(now) <= one.next_update_utc:
-            fresh.append(one)
-    if not fresh:
-        raise RevokedAttestationCertificate("there is no fresh revocation list of its issuer")
-    newest = max(fresh, key=lambda one: one.last_update_utc)
-    revoked = newest.get_revoked_certificate_by_serial_number(certificate.serial_number)
-    if revoked is not None:
-        raise RevokedAttestationCertificate(f"the certificate was revoked at {revoked.revocation_date_utc}")
-
-
-def _list(pem: bytes, issuer: Certificate) -> CertificateRevocationList | None:
-    from cryptography import x509
-
-    if len(pem) > MAX_LIST:
-        return None
-    try:
-        found = x509.load_pem_x509_crl(pem)
-        genuine = found.issuer == issuer.subject and found.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]
-    except unreadable():
-        return None
-    return found if genuine else None
-
-
 def _new_key() -> EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -458,10 +291,6 @@ def _name(text: str) -> Name:
     if not 0 < len(text) <= 64:
         raise NetspaceError(f"a name of {len(text)} characters; 1 to 64 are possible")
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _when(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
 
 
 def _builder(subject: Name, issuer: Name, now: float, seconds: float) -> CertificateBuilder:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files
-from netspace.attestation import hsm
+from netspace.attestation import hsm, signing_keys
 from netspace.attestation.evidence import PERIOD, Context, Enrolment, from_hex, parse_enrolment
 from netspace.attestation.refusals import Malformed, Refused, SharedAttestationKey
 from netspace.attestation.registrar import audit_log, inventory, privacy_ca
@@ -103,7 +103,7 @@ class Registrar:
                 raw = path.read_bytes()
             except OSError as err:
                 raise NetspaceError(f"{path}: no request is waiting for a certificate: {type(err).__name__}") from err
-            key = privacy_ca.private_key(raw, self.module, path)
+            key = signing_keys.private_key(raw, self.module, path)
             self._install(privacy_ca.adopt(key, certificate, root, now), now)
             files.remove(path)
             return self.status(now)
@@ -419,7 +419,7 @@ class Registrar:
             self._install(privacy_ca.adopt(key, privacy_ca.sign_request(root, asked, now), pem, now), now)
             return self.status(now)
         self._log("ca-requested", now, {"name": name})
-        files.write(self.folder / "requested.pem", privacy_ca.private_bytes(key), mode=0o600)
+        files.write(self.folder / "requested.pem", signing_keys.private_bytes(key), mode=0o600)
         return {**self.status(now), "request": asked.decode()}
 
     def _install(self, authority: Authority, now: float) -> None:

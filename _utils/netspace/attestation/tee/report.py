@@ -10,7 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-UNKNOWN = "Unknown"
+UNKNOWN, REVOKED, OUT_OF_DATE = "Unknown", "Revoked", "OutOfDate"
+# Statuses from the best to the worst.
+STATUSES = (
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    OUT_OF_DATE,
+    "OutOfDateConfigurationNeeded",
+    UNKNOWN,
+    REVOKED,
+)
 
 
 @dataclass(frozen=True)

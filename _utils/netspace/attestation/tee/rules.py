@@ -36,8 +36,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.attestation.policy.reading import PolicyError, digests, flag, items, mapping
-from netspace.attestation.tee.tdx_tcb import REVOKED, STATUSES
+from netspace.attestation.policy_reading import PolicyError, digests, flag, items, mapping
+from netspace.attestation.tee.report import REVOKED, STATUSES
 
 MAX_ITEMS = 4096
 Value = bytes | int | bool | str

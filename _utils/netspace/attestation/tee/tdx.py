@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from netspace import ecdsa
 from netspace.attestation.refusals import TeeMalformed, TeeRevoked, TeeSignature
 from netspace.attestation.tee import binary, tdx_tcb, x509
-from netspace.attestation.tee.report import Genuine
+from netspace.attestation.tee.report import REVOKED, Genuine
 from netspace.attestation.tee.tdx_tcb import Enclave, Platform
 from netspace.attestation.tee.x509 import Trust
 
@@ -191,7 +191,7 @@ def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
         raise TeeSignature("TDX quote: by a TDX module that Intel did not sign")
     platform = platform_of(leaf, body)
     status = tdx_tcb.status(platform, enclave, trust, now)
-    if status == tdx_tcb.REVOKED:
+    if status == REVOKED:
         raise TeeRevoked(f"TDX quote: Intel calls this platform's TCB revoked (FMSPC {platform.fmspc.hex()})")
     debug = ""
     if body.attributes[0]:

@@ -20,21 +20,9 @@ from typing import Any
 from netspace import ecdsa
 from netspace.attestation.refusals import Refused, TeeMalformed
 from netspace.attestation.tee import x509
-from netspace.attestation.tee.report import UNKNOWN
+from netspace.attestation.tee.report import OUT_OF_DATE, STATUSES, UNKNOWN
 from netspace.attestation.tee.x509 import Trust
 
-REVOKED, OUT_OF_DATE = "Revoked", "OutOfDate"
-# Statuses from the best to the worst.
-STATUSES = (
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    OUT_OF_DATE,
-    "OutOfDateConfigurationNeeded",
-    UNKNOWN,
-    REVOKED,
-)
 MAX_DOCUMENT = 1024 * 1024
 _SIGNER = "TCB Signing"
 _TCB, _IDENTITY = b"tcbInfo", b"enclaveIdentity"

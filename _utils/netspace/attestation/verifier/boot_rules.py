@@ -23,8 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netspace.attestation.evidence import BANK, Evidence
-from netspace.attestation.logs import events, extensions, measured
-from netspace.attestation.logs.extensions import Extension
+from netspace.attestation.logs import events, measured
 from netspace.attestation.policy import boot
 from netspace.attestation.policy.boot import FIRMWARE, Boot
 from netspace.attestation.refusals import (
@@ -37,7 +36,8 @@ from netspace.attestation.refusals import (
     UnknownFile,
     UnknownValue,
 )
-from netspace.attestation.verifier import platform_rules
+from netspace.attestation.verifier import extensions, platform_rules
+from netspace.attestation.verifier.extensions import Extension
 
 References = Mapping[int, Collection[bytes]]
 _UNTOUCHED = bytes(32)

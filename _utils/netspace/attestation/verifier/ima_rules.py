@@ -47,7 +47,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from netspace.attestation.evidence import BANK, Evidence
-from netspace.attestation.logs import extensions, ima
+from netspace.attestation.logs import ima
 from netspace.attestation.logs.ima import BOOT_AGGREGATE, Entry, File, State
 from netspace.attestation.policy.policy import Ima
 from netspace.attestation.refusals import (
@@ -61,6 +61,7 @@ from netspace.attestation.refusals import (
     Violation,
     WrongAggregate,
 )
+from netspace.attestation.verifier import extensions
 
 Values = Mapping[int, bytes]
 # PCRs in the boot aggregate of every bank but SHA-1, which has fewer (Linux 5.8: ima_crypto.c).

@@ -28,9 +28,8 @@ from netspace.attestation.refusals import (
     WrongQualifyingData,
     WrongSelection,
 )
-from netspace.attestation.registrar import privacy_ca
 from netspace.attestation.tpm import pcr_values, structures
-from netspace.attestation.verifier import appraisal, verifier
+from netspace.attestation.verifier import ak_certificate, appraisal, verifier
 from netspace.errors import unreadable
 
 if TYPE_CHECKING:
@@ -242,7 +241,7 @@ def _certified(report: Report, trusted: PublicKey, issue: Issue) -> None:
         issuers = x509.load_pem_x509_certificates(issue.ca[:MAX_KEY])
     except unreadable() as err:
         raise WrongAttestationCertificate(f"certificate or ca: can't be read as certificates in PEM: {err}") from err
-    pseudonym = privacy_ca.check(leaf, trusted, issuers, [issue.crl] if issue.crl else None, issue.now)
+    pseudonym = ak_certificate.check(leaf, trusted, issuers, [issue.crl] if issue.crl else None, issue.now)
     report.passed("ak-certificate", f"by the Privacy CA, for a key in a TPM; pseudonym {pseudonym}")
     if not issue.crl:
         report.skipped("ak-certificate-revoked", "no revocation list was given")

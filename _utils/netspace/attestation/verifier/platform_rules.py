@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from netspace.attestation.logs import events, measured
-from netspace.attestation.logs.extensions import Extension
 from netspace.attestation.logs.measured import SHIM
 from netspace.attestation.policy.boot import Boot
 from netspace.attestation.refusals import (
@@ -22,6 +21,7 @@ from netspace.attestation.refusals import (
     UnexpectedEvent,
     UnknownSigner,
 )
+from netspace.attestation.verifier.extensions import Extension
 
 _NAMESPACES = {events.GLOBAL: measured.SETTINGS, events.SECURITY: measured.KEY_LISTS}
 

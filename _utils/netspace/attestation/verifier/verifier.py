@@ -58,10 +58,9 @@ from netspace.attestation.refusals import (
     WrongSelection,
     WrongSignature,
 )
-from netspace.attestation.registrar import privacy_ca
 from netspace.attestation.tpm import credential, structures
 from netspace.attestation.tpm.structures import Clock, Public, Quote, Signature
-from netspace.attestation.verifier import appraisal
+from netspace.attestation.verifier import ak_certificate, appraisal
 from netspace.attestation.verifier.appraisal import References
 
 if TYPE_CHECKING:
@@ -295,7 +294,7 @@ def certified(
     """
     key = structures.public(attestation)
     check_attestation_key(key)
-    pseudonym = privacy_ca.check(certificate, key.key(), trusted, None, now)
+    pseudonym = ak_certificate.check(certificate, key.key(), trusted, None, now)
     if revoked:
         raise RevokedAttestationCertificate("the certificate of this host's attestation key was revoked")
     if level not in (2, 3):

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from netspace.environment.container import cgroups, init, seccomp
+from netspace.environment.container import cgroups, seccomp
 from netspace.environment.images.sources import Defaults
-from netspace.environment.storage import volumes
+from netspace.environment.storage import init, volumes
 from netspace.environment.user_ids import COUNT, FIRST
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below

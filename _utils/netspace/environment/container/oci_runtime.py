@@ -14,30 +14,25 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netspace import library_copy
 from netspace.environment import runtimes
 from netspace.environment.container import cgroups, oci_config
-from netspace.environment.health import record
 from netspace.environment.runtimes import USUAL, Runtime
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below
-from netspace.spec.types import Environment
-from netspace.supervision import Service, payload_cgroup
+from netspace.supervision.cgroup import payload_cgroup
 
 VARIABLES = {"PATH": runtimes.SEARCHED}
 PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
-_AT_ONCE = 0.1  # stop timeout (seconds) of a tender that no signal stops; 0 would mean no deadline
 # For a second program, the runtime sets neither the OOM score nor the umask of the first one. Without them the kernel
 # would spare it like the minion, and everybody could read its files.
 _BESIDE = f'umask 077 && echo {oci_config.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
 # Removes what a runtime leaves behind: files of its state folder, and the environment's cgroup ($0) in all hierarchies.
 _TIDY = f'rm -f -- "$@"; for folder in {cgroups.ROOT}"$0" {cgroups.ROOT}/*"$0"; do rmdir "$folder"; done 2>/dev/null; :'
-HEALTH = "health"  # the service that watches environments' health
 _UNIFIED = f"{cgroups.ROOT}/unified"
 
 
@@ -146,49 +141,13 @@ def halt_mark(layout: Layout, name: str) -> Path:
     return below(layout.bundle(name), "halted")
 
 
-def service(
-    layout: Layout,
-    name: str,
-    spec: Environment,
-    runtime: Runtime,
-    mounted: Mapping[str, mounts.Mount],
-    controllers: Collection[str],
-) -> Service:
-    """Return the environment's service.
-
-    :param controllers: the cgroup controllers that the host has; limits without a controller are left out.
-    :raises MissingError: when the runtime is not installed.
-    """
-    # A program with a health check is meant to stay, so any end counts as a failure.
-    checked = spec.health is not None and spec.restart == "on-failure"
-    limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
-    jail = runtime.jail
-    own = container(layout, name, jail)
-    errors = ("--log", str(log(layout, name)))
-    pid = pid_file(layout, name)
-    return Service(
-        name=service_name(name),
-        description=f"{layout.instance} environment {name}",
-        command=call(
-            *(layout, jail, mounted, *errors, "run", "--detach"),
-            *("--bundle", str(layout.bundle(name)), "--pid-file", str(pid), own),
-        ),
-        variables=VARIABLES,
-        pid_file=pid,
-        cleanup=_cleanup(layout, name, jail, mounted),
-        restart="always" if checked else spec.restart,
-        stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else _AT_ONCE,
-        after=(HEALTH,) if spec.after else (),
-        until=tuple(record.up(layout, other) for other in spec.after),
-        condemned=record.condemned(layout, name) if spec.health is not None else None,
-        log=output(layout, name),
-        limits={key: value for key, value in limits.items() if cgroups.CONTROLLERS[key] in controllers},
-        delegate=True,
-        init=spec.init,
-    )
+def _entries(layout: Layout, name: str, runtime: Runtime) -> list[Path]:
+    """Return the paths of all files that a runtime's state folder may have of the environment."""
+    folder, own = state(layout, runtime.name), container(layout, name, runtime)
+    return [folder / entry.format(own) for entry in runtime.module.ENTRIES]
 
 
-def _cleanup(
+def cleanup(
     layout: Layout, name: str, runtime: Runtime, mounted: Mapping[str, mounts.Mount]
 ) -> tuple[tuple[str, ...], ...]:
     """Return the commands that kill and delete the environment's container, even after a partial launch."""
@@ -198,27 +157,6 @@ def _cleanup(
         return (delete,)
     entries = map(str, _entries(layout, name, runtime))
     return (delete, ("/bin/sh", "-c", _TIDY, payload_cgroup(layout, service_name(name)), *entries))
-
-
-def _entries(layout: Layout, name: str, runtime: Runtime) -> list[Path]:
-    """Return the paths of all files that a runtime's state folder may have of the environment."""
-    folder, own = state(layout, runtime.name), container(layout, name, runtime)
-    return [folder / entry.format(own) for entry in runtime.module.ENTRIES]
-
-
-def health(layout: Layout) -> Service:
-    """Return the service that watches the health of all environments."""
-    return Service(
-        name=HEALTH,
-        description=f"{layout.instance}: the health of environments",
-        command=library_copy.command(layout, "health"),
-        variables={
-            **VARIABLES,
-            "NETSPACE_LIBRARY": library_copy.installed(layout),
-        },  # a new library restarts the service
-        stop_timeout=5.0,
-        delegate=True,  # it runs crun
-    )
 
 
 def failure(layout: Layout, name: str) -> str:
@@ -270,7 +208,7 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used:
     for one in known(layout, name):
         runtime = used.jail if used.jail.name == one else Runtime(one)
         try:
-            for command in _cleanup(layout, name, runtime, mounted):
+            for command in cleanup(layout, name, runtime, mounted):
                 subprocess.run(
                     command,
                     stdin=subprocess.DEVNULL,

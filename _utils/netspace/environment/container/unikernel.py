@@ -23,11 +23,11 @@ from typing import Any
 import msgspec
 
 from netspace import files as written
-from netspace.environment.container import elf
 from netspace.environment.images import sources
 from netspace.environment.images.bounds import Budget
 from netspace.environment.images.tree import FILE, Node, Tree
-from netspace.environment.runtimes import Runtime
+from netspace.environment.runtimes import Guest, Runtime
+from netspace.environment.storage import elf
 from netspace.errors import NetspaceError
 from netspace.layout import TAP, Layout
 from netspace.spec.types import Environment
@@ -45,27 +45,6 @@ _TUN = "/dev/net/tun"
 
 _LOADED = re.compile(r"\s(/\S+) \(0x[0-9a-f]+\)$")
 _PATIENCE = 30.0  # seconds for the loader to list a program's libraries
-
-
-class Guest(msgspec.Struct, frozen=True):
-    """A tender's guest, with the paths that the tender sees.
-
-    :param kernel: the kernel's path.
-    :param found: arguments that follow from the kernel itself, as ``reads`` returned them when the image was built.
-    :param arguments: the declared arguments of the kernel.
-    :param memory: bytes for the kernel: the limit minus the tender's ``RESERVE``.
-    :param disk: the path of the disk with the kernel's files.
-    :param tap: the tap device's name; empty: it has no interface.
-    :param mac: the interface's MAC address.
-    """
-
-    kernel: str
-    found: tuple[str, ...]
-    arguments: tuple[str, ...]
-    memory: int
-    disk: str
-    tap: str
-    mac: str
 
 
 # -- from a declaration ---------------------------------------------------------------------

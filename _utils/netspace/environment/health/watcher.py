@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from netspace.environment import record as records
@@ -29,7 +29,8 @@ from netspace.environment.health.record import Verdict
 from netspace.environment.health.state import Judgement
 from netspace.environment.record import Record
 from netspace.layout import Layout
-from netspace.supervision import booted, payload_cgroup, process
+from netspace.supervision import process
+from netspace.supervision.cgroup import booted, payload_cgroup
 from netspace.supervision.daemon import presence
 from netspace.supervision.daemon.loop import Loop, Timer
 
@@ -61,8 +62,9 @@ class Watched:
 class Watch:
     """The loop, and all watched environments."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, readers: Callable[[str], int]) -> None:
         self.layout = layout
+        self.readers = readers
         self.loop = Loop()
         self.watched: dict[str, Watched] = {}
         self._pool = ThreadPoolExecutor(THREADS)
@@ -175,9 +177,7 @@ class Watch:
         def ask() -> None:
             try:
                 if health.mailbox:
-                    from netspace.link import status
-
-                    found = probes.mailbox(name, lambda name: status.readers(self.layout, name))
+                    found = probes.mailbox(name, self.readers)
                 else:
                     found = probes.inside(self.layout, name, record, health)
             except Exception as err:  # report every error to the loop, or it would wait for ever
@@ -260,7 +260,10 @@ def needed(known: Mapping[str, Record]) -> dict[str, Record]:
     return {name: record for name, record in known.items() if record.spec.health is not None or name in awaited}
 
 
-def main(layout: Layout) -> int:
-    """Watch until SIGTERM or SIGINT; return an exit code."""
-    Watch(layout).run()
+def main(layout: Layout, readers: Callable[[str], int]) -> int:
+    """Watch until SIGTERM or SIGINT; return an exit code.
+
+    :param readers: counts the consumers of an environment's mailbox; see ``netspace.link.status.readers``.
+    """
+    Watch(layout, readers).run()
     return 0

@@ -83,6 +83,27 @@ class Settings(Base, frozen=True):
     program: str | None = None
 
 
+class Guest(msgspec.Struct, frozen=True):
+    """A tender's guest, with the paths that the tender sees.
+
+    :param kernel: the kernel's path.
+    :param found: arguments that follow from the kernel itself, as ``reads`` returned them when the image was built.
+    :param arguments: the declared arguments of the kernel.
+    :param memory: bytes for the kernel: the limit minus the tender's ``RESERVE``.
+    :param disk: the path of the disk with the kernel's files.
+    :param tap: the tap device's name; empty: it has no interface.
+    :param mac: the interface's MAC address.
+    """
+
+    kernel: str
+    found: tuple[str, ...]
+    arguments: tuple[str, ...]
+    memory: int
+    disk: str
+    tap: str
+    mac: str
+
+
 @dataclass(frozen=True)
 class Runtime:
     """A runtime and its settings.

@@ -13,7 +13,7 @@ from netspace.environment import runtimes
 from netspace.errors import MissingError
 
 if TYPE_CHECKING:
-    from netspace.environment.container.unikernel import Guest
+    from netspace.environment.runtimes import Guest
 
 PROGRAM = "qemu-system-x86_64"
 PACKAGE = "qemu-system-x86"

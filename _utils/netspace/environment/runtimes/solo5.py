@@ -16,7 +16,7 @@ from netspace.errors import NetspaceError
 from netspace.layout import TAP
 
 if TYPE_CHECKING:
-    from netspace.environment.container.unikernel import Guest
+    from netspace.environment.runtimes import Guest
 
 PROGRAM = "solo5-spt"
 PACKAGE = ""

@@ -14,8 +14,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from netspace.environment.container import init
-from netspace.environment.storage import disks, mounts, tree_removal
+from netspace.environment.storage import disks, init, mounts, tree_removal
 from netspace.environment.user_ids import COUNT, FIRST
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below

@@ -26,7 +26,8 @@ from netspace.environment.storage import mounts, rootfs
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below
 from netspace.spec.types import Environment
-from netspace.supervision import Status, Supervisor, payload_cgroup
+from netspace.supervision.cgroup import payload_cgroup
+from netspace.supervision.service import Status, Supervisor
 
 Files = Mapping[str, bytes]
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 
 from netspace.environment import observe
+from netspace.environment import services as environment_services
 from netspace.environment.container import oci_runtime, unikernel
 from netspace.environment.health import record as verdict
 from netspace.environment.health import state
@@ -19,7 +20,7 @@ from netspace.environment.record import Failed, Previous, Record, fingerprint
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
-from netspace.supervision import Status, Supervisor
+from netspace.supervision.service import Status, Supervisor
 
 LOOK = 0.1
 BEGUN = 300.0  # seconds allowed to the health service for its begin: a slow host has to compile the library first
@@ -90,7 +91,7 @@ def watched(layout: Layout, supervisor: Supervisor) -> None:
     """
     until = time.monotonic() + BEGUN
     while True:
-        status = supervisor.observe([oci_runtime.HEALTH]).get(oci_runtime.HEALTH, Status("stopped"))
+        status = supervisor.observe([environment_services.HEALTH]).get(environment_services.HEALTH, Status("stopped"))
         with contextlib.suppress(OSError):
             if status.pid and verdict.ready(layout).read_text() == str(status.pid):
                 return

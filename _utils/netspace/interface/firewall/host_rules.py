@@ -42,10 +42,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from netspace.interface import match
 from netspace.interface import nftables as nf
-from netspace.interface.firewall import match, published
-from netspace.interface.firewall.match import FAMILIES, family
+from netspace.interface.firewall import published
 from netspace.interface.firewall.table import Base, Chain, Collection, Rule, Table, Timeout
+from netspace.interface.match import FAMILIES, family
 from netspace.interface.nftables import Verdict
 from netspace.spec.publish import OUTWARDS, Publication
 from netspace.spec.types import Allow, Cidr

@@ -25,9 +25,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from netspace.interface import match
 from netspace.interface import nftables as nf
-from netspace.interface.firewall import match
-from netspace.interface.firewall.match import FAMILIES
+from netspace.interface.match import FAMILIES
 from netspace.interface.netlink import Message
 from netspace.spec.types import Allow
 

@@ -25,10 +25,10 @@ import ipaddress
 import struct
 from collections.abc import Sequence
 
+from netspace.interface import match as matching
 from netspace.interface import nftables as nf
-from netspace.interface.firewall import match as matching
-from netspace.interface.firewall.match import FAMILIES, PROTOCOLS
 from netspace.interface.firewall.table import Base, Chain, Collection, Rule
+from netspace.interface.match import FAMILIES, PROTOCOLS
 from netspace.interface.nftables import Expression, Verdict
 from netspace.spec.publish import HostPort, Led, Publication
 

@@ -26,8 +26,8 @@ from typing import Any, ClassVar
 from netspace.interface import netlink
 from netspace.interface import nftables as nf
 from netspace.interface.endpoints import INSIDE_INDEX, End, Ends, Place
-from netspace.interface.firewall.match import FAMILIES
 from netspace.interface.kinds import veth
+from netspace.interface.match import FAMILIES
 from netspace.interface.netlink import Link, Message
 from netspace.layout import TAP
 from netspace.spec.publish import Routed

@@ -16,7 +16,7 @@ from netspace.link.record import Record
 from netspace.link.topology import draining, names, objects
 from netspace.link.topology.objects import Key
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
-from netspace.supervision import Status
+from netspace.supervision.service import Status
 
 BrokerState = Literal["absent", "stopped", "starting", "running", "deaf", "unreachable"]
 """State of the broker. ``deaf``: our broker runs but doesn't listen at its port, which another program may have."""

@@ -30,7 +30,7 @@ from netspace.link.broker.management import Login, Management, RefusedError, Unr
 from netspace.link.pki import authority, certificates
 from netspace.link.topology import diff
 from netspace.spec.types import LocalBroker
-from netspace.supervision import Service, Supervisor
+from netspace.supervision.service import Service, Supervisor
 from netspace.text import printable
 
 USER = "rabbitmq"

@@ -46,7 +46,7 @@ from netspace.link.forwarder import haproxy, ports
 from netspace.link.pki import certificates
 from netspace.link.topology import peers
 from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
-from netspace.supervision import Service, Supervisor
+from netspace.supervision.service import Service, Supervisor
 
 NAME = "forwarder"
 PROGRAM = Path("/usr/sbin/haproxy")

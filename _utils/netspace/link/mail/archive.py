@@ -39,7 +39,7 @@ from netspace.link.broker import node
 from netspace.link.record import read
 from netspace.link.topology import names
 from netspace.spec.types import LocalBroker
-from netspace.supervision import Supervisor
+from netspace.supervision.service import Supervisor
 
 ABOUT = "about.json"
 END = "end.json"

@@ -20,7 +20,7 @@ from netspace.link.record import Record
 from netspace.link.topology import names
 from netspace.plan import Plan, Step
 from netspace.spec.types import LocalBroker
-from netspace.supervision import Supervisor
+from netspace.supervision.service import Supervisor
 
 MAIL = "mail"
 

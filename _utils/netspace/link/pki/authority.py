@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from netspace import files, x509_helpers
 from netspace.errors import NetspaceError, StateError, unreadable
 from netspace.layout import Layout
+from netspace.link.topology.spiffe import domain_of, endorser_id, host_id, spiffe_id
 from netspace.spec.types import LocalBroker
 from netspace.x509_helpers import SKEW, private, text, usage, when
 
@@ -126,24 +127,6 @@ class Authority:
         return spiffe_id(self.host, environment)
 
 
-def host_id(trust_domain: str, name: str) -> str:
-    """Return the SPIFFE ID of a host."""
-    return f"spiffe://{trust_domain}/host/{name}"
-
-
-def spiffe_id(host: str, environment: str | None) -> str:
-    """Return the SPIFFE ID of an environment; for None, the broker's.
-
-    :param host: the SPIFFE ID of its host.
-    """
-    return f"{host}/broker" if environment is None else f"{host}/env/{environment}"
-
-
-def endorser_id(host: str) -> str:
-    """Return the SPIFFE ID of a host's endorser. No account on a broker has this name."""
-    return f"{host}/seals"
-
-
 def _path(layout: Layout) -> Path:
     return layout.records("link") / "authority.json"
 
@@ -225,11 +208,6 @@ def ensure(
 def domain(layout: Layout, spec: LocalBroker) -> str:
     """Return the declared trust domain; by default the instance's name."""
     return spec.trust_domain or layout.instance
-
-
-def domain_of(host: str) -> str:
-    """Return the trust domain of a host's SPIFFE ID."""
-    return host.removeprefix("spiffe://").partition("/")[0]
 
 
 def _label(hostname: str) -> str:

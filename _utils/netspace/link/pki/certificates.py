@@ -24,7 +24,7 @@ from netspace import files
 from netspace.layout import Layout
 from netspace.link.pki import authority, passwords
 from netspace.link.pki.authority import Authority, Issued, Issuer
-from netspace.link.topology import peers
+from netspace.link.topology import peers, spiffe
 from netspace.link.topology.names import account
 from netspace.spec.types import NAME, Broker, LocalBroker
 
@@ -82,7 +82,7 @@ class Identities:
         return {
             f"certificates:{what}": {"old": "due" if one else None, "new": "issued"}
             for what, (one, whose, name) in wanted.items()
-            if _due(one, authority.spiffe_id(host, whose), self.by, self.now, name)
+            if _due(one, spiffe.spiffe_id(host, whose), self.by, self.now, name)
         }
 
 
@@ -212,9 +212,9 @@ class Accounts:
             return name
         environment, _, host = end.partition("@")
         if not host:
-            return authority.spiffe_id(self.host, environment)
+            return spiffe.spiffe_id(self.host, environment)
         # An undeclared host has no account, so any name that doesn't exist will do.
-        return authority.spiffe_id(self.hosts[host], environment or None) if host in self.hosts else name
+        return spiffe.spiffe_id(self.hosts[host], environment or None) if host in self.hosts else name
 
     def here(self, name: str) -> str:
         """Return our name of the broker's account *name*.
@@ -225,7 +225,7 @@ class Accounts:
             return name
         for host, whose in self.hosts.items():
             _, begins, environment = name.partition(f"{whose}/env/")
-            if name == authority.spiffe_id(whose, None) or (begins and NAME.fullmatch(environment)):
+            if name == spiffe.spiffe_id(whose, None) or (begins and NAME.fullmatch(environment)):
                 return account(f"{environment}@{host}")
         environment = self._environment(name)
         if not NAME.fullmatch(environment):

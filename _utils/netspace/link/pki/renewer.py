@@ -9,7 +9,7 @@ from __future__ import annotations
 from netspace import library_copy
 from netspace.errors import raise_any
 from netspace.layout import Layout
-from netspace.supervision import Service, Status, Supervisor
+from netspace.supervision.service import Service, Status, Supervisor
 
 NAME = "renewer"
 PAUSE = 3600

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from netspace import files, jose
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link.pki.authority import Authority, Issuer, spiffe_id
+from netspace.link.pki.authority import Authority, Issuer
+from netspace.link.topology.spiffe import spiffe_id
 from netspace.x509_helpers import private
 
 if TYPE_CHECKING:

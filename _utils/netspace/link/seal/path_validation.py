@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from netspace import jose, x509_helpers
 from netspace.errors import NetspaceError, unreadable
 from netspace.link.pki import authority
+from netspace.link.topology import spiffe
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -66,7 +67,7 @@ def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: flo
         if not 3 <= len(chain) <= MAX:
             raise Untrusted(f"{len(chain)} certificates: expected an endorser's, its authority's and the root's")
         name = _whose(chain[0], hosts)
-        domain = authority.domain_of(hosts[name])
+        domain = spiffe.domain_of(hosts[name])
         anchor = x509_helpers.text(chain[-1])
         if anchor not in roots:
             raise Untrusted("they lead to a root that the links of this host don't trust")
@@ -93,7 +94,7 @@ def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
 
     names = list(own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     for name, host in hosts.items():
-        if names == [x509.UniformResourceIdentifier(authority.endorser_id(host))]:
+        if names == [x509.UniformResourceIdentifier(spiffe.endorser_id(host))]:
             return name
     raise Untrusted(f"of none of broker:hosts, but of {', '.join(str(one.value) for one in names)[:300]}")
 

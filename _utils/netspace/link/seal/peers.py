@@ -20,7 +20,7 @@ from netspace.link.seal import bundle as bundles
 from netspace.link.seal import endorser
 from netspace.link.seal.bundle import Bundle
 from netspace.link.seal.endorser import DAY, Endorser
-from netspace.link.topology import peers
+from netspace.link.topology import peers, spiffe
 from netspace.spec.types import Broker, Link, LocalBroker
 
 SOON = 14 * DAY
@@ -99,8 +99,8 @@ class Others:
         ends = (end if "@" in end else f"{end}@{here}" for end in link.split("."))
         return {
             "link": ".".join(ends),
-            "own": authority.spiffe_id(own, name),
-            "peer": authority.spiffe_id(whose, environment),
+            "own": spiffe.spiffe_id(own, name),
+            "peer": spiffe.spiffe_id(whose, environment),
             "keys": list(self.keys(host, environment)),
             "endorser": {"id": whose, "keys": endorsers},
         }

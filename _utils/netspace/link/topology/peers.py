@@ -15,8 +15,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from netspace.link.pki import authority
-from netspace.link.topology import objects
+from netspace.link.topology import objects, spiffe
 from netspace.link.topology.names import Names
 from netspace.spec.types import Broker, Link, LocalBroker, RemoteHost
 
@@ -31,7 +30,7 @@ def identities(broker: Broker) -> dict[str, str]:
     """Return the SPIFFE ID of each other declared host, by name."""
     if not isinstance(broker, LocalBroker):
         return {}
-    return {name: authority.host_id(host.trust_domain, name) for name, host in broker.hosts.items()}
+    return {name: spiffe.host_id(host.trust_domain, name) for name, host in broker.hosts.items()}
 
 
 def known(broker: Broker, link: Link) -> RemoteHost | None:
@@ -110,7 +109,7 @@ def shovels(
 def identity(broker: Broker) -> str:
     """Return the declared SPIFFE ID of this host."""
     assert isinstance(broker, LocalBroker) and broker.host is not None and broker.trust_domain is not None
-    return authority.host_id(broker.trust_domain, broker.host)
+    return spiffe.host_id(broker.trust_domain, broker.host)
 
 
 def _uri(host: RemoteHost, anchors: Path, login: Path) -> str:

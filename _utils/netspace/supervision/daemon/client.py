@@ -20,9 +20,11 @@ from typing import Literal
 
 from netspace import files, library_copy
 from netspace.layout import Layout
-from netspace.supervision import Service, State, Status, definitions, looked_at, payload_cgroup, process
+from netspace.supervision import definitions, process
+from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import oom, presence, protocol
 from netspace.supervision.definitions import SupervisorError, Trace
+from netspace.supervision.service import Service, State, Status, looked_at
 
 # Seconds to wait for an answer: the longest possible stop, and a reserve.
 PATIENCE = 3600.0 + 120.0

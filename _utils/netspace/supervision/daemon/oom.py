@@ -8,7 +8,8 @@ module doesn't start or end anything.
 
 from __future__ import annotations
 
-from netspace.supervision import definitions, memory_events, payload_cgroup, process
+from netspace.supervision import definitions, memory_events, process
+from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.units import Unit, Units
 

@@ -14,9 +14,10 @@ import signal
 from typing import NoReturn
 
 from netspace.layout import Layout
-from netspace.supervision import Service, definitions, process
+from netspace.supervision import definitions, process
 from netspace.supervision.daemon import logs, relay
 from netspace.supervision.definitions import Trace
+from netspace.supervision.service import Service
 
 DESCRIPTORS = 1024  # a program's soft limit, as under systemd; it may raise it
 

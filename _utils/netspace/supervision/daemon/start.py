@@ -16,7 +16,8 @@ from collections.abc import Iterable
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.supervision import Service, definitions, payload_cgroup, process, restart_policy
+from netspace.supervision import definitions, process, restart_policy
+from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import logs, spawn
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.log_rotation import Rotation
@@ -24,6 +25,7 @@ from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.oom import Shortage
 from netspace.supervision.daemon.stop import Ending
 from netspace.supervision.daemon.units import SETTLED, Unit, Units, Waiter
+from netspace.supervision.service import Service
 
 START_TIMEOUT = 90.0  # seconds for a detached start
 HOLD = 0.1  # seconds between two checks for files that a service waits for

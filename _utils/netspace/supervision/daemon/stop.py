@@ -12,7 +12,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from netspace.supervision import payload_cgroup, process, restart_policy
+from netspace.supervision import process, restart_policy
+from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import container_state, logs, spawn
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.loop import Loop

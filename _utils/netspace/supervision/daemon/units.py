@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 from netspace.layout import Layout
-from netspace.supervision import Service, definitions
+from netspace.supervision import definitions
 from netspace.supervision.daemon.loop import Timer
 from netspace.supervision.definitions import Trace
+from netspace.supervision.service import Service
 
 BY_MARK = -1
 # Phases in which dependent services need not wait (any longer).

@@ -19,8 +19,10 @@ from pathlib import Path
 from netspace import files, library_copy
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.supervision import Service, State, Status, definitions, looked_at, memory_events, payload_cgroup, process
+from netspace.supervision import definitions, memory_events, process
+from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.definitions import SupervisorError
+from netspace.supervision.service import Service, State, Status, looked_at
 from netspace.supervision.systemd import dbus, unit_file
 
 TIMEOUT = 3600.0 + 120.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from netspace.layout import Layout
-from netspace.supervision import Service
+from netspace.supervision.service import Service
 
 # Every unit file of netspace starts with this line; other files are never touched.
 HEADER = "# Written by netspace; changes are lost."

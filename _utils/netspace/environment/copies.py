@@ -25,7 +25,7 @@ from netspace.environment.storage import disks
 from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import NAME, NAME_RULE
-from netspace.supervision import Supervisor
+from netspace.supervision.service import Supervisor
 
 _MENDED = 1  # of e2fsck: all is well now
 _ENDED = ("stopped", "failed")

@@ -19,8 +19,7 @@ from typing import IO
 
 from netspace import files, paths
 from netspace.environment import runtimes
-from netspace.environment.container import elf
-from netspace.environment.storage import tree_removal
+from netspace.environment.storage import elf, tree_removal
 from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment

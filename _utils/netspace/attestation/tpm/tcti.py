@@ -1,0 +1,19 @@
+"""TCTI strings (TCG TSS 2.0 TCTI): which device or socket of this host they name. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def device_path(tcti: str) -> Path | None:
+    """Return the device or socket that *tcti* names by an absolute path; None if it does not."""
+    for prefix in ("device:", "swtpm:path="):
+        if tcti.startswith(prefix):
+            path = tcti[len(prefix) :]
+            if path.startswith("/") and not set(path) & {",", "\0"}:
+                return Path(path)
+    return None

@@ -1,0 +1,76 @@
+"""Services of environments, as the supervisor runs them: one for each, and one that watches their health."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from netspace import library_copy
+from netspace.environment.container import cgroups, oci_runtime
+from netspace.environment.health import record
+from netspace.environment.runtimes import Runtime
+from netspace.environment.storage import mounts
+from netspace.layout import Layout
+from netspace.spec.types import Environment
+from netspace.supervision.service import Service
+
+_AT_ONCE = 0.1  # stop timeout (seconds) of a tender that no signal stops; 0 would mean no deadline
+
+
+HEALTH = "health"  # the service that watches environments' health
+
+
+def service(
+    layout: Layout,
+    name: str,
+    spec: Environment,
+    runtime: Runtime,
+    mounted: Mapping[str, mounts.Mount],
+    controllers: Collection[str],
+) -> Service:
+    """Return the environment's service.
+
+    :param controllers: the cgroup controllers that the host has; limits without a controller are left out.
+    :raises MissingError: when the runtime is not installed.
+    """
+    # A program with a health check is meant to stay, so any end counts as a failure.
+    checked = spec.health is not None and spec.restart == "on-failure"
+    limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
+    jail = runtime.jail
+    own = oci_runtime.container(layout, name, jail)
+    errors = ("--log", str(oci_runtime.log(layout, name)))
+    pid = oci_runtime.pid_file(layout, name)
+    return Service(
+        name=oci_runtime.service_name(name),
+        description=f"{layout.instance} environment {name}",
+        command=oci_runtime.call(
+            *(layout, jail, mounted, *errors, "run", "--detach"),
+            *("--bundle", str(layout.bundle(name)), "--pid-file", str(pid), own),
+        ),
+        variables=oci_runtime.VARIABLES,
+        pid_file=pid,
+        cleanup=oci_runtime.cleanup(layout, name, jail, mounted),
+        restart="always" if checked else spec.restart,
+        stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else _AT_ONCE,
+        after=(HEALTH,) if spec.after else (),
+        until=tuple(record.up(layout, other) for other in spec.after),
+        condemned=record.condemned(layout, name) if spec.health is not None else None,
+        log=oci_runtime.output(layout, name),
+        limits={key: value for key, value in limits.items() if cgroups.CONTROLLERS[key] in controllers},
+        delegate=True,
+        init=spec.init,
+    )
+
+
+def health(layout: Layout) -> Service:
+    """Return the service that watches the health of all environments."""
+    return Service(
+        name=HEALTH,
+        description=f"{layout.instance}: the health of environments",
+        command=library_copy.command(layout, "health"),
+        variables={
+            **oci_runtime.VARIABLES,
+            "NETSPACE_LIBRARY": library_copy.installed(layout),
+        },  # a new library restarts the service
+        stop_timeout=5.0,
+        delegate=True,  # it runs crun
+    )

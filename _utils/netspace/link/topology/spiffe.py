@@ -1,0 +1,31 @@
+"""SPIFFE IDs of hosts, environments, brokers and endorsers. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def host_id(trust_domain: str, name: str) -> str:
+    """Return the SPIFFE ID of a host."""
+    return f"spiffe://{trust_domain}/host/{name}"
+
+
+def spiffe_id(host: str, environment: str | None) -> str:
+    """Return the SPIFFE ID of an environment; for None, the broker's.
+
+    :param host: the SPIFFE ID of its host.
+    """
+    return f"{host}/broker" if environment is None else f"{host}/env/{environment}"
+
+
+def endorser_id(host: str) -> str:
+    """Return the SPIFFE ID of a host's endorser. No account on a broker has this name."""
+    return f"{host}/seals"
+
+
+def domain_of(host: str) -> str:
+    """Return the trust domain of a host's SPIFFE ID."""
+    return host.removeprefix("spiffe://").partition("/")[0]

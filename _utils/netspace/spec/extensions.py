@@ -1,0 +1,57 @@
+"""Extensions of the declaration: interface kinds, runtimes and image sources, each a file of its own.
+
+This is the only module of ``netspace.spec`` that imports from the kinds, so that a new file is all that an extension
+needs. It imports them when they are asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+if TYPE_CHECKING:
+    from netspace.spec.types import Interface
+
+
+@functools.cache
+def image_sources() -> tuple[str, ...]:
+    """Return the schemes of images: the names of the modules of ``netspace.environment.images.sources``."""
+    folder = Path(__file__).parents[1] / "environment/images/sources"
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
+
+
+@functools.cache
+def interface_kinds() -> Any:
+    """Return the union of the interface kinds' types."""
+    from netspace.interface import kinds
+
+    return Union[tuple(kinds.specs())]  # noqa: UP007 (built at run time)
+
+
+def interface_kind(spec: Interface) -> str:
+    """Return the name of an interface's kind."""
+    from netspace.interface import kinds
+
+    return kinds.name(spec)
+
+
+def runtimes() -> tuple[str, ...]:
+    """Return the names of all runtimes."""
+    from netspace.environment import runtimes
+
+    return runtimes.names()
+
+
+def runtime(name: str) -> Any:
+    """Return the module of a runtime, one of :func:`runtimes`."""
+    from netspace.environment import runtimes
+
+    return runtimes.find(name)
+
+
+def runtimes_of(thing: Literal["images", "kernels"]) -> list[str]:
+    """Return the names of the runtimes that run images, or those that run kernels."""
+    from netspace.environment import runtimes
+
+    return runtimes.running(thing)

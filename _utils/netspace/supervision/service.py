@@ -1,0 +1,157 @@
+"""Services: programs to keep running, their status, and the interface of every supervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from netspace.supervision import process
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Service:
+    """A program to keep running.
+
+    :param name: without the instance: ``broker``, ``forwarder``, ``environment-web``.
+    :param command: argument vector, absolute program. It stays in the foreground,
+        unless ``pid_file`` is given: then it starts the program, writes the program's PID
+        to that file and exits 0.
+    :param variables: all environment variables (none is inherited). Every user of the host can
+        read them, so they must not hold a secret.
+    :param cleanup: argument vectors run after the end, and before a start if it is not
+        certain that they were run; their failure is ignored (``crun delete --force``).
+    :param reload: argument vector that makes the program re-read its configuration;
+        ``{pid}`` stands for the main process.
+    :param restart: when to start it again after it ended by itself.
+    :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL (to all processes).
+    :param user: run as this user (name), else root; not together with ``pid_file``.
+    :param after: services that must be started before this one; a start of this one starts them too.
+    :param until: files that must exist before it is started. Until then it is ``starting``, without a time limit.
+        The call that starts it does not wait for that.
+    :param condemned: if this file exists when the service ends, the end counts as a failure even after a long run, so
+        that the delay before restarts keeps growing.
+    :param log: file of the output on a host without a journal; ``<logs>/<name>.log`` by default.
+    :param limits: bounds that the supervisor's own cgroup sets if it has one
+        (memory in bytes, cpus, pids); an environment's are set by its runtime, too.
+    :param delegate: the program creates cgroups below its own (a container runtime; implied
+        by ``pid_file``). It gets the subtree, and the supervisor doesn't confine it.
+    :param init: its main process is an init. If a signal ends the init's program, the init exits with 128 plus
+        the signal's number, like a shell.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    description: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str = "/"
+    pid_file: Path | None = None
+    cleanup: tuple[tuple[str, ...], ...] = ()
+    reload: tuple[str, ...] = ()
+    restart: Literal["always", "on-failure", "never"] = "always"
+    stop_timeout: float = 10.0
+    user: str = ""
+    after: tuple[str, ...] = ()
+    until: tuple[Path, ...] = ()
+    condemned: Path | None = None
+    log: Path | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+    delegate: bool = False
+    init: bool = False
+
+
+State = Literal["running", "starting", "stopped", "failed", "frozen"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a service.
+
+    :param state: ``running``, ``starting`` (also: waiting to be restarted), ``stopped``
+        (on purpose, or ended and not to be restarted), ``failed``, ``frozen`` (a signal has stopped its main
+        process; a start continues it).
+    :param pid: main process, 0 if there is none.
+    :param since: time of the last change of state, in seconds since the epoch.
+    :param restarts: number of its restarts since a start was last requested.
+    :param exit: its last end: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
+        if no supervisor witnessed it. systemd soon forgets a clean end: ``""`` again.
+    :param oom_kills: number of its processes that the OOM killer killed since a start was last requested. If
+        systemd then ends the whole service, that counts once. Only for a service with its own control group.
+    """
+
+    state: State
+    pid: int = 0
+    since: float = 0.0
+    restarts: int = 0
+    exit: str = ""
+    oom_kills: int = 0
+
+
+class Supervisor(Protocol):
+    """A supervisor of services; ``systemd`` and ``direct`` implement it.
+
+    Each call is one batch, whatever the number of services: one message, or a few
+    ``systemctl`` processes. Errors are returned per service; a call raises only if the
+    supervisor itself can't be reached.
+    """
+
+    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+        """Return the status of every defined service, or of *names*. It avoids forking where possible."""
+        ...
+
+    def define(self, services: Sequence[Service]) -> bool:
+        """Write the definitions by which the services are started, now and at boot; return whether anything changed."""
+        ...
+
+    def differing(self, services: Sequence[Service]) -> set[str]:
+        """Return the names of services whose definition on disk differs. Reads only."""
+        ...
+
+    def start(self, names: Collection[str]) -> dict[str, str]:
+        """Start the services that don't run, in parallel, and continue the frozen ones.
+
+        :return: an error text per failed name.
+        """
+        ...
+
+    def stop(self, names: Collection[str]) -> dict[str, str]:
+        """Stop these services and wait until they have ended; they stay stopped over a reboot."""
+        ...
+
+    def reload(self, names: Collection[str]) -> dict[str, str]:
+        """Make these services re-read their configuration without a stop."""
+        ...
+
+    def remove(self, names: Collection[str]) -> dict[str, str]:
+        """Stop these services and remove their units and records."""
+        ...
+
+    def attended(self) -> bool:
+        """Return whether every running service has a supervisor that restarts it. Reads only."""
+        ...
+
+    def attend(self) -> None:
+        """Start the supervisor if none is watching. It handles services that ended meanwhile, and starts no others."""
+        ...
+
+    def resume(self) -> None:
+        """Start and watch all desired services, after a reboot or after the supervisor was killed.
+
+        It is cheap if they run already. Under systemd there is nothing to do.
+        """
+        ...
+
+    def purge(self) -> None:
+        """Stop and remove all services, and delete all files of the supervisor."""
+        ...
+
+
+def looked_at(status: Status) -> Status:
+    """Return *status*, with the state ``frozen`` if a signal has stopped the running main process."""
+    if status.state == "running" and process.frozen(status.pid):
+        return replace(status, state="frozen")
+    return status

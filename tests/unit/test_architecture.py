@@ -1,0 +1,158 @@
+"""Architecture of the library: who may import whom, what is pure, and how large a module may be.
+
+Lazy imports and imports for type checking count: they tie modules together as others do.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+
+import pytest
+from support import architecture
+
+FILES = architecture.modules()
+IMPORTS = architecture.imports(FILES)
+
+KINDS = ("environment", "interface", "link", "attestation")
+# From below to above: a part imports from its own and from those before it. Kinds never import each other.
+LAYERS = (("spec",), ("supervision",), KINDS, ("plugin",), ("host",), ("__main__", "netspace"))
+PARTS = {part: rank for rank, parts in enumerate(LAYERS, 1) for part in parts}
+# The one module that finds what extends a declaration: interface kinds, runtimes, image sources.
+UPWARDS = {"spec.extensions"}
+
+# Modules that do nothing but compute: no file, process, socket or clock is within reach of what they import.
+PURE = {
+    "attestation.endorsement.path_rules",
+    "attestation.endorsement.revocation",
+    "attestation.evidence",
+    "attestation.learning.boot",
+    "attestation.learning.ima",
+    "attestation.learning.policy",
+    "attestation.logs.eventlog",
+    "attestation.logs.events",
+    "attestation.logs.ima",
+    "attestation.logs.measured",
+    "attestation.logs.systemd",
+    "attestation.policy.boot",
+    "attestation.policy.policy",
+    "attestation.policy_reading",
+    "attestation.refusals",
+    "attestation.tee.report",
+    "attestation.tee.rules",
+    "attestation.tpm.structures",
+    "attestation.tpm.tcti",
+    "attestation.verifier.appraisal",
+    "attestation.verifier.boot_rules",
+    "attestation.verifier.extensions",
+    "attestation.verifier.ima_rules",
+    "attestation.verifier.platform_rules",
+    "environment.container.seccomp_arguments",
+    "environment.health.alarms",
+    "environment.health.state",
+    "environment.images.users",
+    "environment.moments",
+    "environment.user_ids",
+    "errors",
+    "link.topology.spiffe",
+    "plan",
+    "spec.hosts",
+    "spec.paths",
+    "spec.publish",
+    "spec.trust",
+    "spec.types",
+    "text",
+}
+# What reaches beyond a process, and the clock.
+IMPURE = {
+    *("ctypes", "fcntl", "glob", "http", "multiprocessing", "os", "pty", "select", "shutil", "signal", "socket"),
+    *("subprocess", "tempfile", "threading", "time"),
+}
+LINES = 450
+# A model that is read as one; a table of codes; a program that is copied alone into a hostile image. The others wait
+# for their seams to be split.
+LONG = {
+    "attestation.fleet.fleet",
+    "attestation.fleet.window",
+    "attestation.refusals",
+    "attestation.registrar.registrar",
+    "attestation.verifier.verifier",
+    "environment.apply",
+    "environment.audit.probe",
+    "environment.plan",
+    "environment.storage.disks",
+    "host.host",
+    "interface.apply",
+    "interface.netlink",
+    "interface.nftables",
+    "interface.reconciler",
+    "link.apply",
+    "link.mail.archive",
+    "link.topology.objects",
+    "spec.checks",
+    "spec.types",
+}
+FULL = {"environment.images", "environment.images.sources", "environment.runtimes", "interface.kinds", "supervision"}
+
+
+def part(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def rank(module: str) -> int:
+    return PARTS.get(part(module), 0)
+
+
+def package(module: str) -> str:
+    """Return the package of a module; modules at the top of a layer, which have an order of their own, stand alone."""
+    folder = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
+    folder = folder.replace("images.sources", "images")  # each calls the other: a source builds a tree, a tree a source
+    return folder if folder.count(".") or (folder == module and folder in PARTS) else module
+
+
+def test_each_module_is_in_a_layer_or_below_all():
+    folders = {name for name, path in FILES.items() if path.name == "__init__.py" and "." not in name}
+    assert folders <= {*PARTS, "netspace"}
+
+
+@pytest.mark.parametrize("module", sorted(set(IMPORTS) - UPWARDS))
+def test_imports_point_downwards(module):
+    wrong = [
+        other
+        for other in IMPORTS[module]
+        if rank(other) > rank(module) or (rank(other) == rank(module) and part(other) != part(module) and rank(module))
+    ]
+    assert not wrong, f"{module} imports {', '.join(wrong)}: move what both need below, or hand it in"
+
+
+def test_packages_have_an_order():
+    graph = {package(module): set() for module in IMPORTS}
+    for module in set(IMPORTS) - UPWARDS:
+        graph[package(module)] |= {package(other) for other in IMPORTS[module]} - {package(module)}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_import_pure_ones(module):
+    assert module in FILES, f"{module} is gone: strike it from the table"
+    assert IMPORTS[module] - PURE == set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+        assert not IMPURE & {name.partition(".")[0] for name in names}, module
+
+
+def test_large_modules_are_the_named_ones():
+    large = {name for name, path in FILES.items() if len(path.read_text().splitlines()) > LINES}
+    assert large == LONG, "split what has grown; strike what has shrunk from the table"
+
+
+def test_packages_hold_only_a_docstring():
+    own = {
+        name for name, path in FILES.items() if path.name == "__init__.py" and len(ast.parse(path.read_text()).body) > 1
+    }
+    assert own - {"netspace", "host.weaknesses"} == FULL
+
+
+def test_contributing_tells_each_package():
+    assert architecture.table() in architecture.PAGE.read_text(), "python tests/support/architecture.py writes it"
