@@ -6,8 +6,9 @@ import base64
 import contextlib
 import dataclasses
 import json
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -24,7 +25,7 @@ from netspace import jose, x509_helpers
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 from netspace.link import plan as planning
-from netspace.link.pki import authority
+from netspace.link.pki import authority, root
 from netspace.link.pki.authority import Authority, Issuer
 from netspace.link.pki.root import Root, adopt, request
 from netspace.link.plan import DesiredLinks, Observed
@@ -38,7 +39,7 @@ from netspace.spec.types import Link, LocalBroker, RemoteHost
 from netspace_client import card, seal
 from netspace_client.keys import ring
 
-NOW = time.time()
+NOW = 1_800_000_000.0
 DAY = 86400
 IDS = {name: f"spiffe://{name}.example.org/host/{name}" for name in ("h1", "h2", "h3")}
 ASK = Link(source="web@h1", target="vault@h2", pattern="request", seal=True)
@@ -86,13 +87,21 @@ class Fleet:
         return Others(self.own[at], self.known[at], hosts, bundles.read_all(self.layouts[at]))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_time() -> Iterator[None]:
+    """The root reads the clock; it reads the time that all else in these tests is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(root, "time", SimpleNamespace(time=lambda: NOW))
+        yield
+
+
 @pytest.fixture
 def fleet(tmp_path) -> Fleet:
     return Fleet(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory) -> Fleet:
+def steady(tmp_path_factory, one_time) -> Fleet:
     """Fleet for tests that keep nothing in it."""
     return Fleet(tmp_path_factory.mktemp("fleet"))
 
