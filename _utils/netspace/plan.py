@@ -84,13 +84,22 @@ class Result(msgspec.Struct, frozen=True):
     def ok(self) -> bool:
         return not self.failures and not self.plan.refusals
 
+    def joined(self, other: Result) -> Result:
+        """Return one result with the plans and outcomes of this one and then of *other*."""
+        plan = Plan(
+            [*self.plan.steps, *other.plan.steps],
+            [*self.plan.refusals, *other.plan.refusals],
+            [*self.plan.notes, *other.plan.notes],
+        )
+        return Result(plan, [*self.outcomes, *other.outcomes])
+
 
 Desired = TypeVar("Desired", contravariant=True)
 Observed = TypeVar("Observed")
 
 
-class Kind(Protocol[Desired, Observed]):
-    """Protocol of the four kinds."""
+class Reconciler(Protocol[Desired, Observed]):
+    """A kind, as the host sees it: it leads what is observed to what is desired."""
 
     def observe(self) -> Observed: ...
 

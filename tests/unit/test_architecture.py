@@ -81,7 +81,6 @@ LONG = {
     "environment.audit.probe",
     "environment.plan",
     "environment.storage.disks",
-    "host.host",
     "interface.apply",
     "interface.netlink",
     "interface.nftables",

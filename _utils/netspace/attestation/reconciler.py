@@ -46,7 +46,7 @@ class Observed:
 
 
 class Attestations:
-    """The kind's operations (see :class:`netspace.plan.Kind`), for a :class:`netspace.spec.types.Attestation`."""
+    """The kind's operations (see :class:`netspace.plan.Reconciler`), for a :class:`netspace.spec.types.Attestation`."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout

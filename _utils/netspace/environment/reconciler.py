@@ -39,7 +39,7 @@ Outcomes = list[Outcome]
 
 
 class Environments:
-    """The environments of one host. See ``netspace.plan.Kind``.
+    """The environments of one host. See ``netspace.plan.Reconciler``.
 
     :param supervisor: keeps them running.
     :param give: makes environments' users the owners of their interfaces' devices; returns the errors.

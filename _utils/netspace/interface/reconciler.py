@@ -47,7 +47,7 @@ class DesiredInterfaces(msgspec.Struct, frozen=True):
 
 
 class Interfaces:
-    """The interfaces and namespaces of one instance's environments. See ``netspace.plan.Kind``."""
+    """The interfaces and namespaces of one instance's environments. See ``netspace.plan.Reconciler``."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout

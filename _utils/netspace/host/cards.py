@@ -1,0 +1,157 @@
+"""Cards of a host: each environment's files and its description of links, as the record of links requires them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from netspace import files
+from netspace.host.parts import RunState
+from netspace.host.trust_gate import TrustGate
+from netspace.plan import Outcome, Plan, Result, Step
+from netspace.spec import trust
+from netspace.spec.types import Declaration, Environment, Link
+
+if TYPE_CHECKING:
+    from netspace.environment.container.seccomp_profile import Profile
+    from netspace.environment.plan import DesiredEnvironment
+    from netspace.environment.runtimes import Runtime
+    from netspace.link.pki.certificates import Access
+    from netspace.link.seal.keys import Keys
+
+
+class Wanted(NamedTuple):
+    """An environment as the host wants it, before its files are known."""
+
+    spec: Environment
+    state: RunState
+    profile: Profile | None
+    runtime: Runtime
+
+
+class Cards(TrustGate):
+    """Environments with their cards. A card lists the links of its environment."""
+
+    def _desired(
+        self,
+        wanted: Mapping[str, Wanted],
+        links: tuple[Link, ...],
+        access: Access | None = None,
+        kept: Collection[str] = (),
+        recorded: bool = False,
+    ) -> dict[str, DesiredEnvironment]:
+        """Return the desired environments, with their cards and other injected files.
+
+        :param wanted: specification, state, system call profile and runtime of each environment.
+        :param links: the links that the cards list.
+        :param kept: environments that go on unchanged, because the host lacks trust.
+        :param recorded: the specifications come from records, which lack the interfaces.
+        """
+        from netspace.environment.plan import DesiredEnvironment
+        from netspace.link.seal import keys as seals
+
+        known = self.trust()
+        cards: Callable[[str, Collection[Link]], dict[str, Any]] = _alone
+        keys: Mapping[str, Keys] = {}
+        asking = {link.source for link in links if link.pattern == "request"}
+        if links:
+            access = access or self.links.access()
+            keys = self.links.keys()
+            cards = self.links.cards(access, keys)
+        level = {"level": known.name, "verifier": known.verifier}
+        linked: dict[str, list[Link]] = {}
+        for link in links:
+            for end in {link.source, link.target}:
+                linked.setdefault(end, []).append(link)
+        kernels = any(spec.kernel is not None for spec, *_ in wanted.values())
+        interfaces = self.interfaces.list() if kernels else {}
+        desired = {}
+        for name, (spec, state, profile, runtime) in wanted.items():
+            own = linked.get(name, [])
+            content = {**cards(name, own), "trust": level}
+            handed: dict[str, bytes] = {"environment.json": files.encode(content)}
+            if own and access is not None:
+                handed.update(access.files(name))
+                handed.update(seals.handed(name, own, keys))
+            if spec.kernel is not None:
+                handed = self._disk(name, handed, interfaces.get(name, {}))
+            summary = {"links": sorted(f"{link.name} ({_manner(link, name)})" for link in own), "trust": known.name}
+            single = "the answer to a question of one could reach the other" if name in asking else ""
+            if recorded:
+                single = "that is decided by its declaration"
+            desired[name] = DesiredEnvironment(
+                spec, handed, summary, state, profile, runtime, single, kept=name in kept
+            )
+        return desired
+
+    def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return the disk image that a unikernel gets instead of files.
+
+        It holds *handed* and a description of the unikernel's interface.
+        """
+        from netspace.environment.container import unikernel
+
+        if interface.get("addresses"):
+            told = {key: interface.get(key) for key in ("addresses", "gateways")}
+            handed = {**handed, "interface.json": files.encode({**told, "mac": self.layout.mac(name)})}
+        return {unikernel.DISK: unikernel.disk(handed)}
+
+    def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
+        """Return the links for cards: the recorded ones, or the permitted ones in a test of the whole host."""
+        if not (whole and test):
+            return tuple(self._linked().links.values())
+        return self._permitted(declared, self._verdicts(trust.links, declared, test))
+
+    def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
+        """Update the cards of environments whose links were just created or revoked. It restarts none."""
+        if not names:
+            return Result(Plan())
+        known = {name: record for name, record in self.environments.recorded().items() if name in names}
+        links = tuple(self._linked().links.values())
+        withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
+        # A new card must not start an environment that is withheld now.
+        kept = {name for name in withheld if known[name].state != "stopped"}
+        wanted: dict[str, Wanted] = {
+            name: Wanted(record.spec, "present" if name in kept else record.state, record.profile, record.runtime)
+            for name, record in known.items()
+        }
+        if not wanted:
+            return Result(Plan())
+        result = self._run_environments(self._desired(wanted, links, kept=kept, recorded=True), (), test)
+        # Refusals are reported when the environments themselves are applied.
+        return Result(msgspec.structs.replace(result.plan, refusals=()), result.outcomes)
+
+    def _run_environments(
+        self,
+        desired: Mapping[str, DesiredEnvironment],
+        remove: Collection[str],
+        test: bool,
+        purge: bool = False,
+        gone: Callable[[], None] | None = None,
+    ) -> Result:
+        """Observe, plan and apply environments. One observation is enough, since the lock is held.
+
+        :param gone: called once the programs of removed environments have ended.
+        """
+        observed = self.environments.observe({*desired, *remove}, {one.image for one in desired.values()})
+
+        def apply(steps: Sequence[Step]) -> list[Outcome]:
+            return self.environments.apply(steps, purge=purge, observed=observed, gone=gone)
+
+        return self._run(self.environments, desired, remove, test, observed, apply)
+
+
+def _manner(link: Link, name: str) -> str:
+    """Return a short description of a link, for the environment *name*."""
+    local = f", as {link.local}" if link.local is not None and link.source == name else ""
+    return f"{link.pattern}{', sealed' if link.seal else ''}{local}"
+
+
+def _alone(name: str, links: Collection[Link]) -> dict[str, Any]:
+    """Return the card of an environment on a host without links. It has no broker and no object names."""
+    from netspace.link import card
+    from netspace.link.topology import names
+
+    return card.card(name, links, "", names.PLAIN)

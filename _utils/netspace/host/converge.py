@@ -1,0 +1,173 @@
+"""Convergence of a host: attestation, interfaces, links and environments, as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from netspace.errors import Problem, SpecError
+from netspace.host.cards import Cards, Wanted
+from netspace.host.parts import RunState
+from netspace.host.trust_gate import with_verdicts
+from netspace.plan import Plan, Refusal, Result
+from netspace.spec import checks, trust
+from netspace.spec.types import Attestation, Broker, Declaration, Environment, Link
+
+if TYPE_CHECKING:
+    from netspace.environment.runtimes import Runtime
+
+
+class Converge(Cards):
+    """The four kinds, applied in their order."""
+
+    # -- attestation -----------------------------------------------------------
+    def converge_attestation(self, settings: Attestation, *, test: bool = False) -> Result:
+        """Appraise the host if its last attestation result is no longer valid.
+
+        The result has a refusal (a failure) if the host's policy is ``require`` and its level is below the minimum.
+        """
+        with self._lock(test):
+            result = self._run(self.attestations, settings, (), test)
+        if result.failures or (test and result.plan.steps):
+            return result
+        verdict = trust.judge(settings, self.trust())
+        return with_verdicts(result, "attestation", {"host": verdict})
+
+    # -- interfaces --------------------------------------------------------------
+    def converge_interfaces(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
+        """Create or change the namespace and interface of each declared environment."""
+        with self._lock(test):
+            self._tidy(test)
+            # A declaration of an interface alone lacks the environment's requirement, so take it from the record.
+            withheld = self._withheld(declared, test) if whole else self._withheld_so_far(declared.environments)
+            return self._interfaces(declared, whole, test, withheld)
+
+    def connect(self, declared: Declaration) -> Result:
+        """Create the namespaces of twins; the caller holds the lock (:mod:`netspace.audit`)."""
+        return self._interfaces(declared, False, False, {})
+
+    def _interfaces(self, declared: Declaration, whole: bool, test: bool, withheld: Mapping[str, str]) -> Result:
+        from netspace.interface.reconciler import DesiredInterfaces
+
+        there = self.interfaces.recorded() if withheld else {}
+        kept = {name: trust.narrowed(there[name], declared.interfaces[name]) for name in withheld.keys() & there.keys()}
+        desired = DesiredInterfaces(declared.network, {**declared.interfaces, **kept})
+        if whole:
+            remove = self.interfaces.names() - set(declared.environments)
+            result = self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired, doomed=remove))
+        else:
+            result = self._run_interfaces(desired, (), test)
+        waiting = [name for name in sorted(kept) if kept[name] != declared.interfaces[name]]
+        if whole:  # The environment itself is refused later in the same apply, so a note is enough.
+            told = Plan(notes=[f"interface {name}: its change waits for trust: {withheld[name]}" for name in waiting])
+        else:
+            told = Plan(refusals=[Refusal("interface", name, withheld[name]) for name in waiting])
+        return result.joined(Result(told))
+
+    # -- links ---------------------------------------------------------------------
+    def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
+        """Create or change the declared links that trust permits, and revoke withheld ones."""
+        with self._lock(test):
+            clashes = () if whole else self._name_clashes(declared.links)
+            if clashes and not test:
+                raise SpecError(clashes)
+            attended = self._attend(test)
+            # Links that conflict with these may be removed before the apply, so a dry run only notes the conflict.
+            attended = attended.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
+            verdicts = self._verdicts(trust.links, declared, test)
+            result = self._links(declared.broker, self._permitted(declared, verdicts), verdicts.keys(), whole, test)
+            result = with_verdicts(result, "link", verdicts)
+            if not whole:
+                ends = {end for link in declared.links for end in (link.source, link.target)}
+                result = result.joined(self._refresh_cards(ends, test))
+            return attended.joined(result)
+
+    def _name_clashes(self, declared: Collection[Link]) -> list[Problem]:
+        """Return the conflicts of declared links' local names with those of recorded links."""
+        links = {**self._linked().links, **{link.name: link for link in declared}}
+        return [Problem(f"{name}:as", message) for name, message in checks.local_names(links.values()).items()]
+
+    def _links(
+        self, broker: Broker, permitted: tuple[Link, ...], considered: Collection[str], whole: bool, test: bool
+    ) -> Result:
+        known = self._linked()
+        if not permitted and not known.links and not known.parked:
+            return Result(Plan())
+        from netspace.link.reconciler import DesiredLinks
+
+        there = set(known.links)
+        kept = {link.name for link in permitted}
+        remove = there - kept if whole else (there & set(considered)) - kept
+        return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
+
+    # -- environments ------------------------------------------------------------------
+    def converge_environments(
+        self, declared: Declaration, *, whole: bool = False, test: bool = False, state: RunState = "running"
+    ) -> Result:
+        """Create or change the declared environments, and bring them to *state*.
+
+        :param state: ``running``, ``present`` (don't start or stop), or ``stopped``.
+        """
+        with self._lock(test):
+            attended = self._attend(test)
+            self._tidy(test)
+            namespaces = Result(Plan())
+            if not whole:
+                # With a whole declaration, converge_interfaces has created the namespaces already.
+                there = self.interfaces.names()
+                lacking = {
+                    name: spec
+                    for name, spec in declared.environments.items()
+                    if name not in there or _kind(spec) != "none"
+                }
+                if lacking:
+                    only = msgspec.structs.replace(declared, environments=lacking, links=())
+                    namespaces = self._interfaces(only, False, test, self._withheld(only, test))
+            return attended.joined(namespaces.joined(self._environments(declared, whole, test, state)))
+
+    def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
+        from netspace.environment.container import seccomp_profile
+
+        looked = _runtimes(declared)
+        verdicts = self._verdicts(trust.environments, declared, test)
+        links = self._card_links(declared, whole, test)
+        access = self.links.access(declared.broker if whole and test and declared.links else None) if links else None
+        there = self.environments.recorded() if any(verdict.runs_on for verdict in verdicts.values()) else {}
+        wanted: dict[str, Wanted] = {}
+        kept = set()
+        for name, spec in declared.environments.items():
+            # Record the requirement in force, for later starts without the declaration.
+            required = trust.requirement(spec, declared.attestation)
+            record = there.get(name) if verdicts[name].runs_on else None
+            # Stopping needs no trust.
+            if record is not None and record.state != "stopped" and spec.state != "stopped":
+                as_it_is = msgspec.structs.replace(record.spec, attestation=required, state=spec.state)
+                wanted[name] = Wanted(as_it_is, "present", record.profile, record.runtime)
+                kept.add(name)
+                continue
+            wanted[name] = Wanted(
+                msgspec.structs.replace(spec, attestation=required),
+                state if verdicts[name].allowed and spec.state != "stopped" else "stopped",
+                seccomp_profile.look(spec.seccomp),
+                looked[name],
+            )
+        remove = self.environments.names() - set(declared.environments) if whole else ()
+        result = self._run_environments(self._desired(wanted, links, access, kept), remove, test)
+        return with_verdicts(result, "environment", trust.told(declared, verdicts))
+
+
+def _runtimes(declared: Declaration) -> dict[str, Runtime]:
+    """Return the observed runtime of each declared environment. Each runtime is looked up once."""
+    from netspace.environment import runtimes
+
+    names = {name: checks.used(spec, declared.runtimes) for name, spec in declared.environments.items()}
+    found = {one: runtimes.look(one, declared.runtimes.settings.get(one, {})) for one in set(names.values())}
+    return {name: found[one] for name, one in names.items()}
+
+
+def _kind(spec: Environment) -> str:
+    from netspace.interface import kinds
+
+    return kinds.name(spec.interface) if spec.interface is not None else "none"

@@ -1,0 +1,58 @@
+"""Overview of a host: a check of a declaration, a table of all kinds, the problems of links. Changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netspace.errors import Problem
+from netspace.host.converge import Converge
+from netspace.plan import Refusal
+from netspace.spec.types import Declaration
+
+
+class Overview(Converge):
+    """Looks at a host."""
+
+    def check(self, declared: Declaration) -> list[Problem]:
+        """Return the reasons why this host could not apply a declaration: the refusals of a test. Changes nothing."""
+        results = (
+            self.converge_attestation(declared.attestation, test=True),
+            self.converge_interfaces(declared, whole=True, test=True),
+            self.converge_links(declared, whole=True, test=True),
+            self.converge_environments(declared, whole=True, test=True),
+        )
+        return list(dict.fromkeys(_problem(refusal) for result in results for refusal in result.plan.refusals))
+
+    def overview(self) -> dict[str, Any]:
+        """Return trust, environments with their interfaces, links, and whether a supervisor watches, for a table."""
+        known = self.trust()
+        interfaces = self.interfaces.list()
+        return {
+            "trust": {"level": known.name, "verifier": known.verifier, "reason": known.reason},
+            "environments": {
+                name: {**entry, "interface": interfaces.get(name, {})}
+                for name, entry in self.environments.list().items()
+            },
+            "links": self.links.list(),
+            "supervised": self.supervisor.attended(),
+        }
+
+    def link_health(self) -> dict[str, Any]:
+        """Return the problems of links. Messages that wait for a stopped environment are not a problem."""
+        known, _ = self.environments.readable()
+        stopped = {name for name, record in known.items() if record.spec.state == "stopped"}
+        found: dict[str, Any] = self.links.health(stopped)
+        return found
+
+
+def _problem(refusal: Refusal) -> Problem:
+    """Return a refusal as a problem with the path of the refused part. Some messages begin with a path already."""
+    path, parted, message = refusal.message.partition(": ")
+    if parted and path.startswith("netspace:"):
+        return Problem(path, message)
+    places = {
+        "environment": f"netspace:environments:{refusal.name}",
+        "interface": f"netspace:environments:{refusal.name}:interface",
+        "link": f"netspace:links:{refusal.name}",
+    }
+    return Problem(places.get(refusal.kind, f"netspace:{refusal.kind}"), refusal.message)

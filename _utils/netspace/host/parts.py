@@ -1,0 +1,159 @@
+"""Parts of a host: the four kinds, its supervisor and its lock, and the upkeep that each use case begins with."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from netspace import files
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.plan import Outcome, Plan, Reconciler, Result, Step
+from netspace.spec.types import Declaration
+
+if TYPE_CHECKING:
+    from netspace.attestation.reconciler import Attestations
+    from netspace.environment.images.remote import Remote
+    from netspace.environment.reconciler import Environments
+    from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+    from netspace.link.reconciler import Links
+    from netspace.link.record import Record as LinkRecord
+    from netspace.supervision.service import Supervisor
+
+Desired = TypeVar("Desired")
+Observed = TypeVar("Observed")
+
+Progress = Callable[[str], None]
+RunState = Literal["running", "present", "stopped"]
+
+
+def _silent(_: str) -> None:
+    """Ignore a progress message."""
+
+
+class Parts:
+    """The parts that all use cases of a host share.
+
+    :param layout: the instance's paths and names.
+    :param progress: called with a short text while something takes long.
+    :param remote: the fetcher of image sources that are not on this host; see ``images.remote``.
+    """
+
+    def __init__(self, layout: Layout, progress: Progress = _silent, remote: Remote | None = None) -> None:
+        self.layout = layout
+        self.progress = progress
+        self.remote = remote
+
+    @functools.cached_property
+    def supervisor(self) -> Supervisor:
+        from netspace import supervision
+
+        return supervision.select(self.layout)
+
+    @functools.cached_property
+    def attestations(self) -> Attestations:
+        from netspace.attestation.reconciler import Attestations
+
+        return Attestations(self.layout)
+
+    @functools.cached_property
+    def interfaces(self) -> Interfaces:
+        from netspace.interface.reconciler import Interfaces
+
+        return Interfaces(self.layout)
+
+    @functools.cached_property
+    def links(self) -> Links:
+        from netspace.link.reconciler import Links
+
+        return Links(self.layout, self.supervisor, progress=self.progress)
+
+    @functools.cached_property
+    def environments(self) -> Environments:
+        from netspace.environment.reconciler import Environments
+
+        return Environments(self.layout, self.supervisor, self.remote, give=lambda owners: self.interfaces.own(owners))
+
+    # -- applying one kind ---------------------------------------------------------------
+    @contextlib.contextmanager
+    def _lock(self, test: bool) -> Iterator[None]:
+        """Hold the lock unless it is a test, and turn system errors into netspace's errors."""
+        with files.refusals_told(), contextlib.nullcontext() if test else files.locked(self.layout.lock):
+            yield
+
+    def _run(
+        self,
+        kind: Reconciler[Desired, Observed],
+        desired: Desired,
+        remove: Collection[str],
+        test: bool,
+        seen: Observed | None = None,
+        apply: Callable[[Sequence[Step]], list[Outcome]] | None = None,
+    ) -> Result:
+        """Observe, plan and, unless it is a test, apply.
+
+        :param seen: what was observed already.
+        :param apply: applies the steps in place of the kind's ``apply``, with options of its own.
+        """
+        plan = kind.plan(desired, kind.observe() if seen is None else seen, remove)
+        if test or not plan.steps:
+            return Result(plan)
+        return Result(plan, (apply or kind.apply)(plan.steps))
+
+    def _run_interfaces(self, desired: DesiredInterfaces, remove: Collection[str], test: bool) -> Result:
+        """Apply interfaces, and observe only the concerned ones, because a host may have a thousand others."""
+        seen = self.interfaces.observe(desired, {*desired.interfaces, *remove}, remove)
+        plan = self.interfaces.plan(desired, seen, remove)
+        if self.interfaces.concerns_all(plan):
+            plan = self.interfaces.plan(desired, self.interfaces.observe(desired, doomed=remove), remove)
+        return Result(plan) if test or not plan.steps else Result(plan, self.interfaces.apply(plan.steps))
+
+    def _remove_interfaces(self, names: Collection[str], test: bool) -> Result:
+        from netspace.interface.reconciler import DesiredInterfaces
+
+        there = self.interfaces.names() & set(names)
+        if not there:
+            return Result(Plan())
+        return self._run_interfaces(DesiredInterfaces(Declaration().network, {}), there, test)
+
+    def _linked(self) -> LinkRecord:
+        """Return the record of applied links, without loading the code that connects to brokers."""
+        from netspace.link import record
+
+        return record.read(self.layout)
+
+    # -- upkeep --------------------------------------------------------------------------
+    def _attend(self, test: bool) -> Result:
+        """Start the supervisor if it is down, before services are observed. It restarts those that ended meanwhile."""
+        if self.supervisor.attended():
+            return Result(Plan())
+        change = {"state": {"old": "down", "new": "running"}}
+        step = Step("service", self.layout.service("supervisor"), "start", change, "nothing that ends is started again")
+        if test:
+            return Result(Plan([step]))
+        try:
+            self.supervisor.attend()
+        except NetspaceError as err:
+            return Result(Plan([step]), [Outcome(step, str(err))])
+        return Result(Plan([step]), [Outcome(step)])
+
+    def _tidy(self, test: bool) -> None:
+        """Remove the leftovers of a killed audit or update. If that fails for an update, the next run reports it."""
+        if test:
+            return
+        if self.layout.records("audits").is_dir():
+            self.sweep()
+        if self.layout.records("beside").is_dir():
+            self.environments.sweep()
+
+    def sweep(self) -> None:
+        """Remove the twins that a killed audit left; the caller holds the lock."""
+        from netspace.environment.audit import twin
+
+        for names in twin.noted(self.layout):
+            for name in names:
+                twin.erase(self.layout, name)
+            if self._remove_interfaces(names, False).ok:
+                twin.forget(self.layout, names)

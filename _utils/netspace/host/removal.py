@@ -1,0 +1,103 @@
+"""Removal from a host: links, environments, interfaces, or everything."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Sequence
+
+from netspace.host.cards import Cards
+from netspace.plan import Outcome, Plan, Result, Step
+from netspace.threads import Meanwhile
+
+
+class Removal(Cards):
+    """The removals, each with what belongs to the removed thing."""
+
+    def remove_links(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
+        """Revoke links.
+
+        :param purge: also delete messages that no environment can read any more.
+        """
+        with self._lock(test):
+            result = self._remove_links(names, test, purge, {*names, *(name.partition(".")[2] for name in names)})
+            ends = {end for name in names for end in name.split(".")}
+            return result.joined(self._refresh_cards(ends, test))
+
+    def _remove_links(self, names: Collection[str], test: bool, purge: bool, owners: Collection[str] = ()) -> Result:
+        """Revoke links.
+
+        :param purge: also delete parked messages of *owners*.
+        """
+        known = self._linked()
+        there = set(known.links) & set(names)
+        if not there and not (purge and known.parked):
+            return Result(Plan())
+        from netspace.link.reconciler import DesiredLinks
+
+        mail = self.links.plan_purge(owners, there) if purge else Plan()
+        if not there:
+            return Result(mail, () if test else self.links.apply_purge(mail.steps))
+
+        def apply(steps: Sequence[Step]) -> list[Outcome]:
+            return self.links.apply(steps, purge=purge)
+
+        revoked = self._run(self.links, DesiredLinks(self.links.recorded_broker(), ()), there, test, apply=apply)
+        told = () if test or revoked.failures else [Outcome(step) for step in mail.steps]
+        return revoked.joined(Result(mail, told))
+
+    def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
+        """Remove environments with their links, programs, layers and namespaces. Their volumes stay.
+
+        :param purge: also remove the volumes that netspace keeps (not folders of the host), even of environments
+            that were removed earlier.
+        """
+        with self._lock(test):
+            self._tidy(test)
+            theirs = {link.name for link in self._linked().links.values() if {link.source, link.target} & set(names)}
+            others = {end for name in theirs for end in name.split(".")} - set(names)
+            parked = {one for one in self._linked().parked if set(one.split(".")) & set(names)}
+            result = self._remove_links(theirs, test, purge, parked)
+            result = result.joined(self._refresh_cards(others, test))
+            there = self.environments.names() & set(names)
+            # Remove interfaces in a thread once the programs have ended, because the kernel takes long to remove links.
+            links = Meanwhile(lambda: self._remove_interfaces(names, test))
+            try:
+                if there:
+                    result = result.joined(self._run_environments({}, there, test, purge=purge, gone=links.begin))
+                if purge:
+                    left = self.environments.plan_purge(names)
+                    result = result.joined(Result(left, () if test else self.environments.apply_purge(left.steps)))
+            finally:
+                links.end()
+            return result.joined(links.result())
+
+    def remove_interfaces(self, names: Collection[str], *, test: bool = False) -> Result:
+        """Remove namespaces and interfaces."""
+        with self._lock(test):
+            return self._remove_interfaces(names, test)
+
+    def teardown(self, *, test: bool = False) -> Result:
+        """Remove everything of this instance from this host, including messages and images. Volumes stay."""
+        with self._lock(test):
+            self._tidy(test)
+            result = self._remove_links(set(self._linked().links), test, True)
+            if names := self.environments.names():
+                result = result.joined(self._run_environments({}, names, test))
+            result = result.joined(self._remove_interfaces(self.interfaces.names(), test))
+            if test or not result.ok:
+                return result
+            self.links.purge()
+            self.environments.purge()
+            self.supervisor.purge()
+        for folder in (self.layout.run, self.layout.logs):
+            shutil.rmtree(folder, ignore_errors=True)
+        kept = self.layout.volumes("")
+        if not kept.is_dir():
+            shutil.rmtree(self.layout.state, ignore_errors=True)
+        else:
+            for path in self.layout.state.iterdir():
+                if path != kept:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            note = f"volumes of environments that there were are kept in {kept}"
+            result = result.joined(Result(Plan(notes=[note])))
+        return result

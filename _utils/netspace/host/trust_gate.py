@@ -1,0 +1,80 @@
+"""Trust gate of a host: which declared parts its trust level withholds, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import msgspec
+
+from netspace.host.parts import Parts
+from netspace.plan import Plan, Refusal, Result
+from netspace.spec import trust
+from netspace.spec.trust import Trust, Verdict
+from netspace.spec.types import Declaration, Environment, Link
+
+
+class TrustGate(Parts):
+    """The verdicts on the declared parts, by the host's present trust."""
+
+    def trust(self) -> Trust:
+        """Return this host's present trust."""
+        from netspace.attestation import result
+
+        return result.trust(self.layout)
+
+    def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
+        """Return the applied environments that must not be started, with the reasons.
+
+        If there are any, the host is appraised again first, because its attestation result may have expired.
+        """
+        if not trust.withheld(applied, self.trust()):
+            return {}
+        self.attestations.restore()
+        return trust.withheld(applied, self.trust())
+
+    def _withheld(self, declared: Declaration, test: bool) -> dict[str, str]:
+        """Return the declared environments that are withheld for lack of trust, with the reasons."""
+        verdicts = self._verdicts(trust.environments, declared, test)
+        return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
+
+    def _withheld_so_far(self, names: Collection[str]) -> dict[str, str]:
+        """Return the recorded environments among *names* that are withheld for lack of trust, with the reasons."""
+        known = self.environments.recorded()
+        return trust.withheld({name: known[name].spec for name in names if name in known}, self.trust())
+
+    def _verdicts(
+        self, judge: Callable[[Declaration, Trust], dict[str, Verdict]], declared: Declaration, test: bool
+    ) -> Mapping[str, Verdict]:
+        known = self.trust()
+        if test and known.verifier == "none":
+            # The host was never appraised. The apply does that first, so the verdict is unknown now.
+            best = Trust(5, "none", "")
+            unsure = judge(declared, known)
+            return {
+                name: Verdict(verdict.allowed, "depends on the trust level that the host will be found to have")
+                if unsure[name].comment
+                else verdict
+                for name, verdict in judge(declared, best).items()
+            }
+        return judge(declared, known)
+
+    def _permitted(self, declared: Declaration, verdicts: Mapping[str, Verdict]) -> tuple[Link, ...]:
+        """Return the desired links: permitted ones, and existing ones whose loss of trust is only reported."""
+        there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
+        found = []
+        for link in declared.links:
+            verdict = verdicts[link.name]
+            if verdict.allowed:
+                found.append(link)
+            elif verdict.on_loss == "report" and link.name in there:
+                # Take the declared local name: it grants nothing, and another link may have the old one by now.
+                found.append(msgspec.structs.replace(there[link.name], local=link.local))
+        return tuple(found)
+
+
+def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, Verdict]) -> Result:
+    """Return *result* with a refusal for each withheld thing, and a note for each other comment."""
+    refusals = [Refusal(kind, name, v.comment) for name, v in verdicts.items() if not v.allowed]
+    notes = [f"{kind} {name}: {v.comment}" for name, v in verdicts.items() if v.allowed and v.comment]
+    plan = Plan(result.plan.steps, [*result.plan.refusals, *refusals], [*result.plan.notes, *notes])
+    return Result(plan, result.outcomes)
