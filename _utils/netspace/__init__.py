@@ -36,11 +36,18 @@ def _stamp(directory: str) -> tuple[int, int]:
 
 
 #: Python packages that the library needs and Salt may not include, with pip's requirement for each.
-REQUIREMENTS = {"msgspec": "msgspec>=0.18", "cryptography": "cryptography>=42"}
+REQUIREMENTS = {
+    "cryptography": "cryptography>=42",
+    "jeepney": "jeepney>=0.8",
+    # joserfc 1.6 demands a newer cryptography than that of Salt's own packages with Python 3.10 (3006, 3007).
+    "joserfc": "joserfc>=1.3.5,<2" if sys.version_info >= (3, 11) else "joserfc>=1.3.5,<1.6",
+    "msgspec": "msgspec>=0.18",
+}
 
 _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
 _LOADED = _stamp(_DIRECTORY)
 _warned: set[str] = set()
+_present: set[str] = set()
 
 
 def refresh(plugin_file: str) -> None:
@@ -81,12 +88,13 @@ def _require() -> None:
 
     :raises ImportError: one is missing.
     """
-    absent = [name for name in REQUIREMENTS if name not in sys.modules and not _installed(name)]
+    absent = [name for name in REQUIREMENTS if name not in _present and not _installed(name)]
+    _present.update(REQUIREMENTS.keys() - absent)  # every plugin asks, and looking takes longer than all else here
     if not absent:
         return
     wanted = " ".join(f"'{REQUIREMENTS[name]}'" for name in absent)
     raise ImportError(
-        f"netspace: Salt's Python ({sys.executable}) lacks {' and '.join(absent)}; install what is missing by "
+        f"netspace: Salt's Python ({sys.executable}) lacks {', '.join(absent)}; install what is missing by "
         f"'salt-call state.apply netspace.packages', or by 'salt-pip install {wanted}' "
         f"('{sys.executable} -m pip install {wanted}' where there is no salt-pip)"
     )

@@ -1,8 +1,8 @@
 """JSON Web Signatures (RFC 7515) in netspace's one form: compact, ES256, and a header with only alg, kid and typ.
 
-Nothing is negotiated: a token with another algorithm (``none``) or type is refused before its key is looked up.
-A host needs only this and JWK from JOSE. That is a page of code over ``cryptography``, which is required anyway, so
-enforcement need not trust another library. Callers check the payload.
+``joserfc`` signs and verifies. Nothing is negotiated: before it is asked, this module refuses a token that is too long,
+has another algorithm (``none``), another type or a further member in its header, or spells its bytes in another way.
+Callers check the payload.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from netspace import ecdsa
+from netspace import strict_json
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+    from joserfc.jwk import ECKey
+    from joserfc.jws import JWSRegistry
+
+ALGORITHM = "ES256"
 
 
 class Unreadable(NetspaceError):
@@ -35,13 +38,13 @@ def sign(key: EllipticCurvePrivateKey, kind: str, payload: Mapping[str, Any]) ->
 
     :param key: a key on P-256.
     """
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, utils
+    from joserfc import jws
+    from joserfc.jwk import ECKey
 
-    head = text(_json({"alg": "ES256", "kid": thumbprint(jwk(key.public_key())), "typ": kind}))
-    signed = f"{head}.{text(_json(payload))}"
-    r, s = utils.decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-    return f"{signed}.{text(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+    public = jwk(key.public_key())
+    header = {"alg": ALGORITHM, "kid": thumbprint(public), "typ": kind}
+    # With the public members given, joserfc doesn't ask the key for its private number: a key in hardware has none.
+    return jws.serialize_compact(header, _json(payload), ECKey(key, public), [ALGORITHM])
 
 
 def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: int) -> dict[str, Any]:
@@ -50,44 +53,58 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     :raises Unreadable: *token* is malformed, or longer than *limit* bytes.
     :raises Forged: it is of another type or algorithm, or none of the keys signed it.
     """
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from joserfc import errors, jws
 
     if not isinstance(token, str) or len(token) > limit or token.count(".") != 2:
         raise Unreadable(f"not a token of at most {limit} bytes in three parts")
     head, body, signature = token.split(".")
-    header, raw = _object(head, "header"), octets(signature, "signature")
+    octets(signature, "signature")
+    header, claims = _object(octets(head, "header"), "header"), octets(body, "claims")
     known = {thumbprint(one): one for one in keys}
     name = header.get("kid")
-    if header != {"alg": "ES256", "kid": name, "typ": kind}:
-        raise Forged(f"its header is not one of ES256 for {kind}: alg {header.get('alg')!r:.20}")
-    if not isinstance(name, str) or name not in known or len(raw) != 64:
+    if header != {"alg": ALGORITHM, "kid": name, "typ": kind}:
+        raise Forged(f"its header is not one of {ALGORITHM} for {kind}: alg {header.get('alg')!r:.20}")
+    if not isinstance(name, str) or name not in known:
         raise Forged(f"signed with the key {name!r:.50}, which is not one that is trusted")
     try:
-        public = _point(known[name]["x"], known[name]["y"])
-        public.verify(ecdsa.to_der(raw), f"{head}.{body}".encode(), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature as err:
+        jws.deserialize_compact(token, _key(known[name]["x"], known[name]["y"]), registry=_registry(limit))
+    except errors.JoseError as err:
         raise Forged("the key that it names did not sign this") from err
-    return _object(body, "claims")
+    return _object(claims, "claims")
 
 
 def unchecked(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return header and claims of a token without checking its signature. Only for tokens of one's own making."""
     head, _, rest = token.partition(".")
-    return _object(head, "header"), _object(rest.partition(".")[0], "claims")
+    body = rest.partition(".")[0]
+    return _object(octets(head, "header"), "header"), _object(octets(body, "claims"), "claims")
+
+
+@functools.lru_cache(maxsize=16)
+def _registry(limit: int) -> JWSRegistry:
+    """Return joserfc's rules: one algorithm, no unknown member of a header, at most *limit* bytes of payload."""
+    from joserfc.jws import JWSRegistry
+
+    made = JWSRegistry(algorithms=[ALGORITHM])
+    made.max_payload_length = limit
+    return made
 
 
 # -- keys ------------------------------------------------------------------------------------------
 def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:
-    """Return a public key on P-256 as a JWK (RFC 7517)."""
+    """Return a public key on P-256 as a JWK (RFC 7517).
+
+    joserfc before 1.6 cuts leading zeros off a coordinate, which RFC 7518 (6.2.1.2) forbids.
+    """
     numbers = key.public_numbers()
     return {"crv": "P-256", "kty": "EC", "x": number(numbers.x), "y": number(numbers.y)}
 
 
 def thumbprint(key: Mapping[str, str]) -> str:
     """Return the thumbprint of a JWK (RFC 7638), by which a key is pinned."""
-    return text(hashlib.sha256(_json({name: key[name] for name in ("crv", "kty", "x", "y")})).digest())
+    from joserfc.jwk import thumbprint
+
+    return thumbprint({name: key[name] for name in ("crv", "kty", "x", "y")})
 
 
 def parse_jwk(data: Any) -> dict[str, str]:
@@ -100,24 +117,24 @@ def parse_jwk(data: Any) -> dict[str, str]:
     if any(not isinstance(data.get(name), str) or len(data[name]) != 43 for name in ("x", "y")):
         raise Unreadable("not a key on P-256 (JWK)")
     found = {"crv": "P-256", "kty": "EC", "x": data["x"], "y": data["y"]}
-    _point(found["x"], found["y"])
+    _key(found["x"], found["y"])
     return found
 
 
 @functools.lru_cache(maxsize=64)
-def _point(*coordinates: str) -> EllipticCurvePublicKey:
+def _key(x: str, y: str) -> ECKey:
     """Return the public key with these coordinates.
 
     Results are cached: checking a point takes as long as checking a signature, and a verifier uses its own key often.
     """
-    from cryptography.hazmat.primitives.asymmetric import ec
+    from joserfc.jwk import ECKey
 
-    x, y = (octets(one, "key") for one in coordinates)
+    octets(x, "key"), octets(y, "key")
     try:
-        numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), ec.SECP256R1())
-        return numbers.public_key()
+        made: ECKey = ECKey.import_key({"crv": "P-256", "kty": "EC", "x": x, "y": y})
     except ValueError as err:
         raise Unreadable(f"key: {err}") from err
+    return made
 
 
 # -- bytes -----------------------------------------------------------------------------------------
@@ -150,11 +167,11 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _object(encoded: str, what: str) -> dict[str, Any]:
+def _object(raw: bytes, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(octets(encoded, what))
-    except (ValueError, RecursionError) as err:
-        raise Unreadable(f"{what}: not JSON") from err
+        found = strict_json.loads(raw)
+    except ValueError as err:
+        raise Unreadable(f"{what}: not JSON: {err}") from err
     if not isinstance(found, dict):
         raise Unreadable(f"{what}: not a JSON object")
     return found

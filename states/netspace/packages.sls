@@ -32,8 +32,9 @@ netspace packages:
     - pkgs: {{ wanted | json }}
     - install_recommends: False
 
+{%- set python = packages.python + (packages["python-3.10"] if grains["pythonversion"][:2] == [3, 10] else []) %}
 {#- Salt's loaders look again afterwards, so that netspace's own states can follow in the same run. #}
 netspace python packages:
   pip.installed:
-    - pkgs: {{ packages.python | json }}
+    - pkgs: {{ python | json }}
     - reload_modules: True

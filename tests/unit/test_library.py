@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from netspace import library_copy
+from netspace import REQUIREMENTS, library_copy
 from netspace.__main__ import main
 from netspace.layout import Layout
 
@@ -68,3 +70,28 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
         main(arguments)
     assert err.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+# -- what it needs -----------------------------------------------------------------------------------
+ROOT = Path(__file__).parents[2]
+
+
+def test_requirements_are_equal_wherever_they_are_named() -> None:
+    """pyproject.toml (for pip), packages.yaml (for the SLS) and REQUIREMENTS (for the message that one is missing)."""
+    section = re.search(
+        r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert section is not None
+    declared: dict[bool, dict[str, str]] = {True: {}, False: {}}
+    for line in re.findall(r'^    "(.*)",$', section[1], re.MULTILINE):
+        requirement, _, marker = line.partition("; ")
+        for old in (True, False):
+            if marker in ("", f"python_version {'<' if old else '>='} '3.11'"):
+                declared[old][re.split(r"[<>=]", requirement)[0]] = requirement
+    packages = yaml.safe_load((ROOT / "states/netspace/packages.yaml").read_text())
+    assert sorted(declared[False].values()) == packages["python"] == sorted(packages["python"])
+    assert sorted(declared[True].values()) == sorted(
+        {re.split(r"[<>=]", one)[0]: one for one in packages["python"] + packages["python-3.10"]}.values()
+    )
+    assert declared[sys.version_info < (3, 11)] == REQUIREMENTS
+    assert sorted(REQUIREMENTS) == list(library_copy.DEPENDENCIES)

@@ -19,6 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+DEPENDENCIES = (
+    "cryptography",
+    "jeepney",
+    "joserfc",
+    "msgspec",
+)
 CACHE = CHECKOUT / ".cache/vm"
 # A processor that is translated keeps no secrets from its programs, and pays much for trying.
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0"
@@ -233,7 +239,7 @@ def _salt(root: Path, work: Path) -> None:
     venv = work / "venv"
     _run("/usr/bin/python3", "-m", "venv", venv)
     _run(venv / "bin/pip", "install", "-q", "--disable-pip-version-check", "--no-compile", "--target", f"{root}{SITE}",
-         "-c", CHECKOUT / "scripts/constraints.txt", "salt", "msgspec", "cryptography", "tpm2-pytss")  # fmt: skip
+         "-c", CHECKOUT / "scripts/constraints.txt", *DEPENDENCIES, "salt", "tpm2-pytss")  # fmt: skip
     shutil.rmtree(venv)
     # In each call Salt asks each package for its plugins dozens of times, and looks at each file of its own.
     for pattern in (

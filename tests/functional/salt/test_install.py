@@ -20,6 +20,8 @@ import yaml
 from support import checkout
 from support.hosts.salt_modes import Salt, bare, configure
 
+from netspace import REQUIREMENTS
+
 pytestmark = pytest.mark.root
 
 PAGE = checkout.ROOT / "docs/installation.md"
@@ -54,30 +56,36 @@ def settings(text: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with msgspec as a wheel, packed from the one that is installed here: tests have no network."""
+    """A folder with a wheel of each package that netspace needs and Salt doesn't: tests have no network."""
     folder = tmp_path_factory.mktemp("wheels")
-    package = importlib.metadata.distribution("msgspec")
+    for name in REQUIREMENTS.keys() - {"cryptography"}:
+        pack(name, folder)
+    return folder
+
+
+def pack(name: str, folder: Path) -> None:
+    """Make a wheel of the package that is installed here."""
+    package = importlib.metadata.distribution(name)
     tag = re.search(r"^Tag: (.*)$", package.read_text("WHEEL") or "", re.MULTILINE)
     assert tag is not None and package.files is not None
-    info = f"msgspec-{package.version}.dist-info"
-    names = [one for one in package.files if one.parts[0] == "msgspec" and one.suffix != ".pyc"]
+    info = f"{name}-{package.version}.dist-info"
+    names = [one for one in package.files if one.parts[0] == name and one.suffix != ".pyc"]
     names += [
         one for one in package.files if one.parts[0] == info and one.name in ("METADATA", "WHEEL", "top_level.txt")
     ]
     lines = []
-    with zipfile.ZipFile(folder / f"msgspec-{package.version}-{tag[1]}.whl", "w") as wheel:
+    with zipfile.ZipFile(folder / f"{name}-{package.version}-{tag[1]}.whl", "w") as wheel:
         for one in names:
             content = one.locate().read_bytes()
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
             lines.append(f"{one.as_posix()},sha256={digest},{len(content)}")
             wheel.writestr(one.as_posix(), content)
         wheel.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]) + "\n")
-    return folder
 
 
 @pytest.fixture
 def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Salt]:
-    """A Salt without msgspec and netspace, without a master; pip finds msgspec in a folder."""
+    """A Salt without netspace and what it needs, without a master; pip finds the packages in a folder."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     shop = tmp_path / "shop"
@@ -146,7 +154,9 @@ def test_readme_leads_from_bare_salt_to_environments(nothing: Salt) -> None:
     # What is missing is named, and how to get it, by whatever is asked first.
     for function in ("netspace.check", "netspace_environment.list", "netspace_link.list"):
         done = nothing.fails(function)
-        assert "lacks msgspec; install what is missing by 'salt-call state.apply netspace.packages'" in done, done
+        lacks, _, remedy = done.partition("; install what is missing by ")
+        assert all(name in lacks for name in REQUIREMENTS.keys() - {"cryptography"}), done
+        assert remedy.startswith("'salt-call state.apply netspace.packages'"), done
     served, _ = nothing.call("cp.list_master")
     top = {name.partition("/")[0] for name in served}
     assert top <= {

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from netspace import REQUIREMENTS
 from support import checkout
 
 # Run by the interpreter under test: what Salt's loaders make of netspace.
@@ -146,7 +147,8 @@ def bare(folder: Path) -> Path:
         except OSError:
             shutil.copy2(source, destination)
 
-    unwanted = shutil.ignore_patterns("msgspec*", "__pycache__", "netspace*")
+    needed = [f"{name}*" for name in REQUIREMENTS if name != "cryptography"]  # which Salt needs itself
+    unwanted = shutil.ignore_patterns(*needed, "__pycache__", "netspace*")
     shutil.copytree(sysconfig.get_path("purelib"), target, dirs_exist_ok=True, ignore=unwanted, copy_function=link)
     return folder / "bin" / "python"
 

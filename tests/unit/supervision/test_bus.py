@@ -1,88 +1,214 @@
-"""The few D-Bus messages that are made and read."""
+"""The client of systemd's bus, against a peer that speaks as systemd does, or worse."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import struct
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from jeepney import DBusAddress, HeaderFields, Message, Parser, new_error, new_method_return, new_signal
 
 from netspace.supervision.systemd import dbus
 
-
-def reply(serial: int, signature: bytes, value: bytes, kind: int = dbus.METHOD_RETURN) -> bytes:
-    """Make systemd's answer: a header with reply serial and signature, then a variant."""
-    fields = struct.pack("<BB", dbus.REPLY_SERIAL, 1) + b"u\0" + struct.pack("<I", serial)
-    fields += struct.pack("<BB", dbus.SIGNATURE, 1) + b"g\0\x01v\0"
-    body = b"\x01" + signature + b"\0"
-    body += b"\0" * (-len(body) % (8 if signature == b"t" else 4)) + value
-    head = struct.pack("<cBBBIII", b"l", kind, 1, 1, len(body), 1, len(fields))
-    message = head + fields
-    return message + b"\0" * (-len(message) % 8) + body
+SIGNAL = new_signal(DBusAddress("/a", "org.example.A", "org.example.A"), "Changed", "s", ("x",))
+Answer = Callable[[Message], bytes]
 
 
-def text(value: str) -> bytes:
-    return struct.pack("<I", len(value.encode())) + value.encode() + b"\0"
+def encoded(message: Message, sender: str | None = dbus.SYSTEMD) -> bytes:
+    if sender is not None:
+        message.header.fields[HeaderFields.sender] = sender
+    return message.serialise(serial=7)
+
+
+def active(call: Message) -> bytes:
+    """Answer as systemd does: what was asked for, and the unit that was."""
+    return encoded(new_method_return(call, "v", (("s", f"{call.header.fields[HeaderFields.path]} {call.body[1]}"),)))
+
+
+def reply(kind: str, content: object) -> Message:
+    return new_method_return(dbus._call("/a", dbus.UNIT, "Id"), "v", ((kind, content),))
+
+
+def serve(end: socket.socket, answer: Answer, behind: bytes) -> None:
+    """Be systemd, until the client closes."""
+    with end, contextlib.suppress(OSError):
+        greeting = b""
+        while not greeting.endswith(b"BEGIN\r\n"):
+            greeting += end.recv(1)
+        end.sendall(b"OK 0123456789abcdef0123456789abcdef\r\n" + behind)
+        parser = Parser()
+        while data := end.recv(1 << 16):
+            end.sendall(b"".join(map(answer, parser.feed(data))))
+
+
+@contextlib.contextmanager
+def systemd(answer: Answer, behind: bytes = b"") -> Iterator[dbus.Connection]:
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=serve, args=(theirs, answer, behind))
+    thread.start()
+    try:
+        with ours:
+            yield dbus.Connection(ours)
+    finally:
+        thread.join()
+
+
+CALLS = [dbus._call(dbus.object_path(f"u{number}.service"), dbus.UNIT, "ActiveState") for number in range(450)]
+for serial, numbered in enumerate(CALLS, 1):
+    numbered.header.serial = serial  # the client's first
+
+
+# -- answers -----------------------------------------------------------------------------------------
+def test_replies_come_in_the_order_of_their_calls() -> None:
+    with systemd(lambda call: encoded(SIGNAL) + active(call), encoded(SIGNAL)) as connection:
+        for _ in range(2):
+            found = [dbus.value(one) for one in connection.ask(CALLS)]
+            assert found == [f"{dbus.object_path(f'u{number}.service')} ActiveState" for number in range(450)]
 
 
 @pytest.mark.parametrize(
-    ("signature", "value", "shown"),
+    ("kind", "content", "shown"),
+    [("s", "active", "active"), ("u", 4711, "4711"), ("i", -1, "-1"), ("t", 2**40, f"{2**40}")],
+)
+def test_a_property_is_text(kind: str, content: object, shown: str) -> None:
+    assert dbus.value(reply(kind, content)) == shown
+
+
+def test_an_unknown_unit_has_no_property() -> None:
+    assert dbus.value(new_error(CALLS[0], "org.freedesktop.DBus.Error.UnknownObject", "s", ("none",))) is None
+
+
+@pytest.mark.parametrize(
+    "message",
     [
-        (b"s", text("active"), "active"),
-        (b"u", struct.pack("<I", 4711), "4711"),
-        (b"i", struct.pack("<i", -1), "-1"),
-        (b"t", struct.pack("<Q", 2**40), str(2**40)),
+        reply("as", ["a"]),
+        reply("b", True),
+        new_method_return(CALLS[0]),
+        new_method_return(CALLS[0], "s", ("a",)),
+        SIGNAL,
     ],
 )
-def test_an_answer(signature: bytes, value: bytes, shown: str) -> None:
-    message = reply(7, signature, value)
-    assert dbus.size(message[:16]) == len(message)
-    assert dbus.answer(message) == (7, shown)
-    assert dbus.answer(reply(7, signature, value, kind=dbus.ERROR)) == (7, None)
-    assert dbus.answer(reply(7, signature, value, kind=4)) == (0, None)
+def test_another_kind_of_reply_is_refused(message: Message) -> None:
+    with pytest.raises(ValueError, match="not a property"):
+        dbus.value(message)
 
 
-@given(st.binary(max_size=200))
-def test_anything_else_is_a_value_error_or_nothing(raw: bytes) -> None:
-    for read in (dbus.size, dbus.answer):
-        try:
-            read(raw)
-        except ValueError:
-            continue
+# -- a peer that misbehaves --------------------------------------------------------------------------
+@pytest.mark.parametrize("sender", [None, "org.freedesktop.systemd2", ":1.4"])
+def test_a_reply_by_another_sender_is_refused(sender: str | None) -> None:
+    with (
+        pytest.raises(ValueError, match=r"not by org\.freedesktop\.systemd1"),
+        systemd(lambda call: encoded(new_method_return(call, "v", (("s", "active"),)), sender)) as connection,
+    ):
+        connection.ask(CALLS[:1])
 
 
-@given(st.integers(0, 90), st.integers(0, 255))
-def test_a_damaged_answer_is_a_value_error_or_another_answer(at: int, octet: int) -> None:
-    message = bytearray(reply(7, b"s", text("active")))
-    message[at % len(message)] = octet
-    try:
-        serial, _ = dbus.answer(bytes(message))
-    except ValueError:
-        return
-    assert serial >= 0
+def test_signals_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dbus, "OTHERS", 64)
+    with (
+        pytest.raises(ValueError, match="more than 64 messages"),
+        systemd(lambda call: encoded(SIGNAL) * 65) as connection,
+    ):
+        connection.ask(CALLS[:1])
 
 
-@given(st.integers(1, 2**32 - 1), st.text("abc-_.", min_size=1), st.sampled_from(sorted(dbus.WANTED)))
-def test_a_call_says_its_own_size(serial: int, unit: str, name: str) -> None:
-    message = dbus.call(serial, dbus.object_path(unit), dbus.WANTED[name], name)
-    assert dbus.size(message[:16]) == len(message)
-    assert name.encode() in message
+def test_a_repeated_reply_does_not_count_for_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dbus, "OTHERS", 8)
+    first = active(CALLS[0])
+    with pytest.raises(ValueError, match="answer nothing"), systemd(lambda call: first * 10) as connection:
+        connection.ask(CALLS[:2])
 
 
-def test_object_paths() -> None:
+def test_silence_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dbus, "TIMEOUT", 0.05)
+    with pytest.raises(TimeoutError), systemd(lambda call: b"") as connection:
+        connection.ask(CALLS[:1])
+
+
+def test_signals_do_not_prolong_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that only ever sends signals, each within the time for one."""
+    monkeypatch.setattr(dbus, "TIMEOUT", 0.1)
+    ours, theirs = socket.socketpair()
+    ended = threading.Event()
+
+    def chatter() -> None:
+        with theirs, contextlib.suppress(OSError):
+            theirs.sendall(b"OK 0\r\n")
+            while not ended.wait(0.02):
+                theirs.sendall(encoded(SIGNAL))
+
+    thread = threading.Thread(target=chatter)
+    thread.start()
+    with ours, pytest.raises(TimeoutError):
+        dbus.Connection(ours).ask(CALLS[:1])
+    ended.set()
+    thread.join()
+
+
+def test_a_closed_connection_is_an_os_error() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"OK 0\r\n")
+        connection = dbus.Connection(ours)
+        theirs.close()
+        with pytest.raises(OSError, match=r"."):
+            connection.ask(CALLS[:1])
+
+
+def test_a_refused_login_is_a_value_error() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"REJECTED EXTERNAL\r\n")
+        with pytest.raises(ValueError, match="REJECTED"):
+            dbus.Connection(ours)
+
+
+def test_a_message_beyond_the_bound_is_refused() -> None:
+    head = struct.pack("<cBBBIII", b"l", 2, 0, 1, dbus.LARGEST + 1, 1, 0)
+    with pytest.raises(ValueError, match="more than"), systemd(lambda call: head) as connection:
+        connection.ask(CALLS[:1])
+
+
+GOOD = active(CALLS[0])
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=200)
+    | st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)).map(
+        lambda one: GOOD[: one[0]] + bytes([one[1]]) + GOOD[one[0] + 1 :]
+    )
+)
+def test_any_other_bytes_are_an_error_or_an_answer(raw: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"OK 0\r\n" + raw)
+        connection = dbus.Connection(ours)
+        theirs.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ValueError, OSError):
+            assert isinstance(dbus.value(connection.ask(CALLS[:1])[0]), str | None)
+
+
+# -- names and versions ------------------------------------------------------------------------------
+def test_an_object_path_escapes_a_units_name() -> None:
     assert dbus.object_path("netspace-a_b.service") == "/org/freedesktop/systemd1/unit/netspace_2da_5fb_2eservice"
 
 
 @pytest.mark.parametrize(("text", "number"), [("257.9-1~deb13u1", 257), ("252", 252), ("v255-rc1", 255)])
-def test_the_release(text: str, number: int) -> None:
+def test_a_version_begins_with_its_release(text: str, number: int) -> None:
     assert dbus.release(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "unknown", "-1", "9" * 4000])
-def test_no_release(text: str) -> None:
-    if text.isdigit():
-        assert dbus.release(text) == 999999
-        return
+@pytest.mark.parametrize("text", ["", "unknown", "-1"])
+def test_a_text_without_a_number_is_no_version(text: str) -> None:
     with pytest.raises(ValueError, match="no version"):
         dbus.release(text)
+
+
+def test_a_long_number_is_cut() -> None:
+    assert dbus.release("9" * 4000) == 999999

@@ -7,11 +7,11 @@ PCR 15. The log is a JSON text sequence (RFC 7464) in the form of TCG's Canonica
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from netspace import strict_json
 from netspace.attestation.logs.eventlog import BANKS, PCRS
 from netspace.attestation.refusals import LogMalformed
 
@@ -77,8 +77,8 @@ def _record(part: bytes, number: int) -> Record | None:
         return LogMalformed(f"systemd's log: record {number}: {problem}")
 
     try:
-        data = json.loads(part, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as err:
+        data = strict_json.loads(part)
+    except ValueError as err:
         raise refuse(err) from err
     if not isinstance(data, dict):
         raise refuse("not an object")
@@ -112,17 +112,6 @@ def _record(part: bytes, number: int) -> Record | None:
     except UnicodeEncodeError as err:
         raise refuse(err) from err
     return Record(pcr, values, kind, said)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs as a dict, and refuse duplicate keys: JSON parsers differ in which of them counts.
-
-    :raises ValueError: for a duplicate key.
-    """
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
 
 
 def extend(values: Mapping[int, bytes], records: Sequence[Record], bank: str) -> dict[int, bytes]:
