@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jeepney import DBusAddress, HeaderFields, Message, Parser, new_error, new_method_return, new_signal
+from jeepney import DBusAddress, HeaderFields, Message, Parser, Properties, new_error, new_method_return, new_signal
 
 from netspace.supervision.systemd import dbus
 
@@ -28,10 +28,6 @@ def encoded(message: Message, sender: str | None = dbus.SYSTEMD) -> bytes:
 def active(call: Message) -> bytes:
     """Answer as systemd does: what was asked for, and the unit that was."""
     return encoded(new_method_return(call, "v", (("s", f"{call.header.fields[HeaderFields.path]} {call.body[1]}"),)))
-
-
-def reply(kind: str, content: object) -> Message:
-    return new_method_return(dbus._call("/a", dbus.UNIT, "Id"), "v", ((kind, content),))
 
 
 def serve(end: socket.socket, answer: Answer, behind: bytes) -> None:
@@ -58,16 +54,26 @@ def systemd(answer: Answer, behind: bytes = b"") -> Iterator[dbus.Connection]:
         thread.join()
 
 
-CALLS = [dbus._call(dbus.object_path(f"u{number}.service"), dbus.UNIT, "ActiveState") for number in range(450)]
-for serial, numbered in enumerate(CALLS, 1):
-    numbered.header.serial = serial  # the client's first
+WANTED = [dbus.Property(dbus.object_path(f"u{number}.service"), dbus.UNIT, "ActiveState") for number in range(450)]
+(CALL,) = Parser().feed(WANTED[0].call(1))
+
+
+def reply(kind: str, content: object) -> Message:
+    return new_method_return(CALL, "v", ((kind, content),))
+
+
+@given(st.integers(1, 2**32 - 1), st.text(min_size=1, max_size=80), st.sampled_from(sorted(dbus.WANTED)))
+def test_a_call_is_the_one_that_jeepney_encodes(serial: int, unit: str, name: str) -> None:
+    wanted = dbus.Property(dbus.object_path(unit), dbus.WANTED[name], name)
+    whole = Properties(DBusAddress(wanted.path, dbus.SYSTEMD, wanted.interface)).get(name)
+    assert wanted.call(serial) == whole.serialise(serial)
 
 
 # -- answers -----------------------------------------------------------------------------------------
 def test_replies_come_in_the_order_of_their_calls() -> None:
     with systemd(lambda call: encoded(SIGNAL) + active(call), encoded(SIGNAL)) as connection:
         for _ in range(2):
-            found = [dbus.value(one) for one in connection.ask(CALLS)]
+            found = [dbus.value(one) for one in connection.ask(WANTED)]
             assert found == [f"{dbus.object_path(f'u{number}.service')} ActiveState" for number in range(450)]
 
 
@@ -80,7 +86,7 @@ def test_a_property_is_text(kind: str, content: object, shown: str) -> None:
 
 
 def test_an_unknown_unit_has_no_property() -> None:
-    assert dbus.value(new_error(CALLS[0], "org.freedesktop.DBus.Error.UnknownObject", "s", ("none",))) is None
+    assert dbus.value(new_error(CALL, "org.freedesktop.DBus.Error.UnknownObject", "s", ("none",))) is None
 
 
 @pytest.mark.parametrize(
@@ -88,8 +94,8 @@ def test_an_unknown_unit_has_no_property() -> None:
     [
         reply("as", ["a"]),
         reply("b", True),
-        new_method_return(CALLS[0]),
-        new_method_return(CALLS[0], "s", ("a",)),
+        new_method_return(CALL),
+        new_method_return(CALL, "s", ("a",)),
         SIGNAL,
     ],
 )
@@ -105,7 +111,7 @@ def test_a_reply_by_another_sender_is_refused(sender: str | None) -> None:
         pytest.raises(ValueError, match=r"not by org\.freedesktop\.systemd1"),
         systemd(lambda call: encoded(new_method_return(call, "v", (("s", "active"),)), sender)) as connection,
     ):
-        connection.ask(CALLS[:1])
+        connection.ask(WANTED[:1])
 
 
 def test_signals_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,20 +120,20 @@ def test_signals_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.raises(ValueError, match="more than 64 messages"),
         systemd(lambda call: encoded(SIGNAL) * 65) as connection,
     ):
-        connection.ask(CALLS[:1])
+        connection.ask(WANTED[:1])
 
 
 def test_a_repeated_reply_does_not_count_for_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbus, "OTHERS", 8)
-    first = active(CALLS[0])
+    first = active(CALL)
     with pytest.raises(ValueError, match="answer nothing"), systemd(lambda call: first * 10) as connection:
-        connection.ask(CALLS[:2])
+        connection.ask(WANTED[:2])
 
 
 def test_silence_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbus, "TIMEOUT", 0.05)
     with pytest.raises(TimeoutError), systemd(lambda call: b"") as connection:
-        connection.ask(CALLS[:1])
+        connection.ask(WANTED[:1])
 
 
 def test_signals_do_not_prolong_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +151,7 @@ def test_signals_do_not_prolong_the_deadline(monkeypatch: pytest.MonkeyPatch) ->
     thread = threading.Thread(target=chatter)
     thread.start()
     with ours, pytest.raises(TimeoutError):
-        dbus.Connection(ours).ask(CALLS[:1])
+        dbus.Connection(ours).ask(WANTED[:1])
     ended.set()
     thread.join()
 
@@ -157,7 +163,7 @@ def test_a_closed_connection_is_an_os_error() -> None:
         connection = dbus.Connection(ours)
         theirs.close()
         with pytest.raises(OSError, match=r"."):
-            connection.ask(CALLS[:1])
+            connection.ask(WANTED[:1])
 
 
 def test_a_refused_login_is_a_value_error() -> None:
@@ -171,10 +177,10 @@ def test_a_refused_login_is_a_value_error() -> None:
 def test_a_message_beyond_the_bound_is_refused() -> None:
     head = struct.pack("<cBBBIII", b"l", 2, 0, 1, dbus.LARGEST + 1, 1, 0)
     with pytest.raises(ValueError, match="more than"), systemd(lambda call: head) as connection:
-        connection.ask(CALLS[:1])
+        connection.ask(WANTED[:1])
 
 
-GOOD = active(CALLS[0])
+GOOD = active(CALL)
 
 
 @settings(deadline=None)
@@ -191,7 +197,7 @@ def test_any_other_bytes_are_an_error_or_an_answer(raw: bytes) -> None:
         connection = dbus.Connection(ours)
         theirs.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ValueError, OSError):
-            assert isinstance(dbus.value(connection.ask(CALLS[:1])[0]), str | None)
+            assert isinstance(dbus.value(connection.ask(WANTED[:1])[0]), str | None)
 
 
 # -- names and versions ------------------------------------------------------------------------------
