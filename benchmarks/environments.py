@@ -349,7 +349,7 @@ class Salt:
 
 # -- memory ----------------------------------------------------------------------------------
 def used() -> float:
-    """kB of memory that all in the sandbox uses now, but for cached files of the disk; and per-CPU memory."""
+    """Return the memory (kB) that all in the sandbox uses, but for cached files of the disk; and per-CPU memory."""
     folder = Path("/sys/fs/cgroup")
     if (folder / "memory.stat").exists():
         stat = dict(one.split() for one in (folder / "memory.stat").read_text().splitlines())

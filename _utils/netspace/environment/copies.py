@@ -64,7 +64,9 @@ def save(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
 
 
 def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict[str, dict[str, Any]]:
-    """Put the environment's volumes back from *folder*; return them by target. **What they hold now is gone.**
+    """Put the environment's volumes back from *folder*; return them by target.
+
+    **Their present content is lost.**
 
     The environment may exist or not; one that is declared later gets them. A volume of which *folder* has no copy
     stays as it is.

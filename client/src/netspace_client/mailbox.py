@@ -258,7 +258,9 @@ class Mailbox:
         content_type: str | None = None,
         urgent: bool = False,
     ) -> Message:
-        """Send a request to a peer, wait for its answer and return it. Raises as :meth:`send` does, and:
+        """Send a request to a peer, wait for its answer and return it.
+
+        It raises as :meth:`send` does, and:
 
         :raises Timeout: no answer came; the peer may have done the work nevertheless.
         :raises NotDeclared: there is no such link, or its pattern isn't ``request``.

@@ -59,7 +59,7 @@ def test_a_certificate_that_chains_to_the_roots_gives_l3(layout: Layout, make_tp
 def test_a_certificate_on_p_256_in_nv_is_taken_before_rsa_and_gives_l3(
     layout: Layout, make_tpm: Callable, factory, tmp_path: Path
 ) -> None:
-    """swtpm's own tool certifies RSA-2048 and P-384 alone: what makers of hardware do for P-256 is done by hand."""
+    """The tool of swtpm certifies RSA-2048 and P-384 alone: what makers of hardware do for P-256 is done by hand."""
     device = make_tpm(factory)
     public = tpm.run(device.tcti, lambda one: one.endorsement("EK-ECC256").public, lock=tmp_path / "lock")
     certificate = factory.certify(structures.public(public).key()).public_bytes(serialization.Encoding.DER)

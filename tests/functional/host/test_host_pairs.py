@@ -30,8 +30,10 @@ WAYS: tuple[dict[str, Any], ...] = ({}, {"pattern": "request"}, {"length": 10}, 
 
 
 class Host(World):
-    """A host without what its history may change: the order of routes, which of our modules were compiled,
-    whether somebody's health was ever watched, and what environments have written, which is kept.
+    """A host without what its history may change.
+
+    That is the order of routes, which of our modules were compiled, whether somebody's health was ever watched, and
+    what environments have written, which is kept.
     """
 
     def look(self) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _steady(value: Any) -> Any:
 
 
 class _Plainly:
-    """A supervisor for somebody else's programs, which starts and stops them. (See ``supervision.Supervisor``.)"""
+    """A supervisor for somebody else's programs, which starts and stops them; see ``supervision.Supervisor``."""
 
     def __init__(self) -> None:
         self.known: dict[str, Service] = {}
@@ -336,8 +336,9 @@ class World:
         return snapshot.rested(self.look)
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Look again, for a while, until the host is as *wanted*: what was told to end takes a moment.
-        Return differences.
+        """Look again, for a while, until the host is as *wanted*; return differences.
+
+        What was told to end takes a moment.
         """
         deadline = time.monotonic() + 30
         while True:

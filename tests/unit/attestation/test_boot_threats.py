@@ -407,7 +407,7 @@ def started(*order: int) -> Callable[[list[Event]], None]:
 
 @pytest.mark.parametrize("order", [(0, 2), (0, 2, 1), (2, 0, 1), (0, 1, -1, 2), (1, 2), (2,), (0, 1, 0, 2)])
 def test_f1_a_kernel_that_no_boot_loader_started(order: tuple[int, ...]) -> None:
-    """shim starts the kernel directly, with options that it does not measure; root adds GRUB's measurements."""
+    """Shim starts the kernel directly, with options that it does not measure; root adds GRUB's measurements."""
     assert len({one.digests["sha256"] for one in booted("shim-grub") if one.type == events.APPLICATION}) == 3
     assert code("shim-grub", booted("shim-grub", started(0, 1, 2)), boot_forge.policy("shim-grub")) == "L4"
     assert code("shim-grub", booted("shim-grub", started(*order)), boot_forge.policy("shim-grub")) == "boot-application"
@@ -601,7 +601,7 @@ def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) 
 
 
 def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
-    """systemd's own extensions of PCR 9 come after the list's first line, and are no reason against it."""
+    """Extensions of PCR 9 by systemd come after the list's first line, and are no reason against it."""
     told, word = booted("uki"), b"nvpcr-init:hardware:0x1d10200:sha256:" + b"ab" * 32
     real = listed(told, SYSTEMD)
     values = {**real.pcrs, 9: sha256(real.pcrs[9] + sha256(word))}
@@ -632,7 +632,7 @@ def test_l5_a_line_in_pcr_11_counts_before_a_phase_alone() -> None:
 
 
 def test_a7_values_of_what_is_loaded_rest_on_who_started_it() -> None:
-    """shim starts a listed kernel by its load options: GRUB never runs, and root types the known values in later."""
+    """Shim starts a listed kernel by its load options: GRUB never runs, and root types the known values in later."""
     good = listed(booted("shim-grub"))
     rules = boot_forge.policy("shim-grub", kernels=None, command_lines=None, started_by=None, initrds=None, files=None)
     rules["boot"]["unchecked"] = [0, 1, 3, 5, 6, 13, 14, 15]

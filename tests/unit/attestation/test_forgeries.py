@@ -1,5 +1,7 @@
-"""A catalogue of forgeries: each is what an attacker would send, goes the whole way from the wire to the
-verdict, and ends at its own code. The genuine evidence beside them reaches L5.
+"""A catalogue of forgeries.
+
+Each is what an attacker would send, goes the whole way from the wire to the verdict, and ends at its own code. The
+genuine evidence beside them reaches L5.
 
 The attacker may send what he likes and boot what he likes; he has his own TPMs and keys, and old
 evidence of this host. What he can't do is to sign with this TPM's attestation key what its TPM

@@ -16,9 +16,10 @@ DATA = bytes(range(64))
 
 
 class FakeKernel:
-    """configfs-tsm as Linux 6.7 to 6.18 has it (drivers/virt/coco/guest/report.c): attributes appear with the
-    directory; a binary attribute is taken when it is closed, without an error; the report is made when it is read,
-    and again after each write.
+    """The configfs-tsm of Linux 6.7 to 6.18 (drivers/virt/coco/guest/report.c).
+
+    Attributes appear with the directory; a binary attribute is taken when it is closed, without an error; the report
+    is made when it is read, and again after each write.
     """
 
     def __init__(self, provider: str = "sev_guest", table: bytes | None = b"certificates", floor: int | None = 0):

@@ -69,7 +69,10 @@ class Entry(NamedTuple):
 
     @property
     def violation(self) -> bool:
-        """True if the file was written while it was measured or run. **Then *data* is not authentic.**"""
+        """Whether the file was written while it was measured or run.
+
+        **Then *data* is not authentic.**
+        """
         return self.digest == VIOLATION
 
 

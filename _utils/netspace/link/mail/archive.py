@@ -81,7 +81,9 @@ def save(layout: Layout, supervisor: Supervisor, target: Path, progress: Callabl
 
 
 def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Replace the broker's mail by the mail in *source*; return ``file`` and ``size``. **Its present mail is lost.**
+    """Replace the broker's mail by the mail in *source*; return ``file`` and ``size``.
+
+    **Its present mail is lost.**
 
     The record of links stays. The next apply removes undeclared objects from the restored data.
 

@@ -147,7 +147,9 @@ class Root:
         return given or {}
 
     def release(self, trust_domain: str) -> None:
-        """Release a trust domain, so that the next key that requests it gets it. **Issued certificates stay valid.**
+        """Release a trust domain, so that the next key that requests it gets it.
+
+        **Issued certificates stay valid.**
 
         :raises NetspaceError: no key has this trust domain.
         """
