@@ -1,9 +1,9 @@
 """Check that a TPM's endorsement certificate chains to a root that the operator trusts.
 
 This is RFC 5280 path validation, limited to what TCG's EK Credential Profile 2.5 needs.
-``cryptography.x509.verification`` can't be used: it demands a DNS name or an address as the subject. An EK certificate
-has an empty subject, a critical subjectAltName of directory names, and its own extended key usage. Custom extension
-policies exist only since cryptography 45. ``cryptography`` checks the signatures and decodes certificates and names.
+``cryptography`` checks the signatures and decodes certificates and names. Its own path building
+(``cryptography.x509.verification``) refuses real makers' certificates, whatever the policy says: Nuvoton's for the
+order of their names, Infineon's and ST's intermediates for a critical certificatePolicies extension.
 
 Some makers write names in an order that DER forbids, so fields are read from a copy in the right order
 (``netspace.attestation.endorsement.der``). Signatures are checked over the bytes that the maker signed.
