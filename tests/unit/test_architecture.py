@@ -61,6 +61,7 @@ PURE = {
     "spec.publish",
     "spec.trust",
     "spec.types",
+    "strict_json",
     "text",
 }
 # What reaches beyond a process, and the clock.

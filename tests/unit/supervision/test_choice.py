@@ -30,9 +30,11 @@ def test_the_controllers_of_version_1(tmp_path: Path) -> None:
 
 def test_systemd_where_it_is_pid_1_else_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout("lab")
-    monkeypatch.setattr(supervision, "booted", lambda: True)
+    for module in (supervision, cgroup):
+        monkeypatch.setattr(module, "booted", lambda: True)
     assert isinstance(supervision.select(layout), Systemd)
     assert cgroup.payload_cgroup(layout, "web") == "/lab.slice/lab-web.service/payload"
-    monkeypatch.setattr(supervision, "booted", lambda: False)
+    for module in (supervision, cgroup):
+        monkeypatch.setattr(module, "booted", lambda: False)
     assert isinstance(supervision.select(layout), Direct)
     assert cgroup.payload_cgroup(layout, "web") == "/lab/web"
