@@ -24,12 +24,13 @@ import msgspec
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
-from netspace.interface import conntrack, endpoints, forwarding, netlink, netns
+from netspace.interface import conntrack, endpoints, forwarding, netns
 from netspace.interface import record as records
 from netspace.interface.endpoints import INSIDE_INDEX, End, Ends
 from netspace.interface.firewall import host_table, netns_table
 from netspace.interface.firewall.table import Table
-from netspace.interface.netlink import Message
+from netspace.interface.netlink import connection, requests
+from netspace.interface.netlink.connection import Failure, Message, Socket
 from netspace.interface.observe import Live
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
@@ -229,15 +230,15 @@ class Applying:
     def _delete_outside(self, indexes: Mapping[str, int]) -> None:
         if not indexes:
             return
-        with netlink.Socket() as host:
+        with Socket() as host:
             group = _free_group({link.group for link in host.links()})
             names = list(indexes)
-            failures = host.batch([netlink.set_link(indexes[name], group=group) for name in names])
+            failures = host.batch([requests.set_link(indexes[name], group=group) for name in names])
             for place, failure in failures.items():
                 if failure.code != errno.ENODEV:
                     self._fail(names[place], f"its link can't be deleted: {failure}")
             if len(failures) < len(names):
-                failed = host.batch([netlink.delete_group(group)])
+                failed = host.batch([requests.delete_group(group)])
                 for failure in failed.values():
                     for name in names:
                         self._fail(name, f"its link can't be deleted: {failure}")
@@ -246,8 +247,8 @@ class Applying:
         for name in names:
             try:
                 netns.enter(self.layout.netns(name))
-                with netlink.Socket() as inner:
-                    failures = inner.batch([netlink.delete_link(work[name].live.inside)])
+                with Socket() as inner:
+                    failures = inner.batch([requests.delete_link(work[name].live.inside)])
             except OSError as err:
                 self._fail(name, err)
                 continue
@@ -290,8 +291,8 @@ class Applying:
                 for name in over:
                     del self.volatile.forwarding[name]
                 # The host's switch has overwritten every interface's own setting: restore it on existing host ends.
-                with netlink.Socket() as host:
-                    host.batch([netlink.set_link(index, ipv4=ipv4) for index, ipv4 in todo.settings.items()])
+                with Socket() as host:
+                    host.batch([requests.set_link(index, ipv4=ipv4) for index, ipv4 in todo.settings.items()])
             except OSError as err:
                 self._fail(step.name, err)
 
@@ -314,7 +315,7 @@ class Applying:
             self._prepare_folder()
         host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with netlink.Socket() as outer:
+            with Socket() as outer:
                 in_thread(lambda: self._one_by_one(todo, host, outer))
         finally:
             os.close(host)
@@ -368,7 +369,7 @@ class Applying:
         ):
             self.volatile.folder = {}
 
-    def _one_by_one(self, todo: Mapping[str, Work], host: int, outer: netlink.Socket) -> None:
+    def _one_by_one(self, todo: Mapping[str, Work], host: int, outer: Socket) -> None:
         """Do the work in the calling thread, which enters one namespace after the other.
 
         :param host: descriptor of the host's namespace.
@@ -382,7 +383,7 @@ class Applying:
                 if one.make and one.from_host:
                     far[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 else:
-                    with netlink.Socket() as inner:
+                    with Socket() as inner:
                         self._set_up(name, one, inner, host)
             except OSError as err:
                 self._fail(name, err)
@@ -394,7 +395,7 @@ class Applying:
                 self.volatile.namespaces[name] = inode
         self._from_host(far, todo, outer)
 
-    def _from_host(self, far: dict[str, int], work: Mapping[str, Work], outer: netlink.Socket) -> None:
+    def _from_host(self, far: dict[str, int], work: Mapping[str, Work], outer: Socket) -> None:
         """Create links from the host's namespace in the namespaces of *far*, and set them up. Empties *far*."""
         try:
             messages: list[Message] = []
@@ -411,7 +412,7 @@ class Applying:
                 path = self.layout.netns(name)
                 try:
                     netns.enter(path)
-                    with netlink.Socket() as inner:
+                    with Socket() as inner:
                         self._set_up(name, work[name], inner, -1)
                     if name not in self.errors:
                         self.volatile.namespaces[name] = path.stat().st_ino
@@ -432,10 +433,10 @@ class Applying:
             netns.write_settings(netns.SETTINGS.items())
         return inode
 
-    def _set_up(self, name: str, one: Work, inner: netlink.Socket, host: int) -> None:
+    def _set_up(self, name: str, one: Work, inner: Socket, host: int) -> None:
         messages: list[Message] = []
         if one.namespace != "keep":
-            messages.append(netlink.set_link(1, up=True))
+            messages.append(requests.set_link(1, up=True))
         if one.make and not one.from_host:
             messages += one.create(host)
         special: list[Message] = []
@@ -445,29 +446,29 @@ class Applying:
             index = INSIDE_INDEX if one.make else one.live.inside
             if one.make and one.from_host:
                 index = socket.if_nametoindex(one.wanted.made_as)
-                messages.append(netlink.set_link(index, name=wanted.name))
+                messages.append(requests.set_link(index, name=wanted.name))
             changed = one.change(index, now, wanted)
             if one.guard is not None:  # load the table while the link exists but is still down
                 if now is not None and now.name != wanted.name:
                     # The table names the link; before Linux 6.16 a link of that name must exist.
-                    messages += [netlink.set_link(index, up=False), netlink.set_link(index, name=wanted.name)]
+                    messages += [requests.set_link(index, up=False), requests.set_link(index, name=wanted.name)]
                     now = replace(now, name=wanted.name, up=False)
                 self._send(name, one, inner, messages)
                 messages = []
                 if name not in self.errors:
                     self._guard(name, one)
             for message in changed:
-                (messages if message.protocol == netlink.NETLINK_ROUTE else special).append(message)
+                (messages if message.protocol == connection.NETLINK_ROUTE else special).append(message)
             messages += endpoints.messages(index, now, wanted)
         elif one.guard is not None:
             self._guard(name, one)
         if special and name not in self.errors:
-            with netlink.Socket(netlink.NETLINK_GENERIC) as generic:
+            with Socket(connection.NETLINK_GENERIC) as generic:
                 self._judge(generic.batch(special), special, [name] * len(special), {name: one})
         if name not in self.errors:
             self._send(name, one, inner, messages)
 
-    def _send(self, name: str, one: Work, inner: netlink.Socket, messages: Sequence[Message]) -> None:
+    def _send(self, name: str, one: Work, inner: Socket, messages: Sequence[Message]) -> None:
         failures = _patiently(inner, messages, lambda _: one.late)
         self._judge(failures, messages, [name] * len(messages), {name: one})
 
@@ -481,7 +482,7 @@ class Applying:
         if not todo:
             return
         disabled = forwarding.read("net/ipv6/conf/default/disable_ipv6") == "1"
-        with netlink.Socket() as host, netns.settings_folder("net/ipv6/conf") as settings:
+        with Socket() as host, netns.settings_folder("net/ipv6/conf") as settings:
             each: list[list[tuple[str, Message]]] = []
             for name, one in todo.items():
                 wanted = one.wanted.outside
@@ -503,25 +504,25 @@ class Applying:
 
     def _judge(
         self,
-        failures: Mapping[int, netlink.Failure],
+        failures: Mapping[int, Failure],
         messages: Sequence[Message],
         owners: Sequence[str],
         work: Mapping[str, Work],
     ) -> None:
         for place, failure in sorted(failures.items()):
-            if netlink.forgiven(messages[place], failure):
+            if requests.forgiven(messages[place], failure):
                 continue
             name = owners[place]
             one = work[name]
-            if failure.code in netlink.UNSUPPORTED and netlink.makes_link(messages[place]) and one.kind is not None:
+            if failure.code in connection.UNSUPPORTED and requests.makes_link(messages[place]) and one.kind is not None:
                 self._fail(name, _missing(one.kind.NEEDS, failure, "declare an interface of another kind"))
-            elif failure.code == errno.ENOENT and netlink.limits_rate(messages[place]):
+            elif failure.code == errno.ENOENT and requests.limits_rate(messages[place]):
                 self._fail(name, _missing("sch_tbf", failure, "leave rate out"))
             elif (
                 failure.code == errno.EEXIST
                 and one.record is not None
                 and one.record.host_end
-                and netlink.makes_link(messages[place])
+                and requests.makes_link(messages[place])
             ):
                 self._fail(
                     name, f"the host has a link {one.record.host_end} that isn't netspace's; remove or rename it"
@@ -538,9 +539,7 @@ def _ipv6(folder: int | None, name: str, wanted: endpoints.End, disabled: bool) 
             netns.write_setting(folder, f"{name}/disable_ipv6", "0")
 
 
-def _patiently(
-    where: netlink.Socket, messages: Sequence[Message], late: Callable[[int], bool]
-) -> dict[int, netlink.Failure]:
+def _patiently(where: Socket, messages: Sequence[Message], late: Callable[[int], bool]) -> dict[int, Failure]:
     """Send *messages*; repeat refused ones while an old link still occupies a MAC, VLAN or VNI.
 
     The kernel ends a removed namespace some time later; until then its link exists.
@@ -565,7 +564,7 @@ def _missing(module: str, failure: object, otherwise: str) -> MissingError:
 
 
 def _unfiltered(error: OSError) -> Exception:
-    if error.errno in netlink.UNSUPPORTED:
+    if error.errno in connection.UNSUPPORTED:
         return _missing(
             "nf_tables with CONFIG_NETFILTER_EGRESS, NF_TABLES_NETDEV, NFT_CONNLIMIT and NFT_FWD_NETDEV",
             error,

@@ -15,9 +15,9 @@ import re
 import struct
 from collections.abc import Sequence
 
-from netspace.interface import netlink
 from netspace.interface.match import FAMILIES, PROTOCOLS
-from netspace.interface.netlink import Message, attribute
+from netspace.interface.netlink import connection, reading
+from netspace.interface.netlink.connection import Message, Socket, attribute
 from netspace.spec.publish import Led
 
 _SUBSYSTEM = 1 << 8
@@ -40,9 +40,9 @@ def forget_stale(published: Sequence[Led]) -> None:
         return
     ports = re.compile(b"|".join({re.escape(_to_port(one.host.port)) for one, _ in published}))
     try:
-        with netlink.Socket() as host:
+        with Socket() as host:
             own = {ipaddress.ip_interface(one.text).ip.packed for one in host.addresses()}
-        with netlink.Socket(netlink.NETLINK_NETFILTER) as table:
+        with Socket(connection.NETLINK_NETFILTER) as table:
             for family, of in FAMILIES.items():
                 found = table.dump(Message(_SUBSYSTEM | _GET, _DUMP, _head(of.proto[0])))
                 # There may be a hundred thousand connections, and hardly any has one of these ports.
@@ -65,7 +65,7 @@ def _head(family: int) -> bytes:
 
 def _stale(family: str, entry: bytes, published: Sequence[Led], own: set[bytes]) -> bytes:
     """Return the attributes that identify the connection of *entry* for deletion; empty if it isn't stale."""
-    values = dict(netlink.attributes(entry, 4))
+    values = dict(reading.attributes(entry, 4))
     if not {_ORIGINAL, _REPLY, _ID} <= values.keys():
         return b""
     original, reply = (_parsed(family, values[one]) for one in (_ORIGINAL, _REPLY))
@@ -107,10 +107,10 @@ def _taker(family: str, protocol: int, target: End, published: Sequence[Led]) ->
 
 
 def _parsed(family: str, value: memoryview) -> Tuple | None:
-    parts = dict(netlink.attributes(value))
+    parts = dict(reading.attributes(value))
     if not {_IP, _PROTOCOL} <= parts.keys():
         return None
-    ip, protocol = dict(netlink.attributes(parts[_IP])), dict(netlink.attributes(parts[_PROTOCOL]))
+    ip, protocol = dict(reading.attributes(parts[_IP])), dict(reading.attributes(parts[_PROTOCOL]))
     source, target = _SOURCE_OF[family]
     if not {source, target} <= ip.keys() or not {1, 2, 3} <= protocol.keys():
         return None

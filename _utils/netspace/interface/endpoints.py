@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from netspace.interface import netlink
-from netspace.interface.netlink import Link, Message, Route
+from netspace.interface.netlink import requests
+from netspace.interface.netlink.connection import Message
+from netspace.interface.netlink.reading import Link, Route
 from netspace.layout import Layout
 
 # The inner end's index, where we can choose it. A new namespace holds lo (1) and a few idle tunnels
@@ -180,7 +181,7 @@ def messages(index: int, now: End | None, wanted: End) -> list[Message]:
     todo: list[Message] = []
     rename = now is not None and now.name != wanted.name
     if rename:
-        todo.append(netlink.set_link(index, up=False))  # older kernels can't rename a link that is up
+        todo.append(requests.set_link(index, up=False))  # older kernels can't rename a link that is up
     attributes: dict[str, Any] = {}
     if now is not None:
         for key in ("name", "mac", "mtu", "arp"):
@@ -192,20 +193,20 @@ def messages(index: int, now: End | None, wanted: End) -> list[Message]:
     if wanted.accept_ra is not None:
         attributes["addr_gen_none"] = True
     if attributes:
-        todo.append(netlink.set_link(index, **attributes))
+        todo.append(requests.set_link(index, **attributes))
     down = now is None or rename or not now.up
     if wanted.rate != (0 if now is None else now.rate):
-        change = netlink.limit_rate(index, wanted.rate, wanted.mtu) if wanted.rate else netlink.unlimit_rate(index)
+        change = requests.limit_rate(index, wanted.rate, wanted.mtu) if wanted.rate else requests.unlimit_rate(index)
         todo.append(change)  # before it is up
     had_addresses = () if now is None else now.addresses
     # The kernel removes routes (and IPv6 addresses) of a link that is set down: add all of them again.
     had_routes = () if now is None or down else now.routes
-    todo += [netlink.delete_route(index, route) for route in had_routes if route not in wanted.routes]
-    todo += [netlink.delete_address(index, one) for one in had_addresses if one not in wanted.addresses]
+    todo += [requests.delete_route(index, route) for route in had_routes if route not in wanted.routes]
+    todo += [requests.delete_address(index, one) for one in had_addresses if one not in wanted.addresses]
     if down:
-        todo.append(netlink.set_link(index, up=True))
-    todo += [netlink.add_address(index, one) for one in wanted.addresses if down or one not in had_addresses]
+        todo.append(requests.set_link(index, up=True))
+    todo += [requests.add_address(index, one) for one in wanted.addresses if down or one not in had_addresses]
     # With an address, the kernel removes the routes that prefer it as their source.
     again = down or set(had_addresses) != set(wanted.addresses)
-    todo += [netlink.add_route(index, route) for route in wanted.routes if again or route not in had_routes]
+    todo += [requests.add_route(index, route) for route in wanted.routes if again or route not in had_routes]
     return todo

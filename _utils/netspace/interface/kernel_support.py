@@ -12,8 +12,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from netspace.interface import kinds, netlink, netns
-from netspace.interface.netlink import Link
+from netspace.interface import kinds, netns
+from netspace.interface.netlink import connection, requests
+from netspace.interface.netlink.connection import Socket
+from netspace.interface.netlink.reading import Link
 from netspace.spec.types import Interface
 from netspace.threads import in_thread
 
@@ -56,9 +58,9 @@ def listed(module: str, modules: Path = Path("/lib/modules"), sys: Path = Path("
 def _tried(kind: str) -> bool:
     def attempt() -> bool:
         netns.unshare()
-        with netlink.Socket() as scratch:
-            failures = scratch.batch([netlink.add_link(kind, "try", mtu=1500)])
+        with Socket() as scratch:
+            failures = scratch.batch([requests.add_link(kind, "try", mtu=1500)])
         # A kernel that has the kind refuses with another error: the message names no parent and no id.
-        return all(failure.code not in netlink.UNSUPPORTED for failure in failures.values())
+        return all(failure.code not in connection.UNSUPPORTED for failure in failures.values())
 
     return in_thread(attempt)

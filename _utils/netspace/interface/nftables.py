@@ -20,8 +20,8 @@ import struct
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
-from netspace.interface import netlink
-from netspace.interface.netlink import Message, attribute
+from netspace.interface.netlink.connection import NETLINK_NETFILTER, Message, Socket, attribute
+from netspace.interface.netlink.reading import NetlinkError, attributes
 
 INET, NETDEV = 1, 5
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4  # hooks of INET
@@ -491,9 +491,9 @@ def _apart(messages: Sequence[Message]) -> tuple[list[Message], dict[bytes, dict
         if message.type & 0xFF != _NEWELEMENT:
             rest.append(message)
             continue
-        values = dict(netlink.attributes(message.body, 4))
+        values = dict(attributes(message.body, 4))
         where = message.body[:4] + attribute(1, bytes(values[1])) + attribute(2, bytes(values[2]))
-        elements.setdefault(where, {}).update((bytes(one), None) for _, one in netlink.attributes(values[3]))
+        elements.setdefault(where, {}).update((bytes(one), None) for _, one in attributes(values[3]))
     return rest, elements
 
 
@@ -533,7 +533,7 @@ class Ruleset:
     """
 
     def __init__(self) -> None:
-        self._socket = netlink.Socket(netlink.NETLINK_NETFILTER)
+        self._socket = Socket(NETLINK_NETFILTER)
         self._removed = False
 
     def __enter__(self) -> Ruleset:
@@ -554,7 +554,7 @@ class Ruleset:
         """Return the ruleset's generation, which the kernel increments at every change; None without nftables."""
         try:
             for payload in self._socket.dump(Message(_GETGEN, 0, struct.pack("=BBH", 0, 0, 0))):
-                for type_, value in netlink.attributes(payload, 4):
+                for type_, value in attributes(payload, 4):
                     if type_ == 1:
                         return int.from_bytes(value, "big")
         except OSError:
@@ -565,7 +565,7 @@ class Ruleset:
         """Load *messages* in one transaction, all or none; return the new generation.
 
         :param generation: load them only if the ruleset is at this generation.
-        :raises netlink.NetlinkError: the first refusal; ERESTART if somebody else changed the ruleset.
+        :raises NetlinkError: the first refusal; ERESTART if somebody else changed the ruleset.
         """
         frame = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(_SUBSYSTEM >> 8))
         self._removed = self._removed or any(message.type & 0xFF in _REMOVALS for message in messages)
@@ -579,7 +579,7 @@ class Ruleset:
             if failure.code != errno.ERESTART or generation is not None:
                 break
         about = f" ({named})" if 0 < place <= len(messages) and (named := _named(messages[place - 1])) else ""
-        raise netlink.NetlinkError(failure.code, f"{failure}{about}")
+        raise NetlinkError(failure.code, f"{failure}{about}")
 
     def listed(self, table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
         """Return two digests of *table* as the kernel holds it; None if there is no such table.
@@ -596,7 +596,7 @@ class Ruleset:
         for type_, counted in _LISTED.items():
             # The kernel filters a dump by table only if the family is given.
             for body in self._socket.dump(_message(type_, family, _DUMP, own if family else b"")):
-                values = dict(netlink.attributes(body, 4))
+                values = dict(attributes(body, 4))
                 if bytes(values.get(1, b"")) != _text(table):
                     continue
                 there = True
@@ -608,9 +608,9 @@ class Ruleset:
                     name = bytes(values[2])
                     found = elements.setdefault(f"{body[0]} {name.rstrip(bytes(1)).decode()}", [])
                     for part in self._socket.dump(_message(_GETELEMENT, body[0], _DUMP, own + attribute(2, name))):
-                        for key, value in netlink.attributes(part, 4):
+                        for key, value in attributes(part, 4):
                             if key == 3:
-                                found += (_told(element) for _, element in netlink.attributes(value))
+                                found += (_told(element) for _, element in attributes(value))
             if not there:  # a dump of objects in a missing table is an error
                 return None
         return structure.hexdigest(), _sum(elements)
@@ -627,7 +627,7 @@ class Ruleset:
 def _named(message: Message) -> str:
     """Return the kind and name of a message's object, for error texts."""
     type_ = message.type & 0xFF
-    values = dict(netlink.attributes(message.body, 4))
+    values = dict(attributes(message.body, 4))
     which = 1 if type_ in (_NEWTABLE, _DELTABLE) else 3 if type_ in (_NEWCHAIN, _DELCHAIN) else 2
     name = bytes(values.get(which, b"")).rstrip(b"\0").decode(errors="replace")
     return f"{_WORDS.get(type_, '')} {name}".strip()
@@ -647,10 +647,10 @@ def elements_digest(family: int, sets: Mapping[str, Mapping[bytes, Verdict | Non
 
 def _told(element: memoryview) -> bytes:
     """Return an element listed by the kernel in the form that :func:`elements_digest` uses."""
-    values = dict(netlink.attributes(element))
+    values = dict(attributes(element))
     told = bytes(values[1][4:]) if 1 in values else b""
     if 2 in values:
-        said = dict(netlink.attributes(values[2][4:]))
+        said = dict(attributes(values[2][4:]))
         told += bytes(said.get(1, b"")) + bytes(said.get(2, b"")).rstrip(b"\0")
     for key in _ELEMENT:
         if key in values:

@@ -17,14 +17,16 @@ import msgspec
 
 from netspace import sockets
 from netspace.interface import endpoints as ends
-from netspace.interface import forwarding, kernel_support, kinds, netlink
+from netspace.interface import forwarding, kernel_support, kinds
 from netspace.interface import netns as namespaces
 from netspace.interface import record as records
 from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.firewall import host_rules as firewall
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall import netns_table as guards
-from netspace.interface.netlink import Link, Route
+from netspace.interface.netlink import reading
+from netspace.interface.netlink.connection import Socket
+from netspace.interface.netlink.reading import Link, Route
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
 from netspace.spec.publish import HostPort, published
@@ -165,7 +167,7 @@ def _links(
     """Return the host's links (none if nothing needs them), the observed ends, and the states of guards."""
     if not wanted and not needed:
         return [], {}, {}
-    with netlink.Socket() as host:
+    with Socket() as host:
         links = host.links()
         addresses, routes = _by_index(host) if wanted else ({}, {})
     details = {name: getattr(kinds.of(known[name].interface), "details", None) for name in wanted}
@@ -187,7 +189,7 @@ def _links(
             namespaces.enter(path)
             if name in volatile.guards:
                 guarded[name] = guards.state(layout, volatile.guards[name])
-            with netlink.Socket() as inner:
+            with Socket() as inner:
                 link = _own(inner.links(), wanted[name])
                 if link is not None:
                     own, ways = _by_index(inner)
@@ -236,12 +238,12 @@ def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
     return next((link for link in links if link.name == wanted.made_as or link.kind == kind != ""), None)
 
 
-def _by_index(where: netlink.Socket) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
+def _by_index(where: Socket) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
     addresses: dict[int, list[str]] = defaultdict(list)
     routes: dict[int, list[Route]] = defaultdict(list)
     for address in where.addresses():
         addresses[address.index].append(address.text)
-    families = [family for name, family in netlink.FAMILIES.items() if name == "ipv4" or has_ipv6()]
+    families = [family for name, family in reading.FAMILIES.items() if name == "ipv4" or has_ipv6()]
     for index, route in where.routes(families):
         routes[index].append(route)
     return addresses, routes

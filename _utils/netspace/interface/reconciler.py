@@ -21,7 +21,7 @@ from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.endpoints import Ends
 from netspace.interface.firewall import host_rules, netns_table
 from netspace.interface.firewall.table import Table
-from netspace.interface.netlink import Message
+from netspace.interface.netlink.connection import Message
 from netspace.interface.observe import Live, Observed, expected, forwarded, observe, place
 from netspace.interface.record import Record
 from netspace.layout import Layout

@@ -23,8 +23,10 @@ from support.interfaces.interface_bench import Bench, connect, listen, meets, re
 from support.interfaces.lan_bench import BITS, FAR
 from support.interfaces.lan_bench import LAN as OUTSIDE
 
-from netspace.interface import kernel_support, kinds, netlink
+from netspace.interface import kernel_support, kinds
 from netspace.interface.kinds import wireguard
+from netspace.interface.netlink import connection, generic, requests
+from netspace.interface.netlink.connection import Socket
 from netspace.interface.record import Volatile
 
 pytestmark = pytest.mark.root
@@ -156,15 +158,15 @@ def _introduce(lan: Lan, bench: Bench) -> None:
     lan.declared["peers"] = [peer]
     bench.make(a=lan.spec())
     ours = str(bench.kind.inspect("a")["public_key"])
-    family = netlink.generic_family("wireguard")
+    family = generic.family("wireguard")
     assert family is not None
     there = {ours: {"keepalive": 0, "allowed_ips": ["198.18.6.7/32", "fd00:198:6::7/128"]}}
 
     def configure() -> None:
         index = json.loads(run("ip -j link show far"))[0]["ifindex"]
-        with netlink.Socket(netlink.NETLINK_GENERIC) as generic:
-            bodies = wireguard.configuration(index, Path(key).read_bytes(), 51820, there, {})
-            assert not generic.batch([netlink.generic(family, 1, body) for body in bodies])
+        words = wireguard.configuration(Path(key).read_bytes(), 51820, there, {})
+        with Socket(connection.NETLINK_GENERIC) as configuring:
+            assert not configuring.batch([requests.set_wireguard(family, index, one) for one in words])
 
     within(OUTSIDE, configure)
     Path(key).unlink()

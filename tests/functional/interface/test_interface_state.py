@@ -14,8 +14,10 @@ import pytest
 from support.interfaces.interface_bench import WIRE, WORLD, Bench, meets, run, snapshot, veth, within
 
 from netspace import files
-from netspace.interface import endpoints, forwarding, netlink, netns
+from netspace.interface import endpoints, forwarding, netns
 from netspace.interface import nftables as nf
+from netspace.interface.netlink.connection import Socket
+from netspace.interface.netlink.reading import NetlinkError
 from netspace.spec.types import Cidr, Network
 
 pytestmark = pytest.mark.root
@@ -47,7 +49,7 @@ def test_second_apply_changes_and_writes_nothing(bench: Bench, monkeypatch: pyte
     monkeypatch.setattr(subprocess, "Popen", refuse)
     monkeypatch.setattr(nf.Ruleset, "load", refuse)
     monkeypatch.setattr(nf.Ruleset, "listed", refuse)
-    monkeypatch.setattr(netlink.Socket, "batch", refuse)
+    monkeypatch.setattr(Socket, "batch", refuse)
     monkeypatch.setattr(files, "write", refuse)
     plan = bench.apply(desired)
     assert not plan.steps
@@ -272,7 +274,7 @@ def test_without_nftables_no_interface_is_made_but_namespaces_are(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lacking(*_: Any) -> int:
-        raise netlink.NetlinkError(errno.EPROTONOSUPPORT, "Protocol not supported")
+        raise NetlinkError(errno.EPROTONOSUPPORT, "Protocol not supported")
 
     desired = bench.desired(a=veth(OUT), b={"kind": "none"})
     with monkeypatch.context() as patched:
@@ -353,7 +355,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     watch(netns, "remove")
     watch(nf.Ruleset, "load")
     watch(forwarding, "write")
-    watch(netlink.Socket, "batch")
+    watch(Socket, "batch")
 
     def arm(count: int) -> None:
         left[0] = count

@@ -21,7 +21,7 @@ from netspace.interface import nftables as nf
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall.host_rules import Guarded, build
 from netspace.interface.firewall.table import Chain, Table, difference
-from netspace.interface.netlink import Message
+from netspace.interface.netlink.connection import Message
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 from netspace.threads import in_thread

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from netspace.interface import forwarding, netlink, netns
+from netspace.interface import forwarding, netns
+from netspace.interface.netlink.connection import Socket
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.layout import Layout
 from netspace.plan import Plan
@@ -147,7 +148,7 @@ def settled(names: set[str]) -> None:
     """Wait until the kernel's link watcher has given each link that is up a queue: till then it drops what is sent."""
 
     def all_are() -> bool:
-        with netlink.Socket() as here:
+        with Socket() as here:
             up = [link for link in here.links() if link.name in names and link.up]
         return all(link.queue != "noop" and _running(link.name) for link in up)
 

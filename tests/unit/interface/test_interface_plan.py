@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, StateError
-from netspace.interface import endpoints, forwarding, kinds, netlink, netns, nftables
+from netspace.interface import endpoints, forwarding, kinds, netns, nftables
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.firewall import netns_table
+from netspace.interface.netlink import reading
 from netspace.interface.observe import Live, Observed, expected
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.interface.record import Record, Volatile, path
@@ -147,7 +148,7 @@ def test_namespaces_are_found_in_mountinfo() -> None:
 
 @given(st.binary(max_size=200))
 def test_attributes_of_rubbish_end_quietly(data: bytes) -> None:
-    assert sum(len(value) + 4 for _, value in netlink.attributes(data)) <= len(data)
+    assert sum(len(value) + 4 for _, value in reading.attributes(data)) <= len(data)
 
 
 def test_forwarding_is_restored_to_what_it_was() -> None:

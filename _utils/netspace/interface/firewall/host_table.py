@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from netspace.errors import MissingError, NetspaceError
-from netspace.interface import netlink
 from netspace.interface import nftables as nf
 from netspace.interface.firewall import table as tables
 from netspace.interface.firewall.table import Table
+from netspace.interface.netlink import connection
+from netspace.interface.netlink.reading import NetlinkError
 
 _TRIES = 20
 # The kernel lacks this kind of rule, chain or object, or nftables as a whole.
-_LACKING = (*netlink.UNSUPPORTED, errno.ENOENT)
+_LACKING = (*connection.UNSUPPORTED, errno.ENOENT)
 
 
 def state(name: str, loaded: Mapping[str, Any]) -> str:
@@ -71,7 +72,7 @@ def _put(
         try:
             made = ruleset.load(messages, generation)
             break
-        except netlink.NetlinkError as err:
+        except NetlinkError as err:
             if err.errno != errno.ERESTART:
                 raise
     else:

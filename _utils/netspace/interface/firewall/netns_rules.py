@@ -28,7 +28,7 @@ import msgspec
 from netspace.interface import match
 from netspace.interface import nftables as nf
 from netspace.interface.match import FAMILIES
-from netspace.interface.netlink import Message
+from netspace.interface.netlink.connection import Message
 from netspace.spec.types import Allow
 
 _LOOPBACK = struct.pack("=I", 1)

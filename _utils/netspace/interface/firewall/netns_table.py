@@ -13,11 +13,12 @@ import ipaddress
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from netspace.interface import kinds, netlink
+from netspace.interface import kinds
 from netspace.interface import nftables as nf
 from netspace.interface.endpoints import Ends, Place
 from netspace.interface.firewall import netns_rules
-from netspace.interface.netlink import Message
+from netspace.interface.netlink.connection import Message
+from netspace.interface.netlink.reading import NetlinkError
 from netspace.interface.record import Record
 from netspace.layout import Layout
 from netspace.spec.types import Filtered
@@ -131,7 +132,7 @@ def _changed_in_place(
         return None
     try:
         return ruleset.load(changed, now)
-    except netlink.NetlinkError as err:
+    except NetlinkError as err:
         if err.errno != errno.ERESTART:  # ERESTART: somebody else has changed the ruleset meanwhile
             raise
         return None

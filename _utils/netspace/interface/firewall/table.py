@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from netspace.interface import nftables as nf
-from netspace.interface.netlink import Message
+from netspace.interface.netlink.connection import Message
 from netspace.interface.nftables import Expression, Verdict
 
 Rule = Sequence[Expression]

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from netspace.interface import lan, netlink
+from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.kinds import veth
-from netspace.interface.netlink import Link, Message
+from netspace.interface.netlink import reading, requests
+from netspace.interface.netlink.connection import Message
+from netspace.interface.netlink.reading import Link
 
 NEEDS = "veth"
 LINK = "veth"
@@ -84,7 +86,7 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
         return {}
     return {
         "bridge": hosts.get(link.master, ""),
-        "isolated": bool(netlink.number(link.port.get(_ISOLATED, b""))),
+        "isolated": bool(reading.number(link.port.get(_ISOLATED, b""))),
     }
 
 
@@ -93,12 +95,12 @@ def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int])
     had = {} if now is None else now.details
     if "bridge" not in wanted.details or had == wanted.details:
         return []
-    isolated = netlink.attribute(_ISOLATED, bytes([wanted.details["isolated"]]))
-    messages = [netlink.change_port(index, "bridge", isolated)]
+    isolated = (("IFLA_BRPORT_ISOLATED", int(wanted.details["isolated"])),)
+    messages = [requests.change_port(index, "bridge", isolated)]
     if had.get("bridge") != wanted.details["bridge"]:
         # A new port isn't isolated, so it stays down until it is.
-        plugged = [netlink.set_link(index, up=False), netlink.join(index, parents[wanted.details["bridge"]])]
+        plugged = [requests.set_link(index, up=False), requests.join(index, parents[wanted.details["bridge"]])]
         messages = plugged + messages
         if now is not None and now.up:
-            messages.append(netlink.set_link(index, up=True))
+            messages.append(requests.set_link(index, up=True))
     return messages

@@ -10,13 +10,15 @@ Mode and isolation belong to the parent, so all interfaces on one parent must ag
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from netspace.interface import lan, netlink
+from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
-from netspace.interface.netlink import Link, Message
+from netspace.interface.netlink import reading, requests
+from netspace.interface.netlink.connection import Message
+from netspace.interface.netlink.reading import Link
+from netspace.interface.netlink.templates import Words
 
 NEEDS = "ipvlan"
 LINK = "ipvlan"
@@ -70,9 +72,10 @@ def ends(spec: Ipvlan, place: Place) -> Ends:
     return Ends(inside=end, made_as=place.host_name)
 
 
-def _data(details: Mapping[str, Any]) -> bytes:
-    return netlink.attribute(_MODE, struct.pack("=H", _MODES[details["mode"]])) + netlink.attribute(
-        _FLAGS, struct.pack("=H", _ISOLATIONS[details["isolation"]])
+def _data(details: Mapping[str, Any]) -> Words:
+    return (
+        ("IFLA_IPVLAN_MODE", _MODES[details["mode"]]),
+        ("IFLA_IPVLAN_FLAGS", _ISOLATIONS[details["isolation"]]),
     )
 
 
@@ -82,12 +85,12 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     assert end is not None
     parent = parents[end.details["parent"]]
     data = _data(end.details)
-    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=end.arp, parent=parent, data=data, namespace=far)]
+    return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=end.arp, parent=parent, data=data, namespace=far)]
 
 
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
     def name(names: Mapping[str, int], type_: int) -> str:
-        value = netlink.number(link.data.get(type_, b""))
+        value = reading.number(link.data.get(type_, b""))
         return next((name for name, number in names.items() if number == value), str(value))
 
     return {
@@ -100,4 +103,4 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
 def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
     if now is None or now.details == wanted.details:
         return []
-    return [netlink.change_link(index, LINK, _data(wanted.details))]
+    return [requests.change_link(index, LINK, _data(wanted.details))]

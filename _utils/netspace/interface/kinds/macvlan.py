@@ -8,13 +8,15 @@ takes the whole NIC. The host and the environment reach each other only through 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from netspace.interface import lan, netlink
+from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
-from netspace.interface.netlink import Link, Message
+from netspace.interface.netlink import reading, requests
+from netspace.interface.netlink.connection import Message
+from netspace.interface.netlink.reading import Link
+from netspace.interface.netlink.templates import Words
 
 NEEDS = "macvlan"
 LINK = "macvlan"
@@ -22,8 +24,7 @@ FILTER = "inside"
 FROM_HOST = True
 FIXED = ("parent",)
 _MODE = 1  # IFLA_MACVLAN_MODE
-_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8, "source": 16}
-_NAMES = {number: name for name, number in _MODES.items()}
+_NAMES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthru", 16: "source"}
 
 
 class Macvlan(lan.Lan, frozen=True, kw_only=True, tag="macvlan"):
@@ -63,8 +64,8 @@ def ends(spec: Macvlan, place: Place) -> Ends:
     return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 
 
-def _data(details: Mapping[str, Any]) -> bytes:
-    return netlink.attribute(_MODE, struct.pack("=I", _MODES[details["mode"]]))
+def _data(details: Mapping[str, Any]) -> Words:
+    return (("IFLA_MACVLAN_MODE", details["mode"]),)
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
@@ -73,15 +74,15 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     assert end is not None
     parent = parents[end.details["parent"]]
     data = _data(end.details)
-    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, parent=parent, data=data, namespace=far)]
+    return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, parent=parent, data=data, namespace=far)]
 
 
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
-    mode = netlink.number(link.data.get(_MODE, b""))
+    mode = reading.number(link.data.get(_MODE, b""))
     return {"parent": hosts.get(link.parent, ""), "mode": _NAMES.get(mode, str(mode))}
 
 
 def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
     if now is None or now.details == wanted.details:
         return []
-    return [netlink.change_link(index, LINK, _data(wanted.details))]
+    return [requests.change_link(index, LINK, _data(wanted.details))]

@@ -23,12 +23,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from netspace.interface import netlink
 from netspace.interface import nftables as nf
 from netspace.interface.endpoints import INSIDE_INDEX, End, Ends, Place
 from netspace.interface.kinds import veth
 from netspace.interface.match import FAMILIES
-from netspace.interface.netlink import Link, Message
+from netspace.interface.netlink import reading, requests
+from netspace.interface.netlink.connection import Message, Socket
+from netspace.interface.netlink.reading import Link
 from netspace.layout import TAP
 from netspace.spec.publish import Routed
 from netspace.spec.types import Address
@@ -87,11 +88,11 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
     """Return the observed tap device if *link* is the inner end."""
     if NAME not in like.details:
         return {}
-    with netlink.Socket() as inner:
+    with Socket() as inner:
         tap = next((one for one in inner.links() if one.name == NAME), None)
-    if tap is None or tap.kind != "tun" or not netlink.number(tap.data.get(_PERSIST, b"")):
+    if tap is None or tap.kind != "tun" or not reading.number(tap.data.get(_PERSIST, b"")):
         return {NAME: None}
-    owner = netlink.number(tap.data[_OWNER]) if _OWNER in tap.data else None
+    owner = reading.number(tap.data[_OWNER]) if _OWNER in tap.data else None
     return {NAME: {"mtu": tap.mtu, "up": tap.up, "owner": owner}}
 
 
@@ -103,7 +104,7 @@ def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int])
     had = None if now is None else now.details.get(NAME)
     if had is None or had["owner"] != tap["owner"]:
         _own(tap["owner"])
-    return [netlink.set_link(_INDEX, mtu=tap["mtu"], up=tap["up"])]
+    return [requests.set_link(_INDEX, mtu=tap["mtu"], up=tap["up"])]
 
 
 def _own(owner: int) -> None:
@@ -141,8 +142,8 @@ def guard(table: str, wanted: Ends, place: Place) -> list[Message]:
     sent: list[list[bytes]] = [[nf.payload(nf.LINK, 6, 6), nf.equal(guest, negate=True), nf.verdict(nf.DROP)]]
     received: list[list[bytes]] = []
     for family, address in sorted(place.addresses.items()):
-        own = socket.inet_pton(netlink.FAMILIES[family], address)
-        gateway = socket.inet_pton(netlink.FAMILIES[family], place.gateways[family])
+        own = socket.inet_pton(reading.FAMILIES[family], address)
+        gateway = socket.inet_pton(reading.FAMILIES[family], place.gateways[family])
         of = FAMILIES[family]
         if family == "ipv4":
             sent.append(_arp_answer(guest, own, router, gateway))

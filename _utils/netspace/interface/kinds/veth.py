@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netspace.interface import netlink
 from netspace.interface.endpoints import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
-from netspace.interface.netlink import Message, Route
+from netspace.interface.netlink import requests
+from netspace.interface.netlink.connection import Message
+from netspace.interface.netlink.reading import Route
 from netspace.spec.publish import Routed
 from netspace.spec.types import Address
 
@@ -94,7 +95,7 @@ def create(wanted: Ends, host: int, parents: Mapping[str, int]) -> list[Message]
     inside, outside = wanted.inside, wanted.outside
     assert inside is not None and outside is not None
     return [
-        netlink.add_veth(
+        requests.add_veth(
             inside.name, inside.mac, inside.mtu, outside.name, outside.mac, host, index=INSIDE_INDEX, arp=inside.arp
         )
     ]

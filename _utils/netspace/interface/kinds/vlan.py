@@ -6,15 +6,17 @@ Each VLAN of a parent belongs to one environment.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from netspace.interface import lan, netlink
+from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
-from netspace.interface.netlink import Link, Message
+from netspace.interface.netlink import reading, requests
+from netspace.interface.netlink.connection import Message
+from netspace.interface.netlink.reading import Link
+from netspace.interface.netlink.templates import given_short
 
 NEEDS = "8021q"
 LINK = "vlan"
@@ -67,9 +69,9 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     end = wanted.inside
     assert end is not None
     parent = parents[end.details["parent"]]
-    data = netlink.attribute(_ID, struct.pack("=H", end.details["id"]))
-    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, parent=parent, data=data, namespace=far)]
+    data = (("IFLA_VLAN_ID", given_short(end.details["id"])),)
+    return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, parent=parent, data=data, namespace=far)]
 
 
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
-    return {"parent": hosts.get(link.parent, ""), "id": netlink.number(link.data.get(_ID, b""))}
+    return {"parent": hosts.get(link.parent, ""), "id": reading.number(link.data.get(_ID, b""))}

@@ -8,15 +8,17 @@ UDP to the port can send into the network. Use it on a network you trust, or use
 from __future__ import annotations
 
 import ipaddress
-import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from netspace.interface import lan, netlink
+from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
-from netspace.interface.netlink import Link, Message
+from netspace.interface.netlink import reading, requests
+from netspace.interface.netlink.connection import Message
+from netspace.interface.netlink.reading import Link
+from netspace.interface.netlink.templates import Given, given_address, given_number, given_port
 from netspace.spec.types import Address
 
 NEEDS = "vxlan"
@@ -108,9 +110,8 @@ def ends(spec: Vxlan, place: Place) -> Ends:
     return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 
 
-def _far(address: str) -> bytes:
-    parsed = ipaddress.ip_address(address)
-    return netlink.attribute(_GROUP if parsed.version == 4 else _GROUP6, parsed.packed)
+def _address(name: str, address: str) -> tuple[str, Given]:
+    return f"{name}6" if ":" in address else name, given_address(address)
 
 
 def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
@@ -118,15 +119,16 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     end = wanted.inside
     assert end is not None
     values = end.details
-    data = netlink.attribute(_ID, struct.pack("=I", values["id"]))
-    data += netlink.attribute(_PORT, struct.pack("!H", values["port"]))
-    data += _far(values.get("remote") or values["group"])
+    data = [
+        ("IFLA_VXLAN_ID", given_number(values["id"])),
+        ("IFLA_VXLAN_PORT", given_port(values["port"])),
+        _address("IFLA_VXLAN_GROUP", values.get("remote") or values["group"]),
+    ]
     if "local" in values:
-        local = ipaddress.ip_address(values["local"])
-        data += netlink.attribute(_LOCAL if local.version == 4 else _LOCAL6, local.packed)
+        data.append(_address("IFLA_VXLAN_LOCAL", values["local"]))
     if "parent" in values:
-        data += netlink.attribute(_LINK, struct.pack("=I", parents[values["parent"]]))
-    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, data=data, namespace=far)]
+        data.append(("IFLA_VXLAN_LINK", given_number(parents[values["parent"]])))
+    return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, data=tuple(data), namespace=far)]
 
 
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
@@ -135,10 +137,10 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
         return str(ipaddress.ip_address(value)) if len(value) in (4, 16) and any(value) else ""
 
     found: dict[str, Any] = {
-        "id": netlink.number(link.data.get(_ID, b"")),
+        "id": reading.number(link.data.get(_ID, b"")),
         "port": int.from_bytes(link.data.get(_PORT, b""), "big"),
     }
-    far, local, parent = address(_GROUP, _GROUP6), address(_LOCAL, _LOCAL6), netlink.number(link.data.get(_LINK, b""))
+    far, local, parent = address(_GROUP, _GROUP6), address(_LOCAL, _LOCAL6), reading.number(link.data.get(_LINK, b""))
     if far:
         found["group" if ipaddress.ip_address(far).is_multicast else "remote"] = far
     if local:
@@ -151,4 +153,4 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
 def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
     if now is None or now.details == wanted.details or "remote" not in wanted.details:
         return []
-    return [netlink.change_link(index, LINK, _far(wanted.details["remote"]))]
+    return [requests.change_link(index, LINK, (_address("IFLA_VXLAN_GROUP", wanted.details["remote"]),))]

@@ -20,9 +20,12 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from netspace.interface import lan, netlink
+from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
-from netspace.interface.netlink import Link, Message, attribute
+from netspace.interface.netlink import connection, generic, reading, requests
+from netspace.interface.netlink.connection import Message, Socket, attribute
+from netspace.interface.netlink.reading import Link
+from netspace.interface.netlink.templates import Items, Value, Words
 from netspace.spec.types import Base, Cidr, Filtered, Prefixed, Way
 
 NEEDS = "wireguard"
@@ -31,16 +34,17 @@ FILTER = "inside"
 FROM_HOST = True
 FIXED = ()
 
-_GET, _SET = 0, 1
+_GET = 0
 _REMOVE, _REPLACE_ALLOWED = 1, 2
-# WGDEVICE_A_*, WGPEER_A_*, WGALLOWEDIP_A_*
-_INDEX, _PRIVATE, _PUBLIC, _PORT, _PEERS = 1, 3, 4, 6, 8
-_PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_ALLOWED = 1, 3, 4, 5, 9
-_FAMILY, _ADDRESS, _LENGTH = 1, 2, 3
-_NESTED = 1 << 15
+# WGDEVICE_A_*, WGPEER_A_*, WGALLOWEDIP_A_*, as far as answers are read.
+_INDEX, _PUBLIC, _PORT, _PEERS = 1, 4, 6, 8
+_PEER_KEY, _PEER_ENDPOINT, _PEER_KEEPALIVE, _PEER_ALLOWED = 1, 4, 5, 9
+_ADDRESS, _LENGTH = 2, 3
 _MAX_PEERS, _MAX_ALLOWED = 1000, 1000
 # An attribute holds at most 64 KiB, so peers are sent in portions.
 _PORTION = 32 * 1024
+# The most bytes of a peer's settings and of one of its networks, and the networks in one portion of a peer.
+_PEER_SIZE, _NETWORK_SIZE, _NETWORKS = 128, 48, 500
 _ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 
 
@@ -128,8 +132,8 @@ def _key(text: str) -> bytes | None:
     return raw if len(raw) == 32 and base64.b64encode(raw).decode() == text else None
 
 
-def endpoint(text: str) -> tuple[int, str, int] | None:
-    """Return family, address and port of an endpoint; None if *text* is not one."""
+def endpoint(text: str) -> tuple[str, int] | None:
+    """Return address and port of an endpoint; None if *text* is not one."""
     match = _ENDPOINT.fullmatch(text)
     if match is None or not 1 <= int(match[3]) <= 65535:
         return None
@@ -137,8 +141,7 @@ def endpoint(text: str) -> tuple[int, str, int] | None:
         address = ipaddress.IPv6Address(match[1]) if match[1] else ipaddress.IPv4Address(match[2])
     except ValueError:
         return None
-    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    return family, str(address), int(match[3])
+    return str(address), int(match[3])
 
 
 def ends(spec: Wireguard, place: Place) -> Ends:
@@ -166,7 +169,7 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the message that creates the link in the namespace *far*. The tunnel's packets stay in the host's."""
     end = wanted.inside
     assert end is not None
-    return [netlink.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=False, namespace=far)]
+    return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=False, namespace=far)]
 
 
 # -- the key ---------------------------------------------------------------------------
@@ -199,77 +202,75 @@ def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int])
     """Return the messages that set key, port and peers. An unchanged peer keeps its session."""
     if now is not None and now.details == wanted.details:
         return []
-    family = netlink.generic_family("wireguard")
+    family = generic.family("wireguard")
     if family is None:
         raise OSError(errno.EOPNOTSUPP, "the kernel has no wireguard to configure; load it (modprobe wireguard)")
     with open(wanted.secret, "rb") as file:
         private = file.read(33)
+    if len(private) != 32:
+        raise OSError(errno.EINVAL, f"{wanted.secret} is no private key; put back the one that peers know")
     had = {} if now is None else now.details.get("peers", {})
     return [
-        netlink.generic(family, _SET, body)
-        for body in configuration(index, private, wanted.details.get("listen_port"), wanted.details["peers"], had)
+        requests.set_wireguard(family, index, words)
+        for words in configuration(private, wanted.details.get("listen_port"), wanted.details["peers"], had)
     ]
 
 
 def configuration(
-    index: int,
     private: bytes,
     port: int | None,
     peers: Mapping[str, Mapping[str, Any]],
     had: Mapping[str, Mapping[str, Any]],
-) -> list[bytes]:
-    """Return the bodies of the messages that configure the device *index*; *had* are its present peers."""
-    head = attribute(_INDEX, struct.pack("=I", index))
-    first = head + attribute(_PRIVATE, private)
+) -> list[Words]:
+    """Return the words of the requests that configure a device; *had* are its present peers."""
+    first: list[tuple[str, Value]] = [("WGDEVICE_A_PRIVATE_KEY", base64.b64encode(private).decode())]
     if port is not None:
-        first += attribute(_PORT, struct.pack("=H", port))
-    entries = [_gone(key) for key in had if key not in peers]
+        first.append(("WGDEVICE_A_LISTEN_PORT", port))
+    entries = [(_gone(key), 0) for key in had if key not in peers]
     for key, peer in peers.items():
         if had.get(key) != peer:
             entries += _peer(key, peer)
-    bodies = [first]
-    portion = b""
-    for entry in entries:
-        if len(portion) + len(entry) > _PORTION:
-            bodies.append(head + attribute(_PEERS | _NESTED, portion))
-            portion = b""
-        portion += entry
-    if portion:
-        bodies.append(head + attribute(_PEERS | _NESTED, portion))
-    return bodies
+    portions: list[list[Words]] = [[]]
+    room = _PORTION
+    for entry, networks in entries:
+        size = _PEER_SIZE + networks * _NETWORK_SIZE
+        if size > room:
+            portions.append([])
+            room = _PORTION
+        portions[-1].append(entry)
+        room -= size
+    return [tuple(first), *((("WGDEVICE_A_PEERS", Items(tuple(portion))),) for portion in portions if portion)]
 
 
-def _gone(key: str) -> bytes:
-    body = attribute(_PEER_KEY, _key(key) or b"") + attribute(_PEER_FLAGS, struct.pack("=I", _REMOVE))
-    return attribute(_NESTED, body)
+def _gone(key: str) -> Words:
+    return (("WGPEER_A_PUBLIC_KEY", key), ("WGPEER_A_FLAGS", _REMOVE))
 
 
-def _peer(key: str, peer: Mapping[str, Any]) -> list[bytes]:
-    """Return a peer as attributes. The first has its settings; each has a portion of its allowed networks."""
-    name = attribute(_PEER_KEY, _key(key) or b"")
-    body = name + attribute(_PEER_FLAGS, struct.pack("=I", _REPLACE_ALLOWED))
+def _peer(key: str, peer: Mapping[str, Any]) -> list[tuple[Words, int]]:
+    """Return a peer in portions of its allowed networks, each with their number. The first has its settings, too."""
+    name: Words = (("WGPEER_A_PUBLIC_KEY", key),)
+    settings: list[tuple[str, Value]] = [("WGPEER_A_FLAGS", _REPLACE_ALLOWED)]
     if "endpoint" in peer:
         parsed = endpoint(peer["endpoint"])
         assert parsed is not None  # the declaration was checked
-        body += attribute(_PEER_ENDPOINT, _sockaddr(*parsed))
-    body += attribute(_PEER_KEEPALIVE, struct.pack("=H", peer["keepalive"]))
+        settings.append(("WGPEER_A_ENDPOINT", (("addr", parsed[0]), ("port", parsed[1]))))
+    settings.append(("WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL", peer["keepalive"]))
     allowed = [_allowed(network) for network in peer["allowed_ips"]]
-    portions = [b"".join(allowed[start : start + 500]) for start in range(0, len(allowed), 500)] or [b""]
-    found = [attribute(_NESTED, body + attribute(_PEER_ALLOWED | _NESTED, portions[0]))]
-    return found + [attribute(_NESTED, name + attribute(_PEER_ALLOWED | _NESTED, more)) for more in portions[1:]]
+    found: list[tuple[Words, int]] = []
+    for start in range(0, len(allowed) or 1, _NETWORKS):
+        networks = tuple(allowed[start : start + _NETWORKS])
+        said = name if start else (*name, *settings)
+        found.append(((*said, ("WGPEER_A_ALLOWEDIPS", Items(networks))), len(networks)))
+    return found
 
 
-def _allowed(network: str) -> bytes:
+def _allowed(network: str) -> Words:
     parsed = ipaddress.ip_network(network)
-    family = socket.AF_INET6 if parsed.version == 6 else socket.AF_INET
-    body = attribute(_FAMILY, struct.pack("=H", family)) + attribute(_ADDRESS, parsed.network_address.packed)
-    return attribute(_NESTED, body + attribute(_LENGTH, bytes([parsed.prefixlen])))
-
-
-def _sockaddr(family: int, address: str, port: int) -> bytes:
-    raw = socket.inet_pton(family, address)
-    head = struct.pack("=H", family) + struct.pack("!H", port)
-    return head + (struct.pack("!I", 0) + raw + bytes(4) if family == socket.AF_INET6 else raw + bytes(8))
+    return (
+        ("WGALLOWEDIP_A_FAMILY", socket.AF_INET6 if parsed.version == 6 else socket.AF_INET),
+        ("WGALLOWEDIP_A_IPADDR", parsed.network_address.packed),
+        ("WGALLOWEDIP_A_CIDR_MASK", parsed.prefixlen),
+    )
 
 
 def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
@@ -277,12 +278,12 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
 
     A random port, and the address that a peer connected from, are no drift and aren't reported.
     """
-    family = netlink.generic_family("wireguard")
+    family = generic.family("wireguard")
     if family is None or link.kind != LINK:
         return {}
-    with netlink.Socket(netlink.NETLINK_GENERIC) as generic:
-        request = netlink.generic(family, _GET, attribute(_INDEX, struct.pack("=I", link.index)), dump=True)
-        device = parse_device(generic.dump(request))
+    with Socket(connection.NETLINK_GENERIC) as device_socket:
+        request = generic.ask(family, _GET, attribute(_INDEX, struct.pack("=I", link.index)))
+        device = parse_device(device_socket.dump(request))
     for key in ("listen_port", "public_key"):
         if key not in like.details:
             del device[key]
@@ -314,16 +315,16 @@ def parse_device(payloads: Sequence[bytes]) -> dict[str, Any]:
     return found
 
 
-@netlink.bounded
+@reading.bounded
 def _parse(payload: bytes | memoryview) -> dict[str, Any]:
     found: dict[str, Any] = {"peers": {}}
-    for type_, value in netlink.attributes(payload, 4):
+    for type_, value in reading.attributes(payload, 4):
         if type_ == _PORT:
-            found["listen_port"] = netlink.number(value)
+            found["listen_port"] = reading.number(value)
         elif type_ == _PUBLIC:
             found["public_key"] = base64.b64encode(value).decode()
         elif type_ == _PEERS:
-            for _, entry in netlink.attributes(value):
+            for _, entry in reading.attributes(value):
                 key, peer = _parse_peer(entry)
                 known = found["peers"].setdefault(key, {"allowed_ips": []})
                 known["allowed_ips"] += peer.pop("allowed_ips")
@@ -332,12 +333,12 @@ def _parse(payload: bytes | memoryview) -> dict[str, Any]:
 
 
 def _parse_peer(entry: memoryview) -> tuple[str, dict[str, Any]]:
-    values = dict(netlink.attributes(entry))
+    values = dict(reading.attributes(entry))
     if len(values[_PEER_KEY]) != 32:
         raise ValueError("a peer's key is not of 32 bytes")
     peer: dict[str, Any] = {"allowed_ips": []}
     if _PEER_KEEPALIVE in values:
-        peer["keepalive"] = netlink.number(values[_PEER_KEEPALIVE])
+        peer["keepalive"] = reading.number(values[_PEER_KEEPALIVE])
     if _PEER_ENDPOINT in values:
         raw = bytes(values[_PEER_ENDPOINT])
         (family,), (port,) = struct.unpack_from("=H", raw), struct.unpack_from("!H", raw, 2)
@@ -345,8 +346,8 @@ def _parse_peer(entry: memoryview) -> tuple[str, dict[str, Any]]:
             peer["endpoint"] = f"[{socket.inet_ntop(family, raw[8:24])}]:{port}"
         else:
             peer["endpoint"] = f"{socket.inet_ntop(family, raw[4:8])}:{port}"
-    for _, below in netlink.attributes(values.get(_PEER_ALLOWED, memoryview(b""))):
-        one = dict(netlink.attributes(below))
-        network = ipaddress.ip_network((bytes(one[_ADDRESS]), netlink.number(one[_LENGTH])))
+    for _, below in reading.attributes(values.get(_PEER_ALLOWED, memoryview(b""))):
+        one = dict(reading.attributes(below))
+        network = ipaddress.ip_network((bytes(one[_ADDRESS]), reading.number(one[_LENGTH])))
         peer["allowed_ips"].append(str(network))
     return base64.b64encode(values[_PEER_KEY]).decode(), peer
