@@ -11,9 +11,9 @@ import subprocess
 from collections.abc import Sequence
 
 import pytest
+from filter_text import render
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from support.interfaces.filter_text import render
 
 from netspace.errors import MissingError, NetspaceError
 from netspace.interface import netns

@@ -27,7 +27,7 @@ doesn't grow with the number of environments, and interfaces with the same rules
 are known before the interfaces exist, so that the filter is loaded first. Without any ``allow`` the
 table doesn't even enable connection tracking.
 
-``tests/support/interfaces/filter_text.py`` has the same table as text for nft(8). A test loads both, and compares
+``tests/filter_text.py`` has the same table as text for nft(8). A test loads both, and compares
 the listings of nft.
 """
 
