@@ -54,8 +54,8 @@ class Work(msgspec.Struct, frozen=True):
     :param drop: delete the present link, or the rest of it, first.
     :param kind: the module of its kind (see ``kinds``).
     :param parents: indexes of the host's links that it may need.
-    :param guard: messages that create the table in its namespace; empty: no table; None: leave the present table.
-    :param guard_before: messages that created the present table, if they are known.
+    :param guard: the tables in its namespace; empty: none; None: leave the present ones.
+    :param guard_before: the present tables, if they are known.
     """
 
     record: Record | None
@@ -66,8 +66,8 @@ class Work(msgspec.Struct, frozen=True):
     drop: bool = False
     kind: ModuleType | None = None
     parents: Mapping[str, int] = msgspec.field(default_factory=dict)
-    guard: tuple[Message, ...] | None = None
-    guard_before: tuple[Message, ...] = ()
+    guard: tuple[Table, ...] | None = None
+    guard_before: tuple[Table, ...] = ()
 
     @property
     def from_host(self) -> bool:

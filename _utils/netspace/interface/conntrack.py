@@ -44,12 +44,12 @@ def forget_stale(published: Sequence[Led]) -> None:
             own = {ipaddress.ip_interface(one.text).ip.packed for one in host.addresses()}
         with Socket(connection.NETLINK_NETFILTER) as table:
             for family, of in FAMILIES.items():
-                found = table.dump(Message(_SUBSYSTEM | _GET, _DUMP, _head(of.proto[0])))
+                found = table.dump(Message(_SUBSYSTEM | _GET, _DUMP, _head(of.number)))
                 # There may be a hundred thousand connections, and hardly any has one of these ports.
                 near = (entry for entry in found if ports.search(entry))
                 stale = [named for entry in near if (named := _stale(family, entry, published, own))]
                 if stale:
-                    table.batch([Message(_SUBSYSTEM | _DELETE, 0, _head(of.proto[0]) + named) for named in stale])
+                    table.batch([Message(_SUBSYSTEM | _DELETE, 0, _head(of.number) + named) for named in stale])
     except OSError:
         return
 

@@ -15,13 +15,13 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.interface import addresses, endpoints, forwarding, kinds, nftables
+from netspace.interface import addresses, endpoints, forwarding, kinds
 from netspace.interface import record as records
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.endpoints import Ends
 from netspace.interface.firewall import host_rules, netns_table
+from netspace.interface.firewall import table as tables
 from netspace.interface.firewall.table import Table
-from netspace.interface.netlink.connection import Message
 from netspace.interface.observe import Live, Observed, expected, forwarded, observe, place
 from netspace.interface.record import Record
 from netspace.layout import Layout
@@ -246,14 +246,14 @@ class Interfaces:
                 steps.append(Step("interface", name, "change", {"filter": filtered}, reason, work))
         return steps
 
-    def _guard_before(self, name: str, observed: Observed, everybody: netns_table.Numbers) -> tuple[Message, ...]:
-        """Return the messages that created the table in an environment's namespace; empty if they are unknown."""
+    def _guard_before(self, name: str, observed: Observed, everybody: netns_table.Numbers) -> tuple[Table, ...]:
+        """Return the tables in an environment's namespace; empty if they are unknown."""
         record, loaded = observed.records.get(name), observed.volatile.guards.get(name, {})
         if record is None or observed.guards.get(name) != "intact":
             return ()
         wanted = expected(self.layout, name, record)
         before = netns_table.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
-        return before if nftables.digest(before) == loaded.get("rendered") else ()
+        return before if tables.digest(before) == loaded.get("rendered") else ()
 
     def _removal(self, name: str, observed: Observed) -> Step:
         shown = observed.records[name].shown()
@@ -462,11 +462,11 @@ def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
     return " and ".join(f"the {key}" for key in differing)
 
 
-def _filter(guard: Sequence[Message], observed: Observed, name: str) -> dict[str, str]:
+def _filter(guard: Sequence[Table], observed: Observed, name: str) -> dict[str, str]:
     """Return how the table in an environment's namespace differs from *guard* (``old``, ``new``); empty if equal."""
     loaded = observed.volatile.guards.get(name, {})
     old = str(loaded.get("rendered", ""))[:12] or "absent"
-    new = nftables.digest(guard)[:12] if guard else "absent"
+    new = tables.digest(guard)[:12] if guard else "absent"
     if loaded and observed.guards.get(name, "intact") != "intact":
         old = "changed by hand"
     return {} if old == new else {"old": old, "new": new}

@@ -33,7 +33,7 @@ from netspace.environment.health import alarms
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, SpecError
 from netspace.host.host import Host
-from netspace.interface import nftables
+from netspace.interface.nftables.ruleset import Ruleset
 from netspace.spec import parse
 from netspace.supervision import definitions, process
 from netspace.supervision.daemon import daemon, start
@@ -428,7 +428,7 @@ def test_an_apply_that_is_told_to_stop_stops_and_the_next_goes_on(world: World, 
     if not pid:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-            nftables.Ruleset.load = lambda *_: subprocess.run(["sleep", "1002"]).returncode  # type: ignore[method-assign]
+            Ruleset.load = lambda *_, **__: subprocess.run(["sleep", "1002"]).returncode  # type: ignore[method-assign]
             os.write(write, b"x")
             faults_host.converge(declared)
         except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from support.interfaces.interface_bench import Bench, connect, connected, listen
 from support.interfaces.lan_bench import FAR, NETWORK, address, bridged
 from support.interfaces.packets import ARP, UDP, Wire, frame, ip, kind_of, mac, packed, tags, udp
 
-from netspace.interface import nftables as nf
+from netspace.interface.nftables.ruleset import Ruleset
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_processor")]
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -103,15 +103,15 @@ def test_connections_have_a_limit(bench: Bench, lan: Path) -> None:
 
 def test_it_is_there_before_the_link_is_up(bench: Bench, lan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
-    load = nf.Ruleset.load
+    load = Ruleset.load
 
-    def seen(ruleset: nf.Ruleset, messages: Any, generation: int | None = None) -> int:
-        generation = load(ruleset, messages, generation)
+    def seen(ruleset: Ruleset, text: str, since: int | None) -> int | None:
+        generation = load(ruleset, text, since)
         for one in json.loads(run(f"ip netns exec {bench.path('a').name} ip -j link show eth0")):
             states.append("UP" in one["flags"])
         return generation
 
-    monkeypatch.setattr(nf.Ruleset, "load", seen)
+    monkeypatch.setattr(Ruleset, "load", seen)
     bench.make(a=bridged(7, *OUT))
     assert states == [False]
 
@@ -155,7 +155,7 @@ def test_nothing_to_do_runs_no_process(bench: Bench, lan: Path, monkeypatch: pyt
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("something was changed, or a process was run")
 
-    for where, name in ((subprocess, "Popen"), (nf.Ruleset, "load"), (nf.Ruleset, "listed")):
+    for where, name in ((subprocess, "Popen"), (Ruleset, "load"), (Ruleset, "listed")):
         monkeypatch.setattr(where, name, refuse)
     assert not bench.plan(desired).steps
 

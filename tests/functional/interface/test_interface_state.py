@@ -15,9 +15,9 @@ from support.interfaces.interface_bench import WIRE, WORLD, Bench, meets, run, s
 
 from netspace import files
 from netspace.interface import endpoints, forwarding, netns
-from netspace.interface import nftables as nf
 from netspace.interface.netlink.connection import Socket
-from netspace.interface.netlink.reading import NetlinkError
+from netspace.interface.nftables.library import NftablesError
+from netspace.interface.nftables.ruleset import Ruleset
 from netspace.spec.types import Cidr, Network
 
 pytestmark = pytest.mark.root
@@ -47,8 +47,8 @@ def test_second_apply_changes_and_writes_nothing(bench: Bench, monkeypatch: pyte
         raise AssertionError("something was changed, or a process was run")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    monkeypatch.setattr(nf.Ruleset, "load", refuse)
-    monkeypatch.setattr(nf.Ruleset, "listed", refuse)
+    monkeypatch.setattr(Ruleset, "load", refuse)
+    monkeypatch.setattr(Ruleset, "listed", refuse)
     monkeypatch.setattr(Socket, "batch", refuse)
     monkeypatch.setattr(files, "write", refuse)
     plan = bench.apply(desired)
@@ -273,12 +273,12 @@ def test_list_and_inspect(bench: Bench) -> None:
 def test_without_nftables_no_interface_is_made_but_namespaces_are(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lacking(*_: Any) -> int:
-        raise NetlinkError(errno.EPROTONOSUPPORT, "Protocol not supported")
+    def lacking(*_: Any, **__: Any) -> int:
+        raise NftablesError(errno.EPROTONOSUPPORT, "Protocol not supported")
 
     desired = bench.desired(a=veth(OUT), b={"kind": "none"})
     with monkeypatch.context() as patched:
-        patched.setattr(nf.Ruleset, "load", lacking)
+        patched.setattr(Ruleset, "load", lacking)
         outcomes = {one.step.name: one.error for one in bench.kind.apply(bench.plan(desired).steps)}
     assert "use a kernel with CONFIG_NF_TABLES_INET" in outcomes["host:firewall"]
     assert "packet filter" in outcomes["a"]
@@ -353,7 +353,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     watch(netns, "_mount")
     watch(netns, "write_setting")
     watch(netns, "remove")
-    watch(nf.Ruleset, "load")
+    watch(Ruleset, "load")
     watch(forwarding, "write")
     watch(Socket, "batch")
 

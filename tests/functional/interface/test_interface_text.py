@@ -1,4 +1,4 @@
-"""The hand-packed table equals the one that nft makes of text; a change in place ends where a whole load does.
+"""The table is text that nft reads and shows alike; a change in place ends where a whole load does.
 
 Each in a namespace of its own, where nothing else is.
 """
@@ -11,17 +11,16 @@ import subprocess
 from collections.abc import Sequence
 
 import pytest
-from filter_text import render
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from netspace.errors import MissingError, NetspaceError
 from netspace.interface import netns
-from netspace.interface import nftables as nf
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall.host_rules import Guarded, build
-from netspace.interface.firewall.table import Chain, Table, difference
-from netspace.interface.netlink.connection import Message
+from netspace.interface.firewall.table import Chain, Table, difference, whole
+from netspace.interface.nftables import library
+from netspace.interface.nftables.ruleset import Ruleset
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 from netspace.threads import in_thread
@@ -134,7 +133,7 @@ def test_it_lists_as_the_text_does(host: list[Guarded], elsewhere: list[str]) ->
         # Also by a look at all of it: nothing is held against the kernel but what it was given.
         assert host_table.state(NAME, {**loaded, "generation": 0}) == "intact"
         nft("-f", "-", text=nft("-s", "list", "ruleset"))  # nft can read what it says of it
-        nft("-f", "-", text=render(NAME, host, elsewhere))
+        nft("-f", "-", text=whole(NAME, build(host, elsewhere)))
         assert listing() == ours
 
     alone(compare)
@@ -170,8 +169,10 @@ def test_one_more_and_one_less_touch_elements_only() -> None:
     few, more = build(host(1, 2)), build(host(*range(1, 200)))
     one = build(host(*range(1, 201)))
     assert few.same_structure(more)
-    assert len(difference(NAME, more, one)) == len(difference(NAME, build(host(1)), few)) < 12
-    assert len(difference(NAME, one, more)) == len(difference(NAME, few, build(host(1)))) < 12
+    for old, new in ((more, one), (one, more)):
+        lines = difference(NAME, old, new).splitlines()
+        assert 0 < len(lines) < 12
+        assert all(" element inet netspace " in line and "," not in line for line in lines)
     assert not difference(NAME, few, build(host(2, 1)))
 
 
@@ -203,7 +204,7 @@ def test_nothing_is_changed_in_place_that_somebody_else_changed(command: str, *,
         ours = listing()
         assert host_table.state(NAME, loaded) == "intact"
         nft("flush", "ruleset")
-        nft("-f", "-", text=render(NAME, host(1, 2, 3)))
+        nft("-f", "-", text=whole(NAME, build(host(1, 2, 3))))
         assert listing() == ours
 
     alone(compare)
@@ -220,7 +221,7 @@ def test_others_changes_are_no_drift_and_another_boot_is_told() -> None:
         assert f"table ip {NAME}" in nft("list", "tables")
         assert f"table inet {NAME}" not in nft("list", "tables")
         # After a reboot the ruleset may be at the same generation by chance.
-        with nf.Ruleset() as ruleset:
+        with Ruleset() as ruleset:
             now = ruleset.generation()
         assert host_table.state(NAME, {**loaded, "boot": "another", "generation": now}) == "absent"
 
@@ -228,49 +229,70 @@ def test_others_changes_are_no_drift_and_another_boot_is_told() -> None:
 
 
 def test_a_foreign_change_just_after_ours_is_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = nf.Ruleset.load
+    load = Ruleset.load
 
-    def and_somebody(ruleset: nf.Ruleset, messages: Sequence[Message], generation: int | None = None) -> int:
-        made = load(ruleset, messages, generation)
+    def and_somebody(ruleset: Ruleset, text: str, since: int | None) -> int | None:
+        made = load(ruleset, text, since)
         nft("add", "rule", "inet", NAME, "input", "accept")
         return made
 
     def compare() -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(nf.Ruleset, "load", and_somebody)
+            patched.setattr(Ruleset, "load", and_somebody)
             loaded = host_table.put(NAME, build(host(1)), None, {})
         assert host_table.state(NAME, loaded) == "changed"
 
     alone(compare)
 
 
-@pytest.mark.parametrize("times", [1, 1000], ids=["once", "all the time"])
-def test_somebody_who_is_faster_is_waited_for(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    ask = nf.Ruleset.generation
-    left = [times]
+@pytest.mark.parametrize("command", ["add table inet foreign", f"add rule inet {NAME} input accept"])
+@pytest.mark.parametrize("rules", [False, True], ids=["elements", "rules, too"])
+def test_foreign_change_between_look_and_load_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, command: str, *, rules: bool
+) -> None:
+    run = library.run
+    more = [guarded(3, [Allow(direction="in", cidr=Cidr("198.51.100.0/24"))], 1, ["ipv4"])] if rules else host(2)
 
     def compare() -> None:
-        loaded = host_table.put(NAME, build(host(1)), None, {})
-        handle = netlink_handle()
+        before, after = build(host(1)), build([*host(1), *more])
+        loaded = host_table.put(NAME, before, None, {})
+        handle, left = netlink_handle(), [command]
 
-        def and_somebody(ruleset: nf.Ruleset) -> int | None:
-            seen = ask(ruleset)
-            if left[0]:
-                left[0] -= 1
-                ruleset.load(nf.add_table(nf.INET, f"foreign{left[0]}"), seen)
-            return seen
+        def somebody_first(text: str, *, removes: bool) -> None:
+            if left:
+                nft(*left.pop().split())
+            run(text, removes=removes)
 
         with monkeypatch.context() as patched:
-            patched.setattr(nf.Ruleset, "generation", and_somebody)
-            if times > 1:
-                with pytest.raises(NetspaceError, match="changes nftables all the time"):
-                    host_table.put(NAME, build(host(1, 2)), build(host(1)), loaded)
-                left[0] = 0
-                assert host_table.state(NAME, loaded) == "intact"
-                return
-            loaded = host_table.put(NAME, build(host(1, 2)), build(host(1)), loaded)
+            patched.setattr(library, "run", somebody_first)
+            loaded = host_table.put(NAME, after, before, loaded)
         assert host_table.state(NAME, loaded) == "intact"
-        assert netlink_handle() == handle, "changed in place none the less"
+        assert host_table.state(NAME, {**loaded, "generation": 0}) == "intact"
+        if not rules and NAME not in command:
+            assert netlink_handle() == handle, "only elements differ, so it is compared with what it should be"
+        nft("delete", "table", "inet", NAME)
+        assert host_table.put(NAME, after, None, {})["structure"] == loaded["structure"]
+
+    alone(compare)
+
+
+def test_host_that_others_change_all_the_time_gets_its_table_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, number = library.run, itertools.count()
+
+    def compare() -> None:
+        before, after = build(host(1)), build([guarded(3, [], 1, ["ipv4"])])
+        loaded = host_table.put(NAME, before, None, {})
+
+        def somebody_too(text: str, *, removes: bool) -> None:
+            nft("add", "table", "inet", f"foreign{next(number)}")
+            run(text, removes=removes)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(library, "run", somebody_too)
+            loaded = host_table.put(NAME, after, before, loaded)
+        assert host_table.state(NAME, loaded) == "changed", "nobody knows whether it is as it was loaded"
+        loaded = host_table.put(NAME, after, None, loaded)
+        assert host_table.state(NAME, loaded) == "intact"
 
     alone(compare)
 
@@ -280,8 +302,8 @@ def test_what_is_refused_changes_nothing_and_is_explained() -> None:
         old = build(host(1))
         loaded = host_table.put(NAME, old, None, {})
         before = listing()
-        chains = {**old.chains, "beyond": Chain([[nf.goto("nowhere")]])}
-        with pytest.raises(MissingError, match=r"nftables in the kernel .*rule in chain beyond"):
+        chains = {**old.chains, "beyond": Chain(["goto nowhere"])}
+        with pytest.raises(MissingError, match=r"nftables in the kernel .*goto nowhere"):
             host_table.put(NAME, Table(chains, old.sets, old.timeouts), old, loaded)
         assert listing() == before
         assert host_table.state(NAME, loaded) == "intact"

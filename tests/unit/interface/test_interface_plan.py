@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, StateError
-from netspace.interface import endpoints, forwarding, kinds, netns, nftables
+from netspace.interface import endpoints, forwarding, kinds, netns
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.firewall import netns_table
+from netspace.interface.firewall import table as tables
 from netspace.interface.netlink import reading
 from netspace.interface.observe import Live, Observed, expected
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
@@ -69,7 +70,7 @@ def done(plan: Plan, before: Observed) -> Observed:
             if step.data.guard is not None:
                 volatile.guards.pop(step.name, None)
                 if step.data.guard:
-                    volatile.guards[step.name] = {"rendered": nftables.digest(step.data.guard)}
+                    volatile.guards[step.name] = {"rendered": tables.digest(step.data.guard)}
             wanted = expected(LAYOUT, step.name, step.data.record)
             live[step.name] = Live(wanted, 2, 9)
     return Observed(records, kept, volatile, live, firewall, switches)

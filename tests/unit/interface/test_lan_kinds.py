@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, SpecError
-from netspace.interface import kernel_support, kinds, lan, nftables
+from netspace.interface import kernel_support, kinds, lan
 from netspace.interface.apply import Firewall, Forwarding, Work
+from netspace.interface.firewall import table as tables
 from netspace.interface.netlink.reading import Link
 from netspace.interface.observe import Live, Observed, expected
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
@@ -192,7 +193,7 @@ def done(plan: Plan, before: Observed) -> Observed:
             if work.guard is not None:
                 volatile.guards.pop(step.name, None)
                 if work.guard:
-                    volatile.guards[step.name] = {"rendered": nftables.digest(work.guard)}
+                    volatile.guards[step.name] = {"rendered": tables.digest(work.guard)}
             live[step.name] = Live(expected(LAYOUT, step.name, work.record), 64, 9)
     return replace(before, records=known, live=live, namespaces=kept, volatile=volatile, firewall=firewall)
 

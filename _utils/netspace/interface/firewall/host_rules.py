@@ -27,8 +27,7 @@ doesn't grow with the number of environments, and interfaces with the same rules
 are known before the interfaces exist, so that the filter is loaded first. Without any ``allow`` the
 table doesn't even enable connection tracking.
 
-``tests/filter_text.py`` has the same table as text for nft(8). A test loads both, and compares
-the listings of nft.
+``nft list table inet netspace`` shows the table in the words that are used here.
 """
 
 from __future__ import annotations
@@ -36,37 +35,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-import socket
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from netspace.interface import match
-from netspace.interface import nftables as nf
 from netspace.interface.firewall import published
 from netspace.interface.firewall.table import Base, Chain, Collection, Rule, Table, Timeout
 from netspace.interface.match import FAMILIES, family
-from netspace.interface.nftables import Verdict
+from netspace.interface.nftables.words import Verdict, to_goto, to_jump
 from netspace.spec.publish import OUTWARDS, Publication
 from netspace.spec.types import Allow, Cidr
 
 # First packets from an environment, to it, and to it by a published port: the interface name by which each is matched,
 # and the set that counts them.
-_COUNTED = {"from": (nf.IIFNAME, "open"), "to": (nf.OIFNAME, "open"), "led": (nf.OIFNAME, "led")}
-# Seconds that the host tracks a closed connection, by conntrack's state (TIME_WAIT, CLOSE).
-_CLOSED = {7: 2, 8: 1}
+_COUNTED = {"from": ("iifname", "open"), "to": ("oifname", "open"), "led": ("oifname", "led")}
+# Seconds that the host tracks a closed connection.
+_CLOSED = {"time_wait": 2, "close": 1}
 _MOST = 65536  # the most interfaces whose connections one set can count
 _RAW, _SRCNAT = -300, 100  # priorities: linux/netfilter_ipv4.h
-# Types of sets: nft's number of the key's type, the key's length in bytes, and nft's note on byte order.
-_NAME = (41, 16, bytes.fromhex("000401000000"))
-_ADDRESS = {"ipv4": (7, 4), "ipv6": (8, 16)}
-_NAME_TO_VERDICT = (41, 16, bytes.fromhex("000401000000010400000000"))
-# A name, a MAC and an address: each padded to four bytes.
-_SOURCE = {
-    "ipv4": (41 << 12 | 9 << 6 | 7, 16 + 8 + 4, bytes.fromhex("000400000000")),
-    "ipv6": (41 << 12 | 9 << 6 | 8, 16 + 8 + 16, bytes.fromhex("000400000000")),
-}
+_NAME = ("ifname",)
 
 
 class Guarded(msgspec.Struct, frozen=True):
@@ -119,36 +107,36 @@ def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
     ordered = sorted(guarded, key=lambda one: one.environment)
     ruled = [one for one in ordered if one.allow or one.publish]
     keys = {one.interface: _key(one.interface) for one in ordered}
-    sets = {"ends": Collection(*_NAME, dict.fromkeys(keys.values()))}
-    for fam in FAMILIES:
+    sets = {"ends": Collection(_NAME, dict.fromkeys(keys.values()))}
+    for fam, of in FAMILIES.items():
         sources = (_source(one.interface, one.mac, one.addresses[fam]) for one in ordered if fam in one.addresses)
-        sets[f"sources_{fam}"] = Collection(*_SOURCE[fam], dict.fromkeys(sources))
+        sets[f"sources_{fam}"] = Collection(("ifname", "ether_addr", of.type), dict.fromkeys(sources))
     chains: dict[str, Chain] = {}
     timeouts: dict[str, Timeout] = {}
     if ruled:
         for fam, of in FAMILIES.items():
-            timeouts[f"brief_{fam}"] = Timeout(of.proto[0], socket.IPPROTO_TCP, _CLOSED)
+            timeouts[f"brief_{fam}"] = Timeout(of.word, "tcp", _CLOSED)
         _limits(ruled, keys, chains, sets)
         _allowed(ruled, keys, chains, sets)
         chains["errors"] = Chain(_ICMP_ERRORS)
-    chains["spoofed"] = Chain(_SPOOFED, Base("filter", nf.PREROUTING, _RAW))
+    chains["spoofed"] = Chain(_SPOOFED, Base("filter", "prerouting", _RAW))
     for name, end, original, reply in (
-        ("beyond", nf.IIFNAME, "out", "in.reply"),
-        ("to_host", nf.IIFNAME, "host", "in.reply"),
-        ("towards", nf.OIFNAME, "in", "out.reply"),
+        ("beyond", "iifname", "out", "in.reply"),
+        ("to_host", "iifname", "host", "in.reply"),
+        ("towards", "oifname", "in", "out.reply"),
     ):
-        chains[name] = Chain(_judged(end, original, reply) if ruled else [[_DROP]])
+        chains[name] = Chain(_judged(end, original, reply) if ruled else ["drop"])
     others = _elsewhere(elsewhere, sets) if ruled else []
     for name, (hook, rules) in _HOOKED.items():
         apart: list[Rule] = []
         if name == "forward":
-            for which, ours in (("daddr", _OURS_IN), ("saddr", _OURS_OUT)):
-                apart += [[*ours, *match.address(fam, which), nf.member(one), _DROP] for fam, one in others]
+            for which, end in (("daddr", "iifname"), ("saddr", "oifname")):
+                apart += [f"{end} @ends {FAMILIES[fam].word} {which} @{one} drop" for fam, one in others]
         chains[name] = Chain([*apart, *rules], Base("filter", hook))
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
-        chains["outward"] = Chain(_MASQUERADED, Base("nat", nf.POSTROUTING, _SRCNAT))
+        chains["outward"] = Chain(_MASQUERADED, Base("nat", "postrouting", _SRCNAT))
     if led := [(publication, one.addresses) for one in ordered for publication in one.publish]:
-        sent_by = [[*match.address(fam, "saddr"), nf.member(one)] for fam, one in others]
+        sent_by = [f"{FAMILIES[fam].word} saddr @{one}" for fam, one in others]
         more, maps = published.chains(led, sent_by)
         chains.update(more)
         sets.update(maps)
@@ -163,7 +151,7 @@ def _elsewhere(addresses: Iterable[str], sets: dict[str, Collection]) -> list[tu
         found.setdefault(f"ipv{parsed.version}", set()).add(parsed.packed)
     names = []
     for fam, packed in sorted(found.items()):
-        sets[f"elsewhere_{fam}"] = Collection(*_ADDRESS[fam], b"", dict.fromkeys(sorted(packed)))
+        sets[f"elsewhere_{fam}"] = Collection((FAMILIES[fam].type,), dict.fromkeys(sorted(packed)))
         names.append((fam, f"elsewhere_{fam}"))
     return names
 
@@ -197,57 +185,38 @@ def single(rule: Allow) -> bool:
     return rule.cidr.network.num_addresses == 1
 
 
-_DROP, _ACCEPT = nf.verdict(nf.DROP), nf.verdict(nf.ACCEPT)
-_OURS_IN = [nf.meta(nf.IIFNAME), nf.member("ends")]
-_OURS_OUT = [nf.meta(nf.OIFNAME), nf.member("ends")]
 _MASQUERADED: Sequence[Rule] = [
     *(
-        [*_OURS_IN, *nf.is_(nf.L4PROTO, bytes([number])), *nf.masquerade_from(OUTWARDS[0], OUTWARDS[-1])]
-        for number in match.PROTOCOLS.values()
+        f"iifname @ends meta l4proto {protocol} masquerade to :{OUTWARDS[0]}-{OUTWARDS[-1]}"
+        for protocol in match.PROTOCOLS
     ),
-    [*_OURS_IN, nf.MASQUERADE],
+    "iifname @ends masquerade",
 ]
-_HOOKED: Mapping[str, tuple[int, Sequence[Rule]]] = {
+_HOOKED: Mapping[str, tuple[str, Sequence[Rule]]] = {
     "forward": (
-        nf.FORWARD,
-        [
-            [*_OURS_IN, *_OURS_OUT, _DROP],
-            [*_OURS_IN, nf.goto("beyond")],
-            [*_OURS_OUT, nf.goto("towards")],
-        ],
+        "forward",
+        ["iifname @ends oifname @ends drop", "iifname @ends goto beyond", "oifname @ends goto towards"],
     ),
-    "input": (nf.INPUT, [[*_OURS_IN, nf.goto("to_host")]]),
-    "output": (nf.OUTPUT, [[*_OURS_OUT, nf.goto("towards")]]),
+    "input": ("input", ["iifname @ends goto to_host"]),
+    "output": ("output", ["oifname @ends goto towards"]),
 }
 _ICMP_ERRORS: Sequence[Rule] = [
-    *([*one, _ACCEPT] for of in FAMILIES.values() for one in match.icmp(of, *of.errors)),
-    [_DROP],
+    *(f"{one} accept" for of in FAMILIES.values() for one in match.errors(of)),
+    "drop",
 ]
 _SPOOFED: Sequence[Rule] = [
-    [nf.meta(nf.IIFNAME), nf.member("ends", negate=True), _ACCEPT],
-    *(
-        [
-            *nf.is_(nf.IIFTYPE, struct.pack("=H", 1)),  # Ethernet
-            nf.payload(nf.LINK, 12, 2),
-            nf.equal(struct.pack(">H", of.ether)),
-            nf.meta(nf.IIFNAME),
-            nf.payload(nf.LINK, 6, 6, nf.SECOND),
-            nf.payload(nf.NETWORK, of.address["saddr"], of.length, nf.SECOND_THIRD),
-            nf.member(f"sources_{fam}"),
-            _ACCEPT,
-        ]
-        for fam, of in FAMILIES.items()
-    ),
-    [_DROP],
+    "iifname != @ends accept",
+    *(f"iifname . ether saddr . {of.word} saddr @sources_{fam} accept" for fam, of in FAMILIES.items()),
+    "drop",
 ]
 
 
-def _judged(end: int, original: str, reply: str) -> list[Rule]:
+def _judged(end: str, original: str, reply: str) -> list[Rule]:
     return [
-        [nf.connection(nf.DIRECTION), nf.equal(nf.ORIGINAL), nf.meta(end), nf.by_map(original)],
-        [nf.connection(nf.DIRECTION), nf.equal(nf.REPLY), nf.meta(end), nf.by_map(reply)],
-        [*nf.related(), nf.goto("errors")],
-        [_DROP],
+        f"ct direction original {end} vmap @{original}",
+        f"ct direction reply {end} vmap @{reply}",
+        "ct state related goto errors",
+        "drop",
     ]
 
 
@@ -261,19 +230,19 @@ def _allowed(
             name, rules = _chain(way, one.allow, one.publish)
             if rules:
                 chains.setdefault(name, Chain(rules))
-                elements[keys[one.interface]] = nf.to_jump(name)
-        sets[way] = Collection(*_NAME_TO_VERDICT, elements, verdicts=True)
+                elements[keys[one.interface]] = to_jump(name)
+        sets[way] = Collection(_NAME, elements, verdicts=True)
 
 
 @functools.lru_cache(4096)
 def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...]) -> tuple[str, Sequence[Rule]]:
     direction, peer, port, chain = WAYS[way]
-    then = nf.goto(chain) if chain else _ACCEPT
+    then = f"goto {chain}" if chain else "accept"
     rules = of_way(way, allow)
     led = publish if direction == "in" else ()
-    counted = nf.goto("opened.led") if chain else _ACCEPT
-    made = [[*published.let_in(one, reply=not chain), counted] for one in led]
-    return chain_name(way, rules, led), [*made, *([*match.covers(rule, peer, port), then] for rule in rules)]
+    counted = "goto opened.led" if chain else "accept"
+    made = [f"{published.let_in(one, reply=not chain)} {counted}" for one in led]
+    return chain_name(way, rules, led), [*made, *(f"{match.covers(rule, peer, port)} {then}" for rule in rules)]
 
 
 def _limits(
@@ -284,21 +253,14 @@ def _limits(
     counted_ways = {way: how for way, how in _COUNTED.items() if way != "led" or any_led}
     for most in sorted({one.connections for one in ruled}):
         for way, (end, counter) in counted_ways.items():
-            sets[f"{counter}.{most}"] = Collection(*_NAME, most=_MOST)
-            briefly = (
-                [*nf.is_(nf.NFPROTO, of.proto), *nf.is_(nf.L4PROTO, b"\x06"), nf.use_timeout(f"brief_{fam}")]
-                for fam, of in FAMILIES.items()
-            )
-            counted = [nf.meta(end), nf.more_open_each(f"{counter}.{most}", most), _DROP]
-            chains[f"most.{most}.{way}"] = Chain([*briefly, counted, [_ACCEPT]])
+            sets[f"{counter}.{most}"] = Collection(_NAME, most=_MOST)
+            briefly = (f'meta nfproto {fam} meta l4proto tcp ct timeout set "brief_{fam}"' for fam in FAMILIES)
+            counted = f"add @{counter}.{most} {{ {end} ct count over {most} }} drop"
+            chains[f"most.{most}.{way}"] = Chain([*briefly, counted, "accept"])
     for way, (end, _) in counted_ways.items():
-        led = {keys[one.interface]: nf.to_goto(f"most.{one.connections}.{way}") for one in ruled}
-        sets[f"connections.{way}"] = Collection(*_NAME_TO_VERDICT, led, verdicts=True)
-        chains[f"opened.{way}"] = Chain([
-            [*nf.not_new(), _ACCEPT],
-            [nf.meta(end), nf.by_map(f"connections.{way}")],
-            [_DROP],
-        ])  # fmt: skip
+        led = {keys[one.interface]: to_goto(f"most.{one.connections}.{way}") for one in ruled}
+        sets[f"connections.{way}"] = Collection(_NAME, led, verdicts=True)
+        chains[f"opened.{way}"] = Chain(["ct state != new accept", f"{end} vmap @connections.{way}", "drop"])
 
 
 @functools.lru_cache(16384)

@@ -1,9 +1,9 @@
 """The host's nftables table in the kernel: loading it, and detecting changes by others.
 
 One message asks the kernel for its ruleset's generation. Only if that differs, the table is
-listed and compared. Each transaction names the generation that it builds on, and the kernel
-refuses it at any other. So no change of somebody else lies between that generation and the
-one that the transaction makes. Generations start again at a reboot, hence the boot's id.
+listed and compared. A transaction that changes the table in place builds on a generation. If the ruleset isn't at the
+next one afterwards, somebody else has changed it, too: then the table is compared, or loaded whole.
+Generations start again at a reboot, hence the boot's id.
 Never touches another table.
 """
 
@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from netspace.errors import MissingError, NetspaceError
-from netspace.interface import nftables as nf
 from netspace.interface.firewall import table as tables
 from netspace.interface.firewall.table import Table
 from netspace.interface.netlink import connection
-from netspace.interface.netlink.reading import NetlinkError
+from netspace.interface.nftables.library import NftablesError
+from netspace.interface.nftables.ruleset import FAMILIES, Ruleset
 
-_TRIES = 20
 # The kernel lacks this kind of rule, chain or object, or nftables as a whole.
 _LACKING = (*connection.UNSUPPORTED, errno.ENOENT)
 
@@ -32,16 +31,16 @@ def state(name: str, loaded: Mapping[str, Any]) -> str:
     if not loaded:
         return "absent"
     try:
-        with nf.Ruleset() as ruleset:
+        with Ruleset() as ruleset:
             return _state(ruleset, name, loaded, ruleset.generation())
     except OSError:
         return "changed"  # unknown; loading then reports the missing feature
 
 
-def _state(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> str:
+def _state(ruleset: Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> str:
     if _untouched(loaded, generation):
         return "intact"
-    listed = ruleset.listed(name, nf.INET)
+    listed = ruleset.listed(name, FAMILIES["inet"])
     if listed is None:
         return "absent"
     return "intact" if listed == (loaded.get("structure"), loaded.get("elements")) else "changed"
@@ -55,42 +54,60 @@ def put(name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]
     :raises NetspaceError: the kernel refused the table; nothing has changed.
     """
     try:
-        with nf.Ruleset() as ruleset:
+        with Ruleset() as ruleset:
             return _put(ruleset, name, table, before, loaded)
     except OSError as err:
         raise _explained(err) from err
 
 
-def _put(
-    ruleset: nf.Ruleset, name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]
-) -> dict[str, Any]:
-    for _ in range(_TRIES):
-        generation = ruleset.generation()
-        in_place = before is not None and bool(table.chains) and _holds(ruleset, name, loaded, generation)
-        old = before if in_place else None
-        messages = tables.whole(name, table) if old is None else tables.difference(name, old, table)
-        try:
-            made = ruleset.load(messages, generation)
-            break
-        except NetlinkError as err:
-            if err.errno != errno.ERESTART:
-                raise
-    else:
-        raise NetspaceError(
-            "the packet filter can't be loaded: something else on this host changes nftables all the time"
-        )
+def _put(ruleset: Ruleset, name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]) -> dict[str, Any]:
+    now = ruleset.generation()
+    old = before if before is not None and table.chains and _holds(ruleset, name, loaded, now) else None
+    if old is not None:
+        facts = _changed_in_place(ruleset, name, table, old, loaded, now)
+        if facts is not None:
+            return facts
+        now = ruleset.generation()
+    made = ruleset.load(tables.whole(name, table), now)
     if not table.chains:
         return {}
-    if old is not None and old.same_structure(table):
-        structure = loaded.get("structure")
-    else:
-        listed = ruleset.confirmed(name, made, nf.INET)
-        # None if somebody else changed the ruleset meanwhile: the next observation then reports the table as changed.
-        structure = None if listed is None else listed[0]
+    return _facts(table, made, _structure(ruleset, name, made))
+
+
+def _changed_in_place(
+    ruleset: Ruleset, name: str, table: Table, old: Table, loaded: Mapping[str, Any], now: int | None
+) -> dict[str, Any] | None:
+    """Change *old*, which the kernel holds, into *table*; None if somebody else changed the ruleset meanwhile."""
+    try:
+        made = ruleset.load(tables.difference(name, old, table), now)
+    except NftablesError:
+        if ruleset.generation() == now:
+            raise
+        return None
+    if not old.same_structure(table):
+        return None if made is None else _facts(table, made, _structure(ruleset, name, made))
+    structure = str(loaded.get("structure"))
+    if made is None:
+        made = ruleset.generation()
+        if made is None or ruleset.confirmed(name, made, FAMILIES["inet"]) != (structure, table.elements):
+            return None
+    return _facts(table, made, structure)
+
+
+def _structure(ruleset: Ruleset, name: str, generation: int | None) -> str | None:
+    """Return the digest of the loaded table's structure.
+
+    None if somebody else changed the ruleset meanwhile: the next observation then reports the table as changed.
+    """
+    listed = None if generation is None else ruleset.confirmed(name, generation, FAMILIES["inet"])
+    return None if listed is None else listed[0]
+
+
+def _facts(table: Table, generation: int | None, structure: str | None) -> dict[str, Any]:
     return {
         "rendered": table.digest,
         "boot": _boot(),
-        "generation": made,
+        "generation": generation,
         "structure": structure,
         "elements": table.elements,
     }
@@ -100,11 +117,8 @@ def _untouched(loaded: Mapping[str, Any], generation: int | None) -> bool:
     return generation is not None and loaded.get("generation") == generation and loaded.get("boot") == _boot()
 
 
-def _holds(ruleset: nf.Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> bool:
-    """Return whether the kernel at *generation* holds the loaded table.
-
-    If the generation changes afterwards, the kernel refuses the transaction that names this one.
-    """
+def _holds(ruleset: Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> bool:
+    """Return whether the kernel at *generation* holds the loaded table."""
     return bool(loaded) and generation is not None and _state(ruleset, name, loaded, generation) == "intact"
 
 

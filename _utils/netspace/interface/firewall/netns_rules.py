@@ -20,21 +20,19 @@ that pass the host's network stack; a test checks both against one model.
 from __future__ import annotations
 
 import ipaddress
-import struct
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from netspace.interface import match
-from netspace.interface import nftables as nf
+from netspace.interface.firewall.table import Base, Chain, Collection, Rule, Table
 from netspace.interface.match import FAMILIES
-from netspace.interface.netlink.connection import Message
+from netspace.interface.nftables.words import at, longer
 from netspace.spec.types import Allow
 
-_LOOPBACK = struct.pack("=I", 1)
+_LOOPBACK = 1  # the index of lo
 _SOLICITATION, _ADVERTISEMENT, _QUERY, _REPORT = 135, 136, 130, 143
-_LONGER = (struct.pack(">H", 33), b"\xff\xff")
-_REPORTS_TO = ipaddress.IPv6Address("ff02::16").packed  # RFC 3810 section 5.2.14
+_REPORTS_TO = ipaddress.IPv6Address("ff02::16")  # RFC 3810 section 5.2.14
 
 
 class Guarded(msgspec.Struct, frozen=True):
@@ -72,119 +70,96 @@ def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dic
     return {family: sorted(ones) for family, ones in found.items()}
 
 
-def render(table: str, guarded: Guarded) -> list[Message]:
-    """Return the messages that create and fill the tables named *table* (families ``inet`` and ``netdev``)."""
-    text = [*nf.add_table(nf.INET, table), *nf.add_table(nf.NETDEV, table)]
-    # Add the set even if it is empty: a later environment then only adds an element.
-    for family in guarded.addresses:
-        packed = [ipaddress.ip_address(other).packed for other in guarded.others.get(family, ())]
-        text += nf.add_set(nf.INET, table, f"others_{family}", family, packed)
-    chains: dict[str, list[list[bytes]]] = {
-        "opened": [
-            [*nf.not_new(), _accept()],
-            [nf.more_open_than(guarded.connections), _drop()],
-            [_accept()],
-        ],
-        "output": _judged(guarded, outwards=True),
-        "input": _judged(guarded, outwards=False),
-        "forward": [],
+def render(guarded: Guarded) -> tuple[Table, ...]:
+    """Return the tables (families ``inet`` and ``netdev``) that filter this interface."""
+    # A set is there even if it is empty: a later environment then only adds an element.
+    sets = {
+        f"others_{name}": Collection(
+            (FAMILIES[name].type,),
+            dict.fromkeys(ipaddress.ip_address(other).packed for other in guarded.others.get(name, ())),
+        )
+        for name in guarded.addresses
     }
-    text.append(nf.add_chain(nf.INET, table, "opened"))
-    hooks = {"output": nf.OUTPUT, "input": nf.INPUT, "forward": nf.FORWARD}
-    text += [nf.add_base(nf.INET, table, name, hook) for name, hook in hooks.items()]
-    for name, rules in chains.items():
-        text += [nf.add_rule(nf.INET, table, name, rule) for rule in rules]
-    text.append(nf.add_base(nf.NETDEV, table, "leaving", nf.EGRESS, device=guarded.link))
-    text += [nf.add_rule(nf.NETDEV, table, "leaving", rule) for rule in _pinned(guarded)]
-    return text
+    opened = ["ct state != new accept", f"ct count over {guarded.connections} drop", "accept"]
+    chains = {
+        "opened": Chain(opened),
+        "output": Chain(_judged(guarded, outwards=True), Base("filter", "output", policy="drop")),
+        "input": Chain(_judged(guarded, outwards=False), Base("filter", "input", policy="drop")),
+        "forward": Chain([], Base("filter", "forward", policy="drop")),
+    }
+    leaving = Chain(_pinned(guarded), Base("filter", "egress", policy="drop", device=guarded.link))
+    return Table(chains, sets), Table({"leaving": leaving}, family="netdev")
 
 
-def _accept() -> bytes:
-    return nf.verdict(nf.ACCEPT)
-
-
-def _drop() -> bytes:
-    return nf.verdict(nf.DROP)
-
-
-def _judged(guarded: Guarded, *, outwards: bool) -> list[list[bytes]]:
-    """Return the rules on packets that the environment sends (*outwards*) or receives."""
-    six = FAMILIES["ipv6"]
-    rules = [[*nf.is_(nf.OIF if outwards else nf.IIF, _LOOPBACK), _accept()]]
+def _judged(guarded: Guarded, *, outwards: bool) -> list[Rule]:
+    """Return the rules for packets that the environment sends, or those that it receives."""
+    rules = [f"{'oif' if outwards else 'iif'} {_LOOPBACK} accept"]
     # Hop limit 255: neighbour discovery never comes from beyond the link (RFC 4861 section 7.1).
-    whole = [nf.payload(nf.NETWORK, 7, 1), nf.equal(b"\xff")]
-    rules += [[*one, *whole, _accept()] for one in match.icmp(six, _SOLICITATION, _ADVERTISEMENT)]
+    rules += [f"icmpv6 type {type_} ip6 hoplimit 255 accept" for type_ in (_SOLICITATION, _ADVERTISEMENT)]
     if outwards:
-        rules += [[*one, *_at(six.address["daddr"], _REPORTS_TO), _accept()] for one in match.icmp(six, _REPORT)]
+        rules.append(f"icmpv6 type {_REPORT} ip6 daddr {_REPORTS_TO} accept")
     else:
-        once = [nf.payload(nf.NETWORK, 7, 1), nf.equal(b"\x01")]
-        rules += [[*one, *once, _accept()] for one in match.icmp(six, _QUERY)]
+        rules.append(f"icmpv6 type {_QUERY} ip6 hoplimit 1 accept")
     for name, family in FAMILIES.items():
-        is_family = nf.is_(nf.NFPROTO, family.proto)
         if name not in guarded.addresses:
-            rules.append([*is_family, _drop()])
+            rules.append(f"meta nfproto {name} drop")
             continue
-        own = ipaddress.ip_address(guarded.addresses[name]).packed
+        own = ipaddress.ip_address(guarded.addresses[name])
         mine, theirs = ("saddr", "daddr") if outwards else ("daddr", "saddr")
-        rules.append([*is_family, *_at(family.address[mine], own, negate=True), _drop()])
-        peer = nf.payload(nf.NETWORK, family.address[theirs], family.length)
-        rules.append([*is_family, peer, nf.member(f"others_{name}"), _drop()])
+        rules.append(f"{family.word} {mine} != {own} drop")
+        rules.append(f"{family.word} {theirs} @others_{name} drop")
         for direction in ("out", "in"):
             original = (direction == "out") == outwards
+            way, then = ("original", "goto opened") if original else ("reply", "accept")
             rules += [
-                [
-                    nf.connection(nf.DIRECTION),
-                    nf.equal(nf.ORIGINAL if original else nf.REPLY),
-                    *match.covers(rule, theirs, "dport" if original else "sport"),
-                    nf.goto("opened") if original else _accept(),
-                ]
+                f"ct direction {way} {match.covers(rule, theirs, 'dport' if original else 'sport')} {then}"
                 for rule in guarded.allow
                 if rule.direction == direction and match.family(rule) == name
             ]
-        rules += [[*nf.related(), *one, _accept()] for one in match.icmp(family, *family.errors)]
+        rules += [f"ct state related {one} accept" for one in match.errors(family)]
     return rules
 
 
-def _at(offset: int, value: bytes, *, negate: bool = False) -> list[bytes]:
-    return [nf.payload(nf.NETWORK, offset, len(value)), nf.equal(value, negate=negate)]
-
-
-def _pinned(guarded: Guarded) -> list[list[bytes]]:
+def _pinned(guarded: Guarded) -> list[Rule]:
     """Return the rules that let only frames with the environment's own MAC and addresses leave."""
     rules = []
     mac = bytes.fromhex(guarded.mac.replace(":", ""))
     if mac:
-        rules.append([nf.payload(nf.LINK, 6, 6), nf.equal(mac, negate=True), _drop()])
+        rules.append(f"{at('link', 6, mac, negate=True)} drop")
     for name, address in sorted(guarded.addresses.items()):
         family = FAMILIES[name]
         own = ipaddress.ip_address(address).packed
         if name == "ipv6":
             rules += _neighbourly(mac, [own, *([ipaddress.ip_address(guarded.local).packed] if guarded.local else [])])
-        rules.append([*nf.of_protocol(family.ether), *_at(family.address["saddr"], own), _accept()])
+        rules.append(f"meta protocol {family.word} {at('network', family.address['saddr'], own)} accept")
         if name == "ipv4" and guarded.arp:
             # The sender's MAC and address in the ARP packet (RFC 826).
-            about = _at(8, mac + own) if mac else _at(14, own)
-            rules.append([*nf.of_protocol(nf.ARP), *about, _accept()])
+            about = at("network", 8, mac + own) if mac else at("network", 14, own)
+            rules.append(f"meta protocol arp {about} accept")
     return rules
 
 
-def _neighbourly(mac: bytes, own: Sequence[bytes]) -> list[list[bytes]]:
+def _neighbourly(mac: bytes, own: Sequence[bytes]) -> list[Rule]:
     """Return the rules on messages to IPv6 neighbours: neighbour discovery (RFC 4861), group reports (RFC 3810)."""
-    six = nf.of_protocol(nf.IPV6)
+    six, discovery = "meta protocol ip6", at("network", 6, b"\x3a")
     rules = []
     for type_, option in ((_ADVERTISEMENT, b"\x02\x01"), (_SOLICITATION, b"\x01\x01")):
-        about = [*six, *_at(6, b"\x3a"), *_at(40, bytes([type_]))]
+        about = f"{six} {discovery} {at('network', 40, bytes([type_]))}"
         if type_ == _ADVERTISEMENT:  # about itself only
-            others = [part for address in own for part in _at(48, address, negate=True)]
-            rules.append([*about, *others, _drop()])
+            others = " ".join(at("network", 48, address, negate=True) for address in own)
+            rules.append(f"{about} {others} drop")
         # Both messages have exactly one option, with a MAC.
-        rules.append([*about, nf.payload(nf.NETWORK, 4, 2), nf.between(*_LONGER), _drop()])
+        rules.append(f"{about} {longer('network', 4, 2, 32)} drop")
         if mac:
-            rules.append([*about, *_at(64, option + mac, negate=True), _drop()])
+            rules.append(f"{about} {at('network', 64, option + mac, negate=True)} drop")
     # Allow group reports from the unspecified address, and all these messages from the link-local address.
-    rules.append([*six, *_at(8, bytes(16)), *_at(24, _REPORTS_TO), *_at(6, b"\0"), _accept()])
+    report = f"{at('network', 24, _REPORTS_TO.packed)} {at('network', 6, bytes(1))} accept"
+    rules.append(f"{six} {at('network', 8, bytes(16))} {report}")
     for address in own[1:]:
-        rules.append([*six, *_at(8, address), *_at(24, _REPORTS_TO), *_at(6, b"\0"), _accept()])
-        for type_ in (_ADVERTISEMENT, _SOLICITATION):
-            rules.append([*six, *_at(8, address), *_at(6, b"\x3a"), *_at(40, bytes([type_])), _accept()])
+        sent = f"{six} {at('network', 8, address)}"
+        rules.append(f"{sent} {report}")
+        rules += [
+            f"{sent} {discovery} {at('network', 40, bytes([type_]))} accept"
+            for type_ in (_ADVERTISEMENT, _SOLICITATION)
+        ]
     return rules

@@ -8,17 +8,17 @@ Never touches another table.
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from netspace.interface import kinds
-from netspace.interface import nftables as nf
 from netspace.interface.endpoints import Ends, Place
 from netspace.interface.firewall import netns_rules
-from netspace.interface.netlink.connection import Message
-from netspace.interface.netlink.reading import NetlinkError
+from netspace.interface.firewall import table as tables
+from netspace.interface.firewall.table import Table
+from netspace.interface.nftables.library import NftablesError
+from netspace.interface.nftables.ruleset import FAMILIES, Ruleset
 from netspace.interface.record import Record
 from netspace.layout import Layout
 from netspace.spec.types import Filtered
@@ -40,8 +40,8 @@ def elsewhere(known: Collection[Record]) -> list[str]:
     return [one for record in known if is_inside(record) for one in record.addresses.values()]
 
 
-def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: Numbers) -> tuple[Message, ...]:
-    """Return the messages that create the desired table; none if no table is wanted. Pure.
+def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: Numbers) -> tuple[Table, ...]:
+    """Return the desired tables; none if no table is wanted. Pure.
 
     :param everybody: the addresses of all interfaces that the host's table doesn't filter.
     """
@@ -49,7 +49,8 @@ def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: 
     if ends.inside is None:
         return ()
     if hasattr(kind, "guard"):
-        return tuple(kind.guard(layout.nft_table, ends, place))
+        guard: tuple[Table, ...] = kind.guard(ends, place)
+        return guard
     if kind.FILTER != "inside" or not isinstance(spec, Filtered):
         return ()
     own = set(record.addresses.values())
@@ -68,7 +69,7 @@ def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: 
         local=next((address for address in plain if address.startswith("fe80:")), ""),
         others=others,
     )
-    return tuple(netns_rules.render(layout.nft_table, guarded))
+    return netns_rules.render(guarded)
 
 
 def state(layout: Layout, loaded: Mapping[str, Any]) -> str:
@@ -76,11 +77,11 @@ def state(layout: Layout, loaded: Mapping[str, Any]) -> str:
 
     :param loaded: the facts that :func:`put` returned.
     """
-    with nf.Ruleset() as ruleset:
+    with Ruleset() as ruleset:
         return _state(ruleset, layout, loaded)
 
 
-def _state(ruleset: nf.Ruleset, layout: Layout, loaded: Mapping[str, Any]) -> str:
+def _state(ruleset: Ruleset, layout: Layout, loaded: Mapping[str, Any]) -> str:
     generation = ruleset.generation()
     if generation is not None and generation == loaded.get("generation"):
         return "intact"
@@ -89,29 +90,30 @@ def _state(ruleset: nf.Ruleset, layout: Layout, loaded: Mapping[str, Any]) -> st
 
 def put(
     layout: Layout,
-    messages: Sequence[Message],
+    wanted: Sequence[Table],
     *,
     fresh: bool,
-    before: Sequence[Message] = (),
+    before: Sequence[Table] = (),
     loaded: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Load the table in the calling thread's namespace, in one transaction; return the facts to record.
+    """Load the tables in the calling thread's namespace, in one transaction; return the facts to record.
 
     :param fresh: the namespace is new and has no table yet.
-    :param before: the messages that created the table which *loaded* describes. If only elements of sets differ,
-        only these are changed.
+    :param before: the tables which *loaded* describes. If only elements of sets differ, only these are changed.
     """
-    table = layout.nft_table
-    with nf.Ruleset() as ruleset:
-        generation = _changed_in_place(ruleset, layout, messages, before, loaded) if before and loaded else None
+    name = layout.nft_table
+    with Ruleset() as ruleset:
+        generation = _changed_in_place(ruleset, layout, wanted, before, loaded) if before and loaded else None
         if generation is None:
-            removal = [] if fresh else [*nf.remove_table(nf.INET, table), *nf.remove_table(nf.NETDEV, table)]
-            generation = ruleset.load([*removal, *messages])
-        if not messages:
+            removal = "" if fresh else "".join(tables.removal(family, name) for family in FAMILIES)
+            text = removal + "".join(tables.creation(name, table) for table in wanted)
+            since = ruleset.generation()
+            generation = ruleset.load(text, since)
+        if not wanted:
             return {}
-        listed = ruleset.confirmed(table, generation)
+        listed = None if generation is None else ruleset.confirmed(name, generation)
     return {
-        "rendered": nf.digest(messages),
+        "rendered": tables.digest(wanted),
         "generation": generation,
         # None if somebody else changed the ruleset meanwhile: the next observation then reports the table as changed.
         "listed": None if listed is None else list(listed),
@@ -119,20 +121,22 @@ def put(
 
 
 def _changed_in_place(
-    ruleset: nf.Ruleset,
+    ruleset: Ruleset,
     layout: Layout,
-    messages: Sequence[Message],
-    before: Sequence[Message],
+    wanted: Sequence[Table],
+    before: Sequence[Table],
     loaded: Mapping[str, Any],
 ) -> int | None:
-    """Change only the table's elements; return the new generation, or None if that isn't possible."""
-    changed = nf.elements_changed(before, messages)
+    """Change only the tables' elements; return the new generation, or None if they must be loaded whole."""
+    pairs = [(old, new) for old, new in zip(before, wanted, strict=False) if old.family == new.family]
+    same = len(pairs) == len(before) == len(wanted) and all(old.same_structure(new) for old, new in pairs)
+    text = "".join(tables.difference(layout.nft_table, old, new) for old, new in pairs) if same else ""
     now = ruleset.generation()
-    if not changed or now is None or _state(ruleset, layout, loaded) != "intact":
+    if not text or now is None or _state(ruleset, layout, loaded) != "intact":
         return None
     try:
-        return ruleset.load(changed, now)
-    except NetlinkError as err:
-        if err.errno != errno.ERESTART:  # ERESTART: somebody else has changed the ruleset meanwhile
+        return ruleset.load(text, now)
+    except NftablesError:
+        if ruleset.generation() == now:
             raise
-        return None
+        return None  # somebody else has changed the ruleset meanwhile

@@ -25,21 +25,14 @@ import ipaddress
 import struct
 from collections.abc import Sequence
 
-from netspace.interface import match as matching
-from netspace.interface import nftables as nf
 from netspace.interface.firewall.table import Base, Chain, Collection, Rule
 from netspace.interface.match import FAMILIES, PROTOCOLS
-from netspace.interface.nftables import Expression, Verdict
+from netspace.interface.nftables.words import Verdict, to_goto
 from netspace.spec.publish import HostPort, Led, Publication
 
 _DSTNAT, _AFTER_SRCNAT = -100, 300  # linux/netfilter_ipv4.h
-# nft's numbers of the types of keys and elements: inet_proto, inet_service, ipv4_addr, ipv6_addr.
-_PROTOCOL, _SERVICE, _ADDRESS = 12, 13, {"ipv4": 7, "ipv6": 8}
-_KEYS = bytes.fromhex("000400000000")
-_TO_VERDICT = bytes.fromhex("000400000000010400000000")
-_ACCEPT, _DROP = nf.verdict(nf.ACCEPT), nf.verdict(nf.DROP)
-_LOOPBACK = {"ipv4": bytes([127]), "ipv6": ipaddress.IPv6Address("::1").packed}
-_IIF_NONE = struct.pack("=I", 0)
+_PORT = ("inet_proto", "inet_service")
+_LOOPBACK = {"ipv4": "127.0.0.0/8", "ipv6": "::1"}
 
 
 def chains(published: Sequence[Led], sent_by: Sequence[Rule]) -> tuple[dict[str, Chain], dict[str, Collection]]:
@@ -57,22 +50,20 @@ def chains(published: Sequence[Led], sent_by: Sequence[Rule]) -> tuple[dict[str,
                 continue
             name = lead_name(one, addresses[fam])
             made[name] = Chain([_lead(fam, addresses[fam], one)])
-            (at if one.host.address else anywhere)[_key(one.host)] = nf.to_goto(name)
-        service = (_PROTOCOL << 6 | _SERVICE, 8)
-        service_at = (service[0] << 6 | _ADDRESS[fam], 8 + of.length)
-        for which, type_, found in (("", service, anywhere), ("at_", service_at, at)):
-            sets[f"published_{which}{fam}"] = Collection(*type_, _TO_VERDICT, found, verdicts=True)
-            sets[f"reserved_{which}{fam}"] = Collection(*type_, _KEYS, dict.fromkeys(found))
+            (at if one.host.address else anywhere)[_key(one.host)] = to_goto(name)
+        for which, types, found in (("", _PORT, anywhere), ("at_", (*_PORT, of.type), at)):
+            sets[f"published_{which}{fam}"] = Collection(types, found, verdicts=True)
+            sets[f"reserved_{which}{fam}"] = Collection(types, dict.fromkeys(found))
     made["lead"] = Chain([rule for fam in FAMILIES for rule in _looked_up(fam)])
-    into = [*nf.to_own_address(), nf.goto("lead")]
-    others = [[*match, _ACCEPT] for match in ([nf.meta(nf.IIFNAME), nf.member("ends")], *sent_by)]
-    made["published"] = Chain([*others, into], Base("nat", nf.PREROUTING, _DSTNAT))
-    made["published_here"] = Chain([*_loopback("daddr"), into], Base("nat", nf.OUTPUT, _DSTNAT))
+    into = "fib daddr type local goto lead"
+    others = [f"{match} accept" for match in ("iifname @ends", *sent_by)]
+    made["published"] = Chain([*others, into], Base("nat", "prerouting", _DSTNAT))
+    made["published_here"] = Chain([*_loopback("daddr"), into], Base("nat", "output", _DSTNAT))
     reserved = [rule for fam in FAMILIES for rule in _reserved(fam)]
-    made["reserved"] = Chain([*_loopback("saddr"), *reserved], Base("filter", nf.POSTROUTING, _AFTER_SRCNAT))
+    made["reserved"] = Chain([*_loopback("saddr"), *reserved], Base("filter", "postrouting", _AFTER_SRCNAT))
     # Packets of the host's own programs, which the chain "output" has seen with lo as their output interface.
-    own = [nf.meta(nf.OIFNAME), nf.member("ends"), *nf.translated(), *nf.is_(nf.IIF, _IIF_NONE), nf.goto("towards")]
-    made["led"] = Chain([own], Base("filter", nf.POSTROUTING))
+    own = "oifname @ends ct status dnat iif 0 goto towards"
+    made["led"] = Chain([own], Base("filter", "postrouting"))
     return made, sets
 
 
@@ -88,56 +79,38 @@ def let_in(one: Publication, *, reply: bool) -> Rule:
     :param reply: match the packets of the reply direction.
     """
     port = one.host
-    address: list[bytes] = []
+    words = (
+        f"ct status dnat meta l4proto {port.protocol} {port.protocol} {'sport' if reply else 'dport'} {one.inside}"
+        f" ct original proto-dst {port.port}"
+    )
     if port.address:
         fam = one.families[0]
-        key = {"ipv4": nf.TO_IPV4, "ipv6": nf.TO_IPV6}[fam]
-        packed = ipaddress.ip_address(port.address).packed
-        address = [*nf.is_(nf.NFPROTO, FAMILIES[fam].proto), nf.connection(key, original=True), nf.equal(packed)]
-    return [
-        *nf.translated(),
-        *nf.is_(nf.L4PROTO, bytes([PROTOCOLS[port.protocol]])),
-        nf.payload(nf.TRANSPORT, 0 if reply else 2, 2),
-        nf.equal(struct.pack(">H", one.inside)),
-        nf.connection(nf.TO_PORT, original=True),
-        nf.equal(struct.pack(">H", port.port)),
-        *address,
-    ]
+        address = ipaddress.ip_address(port.address)
+        words += f" meta nfproto {fam} ct original {FAMILIES[fam].word} daddr {address}"
+    return words
 
 
 def _lead(fam: str, address: str, one: Publication) -> Rule:
-    of = FAMILIES[fam]
-    return [
-        *nf.is_(nf.NFPROTO, of.proto),
-        *nf.is_(nf.L4PROTO, bytes([PROTOCOLS[one.host.protocol]])),
-        *nf.lead_to(of.proto[0], ipaddress.ip_address(address).packed, one.inside),
-    ]
+    parsed = ipaddress.ip_address(address)
+    target = f"[{parsed}]" if parsed.version == 6 else str(parsed)
+    return f"meta nfproto {fam} meta l4proto {one.host.protocol} dnat {FAMILIES[fam].word} to {target}:{one.inside}"
 
 
 def _looked_up(fam: str) -> list[Rule]:
-    key, address = _loaded(fam, "daddr", 2)
-    return [[*key, address, nf.by_map(f"published_at_{fam}")], [*key, nf.by_map(f"published_{fam}")]]
+    key = f"meta nfproto {fam} meta l4proto . th dport"
+    return [f"{key} . {FAMILIES[fam].word} daddr vmap @published_at_{fam}", f"{key} vmap @published_{fam}"]
 
 
 def _reserved(fam: str) -> list[Rule]:
-    key, address = _loaded(fam, "saddr", 0)
-    begun = [nf.connection(nf.DIRECTION), nf.equal(nf.ORIGINAL), *key]
-    dropped = [*nf.from_own_address(), _DROP]
+    begun, dropped = f"ct direction original meta nfproto {fam} meta l4proto . th sport", "fib saddr type local drop"
     return [
-        [*begun, address, nf.member(f"reserved_at_{fam}"), *dropped],
-        [*begun, nf.member(f"reserved_{fam}"), *dropped],
+        f"{begun} . {FAMILIES[fam].word} saddr @reserved_at_{fam} {dropped}",
+        f"{begun} @reserved_{fam} {dropped}",
     ]
 
 
-def _loaded(fam: str, which: str, port: int) -> tuple[Rule, Expression]:
-    """Return the expressions that load protocol and port, and the one that loads the address behind them."""
-    of = FAMILIES[fam]
-    key = [*nf.is_(nf.NFPROTO, of.proto), nf.meta(nf.L4PROTO), nf.payload(nf.TRANSPORT, port, 2, nf.FIRST_SECOND)]
-    return key, nf.payload(nf.NETWORK, of.address[which], of.length, nf.FIRST_THIRD)
-
-
 def _loopback(which: str) -> list[Rule]:
-    return [[*matching.address(fam, which, len(it)), nf.equal(it), _ACCEPT] for fam, it in _LOOPBACK.items()]
+    return [f"{FAMILIES[fam].word} {which} {network} accept" for fam, network in _LOOPBACK.items()]
 
 
 @functools.lru_cache(4096)

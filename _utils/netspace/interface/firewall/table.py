@@ -1,8 +1,8 @@
-"""One nftables table as a value, and the messages that change one table into another. Pure.
+"""One nftables table as a value, and the text that changes one table into another. Pure.
 
 A change touches only the differences: elements are added and removed in place, and a
 chain is refilled only if its rules differ. So the kernel's counts of open connections in the rest
-of the table survive, and the cost depends on the size of the change. The messages are ordered
+of the table survive, and the cost depends on the size of the change. The commands are ordered
 so that no rule ever names an object that doesn't exist yet, or any more.
 """
 
@@ -10,71 +10,99 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from netspace.interface import nftables as nf
-from netspace.interface.netlink.connection import Message
-from netspace.interface.nftables import Expression, Verdict
+from netspace.interface.nftables import ruleset, words
+from netspace.interface.nftables.words import Verdict
 
-Rule = Sequence[Expression]
+Rule = str
 
 
 class Base(msgspec.Struct, frozen=True):
-    """The hook by which packets enter a chain; the chain's policy is accept."""
+    """The hook by which packets enter a chain.
+
+    :param device: the link whose hook it is, in a table of family netdev.
+    """
 
     type: str
-    hook: int
+    hook: str
     priority: int = 0
+    policy: str = "accept"
+    device: str = ""
+
+    def __str__(self) -> str:
+        device = f" device {words.link(self.device)}" if self.device else ""
+        return f"type {self.type} hook {self.hook}{device} priority {self.priority}; policy {self.policy};"
 
 
 class Chain(msgspec.Struct, frozen=True):
+    """A chain of rules."""
+
     rules: Sequence[Rule]
     base: Base | None = None
 
 
 class Collection(msgspec.Struct, frozen=True):
-    """A set, or with ``verdicts`` a map to verdicts. See ``nftables.declare_set`` for the fields."""
+    """A set, or with ``verdicts`` a map to verdicts.
 
-    type: int
-    length: int
-    about: bytes
+    :param types: nft's names of the types that make up a key.
+    :param elements: keys as the kernel holds them, so that they can be compared with the kernel's.
+    :param most: packets add elements, at most so many; 0: they add none.
+    """
+
+    types: tuple[str, ...]
     elements: Mapping[bytes, Verdict | None] = msgspec.field(default_factory=dict)
     verdicts: bool = False
     most: int = 0
 
+    def declared(self, name: str) -> list[str]:
+        """Return the lines that declare it, with its elements."""
+        lines = [f"type {' . '.join(self.types)}{' : verdict' if self.verdicts else ''}"]
+        lines += [f"size {self.most}", "flags dynamic"] if self.most else []
+        lines += [f"elements = {words.elements(self.types, self.elements)}"] if self.elements else []
+        return _block(f"{'map' if self.verdicts else 'set'} {words.name(name)}", lines)
+
 
 class Timeout(msgspec.Struct, frozen=True):
-    """The seconds for which the kernel tracks connections of a protocol, by their state."""
+    """The seconds for which the kernel tracks connections of a protocol, by nft's names of their states."""
 
-    l3: int
-    l4: int
-    seconds: Mapping[int, int]
+    l3: str
+    l4: str
+    seconds: Mapping[str, int]
+
+    def declared(self, name: str) -> list[str]:
+        """Return the lines that declare it."""
+        policy = ", ".join(f"{state} : {seconds}" for state, seconds in self.seconds.items())
+        lines = [f"protocol {self.l4}", f"l3proto {self.l3}", f"policy = {{ {policy} }}"]
+        return _block(f"ct timeout {words.name(name)}", lines)
 
 
 class Table(msgspec.Struct, frozen=True, dict=True):
-    """A table of family inet. Objects of the same name in two tables differ only in elements and rules."""
+    """A table. Objects of the same name in two tables differ only in elements and rules."""
 
     chains: Mapping[str, Chain] = msgspec.field(default_factory=dict)
     sets: Mapping[str, Collection] = msgspec.field(default_factory=dict)
     timeouts: Mapping[str, Timeout] = msgspec.field(default_factory=dict)
+    family: str = "inet"
 
     @functools.cached_property
     def elements(self) -> str:
-        """Digest of all elements, equal to the one that ``nftables.Ruleset.listed`` returns."""
-        return nf.elements_digest(nf.INET, {name: one.elements for name, one in self.sets.items() if not one.most})
+        """Digest of all elements, equal to the one that ``Ruleset.listed`` returns."""
+        sets = {name: one.elements for name, one in self.sets.items() if not one.most}
+        return ruleset.elements_digest(self.family, sets)
 
     @functools.cached_property
     def digest(self) -> str:
         """Digest of the whole table: tables that differ in anything have different digests."""
-        found = hashlib.sha256(self.elements.encode())
-        for message in _declared("", self):
-            found.update(message.body)
+        found = hashlib.sha256(f"{self.family} {self.elements}\n".encode())
         for name, chain in sorted(self.chains.items()):
-            found.update(f"{name} {chain.base} {len(chain.rules)}\n".encode())
-            for rule in chain.rules:
-                found.update(b"%d" % len(rule) + b"".join(rule))
+            found.update("\n".join([f"{name} {chain.base} {len(chain.rules)}", *chain.rules, ""]).encode())
+        for name, one in sorted(self.sets.items()):
+            found.update(f"{name} {one.types} {one.verdicts} {one.most}\n".encode())
+        for name, timeout in sorted(self.timeouts.items()):
+            found.update(f"{name} {timeout}\n".encode())
         return found.hexdigest()
 
     def same_structure(self, other: Table) -> bool:
@@ -82,59 +110,68 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         return self.chains == other.chains and self.timeouts == other.timeouts and self.sets.keys() == other.sets.keys()
 
 
-def whole(name: str, table: Table) -> list[Message]:
-    """Return the messages that replace the table of this name, if there is one, with *table*."""
-    made = nf.remove_table(nf.INET, name)
-    return [*made, *nf.add_table(nf.INET, name), *difference(name, Table(), table)] if table.chains else made
+def digest(tables: Iterable[Table]) -> str:
+    """Return a digest of several tables."""
+    return hashlib.sha256("".join(table.digest for table in tables).encode()).hexdigest()
 
 
-def difference(name: str, old: Table, new: Table) -> list[Message]:
-    """Return the messages that change *old*, which the kernel holds, into *new*."""
+def removal(family: str, name: str) -> str:
+    """Return the text that removes a table. It creates it first, so that a missing table is no error."""
+    named = f"{family} {words.name(name)}"
+    return f"add table {named}\ndelete table {named}\n"
+
+
+def whole(name: str, table: Table) -> str:
+    """Return the text that replaces the table of this name, if there is one, with *table*."""
+    return removal(table.family, name) + (creation(name, table) if table.chains else "")
+
+
+def creation(name: str, table: Table) -> str:
+    """Return the text that creates *table* under this name."""
+    return difference(name, Table(family=table.family), table)
+
+
+def difference(name: str, old: Table, new: Table) -> str:
+    """Return the text that changes *old*, which the kernel holds, into *new*; empty if they are equal."""
+    table = f"{new.family} {words.name(name)}"
     refilled = [chain for chain, one in new.chains.items() if chain in old.chains and old.chains[chain] != one]
     gone = [chain for chain in old.chains if chain not in new.chains]
-    made: list[Message] = []
-    for chain, one in new.chains.items():
-        if chain not in old.chains:
-            made.append(_add_chain(name, chain, one))
-    made += _declared(name, new, old)
-    made += [nf.remove_rules(nf.INET, name, chain) for chain in (*refilled, *gone) if old.chains[chain].rules]
-    added: list[Message] = []
+    lines = [f"flush chain {table} {words.name(chain)}" for chain in (*refilled, *gone) if old.chains[chain].rules]
+    added = []
     for set_, collection in new.sets.items():
-        before = old.sets[set_].elements if set_ in old.sets else {}
-        if before == collection.elements:
+        if set_ not in old.sets or old.sets[set_].elements == collection.elements:
             continue
+        before, where = old.sets[set_].elements, f"element {table} {words.name(set_)}"
         over = {key: said for key, said in before.items() if collection.elements.get(key, ()) != said}
         more = {key: said for key, said in collection.elements.items() if before.get(key, ()) != said}
-        made += nf.remove_elements(nf.INET, name, set_, over)
-        added += nf.add_elements(nf.INET, name, set_, more)
-    for chain, one in new.chains.items():
-        if old.chains.get(chain) != one:
-            made += [nf.add_rule(nf.INET, name, chain, rule) for rule in one.rules]
-    made += added
-    made += [nf.remove_set(nf.INET, name, set_) for set_ in old.sets if set_ not in new.sets]
-    made += [nf.remove_chain(nf.INET, name, chain) for chain in gone]
-    made += [nf.remove_timeout(nf.INET, name, one) for one in old.timeouts if one not in new.timeouts]
+        if over:
+            lines.append(f"delete {where} {words.elements(collection.types, over)}")
+        if more:
+            added.append(f"add {where} {words.elements(collection.types, more)}")
+    if made := _made(old, new):
+        lines += _block(f"table {table}", made)
+    lines += added
+    lines += [f"delete set {table} {words.name(set_)}" for set_ in old.sets if set_ not in new.sets]
+    lines += [f"delete chain {table} {words.name(chain)}" for chain in gone]
+    lines += [f"delete ct timeout {table} {words.name(one)}" for one in old.timeouts if one not in new.timeouts]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _made(old: Table, new: Table) -> list[str]:
+    """Return the declarations of all that *old* lacks, and the rules of chains that differ."""
+    made: list[str] = []
+    for which, timeout in new.timeouts.items():
+        if which not in old.timeouts:
+            made += timeout.declared(which)
+    for which, one in new.sets.items():
+        if which not in old.sets:
+            made += one.declared(which)
+    for which, chain in new.chains.items():
+        if old.chains.get(which) != chain:
+            base = [str(chain.base)] if chain.base is not None and which not in old.chains else []
+            made += _block(f"chain {words.name(which)}", [*base, *chain.rules])
     return made
 
 
-def _add_chain(name: str, chain: str, one: Chain) -> Message:
-    if one.base is None:
-        return nf.add_chain(nf.INET, name, chain)
-    base = one.base
-    return nf.add_base(nf.INET, name, chain, base.hook, policy=nf.ACCEPT, type_=base.type, priority=base.priority)
-
-
-def _declared(name: str, new: Table, old: Table | None = None) -> list[Message]:
-    """Return the messages that add the timeouts and (empty) sets that *old* lacks."""
-    made = [
-        nf.add_timeout(nf.INET, name, which, one.l3, one.l4, one.seconds)
-        for which, one in new.timeouts.items()
-        if old is None or which not in old.timeouts
-    ]
-    return made + [
-        nf.declare_set(
-            nf.INET, name, which, one.type, one.length, verdicts=one.verdicts, most=one.most, about=one.about
-        )
-        for which, one in new.sets.items()
-        if old is None or which not in old.sets
-    ]
+def _block(head: str, lines: Sequence[str]) -> list[str]:
+    return [f"{head} {{", *(f"\t{line}" for line in lines), "}"]

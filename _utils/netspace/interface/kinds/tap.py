@@ -23,13 +23,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from netspace.interface import nftables as nf
 from netspace.interface.endpoints import INSIDE_INDEX, End, Ends, Place
+from netspace.interface.firewall.table import Base, Chain, Rule, Table
 from netspace.interface.kinds import veth
 from netspace.interface.match import FAMILIES
 from netspace.interface.netlink import reading, requests
 from netspace.interface.netlink.connection import Message, Socket
 from netspace.interface.netlink.reading import Link
+from netspace.interface.nftables.words import at, write
 from netspace.layout import TAP
 from netspace.spec.publish import Routed
 from netspace.spec.types import Address
@@ -133,14 +134,14 @@ def _own(owner: int) -> None:
 
 
 # -- the table -----------------------------------------------------------------------
-def guard(table: str, wanted: Ends, place: Place) -> list[Message]:
-    """Return the messages that create the table. It hands frames between tap device and pair, and drops all others."""
+def guard(wanted: Ends, place: Place) -> tuple[Table, ...]:
+    """Return the table that hands frames between tap device and pair, and drops all others."""
     inside = wanted.inside
     assert inside is not None
     guest = bytes.fromhex(place.mac.replace(":", ""))
     router = bytes.fromhex(gateway_mac(place.mac).replace(":", ""))
-    sent: list[list[bytes]] = [[nf.payload(nf.LINK, 6, 6), nf.equal(guest, negate=True), nf.verdict(nf.DROP)]]
-    received: list[list[bytes]] = []
+    sent = [f"{at('link', 6, guest, negate=True)} drop"]
+    received: list[Rule] = []
     for family, address in sorted(place.addresses.items()):
         own = socket.inet_pton(reading.FAMILIES[family], address)
         gateway = socket.inet_pton(reading.FAMILIES[family], place.gateways[family])
@@ -149,39 +150,34 @@ def guard(table: str, wanted: Ends, place: Place) -> list[Message]:
             sent.append(_arp_answer(guest, own, router, gateway))
         else:
             sent += [_neighbour_answer(guest, own, router, gateway, option=option) for option in (True, False)]
-        sent.append([
-            *nf.of_protocol(of.ether), *_at(nf.LINK, 0, router), *_at(nf.NETWORK, of.address["saddr"], own),
-            *nf.write(nf.LINK, 0, guest), *nf.forward_to(INSIDE_INDEX),
-        ])  # fmt: skip
-        received.append([
-            *nf.of_protocol(of.ether), *_at(nf.NETWORK, of.address["daddr"], own),
-            *nf.write(nf.LINK, 6, router), *nf.forward_to(_INDEX),
-        ])  # fmt: skip
-    text = nf.add_table(nf.NETDEV, table)
-    for chain, device, rules in (("sent", NAME, sent), ("received", inside.name, received)):
-        text.append(nf.add_base(nf.NETDEV, table, chain, nf.INGRESS, device=device))
-        text += [nf.add_rule(nf.NETDEV, table, chain, rule) for rule in rules]
-    return text
+        sent.append(
+            f"meta protocol {of.word} {at('link', 0, router)} {at('network', of.address['saddr'], own)} "
+            f"{write('link', 0, guest)} fwd to {INSIDE_INDEX}"
+        )
+        received.append(
+            f"meta protocol {of.word} {at('network', of.address['daddr'], own)} "
+            f"{write('link', 6, router)} fwd to {_INDEX}"
+        )
+    chains = {
+        name: Chain(rules, Base("filter", "ingress", policy="drop", device=device))
+        for name, device, rules in (("sent", NAME, sent), ("received", inside.name, received))
+    }
+    return (Table(chains, family="netdev"),)
 
 
-def _at(base: int, offset: int, value: bytes) -> list[bytes]:
-    return [nf.payload(base, offset, len(value)), nf.equal(value)]
-
-
-def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> list[bytes]:
+def _arp_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes) -> Rule:
     """Return the rule that answers the guest's ARP request for *gateway* with the MAC *router* (RFC 826)."""
-    return [
-        *nf.of_protocol(nf.ARP), *_at(nf.NETWORK, 0, _REQUEST),
-        *_at(nf.NETWORK, 8, guest + own), *_at(nf.NETWORK, 24, gateway),
-        *nf.write(nf.LINK, 0, guest + router),
-        *nf.write(nf.NETWORK, 6, b"\0\2"),
-        *nf.write(nf.NETWORK, 8, router + gateway),
-        *nf.write(nf.NETWORK, 18, guest + own),
-        *nf.forward_to(_INDEX),
-    ]  # fmt: skip
+    return " ".join([
+        "meta protocol arp", at("network", 0, _REQUEST), at("network", 8, guest + own), at("network", 24, gateway),
+        write("link", 0, guest + router),
+        write("network", 6, b"\0\2"),
+        write("network", 8, router + gateway),
+        write("network", 18, guest + own),
+        f"fwd to {_INDEX}",
+    ])  # fmt: skip
 
 
-def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *, option: bool) -> list[bytes]:
+def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *, option: bool) -> Rule:
     """Return the rule that answers a neighbour solicitation for *gateway* (RFC 4861).
 
     :param option: whether the solicitation has the option with the guest's MAC; then the answer has the router's.
@@ -189,19 +185,19 @@ def _neighbour_answer(guest: bytes, own: bytes, router: bytes, gateway: bytes, *
     head = bytes([_ADVERTISEMENT, 0, 0, 0]) + _FROM_ROUTER
     answer = head + gateway + (b"\x02\x01" + router if option else b"")
     pseudo = gateway + own + struct.pack(">IxxxB", len(answer), socket.IPPROTO_ICMPV6)
-    told = struct.pack(">H", _checksum(pseudo + answer))
-    asked = [*_at(nf.NETWORK, 64, b"\x01\x01" + guest)] if option else []
-    more = nf.write(nf.NETWORK, 64, b"\x02\x01" + router) if option else []
-    return [
-        *nf.of_protocol(nf.IPV6), *_at(nf.NETWORK, 4, struct.pack(">HBB", len(answer), socket.IPPROTO_ICMPV6, 255)),
-        *_at(nf.NETWORK, 8, own),
-        *_at(nf.NETWORK, 40, bytes([_SOLICITATION, 0])), *_at(nf.NETWORK, 48, gateway), *asked,
-        *nf.write(nf.LINK, 0, guest + router),
-        *nf.write(nf.NETWORK, 8, gateway + own),
-        *nf.write(nf.NETWORK, 40, head[:2] + told + _FROM_ROUTER),
+    checksum = struct.pack(">H", _checksum(pseudo + answer))
+    asked = [at("network", 64, b"\x01\x01" + guest)] if option else []
+    more = [write("network", 64, b"\x02\x01" + router)] if option else []
+    return " ".join([
+        "meta protocol ip6", at("network", 4, struct.pack(">HBB", len(answer), socket.IPPROTO_ICMPV6, 255)),
+        at("network", 8, own),
+        at("network", 40, bytes([_SOLICITATION, 0])), at("network", 48, gateway), *asked,
+        write("link", 0, guest + router),
+        write("network", 8, gateway + own),
+        write("network", 40, head[:2] + checksum + _FROM_ROUTER),
         *more,
-        *nf.forward_to(_INDEX),
-    ]  # fmt: skip
+        f"fwd to {_INDEX}",
+    ])  # fmt: skip
 
 
 def _checksum(data: bytes) -> int:

@@ -1,0 +1,107 @@
+"""Words of nft(8), written so that no value can say more than it should.
+
+Every text in a rule comes from this library; values come as numbers, as parsed addresses, or as names. A name is
+refused unless it consists of letters, digits and a few marks that mean nothing to nft.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Mapping
+
+Verdict = tuple[int, str]
+"""The value of a map's key: the verdict's code in the kernel, and its chain."""
+
+_JUMP, _GOTO = -3, -4
+_VERDICTS = {_JUMP: "jump", _GOTO: "goto"}
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
+_LINK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,14}")
+# Of each type of a set's keys: the bytes in the kernel, and how they are written.
+_SIZES = {"ifname": 16, "ether_addr": 8, "ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 4, "inet_service": 4}
+_HEADERS = {"link": "@ll", "network": "@nh"}
+_WRITTEN = 16  # bytes that one statement writes
+
+
+def to_jump(chain: str) -> Verdict:
+    """Return the verdict of a map that leads to *chain* and back."""
+    return _JUMP, chain
+
+
+def to_goto(chain: str) -> Verdict:
+    """Return the verdict of a map that leads to *chain*."""
+    return _GOTO, chain
+
+
+def name(text: str) -> str:
+    """Return the name of a table, chain, set or object.
+
+    :raises ValueError: it might be read as something else.
+    """
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r}: not usable as a name in nftables; use letters, digits, '_', '.' and '-'")
+    return text
+
+
+def link(text: str) -> str:
+    """Return the name of a link in quotes.
+
+    :raises ValueError: it might be read as something else (``*`` stands for any end).
+    """
+    if not _LINK.fullmatch(text):
+        raise ValueError(f"{text!r}: not usable as a link's name in nftables; use letters, digits, '_', '.' and '-'")
+    return f'"{text}"'
+
+
+@functools.lru_cache(16384)
+def key(types: tuple[str, ...], packed: bytes) -> str:
+    """Return a set's element as nft writes it; *packed* is its key in the kernel, of these types."""
+    parts, start = [], 0
+    for type_ in types:
+        parts.append(_part(type_, packed[start : start + _SIZES[type_]]))
+        start += _SIZES[type_]
+    if start != len(packed):
+        raise ValueError(f"a key of {len(packed)} bytes, where {types} have {start}")
+    return " . ".join(parts)
+
+
+def _part(type_: str, packed: bytes) -> str:
+    if type_ == "ifname":
+        return link(packed.rstrip(b"\0").decode())
+    if type_ == "ether_addr":
+        return packed[:6].hex(":")
+    if type_ == "inet_proto":
+        return str(packed[0])
+    if type_ == "inet_service":
+        return str(int.from_bytes(packed[:2], "big"))
+    return str(ipaddress.ip_address(packed))
+
+
+def elements(types: tuple[str, ...], of: Mapping[bytes, Verdict | None]) -> str:
+    """Return a set's elements, or a map's, as nft writes them."""
+    written = []
+    for packed, said in of.items():
+        text = key(types, packed)
+        written.append(text if said is None else f"{text} : {_VERDICTS[said[0]]} {name(said[1])}")
+    return f"{{ {', '.join(written)} }}"
+
+
+def at(header: str, offset: int, value: bytes, *, negate: bool = False) -> str:
+    """Match packets with these bytes at an offset of their ``link`` or ``network`` header."""
+    return f"{_place(header, offset, len(value))}{' !=' if negate else ''} 0x{value.hex()}"
+
+
+def longer(header: str, offset: int, size: int, than: int) -> str:
+    """Match packets with a number of *size* bytes above *than* at an offset of their header."""
+    return f"{_place(header, offset, size)} > {than}"
+
+
+def write(header: str, offset: int, data: bytes) -> str:
+    """Write *data* into the packet, without updating checksums: nft mends them only of fields that it knows."""
+    parts = [(start, data[start : start + _WRITTEN]) for start in range(0, len(data), _WRITTEN)]
+    return " ".join(f"{_place(header, offset + start, len(part))} set 0x{part.hex()}" for start, part in parts)
+
+
+def _place(header: str, offset: int, size: int) -> str:
+    return f"{_HEADERS[header]},{8 * offset},{8 * size}"
