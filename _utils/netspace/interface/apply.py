@@ -31,6 +31,7 @@ from netspace.interface.firewall import host_table, netns_table
 from netspace.interface.firewall.table import Table
 from netspace.interface.netlink import connection, requests
 from netspace.interface.netlink.connection import Failure, Message, Socket
+from netspace.interface.nftables.library import LibraryMissingError
 from netspace.interface.observe import Live
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
@@ -564,6 +565,8 @@ def _missing(module: str, failure: object, otherwise: str) -> MissingError:
 
 
 def _unfiltered(error: OSError) -> Exception:
+    if isinstance(error, LibraryMissingError):
+        return host_table.explained(error)
     if error.errno in connection.UNSUPPORTED:
         return _missing(
             "nf_tables with CONFIG_NETFILTER_EGRESS, NF_TABLES_NETDEV, NFT_CONNLIMIT and NFT_FWD_NETDEV",

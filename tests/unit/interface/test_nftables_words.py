@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netspace.interface.firewall import host_table
 from netspace.interface.firewall.table import Base, Chain, Collection, Table, creation, difference
 from netspace.interface.nftables import library, words
 
@@ -91,6 +93,8 @@ def test_error_names_the_kernels_reason_and_the_command() -> None:
 def test_missing_library_is_told_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_NAME", "libnftables.so.none")
     library._library.cache_clear()
-    with pytest.raises(OSError, match="Debian: libnftables1"):
+    with pytest.raises(library.LibraryMissingError) as refused:
         library._library()
     library._library.cache_clear()
+    told = "libnftables .* is missing on this host; install it: salt-call state.apply netspace.packages"
+    assert re.match(told, str(host_table.explained(refused.value)))

@@ -19,7 +19,7 @@ from netspace.errors import MissingError, NetspaceError
 from netspace.interface.firewall import table as tables
 from netspace.interface.firewall.table import Table
 from netspace.interface.netlink import connection
-from netspace.interface.nftables.library import NftablesError
+from netspace.interface.nftables.library import LibraryMissingError, NftablesError
 from netspace.interface.nftables.ruleset import FAMILIES, Ruleset
 
 # The kernel lacks this kind of rule, chain or object, or nftables as a whole.
@@ -57,7 +57,7 @@ def put(name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]
         with Ruleset() as ruleset:
             return _put(ruleset, name, table, before, loaded)
     except OSError as err:
-        raise _explained(err) from err
+        raise explained(err) from err
 
 
 def _put(ruleset: Ruleset, name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,8 +127,11 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _explained(error: OSError) -> NetspaceError:
+def explained(error: OSError) -> NetspaceError:
+    """Return the reason why a table wasn't loaded, with its remedy."""
     said = error.strerror or str(error)
+    if isinstance(error, LibraryMissingError):
+        return MissingError(f"libnftables ({said})", "install it: salt-call state.apply netspace.packages")
     if error.errno in _LACKING:
         return MissingError(
             f"nftables in the kernel ({said})",

@@ -23,12 +23,16 @@ class NftablesError(OSError):
     """A refused text; ``errno`` is the kernel's reason, ``strerror`` has the refused command, too."""
 
 
+class LibraryMissingError(NftablesError):
+    """libnftables isn't on this host."""
+
+
 @functools.cache
 def _library() -> ctypes.CDLL:
     try:
         found = ctypes.CDLL(_NAME, use_errno=True)
     except OSError as err:
-        raise NftablesError(errno.ENOPKG, f"{_NAME} is missing ({err}); install it (Debian: libnftables1)") from None
+        raise LibraryMissingError(errno.ENOPKG, str(err)) from None
     found.nft_ctx_new.restype = ctypes.c_void_p
     found.nft_ctx_new.argtypes = [ctypes.c_uint32]
     for function in ("nft_ctx_free", "nft_ctx_buffer_output", "nft_ctx_buffer_error"):
