@@ -76,7 +76,8 @@ def _derived(base: Any, **members: object) -> Any:
 @functools.cache
 def link() -> type[MessageClass]:
     """Return the class of messages about links."""
-    attribute, base = module("netlink").nla, module("netlink.rtnl.ifinfmsg").ifinfmsg
+    theirs = module("netlink.rtnl.ifinfmsg")
+    attribute, base = theirs.nla, theirs.ifinfmsg
     known = base.af_spec_inet
     # IFLA_INET_CONF: an attribute for each setting that is changed. pyroute2 names the settings in the kernel's order.
     conf = _derived(attribute, nla_map=tuple((name.upper(), "uint32") for name in known.inet.field_names))
@@ -104,8 +105,8 @@ def route() -> type[MessageClass]:
 @functools.cache
 def rate_limit() -> type[MessageClass]:
     """Return the class of messages about the rate limit of a link (tc-tbf(8))."""
-    attribute, base = module("netlink").nla, module("netlink.rtnl.tcmsg").tcmsg
-    theirs = module("netlink.rtnl.tcmsg.sched_tbf").options
+    package = module("netlink.rtnl.tcmsg")
+    attribute, base, theirs = package.nla, package.tcmsg, package.sched_tbf.options
     options = _derived(
         attribute,
         nla_map=(
