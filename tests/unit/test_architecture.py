@@ -83,8 +83,6 @@ LONG = {
     "environment.plan",
     "environment.storage.disks",
     "interface.apply",
-    "interface.netlink",
-    "interface.nftables",
     "interface.reconciler",
     "link.apply",
     "link.mail.archive",

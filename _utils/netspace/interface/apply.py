@@ -28,10 +28,10 @@ from netspace.interface import conntrack, endpoints, forwarding, netns
 from netspace.interface import record as records
 from netspace.interface.endpoints import INSIDE_INDEX, End, Ends
 from netspace.interface.firewall import host_table, netns_table
-from netspace.interface.firewall.table import Table
 from netspace.interface.netlink import connection, requests
 from netspace.interface.netlink.connection import Failure, Message, Socket
 from netspace.interface.nftables.library import LibraryMissingError
+from netspace.interface.nftables.table import Table
 from netspace.interface.observe import Live
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout

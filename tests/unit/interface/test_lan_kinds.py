@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from netspace.errors import NetspaceError, SpecError
 from netspace.interface import kernel_support, kinds, lan
 from netspace.interface.apply import Firewall, Forwarding, Work
-from netspace.interface.firewall import table as tables
 from netspace.interface.netlink.reading import Link
+from netspace.interface.nftables import table as tables
 from netspace.interface.observe import Live, Observed, expected
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.interface.record import plain

@@ -25,8 +25,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from netspace.interface import match
-from netspace.interface.firewall.table import Base, Chain, Collection, Rule, Table
 from netspace.interface.match import FAMILIES
+from netspace.interface.nftables.table import Base, Chain, Collection, Rule, Table
 from netspace.interface.nftables.words import at, longer
 from netspace.spec.types import Allow
 

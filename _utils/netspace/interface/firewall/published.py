@@ -25,8 +25,8 @@ import ipaddress
 import struct
 from collections.abc import Sequence
 
-from netspace.interface.firewall.table import Base, Chain, Collection, Rule
 from netspace.interface.match import FAMILIES, PROTOCOLS
+from netspace.interface.nftables.table import Base, Chain, Collection, Rule
 from netspace.interface.nftables.words import Verdict, to_goto
 from netspace.spec.publish import HostPort, Led, Publication
 
