@@ -139,13 +139,6 @@ def test_consumers_are_bounded(host):
             channel.basic_consume(host.n("mailbox.web"), lambda *_: None)
 
 
-@pytest.mark.exhaustion
-def test_who_consumes_with_arguments_too_large_is_cut_off(host, cards):
-    with attacker(host, cards, "consumers") as process:
-        assert process.stdout is not None
-        until(lambda: "consumes with arguments" in next(process.stdout))
-
-
 # -- time ----------------------------------------------------------------------------------
 def multiple(neighbour: Neighbour, process: subprocess.Popen[str], phases: int = 5, each: int = 30) -> float:
     """Return a neighbour's time during the attack, as a multiple of its time while the attacker sleeps.
@@ -234,21 +227,11 @@ def by_arguments_over_amqp_1(host) -> None:
     _by_amqp_1(host, {**ends, "binding_key": "key", "arguments": {"x": "x" * 100_000}})
 
 
-BOUND = {
-    "arguments, over AMQP 1.0": (by_arguments_over_amqp_1, 0),
-    "number": (by_number, ANSWERS),
-    "exchange, over AMQP 1.0": (by_exchange_over_amqp_1, 0),
-}
-"""What no interceptor refuses before it is done: AMQP 1.0 has none."""
-
-
-@pytest.mark.parametrize("bound", BOUND)
-def test_what_asking_does_not_need_is_undone_at_once_and_its_maker_cut_off(host, unbound, bound):
-    attack, left = BOUND[bound]
+def test_answers_beyond_their_number_are_undone_and_cost_their_maker(host, unbound):
     before = cut_offs(host, "web")
-    with pytest.raises((AMQPError, amqp1.RefusedError, OSError)):
-        attack(host)
-    until(lambda: len(answers_bound(host)) <= left, patience=PATIENCE)
+    with pytest.raises((AMQPError, OSError)):
+        by_number(host)
+    until(lambda: len(answers_bound(host)) <= ANSWERS, patience=PATIENCE)
     until(lambda: cut_offs(host, "web") > before, patience=PATIENCE)
     with host.client("web") as channel:  # what asking does need is as it was
         channel.queue_bind(host.n("replies.web"), host.n("reply.orders"), "0")
@@ -262,6 +245,13 @@ def test_what_asking_does_not_need_is_refused_over_amqp_0_9_1(host, unbound, att
     with pytest.raises(ChannelClosedByBroker) as caught:
         attack(host)
     assert (caught.value.reply_code, answers_bound(host)) == (403, [])
+
+
+@pytest.mark.parametrize("attack", [by_arguments_over_amqp_1, by_exchange_over_amqp_1])
+def test_what_asking_does_not_need_is_refused_over_amqp_1(host, unbound, attack):
+    with pytest.raises(amqp1.RefusedError, match="netspace: a request that is the host's to make"):
+        attack(host)
+    assert answers_bound(host) == []
 
 
 @pytest.mark.parametrize("attack", [by_exchange, by_exchange_over_amqp_1])

@@ -8,10 +8,11 @@ RabbitMQ calls a channel interceptor before it handles a method. This intercepto
 of names, and arguments. It refuses all others with 403 (ACCESS_REFUSED). It refuses a message with 406 if no client
 could read its headers. RabbitMQ then checks permissions as usual.
 
+The interceptor also refuses with 406 what RabbitMQ could not convert for a reader over AMQP 1.0: it would end that
+reader's session, and return to the queue.
+
 The interceptor applies to all accounts but those that manage the broker, and the broker's own shovels, which use no
-account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0. There, only RabbitMQ's own checks apply to methods, and a
-decorator of netspace's exchanges checks messages. Without it, a message with headers or annotations nested thousands of
-levels deep would end the connection of each reader, and return to the queue.
+account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.frames`.
 """
 
 from __future__ import annotations
@@ -25,21 +26,12 @@ DEPTH = 16
 SOURCE = r"""%% Written by netspace: lets through the methods, names and arguments that a card's user needs.
 -module(netspace_guard_admission).
 -behaviour(rabbit_channel_interceptor).
--behaviour(rabbit_exchange_decorator).
--export([description/0, init/1, intercept/3, applies_to/0]).
--export([serialise_events/1, create/2, delete/2, policy_changed/2, add_binding/3, remove_bindings/3, route/2,
-         active_for/1]).
+-export([description/0, init/1, intercept/3, applies_to/0, is_for/2, shown/1]).
 
 -rabbit_boot_step({?MODULE, [
     {description, "netspace: what accounts may ask for"},
     {mfa, {rabbit_registry, register, [channel_interceptor, <<"@REGISTERED@">>, ?MODULE]}},
     {cleanup, {rabbit_registry, unregister, [channel_interceptor, <<"@REGISTERED@">>]}},
-    {requires, rabbit_registry},
-    {enables, recovery}]}).
--rabbit_boot_step({netspace_guard_messages, [
-    {description, "netspace: messages that can be read"},
-    {mfa, {rabbit_registry, register, [exchange_decorator, <<"@REGISTERED@">>, ?MODULE]}},
-    {cleanup, {rabbit_registry, unregister, [exchange_decorator, <<"@REGISTERED@">>]}},
     {requires, rabbit_registry},
     {enables, recovery}]}).
 
@@ -55,8 +47,8 @@ SOURCE = r"""%% Written by netspace: lets through the methods, names and argumen
 -record('P_basic', {content_type, content_encoding, headers, delivery_mode, priority, correlation_id, reply_to,
                     expiration, message_id, timestamp, type, user_id, app_id, cluster_id}).
 -record(user, {username, tags, authz_backends}).
--record(resource, {virtual_host, kind, name}).
--record('v1_0.error', {condition, description, info}).
+
+-define(LATEST, (1 bsl 63 - 1) div 1000).  % seconds, which are milliseconds in AMQP 1.0
 
 -define(READ, [<<"mailbox">>, <<"lane">>, <<"replies">>, <<"notices">>, <<"dead">>, <<"dead-late">>, <<"dead-again">>]).
 -define(WRITTEN, [<<"link">>, <<"reply">>]).
@@ -128,12 +120,18 @@ admitted(Method, Content) ->
 
 %% Whoever asks has its queue for answers bound to what those answer through that it asks, and nothing else bound.
 joined(Method, Queue, Exchange, Arguments) ->
-    is_one_of(Queue, [<<"replies">>]) orelse refuse(Method, Queue),
-    is_one_of(Exchange, [<<"reply">>]) orelse refuse(Method, Exchange),
+    is_for(asked, Queue) orelse refuse(Method, Queue),
+    is_for(answered, Exchange) orelse refuse(Method, Exchange),
     Arguments =:= [] orelse refuse_arguments(Method),
     Method.
 
 %% -- names and arguments ---------------------------------------------------------
+%% Over AMQP 1.0: to what one may listen, to what one may send, and what one may have bound.
+is_for(read, Name) -> is_one_of(Name, ?READ);
+is_for(written, Name) -> is_one_of(Name, ?WRITTEN);
+is_for(asked, Name) -> is_one_of(Name, [<<"replies">>]);
+is_for(answered, Name) -> is_one_of(Name, [<<"reply">>]).
+
 %% <kind>, or <kind>.<rest>, in characters that our names are made of.
 is_one_of(Name, Kinds) when is_binary(Name) ->
     [Kind | _] = binary:split(Name, <<".">>),
@@ -151,7 +149,8 @@ is_priority(_) -> false.
 %% -- messages ----------------------------------------------------------------------
 %% What is decoded here isn't decoded again.
 readable(Content) ->
-    Decoded = #content{properties = #'P_basic'{headers = Headers, reply_to = Answer}} = decoded(Content),
+    Decoded = #content{properties = About} = decoded(Content),
+    #'P_basic'{headers = Headers, reply_to = Answer} = About,
     case Answer of
         <<"amq.rabbitmq.reply-to", _/binary>> ->
             rabbit_misc:protocol_error(access_refused, "netspace: answers come to the queue that the card names", []);
@@ -159,6 +158,8 @@ readable(Content) ->
     end,
     is_flat(Headers, @DEPTH@) orelse
         rabbit_misc:precondition_failed("netspace: headers are nested more than @DEPTH@ deep"),
+    is_carried(About) andalso is_carried(Headers) orelse
+        rabbit_misc:precondition_failed("netspace: a property or header that AMQP 1.0 can't carry"),
     Decoded.
 
 decoded(Content) ->
@@ -174,37 +175,23 @@ is_flat({table, Items}, Left) -> is_flat(Items, Left - 1);
 is_flat({array, Items}, Left) -> is_flat(Items, Left - 1);
 is_flat(_, _) -> true.
 
-%% -- messages of AMQP 1.0 ----------------------------------------------------------
-%% No interceptor sees them, but whatever decorates an exchange sees what is routed by it, and may refuse it.
-serialise_events(_) -> false.
-create(_, _) -> ok.
-delete(_, _) -> ok.
-policy_changed(_, _) -> ok.
-add_binding(_, _, _) -> ok.
-remove_bindings(_, _, _) -> ok.
+%% What would end the session of each reader over AMQP 1.0, which RabbitMQ converts it for. It has no decimal numbers,
+%% and fewer milliseconds than there are seconds. By this type and these headers, RabbitMQ knows what was converted
+%% before, and decodes it; and it decodes the text of a UUID, whatever it is.
+is_carried(#'P_basic'{type = Type, message_id = Id, correlation_id = Other, timestamp = Time}) ->
+    Type =/= <<"amqp-1.0">> andalso is_id(Id) andalso is_id(Other)
+        andalso (Time =:= undefined orelse Time =< ?LATEST);
+is_carried(Items) when is_list(Items) -> lists:all(fun is_carried/1, Items);
+is_carried({<<"x-amqp-1.0-", _/binary>>, _, _}) -> false;
+is_carried({_, Type, Value}) -> is_carried({Type, Value});
+is_carried({decimal, _}) -> false;
+is_carried({timestamp, Value}) -> Value =< ?LATEST;
+is_carried({Type, Items}) when Type =:= table; Type =:= array -> is_carried(Items);
+is_carried(_) -> true.
 
-active_for(Exchange) ->
-    #resource{name = Name} = element(2, Exchange),
-    case is_one_of(Name, ?WRITTEN) of
-        true -> all;
-        false -> none
-    end.
-
-route(_, Message) when element(1, Message) =:= mc, element(2, Message) =:= mc_amqp ->
-    is_shallow(element(3, Message), @DEPTH@) orelse
-        exit(#'v1_0.error'{condition = {symbol, <<"amqp:precondition-failed">>},
-                           description = {utf8, <<"netspace: annotations are nested more than @DEPTH@ deep">>}}),
-    [];
-route(_, _) -> [].
-
-%% The body is no part of it: it isn't decoded here.
-is_shallow({map, Items}, Left) -> Left > 0 andalso is_shallow(Items, Left - 1);
-is_shallow({list, Items}, Left) -> Left > 0 andalso is_shallow(Items, Left - 1);
-is_shallow({array, _, Items}, Left) -> Left > 0 andalso is_shallow(Items, Left - 1);
-is_shallow({described, _, Item}, Left) -> Left > 0 andalso is_shallow(Item, Left - 1);
-is_shallow(Items, Left) when is_list(Items) -> lists:all(fun(Item) -> is_shallow(Item, Left) end, Items);
-is_shallow(Item, Left) when is_tuple(Item) -> is_shallow(tuple_to_list(Item), Left);
-is_shallow(_, _) -> true.
+is_id(<<"urn:uuid:", Text:36/binary>>) ->
+    re:run(Text, "^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$", [dollar_endonly]) =/= nomatch;
+is_id(_) -> true.
 
 %% -- refusals ------------------------------------------------------------------------
 refuse(Method, Name) ->

@@ -5,12 +5,11 @@ transaction that is never committed, a message that never ends, and messages tha
 answer is the memory alarm, which stops all clients. So a process in the plugin looks at the memory in use ten times a
 second. From half of the alarm's threshold on, it closes the connections of the account that hold the most memory.
 
-Bindings: an asker may bind its replies queue to the answers of its peers. The permissions for this also let it bind an
-exchange to which it writes, with arguments of any size. A request needs neither, so the plugin deletes such a binding
-at once and closes the connections of the account.
+Bindings: an asker may bind its replies queue to the answers of its peers, under as many keys as it likes. The plugin
+deletes a binding beyond their number at once and closes the connections of the account.
 
-Methods: :mod:`netspace.link.broker.admission` refuses methods that are of use only to an attacker, before RabbitMQ
-handles them.
+Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.frames` (1.0) refuse what is of
+use only to an attacker, before RabbitMQ handles it.
 
 Disk: RabbitMQ's quorum queues free the disk of acknowledged messages only after 8,192 log entries of any size. With
 messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries.
@@ -37,6 +36,7 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
+from netspace.link import bounds, frames, sections
 from netspace.link.broker import admission, mapper
 from netspace.link.topology.objects import ANSWERS
 
@@ -47,12 +47,13 @@ ENTRIES = 64
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
-    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_events, netspace_guard_mapper]},
-    {applications, [kernel, stdlib, rabbit]},
+    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_bounds, netspace_guard_events,
+               netspace_guard_frames, netspace_guard_mapper, netspace_guard_sections]},
+    {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
 
-_EVENTS = r"""%% Written by netspace: tells the guard what accounts bind and consume, and of new queues.
+_EVENTS = r"""%% Written by netspace: tells the guard what accounts bind, and of new queues.
 -module(netspace_guard_events).
 -behaviour(gen_event).
 -export([init/1, handle_event/2, handle_call/2]).
@@ -60,7 +61,7 @@ _EVENTS = r"""%% Written by netspace: tells the guard what accounts bind and con
 init(Guard) -> {ok, Guard}.
 
 handle_event({event, Type, Made, _, _}, Guard)
-        when Type =:= binding_created; Type =:= consumer_created; Type =:= queue_created ->
+        when Type =:= binding_created; Type =:= queue_created ->
     Guard ! {Type, Made},
     {ok, Guard};
 handle_event(_, Guard) -> {ok, Guard}.
@@ -76,7 +77,6 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 
 -define(INTERVAL, 100).           % ms between two looks
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
--define(ARGUMENTS, 1024).         % bytes that the arguments of a consumer may have
 -define(TOLD, 100).               % accounts that are told of
 -define(ELECTIONS, 60).           % seconds after the start in which queues without a leader choose one
 
@@ -104,12 +104,6 @@ handle_info(look, State) ->
     {noreply, tell(memory(State))};
 handle_info({binding_created, Made}, State) ->
     {noreply, bound(maps:from_list(Made), State)};
-handle_info({consumer_created, Made}, State) ->
-    #{arguments := Arguments, user_who_performed_action := User} = maps:from_list(Made),
-    case is_environment(User) andalso erlang:external_size(Arguments) > ?ARGUMENTS of
-        true -> {noreply, cut(User, <<"consumes with arguments too large">>, State)};
-        false -> {noreply, State}
-    end;
 handle_info({queue_created, _}, State) ->
     known(),
     {noreply, State};
@@ -212,16 +206,11 @@ size_of(Process) ->
     end.
 
 %% -- bindings ------------------------------------------------------------------
-bound(Made = #{user_who_performed_action := User, destination_kind := Kind, arguments := Arguments}, State) ->
-    case is_environment(User) of
-        false -> State;
-        true when Kind =/= queue; Arguments =/= [] ->
-            cut(User, <<"binds more than asking needs">>, undo(Made, State));
-        true ->
-            case length(rabbit_binding:list_for_destination(destination(Made))) > @ANSWERS@ + 1 of  % one is the queue's
-                true -> cut(User, <<"binds more than @ANSWERS@ answers">>, undo(Made, State));
-                false -> State
-            end
+bound(Made = #{user_who_performed_action := User}, State) ->
+    case is_environment(User) andalso
+        length(rabbit_binding:list_for_destination(destination(Made))) > @ANSWERS@ + 1 of  % one is the queue's own
+        true -> cut(User, <<"binds more than @ANSWERS@ answers">>, undo(Made, State));
+        false -> State
     end.
 
 undo(Made = #{vhost := VHost, source_name := Source, routing_key := Key, arguments := Arguments}, State) ->
@@ -284,6 +273,9 @@ def sources() -> Mapping[str, str]:
     return {
         f"{NAME}.erl": filled,
         f"{admission.MODULE}.erl": admission.source(),
+        f"{bounds.MODULE}.erl": bounds.SOURCE,
+        f"{frames.MODULE}.erl": frames.source(admission.DEPTH),
+        f"{sections.MODULE}.erl": sections.source(admission.DEPTH),
         f"{NAME}_events.erl": _EVENTS,
         f"{mapper.MODULE}.erl": mapper.SOURCE,
         f"{NAME}.app": _APPLICATION,

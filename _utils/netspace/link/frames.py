@@ -1,0 +1,265 @@
+"""Module of the broker's plugin that admits the frames of AMQP 1.0 which links need, and refuses all others.
+
+RabbitMQ 4.0 calls an interceptor for AMQP 0-9-1 only. For AMQP 1.0, the module takes the place of two of RabbitMQ's
+own modules, through which all goes: the parser of frames and messages, and the handler of requests to ``/management``.
+It loads them under other names from the installed files, and calls them for what it has admitted.
+
+The parser is asked first for each frame, also before the log-in. The module checks its bounds (``bounds``), that it is
+one of the frames of a client that sends and receives, and that its fields have the types that the specification says.
+An *attach* must lead to a queue or an exchange of ours. A message must be one that both versions can carry
+(``sections``). Of requests, only those remain that bind an asker's queue for answers.
+
+A refusal before or outside a message ends the connection with an error of AMQP 1.0; a message's and a request's ends
+its session. It applies to all accounts: netspace itself speaks AMQP 0-9-1.
+
+The broker doesn't start if the modules of its RabbitMQ have other functions than those known here.
+"""
+
+from __future__ import annotations
+
+MODULE = "netspace_guard_frames"
+
+SOURCE = r"""%% Written by netspace: lets through the frames of AMQP 1.0 that a card's user needs.
+-module(netspace_guard_frames).
+-export([stand_in/0, parse/1, parse_many/2, handle_request/5, refuse/2]).
+
+-rabbit_boot_step({?MODULE, [
+    {description, "netspace: what may be said over AMQP 1.0"},
+    {mfa, {?MODULE, stand_in, []}},
+    {requires, rabbit_registry},
+    {enables, recovery}]}).
+
+-record('v1_0.error', {condition, description, info}).
+
+-define(BYTES, 8192).      % of a frame's own part, behind which a message may be
+-define(PARTS, 512).       % values of it
+-define(LEVELS, 8).        % of values within values
+-define(NAME, 255).        % bytes of a short text of AMQP 0-9-1
+
+%% -- in the place of RabbitMQ's own modules --------------------------------------------
+stand_in() ->
+    before(amqp10_binary_parser, netspace_guard_parser, [{parse, 1}, {parse_many, 2}]),
+    before(rabbit_amqp_management, netspace_guard_management, [{handle_request, 5}]).
+
+%% Calls of the module come here from now on; what is written aside is the module itself.
+before(Module, Aside, Functions) ->
+    {Module, Beam, File} = code:get_object_code(Module),
+    {ok, {Module, [{exports, Exports}, {abstract_code, {raw_abstract_v1, Forms}}]}} =
+        beam_lib:chunks(Beam, [exports, abstract_code]),
+    case lists:sort(Exports) -- [{module_info, 0}, {module_info, 1}] of
+        Functions -> ok;
+        Others -> exit({netspace_does_not_know_this_rabbitmq, Module, Others})
+    end,
+    load(Aside, File, [renamed(Form, Aside) || Form <- Forms]),
+    load(Module, File, [{attribute, 1, module, Module}, {attribute, 1, export, Functions}
+                        | [call(Name, Arity) || {Name, Arity} <- Functions]]).
+
+renamed({attribute, Line, module, _}, Name) -> {attribute, Line, module, Name};
+renamed(Form, _) -> Form.
+
+call(Name, Arity) ->
+    Arguments = [{var, 1, list_to_atom("A" ++ integer_to_list(Number))} || Number <- lists:seq(1, Arity)],
+    There = {call, 1, {remote, 1, {atom, 1, ?MODULE}, {atom, 1, Name}}, Arguments},
+    {function, 1, Name, Arity, [{clause, 1, Arguments, [], [There]}]}.
+
+load(Module, File, Forms) ->
+    {ok, Module, Code} = compile:forms(Forms, [debug_info]),
+    code:purge(Module),
+    {module, Module} = code:load_binary(Module, File, Code),
+    ok.
+
+%% -- what RabbitMQ calls ----------------------------------------------------------------
+%% A frame of a connection; or properties of a message that is stored.
+parse(Bytes) ->
+    case described(Bytes) of
+        Code when Code =:= 16#73; Code =:= 16#74 ->
+            within(fun() -> netspace_guard_bounds:value(Bytes, @DEPTH@, 4096) end),
+            netspace_guard_parser:parse(Bytes);
+        Code ->
+            Rest = within(fun() -> netspace_guard_bounds:value(Bytes, ?LEVELS, ?PARTS) end),
+            byte_size(Bytes) - byte_size(Rest) =< ?BYTES orelse
+                refuse(<<"amqp:decode-error">>, "a frame of more than 8192 bytes before its message"),
+            Parsed = {{described, _, Value}, _} = netspace_guard_parser:parse(Bytes),
+            admitted(Code, Value),
+            Parsed
+    end.
+
+described(<<0, 16#53, Code, _/binary>>) -> Code;
+described(<<0, 16#80, Code:64, _/binary>>) -> Code;
+described(_) -> refuse(<<"amqp:decode-error">>, "a frame that no number describes").
+
+%% The sections of a message that a client sends, or that is stored, or of a request.
+parse_many(Bytes, [server_mode] = Options) ->
+    netspace_guard_sections:bounded(Bytes),
+    Sections = netspace_guard_parser:parse_many(Bytes, Options),
+    netspace_guard_sections:carried(Sections),
+    Sections;
+parse_many(Bytes, Options) ->
+    %% A value takes a byte at least: their number is bounded by the message's size.
+    within(fun() -> netspace_guard_bounds:values(Bytes, @DEPTH@ + 1, byte_size(Bytes)) end),
+    netspace_guard_parser:parse_many(Bytes, Options).
+
+within(Walk) ->
+    try Walk()
+    catch throw:{unbounded, Why} -> refuse(<<"amqp:decode-error">>, Why)
+    end.
+
+handle_request(Request, VHost, User, Connection, Rights) ->
+    netspace_guard_sections:bounded(Request),
+    requested([{Code, Value} || {described, {ulong, Code}, Value} <- netspace_guard_parser:parse_many(Request, [])]),
+    netspace_guard_management:handle_request(Request, VHost, User, Connection, Rights).
+
+%% -- frames -----------------------------------------------------------------------------
+admitted(Code, {list, Fields}) when Code >= 16#10, Code =< 16#18; Code =:= 16#41 ->
+    are(Fields, fields(Code)),
+    only(Code, Fields);
+admitted(_, _) -> refuse(<<"amqp:not-allowed">>, "a frame that no client of ours needs").
+
+%% What each field may be; null is admitted for any.
+fields(16#10) -> [utf8, utf8, uint, ushort, uint, symbols, symbols, symbols, symbols, about];           % open
+fields(16#11) -> [none, uint, uint, uint, uint, symbols, symbols, about];                               % begin
+fields(16#12) -> [name, uint, boolean, ubyte, ubyte, source, target, empty, boolean, uint, ulong, known, known,
+                  options];                                                                             % attach
+fields(16#13) -> [uint, uint, uint, uint, uint, uint, uint, uint, boolean, boolean, empty];             % flow
+fields(16#14) -> [uint, uint, binary, uint, boolean, boolean, ubyte, none, off, off, boolean];          % transfer
+fields(16#15) -> [boolean, uint, uint, boolean, outcome, boolean];                                      % disposition
+fields(16#16) -> [uint, boolean, error];                                                                % detach
+fields(16#17) -> [error];                                                                               % end
+fields(16#18) -> [error];                                                                               % close
+fields(16#41) -> [symbol, binary, utf8];                                                                % sasl-init
+fields(16#28) -> [any_address, uint, symbol, uint, off, empty, symbol, empty, outcome, symbols, known]; % source
+fields(16#29) -> [any_address, uint, symbol, uint, off, empty, known];                                  % target
+fields(16#1d) -> [symbol, utf8, about];                                                                 % error
+fields(16#24) -> [];                                                                                    % accepted
+fields(16#25) -> [error];                                                                               % rejected
+fields(16#26) -> [];                                                                                    % released
+fields(16#27) -> [boolean, boolean, empty].                                                             % modified
+
+are([], _) -> ok;
+are([Field | Fields], [Type | Types]) ->
+    is(Type, Field) orelse invalid(),
+    are(Fields, Types);
+are(_, []) -> invalid().
+
+is(_, null) -> true;
+is(boolean, Field) -> is_boolean(Field);
+is(off, Field) -> Field =:= false;
+is(none, _) -> false;
+is(name, {utf8, Name}) -> byte_size(Name) =< ?NAME;
+is(any_address, {utf8, Address}) -> byte_size(Address) =< 4 * ?NAME;
+is(empty, {map, Items}) -> Items =:= [];
+is(about, {map, Items}) -> lists:all(fun is_plain/1, Items);
+is(symbols, {array, symbol, _}) -> true;
+is(symbols, {symbol, _}) -> true;
+is(known, {array, symbol, Symbols}) -> lists:all(fun(Symbol) -> is(known, Symbol) end, Symbols);
+is(known, {symbol, Symbol}) -> lists:member(Symbol, [<<"queue">>, <<"LINK_PAIR_V1_0">>]);
+is(options, {map, Items}) -> lists:all(fun is_option/1, Items);
+is(source, Field) -> is_described([16#28], Field);
+is(target, Field) -> is_described([16#29], Field);
+is(error, Field) -> is_described([16#1d], Field);
+is(outcome, Field) -> is_described([16#24, 16#25, 16#26, 16#27], Field);
+is(Type, {Type, _}) -> true;
+is(_, _) -> false.
+
+is_described(Codes, {described, {ulong, Code}, {list, Fields}}) ->
+    lists:member(Code, Codes) andalso are(Fields, fields(Code)) =:= ok;
+is_described(_, _) -> false.
+
+%% RabbitMQ shows a client's properties to administrators.
+is_plain({{symbol, _}, Value}) when is_boolean(Value); Value =:= null -> true;
+is_plain({{symbol, _}, {Type, _}}) ->
+    lists:member(Type, [utf8, symbol, binary, boolean, ubyte, byte, ushort, short, uint, int, ulong, long, timestamp]);
+is_plain({{symbol, _}, {array, symbol, _}}) -> true;
+is_plain(_) -> false.
+
+is_option({{symbol, <<"paired">>}, Value}) -> is_boolean(Value) orelse is(boolean, Value);
+is_option({{symbol, <<"rabbitmq:priority">>}, {Type, _}}) -> Type =:= int;
+is_option(_) -> false.
+
+%% -- where a link leads --------------------------------------------------------------------
+%% A client that receives names the source, one that sends names the target; the other end is its own.
+only(16#12, [_, _, true | Fields]) -> is_source(address(3, Fields)) orelse nowhere();
+only(16#12, [_, _, false | Fields]) -> is_target(address(4, Fields)) orelse nowhere();
+only(16#12, _) -> invalid();
+%% RabbitMQ takes no notice of the format of a message, and all else is not for it to read.
+only(16#14, [_, _, _, {uint, Format} | _]) when Format =/= 0 -> invalid();
+only(_, _) -> ok.
+
+address(At, Fields) when length(Fields) < At -> none;
+address(At, Fields) ->
+    case lists:nth(At, Fields) of
+        {described, _, {list, [Address | _]}} -> Address;
+        {described, _, {list, []}} -> null;
+        null -> none
+    end.
+
+is_source({utf8, <<"/queues/", Queue/binary>>}) -> is_name(read, Queue);
+is_source({utf8, Address}) -> Address =:= <<"/management">>;
+is_source(_) -> false.
+
+%% Where there is no address, each message has one.
+is_target(null) -> true;
+is_target({utf8, <<"/management">>}) -> true;
+is_target({utf8, Address}) -> is_destination(Address);
+is_target(_) -> false.
+
+is_destination(<<"/exchanges/", Rest/binary>>) ->
+    case binary:split(Rest, <<"/">>, [global]) of
+        [Exchange] -> is_name(written, Exchange);
+        [Exchange, Key] -> is_name(written, Exchange) andalso byte_size(Key) =< ?NAME;
+        _ -> false
+    end;
+is_destination(_) -> false.
+
+is_name(Use, Quoted) ->
+    try netspace_guard_admission:is_for(Use, rabbit_uri:urldecode(Quoted))
+    catch error:_ -> false
+    end.
+
+nowhere() -> refuse(<<"amqp:unauthorized-access">>, "an address that no link leads to").
+
+%% -- requests ------------------------------------------------------------------------------
+%% Whoever asks has its queue for answers bound, as over AMQP 0-9-1.
+requested(Sections) ->
+    case {lists:keyfind(16#73, 1, Sections), lists:keyfind(16#77, 1, Sections)} of
+        {{_, {list, [_, _, {utf8, <<"/bindings">>}, {utf8, <<"POST">>} | _]}}, {_, {map, Items}}} ->
+            is_joined(Items) orelse not_his();
+        {{_, {list, [_, _, {utf8, <<"/bindings/", Binding/binary>>}, {utf8, <<"DELETE">>} | _]}}, _} ->
+            is_parted(Binding) orelse not_his();
+        _ -> not_his()
+    end.
+
+is_joined(Items) ->
+    case lists:sort(Items) of
+        [{{utf8, <<"arguments">>}, {map, []}}, {{utf8, <<"binding_key">>}, {utf8, Key}},
+         {{utf8, <<"destination_queue">>}, {utf8, Queue}}, {{utf8, <<"source">>}, {utf8, Exchange}}] ->
+            byte_size(Key) =< ?NAME andalso netspace_guard_admission:is_for(asked, Queue)
+                andalso netspace_guard_admission:is_for(answered, Exchange);
+        _ -> false
+    end.
+
+%% RabbitMQ normalises a path first: no character of one may be in it.
+is_parted(Binding) ->
+    case re:run(Binding, "^src=([\\w.~%-]+);dstq=([\\w.~%-]+);key=[\\w.~%-]*;args=$",
+                [dollar_endonly, {capture, all_but_first, binary}]) of
+        {match, [Exchange, Queue]} -> is_name(answered, Exchange) andalso is_name(asked, Queue);
+        nomatch -> false
+    end.
+
+not_his() -> refuse(<<"amqp:unauthorized-access">>, "a request that is the host's to make").
+
+%% -- refusals ------------------------------------------------------------------------------
+invalid() -> refuse(<<"amqp:invalid-field">>, "a frame with a field that no client of ours needs").
+
+refuse(Condition, Why) ->
+    exit(#'v1_0.error'{condition = {symbol, Condition},
+                       description = {utf8, iolist_to_binary(["netspace: ", Why])}}).
+"""
+
+
+def source(depth: int) -> str:
+    """Return the module's source in Erlang.
+
+    :param depth: nested levels of values that a message may have.
+    """
+    return SOURCE.replace("@DEPTH@", str(depth))
