@@ -11,7 +11,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import plan, record
+from netspace.link import loopback, plan, record
 from netspace.link.broker import access, node
 from netspace.link.broker.management import Management, RefusedError
 from netspace.link.forwarder import ports, process
@@ -194,6 +194,8 @@ class Change:
             self.issue(broker, objects.members(after.values()))
         except NetspaceError as err:
             failed = failed or err  # raised below, after the revocation
+        if after and isinstance(broker, LocalBroker):
+            loopback.ensure(self.layout, broker)
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
             deaf = work.observed.broker == "deaf"

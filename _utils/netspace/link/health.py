@@ -11,7 +11,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import peer_status, plan
+from netspace.link import loopback, peer_status, plan
 from netspace.link.broker import access, plugin
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
@@ -61,6 +61,9 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
             f"the authority of links (broker:authority) runs out on {until}: all links end then; have another"
         )
     problems += peers.read(layout, record.broker, record.links.values()).lacking(record.links.values(), time.time())
+    if isinstance(record.broker, LocalBroker) and (open_ := loopback.state(layout)) != "intact":
+        why = "this kernel has no nftables" if open_ == "unsupported" else "their nftables table is missing or changed"
+        problems.append(f"any user of the host reaches the broker's ports: {why}; see docs/links.md")
     if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):
         problems.append("the renewer of certificates doesn't run; apply again")
     state, detail, *_ = access.ask(layout, record, services, whole=False)

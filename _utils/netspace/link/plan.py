@@ -8,6 +8,7 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
+from netspace.link import loopback
 from netspace.link.broker import access
 from netspace.link.broker.access import BrokerState
 from netspace.link.forwarder import process as forwarder
@@ -60,6 +61,7 @@ class Observed:
     :param keys: keys for sealed links, by environment.
     :param others: knowledge of other hosts, for sealed links to and from them.
     :param pid: process id of our own node; 0: it doesn't run.
+    :param loopback: the table that keeps local users from our own node's ports.
     """
 
     record: Record = field(default_factory=Record)
@@ -83,6 +85,7 @@ class Observed:
     identities: Identities = field(default_factory=Identities)
     renewer: Status | None = None
     pid: int = 0
+    loopback: loopback.State = "intact"
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,8 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
         changes["configuration"] = {"old": "differs", "new": "as declared; the broker is started anew"}
     if observed.broker != "running":
         changes["state"] = {"old": observed.broker, "new": "running"}
+    if observed.loopback == "changed":
+        changes["ports"] = {"old": "open to local users", "new": "root's, the broker's and the forwarder's"}
     if observed.stalled:
         changes["carriers to other hosts"] = {"old": "ended", "new": "running"}
     return changes

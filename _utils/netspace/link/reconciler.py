@@ -13,7 +13,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import card, health, status
+from netspace.link import card, health, loopback, status
 from netspace.link import plan as planning
 from netspace.link.apply import Change, complete
 from netspace.link.broker import access as reach
@@ -224,6 +224,7 @@ class Links:
             others=peers.read(self.layout, record.broker, record.links.values()),
             identities=certificates.observe(self.layout, record.broker, members, now),
             renewer=services.get(renewer.NAME),
+            loopback=loopback.state(self.layout) if isinstance(record.broker, LocalBroker) else "intact",
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:
@@ -296,7 +297,7 @@ class Links:
         return outcomes
 
     def restore(self) -> dict[str, str]:
-        """Rebuild, after a reboot, the configuration with which the forwarder starts; return errors by service.
+        """Rebuild, after a reboot, the forwarder's configuration and the table before the broker; return errors.
 
         Starts no service: the supervisor starts forwarder and broker, which may wait for the end of the restoration.
         """
@@ -310,6 +311,11 @@ class Links:
             complete(wanted, found.namespaces, process.restore(self.layout, found, self.supervisor))
         except NetspaceError as err:
             errors[process.NAME] = str(err)
+        try:
+            if isinstance(record.broker, LocalBroker):
+                loopback.ensure(self.layout, record.broker)
+        except NetspaceError as err:
+            errors[node.NODE] = str(err)
         return errors
 
     def purge(self) -> None:

@@ -53,14 +53,14 @@ COMMON = [PUBLISH, (50, 10), (60, 20), (60, 70)]
 
 # By performative, the types of its fields.
 PERFORMATIVES = {
-    amqp1.ATTACH: ("text", "uint", "bool", "mode", "mode", "source", "target", "map", "bool", "uint", "ulong",
+    amqp1.ATTACH: ("text", "uint", "bool", "mode", "mode", "source", "target", "none", "bool", "uint", "ulong",
                    "symbols", "symbols", "map"),
-    amqp1.FLOW: ("uint", "uint", "uint", "uint", "uint", "uint", "uint", "uint", "bool", "bool", "map"),
-    amqp1.TRANSFER: ("uint", "uint", "binary", "uint", "bool", "bool", "mode", "state", "bool", "bool", "bool"),
+    amqp1.FLOW: ("uint", "uint", "uint", "uint", "uint", "uint", "uint", "uint", "bool", "bool", "none"),
+    amqp1.TRANSFER: ("uint", "uint", "binary", "zero", "bool", "bool", "mode", "none", "none", "none", "bool"),
     amqp1.DISPOSITION: ("bool", "uint", "uint", "bool", "state", "bool"),
     amqp1.DETACH: ("uint", "bool", "error"),
     amqp1.END: ("error",),
-    amqp1.BEGIN: ("short", "uint", "uint", "uint", "uint", "symbols", "symbols", "map"),
+    amqp1.BEGIN: ("none", "uint", "uint", "uint", "uint", "symbols", "symbols", "map"),
     amqp1.OPEN: ("text", "text", "uint", "short", "uint", "symbols", "symbols", "symbols", "symbols", "map"),
     amqp1.CLOSE: ("error",),
 }  # fmt: skip
@@ -187,13 +187,17 @@ class Grammar:
 
     # -- AMQP 1.0: part 1, 2.7, 3.2 -----------------------------------------------------
     def typed(self, kind: str) -> Any:
-        if self.often(0.005):
+        if self.often(0.0005):  # which ends the connection, mostly
             return self.any(3)
         if self.often(0.15):
             return None
         match kind:
             case "uint":
                 return self.number(32) if self.often(0.3) else self.one(0, 1, 2, 3, 10)
+            case "zero":
+                return 0
+            case "none":
+                return None
             case "short":
                 return Encoded(b"\x60" + struct.pack(">H", self.number(16)))
             case "ulong":
@@ -203,22 +207,17 @@ class Grammar:
             case "mode":
                 return Byte(self.one(0, 1, 2, 255))
             case "text":
-                return self.address()
+                return self.address()[:255] if self.often(0.1) else self.one("l1", "l2", "pair")
             case "binary":
                 return self.dice.randbytes(self.one(0, 4, 32, 33))
             case "symbols":
-                return self.one(Symbol("x"), [Symbol("x")], Encoded(b"\xf0\0\0\0\x0a\0\0\0\x01\xa3\x04text"))
+                return self.one(Symbol("queue"), Encoded(b"\xf0\0\0\0\x0c\0\0\0\x01\xa3\x05queue"))
             case "map":
-                known = ("paired", "rabbitmq:priority", "rabbitmq:stream-filter", "x")
-                return {Symbol(self.one(*known)): self.any(2) for _ in range(self.number(2))}
+                return self.one({}, {Symbol("paired"): self.often(0.5)}, {Symbol("rabbitmq:priority"): PRIORITY})
             case "source":
-                return Described(
-                    amqp1.SOURCE, [self.address(), *[self.any(1) if self.often(0.2) else None for _ in range(8)]]
-                )
+                return Described(amqp1.SOURCE, [self.end("/queues/", "mailbox", "replies", "dead"), *self.few(8)])
             case "target":
-                return Described(
-                    amqp1.TARGET, [self.address(), *[self.any(1) if self.often(0.1) else None for _ in range(5)]]
-                )
+                return Described(amqp1.TARGET, [self.end("/exchanges/", "link", "reply"), *self.few(5)])
             case "error":
                 return Described(0x1D, [Symbol("amqp:not-found"), "x", None])
         return self.state()
@@ -226,11 +225,17 @@ class Grammar:
     def state(self) -> Described:
         """Return the outcome of a delivery. RabbitMQ's reader ends the connection at too many fields in one."""
         code = self.dice.choice(list(STATES))
-        return Described(code, self.rarely(STATES[code] if self.often(0.98) else 9))
+        return Described(code, self.few(STATES[code] if self.often(0.998) else 9))
 
-    def rarely(self, count: int) -> list[Any]:
-        """This many fields, most of them missing."""
-        return [self.any(1) if self.often(0.1) else None for _ in range(count)]
+    def end(self, prefix: str, *kinds: str) -> str | None:
+        """Return an address of a form that the broker admits, with or without a right to it; rarely any."""
+        if self.often(0.003):
+            return self.one(None, self.address())
+        return prefix + str(self.one(*(name for name in self.names if name.split(".")[0] in kinds)))
+
+    def few(self, count: int) -> list[Any]:
+        """This many fields, almost all of them missing: any other may end the connection."""
+        return [self.any(1) if self.often(0.001) else None for _ in range(count)]
 
     def address(self) -> str:
         name = self.text().decode(errors="replace")
@@ -250,20 +255,20 @@ class Grammar:
         if self.often(0.05):
             return self.dice.randbytes(self.number(6))
         request = [
-            self.one("1", None, self.any(1)),
+            self.one("1", None, self.any(1)) if self.often(0.1) else "1",
             None,
-            self.one(self.managed(), self.address()),
+            self.one(self.managed(), self.address())[:255],
             self.one(*HTTP),
             "$me",
         ]
         sections = [
             (amqp1.HEADER, [True, None, self.typed("uint")]),
-            (amqp1.ANNOTATIONS, self.typed("map")),
-            (amqp1.PROPERTIES, request if self.often(0.8) else [self.any(2) for _ in range(self.number(4))]),
-            (amqp1.APPLICATION, self.typed("map")),
-            (amqp1.VALUE, self.any(3)),
+            (amqp1.ANNOTATIONS, {Symbol(f"x-{at}"): self.any(2) for at in range(self.number(1))}),
+            (amqp1.PROPERTIES, request if self.often(0.95) else [self.any(2) for _ in range(self.number(4))]),
+            (amqp1.APPLICATION, {str(at): self.any(1) for at in range(self.number(1))}),
+            self.one((amqp1.VALUE, self.any(3)), (amqp1.DATA, self.dice.randbytes(9))),
         ]
-        return b"".join(encode(Described(code, value)) for code, value in sections if self.often(0.9))
+        return b"".join(encode(Described(code, value)) for code, value in sections if self.often(0.98))
 
     def managed(self) -> str:
         name = self.text().decode(errors="replace").replace("/", "%2F")
@@ -314,11 +319,25 @@ class Grammar:
         return found
 
 
-STATES = {0x23: 2, 0x24: 0, 0x25: 1, 0x26: 0, 0x27: 3}
+PRIORITY = Encoded(b"\x54\x07")
+STATES = {0x24: 0, 0x25: 1, 0x26: 0, 0x27: 3}
 """By state of a delivery, how many fields it has."""
 SUPPORTED = (0x40, 0x41, 0x42, 0x43, 0x44, 0x45, 0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x60, 0x61, 0x70, 0x71, 0x72,
              0x73, 0x80, 0x81, 0x82, 0x83, 0x98)  # fmt: skip
 HTTP = ("GET", "PUT", "POST", "DELETE", "PATCH")
+
+
+def early(dice: random.Random, names: Sequence[str]) -> bytes:
+    """Return what one connection says before any log-in: frames of it, and others, right, wrong and damaged."""
+    grammar = Grammar(dice, names)
+    found = b"AMQP\x03\x01\0\0"
+    for _ in range(dice.randint(1, EACH)):
+        code = grammar.one(amqp1.INIT, amqp1.INIT, amqp1.INIT, amqp1.MECHANISMS, 0x42, 0x43, amqp1.OUTCOME, amqp1.OPEN)
+        name = Symbol(grammar.one("EXTERNAL", "PLAIN", "x"))
+        fields = grammar.one([name, b""], [grammar.any(3) for _ in range(3)], [name, grammar.any(3), grammar.any(3)])
+        body = grammar.one(encode(Described(code, fields)), grammar.damaged(encode(Described(code, fields))))
+        found += struct.pack(">IBBH", len(body) + 8, 2, 1, 0) + body
+    return found
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:
@@ -394,6 +413,18 @@ def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) 
     raise TimeoutError("the broker says nothing more, and doesn't end the connection")
 
 
+def knock(connect: Callable[[], ssl.SSLSocket], said: bytes) -> int:
+    """Say something before a log-in and leave: the broker lets whoever erred wait for 3 s. Return whether it could."""
+    with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError), connect() as stream:
+        stream.settimeout(QUIET)
+        stream.sendall(said)
+        with contextlib.suppress(TimeoutError):
+            while stream.recv(65536):
+                pass
+        return 1
+    return 0
+
+
 def run(
     connect: Callable[[], ssl.SSLSocket], count: int, seed: str, names: Sequence[str], vhost: str
 ) -> dict[str, int]:
@@ -401,10 +432,12 @@ def run(
 
     A connection that the peer refuses is tried again, up to a bound.
     """
-    told = {"frames": 0, "connections": 0, "ended early": 0, "refused": 0}
+    told = {"before log-in": 0, "frames": 0, "connections": 0, "ended early": 0, "refused": 0}
     number = 0
     while told["frames"] < count:
         dice = random.Random(f"{seed}.{number}")
+        if not number % 10:
+            told["before log-in"] += knock(connect, early(dice, names))
         pieces, frames = batch(dice, names, vhost, modern=bool(number % 2))
         try:
             with connect() as stream:

@@ -25,6 +25,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
+from netspace.link import loopback
 from netspace.link.broker import listening, mapper, plugin
 from netspace.link.broker.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.pki import authority, certificates
@@ -427,6 +428,7 @@ def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
     known = [name for name in (NODE, FORMER) if name in supervisor.observe()]
     if known:
         _raise(layout, "the broker can't be removed", supervisor.remove(known))
+    loopback.remove(layout)
     if keep_data:
         return
     # The folder may be a mount point of the operator. Then it stays, empty.
