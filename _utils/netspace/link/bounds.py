@@ -85,8 +85,12 @@ sized(Bits, Bytes) ->
 skipped({_, Rest}, Left) -> {Rest, Left}.
 
 text({Own, Rest}, Left) ->
-    unicode:characters_to_binary(Own) =:= Own orelse throw({unbounded, "a text that is no UTF-8"}),
+    is_text(Own) orelse no_text(),
     {Rest, Left}.
+
+is_text(Own) -> is_ascii(Own) orelse unicode:characters_to_binary(Own) =:= Own.
+
+no_text() -> throw({unbounded, "a text that is no UTF-8"}).
 
 symbol({Own, Rest}, Left) ->
     is_ascii(Own) orelse throw({unbounded, "a symbol that is no ASCII"}),
@@ -107,8 +111,20 @@ pairs({Own, _} = All, Bits, Levels, Parts) ->
         _ -> malformed()
     end.
 
+%% Plain values first, in one pass that makes no new binaries: almost all of what is said.
 items(<<>>, 0, _, Left) -> Left;
 items(_, 0, _, _) -> malformed();
+items(<<Type, Rest/binary>>, Count, Levels, Parts) when Type >= 16#40, Type =< 16#45, Parts > 0 ->
+    items(Rest, Count - 1, Levels, Parts - 1);
+items(<<Type, _, Rest/binary>>, Count, Levels, Parts) when Type >= 16#50, Type =< 16#56, Parts > 0 ->
+    items(Rest, Count - 1, Levels, Parts - 1);
+items(<<16#70, _:32, Rest/binary>>, Count, Levels, Parts) when Parts > 0 ->
+    items(Rest, Count - 1, Levels, Parts - 1);
+items(<<16#a0, Size, _:Size/binary, Rest/binary>>, Count, Levels, Parts) when Parts > 0 ->
+    items(Rest, Count - 1, Levels, Parts - 1);
+items(<<16#a1, Size, Text:Size/binary, Rest/binary>>, Count, Levels, Parts) when Parts > 0 ->
+    is_text(Text) orelse no_text(),
+    items(Rest, Count - 1, Levels, Parts - 1);
 items(Bytes, Count, Levels, Parts) ->
     {Rest, Left} = one(Bytes, Levels, Parts),
     items(Rest, Count - 1, Levels, Left).

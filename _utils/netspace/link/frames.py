@@ -73,10 +73,10 @@ load(Module, File, Forms) ->
 parse(Bytes) ->
     case described(Bytes) of
         Code when Code =:= 16#73; Code =:= 16#74 ->
-            within(fun() -> netspace_guard_bounds:value(Bytes, @DEPTH@, 4096) end),
+            behind(Bytes, @DEPTH@, 4096),
             netspace_guard_parser:parse(Bytes);
         Code ->
-            Rest = within(fun() -> netspace_guard_bounds:value(Bytes, ?LEVELS, ?PARTS) end),
+            Rest = behind(Bytes, ?LEVELS, ?PARTS),
             byte_size(Bytes) - byte_size(Rest) =< ?BYTES orelse
                 refuse(<<"amqp:decode-error">>, "a frame of more than 8192 bytes before its message"),
             Parsed = {{described, _, Value}, _} = netspace_guard_parser:parse(Bytes),
@@ -96,11 +96,13 @@ parse_many(Bytes, [server_mode] = Options) ->
     Sections;
 parse_many(Bytes, Options) ->
     %% A value takes a byte at least: their number is bounded by the message's size.
-    within(fun() -> netspace_guard_bounds:values(Bytes, @DEPTH@ + 1, byte_size(Bytes)) end),
+    try netspace_guard_bounds:values(Bytes, @DEPTH@ + 1, byte_size(Bytes))
+    catch throw:{unbounded, Why} -> refuse(<<"amqp:decode-error">>, Why)
+    end,
     netspace_guard_parser:parse_many(Bytes, Options).
 
-within(Walk) ->
-    try Walk()
+behind(Bytes, Levels, Parts) ->
+    try netspace_guard_bounds:value(Bytes, Levels, Parts)
     catch throw:{unbounded, Why} -> refuse(<<"amqp:decode-error">>, Why)
     end.
 
