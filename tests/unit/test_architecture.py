@@ -16,7 +16,16 @@ IMPORTS = architecture.imports(FILES)
 
 KINDS = ("environment", "interface", "link", "attestation")
 # From below to above: a part imports from its own and from those before it. Kinds never import each other.
-LAYERS = (("spec",), ("supervision",), KINDS, ("plugin",), ("host",), ("__main__", "netspace"))
+LAYERS = (
+    ("netlink",),
+    ("nftables",),
+    ("spec",),
+    ("supervision",),
+    KINDS,
+    ("plugin",),
+    ("host",),
+    ("__main__", "netspace"),
+)
 PARTS = {part: rank for rank, parts in enumerate(LAYERS, 1) for part in parts}
 # The one module that finds what extends a declaration: interface kinds, runtimes, image sources.
 UPWARDS = {"spec.extensions"}

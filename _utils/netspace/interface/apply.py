@@ -28,13 +28,13 @@ from netspace.interface import conntrack, endpoints, forwarding, netns
 from netspace.interface import record as records
 from netspace.interface.endpoints import INSIDE_INDEX, End, Ends
 from netspace.interface.firewall import host_table, netns_table
-from netspace.interface.netlink import connection, requests
-from netspace.interface.netlink.connection import Failure, Message, Socket
-from netspace.interface.nftables.library import LibraryMissingError
-from netspace.interface.nftables.table import Table
 from netspace.interface.observe import Live
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
+from netspace.netlink import connection, requests
+from netspace.netlink.connection import Failure, Message, Socket
+from netspace.nftables.library import LibraryMissingError
+from netspace.nftables.table import Table
 from netspace.plan import Outcome, Step
 from netspace.spec.publish import Led
 from netspace.threads import in_thread

@@ -16,8 +16,8 @@ import struct
 from collections.abc import Sequence
 
 from netspace.interface.match import FAMILIES, PROTOCOLS
-from netspace.interface.netlink import connection, reading
-from netspace.interface.netlink.connection import Message, Socket, attribute
+from netspace.netlink import connection, reading
+from netspace.netlink.connection import Message, Socket, attribute
 from netspace.spec.publish import Led
 
 _SUBSYSTEM = 1 << 8

@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from netspace.interface.netlink import requests
-from netspace.interface.netlink.connection import Message
-from netspace.interface.netlink.reading import Link, Route
 from netspace.layout import Layout
+from netspace.netlink import requests
+from netspace.netlink.connection import Message
+from netspace.netlink.reading import Link, Route
 
 # The inner end's index, where we can choose it. A new namespace holds lo (1) and a few idle tunnels
 # (sit0, gre0...) that the kernel creates in every namespace if their modules are loaded.

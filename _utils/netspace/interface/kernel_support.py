@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from netspace.interface import kinds, netns
-from netspace.interface.netlink import connection, requests
-from netspace.interface.netlink.connection import Socket
-from netspace.interface.netlink.reading import Link
+from netspace.netlink import connection, requests
+from netspace.netlink.connection import Socket
+from netspace.netlink.reading import Link
 from netspace.spec.types import Interface
 from netspace.threads import in_thread
 

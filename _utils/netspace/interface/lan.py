@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netspace.interface.endpoints import INSIDE_NAME, End, Place
-from netspace.interface.netlink.reading import Link, Route
+from netspace.netlink.reading import Link, Route
 from netspace.spec.types import Address, Filtered, Prefixed, Way
 
 _ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}

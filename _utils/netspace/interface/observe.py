@@ -24,11 +24,11 @@ from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.firewall import host_rules as firewall
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall import netns_table as guards
-from netspace.interface.netlink import reading
-from netspace.interface.netlink.connection import Socket
-from netspace.interface.netlink.reading import Link, Route
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
+from netspace.netlink import reading
+from netspace.netlink.connection import Socket
+from netspace.netlink.reading import Link, Route
 from netspace.spec.publish import HostPort, published
 from netspace.spec.types import Interface
 from netspace.threads import in_thread

@@ -20,11 +20,11 @@ from netspace.interface import record as records
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.endpoints import Ends
 from netspace.interface.firewall import host_rules, netns_table
-from netspace.interface.nftables import table as tables
-from netspace.interface.nftables.table import Table
 from netspace.interface.observe import Live, Observed, expected, forwarded, observe, place
 from netspace.interface.record import Record
 from netspace.layout import Layout
+from netspace.nftables import table as tables
+from netspace.nftables.table import Table
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
 from netspace.spec import checks
 from netspace.spec.publish import published

@@ -11,8 +11,8 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import loopback, plan, record
-from netspace.link.broker import access, node
+from netspace.link import plan, record
+from netspace.link.broker import access, loopback, node
 from netspace.link.broker.management import Management, RefusedError
 from netspace.link.forwarder import ports, process
 from netspace.link.pki import authority, certificates, renewer

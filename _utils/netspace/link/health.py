@@ -11,8 +11,8 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import loopback, peer_status, plan
-from netspace.link.broker import access, plugin
+from netspace.link import peer_status, plan
+from netspace.link.broker import access, loopback, plugin
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
 from netspace.link.mail import dead_letters

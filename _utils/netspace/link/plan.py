@@ -8,8 +8,7 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
-from netspace.link import loopback
-from netspace.link.broker import access
+from netspace.link.broker import access, loopback
 from netspace.link.broker.access import BrokerState
 from netspace.link.forwarder import process as forwarder
 from netspace.link.pki import certificates, renewer

@@ -13,11 +13,11 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import card, health, loopback, status
+from netspace.link import card, health, status
 from netspace.link import plan as planning
 from netspace.link.apply import Change, complete
 from netspace.link.broker import access as reach
-from netspace.link.broker import listening, node
+from netspace.link.broker import listening, loopback, node
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import haproxy, process
 from netspace.link.mail import parked

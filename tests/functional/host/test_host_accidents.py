@@ -33,7 +33,7 @@ from netspace.environment.health import alarms
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, SpecError
 from netspace.host.host import Host
-from netspace.interface.nftables.ruleset import Ruleset
+from netspace.nftables.ruleset import Ruleset
 from netspace.spec import parse
 from netspace.supervision import definitions, process
 from netspace.supervision.daemon import daemon, start

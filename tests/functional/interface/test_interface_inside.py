@@ -13,7 +13,7 @@ from support.interfaces.interface_bench import Bench, connect, connected, listen
 from support.interfaces.lan_bench import FAR, NETWORK, address, bridged
 from support.interfaces.packets import ARP, UDP, Wire, frame, ip, kind_of, mac, packed, tags, udp
 
-from netspace.interface.nftables.ruleset import Ruleset
+from netspace.nftables.ruleset import Ruleset
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("one_processor")]
 families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])

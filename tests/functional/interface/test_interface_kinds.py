@@ -25,9 +25,9 @@ from support.interfaces.lan_bench import LAN as OUTSIDE
 
 from netspace.interface import kernel_support, kinds
 from netspace.interface.kinds import wireguard
-from netspace.interface.netlink import connection, generic, requests
-from netspace.interface.netlink.connection import Socket
 from netspace.interface.record import Volatile
+from netspace.netlink import connection, generic, requests
+from netspace.netlink.connection import Socket
 
 pytestmark = pytest.mark.root
 

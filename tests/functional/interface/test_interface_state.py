@@ -15,9 +15,9 @@ from support.interfaces.interface_bench import WIRE, WORLD, Bench, meets, run, s
 
 from netspace import files
 from netspace.interface import endpoints, forwarding, netns
-from netspace.interface.netlink.connection import Socket
-from netspace.interface.nftables.library import NftablesError
-from netspace.interface.nftables.ruleset import Ruleset
+from netspace.netlink.connection import Socket
+from netspace.nftables.library import NftablesError
+from netspace.nftables.ruleset import Ruleset
 from netspace.spec.types import Cidr, Network
 
 pytestmark = pytest.mark.root

@@ -18,9 +18,9 @@ from netspace.errors import MissingError, NetspaceError
 from netspace.interface import netns
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall.host_rules import Guarded, build
-from netspace.interface.nftables import library
-from netspace.interface.nftables.ruleset import Ruleset
-from netspace.interface.nftables.table import Chain, Table, difference, whole
+from netspace.nftables import library
+from netspace.nftables.ruleset import Ruleset
+from netspace.nftables.table import Chain, Table, difference, whole
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 from netspace.threads import in_thread

@@ -14,8 +14,7 @@ from support.waiting import until
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.link import loopback
-from netspace.link.broker import listening, node
+from netspace.link.broker import listening, loopback, node
 from netspace.spec.types import PORTS, Link
 
 pytestmark = pytest.mark.root

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import pytest
 
 from netspace.interface import forwarding, netns
-from netspace.interface.netlink.connection import Socket
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.layout import Layout
+from netspace.netlink.connection import Socket
 from netspace.plan import Plan
 from netspace.spec import parse
 from netspace.threads import in_thread

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from netspace.interface.firewall.host_rules import Guarded, build, forwarded
 from netspace.interface.firewall.published import lead_name
-from netspace.interface.nftables.table import difference, whole
+from netspace.nftables.table import difference, whole
 from netspace.spec.publish import Publication
 from netspace.spec.types import Allow, Cidr
 

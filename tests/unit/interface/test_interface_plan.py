@@ -14,12 +14,12 @@ from netspace.errors import NetspaceError, StateError
 from netspace.interface import endpoints, forwarding, kinds, netns
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.firewall import netns_table
-from netspace.interface.netlink import reading
-from netspace.interface.nftables import table as tables
 from netspace.interface.observe import Live, Observed, expected
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.interface.record import Record, Volatile, path
 from netspace.layout import Layout
+from netspace.netlink import reading
+from netspace.nftables import table as tables
 from netspace.plan import Plan
 from netspace.spec import parse
 

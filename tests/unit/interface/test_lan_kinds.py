@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from netspace.errors import NetspaceError, SpecError
 from netspace.interface import kernel_support, kinds, lan
 from netspace.interface.apply import Firewall, Forwarding, Work
-from netspace.interface.netlink.reading import Link
-from netspace.interface.nftables import table as tables
 from netspace.interface.observe import Live, Observed, expected
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.interface.record import plain
 from netspace.layout import Layout
+from netspace.netlink.reading import Link
+from netspace.nftables import table as tables
 from netspace.plan import Plan
 from netspace.spec import parse
 

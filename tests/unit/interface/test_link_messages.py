@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from netspace.interface import endpoints, kinds
 from netspace.interface.endpoints import End, Place
 from netspace.interface.kinds import wireguard
-from netspace.interface.netlink import reading, requests
-from netspace.interface.netlink.connection import Message, Socket
-from netspace.interface.netlink.reading import Link, NetlinkError
+from netspace.netlink import reading, requests
+from netspace.netlink.connection import Message, Socket
+from netspace.netlink.reading import Link, NetlinkError
 from netspace.spec import parse
 
 pytestmark = pytest.mark.skipif(sys.byteorder == "big", reason="captured on a little-endian machine")

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netspace.interface.netlink import connection, message_classes, reading, requests, templates
-from netspace.interface.netlink.connection import Message, Socket
-from netspace.interface.netlink.message_classes import MessageClass
-from netspace.interface.netlink.reading import Route
-from netspace.interface.netlink.templates import Words, encode
+from netspace.netlink import connection, message_classes, reading, requests, templates
+from netspace.netlink.connection import Message, Socket
+from netspace.netlink.message_classes import MessageClass
+from netspace.netlink.reading import Route
+from netspace.netlink.templates import Words, encode
 
 # A busy machine is no failure.
 PATIENT = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -182,13 +182,13 @@ def run(code: str) -> str:
 
 
 def test_reading_alone_imports_nothing_of_pyroute2() -> None:
-    code = "import sys; from netspace.interface.netlink import requests; from netspace.interface import observe"
+    code = "import sys; from netspace.netlink import requests; from netspace.interface import observe"
     assert run(f"{code}; print([one for one in sys.modules if 'pyroute2' in one])") == "[]"
 
 
 def test_message_classes_leave_the_package_to_others() -> None:
     code = (
-        "import sys; from netspace.interface.netlink import message_classes as ours; ours.link(); ours.route();"
+        "import sys; from netspace.netlink import message_classes as ours; ours.link(); ours.route();"
         "assert not [one for one in sys.modules if 'pyroute2' in one];"
         "assert 'pyroute2.nslink' not in ours._imported and len(ours._imported) < 60, len(ours._imported);"
         "import pyroute2; assert pyroute2.IPRoute; import pyroute2.netlink.rtnl.ifinfmsg as theirs;"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.interface.firewall import host_table
-from netspace.interface.nftables import library, words
-from netspace.interface.nftables.table import Base, Chain, Collection, Table, creation, difference
+from netspace.nftables import library, words
+from netspace.nftables.table import Base, Chain, Collection, Table, creation, difference
 
 HOSTILE = ['a"; flush ruleset; "', "a b", "a\nflush ruleset", "a{", "a*", "a#", "a\\", "$a", "@a", "", "1;", "é"]
 

@@ -42,8 +42,8 @@ import msgspec
 from netspace.interface import match
 from netspace.interface.firewall import published
 from netspace.interface.match import FAMILIES, family
-from netspace.interface.nftables.table import Base, Chain, Collection, Rule, Table, Timeout
-from netspace.interface.nftables.words import Verdict, to_goto, to_jump
+from netspace.nftables.table import Base, Chain, Collection, Rule, Table, Timeout
+from netspace.nftables.words import Verdict, to_goto, to_jump
 from netspace.spec.publish import OUTWARDS, Publication
 from netspace.spec.types import Allow, Cidr
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from netspace.errors import MissingError, NetspaceError
-from netspace.interface.netlink import connection
-from netspace.interface.nftables import table as tables
-from netspace.interface.nftables.library import LibraryMissingError, NftablesError
-from netspace.interface.nftables.ruleset import FAMILIES, Ruleset
-from netspace.interface.nftables.table import Table
+from netspace.netlink import connection
+from netspace.nftables import table as tables
+from netspace.nftables.library import LibraryMissingError, NftablesError
+from netspace.nftables.ruleset import FAMILIES, Ruleset
+from netspace.nftables.table import Table
 
 # The kernel lacks this kind of rule, chain or object, or nftables as a whole.
 _LACKING = (*connection.UNSUPPORTED, errno.ENOENT)

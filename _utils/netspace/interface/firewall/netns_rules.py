@@ -26,8 +26,8 @@ import msgspec
 
 from netspace.interface import match
 from netspace.interface.match import FAMILIES
-from netspace.interface.nftables.table import Base, Chain, Collection, Rule, Table
-from netspace.interface.nftables.words import at, longer
+from netspace.nftables.table import Base, Chain, Collection, Rule, Table
+from netspace.nftables.words import at, longer
 from netspace.spec.types import Allow
 
 _LOOPBACK = 1  # the index of lo

@@ -15,12 +15,12 @@ from typing import Any
 from netspace.interface import kinds
 from netspace.interface.endpoints import Ends, Place
 from netspace.interface.firewall import netns_rules
-from netspace.interface.nftables import table as tables
-from netspace.interface.nftables.library import NftablesError
-from netspace.interface.nftables.ruleset import FAMILIES, Ruleset
-from netspace.interface.nftables.table import Table
 from netspace.interface.record import Record
 from netspace.layout import Layout
+from netspace.nftables import table as tables
+from netspace.nftables.library import NftablesError
+from netspace.nftables.ruleset import FAMILIES, Ruleset
+from netspace.nftables.table import Table
 from netspace.spec.types import Filtered
 
 Numbers = Sequence[tuple[int, int]]

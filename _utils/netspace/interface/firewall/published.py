@@ -26,8 +26,8 @@ import struct
 from collections.abc import Sequence
 
 from netspace.interface.match import FAMILIES, PROTOCOLS
-from netspace.interface.nftables.table import Base, Chain, Collection, Rule
-from netspace.interface.nftables.words import Verdict, to_goto
+from netspace.nftables.table import Base, Chain, Collection, Rule
+from netspace.nftables.words import Verdict, to_goto
 from netspace.spec.publish import HostPort, Led, Publication
 
 _DSTNAT, _AFTER_SRCNAT = -100, 300  # linux/netfilter_ipv4.h

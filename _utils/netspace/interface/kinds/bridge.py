@@ -14,9 +14,9 @@ from typing import Any
 from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.kinds import veth
-from netspace.interface.netlink import reading, requests
-from netspace.interface.netlink.connection import Message
-from netspace.interface.netlink.reading import Link
+from netspace.netlink import reading, requests
+from netspace.netlink.connection import Message
+from netspace.netlink.reading import Link
 
 NEEDS = "veth"
 LINK = "veth"

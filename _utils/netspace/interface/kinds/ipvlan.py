@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
-from netspace.interface.netlink import reading, requests
-from netspace.interface.netlink.connection import Message
-from netspace.interface.netlink.reading import Link
-from netspace.interface.netlink.templates import Words
+from netspace.netlink import reading, requests
+from netspace.netlink.connection import Message
+from netspace.netlink.reading import Link
+from netspace.netlink.templates import Words
 
 NEEDS = "ipvlan"
 LINK = "ipvlan"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from netspace.interface.endpoints import Ends, Place
-from netspace.interface.netlink.connection import Message
+from netspace.netlink.connection import Message
 from netspace.spec.types import Interface
 
 NEEDS = ""

@@ -26,12 +26,12 @@ from typing import Any, ClassVar
 from netspace.interface.endpoints import INSIDE_INDEX, End, Ends, Place
 from netspace.interface.kinds import veth
 from netspace.interface.match import FAMILIES
-from netspace.interface.netlink import reading, requests
-from netspace.interface.netlink.connection import Message, Socket
-from netspace.interface.netlink.reading import Link
-from netspace.interface.nftables.table import Base, Chain, Rule, Table
-from netspace.interface.nftables.words import at, write
 from netspace.layout import TAP
+from netspace.netlink import reading, requests
+from netspace.netlink.connection import Message, Socket
+from netspace.netlink.reading import Link
+from netspace.nftables.table import Base, Chain, Rule, Table
+from netspace.nftables.words import at, write
 from netspace.spec.publish import Routed
 from netspace.spec.types import Address
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from netspace.interface.endpoints import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
-from netspace.interface.netlink import requests
-from netspace.interface.netlink.connection import Message
-from netspace.interface.netlink.reading import Route
+from netspace.netlink import requests
+from netspace.netlink.connection import Message
+from netspace.netlink.reading import Route
 from netspace.spec.publish import Routed
 from netspace.spec.types import Address
 

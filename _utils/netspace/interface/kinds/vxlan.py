@@ -15,10 +15,10 @@ import msgspec
 
 from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
-from netspace.interface.netlink import reading, requests
-from netspace.interface.netlink.connection import Message
-from netspace.interface.netlink.reading import Link
-from netspace.interface.netlink.templates import Given, given_address, given_number, given_port
+from netspace.netlink import reading, requests
+from netspace.netlink.connection import Message
+from netspace.netlink.reading import Link
+from netspace.netlink.templates import Given, given_address, given_number, given_port
 from netspace.spec.types import Address
 
 NEEDS = "vxlan"

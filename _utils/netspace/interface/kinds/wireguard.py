@@ -22,10 +22,10 @@ from typing import Any
 
 from netspace.interface import lan
 from netspace.interface.endpoints import End, Ends, Place
-from netspace.interface.netlink import connection, generic, reading, requests
-from netspace.interface.netlink.connection import Message, Socket, attribute
-from netspace.interface.netlink.reading import Link
-from netspace.interface.netlink.templates import Items, Value, Words
+from netspace.netlink import connection, generic, reading, requests
+from netspace.netlink.connection import Message, Socket, attribute
+from netspace.netlink.reading import Link
+from netspace.netlink.templates import Items, Value, Words
 from netspace.spec.types import Base, Cidr, Filtered, Prefixed, Way
 
 NEEDS = "wireguard"

@@ -12,7 +12,7 @@ The interceptor also refuses with 406 what RabbitMQ could not convert for a read
 reader's session, and return to the queue.
 
 The interceptor applies to all accounts but those that manage the broker, and the broker's own shovels, which use no
-account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.frames`.
+account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.broker.frames`.
 """
 
 from __future__ import annotations

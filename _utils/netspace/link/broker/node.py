@@ -25,8 +25,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import loopback
-from netspace.link.broker import listening, mapper, plugin
+from netspace.link.broker import listening, loopback, mapper, plugin
 from netspace.link.broker.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.pki import authority, certificates
 from netspace.link.topology import diff

@@ -8,8 +8,8 @@ second. From half of the alarm's threshold on, it closes the connections of the 
 Bindings: an asker may bind its replies queue to the answers of its peers, under as many keys as it likes. The plugin
 deletes a binding beyond their number at once and closes the connections of the account.
 
-Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.frames` (1.0) refuse what is of
-use only to an attacker, before RabbitMQ handles it.
+Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
+refuse what is of use only to an attacker, before RabbitMQ handles it.
 
 Disk: RabbitMQ's quorum queues free the disk of acknowledged messages only after 8,192 log entries of any size. With
 messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries.
@@ -36,8 +36,7 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
-from netspace.link import bounds, frames, sections
-from netspace.link.broker import admission, mapper
+from netspace.link.broker import admission, bounds, frames, mapper, sections
 from netspace.link.topology.objects import ANSWERS
 
 NAME = "netspace_guard"

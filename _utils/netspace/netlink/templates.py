@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple, TypeGuard, Union
 
-from netspace.interface.netlink.message_classes import MessageClass
+from netspace.netlink.message_classes import MessageClass
 
 Source = Callable[[], "type[MessageClass]"]
 """A function of ``message_classes``: whoever names a class doesn't yet import it."""

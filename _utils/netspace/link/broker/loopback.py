@@ -19,11 +19,11 @@ from typing import Literal
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.interface.nftables import table as tables
-from netspace.interface.nftables.ruleset import FAMILIES, Ruleset
-from netspace.interface.nftables.table import Base, Chain, Collection, Table
-from netspace.interface.nftables.words import Verdict
 from netspace.layout import Layout
+from netspace.nftables import table as tables
+from netspace.nftables.ruleset import FAMILIES, Ruleset
+from netspace.nftables.table import Base, Chain, Collection, Table
+from netspace.nftables.words import Verdict
 from netspace.spec.types import PORTS, LocalBroker
 
 State = Literal["intact", "changed", "unsupported"]

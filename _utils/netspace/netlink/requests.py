@@ -11,10 +11,10 @@ import functools
 import socket
 from collections.abc import Mapping
 
-from netspace.interface.netlink import message_classes as classes
-from netspace.interface.netlink.connection import MAIN_TABLE, NETLINK_GENERIC, ROUTE_PROTOCOL, Failure, Message
-from netspace.interface.netlink.reading import IFF_NOARP, IFF_UP, Route
-from netspace.interface.netlink.templates import (
+from netspace.netlink import message_classes as classes
+from netspace.netlink.connection import MAIN_TABLE, NETLINK_GENERIC, ROUTE_PROTOCOL, Failure, Message
+from netspace.netlink.reading import IFF_NOARP, IFF_UP, Route
+from netspace.netlink.templates import (
     IPV4,
     IPV6,
     MAC,

@@ -14,10 +14,10 @@ import socket
 import struct
 from collections.abc import Mapping
 
-from netspace.interface.netlink.connection import DUMP, NETLINK_NETFILTER, Message, Socket, attribute
-from netspace.interface.netlink.reading import attributes
-from netspace.interface.nftables import library
-from netspace.interface.nftables.words import Verdict
+from netspace.netlink.connection import DUMP, NETLINK_NETFILTER, Message, Socket, attribute
+from netspace.netlink.reading import attributes
+from netspace.nftables import library
+from netspace.nftables.words import Verdict
 
 FAMILIES = {"inet": 1, "netdev": 5}
 

@@ -18,8 +18,8 @@ from types import TracebackType
 
 import msgspec
 
-from netspace.interface.netlink import reading
-from netspace.interface.netlink.reading import FAMILIES, Address, Link, NetlinkError, Route
+from netspace.netlink import reading
+from netspace.netlink.reading import FAMILIES, Address, Link, NetlinkError, Route
 
 NETLINK_ROUTE, NETLINK_NETFILTER, NETLINK_GENERIC = 0, 12, 16
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h

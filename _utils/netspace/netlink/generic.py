@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import struct
 
-from netspace.interface.netlink.connection import DUMP, NETLINK_GENERIC, Message, Socket, attribute
-from netspace.interface.netlink.reading import attributes, number
+from netspace.netlink.connection import DUMP, NETLINK_GENERIC, Message, Socket, attribute
+from netspace.netlink.reading import attributes, number
 
 _CONTROL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
 

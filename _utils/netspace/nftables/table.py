@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from netspace.interface.nftables import ruleset, words
-from netspace.interface.nftables.words import Verdict
+from netspace.nftables import ruleset, words
+from netspace.nftables.words import Verdict
 
 Rule = str
 
