@@ -8,7 +8,7 @@ is in ``pyproject.toml``.
 
 from setuptools import find_packages, setup
 
-PLUGINS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines", "resources")
+PLUGINS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines", "resources", "output")
 # What targets of the resource type "netspace" have in place of Salt's own modules and states.
 OVERLAYS = ("modules", "states")
 # The SLS files, for file_roots: 'python -m netspace file-root' tells where pip put them.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
+__outputter__ = {"overview": "netspace"}
 
 
 def __virtual__() -> str:

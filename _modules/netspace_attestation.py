@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
 
 __virtualname__ = "netspace_attestation"
+__outputter__ = {"status": "netspace"}
 
 
 def __virtual__() -> str:

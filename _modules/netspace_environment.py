@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace_environment"
 __func_alias__ = {"list_": "list", "exec_": "exec"}
+__outputter__ = {"list_": "netspace", "wait": "netspace"}
 
 T = TypeVar("T")
 

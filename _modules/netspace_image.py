@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace_image"
 __func_alias__ = {"list_": "list"}
+__outputter__ = {"list_": "netspace"}
 
 T = TypeVar("T")
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace_interface"
 __func_alias__ = {"list_": "list"}
+__outputter__ = {"list_": "netspace"}
 
 
 def __virtual__() -> str:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 __virtualname__ = "netspace_link"
 
 __func_alias__ = {"list_": "list"}
+__outputter__ = {"list_": "netspace"}
 
 
 def __virtual__() -> str:

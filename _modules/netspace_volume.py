@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace_volume"
 __func_alias__ = {"list_": "list"}
+__outputter__ = {"list_": "netspace"}
 
 
 def __virtual__() -> str:

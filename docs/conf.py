@@ -37,6 +37,7 @@ TITLES = {
     "pillar": "External pillar",
     "beacons": "Beacons",
     "engines": "Engines",
+    "output": "Outputs",
     "resources": "Resources",
     "resources/netspace/modules": "Execution modules in an environment",
     "resources/netspace/states": "State modules in an environment",

@@ -17,7 +17,7 @@ import sys
 __version__ = "0.1.0"
 
 #: Salt's names of the plugin kinds. Pip installs each as the package ``netspace.<kind>``.
-PLUGIN_KINDS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines", "resources")
+PLUGIN_KINDS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines", "resources", "output")
 
 
 def _stamp(directory: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,14 @@ def salt(*arguments: str) -> Any:
         raise Failed(f"salt-call {' '.join(arguments)}: {done.stdout.strip() or f'exit {done.returncode}'}") from err
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for number, row in enumerate([head, *rows]):
-        line = "   " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        say(paint(line, "4") if number == 0 else line)
+def shown(*arguments: str) -> None:
+    """Call a Salt function, and let it print what it returns, as on any terminal.
+
+    :raises Failed: when the function fails.
+    """
+    command = [str(SALT), "--log-level", "error", *arguments]
+    if subprocess.run(command, stdin=subprocess.DEVNULL).returncode != 0:
+        raise Failed(f"salt-call {' '.join(arguments)}: failed")
 
 
 def apply() -> dict[str, dict[str, Any]]:
@@ -74,56 +77,12 @@ def apply() -> dict[str, dict[str, Any]]:
     return states
 
 
-def show_changes(states: dict[str, dict[str, Any]]) -> int:
-    """Print a line for each thing that changed; return how many."""
-    rows = []
-    for state_id, state in states.items():
-        kind = state_id.removeprefix("netspace ")
-        for name, changes in state["changes"].items():
-            rows.append([kind, name, ", ".join(_change(key, change) for key, change in changes.items())])
-    if rows:
-        table(["kind", "name", "what changed"], [[*row[:2], _short(row[2], 100)] for row in rows])
-    return len(rows)
-
-
-def _change(key: str, change: Any) -> str:
-    if not isinstance(change, dict) or change.get("old") in (None, {}, [], ""):
-        new = change.get("new") if isinstance(change, dict) else change
-        return key if isinstance(new, (dict, list)) or new is True else f"{key}: {new}"
-    return f"{key}: {change['old']} -> {change.get('new')}"
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def show_overview(overview: dict[str, Any]) -> None:
-    """Environments with interface and trust, then the links."""
-    level = overview["trust"]["level"]
-    rows = []
-    for name, entry in overview["environments"].items():
-        interface = entry["interface"]
-        addresses = ", ".join(interface.get("addresses", {}).values())
-        rows.append(
-            [
-                name,
-                entry["state"],
-                interface.get("kind", "-"),
-                addresses or "lo alone",
-                level,
-                entry["digest"].removeprefix("sha256:").removeprefix("sha256-")[:12],
-            ]
-        )
-    table(["environment", "state", "interface", "addresses", "trust", "image"], rows)
-    say()
-    links = [[link["from"], link["to"], link["pattern"], link["state"]] for link in overview["links"]["links"].values()]
-    table(["from", "to", "pattern", "link"], links)
-    trust = overview["trust"]
-    say(
-        f"\n   this host: {trust['level']}, judged by {trust['verifier']}"
-        + (f"; {trust['reason']}" if trust["reason"] else "")
-    )
-    say(f"   broker: {overview['links']['broker']['state']}")
+def tell(states: dict[str, dict[str, Any]]) -> bool:
+    """Print the comment of each state that changed something; return whether there is one."""
+    changed = {name: state["comment"] for name, state in states.items() if state["changes"]}
+    for name, comment in changed.items():
+        say(f"   {name}: {comment}".replace("\n", "\n   "))
+    return bool(changed)
 
 
 def inside(environment: str, *command: str) -> dict[str, Any]:
@@ -171,16 +130,16 @@ def refusal() -> None:
 def up() -> None:
     with step("Apply the declaration (pillar/netspace/demo.sls)"):
         say("   salt-call state.apply netspace")
-        if not show_changes(apply()):
+        if not tell(apply()):
             say("   nothing to do: everything is as declared")
     with step("What there is now (salt-call netspace.overview)"):
-        show_overview(salt("netspace.overview"))
+        shown("netspace.overview")
     with step("A request along a declared link"):
         request()
     with step("A message that no link declares"):
         refusal()
     with step("Apply again"):
-        if show_changes(apply()):
+        if tell(apply()):
             raise Failed("the second apply changed something")
         say("   nothing to do: everything is as declared")
     say("\nLook around:  sudo scripts/salt-call netspace.overview")

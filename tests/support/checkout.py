@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PLUGIN_FOLDERS = ("_modules", "_states", "_grains", "_runners", "_pillar", "_beacons", "_engines", "_resources")
+PLUGIN_FOLDERS = (
+    *("_modules", "_states", "_grains", "_runners", "_pillar", "_beacons", "_engines", "_resources", "_output"),
+)
 _UNWANTED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
 
 

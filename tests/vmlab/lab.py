@@ -30,6 +30,7 @@ states_dirs: [/srv/netspace/_states]
 grains_dirs: [/srv/netspace/_grains]
 utils_dirs: [/srv/netspace/_utils]
 beacons_dirs: [/srv/netspace/_beacons]
+outputter_dirs: [/srv/netspace/_output]
 autoload_dynamic_modules: false
 enable_fqdns_grains: false
 enable_gpu_grains: false

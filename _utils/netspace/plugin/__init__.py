@@ -1,1 +1,1 @@
-"""Parts that Salt's plugins share: arguments, results, file server, errors."""
+"""Conversions between Salt and the library that several plugins share. Imports no Salt."""

@@ -164,6 +164,7 @@ def test_readme_leads_from_bare_salt_to_environments(nothing: Salt) -> None:
         "_engines",
         "_grains",
         "_modules",
+        "_output",
         "_pillar",
         "_resources",
         "_runners",

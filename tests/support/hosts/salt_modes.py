@@ -35,6 +35,7 @@ loaders = {
     "_beacons": salt.loader.beacons(opts, functions),
     "_engines": salt.loader.engines(opts, functions, {}, utils),
     "_pillar": salt.loader.pillars(opts, functions),
+    "_output": [f"{name}.output" for name in salt.loader.outputters(opts)],
 }
 found = {folder: [name for name in loader if name.startswith("netspace")] for folder, loader in loaders.items()}
 reason, inside = "", []

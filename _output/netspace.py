@@ -1,0 +1,98 @@
+"""
+Tables of netspace
+==================
+
+Shows what netspace's functions return as tables of at most 80 columns, with what needs attention first. The functions
+choose it by themselves; ``--out=json`` and all other outputs of Salt work as ever. Name it for runners, which can't
+choose one:
+
+.. code-block:: bash
+
+    salt '*' netspace.overview
+    salt-run --out=netspace netspace_attestation.status
+
+Colours appear on a terminal only, and ``--no-color`` turns them off. A return that has an unexpected form is shown by
+Salt's ``nested`` output.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+import salt.utils.color  # noqa: E402
+
+from netspace.plugin import views  # noqa: E402
+from netspace.plugin.tables import Tone, text  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __salt__: dict[str, Any]
+
+__virtualname__ = "netspace"
+
+_COLOURS: dict[Tone, str] = {
+    "bad": "LIGHT_RED",
+    "warn": "LIGHT_YELLOW",
+    "good": "LIGHT_GREEN",
+    "dim": "DARK_GRAY",
+    "head": "LIGHT_CYAN",
+}
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def output(ret: Any, **kwargs: Any) -> str:
+    """
+    Return the lines for a terminal.
+
+    ret
+        The return of one function, by minion; or the return of a runner.
+    """
+    theme = __opts__.get("color_theme")
+    known = salt.utils.color.get_colors(__opts__.get("color"), theme)
+
+    def paint(part: str, tone: Tone) -> str:
+        colour = str(known[_COLOURS[tone]]) if tone and part else ""
+        return f"{colour}{part}{known['ENDC']}" if colour else part
+
+    screen = views.Screen(time.time(), paint)
+    if _is_runner() and (whole := _lines(ret, screen)) is not None:
+        return "\n".join(whole)
+    if not isinstance(ret, dict):
+        return _nested(ret, kwargs)
+    shown = []
+    for minion, data in ret.items():
+        lines = _lines(data, screen)
+        if lines is None:
+            shown.append(_nested({minion: data}, kwargs).rstrip("\n"))
+        else:
+            shown.append("\n".join([paint(f"{text(minion)}:", "head"), *lines]))
+    return "\n".join(shown)
+
+
+def _is_runner() -> bool:
+    """Return whether a runner of netspace returned. A minion's return could pose as the master's verifier."""
+    return __opts__.get("__cli") == "salt-run" and str(__opts__.get("fun", "")).startswith("netspace")
+
+
+def _lines(data: Any, screen: views.Screen) -> list[str] | None:
+    """Return the lines of a known form; None for another form, and for a value that the form doesn't allow."""
+    try:
+        return views.render(data, screen)
+    except views.MALFORMED:
+        return None
+
+
+def _nested(data: Any, options: dict[str, Any]) -> str:
+    """Return the lines of Salt's own output, or a sentence where even that fails."""
+    try:
+        return str(__salt__["nested"](data, **options))
+    except (*views.MALFORMED, RecursionError):
+        return "a return that can't be shown here; try --out=json"

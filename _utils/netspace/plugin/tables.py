@@ -1,0 +1,204 @@
+"""Tables for a terminal: at most 80 columns, what needs attention first. Pure.
+
+Cells hold untrusted text: names and log lines come from programs and from other hosts. So :func:`text` escapes control
+characters, bounds each value, and accepts only plain values; it never calls a method of what it is given.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from netspace.text import printable
+
+WIDTH = 80
+INDENT = 2
+NARROWEST = 6
+"""Characters of a cell that stay where a table is too wide."""
+LONGEST = 400
+"""Characters of a value that are looked at."""
+_ELLIPSIS = "..."
+_LARGEST = 10**15
+_EARLY = 300.0
+"""Seconds by which another host's clock may be ahead of this one's."""
+_YEAR = 365.25 * 86400
+
+Tone = Literal["", "bad", "warn", "good", "dim", "head"]
+Paint = Callable[[str, Tone], str]
+
+
+class Cell(NamedTuple):
+    """A text with the meaning that a colour shows."""
+
+    text: str
+    tone: Tone = ""
+
+
+class Row(NamedTuple):
+    """A thing in a table.
+
+    :param rank: rows with lower ranks come first.
+    :param notes: sentences below the row.
+    """
+
+    rank: int
+    cells: Sequence[Cell]
+    notes: Sequence[Cell] = ()
+
+
+def plain(text: str, tone: Tone) -> str:
+    """Return *text* without a colour."""
+    return text
+
+
+def text(value: object) -> str:
+    """Return a value as one line of printable characters; ``?`` if it is not a plain value."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return printable(value[:LONGEST])
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value) if abs(value) < _LARGEST else "?"
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:g}"
+    return "?"
+
+
+def prose(value: object) -> str:
+    """Return a text as :func:`text` does, with one blank in place of line breaks and of several blanks."""
+    return text(" ".join(value[: 4 * LONGEST].split()) if isinstance(value, str) else value)
+
+
+def number(value: object) -> float | None:
+    """Return a finite number as it is; None for any other value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < _LARGEST else None  # false for NaN, too
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its largest unit: ``45 s``, ``5 min``, ``3 h``, ``12 d``, ``2 y``."""
+    if not 0 <= seconds < 1000 * _YEAR:
+        return "?"
+    for unit, length, most in (("s", 1, 60), ("min", 60, 60), ("h", 3600, 48), ("d", 86400, 730)):
+        if seconds < most * length:
+            return f"{int(seconds / length)} {unit}"
+    return f"{int(seconds / _YEAR)} y"
+
+
+def age(since: object, now: float) -> str:
+    """Return the time since a moment; ``?`` if it is later than clocks may differ, empty if there is none."""
+    begin = number(since)
+    if begin is None or begin <= 0:
+        return ""
+    return span(max(now - begin, 0.0)) if now - begin > -_EARLY else "?"
+
+
+def until(end: object, now: float) -> str:
+    """Return the time to a moment: ``in 3 h``, or ``3 h ago``; empty if there is none."""
+    moment = number(end)
+    if moment is None or moment <= 0:
+        return ""
+    return f"in {span(moment - now)}" if moment > now else f"{span(now - moment)} ago"
+
+
+def moment(seconds: object) -> str:
+    """Return a moment as ISO 8601 says it, in UTC; empty if there is none."""
+    found = number(seconds)
+    if found is None or found <= 0:
+        return ""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found)) if found < 253402300800 else "?"
+
+
+def size(value: object) -> str:
+    """Return a number of bytes in its largest binary unit: ``64 MiB``."""
+    count = number(value)
+    if count is None or count < 0:
+        return ""
+    unit = 0
+    while count >= 1024 and unit < 5:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[unit]}"
+
+
+def columns(line: str) -> int:
+    """Return the number of a terminal's columns that printable text takes at most."""
+    wide = 0 if line.isascii() else sum(unicodedata.east_asian_width(one) in "WF" for one in line)
+    return len(line) + wide
+
+
+def cut(line: str, room: int) -> str:
+    """Return *line*, or its beginning and three dots if it takes more than *room* columns."""
+    if columns(line) <= room:
+        return line
+    kept = line[: max(room - len(_ELLIPSIS), 0)]
+    while columns(kept) > room - len(_ELLIPSIS) and kept:
+        kept = kept[:-1]
+    return (kept + _ELLIPSIS)[: max(room, 0)]
+
+
+def wrap(line: str, room: int, most: int) -> list[str]:
+    """Return *line* in at most *most* lines of *room* columns each; the last ends in three dots if there is more."""
+    lines: list[str] = []
+    rest = line
+    while rest and len(lines) < most - 1 and columns(rest) > room:
+        part = rest[:room]
+        while columns(part) > room:
+            part = part[:-1]
+        blank = part.rfind(" ") if rest[len(part) : len(part) + 1] != " " else len(part)
+        end = blank if blank > room // 2 else len(part)
+        lines.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    return [*lines, cut(rest, room)] if rest else lines
+
+
+def sentence(told: Cell, paint: Paint, indent: int = INDENT, most: int = 3) -> list[str]:
+    """Return a text as lines of a screen."""
+    return [" " * indent + paint(line, told.tone) for line in wrap(told.text, WIDTH - indent, most)]
+
+
+def table(heads: Sequence[str], rows: Sequence[Row], paint: Paint = plain, indent: int = INDENT) -> list[str]:
+    """Return the lines of a table. Numbers are aligned right, and columns without a value are left out.
+
+    :param heads: titles of the columns; ``>`` before one aligns its column right.
+    """
+    if not rows:
+        return []
+    ordered = sorted(rows, key=lambda row: row.rank)
+    used = [index for index in range(len(heads)) if any(row.cells[index].text for row in ordered)]
+    titles = [heads[index].removeprefix(">") for index in used]
+    right = [heads[index].startswith(">") for index in used]
+    wanted = [max(columns(row.cells[index].text) for row in ordered) for index in used]
+    widths = _widths([max(len(title), most) for title, most in zip(titles, wanted, strict=True)], WIDTH - indent)
+    lines = [_line([Cell(title, "head") for title in titles], widths, right, paint, indent)]
+    for row in ordered:
+        lines.append(_line([row.cells[index] for index in used], widths, right, paint, indent))
+        for note in row.notes:
+            lines += sentence(note, paint, indent + 2)
+    return lines
+
+
+def _widths(wanted: Sequence[int], room: int) -> list[int]:
+    """Return the widths of columns, of which the widest are narrowed until all of them fit."""
+    widths = list(wanted)
+    while sum(widths) + 2 * (len(widths) - 1) > room:
+        widest = max(range(len(widths)), key=widths.__getitem__)
+        if widths[widest] <= NARROWEST:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _line(cells: Sequence[Cell], widths: Sequence[int], right: Sequence[bool], paint: Paint, indent: int) -> str:
+    shown = []
+    for cell, width, flush in zip(cells, widths, right, strict=True):
+        short = cut(cell.text, width)
+        blank = " " * (width - columns(short))
+        coloured = paint(short, cell.tone)
+        shown.append(blank + coloured if flush else coloured + blank)
+    return (" " * indent + "  ".join(shown)).rstrip()

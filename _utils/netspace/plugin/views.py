@@ -1,0 +1,259 @@
+"""The tables of what netspace's functions return, known by its form. Pure.
+
+A return comes from another host, and is untrusted: a value of an unexpected form raises one of :data:`MALFORMED`, so
+that the caller shows the return in another way. No return raises anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from netspace.plugin import tables
+from netspace.plugin.tables import Cell, Paint, Row, Tone, prose, text
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+BAD, ODD, WELL, OFF = range(4)
+"""Ranks of rows: something is wrong, on its way or unusual, well, off as declared."""
+_TONES: tuple[Tone, ...] = ("bad", "warn", "good", "dim")
+_ENDED = ("failed", "frozen")
+_TRUSTED = "trusted"
+
+
+class Screen(NamedTuple):
+    """The things that all tables of one screen share."""
+
+    now: float
+    paint: Paint
+
+
+def render(data: object, screen: Screen) -> list[str] | None:
+    """Return the lines of a function's return; None if it is of no known form.
+
+    :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value of it has an unexpected form.
+    """
+    if not isinstance(data, Mapping) or not data:
+        return None
+    for knows, lines in _VIEWS:
+        if knows(data):
+            return lines(data, screen)
+    return None
+
+
+# -- forms ----------------------------------------------------------------------
+def _has(*keys: str) -> Callable[[Mapping[str, object]], bool]:
+    return lambda data: all(key in data for key in keys)
+
+
+def _rows_have(*keys: str) -> Callable[[Mapping[str, object]], bool]:
+    return lambda data: all(isinstance(row, Mapping) and all(key in row for key in keys) for row in data.values())
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise TypeError("expected a mapping")
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list | tuple):
+        raise TypeError("expected a list")
+    return list(value)
+
+
+def _items(value: object) -> Iterable[tuple[str, Mapping[str, object]]]:
+    return ((text(name), _mapping(row)) for name, row in sorted(_mapping(value).items(), key=lambda one: text(one[0])))
+
+
+# -- environments ---------------------------------------------------------------
+def _rank(row: Mapping[str, object]) -> int:
+    state, health = row["state"], row.get("health")
+    if row.get("declared_stopped") is True and state == "stopped":
+        return OFF
+    if state in _ENDED or health == "unhealthy" or row.get("flapping") is True or row.get("problem"):
+        return BAD
+    settled = state == "running" and health in ("", None, "healthy") and row.get("updating") is not True
+    return WELL if settled and row.get("supervised") is not False else ODD
+
+
+def _state(row: Mapping[str, object]) -> str:
+    if row.get("flapping") is True:
+        return "flapping"
+    return "declared stopped" if _rank(row) == OFF else text(row["state"])
+
+
+def _environment_notes(row: Mapping[str, object], rank: int) -> list[Cell]:
+    notes = []
+    if problem := prose(row.get("problem")):
+        notes.append(Cell(problem, _TONES[rank]))
+    if kills := tables.number(row.get("oom_kills")):
+        notes.append(Cell(f"the kernel killed {kills:.0f} of its processes for lack of memory", "warn"))
+    if row.get("updating") is True:
+        notes.append(Cell("an update runs: it has a second instance", "dim"))
+    if row.get("supervised") is False:
+        notes.append(Cell("the supervisor doesn't run, so nothing restarts it; apply again", "warn"))
+    return notes
+
+
+def _environments(data: object, screen: Screen, level: str = "") -> list[str]:
+    rows = []
+    for name, row in _items(data):
+        rank = _rank(row)
+        tone = _TONES[rank]
+        image, address = text(row.get("image")), _address(row["interface"]) if "interface" in row else ""
+        since = tables.age(row.get("since"), screen.now) if row["state"] != "stopped" else ""
+        state = [
+            Cell(name),
+            Cell(_state(row), tone),
+            Cell(text(row.get("health")), tone),
+            Cell(text(row.get("restarts"))),
+        ]
+        more = [Cell(since), Cell(level), Cell(address), Cell("" if address else image)]
+        rows.append(Row(rank, [*state, *more], _environment_notes(row, rank)))
+    heads = ("ENVIRONMENT", "STATE", "HEALTH", ">RESTARTS", ">AGE", "LEVEL", "ADDRESS", "IMAGE")
+    return tables.table(heads, rows, screen.paint)
+
+
+def _address(interface: object) -> str:
+    addresses = _mapping(_mapping(interface).get("addresses") or {})
+    return ", ".join(text(one) for one in addresses.values()) or "lo alone"
+
+
+# -- interfaces -----------------------------------------------------------------
+def _interfaces(data: object, screen: Screen) -> list[str]:
+    rows = []
+    for name, row in _items(data):
+        rank = {"present": WELL, "differs": ODD}.get(text(row["state"]), BAD)
+        notes = []
+        if "differs" in row:
+            changed = ", ".join(text(one) for one in _list(row["differs"]))
+            notes.append(Cell(f"changed by hand: {changed}; the next apply repairs it", "warn"))
+        elif rank == BAD:
+            notes.append(Cell("its network namespace is gone; apply again", "bad"))
+        ports = ", ".join(text(one) for one in _list(row.get("publish") or []))
+        kind, end = Cell(text(row["kind"])), Cell(text(row.get("host_end")))
+        cells = [Cell(name), kind, Cell(text(row["state"]), _TONES[rank]), Cell(_address(row)), end, Cell(ports)]
+        rows.append(Row(rank, cells, notes))
+    return tables.table(("ENVIRONMENT", "KIND", "STATE", "ADDRESS", "HOST END", "PORTS"), rows, screen.paint)
+
+
+# -- links ----------------------------------------------------------------------
+def _links(data: object, screen: Screen) -> list[str]:
+    found = _mapping(data)
+    broker, mailboxes = _mapping(found["broker"]), _mapping(found["mailboxes"])
+    rows = []
+    for _, link in _items(found["links"]):
+        mailbox = _mapping(mailboxes.get(text(link["to"])) or {})
+        waiting, readers = tables.number(mailbox.get("messages")), tables.number(mailbox.get("consumers"))
+        unread = bool(waiting) and readers == 0
+        rank = BAD if link["state"] != "active" else ODD if unread else WELL
+        notes = [Cell(prose(link["why"]), "bad")] if link.get("why") else []
+        notes += [Cell(f"nobody reads the mailbox of {text(link['to'])}", "warn")] if unread else []
+        manner = [text(link["pattern"]), text(link.get("via")), "sealed" if link.get("seal") is True else ""]
+        ends = [Cell(text(link["from"])), Cell(text(link["to"])), Cell(", ".join(filter(None, manner)))]
+        counts = [Cell(text(mailbox.get("messages"))), Cell(text(mailbox.get("consumers")))]
+        rows.append(Row(rank, [*ends, Cell(text(link["state"]), _TONES[rank]), *counts], notes))
+    lines = tables.table(("FROM", "TO", "PATTERN", "STATE", ">WAITING", ">READERS"), rows, screen.paint)
+    return [*lines, *_broker(found, broker, screen.paint)]
+
+
+def _broker(found: Mapping[str, object], broker: Mapping[str, object], paint: Paint) -> list[str]:
+    state = text(broker["state"])
+    if state == "absent" and not found["links"]:
+        return tables.sentence(Cell("no links", "dim"), paint)
+    detail = prose(broker.get("detail"))
+    tone: Tone = "dim" if state == "running" else "bad"
+    lines = tables.sentence(Cell(f"broker {state}{': ' if detail else ''}{detail}", tone), paint)
+    if tables.number(found.get("dead")):
+        dead = f"{text(found['dead'])} dead letters: netspace_link.dead_letters shows them"
+        lines += tables.sentence(Cell(dead, "bad"), paint)
+    if parked := _list(found.get("parked") or []):
+        owners = ", ".join(text(one) for one in parked)
+        lines += tables.sentence(Cell(f"mail without a link is kept for {owners}", "warn"), paint)
+    return lines
+
+
+# -- trust ----------------------------------------------------------------------
+def _trust(data: object, screen: Screen) -> list[str]:
+    """Return a host's own trust."""
+    trust = _mapping(data)
+    expires = tables.until(trust.get("expires"), screen.now)
+    ended = tables.number(trust.get("expires")) is not None and not expires.startswith("in ")
+    heading = f"trust {text(trust['level'])}, judged by {text(trust['verifier'])}"
+    result = f"; the result {'ended' if ended else 'ends'} {expires}" if expires else ""
+    tone: Tone = "bad" if ended or trust["level"] == "L0" else "head"
+    lines = tables.sentence(Cell(heading + result, tone), screen.paint)
+    for key, label in (("reason", "not higher: "), ("remedy", "to raise it: ")):
+        if trust.get(key):
+            lines += tables.sentence(Cell(label + prose(trust[key])), screen.paint)
+    if trust.get("fallback") is True:
+        lines += tables.sentence(Cell("the TPM could not be used, so a software key signed", "warn"), screen.paint)
+    return lines
+
+
+def _fleet(data: object, screen: Screen) -> list[str]:
+    """Return the hosts that the master's verifier knows."""
+    rows = []
+    for name, host in _items(data):
+        state = text(host["state"])
+        rank = WELL if state == _TRUSTED else ODD if state in ("enrolled", "degraded") else BAD
+        notes = [Cell(prose(host[key])) for key in ("reason", "remedy") if rank != WELL and host.get(key)]
+        level = [Cell(text(host["level"])), Cell(text(host["minimum"])), Cell(text(host.get("group")))]
+        times = [
+            Cell(tables.age(host.get("evidence"), screen.now)),
+            Cell(tables.until(host.get("deadline"), screen.now)),
+        ]
+        rows.append(Row(rank, [Cell(name), Cell(state, _TONES[rank]), *level, *times], notes))
+    return tables.table(("HOST", "STATE", "LEVEL", "WANTED", "GROUP", ">AGE", ">DEADLINE"), rows, screen.paint)
+
+
+# -- images and volumes -----------------------------------------------------------
+def _images(data: object, screen: Screen) -> list[str]:
+    rows = []
+    for digest, image in _items(data):
+        users = ", ".join(text(one) for one in _list(image["used_by"]))
+        missing = "size" not in image
+        rank = BAD if missing else WELL if users else OFF
+        notes = [Cell("its file is gone; apply again", "bad")] if missing else []
+        sources = ", ".join(text(one) for one in _list(image["sources"]))
+        facts = [Cell(tables.size(image.get("size"))), Cell(tables.age(image.get("built"), screen.now))]
+        short = digest.removeprefix("sha256:")[:12]
+        rows.append(Row(rank, [Cell(short), *facts, Cell(users or "nobody", _TONES[rank]), Cell(sources)], notes))
+    return tables.table(("IMAGE", ">SIZE", ">AGE", "USED BY", "SOURCES"), rows, screen.paint)
+
+
+def _volumes(data: object, screen: Screen) -> list[str]:
+    rows = []
+    for name, volumes in _items(data):
+        for target, volume in _items(volumes):
+            sizes = [Cell(tables.size(volume["used"])), Cell(tables.size(volume["size"]))]
+            rows.append(Row(WELL, [Cell(name), Cell(target), *sizes, Cell(text(volume["file"]), "dim")]))
+    return tables.table(("ENVIRONMENT", "TARGET", ">USED", ">SIZE", "FILE"), rows, screen.paint)
+
+
+def _is_volumes(data: Mapping[str, object]) -> bool:
+    return all(isinstance(row, Mapping) and row and _rows_have("file", "size", "used")(row) for row in data.values())
+
+
+# -- a whole host -----------------------------------------------------------------
+def _overview(data: object, screen: Screen) -> list[str]:
+    found = _mapping(data)
+    trust = _mapping(found["trust"])
+    lines = _trust(trust, screen)
+    if environments := _mapping(found["environments"]):
+        lines += ["", *_environments(environments, screen, text(trust["level"]))]
+    return [*lines, "", *_links(found["links"], screen)]
+
+
+_VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Screen], list[str]]], ...] = (
+    (_rows_have("state", "restarts", "health", "problem"), _environments),
+    (_rows_have("state", "kind", "addresses", "netns"), _interfaces),
+    (_rows_have("state", "level", "minimum", "deadline"), _fleet),
+    (_rows_have("sources", "used_by", "mounted"), _images),
+    (_is_volumes, _volumes),
+    (_has("trust", "environments", "links", "supervised"), _overview),
+    (_has("broker", "links", "mailboxes"), _links),
+    (_has("level", "verifier", "reason", "expires"), _trust),
+)
+"""The forms, and the lines for each. Lists come first: an environment may have the name of a key of the others."""

@@ -1,0 +1,265 @@
+"""What operators see of each function's return, and that no return of a hostile minion ends their command."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+import salt.loader
+import salt.output
+from hypothesis import given
+from hypothesis import strategies as st
+from support import checkout
+
+from netspace.plugin import tables, views
+
+NOW = 1_000_000.0
+SCREEN = views.Screen(NOW, tables.plain)
+
+FAILED: dict[str, Any] = {
+    "state": "starting", "pid": 0, "since": NOW - 3, "restarts": 6, "exit": "exit 1", "oom_kills": 0, "flapping": True,
+    "image": "tar:/srv/web.tar", "digest": "sha256:" + "c" * 64, "wanted": "running", "declared_stopped": False,
+    "runtime": "crun", "health": "", "updating": False, "supervised": True, "problem": "it ended (exit 1)",
+}  # fmt: skip
+RUNNING = FAILED | {
+    "state": "running", "since": NOW - 3600 * 3, "restarts": 0, "flapping": False, "health": "healthy", "problem": "",
+}  # fmt: skip
+STOPPED = RUNNING | {"state": "stopped", "health": "", "declared_stopped": True}
+ENVIRONMENTS = {"audit": STOPPED, "orders": RUNNING, "web": FAILED}
+VETH = {
+    "kind": "veth",
+    "addresses": {"ipv4": "10.203.54.242"},
+    "host_end": "ns-web",
+    "netns": "/run/netns/netspace-web",
+}
+INTERFACES = {
+    "orders": VETH | {"kind": "none", "addresses": {}, "host_end": "", "state": "present"},
+    "web": VETH | {"state": "differs", "differs": ["mtu"], "publish": ["443:8443"]},
+}
+LINKS = {
+    "broker": {"kind": "local", "state": "running", "vhost": "netspace"},
+    "links": {
+        "orders.web": {"from": "orders", "to": "web", "pattern": "send", "state": "active"},
+        "web.orders": {"from": "web", "to": "orders", "pattern": "request", "seal": True, "state": "active"},
+        "web.till@h2": {
+            "from": "web", "to": "till@h2", "pattern": "send", "via": "buffered", "state": "stalled", "why": "no route",
+        },
+    },
+    "mailboxes": {"web": {"messages": 12, "consumers": 0}, "orders": {"messages": 0, "consumers": 1}},
+    "parked": ["gone"], "dead": 2, "late": 0,
+}  # fmt: skip
+TRUST = {
+    "level": "L1", "verifier": "self", "reason": "no TPM is named", "remedy": "name a TPM in attestation:tpm",
+    "issued": NOW - 60, "expires": NOW + 7200, "fallback": False, "tpm": {}, "tee": {},
+}  # fmt: skip
+OVERVIEW = {
+    "trust": {key: TRUST[key] for key in ("level", "verifier", "reason")},
+    "environments": {name: row | {"interface": INTERFACES.get(name, {})} for name, row in ENVIRONMENTS.items()},
+    "links": LINKS,
+    "supervised": True,
+}
+HOST = {
+    "state": "trusted", "level": "L3", "reason": "", "code": None, "remedy": "", "group": "default", "minimum": "L2",
+    "last_level": "L3", "policy_version": 1, "tee": None, "evidence": NOW - 60, "age": 60, "deadline": NOW + 3600,
+}  # fmt: skip
+FLEET = {
+    "h1": HOST,
+    "h2": HOST
+    | {"state": "stale", "level": "L0", "reason": "no answer", "remedy": "attest h2", "deadline": NOW - 7200},
+}
+IMAGES = {
+    f"sha256:{'a' * 64}": {
+        "sources": ["tar:/srv/web.tar"], "size": 90 * 2**20, "built": NOW - 86400 * 3, "used_by": ["web"],
+        "mounted": True,
+    },
+}  # fmt: skip
+VOLUMES = {
+    "orders": {"/data": {"size": 5 * 2**30, "used": 2**20, "file": "/var/lib/netspace/volumes/orders/data.ext4"}}
+}
+RETURNS = [ENVIRONMENTS, INTERFACES, LINKS, TRUST, OVERVIEW, FLEET, IMAGES, VOLUMES]
+
+
+def shown(data: object) -> str:
+    lines = views.render(data, SCREEN)
+    assert lines is not None
+    assert max(map(len, lines)) <= tables.WIDTH
+    return "\n".join(lines)
+
+
+def test_environments_have_the_failed_one_first() -> None:
+    assert shown(ENVIRONMENTS) == (
+        "  ENVIRONMENT  STATE             HEALTH   RESTARTS  AGE  IMAGE\n"
+        "  web          flapping                          6  3 s  tar:/srv/web.tar\n"
+        "    it ended (exit 1)\n"
+        "  orders       running           healthy         0  3 h  tar:/srv/web.tar\n"
+        "  audit        declared stopped                  0       tar:/srv/web.tar"
+    )
+
+
+def test_overview_has_trust_environments_and_links() -> None:
+    assert shown(OVERVIEW) == (
+        "  trust L1, judged by self\n"
+        "  not higher: no TPM is named\n"
+        "\n"
+        "  ENVIRONMENT  STATE             HEALTH   RESTARTS  AGE  LEVEL  ADDRESS\n"
+        "  web          flapping                          6  3 s  L1     10.203.54.242\n"
+        "    it ended (exit 1)\n"
+        "  orders       running           healthy         0  3 h  L1     lo alone\n"
+        "  audit        declared stopped                  0       L1     lo alone\n"
+        "\n"
+        "  FROM    TO       PATTERN          STATE    WAITING  READERS\n"
+        "  web     till@h2  send, buffered   stalled\n"
+        "    no route\n"
+        "  orders  web      send             active        12        0\n"
+        "    nobody reads the mailbox of web\n"
+        "  web     orders   request, sealed  active         0        1\n"
+        "  broker running\n"
+        "  2 dead letters: netspace_link.dead_letters shows them\n"
+        "  mail without a link is kept for gone"
+    )
+
+
+def test_interfaces_name_the_changed_one_first() -> None:
+    assert shown(INTERFACES).splitlines()[1:3] == [
+        "  web          veth  differs  10.203.54.242  ns-web    443:8443",
+        "    changed by hand: mtu; the next apply repairs it",
+    ]
+
+
+def test_trust_has_level_reason_remedy_and_end() -> None:
+    assert shown(TRUST).splitlines() == [
+        "  trust L1, judged by self; the result ends in 2 h",
+        "  not higher: no TPM is named",
+        "  to raise it: name a TPM in attestation:tpm",
+    ]
+    assert "the result ended 1 h ago" in shown(TRUST | {"expires": NOW - 3700})
+
+
+def test_fleet_names_the_stale_host_first() -> None:
+    assert shown(FLEET).splitlines()[1:4] == [
+        "  h2    stale    L0     L2      default  1 min   2 h ago",
+        "    no answer",
+        "    attest h2",
+    ]
+
+
+def test_images_and_volumes_have_sizes() -> None:
+    assert "  aaaaaaaaaaaa  90 MiB  3 d  web      tar:/srv/web.tar" in shown(IMAGES)
+    assert "  orders       /data   1 MiB  5 GiB  /var/lib/" in shown(VOLUMES)
+
+
+def test_stopped_as_declared_is_no_fault() -> None:
+    assert views._rank(STOPPED) == views.OFF
+    assert views._rank(STOPPED | {"declared_stopped": False}) == views.ODD
+
+
+@pytest.mark.parametrize("other", [None, True, 3, "text", [], {}, {"web": {"retcode": 0}}, {"a": 1}, {1: {}}])
+def test_other_forms_have_no_table(other: object) -> None:
+    assert views.render(other, SCREEN) is None
+
+
+@pytest.fixture(scope="module")
+def screen() -> Any:
+    return screen_of()
+
+
+def screen_of(**options: Any) -> Any:
+    """Return Salt's printer: what ``salt`` calls with what minions return."""
+    opts: dict[str, Any] = {
+        "extension_modules": "", "outputter_dirs": [str(checkout.ROOT / "_output")], "optimization_order": [0],
+        "color": False, "strip_colors": True, "fun": "netspace.overview", **options,
+    }  # fmt: skip
+    return lambda data, out="netspace": salt.output.try_printout(data, out, opts)
+
+
+def test_each_minion_has_a_heading_and_its_table(screen: Any) -> None:
+    told = screen({"h1": ENVIRONMENTS, "h2": {"retcode": 0}})
+    assert told.startswith("h1:\n  ENVIRONMENT  STATE")
+    assert "\nh2:\n    ----------\n    retcode:\n        0" in told
+
+
+def test_malformed_return_is_left_to_nested_alone(screen: Any) -> None:
+    broken = copy.deepcopy(ENVIRONMENTS)
+    del broken["web"]["state"]
+    broken["web"]["restarts"] = {}
+    broken["orders"]["interface"] = {"addresses": 3}
+    told = screen({"h1": broken})
+    assert told == screen({"h1": broken}, "nested").rstrip()
+    links = LINKS | {"mailboxes": 7}
+    assert screen({"h1": links}) == screen({"h1": links}, "nested").rstrip()
+
+
+def test_minion_does_not_pose_as_the_master(screen: Any) -> None:
+    forged = {"h1": HOST}
+    assert "WANTED" not in screen(forged)
+    runner = screen_of(__cli="salt-run", fun="netspace_attestation.status")
+    assert "WANTED" in runner(forged) and "h1:" not in runner(forged)
+    assert "WANTED" not in screen_of(__cli="salt-run", fun="jobs.lookup_jid")(forged)
+
+
+def test_colours_appear_where_salt_wants_them(screen: Any) -> None:
+    coloured = screen_of(color=True)({"h1": OVERVIEW})
+    assert "\x1b[" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).splitlines() == screen({"h1": OVERVIEW}).splitlines()
+    assert "\x1b" not in screen({"h1": OVERVIEW})
+
+
+_scalars = (
+    st.none() | st.booleans() | st.integers() | st.integers(min_value=2**70) | st.floats() | st.text(max_size=90)
+    | st.binary(max_size=9) | st.just(10**400) | st.just("\x1b]0;owned\x07") | st.just("\u202egpj\ud800")
+)  # fmt: skip
+_values = st.recursive(
+    _scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9) | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, one in below for place in _places(one, (*path, key)))]
+
+
+@st.composite
+def _hostile(draw: st.DrawFn) -> Any:
+    """A true return, of which some values have become any others, or are gone."""
+    data: Any = copy.deepcopy(draw(st.sampled_from(RETURNS)))
+    for _ in range(draw(st.integers(0, 4))):
+        place = draw(st.sampled_from(_places(data)))
+        new = draw(_values)
+        if not place:
+            return new
+        above = data
+        for key in place[:-1]:
+            above = above[key]
+        if isinstance(above, dict) and draw(st.booleans()):
+            del above[place[-1]]
+        else:
+            above[place[-1]] = new
+    return data
+
+
+@given(_hostile())
+def test_hostile_return_ends_no_command(screen: Any, data: Any) -> None:
+    try:
+        lines = views.render(data, SCREEN)
+    except views.MALFORMED:
+        lines = None
+    for line in lines or ():
+        assert tables.columns(line) <= tables.WIDTH
+        assert line.isprintable()
+    assert isinstance(screen({"h1": data}), str)
+
+
+def test_deep_return_ends_no_command(screen: Any) -> None:
+    deep: Any = 1
+    for _ in range(600):
+        deep = {"state": deep}
+    for data in (deep, {"web": FAILED | {"problem": deep}}, LINKS | {"links": deep}):
+        # Salt's own masking of secrets comes before any output; msgpack nests 512 levels at most.
+        printer = salt.loader.outputters(
+            {"extension_modules": "", "outputter_dirs": [str(checkout.ROOT / "_output")], "optimization_order": [0]}
+        )["netspace"]
+        assert isinstance(printer({"h1": data}), str)
