@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
-__outputter__ = {"overview": "netspace"}
+__outputter__ = {"overview": "netspace", "explain": "netspace"}
 
 
 def __virtual__() -> str:
@@ -49,6 +49,42 @@ def overview() -> dict[str, Any]:
     """
     try:
         return Host(arguments.layout(__opts__)).overview()
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def explain(name: str) -> dict[str, Any]:
+    """
+    Explain on one screen why an environment runs or doesn't, and name the command that would help. Changes nothing.
+
+    Returns ``summary`` and, as data, everything that it follows from:
+
+    - ``findings``: the reasons, the most important first. Each has ``code`` (a word that does not change), ``severity``
+      (``error``, ``warning`` or ``note``), ``text``, ``advice``, ``command`` (a function of Salt with its arguments),
+      and ``depends_on``, if another environment is the cause;
+    - ``pillar`` (whether it is declared there), ``declared_state``, ``restart``, ``image``, ``digest``, ``trust``;
+    - ``state``, ``health``, ``since``, ``after`` (by environment, whether it is ready), ``last_exit``, ``restarts``;
+    - ``limits``: what is used, and how often a limit stopped it; ``interface``; ``links``; ``log``, the last lines.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace.explain web
+
+    name
+        The environment.
+    """
+    from netspace.host import explain as explanation
+
+    wanted, invalid = None, ""
+    try:
+        if "netspace" in __pillar__:
+            wanted = arguments.whole(None, __pillar__)
+    except SpecError as err:
+        invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
+    try:
+        return explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

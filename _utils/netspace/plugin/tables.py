@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from netspace.text import printable
@@ -52,6 +52,26 @@ class Row(NamedTuple):
 def plain(text: str, tone: Tone) -> str:
     """Return *text* without a colour."""
     return text
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    """Return a mapping as it is.
+
+    :raises TypeError: it is none.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError("expected a mapping")
+    return value
+
+
+def sequence(value: object) -> list[object]:
+    """Return a list as it is.
+
+    :raises TypeError: it is none.
+    """
+    if not isinstance(value, list | tuple):
+        raise TypeError("expected a list")
+    return list(value)
 
 
 def text(value: object) -> str:

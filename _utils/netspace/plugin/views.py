@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from netspace.plugin import tables
-from netspace.plugin.tables import Cell, Paint, Row, Tone, prose, text
+from netspace.plugin import explanation, tables
+from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, sequence, text
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -50,20 +50,8 @@ def _rows_have(*keys: str) -> Callable[[Mapping[str, object]], bool]:
     return lambda data: all(isinstance(row, Mapping) and all(key in row for key in keys) for row in data.values())
 
 
-def _mapping(value: object) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise TypeError("expected a mapping")
-    return value
-
-
-def _list(value: object) -> list[object]:
-    if not isinstance(value, list | tuple):
-        raise TypeError("expected a list")
-    return list(value)
-
-
 def _items(value: object) -> Iterable[tuple[str, Mapping[str, object]]]:
-    return ((text(name), _mapping(row)) for name, row in sorted(_mapping(value).items(), key=lambda one: text(one[0])))
+    return ((text(name), mapping(row)) for name, row in sorted(mapping(value).items(), key=lambda one: text(one[0])))
 
 
 # -- environments ---------------------------------------------------------------
@@ -116,7 +104,7 @@ def _environments(data: object, screen: Screen, level: str = "") -> list[str]:
 
 
 def _address(interface: object) -> str:
-    addresses = _mapping(_mapping(interface).get("addresses") or {})
+    addresses = mapping(mapping(interface).get("addresses") or {})
     return ", ".join(text(one) for one in addresses.values()) or "lo alone"
 
 
@@ -127,11 +115,11 @@ def _interfaces(data: object, screen: Screen) -> list[str]:
         rank = {"present": WELL, "differs": ODD}.get(text(row["state"]), BAD)
         notes = []
         if "differs" in row:
-            changed = ", ".join(text(one) for one in _list(row["differs"]))
+            changed = ", ".join(text(one) for one in sequence(row["differs"]))
             notes.append(Cell(f"changed by hand: {changed}; the next apply repairs it", "warn"))
         elif rank == BAD:
             notes.append(Cell("its network namespace is gone; apply again", "bad"))
-        ports = ", ".join(text(one) for one in _list(row.get("publish") or []))
+        ports = ", ".join(text(one) for one in sequence(row.get("publish") or []))
         kind, end = Cell(text(row["kind"])), Cell(text(row.get("host_end")))
         cells = [Cell(name), kind, Cell(text(row["state"]), _TONES[rank]), Cell(_address(row)), end, Cell(ports)]
         rows.append(Row(rank, cells, notes))
@@ -140,11 +128,11 @@ def _interfaces(data: object, screen: Screen) -> list[str]:
 
 # -- links ----------------------------------------------------------------------
 def _links(data: object, screen: Screen) -> list[str]:
-    found = _mapping(data)
-    broker, mailboxes = _mapping(found["broker"]), _mapping(found["mailboxes"])
+    found = mapping(data)
+    broker, mailboxes = mapping(found["broker"]), mapping(found["mailboxes"])
     rows = []
     for _, link in _items(found["links"]):
-        mailbox = _mapping(mailboxes.get(text(link["to"])) or {})
+        mailbox = mapping(mailboxes.get(text(link["to"])) or {})
         waiting, readers = tables.number(mailbox.get("messages")), tables.number(mailbox.get("consumers"))
         unread = bool(waiting) and readers == 0
         rank = BAD if link["state"] != "active" else ODD if unread else WELL
@@ -168,7 +156,7 @@ def _broker(found: Mapping[str, object], broker: Mapping[str, object], paint: Pa
     if tables.number(found.get("dead")):
         dead = f"{text(found['dead'])} dead letters: netspace_link.dead_letters shows them"
         lines += tables.sentence(Cell(dead, "bad"), paint)
-    if parked := _list(found.get("parked") or []):
+    if parked := sequence(found.get("parked") or []):
         owners = ", ".join(text(one) for one in parked)
         lines += tables.sentence(Cell(f"mail without a link is kept for {owners}", "warn"), paint)
     return lines
@@ -177,7 +165,7 @@ def _broker(found: Mapping[str, object], broker: Mapping[str, object], paint: Pa
 # -- trust ----------------------------------------------------------------------
 def _trust(data: object, screen: Screen) -> list[str]:
     """Return a host's own trust."""
-    trust = _mapping(data)
+    trust = mapping(data)
     expires = tables.until(trust.get("expires"), screen.now)
     ended = tables.number(trust.get("expires")) is not None and not expires.startswith("in ")
     heading = f"trust {text(trust['level'])}, judged by {text(trust['verifier'])}"
@@ -212,11 +200,11 @@ def _fleet(data: object, screen: Screen) -> list[str]:
 def _images(data: object, screen: Screen) -> list[str]:
     rows = []
     for digest, image in _items(data):
-        users = ", ".join(text(one) for one in _list(image["used_by"]))
+        users = ", ".join(text(one) for one in sequence(image["used_by"]))
         missing = "size" not in image
         rank = BAD if missing else WELL if users else OFF
         notes = [Cell("its file is gone; apply again", "bad")] if missing else []
-        sources = ", ".join(text(one) for one in _list(image["sources"]))
+        sources = ", ".join(text(one) for one in sequence(image["sources"]))
         facts = [Cell(tables.size(image.get("size"))), Cell(tables.age(image.get("built"), screen.now))]
         short = digest.removeprefix("sha256:")[:12]
         rows.append(Row(rank, [Cell(short), *facts, Cell(users or "nobody", _TONES[rank]), Cell(sources)], notes))
@@ -238,12 +226,16 @@ def _is_volumes(data: Mapping[str, object]) -> bool:
 
 # -- a whole host -----------------------------------------------------------------
 def _overview(data: object, screen: Screen) -> list[str]:
-    found = _mapping(data)
-    trust = _mapping(found["trust"])
+    found = mapping(data)
+    trust = mapping(found["trust"])
     lines = _trust(trust, screen)
-    if environments := _mapping(found["environments"]):
+    if environments := mapping(found["environments"]):
         lines += ["", *_environments(environments, screen, text(trust["level"]))]
     return [*lines, "", *_links(found["links"], screen)]
+
+
+def _explanation(data: object, screen: Screen) -> list[str]:
+    return explanation.lines(mapping(data), screen.now, screen.paint)
 
 
 _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Screen], list[str]]], ...] = (
@@ -252,6 +244,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_rows_have("state", "level", "minimum", "deadline"), _fleet),
     (_rows_have("sources", "used_by", "mounted"), _images),
     (_is_volumes, _volumes),
+    (_has("explains", "summary", "findings", "log"), _explanation),
     (_has("trust", "environments", "links", "supervised"), _overview),
     (_has("broker", "links", "mailboxes"), _links),
     (_has("level", "verifier", "reason", "expires"), _trust),

@@ -1,4 +1,4 @@
-"""What operators see of each function's return, and that no return of a hostile minion ends their command."""
+"""The tables of each function's return, and that no return of a hostile minion ends an operator's command."""
 
 from __future__ import annotations
 
@@ -78,7 +78,27 @@ IMAGES = {
 VOLUMES = {
     "orders": {"/data": {"size": 5 * 2**30, "used": 2**20, "file": "/var/lib/netspace/volumes/orders/data.ext4"}}
 }
-RETURNS = [ENVIRONMENTS, INTERFACES, LINKS, TRUST, OVERVIEW, FLEET, IMAGES, VOLUMES]
+EXPLANATION = {
+    "explains": "web", "summary": "web does not run: it was killed for lack of memory; restarted 6 times",
+    "state": "starting", "health": "", "since": NOW - 3, "pillar": "declared", "declared_state": "running",
+    "restart": "always", "image": "tar:/srv/web.tar", "digest": "sha256:" + "c" * 64,
+    "trust": {"level": "L1", "withheld": ""}, "after": {"orders": True}, "last_exit": "oom", "restarts": 6,
+    "limits": {
+        "memory": {"limit": 64 * 2**20, "used": 60 * 2**20, "hits": 9}, "pids": {"limit": 16, "used": 2, "hits": 0},
+        "cpus": {"limit": 1.0, "seconds": 75.5, "throttled": 12.0}, "oom_kills": 6,
+    },
+    "interface": {"kind": "veth", "state": "present", "addresses": {"ipv4": "10.203.54.242"}},
+    "links": [{"from": "web", "to": "orders", "pattern": "request", "state": "active", "waiting": 0, "readers": 1}],
+    "findings": [
+        {"code": "oom", "severity": "error", "text": "it was killed for lack of memory; restarted 6 times",
+         "advice": "raise limits:memory (now 64 MiB) in its declaration, and apply", "command": "state.apply netspace",
+         "depends_on": ""},
+        {"code": "dead-letters", "severity": "warning", "text": "dead letters of web.orders: 2 rejected", "advice": "a",
+         "command": "netspace_link.dead_letters", "depends_on": ""},
+    ],
+    "log": ["Traceback (most recent call last):", "\x1b[31mMemoryError"],
+}  # fmt: skip
+RETURNS = [EXPLANATION, ENVIRONMENTS, INTERFACES, LINKS, TRUST, OVERVIEW, FLEET, IMAGES, VOLUMES]
 
 
 def shown(data: object) -> str:
@@ -148,6 +168,43 @@ def test_fleet_names_the_stale_host_first() -> None:
 def test_images_and_volumes_have_sizes() -> None:
     assert "  aaaaaaaaaaaa  90 MiB  3 d  web      tar:/srv/web.tar" in shown(IMAGES)
     assert "  orders       /data   1 MiB  5 GiB  /var/lib/" in shown(VOLUMES)
+
+
+def test_explanation_is_one_screen_with_its_command_last() -> None:
+    assert shown(EXPLANATION) == (
+        "  web does not run: it was killed for lack of memory; restarted 6 times\n"
+        "  state      starting, for 3 s\n"
+        "  declared   running, restart always; in pillar: declared\n"
+        "  image      tar:/srv/web.tar sha256:cccccccccccc\n"
+        "  trust      L1, enough\n"
+        "  after      orders (ready)\n"
+        "  last exit  oom, restarted 6 times\n"
+        "  memory     60 MiB of 64 MiB, 9 times at the limit, 6 OOM kills\n"
+        "  processes  2 of 16; 1 min of processor time, 12 s held back by limits:cpus\n"
+        "  interface  veth, present, 10.203.54.242\n"
+        "  link       web -> orders, request: active, 0 waiting, 1 readers\n"
+        "  also       dead letters of web.orders: 2 rejected\n"
+        "  log        Traceback (most recent call last):\n"
+        "  log        \\x1b[31mMemoryError\n"
+        "  do         raise limits:memory (now 64 MiB) in its declaration, and apply\n"
+        "             state.apply netspace"
+    )
+
+
+def test_explanation_of_much_is_one_screen() -> None:
+    much = EXPLANATION | {
+        "summary": "x " * 500, "links": EXPLANATION["links"] * 50, "findings": EXPLANATION["findings"] * 50,
+        "log": ["y" * 300] * 99, "after": {f"e{number}": False for number in range(99)},
+    }  # fmt: skip
+    assert len(shown(much).splitlines()) <= 23
+
+
+@pytest.mark.parametrize("command", ["cmd.run id", "state.apply netspace; id", "netspace.x `id`", "netspace.x -a", 7])
+def test_command_of_another_form_is_not_shown_as_a_remedy(command: object) -> None:
+    forged = copy.deepcopy(EXPLANATION)
+    forged["findings"][0]["command"] = command
+    with pytest.raises(ValueError, match="none of netspace's"):
+        views.render(forged, SCREEN)
 
 
 def test_stopped_as_declared_is_no_fault() -> None:

@@ -1,0 +1,334 @@
+"""One environment explained: why it runs or doesn't, and the one command that would help. Changes nothing.
+
+:func:`causes` decides, from observations only, and is pure. A finding's advice and command are sentences of this
+module, with nothing in them but names and numbers of the declaration: a program's own words are only in its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from netspace.errors import NetspaceError
+from netspace.host.host import Host
+from netspace.spec import trust
+from netspace.spec.trust import Trust
+from netspace.spec.types import Declaration, Environment
+
+Severity = Literal["error", "warning", "note"]
+
+LINES = 4
+"""Lines of the log that are returned."""
+APPLY = "state.apply netspace"
+
+
+class Finding(NamedTuple):
+    """A reason why an environment doesn't run or work.
+
+    :param code: a stable word for programs.
+    :param severity: ``error``: it doesn't run or isn't healthy; ``warning``: a part of it doesn't work; ``note``: it is
+        so on purpose, or was.
+    :param advice: a sentence on the remedy.
+    :param command: the function of Salt, with its arguments, that helps or tells more; empty if none does.
+    :param depends_on: the environment that is the cause, if another one is.
+    """
+
+    code: str
+    severity: Severity
+    text: str
+    advice: str = ""
+    command: str = ""
+    depends_on: str = ""
+
+
+class Facts(NamedTuple):
+    """Everything that was observed of one environment.
+
+    :param declared: its declaration in pillar; None: it has none there, or pillar can't be read.
+    :param applied: the specification that was applied; None: it wasn't applied.
+    :param wanted: the state asked for last, by a declaration or an operator.
+    :param row: its row of ``netspace_environment.list``; empty if it wasn't applied.
+    :param withheld: why it is withheld for lack of trust; empty if it isn't.
+    :param image_problem: why its image can't be built now; empty if it can.
+    :param taken_back: why its last update was taken back; empty if it wasn't.
+    :param after: the environments that it waits for, and whether they are ready.
+    :param interface: its row of ``netspace_interface.inspect``; empty if it has none.
+    :param links: its rows of ``netspace_link.list``.
+    :param cut_off: see ``link.refused``.
+    :param dead: see ``link.refused``.
+    """
+
+    name: str
+    declared: Environment | None = None
+    applied: Environment | None = None
+    wanted: str = ""
+    row: Mapping[str, Any] = {}
+    withheld: str = ""
+    image_problem: str = ""
+    taken_back: str = ""
+    after: Mapping[str, bool] = {}
+    interface: Mapping[str, Any] = {}
+    links: Sequence[Mapping[str, Any]] = ()
+    cut_off: Mapping[str, Any] = {}
+    dead: Mapping[str, Mapping[str, int]] = {}
+
+
+def causes(facts: Facts) -> list[Finding]:
+    """Return the findings, the most important first: errors, then warnings, then notes."""
+    found = [*_not_running(facts), *_parts(facts)]
+    order = ("error", "warning", "note")
+    return sorted(found, key=lambda one: order.index(one.severity))
+
+
+def _not_running(facts: Facts) -> Iterator[Finding]:
+    row, spec, name = facts.row, facts.applied, facts.name
+    if facts.withheld:
+        told = "netspace_attestation.status"
+        yield Finding("withheld", "error", facts.withheld, "raise the host's trust, or ask for less", told)
+    if facts.image_problem and row.get("state") != "running":
+        advice = "put the image where the declaration says, and apply"
+        yield Finding("image-missing", "error", facts.image_problem, advice, APPLY)
+    if spec is None:
+        if row.get("problem"):
+            yield Finding("record-damaged", "error", str(row["problem"]), "apply the declaration again", APPLY)
+        elif not facts.withheld and not facts.image_problem:
+            yield Finding("not-applied", "error", "it is declared, but was not applied", "apply it", APPLY)
+        return
+    if not row["supervised"] and facts.wanted != "stopped":
+        text = "the supervisor doesn't run, so nothing starts it again"
+        yield Finding("unsupervised", "error", text, "apply again, which starts the supervisor", APPLY)
+    state = row["state"]
+    if state == "stopped":
+        yield from _stopped(facts, spec)
+    elif state == "frozen":
+        yield Finding("frozen", "error", "a signal has stopped its process", "an apply continues it", APPLY)
+    elif state in ("failed", "starting") or row["health"] in ("unhealthy", "unknown"):
+        yield from _failing(facts, spec)
+    elif row["oom_kills"]:
+        text = f"{row['oom_kills']} of its processes were killed for lack of memory"
+        yield Finding("oom", "warning", text, _more_memory(spec), APPLY)
+    if facts.taken_back:
+        advice = "correct the declaration or the image; to try the same again:"
+        yield Finding("update-taken-back", "warning", facts.taken_back, advice, f"netspace_environment.retry {name}")
+
+
+def _stopped(facts: Facts, spec: Environment) -> Iterator[Finding]:
+    if facts.withheld:
+        return
+    start = f"netspace_environment.start {facts.name}"
+    if facts.wanted == "running":
+        last = facts.row["exit"] or "exit 0"
+        text = f"its program ended ({last}), and restart: {spec.restart} doesn't start it again"
+        yield Finding("ended", "note" if last == "exit 0" else "error", text, "its log may tell why", _log(facts.name))
+    elif spec.state == "running":
+        yield Finding("stopped-by-operator", "warning", "an operator stopped it", "to start it:", start)
+    elif facts.declared is not None and facts.declared.state == "running":
+        yield Finding("change-waits", "error", "it is declared to run, which was not applied yet", "apply it", APPLY)
+    else:
+        text = "it is stopped, as it is declared (state: stopped)"
+        yield Finding("declared-stopped", "note", text, "to run it, declare state: running, and apply")
+
+
+def _failing(facts: Facts, spec: Environment) -> Iterator[Finding]:
+    row = facts.row
+    waits = [other for other, ready in facts.after.items() if not ready]
+    if row["exit"] == "oom":
+        yield Finding("oom", "error", _repeated("it was killed for lack of memory", row), _more_memory(spec), APPLY)
+    elif row["state"] == "starting" and waits and not row["exit"]:
+        text = f"it waits for {', '.join(waits)}"
+        command = f"netspace.explain {waits[0]}"
+        yield Finding("waits", "error", text, "see why that one isn't ready", command, waits[0])
+    elif row["state"] == "running" and row["health"] == "unknown":
+        yield Finding("unwatched", "error", str(row["problem"]), "apply again, which starts the watch", APPLY)
+    elif row["problem"]:
+        yield Finding("failing", "error", _repeated(str(row["problem"]), row), "its log may tell why", _log(facts.name))
+    else:
+        text = f"it is {row['state']}, and no reason is known"
+        yield Finding("starting", "note", text, "wait for it:", f"netspace_environment.wait {facts.name}")
+
+
+def _repeated(text: str, row: Mapping[str, Any]) -> str:
+    return f"{text}; restarted {row['restarts']} times" if row["restarts"] else text
+
+
+def _more_memory(spec: Environment) -> str:
+    return f"raise limits:memory (now {spec.limits.memory // 1024**2} MiB) in its declaration, and apply"
+
+
+def _log(name: str) -> str:
+    return f"netspace_environment.logs {name}"
+
+
+def _parts(facts: Facts) -> Iterator[Finding]:
+    if facts.interface.get("state") == "missing":
+        yield Finding("interface-missing", "error", "its network namespace is gone", "an apply makes it again", APPLY)
+    elif facts.interface.get("drift"):
+        text = f"its interface was changed by hand ({', '.join(sorted(facts.interface['drift']))})"
+        yield Finding("interface-differs", "warning", text, "an apply repairs it", APPLY)
+    for link in facts.links:
+        if link["state"] != "active":
+            text = f"the link {link['from']} -> {link['to']} is {link['state']}"
+            said = f"{text}: {link['why']}" if link.get("why") else text
+            yield Finding("link-down", "warning", said, "an apply repairs what this host can", APPLY)
+    if facts.cut_off:
+        text = f"the broker cut it off {facts.cut_off['times']} times: it {facts.cut_off['why']}"
+        yield Finding("cut-off", "warning", text, "correct its program; its log may tell more", _log(facts.name))
+    for name, reasons in facts.dead.items():
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        advice = "see the letters, then send them again or discard them"
+        text = f"dead letters of {name}: {told}"
+        yield Finding("dead-letters", "warning", text, advice, "netspace_link.dead_letters")
+
+
+def explain(host: Host, name: str, declared: Declaration | None, invalid: str = "") -> dict[str, Any]:
+    """Return the explanation of environment *name*, as plain values.
+
+    :param declared: the host's declaration; None: there is none, or it is invalid.
+    :param invalid: why the declaration can't be read; empty if it can.
+    :raises NetspaceError: there is no such environment, neither declared nor applied.
+    """
+    from netspace.environment import observe
+
+    known, damaged = host.environments.readable()
+    spec = None if declared is None else declared.environments.get(name)
+    if name not in known and name not in damaged and spec is None:
+        everyone = {*known, *damaged, *(declared.environments if declared is not None else ())}
+        near = difflib.get_close_matches(name, everyone, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(everyone)) or 'none'}"
+        raise NetspaceError(f"there is no environment {name}; {hint}")
+    record = known.get(name)
+    around = observe.around(host.layout, host.supervisor, known, [name])
+    row: Mapping[str, Any] = {}
+    if record is not None or name in damaged:
+        row = observe.describe(host.layout, name, around, damaged.get(name, ""))
+    level = host.trust()
+    refused = _refused(host, name) if record is not None else None
+    facts = Facts(
+        name=name,
+        declared=spec,
+        applied=None if record is None else record.spec,
+        wanted="" if record is None else record.state,
+        row=row,
+        withheld=_withheld(record.spec if record is not None else spec, declared, level),
+        image_problem=_image(host, spec, row),
+        taken_back="" if record is None or record.failed is None else record.failed.reason,
+        after={} if record is None else _after(host, record.spec, around),
+        interface=_interface(host, name),
+        links=_links(host, name),
+        cut_off={} if refused is None else refused.cut_off,
+        dead={} if refused is None else refused.dead,
+    )
+    return _told(host, facts, level, invalid)
+
+
+def _withheld(spec: Environment | None, declared: Declaration | None, level: Trust) -> str:
+    if spec is None:
+        return ""
+    default = declared.attestation if declared is not None else Declaration().attestation
+    verdict = trust.judge(trust.requirement(spec, default), level)
+    return "" if verdict.allowed else verdict.comment
+
+
+def _image(host: Host, spec: Environment | None, row: Mapping[str, Any]) -> str:
+    if spec is None or spec.kernel is not None or row.get("state") == "running":
+        return ""
+    problem: str = host.environments.store.problem(spec.image)
+    return problem
+
+
+def _after(host: Host, spec: Environment, around: Any) -> dict[str, bool]:
+    from netspace.environment import observe
+    from netspace.environment.container import oci_runtime
+
+    ready = {}
+    for other in spec.after:
+        record, status = around.known.get(other), around.statuses.get(oci_runtime.service_name(other))
+        judged = None if record is None else observe.current(host.layout, other, record, status)
+        ready[other] = record is not None and observe.is_up(record, status, judged)
+    return ready
+
+
+def _interface(host: Host, name: str) -> dict[str, Any]:
+    if name not in host.interfaces.names():
+        return {}
+    found: dict[str, Any] = host.interfaces.inspect(name)
+    return found
+
+
+def _links(host: Host, name: str) -> list[dict[str, Any]]:
+    if not any(name in (link.source, link.target) for link in host.links.recorded()):
+        return []
+    listed = host.links.list()
+    found = []
+    for link in listed["links"].values():
+        if name in (link["from"], link["to"]):
+            mailbox = listed["mailboxes"].get(link["to"], {})
+            shown = {key: link[key] for key in ("from", "to", "pattern", "state", "why") if key in link}
+            found.append({**shown, "waiting": mailbox.get("messages"), "readers": mailbox.get("consumers")})
+    return found
+
+
+def _refused(host: Host, name: str) -> Any:
+    from netspace.link import refused
+
+    return refused.refused(host.layout, name)
+
+
+def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any]:
+    """Return the explanation for operators and programs."""
+    found = causes(facts)
+    row, spec = facts.row, facts.applied or facts.declared
+    worst = found[0] if found and found[0].severity != "warning" else None
+    runs = row.get("state") == "running"
+    summary = f"{facts.name} {'runs' if runs else 'does not run'}{f': {worst.text}' if worst else ''}"
+    return {
+        "explains": facts.name,
+        "summary": summary,
+        "state": row.get("state", "absent"),
+        "health": row.get("health", ""),
+        "since": row.get("since"),
+        "pillar": invalid or ("declared" if facts.declared is not None else "not declared there"),
+        "declared_state": "" if spec is None else spec.state,
+        "restart": "" if spec is None else spec.restart,
+        "image": "" if spec is None else spec.kernel or spec.image,
+        "digest": row.get("digest", ""),
+        "trust": {"level": level.name, "withheld": facts.withheld},
+        "after": dict(facts.after),
+        "last_exit": row.get("exit", ""),
+        "restarts": row.get("restarts", 0),
+        "limits": _limits(host, facts),
+        "interface": {key: facts.interface[key] for key in ("kind", "state", "addresses") if key in facts.interface},
+        "links": list(facts.links),
+        "findings": [one._asdict() for one in found],
+        "log": _last_lines(host, facts),
+    }
+
+
+def _limits(host: Host, facts: Facts) -> dict[str, Any]:
+    from netspace.environment import counters
+    from netspace.environment.container import cgroups
+    from netspace.environment.storage import mounts
+    from netspace.supervision import controllers
+
+    if facts.applied is None:
+        return {}
+    reader = counters.Reader(cgroups.Hierarchies(mounts.table(), controllers()))
+    seen = reader.read(host.environments.making.cgroup(facts.name), (*counters.USE, *counters.HITS))
+    limits = facts.applied.limits
+    return {
+        "memory": {"limit": int(limits.memory), "used": seen.memory, "hits": seen.memory_hits},
+        "pids": {"limit": limits.pids, "used": seen.processes, "hits": seen.process_hits},
+        "cpus": {"limit": limits.cpus, "seconds": seen.processor_seconds, "throttled": seen.throttled_seconds},
+        "oom_kills": facts.row["oom_kills"],
+    }
+
+
+def _last_lines(host: Host, facts: Facts) -> list[str]:
+    if facts.applied is None:
+        return []
+    with contextlib.suppress(NetspaceError):  # no log, or no journal
+        lines: list[str] = host.operations.logs(facts.name, LINES)["lines"]
+        return [line[:400] for line in lines]
+    return []

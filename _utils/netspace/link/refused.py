@@ -1,0 +1,57 @@
+"""The refusals of one environment's messages that the broker remembers. Changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.link.broker import access, plugin
+from netspace.link.mail import dead_letters
+from netspace.link.record import read
+from netspace.spec.types import LocalBroker
+
+_LOOKED_AT = 100
+"""Dead letters that are looked at, from the oldest."""
+
+
+class Refused(NamedTuple):
+    """The refusals of an environment's messages.
+
+    :param cut_off: why the broker last ended its connections, how often, and when (seconds since the epoch); empty if
+        it did not.
+    :param dead: dead letters by link and reason, among the first hundred.
+    :param error: why the broker told nothing; empty if it did.
+    """
+
+    cut_off: dict[str, Any]
+    dead: dict[str, dict[str, int]]
+    error: str = ""
+
+
+def refused(layout: Layout, environment: str) -> Refused:
+    """Return the refusals of messages to and from *environment*."""
+    record = read(layout)
+    mine = [name for name, link in record.links.items() if environment in (link.source, link.target)]
+    if record.broker is None or not mine:
+        return Refused({}, {})
+    try:
+        cut = _cut_off(layout, record.broker, environment) if isinstance(record.broker, LocalBroker) else {}
+        counted: dict[str, Counter[str]] = {}
+        for letter in dead_letters.Letters(layout).count(_LOOKED_AT)["letters"]:
+            if letter["link"] in mine:
+                counted.setdefault(letter["link"], Counter())[str(letter["reason"])] += 1
+    except NetspaceError as err:
+        return Refused({}, {}, str(err))
+    return Refused(cut, {name: dict(found) for name, found in sorted(counted.items())})
+
+
+def _cut_off(layout: Layout, broker: LocalBroker, environment: str) -> dict[str, Any]:
+    with access.management(layout, broker) as api:
+        cut = plugin.cut_off(api.get("global-parameters", plugin.NAME))
+    called = access.accounts(layout, broker)
+    for account, about in cut.items():
+        if called.here(account).removeprefix("env.") == environment:
+            return {key: about[key] for key in ("why", "times", "at")}
+    return {}

