@@ -89,6 +89,39 @@ def explain(name: str) -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
+def metrics(file: str = "") -> str | dict[str, Any]:
+    """
+    Return the metrics of this host as OpenMetrics text, or write them for node_exporter. Changes nothing else.
+
+    The page :doc:`metrics </metrics>` has all names. Each label is a name of the declaration or a fixed word, and no
+    value is a secret.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --local --out=newline_values_only netspace.metrics
+        salt '*' netspace.metrics file=/var/lib/prometheus/node-exporter/netspace.prom
+
+    file
+        Write them to this file in place of returning them, in the form that node_exporter's textfile collector reads,
+        and return ``file`` and ``size``. It must end in ``.prom``. It is replaced as a whole; **a file that netspace
+        did not write is refused.**
+    """
+    from pathlib import Path
+
+    from netspace import metrics as work
+    from netspace import openmetrics
+
+    try:
+        host = Host(arguments.layout(__opts__))
+        if file:
+            return {"file": str(file), "size": work.write(host, Path(str(file)))}
+        return openmetrics.text(work.families(host))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
 def version() -> str:
     """
     Return the version of the netspace library that this minion uses.

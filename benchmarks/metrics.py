@@ -1,0 +1,156 @@
+"""The processor time of ``netspace.metrics`` on a host with 1,000 environments, beside the bare reading of its sources.
+
+usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N]
+
+It goes on a host of its own by itself (``scripts/sandbox``). The environments have what a look reads, and nothing more:
+record, definition, trace of a running process, health mark and cgroup. The process is one for all of them. What is
+compared:
+
+*all metrics* -- from nothing to the text, as a call of the function does after its imports. The peer is the floor:
+each file that it needs (traces, and three of the cgroup), opened, read and closed by bare system calls, without a look
+at the content.
+
+*the text alone* -- the text from values that are there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import bench
+from bench import Rounds, line, say
+
+COUNT = 1000
+USE = ("memory", "processor_seconds")
+TARGET = 50.0
+
+
+def make(count: int, pid: int) -> None:
+    """Make what is read of *count* environments."""
+    from netspace import files, supervision
+    from netspace.environment import record
+    from netspace.environment.container import oci_runtime
+    from netspace.environment.health import record
+    from netspace.interface.endpoints import host_name
+    from netspace.layout import Layout
+    from netspace.supervision import definitions as services
+
+    layout = Layout()
+    for folder in (
+        layout.records(record.KIND),
+        services.folder(layout),
+        services.traces(layout),
+        record.folder(layout),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+    trace = services.Trace(
+        "running", pid, int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]), time.time()
+    )
+    for number in range(count):
+        name = f"bench{number}"
+        service = oci_runtime.service_name(name)
+        (layout.records(record.KIND) / f"{name}.json").write_bytes(files.encode({"version": 1}))
+        (services.folder(layout) / f"{service}.json").write_bytes(b"{}")
+        services.write_trace(layout, service, trace)
+        (record.folder(layout) / f"{name}.json").touch()
+        record.up(layout, name).touch()
+        for place in cgroups(supervision.payload_cgroup(layout, service)):
+            place.mkdir(parents=True, exist_ok=True)
+    added = [f"link add {host_name(layout.instance, f'bench{number}')} type bridge" for number in range(count)]
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(added), text=True, check=True)
+
+
+def cgroups(path: str) -> list[Path]:
+    """Return the folders of a cgroup in all hierarchies."""
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        return [Path(f"{root}{path}")]
+    return [Path(f"{root}/{name}{path}") for name in ("memory", "cpuacct")]
+
+
+def floor(count: int) -> Callable[[], None]:
+    """Return a reader of all files, and of nothing in them."""
+    from netspace import supervision
+    from netspace.environment import counters
+    from netspace.environment.container import cgroups as groups
+    from netspace.environment.container import oci_runtime
+    from netspace.environment.storage import mounts
+    from netspace.layout import Layout
+    from netspace.supervision import definitions as services
+    from netspace.supervision import memory_events
+
+    layout = Layout()
+    places = counters.Reader(groups.Hierarchies(mounts.table(), ()))._places
+    wanted = []
+    for number in range(count):
+        service = oci_runtime.service_name(f"bench{number}")
+        path = supervision.payload_cgroup(layout, service)
+        wanted.append(f"{services.traces(layout)}/{service}.json")
+        wanted += [f"{places[key].folder}{path}/{places[key].file}" for key in USE]
+        kills = (f"{memory_events.ROOT}{path}/memory.events", f"{memory_events.ROOT}/memory{path}/memory.oom_control")
+        wanted.append(next(file for file in kills if os.path.exists(file)))
+
+    def read() -> None:
+        for path in wanted:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.read(fd, 65536)
+            os.close(fd)
+
+    return read
+
+
+def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
+    """Return the milliseconds of processor time of each round, and the number of samples."""
+    from netspace import metrics, openmetrics
+    from netspace.host.host import Host
+    from netspace.layout import Layout
+
+    rounds = Rounds()
+
+    def timed(name: str, work: Callable[[], object]) -> None:
+        began = time.process_time()
+        work()
+        rounds.note(name, (time.process_time() - began) * 1000)
+
+    with subprocess.Popen(["sleep", "10000"]) as sleeper:
+        try:
+            say(f"{options.count} environments")
+            make(options.count, sleeper.pid)
+            bare = floor(options.count)
+            known = metrics.families(Host(Layout()))
+            for _ in range(options.rounds):
+                timed("all", lambda: openmetrics.text(metrics.families(Host(Layout()))))
+                timed("supervisor", lambda: Host(Layout()).supervisor.observe())
+                timed("text", lambda: openmetrics.text(known))
+                timed("floor", bare)
+        finally:
+            sleeper.kill()
+            for place in cgroups("/netspace"):
+                for folder in sorted(place.glob("**/"), reverse=True):
+                    folder.rmdir()
+    return rounds, sum(len(one.samples) for one in known)
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__, rounds=11)
+    parser.add_argument("--count", type=int, default=COUNT, help=f"environments (default {COUNT})")
+    options = parser.parse_args()
+    bench.on_a_host_of_its_own()
+    rounds, samples = measure(options)
+    middle = rounds.middle
+    count, read = options.count, middle("floor")
+    found = {
+        f"metrics of {count} environments": line(middle("all"), "ms", "bare reading of the files", read, limit=TARGET),
+        "of that, the look at the supervisor": line(middle("supervisor"), "ms", "bare reading of the files", read),
+        f"of that, the text of {samples} samples": line(middle("text"), "ms", "bare reading of the files", read),
+    }
+    bench.tell(found, options)
+
+
+if __name__ == "__main__":
+    main()
