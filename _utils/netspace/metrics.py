@@ -11,13 +11,16 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from netspace import __version__, files, paths
 from netspace.errors import NetspaceError
 from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.openmetrics import Family, Kind, counted, labels, textfile
+
+if TYPE_CHECKING:
+    from netspace.supervision import Status
 
 MARK = b"# Written by netspace.metrics, which replaces it as a whole.\n"
 """The first line of a textfile. A file without it is not replaced."""
@@ -30,7 +33,7 @@ def families(host: Host) -> list[Family]:
     from netspace.environment.container.oci_runtime import service_name
 
     names = sorted(files.record_names(host.layout.records(records.KIND)))
-    statuses = host.supervisor.observe()
+    statuses: Mapping[str, Status] = host.supervisor.observe()
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
         _one("netspace_supervisor_up", "Whether the supervisor runs.", host.supervisor.attended()),
@@ -48,11 +51,11 @@ def _one(name: str, about: str, value: float | None, **by: str) -> Family:
     return counted(name, "gauge", about, {labels(**by): value})
 
 
-def _runs(status: Any) -> bool:
+def _runs(status: Status | None) -> bool:
     return status is not None and status.state in ("running", "frozen")
 
 
-def _states(statuses: Mapping[str, Any]) -> Iterator[Family]:
+def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
     """Return the families of what the supervisor knows, of which each environment has one sample."""
     name = "netspace_environment"
     known = {key: status for key, status in statuses.items() if status is not None}
@@ -142,7 +145,7 @@ def _trust(layout: Layout) -> Iterator[Family]:
 
 
 # -- links ----------------------------------------------------------------------
-def _links(host: Host, statuses: Mapping[str, Any]) -> list[Family]:
+def _links(host: Host, statuses: Mapping[str, Status]) -> list[Family]:
     from netspace.link import counts, record
 
     known = record.read(host.layout)

@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from netspace.errors import NetspaceError
 from netspace.host.host import Host
 from netspace.spec import trust
 from netspace.spec.trust import Trust
 from netspace.spec.types import Declaration, Environment
+
+if TYPE_CHECKING:
+    from netspace.environment.observe import Around
+    from netspace.link.refused import Refused
 
 Severity = Literal["error", "warning", "note"]
 
@@ -238,7 +242,7 @@ def _image(host: Host, spec: Environment | None, row: Mapping[str, Any]) -> str:
     return problem
 
 
-def _after(host: Host, spec: Environment, around: Any) -> dict[str, bool]:
+def _after(host: Host, spec: Environment, around: Around) -> dict[str, bool]:
     from netspace.environment import observe
     from netspace.environment.container import oci_runtime
 
@@ -270,7 +274,7 @@ def _links(host: Host, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _refused(host: Host, name: str) -> Any:
+def _refused(host: Host, name: str) -> Refused:
     from netspace.link import refused
 
     return refused.refused(host.layout, name)

@@ -104,8 +104,10 @@ def _environments(data: object, screen: Screen, level: str = "") -> list[str]:
 
 
 def _address(interface: object) -> str:
-    addresses = mapping(mapping(interface).get("addresses") or {})
-    return ", ".join(text(one) for one in addresses.values()) or "lo alone"
+    """Return the first address, and the number of further ones."""
+    addresses = [text(one) for one in mapping(mapping(interface).get("addresses") or {}).values()]
+    more = f" +{len(addresses) - 1}" if len(addresses) > 1 else ""
+    return f"{addresses[0]}{more}" if addresses else "lo alone"
 
 
 # -- interfaces -----------------------------------------------------------------

@@ -148,6 +148,10 @@ def test_interfaces_name_the_changed_one_first() -> None:
     ]
 
 
+def test_address_of_several_is_the_first_and_a_number() -> None:
+    assert views._address({"addresses": {"ipv4": "10.203.54.242", "ipv6": "fd6e::1"}}) == "10.203.54.242 +1"
+
+
 def test_trust_has_level_reason_remedy_and_end() -> None:
     assert shown(TRUST).splitlines() == [
         "  trust L1, judged by self; the result ends in 2 h",
