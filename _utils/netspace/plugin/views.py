@@ -198,6 +198,20 @@ def _fleet(data: object, screen: Screen) -> list[str]:
     return tables.table(("HOST", "STATE", "LEVEL", "WANTED", "GROUP", ">AGE", ">DEADLINE"), rows, screen.paint)
 
 
+def _enrolled(data: object, screen: Screen) -> list[str]:
+    """Return the hosts whose TPMs the registrar knows."""
+    rows = []
+    for name, host in _items(data):
+        expires = tables.number(host["expires"])
+        rank = WELL if expires is not None and expires > screen.now else BAD
+        notes = [Cell(f"not higher: {prose(host['reason'])}")] if host["reason"] else []
+        tpm = f"{text(host['ek'])[:16]}..."
+        ends = Cell(tables.until(host["expires"], screen.now), _TONES[rank])
+        times = [Cell(tables.age(host["enrolled"], screen.now)), ends]
+        rows.append(Row(rank, [Cell(name), Cell(text(host["level"])), Cell(tpm), *times], notes))
+    return tables.table(("HOST", "LEVEL", "TPM", ">ENROLLED", ">CERTIFICATE ENDS"), rows, screen.paint)
+
+
 # -- images and volumes -----------------------------------------------------------
 def _images(data: object, screen: Screen) -> list[str]:
     rows = []
@@ -244,6 +258,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_rows_have("state", "restarts", "health", "problem"), _environments),
     (_rows_have("state", "kind", "addresses", "netns"), _interfaces),
     (_rows_have("state", "level", "minimum", "deadline"), _fleet),
+    (_rows_have("level", "ek", "enrolled", "expires"), _enrolled),
     (_rows_have("sources", "used_by", "mounted"), _images),
     (_is_volumes, _volumes),
     (_has("explains", "summary", "findings", "log"), _explanation),

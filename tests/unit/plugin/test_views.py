@@ -69,6 +69,17 @@ FLEET = {
     "h2": HOST
     | {"state": "stale", "level": "L0", "reason": "no answer", "remedy": "attest h2", "deadline": NOW - 7200},
 }
+ENROLLED = {
+    "h1": {
+        "minion": "h1", "level": "L4", "reason": "no policy for IMA", "ek": "ab" * 32, "template": "EK",
+        "tpm": {},
+        "pseudonym": "p", "serial": "1", "enrolled": NOW - 86400 * 9, "expires": NOW + 3600 * 20,
+    },
+    "h2": {
+        "minion": "h2", "level": "L4", "reason": "", "ek": "cd" * 32, "template": "EK", "tpm": {},
+        "pseudonym": "p", "serial": "1", "enrolled": NOW - 86400 * 9, "expires": NOW - 60,
+    },
+}  # fmt: skip
 IMAGES = {
     f"sha256:{'a' * 64}": {
         "sources": ["tar:/srv/web.tar"], "size": 90 * 2**20, "built": NOW - 86400 * 3, "used_by": ["web"],
@@ -98,7 +109,7 @@ EXPLANATION = {
     ],
     "log": ["Traceback (most recent call last):", "\x1b[31mMemoryError"],
 }  # fmt: skip
-RETURNS = [EXPLANATION, ENVIRONMENTS, INTERFACES, LINKS, TRUST, OVERVIEW, FLEET, IMAGES, VOLUMES]
+RETURNS = [EXPLANATION, ENVIRONMENTS, INTERFACES, LINKS, TRUST, OVERVIEW, FLEET, ENROLLED, IMAGES, VOLUMES]
 
 
 def shown(data: object) -> str:
@@ -166,6 +177,15 @@ def test_fleet_names_the_stale_host_first() -> None:
         "  h2    stale    L0     L2      default  1 min   2 h ago",
         "    no answer",
         "    attest h2",
+    ]
+
+
+def test_enrolled_hosts_have_the_ended_certificate_first() -> None:
+    assert shown(ENROLLED).splitlines() == [
+        "  HOST  LEVEL  TPM                  ENROLLED  CERTIFICATE ENDS",
+        "  h2    L4     cdcdcdcdcdcdcdcd...       9 d         1 min ago",
+        "  h1    L4     abababababababab...       9 d           in 20 h",
+        "    not higher: no policy for IMA",
     ]
 
 
