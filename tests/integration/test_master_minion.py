@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,24 +80,6 @@ def test_a_sync_brings_modules_states_and_grains(fleet: Fleet) -> None:
         found = set(fleet.call("sys.list_functions", plugin))
         assert {f"{plugin}.{function}" for function in functions} <= found
     assert "present" in fleet.call("grains.get", "tpm")
-
-
-def test_salt_prints_a_table_once_the_master_has_the_outputter(fleet: Fleet) -> None:
-    fleet.call("saltutil.sync_all")
-
-    def printed() -> str:
-        command = [*fleet.cli.cmdline("netspace.overview", minion_tgt=fleet.minion.id)]
-        command = [sys.executable, *(one for one in command if one not in ("--out=json", "--out-indent=0"))]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done
-        return done.stdout + done.stderr
-
-    without = printed()
-    assert "Invalid outputter netspace" in without and "supervised:" in without
-    assert "output.netspace" in fleet.run("saltutil.sync_output")
-    lines = printed().splitlines()
-    assert lines[:2] == [f"{fleet.minion.id}:", "  trust L0, judged by none"]
-    assert lines[-1] == "  no links"
 
 
 def test_states_read_the_minions_pillar(fleet: Fleet) -> None:

@@ -73,6 +73,14 @@ def test_declared_stop_without_supervisor_is_no_fault() -> None:
     assert [one.severity for one in causes(Facts("web", STOPPED, STOPPED, "stopped", row))] == ["note"]
 
 
+def test_declared_stop_needs_neither_trust_nor_image() -> None:
+    stopped = Facts("web", STOPPED, STOPPED, "stopped", {**ROW, "state": "stopped"}, withheld="needs L2")
+    assert [one.code for one in causes(stopped._replace(image_problem="gone"))] == ["declared-stopped"]
+    assert [one.code for one in causes(Facts("web", STOPPED, withheld="needs L2"))] == ["not-applied"]
+    running = WELL._replace(withheld="needs L2; goes on as it is (on_loss: report)")
+    assert [(one.code, one.severity) for one in causes(running)] == [("withheld", "warning")]
+
+
 def test_errors_come_before_warnings_and_notes() -> None:
     links = [{"from": "web", "to": "b", "state": "missing"}]
     found = causes(with_row(state="failed", exit="exit 1", problem="it ended (exit 1)")._replace(links=links))

@@ -88,16 +88,18 @@ def causes(facts: Facts) -> list[Finding]:
 
 def _not_running(facts: Facts) -> Iterator[Finding]:
     row, spec, name = facts.row, facts.applied, facts.name
-    if facts.withheld:
+    runs = row.get("state") == "running"
+    if facts.withheld and not _off(facts):
+        severity: Severity = "warning" if runs else "error"  # it goes on if on_loss says so
         told = "netspace_attestation.status"
-        yield Finding("withheld", "error", facts.withheld, "raise the host's trust, or ask for less", told)
-    if facts.image_problem and row.get("state") != "running":
+        yield Finding("withheld", severity, facts.withheld, "raise the host's trust, or ask for less", told)
+    if facts.image_problem and not runs and not _off(facts):
         advice = "put the image where the declaration says, and apply"
         yield Finding("image-missing", "error", facts.image_problem, advice, APPLY)
     if spec is None:
         if row.get("problem"):
             yield Finding("record-damaged", "error", str(row["problem"]), "apply the declaration again", APPLY)
-        elif not facts.withheld and not facts.image_problem:
+        elif _off(facts) or not (facts.withheld or facts.image_problem):
             yield Finding("not-applied", "error", "it is declared, but was not applied", "apply it", APPLY)
         return
     if not row["supervised"] and facts.wanted != "stopped":
@@ -118,8 +120,14 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
         yield Finding("update-taken-back", "warning", facts.taken_back, advice, f"netspace_environment.retry {name}")
 
 
+def _off(facts: Facts) -> bool:
+    """Return whether it is declared to be stopped, and doesn't run. That needs neither trust nor an image."""
+    wanted = facts.declared or facts.applied
+    return wanted is not None and wanted.state == "stopped" and facts.row.get("state") in (None, "stopped")
+
+
 def _stopped(facts: Facts, spec: Environment) -> Iterator[Finding]:
-    if facts.withheld:
+    if facts.withheld and not _off(facts):
         return
     start = f"netspace_environment.start {facts.name}"
     if facts.wanted == "running":

@@ -35,7 +35,12 @@ loaders = {
     "_beacons": salt.loader.beacons(opts, functions),
     "_engines": salt.loader.engines(opts, functions, {}, utils),
     "_pillar": salt.loader.pillars(opts, functions),
-    "_output": [f"{name}.output" for name in salt.loader.outputters(opts)],
+    # A minion's return is shown by the master, and by salt-call.
+    "_output": [
+        f"{name}.output"
+        for name in salt.loader.outputters(opts)
+        if name in salt.loader.outputters(salt.config.master_config(sys.argv[2]))
+    ],
 }
 found = {folder: [name for name in loader if name.startswith("netspace")] for folder, loader in loaders.items()}
 reason, inside = "", []
