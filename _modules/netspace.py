@@ -110,8 +110,8 @@ def metrics(file: str = "") -> str | dict[str, Any]:
     """
     from pathlib import Path
 
-    from netspace import metrics as work
     from netspace import openmetrics
+    from netspace.host import metrics as work
 
     try:
         host = Host(arguments.layout(__opts__))

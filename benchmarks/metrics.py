@@ -32,20 +32,21 @@ TARGET = 50.0
 
 def make(count: int, pid: int) -> None:
     """Make what is read of *count* environments."""
-    from netspace import files, supervision
-    from netspace.environment import record
+    from netspace import files
+    from netspace.environment import record as records
     from netspace.environment.container import oci_runtime
-    from netspace.environment.health import record
+    from netspace.environment.health import record as verdict
     from netspace.interface.endpoints import host_name
     from netspace.layout import Layout
+    from netspace.supervision import cgroup
     from netspace.supervision import definitions as services
 
     layout = Layout()
     for folder in (
-        layout.records(record.KIND),
+        layout.records(records.KIND),
         services.folder(layout),
         services.traces(layout),
-        record.folder(layout),
+        verdict.folder(layout),
     ):
         folder.mkdir(parents=True, exist_ok=True)
     trace = services.Trace(
@@ -54,12 +55,12 @@ def make(count: int, pid: int) -> None:
     for number in range(count):
         name = f"bench{number}"
         service = oci_runtime.service_name(name)
-        (layout.records(record.KIND) / f"{name}.json").write_bytes(files.encode({"version": 1}))
+        (layout.records(records.KIND) / f"{name}.json").write_bytes(files.encode({"version": 1}))
         (services.folder(layout) / f"{service}.json").write_bytes(b"{}")
         services.write_trace(layout, service, trace)
-        (record.folder(layout) / f"{name}.json").touch()
-        record.up(layout, name).touch()
-        for place in cgroups(supervision.payload_cgroup(layout, service)):
+        (verdict.folder(layout) / f"{name}.json").touch()
+        verdict.up(layout, name).touch()
+        for place in cgroups(cgroup.payload_cgroup(layout, service)):
             place.mkdir(parents=True, exist_ok=True)
     added = [f"link add {host_name(layout.instance, f'bench{number}')} type bridge" for number in range(count)]
     subprocess.run(["ip", "-batch", "-"], input="\n".join(added), text=True, check=True)
@@ -75,21 +76,20 @@ def cgroups(path: str) -> list[Path]:
 
 def floor(count: int) -> Callable[[], None]:
     """Return a reader of all files, and of nothing in them."""
-    from netspace import supervision
     from netspace.environment import counters
     from netspace.environment.container import cgroups as groups
     from netspace.environment.container import oci_runtime
     from netspace.environment.storage import mounts
     from netspace.layout import Layout
+    from netspace.supervision import cgroup, memory_events
     from netspace.supervision import definitions as services
-    from netspace.supervision import memory_events
 
     layout = Layout()
     places = counters.Reader(groups.Hierarchies(mounts.table(), ()))._places
     wanted = []
     for number in range(count):
         service = oci_runtime.service_name(f"bench{number}")
-        path = supervision.payload_cgroup(layout, service)
+        path = cgroup.payload_cgroup(layout, service)
         wanted.append(f"{services.traces(layout)}/{service}.json")
         wanted += [f"{places[key].folder}{path}/{places[key].file}" for key in USE]
         kills = (f"{memory_events.ROOT}{path}/memory.events", f"{memory_events.ROOT}/memory{path}/memory.oom_control")
@@ -106,7 +106,8 @@ def floor(count: int) -> Callable[[], None]:
 
 def measure(options: argparse.Namespace) -> tuple[Rounds, int]:
     """Return the milliseconds of processor time of each round, and the number of samples."""
-    from netspace import metrics, openmetrics
+    from netspace import openmetrics
+    from netspace.host import metrics
     from netspace.host.host import Host
     from netspace.layout import Layout
 

@@ -24,7 +24,7 @@ LAYERS = (
     KINDS,
     ("plugin",),
     ("host",),
-    ("__main__", "netspace"),
+    ("__main__",),
 )
 PARTS = {part: rank for rank, parts in enumerate(LAYERS, 1) for part in parts}
 # The one module that finds what extends a declaration: interface kinds, runtimes, image sources.

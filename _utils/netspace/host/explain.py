@@ -19,7 +19,7 @@ from netspace.spec.types import Declaration, Environment
 
 if TYPE_CHECKING:
     from netspace.environment.observe import Around
-    from netspace.link.refused import Refused
+    from netspace.link.mail.refused import Refused
 
 Severity = Literal["error", "warning", "note"]
 
@@ -60,8 +60,8 @@ class Facts(NamedTuple):
     :param after: the environments that it waits for, and whether they are ready.
     :param interface: its row of ``netspace_interface.inspect``; empty if it has none.
     :param links: its rows of ``netspace_link.list``.
-    :param cut_off: see ``link.refused``.
-    :param dead: see ``link.refused``.
+    :param cut_off: see ``link.mail.refused``.
+    :param dead: see ``link.mail.refused``.
     """
 
     name: str
@@ -283,7 +283,7 @@ def _links(host: Host, name: str) -> list[dict[str, Any]]:
 
 
 def _refused(host: Host, name: str) -> Refused:
-    from netspace.link import refused
+    from netspace.link.mail import refused
 
     return refused.refused(host.layout, name)
 
@@ -322,7 +322,7 @@ def _limits(host: Host, facts: Facts) -> dict[str, Any]:
     from netspace.environment import counters
     from netspace.environment.container import cgroups
     from netspace.environment.storage import mounts
-    from netspace.supervision import controllers
+    from netspace.supervision.cgroup import controllers
 
     if facts.applied is None:
         return {}

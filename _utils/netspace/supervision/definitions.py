@@ -258,7 +258,7 @@ def desire(layout: Layout, add: Iterable[str] = (), drop: Iterable[str] = ()) ->
 class Trace:
     """The trace of a service that was started since the host booted.
 
-    :param state: as in :class:`~netspace.supervision.Status`, and ``launching`` (a
+    :param state: as in :class:`~netspace.supervision.service.Status`, and ``launching`` (a
         detached start is under way; ``pid`` is the launcher's) and ``stopping``.
     :param ticks: start time of the process *pid*, in clock ticks since boot (proc(5)). PID and ticks together
         identify a process.

@@ -36,7 +36,7 @@ def again(restart: str, end: str) -> bool:
 
 
 def end_of(status: int | None) -> str:
-    """Return wait(2)'s *status* as ``exit`` of :class:`~netspace.supervision.Status`; None is unknown."""
+    """Return wait(2)'s *status* as ``exit`` of :class:`~netspace.supervision.service.Status`; None is unknown."""
     if status is None:
         return "unknown"
     code = os.waitstatus_to_exitcode(status)

@@ -47,7 +47,7 @@ def _path(layout: Layout) -> Path:
 def rules(spec: LocalBroker) -> Table:
     """Return the table for the ports of *spec*."""
     node, forwarder = (_user(user) for user in (NODE, FORWARDER))
-    ports: dict[bytes, Verdict | None] = {struct.pack(">H", getattr(spec, key)): None for key in PORTS}
+    ports: dict[bytes, Verdict | None] = {struct.pack(">Hxx", getattr(spec, key)): None for key in PORTS}
     towards, back = _dropped("daddr", "dport", (0, node, forwarder)), _dropped("saddr", "sport", (0, node))
     return Table(
         chains={"output": Chain([towards, back], Base("filter", "output"))},

@@ -14,7 +14,7 @@ from netspace.link.record import Record
 from netspace.link.topology import names, objects
 from netspace.openmetrics import Family, counted, labels
 from netspace.spec.types import Broker, LocalBroker
-from netspace.supervision import Status
+from netspace.supervision.service import Status
 
 _QUEUES = "columns=name,messages,consumers,message_stats,head_message_timestamp"
 _EXCHANGES = "columns=name,message_stats.publish_in"

@@ -20,7 +20,7 @@ from netspace.layout import Layout
 from netspace.openmetrics import Family, Kind, counted, labels, textfile
 
 if TYPE_CHECKING:
-    from netspace.supervision import Status
+    from netspace.supervision.service import Status
 
 MARK = b"# Written by netspace.metrics, which replaces it as a whole.\n"
 """The first line of a textfile. A file without it is not replaced."""
@@ -146,7 +146,8 @@ def _trust(layout: Layout) -> Iterator[Family]:
 
 # -- links ----------------------------------------------------------------------
 def _links(host: Host, statuses: Mapping[str, Status]) -> list[Family]:
-    from netspace.link import counts, record
+    from netspace.link import record
+    from netspace.link.mail import counts
 
     known = record.read(host.layout)
     if known.broker is None or not known.links:
