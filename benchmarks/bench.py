@@ -167,8 +167,8 @@ def _figure(value: float, unit: str) -> str:
     return f"{text} {unit.replace(' each', '')}"
 
 
-def _rows(lines: Mapping[str, Mapping[str, Any]], load: str) -> Iterator[str]:
-    yield f"{machine()}; load {load} before and {os.getloadavg()[0]:.1f} after; medians."
+def _rows(lines: Mapping[str, Mapping[str, Any]], load: str, figures: str) -> Iterator[str]:
+    yield f"{machine()}; load {load} before and {os.getloadavg()[0]:.1f} after; {figures}."
     yield ""
     yield "| | netspace | peer | ratio | goal | |"
     yield "|---|---|---|---|---|---|"
@@ -181,12 +181,16 @@ def _rows(lines: Mapping[str, Mapping[str, Any]], load: str) -> Iterator[str]:
         yield f"| {name} | {_figure(one['value'], unit)} | {peer} | {ratio} | {goal} | {met} |"
 
 
-def tell(lines: Mapping[str, Mapping[str, Any]], options: argparse.Namespace) -> None:
+def tell(lines: Mapping[str, Mapping[str, Any]], options: argparse.Namespace, figures: str = "medians") -> None:
+    """Print the result.
+
+    :param figures: what the values are, for a table's caption.
+    """
     if options.json:
         print(json.dumps(lines, indent=1))
         return
     if options.markdown:
-        print("\n".join(_rows(lines, os.environ.get(_LOAD, "unknown"))))
+        print("\n".join(_rows(lines, os.environ.get(_LOAD, "unknown"), figures)))
         return
     for name, one in lines.items():
         ratio = "" if one["ratio"] is None else f"x{one['ratio']:.2f}"

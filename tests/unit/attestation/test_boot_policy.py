@@ -51,10 +51,11 @@ def test_a_line_is_listed_only_as_a_whole() -> None:
     rules = policy.parse({"version": 1, "ima": {"files": {"/bin/true": [f"sha256:{DIGEST}"]}}}).ima
     assert rules is not None
     data = ima.line(b"/bin/true", digest)
-    assert rules.listed(ima.Entry(b"", b"ima-ng", data))
-    assert rules.listed(ima.Entry(b"", b"ima-sig", data + bytes(4)))
-    for template, other in ((b"ima-sig", data + b"\1\0\0\0"), (b"ima-ng", data + bytes(4)), (b"mine", data)):
-        assert not rules.listed(ima.Entry(b"", template, other))
+    listed = [ima.Entry(b"", b"ima-ng", data), ima.Entry(b"", b"ima-sig", data + bytes(4))]
+    forms = ((b"ima-sig", data + b"\1\0\0\0"), (b"ima-ng", data + bytes(4)), (b"mine", data))
+    others = [ima.Entry(b"", template, other) for template, other in forms]
+    others.append(ima.Entry(ima.VIOLATION, b"ima-ng", data))  # its data is not what was measured
+    assert list(rules.unlisted([*listed, *others], 7)) == list(enumerate(others, 7 + len(listed)))
 
 
 def test_a_fingerprint_is_of_the_content() -> None:

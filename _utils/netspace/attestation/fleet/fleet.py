@@ -282,7 +282,7 @@ class Fleet:
             level, code, reason, remedy = worth.level, worth.code, worth.reason, worth.remedy
             kept.update(
                 tee=told_tee,
-                clock=None if found.clock is None else dataclasses.astuple(found.clock),
+                clock=None if found.clock is None else list(found.clock),
                 ima=None if found.ima is None else _ima_record(found.ima),
                 key=found.key,
                 seen=boot,

@@ -38,8 +38,8 @@ ASK, PARTS, TELL = "ask", "parts", "tell"
 _ABSENT = "absent"
 # Calls per slot that wait for their deadlines without a slot.
 LENT = 16
-# Fewest seconds for which a call may keep its slot.
-PATIENCE = 2.0
+# Fewest seconds for which a call may keep its slot, and seconds for which a part of a large answer may keep one.
+PATIENCE, PART_PATIENCE = 1.0, 2.0
 # Fewest seconds for which calls are collected into one message, because Salt sends each message to all minions.
 LINGER = 0.05
 # Seconds by which this process may be late in reading answers before a host counts as late.
@@ -234,7 +234,7 @@ class Window:
             ASK: _Lane(slots, pace.jitter, pulse=pulse),
             _ABSENT: _Lane(max(1, slots // 2), pace.jitter, pulse=pulse),
             # All hosts that send parts may be hostile at once, so this lane's patience is fixed, not measured.
-            PARTS: _Lane(max(1, slots // 4), 0.0, room, _Pulse(PATIENCE)),
+            PARTS: _Lane(max(1, slots // 4), 0.0, room, _Pulse(PART_PATIENCE)),
             TELL: _Lane(0, pace.jitter),
         }
         self._outbox: dict[tuple[str, str], _Message] = {}

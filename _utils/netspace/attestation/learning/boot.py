@@ -106,7 +106,7 @@ def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[s
     problems["signers"] = "the firmware verified nothing that it booted"
     return {
         "secure_boot": True,
-        "dbx": [one.hex() for one in (events.signatures(found.settings.get("dbx", b"")) or ([], []))[1]],
+        "dbx": [one.hex() for one in found.revoked],
         "signers": list(dict.fromkeys(signers)),
         "sbat": {
             name: number

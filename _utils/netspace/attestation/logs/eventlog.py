@@ -59,26 +59,28 @@ class EventLog:
         :raises LogMismatch: when the log does not have this bank.
         """
         if bank not in self.banks:
-            raise LogMismatch(f"the boot log has no {bank} digests, only {', '.join(self.banks) or 'none'}")
+            others = f", only {', '.join(self.banks)}" if self.banks else ""
+            raise LogMismatch(f"the boot log has no {bank} digests{others}")
         digest_of = getattr(hashlib, bank)
-        size = digest_of().digest_size
+        starts = self._start(0, bank), self._start(1, bank)
         values: dict[int, bytes] = {}
+        extended = values.get
         for pcr, kind, digests, _ in self.events:
-            if kind == NO_ACTION:
-                continue
-            before = values.get(pcr)
-            if before is None:
-                before = bytes((*bytes(size - 1), self.locality if pcr == 0 else 0))
-            values[pcr] = digest_of(before + digests[bank]).digest()
+            if kind != NO_ACTION:
+                values[pcr] = digest_of((extended(pcr) or starts[pcr > 0]) + digests[bank]).digest()
         return values
 
     def extended(self, pcr: int, bank: str, digests: Iterable[bytes]) -> bytes:
         """Return the value of *pcr* after *digests* have extended its initial value."""
         digest_of = getattr(hashlib, bank)
-        value = bytes((*bytes(digest_of().digest_size - 1), self.locality if pcr == 0 else 0))
+        value = self._start(pcr, bank)
         for digest in digests:
             value = digest_of(value + digest).digest()
         return value
+
+    def _start(self, pcr: int, bank: str) -> bytes:
+        """Return the initial value of *pcr*."""
+        return (self.locality if pcr == 0 else 0).to_bytes(getattr(hashlib, bank)().digest_size, "big")
 
     def check(
         self, quoted: Mapping[int, bytes], bank: str = "sha256", replayed: Mapping[int, bytes] | None = None
@@ -138,12 +140,13 @@ class _Reader:
         return True
 
 
-def parse(raw: bytes) -> EventLog:
+def parse(raw: bytes, bank: str | None = None) -> EventLog:
     """Return a parsed boot log.
 
+    :param bank: keep only the digests of this bank, which is faster; None: of every bank that can be replayed.
     :raises LogMalformed: when *raw* is not a complete boot log.
     """
-    return _parse(raw, padded=False)[0]
+    return _parse(raw, padded=False, bank=bank)[0]
 
 
 def unpadded(raw: bytes) -> bytes:
@@ -157,7 +160,7 @@ def unpadded(raw: bytes) -> bytes:
     return raw[: _parse(raw, padded=True)[1]]
 
 
-def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
+def _parse(raw: bytes, *, padded: bool, bank: str | None = None) -> tuple[EventLog, int]:
     """Return the log, and the offset of its end."""
     if len(raw) > MAX_LOG:
         raise LogMalformed(f"boot log: {len(raw)} bytes, at most {MAX_LOG} are possible")
@@ -166,8 +169,8 @@ def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
         raise LogMalformed("boot log: empty")
     first = _event_sha1(reader)
     crypto_agile = first.type == NO_ACTION and first.data.startswith(_SPEC_ID)
-    sizes, usual = _header(first.data) if crypto_agile else ({}, None)
-    events = [first]
+    sizes, usual = _header(first.data, bank) if crypto_agile else ({}, None)
+    events, unusual = [first], [first]
     while True:
         if usual:
             usual.read(reader, events)
@@ -175,15 +178,17 @@ def _parse(raw: bytes, *, padded: bool) -> tuple[EventLog, int]:
             break
         if len(events) == MAX_EVENTS:
             raise LogMalformed(f"boot log: more than {MAX_EVENTS} events")
-        events.append(_event(reader, sizes) if sizes else _event_sha1(reader))
-    forms = {tuple(digests) for _, kind, digests, _ in events if kind != NO_ACTION}
-    named = [BANKS[alg] for alg in sizes if alg in BANKS] if sizes else ["sha1"]
+        unusual.append(_event(reader, sizes) if sizes else _event_sha1(reader))
+        events.append(unusual[-1])
+    named = [BANKS[alg] for alg in sizes if alg in BANKS and bank in (None, BANKS[alg])] if sizes else ["sha1"]
+    # An event of the usual layout has a digest for each of the log's banks.
+    forms = [event.digests for event in unusual if event.type != NO_ACTION]
     banks = tuple(bank for bank in named if all(bank in form for form in forms))
     return EventLog(banks, tuple(events), _locality(events)), reader.at
 
 
 @functools.lru_cache(maxsize=16)
-def _header(data: bytes) -> tuple[Mapping[int, int], _Layout]:
+def _header(data: bytes, bank: str | None) -> tuple[Mapping[int, int], _Layout]:
     """Return the sizes of digests by algorithm, and the layout of events, from a crypto-agile log's first event."""
     reader = _Reader(data)
     reader.take(len(_SPEC_ID) + 8)
@@ -200,7 +205,7 @@ def _header(data: bytes) -> tuple[Mapping[int, int], _Layout]:
     reader.take(reader.number(1))
     if reader.left:
         raise LogMalformed(f"boot log: {reader.left} bytes too many in its first event")
-    return sizes, _Layout(sizes)
+    return sizes, _Layout(sizes, bank)
 
 
 def _event_sha1(reader: _Reader) -> Event:
@@ -229,31 +234,39 @@ def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
 
 
 class _Layout:
-    """The layout of almost every event: a digest for each algorithm, in the header's order. It is read fast."""
+    """The layout of almost every event: a digest for each algorithm, in the header's order. It is read fast.
 
-    def __init__(self, sizes: Mapping[int, int]) -> None:
-        self._struct = struct.Struct("<III" + "".join(f"H{size}s" for size in sizes.values()) + "I")
-        self._algorithms = tuple(sizes)
-        self._names = [BANKS.get(algorithm, "") for algorithm in sizes]
-        self._last = 3 + 2 * len(sizes)
+    :param bank: the only bank whose digests are kept; None: all are.
+    """
+
+    def __init__(self, sizes: Mapping[int, int], bank: str | None) -> None:
+        kept = {alg: BANKS[alg] for alg in sizes if alg in BANKS and bank in (None, BANKS[alg])}
+        self._names = list(kept.values())
+        digests = "".join(f"2x{size}{'s' if alg in kept else 'x'}" for alg, size in sizes.items())
+        self._content = struct.Struct(f"<II4x{digests}I")
+        # What is the same in each such event: the number of digests, and each one's algorithm.
+        self._fixed = struct.Struct("<8xI" + "".join(f"H{size}x" for size in sizes.values()))
+        self._expected = (len(sizes), *sizes)
 
     def read(self, reader: _Reader, events: list[Event]) -> None:
         """Move the next events from *reader* to *events*, up to the first that does not have this layout.
 
         The caller handles the rest: another form, padding, a size or a PCR out of bounds.
         """
-        data, at, head, last = reader.data, reader.at, self._struct.size, self._last
-        unpack, algorithms, names, make = self._struct.unpack_from, self._algorithms, self._names, tuple.__new__
-        count, size, unknown = len(algorithms), len(data), "" in names
+        data, at, size, head, make = reader.data, reader.at, len(reader.data), self._content.size, tuple.__new__
+        content, fixed, expected, names = (
+            self._content.unpack_from,
+            self._fixed.unpack_from,
+            self._expected,
+            self._names,
+        )
         while at + head <= size and len(events) < MAX_EVENTS:
-            found = unpack(data, at)
-            pcr, kind, start = found[0], found[1], at + head
-            end = start + found[-1]
-            if found[2] != count or found[3:last:2] != algorithms or pcr >= PCRS or end > size or not (pcr or kind):
+            pcr, kind, *values, length = content(data, at)
+            start = at + head
+            end = start + length
+            if fixed(data, at) != expected or pcr >= PCRS or end > size or not (pcr or kind):
                 break
-            digests = dict(zip(names, found[4:last:2]))  # noqa: B905 - as many, by the struct; this is a hot loop
-            if unknown:
-                digests.pop("")
+            digests = dict(zip(names, values))  # noqa: B905 - as many, by the struct; this is a hot loop
             events.append(make(Event, (pcr, kind, digests, data[start:end])))
             at = end
         reader.at = at

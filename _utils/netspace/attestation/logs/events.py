@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import struct
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from netspace.attestation.logs.eventlog import NO_ACTION, Event, EventLog
 
@@ -76,10 +76,11 @@ _X509 = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072").bytes_le
 _SHA256 = uuid.UUID("c1c41626-504c-4092-aca9-41f936934328").bytes_le
 # Labels that GRUB logs before a kernel's command line. It measures only the line.
 GRUB = (b"kernel_cmdline: ", b"grub_kernel_cmdline ")
+# The lengths of name and data in UEFI_VARIABLE_DATA.
+_SIZES = struct.Struct("<QQ")
 
 
-@dataclass(frozen=True)
-class Variable:
+class Variable(NamedTuple):
     """A measured UEFI variable (UEFI_VARIABLE_DATA)."""
 
     guid: str
@@ -116,18 +117,17 @@ def variable(data: bytes, slack: int = 0) -> Variable | None:
     """
     if len(data) < 32:
         return None
-    characters, size = int.from_bytes(data[16:24], "little"), int.from_bytes(data[24:32], "little")
+    characters, size = _SIZES.unpack_from(data, 16)
     start = 32 + 2 * characters
     if characters > MAX_TEXT or not 0 <= len(data) - start - size <= slack:
         return None
-    name = data[32:start].decode("utf-16-le", "replace")
-    return Variable(_guid(data[:16]), name, data[start : start + size])
+    return Variable(*_named(data[:16], data[32:start]), data[start : start + size])
 
 
-@functools.lru_cache(64)
-def _guid(raw: bytes) -> str:
-    """Return a GUID as text. The results are cached, since a log repeats a few GUIDs many times."""
-    return str(uuid.UUID(bytes_le=raw))
+@functools.lru_cache(256)
+def _named(guid: bytes, name: bytes) -> tuple[str, str]:
+    """Return a variable's GUID and name as text. Cached, since all logs have the same few variables."""
+    return str(uuid.UUID(bytes_le=guid)), name.decode("utf-16-le", "replace")
 
 
 def certificate(data: bytes) -> bytes:

@@ -118,16 +118,16 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
     head_of, size_of, make, add = header.unpack_from, _SIZE.unpack_from, tuple.__new__, found.append
     heading = header.size
     # The start of a line whose template's name is as long as that of the line before: most lines are read at one go.
-    usual, named = header, -1
+    usual_of, named, taken = head_of, -1, 0
     at = 0
     try:
         while at < size:
-            if named > 0 and at + usual.size <= size:
-                pcr, digest, name, template, length = usual.unpack_from(raw, at)
+            if named > 0 and at + taken <= size:
+                pcr, digest, name, template, length = usual_of(raw, at)
                 if name != named or pcr >= PCRS:
                     named = -1
                     continue
-                at += usual.size
+                at += taken
             else:
                 pcr, digest, name = head_of(raw, at)
                 if pcr >= PCRS or not 0 < name <= MAX_NAME:
@@ -141,7 +141,8 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
                     length = size_of(raw, at)[0]
                     at += 4
                 if name > 3:  # longer than "ima"
-                    usual, named = struct.Struct(f"{header.format}{name}sI"), name
+                    usual = struct.Struct(f"{header.format}{name}sI")
+                    usual_of, named, taken = usual.unpack_from, name, usual.size
             end = at + length
             if length > MAX_ENTRY or len(found) == MAX_LINES:
                 raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes, or more than {MAX_LINES} lines")
@@ -205,19 +206,15 @@ def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
         return 0
     sha256 = hashlib.sha256
     value = start
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(entries, 1):
         # measured() inlined for speed: this loop runs for each line of each host.
-        if entry[3] != PCR:
+        digest, template, data, pcr = entry
+        if pcr != PCR:
             continue
-        if entry[0] == VIOLATION:
-            part = b"\xff" * 32
-        elif entry[1] == b"ima":
-            part = measured(entry)
-        else:
-            part = sha256(entry[2]).digest()
+        part = measured(entry) if template == b"ima" or digest == VIOLATION else sha256(data).digest()
         value = sha256(value + part).digest()
         if value == quoted:
-            return index + 1
+            return index
     raise ListMismatch(
         f"IMA list: {len(entries)} lines from {start.hex()[:16]}... lead to {value.hex()[:16]}..., "
         f"the TPM has {quoted.hex()[:16]}... in PCR {PCR}"

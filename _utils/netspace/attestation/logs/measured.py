@@ -10,6 +10,7 @@ systemd" and systemd-pcrphase.service(8); systemd-stub(7); shim, ``mok.c``. Pure
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import uuid
@@ -82,8 +83,12 @@ def nvpcr(data: bytes) -> bool:
     return _NVPCR.fullmatch(data) is not None
 
 
-def sbat(data: bytes) -> dict[str, int] | None:
-    """Parse shim's ``SbatLevel`` into the lowest generation of each component that may run; None for other data."""
+@functools.lru_cache(64)
+def sbat(data: bytes) -> Mapping[str, int] | None:
+    """Parse shim's ``SbatLevel`` into the lowest generation of each component that may run; None for other data.
+
+    Cached, because all hosts have the same few levels, and each is looked at several times.
+    """
     found = _SBAT.fullmatch(data) if len(data) <= 4096 else None
     if found is None:
         return None

@@ -41,11 +41,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from netspace.attestation.logs.ima import BOOT_AGGREGATE, Entry, File, line
+from netspace.attestation.logs.ima import BOOT_AGGREGATE, VIOLATION, Entry, File, line
 from netspace.attestation.policy import boot as boot_policy
 from netspace.attestation.policy.boot import Boot as Boot
 from netspace.attestation.policy_reading import Pattern as Pattern
@@ -136,7 +136,7 @@ class Ima:
     """Rules for the programs and other files that IMA measures.
 
     :param lines: the data of an ``ima-ng`` line for each allowed file (:func:`netspace.attestation.logs.ima.line`).
-        So one look-up judges most lines of a list, and they need not be parsed.
+        So one look-up judges most lines of a list, and they need not be parsed (:meth:`unlisted`).
     """
 
     lines: frozenset[bytes]
@@ -146,14 +146,21 @@ class Ima:
     ignore_violations: bool
     kexec: bool = False
 
-    def listed(self, entry: Entry) -> bool:
-        """Return whether the line of an allowed file is *entry*, without a signature or with an empty one."""
-        data = entry[2]
-        if entry[1] == b"ima-sig" and data[-4:] == b"\0\0\0\0":
-            data = data[:-4]
-        elif entry[1] != b"ima-ng":
-            return False
-        return data in self.lines
+    def unlisted(self, entries: Sequence[Entry], first: int = 0) -> Iterator[tuple[int, Entry]]:
+        """Yield all entries but the lines of listed files, without a signature or with an empty one; violations too.
+
+        :param first: number of the first entry.
+        """
+        lines = self.lines
+        for number, entry in enumerate(entries, first):
+            digest, template, data, _ = entry
+            if template == b"ima-sig" and data[-4:] == b"\0\0\0\0":
+                data = data[:-4]
+            elif template != b"ima-ng":
+                yield number, entry
+                continue
+            if data not in lines or digest == VIOLATION:
+                yield number, entry
 
     def allows(self, file: File) -> bool:
         """Return whether *file* may run because it is listed, signed or excluded."""

@@ -12,7 +12,7 @@ import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeAlias
 
 from netspace.attestation.refusals import Malformed, WrongEndorsementKey, WrongMagic, WrongType
 
@@ -66,6 +66,7 @@ KNOWN_ATTRIBUTES = (
 )
 
 
+@functools.lru_cache(maxsize=len(HASHES))
 def hash_algorithm(identifier: int) -> HashAlgorithm:
     """Return ``cryptography``'s object for one of :data:`HASHES`."""
     from cryptography.hazmat.primitives import hashes
@@ -123,8 +124,7 @@ class Reader:
             raise self.refuse(f"{self.left} bytes too many")
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(NamedTuple):
     """TPMS_CLOCK_INFO (Part 2, 10.11.1); *clock* in ms since the TPM was last cleared."""
 
     clock: int
@@ -133,8 +133,7 @@ class Clock:
     safe: bool
 
 
-@dataclass(frozen=True)
-class Quote:
+class Quote(NamedTuple):
     """TPMS_ATTEST of type TPM_ST_ATTEST_QUOTE (Part 2, 10.12.8).
 
     :param signer: qualified name of the key that signed the quote.
@@ -193,8 +192,7 @@ def _set_bits(bitmap: bytes) -> frozenset[int]:
     return frozenset(index for index in range(len(bitmap) * 8) if bits >> index & 1)
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(NamedTuple):
     """TPMT_SIGNATURE (Part 2, 11.3.4): the scheme, its hash, and the signature's bytes.
 
     :param value: in the form that ``cryptography`` takes: DER for ECDSA, the block for RSA.
@@ -277,19 +275,14 @@ class Public:
         A hash of the public area would not identify a TPM: the sender chooses the other fields there (attributes,
         policy, leading zeros), and could make one TPM look like two.
         """
-        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-        return hashlib.sha256(self.key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+        return _fingerprint(self.type, self.size, self.exponent, self.unique)
 
     def key(self) -> PublicKey:
         """Return the key for ``cryptography``.
 
         :raises Malformed: when the numbers are not a valid key (such as a point off its curve).
         """
-        try:
-            return _key(self.type, self.size, self.exponent, self.unique)
-        except ValueError as err:
-            raise Malformed(f"TPMT_PUBLIC: not a key: {err}") from err
+        return _key(self.type, self.size, self.exponent, self.unique)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -297,11 +290,23 @@ def _key(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> Publ
     """Return the public key. Cached, because a verifier uses a key often, and checking its point takes long."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-    if kind == RSA:
-        return rsa.RSAPublicNumbers(exponent, int.from_bytes(unique[0], "big")).public_key()
-    curves: dict[str, Callable[[], ec.EllipticCurve]] = {"secp256r1": ec.SECP256R1, "secp384r1": ec.SECP384R1}
-    x, y = (int.from_bytes(part, "big") for part in unique)
-    return ec.EllipticCurvePublicNumbers(x, y, curves[CURVES[size][0]]()).public_key()
+    try:
+        if kind == RSA:
+            return rsa.RSAPublicNumbers(exponent, int.from_bytes(unique[0], "big")).public_key()
+        curves: dict[str, Callable[[], ec.EllipticCurve]] = {"secp256r1": ec.SECP256R1, "secp384r1": ec.SECP384R1}
+        x, y = (int.from_bytes(part, "big") for part in unique)
+        return ec.EllipticCurvePublicNumbers(x, y, curves[CURVES[size][0]]()).public_key()
+    except ValueError as err:
+        raise Malformed(f"TPMT_PUBLIC: not a key: {err}") from err
+
+
+@functools.lru_cache(maxsize=1024)
+def _fingerprint(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> str:
+    """Return the fingerprint of a key. Cached, because each result names its key."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    spki = _key(kind, size, exponent, unique).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).hexdigest()
 
 
 def public(raw: bytes) -> Public:

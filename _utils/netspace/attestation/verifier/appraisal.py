@@ -13,9 +13,8 @@ checking every signature, and other callers pass evidence that was verified befo
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from netspace.attestation.evidence import Evidence
 from netspace.attestation.logs.ima import State
@@ -29,8 +28,7 @@ from netspace.attestation.verifier.boot_rules import identity
 from netspace.attestation.verifier.boot_rules import judged_boot as judged_boot
 
 
-@dataclass(frozen=True)
-class Appraisal:
+class Appraisal(NamedTuple):
     """Level that the evidence reaches, and why it does not reach a higher one.
 
     :param level: 3, 4 or 5.
@@ -71,7 +69,7 @@ def appraise(
         good = None if now is None else GoodBoot(now, proved)
     else:
         proved = good.proved
-    return dataclasses.replace(_programs(evidence, policy, references, boot, start, proved), boot=good)
+    return _programs(evidence, policy, references, boot, start, proved)._replace(boot=good)
 
 
 def _programs(

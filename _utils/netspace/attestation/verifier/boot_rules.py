@@ -11,6 +11,37 @@ it, decide nothing. The checks, in order:
 4. PCRs 8, 12, 9, 11, 13: commands, command lines, loaded files;
 5. PCRs that are known by value.
 
+What each PCR proves, and what it does not (docs/attestation-policy.md says more):
+
+=======  ==============================  ==================================  ==================================
+PCR      extended by, and when           its content is proved by            what remains unproved
+=======  ==============================  ==================================  ==================================
+0 1 3    firmware; later anybody         plain values                        everything, if it is unchecked
+5 6
+2        firmware, before it runs a      plain values
+         driver
+4        firmware, shim and loaders      each digest listed, a separator or  order of programs that have no
+         before they start a program     a UEFI action; ``started_by``       ``started_by``
+7, till  firmware alone                  known variables, once each, whose
+separa-                                  data was measured
+tor
+7 after  firmware and shim before they   listed certificates and programs,   what a shim starts that measures
+         start something; later anybody  shim's variables in a safe state    nothing: 4 or dbx excludes it
+8        GRUB before each command;       listed commands, allowed lines
+         later anybody
+9        GRUB for files, Linux for line  listed digests, allowed lines,      whether an older kernel had a
+         and initrd; later anybody       systemd's words                     command line
+10       the kernel (IMA); anybody       the list (``ima_rules``)            who extended it
+11       systemd's stub, then systemd's  listed digests, sections' names,    what comes after the first phase
+         phases; later anybody           allowed lines, phases
+12       systemd-boot and the stub;      listed digests, allowed lines       a line where an entry has none:
+         later anybody                                                       root can add it
+13       the stub, for extensions        listed digests, if it is quoted     extensions, if it is not quoted
+14       shim, for keys and switches;    listed keys, empty lists, switches
+         later anybody                   that are off
+15       systemd; later anybody          plain values
+=======  ==============================  ==================================  ==================================
+
 A boot that was judged good is not judged again while its logs, PCR values and policy stay the same (:class:`GoodBoot`).
 
 Pure: no file, no network, no clock.
@@ -103,8 +134,8 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     if policy.applications is not None:
         _applications(extended[4], policy.applications, policy.started_by)
     proved = _loaded(extended, policy)
-    plain = {pcr: {*policy.pcrs.get(pcr, ()), *given.get(pcr, ())} for pcr in quoted}
-    _values(quoted, plain, quoted.keys() - (policy.judged | policy.unchecked) | policy.pcrs.keys())
+    by_value = quoted.keys() - (policy.judged | policy.unchecked) | policy.pcrs.keys()
+    _values(quoted, {pcr: (*policy.pcrs.get(pcr, ()), *given.get(pcr, ())) for pcr in by_value}, by_value)
     return proved
 
 

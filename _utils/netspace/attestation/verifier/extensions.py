@@ -92,7 +92,7 @@ def read(evidence: Evidence) -> Logs:
     """
     if evidence.boot_log is None:
         raise NoBootLog("the firmware gives no boot log")
-    boot = eventlog.parse(evidence.boot_log)
+    boot = eventlog.parse(evidence.boot_log, BANK)
     return Logs(boot, systemd.parse(evidence.systemd_log) if evidence.systemd_log is not None else ())
 
 
@@ -106,10 +106,12 @@ def is_word(pcr: int, one: Extension) -> bool:
 def of(log: EventLog, records: Collection[Record], pcrs: Collection[int]) -> Mapping[int, list[Extension]]:
     """Return the extensions of each of *pcrs*, in order."""
     found: dict[int, list[Extension]] = {pcr: [] for pcr in pcrs}
+    of_pcr, make = found.get, tuple.__new__
     for event in log.events:
         pcr, kind, digests, _ = event
-        if pcr in found and kind != NO_ACTION:
-            found[pcr].append(Extension(digests[BANK], event))
+        known = of_pcr(pcr)
+        if known is not None and kind != NO_ACTION:
+            known.append(make(Extension, (digests[BANK], event)))  # this loop runs for each event of each host
     for record in records:
         if record.pcr in found:
             found[record.pcr].append(Extension(record.digests[BANK], record))

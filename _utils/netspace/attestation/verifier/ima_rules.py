@@ -173,14 +173,11 @@ def _first_refused(
     :param first: line number of the first entry.
     :param known: returns the boot aggregates of this boot.
     """
-    listed = policy.listed
-    for number, entry in enumerate(entries, first):
-        if entry[0] == ima.VIOLATION:
+    for number, entry in policy.unlisted(entries, first):
+        if entry.violation:
             # The file's path in the line is not measured, so an exclusion by path does not count.
             if not policy.ignore_violations:
                 return Violation.code, f"line {number}: a file was written while it was measured"
-            continue
-        if listed(entry):
             continue
         file = ima.file(entry)
         if file is None:

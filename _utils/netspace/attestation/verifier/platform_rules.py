@@ -31,10 +31,12 @@ class Platform:
     """Content of PCR 7.
 
     :param settings: values of Secure Boot's variables, by name.
+    :param revoked: the digests that dbx lists.
     :param authorities: certificates and digests by which firmware and shim trusted the programs that they started.
     """
 
     settings: dict[str, bytes] = field(default_factory=dict)
+    revoked: list[bytes] = field(default_factory=list)
     authorities: list[events.Variable] = field(default_factory=list)
 
 
@@ -53,8 +55,7 @@ def check(extended: Sequence[Extension], policy: Boot) -> None:
         if settings.get("AuditMode") == b"\1":
             raise SecureBootOff("Secure Boot is in audit mode: it refuses nothing")
     if policy.dbx:
-        lists = events.signatures(settings.get("dbx", b""))
-        absent = policy.dbx - set(lists[1] if lists else ())
+        absent = policy.dbx.difference(found.revoked)
         if absent:
             raise OldRevocations(
                 f"dbx lacks {len(absent)} of {len(policy.dbx)} entries, {min(absent).hex()} among them"
@@ -109,8 +110,12 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
             raise UnexpectedEvent(f"PCR 7: {read.name} is measured twice before the separator")
         found.authorities.append(read)
         return
-    if read.name in measured.KEY_LISTS and events.signatures(read.data) is None:
-        raise UnexpectedEvent(f"PCR 7: {read.name} is no list of keys")
+    if read.name in measured.KEY_LISTS:
+        lists = events.signatures(read.data)
+        if lists is None:
+            raise UnexpectedEvent(f"PCR 7: {read.name} is no list of keys")
+        if read.name == "dbx":
+            found.revoked = lists[1]
     found.settings[read.name] = read.data
 
 
