@@ -6,6 +6,7 @@ The rules learned from each log are written here, so that a silent fallback to p
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,7 @@ EXPECTED = {
     "go-attestation/sb_cert_eventlog": SECURE | {"dbx"},
     "go-attestation/short_no_action_eventlog": set(),
     "go-attestation/ubuntu_2104_shielded_vm_no_secure_boot_eventlog": PROGRAMS | LINES,
+    "go-attestation/windows_gcp_shielded_vm.json": set(),
     "go-tpm-tools/arch-linux-workstation.bin": PROGRAMS,
     "go-tpm-tools/confidential-gke-debug-251000_eventlog.bin": SECURE | LINES,
     "go-tpm-tools/cos-101-amd-sev.bin": SECURE | LINES,
@@ -73,16 +75,19 @@ def logs() -> Iterator[str]:
     """Name the readable logs, of any maker."""
     folder = boot_logs.others()
     for path in sorted(folder.rglob("*")) if folder is not None else ():
-        if path.is_file() and path.suffix not in (".yaml", ".json", ".txt", ".msg", ".sig", ".pcr", ".md"):
+        if path.is_file() and path.suffix not in (".yaml", ".txt", ".msg", ".sig", ".pcr", ".md"):
             try:
                 eventlog.parse(raw(path))
-            except (LogMalformed, ValueError):
+            except (LogMalformed, ValueError, KeyError):
                 continue
             yield str(path.relative_to(folder))  # type: ignore[arg-type]
 
 
 def raw(path: Path) -> bytes:
-    return base64.b64decode(path.read_bytes()) if path.suffix == ".b64" else path.read_bytes()
+    data = path.read_bytes()
+    if path.suffix == ".json":  # as go-attestation dumps a host
+        data = json.loads(data)["Log"]["Raw"]
+    return base64.b64decode(data) if path.suffix in (".b64", ".json") else data
 
 
 def evidence(name: str, pcrs: tuple[int, ...]) -> Evidence:
