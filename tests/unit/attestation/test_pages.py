@@ -9,6 +9,8 @@ import shlex
 import pytest
 from support import checkout
 
+from netspace.attestation.verifier import boot_rules
+
 PAGES = sorted((checkout.ROOT / "docs").glob("attestation-*.md"))
 FILES = {"salt-run": "_runners/netspace_attestation.py", "salt": "_modules/netspace_attestation.py"}
 
@@ -46,3 +48,20 @@ def test_a_command_of_the_pages_exists(program: str, words: list[str]) -> None:
     named = [word.partition("=")[0] for word in given if re.match(r"[a-z_]+=", word)]
     assert set(named) <= set(known[name]), (named, known[name])
     assert len(given) <= len(known[name])
+
+
+def test_page_and_verifier_tell_what_proves_each_pcr() -> None:
+    page = (
+        (checkout.ROOT / "docs/attestation-policy.md").read_text().split("### What proves what")[1].split("\n### ")[0]
+    )
+    firsts = [row.split("|")[1] for row in page.splitlines() if row.startswith("|")]
+    heads = [row[:9] for row in (boot_rules.__doc__ or "").split("=\nPCR")[1].splitlines()]
+    for cells in (firsts, heads):
+        assert {int(one) for cell in cells for one in re.findall(r"\d+", cell)} == set(range(16))
+
+
+def test_each_level_is_said_to_prove_and_to_leave_something() -> None:
+    page = (checkout.ROOT / "docs/trust-levels.md").read_text().split("## What root can still do")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in row.split("|")] for row in page.splitlines() if re.match(r"\| L\d", row)]
+    assert [row[1] for row in rows] == [f"L{number}" for number in range(6)]
+    assert all(row[2] and row[3] for row in rows)

@@ -83,13 +83,15 @@ def nvpcr(data: bytes) -> bool:
     return _NVPCR.fullmatch(data) is not None
 
 
-@functools.lru_cache(64)
 def sbat(data: bytes) -> Mapping[str, int] | None:
-    """Parse shim's ``SbatLevel`` into the lowest generation of each component that may run; None for other data.
+    """Parse shim's ``SbatLevel`` into the lowest generation of each component that may run; None for other data."""
+    return _sbat(data) if len(data) <= 4096 else None
 
-    Cached, because all hosts have the same few levels, and each is looked at several times.
-    """
-    found = _SBAT.fullmatch(data) if len(data) <= 4096 else None
+
+@functools.lru_cache(64)
+def _sbat(data: bytes) -> Mapping[str, int] | None:
+    """Parse data of bounded size. Cached, because all hosts have the same few levels, each looked at several times."""
+    found = _SBAT.fullmatch(data)
     if found is None:
         return None
     parts = [line.split(b",") for line in found[1].splitlines()]

@@ -13,34 +13,33 @@ it, decide nothing. The checks, in order:
 
 What each PCR proves, and what it does not (docs/attestation-policy.md says more):
 
-=======  ==============================  ==================================  ==================================
-PCR      extended by, and when           its content is proved by            what remains unproved
-=======  ==============================  ==================================  ==================================
-0 1 3    firmware; later anybody         plain values                        everything, if it is unchecked
-5 6
-2        firmware, before it runs a      plain values
-         driver
-4        firmware, shim and loaders      each digest listed, a separator or  order of programs that have no
-         before they start a program     a UEFI action; ``started_by``       ``started_by``
-7, till  firmware alone                  known variables, once each, whose
-separa-                                  data was measured
-tor
-7 after  firmware and shim before they   listed certificates and programs,   what a shim starts that measures
-         start something; later anybody  shim's variables in a safe state    nothing: 4 or dbx excludes it
-8        GRUB before each command;       listed commands, allowed lines
-         later anybody
-9        GRUB for files, Linux for line  listed digests, allowed lines,      whether an older kernel had a
-         and initrd; later anybody       systemd's words                     command line
-10       the kernel (IMA); anybody       the list (``ima_rules``)            who extended it
-11       systemd's stub, then systemd's  listed digests, sections' names,    what comes after the first phase
-         phases; later anybody           allowed lines, phases
-12       systemd-boot and the stub;      listed digests, allowed lines       a line where an entry has none:
-         later anybody                                                       root can add it
-13       the stub, for extensions        listed digests, if it is quoted     extensions, if it is not quoted
-14       shim, for keys and switches;    listed keys, empty lists, switches
-         later anybody                   that are off
-15       systemd; later anybody          plain values
-=======  ==============================  ==================================  ==================================
+=========  ================================  ==================================  ==================================
+PCR        extended by, and when             proved by                           remains unproved
+=========  ================================  ==================================  ==================================
+0 1 3 5 6  firmware; later anybody           plain values                        everything, if it is unchecked
+2          firmware, before it runs a        plain values
+           driver
+4          firmware, shim and loaders,       each digest listed, a separator or  the order of programs without
+           before they start a program       a UEFI action; ``started_by``       ``started_by``
+7          up to the separator, firmware     known variables, once each, whose
+           alone                             data was measured
+7          then firmware and shim, before    listed certificates and programs;   what a shim starts that measures
+           they start a program; later       shim's variables in a safe state    nothing: ``dbx`` or PCR 4 excludes
+           anybody                                                               it
+8          GRUB before each command; later   listed commands, allowed lines
+           anybody
+9          GRUB for files, Linux for line    listed digests, allowed lines,      whether an older kernel had a line
+           and initrd; later anybody         systemd's words                     at all
+10         the kernel (IMA); anybody         the list (``ima_rules``)            who extended it
+11         systemd's stub, then its phases;  listed digests, sections' names,    what comes after the first phase
+           later anybody                     allowed lines, phases
+12         systemd-boot and the stub; later  listed digests, allowed lines       the line of an entry without one:
+           anybody                                                               root can add it
+13         the stub, for extensions          listed digests, if it is quoted     extensions, if it is not quoted
+14         shim, for its keys and switches;  listed keys, empty lists, switches
+           later anybody                     that are off
+15         systemd; later anybody            plain values
+=========  ================================  ==================================  ==================================
 
 A boot that was judged good is not judged again while its logs, PCR values and policy stay the same (:class:`GoodBoot`).
 
