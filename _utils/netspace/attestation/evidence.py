@@ -8,6 +8,7 @@ base64. Nothing here signs, verifies or reads a file.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import hmac
 import re
@@ -70,6 +71,10 @@ class Context:
 
     def qualifying(self) -> bytes:
         """Return the qualifying data of a quote: SHA-256 over the fields, each prefixed with its length."""
+        return self._qualifying
+
+    @functools.cached_property
+    def _qualifying(self) -> bytes:
         fields = _joined(
             PROTOCOL,
             self.verifier.encode(),

@@ -259,7 +259,7 @@ class Public:
         """Name of the object (Part 1, 16): nameAlg and the hash of the public area."""
         return self.name_alg.to_bytes(2, "big") + hashlib.new(HASHES[self.name_alg], self.raw).digest()
 
-    @property
+    @functools.cached_property
     def qualified_name(self) -> bytes:
         """Qualified name (Part 1, 16) of the object as a primary key of the endorsement hierarchy.
 
