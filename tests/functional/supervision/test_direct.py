@@ -25,7 +25,7 @@ from netspace import library_copy
 from netspace.layout import Layout
 from netspace.supervision import definitions, process, select
 from netspace.supervision.cgroup import payload_cgroup
-from netspace.supervision.daemon import container_state, logs, presence, relay
+from netspace.supervision.daemon import container_state, logs, presence, relay, spawn
 from netspace.supervision.daemon.client import Direct
 from netspace.supervision.daemon.daemon import PRECIOUS
 from netspace.supervision.service import Service
@@ -168,6 +168,21 @@ def test_what_a_crashed_program_left_is_gone_before_the_next(direct: Direct, tmp
     until(lambda: direct.observe()["a"].restarts >= 2)
     left = [int(word) for word in (tmp_path / "left").read_text().split()]
     assert process.stat(left[0]) is None
+
+
+def test_it_starts_programs_however_many_descriptors_it_has(layout: Layout, tmp_path: Path) -> None:
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    service = dataclasses.replace(shell("a", f"ulimit -Sn > {tmp_path}/limit"), log=tmp_path / "log")
+    held = [os.open("/", os.O_PATH | os.O_CLOEXEC) for _ in range(spawn.DESCRIPTORS + 10)]
+    try:
+        pid, report = spawn.fork(layout, "a", service, service.command, None)
+        with os.fdopen(report) as said:
+            assert said.read() == ""
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    assert (tmp_path / "limit").read_text() == f"{spawn.DESCRIPTORS}\n"
 
 
 def test_variables_folder_user_and_output(direct: Direct, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

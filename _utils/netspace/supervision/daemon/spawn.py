@@ -56,8 +56,6 @@ def _become(
         os.setsid()
         # A program must not inherit the supervisor's OOM score; a container runtime sets its program's score.
         process.weigh(0)
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
         if trace is not None:
             there = process.stat(os.getpid())
             assert there is not None
@@ -85,6 +83,9 @@ def _become(
             process.prctl(process.PR_SET_NO_NEW_PRIVS)
         step = f"{service.working_dir}: "
         os.chdir(service.working_dir)
+        # Last: until then, the child has the supervisor's descriptors, two for each environment, and opens more.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
         step = f"{argv[0]}: "
         os.execve(  # noqa: S606
             argv[0], argv, {**service.variables, process.MARK: f"{layout.instance}/{name}"}
