@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from netspace import files
+from netspace.environment import claims, user_ids
 from netspace.environment import record as records
 from netspace.environment import services as environment_services
-from netspace.environment import user_ids
 from netspace.environment.builder import Making, each
+from netspace.environment.claims import Claims
 from netspace.environment.container import oci_config, oci_runtime
 from netspace.environment.health import record as verdict
 from netspace.environment.images import Image
@@ -101,12 +102,12 @@ class Applying:
         """Return the work of the steps that have no error so far and that *wanted* accepts."""
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
-    def _recorded(self) -> dict[str, Record]:
-        """Return the records as they are now: the observed ones with this run's changes, or read from disk."""
+    def _claims(self) -> dict[str, Claims]:
+        """Return everybody's claims as they are now: the observed ones with this run's changes, or read from disk."""
         if self._observed is None:
-            return records.read(self.layout)
-        known = {name: record for name, record in self._observed.records.items() if name not in self._removed}
-        return known | {name: self._records[name] for name in self._written}
+            return claims.index(self.layout).read()
+        known = {name: its for name, its in self._observed.claims.items() if name not in self._removed}
+        return known | {name: claims.of(self._records[name]) for name in self._written}
 
     def _fail(self, errors: Mapping[str, str]) -> None:
         for name, error in errors.items():
@@ -127,7 +128,7 @@ class Applying:
         if not at_once and self._gone is not None:
             self._gone()
 
-        made = self._recorded() if self._removals else {}
+        made = records.some(self.layout, self._removals)
 
         def erase(name: str) -> None:
             used = made[name].runtime if name in made else USUAL
@@ -170,7 +171,7 @@ class Applying:
         for of, error in each(wanted, build).items():
             self._fail(dict.fromkeys(wanted[of], error))
         rebuilt = {name for names in wanted.values() for name in names}
-        taken = {name: record.base for name, record in self._recorded().items()}
+        taken = {name: its.base for name, its in self._claims().items()}
         for name, work in self._left().items():
             try:
                 base = user_ids.allocate([name], taken)[name]
@@ -345,8 +346,7 @@ class Applying:
 
     def _watch(self) -> None:
         """Start the service that watches health if any environment needs it; else remove it."""
-        known = self._recorded()
-        needed = any(record.spec.health is not None or record.spec.after for record in known.values())
+        needed = any(its.watched for its in self._claims().values())
         try:
             there = self.supervisor.observe([environment_services.HEALTH]).get(environment_services.HEALTH)
             if needed:
@@ -361,7 +361,7 @@ class Applying:
             elif there is not None and (errors := self.supervisor.remove([environment_services.HEALTH])):
                 raise NetspaceError(f"what watches health does not end: {errors[environment_services.HEALTH]}")
         except (NetspaceError, OSError) as err:
-            needy = self._left(lambda work: work.want.spec.health is not None or bool(work.want.spec.after))
+            needy = self._left(lambda work: claims.watched(work.want.spec))
             self._fail(dict.fromkeys(needy, str(err)))
 
     def _start(self) -> None:
@@ -376,7 +376,7 @@ class Applying:
         self._fail(start(self.layout, self.supervisor, todo))
         gated = [name for name, work in self._left(lambda work: work.start).items() if work.want.spec.after]
         if gated:
-            waiting = rollout.awaited(self.layout, self.supervisor, gated, records.read(self.layout))
+            waiting = rollout.awaited(self.layout, self.supervisor, gated, records.in_order(self.layout, gated))
             self._tried -= waiting.keys()
             self._fail(waiting)
             rest = [name for name in gated if name not in waiting]
@@ -484,7 +484,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
             if now.get(oci_runtime.service_name(name), idle).state not in ("running", "starting", "frozen")
         ]
     if unforgotten:
-        mounted, (made, _) = mounts.table(), records.read_each(layout)
+        mounted, (made, _) = mounts.table(), records.read_each(layout, unforgotten)
         used = {name: made[name].runtime if name in made else USUAL for name in unforgotten}
         stuck = each(unforgotten, lambda name: oci_runtime.delete(layout, name, mounted, used[name]))
         if stuck:

@@ -95,7 +95,7 @@ def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
             disks.detach(_point(layout, name, copy))
             aside.replace(home / copy.name)
         files.sync_all(home)
-        known = record.read_each(layout)[0]
+        known = record.read_each(layout, [name])[0]
         if name in known and layout.bundle(name).is_dir():  # else trust withholds it, or a start makes it
             failed = Environments(layout, supervisor).making.restore({name: known[name]})
             if why := failed.get(name):

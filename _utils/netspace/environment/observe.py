@@ -7,6 +7,7 @@ environments.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import time
@@ -16,9 +17,10 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import images
+from netspace.environment import claims, images
 from netspace.environment import record as records
 from netspace.environment import services as environment_services
+from netspace.environment.claims import Claims
 from netspace.environment.container import cgroups, oci_config, oci_runtime, unikernel
 from netspace.environment.health import record as verdict
 from netspace.environment.health.record import Verdict
@@ -27,6 +29,7 @@ from netspace.environment.record import Record
 from netspace.environment.storage import disks, init, injected_files, mounts, rootfs, volumes
 from netspace.environment.storage.disks import Disk
 from netspace.errors import MissingError
+from netspace.index import Index
 from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 from netspace.supervision import restart_policy
@@ -66,14 +69,15 @@ class Seen(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-class Observed(msgspec.Struct, frozen=True):
-    """Observation of all environments, and of their images' sources.
+class Observed(msgspec.Struct, frozen=True, dict=True):
+    """Observation of environments, and of their images' sources.
 
+    :param environments: those that a step may be planned for.
     :param sources: image sources, by their text in the declaration.
     :param unkept: the limits that no cgroup controller on this host can keep.
     :param unbounded: why no file system can have a bounded size here; empty if one can.
     :param grows: whether such a file system can be made larger while it is in use.
-    :param budget: bytes that all of these file systems can hold together; None if that isn't known.
+    :param budget: bytes that all of these file systems can hold together; None if that isn't known, or none is there.
     :param idle: whether the state folder is not on a disk, so that ``limits:io`` has no effect on layers.
     :param unrecorded: names of environments that have a layer but no record.
     :param mounted: mounts by their target.
@@ -82,6 +86,7 @@ class Observed(msgspec.Struct, frozen=True):
     :param watched: whether the service that watches health is in its required state.
     :param missing: images that no recorded environment uses and that can't be built, each with the reason.
     :param initless: why no environment can have an init here; empty if one can.
+    :param others: the claims of all other environments.
     """
 
     environments: Mapping[str, Seen]
@@ -99,39 +104,47 @@ class Observed(msgspec.Struct, frozen=True):
     updating: frozenset[str] = frozenset()
     missing: Mapping[str, str] = msgspec.field(default_factory=dict)
     initless: str = ""
+    others: Mapping[str, Claims] = msgspec.field(default_factory=dict)
 
-    @property
-    def records(self) -> dict[str, Record]:
-        """Every environment's record, by name."""
-        return {name: seen.record for name, seen in self.environments.items()}
+    @functools.cached_property
+    def claims(self) -> dict[str, Claims]:
+        """The claims of every environment on this host, by name."""
+        return {**self.others, **{name: claims.of(seen.record) for name, seen in self.environments.items()}}
 
 
 def observe(
     layout: Layout,
     supervisor: Supervisor,
     store: Store,
+    index: Index[Claims],
     controllers: Collection[str],
     devices: Callable[[Environment], Collection[cgroups.Device]],
     about: Collection[str] | None = None,
     wanted: Collection[str] = (),
+    *,
+    sized: bool = True,
 ) -> Observed:
     """Observe everything once: records, services, mounts, files, limits, image sources. Changes nothing.
 
+    :param index: of all environments' claims.
     :param controllers: the cgroup controllers that can keep limits here.
     :param devices: returns the disks that an environment's files are on.
-    :param about: the environments that a step may be planned for; None: all. Of the others only the records
-        are read.
+    :param about: the environments that a step may be planned for; None: all. Of the others only their claims
+        are asked.
     :param wanted: images that may have to be built; :attr:`Observed.missing` has those that can't be.
+    :param sized: a desired environment has file systems of its own.
     """
-    known = records.read(layout)
-    near = known if about is None else {name: record for name, record in known.items() if name in about}
-    theirs = {*near, *(other for record in near.values() for other in record.spec.after)}
-    asked = None if about is None else {environment_services.HEALTH, *map(oci_runtime.service_name, theirs)}
-    statuses = supervisor.observe(asked) if known else {}
+    everybody = index.read()
+    near = records.some(layout, everybody if about is None else everybody.keys() & set(about))
+    known = near | records.some(
+        layout, {other for record in near.values() for other in record.spec.after} - near.keys()
+    )
+    asked = None if about is None else {environment_services.HEALTH, *map(oci_runtime.service_name, known)}
+    statuses = supervisor.observe(asked) if everybody else {}
     mounted = mounts.table()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
-    probed = any(record.spec.health is not None or record.spec.after for record in known.values())
+    probed = any(its.watched for its in everybody.values())
     services = [environment_services.health(layout)] if probed else []
     for name, record in near.items():
         with contextlib.suppress(MissingError):  # without its runtime it has no service; the plan says so
@@ -139,10 +152,7 @@ def observe(
                 environment_services.service(layout, name, record.spec, record.runtime, mounted, controllers)
             )
     redefined = supervisor.differing(services)
-    for name, record in known.items():
-        if name not in near:
-            found[name] = Seen(record, None, assembled=True, files=None)
-            continue
+    for name, record in near.items():
         status = statuses.get(oci_runtime.service_name(name))
         own = own_disks(layout, name, record, mounted)
         found[name] = Seen(
@@ -173,15 +183,16 @@ def observe(
         unkept,
         disks.lacking(),
         disks.grows(),
-        disks.budget(layout),
+        disks.budget(layout) if sized or any(its.promised for its in everybody.values()) else None,
         not devices(Environment(image="")),
-        frozenset(rootfs.layers(layout) - known.keys()),
+        frozenset(rootfs.layers(layout) - everybody.keys()),
         mounted,
         watched,
         time.time(),
         frozenset(records.updating(layout)),
         missing,
         init.problem(),
+        {name: its for name, its in everybody.items() if name not in near},
     )
 
 

@@ -27,7 +27,7 @@ from netspace.environment.observe import AS_DECLARED, Around, around, current, d
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record, RunState
 from netspace.environment.storage import disks, mounts
-from netspace.errors import NetspaceError, StateError
+from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.types import Environment
@@ -102,7 +102,7 @@ class Operations:
         """Start the environments that neither run nor are withheld; return an error per name, empty if it runs."""
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
-            lost = self._kind.restore()
+            lost = self._kind.making.restore(known)
             statuses = self._statuses(known)
             return {**lost, **self._kind.start([name for name in known if name not in lost and _idle(statuses, name)])}
 
@@ -120,7 +120,7 @@ class Operations:
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             failed = self._kind.stop(known)
-            failed.update(self._kind.restore())
+            failed.update(self._kind.making.restore(known))
             return {**failed, **self._kind.start([name for name in known if name not in failed])}
 
         return self._change(names, "running", act)
@@ -221,20 +221,21 @@ class Operations:
         :raises StateError: when one can't be understood.
         :raises NetspaceError: naming one that doesn't exist.
         """
-        known, damaged = records.read_each(self._layout)
+        known = records.some(self._layout, names)
         for name in names:
-            if name in damaged:
-                raise StateError(damaged[name])
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known) or 'none'}"
+                there = sorted(self._kind.names())
+                near = difflib.get_close_matches(name, there, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(there) or 'none'}"
                 raise NetspaceError(f"there is no environment {name}{hint}")
-        return {name: known[name] for name in names}
+        return known
 
     # -- parts -------------------------------------------------------------------
 
     def _around(self, names: Collection[str]) -> Around:
-        return around(self._layout, self._supervisor, records.read_each(self._layout)[0], names)
+        known, _ = records.read_each(self._layout, names)
+        before, _ = records.read_each(self._layout, {other for record in known.values() for other in record.spec.after})
+        return around(self._layout, self._supervisor, {**before, **known}, names)
 
     def _status(self, name: str) -> Status:
         return self._statuses([name]).get(oci_runtime.service_name(name), Status("stopped"))
@@ -250,10 +251,14 @@ class Operations:
             self._kind.sweep()
             specs = {name: record.spec for name, record in known.items()}
             refused = self._withheld(specs) if state == "running" else {}
-            permitted = {name: record for name, record in known.items() if name not in refused}
+            permitted = {
+                name: msgspec.structs.replace(record, state=state)
+                for name, record in known.items()
+                if name not in refused
+            }
             for name, record in permitted.items():
-                if record.state != state:
-                    records.write(self._layout, name, msgspec.structs.replace(record, state=state))
+                if known[name].state != state:
+                    records.write(self._layout, name, record)
             errors = {**act(permitted), **refused}
             return {name: errors.get(name, "") for name in known}
 

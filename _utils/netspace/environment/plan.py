@@ -5,14 +5,14 @@ Only a difference makes a step, and the step names it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 
 from netspace import files
-from netspace.environment import images
+from netspace.environment import claims, images
 from netspace.environment import record as records
 from netspace.environment.container import unikernel
 from netspace.environment.container.seccomp_profile import Profile
@@ -75,6 +75,11 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
         """The image source of its root."""
         return unikernel.source(self.spec, self.runtime)
 
+    @property
+    def sized(self) -> bool:
+        """Whether it has file systems of its own."""
+        return bool(disks.sizes(self.spec))
+
 
 class Work(msgspec.Struct, frozen=True):
     """The work of one step, decided by the plan and done by ``apply``.
@@ -105,7 +110,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
     unreadable system call profile, a runtime or an init that this host lacks, an order that can't be
     kept, a size or an image.
     """
-    steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.environments]
+    steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.claims]
     notes = []
     if desired and (unkept := [key for key in observed.unkept if key != "io"]):
         limits = ", ".join(unkept)
@@ -251,14 +256,14 @@ def _unordered(
 
     Validation finds this within one declaration; here also environments that were declared separately count.
     """
-    after = {name: seen.record.spec.after for name, seen in observed.environments.items() if name not in remove}
+    after = {name: its.after for name, its in observed.claims.items() if name not in remove}
     after |= {name: want.spec.after for name, want in desired.items()}
     refused = {
         name: f"after: there is no environment {missing[0]}"
         for name, want in desired.items()
         if (missing := [other for other in want.spec.after if other not in after])
     }
-    if found := checks.circle(after):
+    if found := checks.circle({name: others for name, others in after.items() if others}):
         text = f"after: they would wait for each other: {' after '.join(found)}"
         refused |= {name: text for name in found if name in desired}
     return refused
@@ -278,16 +283,17 @@ def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove
     while True:
         # A refused environment keeps its present folders, which can be the reason to refuse another one.
         kept = _Folders(observed.mounted)
-        for owner, seen in observed.environments.items():
+        for owner, its in observed.claims.items():
             if owner not in remove and (owner not in desired or owner in refused):
-                kept.add(owner, seen.record.spec)
+                kept.add(owner, its.folders)
         found: dict[str, str] = {}
         for name, want in desired.items():
             if name not in refused:
-                if message := kept.taken(want.spec):
+                folders = claims.folders(want.spec)
+                if message := kept.taken(folders):
                     found[name] = message
                 else:
-                    kept.add(name, want.spec)
+                    kept.add(name, folders)
         if not found:
             return refused
         refused.update(found)
@@ -301,16 +307,16 @@ class _Folders:
         self._given: dict[tuple[str, str], tuple[str, str]] = {}
         self._above: dict[tuple[str, str], tuple[str, str]] = {}
 
-    def add(self, owner: str, spec: Environment) -> None:
-        for source in _sources(spec):
+    def add(self, owner: str, folders: Iterable[str]) -> None:
+        for source in folders:
             path, *above = self._upwards(source)
             self._given.setdefault(path, (owner, source))
             for folder in above:
                 self._above.setdefault(folder, (owner, source))
 
-    def taken(self, spec: Environment) -> str:
-        """Return the error if another environment has one of *spec*'s folders, or one below or above it; else empty."""
-        for source in _sources(spec):
+    def taken(self, folders: Iterable[str]) -> str:
+        """Return the error if another environment has one of *folders*, or one below or above it; else empty."""
+        for source in folders:
             path, *above = self._upwards(source)
             hits = [self._above.get(path), *(self._given.get(folder) for folder in (path, *above))]
             for owner, its in filter(None, hits):
@@ -320,10 +326,6 @@ class _Folders:
     def _upwards(self, source: str) -> list[tuple[str, str]]:
         device, path = mounts.origin(source, self._mounted)
         return [(device, str(folder)) for folder in (PurePosixPath(path), *PurePosixPath(path).parents)]
-
-
-def _sources(spec: Environment) -> list[str]:
-    return [volume.source for volume in spec.volumes if volume.source is not None]
 
 
 def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.Seen, observed: Observed) -> Step | None:
@@ -385,7 +387,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
         failed=record.failed if same and not build else None,
         rolling=roll,
     )
-    unwatched = not observed.watched and (want.spec.health is not None or bool(want.spec.after))
+    unwatched = not observed.watched and claims.watched(want.spec)
 
     # A run was killed after it had started the environment, before it removed the halt mark.
     unnoted = seen.halted and runs and want.state == "running" and not stop
@@ -462,17 +464,9 @@ def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:
     return key.startswith(_TUNED)
 
 
-def _sizes(spec: Environment) -> dict[str, int]:
-    """Return the declared sizes of an environment's own file systems, by the keys of ``Seen.disks``."""
-    found = {one.target: int(one.size) for one in spec.volumes if one.size is not None}
-    if spec.limits.disk is not None and not spec.read_only:
-        found[disks.LAYER] = int(spec.limits.disk)
-    return found
-
-
 def _smaller(spec: Environment, seen: Seen) -> list[str]:
     """Return the keys of file systems that are smaller than recorded, by a crash while they grew or by hand."""
-    wanted = _sizes(spec)
+    wanted = disks.sizes(spec)
     return sorted(key for key, there in seen.disks.items() if key in wanted and there.size < disks.whole(wanted[key]))
 
 
@@ -480,7 +474,7 @@ def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> d
     """Return the error of each environment with a file system size that this host can't keep or the content exceeds."""
     refused = {}
     for name, want in desired.items():
-        sizes = _sizes(want.spec)
+        sizes = disks.sizes(want.spec)
         seen = observed.environments.get(name)
         for key, size in sizes.items():
             what = "limits:disk" if key == disks.LAYER else f"volume {key}: its size"
@@ -497,9 +491,8 @@ def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> d
 
 def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> list[str]:
     """Return a note if all sizes together exceed the disk. That is no error, since few file systems are ever full."""
-    specs = {name: seen.record.spec for name, seen in observed.environments.items() if name not in remove}
-    specs.update({name: want.spec for name, want in desired.items()})
-    promised = sum(size for spec in specs.values() for size in _sizes(spec).values())
+    kept = (its.promised for name, its in observed.claims.items() if name not in remove and name not in desired)
+    promised = sum(kept) + sum(size for want in desired.values() for size in disks.sizes(want.spec).values())
     if observed.budget is None or promised <= observed.budget:
         return []
     has, sizes = f"{observed.budget / 1024**3:.1f} GiB", f"{promised / 1024**3:.1f} GiB"

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import observe, runtimes
+from netspace.environment import claims, observe, runtimes
 from netspace.environment import plan as compare
 from netspace.environment import record as records
 from netspace.environment.apply import Applying, Give, halt, start
@@ -54,6 +54,7 @@ class Environments:
         self.store = Store(layout, remote)
         self._give = give
         self.making = Making(layout, self.store)
+        self._index = claims.index(layout)
 
     # -- seeing ------------------------------------------------------------------
 
@@ -61,12 +62,13 @@ class Environments:
         """Return the names of all environments that exist, by the records."""
         return files.record_names(self.layout.records(records.KIND))
 
-    def recorded(self) -> dict[str, Record]:
-        """Return every environment's record: ``spec``, ``state`` and how it was made.
+    def recorded(self, names: Collection[str] | None = None) -> dict[str, Record]:
+        """Return environments' records: ``spec``, ``state`` and how they were made.
 
+        :param names: of those that may have one; None: of all.
         :raises StateError: when a record can't be understood.
         """
-        return records.read(self.layout)
+        return records.read(self.layout) if names is None else records.some(self.layout, names)
 
     def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
         """Return the records that can be understood, and the errors of the others, by name.
@@ -75,15 +77,24 @@ class Environments:
         """
         return records.read_each(self.layout)
 
-    def observe(self, about: Collection[str] | None = None, wanted: Collection[str] = ()) -> Observed:
+    def observe(
+        self, about: Collection[str] | None = None, wanted: Collection[str] = (), *, sized: bool = True
+    ) -> Observed:
         """Observe everything once: records, services, mounts, files, image sources. Changes nothing.
 
         :param about: the environments that a step may be planned for; None: all.
         :param wanted: images that may have to be built.
+        :param sized: a desired environment has file systems of its own (``limits:disk``, a volume's ``size``).
         """
         return observe.observe(
-            self.layout, self.supervisor, self.store, self.making.controllers, self.making.devices, about, wanted
+            *(self.layout, self.supervisor, self.store, self._index),
+            *(self.making.controllers, self.making.devices, about, wanted),
+            sized=sized,
         )
+
+    def note(self) -> None:
+        """Note what the last observation found in records, for the next run. The caller has held the lock since."""
+        self._index.write()
 
     def list(self) -> dict[str, Any]:
         """Return a row of :func:`observe.describe` per environment: ``state``, ``health``, ``image`` and so on."""

@@ -8,7 +8,7 @@ a running environment always matches its record.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,11 +177,39 @@ def read(layout: Layout) -> dict[str, Record]:
     return known
 
 
-def read_each(layout: Layout) -> tuple[dict[str, Record], dict[str, str]]:
-    """Return the records that can be understood, and the errors of the others, both by the environment's name."""
+def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
+    """Return the records of those of *names* that have one.
+
+    :raises StateError: naming a record that can't be understood.
+    """
+    found = ((name, read_one(layout, name)) for name in sorted(names))
+    return {name: record for name, record in found if record is not None}
+
+
+def in_order(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
+    """Return the records of *names* and of all environments that must be up before them.
+
+    :raises StateError: naming a record that can't be understood.
+    """
+    found: dict[str, Record] = {}
+    asked: set[str] = set()
+    todo = set(names)
+    while todo:
+        more = some(layout, todo)
+        found.update(more)
+        asked |= todo
+        todo = {other for record in more.values() for other in record.spec.after} - asked
+    return found
+
+
+def read_each(layout: Layout, names: Collection[str] | None = None) -> tuple[dict[str, Record], dict[str, str]]:
+    """Return the records that can be understood, and the errors of the others, both by the environment's name.
+
+    :param names: of those that may have one; None: of all.
+    """
     known: dict[str, Record] = {}
     damaged: dict[str, str] = {}
-    for name in sorted(files.record_names(layout.records(KIND))):
+    for name in sorted(files.record_names(layout.records(KIND)) if names is None else names):
         try:
             record = read_one(layout, name)
         except StateError as err:

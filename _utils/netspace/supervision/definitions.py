@@ -190,9 +190,12 @@ def folder(layout: Layout) -> Path:
     return layout.records("services")
 
 
-def defined(layout: Layout) -> list[str]:
-    """Return the names of all defined services, sorted; reads one directory."""
-    return _names(folder(layout))
+def defined(layout: Layout, among: Iterable[str] | None = None) -> list[str]:
+    """Return the names of the defined services, sorted.
+
+    :param among: only of these, each of which is looked up; None: of all, which reads one directory.
+    """
+    return _names(folder(layout), among)
 
 
 def read(layout: Layout, name: str) -> Service | None:
@@ -297,9 +300,9 @@ def traces(layout: Layout) -> Path:
     return layout.run / "services"
 
 
-def traced(layout: Layout) -> list[str]:
-    """Return the names of the services that have a trace, sorted."""
-    return _names(traces(layout))
+def traced(layout: Layout, among: Iterable[str] | None = None) -> list[str]:
+    """Return the names of the services that have a trace, sorted; *among* as for :func:`defined`."""
+    return _names(traces(layout), among)
 
 
 def read_trace(layout: Layout, name: str) -> Trace | None:
@@ -336,7 +339,9 @@ def remove_trace(layout: Layout, name: str) -> None:
     files.remove(traces(layout) / f"{name}.json")
 
 
-def _names(directory: Path) -> list[str]:
+def _names(directory: Path, among: Iterable[str] | None) -> list[str]:
+    if among is not None:
+        return sorted(name for name in among if NAME.fullmatch(name) and os.path.exists(f"{directory}/{name}.json"))
     try:
         entries = os.listdir(directory)
     except FileNotFoundError:

@@ -236,9 +236,10 @@ def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mou
 def remove_output(layout: Layout, name: str) -> None:
     """Remove the program's output file and its rotated ones."""
     own = output(layout, name)
-    if own.parent.is_dir():
-        for path in [own, *own.parent.glob(f"{own.name}.*")]:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.listdir(own.parent):
+            if entry == own.name or entry.startswith(f"{own.name}."):
+                (own.parent / entry).unlink(missing_ok=True)
 
 
 def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:

@@ -173,6 +173,14 @@ def size_of(path: Path) -> int:
     return int((high << 32 | low) << (10 + log))
 
 
+def sizes(spec: Environment) -> dict[str, int]:
+    """Return the declared sizes of an environment's own file systems, by their keys."""
+    found = {one.target: int(one.size) for one in spec.volumes if one.size is not None}
+    if spec.limits.disk is not None and not spec.read_only:
+        found[LAYER] = int(spec.limits.disk)
+    return found
+
+
 def budget(layout: Layout) -> int | None:
     """Return the bytes that all bounded file systems of this host can hold together: allocated and free ones."""
     try:

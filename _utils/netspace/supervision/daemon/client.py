@@ -47,8 +47,8 @@ class Direct:
         self.layout = layout
 
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
-        names = [name for name in definitions.defined(self.layout) if names is None or name in names]
-        traced = set(definitions.traced(self.layout))
+        names = definitions.defined(self.layout, names)
+        traced = set(definitions.traced(self.layout, names))
         watched = bool(traced) and presence.attended(self.layout)
         seen = {name: definitions.read_trace(self.layout, name) for name in names if name in traced}
         found = {name: self._status(name, seen.get(name), watched) for name in names}
@@ -89,7 +89,7 @@ class Direct:
         }
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        errors = definitions.unknown(names, definitions.defined(self.layout))
+        errors = definitions.unknown(names, definitions.defined(self.layout, names))
         known = [name for name in names if name not in errors]
         if known:
             for status in self.observe(known).values():
@@ -100,11 +100,11 @@ class Direct:
         return errors
 
     def stop(self, names: Collection[str]) -> dict[str, str]:
-        errors = definitions.unknown(names, definitions.defined(self.layout))
+        errors = definitions.unknown(names, definitions.defined(self.layout, names))
         return {**errors, **self._end("stop", [name for name in names if name not in errors])}
 
     def reload(self, names: Collection[str]) -> dict[str, str]:
-        errors = definitions.unknown(names, definitions.defined(self.layout))
+        errors = definitions.unknown(names, definitions.defined(self.layout, names))
         known = [name for name in names if name not in errors]
         return {**errors, **(self._ask("reload", known) if known else {})}
 
@@ -147,12 +147,8 @@ class Direct:
         with contextlib.suppress(FileNotFoundError):
             definitions.desire(self.layout, drop=names)
         # Without a daemon and a trace, no process of the service can be running.
-        if (
-            do == "remove"
-            or presence.running(self.layout)
-            or not set(names).isdisjoint(definitions.traced(self.layout))
-        ):
-            there = {*definitions.defined(self.layout), *definitions.traced(self.layout)}
+        if do == "remove" or presence.running(self.layout) or definitions.traced(self.layout, names):
+            there = {*definitions.defined(self.layout, names), *definitions.traced(self.layout, names)}
             names = [name for name in names if name in there]
             return self._ask(do, names) if names else {}
         return {}

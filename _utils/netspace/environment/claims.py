@@ -1,0 +1,61 @@
+"""What one environment's record says that all others must respect: its part of the host.
+
+A change of one environment asks this of the others, and decodes their records only if that isn't noted
+(:mod:`netspace.index`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from netspace.environment import record as records
+from netspace.environment.record import Record
+from netspace.environment.storage import disks
+from netspace.index import Index
+from netspace.layout import Layout
+from netspace.spec.types import Environment
+
+_VERSION = "1"  # raise it whenever `of` finds something else in the same record
+
+
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The part of the host that an environment has.
+
+    :param base: host id of its id 0.
+    :param folders: the host's folders that it keeps, as declared.
+    :param after: the environments that it waits for.
+    :param promised: bytes that its own file systems may hold.
+    :param watched: it needs the service that watches health.
+    """
+
+    base: int
+    folders: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    promised: int = 0
+    watched: bool = False
+
+
+def of(record: Record) -> Claims:
+    """Return the claims of an environment."""
+    spec = record.spec
+    return Claims(record.base, folders(spec), spec.after, sum(disks.sizes(spec).values()), watched(spec))
+
+
+def folders(spec: Environment) -> tuple[str, ...]:
+    """Return the host's folders that a declared environment keeps."""
+    return tuple(volume.source for volume in spec.volumes if volume.source is not None)
+
+
+def watched(spec: Environment) -> bool:
+    """Return whether a declared environment needs the service that watches health."""
+    return spec.health is not None or bool(spec.after)
+
+
+def index(layout: Layout) -> Index[Claims]:
+    """Return the index of all environments' claims."""
+
+    def claims(name: str) -> Claims | None:
+        record = records.read_one(layout, name)
+        return None if record is None else of(record)
+
+    return Index(layout, records.KIND, Claims, _VERSION, claims)
