@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -258,8 +258,14 @@ def read_records(directory: Path, remedy: str = REBUILT) -> dict[str, dict[str, 
     return records
 
 
-def record_names(directory: Path) -> set[str]:
-    """Return the names of the records in *directory*, without reading them."""
+def record_names(directory: Path, among: Iterable[str] | None = None) -> set[str]:
+    """Return the names of the records in *directory*, without reading them.
+
+    :param among: only of these, each of which is looked up; None: of all.
+    """
+    if among is not None:  # an operator's names may be anything
+        plain = (name for name in among if name and "/" not in name and not name.startswith("."))
+        return {name for name in plain if os.path.exists(f"{directory}/{name}.json")}
     try:
         entries = os.listdir(directory)
     except FileNotFoundError:

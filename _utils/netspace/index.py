@@ -4,9 +4,9 @@ Names, user ids, addresses or folders must be agreed on by all environments. Who
 an index for what the others have, and decodes only the records of those that it is about.
 
 The records alone are the truth. An entry counts only while its record is the file that it was noted from: of the same
-inode, size and times. Any other record is decoded, and noted by the next run that holds the lock. So an index that is
-lost, damaged, of another version or of another time costs time, and never gives a wrong answer. It lies under ``/run``:
-a reboot ends it.
+inode, size and times. Any other record is decoded, and noted by the next run that changes something. So an index that
+is lost, damaged, of another version or of another time costs time, and never gives a wrong answer. It lies under
+``/run``: a reboot ends it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 import msgspec
 
 from netspace import files
+from netspace.errors import StateError
 from netspace.layout import Layout, below
 
-# A file system counts time in steps: a record that is changed twice within one step may look the same. So a record is
-# noted only once it is older than this (seconds), far more than any step.
-_SETTLED = 1.0
+# A file system counts time in steps, of 10 ms at most: a record that is changed twice within one step may look the
+# same. So a record is noted only once it is older than this (seconds).
+_SETTLED = 0.05
 _LARGEST = 64 * 1024 * 1024
 _DIGEST = 65  # bytes of the file's first line
 
@@ -68,49 +69,69 @@ class Index(Generic[T]):
         self._version = version
         self._claims = claims
         self._now = now
-        self._unwritten: _File[T] | None = None
+        self._noted: dict[str, _Entry[T]] = {}
+        self._known: dict[str, _Entry[T]] | None = None
 
     def read(self) -> dict[str, T]:
         """Return what is noted of every record, by its name in order; those that aren't noted are decoded.
 
         :raises StateError: one of those can't be understood.
         """
-        noted = self._noted()
-        found: dict[str, T] = {}
-        kept: dict[str, _Entry[T]] = {}
-        until = self._now() - int(_SETTLED * 1e9)
+        self._noted = self._read()
+        known = {}
         for name, stamp in sorted(self._stamps().items()):
-            entry = noted.get(name)
+            entry = self._noted.get(name)
             if entry is None or entry.stamp != stamp:
-                claims = self._claims(name)
-                if claims is None:
-                    continue
-                entry = _Entry(stamp, claims)
-            if max(stamp[2:]) < until:
-                kept[name] = entry
-            found[name] = entry.claims
-        self._unwritten = None if kept == noted else _File(self._version, kept)
-        return found
+                entry = self._decoded(name, stamp)
+            if entry is not None:
+                known[name] = entry
+        self._known = known
+        return {name: entry.claims for name, entry in known.items()}
 
-    def write(self) -> None:
-        """Write what :meth:`read` found, if that was not noted yet. The caller holds the lock, since it read."""
-        if self._unwritten is not None:
-            content = msgspec.json.encode(self._unwritten)
+    def note(self, names: Iterable[str] = ()) -> None:
+        """Write what is known of all records, if that was not noted yet. The caller holds the lock, since it read.
+
+        Where that can't be done, the next run decodes what isn't noted, and tells what it can't understand.
+
+        :param names: the records that the caller may have changed since.
+        """
+        with contextlib.suppress(StateError, OSError):
+            self._note(names)
+
+    def _note(self, names: Iterable[str]) -> None:
+        if self._known is None:
+            self.read()
+        known = self._known or {}
+        for name in names:
+            known.pop(name, None)
+            with contextlib.suppress(FileNotFoundError):
+                stamp = _stamp(os.lstat(self._folder / f"{name}.json"))
+                if (entry := self._decoded(name, stamp)) is not None:
+                    known[name] = entry
+        until = self._now() - int(_SETTLED * 1e9)
+        kept = {name: entry for name, entry in known.items() if max(entry.stamp[2:]) < until}
+        if kept != self._noted:
+            content = msgspec.json.encode(_File(self._version, kept))
             files.write(self._path, _digest(content) + content)
-            self._unwritten = None
+            self._noted = kept
+
+    def _decoded(self, name: str, stamp: Stamp) -> _Entry[T] | None:
+        claims = self._claims(name)
+        return None if claims is None else _Entry(stamp, claims)
 
     def _stamps(self) -> dict[str, Stamp]:
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name.endswith(".json") and not entry.name.startswith("."):
-                    with contextlib.suppress(FileNotFoundError):
-                        info = entry.stat(follow_symlinks=False)
-                        stamp = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-                        found[entry.name.removesuffix(".json")] = stamp
+                file = entry.name
+                if file.endswith(".json") and not file.startswith("."):
+                    try:
+                        found[file[:-5]] = _stamp(entry.stat(follow_symlinks=False))
+                    except FileNotFoundError:  # removed meanwhile
+                        continue
         return found
 
-    def _noted(self) -> dict[str, _Entry[T]]:
+    def _read(self) -> dict[str, _Entry[T]]:
         try:
             whole = files.read(self._path, _LARGEST)
         except OSError:
@@ -123,6 +144,10 @@ class Index(Generic[T]):
         except (msgspec.DecodeError, RecursionError):  # of a version that noted something else
             return {}
         return noted.entries if noted.version == self._version else {}
+
+
+def _stamp(info: os.stat_result) -> Stamp:
+    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def _digest(content: bytes) -> bytes:

@@ -30,7 +30,7 @@ HISTORY = st.lists(
         st.tuples(st.just("leave half an index")),
         st.tuples(st.just("lose the index")),
         st.tuples(st.just("another version"), st.sampled_from(["1", "2"])),
-        st.tuples(st.just("a run"), st.booleans(), st.booleans()),
+        st.tuples(st.just("a run"), st.booleans(), st.booleans(), st.none() | st.tuples(NAMES, st.integers(0, 9))),
     ),
     max_size=30,
 )
@@ -73,11 +73,13 @@ class Bench:
         self.ticks += 1  # a clock of such steps that no two contents share one
         os.utime(path, (self.ticks, self.ticks))
 
-    def run(self, later=True, killed=False):
+    def run(self, later=True, killed=False, change=None):
         index = self.index(later)
         found = index.read()
+        if change is not None:
+            self.write(*change)
         if not killed:
-            index.write()
+            index.note([change[0]] if change is not None else [])
         return found
 
     def do(self, what, *how):
@@ -115,7 +117,7 @@ def bench(tmp_path):
 def test_any_history_and_the_index_says_what_records_say(tmp_path, history):
     shutil.rmtree(tmp_path / "host", ignore_errors=True)
     bench = Bench(tmp_path / "host")
-    for what, *how in [*history, ("a run", True, False), ("a run", True, False)]:
+    for what, *how in [*history, ("a run", True, False, None), ("a run", True, False, None)]:
         if what != "a run":
             bench.do(what, *how)
             continue

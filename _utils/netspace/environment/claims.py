@@ -1,4 +1,4 @@
-"""What one environment's record says that all others must respect: its part of the host.
+"""Claims of one environment: the part of its record that all others must respect.
 
 A change of one environment asks this of the others, and decodes their records only if that isn't noted
 (:mod:`netspace.index`).

@@ -260,6 +260,7 @@ class Operations:
                 if known[name].state != state:
                     records.write(self._layout, name, record)
             errors = {**act(permitted), **refused}
+            self._kind.note(known)
             return {name: errors.get(name, "") for name in known}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,9 @@ class Environments:
 
     # -- seeing ------------------------------------------------------------------
 
-    def names(self) -> set[str]:
-        """Return the names of all environments that exist, by the records."""
-        return files.record_names(self.layout.records(records.KIND))
+    def names(self, among: Iterable[str] | None = None) -> set[str]:
+        """Return the names of the environments (*among* these) that exist, by the records."""
+        return files.record_names(self.layout.records(records.KIND), among)
 
     def recorded(self, names: Collection[str] | None = None) -> dict[str, Record]:
         """Return environments' records: ``spec``, ``state`` and how they were made.
@@ -92,9 +92,9 @@ class Environments:
             sized=sized,
         )
 
-    def note(self) -> None:
-        """Note what the last observation found in records, for the next run. The caller has held the lock since."""
-        self._index.write()
+    def note(self, names: Iterable[str]) -> None:
+        """Note the records of these environments in the index, since they may have changed. The caller has the lock."""
+        self._index.note(names)
 
     def list(self) -> dict[str, Any]:
         """Return a row of :func:`observe.describe` per environment: ``state``, ``health``, ``image`` and so on."""
@@ -131,11 +131,13 @@ class Environments:
         applying = Applying(
             *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
         )
-        return applying.run()
+        outcomes = applying.run()
+        self.note(step.name for step in steps)
+        return outcomes
 
     def plan_purge(self, names: Collection[str]) -> Plan:
         """Plan the deletion of the volumes that these names have, if no environment of that name exists any more."""
-        gone = {name: volumes.kept(self.layout, name) for name in sorted(set(names) - self.names())}
+        gone = {name: volumes.kept(self.layout, name) for name in sorted(set(names) - self.names(names))}
         changes = {name: {"volumes": {"old": targets, "new": None}} for name, targets in gone.items() if targets}
         return Plan([Step(compare.KIND, name, "purge", change) for name, change in changes.items()])
 
@@ -180,7 +182,9 @@ class Environments:
         :return: the errors, by environment.
         """
         known, _ = self.readable()
-        return self.making.restore({name: record for name, record in known.items() if name not in without})
+        errors = self.making.restore({name: record for name, record in known.items() if name not in without})
+        self.note(known)
+        return errors
 
     def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:
         """Show environments the keys and the trusted certificates that exist for them now.

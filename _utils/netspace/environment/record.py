@@ -182,7 +182,7 @@ def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
 
     :raises StateError: naming a record that can't be understood.
     """
-    found = ((name, read_one(layout, name)) for name in sorted(names))
+    found = ((name, read_one(layout, name)) for name in sorted(files.record_names(layout.records(KIND), names)))
     return {name: record for name, record in found if record is not None}
 
 
@@ -209,7 +209,7 @@ def read_each(layout: Layout, names: Collection[str] | None = None) -> tuple[dic
     """
     known: dict[str, Record] = {}
     damaged: dict[str, str] = {}
-    for name in sorted(files.record_names(layout.records(KIND)) if names is None else names):
+    for name in sorted(files.record_names(layout.records(KIND), names)):
         try:
             record = read_one(layout, name)
         except StateError as err:

@@ -108,7 +108,7 @@ class Cards(TrustGate):
         """Update the cards of environments whose links were just created or revoked. It restarts none."""
         if not names:
             return Result(Plan())
-        known = {name: record for name, record in self.environments.recorded().items() if name in names}
+        known = self.environments.recorded(names)
         links = tuple(self._linked().links.values())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
         # A new card must not start an environment that is withheld now.
@@ -135,7 +135,11 @@ class Cards(TrustGate):
 
         :param gone: called once the programs of removed environments have ended.
         """
-        observed = self.environments.observe({*desired, *remove}, {one.image for one in desired.values()})
+        observed = self.environments.observe(
+            {*desired, *remove},
+            {one.image for one in desired.values()},
+            sized=any(one.sized for one in desired.values()),
+        )
 
         def apply(steps: Sequence[Step]) -> list[Outcome]:
             return self.environments.apply(steps, purge=purge, observed=observed, gone=gone)

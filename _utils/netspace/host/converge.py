@@ -51,7 +51,7 @@ class Converge(Cards):
     def _interfaces(self, declared: Declaration, whole: bool, test: bool, withheld: Mapping[str, str]) -> Result:
         from netspace.interface.reconciler import DesiredInterfaces
 
-        there = self.interfaces.recorded() if withheld else {}
+        there = self.interfaces.recorded(withheld)
         kept = {name: trust.narrowed(there[name], declared.interfaces[name]) for name in withheld.keys() & there.keys()}
         desired = DesiredInterfaces(declared.network, {**declared.interfaces, **kept})
         if whole:
@@ -116,7 +116,7 @@ class Converge(Cards):
             namespaces = Result(Plan())
             if not whole:
                 # With a whole declaration, converge_interfaces has created the namespaces already.
-                there = self.interfaces.names()
+                there = self.interfaces.names(declared.environments)
                 lacking = {
                     name: spec
                     for name, spec in declared.environments.items()
@@ -134,7 +134,7 @@ class Converge(Cards):
         verdicts = self._verdicts(trust.environments, declared, test)
         links = self._card_links(declared, whole, test)
         access = self.links.access(declared.broker if whole and test and declared.links else None) if links else None
-        there = self.environments.recorded() if any(verdict.runs_on for verdict in verdicts.values()) else {}
+        there = self.environments.recorded([name for name, verdict in verdicts.items() if verdict.runs_on])
         wanted: dict[str, Wanted] = {}
         kept = set()
         for name, spec in declared.environments.items():

@@ -113,7 +113,7 @@ class Parts:
     def _remove_interfaces(self, names: Collection[str], test: bool) -> Result:
         from netspace.interface.reconciler import DesiredInterfaces
 
-        there = self.interfaces.names() & set(names)
+        there = self.interfaces.names(names)
         if not there:
             return Result(Plan())
         return self._run_interfaces(DesiredInterfaces(Declaration().network, {}), there, test)

@@ -58,7 +58,7 @@ class Removal(Cards):
             parked = {one for one in self._linked().parked if set(one.split(".")) & set(names)}
             result = self._remove_links(theirs, test, purge, parked)
             result = result.joined(self._refresh_cards(others, test))
-            there = self.environments.names() & set(names)
+            there = self.environments.names(names)
             # Remove interfaces in a thread once the programs have ended, because the kernel takes long to remove links.
             links = Meanwhile(lambda: self._remove_interfaces(names, test))
             try:

@@ -39,8 +39,8 @@ class TrustGate(Parts):
 
     def _withheld_so_far(self, names: Collection[str]) -> dict[str, str]:
         """Return the recorded environments among *names* that are withheld for lack of trust, with the reasons."""
-        known = self.environments.recorded()
-        return trust.withheld({name: known[name].spec for name in names if name in known}, self.trust())
+        known = self.environments.recorded(names)
+        return trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
 
     def _verdicts(
         self, judge: Callable[[Declaration, Trust], dict[str, Verdict]], declared: Declaration, test: bool

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -86,28 +86,27 @@ def _allocate(
         if address and taken.get(address, name) == name and not _unusable(network, places, address):
             given[name] = address
             taken[address] = name
-    used = {_place(network, address) for address in taken}
     for name in free:
         if name in given:
             continue
-        place = _free_place(name, places, used)
+        place = _free_place(name, network, places, taken)
         if place is None:
             count = places.stop - places.start
             refused[name] = f"no address is left in {network} (all {count} are given); declare a larger range"
             continue
-        used.add(place)
         given[name] = str(network[place])
+        taken[given[name]] = name
     return Allocation(given, refused)
 
 
-def _free_place(name: str, places: range, used: set[int]) -> int | None:
+def _free_place(name: str, network: Network, places: range, taken: Collection[str]) -> int | None:
     size = places.stop - places.start  # len() can't count an IPv6 range
     if size == 0:
         return None
     start = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") % size
-    for step in range(min(size, len(used) + 1)):
+    for step in range(min(size, len(taken) + 1)):
         place = places.start + (start + step) % size
-        if place not in used:
+        if str(network[place]) not in taken:
             return place
     return None
 

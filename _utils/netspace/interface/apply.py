@@ -197,7 +197,7 @@ class Applying:
 
     def _forget(self, work: Mapping[str, Work]) -> None:
         done = {name: one for name, one in work.items() if name not in self.errors}
-        secrets = records.secrets(self.layout)
+        secrets = records.secrets(self.layout, done)
         for name, one in done.items():
             if name in secrets and getattr(one.kind, "secret", None) is None:
                 files.remove(records.secret(self.layout, name))
@@ -231,9 +231,15 @@ class Applying:
     def _delete_outside(self, indexes: Mapping[str, int]) -> None:
         if not indexes:
             return
+        names = list(indexes)
         with Socket() as host:
+            if len(names) == 1:
+                for failure in host.batch([requests.delete_link(indexes[names[0]])]).values():
+                    if failure.code != errno.ENODEV:
+                        self._fail(names[0], f"its link can't be deleted: {failure}")
+                return
+            # The kernel deletes a group of links much faster than each by itself.
             group = _free_group({link.group for link in host.links()})
-            names = list(indexes)
             failures = host.batch([requests.set_link(indexes[name], group=group) for name in names])
             for place, failure in failures.items():
                 if failure.code != errno.ENODEV:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from netspace import threads
 
 _CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703
 _MS_BIND, _MS_REC, _MS_SHARED = 0x1000, 0x4000, 0x100000
 _MNT_DETACH = 2
 
@@ -67,6 +69,20 @@ def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
         fields = line.split(" ", 5)
         if fields[4].startswith(prefix) and fields[3].startswith("net:["):
             namespaces[fields[4][len(prefix) :]] = int(fields[3][5:-1])
+    return namespaces
+
+
+def among(directory: Path, names: Iterable[str]) -> dict[str, int]:
+    """Return the inode of each namespace of these file names that is kept under *directory*, by file name."""
+    namespaces: dict[str, int] = {}
+    for name in names:
+        with contextlib.suppress(OSError):
+            fd = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:  # ioctl_ns(2); refused for another file
+                    namespaces[name] = os.fstat(fd).st_ino
+            finally:
+                os.close(fd)
     return namespaces
 
 

@@ -16,10 +16,12 @@ from dataclasses import replace
 import msgspec
 
 from netspace import sockets
+from netspace.index import Index
+from netspace.interface import claims, forwarding, kernel_support, kinds
 from netspace.interface import endpoints as ends
-from netspace.interface import forwarding, kernel_support, kinds
 from netspace.interface import netns as namespaces
 from netspace.interface import record as records
+from netspace.interface.claims import Claims
 from netspace.interface.endpoints import End, Ends, Place
 from netspace.interface.firewall import host_rules as firewall
 from netspace.interface.firewall import host_table
@@ -33,6 +35,9 @@ from netspace.spec.publish import HostPort, published
 from netspace.spec.types import Interface
 from netspace.threads import in_thread
 
+# The most interfaces whose links are looked up one by one: more are found faster by one list of all.
+_FEW = 16
+
 
 class Live(msgspec.Struct, frozen=True):
     """One interface's observed ends, and the indexes of their links (0: no link)."""
@@ -42,9 +47,10 @@ class Live(msgspec.Struct, frozen=True):
     outside: int = 0
 
 
-class Observed(msgspec.Struct, frozen=True):
+class Observed(msgspec.Struct, frozen=True, dict=True):
     """The observed state: all input of planning besides the desired interfaces.
 
+    :param records: of the environments whose ends were observed, and that a step may be planned for.
     :param namespaces: the inode of each namespace, by its file name.
     :param live: the observed ends, by environment, for those whose record has an interface.
     :param firewall: ``absent``, ``intact`` (as netspace loaded it) or ``changed``.
@@ -53,6 +59,7 @@ class Observed(msgspec.Struct, frozen=True):
     :param guards: ``intact`` or ``changed``, by environment, for those with a table in their namespace.
     :param missing: the missing module and the remedy, by kind, for kinds that the kernel lacks.
     :param taken: the program that holds the port, for each port that is newly published and in use.
+    :param others: the claims of all other interfaces.
     """
 
     records: Mapping[str, Record] = msgspec.field(default_factory=dict)
@@ -65,6 +72,12 @@ class Observed(msgspec.Struct, frozen=True):
     missing: Mapping[str, str] = msgspec.field(default_factory=dict)
     guards: Mapping[str, str] = msgspec.field(default_factory=dict)
     taken: Mapping[HostPort, str] = msgspec.field(default_factory=dict)
+    others: Mapping[str, Claims] = msgspec.field(default_factory=dict)
+
+    @functools.cached_property
+    def claims(self) -> dict[str, Claims]:
+        """The claims of every interface on this host, by environment."""
+        return {**self.others, **{name: claims.of(record) for name, record in self.records.items()}}
 
 
 def place(layout: Layout, name: str, record: Record) -> Place:
@@ -105,21 +118,25 @@ def expected(layout: Layout, name: str, record: Record, at: Place | None = None)
 
 def observe(
     layout: Layout,
+    index: Index[Claims],
     only: Collection[str] | None = None,
     declared: Iterable[Interface] = (),
     doomed: Collection[str] = (),
 ) -> Observed:
-    """Return the observed state of all interfaces.
+    """Return the observed state.
 
-    :param only: the environments whose ends are observed; None: all.
+    :param index: of all interfaces' claims.
+    :param only: the environments whose ends are observed; None: all. Of the others only their claims are asked.
     :param declared: desired interfaces; the links, modules and ports that they need are observed too.
     :param doomed: environments to remove; for these, only the links to delete are observed.
     :raises StateError: a record can't be read.
     """
-    known = records.read(layout)
-    kept = namespaces.found(layout.netns("").parent)
+    everybody = index.read()
+    known = records.some(layout, everybody if only is None else everybody.keys() & set(only))
+    folder = layout.netns("").parent
+    kept = namespaces.found(folder) if only is None else namespaces.among(folder, map(layout.netns_name, only))
     volatile = Volatile.read(layout)
-    wanted = {name: expected(layout, name, record) for name, record in known.items() if only is None or name in only}
+    wanted = {name: expected(layout, name, record) for name, record in known.items()}
     linked = {name: one for name, one in wanted.items() if one != Ends()}
     declared = list(declared)
     specs = [*(known[name].interface for name in wanted), *declared]
@@ -135,14 +152,15 @@ def observe(
         links={link.name: link for link in links if link.name in needed},
         missing=kernel_support.missing(specs, links),
         guards=guarded,
-        taken=_taken(declared, known.values()),
+        taken=_taken(declared, everybody.values()),
+        others={name: its for name, its in everybody.items() if name not in known},
     )
 
 
-def _taken(declared: Iterable[Interface], known: Iterable[Record]) -> dict[HostPort, str]:
+def _taken(declared: Iterable[Interface], known: Iterable[Claims]) -> dict[HostPort, str]:
     """Return the newly published ports that a program of the host has in use, and that program."""
-    ours = {one.host for record in known for one in published(record.interface)}
-    wanted = {one.host for spec in declared for one in published(spec)} - ours
+    asked = {one.host for spec in declared for one in published(spec)}
+    wanted = asked - {one.host for its in known for one in its.publish} if asked else asked
     if not wanted:
         return {}
     ports = {port.port for port in wanted}
@@ -168,8 +186,9 @@ def _links(
     if not wanted and not needed:
         return [], {}, {}
     with Socket() as host:
-        links = host.links()
-        addresses, routes = _by_index(host) if wanted else ({}, {})
+        few = None if needed or len(wanted) > _FEW else _named(layout, host, wanted, known)
+        links = host.links() if few is None else few
+        addresses, routes = _by_index(host, () if few is None else [link.index for link in few]) if wanted else ({}, {})
     details = {name: getattr(kinds.of(known[name].interface), "details", None) for name in wanted}
     hosts = {link.index: link.name for link in links}
     by_alias = {link.alias: link for link in links if link.alias}
@@ -219,6 +238,22 @@ def _links(
     return links, live, guarded
 
 
+def _named(layout: Layout, host: Socket, wanted: Mapping[str, Ends], known: Mapping[str, Record]) -> list[Link] | None:
+    """Return the links of these interfaces' host ends, each looked up by its name; None if that doesn't find them all.
+
+    Then one has another name, or is gone, or its kind has no end on the host.
+    """
+    found = []
+    for name in wanted:
+        if kinds.of(known[name].interface).FILTER != "host":
+            return None
+        link = host.link(ends.host_name(layout.instance, name))
+        if link is None or link.alias != ends.alias(layout.instance, name):
+            return None
+        found.append(link)
+    return found
+
+
 def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Mapping[str, Link]) -> Link | None:
     """Return the link of an interface's host end, even if it was renamed or has no alias yet."""
     found = by_alias.get(ends.alias(layout.instance, name))
@@ -238,14 +273,16 @@ def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
     return next((link for link in links if link.name == wanted.made_as or link.kind == kind != ""), None)
 
 
-def _by_index(where: Socket) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
+def _by_index(where: Socket, indexes: Sequence[int] = ()) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
+    """Return the addresses and the routes of the links of these indexes (none: of all links), by index."""
     addresses: dict[int, list[str]] = defaultdict(list)
     routes: dict[int, list[Route]] = defaultdict(list)
-    for address in where.addresses():
-        addresses[address.index].append(address.text)
     families = [family for name, family in reading.FAMILIES.items() if name == "ipv4" or has_ipv6()]
-    for index, route in where.routes(families):
-        routes[index].append(route)
+    for one in indexes or (0,):
+        for address in where.addresses(one):
+            addresses[address.index].append(address.text)
+        for index, route in where.routes(families, one):
+            routes[index].append(route)
     return addresses, routes
 
 

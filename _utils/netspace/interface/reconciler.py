@@ -8,19 +8,20 @@ and the host's forwarding concern all interfaces. They are separate steps, named
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.interface import addresses, endpoints, forwarding, kinds
+from netspace.interface import addresses, claims, endpoints, forwarding, kinds
 from netspace.interface import record as records
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
+from netspace.interface.claims import Claims
 from netspace.interface.endpoints import Ends
 from netspace.interface.firewall import host_rules, netns_table
-from netspace.interface.observe import Live, Observed, expected, forwarded, observe, place
+from netspace.interface.observe import Live, Observed, expected, observe, place
 from netspace.interface.record import Record
 from netspace.layout import Layout
 from netspace.nftables import table as tables
@@ -28,7 +29,7 @@ from netspace.nftables.table import Table
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
 from netspace.spec import checks
 from netspace.spec.publish import published
-from netspace.spec.types import Filtered, Interface, Network
+from netspace.spec.types import Interface, Network
 
 FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
 FAMILIES = ("ipv4", "ipv6")
@@ -51,15 +52,16 @@ class Interfaces:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self._index = claims.index(layout)
 
     # -- observing ----------------------------------------------------------------
-    def names(self) -> set[str]:
-        """Return the environments that have a record of an interface."""
-        return files.record_names(self.layout.records(records.KIND))
+    def names(self, among: Iterable[str] | None = None) -> set[str]:
+        """Return the environments (*among* these) that have a record of an interface."""
+        return files.record_names(self.layout.records(records.KIND), among)
 
-    def recorded(self) -> dict[str, Interface]:
-        """Return the interface of each environment as it was applied."""
-        return {name: record.interface for name, record in records.read(self.layout).items()}
+    def recorded(self, names: Collection[str]) -> dict[str, Interface]:
+        """Return the interfaces of those of *names* that have one, as they were applied."""
+        return {name: record.interface for name, record in records.some(self.layout, names).items()}
 
     def observe(
         self,
@@ -70,12 +72,14 @@ class Interfaces:
         """Return the observed state of all interfaces, and of the links, modules and ports that *desired* ones need.
 
         :param about: the environments that may change; None: all. Of the others, only those with a table in their
-            namespace are observed, since that table lists the other environments. See :meth:`concerns_all`.
+            namespace are observed, since that table lists the other environments; and the claims of the rest are
+            asked. See :meth:`concerns_all`.
         :param doomed: environments to remove. Their namespaces are entered only if the removal needs it.
         :raises StateError: a record can't be read.
         """
         only = None if about is None else {*about, *records.Volatile.read(self.layout).guards}
-        return observe(self.layout, only, desired.interfaces.values() if desired is not None else (), doomed)
+        declared = desired.interfaces.values() if desired is not None else ()
+        return observe(self.layout, self._index, only, declared, doomed)
 
     @staticmethod
     def concerns_all(plan: Plan) -> bool:
@@ -89,7 +93,7 @@ class Interfaces:
         or the host's packet filter or forwarding that it relies on, is not as recorded; the key ``differs`` lists the
         differences.
         """
-        observed = observe(self.layout)
+        observed = observe(self.layout, self._index)
         drift = {step.name: sorted(step.changes) for step in self._plan(observed.records, set(), observed).steps}
         listed = {}
         for name, record in observed.records.items():
@@ -105,12 +109,12 @@ class Interfaces:
 
         :raises NetspaceError: there is no such interface.
         """
-        observed = observe(self.layout, only={name})
+        observed = observe(self.layout, self._index, only={name})
         record = observed.records.get(name)
         if record is None:
-            known = ", ".join(sorted(observed.records)) or "none"
+            known = ", ".join(sorted(observed.claims)) or "none"
             raise NetspaceError(f"environment {name} has no interface on this host; there are: {known}")
-        everybody = netns_table.numbers(observed.records.values())
+        everybody = claims.numbers(observed.claims.values())
         step = self._step(name, record, observed, everybody, everybody)
         return {
             **self._entry(name, record, observed.namespaces),
@@ -137,13 +141,13 @@ class Interfaces:
         """Return the plan. Interfaces that this host can't have are refused; the others are planned."""
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
-        kept = {name: record for name, record in observed.records.items() if name not in gone}
+        kept = {name: its for name, its in observed.claims.items() if name not in gone}
         refused = _refused(wanted, observed)
         # A refused interface keeps its recorded values, and no other may take them. So plan again without it.
         while True:
             wanted = {name: spec for name, spec in wanted.items() if name not in refused}
             new, unaddressed, notes = self._allocated(desired.network, wanted, kept, observed)
-            clashing = _clashing(new, {name: record for name, record in kept.items() if name not in new})
+            clashing = _clashing(new, kept)
             refused |= clashing
             if not clashing:
                 break
@@ -151,7 +155,7 @@ class Interfaces:
         return _refusing(refused, self._plan(new, gone, observed), notes)
 
     def _allocated(
-        self, network: Network, wanted: Mapping[str, Interface], kept: Mapping[str, Record], observed: Observed
+        self, network: Network, wanted: Mapping[str, Interface], kept: Mapping[str, Claims], observed: Observed
     ) -> tuple[dict[str, Record], dict[str, str], Sequence[str]]:
         given: dict[str, dict[str, str]] = {name: {} for name in wanted}
         gateways: dict[str, dict[str, str]] = {name: {} for name in wanted}
@@ -174,10 +178,10 @@ class Interfaces:
                     gateways[name][family] = str(gateway)
             range_ = getattr(network, family).network
             recorded = {
-                name: record.addresses[family]
-                for name, record in kept.items()
+                name: its.addresses[family]
+                for name, its in kept.items()
                 # An interface that changes to an external network gives up its allocated address.
-                if family in record.addresses and (name in asking or name not in wanted)
+                if family in its.addresses and (name in asking or name not in wanted)
             }
             allocation = addresses.allocate(range_, asking, recorded)
             refused |= allocation.refused
@@ -185,7 +189,7 @@ class Interfaces:
                 given[name][family] = address
                 gateways[name][family] = str(addresses.gateway(range_))
         new = {
-            name: self._record(name, spec, given[name], gateways[name], kept.get(name))
+            name: self._record(name, spec, given[name], gateways[name], observed.records.get(name))
             for name, spec in wanted.items()
             if name not in refused
         }
@@ -205,14 +209,19 @@ class Interfaces:
     def _plan(self, new: Mapping[str, Record], gone: Collection[str], observed: Observed) -> Plan:
         """Return the plan that applies *new* and removes *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
-        after = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
-        everybody, before = netns_table.numbers(after.values()), netns_table.numbers(observed.records.values())
+        near = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
+        after = {name: its for name, its in observed.claims.items() if name not in gone}
+        after |= {name: claims.of(record) for name, record in new.items()}
+        everybody, before = (
+            claims.numbers(after.values()),
+            claims.numbers(observed.claims.values()),
+        )
         steps = (self._step(name, new[name], observed, everybody, before) for name in sorted(new))
         changes = [step for step in steps if step is not None]
         if everybody != before:
-            others = {name: record for name, record in after.items() if name not in new}
+            others = {name: record for name, record in near.items() if name not in new}
             changes += self._neighbours(others, observed, everybody, before)
-        host = [step for step in (self._firewall(after, observed), self._forwarding(after, observed)) if step]
+        host = [step for step in (self._firewall(after, observed), self._forwarding(after, near, observed)) if step]
         notes = [
             f"{key} is set to {change['new']}: this concerns the whole host"
             for step in host
@@ -320,24 +329,24 @@ class Interfaces:
         )
         return Step("interface", name, action, changes, reason, work)
 
-    def _table(self, known: Mapping[str, Record]) -> Table:
-        """Return the host's nftables table for these records."""
+    def _table(self, known: Mapping[str, Claims]) -> Table:
+        """Return the host's nftables table for these interfaces."""
         return host_rules.build([
             host_rules.Guarded(
                 name,
-                record.host_end,
+                its.host_end,
                 endpoints.mac(self.layout.instance, name),
-                record.addresses,
-                record.gateways,
-                record.interface.allow,
-                record.interface.connections,
-                published(record.interface),
+                its.addresses,
+                its.gateways,
+                its.allow,
+                its.connections,
+                its.publish,
             )
-            for name, record in known.items()
-            if isinstance(record.interface, Filtered) and kinds.of(record.interface).FILTER == "host"
-        ], netns_table.elsewhere(known.values()))  # fmt: skip
+            for name, its in known.items()
+            if its.connections and its.kind in kinds.filtered("host")
+        ], claims.elsewhere(known.values()))  # fmt: skip
 
-    def _firewall(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
+    def _firewall(self, after: Mapping[str, Claims], observed: Observed) -> Step | None:
         loaded = observed.volatile.firewall
         todo = Firewall(self._table(after))
         if todo.digest == loaded.get("rendered", "") and observed.firewall == ("intact" if todo.digest else "absent"):
@@ -347,23 +356,25 @@ class Interfaces:
         if todo.digest and observed.firewall == "intact":
             # If a run was killed after it wrote records and before it loaded the table, the records describe another
             # table than the loaded one.
-            before = self._table(observed.records)
+            before = self._table(observed.claims)
             todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
-        known = [] if todo.before is None else records.led(observed.records.values())
-        todo = msgspec.structs.replace(todo, led=[one for one in records.led(after.values()) if one not in known])
+        known = {} if todo.before is None else observed.claims
+        led = [one for name, its in after.items() if its.ports and its != known.get(name) for one in its.led]
+        had = [one for its in known.values() if its.ports for one in its.led] if led else []
+        todo = msgspec.structs.replace(todo, led=[one for one in led if one not in had])
         old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
         change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
         if change["old"] == change["new"]:
             change["old"] = "not confirmed"
         return Step("interface", FIREWALL, "change", {"table": change}, data=todo)
 
-    def _forwarding(self, after: Mapping[str, Record], observed: Observed) -> Step | None:
+    def _forwarding(self, after: Mapping[str, Claims], near: Mapping[str, Record], observed: Observed) -> Step | None:
         needed = {
             family
-            for record in after.values()
-            if kinds.of(record.interface).FILTER == "host"
-            for family in forwarded(record)
-            if family in record.addresses
+            for its in after.values()
+            if (its.rules or its.ports) and its.kind in kinds.filtered("host")
+            for family in its.forwarded
+            if family in its.addresses
         }
         changes = forwarding.changes(needed, observed.forwarding, observed.volatile.forwarding)
         if not changes:
@@ -371,11 +382,11 @@ class Interfaces:
         reason = (
             "an allow rule or a published port needs packets to be forwarded" if needed else "nothing needs it any more"
         )
-        standing = {name: one for name, one in observed.live.items() if one.outside and name in after}
+        standing = {name: one for name, one in observed.live.items() if one.outside and name in near}
         settings = {
             one.outside: outside.ipv4
             for name, one in standing.items()
-            if (outside := expected(self.layout, name, after[name]).outside) is not None
+            if (outside := expected(self.layout, name, near[name]).outside) is not None
         }
         ours = frozenset(end.name for one in standing.values() if (end := one.ends.outside) is not None)
         return Step("interface", FORWARDING, "change", changes, reason, Forwarding(frozenset(needed), ours, settings))
@@ -383,7 +394,11 @@ class Interfaces:
     # -- applying -------------------------------------------------------------------------
     def apply(self, steps: Sequence[Step]) -> Outcomes:
         """Apply *steps*, batched. A failure is in its step's outcome, and the other steps go on."""
-        return Applying(self.layout).run(steps) if steps else []
+        if not steps:
+            return []
+        outcomes = Applying(self.layout).run(steps)
+        self._index.note(step.name for step in steps if isinstance(step.data, Work))
+        return outcomes
 
     def own(self, owners: Mapping[str, int]) -> dict[str, str]:
         """Set the owners of the devices in environments' namespaces. Kinds without a device are skipped.
@@ -391,7 +406,7 @@ class Interfaces:
         :param owners: the host's uid of the owner, by environment.
         :return: the errors, by environment.
         """
-        known = records.read(self.layout)
+        known = records.some(self.layout, owners)
         new = {
             name: msgspec.structs.replace(known[name], owner=owner)
             for name, owner in owners.items()
@@ -399,7 +414,9 @@ class Interfaces:
         }
         if not new:
             return {}
-        plan = self._again(new, self.observe())
+        plan = self._again(new, self.observe(about=new))
+        if self.concerns_all(plan):
+            plan = self._again(new, self.observe())
         return {outcome.step.name: outcome.error for outcome in self.apply(plan.steps) if outcome.error}
 
     def restore(self) -> Result:
@@ -441,11 +458,14 @@ def _impossible(spec: Interface, observed: Observed) -> str:
     )
 
 
-def _clashing(new: Mapping[str, Record], others: Mapping[str, Record]) -> dict[str, str]:
-    """Return the reason for each name of *new* that conflicts with *others* or with the rest of *new*."""
+def _clashing(new: Mapping[str, Record], kept: Mapping[str, Claims]) -> dict[str, str]:
+    """Return the reason for each name of *new* that conflicts with others of *kept* or with the rest of *new*."""
     found: dict[str, str] = {}
-    declared = {**others, **new}
-    for name, _, message in checks.together({name: record.interface for name, record in declared.items()}):
+    wanted = {name: its for name, record in new.items() if (its := claims.of(record)).exclusive}
+    if not wanted:
+        return found
+    others = {name: its for name, its in kept.items() if name not in new and its.exclusive}
+    for name, _, message in checks.together({**others, **wanted}):
         if name in new:
             found.setdefault(name, message)
     return found

@@ -18,7 +18,6 @@ from netspace import files
 from netspace.errors import SpecError, StateError
 from netspace.layout import Layout, below
 from netspace.spec import parse
-from netspace.spec.publish import Led, published
 from netspace.spec.types import Interface, Prefixed
 
 KIND = "interfaces"
@@ -87,11 +86,6 @@ def plain(spec: Interface) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in encoded.items()}
 
 
-def led(known: Iterable[Record]) -> list[Led]:
-    """Return all publications, each with the addresses that it leads to."""
-    return [(one, record.addresses) for record in known for one in published(record.interface)]
-
-
 def path(layout: Layout, name: str) -> Path:
     return below(layout.records(KIND), f"{name}.json")
 
@@ -101,14 +95,14 @@ def secret(layout: Layout, name: str) -> Path:
     return below(layout.records(KIND), f"{name}.key")
 
 
-def secrets(layout: Layout) -> set[str]:
-    """Return the environments with a private key on disk, or with the temporary file of a killed run."""
-    try:
-        entries = os.listdir(layout.records(KIND))
-    except FileNotFoundError:
-        return set()
-    kept = (entry.removeprefix(".").removesuffix(".new") for entry in entries)
-    return {entry.removesuffix(".key") for entry in kept if entry.endswith(".key")}
+def secrets(layout: Layout, names: Iterable[str]) -> set[str]:
+    """Return those of *names* with a private key on disk, or with the temporary file of a killed run."""
+    folder = layout.records(KIND)
+    return {
+        name
+        for name in names
+        if os.path.lexists(f"{folder}/{name}.key") or os.path.lexists(f"{folder}/.{name}.key.new")
+    }
 
 
 def read(layout: Layout) -> dict[str, Record]:
@@ -117,6 +111,12 @@ def read(layout: Layout) -> dict[str, Record]:
         name: Record.decoded(value, path(layout, name))
         for name, value in files.read_records(layout.records(KIND)).items()
     }
+
+
+def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
+    """Return the records of those of *names* that have one."""
+    found = ((name, read_one(layout, name)) for name in sorted(files.record_names(layout.records(KIND), names)))
+    return {name: record for name, record in found if record is not None}
 
 
 def read_one(layout: Layout, name: str) -> Record | None:

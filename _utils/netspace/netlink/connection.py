@@ -30,7 +30,7 @@ _ACK_CAPPED, _ACK_TLVS = 0x100, 0x200
 DUMP = 0x300
 _ERROR, _DONE = 2, 3
 _GETLINK, _GETADDR, _GETROUTE, _GETQDISC = 18, 22, 26, 38
-_IFLA_EXT_MASK, _SKIP_STATISTICS = 29, 1 << 3
+_IFLA_IFNAME, _IFLA_EXT_MASK, _SKIP_STATISTICS, _RTA_OIF = 3, 29, 1 << 3, 4
 
 # The protocol number of netspace's routes (free for users, see rt_protos of iproute2), so that
 # the kernel can select them among a million other routes.
@@ -204,17 +204,30 @@ class Socket:
             reading.parse_link(p) for p in self.dump(Message(_GETLINK, DUMP, reading.LINK.pack(0, 0, 0, 0, 0) + mask))
         ]
 
-    def addresses(self) -> list[Address]:
-        """Return every address of the namespace."""
-        return [
-            reading.parse_address(p) for p in self.dump(Message(_GETADDR, DUMP, reading.ADDRESS.pack(0, 0, 0, 0, 0)))
-        ]
+    def link(self, name: str) -> Link | None:
+        """Return the namespace's link of this name; None if there is none."""
+        mask = attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
+        body = reading.LINK.pack(0, 0, 0, 0, 0) + mask + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        try:
+            (found,) = self.dump(Message(_GETLINK, 0, body))
+        except NetlinkError as err:
+            if err.errno != errno.ENODEV:
+                raise
+            return None
+        return reading.parse_link(found)
 
-    def routes(self, families: Iterable[int] = FAMILIES.values()) -> list[tuple[int, Route]]:
-        """Return every route of netspace in the main table, with its link's index."""
+    def addresses(self, index: int = 0) -> list[Address]:
+        """Return every address of the namespace, or of the link of this index."""
+        body = reading.ADDRESS.pack(0, 0, 0, 0, index)
+        return [reading.parse_address(p) for p in self.dump(Message(_GETADDR, DUMP, body))]
+
+    def routes(self, families: Iterable[int] = FAMILIES.values(), index: int = 0) -> list[tuple[int, Route]]:
+        """Return every route of netspace in the main table, or those by the link of this index; each with the index."""
         found = []
         for family in families:
             body = reading.ROUTE.pack(family, 0, 0, 0, MAIN_TABLE, ROUTE_PROTOCOL, 0, 0, 0)
+            if index:
+                body += attribute(_RTA_OIF, struct.pack("=I", index))
             try:
                 found += [reading.parse_route(p) for p in self.dump(Message(_GETROUTE, DUMP, body))]
             except NetlinkError as err:

@@ -370,7 +370,7 @@ def interface(spec: Interface, path: str) -> list[Problem]:
     return problems
 
 
-def together(interfaces: Mapping[str, Interface], path: str = "netspace") -> list[tuple[str, str, str]]:
+def together(interfaces: Mapping[str, publish.Claimant], path: str = "netspace") -> list[tuple[str, str, str]]:
     """Return the conflicts among one host's interfaces, by their environments' names: (name, key, message).
 
     :param path: the declaration's path, for messages.

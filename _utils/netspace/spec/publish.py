@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 from netspace.spec.types import PORTS, Filtered, Interface, LocalBroker
 
@@ -130,12 +130,23 @@ class Routed(Filtered, frozen=True):
     publish: tuple[Publication, ...] = ()
 
 
-def published(spec: Interface) -> tuple[Publication, ...]:
+class Claimant(Protocol):
+    """An interface as far as it can be in conflict with others: a declared one, or what is noted of a recorded one."""
+
+    def claims(self) -> Iterable[tuple[str, str]]: ...
+
+    def shares(self) -> Iterable[tuple[str, str, str]]: ...
+
+    def listens(self) -> Iterable[tuple[str, int]]: ...
+
+
+def published(spec: Claimant) -> tuple[Publication, ...]:
     """Return the publications of an interface; none if its kind can't have any."""
-    return spec.publish if isinstance(spec, Routed) else ()
+    led: tuple[Publication, ...] = getattr(spec, "publish", ())
+    return led
 
 
-def ports(interfaces: Mapping[str, Interface]) -> Iterator[tuple[HostPort, str, str]]:
+def ports(interfaces: Mapping[str, Claimant]) -> Iterator[tuple[HostPort, str, str]]:
     """Yield the ports of the host that interfaces use: the port, the environment's name, the interface's key.
 
     Publications come last.
@@ -148,7 +159,7 @@ def ports(interfaces: Mapping[str, Interface]) -> Iterator[tuple[HostPort, str, 
             yield one.host, name, f"publish:{index}"
 
 
-def conflicts(interfaces: Mapping[str, Interface], path: str = "netspace") -> list[tuple[str, str, str]]:
+def conflicts(interfaces: Mapping[str, Claimant], path: str = "netspace") -> list[tuple[str, str, str]]:
     """Return the publications whose port is in use by another interface or outwards: (name, key, message).
 
     :param path: the declaration's path, for messages.

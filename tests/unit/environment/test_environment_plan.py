@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace import files
-from netspace.environment import images, user_ids
+from netspace.environment import claims, images, user_ids
 from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
@@ -240,6 +240,15 @@ def test_a_folder_of_a_recorded_environment_is_not_given_to_another(source):
     chain = Environments.plan({"thief": volume(source), "third": volume("/opt/t")}, both)
     assert (chain.steps, sorted(each.name for each in chain.refusals)) == ([], ["thief", "third"])
     assert not Environments.plan({"thief": volume("/srv/x/ab")}, observed).refusals
+    # The same of what is only noted of the owner.
+    (noted,) = Environments.plan(wanted, Observed({}, {}, "r", others=observed.claims)).refusals
+    assert noted == refusal
+
+
+@given(changes=KEYS)
+def test_claims_are_the_same_after_they_were_noted(changes):
+    its = claims.of(seen(desired(**changes)).record)
+    assert msgspec.json.decode(msgspec.json.encode(its), type=claims.Claims) == its
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def test_the_mount_table_is_read():
         "37 36 0:5 / /run rw shared:2 - tmpfs tmpfs rw\n"
         "38 37 0:6 / /run ro - overlay over\\134lay rw\n"
     )
-    table = mounts.table(text)
+    table = mounts.Table(text)
     assert set(table) == {"/a b", "/run"}
     assert table["/run"] == mounts.Mount("/run", "overlay", "over\\lay", "0:6", "/")
 

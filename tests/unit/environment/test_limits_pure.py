@@ -373,7 +373,7 @@ def test_the_page_tells_the_defaults():
 
 # -- one folder under two names --------------------------------------------------------
 
-MOUNTED = mounts.table(
+MOUNTED = mounts.Table(
     "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
     "2 1 8:1 /srv/a /mnt/alias rw - ext4 /dev/sda1 rw\n"
     "3 1 8:2 / /data rw - ext4 /dev/sda2 rw\n"

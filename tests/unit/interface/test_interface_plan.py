@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, StateError
-from netspace.interface import endpoints, forwarding, kinds, netns
+from netspace.interface import claims, endpoints, forwarding, kinds, netns
 from netspace.interface.apply import Applying, Firewall, Forwarding, Work
 from netspace.interface.firewall import netns_table
 from netspace.interface.observe import Live, Observed, expected
@@ -43,6 +44,10 @@ SPECS = st.one_of(
     ),
 ).map(parse.interface)
 DECLARED = st.dictionaries(NAMES, SPECS, max_size=6)
+PORTS = st.lists(st.sampled_from(["80:80", "443:8443", "192.0.2.1:80:80", "53:53/udp"]), max_size=2, unique=True)
+PUBLISHED = st.dictionaries(
+    NAMES, SPECS | PORTS.map(lambda ports: parse.interface({"kind": "veth", "publish": ports})), max_size=6
+)
 
 
 def done(plan: Plan, before: Observed) -> Observed:
@@ -90,6 +95,25 @@ def test_planning_again_gives_nothing_and_undeclared_ones_stay(first: dict[str, 
     assert host.firewall == "absent"
     assert host.forwarding == SWITCHES
     assert not KIND.plan(DesiredInterfaces(), host).steps
+
+
+@given(PUBLISHED, PUBLISHED, st.sets(NAMES))
+def test_noted_claims_of_others_plan_as_their_records_do(
+    first: dict[str, Any], second: dict[str, Any], some: set[str]
+) -> None:
+    nothing = Observed(forwarding=SWITCHES)
+    host = done(KIND.plan(DesiredInterfaces(interfaces=first), nothing), nothing)
+    remove = {name for name in host.records if name in some or len(name) % 3 == 0} - second.keys()
+    near = second.keys() | remove
+    others = {name: claims.of(record) for name, record in host.records.items() if name not in near}
+    noted = msgspec.json.decode(msgspec.json.encode(others), type=dict[str, claims.Claims])
+    records, live = ({name: one for name, one in every.items() if name in near} for every in (host.records, host.live))
+    desired = DesiredInterfaces(interfaces=second)
+    whole = KIND.plan(desired, host, remove)
+    few = KIND.plan(desired, replace(host, records=records, live=live, others=noted), remove)
+    assert KIND.concerns_all(few) == KIND.concerns_all(whole)
+    if not KIND.concerns_all(whole):
+        assert few == whole
 
 
 def test_what_is_to_be_removed_and_is_not_there_is_no_step() -> None:

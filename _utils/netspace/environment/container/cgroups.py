@@ -134,10 +134,10 @@ class Hierarchies:
         self.controllers = controllers
         self.unified = ROOT in mounted and mounted[ROOT].kind == "cgroup2"
         self.folders = {
-            name: mount.target
-            for mount in mounted.values()
-            if mount.kind == "cgroup" and mount.target.startswith(f"{ROOT}/")
-            for name in mount.target.rpartition("/")[2].split(",")
+            name: target
+            for target in mounted
+            if target.startswith(f"{ROOT}/") and mounted[target].kind == "cgroup"
+            for name in target.rpartition("/")[2].split(",")
         }
 
 

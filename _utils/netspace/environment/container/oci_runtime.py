@@ -226,29 +226,30 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used:
 
 def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
     """Remove an environment's empty cgroup in every hierarchy, and the instance's when it was the last."""
-    for mount in mounted.values():
-        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(cgroups.ROOT):
+    for target in mounted:
+        if target.startswith(cgroups.ROOT) and mounted[target].kind in ("cgroup", "cgroup2"):
             for folder in (cgroup, f"/{layout.instance}"):
                 with contextlib.suppress(OSError):  # absent, or in use by another
-                    os.rmdir(mount.target + folder)
+                    os.rmdir(target + folder)
 
 
 def remove_output(layout: Layout, name: str) -> None:
     """Remove the program's output file and its rotated ones."""
     own = output(layout, name)
     with contextlib.suppress(FileNotFoundError):
+        first, others = own.name, f"{own.name}."
         for entry in os.listdir(own.parent):
-            if entry == own.name or entry.startswith(f"{own.name}."):
+            if entry == first or entry.startswith(others):
                 (own.parent / entry).unlink(missing_ok=True)
 
 
 def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:
     """Return the environment's usage: ``memory`` in bytes and ``pids``; empty if it doesn't run."""
     found = {}
-    for mount in mounted.values():
-        if mount.kind in ("cgroup", "cgroup2") and mount.target.startswith(cgroups.ROOT):
+    for target in mounted:
+        if target.startswith(cgroups.ROOT) and mounted[target].kind in ("cgroup", "cgroup2"):
             for key, files in (("memory", ("memory.current", "memory.usage_in_bytes")), ("pids", ("pids.current",))):
                 for file in files:
                     with contextlib.suppress(OSError, ValueError):
-                        found[key] = int(Path(f"{mount.target}{cgroup}/{file}").read_text())
+                        found[key] = int(Path(f"{target}{cgroup}/{file}").read_text())
     return found

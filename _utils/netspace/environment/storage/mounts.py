@@ -252,23 +252,39 @@ def overlay(lowers: Sequence[Path], upper: Path, work: Path, target: Path, flags
             ) from err
 
 
-def table(text: str | None = None) -> dict[str, Mount]:
-    """Return the mounts by target; the topmost one if a target has several.
+class Table(Mapping[str, Mount]):
+    """The mounts by target; the topmost one if a target has several.
 
-    :param text: the content of ``/proc/self/mountinfo``; read if None.
+    A line is taken apart when it is asked for: a host with a thousand environments has thousands of mounts.
+
+    :param text: the content of ``/proc/self/mountinfo``.
     """
-    if text is None:
-        with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
-            text = stream.read()
-    mounts = {}
-    for line in text.splitlines():
-        place, _, rest = line.partition(" - ")  # a space in a name is escaped
-        _, _, device, root, target, _ = place.split(" ", 5)
+
+    def __init__(self, text: str) -> None:
+        self._lines = {line.split(" ", 5)[4]: line for line in text.splitlines()}  # a space in a name is escaped
+        for target in [target for target in self._lines if "\\" in target]:
+            self._lines[_plain(target)] = self._lines.pop(target)
+
+    def __getitem__(self, target: str) -> Mount:
+        place, _, rest = self._lines[target].partition(" - ")
+        _, _, device, root, _ = place.split(" ", 4)
         kind, source, _ = rest.split(" ", 2)
-        if "\\" in line:
-            root, target, source = _plain(root), _plain(target), _plain(source)
-        mounts[target] = Mount(target, kind, source, device, root)
-    return mounts
+        return Mount(target, kind, _plain(source), device, _plain(root))
+
+    def __contains__(self, target: object) -> bool:
+        return target in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
+def table() -> Table:
+    """Return this process's mounts."""
+    with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
+        return Table(stream.read())
 
 
 def over(path: str, mounted: Mapping[str, Mount]) -> Mount:

@@ -8,8 +8,7 @@ Never touches another table.
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netspace.interface import kinds
@@ -28,16 +27,6 @@ Numbers = Sequence[tuple[int, int]]
 
 def is_inside(record: Record) -> bool:
     return bool(kinds.of(record.interface).FILTER == "inside")
-
-
-def numbers(known: Collection[Record]) -> Numbers:
-    """Return the addresses of all interfaces that the host's table doesn't filter, as sorted (version, number)."""
-    return sorted((address.version, int(address)) for address in map(ipaddress.ip_address, elsewhere(known)))
-
-
-def elsewhere(known: Collection[Record]) -> list[str]:
-    """Return the addresses of all interfaces that the host's table doesn't filter."""
-    return [one for record in known if is_inside(record) for one in record.addresses.values()]
 
 
 def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: Numbers) -> tuple[Table, ...]:

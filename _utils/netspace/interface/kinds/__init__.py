@@ -95,6 +95,12 @@ def _module(spec: type[Interface]) -> ModuleType:
     return _found()[str(spec.__struct_config__.tag)][0]
 
 
+@functools.cache
+def filtered(place: str) -> frozenset[str]:
+    """Return the names of the kinds whose packets are filtered at this place (``FILTER``)."""
+    return frozenset(name for name, module in modules().items() if place == module.FILTER)
+
+
 def parents(spec: Interface) -> tuple[str, ...]:
     """Return the links of the host that a declared interface needs."""
     named = getattr(of(spec), "parents", None)

@@ -5,6 +5,7 @@ It uses no thread, and knows nothing of services or processes.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import select
@@ -28,16 +29,20 @@ class Loop:
     def __init__(self) -> None:
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
-        self._poll = select.poll()
+        self._poll = select.epoll()  # not poll: each wait would cost as much as there are descriptors
         self._handlers: dict[int, Callable[[int], None]] = {}
 
-    def watch(self, fd: int, handler: Callable[[int], None], events: int = select.POLLIN) -> None:
+    def watch(self, fd: int, handler: Callable[[int], None], events: int = select.EPOLLIN) -> None:
         self._handlers[fd] = handler
-        self._poll.register(fd, events)
+        try:
+            self._poll.register(fd, events)
+        except FileExistsError:
+            self._poll.modify(fd, events)
 
     def unwatch(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
-            self._poll.unregister(fd)
+            with contextlib.suppress(OSError):  # closed already
+                self._poll.unregister(fd)
 
     def after(self, seconds: float, action: Callable[[], None]) -> Timer:
         timer = Timer(action)
@@ -56,7 +61,7 @@ class Loop:
         """Wait for a ready descriptor or the next timer; call the handlers of ready descriptors."""
         timeout = None
         if self._timers:
-            timeout = max(0, self._timers[0][0] - time.monotonic()) * 1000 + 1
+            timeout = max(0, self._timers[0][0] - time.monotonic()) + 0.001
         due = [(fd, events, self._handlers.get(fd)) for fd, events in self._poll.poll(timeout)]
         for fd, events, handler in due:
             # An earlier handler may have closed this descriptor, and its number may be in use again.

@@ -162,7 +162,7 @@ class Serving:
             self._forget(name)
         client.answer = protocol.render(protocol.Answer(self.version, client.errors))
         client.timer = self.loop.after(REQUEST_TIMEOUT, lambda: self._drop(client))
-        self.loop.watch(client.connection.fileno(), lambda _: self._send(client), select.POLLOUT)
+        self.loop.watch(client.connection.fileno(), lambda _: self._send(client), select.EPOLLOUT)
 
     def _send(self, client: Client) -> None:
         try:

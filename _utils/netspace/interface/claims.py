@@ -1,0 +1,134 @@
+"""Claims of one interface: the part of its record that all others must respect, or that the packet filter is made of.
+
+A change of one interface asks this of the others, and decodes their records only if that isn't noted
+(:mod:`netspace.index`).
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from netspace.index import Index
+from netspace.interface import kinds
+from netspace.interface import record as records
+from netspace.interface.firewall import host_rules
+from netspace.interface.record import Record
+from netspace.layout import Layout
+from netspace.spec import parse
+from netspace.spec.publish import Led, Publication, published
+from netspace.spec.types import Allow, Filtered
+
+_VERSION = "1"  # raise it whenever `of` finds something else in the same record
+
+
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The part of the host that an interface has.
+
+    :param kind: the name of its kind.
+    :param addresses: the environment's addresses, by family.
+    :param gateways: the host's addresses at its end, by family.
+    :param host_end: the name of the host's end; empty for a kind without one.
+    :param rules: what ``allow`` declares, as JSON; empty: nothing.
+    :param connections: the most connections that may be open at once; 0: its kind isn't filtered.
+    :param ports: the declared ports of the host that are forwarded to it (``publish``).
+    :param alone: what only one interface of the host can have: (key, thing).
+    :param agreed: values that all interfaces with the same subject must agree about: (key, subject, value).
+    :param tunnels: UDP ports of the host that its tunnel uses: (key, port).
+    """
+
+    kind: str
+    addresses: dict[str, str] = {}
+    gateways: dict[str, str] = {}
+    host_end: str = ""
+    rules: str = ""
+    connections: int = 0
+    ports: tuple[str, ...] = ()
+    alone: tuple[tuple[str, str], ...] = ()
+    agreed: tuple[tuple[str, str, str], ...] = ()
+    tunnels: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def allow(self) -> tuple[Allow, ...]:
+        """The rules that it declares."""
+        return _rules(self.rules) if self.rules else ()
+
+    @property
+    def publish(self) -> tuple[Publication, ...]:
+        """The ports of the host that are forwarded to it."""
+        return tuple(map(Publication, self.ports))
+
+    @property
+    def led(self) -> list[Led]:
+        """Its publications, each with the addresses that it leads to."""
+        return [(one, self.addresses) for one in self.publish]
+
+    @property
+    def forwarded(self) -> frozenset[str]:
+        """The families in which the host forwards packets for it."""
+        return host_rules.forwarded(self.allow, self.gateways, self.publish)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether another interface can be in conflict with it, apart from its addresses."""
+        return bool(self.ports or self.alone or self.agreed or self.tunnels)
+
+    # As for a declared interface: see netspace.spec.publish.Claimant.
+    def claims(self) -> tuple[tuple[str, str], ...]:
+        return self.alone
+
+    def shares(self) -> tuple[tuple[str, str, str], ...]:
+        return self.agreed
+
+    def listens(self) -> tuple[tuple[str, int], ...]:
+        return self.tunnels
+
+
+def of(record: Record) -> Claims:
+    """Return the claims of an interface."""
+    spec = record.interface
+    allow = spec.allow if isinstance(spec, Filtered) else ()
+    return Claims(
+        kinds.name(spec),
+        dict(record.addresses),
+        dict(record.gateways),
+        record.host_end,
+        msgspec.json.encode(parse.encode(allow)).decode() if allow else "",
+        spec.connections if isinstance(spec, Filtered) else 0,
+        tuple(map(str, published(spec))),
+        tuple(spec.claims()),
+        tuple(spec.shares()),
+        tuple(spec.listens()),
+    )
+
+
+def index(layout: Layout) -> Index[Claims]:
+    """Return the index of all interfaces' claims."""
+
+    def claims(name: str) -> Claims | None:
+        record = records.read_one(layout, name)
+        return None if record is None else of(record)
+
+    # A kind that was taken away makes every entry void, so that its records are told as what can't be understood.
+    version = " ".join([_VERSION, *sorted(kinds.modules())])
+    return Index(layout, records.KIND, Claims, version, claims)
+
+
+@functools.lru_cache(4096)
+def _rules(text: str) -> tuple[Allow, ...]:
+    allow: tuple[Allow, ...] = parse.convert(msgspec.json.decode(text), tuple[Allow, ...], "allow")
+    return allow
+
+
+def numbers(known: Iterable[Claims]) -> Sequence[tuple[int, int]]:
+    """Return the addresses of all interfaces that the host's table doesn't filter, as sorted (version, number)."""
+    return sorted((address.version, int(address)) for address in map(ipaddress.ip_address, elsewhere(known)))
+
+
+def elsewhere(known: Iterable[Claims]) -> list[str]:
+    """Return the addresses of all interfaces that the host's table doesn't filter."""
+    inside = kinds.filtered("inside")
+    return [one for its in known if its.kind in inside for one in its.addresses.values()]
