@@ -402,6 +402,7 @@ def section(code: int, value: object) -> bytes:
 
 
 BODY = section(amqp1.DATA, b"x")
+TWICE = struct.pack(">I", 4) + (encode(Symbol("x-exchange")) + encode("x")) * 2
 SECTIONS = {
     "no body": section(amqp1.HEADER, []),
     "sections in another order": section(amqp1.PROPERTIES, []) + section(amqp1.HEADER, []) + BODY,
@@ -415,10 +416,7 @@ SECTIONS = {
     "a large head": section(amqp1.APPLICATION, {"x": "x" * 65536}) + BODY,
     "a priority that is a text": section(amqp1.HEADER, [True, "x"]) + BODY,
     "a content type too long": section(amqp1.PROPERTIES, [None] * 6 + [Encoded(b"\xb3\0\0\1\0" + b"x" * 256)]) + BODY,
-    "the true sender, and a forged one": section(
-        amqp1.ANNOTATIONS,
-        Encoded(b"\xd1" + struct.pack(">II", 4 + 2 * 15, 4) + (encode(Symbol("x-exchange")) + encode(Symbol("x"))) * 2),
-    )
+    "the true sender, and a forged one": section(amqp1.ANNOTATIONS, Encoded(b"\xd1" + struct.pack(">I", 40) + TWICE))
     + BODY,
 }
 
