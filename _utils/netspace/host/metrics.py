@@ -174,9 +174,8 @@ def write(host: Host, path: Path) -> int:
         raise NetspaceError(f"{path}: {len(content)} bytes of metrics are too many for a file")
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with files.refusals_told():
+        _tidy(path)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                aside.unlink()  # of a killed run with the same number
             fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             with open(fd, "wb") as stream:
                 stream.write(content)
@@ -186,6 +185,16 @@ def write(host: Host, path: Path) -> int:
             aside.unlink(missing_ok=True)
             raise
     return len(content)
+
+
+def _tidy(path: Path) -> None:
+    """Remove the unfinished files of killed runs."""
+    prefix = f".{path.name}."
+    for name in os.listdir(path.parent):
+        number = name.removeprefix(prefix)
+        ended = number.isdigit() and (int(number) == os.getpid() or not os.path.exists(f"/proc/{number}"))
+        if name.startswith(prefix) and ended:
+            path.with_name(name).unlink(missing_ok=True)
 
 
 def _check_ours(path: Path) -> None:

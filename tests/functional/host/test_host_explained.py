@@ -138,6 +138,7 @@ def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
 
 def test_textfile_replaces_only_its_own(host: Salt, tmp_path: Path) -> None:
     path = tmp_path / "netspace.prom"
+    (tmp_path / ".netspace.prom.999999999").write_text("a killed run's")
     for _ in range(2):
         written = host("netspace.metrics", f"file={path}")
         assert written == {"file": str(path), "size": path.stat().st_size}
