@@ -22,7 +22,6 @@ from netspace.netlink import reading
 from netspace.netlink.reading import FAMILIES, Address, Link, NetlinkError, Route
 
 NETLINK_ROUTE, NETLINK_NETFILTER, NETLINK_GENERIC = 0, 12, 16
-_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 
 _REQUEST, _MULTI, _ACK, _DUMP_INTERRUPTED = 0x1, 0x2, 0x4, 0x10
@@ -128,36 +127,6 @@ class Socket:
                         failures[start + number - first] = Failure(code, _explanation(flags, payload))
                     ended = ended or number == self._sequence
         return failures
-
-    def transaction(self, messages: Sequence[Message]) -> tuple[int, Failure] | None:
-        """Send one transaction; return the position of the first refused message and its failure, or None.
-
-        If a message is refused, the kernel changes nothing.
-
-        :param messages: the first opens the transaction and the last closes it. The ACK is requested for the last
-            message in between, since the kernel answers it only after the whole transaction.
-        """
-        first = self._sequence + 1
-        self._sequence += len(messages)
-        confirming = self._sequence - 1
-        data = bytearray()
-        for number, message in enumerate(messages, first):
-            data += _request(message, number, _ACK if number == confirming else 0)
-        # A transaction must be sent in one piece, which may exceed the usual limit of a socket's buffer.
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data))
-        self._socket.send(data)
-        refused: tuple[int, Failure] | None = None
-        while True:
-            for _, flags, number, payload in self._receive(_ERROR):
-                code = -_CODE.unpack_from(payload)[0]
-                if code and refused is None:
-                    refused = number - first, Failure(code, _explanation(flags, payload))
-                # If the opening message is refused, the kernel answers nothing else.
-                if number == confirming or (code and number == first):
-                    return refused
 
     def dump(self, message: Message) -> list[bytes]:
         """Return the payloads of a dump. A dump that was interrupted by a change is requested again, up to 5 times."""
