@@ -7,6 +7,7 @@ teardown leaves it as it was, with all that is somebody else's.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sampling
 from support.environments.environment_host import shell
 from support.environments.supervised import daemon_pid, kill_daemon
 from support.hosts import faultpoints, faults_host, snapshot
@@ -90,8 +92,10 @@ def mounted(target: Path, size: str) -> Iterator[None]:
 
 
 # -- what is scarce ----------------------------------------------------------------
-@pytest.mark.parametrize("size", ["4k", "64k", "512k", "1100k", "1400k"])
-@pytest.mark.parametrize("folder", [LAYOUT.state, LAYOUT.run, LAYOUT.logs], ids=["state", "run", "logs"])
+FULL = list(itertools.product((LAYOUT.state, LAYOUT.run, LAYOUT.logs), ("4k", "64k", "512k", "1100k", "1400k")))
+
+
+@pytest.mark.parametrize(("folder", "size"), sampling.todays(FULL, 4), ids=str)
 def test_a_full_disk_is_a_clear_error_and_repaired_once_there_is_room(world: World, folder: Path, size: str) -> None:
     declared = world.declared()
     with mounted(folder, size):
@@ -114,7 +118,7 @@ def test_a_full_disk_is_a_clear_error_and_repaired_once_there_is_room(world: Wor
             apply(faults_host.teardown)
 
 
-@pytest.mark.parametrize("more", [0, 1, 2, 4, 6, 9, 13, 20])
+@pytest.mark.parametrize("more", sampling.todays([0, 1, 2, 4, 6, 9, 13, 20], 2))
 def test_too_few_descriptors_are_a_clear_error(world: World, more: int) -> None:
     declared = world.declared()
 

@@ -9,12 +9,13 @@ import subprocess
 import time
 
 import pytest
+import sampling
 from support.hosts import snapshot
 from support.hosts.whole_host import ASK, all_true, changes, shop
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
-ROUNDS = 20 if os.environ.get("NETSPACE_FAULTS") == "all" else 9
+ROUNDS = 20 if sampling.FAULTS == "all" else 6
 
 
 def test_killed_applies_are_each_repaired(salt, image):

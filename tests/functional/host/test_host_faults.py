@@ -6,14 +6,13 @@ the host looks as after a run that nobody killed: nothing lost, nothing leaked, 
 another's touched. The next cycle takes the next points, until there are none.
 
 By default a step that is done many times (for each environment, for each file of the library)
-is tried once, and of these kinds of steps each second one: the others on the next day.
+is tried once, and of these kinds of steps each fourth one: the others on the next three days.
 ``NETSPACE_FAULTS=kinds`` tries each kind, ``all`` each step.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import sampling
 from support.hosts import faultpoints, faults_host
 from support.hosts.faultpoints import Point
 from support.hosts.faults_host import Declared, World
@@ -31,8 +31,7 @@ pytestmark = [
 ]
 
 START = time.monotonic()
-FAULTS = os.environ.get("NETSPACE_FAULTS", "half")
-TODAY = int(time.time() // 86400) % 2
+DAYS = 4
 # What an environment's name may be followed by in a path.
 NAMES = re.compile(r"(?<=[/.-])[ab](?=[/. ]|$)")
 # These leave nothing that a killed process would leave behind: the moment before is tried already.
@@ -81,13 +80,12 @@ def chosen(run: faultpoints.Run) -> list[Point]:
     points = [point for point in run.changing if not point.what.startswith(SAME_AS_BEFORE)]
     if points and points[-1].what == "write pipe":
         points.pop()  # that is the run's own report
-    if FAULTS == "all":
+    if sampling.FAULTS == "all":
         return points
     kinds: dict[str, Point] = {}
     for point in points:
         kinds.setdefault(NAMES.sub("ENVIRONMENT", point.what), point)
-    found = list(kinds.values())
-    return found if FAULTS == "kinds" else found[TODAY::2]
+    return sampling.todays(list(kinds.values()), DAYS)
 
 
 @pytest.fixture(scope="module")
