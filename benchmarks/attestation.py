@@ -56,7 +56,7 @@ LINES = 2000
 HOSTS = 10_000
 ROUNDS = 12
 # How often each round does one thing.
-TIMES = {"quote": 40, "boot": 40, "list": 4, "hosts": 10}
+TIMES = {"quote": 40, "boot": 40, "list": 20, "hosts": 10}
 # Hosts that are judged at one go.
 BLOCK = HOSTS // 100
 NONCE = "0123456789abcdef0123456789abcdef"
