@@ -1,7 +1,7 @@
 """The kernel's OOM kills in control groups: their number, and immediate notices. Kills nothing.
 
 cgroup version 2 counts in ``memory.events`` and notifies by inotify(7); version 1 counts in
-``memory.oom_control`` and notifies by eventfd(2), through ``cgroup.event_control``, also when the group is removed.
+``memory.oom_control`` and notifies by eventfd(2), through ``cgroup.event_control``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import struct
 
 ROOT = "/sys/fs/cgroup"
@@ -39,13 +38,11 @@ class Notices:
         self._root = root
         self._unified = os.path.exists(f"{root}/cgroup.controllers")
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._watched: dict[int, str] = {}  # names by inotify's watch descriptor, or by the group's eventfd
-        self._groups: dict[str, tuple[int, str]] = {}  # version 1: eventfd and folder of the group, by name
-        self._poll = select.epoll()  # of the eventfds: it is itself readable when one of them is
+        self._watched: dict[int, str] = {}  # names by inotify's watch descriptor; version 1 reports no group
         if self._unified:
             self.fd = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         else:
-            self.fd = self._poll.fileno()
+            self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     @staticmethod
     def _checked(result: int) -> int:
@@ -63,48 +60,23 @@ class Notices:
                 path = f"{self._root}{cgroup}/memory.events".encode()
                 self._watched[self._checked(self._libc.inotify_add_watch(self.fd, path, IN_MODIFY))] = name
                 return
-            self._watch(name, f"{self._root}/memory{cgroup}")
-
-    def _watch(self, name: str, folder: str) -> None:
-        """Have an eventfd of its own written to for each notice of this group of version 1."""
-        self._forget(name)
-        event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        try:
+            folder = f"{self._root}/memory{cgroup}"
             count = os.open(f"{folder}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 control = os.open(f"{folder}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
                 try:
-                    os.write(control, f"{event} {count}".encode())
+                    os.write(control, f"{self.fd} {count}".encode())
                 finally:
                     os.close(control)
             finally:
                 os.close(count)
-            self._poll.register(event, select.EPOLLIN)
-        except BaseException:
-            os.close(event)
-            raise
-        self._watched[event], self._groups[name] = name, (event, folder)
-
-    def _forget(self, name: str) -> None:
-        if name in self._groups:
-            event, _ = self._groups.pop(name)
-            del self._watched[event]
-            self._poll.unregister(event)
-            os.close(event)
-
-    def _told(self) -> set[str]:
-        names = {self._watched[event] for event, _ in self._poll.poll(0)}
-        for name in names:
-            event, folder = self._groups[name]
-            os.eventfd_read(event)
-            if not os.path.exists(folder):  # that was the notice of its removal
-                self._forget(name)
-        return names
 
     def heard(self) -> set[str] | None:
         """Return the names whose groups the kernel has reported since the last call; None: unknown, it may be any."""
         if not self._unified:
-            return self._told()
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.fd)
+            return None
         told = b""
         with contextlib.suppress(BlockingIOError):
             told = os.read(self.fd, 65536)

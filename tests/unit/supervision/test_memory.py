@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 from pathlib import Path
@@ -55,38 +54,6 @@ def test_of_version_2_it_is_told_whose_group_it_was(tmp_path: Path) -> None:
         assert len(notices._watched) == 2
     finally:
         os.close(notices.fd)
-
-
-def test_of_version_1_it_is_told_whose_group_it_was(tmp_path: Path) -> None:
-    def group(name: str) -> Path:
-        folder = tmp_path / "memory" / name
-        folder.mkdir(parents=True)
-        (folder / "memory.oom_control").touch()
-        (folder / "cgroup.event_control").touch()
-        return folder
-
-    def tell(folder: Path) -> None:
-        """Notify as the kernel does."""
-        os.eventfd_write(int((folder / "cgroup.event_control").read_text().split()[0]), 1)
-
-    web, orders = group("web"), group("orders")
-    before = len(os.listdir("/proc/self/fd"))
-    notices = memory_events.Notices(str(tmp_path))
-    for name in ("web", "orders", "web", "nothing"):  # one is started again, one has no group
-        notices.watch(name, f"/{name}")
-    assert notices.heard() == set()
-    tell(web)
-    assert select.select([notices.fd], [], [], 0)[0] == [notices.fd]
-    assert notices.heard() == {"web"}
-    assert notices.heard() == set()
-    for folder in (web, orders):
-        tell(folder)
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-    assert notices.heard() == {"web", "orders"}
-    assert len(os.listdir("/proc/self/fd")) == before + 1, "only the epoll is left"
-    notices._poll.close()
 
 
 def test_one_that_is_about_to_end_is_known() -> None:

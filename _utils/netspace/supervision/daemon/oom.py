@@ -13,8 +13,8 @@ from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.units import Unit, Units
 
-# Seconds from the kernel's notice until the count is read, and until it is read again: cgroup version 1 sends the
-# notice before the kernel has chosen a process.
+# Seconds from the kernel's notice until the count is read, and until it is read again. cgroup version 1 sends the
+# notice before the kernel has chosen a process, and also when a group is removed (mostly many at a time).
 SOON, LATER = 0.1, 1.0
 
 
