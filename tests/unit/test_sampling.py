@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import sampling
 from hypothesis import given
 from hypothesis import strategies as st
+from support import sampling
 
 
 @given(st.lists(st.integers(), unique=True), st.integers(1, 7), st.integers(0, 30_000))

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sampling
+from support import sampling
 from support.environments.environment_host import shell
 from support.environments.supervised import daemon_pid, kill_daemon
 from support.hosts import faultpoints, faults_host, snapshot

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-import sampling
+from support import sampling
 from support.hosts import snapshot
 from support.hosts.whole_host import ASK, all_true, changes, shop
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import sampling
+from support import sampling
 from support.hosts import faultpoints, faults_host
 from support.hosts.faultpoints import Point
 from support.hosts.faults_host import Declared, World
