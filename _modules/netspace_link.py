@@ -23,7 +23,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 from netspace import files, supervision  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.link.mail.dead_letters import Choice, Letters  # noqa: E402
+from netspace.link.mail.dead_letters import LetterFilter, Letters  # noqa: E402
 from netspace.link.reconciler import Links  # noqa: E402
 from netspace.plugin import arguments  # noqa: E402
 
@@ -452,9 +452,9 @@ def _letters(test: bool) -> Iterator[Letters]:
         yield Letters(layout)
 
 
-def _choice(limit: int, link: str | None, message_id: str | None) -> Choice:
+def _choice(limit: int, link: str | None, message_id: str | None) -> LetterFilter:
     # Salt converts an argument of the command line that looks like a number.
-    return Choice(limit, link, None if message_id is None else str(message_id))
+    return LetterFilter(limit, link, None if message_id is None else str(message_id))
 
 
 def _links() -> Links:

@@ -965,7 +965,7 @@ def _known(made: fleet.Fleet, pattern: str) -> list[str]:
     return sorted({*accepted, *(one for one in enrolled if fnmatch.fnmatchcase(one, pattern))})
 
 
-def _announce(made: fleet.Fleet, standing: fleet.Standing) -> None:
+def _announce(made: fleet.Fleet, standing: fleet.HostState) -> None:
     """Announce a change of state, in the registrar's log and then on Salt's bus."""
     before = made.announced(standing)
     if before is None:

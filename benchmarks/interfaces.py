@@ -27,7 +27,7 @@ from bench import Rounds, line, say
 def measure(options: argparse.Namespace) -> Rounds:
     import by_hand
 
-    from netspace.interface.apply import Applying
+    from netspace.interface.apply import ApplyRun
     from netspace.interface.reconciler import DesiredInterfaces, Interfaces
     from netspace.layout import Layout
     from netspace.spec import parse
@@ -53,13 +53,13 @@ def measure(options: argparse.Namespace) -> Rounds:
     def links(*steps: str) -> None:
         """Have the parts of an apply that only speak netlink be timed too."""
         for name in steps:
-            real = getattr(Applying, name)
+            real = getattr(ApplyRun, name)
 
-            def timed(self: Applying, work: Any, real: Any = real) -> None:
+            def timed(self: ApplyRun, work: Any, real: Any = real) -> None:
                 with rounds.timed("part"):
                     real(self, work)
 
-            setattr(Applying, name, timed)
+            setattr(ApplyRun, name, timed)
 
     links("_inside", "_outside")
     count = options.count

@@ -45,10 +45,10 @@ class Host:
     def __init__(self, count: int, folder: Path) -> None:
         from netspace.layout import Layout
         from netspace.link.reconciler import Links
-        from netspace.supervision.daemon.client import Direct
+        from netspace.supervision.daemon.client import DaemonSupervisor
 
         self.layout = Layout()
-        self.supervisor = Direct(self.layout)
+        self.supervisor = DaemonSupervisor(self.layout)
         self.links = Links(self.layout, self.supervisor)
         self.names = [f"e{number:04}" for number in range(count)]
         self.load = str(folder / "link_load")

@@ -14,7 +14,7 @@ _CLONE_NEWNET = 0x40000000
 
 def in_thread(work: Callable[[], T]) -> T:
     """Run *work* in a new thread that ends with it; return its result, or raise its exception."""
-    apart = Meanwhile(work)
+    apart = BackgroundTask(work)
     apart.begin()
     return apart.result()
 
@@ -38,7 +38,7 @@ def enter_network(path: Path) -> None:
         os.close(fd)
 
 
-class Meanwhile(Generic[T]):
+class BackgroundTask(Generic[T]):
     """Work that may run concurrently: in a thread from :meth:`begin` on, or else in :meth:`result`."""
 
     def __init__(self, work: Callable[[], T]) -> None:

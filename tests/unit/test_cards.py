@@ -14,7 +14,7 @@ from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.link.record import Record, write
 from netspace.spec import parse
-from netspace.spec.trust import Verdict
+from netspace.spec.trust import TrustVerdict
 from netspace.spec.types import Declaration, Environment, Link, LocalBroker
 
 
@@ -72,5 +72,5 @@ def test_a_link_by_itself_can_not_have_the_local_name_of_one_that_was_applied(ho
 
 def test_a_link_that_goes_on_without_trust_has_the_local_name_that_is_declared(host: Host) -> None:
     now, other = Link(source="a", target="b", local="store"), Link(source="a", target="c", local="shop")
-    verdicts = {now.name: Verdict(False, "too low", on_loss="report"), other.name: Verdict(True)}
+    verdicts = {now.name: TrustVerdict(False, "too low", on_loss="report"), other.name: TrustVerdict(True)}
     assert host._permitted(declared(now, other), verdicts) == (now, other)

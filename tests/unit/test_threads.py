@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from netspace.threads import Meanwhile, in_thread
+from netspace.threads import BackgroundTask, in_thread
 
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_what_is_done_meanwhile_is_done_once(*, begun: bool) -> None:
     done: list[int] = []
-    work = Meanwhile(lambda: done.append(threading.get_ident()) or "result")
+    work = BackgroundTask(lambda: done.append(threading.get_ident()) or "result")
     if begun:
         work.begin()
         work.end()
@@ -25,7 +25,7 @@ def test_what_is_done_meanwhile_is_done_once(*, begun: bool) -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_what_it_raises_is_raised_where_it_is_asked_for(*, begun: bool) -> None:
-    work = Meanwhile(lambda: 1 // 0)
+    work = BackgroundTask(lambda: 1 // 0)
     if begun:
         work.begin()
     work.end()

@@ -63,7 +63,7 @@ class Signer:
 
 
 @dataclass(frozen=True)
-class Told:
+class AppraisalClaims:
     """The content of a result for one host.
 
     :param level: 0 to 5; 0: the verifier refused the evidence.
@@ -131,7 +131,7 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
         raise ResultForged(str(err)) from err
 
 
-def make(key: Signer, told: Told, now: float, software: str) -> str:
+def make(key: Signer, told: AppraisalClaims, now: float, software: str) -> str:
     """Return the signed result (EAR).
 
     :param software: this verifier's version.
@@ -181,7 +181,7 @@ def check(
     boot: str,
     now: float,
     versions: Mapping[str, int],
-) -> Told:
+) -> AppraisalClaims:
     """Check a result by the module's rules, at the host that it is for, and return its content.
 
     :param keys: the pinned keys (JWK).
@@ -209,7 +209,7 @@ def check(
     return told
 
 
-def _told(claims: Mapping[str, Any]) -> Told:
+def _told(claims: Mapping[str, Any]) -> AppraisalClaims:
     names = {"eat_profile", "iat", "exp", "sub", "eat_nonce", "ear_verifier_id", "submods"}
     submods = claims.get("submods")
     host = submods.get("host") if isinstance(submods, dict) else None
@@ -218,7 +218,7 @@ def _told(claims: Mapping[str, Any]) -> Told:
     if any(type(claims[name]) is not int for name in ("iat", "exp")) or claims["exp"] - claims["iat"] > LIFETIME:
         raise Malformed("a result without a time, or for longer than results are")
     try:
-        told = Told(
+        told = AppraisalClaims(
             minion=_typed(claims["sub"], str),
             level=_typed(host["netspace_level"], int),
             minimum=_typed(host["netspace_minimum"], int),

@@ -17,13 +17,13 @@ from netspace import files
 from netspace.environment import claims, user_ids
 from netspace.environment import record as records
 from netspace.environment import services as environment_services
-from netspace.environment.builder import Making, each
+from netspace.environment.builder import Builder, each
 from netspace.environment.claims import Claims
 from netspace.environment.container import oci_config, oci_runtime
 from netspace.environment.health import record as verdict
 from netspace.environment.images import Image
 from netspace.environment.observe import Observed
-from netspace.environment.plan import KIND, Work
+from netspace.environment.plan import KIND, EnvironmentChange
 from netspace.environment.record import Record
 from netspace.environment.runtimes import USUAL
 from netspace.environment.storage import injected_files, mounts, rootfs, volumes
@@ -39,7 +39,7 @@ Give = Callable[[Mapping[str, int]], Mapping[str, str]]
 _LOOKS = (0.002, 0.003, 0.015, 0.08)
 
 
-class Applying:
+class ApplyRun:
     """One application of steps, with the errors of the steps that failed.
 
     :param purge: also delete the volumes of removed environments, except host folders.
@@ -52,7 +52,7 @@ class Applying:
 
     def __init__(
         self,
-        making: Making,
+        making: Builder,
         supervisor: Supervisor,
         steps: Sequence[Step],
         *,
@@ -70,7 +70,7 @@ class Applying:
         self._give = give
         self._gone = gone
         self._removals = [step.name for step in steps if step.action == "remove"]
-        self._work: dict[str, Work] = {step.name: step.data for step in steps if step.action != "remove"}
+        self._work: dict[str, EnvironmentChange] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
         self._tried: set[str] = set()  # environments that this run started, with or without success
         self._taken_back: list[Step] = []
@@ -98,7 +98,7 @@ class Applying:
         taken_back = [Outcome(step) for step in self._taken_back]
         return taken_back + [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
-    def _left(self, wanted: Callable[[Work], bool] = lambda work: True) -> dict[str, Work]:
+    def _left(self, wanted: Callable[[EnvironmentChange], bool] = lambda work: True) -> dict[str, EnvironmentChange]:
         """Return the work of the steps that have no error so far and that *wanted* accepts."""
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
@@ -158,7 +158,7 @@ class Applying:
         wanted: dict[tuple[str, str], list[str]] = {}
         built: dict[tuple[str, str], Image] = {}
 
-        def source(work: Work) -> tuple[str, str]:
+        def source(work: EnvironmentChange) -> tuple[str, str]:
             return work.want.image, work.want.spec.source_hash or ""
 
         for name, work in self._left(lambda work: work.assemble).items():
@@ -184,7 +184,7 @@ class Applying:
             except (NetspaceError, OSError) as err:
                 self._fail({name: str(err)})
 
-    def _record(self, name: str, work: Work, base: int, image: Image | None) -> Record:
+    def _record(self, name: str, work: EnvironmentChange, base: int, image: Image | None) -> Record:
         want = work.want
         if image is None:
             assert work.record is not None

@@ -38,7 +38,7 @@ _THREADS = 8
 T = TypeVar("T")
 
 
-class Making:
+class Builder:
     """Builder of one layout's environments.
 
     :param store: the store of their images.

@@ -23,7 +23,7 @@ from netspace.environment import services as environment_services
 from netspace.environment.claims import Claims
 from netspace.environment.container import cgroups, oci_config, oci_runtime, unikernel
 from netspace.environment.health import record as verdict
-from netspace.environment.health.record import Verdict
+from netspace.environment.health.record import HealthVerdict
 from netspace.environment.images import Store
 from netspace.environment.record import Record
 from netspace.environment.storage import disks, init, injected_files, mounts, rootfs, volumes
@@ -39,7 +39,7 @@ from netspace.supervision.service import Status, Supervisor
 AS_DECLARED = ", as it is declared (state: stopped)"
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ObservedEnvironment(msgspec.Struct, frozen=True):
     """An environment as it was observed.
 
     :param status: the status of its service; None if none is defined.
@@ -64,7 +64,7 @@ class Seen(msgspec.Struct, frozen=True):
     differing: tuple[str, ...] = ()
     disks: Mapping[str, Disk] = msgspec.field(default_factory=dict)
     service: bool = True
-    verdict: Verdict | None = None
+    verdict: HealthVerdict | None = None
     begun: bool = True
     problem: str = ""
 
@@ -89,7 +89,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param others: the claims of all other environments.
     """
 
-    environments: Mapping[str, Seen]
+    environments: Mapping[str, ObservedEnvironment]
     sources: Mapping[str, images.Seen]
     revision: str
     unkept: tuple[str, ...] = ()
@@ -155,7 +155,7 @@ def observe(
     for name, record in near.items():
         status = statuses.get(oci_runtime.service_name(name))
         own = own_disks(layout, name, record, mounted)
-        found[name] = Seen(
+        found[name] = ObservedEnvironment(
             record,
             status,
             assembled(layout, name, record, mounted, own),
@@ -258,7 +258,7 @@ def _in_namespace(layout: Layout, name: str, status: Status | None) -> bool:
         return not os.path.exists(f"/proc/{status.pid}")
 
 
-def current(layout: Layout, name: str, record: Record, status: Status | None) -> Verdict | None:
+def current(layout: Layout, name: str, record: Record, status: Status | None) -> HealthVerdict | None:
     """Return the health verdict on the running process; None if it has no check or no verdict yet."""
     if record.spec.health is None or status is None or not status.pid:
         return None
@@ -266,7 +266,7 @@ def current(layout: Layout, name: str, record: Record, status: Status | None) ->
     return found if found is not None and found.pid == status.pid else None
 
 
-def is_up(record: Record, status: Status | None, known: Verdict | None) -> bool:
+def is_up(record: Record, status: Status | None, known: HealthVerdict | None) -> bool:
     """Return whether an environment is healthy or, without a health check, runs."""
     if status is None or status.state != "running":
         return False

@@ -273,7 +273,7 @@ def _how(name: str, row: Mapping[str, Any]) -> str:
     return f"environment {name} is {state}{f' ({said})' if said else ''}"
 
 
-def _judged(found: verdict.Verdict) -> dict[str, Any]:
+def _judged(found: verdict.HealthVerdict) -> dict[str, Any]:
     judgement = found.judgement
     return {"since": found.since, "failures": judgement.failures, "detail": judgement.detail}
 

@@ -16,7 +16,7 @@ from netspace.environment import claims, images
 from netspace.environment import record as records
 from netspace.environment.container import unikernel
 from netspace.environment.container.seccomp_profile import Profile
-from netspace.environment.observe import Observed, Seen
+from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.record import Failed, Previous, Record, RunState
 from netspace.environment.runtimes import USUAL, Runtime
 from netspace.environment.storage import disks, injected_files, mounts
@@ -81,7 +81,7 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
         return bool(disks.sizes(self.spec))
 
 
-class Work(msgspec.Struct, frozen=True):
+class EnvironmentChange(msgspec.Struct, frozen=True):
     """The work of one step, decided by the plan and done by ``apply``.
 
     :param previous: the version to put back if the update does not become healthy.
@@ -178,7 +178,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             )
         if seen is None:
             run = want.state == "running"
-            work = Work(want, None, build=True, assemble=True, start=run)
+            work = EnvironmentChange(want, None, build=True, assemble=True, start=run)
             lost = "its record was lost; the layer that is there is kept" if name in observed.unrecorded else ""
             steps.append(Step(KIND, name, "create", _created(want), lost, work))
             continue
@@ -197,12 +197,12 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
     return Plan(steps, refusals, notes)
 
 
-def _builds(want: DesiredEnvironment, seen: Seen | None) -> bool:
+def _builds(want: DesiredEnvironment, seen: ObservedEnvironment | None) -> bool:
     """Return whether an environment needs an image that it does not have."""
     return seen is None or unikernel.source(seen.record.spec, seen.record.runtime) != want.image
 
 
-def _failed_before(want: DesiredEnvironment, seen: Seen, observed: Observed) -> Failed | None:
+def _failed_before(want: DesiredEnvironment, seen: ObservedEnvironment, observed: Observed) -> Failed | None:
     """Return the update that was taken back, if the declaration and the image are still the same; else None."""
     failed = seen.record.failed
     if failed is None or records.fingerprint(want.spec, want.profile, want.runtime) != failed.declared:
@@ -211,7 +211,7 @@ def _failed_before(want: DesiredEnvironment, seen: Seen, observed: Observed) -> 
     return failed if source.identity in ("", failed.identity) else None
 
 
-def _ails(name: str, seen: Seen, now: float) -> list[str]:
+def _ails(name: str, seen: ObservedEnvironment, now: float) -> list[str]:
     """Return notes for the operator on an existing environment's problems: out of memory, unhealthy, flapping."""
     found = []
     status = seen.status
@@ -232,7 +232,7 @@ def _ails(name: str, seen: Seen, now: float) -> list[str]:
     return found
 
 
-def _down(want: DesiredEnvironment, seen: Seen, step: Step | None, now: float) -> str:
+def _down(want: DesiredEnvironment, seen: ObservedEnvironment, step: Step | None, now: float) -> str:
     """Return why an environment is down although it should run, if this plan doesn't start it; else an empty text."""
     status = seen.status
     if status is None or want.state != "running" or want.kept or (step is not None and step.data.start):
@@ -328,7 +328,9 @@ class _Folders:
         return [(device, str(folder)) for folder in (PurePosixPath(path), *PurePosixPath(path).parents)]
 
 
-def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.Seen, observed: Observed) -> Step | None:
+def _compare(
+    name: str, want: DesiredEnvironment, seen: ObservedEnvironment, source: images.Seen, observed: Observed
+) -> Step | None:
     record, status = seen.record, seen.status
     current, grows = observed.revision, observed.grows
     changes = _differences(record.spec, want.spec)
@@ -376,7 +378,7 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     roll = depends and stop and begin and not trial and previous is not None and seen.namespace and not alone
     was = records.fingerprint(record.spec, record.profile, record.runtime)
     same = records.fingerprint(want.spec, want.profile, want.runtime) == was
-    work = Work(
+    work = EnvironmentChange(
         *(want, record),
         build=build,
         assemble=assemble,
@@ -436,12 +438,12 @@ def _compare(name: str, want: DesiredEnvironment, seen: Seen, source: images.See
     return Step(KIND, name, action, changes, "; ".join(reasons), work)
 
 
-def _told(name: str, want: DesiredEnvironment, seen: Seen) -> Step | None:
+def _told(name: str, want: DesiredEnvironment, seen: ObservedEnvironment) -> Step | None:
     """Plan the only step that is allowed without trust: an update of the environment's record and card."""
     if want.spec.kernel is not None:  # A kernel reads its card when it starts: until then the change stays pending.
         return None
     changes = {**_differences(seen.record.spec, want.spec), **_files_changes(want, seen)}
-    work = Work(want, seen.record, failed=seen.record.failed)
+    work = EnvironmentChange(want, seen.record, failed=seen.record.failed)
     return Step(KIND, name, "update", changes, data=work) if changes else None
 
 
@@ -464,7 +466,7 @@ def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:
     return key.startswith(_TUNED)
 
 
-def _smaller(spec: Environment, seen: Seen) -> list[str]:
+def _smaller(spec: Environment, seen: ObservedEnvironment) -> list[str]:
     """Return the keys of file systems that are smaller than recorded, by a crash while they grew or by hand."""
     wanted = disks.sizes(spec)
     return sorted(key for key, there in seen.disks.items() if key in wanted and there.size < disks.whole(wanted[key]))
@@ -536,7 +538,7 @@ def _shown(key: str, change: dict[str, Any]) -> dict[str, Any]:
     return {side: None if value is None else f"({side} value)" for side, value in change.items()}
 
 
-def _files_changes(want: DesiredEnvironment, seen: Seen) -> dict[str, dict[str, Any]]:
+def _files_changes(want: DesiredEnvironment, seen: ObservedEnvironment) -> dict[str, dict[str, Any]]:
     wanted = injected_files.digests(want.files)
     if seen.files == wanted and dict(seen.record.summary) == dict(want.files_summary):
         return {}

@@ -19,8 +19,8 @@ from netspace import files
 from netspace.environment import claims, observe, runtimes
 from netspace.environment import plan as compare
 from netspace.environment import record as records
-from netspace.environment.apply import Applying, Give, halt, start
-from netspace.environment.builder import Making, each
+from netspace.environment.apply import ApplyRun, Give, halt, start
+from netspace.environment.builder import Builder, each
 from netspace.environment.container import oci_runtime
 from netspace.environment.health import record as verdict
 from netspace.environment.images import Store
@@ -53,7 +53,7 @@ class Environments:
         self.supervisor = supervisor
         self.store = Store(layout, remote)
         self._give = give
-        self.making = Making(layout, self.store)
+        self.making = Builder(layout, self.store)
         self._index = claims.index(layout)
 
     # -- seeing ------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Environments:
         :param observed: the observation that the steps were planned from, if the lock was held since.
         :param gone: called once the programs of all removed environments have ended.
         """
-        applying = Applying(
+        applying = ApplyRun(
             *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
         )
         outcomes = applying.run()

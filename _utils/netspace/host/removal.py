@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from netspace.host.cards import Cards
 from netspace.plan import Outcome, Plan, Result, Step
-from netspace.threads import Meanwhile
+from netspace.threads import BackgroundTask
 
 
 class Removal(Cards):
@@ -60,7 +60,7 @@ class Removal(Cards):
             result = result.joined(self._refresh_cards(others, test))
             there = self.environments.names(names)
             # Remove interfaces in a thread once the programs have ended, because the kernel takes long to remove links.
-            links = Meanwhile(lambda: self._remove_interfaces(names, test))
+            links = BackgroundTask(lambda: self._remove_interfaces(names, test))
             try:
                 if there:
                     result = result.joined(self._run_environments({}, there, test, purge=purge, gone=links.begin))

@@ -9,7 +9,7 @@ import msgspec
 from netspace.host.parts import Parts
 from netspace.plan import Plan, Refusal, Result
 from netspace.spec import trust
-from netspace.spec.trust import Trust, Verdict
+from netspace.spec.trust import Trust, TrustVerdict
 from netspace.spec.types import Declaration, Environment, Link
 
 
@@ -43,22 +43,22 @@ class TrustGate(Parts):
         return trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
 
     def _verdicts(
-        self, judge: Callable[[Declaration, Trust], dict[str, Verdict]], declared: Declaration, test: bool
-    ) -> Mapping[str, Verdict]:
+        self, judge: Callable[[Declaration, Trust], dict[str, TrustVerdict]], declared: Declaration, test: bool
+    ) -> Mapping[str, TrustVerdict]:
         known = self.trust()
         if test and known.verifier == "none":
             # The host was never appraised. The apply does that first, so the verdict is unknown now.
             best = Trust(5, "none", "")
             unsure = judge(declared, known)
             return {
-                name: Verdict(verdict.allowed, "depends on the trust level that the host will be found to have")
+                name: TrustVerdict(verdict.allowed, "depends on the trust level that the host will be found to have")
                 if unsure[name].comment
                 else verdict
                 for name, verdict in judge(declared, best).items()
             }
         return judge(declared, known)
 
-    def _permitted(self, declared: Declaration, verdicts: Mapping[str, Verdict]) -> tuple[Link, ...]:
+    def _permitted(self, declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> tuple[Link, ...]:
         """Return the desired links: permitted ones, and existing ones whose loss of trust is only reported."""
         there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
         found = []
@@ -72,7 +72,7 @@ class TrustGate(Parts):
         return tuple(found)
 
 
-def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, Verdict]) -> Result:
+def with_verdicts(result: Result, kind: str, verdicts: Mapping[str, TrustVerdict]) -> Result:
     """Return *result* with a refusal for each withheld thing, and a note for each other comment."""
     refusals = [Refusal(kind, name, v.comment) for name, v in verdicts.items() if not v.allowed]
     notes = [f"{kind} {name}: {v.comment}" for name, v in verdicts.items() if v.allowed and v.comment]

@@ -26,9 +26,9 @@ from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.interface import conntrack, endpoints, forwarding, netns
 from netspace.interface import record as records
-from netspace.interface.endpoints import INSIDE_INDEX, End, Ends
+from netspace.interface.endpoints import INSIDE_INDEX, Endpoint, Endpoints
 from netspace.interface.firewall import host_table, netns_table
-from netspace.interface.observe import Live
+from netspace.interface.observe import ObservedInterface
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
 from netspace.netlink import connection, requests
@@ -46,7 +46,7 @@ _TRIES, _PAUSE = 40, 0.05
 _TOGETHER = 128
 
 
-class Work(msgspec.Struct, frozen=True):
+class InterfaceChange(msgspec.Struct, frozen=True):
     """The work of one step on one environment.
 
     :param record: the record to write; None: remove the interface.
@@ -60,8 +60,8 @@ class Work(msgspec.Struct, frozen=True):
     """
 
     record: Record | None
-    wanted: Ends
-    live: Live
+    wanted: Endpoints
+    live: ObservedInterface
     namespace: Literal["create", "settle", "keep"] = "keep"
     make: bool = False
     drop: bool = False
@@ -85,7 +85,7 @@ class Work(msgspec.Struct, frozen=True):
         made: list[Message] = self.kind.create(self.wanted, far, self.parents) if self.kind is not None else []
         return made
 
-    def change(self, index: int, now: End | None, wanted: End) -> list[Message]:
+    def change(self, index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message]:
         """Return the kind's messages that change the end's ``details``."""
         change = getattr(self.kind, "change", None)
         messages: list[Message] = change(index, now, wanted, self.parents) if change is not None else []
@@ -121,7 +121,7 @@ class Forwarding(msgspec.Struct, frozen=True):
     settings: Mapping[int, Mapping[str, int]] = msgspec.field(default_factory=dict)
 
 
-class Applying:
+class ApplyRun:
     """One application of steps. ``errors`` holds the first error of each step, by the step's name."""
 
     def __init__(self, layout: Layout) -> None:
@@ -130,7 +130,7 @@ class Applying:
         self.volatile = Volatile.read(layout)
 
     def run(self, steps: Sequence[Step]) -> list[Outcome]:
-        work = {step.name: step.data for step in steps if isinstance(step.data, Work)}
+        work = {step.name: step.data for step in steps if isinstance(step.data, InterfaceChange)}
         try:
             self._remember(work)
             self._drop(work)
@@ -141,7 +141,7 @@ class Applying:
                     if isinstance(step.data, Forwarding):
                         self._fail(step.name, "not switched, because the packet filter could not be loaded")
                 for name, one in work.items():
-                    if one.wanted != Ends():
+                    if one.wanted != Endpoints():
                         self._fail(name, "not touched, because the packet filter could not be loaded")
             self._inside(work)
             self._outside(work)
@@ -154,11 +154,11 @@ class Applying:
     def _fail(self, name: str, error: object) -> None:
         self.errors.setdefault(name, str(error))
 
-    def _going_on(self, work: Mapping[str, Work]) -> dict[str, Work]:
+    def _going_on(self, work: Mapping[str, InterfaceChange]) -> dict[str, InterfaceChange]:
         return {name: one for name, one in work.items() if one.record is not None and name not in self.errors}
 
     # -- records ---------------------------------------------------------------------
-    def _remember(self, work: Mapping[str, Work]) -> None:
+    def _remember(self, work: Mapping[str, InterfaceChange]) -> None:
         written = {}
         for name, one in work.items():
             record = one.record
@@ -173,7 +173,7 @@ class Applying:
                     written[name] = record
         self._write(written)
 
-    def _with_key(self, name: str, one: Work, record: Record) -> Record:
+    def _with_key(self, name: str, one: InterfaceChange, record: Record) -> Record:
         """Create the secret that the kind needs, unless there is one; return the record with its public key.
 
         :raises StateError: a recorded key's file is gone.
@@ -195,7 +195,7 @@ class Applying:
         for path, err in files.write_all(contents)[1].items():
             self._fail(paths[path], f"its record can't be written: {err}")
 
-    def _forget(self, work: Mapping[str, Work]) -> None:
+    def _forget(self, work: Mapping[str, InterfaceChange]) -> None:
         done = {name: one for name, one in work.items() if name not in self.errors}
         secrets = records.secrets(self.layout, done)
         for name, one in done.items():
@@ -208,7 +208,7 @@ class Applying:
         )
 
     # -- removals ----------------------------------------------------------------------
-    def _drop(self, work: Mapping[str, Work]) -> None:
+    def _drop(self, work: Mapping[str, InterfaceChange]) -> None:
         doomed = {name: one for name, one in work.items() if one.drop and name not in self.errors}
         self._delete_outside({name: one.live.outside for name, one in doomed.items() if one.live.outside})
         # An inner end without an outer one is deleted from within the namespace, and at once: the kernel
@@ -250,7 +250,7 @@ class Applying:
                     for name in names:
                         self._fail(name, f"its link can't be deleted: {failure}")
 
-    def _delete_inside(self, names: Sequence[str], work: Mapping[str, Work]) -> None:
+    def _delete_inside(self, names: Sequence[str], work: Mapping[str, InterfaceChange]) -> None:
         for name in names:
             try:
                 netns.enter(self.layout.netns(name))
@@ -304,7 +304,7 @@ class Applying:
                 self._fail(step.name, err)
 
     # -- new interfaces -------------------------------------------------------------------
-    def _inside(self, work: Mapping[str, Work]) -> None:
+    def _inside(self, work: Mapping[str, InterfaceChange]) -> None:
         """Create and set up namespaces, and in them the links and their inner ends."""
         todo = {
             name: one
@@ -327,7 +327,7 @@ class Applying:
         finally:
             os.close(host)
 
-    def _guard_only(self, work: Mapping[str, Work]) -> None:
+    def _guard_only(self, work: Mapping[str, InterfaceChange]) -> None:
         """Replace the tables in namespaces where nothing else is changed."""
 
         def put() -> None:
@@ -336,7 +336,7 @@ class Applying:
 
         in_thread(put)
 
-    def _guard(self, name: str, one: Work, *, enter: bool = False) -> None:
+    def _guard(self, name: str, one: InterfaceChange, *, enter: bool = False) -> None:
         """Load the environment's table in its namespace.
 
         :param enter: the calling thread isn't in that namespace yet, and enters it.
@@ -376,7 +376,7 @@ class Applying:
         ):
             self.volatile.folder = {}
 
-    def _one_by_one(self, todo: Mapping[str, Work], host: int, outer: Socket) -> None:
+    def _one_by_one(self, todo: Mapping[str, InterfaceChange], host: int, outer: Socket) -> None:
         """Do the work in the calling thread, which enters one namespace after the other.
 
         :param host: descriptor of the host's namespace.
@@ -402,7 +402,7 @@ class Applying:
                 self.volatile.namespaces[name] = inode
         self._from_host(far, todo, outer)
 
-    def _from_host(self, far: dict[str, int], work: Mapping[str, Work], outer: Socket) -> None:
+    def _from_host(self, far: dict[str, int], work: Mapping[str, InterfaceChange], outer: Socket) -> None:
         """Create links from the host's namespace in the namespaces of *far*, and set them up. Empties *far*."""
         try:
             messages: list[Message] = []
@@ -430,7 +430,7 @@ class Applying:
                 os.close(namespace)
             far.clear()
 
-    def _settle(self, path: Path, one: Work) -> int:
+    def _settle(self, path: Path, one: InterfaceChange) -> int:
         if one.namespace == "create":
             inode = netns.create(path)
         else:
@@ -440,7 +440,7 @@ class Applying:
             netns.write_settings(netns.SETTINGS.items())
         return inode
 
-    def _set_up(self, name: str, one: Work, inner: Socket, host: int) -> None:
+    def _set_up(self, name: str, one: InterfaceChange, inner: Socket, host: int) -> None:
         messages: list[Message] = []
         if one.namespace != "keep":
             messages.append(requests.set_link(1, up=True))
@@ -475,11 +475,11 @@ class Applying:
         if name not in self.errors:
             self._send(name, one, inner, messages)
 
-    def _send(self, name: str, one: Work, inner: Socket, messages: Sequence[Message]) -> None:
+    def _send(self, name: str, one: InterfaceChange, inner: Socket, messages: Sequence[Message]) -> None:
         failures = _patiently(inner, messages, lambda _: one.late)
         self._judge(failures, messages, [name] * len(messages), {name: one})
 
-    def _outside(self, work: Mapping[str, Work]) -> None:
+    def _outside(self, work: Mapping[str, InterfaceChange]) -> None:
         """Set up the host's ends in one batch."""
         todo = {
             name: one
@@ -514,7 +514,7 @@ class Applying:
         failures: Mapping[int, Failure],
         messages: Sequence[Message],
         owners: Sequence[str],
-        work: Mapping[str, Work],
+        work: Mapping[str, InterfaceChange],
     ) -> None:
         for place, failure in sorted(failures.items()):
             if requests.forgiven(messages[place], failure):
@@ -538,7 +538,7 @@ class Applying:
                 self._fail(name, f"the kernel refused: {failure}")
 
 
-def _ipv6(folder: int | None, name: str, wanted: endpoints.End, disabled: bool) -> None:
+def _ipv6(folder: int | None, name: str, wanted: endpoints.Endpoint, disabled: bool) -> None:
     """Write those settings of a host end that only sysctl can change."""
     if wanted.accept_ra is not None and folder is not None:
         netns.write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))

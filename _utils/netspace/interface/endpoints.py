@@ -1,6 +1,6 @@
 """An interface as values: its two ends, desired or observed. Pure.
 
-Each kind of interface returns its desired :class:`Ends`. This module describes one end to
+Each kind of interface returns its desired :class:`Endpoints`. This module describes one end to
 the operator, and returns the messages that change an observed end into the desired one.
 """
 
@@ -25,7 +25,7 @@ INSIDE_INDEX = 64
 INSIDE_NAME = "eth0"
 
 
-class Place(msgspec.Struct, frozen=True):
+class EndpointContext(msgspec.Struct, frozen=True):
     """Facts about one interface that its kind needs in addition to the declaration.
 
     :param host_name: the host end's name.
@@ -53,7 +53,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class End:
+class Endpoint:
     """One end of an interface.
 
     :param mac: empty: netspace doesn't set it.
@@ -110,15 +110,15 @@ class End:
 
 
 @dataclass(frozen=True)
-class Ends:
+class Endpoints:
     """Both ends of an interface. A kind may have no end, or an inner end only.
 
     :param made_as: the temporary name of a link that is created from the host's namespace, where a link
         with its final name may exist already.
     """
 
-    inside: End | None = None
-    outside: End | None = None
+    inside: Endpoint | None = None
+    outside: Endpoint | None = None
     made_as: str = field(default="", compare=False)
 
     def facts(self) -> dict[str, Any]:
@@ -151,12 +151,12 @@ def seen(
     link: Link,
     addresses: Sequence[str],
     routes: Sequence[Route],
-    like: End | None,
+    like: Endpoint | None,
     rate: int = 0,
     details: Mapping[str, Any] | None = None,
-) -> End:
+) -> Endpoint:
     """Return *link* as an observed end, with only the settings that *like* (the desired end) sets too."""
-    return End(
+    return Endpoint(
         name=link.name,
         mac=link.mac if like is None or like.mac else "",
         mtu=link.mtu,
@@ -173,7 +173,7 @@ def seen(
     )
 
 
-def messages(index: int, now: End | None, wanted: End) -> list[Message]:
+def messages(index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message]:
     """Return the messages that change the link *index* from *now* (None: just created) to *wanted*.
 
     They keep the kernel from adding IPv6 addresses to the host end. Inside, the namespace's settings do that.

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from netspace.interface.endpoints import INSIDE_NAME, End, Place
+from netspace.interface.endpoints import INSIDE_NAME, Endpoint, EndpointContext
 from netspace.netlink.reading import Link, Route
 from netspace.spec.types import Address, Filtered, Prefixed, Way
 
@@ -128,14 +128,14 @@ def link_local(mac: str) -> str:
 
 def inside(
     spec: Any,
-    place: Place,
+    place: EndpointContext,
     kind: str,
     details: Mapping[str, Any],
     *,
     mac: str | None = None,
     neighbours: bool = True,
     more: Iterable[str] = (),
-) -> End:
+) -> Endpoint:
     """Return the inner end of an interface on an external network.
 
     :param mac: None: the place's MAC; empty: netspace doesn't set it.
@@ -162,7 +162,7 @@ def inside(
     for way in ways:
         if f"ipv{6 if ':' in way.to else 4}" in place.addresses:
             routes[str(way.to)] = Route(str(way.to), via=str(way.via or ""))
-    return End(
+    return Endpoint(
         name=INSIDE_NAME,
         mac=place.mac if mac is None else mac,
         mtu=spec.mtu,

@@ -22,7 +22,7 @@ from netspace.interface import endpoints as ends
 from netspace.interface import netns as namespaces
 from netspace.interface import record as records
 from netspace.interface.claims import Claims
-from netspace.interface.endpoints import End, Ends, Place
+from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.interface.firewall import host_rules as firewall
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall import netns_table as guards
@@ -39,10 +39,10 @@ from netspace.threads import in_thread
 _FEW = 16
 
 
-class Live(msgspec.Struct, frozen=True):
+class ObservedInterface(msgspec.Struct, frozen=True):
     """One interface's observed ends, and the indexes of their links (0: no link)."""
 
-    ends: Ends = msgspec.field(default_factory=Ends)
+    ends: Endpoints = msgspec.field(default_factory=Endpoints)
     inside: int = 0
     outside: int = 0
 
@@ -65,7 +65,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     records: Mapping[str, Record] = msgspec.field(default_factory=dict)
     namespaces: Mapping[str, int] = msgspec.field(default_factory=dict)
     volatile: Volatile = msgspec.field(default_factory=Volatile)
-    live: Mapping[str, Live] = msgspec.field(default_factory=dict)
+    live: Mapping[str, ObservedInterface] = msgspec.field(default_factory=dict)
     firewall: str = "absent"
     forwarding: Mapping[str, str] = msgspec.field(default_factory=dict)
     links: Mapping[str, Link] = msgspec.field(default_factory=dict)
@@ -80,9 +80,9 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
         return {**self.others, **{name: claims.of(record) for name, record in self.records.items()}}
 
 
-def place(layout: Layout, name: str, record: Record) -> Place:
-    """Return the :class:`Place` of the interface of *name*, from its record."""
-    return Place(
+def place(layout: Layout, name: str, record: Record) -> EndpointContext:
+    """Return the :class:`EndpointContext` of the interface of *name*, from its record."""
+    return EndpointContext(
         host_name=ends.host_name(layout.instance, name),
         mac=ends.mac(layout.instance, name),
         alias=ends.alias(layout.instance, name),
@@ -102,13 +102,13 @@ def forwarded(record: Record) -> frozenset[str]:
     return firewall.forwarded(getattr(spec, "allow", ()), record.gateways, published(spec))
 
 
-def expected(layout: Layout, name: str, record: Record, at: Place | None = None) -> Ends:
+def expected(layout: Layout, name: str, record: Record, at: EndpointContext | None = None) -> Endpoints:
     """Return the ends that *record* asks for.
 
     :param at: the interface's :func:`place`, if the caller has it.
     """
     where = place(layout, name, record) if at is None else at
-    wanted: Ends = kinds.of(record.interface).ends(record.interface, where)
+    wanted: Endpoints = kinds.of(record.interface).ends(record.interface, where)
     rate = getattr(record.interface, "rate", None)
     if rate is not None and wanted.inside is not None:
         # The kernel counts in bytes.
@@ -137,7 +137,7 @@ def observe(
     kept = namespaces.found(folder) if only is None else namespaces.among(folder, map(layout.netns_name, only))
     volatile = Volatile.read(layout)
     wanted = {name: expected(layout, name, record) for name, record in known.items()}
-    linked = {name: one for name, one in wanted.items() if one != Ends()}
+    linked = {name: one for name, one in wanted.items() if one != Endpoints()}
     declared = list(declared)
     specs = [*(known[name].interface for name in wanted), *declared]
     needed = {parent for spec in specs for parent in kinds.parents(spec)}
@@ -175,13 +175,13 @@ def _taken(declared: Iterable[Interface], known: Iterable[Claims]) -> dict[HostP
 
 def _links(
     layout: Layout,
-    wanted: Mapping[str, Ends],
+    wanted: Mapping[str, Endpoints],
     known: Mapping[str, Record],
     kept: Mapping[str, int],
     needed: Collection[str],
     volatile: Volatile,
     doomed: Collection[str],
-) -> tuple[list[Link], dict[str, Live], dict[str, str]]:
+) -> tuple[list[Link], dict[str, ObservedInterface], dict[str, str]]:
     """Return the host's links (none if nothing needs them), the observed ends, and the states of guards."""
     if not wanted and not needed:
         return [], {}, {}
@@ -194,7 +194,7 @@ def _links(
     by_alias = {link.alias: link for link in links if link.alias}
     by_name = {link.name: link for link in links}
     outers = {name: _outer(layout, name, by_alias, by_name) for name in wanted}
-    insides: dict[str, tuple[Link, End]] = {}
+    insides: dict[str, tuple[Link, Endpoint]] = {}
     guarded: dict[str, str] = {}
     there = {
         name: layout.netns(name)
@@ -230,15 +230,17 @@ def _links(
             more = look_at(outer, one.outside, hosts) if look_at is not None and one.outside is not None else {}
             outside = ends.seen(outer, addresses[outer.index], routes[outer.index], one.outside, 0, more)
         inner_link, inside = insides.get(name, (None, None))
-        live[name] = Live(
-            Ends(inside, outside),
+        live[name] = ObservedInterface(
+            Endpoints(inside, outside),
             inner_link.index if inner_link is not None else 0,
             outer.index if outer is not None else 0,
         )
     return links, live, guarded
 
 
-def _named(layout: Layout, host: Socket, wanted: Mapping[str, Ends], known: Mapping[str, Record]) -> list[Link] | None:
+def _named(
+    layout: Layout, host: Socket, wanted: Mapping[str, Endpoints], known: Mapping[str, Record]
+) -> list[Link] | None:
     """Return the links of these interfaces' host ends, each looked up by its name; None if that doesn't find them all.
 
     Then one has another name, or is gone, or its kind has no end on the host.
@@ -264,7 +266,7 @@ def _outer(layout: Layout, name: str, by_alias: Mapping[str, Link], by_name: Map
     return found
 
 
-def _own(links: Sequence[Link], wanted: Ends) -> Link | None:
+def _own(links: Sequence[Link], wanted: Endpoints) -> Link | None:
     """Return the inner end's link, even if it was renamed or still has its temporary name."""
     for link in links:
         if link.name == ends.INSIDE_NAME:

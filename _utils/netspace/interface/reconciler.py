@@ -17,11 +17,11 @@ from netspace import files
 from netspace.errors import NetspaceError
 from netspace.interface import addresses, claims, endpoints, forwarding, kinds
 from netspace.interface import record as records
-from netspace.interface.apply import Applying, Firewall, Forwarding, Work
+from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceChange
 from netspace.interface.claims import Claims
-from netspace.interface.endpoints import Ends
+from netspace.interface.endpoints import Endpoints
 from netspace.interface.firewall import host_rules, netns_table
-from netspace.interface.observe import Live, Observed, expected, observe, place
+from netspace.interface.observe import Observed, ObservedInterface, expected, observe, place
 from netspace.interface.record import Record
 from netspace.layout import Layout
 from netspace.nftables import table as tables
@@ -119,7 +119,7 @@ class Interfaces:
         return {
             **self._entry(name, record, observed.namespaces),
             "declared": records.plain(record.interface),
-            "live": observed.live.get(name, Live()).ends.facts(),
+            "live": observed.live.get(name, ObservedInterface()).ends.facts(),
             "firewall": observed.firewall,
             "drift": {} if step is None else {key: dict(change) for key, change in step.changes.items()},
         }
@@ -243,14 +243,16 @@ class Interfaces:
         """
         steps = []
         for name, record in sorted(others.items()):
-            live = observed.live.get(name, Live())
+            live = observed.live.get(name, ObservedInterface())
             if not netns_table.is_inside(record) or live.ends.inside is None or name not in observed.volatile.guards:
                 continue
             wanted = expected(self.layout, name, record)
             guard = netns_table.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
             if filtered := _filter(guard, observed, name):
                 known = self._guard_before(name, observed, before)
-                work = Work(record, live.ends, live, kind=kinds.of(record.interface), guard=guard, guard_before=known)
+                work = InterfaceChange(
+                    record, live.ends, live, kind=kinds.of(record.interface), guard=guard, guard_before=known
+                )
                 reason = "an environment that its rules cover came or went"
                 steps.append(Step("interface", name, "change", {"filter": filtered}, reason, work))
         return steps
@@ -267,7 +269,7 @@ class Interfaces:
     def _removal(self, name: str, observed: Observed) -> Step:
         shown = observed.records[name].shown()
         changes = {key: {"old": value, "new": None} for key, value in shown.items() if value is not None}
-        work = Work(None, Ends(), observed.live.get(name, Live()), drop=True)
+        work = InterfaceChange(None, Endpoints(), observed.live.get(name, ObservedInterface()), drop=True)
         return Step("interface", name, "remove", changes, data=work)
 
     def _step(
@@ -281,7 +283,7 @@ class Interfaces:
         old = observed.records.get(name)
         inode = observed.namespaces.get(self.layout.netns_name(name))
         settled = inode is not None and observed.volatile.namespaces.get(name) == inode
-        live = observed.live.get(name, Live())
+        live = observed.live.get(name, ObservedInterface())
         at = place(self.layout, name, record)
         wanted = expected(self.layout, name, record, at)
         changes = files.differences(old.shown() if old else {}, record.shown())
@@ -315,7 +317,7 @@ class Interfaces:
         anew = bool(guard) and (make or not settled or _details(live.ends) != _details(wanted))
         if not changes and old == record:
             return None
-        work = Work(
+        work = InterfaceChange(
             record,
             wanted,
             live,
@@ -332,7 +334,7 @@ class Interfaces:
     def _table(self, known: Mapping[str, Claims]) -> Table:
         """Return the host's nftables table for these interfaces."""
         return host_rules.build([
-            host_rules.Guarded(
+            host_rules.HostFiltered(
                 name,
                 its.host_end,
                 endpoints.mac(self.layout.instance, name),
@@ -396,8 +398,8 @@ class Interfaces:
         """Apply *steps*, batched. A failure is in its step's outcome, and the other steps go on."""
         if not steps:
             return []
-        outcomes = Applying(self.layout).run(steps)
-        self._index.note(step.name for step in steps if isinstance(step.data, Work))
+        outcomes = ApplyRun(self.layout).run(steps)
+        self._index.note(step.name for step in steps if isinstance(step.data, InterfaceChange))
         return outcomes
 
     def own(self, owners: Mapping[str, int]) -> dict[str, str]:
@@ -471,7 +473,7 @@ def _clashing(new: Mapping[str, Record], kept: Mapping[str, Claims]) -> dict[str
     return found
 
 
-def _unchangeable(spec: Interface, now: Ends, wanted: Ends) -> str:
+def _unchangeable(spec: Interface, now: Endpoints, wanted: Endpoints) -> str:
     """Return the differences that the kernel can't change in place, in words; empty if there are none."""
     fixed = getattr(kinds.of(spec), "FIXED", ())
     pairs = ((now.inside, wanted.inside), (now.outside, wanted.outside))
@@ -492,9 +494,9 @@ def _filter(guard: Sequence[Table], observed: Observed, name: str) -> dict[str, 
     return {} if old == new else {"old": old, "new": new}
 
 
-def _details(one: Ends) -> object:
+def _details(one: Endpoints) -> object:
     return None if one.inside is None else one.inside.details
 
 
-def _shape(one: Ends) -> tuple[bool, bool]:
+def _shape(one: Endpoints) -> tuple[bool, bool]:
     return one.inside is not None, one.outside is not None

@@ -18,13 +18,13 @@ from netspace.link.forwarder import ports, process
 from netspace.link.pki import authority, certificates, renewer
 from netspace.link.pki import passwords as credentials
 from netspace.link.pki.certificates import Accounts
-from netspace.link.plan import Work
+from netspace.link.plan import LinkChange
 from netspace.link.record import Record
 from netspace.link.seal import bundle, endorser, peers
 from netspace.link.seal import keys as seals
 from netspace.link.topology import diff, names, objects
 from netspace.link.topology import draining as former
-from netspace.link.topology.draining import Former
+from netspace.link.topology.draining import DrainingQueue
 from netspace.link.topology.names import Names
 from netspace.link.topology.objects import Key
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
@@ -42,7 +42,7 @@ class _Left:
     """
 
     parked: tuple[str, ...] = ()
-    former: tuple[Former, ...] = ()
+    former: tuple[DrainingQueue, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Naming:
     failed: NetspaceError | None = None
 
 
-class Change:
+class ApplyRun:
     """The changes that one run makes to the links of one instance."""
 
     def __init__(self, layout: Layout, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
@@ -68,7 +68,7 @@ class Change:
         self.progress = progress
         self._recorded: Record | None = None
 
-    def links(self, work: Work, after: Mapping[str, Link], purge: bool) -> None:
+    def links(self, work: LinkChange, after: Mapping[str, Link], purge: bool) -> None:
         """Change the broker so that it has exactly the links *after*, and record them.
 
         :param purge: delete mail to which no link delivers any more.
@@ -137,7 +137,7 @@ class Change:
             else:
                 self._forget()
 
-    def _seals(self, work: Work, after: Mapping[str, Link]) -> None:
+    def _seals(self, work: LinkChange, after: Mapping[str, Link]) -> None:
         """Create and delete keys for sealed links.
 
         Bundles and the endorser stay for as long as other hosts are declared.
@@ -153,7 +153,7 @@ class Change:
             endorser.remove(self.layout)
         seals.ensure(self.layout, seals.members(links), now, promises)
 
-    def _name(self, work: Work, *, revoking: bool) -> _Naming:
+    def _name(self, work: LinkChange, *, revoking: bool) -> _Naming:
         """Return the names before and after the change.
 
         If the new names can't be computed and links are to be revoked, return the recorded names with the error, so
@@ -179,7 +179,7 @@ class Change:
     def _on_broker(
         self,
         broker: Broker,
-        work: Work,
+        work: LinkChange,
         after: Mapping[str, Link],
         purge: bool,
         definitions: Mapping[str, Any] | None,
@@ -361,7 +361,7 @@ class Change:
         found = process.find(self.layout, broker, wanted, leading.values())
         return found.namespaces, process.apply(self.layout, found, self.supervisor)
 
-    def close_ways(self, work: Work, after: Mapping[str, Link]) -> None:
+    def close_ways(self, work: LinkChange, after: Mapping[str, Link]) -> None:
         """Remove the forwarder's routes of revoked links to other hosts, after a change of the broker has failed.
 
         This needs no broker. Errors are ignored: the run has failed already, and the next run repeats everything.
@@ -395,7 +395,7 @@ class Change:
             self._serve(broker, objects.members(links.values()), links)
 
 
-def _named(work: Work, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
+def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
     """Return the fingerprints to record during the change: those of the names that certainly exist on the broker."""
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 

@@ -12,7 +12,7 @@ from typing import Any
 from netspace.link.pki.certificates import ANCHORS, FILE, PASSWORD
 from netspace.link.topology import draining, objects
 from netspace.link.topology import peers as remote
-from netspace.link.topology.draining import Former
+from netspace.link.topology.draining import DrainingQueue
 from netspace.link.topology.names import Names, account
 from netspace.link.topology.objects import EVENTS
 from netspace.spec.types import Broker, Link, LocalBroker
@@ -28,7 +28,7 @@ def card(
     links: Collection[Link],
     vhost: str,
     names: Names,
-    formers: Collection[Former] = (),
+    formers: Collection[DrainingQueue] = (),
     identity: str | None = None,
     broker: Broker | None = None,
 ) -> dict[str, Any]:

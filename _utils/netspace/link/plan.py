@@ -16,12 +16,12 @@ from netspace.link.pki.certificates import Identities
 from netspace.link.record import Record, plain
 from netspace.link.seal import endorser
 from netspace.link.seal import keys as seals
-from netspace.link.seal.peers import Others
+from netspace.link.seal.peers import PeerKeys
 from netspace.link.topology import diff, peers
 from netspace.link.topology import draining as former
 from netspace.link.topology import objects as model
 from netspace.link.topology.diff import Difference
-from netspace.link.topology.draining import Former
+from netspace.link.topology.draining import DrainingQueue
 from netspace.link.topology.names import Names, environments_of, shown
 from netspace.link.topology.objects import Key
 from netspace.plan import Plan, Refusal, Step
@@ -80,7 +80,7 @@ class Observed:
     config: str = ""
     namespaces: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, seals.Keys] = field(default_factory=dict, repr=False)
-    others: Others = field(default_factory=Others)
+    others: PeerKeys = field(default_factory=PeerKeys)
     identities: Identities = field(default_factory=Identities)
     renewer: Status | None = None
     pid: int = 0
@@ -88,7 +88,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Work:
+class LinkChange:
     """Input of ``apply``; all steps of a plan have the same one in ``data``.
 
     :param before: the recorded links; *after*: the desired ones.
@@ -145,7 +145,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
         accounts.update({f"user:{name}": {"old": "logs in otherwise than declared", "new": None} for name in stale})
         if after:
             accounts.update(_former_changes(comparison.formers(observed), observed.record.former))
-    work = Work(wanted, before, after, observed, comparison)
+    work = LinkChange(wanted, before, after, observed, comparison)
     if observed.broker == "deaf":
         notes.append(
             f"no client reaches the broker: {observed.detail}; it is asked again, and started anew if it doesn't answer"
@@ -235,7 +235,7 @@ class Comparison:
     after: Mapping[str, Link]
     change: Difference
 
-    def formers(self, observed: Observed) -> list[Former]:
+    def formers(self, observed: Observed) -> list[DrainingQueue]:
         """Return the draining queues after the change: those that aren't empty yet."""
         known = observed.record.former
         found = former.find(self.there, self.wanted, self.after, known, observed.now)
@@ -267,7 +267,7 @@ def compare(
     return Comparison(there, wanted, after, diff.difference(wanted, there, {**passwords, **none}))
 
 
-def _former_changes(formers: Collection[Former], known: Collection[Former]) -> dict[str, dict[str, Any]]:
+def _former_changes(formers: Collection[DrainingQueue], known: Collection[DrainingQueue]) -> dict[str, dict[str, Any]]:
     """Return the queues that begin or cease to be draining queues."""
     old, new = {one.queue for one in known}, {one.queue for one in formers}
     read = "read until it is empty"
@@ -314,7 +314,7 @@ def _expected(comparison: Comparison, before: Mapping[str, Link], names: Names) 
     return keys
 
 
-def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
+def _broker_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
     """Return the changes of the broker itself: declaration, certificates, renewer, configuration and state."""
     from netspace.spec import parse
 
@@ -341,7 +341,7 @@ def _broker_changes(work: Work) -> dict[str, dict[str, Any]]:
     return changes
 
 
-def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
+def _key_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
     """Return, by environment, the keys for sealed links to make, endorse, renew or delete; and the host's endorser."""
     observed, own = work.observed, work.observed.others.own
     wanted = seals.members(work.after.values())
@@ -359,7 +359,7 @@ def _key_changes(work: Work) -> dict[str, dict[str, Any]]:
     return changes
 
 
-def _forwarder_changes(layout: Layout, work: Work) -> dict[str, dict[str, Any]]:
+def _forwarder_changes(layout: Layout, work: LinkChange) -> dict[str, dict[str, Any]]:
     observed = work.observed
     links = work.after.values()
     serves = forwarder.served(observed.config)

@@ -15,7 +15,7 @@ from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import card, health, status
 from netspace.link import plan as planning
-from netspace.link.apply import Change, complete
+from netspace.link.apply import ApplyRun, complete
 from netspace.link.broker import access as reach
 from netspace.link.broker import listening, loopback, node
 from netspace.link.broker.management import Management
@@ -23,7 +23,7 @@ from netspace.link.forwarder import haproxy, process
 from netspace.link.mail import parked
 from netspace.link.pki import authority, certificates, passwords, renewer
 from netspace.link.pki.certificates import Access
-from netspace.link.plan import FORWARDER, KIND, DesiredLinks, Observed, Work
+from netspace.link.plan import FORWARDER, KIND, DesiredLinks, LinkChange, Observed
 from netspace.link.record import Record, forget, read
 from netspace.link.seal import bundle as bundles
 from netspace.link.seal import endorser, peers
@@ -164,7 +164,7 @@ class Links:
         record = read(self.layout)
         if not record.links or record.broker is None:
             return set()
-        change = Change(self.layout, self.supervisor, self.progress)
+        change = ApplyRun(self.layout, self.supervisor, self.progress)
         renewed = change.issue(
             record.broker, objects.members(record.links.values()), replace=replace, distrust=distrust
         )
@@ -249,7 +249,7 @@ class Links:
         """
         if not steps:
             return []
-        work: Work = steps[0].data
+        work: LinkChange = steps[0].data
         chosen = {step.name for step in steps}
         after = {
             name: link
@@ -257,7 +257,7 @@ class Links:
             for link in [(work.after if name in chosen else work.before).get(name)]
             if link is not None
         }
-        change = Change(self.layout, self.supervisor, self.progress)
+        change = ApplyRun(self.layout, self.supervisor, self.progress)
         broken = ""
         forwarding = ""
         try:

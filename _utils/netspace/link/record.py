@@ -16,7 +16,7 @@ from netspace import files
 from netspace.errors import StateError
 from netspace.layout import Layout
 from netspace.link.topology import draining as former
-from netspace.link.topology.draining import Former
+from netspace.link.topology.draining import DrainingQueue
 from netspace.spec.types import Broker, Link
 
 
@@ -35,7 +35,7 @@ class Record(msgspec.Struct, frozen=True):
     links: Mapping[str, Link] = msgspec.field(default_factory=dict)
     parked: tuple[str, ...] = ()
     named: Mapping[str, str] = msgspec.field(default_factory=dict)
-    former: tuple[Former, ...] = ()
+    former: tuple[DrainingQueue, ...] = ()
 
 
 def _path(layout: Layout) -> Path:

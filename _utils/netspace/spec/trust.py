@@ -32,7 +32,7 @@ class Trust(msgspec.Struct, frozen=True):
         return f"L{self.level}"
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class TrustVerdict(msgspec.Struct, frozen=True):
     """The decision on one environment or link.
 
     :param comment: a note for the operator; empty if there is nothing to say.
@@ -56,15 +56,15 @@ _LOST: Mapping[OnLoss, str] = {
 }
 
 
-def judge(requirement: Requirement, trust: Trust) -> Verdict:
+def judge(requirement: Requirement, trust: Trust) -> TrustVerdict:
     """Decide whether *trust* is enough for *requirement*."""
     if requirement.policy == "off" or trust.level >= int(requirement.minimum[1:]):
-        return Verdict(True)
+        return TrustVerdict(True)
     has = f"this host has {trust.name} ({trust.reason}; verifier: {trust.verifier})"
     gap = f"needs trust level {requirement.minimum}, {has}"
     if requirement.policy == "prefer":
-        return Verdict(True, f"{gap}; goes on, because the policy is prefer")
-    return Verdict(False, f"{gap}; {_LOST[requirement.on_loss]}", requirement.on_loss)
+        return TrustVerdict(True, f"{gap}; goes on, because the policy is prefer")
+    return TrustVerdict(False, f"{gap}; {_LOST[requirement.on_loss]}", requirement.on_loss)
 
 
 def requirement(spec: Environment, default: Requirement) -> Requirement:
@@ -73,12 +73,12 @@ def requirement(spec: Environment, default: Requirement) -> Requirement:
     return Requirement(policy=given.policy, minimum=given.minimum, on_loss=given.on_loss)
 
 
-def environments(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
+def environments(declared: Declaration, trust: Trust) -> dict[str, TrustVerdict]:
     """Return the verdict on each declared environment."""
     return {name: judge(requirement(spec, declared.attestation), trust) for name, spec in declared.environments.items()}
 
 
-def told(declared: Declaration, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+def told(declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> dict[str, TrustVerdict]:
     """Return the verdicts to report. Environments that are declared as stopped need no trust, so they are allowed."""
     found = dict(verdicts)
     for name, verdict in verdicts.items():
@@ -114,16 +114,16 @@ def narrowed(there: Interface, declared: Interface) -> Interface:
     return there
 
 
-def links(declared: Declaration, trust: Trust) -> dict[str, Verdict]:
+def links(declared: Declaration, trust: Trust) -> dict[str, TrustVerdict]:
     """Return the verdict on each declared link, by the link's name."""
     ends = environments(declared, trust)
     verdicts = {}
     for link in declared.links:
-        own = judge(link.attestation, trust) if link.attestation else Verdict(True)
+        own = judge(link.attestation, trust) if link.attestation else TrustVerdict(True)
         found = [own] if not own.allowed else []
         for end in (link.source, link.target):
             if end in ends and not ends[end].allowed:
-                found.append(Verdict(False, f"its end {end} is withheld: {ends[end].comment}", ends[end].on_loss))
+                found.append(TrustVerdict(False, f"its end {end} is withheld: {ends[end].comment}", ends[end].on_loss))
         # One verdict that does not merely report is enough to revoke the link.
         strict = [one for one in found if one.on_loss != "report"]
         verdicts[link.name] = (strict or found or [own])[0]

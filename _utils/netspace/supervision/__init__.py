@@ -21,6 +21,6 @@ def select(layout: Layout) -> Supervisor:
         from netspace.supervision.systemd.supervisor import Systemd
 
         return Systemd(layout)
-    from netspace.supervision.daemon.client import Direct
+    from netspace.supervision.daemon.client import DaemonSupervisor
 
-    return Direct(layout)
+    return DaemonSupervisor(layout)

@@ -288,9 +288,9 @@ def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, mo
 
     places = (
         "netspace.environment.update.rollout.wait",
-        "netspace.environment.apply.Applying._take_back",
+        "netspace.environment.apply.ApplyRun._take_back",
         "netspace.environment.apply.records.write",
-        "netspace.environment.builder.Making.assemble",
+        "netspace.environment.builder.Builder.assemble",
     )
     for place in places:
         steps = host.plan({"web": bad}).steps

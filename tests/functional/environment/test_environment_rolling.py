@@ -14,7 +14,7 @@ from support.environments.environment_host import STAY, Host, shell
 from support.hosts import faultpoints, faults_host
 
 from netspace.environment import record, runtimes, services
-from netspace.environment.apply import Applying
+from netspace.environment.apply import ApplyRun
 from netspace.environment.container import oci_runtime
 from netspace.environment.plan import DesiredEnvironment
 
@@ -52,15 +52,15 @@ def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[str, set[
     seen: list[tuple[str, set[str], bool]] = []
 
     def before(step: str) -> None:
-        act: Callable[[Applying], None] = getattr(Applying, step)
+        act: Callable[[ApplyRun], None] = getattr(ApplyRun, step)
 
-        def look(applying: Applying) -> None:
+        def look(applying: ApplyRun) -> None:
             status = host.supervisor.observe()
             up = {name for name, one in status.items() if one.state == "running" and name != services.HEALTH}
             seen.append((step, up, host.kind.list()["web"]["updating"]))
             act(applying)
 
-        monkeypatch.setattr(Applying, step, look)
+        monkeypatch.setattr(ApplyRun, step, look)
 
     for step in ("_try_beside", "_stop", "_make", "_retire"):
         before(step)
@@ -147,7 +147,7 @@ def test_what_is_not_its_own_fault_is_tried_again(runs: Host, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("netspace.environment.builder.Making.hand_out", full)
+        patch.setattr("netspace.environment.builder.Builder.hand_out", full)
         assert "No space left on device" in runs.apply({"web": better})["web"].error
     assert runs.kind.list()["web"] == before
     assert left(runs) == []
@@ -188,7 +188,7 @@ def test_a_stop_by_hand_ends_what_a_killed_run_left_beside(runs: Host, monkeypat
         runs.operations.start(["web"])
         runs.operations.wait(["web"])
         with monkeypatch.context() as patch:
-            patch.setattr(Applying, step, killed)
+            patch.setattr(ApplyRun, step, killed)
             with pytest.raises(Killed):
                 runs.apply({"web": desired(runs, env={"STEP": step})})
         assert runs.kind.list()["web"]["updating"]

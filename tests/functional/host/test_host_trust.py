@@ -23,7 +23,7 @@ from netspace.attestation import result
 from netspace.environment.storage import mounts
 from netspace.layout import Layout
 from netspace.supervision import definitions
-from netspace.supervision.daemon.client import Direct
+from netspace.supervision.daemon.client import DaemonSupervisor
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
@@ -216,8 +216,8 @@ def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, 
 def reboot(layout):
     """Take away what a reboot takes: processes, mounts, bundles, and the validity of the last appraisal."""
     wanted = definitions.desired(layout)
-    names = list(Direct(layout).observe())
-    assert Direct(layout).stop(names) == {}
+    names = list(DaemonSupervisor(layout).observe())
+    assert DaemonSupervisor(layout).stop(names) == {}
     for pid, command in snapshot.processes().items():
         if command.rstrip().endswith(" supervise"):
             os.kill(pid, signal.SIGKILL)

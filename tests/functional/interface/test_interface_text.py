@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from netspace.errors import MissingError, NetspaceError
 from netspace.interface import netns
 from netspace.interface.firewall import host_table
-from netspace.interface.firewall.host_rules import Guarded, build
+from netspace.interface.firewall.host_rules import HostFiltered, build
 from netspace.nftables import library
 from netspace.nftables.ruleset import Ruleset
 from netspace.nftables.table import Chain, Table, difference, whole
@@ -52,9 +52,9 @@ RULES = st.one_of(
 
 def guarded(
     number: int, allow: Sequence[Allow], connections: int, families: Sequence[str], publish: Sequence[str] = ()
-) -> Guarded:
+) -> HostFiltered:
     addresses = {"ipv4": f"10.203.1.{number}", "ipv6": f"fd00::1:{number}"}
-    return Guarded(
+    return HostFiltered(
         f"e{number}",
         f"nsp{number:012}"[:15],
         f"02:00:00:00:00:{number:02x}",
@@ -125,7 +125,7 @@ property_ = settings(
 
 @property_
 @given(HOSTS, ELSEWHERE)
-def test_it_lists_as_the_text_does(host: list[Guarded], elsewhere: list[str]) -> None:
+def test_it_lists_as_the_text_does(host: list[HostFiltered], elsewhere: list[str]) -> None:
     def compare() -> None:
         loaded = host_table.put(NAME, build(host, elsewhere), None, {})
         ours = listing()
@@ -141,7 +141,7 @@ def test_it_lists_as_the_text_does(host: list[Guarded], elsewhere: list[str]) ->
 
 @property_
 @given(st.lists(st.tuples(HOSTS, ELSEWHERE), min_size=2, max_size=5))
-def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[tuple[list[Guarded], list[str]]]) -> None:
+def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[tuple[list[HostFiltered], list[str]]]) -> None:
     def compare() -> None:
         loaded = host_table.put(NAME, build(*hosts[0]), None, {})
         handle = netlink_handle()
@@ -160,7 +160,7 @@ def netlink_handle() -> str:
     return re.findall(r"table inet netspace \{ # handle (\d+)", nft("-a", "list", "ruleset"))[0]
 
 
-def host(*numbers: int) -> list[Guarded]:
+def host(*numbers: int) -> list[HostFiltered]:
     rule = Allow(direction="out", cidr=Cidr("198.51.100.0/24"), protocol="tcp", port=80)
     return [guarded(number, [rule], 3, ["ipv4", "ipv6"]) for number in numbers]
 

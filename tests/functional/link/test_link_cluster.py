@@ -11,13 +11,13 @@ from support.waiting import until
 from netspace.layout import Layout
 from netspace.link import record
 from netspace.link.broker import node as broker
-from netspace.link.mail.dead_letters import Choice, Letters
+from netspace.link.mail.dead_letters import LetterFilter, Letters
 from netspace.link.pki import certificates
 from netspace.link.reconciler import DesiredLinks, Links
 from netspace.link.topology import objects
 from netspace.link.topology.names import PLAIN
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
-from netspace.supervision.daemon.client import Direct
+from netspace.supervision.daemon.client import DaemonSupervisor
 
 pytestmark = pytest.mark.root
 
@@ -50,7 +50,7 @@ def shared(world, tmp_path):
 @pytest.fixture
 def other(world):
     layout = Layout("other")
-    links = Links(layout, Direct(layout))
+    links = Links(layout, DaemonSupervisor(layout))
     for name in ("a", "b"):
         subprocess.run(["ip", "netns", "add", layout.netns_name(name)], check=True)
         subprocess.run(["ip", "-n", layout.netns_name(name), "link", "set", "lo", "up"], check=True)
@@ -114,7 +114,7 @@ def test_dead_letters_on_a_shared_broker(world, shared, other):
         assert len(api.post("queues", "shared", other.called.mailbox("b"), "get", body=refuse)) == 2
     desk = Letters(other.layout)
     until(lambda: desk.count()["count"] == 2, "they are dead")
-    assert desk.redeliver(Choice(message_id="1"))["sent"] == {"a.b": 1}
+    assert desk.redeliver(LetterFilter(message_id="1"))["sent"] == {"a.b": 1}
     assert desk.discard() == {"discarded": {"a.b": 1}, "kept": {}}
     with world.api() as api:
         (got,) = api.post(

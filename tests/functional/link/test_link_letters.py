@@ -14,7 +14,7 @@ from support.waiting import until
 
 from netspace.errors import NetspaceError
 from netspace.link.broker import amqp
-from netspace.link.mail.dead_letters import Choice, Letters
+from netspace.link.mail.dead_letters import LetterFilter, Letters
 from netspace.link.topology import objects
 from netspace.spec.types import Link
 
@@ -75,7 +75,7 @@ def test_dead_letters_are_sent_again_by_their_own_link(host):
     both = {"orders.audit": 1, "web.orders": 1}
     until(lambda: desk.redeliver(test=True)["sent"] == both, "it only says so", patience=PATIENCE)
     letters(host, 2)
-    done = desk.redeliver(Choice(link="orders.audit"))
+    done = desk.redeliver(LetterFilter(link="orders.audit"))
     assert done == {"sent": {"orders.audit": 1}, "kept": {"web.orders": {"number": 1, "why": "not asked for"}}}
     with host.client("audit") as channel:
         delivery, properties, body = channel.basic_get(host.n("mailbox.audit"), auto_ack=True)
@@ -118,7 +118,7 @@ def test_no_sender_pushes_anothers_letter_out(host):
     until(lambda: taken(host, TELL, b"goes on"), "its mailbox has place again", patience=PATIENCE)
     until(lambda: Letters(host.layout).count()["late"] > 9_000, "they are dead", patience=PATIENCE)
     assert letters(host, 1)[0]["message_id"] == "victim"
-    assert Letters(host.layout).redeliver(Choice(1, "orders.audit"))["sent"] == {"orders.audit": 1}
+    assert Letters(host.layout).redeliver(LetterFilter(1, "orders.audit"))["sent"] == {"orders.audit": 1}
 
     def over() -> bool:
         host.no_mail()
@@ -166,7 +166,7 @@ def test_no_reader_pushes_anothers_letter_out_and_none_of_its_own_is_lost(host, 
 
     def all_seen() -> bool:
         nonlocal gone
-        gone += desk.discard(Choice(link="web.orders"))["discarded"].get("web.orders", 0)
+        gone += desk.discard(LetterFilter(link="web.orders"))["discarded"].get("web.orders", 0)
         # One of them may have come twice.
         return gone >= 30 and {one["message_id"] for one in desk.count()["letters"]} == {"victim", "later"}
 
@@ -202,10 +202,10 @@ def test_a_letter_is_found_behind_all_others(host):
     all_back(host, 1_101)
     desk = Letters(host.layout)
     kept = {"web.orders": {"number": 1_100, "why": "not asked for"}}
-    assert desk.redeliver(Choice(1, "orders.audit")) == {"sent": {"orders.audit": 1}, "kept": kept}
+    assert desk.redeliver(LetterFilter(1, "orders.audit")) == {"sent": {"orders.audit": 1}, "kept": kept}
     assert read(host, "audit", 1) == [("orders", b"the last one")]
     all_back(host, 1_100)
-    assert desk.discard(Choice(2, message_id="1099"))["discarded"] == {"web.orders": 1}
+    assert desk.discard(LetterFilter(2, message_id="1099"))["discarded"] == {"web.orders": 1}
     all_back(host, 1_099)
 
 
@@ -216,20 +216,20 @@ def test_letters_are_discarded_by_link_and_number_also_those_of_unknown_origin(h
         assert api.post("exchanges", "netspace", host.n("dead"), "publish", body=stray)["routed"]
     letters(host, 4)
     desk = Letters(host.layout)
-    done = desk.redeliver(Choice(link="unknown"))
+    done = desk.redeliver(LetterFilter(link="unknown"))
     assert done["sent"] == {} and done["kept"]["unknown"] == {
         "number": 1,
         "why": "it isn't known which link it came by",
     }
     for test in (True, False):
         all_back(host, 4)
-        done = desk.discard(Choice(link="unknown"), test)
+        done = desk.discard(LetterFilter(link="unknown"), test)
         assert done == {
             "discarded": {"unknown": 1},
             "kept": {"web.orders": {"number": 3, "why": "not asked for"}},
         }
     all_back(host, 3)
-    assert desk.discard(Choice(2)) == {"discarded": {"web.orders": 2}, "kept": {}}
+    assert desk.discard(LetterFilter(2)) == {"discarded": {"web.orders": 2}, "kept": {}}
     until(lambda: host.links.health()["dead"] == 1, patience=PATIENCE)
     desk.discard()
     until(lambda: host.links.health() == {"ok": True, "problems": [], "dead": 0, "late": 0}, patience=PATIENCE)
@@ -251,7 +251,7 @@ def test_two_at_a_time_lose_none(host):
             try:
                 if not desk.count(1)["count"]:
                     return
-                Letters(host.layout).redeliver(Choice(50))
+                Letters(host.layout).redeliver(LetterFilter(50))
             except NetspaceError:  # the other one had done, and took the account along
                 time.sleep(0.01)
 
@@ -319,4 +319,4 @@ def test_one_letter_that_cannot_be_read_costs_itself(host, depth):
     assert answer["sent"] == {"orders.audit": 1}
     assert "nested" in answer["kept"]["web.orders"]["why"], "what our own broker admits no more is kept, and said"
     assert read(host, "audit", 1) == [("orders", b"told")]
-    assert desk.discard(Choice(link="web.orders"))["discarded"] == {"web.orders": 1}
+    assert desk.discard(LetterFilter(link="web.orders"))["discarded"] == {"web.orders": 1}

@@ -14,7 +14,7 @@ from support.environments.supervised import reap
 from netspace.layout import Layout
 from netspace.supervision import process
 from netspace.supervision.cgroup import payload_cgroup
-from netspace.supervision.daemon.client import Direct
+from netspace.supervision.daemon.client import DaemonSupervisor
 from netspace.supervision.service import Service
 
 
@@ -24,8 +24,8 @@ def layout() -> Layout:
 
 
 @pytest.fixture
-def direct(layout: Layout) -> Iterator[Direct]:
-    supervisor = Direct(layout)
+def direct(layout: Layout) -> Iterator[DaemonSupervisor]:
+    supervisor = DaemonSupervisor(layout)
     yield supervisor
     supervisor.purge()
     shutil.rmtree(layout.run, ignore_errors=True)

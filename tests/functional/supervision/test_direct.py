@@ -26,7 +26,7 @@ from netspace.layout import Layout
 from netspace.supervision import definitions, process, select
 from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import container_state, logs, presence, relay, spawn
-from netspace.supervision.daemon.client import Direct
+from netspace.supervision.daemon.client import DaemonSupervisor
 from netspace.supervision.daemon.daemon import PRECIOUS
 from netspace.supervision.service import Service
 
@@ -48,10 +48,10 @@ def zombies_of(pid: int) -> list[int]:
 
 
 def test_without_systemd_select_gives_our_own(layout: Layout) -> None:
-    assert isinstance(select(layout), Direct)
+    assert isinstance(select(layout), DaemonSupervisor)
 
 
-def test_define_starts_nothing_and_writes_once(direct: Direct, layout: Layout) -> None:
+def test_define_starts_nothing_and_writes_once(direct: DaemonSupervisor, layout: Layout) -> None:
     service = shell("a", STAY)
     assert direct.define([service])
     assert not direct.define([service])
@@ -61,7 +61,7 @@ def test_define_starts_nothing_and_writes_once(direct: Direct, layout: Layout) -
     assert definitions.read(layout, "a") == service
 
 
-def test_start_stop_start(direct: Direct, layout: Layout, tmp_path: Path) -> None:
+def test_start_stop_start(direct: DaemonSupervisor, layout: Layout, tmp_path: Path) -> None:
     up = tmp_path / "up"
     direct.define([shell("a", STAY.replace("while", f"echo >{up}; while", 1)), shell("b", STAY)])
     assert direct.start(["a", "b"]) == {}
@@ -81,7 +81,7 @@ def test_start_stop_start(direct: Direct, layout: Layout, tmp_path: Path) -> Non
     until(lambda: zombies_of(daemon_pid(layout)) == [])
 
 
-def test_what_is_about_to_end_is_started_again(direct: Direct, tmp_path: Path) -> None:
+def test_what_is_about_to_end_is_started_again(direct: DaemonSupervisor, tmp_path: Path) -> None:
     """Whoever killed it and asks for its start is not told that it runs because its end isn't seen yet."""
     full = tmp_path / "full"
     hold = f"x = bytearray(1 << 28); open({str(full)!r}, 'w'); import time; time.sleep(1000)"
@@ -96,14 +96,14 @@ def test_what_is_about_to_end_is_started_again(direct: Direct, tmp_path: Path) -
     assert seen.pid != former
 
 
-def test_unknown_services_are_errors(direct: Direct, layout: Layout) -> None:
+def test_unknown_services_are_errors(direct: DaemonSupervisor, layout: Layout) -> None:
     for call in (direct.start, direct.stop, direct.reload):
         assert "not defined" in call(["nothing"])["nothing"]
     assert direct.remove(["nothing"]) == {}
     assert not presence.running(layout)
 
 
-def test_a_program_that_can_not_run_is_an_error_with_its_reason(direct: Direct) -> None:
+def test_a_program_that_can_not_run_is_an_error_with_its_reason(direct: DaemonSupervisor) -> None:
     direct.define(
         [
             Service("a", ("/no/such/program",), restart="never"),
@@ -118,7 +118,9 @@ def test_a_program_that_can_not_run_is_an_error_with_its_reason(direct: Direct) 
     assert {status.state for status in direct.observe().values()} == {"failed"}
 
 
-def test_it_is_restarted_after_a_crash_and_after_longer_and_longer_waits(direct: Direct, tmp_path: Path) -> None:
+def test_it_is_restarted_after_a_crash_and_after_longer_and_longer_waits(
+    direct: DaemonSupervisor, tmp_path: Path
+) -> None:
     starts = tmp_path / "starts"
     direct.define([shell("a", f"echo >>{starts}; exit 3")])
     assert direct.start(["a"]) == {}
@@ -142,7 +144,7 @@ def test_it_is_restarted_after_a_crash_and_after_longer_and_longer_waits(direct:
         ("never", "kill -9 $$", "failed", "signal 9"),
     ],
 )
-def test_policies(direct: Direct, policy: str, script: str, state: str, end: str) -> None:
+def test_policies(direct: DaemonSupervisor, policy: str, script: str, state: str, end: str) -> None:
     direct.define([shell("a", script, restart=policy)])
     direct.start(["a"])
     until(lambda: direct.observe()["a"].state == state)
@@ -150,7 +152,7 @@ def test_policies(direct: Direct, policy: str, script: str, state: str, end: str
     assert direct.observe()["a"].restarts == 0
 
 
-def test_what_ignores_sigterm_is_killed_with_all_it_started(direct: Direct, tmp_path: Path) -> None:
+def test_what_ignores_sigterm_is_killed_with_all_it_started(direct: DaemonSupervisor, tmp_path: Path) -> None:
     before = processes()
     script = f"trap '' TERM; setsid sleep 1000 & sleep 1001 & echo >{tmp_path}/up; while :; do sleep 0.05; done"
     direct.define([shell("a", script, stop_timeout=0.2)])
@@ -161,7 +163,7 @@ def test_what_ignores_sigterm_is_killed_with_all_it_started(direct: Direct, tmp_
     until(lambda: processes() - before <= {daemon_pid(direct.layout), standing_pid(direct.layout)})
 
 
-def test_what_a_crashed_program_left_is_gone_before_the_next(direct: Direct, tmp_path: Path) -> None:
+def test_what_a_crashed_program_left_is_gone_before_the_next(direct: DaemonSupervisor, tmp_path: Path) -> None:
     script = f"setsid sleep 1000 & echo $! >>{tmp_path}/left; exit 1"
     direct.define([shell("a", script)])
     direct.start(["a"])
@@ -185,7 +187,9 @@ def test_it_starts_programs_however_many_descriptors_it_has(layout: Layout, tmp_
     assert (tmp_path / "limit").read_text() == f"{spawn.DESCRIPTORS}\n"
 
 
-def test_variables_folder_user_and_output(direct: Direct, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_folder_user_and_output(
+    direct: DaemonSupervisor, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LEAK", "yes")
     script = "id -un; pwd; umask; grep NoNewPrivs /proc/self/status; ls -l /proc/self/fd; exec env"
     direct.define([shell("a", script, variables={"PATH": "/bin"}, user="nobody", working_dir="/tmp", restart="never")])
@@ -199,7 +203,7 @@ def test_variables_folder_user_and_output(direct: Direct, layout: Layout, monkey
     assert log.stat().st_mode & 0o777 == 0o600
 
 
-def test_after_another(direct: Direct, layout: Layout, tmp_path: Path) -> None:
+def test_after_another(direct: DaemonSupervisor, layout: Layout, tmp_path: Path) -> None:
     trail = tmp_path / "trail"
     direct.define(
         [
@@ -217,13 +221,13 @@ def test_after_another(direct: Direct, layout: Layout, tmp_path: Path) -> None:
     assert started[-3:] == ["c:", "b:", "a:"]
 
 
-def test_a_circle_starts_all_the_same(direct: Direct) -> None:
+def test_a_circle_starts_all_the_same(direct: DaemonSupervisor) -> None:
     direct.define([shell("a", STAY, after=("b",)), shell("b", STAY, after=("a",))])
     assert direct.start(["a", "b"]) == {}
     assert {status.state for status in direct.observe().values()} == {"running"}
 
 
-def test_reload(direct: Direct, tmp_path: Path) -> None:
+def test_reload(direct: DaemonSupervisor, tmp_path: Path) -> None:
     up, hup = tmp_path / "up", ("/bin/kill", "-HUP", "{pid}")
     direct.define(
         [
@@ -240,7 +244,7 @@ def test_reload(direct: Direct, tmp_path: Path) -> None:
     assert "no such setting" in errors["c"]
 
 
-def test_detached_crun(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+def test_detached_crun(direct: DaemonSupervisor, layout: Layout, bundle: Bundle) -> None:
     direct.define([bundle("a", f"echo hello; {STAY.replace('sleep', 'busybox sleep')}"), bundle("b", "exit 7")])
     assert direct.start(["a"]) == {}
     status = direct.observe()["a"]
@@ -261,7 +265,7 @@ def test_detached_crun(direct: Direct, layout: Layout, bundle: Bundle) -> None:
 
 
 def test_crun_is_started_for_an_end_only_where_it_is_unusual(
-    direct: Direct, layout: Layout, bundle: Bundle, tmp_path: Path
+    direct: DaemonSupervisor, layout: Layout, bundle: Bundle, tmp_path: Path
 ) -> None:
     called, program = tmp_path / "called", tmp_path / "crun"
     program.write_text(f'#!/bin/sh\ntouch {called}\nexec /usr/bin/crun "$@"\n')
@@ -283,7 +287,7 @@ def test_crun_is_started_for_an_end_only_where_it_is_unusual(
 
 
 def test_killed_between_any_two_steps_of_forgetting_crun_deletes_the_rest(
-    direct: Direct, layout: Layout, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    direct: DaemonSupervisor, layout: Layout, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     direct.define([dataclasses.replace(bundle("a", "true", restart="never"), cleanup=())])
     argv = ("/usr/bin/crun", "--root", "/run/crun", "delete", "--force", "a")
@@ -318,7 +322,7 @@ def test_killed_between_any_two_steps_of_forgetting_crun_deletes_the_rest(
     assert steps > 3, "at least a control group, a file and the folder"
 
 
-def test_many_detached_at_once(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+def test_many_detached_at_once(direct: DaemonSupervisor, layout: Layout, bundle: Bundle) -> None:
     names = [f"x{number}" for number in range(24)]
     script = STAY.replace("sleep", "busybox sleep").replace("while", "echo trapped; while", 1)
     direct.define([bundle(name, script) for name in names])
@@ -336,7 +340,9 @@ def test_many_detached_at_once(direct: Direct, layout: Layout, bundle: Bundle) -
         assert {status.exit for status in direct.observe().values()} == {"exit 0"}
 
 
-def test_the_hosts_null_device_is_not_handed_to_a_runtime(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+def test_the_hosts_null_device_is_not_handed_to_a_runtime(
+    direct: DaemonSupervisor, layout: Layout, bundle: Bundle
+) -> None:
     look = "for fd in 0 1 2; do busybox readlink /proc/self/fd/$fd; done; busybox cat; echo end"
     direct.define([bundle("a", look, restart="never")])
     assert direct.start(["a"]) == {}
@@ -347,7 +353,7 @@ def test_the_hosts_null_device_is_not_handed_to_a_runtime(direct: Direct, layout
     assert streams[-1] == "end", "and reading it ends at once"
 
 
-def test_a_detached_start_that_fails_tells_why(direct: Direct, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_detached_start_that_fails_tells_why(direct: DaemonSupervisor, bundle: Bundle, tmp_path: Path) -> None:
     service = bundle("a", STAY, restart="never")
     config = tmp_path / "a" / "config.json"
     config.write_text(config.read_text().replace('"/bin/sh", "-c"', '"/bin/nothing", "-c"'))
@@ -356,7 +362,7 @@ def test_a_detached_start_that_fails_tells_why(direct: Direct, bundle: Bundle, t
     assert direct.observe()["a"].state == "failed"
 
 
-def test_services_outlive_the_daemon_and_are_adopted(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+def test_services_outlive_the_daemon_and_are_adopted(direct: DaemonSupervisor, layout: Layout, bundle: Bundle) -> None:
     direct.define([shell("a", STAY), bundle("b", STAY.replace("sleep", "busybox sleep")), shell("c", STAY)])
     assert direct.start(["a", "b", "c"]) == {}
     seen = direct.observe()
@@ -374,7 +380,7 @@ def test_services_outlive_the_daemon_and_are_adopted(direct: Direct, layout: Lay
     assert direct.stop(["a", "b", "c"]) == {}
 
 
-def test_a_killed_daemon_is_replaced_at_once_by_who_stands_by(direct: Direct, layout: Layout) -> None:
+def test_a_killed_daemon_is_replaced_at_once_by_who_stands_by(direct: DaemonSupervisor, layout: Layout) -> None:
     direct.define([shell("a", STAY)])
     direct.start(["a"])
     seen = direct.observe()
@@ -399,7 +405,7 @@ def test_a_killed_daemon_is_replaced_at_once_by_who_stands_by(direct: Direct, la
 
 
 def test_where_nobody_supervises_that_is_known_and_mended_without_starting_anything_else(
-    direct: Direct, layout: Layout
+    direct: DaemonSupervisor, layout: Layout
 ) -> None:
     assert direct.attended(), "there is nothing to watch over"
     direct.define([shell("a", STAY), shell("b", STAY), shell("done", "exit 0", restart="never")])
@@ -424,7 +430,7 @@ def test_where_nobody_supervises_that_is_known_and_mended_without_starting_anyth
 
 
 def test_the_daemon_is_not_the_first_to_be_killed_for_want_of_memory_and_programs_don_t_inherit_that(
-    direct: Direct, layout: Layout, bundle: Bundle
+    direct: DaemonSupervisor, layout: Layout, bundle: Bundle
 ) -> None:
     direct.define([shell("a", STAY), bundle("b", STAY.replace("sleep", "busybox sleep"))])
     direct.start(["a"])
@@ -448,7 +454,7 @@ def test_the_daemon_is_not_the_first_to_be_killed_for_want_of_memory_and_program
     assert [score(status.pid) for status in direct.observe().values()] == [0, 0]
 
 
-def test_an_init_of_the_operators_needs_nobody_to_stand_by(direct: Direct, layout: Layout) -> None:
+def test_an_init_of_the_operators_needs_nobody_to_stand_by(direct: DaemonSupervisor, layout: Layout) -> None:
     direct.define([shell("a", STAY)])
     command = library_copy.command(layout, "supervise", "--foreground")
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as own:
@@ -461,7 +467,7 @@ def test_an_init_of_the_operators_needs_nobody_to_stand_by(direct: Direct, layou
     assert own.returncode == 0
 
 
-def test_a_pid_that_became_another_process_is_not_ours(direct: Direct, layout: Layout) -> None:
+def test_a_pid_that_became_another_process_is_not_ours(direct: DaemonSupervisor, layout: Layout) -> None:
     direct.define([shell("a", STAY, restart="never")])
     direct.start(["a"])
     kill_daemon(layout)
@@ -483,7 +489,7 @@ def test_a_pid_that_became_another_process_is_not_ours(direct: Direct, layout: L
 
 
 def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
-    direct: Direct, layout: Layout, bundle: Bundle
+    direct: DaemonSupervisor, layout: Layout, bundle: Bundle
 ) -> None:
     names = [f"x{number}" for number in range(12)]
     direct.define(
@@ -515,7 +521,7 @@ def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
             definitions.remove_trace(layout, name)
 
 
-def test_after_a_reboot_resume_starts_what_shall_run(direct: Direct, layout: Layout) -> None:
+def test_after_a_reboot_resume_starts_what_shall_run(direct: DaemonSupervisor, layout: Layout) -> None:
     direct.define([shell("a", STAY, after=("b",)), shell("b", STAY), shell("c", STAY)])
     direct.start(["a", "c"])
     direct.stop(["c"])
@@ -536,7 +542,7 @@ def test_after_a_reboot_resume_starts_what_shall_run(direct: Direct, layout: Lay
     assert daemon_pid(layout) == daemon_before
 
 
-def test_restore_by_the_copy_alone(direct: Direct, layout: Layout) -> None:
+def test_restore_by_the_copy_alone(direct: DaemonSupervisor, layout: Layout) -> None:
     direct.define([shell("a", STAY), shell("b", STAY)])
     definitions.desire(layout, add=["a"])
     command = library_copy.command(layout, "restore")
@@ -548,7 +554,7 @@ def test_restore_by_the_copy_alone(direct: Direct, layout: Layout) -> None:
     assert (again.returncode, again.stderr) == (0, "")
 
 
-def test_removal_leaves_nothing_and_ends_the_daemon(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+def test_removal_leaves_nothing_and_ends_the_daemon(direct: DaemonSupervisor, layout: Layout, bundle: Bundle) -> None:
     before = processes()
     direct.define([shell("a", STAY), bundle("b", STAY.replace("sleep", "busybox sleep"))])
     direct.start(["a", "b"])
@@ -563,7 +569,7 @@ def test_removal_leaves_nothing_and_ends_the_daemon(direct: Direct, layout: Layo
     until(lambda: processes() - before == set())
 
 
-def test_logs_are_rotated_under_the_running_program(direct: Direct, layout: Layout) -> None:
+def test_logs_are_rotated_under_the_running_program(direct: DaemonSupervisor, layout: Layout) -> None:
     direct.define([shell("a", f"head -c {logs.SIZE * 4} /dev/zero; echo; echo end of the first; {STAY}")])
     direct.start(["a"])
     log = layout.logs / "a.log"
@@ -574,7 +580,7 @@ def test_logs_are_rotated_under_the_running_program(direct: Direct, layout: Layo
 
 
 def test_a_detached_program_s_log_is_root_s_and_its_output_a_pipe(
-    direct: Direct, layout: Layout, bundle: Bundle
+    direct: DaemonSupervisor, layout: Layout, bundle: Bundle
 ) -> None:
     """A log that the program could write to, or own, could fill the host's disk, or make the supervisor wait."""
     direct.define([bundle("a", f"echo hello; {STAY.replace('sleep', 'busybox sleep')}")])
@@ -589,7 +595,7 @@ def test_a_detached_program_s_log_is_root_s_and_its_output_a_pipe(
     assert list(relay.folder(layout).iterdir()) == []
 
 
-def test_output_goes_on_where_the_daemon_is_killed(direct: Direct, layout: Layout, bundle: Bundle) -> None:
+def test_output_goes_on_where_the_daemon_is_killed(direct: DaemonSupervisor, layout: Layout, bundle: Bundle) -> None:
     count = "i=0; while :; do i=$((i+1)); echo line $i; busybox usleep 2000; done"
     direct.define([bundle("a", count)])
     direct.start(["a"])
@@ -612,7 +618,7 @@ def test_output_goes_on_where_the_daemon_is_killed(direct: Direct, layout: Layou
 
 
 def test_who_writes_without_end_fills_no_disk_and_holds_up_nobody(
-    direct: Direct, layout: Layout, bundle: Bundle
+    direct: DaemonSupervisor, layout: Layout, bundle: Bundle
 ) -> None:
     direct.define([bundle("a", "busybox yes a long line of nothing that anybody wants to read"), shell("b", STAY)])
     direct.start(["a", "b"])
@@ -628,7 +634,7 @@ def test_who_writes_without_end_fills_no_disk_and_holds_up_nobody(
 
 
 def test_who_writes_little_without_end_takes_no_processor_of_the_supervisor_s(
-    direct: Direct, layout: Layout, bundle: Bundle
+    direct: DaemonSupervisor, layout: Layout, bundle: Bundle
 ) -> None:
     direct.define([bundle("a", "while :; do echo x; done")])
     direct.start(["a"])
@@ -643,7 +649,7 @@ def test_who_writes_little_without_end_takes_no_processor_of_the_supervisor_s(
     assert direct.stop(["a"]) == {}
 
 
-def test_only_root_is_listened_to_and_only_requests(direct: Direct, layout: Layout) -> None:
+def test_only_root_is_listened_to_and_only_requests(direct: DaemonSupervisor, layout: Layout) -> None:
     direct.define([shell("a", STAY)])
     direct.start(["a"])
     path = presence.socket_path(layout)
@@ -666,7 +672,7 @@ def test_only_root_is_listened_to_and_only_requests(direct: Direct, layout: Layo
     assert direct.observe()["a"].state == "running"
 
 
-def test_a_new_library_is_loaded_without_touching_what_runs(direct: Direct, layout: Layout) -> None:
+def test_a_new_library_is_loaded_without_touching_what_runs(direct: DaemonSupervisor, layout: Layout) -> None:
     direct.define([shell("a", STAY)])
     direct.start(["a"])
     pid, main = daemon_pid(layout), direct.observe()["a"].pid

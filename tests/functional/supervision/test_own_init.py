@@ -16,7 +16,7 @@ from support.waiting import until
 
 from netspace.layout import Layout
 from netspace.supervision.daemon import daemon, presence
-from netspace.supervision.daemon.client import Direct
+from netspace.supervision.daemon.client import DaemonSupervisor
 
 pytestmark = pytest.mark.root
 
@@ -36,7 +36,7 @@ def script(folder: Path, word: str) -> Path:
 
 
 @pytest.fixture
-def rebooted(direct: Direct, layout: Layout) -> Direct:
+def rebooted(direct: DaemonSupervisor, layout: Layout) -> DaemonSupervisor:
     """A host whose service ``a`` ran when it was rebooted, and ``b`` was stopped."""
     direct.define([shell("a", STAY), shell("b", STAY)])
     assert direct.start(["a", "b"]) == {}
@@ -52,7 +52,7 @@ def rebooted(direct: Direct, layout: Layout) -> Direct:
     return direct
 
 
-def runs(direct: Direct) -> bool:
+def runs(direct: DaemonSupervisor) -> bool:
     return {name: status.state for name, status in direct.observe().items()} == {"a": "running", "b": "stopped"}
 
 
@@ -67,7 +67,9 @@ STARTS = {
 
 
 @pytest.mark.parametrize("init", STARTS)
-def test_a_script_that_is_run_once_at_boot(init: str, rebooted: Direct, layout: Layout, tmp_path: Path) -> None:
+def test_a_script_that_is_run_once_at_boot(
+    init: str, rebooted: DaemonSupervisor, layout: Layout, tmp_path: Path
+) -> None:
     word, command = STARTS[init]
     path = script(tmp_path, word)
     for _ in range(2):
@@ -77,7 +79,7 @@ def test_a_script_that_is_run_once_at_boot(init: str, rebooted: Direct, layout: 
     until(lambda: standing_pid(layout), "and somebody stands by")
 
 
-def test_a_supervisor_that_is_an_inits_own(rebooted: Direct, layout: Layout, tmp_path: Path) -> None:
+def test_a_supervisor_that_is_an_inits_own(rebooted: DaemonSupervisor, layout: Layout, tmp_path: Path) -> None:
     path = script(tmp_path, "--foreground")
 
     def start() -> subprocess.Popen[bytes]:
@@ -108,7 +110,7 @@ def test_a_supervisor_that_is_an_inits_own(rebooted: Direct, layout: Layout, tmp
 
 
 def test_an_inits_own_stays_while_it_has_nothing_to_do(
-    direct: Direct, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    direct: DaemonSupervisor, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     direct.define([shell("a", STAY)])
     monkeypatch.setattr(daemon, "IDLE", 0.1)

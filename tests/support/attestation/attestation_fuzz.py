@@ -175,7 +175,7 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
         {"text": whole[5:]},
     ]
     signer = ear.Signer(ec.derive_private_key(9, ec.SECP256R1()))
-    told = ear.Told("web1", 3, 2, "policy-none", "why", "how", "ab" * 32, "boot", "web", 2, int(now) + 60)
+    told = ear.AppraisalClaims("web1", 3, 2, "policy-none", "why", "how", "ab" * 32, "boot", "web", 2, int(now) + 60)
     token = ear.make(signer, told, now, "1").encode()
     asked = {"minion": "web1", "nonce": "ab" * 32, "boot": "boot", "now": now, "versions": {}}
     text = b"sha256:\n  0 : 0x" + b"00" * 32 + b"\n"

@@ -25,7 +25,7 @@ from netspace.link.reconciler import DesiredLinks, Links
 from netspace.plan import Plan
 from netspace.spec import hosts
 from netspace.spec.types import Link, LocalBroker, host_of
-from netspace.supervision.daemon.client import Direct
+from netspace.supervision.daemon.client import DaemonSupervisor
 from support.waiting import until
 
 CLONE_NEWNET = 0x40000000
@@ -41,7 +41,7 @@ class World:
         self.layout = Layout(instance)
         self.namespace = namespace
         self.broker = broker or LocalBroker()
-        self.supervisor = Direct(self.layout)
+        self.supervisor = DaemonSupervisor(self.layout)
         self.messages: list[str] = []
         self.links = Links(self.layout, self.supervisor, progress=self.messages.append)
         self.netns: set[str] = set()

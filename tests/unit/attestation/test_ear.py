@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from netspace import jose
 from netspace.attestation import ear, refusals
-from netspace.attestation.ear import Signer, Told
+from netspace.attestation.ear import AppraisalClaims, Signer
 from netspace.errors import NetspaceError
 
 NOW = 1_700_000_000.0
 NONCE = "ab" * 32
-TOLD = Told("web1", 3, 2, "policy-none", "why", "how", NONCE, "boot-1", "web", 4, NOW + 7200)
+TOLD = AppraisalClaims("web1", 3, 2, "policy-none", "why", "how", NONCE, "boot-1", "web", 4, NOW + 7200)
 AT_HOST: dict[str, Any] = {
     "minion": "web1",
     "nonce": NONCE,
@@ -37,7 +37,7 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
     return ear.signer(tmp_path_factory.mktemp("verifier"))
 
 
-def check(token: Any, signer: Signer, **changes: Any) -> Told:
+def check(token: Any, signer: Signer, **changes: Any) -> AppraisalClaims:
     return ear.check(token, [signer.jwk], **{**AT_HOST, **changes})
 
 

@@ -411,8 +411,8 @@ def test_what_others_write_into_the_store_counts_as_nothing(
     assert made.record("web2") is None
 
 
-def _told(record: dict[str, Any]) -> ear.Told:
-    return ear.Told("web1", 5, 2, "ok", "", "", "ab", record["boot"], "web", 1, NOW + 60)
+def _told(record: dict[str, Any]) -> ear.AppraisalClaims:
+    return ear.AppraisalClaims("web1", 5, 2, "ok", "", "", "ab", record["boot"], "web", 1, NOW + 60)
 
 
 def test_each_change_of_state_is_told_once(made: Fleet, minion: Minion) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from netspace import jose
 from netspace.attestation import ear, refusals, result
-from netspace.attestation.ear import Signer, Told
+from netspace.attestation.ear import AppraisalClaims, Signer
 from netspace.attestation.evidence import PART, Context
 from netspace.attestation.evidence import parse as parse_evidence
 from netspace.attestation.minion import attester, master_result, self_appraisal, settings
@@ -52,7 +52,7 @@ def declared(*signers: Signer, **more: Any) -> Attestation:
 
 def token(signer: Signer, **changes: Any) -> str:
     now = time.time()
-    told = Told("web1", 3, 2, "policy-none", "why", "how", NONCE, "boot-1", "web", 2, now + 7200)
+    told = AppraisalClaims("web1", 3, 2, "policy-none", "why", "how", NONCE, "boot-1", "web", 2, now + 7200)
     return ear.make(signer, dataclasses.replace(told, **changes), now, "1")
 
 

@@ -14,7 +14,7 @@ from netspace.environment import claims, images, user_ids
 from netspace.environment import record as records
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.environment.observe import Observed, Seen
+from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
@@ -44,7 +44,7 @@ def seen(want=None, **changes):
         want.spec, want.state, user_ids.FIRST, Image("d" * 64, "i", Defaults()), "c", "r", want.files_summary
     )
     status = RUNNING if want.state == "running" else Status("stopped")
-    found = Seen(record, status, True, injected_files.digests(want.files))
+    found = ObservedEnvironment(record, status, True, injected_files.digests(want.files))
     return msgspec.structs.replace(found, **changes)
 
 

@@ -15,7 +15,7 @@ from netspace.environment import plan as compare
 from netspace.environment.container import cgroups, oci_config
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.environment.observe import Observed, Seen
+from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.record import Record
 from netspace.environment.storage import disks, mounts
@@ -37,7 +37,7 @@ def desired(**keys):
 
 def seen(want, **found):
     record = Record(want.spec, "running", FIRST, Image("d" * 64, "i", Defaults()), "c", "r", {})
-    return Seen(record, Status("running", 1), True, {}, **found)
+    return ObservedEnvironment(record, Status("running", 1), True, {}, **found)
 
 
 def plan(before, after, **found):

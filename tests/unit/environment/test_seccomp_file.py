@@ -13,7 +13,7 @@ from netspace.environment.container import seccomp, seccomp_profile
 from netspace.environment.container.seccomp_profile import Profile
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
-from netspace.environment.observe import Observed, Seen
+from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.plan import DesiredEnvironment, plan
 from netspace.environment.record import Record
 from netspace.errors import NetspaceError, SpecError
@@ -159,7 +159,7 @@ def test_a_changed_file_restarts_and_says_why_a_broken_one_changes_nothing():
     spec = parse.environment("web", {"image": "tar:/x", "seccomp": "file:/p.json"})
     image = Image("d" * 64, "i", Defaults())
     record = Record(spec, "running", 1 << 30, image, "c", "r", {}, Profile("old", {}))
-    seen = Seen(record, Status("running", 7), True, {})
+    seen = ObservedEnvironment(record, Status("running", 7), True, {})
 
     def steps(profile):
         return plan({"web": DesiredEnvironment(spec, profile=profile)}, Observed({"web": seen}, {}, "r"))

@@ -13,7 +13,7 @@ from netspace.environment import record as records
 from netspace.environment import user_ids
 from netspace.environment.health import probes, state, watcher
 from netspace.environment.health import record as verdict
-from netspace.environment.health.record import Verdict
+from netspace.environment.health.record import HealthVerdict
 from netspace.environment.health.state import Judgement
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
@@ -80,7 +80,7 @@ def test_a_judgement_survives_the_disk_and_damage_is_none(tmp_path: Path) -> Non
     layout = Layout(root=tmp_path)
     assert verdict.read(layout, "web") is None
     verdict.folder(layout).mkdir(parents=True)
-    known = Verdict(Judgement("unhealthy", 3, "exit 3: not well"), 7, 99, 1.5)
+    known = HealthVerdict(Judgement("unhealthy", 3, "exit 3: not well"), 7, 99, 1.5)
     verdict.write(layout, "web", known)
     verdict.mark(verdict.up(layout, "web"), True)
     assert verdict.read(layout, "web") == known

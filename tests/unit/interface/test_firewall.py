@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.interface.firewall.host_rules import Guarded, build, forwarded
+from netspace.interface.firewall.host_rules import HostFiltered, build, forwarded
 from netspace.interface.firewall.published import lead_name
 from netspace.nftables.table import difference, whole
 from netspace.spec.publish import Publication
@@ -23,9 +23,9 @@ RULES = st.builds(
 )
 
 
-def guarded(number: int, *allow: Allow, publish: Sequence[str] = ()) -> Guarded:
+def guarded(number: int, *allow: Allow, publish: Sequence[str] = ()) -> HostFiltered:
     addresses = {"ipv4": f"10.203.1.{number}", "ipv6": f"fd00::1:{number}"}
-    return Guarded(
+    return HostFiltered(
         f"e{number}", f"ns{number}", f"02:00:00:00:00:{number:02x}", addresses, GATEWAYS, allow,
         publish=tuple(map(Publication.parse, publish)),
     )  # fmt: skip

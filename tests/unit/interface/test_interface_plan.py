@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, StateError
 from netspace.interface import claims, endpoints, forwarding, kinds, netns
-from netspace.interface.apply import Applying, Firewall, Forwarding, Work
+from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceChange
 from netspace.interface.firewall import netns_table
-from netspace.interface.observe import Live, Observed, expected
+from netspace.interface.observe import Observed, ObservedInterface, expected
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.interface.record import Record, Volatile, path
 from netspace.layout import Layout
@@ -64,7 +64,7 @@ def done(plan: Plan, before: Observed) -> Observed:
             switches = {family: "1" if family in step.data.needed else "0" for family in switches}
             before_us = {forwarding.SWITCH[family]: "0" for family in step.data.needed}
             volatile = replace(volatile, forwarding=before_us)
-        elif isinstance(step.data, Work) and step.data.record is None:
+        elif isinstance(step.data, InterfaceChange) and step.data.record is None:
             del records[step.name], kept[LAYOUT.netns_name(step.name)]
             live.pop(step.name, None)
             volatile.guards.pop(step.name, None)
@@ -77,7 +77,7 @@ def done(plan: Plan, before: Observed) -> Observed:
                 if step.data.guard:
                     volatile.guards[step.name] = {"rendered": tables.digest(step.data.guard)}
             wanted = expected(LAYOUT, step.name, step.data.record)
-            live[step.name] = Live(wanted, 2, 9)
+            live[step.name] = ObservedInterface(wanted, 2, 9)
     return Observed(records, kept, volatile, live, firewall, switches)
 
 
@@ -193,9 +193,9 @@ def test_what_is_no_refusal_of_the_kernels_ends_the_run_also_out_of_a_thread(
 
     monkeypatch.setattr(netns_table, "put", put)
     monkeypatch.setattr(netns, "enter", lambda _: None)
-    work = Work(None, endpoints.Ends(), Live(), guard=())
+    work = InterfaceChange(None, endpoints.Endpoints(), ObservedInterface(), guard=())
     with pytest.raises(ValueError, match="unforeseen"):
-        Applying(Layout(root=tmp_path))._guard_only({"a": work, "b": work})
+        ApplyRun(Layout(root=tmp_path))._guard_only({"a": work, "b": work})
 
 
 @pytest.mark.parametrize("mtu", [0, 1279, 65536])

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, SpecError
 from netspace.interface import kernel_support, kinds, lan
-from netspace.interface.apply import Firewall, Forwarding, Work
-from netspace.interface.observe import Live, Observed, expected
+from netspace.interface.apply import Firewall, Forwarding, InterfaceChange
+from netspace.interface.observe import Observed, ObservedInterface, expected
 from netspace.interface.reconciler import DesiredInterfaces, Interfaces
 from netspace.interface.record import plain
 from netspace.layout import Layout
@@ -186,7 +186,7 @@ def done(plan: Plan, before: Observed) -> Observed:
             volatile = replace(volatile, firewall={"rendered": work.digest} if work.digest else {})
         elif isinstance(work, Forwarding):
             raise AssertionError("no packet of these kinds is the host's to forward")
-        elif isinstance(work, Work) and work.record is not None:
+        elif isinstance(work, InterfaceChange) and work.record is not None:
             known[step.name] = work.record
             kept[LAYOUT.netns_name(step.name)] = 7
             volatile.namespaces[step.name] = 7
@@ -194,7 +194,7 @@ def done(plan: Plan, before: Observed) -> Observed:
                 volatile.guards.pop(step.name, None)
                 if work.guard:
                     volatile.guards[step.name] = {"rendered": tables.digest(work.guard)}
-            live[step.name] = Live(expected(LAYOUT, step.name, work.record), 64, 9)
+            live[step.name] = ObservedInterface(expected(LAYOUT, step.name, work.record), 64, 9)
     return replace(before, records=known, live=live, namespaces=kept, volatile=volatile, firewall=firewall)
 
 

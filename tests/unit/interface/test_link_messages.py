@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netspace.interface import endpoints, kinds
-from netspace.interface.endpoints import End, Place
+from netspace.interface.endpoints import Endpoint, EndpointContext
 from netspace.interface.kinds import wireguard
 from netspace.netlink import reading, requests
 from netspace.netlink.connection import Message, Socket
@@ -159,9 +159,9 @@ def link(body: bytes) -> dict[int, Any]:
     return tree(body[16:], LINK)
 
 
-def wanted(declared: dict[str, Any], **more: Any) -> tuple[Any, endpoints.Ends]:
+def wanted(declared: dict[str, Any], **more: Any) -> tuple[Any, endpoints.Endpoints]:
     spec = parse.interface({**declared, **more})
-    place = Place("t0", MAC, "alias", {"ipv4": "198.18.6.7"}, {})
+    place = EndpointContext("t0", MAC, "alias", {"ipv4": "198.18.6.7"}, {})
     return kinds.of(spec), kinds.of(spec).ends(spec, place)
 
 
@@ -350,7 +350,7 @@ def test_every_kind_gives_its_link_the_name_and_place_that_is_asked() -> None:
     for declared, _ in MADE.values():
         module, due = wanted(declared)
         end = due.inside
-        assert isinstance(end, End)
+        assert isinstance(end, Endpoint)
         assert end.kind == module.LINK
         assert (due.made_as, end.name) == ("t0", "eth0")
         (message,) = module.create(due, 9, {"p": 3})

@@ -34,7 +34,7 @@ from netspace.link.seal import bundle as bundles
 from netspace.link.seal import endorser, exchange, path_validation, peers
 from netspace.link.seal import keys as seals
 from netspace.link.seal.path_validation import Untrusted
-from netspace.link.seal.peers import Others
+from netspace.link.seal.peers import PeerKeys
 from netspace.spec.types import Link, LocalBroker, RemoteHost
 from netspace_client import card, seal
 from netspace_client.keys import ring
@@ -82,9 +82,9 @@ class Fleet:
     def adopt(self, text: str, at: str = "h1", wanted: tuple[str, ...] = ("h1", "h2")) -> tuple[str, bool]:
         return bundles.adopt(self.layouts[at], self.broker(at), wanted, self.known[at], text, NOW)
 
-    def others(self, at: str) -> Others:
+    def others(self, at: str) -> PeerKeys:
         hosts = {name: whose for name, whose in IDS.items() if name != at}
-        return Others(self.own[at], self.known[at], hosts, bundles.read_all(self.layouts[at]))
+        return PeerKeys(self.own[at], self.known[at], hosts, bundles.read_all(self.layouts[at]))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,7 +154,7 @@ def test_an_endorsement_is_renewed_while_a_seal_under_way_needs_it(fleet):
 
 
 # -- certificates ------------------------------------------------------------------------------------
-def checked(fleet: Fleet, pem: str, now: float = NOW) -> path_validation.Vouched:
+def checked(fleet: Fleet, pem: str, now: float = NOW) -> path_validation.ValidatedEndorser:
     return path_validation.checked(pem, {"h2": IDS["h2"], "h3": IDS["h3"]}, fleet.known["h1"].trusted, now)
 
 
@@ -649,7 +649,7 @@ def test_what_lacks_is_told_with_the_remedy(fleet):
         "vault@h2: the last key to seal for it",
     ]
     assert any("what is known of it runs out on" in text for text in lacking(fleet.known["h2"].ends - DAY))
-    assert Others().lacking([Link(source="a", target="b", seal=True)], NOW) == []
+    assert PeerKeys().lacking([Link(source="a", target="b", seal=True)], NOW) == []
 
 
 def test_who_seals_for_whom(fleet):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from netspace.link.card import card
 from netspace.link.topology import diff, objects
-from netspace.link.topology.draining import Former, find
+from netspace.link.topology.draining import DrainingQueue, find
 from netspace.link.topology.names import PLAIN, Names, account, environments_of, owner, shown
 from netspace.spec.types import Link
 
@@ -347,7 +347,7 @@ def test_a_card_names_every_queue_of_its_environment():
 @given(LINKS, LINKS)
 def test_no_environment_is_told_a_name_that_isnt_its_own(first, second):
     formers = [
-        Former(N(f"mailbox.{end}", "former"), end, {N(f"link.{link.name}", "x"): link.name})
+        DrainingQueue(N(f"mailbox.{end}", "former"), end, {N(f"link.{link.name}", "x"): link.name})
         for link in second
         for end in [link.target]
     ]
@@ -422,8 +422,8 @@ def _everything(links: list[Link], called: Names):
 def test_a_card_tells_the_senders_of_former_queues_by_their_exchange():
     links = [Link(source="a", target="b", pattern="request")]
     formers = [
-        Former("mailbox.b", "b", {"link.a.b": "a.b", "link.c.b": "c.b"}),
-        Former("mailbox.c", "c", {"link.a.c": "a.c"}),
+        DrainingQueue("mailbox.b", "b", {"link.a.b": "a.b", "link.c.b": "c.b"}),
+        DrainingQueue("mailbox.c", "c", {"link.a.c": "a.c"}),
     ]
     content = card("b", links, VHOST, CALLED, formers)
     assert content["queues"] == [N("mailbox.b"), "mailbox.b"]

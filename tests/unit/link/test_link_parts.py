@@ -443,9 +443,9 @@ def test_how_many_letters_is_bounded(tmp_path, limit):
     with pytest.raises(NetspaceError, match="limit"):
         dead_letters.Letters(layout).count(limit)
     with pytest.raises(NetspaceError, match="limit"):
-        dead_letters.Letters(layout).redeliver(dead_letters.Choice(limit))
+        dead_letters.Letters(layout).redeliver(dead_letters.LetterFilter(limit))
     with pytest.raises(NetspaceError, match="limit"):
-        dead_letters.Letters(layout).discard(dead_letters.Choice(limit))
+        dead_letters.Letters(layout).discard(dead_letters.LetterFilter(limit))
 
 
 def test_without_links_there_are_no_letters(tmp_path):

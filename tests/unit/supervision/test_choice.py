@@ -9,7 +9,7 @@ import pytest
 from netspace import supervision
 from netspace.layout import Layout
 from netspace.supervision import cgroup
-from netspace.supervision.daemon.client import Direct
+from netspace.supervision.daemon.client import DaemonSupervisor
 from netspace.supervision.systemd.supervisor import Systemd
 
 
@@ -36,5 +36,5 @@ def test_systemd_where_it_is_pid_1_else_our_own(monkeypatch: pytest.MonkeyPatch)
     assert cgroup.payload_cgroup(layout, "web") == "/lab.slice/lab-web.service/payload"
     for module in (supervision, cgroup):
         monkeypatch.setattr(module, "booted", lambda: False)
-    assert isinstance(supervision.select(layout), Direct)
+    assert isinstance(supervision.select(layout), DaemonSupervisor)
     assert cgroup.payload_cgroup(layout, "web") == "/lab/web"

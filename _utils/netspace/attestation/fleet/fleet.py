@@ -120,7 +120,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Standing:
+class HostState:
     """A host's current state.
 
     :param record: the last result that this verifier made; None if there is none.
@@ -300,7 +300,7 @@ class Fleet:
                 self._listed[minion] = evidence
         version = 0 if asked.policy is None else asked.policy.version
         until = now + asked.group.deadline
-        told = ear.Told(
+        told = ear.AppraisalClaims(
             minion,
             level,
             asked.group.minimum,
@@ -470,7 +470,7 @@ class Fleet:
             return None
         return found
 
-    def standing(self, minion: str, now: float, record: dict[str, Any] | None = None) -> Standing:
+    def standing(self, minion: str, now: float, record: dict[str, Any] | None = None) -> HostState:
         """Return the current state of *minion*.
 
         :param record: the minion's last result; None: read it from the store.
@@ -478,9 +478,9 @@ class Fleet:
         record = self.record(minion) if record is None else record
         host, group = self.registrar.host(minion), self.group(minion)
         name, reason, remedy = state(minion, record, host, group, now)
-        return Standing(minion, name, reason, remedy, group, record, host)
+        return HostState(minion, name, reason, remedy, group, record, host)
 
-    def announced(self, standing: Standing) -> str | None:
+    def announced(self, standing: HostState) -> str | None:
         """Record a state as announced. Return the state that was announced before; None if it is the same."""
         key = key_of(standing.minion)
         before = str(self._store.fetch("told", key).get("state", UNKNOWN))

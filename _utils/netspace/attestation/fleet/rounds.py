@@ -22,7 +22,7 @@ from typing import Any
 from netspace import files
 from netspace.attestation.fleet import fleet, transfer
 from netspace.attestation.fleet.bus import Bus
-from netspace.attestation.fleet.fleet import Fleet, Standing
+from netspace.attestation.fleet.fleet import Fleet, HostState
 from netspace.attestation.fleet.origin import Unproved
 from netspace.attestation.fleet.window import TELL, Again, Answer, Call, Pace, Step, Task, Window, Work
 from netspace.attestation.identity import Identities
@@ -63,7 +63,7 @@ class Round:
         self,
         made: Fleet,
         ready: Ready,
-        announce: Callable[[Standing], None],
+        announce: Callable[[HostState], None],
         *,
         listed: bool = False,
         wall: Callable[[], float] = time.time,

@@ -46,7 +46,7 @@ print(json.dumps({"files": files, "objects": objects, "program": os.readlink("/p
 
 
 @dataclass(frozen=True)
-class Kit:
+class PortableInterpreter:
     """A packed interpreter.
 
     :param start: the arguments before the script; ``{}`` stands for the folder where the kit is mounted.
@@ -64,7 +64,7 @@ class Kit:
         return [f"PYTHONHOME={folder}", "PYTHONDONTWRITEBYTECODE=1", "PYTHONUTF8=1", "PYTHONCOERCECLOCALE=0", "TZ=UTC0"]
 
 
-def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Kit:
+def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> PortableInterpreter:
     """Fill *folder* with an interpreter that can import *modules*.
 
     :param interpreter: the interpreter to pack; this process's by default.
@@ -97,12 +97,12 @@ def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Kit:
             loader = source.name
     shutil.copy(found["program"], folder / "python")
     if not loader:
-        return Kit(("{}/python",))  # linked statically
+        return PortableInterpreter(("{}/python",))  # linked statically
     # glibc's loader always reads this file: by it, an image could load its own code into the interpreter.
     content = (folder / "so" / loader).read_bytes()
     (folder / "so" / loader).write_bytes(content.replace(b"/etc/ld.so.preload\0", b"/dev/ld.so.nothing\0"))
     (folder / "so" / loader).chmod(0o755)
-    return Kit((f"{{}}/so/{loader}", "--library-path", "{}/so", "{}/python"))
+    return PortableInterpreter((f"{{}}/so/{loader}", "--library-path", "{}/so", "{}/python"))
 
 
 def _place(source: Path, module: str, library: Path) -> None:

@@ -19,7 +19,7 @@ import msgspec
 
 from netspace.environment import execute
 from netspace.environment.audit import twin
-from netspace.environment.builder import Making
+from netspace.environment.builder import Builder
 from netspace.environment.container import cgroups
 from netspace.environment.record import Record
 from netspace.environment.storage import mounts
@@ -142,7 +142,7 @@ def _end_on_host(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def rivals(making: Making, original: Record, twins: tuple[str, str]) -> Iterator[Rivals]:
+def rivals(making: Builder, original: Record, twins: tuple[str, str]) -> Iterator[Rivals]:
     """Make the two twins and yield the three rivals; end all three afterwards.
 
     The twins must have a note and network namespaces.

@@ -29,7 +29,7 @@ from netspace import files
 from netspace.environment import record as records
 from netspace.environment import user_ids
 from netspace.environment.audit import interpreter as kit
-from netspace.environment.builder import Making
+from netspace.environment.builder import Builder
 from netspace.environment.container import cgroups, oci_config, oci_runtime
 from netspace.environment.record import Record
 from netspace.environment.runtimes import Runtime
@@ -112,7 +112,9 @@ def cgroup(layout: Layout, name: str) -> str:
     return f"/{layout.instance}-audit/{name}"
 
 
-def attack(making: Making, original: Record, twins: tuple[str, str], target: Mapping[str, Any]) -> list[dict[str, str]]:
+def attack(
+    making: Builder, original: Record, twins: tuple[str, str], target: Mapping[str, Any]
+) -> list[dict[str, str]]:
     """Run the probe in the first twin, with the second as its target; return the probe's rows.
 
     Both must have a note and network namespaces.
@@ -151,7 +153,7 @@ class Role:
     variables: Sequence[str] = ()
 
 
-def prepare(making: Making, original: Record, roles: Mapping[str, Role]) -> kit.Kit:
+def prepare(making: Builder, original: Record, roles: Mapping[str, Role]) -> kit.PortableInterpreter:
     """Make twins, each for its role; return the interpreter, which lies in :func:`kit_folder` of the first one.
 
     All must have a note and network namespaces.
@@ -175,7 +177,7 @@ def prepare(making: Making, original: Record, roles: Mapping[str, Role]) -> kit.
     return interpreter
 
 
-def _mounted(making: Making, original: Record) -> Path:
+def _mounted(making: Builder, original: Record) -> Path:
     """Return the original's image, mounted."""
     if original.spec.kernel is not None:
         raise NetspaceError("a kernel makes no system calls of the host's: there is nothing to run the probe in")
@@ -185,7 +187,7 @@ def _mounted(making: Making, original: Record) -> Path:
     return making.store.mountpoint(original.image.digest)
 
 
-def _pack(folder: Path) -> kit.Kit:
+def _pack(folder: Path) -> kit.PortableInterpreter:
     """Copy the interpreter and the programs into a tmpfs of their own: /run may be mounted noexec."""
     folder.mkdir(parents=True)
     folder.parent.chmod(0o711)
@@ -205,7 +207,7 @@ def _pack(folder: Path) -> kit.Kit:
 
 
 def _make(
-    making: Making, name: str, original: Record, base: int, folder: Path, command: list[str], variables: list[str]
+    making: Builder, name: str, original: Record, base: int, folder: Path, command: list[str], variables: list[str]
 ) -> None:
     layout = making.layout
     spec = msgspec.structs.replace(original.spec, command=("/probe",), env={}, init=False, volumes=(), interface=None)
@@ -223,7 +225,7 @@ def _make(
     files.write(layout.bundle(name) / "config.json", oci_config.encode(config))
 
 
-def _limits(making: Making, original: Record) -> dict[str, Any]:
+def _limits(making: Builder, original: Record) -> dict[str, Any]:
     """Return the limits that the probe tries to exceed; a limit that this host can't keep is marked as skipped."""
     found: dict[str, Any] = {
         key: value for key, value in parse.encode(original.spec.limits).items() if isinstance(value, int | float)

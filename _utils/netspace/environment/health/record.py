@@ -27,7 +27,7 @@ from netspace.environment.health.state import Judgement
 from netspace.layout import Layout
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class HealthVerdict(msgspec.Struct, frozen=True):
     """A judgement on the process *pid*, started at ``ticks`` (proc(5)); ``since`` is in seconds since the epoch."""
 
     judgement: Judgement
@@ -57,7 +57,7 @@ def _path(layout: Layout, name: str) -> Path:
     return folder(layout) / f"{name}.json"
 
 
-def write(layout: Layout, name: str, verdict: Verdict) -> None:
+def write(layout: Layout, name: str, verdict: HealthVerdict) -> None:
     """Replace the verdict atomically. ``/run`` is memory, so nothing is synced."""
     known = verdict.judgement
     record: dict[str, Any] = {"state": known.state, "failures": known.failures, "detail": known.detail}
@@ -71,13 +71,13 @@ def write(layout: Layout, name: str, verdict: Verdict) -> None:
     os.rename(aside, _path(layout, name))
 
 
-def read(layout: Layout, name: str) -> Verdict | None:
+def read(layout: Layout, name: str) -> HealthVerdict | None:
     """Return the verdict; None if there is none, or it is invalid."""
     try:
         with open(_path(layout, name), "rb") as stream:
             record: Any = json.loads(stream.read(65536))
         judgement = Judgement(record["state"], int(record["failures"]), str(record["detail"]))
-        verdict = Verdict(judgement, int(record["pid"]), int(record["ticks"]), float(record["since"]))
+        verdict = HealthVerdict(judgement, int(record["pid"]), int(record["ticks"]), float(record["since"]))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return verdict if judgement.state in ("starting", "healthy", "unhealthy") else None

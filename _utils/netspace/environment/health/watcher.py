@@ -25,7 +25,7 @@ from netspace.environment.container import oci_runtime
 from netspace.environment.health import probes
 from netspace.environment.health import record as verdict
 from netspace.environment.health import state as machine
-from netspace.environment.health.record import Verdict
+from netspace.environment.health.record import HealthVerdict
 from netspace.environment.health.state import Judgement
 from netspace.environment.record import Record
 from netspace.layout import Layout
@@ -233,7 +233,7 @@ class Watch:
             before = verdict.read(self.layout, one.name)
             same = before is not None and before.pid == one.pid and before.judgement.state == state
             since = before.since if same and before is not None else time.time()
-            verdict.write(self.layout, one.name, Verdict(one.judgement, one.pid, one.ticks, since))
+            verdict.write(self.layout, one.name, HealthVerdict(one.judgement, one.pid, one.ticks, since))
 
     # -- ending unhealthy environments ---------------------------------------------------
     def _doom(self, one: Watched) -> None:

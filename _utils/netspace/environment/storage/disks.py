@@ -66,7 +66,7 @@ _SUPER_BLOCK = 1024
 _MAGIC = 0xEF53
 
 
-class Place(msgspec.Struct, frozen=True):
+class DiskFile(msgspec.Struct, frozen=True):
     """A declared file system of an environment.
 
     :param key: ``layer``, or the volume's target.
@@ -99,21 +99,21 @@ class Disk(msgspec.Struct, frozen=True):
     files: int = 0
 
 
-def layer(layout: Layout, name: str, digest: str, size: int) -> Place:
+def layer(layout: Layout, name: str, digest: str, size: int) -> DiskFile:
     """Return the place of the layer on the image *digest*."""
     file = layout.environment(name) / f"{digest[:16]}{SUFFIX}"
-    return Place(LAYER, file, layout.disks(name) / LAYER, whole(size), "upper")
+    return DiskFile(LAYER, file, layout.disks(name) / LAYER, whole(size), "upper")
 
 
-def volume(layout: Layout, name: str, one: Volume) -> Place:
-    """Return the :class:`Place` (file and mount point) of a volume that has no ``source``."""
+def volume(layout: Layout, name: str, one: Volume) -> DiskFile:
+    """Return the :class:`DiskFile` (file and mount point) of a volume that has no ``source``."""
     assert one.size is not None
     own = checks.quoted(one.target)
     file = layout.volumes(name) / f"{own}{SUFFIX}"
-    return Place(one.target, file, layout.disks(name) / f"volume-{own}", whole(one.size), "data")
+    return DiskFile(one.target, file, layout.disks(name) / f"volume-{own}", whole(one.size), "data")
 
 
-def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[Place]:
+def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[DiskFile]:
     """Return the places of all file systems of its own that the environment declares."""
     found = []
     if spec.limits.disk is not None and not spec.read_only:
@@ -141,7 +141,7 @@ def grows() -> bool:
 # -- seeing ------------------------------------------------------------------------
 
 
-def observe(place: Place, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
+def observe(place: DiskFile, mounted: Mapping[str, mounts.Mount]) -> Disk | None:
     """Return the file system that is mounted at the place; None if there is none, or it isn't in the place's file."""
     mount = mounted.get(str(place.point))
     if mount is None or mount.kind != "ext4" or not mount.source.startswith("/dev/loop"):
@@ -194,7 +194,7 @@ def budget(layout: Layout) -> int | None:
 # -- doing -------------------------------------------------------------------------
 
 
-def ensure(place: Place, owner: int, mode: int) -> None:
+def ensure(place: DiskFile, owner: int, mode: int) -> None:
     """Mount the place's file system with at least its size; make it if it is missing. No process may use it.
 
     :param owner: host id that owns the folder of new content.
@@ -225,7 +225,7 @@ def ensure(place: Place, owner: int, mode: int) -> None:
         raise NetspaceError(f"{place.file}: {err}{hint}") from err
 
 
-def _fits(place: Place) -> bool:
+def _fits(place: DiskFile) -> bool:
     """Return whether the place's file has the declared size, or can grow to it without a rewrite."""
     size, length = size_of(place.file), place.file.stat().st_size
     if length > place.size or size > place.size:
@@ -233,7 +233,7 @@ def _fits(place: Place) -> bool:
     return grows() or (length == place.size and place.size < size + _SLACK)
 
 
-def write(place: Place, source: Path, owner: int, mode: int) -> None:
+def write(place: DiskFile, source: Path, owner: int, mode: int) -> None:
     """Rewrite the place's file with the content of the folder *source*; replace the old file once all is written.
 
     :raises NetspaceError: when the file system has no room for the content.
@@ -253,7 +253,7 @@ def write(place: Place, source: Path, owner: int, mode: int) -> None:
     _sync(place.file.parent)
 
 
-def _aside(place: Place) -> Path:
+def _aside(place: DiskFile) -> Path:
     """Return the path at which the place's new file is made; delete what an interrupted run left there."""
     aside = place.file.with_name(place.file.name + _NEW)
     aside.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -279,7 +279,7 @@ def copy(source: Path, target: Path) -> None:
     files.sync_all(target)
 
 
-def grow(place: Place, device: str) -> None:
+def grow(place: DiskFile, device: str) -> None:
     """Grow a mounted file system to its place's size, if it is smaller; it may be in use.
 
     :param device: the loop device that is mounted there.

@@ -129,7 +129,7 @@ class Entry:
     target: str = ""
 
 
-class Within:
+class GuestFiles:
     """The files of one environment; see :func:`entered`. Every method raises NetspaceError naming the path."""
 
     def __init__(self, root: int, uid: int, gid: int) -> None:
@@ -281,7 +281,7 @@ class Within:
 
 
 @contextlib.contextmanager
-def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[Within]:
+def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[GuestFiles]:
     """Yield the files that process *pid* of an environment sees.
 
     :param base: host id of the id 0 inside; the process must have one of the environment's ids.
@@ -300,7 +300,7 @@ def entered(pid: int, base: int, uid: int, gid: int, root: str) -> Iterator[With
     with _closing(inside):
         if os.fstat(inside).st_dev != os.stat(root).st_dev:
             raise NetspaceError("the files of this environment can't be reached from the host")
-        yield Within(inside, base + uid, base + gid)
+        yield GuestFiles(inside, base + uid, base + gid)
 
 
 @contextlib.contextmanager

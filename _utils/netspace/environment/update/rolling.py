@@ -18,7 +18,7 @@ import msgspec
 
 from netspace import files
 from netspace.environment import record as records
-from netspace.environment.builder import Making, each
+from netspace.environment.builder import Builder, each
 from netspace.environment.container import oci_runtime
 from netspace.environment.health import state
 from netspace.environment.record import Record
@@ -54,7 +54,7 @@ def _note(layout: Layout, name: str) -> Path:
 
 
 def try_beside(
-    making: Making, supervisor: Supervisor, wanted: Mapping[str, Record], handed: Mapping[str, Files]
+    making: Builder, supervisor: Supervisor, wanted: Mapping[str, Record], handed: Mapping[str, Files]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Start a second instance of each environment, wait until it is healthy, and remove it if it isn't in time.
 

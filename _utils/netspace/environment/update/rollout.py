@@ -15,7 +15,7 @@ from netspace.environment import services as environment_services
 from netspace.environment.container import oci_runtime, unikernel
 from netspace.environment.health import record as verdict
 from netspace.environment.health import state
-from netspace.environment.observe import Seen
+from netspace.environment.observe import ObservedEnvironment
 from netspace.environment.record import Failed, Previous, Record, fingerprint
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -27,7 +27,7 @@ BEGUN = 300.0  # seconds allowed to the health service for its begin: a slow hos
 SLACK = 10.0  # seconds in addition to the declared ones, for a busy host
 
 
-def worth_keeping(seen: Seen, new: Environment) -> Previous | None:
+def worth_keeping(seen: ObservedEnvironment, new: Environment) -> Previous | None:
     """Return the version to go back to if an update fails; None if there is no trial or that version isn't up."""
     record = seen.record
     if new.health is None or not new.update.rollback:

@@ -57,7 +57,7 @@ _RAW, _SRCNAT = -300, 100  # priorities: linux/netfilter_ipv4.h
 _NAME = ("ifname",)
 
 
-class Guarded(msgspec.Struct, frozen=True):
+class HostFiltered(msgspec.Struct, frozen=True):
     """The facts about one interface that the filter depends on.
 
     :param environment: its environment's name; interfaces are sorted by it.
@@ -97,7 +97,7 @@ def _is(cidr: Cidr, address: str) -> bool:
     return cidr.network == ipaddress.ip_network(address)
 
 
-def build(guarded: Sequence[Guarded], elsewhere: Iterable[str] = ()) -> Table:
+def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Table:
     """Return the table (family ``inet``) for these interfaces; an empty table if there are none.
 
     :param elsewhere: addresses of environments that have no end on the host.
@@ -221,7 +221,7 @@ def _judged(end: str, original: str, reply: str) -> list[Rule]:
 
 
 def _allowed(
-    ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
+    ruled: Sequence[HostFiltered], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
     """Add the chains with rules, and the maps that lead to them. Interfaces with the same rules share a chain."""
     for way in WAYS:
@@ -246,7 +246,7 @@ def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...])
 
 
 def _limits(
-    ruled: Sequence[Guarded], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
+    ruled: Sequence[HostFiltered], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
     """Add the chains for the first packet of an allowed connection. They count connections per interface."""
     any_led = any(one.publish for one in ruled)

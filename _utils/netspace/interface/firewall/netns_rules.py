@@ -35,7 +35,7 @@ _SOLICITATION, _ADVERTISEMENT, _QUERY, _REPORT = 135, 136, 130, 143
 _REPORTS_TO = ipaddress.IPv6Address("ff02::16")  # RFC 3810 section 5.2.14
 
 
-class Guarded(msgspec.Struct, frozen=True):
+class NetnsFiltered(msgspec.Struct, frozen=True):
     """The facts about one interface that its table depends on.
 
     :param link: its name.
@@ -70,7 +70,7 @@ def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dic
     return {family: sorted(ones) for family, ones in found.items()}
 
 
-def render(guarded: Guarded) -> tuple[Table, ...]:
+def render(guarded: NetnsFiltered) -> tuple[Table, ...]:
     """Return the tables (families ``inet`` and ``netdev``) that filter this interface."""
     # A set is there even if it is empty: a later environment then only adds an element.
     sets = {
@@ -91,7 +91,7 @@ def render(guarded: Guarded) -> tuple[Table, ...]:
     return Table(chains, sets), Table({"leaving": leaving}, family="netdev")
 
 
-def _judged(guarded: Guarded, *, outwards: bool) -> list[Rule]:
+def _judged(guarded: NetnsFiltered, *, outwards: bool) -> list[Rule]:
     """Return the rules for packets that the environment sends, or those that it receives."""
     rules = [f"{'oif' if outwards else 'iif'} {_LOOPBACK} accept"]
     # Hop limit 255: neighbour discovery never comes from beyond the link (RFC 4861 section 7.1).
@@ -120,7 +120,7 @@ def _judged(guarded: Guarded, *, outwards: bool) -> list[Rule]:
     return rules
 
 
-def _pinned(guarded: Guarded) -> list[Rule]:
+def _pinned(guarded: NetnsFiltered) -> list[Rule]:
     """Return the rules that let only frames with the environment's own MAC and addresses leave."""
     rules = []
     mac = bytes.fromhex(guarded.mac.replace(":", ""))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netspace.interface import kinds
-from netspace.interface.endpoints import Ends, Place
+from netspace.interface.endpoints import EndpointContext, Endpoints
 from netspace.interface.firewall import netns_rules
 from netspace.interface.record import Record
 from netspace.layout import Layout
@@ -29,7 +29,9 @@ def is_inside(record: Record) -> bool:
     return bool(kinds.of(record.interface).FILTER == "inside")
 
 
-def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: Numbers) -> tuple[Table, ...]:
+def wanted(
+    layout: Layout, record: Record, ends: Endpoints, place: EndpointContext, everybody: Numbers
+) -> tuple[Table, ...]:
     """Return the desired tables; none if no table is wanted. Pure.
 
     :param everybody: the addresses of all interfaces that the host's table doesn't filter.
@@ -48,7 +50,7 @@ def wanted(layout: Layout, record: Record, ends: Ends, place: Place, everybody: 
         for family, addresses in netns_rules.covered(spec.allow, everybody).items()
     }
     plain = (address.split("/")[0] for address in ends.inside.addresses)
-    guarded = netns_rules.Guarded(
+    guarded = netns_rules.NetnsFiltered(
         link=ends.inside.name,
         mac=ends.inside.mac,
         arp=ends.inside.arp,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netspace.interface import lan
-from netspace.interface.endpoints import End, Ends, Place
+from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.interface.kinds import veth
 from netspace.netlink import reading, requests
 from netspace.netlink.connection import Message
@@ -60,11 +60,11 @@ def lacks(spec: Bridge, links: Mapping[str, Link]) -> str:
     return ""
 
 
-def ends(spec: Bridge, place: Place) -> Ends:
+def ends(spec: Bridge, place: EndpointContext) -> Endpoints:
     """Return the inner end, and the outer end as a port of the bridge."""
-    return Ends(
+    return Endpoints(
         inside=lan.inside(spec, place, LINK, {}),
-        outside=End(
+        outside=Endpoint(
             name=place.host_name,
             mac=f"fe{place.mac[2:]}",
             mtu=spec.mtu,
@@ -76,12 +76,12 @@ def ends(spec: Bridge, place: Place) -> Ends:
     )
 
 
-def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the messages that create the pair. ``change`` makes the outer end a port."""
     return veth.create(wanted, far, parents)
 
 
-def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
     if "bridge" not in like.details:
         return {}
     return {
@@ -90,7 +90,7 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
     """Return the messages that attach the outer end to the bridge, and isolate it before it is up."""
     had = {} if now is None else now.details
     if "bridge" not in wanted.details or had == wanted.details:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from netspace.interface import lan
-from netspace.interface.endpoints import End, Ends, Place
+from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.netlink import reading, requests
 from netspace.netlink.connection import Message
 from netspace.netlink.reading import Link
@@ -65,11 +65,11 @@ def lacks(spec: Ipvlan, links: Mapping[str, Link]) -> str:
     return lan.lacks_parent(spec.parent, spec.mtu, links)
 
 
-def ends(spec: Ipvlan, place: Place) -> Ends:
+def ends(spec: Ipvlan, place: EndpointContext) -> Endpoints:
     """Return the inner end only. It has the parent's MAC."""
     details = {"parent": spec.parent, "mode": spec.mode, "isolation": spec.isolation}
     end = lan.inside(spec, place, LINK, details, mac="", neighbours=spec.mode == "l2")
-    return Ends(inside=end, made_as=place.host_name)
+    return Endpoints(inside=end, made_as=place.host_name)
 
 
 def _data(details: Mapping[str, Any]) -> Words:
@@ -79,7 +79,7 @@ def _data(details: Mapping[str, Any]) -> Words:
     )
 
 
-def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
@@ -88,7 +88,7 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, arp=end.arp, parent=parent, data=data, namespace=far)]
 
 
-def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
     def name(names: Mapping[str, int], type_: int) -> str:
         value = reading.number(link.data.get(type_, b""))
         return next((name for name, number in names.items() if number == value), str(value))
@@ -100,7 +100,7 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
     if now is None or now.details == wanted.details:
         return []
     return [requests.change_link(index, LINK, _data(wanted.details))]

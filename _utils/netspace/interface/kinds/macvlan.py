@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from netspace.interface import lan
-from netspace.interface.endpoints import End, Ends, Place
+from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.netlink import reading, requests
 from netspace.netlink.connection import Message
 from netspace.netlink.reading import Link
@@ -58,17 +58,17 @@ def lacks(spec: Macvlan, links: Mapping[str, Link]) -> str:
     return lan.lacks_parent(spec.parent, spec.mtu, links)
 
 
-def ends(spec: Macvlan, place: Place) -> Ends:
+def ends(spec: Macvlan, place: EndpointContext) -> Endpoints:
     """Return the inner end only."""
     details = {"parent": spec.parent, "mode": spec.mode}
-    return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
+    return Endpoints(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 
 
 def _data(details: Mapping[str, Any]) -> Words:
     return (("IFLA_MACVLAN_MODE", details["mode"]),)
 
 
-def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
@@ -77,12 +77,12 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, parent=parent, data=data, namespace=far)]
 
 
-def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
     mode = reading.number(link.data.get(_MODE, b""))
     return {"parent": hosts.get(link.parent, ""), "mode": _NAMES.get(mode, str(mode))}
 
 
-def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
     if now is None or now.details == wanted.details:
         return []
     return [requests.change_link(index, LINK, _data(wanted.details))]

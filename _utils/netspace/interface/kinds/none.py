@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from netspace.interface.endpoints import Ends, Place
+from netspace.interface.endpoints import EndpointContext, Endpoints
 from netspace.netlink.connection import Message
 from netspace.spec.types import Interface
 
@@ -20,11 +20,11 @@ class NoInterface(Interface, frozen=True, tag="none"):
     NONE: ClassVar[bool] = True
 
 
-def ends(spec: NoInterface, place: Place) -> Ends:
+def ends(spec: NoInterface, place: EndpointContext) -> Endpoints:
     """Return no ends."""
-    return Ends()
+    return Endpoints()
 
 
-def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return no messages."""
     return []

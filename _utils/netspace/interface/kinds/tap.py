@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from netspace.interface.endpoints import INSIDE_INDEX, End, Ends, Place
+from netspace.interface.endpoints import INSIDE_INDEX, Endpoint, EndpointContext, Endpoints
 from netspace.interface.kinds import veth
 from netspace.interface.match import FAMILIES
 from netspace.layout import TAP
@@ -66,7 +66,7 @@ class Tap(Routed, frozen=True, tag="tap"):
     mtu: int = 1500
 
 
-def ends(spec: Tap, place: Place) -> Ends:
+def ends(spec: Tap, place: EndpointContext) -> Endpoints:
     """Return the ends of a veth pair. The inner end has no addresses or routes; it only leads to the tap device."""
     pair = veth.ends(spec, place)
     assert pair.inside is not None
@@ -74,7 +74,7 @@ def ends(spec: Tap, place: Place) -> Ends:
     return replace(pair, inside=replace(pair.inside, addresses=(), routes=(), details={NAME: tap}))
 
 
-def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the messages that create the pair, to be sent from the environment's namespace."""
     return veth.create(wanted, far, parents)
 
@@ -85,7 +85,7 @@ def gateway_mac(mac: str) -> str:
 
 
 # -- the device ----------------------------------------------------------------------
-def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
     """Return the observed tap device if *link* is the inner end."""
     if NAME not in like.details:
         return {}
@@ -97,7 +97,7 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
     return {NAME: {"mtu": tap.mtu, "up": tap.up, "owner": owner}}
 
 
-def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
     """Create the device, or give it to its owner, and return the message that sets mtu and state."""
     if NAME not in wanted.details or (now is not None and now.details == wanted.details):
         return []
@@ -134,7 +134,7 @@ def _own(owner: int) -> None:
 
 
 # -- the table -----------------------------------------------------------------------
-def guard(wanted: Ends, place: Place) -> tuple[Table, ...]:
+def guard(wanted: Endpoints, place: EndpointContext) -> tuple[Table, ...]:
     """Return the table that hands frames between tap device and pair, and drops all others."""
     inside = wanted.inside
     assert inside is not None

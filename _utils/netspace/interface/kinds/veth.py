@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netspace.interface.endpoints import INSIDE_INDEX, INSIDE_NAME, End, Ends, Place
+from netspace.interface.endpoints import INSIDE_INDEX, INSIDE_NAME, Endpoint, EndpointContext, Endpoints
 from netspace.netlink import requests
 from netspace.netlink.connection import Message
 from netspace.netlink.reading import Route
@@ -42,15 +42,15 @@ class Veth(Routed, frozen=True, tag="veth"):
     mtu: int = 1500
 
 
-def ends(spec: Any, place: Place) -> Ends:
+def ends(spec: Any, place: EndpointContext) -> Endpoints:
     """Return both desired ends."""
     families = sorted(place.addresses)
 
     def alone(addresses: dict[str, str]) -> tuple[str, ...]:
         return tuple(sorted(f"{addresses[family]}/{_LENGTH[family]}" for family in families))
 
-    return Ends(
-        inside=End(
+    return Endpoints(
+        inside=Endpoint(
             name=INSIDE_NAME,
             mac=place.mac,
             mtu=spec.mtu,
@@ -59,7 +59,7 @@ def ends(spec: Any, place: Place) -> Ends:
             addresses=alone(dict(place.addresses)),
             routes=tuple(Route(_ANYWHERE[family], via=place.gateways[family]) for family in families),
         ),
-        outside=End(
+        outside=Endpoint(
             name=place.host_name,
             mac=place.mac,
             mtu=spec.mtu,
@@ -87,7 +87,7 @@ def ends(spec: Any, place: Place) -> Ends:
     )
 
 
-def create(wanted: Ends, host: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, host: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the message that creates the pair, to be sent from the environment's namespace.
 
     :param host: descriptor of the host's namespace.

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from netspace.interface import lan
-from netspace.interface.endpoints import End, Ends, Place
+from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.netlink import reading, requests
 from netspace.netlink.connection import Message
 from netspace.netlink.reading import Link
@@ -58,13 +58,13 @@ def lacks(spec: Vlan, links: Mapping[str, Link]) -> str:
     return lan.lacks_parent(spec.parent, spec.mtu, links, up=True, alone=False)
 
 
-def ends(spec: Vlan, place: Place) -> Ends:
+def ends(spec: Vlan, place: EndpointContext) -> Endpoints:
     """Return the inner end only."""
     details = {"parent": spec.parent, "id": spec.vid}
-    return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
+    return Endpoints(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 
 
-def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the message that creates the link on its parent, in the namespace *far*."""
     end = wanted.inside
     assert end is not None
@@ -73,5 +73,5 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, parent=parent, data=data, namespace=far)]
 
 
-def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
     return {"parent": hosts.get(link.parent, ""), "id": reading.number(link.data.get(_ID, b""))}

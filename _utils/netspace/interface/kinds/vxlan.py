@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from netspace.interface import lan
-from netspace.interface.endpoints import End, Ends, Place
+from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.netlink import reading, requests
 from netspace.netlink.connection import Message
 from netspace.netlink.reading import Link
@@ -100,21 +100,21 @@ def lacks(spec: Vxlan, links: Mapping[str, Link]) -> str:
     return lan.lacks_parent(spec.parent, spec.mtu, links, room=room, up=True, alone=False)
 
 
-def ends(spec: Vxlan, place: Place) -> Ends:
+def ends(spec: Vxlan, place: EndpointContext) -> Endpoints:
     """Return the inner end only."""
     details: dict[str, Any] = {"id": spec.vni, "port": spec.port}
     for key in ("remote", "group", "local", "parent"):
         value = getattr(spec, key)
         if value is not None:
             details[key] = str(value)
-    return Ends(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
+    return Endpoints(inside=lan.inside(spec, place, LINK, details), made_as=place.host_name)
 
 
 def _address(name: str, address: str) -> tuple[str, Given]:
     return f"{name}6" if ":" in address else name, given_address(address)
 
 
-def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the message that creates the link in the namespace *far*. The tunnel's packets stay in the host's."""
     end = wanted.inside
     assert end is not None
@@ -131,7 +131,7 @@ def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
     return [requests.add_link(LINK, wanted.made_as, mtu=end.mtu, mac=end.mac, data=tuple(data), namespace=far)]
 
 
-def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
     def address(*types: int) -> str:
         value = next((link.data[type_] for type_ in types if type_ in link.data), b"")
         return str(ipaddress.ip_address(value)) if len(value) in (4, 16) and any(value) else ""
@@ -150,7 +150,7 @@ def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
     return found
 
 
-def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
     if now is None or now.details == wanted.details or "remote" not in wanted.details:
         return []
     return [requests.change_link(index, LINK, (_address("IFLA_VXLAN_GROUP", wanted.details["remote"]),))]

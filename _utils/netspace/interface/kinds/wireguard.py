@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from netspace.interface import lan
-from netspace.interface.endpoints import End, Ends, Place
+from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.netlink import connection, generic, reading, requests
 from netspace.netlink.connection import Message, Socket, attribute
 from netspace.netlink.reading import Link
@@ -144,7 +144,7 @@ def endpoint(text: str) -> tuple[str, int] | None:
     return str(address), int(match[3])
 
 
-def ends(spec: Wireguard, place: Place) -> Ends:
+def ends(spec: Wireguard, place: EndpointContext) -> Endpoints:
     """Return the inner end only."""
     details: dict[str, Any] = {
         "peers": {
@@ -162,10 +162,10 @@ def ends(spec: Wireguard, place: Place) -> Ends:
         details["public_key"] = place.public_key
     allowed = [str(network) for peer in spec.peers for network in peer.allowed_ips]
     end = lan.inside(spec, place, LINK, details, mac="", neighbours=False, more=allowed)
-    return Ends(inside=end, made_as=place.host_name)
+    return Endpoints(inside=end, made_as=place.host_name)
 
 
-def create(wanted: Ends, far: int, parents: Mapping[str, int]) -> list[Message]:
+def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
     """Return the message that creates the link in the namespace *far*. The tunnel's packets stay in the host's."""
     end = wanted.inside
     assert end is not None
@@ -198,7 +198,7 @@ def secret(path: str) -> str:
 
 
 # -- speaking to the kernel ---------------------------------------------------------------
-def change(index: int, now: End | None, wanted: End, parents: Mapping[str, int]) -> list[Message]:
+def change(index: int, now: Endpoint | None, wanted: Endpoint, parents: Mapping[str, int]) -> list[Message]:
     """Return the messages that set key, port and peers. An unchanged peer keeps its session."""
     if now is not None and now.details == wanted.details:
         return []
@@ -273,7 +273,7 @@ def _allowed(network: str) -> Words:
     )
 
 
-def details(link: Link, like: End, hosts: Mapping[int, str]) -> dict[str, Any]:
+def details(link: Link, like: Endpoint, hosts: Mapping[int, str]) -> dict[str, Any]:
     """Return the device's settings that *like* sets.
 
     A random port, and the address that a peer connected from, are no drift and aren't reported.

@@ -73,7 +73,7 @@ class Letter:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LetterFilter:
     """A filter of dead letters.
 
     :param limit: the most dead letters to choose.
@@ -143,21 +143,21 @@ class Letters:
                 found += [letter(one).shown(payload) for one in got][: limit - len(found)]
         return {"count": sum(counts.values()), "late": counts.get(self.called.late, 0), "letters": found}
 
-    def redeliver(self, choice: Choice | None = None, test: bool = False) -> dict[str, Any]:
+    def redeliver(self, choice: LetterFilter | None = None, test: bool = False) -> dict[str, Any]:
         """Send dead letters again.
 
         :param test: change nothing; return what would be done.
         :return: ``sent``: by link, a number; ``kept``: by link, a number and the reason.
         """
-        return self._each(choice or Choice(), "sent", self._why_not, self._send, test)
+        return self._each(choice or LetterFilter(), "sent", self._why_not, self._send, test)
 
-    def discard(self, choice: Choice | None = None, test: bool = False) -> dict[str, Any]:
+    def discard(self, choice: LetterFilter | None = None, test: bool = False) -> dict[str, Any]:
         """Delete dead letters; return as :meth:`redeliver` does, with ``discarded`` in place of ``sent``."""
-        return self._each(choice or Choice(), "discarded", lambda _: "", lambda *_: "", test)
+        return self._each(choice or LetterFilter(), "discarded", lambda _: "", lambda *_: "", test)
 
     def _each(
         self,
-        choice: Choice,
+        choice: LetterFilter,
         done: str,
         why_not: Callable[[str], str],
         act: Callable[[amqp.Connection, str, amqp.Held], str],

@@ -25,7 +25,7 @@ from netspace.errors import StateError
 from netspace.layout import Layout
 from netspace.link.seal import endorser, peers
 from netspace.link.seal.endorser import Endorser
-from netspace.link.seal.peers import Others
+from netspace.link.seal.peers import PeerKeys
 from netspace.spec.types import Link
 
 FILE = "seal.json"
@@ -145,7 +145,7 @@ def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, 
 
 
 def told(
-    content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Keys], others: Others | None = None
+    content: dict[str, Any], links: Collection[Link], keys: Mapping[str, Keys], others: PeerKeys | None = None
 ) -> dict[str, Any]:
     """Return the card with a ``seal`` entry for each sealed link, with the public keys of its other end.
 

@@ -37,7 +37,7 @@ class Untrusted(NetspaceError):
 
 
 @dataclass(frozen=True)
-class Vouched:
+class ValidatedEndorser:
     """The endorser of another host, as proved by its certificates.
 
     :param name: the declared name of the host.
@@ -52,7 +52,7 @@ class Vouched:
     anchor: str
 
 
-def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: float) -> Vouched:
+def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: float) -> ValidatedEndorser:
     """Check an endorser's certificate chain (PEM, the root last), and return the endorser.
 
     :param hosts: SPIFFE IDs of the declared hosts, by name.
@@ -78,7 +78,7 @@ def checked(pem: str, hosts: Mapping[str, str], roots: Collection[str], now: flo
             _valid(one, now)
         authority.bounded(chain[1], domain, "its authority")
         ends = min(one.not_valid_after_utc.timestamp() for one in chain)
-        return Vouched(name, _endorser(chain[0]), ends, anchor)
+        return ValidatedEndorser(name, _endorser(chain[0]), ends, anchor)
     except InvalidSignature as err:
         raise Untrusted("certificates of an endorser: one wasn't issued by the one after it") from err
     except unreadable(NetspaceError, x509.ExtensionNotFound) as err:

@@ -54,7 +54,7 @@ def _read(links: Iterable[Link]) -> Iterator[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Others:
+class PeerKeys:
     """Knowledge of other hosts, for sealed links to and from them.
 
     :param own: this host's endorser; None: there is none (yet).
@@ -128,12 +128,12 @@ class Others:
         return problems
 
 
-def read(layout: Layout, broker: Broker | None, links: Iterable[Link]) -> Others:
+def read(layout: Layout, broker: Broker | None, links: Iterable[Link]) -> PeerKeys:
     """Return the knowledge of other hosts; empty if no sealed link leads between hosts, or the broker isn't ours."""
     if not isinstance(broker, LocalBroker) or not hosts(links):
-        return Others()
+        return PeerKeys()
     known = authority.read(layout)
-    return Others(endorser.read(layout), known, peers.identities(broker), bundles.read_all(layout))
+    return PeerKeys(endorser.read(layout), known, peers.identities(broker), bundles.read_all(layout))
 
 
 def _day(seconds: float) -> str:

@@ -24,7 +24,7 @@ SETTLED = 15.0
 """Seconds after which the broker's count of a queue's messages includes all that were sent to it."""
 
 
-class Former(msgspec.Struct, frozen=True):
+class DrainingQueue(msgspec.Struct, frozen=True):
     """A draining queue.
 
     :param environment: its reader; for an outbox ``@<host>``; empty: it holds dead letters, which the operator reads.
@@ -39,8 +39,8 @@ class Former(msgspec.Struct, frozen=True):
 
 
 def find(
-    there: Found, wanted: Objects, links: Mapping[str, Link], known: Collection[Former], now: float
-) -> list[Former]:
+    there: Found, wanted: Objects, links: Mapping[str, Link], known: Collection[DrainingQueue], now: float
+) -> list[DrainingQueue]:
     """Return the draining queues on the broker.
 
     :param there: our objects on the broker, before anything is revoked.
@@ -50,7 +50,7 @@ def find(
     """
     members = {end for link in links.values() for end in (link.source, link.target)}
     if members and there.whole:
-        members.add("")  # the reader of dead letters is the operator, see Former.environment
+        members.add("")  # the reader of dead letters is the operator, see :class:`DrainingQueue`
     recorded = {one.queue: one for one in known}
     senders: dict[str, dict[str, str]] = {}
     for key in there.objects:
@@ -69,12 +69,12 @@ def find(
         ways = {**(before.senders if before else {}), **senders.get(key[1], {})}
         # While an exchange is bound to it, it may get messages.
         since = before.since if before and key[1] not in senders else now
-        found.append(Former(key[1], reader, ways, since))
+        found.append(DrainingQueue(key[1], reader, ways, since))
     return sorted(found, key=lambda one: one.queue)
 
 
 def _reader(queue: str, members: Collection[str], links: Mapping[str, Link]) -> str | None:
-    """Return the reader of an undesired *queue* (``Former.environment``); None: nobody reads it, or it isn't ours."""
+    """Return the reader of an undesired *queue*, as in :class:`DrainingQueue`; None: nobody, or it isn't ours."""
     if is_dead(queue):
         return "" if "" in members else None
     mailbox = environments_of(queue, "mailbox")
@@ -100,7 +100,9 @@ def outboxes(there: Found, wanted: Objects, links: Mapping[str, Link]) -> dict[s
     return {queue: link for queue, link in found.items() if link is not None}
 
 
-def of(environment: str, known: Collection[Former], names: Names, links: Collection[Link]) -> tuple[list[str], Any]:
+def of(
+    environment: str, known: Collection[DrainingQueue], names: Names, links: Collection[Link]
+) -> tuple[list[str], Any]:
     """Return the draining queues of *environment*, and by exchange the links that delivered to them.
 
     Exchanges that *links* still use are left out.
@@ -111,12 +113,12 @@ def of(environment: str, known: Collection[Former], names: Names, links: Collect
     return [one.queue for one in own], senders
 
 
-def decode(value: Mapping[str, Any]) -> Former:
+def decode(value: Mapping[str, Any]) -> DrainingQueue:
     """Decode a recorded draining queue; raise KeyError, TypeError or ValueError if the record is damaged."""
-    return Former(value["queue"], value["environment"], dict(value["senders"]), float(value["since"]))
+    return DrainingQueue(value["queue"], value["environment"], dict(value["senders"]), float(value["since"]))
 
 
-def encode(one: Former) -> dict[str, Any]:
+def encode(one: DrainingQueue) -> dict[str, Any]:
     return {
         "queue": one.queue,
         "environment": one.environment,

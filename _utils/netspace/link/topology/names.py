@@ -33,7 +33,7 @@ from netspace import files
 from netspace.errors import StateError
 from netspace.layout import Layout
 from netspace.link.topology import pair_keys as pairs
-from netspace.link.topology.pair_keys import Pair
+from netspace.link.topology.pair_keys import PairKey
 from netspace.spec.types import END, Broker, ClusterBroker, Link, LocalBroker, host_of
 
 DEAD, LATE = "dead", "dead-late"
@@ -217,7 +217,7 @@ class _Keys:
 
     key: bytes = field(repr=False)
     shared: bool = False
-    pairs: Mapping[str, Pair] | None = field(default_factory=dict)
+    pairs: Mapping[str, PairKey] | None = field(default_factory=dict)
 
     def names(self, broker: Broker) -> Names:
         fleet = isinstance(broker, ClusterBroker)
@@ -262,7 +262,7 @@ def _decoded(layout: Layout, record: Mapping[str, Any]) -> _Keys:
         between = None
         if "pairs" in record:
             between = {
-                host: Pair(bytes.fromhex(one["key"]), str(one["source"])) for host, one in record["pairs"].items()
+                host: PairKey(bytes.fromhex(one["key"]), str(one["source"])) for host, one in record["pairs"].items()
             }
         return _Keys(bytes.fromhex(record["key"]), bool(record.get("shared")), between)
     except (AttributeError, KeyError, TypeError, ValueError) as err:

@@ -31,7 +31,7 @@ MAX_FILE = 4096
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairKey:
     """The key of one pair of hosts.
 
     :param source: digest of the keys and trust domains from which it was derived.
@@ -52,7 +52,7 @@ def public(folder: Path) -> str:
     return _public(_load(secret(path, str(path)), str(path)))
 
 
-def between(broker: LocalBroker, known: Mapping[str, Pair]) -> dict[str, Pair]:
+def between(broker: LocalBroker, known: Mapping[str, PairKey]) -> dict[str, PairKey]:
     """Return the pairwise key of this host with each other declared host, by name.
 
     :param known: the existing keys; a key is computed again only if its source has changed.
@@ -73,7 +73,7 @@ def between(broker: LocalBroker, known: Mapping[str, Pair]) -> dict[str, Pair]:
         pair = known.get(name)
         if pair is None or pair.source != source:
             common = _agreed(raw, host.public_key, broker, name) if host.public_key else raw
-            pair = Pair(hmac.digest(common, f"netspace names between {domains}".encode(), "sha256"), source)
+            pair = PairKey(hmac.digest(common, f"netspace names between {domains}".encode(), "sha256"), source)
         made[name] = pair
     return made
 

@@ -13,16 +13,16 @@ from netspace.errors import NetspaceError
 from netspace.supervision import definitions, process
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.loop import Loop
-from netspace.supervision.daemon.start import START_TIMEOUT, Starting, with_log
-from netspace.supervision.daemon.stop import Ending
+from netspace.supervision.daemon.start import START_TIMEOUT, Starter, with_log
+from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import BY_MARK, Unit, Units
 from netspace.supervision.definitions import Trace
 
 
-class Adopting:
+class Adoption:
     """The part of the daemon that adopts services, once, before the first request."""
 
-    def __init__(self, units: Units, loop: Loop, children: Children, starting: Starting, ending: Ending) -> None:
+    def __init__(self, units: Units, loop: Loop, children: Children, starting: Starter, ending: Stopper) -> None:
         self.units = units
         self.loop = loop
         self.children = children

@@ -40,7 +40,7 @@ STATES: dict[str, State] = {
 }
 
 
-class Direct:
+class DaemonSupervisor:
     """The :class:`~netspace.supervision.Supervisor` that works through the daemon of ``daemon.py``."""
 
     def __init__(self, layout: Layout) -> None:

@@ -32,17 +32,17 @@ from pathlib import Path
 from netspace.layout import Layout
 from netspace.supervision import definitions, process
 from netspace.supervision.daemon import logs, relay
-from netspace.supervision.daemon.adopt import Adopting
+from netspace.supervision.daemon.adopt import Adoption
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop
-from netspace.supervision.daemon.oom import Shortage
+from netspace.supervision.daemon.oom import OomTracker
 from netspace.supervision.daemon.presence import lock_path, socket_path
 from netspace.supervision.daemon.relay import Relay
-from netspace.supervision.daemon.server import Serving
-from netspace.supervision.daemon.standby import Standing, become_anew
-from netspace.supervision.daemon.start import Starting
-from netspace.supervision.daemon.stop import Ending
+from netspace.supervision.daemon.server import Server
+from netspace.supervision.daemon.standby import Standby, become_anew
+from netspace.supervision.daemon.start import Starter
+from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import Unit, Units
 
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
@@ -61,13 +61,13 @@ class Daemon:
         self.loop = Loop()
         self.children = Children(self.loop)
         self.units = Units(layout, lambda unit: self.starting.ready(unit))
-        self.shortage = Shortage(self.units, self.loop)
-        self.ending = Ending(
+        self.shortage = OomTracker(self.units, self.loop)
+        self.ending = Stopper(
             *(self.units, self.loop, self.children, self.shortage), Relay(self.units, self.loop), self._again
         )
         self.rotation = Rotation(self.units, self.loop)
-        self.starting = Starting(self.units, self.loop, self.children, self.ending, self.shortage, self.rotation)
-        self.serving = Serving(self.units, self.loop, self.starting, self.ending, self.rotation, version)
+        self.starting = Starter(self.units, self.loop, self.children, self.ending, self.shortage, self.rotation)
+        self.serving = Server(self.units, self.loop, self.starting, self.ending, self.rotation, version)
         self._idle_since = 0.0
         self._over = False
 
@@ -79,7 +79,7 @@ class Daemon:
         """True if it ended to reload the library."""
         return self.serving.renewing
 
-    def run(self, ready: Callable[[], None], standing: Standing | None) -> None:
+    def run(self, ready: Callable[[], None], standing: Standby | None) -> None:
         """Adopt the running services, call *ready* once the socket listens, and work until nothing is left to do."""
         process.prctl(process.PR_SET_CHILD_SUBREAPER)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -90,7 +90,7 @@ class Daemon:
         if standing is not None:
             standing.begin(self.loop, self.children)
         listener = self.serving.listen(str(socket_path(self.layout)))
-        Adopting(self.units, self.loop, self.children, self.starting, self.ending).adopt()
+        Adoption(self.units, self.loop, self.children, self.starting, self.ending).adopt()
         ready()
         self.rotation.look()
         while not self._over and not self.renewing:
@@ -208,7 +208,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
             os.write(tell, b"ready")
             os.close(tell)
 
-        daemon.run(ready, None if foreground else Standing(layout))
+        daemon.run(ready, None if foreground else Standby(layout))
         if daemon.renewing:
             become_anew(lock)
         return 0

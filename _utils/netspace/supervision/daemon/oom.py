@@ -18,7 +18,7 @@ from netspace.supervision.daemon.units import Unit, Units
 SOON, LATER = 0.1, 1.0
 
 
-class Shortage:
+class OomTracker:
     """The part of the daemon that updates ``Unit.oom_kills`` and ``Unit.oom_seen`` (the kernel's count)."""
 
     def __init__(self, units: Units, loop: Loop) -> None:

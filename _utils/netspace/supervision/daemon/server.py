@@ -17,8 +17,8 @@ from netspace.supervision import definitions
 from netspace.supervision.daemon import protocol
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop, Timer
-from netspace.supervision.daemon.start import Starting, with_log
-from netspace.supervision.daemon.stop import Ending
+from netspace.supervision.daemon.start import Starter, with_log
+from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import Units
 
 REQUEST_TIMEOUT = 10.0  # seconds for a client to send its request
@@ -51,14 +51,14 @@ class Client:
             self.timer = None
 
 
-class Serving:
+class Server:
     """The socket and its clients.
 
     :param version: the version of the library that the daemon runs.
     """
 
     def __init__(
-        self, units: Units, loop: Loop, starting: Starting, ending: Ending, rotation: Rotation, version: str
+        self, units: Units, loop: Loop, starting: Starter, ending: Stopper, rotation: Rotation, version: str
     ) -> None:
         self.units = units
         self.loop = loop

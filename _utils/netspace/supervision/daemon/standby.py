@@ -26,7 +26,7 @@ from netspace.supervision.daemon.presence import lock_path
 PAUSE = 1.0
 
 
-class Standing:
+class Standby:
     """The stand-by process of one supervisor."""
 
     def __init__(self, layout: Layout) -> None:

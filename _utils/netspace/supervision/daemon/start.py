@@ -22,8 +22,8 @@ from netspace.supervision.daemon import logs, spawn
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop
-from netspace.supervision.daemon.oom import Shortage
-from netspace.supervision.daemon.stop import Ending
+from netspace.supervision.daemon.oom import OomTracker
+from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import SETTLED, Unit, Units, Waiter
 from netspace.supervision.service import Service
 
@@ -33,11 +33,11 @@ HOLD = 0.1  # seconds between two checks for files that a service waits for
 LAUNCHES = 4 * (os.cpu_count() or 2)
 
 
-class Starting:
+class Starter:
     """The part of the daemon that brings services from ``idle`` or ``backoff`` to ``running``."""
 
     def __init__(
-        self, units: Units, loop: Loop, children: Children, ending: Ending, shortage: Shortage, rotation: Rotation
+        self, units: Units, loop: Loop, children: Children, ending: Stopper, shortage: OomTracker, rotation: Rotation
     ) -> None:
         self.units = units
         self.loop = loop

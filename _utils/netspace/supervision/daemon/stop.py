@@ -17,14 +17,14 @@ from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import container_state, logs, spawn
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.loop import Loop
-from netspace.supervision.daemon.oom import Shortage
+from netspace.supervision.daemon.oom import OomTracker
 from netspace.supervision.daemon.relay import Relay
 from netspace.supervision.daemon.units import Unit, Units, Waiter
 
 HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
 
 
-class Ending:
+class Stopper:
     """The part of the daemon that brings services to ``idle``, or to ``backoff`` and then back to their start.
 
     :param again: function that starts a unit again.
@@ -35,7 +35,7 @@ class Ending:
         units: Units,
         loop: Loop,
         children: Children,
-        shortage: Shortage,
+        shortage: OomTracker,
         relay: Relay,
         again: Callable[[Unit], None],
     ) -> None:
