@@ -74,7 +74,7 @@ def holder(found: Collection[Listener]) -> Holder:
         try:
             with os.scandir(f"/proc/{name}/fd") as descriptors:
                 if any(os.readlink(one.path) in links for one in descriptors):
-                    return Holder(Path(f"/proc/{name}/comm").read_text().strip(), int(name))
+                    return Holder(Path(f"/proc/{name}/comm").read_text(errors="replace").strip(), int(name))
         except OSError:  # the process has ended, or may not be read
             continue
     return Holder("another program", 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from vmlab import image
 
 from netspace import REQUIREMENTS, library_copy
 from netspace.__main__ import main
@@ -94,4 +95,6 @@ def test_requirements_are_equal_wherever_they_are_named() -> None:
         {re.split(r"[<>=]", one)[0]: one for one in packages["python"] + packages["python-3.10"]}.values()
     )
     assert declared[sys.version_info < (3, 11)] == REQUIREMENTS
-    assert sorted(REQUIREMENTS) == list(library_copy.DEPENDENCIES)
+    assert sorted(REQUIREMENTS) == list(library_copy.DEPENDENCIES) == list(image.DEPENDENCIES)
+    other_salt = (ROOT / "scripts/test").read_text().partition("pip install")[2].partition("pytest")[0].split()
+    assert [one for one in other_salt if one in REQUIREMENTS] == sorted(REQUIREMENTS)

@@ -24,6 +24,7 @@ DEPENDENCIES = (
     "jeepney",
     "joserfc",
     "msgspec",
+    "pyroute2",
 )
 CACHE = CHECKOUT / ".cache/vm"
 # A processor that is translated keeps no secrets from its programs, and pays much for trying.

@@ -192,8 +192,9 @@ def _tidy(path: Path) -> None:
     prefix = f".{path.name}."
     for name in os.listdir(path.parent):
         number = name.removeprefix(prefix)
-        ended = number.isdigit() and (int(number) == os.getpid() or not os.path.exists(f"/proc/{number}"))
-        if name.startswith(prefix) and ended:
+        if not (name.startswith(prefix) and number.isascii() and number.isdigit()):
+            continue
+        if int(number) == os.getpid() or not os.path.exists(f"/proc/{number}"):
             path.with_name(name).unlink(missing_ok=True)
 
 

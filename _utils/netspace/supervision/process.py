@@ -56,14 +56,13 @@ def alive(pid: int, ticks: int) -> bool:
 
 def dying(pid: int) -> bool:
     """Return whether *pid* has ended, is exiting, or has a pending SIGKILL."""
+    lines = status(pid)
     try:
-        with open(f"/proc/{pid}/stat") as stream:
-            flags = int(stream.read().rpartition(")")[2].split()[6])
-        with open(f"/proc/{pid}/status") as stream:
-            pending = [line.split()[1] for line in stream if line.startswith(("SigPnd:", "ShdPnd:"))]
-    except (OSError, IndexError, ValueError):
+        flags = int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[6])
+        pending = [int(lines[name], 16) for name in ("SigPnd", "ShdPnd")]
+    except (IndexError, KeyError, ValueError):
         return True
-    return bool(flags & PF_EXITING or any(int(mask, 16) >> signal.SIGKILL - 1 & 1 for mask in pending))
+    return bool(flags & PF_EXITING or any(mask >> signal.SIGKILL - 1 & 1 for mask in pending))
 
 
 def status(pid: int) -> dict[str, str]:
@@ -72,7 +71,7 @@ def status(pid: int) -> dict[str, str]:
     Reading waits for no lock that the process may hold. A process can't forge a line by its name, since the
     kernel escapes a line feed in it.
     """
-    lines = _read(f"/proc/{pid}/status").decode(errors="replace").splitlines()
+    lines = _read(f"/proc/{pid}/status").decode(errors="replace").split("\n")  # as the kernel ends lines
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.naming import named
 
 from netspace.supervision import memory_events, process
 
@@ -63,3 +64,9 @@ def test_one_that_is_about_to_end_is_known() -> None:
         child.kill()
         assert process.dying(child.pid)
     assert process.dying(child.pid), "there is none"
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a) Z 1 1 1", b"\x0bSigPnd: 100", b"\xc2\x85SigPnd:\t100"])
+def test_process_with_any_name_is_not_dying(name: bytes) -> None:
+    with named(name):
+        assert not process.dying(os.getpid())

@@ -117,7 +117,7 @@ class Watch:
             one = self.watched.setdefault(name, Watched(name, record))
             changed = one.record.spec.health != record.spec.health
             one.record = record
-            if changed and one.pidfd >= 0:
+            if changed and one.pidfd >= 0 and not one.doomed:  # a doomed one keeps its deadline
                 one.judgement = Judgement()
                 self._begin(one)
 
