@@ -113,7 +113,7 @@ def list_() -> dict[str, dict[str, Any]]:
 
 def inspect(name: str) -> dict[str, Any]:
     """
-    Return all that is known of one environment: its row of :py:func:`list <list_>`, its
+    Return all data on one environment: its row of :py:func:`list <list_>`, its
     declaration, ids, namespace, folders and usage. Values of variables are not shown.
 
     ``sigterm`` is the effect that the SIGTERM of a stop has: ``handled`` by the program, ``ends it``, or
@@ -333,28 +333,30 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
 
 def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict[str, Any]] | dict[str, Any]:
     """
-    Let an environment take all shared resources that it can get, and return who else got fewer of them.
+    Test whether an environment can exhaust the kernel's shared resources, and return the effect on others.
 
-    A throw-away twin of it, as in :py:func:`audit <audit>`, takes the resources. Meanwhile this host's root and a
-    second twin, its neighbour, each try to get a few units of the same. This takes about a minute; meanwhile netspace
-    changes nothing else on this host. **All others on this host lack what the twin holds**, so choose the hour.
+    A throw-away twin of it, as in :py:func:`audit <audit>`, takes all units that it can get. Meanwhile this host's root
+    and a second twin, its neighbour, each ask for a few units of the same pool. This takes about a minute; meanwhile
+    netspace changes nothing else on this host. **All programs on this host lack the units that the twin holds**, so
+    choose a quiet hour.
 
     Returns a row for each pool of the kernel from which a program takes units (``group`` is ``pools``): ``name``,
-    ``outcome``, ``detail``, the number of units that the twin has ``taken``, and the error by which that ``ended``.
-    ``root`` and ``neighbour`` are the units that they got, of the 16 that they ask for, before, during and after it. If
-    the kernel counts the pool for the whole host, ``host`` has its counts. The outcome is
+    ``outcome``, ``detail``, ``taken`` (the number of units that the twin got) and ``ended`` (the error that stopped
+    it). ``root`` and ``neighbour`` are the units that each got, of the 16 that it asked for, before, during and after
+    that. If the kernel counts the pool for the whole host, ``host`` has its counts. The outcome is
 
     - ``held``: the twin was refused at some point, paid with its own memory or took nothing of the host's pool, and
-      nobody else got less;
+      root and the neighbour got no fewer units than before;
     - ``leak``: root or the neighbour got fewer units than before, or the pool of the whole host was used up;
-    - ``open``: nothing refused the twin as far as it went, and nobody else got less. The audit doesn't show what
-      bounds that pool;
+    - ``open``: the twin was never refused, and root and the neighbour got no fewer units than before. The audit
+      doesn't show what bounds that pool;
     - ``skipped``: there is no such pool here.
 
-    Returns also a row for each way to make others wait (``group`` is ``waiting``). Its ``seconds`` are, alone and
-    meanwhile, those of an ``answer`` of the neighbour (the 99th percentile of 200), an ``exec`` in it, its
-    ``restart``, and a ``look`` at all environments, with which each apply begins. The outcome is ``slow`` if one of
-    them took more than 1.5 times as long as alone (an answer: twice) and over 20 ms; else ``held``.
+    Returns also a row for each load that makes others wait (``group`` is ``waiting``). Its ``seconds`` are the
+    durations of four operations, each without the load and under it: an ``answer`` of the neighbour (the 99th
+    percentile of 200), an ``exec`` in it, its ``restart``, and a ``look`` at all environments, with which each apply
+    begins. The outcome is ``slow`` if one of them took over 20 ms and more than 1.5 times as long as without the load
+    (an answer: twice as long); else ``held``.
 
     If the outcome of any row is ``leak``, the return code is not 0.
 
@@ -373,7 +375,7 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
         Defaults to False.
 
     waiting
-        Also make others wait. Defaults to True.
+        Also measure how long others wait under load. Defaults to True.
     """
     import msgspec
 

@@ -186,7 +186,7 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         (``pillar:netspace:attestation``).
 
     target
-        Let Salt address it as a target (``T@netspace:MINION-NAME``), and so act in it. Defaults to false.
+        Let Salt address it as a target (``T@netspace:MINION-NAME``) and run functions in it. Defaults to false.
 
     Supports ``aggregate: True``: any number of these states is then applied as one batch.
     """
@@ -206,7 +206,7 @@ def stopped(name: str, **kwargs: Any) -> dict[str, Any]:
     """
     Ensure that an environment exists as declared, and that its program doesn't run, neither now nor after a boot.
 
-    Its root, volumes, interface and links exist, and its mailbox goes on receiving. In pillar, and in the
+    Its root, volumes, interface and links exist, and its mailbox still receives. In pillar, and in the
     declaration of :py:func:`managed`, write ``state: stopped`` for this.
 
     Takes the arguments of :py:func:`running`.

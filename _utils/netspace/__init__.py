@@ -136,7 +136,7 @@ def loader_dirs() -> dict[str, list[str]]:
 
     Salt (3003 and newer; ``salt.loader._module_dirs``) calls it for each loader that it
     builds, and uses the folders under the loader's own name: ``{"modules": [folder], ...}``.
-    The entry point is a function, because for a module Salt searches the folders beside it, and an
+    The entry point is a function: if it were a module, Salt would search the folders beside the module, and an
     editable install has none there.
     """
     from importlib.util import find_spec

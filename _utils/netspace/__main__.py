@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         "supervise", help="keep the services running on a host without systemd; returns once it does"
     )
     supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
-    # A descriptor that a supervisor hands over to the next.
+    # A descriptor of the lock, which a supervisor passes on to its successor.
     supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")

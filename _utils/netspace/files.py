@@ -54,7 +54,7 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, in
 
 
 def opened(path: Path) -> BinaryIO:
-    """Open a file for reading that another user may own or have created, without following a link or blocking.
+    """Open for reading a file that another user may own or have created; neither follow a link nor block.
 
     open(2): ``O_NOFOLLOW`` refuses a symlink, and with ``O_NONBLOCK`` the call doesn't wait for the writer of a pipe
     or the holder of a lease.
@@ -150,7 +150,7 @@ def _sync(paths: Collection[str]) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Have all of the file system that a folder lies in on its disk (syncfs(2))."""
+    """Sync the file system that contains *folder* to its disk (syncfs(2))."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _syncfs(fd)
@@ -261,7 +261,7 @@ def read_records(directory: Path, remedy: str = REBUILT) -> dict[str, dict[str, 
 def record_names(directory: Path, among: Iterable[str] | None = None) -> set[str]:
     """Return the names of the records in *directory*, without reading them.
 
-    :param among: only of these, each of which is looked up; None: of all.
+    :param among: the names to look up; None: all names in *directory*.
     """
     if among is not None:  # an operator's names may be anything
         plain = (name for name in among if name and "/" not in name and not name.startswith("."))

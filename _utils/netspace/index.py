@@ -1,12 +1,12 @@
-"""Notes of what the records of one kind say about the host as a whole, so that one change needn't decode them all.
+"""Index of the records of one kind: a cache of the values that must be unique or consistent across the host.
 
-Names, user ids, addresses or folders must be agreed on by all environments. Whoever changes one environment asks
-an index for what the others have, and decodes only the records of those that it is about.
+Such values are names, user ids, addresses and folders. A change of one environment takes the values of all others from
+the index, and decodes only the records that it affects.
 
-The records alone are the truth. An entry counts only while its record is the file that it was noted from: of the same
-inode, size and times. Any other record is decoded, and noted by the next run that changes something. So an index that
-is lost, damaged, of another version or of another time costs time, and never gives a wrong answer. It lies under
-``/run``: a reboot ends it.
+The records are authoritative. An index entry is valid only while its record is the same file: same inode, size and
+times. Any other record is decoded, and the next run that changes something adds it to the index. So an index that is
+lost, damaged, outdated or of another version costs time, and never gives a wrong answer. It lies under ``/run``, so a
+reboot removes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from netspace.errors import StateError
 from netspace.layout import Layout, below
 
 # A file system counts time in steps, of 10 ms at most: a record that is changed twice within one step may look the
-# same. So a record is noted only once it is older than this (seconds).
+# same. So the index takes a record only once it is older than this (seconds).
 _SETTLED = 0.05
 _LARGEST = 64 * 1024 * 1024
 _DIGEST = 65  # bytes of the file's first line
@@ -48,9 +48,9 @@ class Index(Generic[T]):
     """The index of one kind's records.
 
     :param kind: of the records, as for :meth:`netspace.layout.Layout.records`.
-    :param form: the type of what is noted of one record.
-    :param version: another one makes all entries void.
-    :param claims: returns what is noted of the record of this name, by decoding it; None if it is gone.
+    :param form: the type of an entry's value.
+    :param version: the version of the entries; an index of another version is ignored.
+    :param claims: decodes the record of this name and returns the value for its entry; None if the record is gone.
     :param now: the clock, in nanoseconds since the epoch; only tests set it.
     """
 
@@ -73,9 +73,9 @@ class Index(Generic[T]):
         self._known: dict[str, _Entry[T]] | None = None
 
     def read(self) -> dict[str, T]:
-        """Return what is noted of every record, by its name in order; those that aren't noted are decoded.
+        """Return the value of every record, ordered by the record's name; decode records without a valid entry.
 
-        :raises StateError: one of those can't be understood.
+        :raises StateError: a record can't be decoded.
         """
         self._noted = self._read()
         known = {}
@@ -89,11 +89,11 @@ class Index(Generic[T]):
         return {name: entry.claims for name, entry in known.items()}
 
     def note(self, names: Iterable[str] = ()) -> None:
-        """Write what is known of all records, if that was not noted yet. The caller holds the lock, since it read.
+        """Write the index if it is out of date. The caller must hold the lock since :meth:`read`.
 
-        Where that can't be done, the next run decodes what isn't noted, and tells what it can't understand.
+        An error is ignored: the next run decodes the records that have no entry, and reports errors then.
 
-        :param names: the records that the caller may have changed since.
+        :param names: the records that the caller may have changed since :meth:`read`.
         """
         with contextlib.suppress(StateError, OSError):
             self._note(names)

@@ -1,8 +1,8 @@
 """JSON Web Signatures (RFC 7515) in netspace's one form: compact, ES256, and a header with only alg, kid and typ.
 
-``joserfc`` signs and verifies. Nothing is negotiated: before it is asked, this module refuses a token that is too long,
-has another algorithm (``none``), another type or a further member in its header, or spells its bytes in another way.
-Callers check the payload.
+``joserfc`` signs and verifies. Nothing is negotiated: before ``joserfc`` gets a token, this module refuses it if it is
+too long, has another algorithm (``none``), another type or a further member in its header, or isn't encoded
+canonically. Callers check the payload.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
 
 
 def unchecked(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return header and claims of a token without checking its signature. Only for tokens of one's own making."""
+    """Return header and claims of a token without checking its signature. Only for tokens that the caller has made."""
     head, _, rest = token.partition(".")
     body = rest.partition(".")[0]
     return _object(octets(head, "header"), "header"), _object(octets(body, "claims"), "claims")

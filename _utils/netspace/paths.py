@@ -28,7 +28,7 @@ def loose(path: Path) -> Path | None:
 
 
 def straight(path: Path) -> bool:
-    """Return whether *path* is absolute and leads through no link and no ``..``: what :func:`loose` looks at is all."""
+    """Return whether *path* is absolute, without links and ``..``, so that :func:`loose` checks every folder of it."""
     return path.is_absolute() and os.path.realpath(path) == str(path)
 
 

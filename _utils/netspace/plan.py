@@ -99,7 +99,7 @@ Observed = TypeVar("Observed")
 
 
 class Reconciler(Protocol[Desired, Observed]):
-    """A kind, as the host sees it: it leads what is observed to what is desired."""
+    """The interface of a kind: it changes the observed state into the desired one."""
 
     def observe(self) -> Observed: ...
 

@@ -1,4 +1,4 @@
-"""Threads for work that changes its own thread (the namespace, the user), and for work that mostly waits."""
+"""Threads for work that changes the namespace or user of its thread, and for work that mostly waits."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Environments: isolated programs, each run by an OCI runtime.
 
-``kind.Environments`` observes, plans and applies; ``operations.Operations`` has an operator's
+``reconciler.Environments`` observes, plans and applies; ``operations.Operations`` has an operator's
 operations on existing environments. Below them: ``images`` (read-only roots, named by their
-content), ``rootfs`` (an environment's own overlay on an image), ``oci`` and ``seccomp`` (pure: the
-hardened configuration), ``runtimes`` (all runtimes) and ``runtime`` (calls of a runtime),
-``handout`` (the files in ``/run/netspace``), ``ids`` (host user ids) and ``mounts`` (system calls).
+content), ``storage`` (mounts, an environment's overlay on an image, volumes, the files in
+``/run/netspace``), ``container`` (the hardened configuration, which is pure, and calls of a runtime),
+``runtimes`` (all runtimes), ``health``, ``update``, ``audit`` and ``user_ids`` (host user ids).
 """

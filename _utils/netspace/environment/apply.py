@@ -103,7 +103,7 @@ class ApplyRun:
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
     def _claims(self) -> dict[str, Claims]:
-        """Return everybody's claims as they are now: the observed ones with this run's changes, or read from disk."""
+        """Return all environments' present claims: the observed ones with this run's changes, or else those on disk."""
         if self._observed is None:
             return claims.index(self.layout).read()
         known = {name: its for name, its in self._observed.claims.items() if name not in self._removed}
@@ -467,7 +467,7 @@ def halt(layout: Layout, names: Iterable[str]) -> None:
 
 
 def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dict[str, str]:
-    """Start assembled environments; return, by name, why some don't run."""
+    """Start assembled environments; return the errors of those that don't run, by name."""
     services = {oci_runtime.service_name(name): name for name in names}
     if not services:
         return {}
@@ -511,7 +511,7 @@ def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str])
 def _ends(
     layout: Layout, statuses: Mapping[str, Status], names: Collection[str], failed: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Return, by name, why environments that were just started don't run.
+    """Return the errors of just started environments that don't run, by name.
 
     :param statuses: observed after the start, by service.
     :param failed: the supervisor's errors, by service.

@@ -1,7 +1,7 @@
 """Claims of one environment: the part of its record that all others must respect.
 
-A change of one environment asks this of the others, and decodes their records only if that isn't noted
-(:mod:`netspace.index`).
+A change of one environment needs the claims of all others. It takes them from an index (:mod:`netspace.index`), and
+decodes only the records that the index lacks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _VERSION = "1"  # raise it whenever `of` finds something else in the same record
 
 
 class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The part of the host that an environment has.
+    """One environment's claims on the host.
 
     :param base: host id of its id 0.
     :param folders: the host's folders that it keeps, as declared.
     :param after: the environments that it waits for.
     :param promised: bytes that its own file systems may hold.
-    :param watched: it needs the service that watches health.
+    :param watched: whether it needs the service that watches health.
     """
 
     base: int

@@ -1,10 +1,10 @@
-"""Copies of volumes that netspace keeps (``disks``), for backups and moves: in ``<folder>/<environment>``, a file each.
+"""Copies of volumes that netspace keeps (``disks``), for backups and moves, a file each in ``<folder>/<environment>``.
 
-A copy is the volume's own file system, so it has all owners, modes and attributes, and fits any host. A volume is
-copied and put back only while its program does not run: what is copied is then one moment of it, with nothing under
-way. A copy has its name once it is whole, on disk and checked (e2fsck); a damaged one replaces nothing.
+A copy is the volume's whole file system, so it has all owners, modes and attributes, and fits any host. A volume is
+copied and put back only while its program does not run, so the copy is consistent. A copy gets its name only when it
+is complete, on disk and checked (e2fsck); a damaged copy replaces nothing.
 
-Folders of the host that are volumes (``source``) are the host's: nothing here touches them.
+A volume with a ``source`` is a folder of the host; this module never touches it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from netspace.layout import Layout
 from netspace.spec.types import NAME, NAME_RULE
 from netspace.supervision.service import Supervisor
 
-_MENDED = 1  # of e2fsck: all is well now
+_MENDED = 1  # exit code of e2fsck: errors were corrected
 _ENDED = ("stopped", "failed")
 
 
 def kept(layout: Layout) -> dict[str, dict[str, dict[str, Any]]]:
     """Return every volume that netspace keeps, by environment and target: ``size`` and ``used`` (bytes), ``file``.
 
-    Environments that are gone are among them: their volumes outlive them.
+    The result includes removed environments, because volumes outlive them.
     """
     names = sorted(path.name for path in layout.volumes("").glob("*") if path.is_dir())
     return {name: {_target(file): _row(file) for file in _own(layout.volumes(name))} for name in names}
@@ -68,10 +68,10 @@ def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
 
     **Their present content is lost.**
 
-    The environment may exist or not; one that is declared later gets them. A volume of which *folder* has no copy
+    The environment need not exist: if it is declared later, it gets these volumes. A volume without a copy in *folder*
     stays as it is.
 
-    :raises NetspaceError: its program runs, or a copy is missing, damaged or no file of root's; then nothing changes.
+    :raises NetspaceError: its program runs, or a copy is missing, damaged or not root's; then nothing changes.
     """
     place = _place(folder, name)
     with files.refusals_told(), files.locked(layout.lock):
@@ -107,7 +107,7 @@ def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
 
 
 def _place(folder: str, name: str) -> Path:
-    """Return the folder of an environment's copies below *folder*, which must be such that only root changes it."""
+    """Return the folder of an environment's copies below *folder*, and check that only root can change that."""
     if not NAME.fullmatch(name):
         raise NetspaceError(f"{name!r:.80}: no environment is called so: expected {NAME_RULE}")
     place = Path(folder) / name
@@ -128,7 +128,7 @@ def _idle(layout: Layout, supervisor: Supervisor, name: str) -> None:
 
 
 def _trusted(copy: Path) -> None:
-    """Refuse what another user of this host could have made: the kernel trusts a file system that it mounts."""
+    """Refuse a file that another user of this host may have written: the kernel trusts a mounted file system."""
     info = copy.lstat()
     if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
         raise NetspaceError(f"{copy}: expected a file of root's that nobody else can write")
@@ -147,7 +147,7 @@ def _copied(file: Path, target: Path) -> dict[str, Any]:
 
 
 def _write(source: Path, aside: Path) -> None:
-    """Copy a file system to *aside*, with its holes, and have it checked and on disk."""
+    """Copy a file system to *aside* with its holes, check the copy, and sync it to disk."""
     aside.unlink(missing_ok=True)
     _run("cp", "--sparse=always", "--reflink=auto", "--no-target-directory", str(source), str(aside), bad=1)
     aside.chmod(0o600)
@@ -163,7 +163,7 @@ def _write(source: Path, aside: Path) -> None:
 
 
 def _run(program: str, *arguments: str, bad: int) -> None:
-    """Run a program; an exit code from *bad* on is an error."""
+    """Run a program; treat an exit code of *bad* or above as an error."""
     found = shutil.which(program, path=runtimes.SEARCHED)
     if found is None:
         raise MissingError(f"the program {program}", "install it: apt-get install e2fsprogs coreutils")
@@ -186,7 +186,7 @@ def _own(folder: Path) -> list[Path]:
 
 
 def _point(layout: Layout, name: str, file: Path) -> Path:
-    """Return where the volume that has this file's name is mounted."""
+    """Return the mount point of the volume with this file's name."""
     return layout.disks(name) / f"volume-{file.name.removesuffix(disks.SUFFIX)}"
 
 

@@ -122,8 +122,8 @@ def _kill(process: subprocess.Popen[bytes], pid_file: Path, cgroup: str) -> None
     """Kill the program inside with its process group; the runtime then reaps it, and ends.
 
     The runtime may be about to start the program; it reports the process number before that. Once the runtime has
-    ended, the program has ended too, and another process may have its number. Then children of the program that are
-    left, and may hold a pipe open, are not killed.
+    ended, the program has ended too, and another process may have its number. In that case, children of the program
+    that are left are not killed; they may hold a pipe open.
     """
     deadline, killed = time.monotonic() + _REAPED, False
     while time.monotonic() < deadline and process.poll() is None:

@@ -46,7 +46,7 @@ class ObservedEnvironment(msgspec.Struct, frozen=True):
     :param assembled: its root is mounted and its configuration is as recorded.
     :param files: sha256 of each file handed out; None if they are damaged.
     :param namespace: it runs in the network namespace that has its name, or doesn't run.
-    :param halted: we stopped it, and it was not started since.
+    :param halted: netspace stopped it, and it was not started since.
     :param differing: the limits of the running environment that differ from its record.
     :param disks: its own file systems that are mounted, by key.
     :param service: its service, if it has one, is defined as its record says.
@@ -129,8 +129,8 @@ def observe(
     :param index: of all environments' claims.
     :param controllers: the cgroup controllers that can keep limits here.
     :param devices: returns the disks that an environment's files are on.
-    :param about: the environments that a step may be planned for; None: all. Of the others only their claims
-        are asked.
+    :param about: the environments that a step may be planned for; None: all. Of all others, only the claims
+        are read.
     :param wanted: images that may have to be built; :attr:`Observed.missing` has those that can't be.
     :param sized: a desired environment has file systems of its own.
     """

@@ -58,7 +58,7 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
     :param profile: the operator's own system call profile; None for a built-in one.
     :param runtime: the runtime to run it with.
     :param single: why it can't have a second instance, apart from reasons that *spec* gives; empty if it can.
-    :param kept: it is not trusted now, so no change stops or rebuilds it.
+    :param kept: the host lacks trust for it now, so no change stops or rebuilds it.
     """
 
     spec: Environment
@@ -104,11 +104,11 @@ class EnvironmentChange(msgspec.Struct, frozen=True):
 def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
     """Plan the steps: ``create``, ``restart``, ``change``, ``start``, ``stop``, ``update``, ``remove``.
 
-    A ``restart`` names the keys that need it. A ``change`` is the same for an environment that doesn't
-    run. An ``update`` changes an environment without a restart. An environment is refused, and left
-    unchanged, if it asks for something that is not available: a folder of another environment, an
-    unreadable system call profile, a runtime or an init that this host lacks, an order that can't be
-    kept, a size or an image.
+    A ``restart`` names the keys that need it. A ``change`` names them for an environment that doesn't run.
+    An ``update`` changes an environment without a restart. An environment is refused, and left unchanged,
+    if it asks for something that is not available: a folder of another environment, an unreadable system
+    call profile, a runtime or an init that this host lacks, an impossible ``after``, a file system of
+    that size or an image.
     """
     steps = [Step(KIND, name, "remove") for name in sorted(remove) if name in observed.claims]
     notes = []

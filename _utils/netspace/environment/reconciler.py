@@ -1,6 +1,6 @@
 """Reconciler of environments: observe, plan, apply.
 
-This module joins ``observe``, ``compare`` (pure), ``apply`` and ``making`` for one host. It knows
+This module joins ``observe``, ``plan`` (pure), ``apply`` and ``builder`` for one host. It knows
 nothing of interfaces, links and trust: an environment's network namespace exists already, and its
 files come as bytes.
 """
@@ -109,7 +109,7 @@ class Environments:
 
     @staticmethod
     def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str] = ()) -> Plan:
-        """Plan what has to change. See :func:`compare.plan`."""
+        """Plan what has to change. See :func:`netspace.environment.plan.plan`."""
         return compare.plan(desired, observed, remove)
 
     # -- doing ---------------------------------------------------------------------
@@ -151,7 +151,7 @@ class Environments:
         return rolling.erase(self.layout, self.supervisor, records.updating(self.layout))
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start assembled environments; return, by name, why some don't run."""
+        """Start assembled environments; return the errors of those that don't run, by name."""
         return start(self.layout, self.supervisor, names)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:

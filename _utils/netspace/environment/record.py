@@ -32,7 +32,7 @@ _VERSION = 1
 
 
 class Previous(msgspec.Struct, frozen=True):
-    """An environment's version before an update, kept until the update has proved itself."""
+    """An environment's version before an update, kept until the updated environment is healthy."""
 
     spec: Environment
     image: Image

@@ -62,6 +62,6 @@ def judge(status: Mapping[str, str], stop_timeout: float, *, first: bool) -> str
 
 
 def _is_first(status: Mapping[str, str]) -> bool:
-    """Return whether a process is process 1 of a pid namespace below ours."""
+    """Return whether a process is process 1 of a pid namespace below the caller's."""
     numbers = status.get("NSpid", "").split()
     return len(numbers) > 1 and numbers[-1] == "1"

@@ -97,7 +97,7 @@ def _connect(host: Host, twins: tuple[str, str], interface: Interface | None, ne
     if interface is not None:
         kind = type(interface).__struct_config__.tag
         if kinds.of(interface).FILTER == "inside":
-            # There, a twin would have an address of somebody's, or the original's own key.
+            # There, a twin would have another machine's address or the original's own key.
             problem = f"a twin has no interface of kind {kind}: it would be seen on a network beyond this host"
         elif error := _made(host, _declared(twins, _anonymous(interface), network)):
             problem = f"a twin can't have an interface of kind {kind}: {error}"

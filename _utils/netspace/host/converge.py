@@ -45,7 +45,7 @@ class Converge(Cards):
             return self._interfaces(declared, whole, test, withheld)
 
     def connect(self, declared: Declaration) -> Result:
-        """Create the namespaces of twins; the caller holds the lock (:mod:`netspace.audit`)."""
+        """Create the namespaces of twins; the caller holds the lock (:mod:`netspace.host.audit`)."""
         return self._interfaces(declared, False, False, {})
 
     def _interfaces(self, declared: Declaration, whole: bool, test: bool, withheld: Mapping[str, str]) -> Result:

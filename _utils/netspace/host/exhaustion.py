@@ -27,11 +27,11 @@ from netspace.spec.types import Network
 
 Outcome = Literal["held", "leak", "open", "skipped", "slow"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-# Bytes of its own memory that a twin has to pay, in all and per unit, so that memory counts as the bound: the kernel's
-# rounding is less.
+# Memory counts as the bound of a pool if the twin was charged at least this many bytes: in all, and per unit. Both are
+# above the kernel's rounding.
 CHARGED, LEAST = 2 * 1024**2, 48
 ON_DISK = ("disk (MiB)", "files on disk")  # memory holds only copies of these, which the kernel drops at need
-FULL = 0.9  # share of a host-wide pool from which on the pool counts as used up
+FULL = 0.9  # a host-wide pool counts as used up from this share on
 # Factors by which others may wait longer, and the seconds below which a wait doesn't count.
 GOALS: Mapping[str, float] = {"answer": 2.0, "exec": 1.5, "look": 1.5, "restart": 1.5}
 NOTICED = 0.02

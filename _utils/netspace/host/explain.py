@@ -1,7 +1,8 @@
 """One environment explained: why it runs or doesn't, and the one command that would help. Changes nothing.
 
 :func:`causes` decides, from observations only, and is pure. A finding's advice and command are sentences of this
-module, with nothing in them but names and numbers of the declaration: a program's own words are only in its log.
+module, with nothing in them but names and numbers of the declaration. A program's own words are only in ``text`` and
+``log``.
 """
 
 from __future__ import annotations

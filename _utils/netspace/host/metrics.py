@@ -77,7 +77,7 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
 
 
 def _health(layout: Layout, names: Iterable[str]) -> Iterator[Family]:
-    """Return whether environments with a check are healthy. The watch keeps a file for each, and a mark while it is."""
+    """Return the health of environments with a check. The watcher keeps a file for each, and marks healthy ones."""
     from netspace.environment.health import record as verdict
 
     try:
@@ -162,7 +162,7 @@ def write(host: Host, path: Path) -> int:
     The collector's folder may belong to its own user. So the new file is made under a name that is new, and only a
     file that begins with :data:`MARK` is replaced.
 
-    :raises NetspaceError: the path is unsuitable, or there is a file that is not ours.
+    :raises NetspaceError: the path is unsuitable, or there is a file that netspace did not write.
     """
     if path.suffix != ".prom" or not paths.straight(path):
         raise NetspaceError(f"{path}: expected an absolute path that ends in .prom and leads through no link")

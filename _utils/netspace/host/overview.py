@@ -11,7 +11,7 @@ from netspace.spec.types import Declaration
 
 
 class Overview(Converge):
-    """Looks at a host."""
+    """Read-only views of a host."""
 
     def check(self, declared: Declaration) -> list[Problem]:
         """Return the reasons why this host could not apply a declaration: the refusals of a test. Changes nothing."""

@@ -94,7 +94,7 @@ class Parts:
     ) -> Result:
         """Observe, plan and, unless it is a test, apply.
 
-        :param seen: what was observed already.
+        :param seen: the observation, if there is one already.
         :param apply: applies the steps in place of the kind's ``apply``, with options of its own.
         """
         plan = kind.plan(desired, kind.observe() if seen is None else seen, remove)

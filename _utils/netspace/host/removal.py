@@ -11,7 +11,7 @@ from netspace.threads import BackgroundTask
 
 
 class Removal(Cards):
-    """The removals, each with what belongs to the removed thing."""
+    """Removals of objects, each with everything that belongs to the object."""
 
     def remove_links(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Revoke links.

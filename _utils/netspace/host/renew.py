@@ -2,7 +2,7 @@
 
 It also renews endorsements of keys for sealed links to other hosts.
 
-It reads the records on disk, without Salt or the declaration, like :mod:`netspace.restore`. It restarts no program
+It reads the records on disk, without Salt or the declaration, like :mod:`netspace.host.restore`. It restarts no program
 and ends no connection: a client reads its certificate whenever it connects.
 """
 

@@ -143,7 +143,7 @@ class Targets:
 
     @contextlib.contextmanager
     def files(self, target: str) -> Iterator[Any]:
-        """Open access to a running environment's files (``environment.within.Within``).
+        """Open access to a running environment's files (:class:`~netspace.environment.storage.guest_files.GuestFiles`).
 
         :raises NetspaceError: the environment doesn't run, or has its own kernel.
         """

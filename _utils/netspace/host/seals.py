@@ -30,7 +30,7 @@ class Seals(Cards):
     def seal_bundles(self) -> tuple[dict[str, str], Result]:
         """Renew due keys for sealed links, and update the cards of the peers.
 
-        :return: this host's bundles for other hosts (``link.bundles``), by host, and the result of the updates.
+        :return: this host's bundles for other hosts (``link.seal.bundle``), by host, and the result of the updates.
         """
         from netspace.link.seal import keys as seals
 

@@ -135,7 +135,7 @@ def left_over(marks: Iterable[str], sessions: Iterable[int]) -> dict[int, int]:
     It takes one pass over ``/proc``. Zombies and this process are left out.
 
     :param sessions: sessions whose leaders have ended. If a live process has such a PID again, the session is a
-        new one of somebody else, and is left out.
+        new and unrelated one, and is left out.
     """
     wanted = {f"{MARK}={mark}".encode() for mark in marks}
     ids = {session for session in sessions if session > 0 and (stat(session) or _GONE).state in "ZX"}

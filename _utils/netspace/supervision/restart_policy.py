@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Seconds. A program that ran this long was healthy: its next crash counts as the first.
+# Seconds. A program that ran for HEALTHY counts as healthy: its next crash has the first delay again.
 FIRST_DELAY = 0.1
 LAST_DELAY = 30.0
 HEALTHY = 20.0

@@ -89,7 +89,7 @@ class Status:
 
 
 class Supervisor(Protocol):
-    """A supervisor of services; ``systemd`` and ``direct`` implement it.
+    """A supervisor of services; ``systemd.supervisor`` and ``daemon.client`` implement it.
 
     Each call is one batch, whatever the number of services: one message, or a few
     ``systemctl`` processes. Errors are returned per service; a call raises only if the

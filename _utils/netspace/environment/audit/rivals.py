@@ -123,7 +123,7 @@ def _line(fd: int) -> bytes:
 class Rivals:
     """The three rivals, and functions to measure them.
 
-    :param enter: runs a program that does nothing in the neighbour.
+    :param enter: runs a trivial program in the neighbour.
     :param memory: returns the bytes of memory that the attacker is charged for.
     """
 

@@ -1,4 +1,4 @@
-"""Storms: loads that make others wait and hold nothing. ``exhaust.py`` repeats one in a loop.
+"""Storms: loads that make others wait but hold no units. ``exhaust.py`` repeats one in a loop.
 
 Standard library and ``pools.py`` only: the audit copies this file into a twin.
 """

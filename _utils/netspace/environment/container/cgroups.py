@@ -1,6 +1,6 @@
 """Cgroup limits of a running environment: reads them, and changes them in place.
 
-The runtime sets the limits when an environment starts, from the configuration of ``oci``. This
+The runtime sets the limits when an environment starts, from ``oci_config``. This
 module changes them without a restart, and finds limits that differ from the declaration.
 Written after cgroups(7) and the kernel's cgroup-v2, memory, blkio-controller and pids pages.
 """

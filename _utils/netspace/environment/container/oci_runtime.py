@@ -1,7 +1,7 @@
 """Calls of OCI runtimes: their command lines, and the errors in their logs.
 
 ``runtimes`` has the runtimes and their differences. A runtime is called detached: it starts the
-program, writes the program's PID to a file and ends, so no process of ours stays with an
+program, writes the program's PID to a file and ends, so no process of netspace stays with an
 environment. crun refuses a *hybrid* cgroup layout (version 1 controllers with version 2 at
 ``/sys/fs/cgroup/unified``). On such a host each call runs in its own mount namespace, in which
 another mount covers that one; the host's mounts are never touched.
@@ -28,8 +28,8 @@ from netspace.supervision.cgroup import payload_cgroup
 
 VARIABLES = {"PATH": runtimes.SEARCHED}
 PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
-# For a second program, the runtime sets neither the OOM score nor the umask of the first one. Without them the kernel
-# would spare it like the minion, and everybody could read its files.
+# For a second program, the runtime sets neither the OOM score nor the umask of the first one. Without them the OOM
+# killer would spare the program as it spares the minion, and everybody could read its files.
 _BESIDE = f'umask 077 && echo {oci_config.OOM_SCORE_ADJ} >/proc/self/oom_score_adj && exec "$@"'
 # Removes what a runtime leaves behind: files of its state folder, and the environment's cgroup ($0) in all hierarchies.
 _TIDY = f'rm -f -- "$@"; for folder in {cgroups.ROOT}"$0" {cgroups.ROOT}/*"$0"; do rmdir "$folder"; done 2>/dev/null; :'
@@ -59,7 +59,7 @@ def prefix(mounted: Mapping[str, mounts.Mount]) -> tuple[str, ...]:
 
 
 def call(layout: Layout, runtime: Runtime, mounted: Mapping[str, mounts.Mount], *arguments: str) -> tuple[str, ...]:
-    """Return the command line of an OCI runtime with our own state folder.
+    """Return the command line of an OCI runtime that uses netspace's own state folder.
 
     :raises MissingError: when the runtime is not installed.
     """
@@ -137,7 +137,7 @@ def pid_file(layout: Layout, name: str) -> Path:
 
 
 def halt_mark(layout: Layout, name: str) -> Path:
-    """Return the path of the halt mark: a file that exists from before we stop the environment until its next start."""
+    """Return the path of the halt mark: a file that exists from just before a stop until the next start."""
     return below(layout.bundle(name), "halted")
 
 

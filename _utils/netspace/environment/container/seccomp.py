@@ -3,10 +3,10 @@
 The profile ``strict`` lists the calls that ordinary programs need, by family, each with the reason;
 ``standard`` adds calls that some servers need beyond that (``STANDARD``). A call that is not listed
 fails with EPERM, or with ENOSYS if a C library tests for the call and goes on without it. ``NEVER`` lists the
-calls that neither profile lets through, with any capabilities: those that make namespaces or mounts, reach into
-another process or widen the kernel's attack surface. Some calls pass only with some arguments
+calls that neither profile lets through, whatever the program's capabilities: those that make namespaces or mounts,
+reach into another process or widen the kernel's attack surface. Some calls pass only with some arguments
 (``seccomp_arguments``). Landlock and seccomp stay allowed, so that a program can narrow itself further.
-``seccomp_file`` reads profiles of an operator's own; this module touches no file.
+``seccomp_profile`` reads an operator's own profiles; this module touches no file.
 
 Written from the manual pages of section 2; the names of both architectures stand in one
 table, since a name unknown to one of them is skipped.

@@ -59,7 +59,7 @@ def source(spec: Environment, runtime: Runtime) -> str:
 
 
 def program(layout: Layout, name: str, spec: Environment, runtime: Runtime, defaults: sources.Defaults) -> Environment:
-    """Return the environment to render in place of a kernel's: the same one with the tender as its program."""
+    """Return the environment to render for a kernel: *spec* with the tender as its program."""
     tap = TAP if spec.interface is not None and _TUN in spec.interface.DEVICES else ""
     guest = Guest(
         kernel=KERNEL,

@@ -3,7 +3,7 @@
 It is a service like the broker: the supervisor of the environments keeps it running, and the two don't
 communicate. The watch reads the environments from their records, finds running ones by the PID files
 that their runtime writes, and follows processes by pidfd. Probes run in a few threads, everything else in
-one loop. The watch writes its judgements to files (``verdict``).
+one loop. The watch writes its judgements to files (``record``).
 
 If there is a supervisor, the watch ends an unhealthy environment whose ``restart`` isn't ``never``, by SIGTERM
 and, at the deadline, SIGKILL. The supervisor then starts the environment again, as after a crash. A watch
@@ -217,7 +217,7 @@ class Watch:
         one.timer = self.loop.after(machine.pause(one.judgement, health), lambda: self._probe(one))
 
     def _restarted(self) -> bool:
-        """Return whether a supervisor would start it again. Otherwise it isn't ended: unhealthy is better than none."""
+        """Return whether a supervisor would restart it. Otherwise it keeps running: unhealthy is better than none."""
         return booted() or presence.attended(self.layout)
 
     def _write(self, one: Watched) -> None:
@@ -255,7 +255,7 @@ class Watch:
 
 
 def needed(known: Mapping[str, Record]) -> dict[str, Record]:
-    """Return the environments to watch: those with a check, and those that others come after."""
+    """Return the environments to watch: those with a check, and those named in the ``after`` of others."""
     awaited = {name for record in known.values() for name in record.spec.after}
     return {name: record for name, record in known.items() if record.spec.health is not None or name in awaited}
 

@@ -2,7 +2,7 @@
 
 It yields an archive's members and writes nothing. The standard library decodes the headers; this
 module checks everything around them (extended headers, sizes, types), because an archive is
-untrusted. It refuses sparse files, unknown types, data after a member that has none, and an archive
+untrusted. It refuses sparse files, unknown types, data in a member whose type has none, and an archive
 without its end. Written after pax(1) of POSIX.1-2017 and GNU tar's manual.
 """
 

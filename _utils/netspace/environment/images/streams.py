@@ -257,7 +257,7 @@ def _zstd(packed: IO[bytes], budget: Budget) -> Iterator[IO[bytes]]:
         try:
             yield cast(IO[bytes], _Checked(process, budget))
         finally:
-            # If we stop early, the program is killed, and a broken pipe ends the feeder.
+            # If the reader stops early, the program is killed, and a broken pipe ends the feeder.
             process.stdout.close()
             process.kill()
             feeder.join()

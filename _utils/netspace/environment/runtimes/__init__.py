@@ -28,11 +28,11 @@ A runtime that can't ``exec`` into a network namespace which the host owns also 
   the container without its network namespace. The runtime is then called from within that namespace.
 
 A module that runs **kernels** is a tender: a program whose guest is the kernel. It runs as the only process of an
-ordinary environment (by crun) whose root holds just the tender and the kernel (``tenders``). It has
+ordinary environment (by crun) whose root holds just the tender and the kernel (``container.unikernel``). It has
 
 - ``files(settings) -> {path inside: path on the host}``: the files that it needs in addition to its program and
   the program's libraries;
-- ``command(settings, guest) -> (argument, ...)``: its arguments, for a ``tenders.Guest``;
+- ``command(settings, guest) -> (argument, ...)``: its arguments, for a :class:`Guest`;
 - ``RESERVE``: bytes of the memory limit that it needs itself;
 - ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends an argument;
 - ``STOPS``: whether it ends after a SIGTERM; a tender that doesn't is killed at once;

@@ -132,7 +132,7 @@ def lacking() -> str:
 
 @functools.cache
 def grows() -> bool:
-    """Return whether we may grow a file system while it is in use (CAP_SYS_RESOURCE, capabilities(7))."""
+    """Return whether this process may grow a file system while it is in use (CAP_SYS_RESOURCE, capabilities(7))."""
     with open("/proc/self/status") as stream:
         found = next((line.split()[1] for line in stream if line.startswith("CapEff:")), "0")
     return bool(int(found, 16) >> _CAP_SYS_RESOURCE & 1)
@@ -378,7 +378,7 @@ def _claim(file: Path, backing: int) -> None:
     """Lock *file* for one loop device: two independent mounts of one ext4 would destroy it.
 
     The device keeps its backing file open, and with it the lock. It does so as long as any process has
-    a file open in a mount of it, even after we have unmounted it.
+    a file open in a mount of it, even after netspace has unmounted it.
 
     :raises NetspaceError: when another device still has the lock.
     """

@@ -62,7 +62,7 @@ def assemble(layout: Layout, name: str, spec: Environment, image: Path, digest: 
 
 
 def _own_memory(folder: Path) -> None:
-    """Mount a small tmpfs at *folder*: the host's own would show its identity, and how much others use."""
+    """Mount a small tmpfs at *folder*, because the host's own tmpfs would show its identity and its use by others."""
     folder.mkdir(exist_ok=True, mode=0o700)
     flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
     mounts.mount("netspace", folder, "tmpfs", flags, f"mode=0700,{_MEMORY_BOUNDS}")
@@ -135,7 +135,7 @@ def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
 def _own(upper: Path, base: int) -> None:
     """Make *base* the owner of the layer's top folder, and move all ids of the former base in it to *base*.
 
-    An environment whose record was lost has got other ids. The top folder is changed last, so that an interrupted
+    An environment whose record was lost may have got other ids. The top folder is changed last, so that an interrupted
     change is noticed and repeated.
     """
     old = upper.stat().st_uid

@@ -23,7 +23,7 @@ from netspace.spec.types import Environment
 from netspace.supervision.service import Status, Supervisor
 
 LOOK = 0.1
-BEGUN = 300.0  # seconds allowed to the health service for its begin: a slow host has to compile the library first
+BEGUN = 300.0  # seconds allowed to the health service to begin: a slow host has to compile the library first
 SLACK = 10.0  # seconds in addition to the declared ones, for a busy host
 
 

@@ -2,9 +2,9 @@
 
 ``readings`` reads the settings; the other modules are pure and judge the values. Nothing is ever changed.
 
-A row says for whom the setting matters. A system call that both profiles refuse (``environment.seccomp``) can't be made
-from inside, whatever the host allows. So most of the kernel's switches matter only for the host's own users. A value
-that can't be read is ``unknown``, never ``good``.
+A row says for whom the setting matters. A system call that both profiles refuse (``environment.container.seccomp``)
+can't be made from inside, whatever the host allows. So most of the kernel's switches matter only for the host's own
+users. A value that can't be read is ``unknown``, never ``good``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The client of netspace's own supervisor, for hosts where systemd is not PID 1.
 
-Definitions and the desired services are files (see ``records``), and a status is
+Definitions and the desired services are files (see ``definitions``), and a status is
 read from files. Only starts and stops need the daemon. It is started on demand
 from the library's copy, and ends when there is nothing left to watch.
 """

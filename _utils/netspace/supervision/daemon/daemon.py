@@ -4,8 +4,8 @@ One poll loop watches every process by its pidfd; there is no thread, no process
 service and no polling of processes. Programs started detached (``crun run --detach``)
 become the daemon's children, since it is a *child subreaper*, so it learns their exit status
 too. The daemon is needed for restarts only: if it is killed, the services keep running, and the next
-daemon adopts them by their traces (see ``records``). A second process stands by to take over
-(see ``standing``), unless the operator's init restarts the daemon.
+daemon adopts them by their traces (see ``definitions``). A second process stands by to take over
+(see ``standby``), unless the operator's init restarts the daemon.
 
 Adoption is safe because the supervising process holds the lock file. A forked child shares
 the lock until it becomes its program, and writes its own trace before that. So a process that

@@ -1,7 +1,7 @@
 """Relay of detached programs' output, from named pipes to their logs.
 
 A program that runs as another user must neither own its log nor have it open for writing. It could
-fill the disk (fallocate(2)), or delay everybody who opens the log by a lease (fcntl(2)). So
+fill the disk (fallocate(2)), or by a lease (fcntl(2)) delay everybody who opens the log. So
 its standard output is a named pipe in a folder of root's. The daemon reads at most ``CHUNK`` bytes at a
 time from it; a program that writes faster has to wait.
 

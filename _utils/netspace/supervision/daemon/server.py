@@ -1,6 +1,6 @@
 """The daemon's socket, which only root may use: it receives requests and sends answers.
 
-A request is answered when everything it asked for is done. ``messages`` defines the messages.
+A request is answered when everything it asked for is done. ``protocol`` defines the messages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The start of services: dependencies first, and a bounded number at a time.
 
 For a detached start, the daemon follows the launcher until that has written the PID of the program.
-``ending`` handles the end of services.
+``stop`` handles the end of services.
 """
 
 from __future__ import annotations

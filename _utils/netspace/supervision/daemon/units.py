@@ -1,7 +1,7 @@
 """The services that the daemon knows, each with its phase.
 
-This module sets and records phases, and answers the clients that wait for them. ``starting`` and
-``ending`` bring a service from one phase to the next.
+This module sets and records phases, and answers the clients that wait for them. ``start`` and
+``stop`` bring a service from one phase to the next.
 """
 
 from __future__ import annotations
