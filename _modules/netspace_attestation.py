@@ -256,8 +256,8 @@ def forget() -> dict[str, Any]:
 def answer(challenges: dict[str, Any]) -> dict[str, Any]:
     """
     Answer a challenge by the master's verifier with ``{boot, evidence}``. The evidence is bound to this minion's id, to
-    the key of the master that the minion accepted, to the challenge and to this boot. An answer that is too large for
-    one message gives ``{parts, sha256}``, and ``part`` returns its parts.
+    the key of the master that the minion accepted, to the challenge and to this boot. If the answer is too large for
+    one message, return ``{parts, sha256}``; ``part`` then returns its parts.
 
     The master's ``netspace_attestation.attest`` calls this function, and then ``accept``. One message has the
     challenges of many minions.

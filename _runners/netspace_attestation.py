@@ -132,9 +132,9 @@ def verify_quote(
     Check a quote that ``tpm2_quote`` wrote, and return the result of each check:
     ``{valid, code, reason, checks, quote}``.
 
-    ``checks`` are in the order in which they were made, and end with the first that failed. Checks
-    that lack an argument are listed as ``unchecked``. Only enrolment checks that the key belongs to a
-    genuine TPM: the Privacy CA's ``certificate`` says so.
+    ``checks`` are in the order in which they were made, and end with the first that failed. Checks that lack an
+    argument are listed as ``unchecked``. Only enrolment checks that the key is in a TPM; the Privacy CA's
+    ``certificate`` attests it.
 
     CLI Example:
 
@@ -150,8 +150,8 @@ def verify_quote(
         The file of ``tpm2_quote -s`` (``-f tss``, which is the default).
 
     ak
-        The attestation key: TPM2B_PUBLIC or TPMT_PUBLIC (``tpm2_createak -u`` with ``-f tss``), PEM
-        or DER. PEM and DER don't tell whether the key is restricted.
+        The attestation key: TPM2B_PUBLIC or TPMT_PUBLIC (``tpm2_createak -u`` with ``-f tss``), PEM or DER. PEM and DER
+        don't show whether the key is restricted.
 
     log
         The firmware's log: ``binary_bios_measurements``.
@@ -160,8 +160,8 @@ def verify_quote(
         The qualifying data, in hex. **Without it an old quote passes.**
 
     pcrs
-        The PCR values: ``tpm2_quote -o``, the text of ``tpm2_pcrread``, or JSON as ``replay`` shows it.
-        With them, a difference is reported by PCR.
+        The PCR values: ``tpm2_quote -o``, the text of ``tpm2_pcrread``, or JSON as ``replay`` shows it. With them, a
+        log that does not lead to them is reported by PCR.
 
     systemd
         systemd's log, ``/run/log/systemd/tpm2-measure.log``.
@@ -539,10 +539,10 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
     each. Minions whose pillar says ``verifier: master`` enforce the result. The exit status is 1 unless all minions are
     *trusted*.
 
-    Each minion gets a nonce of its own. Minions are asked in random order, ``concurrency`` of them at one time. Once
-    one has answered, the next is asked, so none waits for absent or slow ones. **A minion that does not answer is not
-    judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that expires soon
-    is renewed first, at a random time for each host. Each change of state fires an event,
+    Each minion gets a nonce of its own. Minions are asked in random order, ``concurrency`` of them at one time. After
+    each answer the next minion is asked, so no minion waits for absent or slow ones. **A minion that does not answer is
+    not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that expires
+    soon is renewed first, at a random time for each host. Each change of state fires an event,
     ``netspace/attestation/<minion>/<state>``.
 
     CLI Example:
@@ -650,15 +650,16 @@ def learn(
     file: str = "",
 ) -> dict[str, Any]:
     """
-    Attest hosts that are known to be good, and return the changes that make their group's policy accept how they were
-    booted. **Nothing is put in force without** ``sign=True``.
+    Attest hosts that are known to be good, and return the changes that make their group's policy accept their boots.
+    **Nothing is put in force without** ``sign=True``.
 
     The first policy of a group gets rules wherever the boot logs allow them: Secure Boot on, the entries of dbx that
     all hosts have, the signers of booted programs, UEFI programs, kernels, initrds, other loaded files, and command
     lines. The rest are plain PCR values. ``notes`` says which rules are missing, and why.
 
-    An existing policy keeps its form. Its lists get longer, and its demands are not lowered. Old entries stay, or with
-    ``overlap`` end after so many days. The version rises by one. Only the beginning of a long ``diff`` is returned.
+    An existing policy keeps its form. Its lists get longer, and its demands are not lowered. Old entries stay; with
+    ``overlap``, they end after that many days. The version rises by one. Only the beginning of a long ``diff`` is
+    returned.
 
     CLI Example:
 
@@ -685,11 +686,12 @@ def learn(
         ran, and unknown keys that signed files. Defaults to False.
 
     keys
-        A file with certificates or public keys (PEM) that may have signed files. Those that did are proposed, too.
+        A file with certificates or public keys (PEM). Those that signed files of the measurement lists are proposed,
+        too.
 
     overlap
-        Days for which old entries count that none of these hosts shows. (For IMA, these are the former digests of files
-        that have other digests now.) By default, old entries count for ever.
+        Number of days after which entries end that none of these hosts shows. (For IMA, these are the former digests of
+        files that have other digests now.) By default, they have no end.
 
     file
         Write the whole policy to this new file (JSON), for an editor, ``policy_check`` and ``policy_set``.
@@ -779,11 +781,12 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
 
 def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
     """
-    Return the level that a policy would give each host of the group, by its last evidence. Nothing is put in force, and
-    no host is asked (except with ``ima``). ``changes`` has the hosts whose level would change.
+    Compare the level of each host of the group with the one that a policy would give it, by its last evidence. Nothing
+    is put in force, and no host is asked (except with ``ima``). ``changes`` has the hosts whose level would change,
+    ``same`` the others, and ``untried`` the hosts without usable evidence.
 
-    A policy that only looks strict is refused: if a rule rests on an unjudged or unquoted PCR, or if there are rules
-    for IMA, but none for the kernel that measures and its command line.
+    A policy that only looks strict is refused. Such a policy has a rule that rests on an unjudged or unquoted PCR, or
+    rules for IMA without rules for the kernel that measures and its command line.
 
     Only the boot is tried (up to L4), since measurement lists are judged as they arrive and not kept. With ``ima``, the
     hosts are asked for their lists.
@@ -1037,7 +1040,7 @@ class _Store:
     @staticmethod
     @contextlib.contextmanager
     def _reached() -> Iterator[None]:
-        """Raise NetspaceError when results can't be read or saved: no host's state is returned then."""
+        """Turn an error of the cache into NetspaceError, so that no host's state is returned without its record."""
         from salt.exceptions import SaltException
 
         try:
@@ -1145,7 +1148,7 @@ def _valid(found: Mapping[str, Any]) -> bool:
 
 
 def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any]], bool] = _valid) -> dict[str, Any]:
-    """Return the result of *work*; if it is not *good*, with ``retcode: 1``, which is Salt's key for the exit status.
+    """Return the result of *work*. If it is not *good*, add ``retcode: 1``, which is Salt's key for the exit status.
 
     Refusals and errors are returned, too, since Salt shows a traceback when a runner raises.
     """
@@ -1185,7 +1188,7 @@ def _given(path: str, limit: int) -> bytes:
 
 
 def _read(path: str, limit: int) -> bytes:
-    """Return a file's content, or its first *limit* + 1 bytes, which its parser refuses.
+    """Return a file's content. Of a longer file, return the first *limit* + 1 bytes, which its parser refuses.
 
     The file is read to its end, since files in securityfs report a size of 0.
     """
@@ -1217,7 +1220,8 @@ def _policy_data(path: str) -> Any:
 def _nonce(text: Any) -> bytes | None:
     """Return the nonce as bytes; None for an empty one.
 
-    :raises NetspaceError: when it is no hex, or a number: Salt's command line drops a number's leading zeros.
+    :raises NetspaceError: when it is not hex, or is a number, because Salt's command line drops a number's leading
+        zeros.
     """
     if text == "" or text is None:
         return None

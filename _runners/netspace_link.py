@@ -61,8 +61,8 @@ def sign(request: str, trust_domain: str) -> Any:
         File with the output of ``netspace_link.authority_request`` on that host.
 
     trust_domain
-        The host's own trust domain: its authority can issue only names in it. **Whoever gets the certificate can act
-        as that host**: make sure that the request comes from it.
+        The host's own trust domain: its authority can issue only names in it. **The sender of the request can act as
+        that host**: make sure that it is the host.
 
     CLI Example:
 
@@ -108,7 +108,7 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
 
 def certified() -> Any:
     """
-    Return, for each issued trust domain, the host's key (SHA-256 of its SubjectPublicKeyInfo).
+    Return the host's key (SHA-256 of its SubjectPublicKeyInfo) for each issued trust domain.
 
     CLI Example:
 
@@ -122,9 +122,9 @@ def certified() -> Any:
 def release(trust_domain: str) -> Any:
     """
     Release a trust domain, so that the next host that requests it gets it; return ``True``. Use it for a host that was
-    installed anew and has lost its key.
+    reinstalled and has lost its key.
 
-    **It revokes nothing**: whoever has the old key can act as that host until its certificate ends, two years after
+    **It revokes nothing**: anybody with the old key can act as that host until its certificate ends, two years after
     ``certify``. If somebody else may have that key, don't release the trust domain; give the new host another one.
 
     trust_domain
@@ -152,8 +152,8 @@ def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60)
     exit status is 1.
 
     The keys are public, and the master can't forge them: each host verifies the others' keys by the root that it
-    trusts. Call this when sealed links between hosts are new, and then once a day by a schedule: a key is valid for
-    90 days and renewed after 30.
+    trusts. Call this for new sealed links between hosts, and then once a day by a schedule: a key is valid for 90 days
+    and renewed after 30.
 
     target, tgt_type
         All minions with sealed links to or from other hosts. Some of them are not enough.
@@ -185,7 +185,7 @@ def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60)
 
 
 def _answer(work: Callable[[], Any]) -> Any:
-    """Return the result of *work*. On a refusal, return its text and Salt's key for the exit status, no traceback."""
+    """Return the result of *work*. On a refusal, return its text with Salt's key for the exit status; never raise."""
     try:
         return work()
     except (NetspaceError, OSError, ValueError) as err:
@@ -217,7 +217,7 @@ def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) 
 def _ask(
     target: str | list[str], tgt_type: str, function: str, arguments: dict[str, Any], timeout: int
 ) -> dict[str, Any]:
-    """Return the answers that come within *timeout* seconds, by minion; if a minion failed, an error."""
+    """Return the answers that come within *timeout* seconds, by minion; an error for a minion that failed."""
     import salt.client
     import salt.utils.minions
     from salt.exceptions import SaltException

@@ -3,28 +3,28 @@
 The terms are those of RFC 9334 (RATS): the *attester* makes *evidence*, the *verifier* appraises it, and enforcement
 reads the attestation *result*.
 
-- ``facts``: properties of the host, from files; never evidence.
-- ``tpm``: the TPM device. ``structures``: parsers of TPM structures, without libtss2.
-- ``evidence``: the messages. ``attester``: makes evidence. ``software``: the key of a host without a TPM.
+Shared:
 
-These modules do no I/O:
+- ``evidence``: the messages. ``ear``: signed results. ``identity``: signatures with a minion's Salt key.
+- ``tpm``: the TPM device, parsers of its structures without libtss2, and credentials. ``tee``: reports of TEEs.
+- ``refusals``: the reasons for a refusal. ``hsm``, ``signing_keys``: signing keys in a hardware module or in files.
 
-- ``credential``, ``certificates``, ``verifier``: checks that evidence is genuine.
-- ``eventlog``, ``measurelog``, ``ima``: parsers of logs and lists. ``events``: the meaning of a boot log's events.
-- ``policy``: rules for boots and programs. ``judge``: appraisal of genuine evidence (``ima_rules``: of its measurement
-  list). ``refusals``: the reasons for a refusal.
+On the host:
 
-These run on the master:
+- ``minion``: makes evidence, answers the master and stores its results (``master_result``). A host without a master
+  appraises itself (``self_appraisal``). ``host_facts``: claims from files; never evidence.
+- ``result``: the recorded result. ``reconciler``: observe, plan, apply.
 
-- ``registrar``: the TPM of each minion; with ``privacy_ca`` and ``audit_log``.
-- ``fleet``: the verifier of all minions. ``groups``: the policy of each group of minions. ``ear``: signed results,
-  which a host checks in ``verdict``.
+The verifier, which reads no file:
 
-The rest:
+- ``verifier``: checks that evidence is genuine, and appraises it. ``offline``, ``tee_offline``: the same for people.
+- ``logs``: parsers of boot logs and measurement lists. ``policy``, ``policy_reading``: rules for boots and programs.
 
-- ``offline``, ``pcrfile``: quotes and logs in files, for people.
-- ``appraisal``: a host without a master appraises itself. ``result``: the recorded result.
-- ``kind``: observe, plan, apply.
+On the master:
+
+- ``endorsement``: makers' certificates of TPMs, which a host that appraises itself checks, too.
+- ``registrar``: the TPM of each minion, the Privacy CA and the audit log.
+- ``fleet``: the verifier of all minions, and the policy of each group. ``learning``: policies from good boots.
 
 Importing this package imports nothing heavy: no libtss2, no cryptography.
 """

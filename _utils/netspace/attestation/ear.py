@@ -6,7 +6,7 @@ There is one algorithm and one form of header, so nothing is negotiated (``netsp
 A host accepts a result only if all of this holds. :func:`check` checks it in this order:
 
 1. one of the pinned keys signed the result, and its header, claims and sizes are those that :func:`make` writes;
-2. it is for this host, and has the nonce of the challenge that the host answered last. The caller forgets the nonce;
+2. it is for this host, and has the nonce of the challenge that the host answered last. The caller deletes that nonce;
 3. it is of this boot, has not expired (ten minutes), and is not from the future;
 4. its policy's version is not lower than the last one of the same group.
 
@@ -120,7 +120,7 @@ def jwks(keys: Collection[Mapping[str, str]]) -> dict[str, Any]:
 def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: int = MAX_TOKEN) -> dict[str, Any]:
     """Return the payload of a token that one of *keys* (JWK) signed.
 
-    :raises Malformed: when *token* is no token.
+    :raises Malformed: when *token* is malformed.
     :raises ResultForged: when it has another kind or algorithm, or when none of the keys signed it.
     """
     try:

@@ -413,7 +413,7 @@ def _value(value: Any) -> bytes:
 
 
 def from_hex(text: Any, size: int) -> bytes | None:
-    """Return *size* bytes from hex; None for any other text, also for one with blanks, which ``fromhex`` accepts."""
+    """Parse *size* bytes in hex. Return None for any other text, and for blanks, which ``fromhex`` accepts."""
     if isinstance(text, str) and len(text) == 2 * size:
         try:
             raw = bytes.fromhex(text)

@@ -104,7 +104,7 @@ def module(data: Any) -> Module | None:
 
 
 def reference(key: object) -> bytes | None:
-    """Return what a key file holds for *key* in a hardware security module: a reference. None for any other key."""
+    """Return the reference that a key file holds for a key in a hardware security module; None for any other key."""
     found = getattr(key, "reference", None)
     return found if isinstance(found, bytes) else None
 

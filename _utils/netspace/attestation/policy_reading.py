@@ -97,7 +97,7 @@ def patterns(data: Any, at: str) -> tuple[Pattern, ...]:
 
 
 def pcr(number: Any, at: str) -> int:
-    """Parse a PCR's number, which is a number as a key in YAML, and text as a key in JSON."""
+    """Parse a PCR's number. As the key of a mapping, it is a number in YAML and text in JSON."""
     text = str(number)
     if isinstance(number, bool) or not isinstance(number, (int, str)) or text not in PCR_NAMES:
         raise PolicyError(f"{at}: {number!r:.40}: expected a PCR, 0 to 23")

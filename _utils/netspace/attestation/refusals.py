@@ -18,7 +18,7 @@ _FORGET = (
 
 
 class Refused(NetspaceError):
-    """Evidence that was refused. ``code`` has the cause, and the message has what was found."""
+    """Evidence that was refused. ``code`` names the cause; the message describes the finding."""
 
     code: ClassVar[str] = "refused"
     remedy: ClassVar[str] = "find out who made this evidence, and of what"

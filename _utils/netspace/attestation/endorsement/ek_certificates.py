@@ -1,9 +1,9 @@
 """Check that a TPM's endorsement certificate chains to a root that the operator trusts.
 
-This is RFC 5280 path validation, limited to what TCG's EK Credential Profile 2.5 needs.
-``cryptography`` checks the signatures and decodes certificates and names. Its own path building
-(``cryptography.x509.verification``) refuses real makers' certificates, whatever the policy says: Nuvoton's for the
-order of their names, Infineon's and ST's intermediates for a critical certificatePolicies extension.
+This is RFC 5280 path validation, limited to what TCG's EK Credential Profile 2.5 needs. ``cryptography`` checks the
+signatures and decodes certificates and names. Its own path building (``cryptography.x509.verification``) refuses real
+makers' certificates under any policy: Nuvoton's for the order of their names, Infineon's and ST's intermediates for a
+critical certificatePolicies extension.
 
 Some makers write names in an order that DER forbids, so fields are read from a copy in the right order
 (``netspace.attestation.endorsement.der``). Signatures are checked over the bytes that the maker signed.
@@ -185,7 +185,7 @@ def _load_list(data: bytes) -> _Signed:
 def _not_revoked(
     certificate: _Signed, issuers: Sequence[_Signed], lists: Sequence[_Signed], when: datetime.datetime
 ) -> None:
-    """Check a certificate by the newest list of each issuer. An issuer is known by its key, not by its name alone."""
+    """Check a certificate by the newest list of each issuer. Issuers with the same name are distinguished by key."""
     number: int = certificate.fields.serial_number
     for issuer in issuers:
         subject = issuer.fields.subject
@@ -259,7 +259,8 @@ def _path(
     """Return the shortest path from *leaf* to a root, the root last.
 
     The search is breadth-first. It visits each intermediate once, at its smallest distance from the leaf, where its
-    issuer's pathLenConstraint is met most easily. So the work grows at most with the square of their number.
+    issuer's pathLenConstraint is met most easily. So the work grows at most with the square of the number of
+    intermediates.
 
     :raises Untrusted: when there is no path.
     """

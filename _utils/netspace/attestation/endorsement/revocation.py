@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cryptography.x509 import CertificateRevocationList
 
-# Time by which the maker's clock may be ahead of ours.
+# Time by which the maker's clock may be ahead of this host's.
 SKEW = datetime.timedelta(minutes=5)
 
 
@@ -22,7 +22,7 @@ class Verdict:
     """Result of the check.
 
     :param revoked: when the issuer revoked the certificate; None if it did not.
-    :param out_of_force: text with the list's period of validity, if this does not include the present; else empty.
+    :param out_of_force: text with the list's period of validity, if the list is not valid now; else empty.
     """
 
     revoked: datetime.datetime | None
@@ -32,7 +32,7 @@ class Verdict:
 def by_newest(lists: Sequence[CertificateRevocationList], number: int, when: datetime.datetime) -> Verdict:
     """Check a certificate against the newest of its issuer's *lists* (at least one).
 
-    An entry counts even if the list is out of force.
+    An entry counts even if the list has expired or is not valid yet.
 
     :param number: the certificate's serial number.
     """

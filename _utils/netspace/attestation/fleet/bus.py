@@ -19,7 +19,7 @@ MAX_PROBLEM = 1000
 
 
 class Unreachable(NetspaceError):
-    """The master did not take a message."""
+    """Error: the master did not accept a message."""
 
 
 @dataclass(frozen=True)

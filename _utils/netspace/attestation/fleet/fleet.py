@@ -8,8 +8,8 @@
 2. the registrar's books have the attestation key, and its certificate is valid (``Registrar.certified``);
 3. the quote is genuine, and for this challenge: this minion, this master, this nonce, and the boot that
    the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
-4. the policy of the minion's group decides on the level (step 3 calls ``judge``). If the policy has a section ``tee``,
-   the report of the host's TEE counts, too (``tee.appraisal``).
+4. the policy of the minion's group decides on the level (step 3 calls ``verifier.appraisal``). If the policy has a
+   section ``tee``, the report of the host's TEE counts, too (``tee.appraisal``).
 
 The firmware's log changes only at a boot, so it is sent once. ``ask`` names the kept log, and a host that still has
 this log answers with its digest. If the kept log was lost meanwhile, ``judge`` raises :class:`LogLost`, and the caller
@@ -361,7 +361,7 @@ class Fleet:
     def _as_asked(self, asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
         """Return the host's record at the time of the challenge, since its certificate may have been renewed meanwhile.
 
-        A revocation or another TPM counts at once, also if the host was enrolled again after a revocation.
+        A revocation or a change of the TPM counts at once, even if the host was enrolled again after the revocation.
         """
         before = asked.host
         if before is None or before["ek"] != host["ek"] or "revoked" in host:
@@ -615,7 +615,7 @@ def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str
 def _same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
     """Return whether a result is of the TPM that the host is enrolled with.
 
-    Results from before attestation keys had periods name only the attestation key.
+    A result that was made before attestation keys had periods names only the attestation key.
     """
     if "ek" in record:
         return bool(record["ek"] == host["ek"])
@@ -673,7 +673,7 @@ def _good_record(good: GoodBoot | None, before: Mapping[str, Any] | None, now: f
 
 
 def _logs(evidence: Evidence) -> dict[str, bytes | None]:
-    """Return the logs of a boot. systemd's means nothing without the firmware's."""
+    """Return the logs of a boot. systemd's log is left out without the firmware's, since it proves nothing alone."""
     return {
         "log": evidence.boot_log,
         "systemd": None if evidence.boot_log is None else evidence.systemd_log,

@@ -152,7 +152,7 @@ class Policies:
     def __init__(self, folder: Path, signer: Signer, clock: Callable[[], float] = time.time) -> None:
         """Keep the policies in a registrar's *folder*.
 
-        :param clock: tells when parts of a policy expire.
+        :param clock: returns the time, by which parts of a policy expire.
         """
         self._folder = folder / "policies"
         self._signer = signer

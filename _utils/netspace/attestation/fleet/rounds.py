@@ -86,7 +86,7 @@ class Round:
         folder, self._clock = self._fleet.registrar.folder, bus.clock
         last = _read(folder)
         order = random.sample(list(minions), len(minions))
-        # Within the late hosts, slow ones come first: their waiting then overlaps with all other work.
+        # Among the late hosts, slow ones come first: the wait for them then overlaps with all other work.
         behind = [one for one in order if one in last.slow]
         doubted = last.absent - last.slow if last.rounds else frozenset(minions if connected else ())
         away = doubted - set(connected)

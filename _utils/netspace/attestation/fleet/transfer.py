@@ -1,8 +1,8 @@
 """Transfer of answers that are too large for one message: the master fetches them in parts, within bounds.
 
-``netspace.attestation.minion.master_result`` splits them on the host. A host has ``timeout`` seconds for its
-answer, a tenth of that more for each part that came, and at most ten timeouts. So the master soon gives up a host
-that sends slowly. Time in which a part waits for other hosts' parts does not count.
+``netspace.attestation.minion.master_result`` splits them on the host. A host has ``timeout`` seconds for its answer, a
+tenth of that more for each part that came, and at most ten timeouts. So the master soon gives up on a host that sends
+slowly. Time in which a part waits for other hosts' parts does not count.
 
 Parts are kept in an unnamed file in the registrar's folder until all have come. So many hosts can send large answers at
 once, and memory holds only one answer.

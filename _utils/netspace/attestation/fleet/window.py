@@ -6,7 +6,7 @@ sends the calls to many minions in few messages, and resumes each generator when
 Each call belongs to a *lane*, which limits the number of open calls:
 
 - ``ask``: ``concurrency`` slots for calls that make a host work, if the host counts as present;
-- hosts that did not answer the last time have half as many slots of their own, so they delay no other host;
+- hosts that did not answer the last time have separate slots, half as many, so they delay no other host;
 - ``parts``: a quarter as many, for parts of large answers, which share ``ROOM`` bytes;
 - ``tell``: unlimited, because the host only stores something.
 
@@ -15,11 +15,11 @@ answer is false, it yields :class:`Again`, and is resumed with the next answer t
 deadline. The work may refuse up to ``REFUSED`` answers to one call. Up to ``WAITING`` answers are kept while the work
 does something else.
 
-A call keeps its slot until the answer comes, but no longer than three times the time that four of five answers take.
-Then another call gets the slot, and the first goes on waiting until its deadline. So an absent host takes a slot
-for seconds, not for the whole timeout. More than a fifth of all hosts would have to be slow on purpose to make that
-time longer. At most ``LENT`` calls per slot wait without one. So if the whole network is slow, the window does not ask
-more and more hosts.
+A call keeps its slot until the answer comes, but no longer than three times the 80th percentile of the times that
+answers take. Then another call gets the slot, and the first goes on waiting until its deadline. So an absent host takes
+a slot for seconds, not for the whole timeout. To prolong that time, more than a fifth of all hosts would have to be
+slow on purpose. At most ``LENT`` calls per slot wait without one. So if the whole network is slow, the window does not
+ask more and more hosts.
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Again:
-    """Step that asks for the next answer to the last call (except for parts), because the last answer was false."""
+    """Step that asks for the next answer to the last call, because the last answer was false.
+
+    Calls for parts do not count here.
+    """
 
 
 Step = Call | Again
@@ -254,8 +257,8 @@ class Window:
         behind = iter(absent)
         feeds: dict[str, Iterator[Task]] = {ASK: itertools.chain(present, behind), _ABSENT: behind}
         # *read* is the time up to which all arrived answers were read; deadlines are compared with it. So an answer
-        # that arrived in time is not late because this process was judging or waiting for the master, as long as it is
-        # read within BEHIND seconds after that.
+        # that arrived in time counts, even if this process was busy (judging, or waiting for the master) and reads it
+        # up to BEHIND seconds after that.
         read = returned = until = self._bus.clock()
         while True:
             now = self._bus.clock()

@@ -37,9 +37,9 @@ class Seen:
 
 
 def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence[str]) -> Seen:
-    """Return what *hosts* run, except files that the keys or exclusions of *rules* (a policy's ``ima``) allow.
+    """Return the files that *hosts* run, except those that keys or exclusions of *rules* (a policy's ``ima``) allow.
 
-    :param keys: keys (PEM) that *rules* need not have; the result's ``keys`` has those that signed a file.
+    :param keys: further keys (PEM), which *rules* may lack; the result's ``keys`` has those that signed a file.
     """
     found = Seen()
     old = _parsed({key: rules[key] for key in ("keys", "exclude") if key in rules})

@@ -60,7 +60,7 @@ class Learned:
     """A policy that accepts more boots than before.
 
     :param before: the policy in force; None if there is none.
-    :param notes: what could not be learned as a rule, and why; which hosts the new policy still does not accept.
+    :param notes: rules that could not be learned, and why; hosts that the new policy still does not accept.
     """
 
     before: dict[str, Any] | None
@@ -192,7 +192,7 @@ def _both(known: Any, more: Any) -> Any:
 
 
 def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
-    """Remove PCRs that rules rest on from ``unchecked``, and add PCRs whose values a boot's log does not lead to."""
+    """Remove from ``unchecked`` the PCRs that rules rest on, and add those to which a boot's log does not lead."""
     needs = _boot(boot).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]

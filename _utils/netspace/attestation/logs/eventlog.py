@@ -46,7 +46,7 @@ class EventLog:
     """A complete log.
 
     :param banks: the banks for which every measured event has a digest.
-    :param locality: the initial value of PCR 0 (3 or 4 after an H-CRTM).
+    :param locality: the initial value of PCR 0: the locality of TPM2_Startup, or 4 after an H-CRTM.
     """
 
     banks: tuple[str, ...]
@@ -234,7 +234,7 @@ def _event(reader: _Reader, sizes: Mapping[int, int]) -> Event:
 
 
 class _Layout:
-    """The layout of almost every event: a digest for each algorithm, in the header's order. It is read fast.
+    """The layout of almost every event: a digest for each algorithm, in the header's order. Such events are read fast.
 
     :param bank: the only bank whose digests are kept; None: all are.
     """
@@ -244,7 +244,7 @@ class _Layout:
         self._names = list(kept.values())
         digests = "".join(f"2x{size}{'s' if alg in kept else 'x'}" for alg, size in sizes.items())
         self._content = struct.Struct(f"<II4x{digests}I")
-        # What is the same in each such event: the number of digests, and each one's algorithm.
+        # The fields that are the same in each such event: the number of digests, and each one's algorithm.
         self._fixed = struct.Struct("<8xI" + "".join(f"H{size}x" for size in sizes.values()))
         self._expected = (len(sizes), *sizes)
 

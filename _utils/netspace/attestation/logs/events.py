@@ -198,7 +198,7 @@ def tag(event: Event) -> tuple[int, str] | None:
 def describe(event: Event) -> dict[str, Any]:
     """Return *event* for people: ``pcr``, ``type``, ``digests``, ``matches`` and the decoded data.
 
-    ``matches`` is whether the digests are those of the data. Events that measure something else don't have it.
+    ``matches`` says whether the digests match the data. Events that measure something else don't have it.
     """
     found: dict[str, Any] = {"pcr": event.pcr, "type": type_name(event.type)}
     if event.type != NO_ACTION:

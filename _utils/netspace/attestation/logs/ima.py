@@ -69,7 +69,7 @@ class Entry(NamedTuple):
 
     @property
     def violation(self) -> bool:
-        """Whether the file was written while it was measured or run.
+        """True if the file was written while it was measured or run.
 
         **Then *data* is not authentic.**
         """
@@ -117,7 +117,7 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
     header = _HEAD if bank == "sha1" else struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
     head_of, size_of, make, add = header.unpack_from, _SIZE.unpack_from, tuple.__new__, found.append
     heading = header.size
-    # The start of a line whose template's name is as long as that of the line before: most lines are read at one go.
+    # The start of a line whose template's name is as long as that of the line before: most lines are read in one go.
     usual_of, named, taken = head_of, -1, 0
     at = 0
     try:

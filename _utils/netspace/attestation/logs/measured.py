@@ -1,7 +1,7 @@
 """Known measurements: digests of constants that a specification defines, and grammars of data that is not constant.
 
-A digest in a PCR may be of any data, whatever a log calls it. A digest alone shows what was measured only if it is
-that of a known constant: a separator, an action's name, a section's name, or a string of systemd's (``WORDS``).
+A digest in a PCR may be of any data, regardless of its label in a log. A digest alone shows what was measured only if
+it is that of a known constant: a separator, an action's name, a section's name, or a string of systemd's (``WORDS``).
 Data that is not constant is recognized by its form: a strict grammar that no program, script or archive satisfies.
 
 Sources: TCG PC Client Platform Firmware Profile (PFP) 1.06, 3.3.4 and 10.4; systemd, "TPM2 PCR Measurements Made by
@@ -44,7 +44,7 @@ ACTIONS = CALLS | frozenset(
         b"Exit Boot Services Returned with Failure",
     )
 )
-# PFP 3.3.4.8: firmware measures this into PCR 7 when Secure Boot proves nothing.
+# PFP 3.3.4.8: firmware measures this into PCR 7 in debug mode, in which Secure Boot proves nothing.
 DEBUG_MODE = digest(b"UEFI Debug Mode")
 # Sections whose name systemd's stub measures into PCR 11 before the content (UAPI.5, unified kernel image).
 _SECTIONS = (
@@ -74,7 +74,7 @@ FALSE, TRUE = digest(b"\0"), digest(b"\1")
 SETTINGS = frozenset(("SecureBoot", "PK", "KEK", "SetupMode", "AuditMode", "DeployedMode"))
 KEY_LISTS = frozenset(("db", "dbx", "dbt", "dbr"))
 _SBAT = re.compile(rb"sbat,[0-9]{1,9},[0-9]{1,16}\n((?:[A-Za-z0-9._+-]{1,64},[0-9]{1,9}\n)*)\0?", re.ASCII)
-# x86 and arm64 cut off a command line after 2,048 bytes. The rest is for text that the boot loader puts before it.
+# x86 and arm64 cut off a command line after 2,048 bytes. The last 48 are left for the boot loader's prefix.
 _MAX_LINE = 2000
 
 
@@ -124,7 +124,7 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
 def starts_with_path(line: str) -> bool:
     """Return whether *line* begins with a path, as a command line of GRUB's begins with the kernel's file.
 
-    No GRUB command begins with a path, so no command is taken for a command line.
+    A GRUB command never begins with a path, so it can't be taken for a command line.
     """
     return line[:1] in ("/", "(")
 

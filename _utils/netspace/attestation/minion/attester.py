@@ -1,6 +1,6 @@
 """The attester: makes the messages that a verifier asks for (enrolment, answer to a credential, evidence).
 
-It knows the host's side of the protocol, and not how a verifier appraises. It saves nothing.
+It has only the host's side of the protocol: it appraises nothing, and saves nothing.
 """
 
 from __future__ import annotations

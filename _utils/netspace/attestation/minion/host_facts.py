@@ -1,8 +1,8 @@
 """Facts about this host from the kernel's files: TPM, boot, TEE, isolation.
 
-Salt's grains are made of them. Reading them is cheap (a few dozen small files under ``/sys``, ``/proc`` and ``/dev``,
-no heavy import) and never raises. The facts are the host's claims about itself: for display and targeting only. They
-never raise a trust level.
+They become Salt's grains. Reading them is cheap (a few dozen small files under ``/sys``, ``/proc`` and ``/dev``, no
+heavy import) and never raises. The facts are the host's claims about itself: for display and targeting only. They never
+raise a trust level.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def facts(root: Path = Path("/")) -> dict[str, Any]:
          "tee": {"optee": False, "trustzone": False, "sev": [], "tdx": [], "reports": False},
          "netspace": {"kernel": "6.12.0", "erofs": True, "overlay": True, ...}}
 
-    A value is None if the files don't tell it. ``reason`` says why something is absent.
+    A value is None if the files don't show it. ``reason`` says why something is absent.
 
     :param root: stands for ``/``; for tests.
     """
@@ -212,7 +212,7 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
 
 
 def _isolation(root: Path) -> dict[str, Any]:
-    """Return the kernel's features for isolating environments. None: not loaded, but it may be a kernel module."""
+    """Return the kernel's features for isolating environments. None: not loaded, but there may be a kernel module."""
     filesystems = {line.split()[-1] for line in (_text(root / "proc/filesystems") or "").splitlines() if line.split()}
     modules = root / "sys/module"
     release = _text(root / "proc/sys/kernel/osrelease") or ""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from netspace.attestation.verifier.verifier import Verified
 
 VERIFIER = "self"
-# Timeout of an enrolment in seconds: the TPM derives all its endorsement keys, and some need ten seconds per RSA key.
+# Timeout of an enrolment in seconds: the TPM derives all its endorsement keys. Some TPMs take ten seconds per RSA key.
 ENROLMENT = 50.0
 
 

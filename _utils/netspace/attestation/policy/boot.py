@@ -34,12 +34,12 @@ from netspace.attestation.policy_reading import (
 )
 
 # PCRs that boot loaders and kernels measure loaded files into: GRUB and Linux (9), systemd's stub (11, 12). The stub
-# measures system extensions into PCR 13. They are judged only if it is quoted: systemd verifies their signatures.
+# measures system extensions into PCR 13. PCR 13 need not be quoted, because systemd verifies their signatures.
 _LOADED = (9, 11, 12)
 LOADED = (*_LOADED, 13)
 # PCRs that prove IMA's list: programs, the files that they loaded, and PCRs 0 to 9, which the list's first line covers.
 _MEASURER = (*range(10), 11, 12)
-# Stands for the firmware in ``started_by``: the firmware starts the first program of a boot entry.
+# Value that stands for the firmware in ``started_by``: the firmware starts the first program of a boot entry.
 FIRMWARE = b""
 # PCRs that every user of the TPM may reset (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
 _RESETTABLE = frozenset((16, 23))

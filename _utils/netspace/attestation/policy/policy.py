@@ -147,7 +147,9 @@ class Ima:
     kexec: bool = False
 
     def unlisted(self, entries: Sequence[Entry], first: int = 0) -> Iterator[tuple[int, Entry]]:
-        """Yield all entries but the lines of listed files, without a signature or with an empty one; violations too.
+        """Yield the entries, with their numbers, except the lines of listed files.
+
+        Violations, and lines with a signature, are yielded in any case.
 
         :param first: number of the first entry.
         """
@@ -194,7 +196,8 @@ class Policy:
 def parse(data: Any, now: float | None = None) -> Policy:
     """Parse a policy.
 
-    :param now: the time, in seconds since the epoch; sections ``until`` a later time are in force. None: none is.
+    :param now: the time, in seconds since the epoch; sections ``until`` a later time are in force. None: no section
+        under ``until`` is.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
     try:

@@ -11,8 +11,9 @@ Rules:
    credential makes one. One endorsement key belongs to one minion (:func:`claim`).
 2. A root signs intermediates. An intermediate signs attestation keys and the revocation list. If the root is on another
    machine: :func:`request` here, :func:`sign_request` there, then :func:`adopt` here.
-3. :func:`check` accepts a certificate only if a trusted intermediate issued it for this key, it is valid now, and a
-   fresh revocation list does not have it. Two intermediates are trusted while keys are rotated.
+3. ``ak_certificate.check`` accepts a certificate only if a trusted intermediate issued it for this key, it is valid
+   now, and a fresh revocation list, if lists are given, does not have it. Two intermediates are trusted while keys are
+   rotated.
 
 Keys are ECDSA P-256, and may be in a hardware security module (``netspace.attestation.hsm``). Time is an argument.
 Apart from that hardware, only :func:`save`, :func:`load` and :func:`load_certificate` do I/O. The CA's folder must have

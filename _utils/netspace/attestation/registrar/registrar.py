@@ -126,8 +126,8 @@ class Registrar:
         paths = self.folder / "ca/authority.pem", self.folder / "retired.pem"
         stamps = tuple(_stamp(path) for path in paths)
         if stamps != self._seen[0]:
-            # The files are read again only after a change, because the certificates are needed for each host.
-            # load_certificate() is used because the keys are not needed here.
+            # The certificates are needed for each host, so the files are read again only after a change. The keys are
+            # not needed here, so load_certificate() is used.
             self._seen = stamps, [privacy_ca.load_certificate(self._ca()), *self._retired(0)]
         return [one for one in self._seen[1] if one.not_valid_after_utc.timestamp() > now or one is self._seen[1][0]]
 
@@ -284,7 +284,10 @@ class Registrar:
             return record
 
     def is_revoked(self, serial: str) -> bool:
-        """Return whether the list of revoked certificates has *serial*. Expired certificates are not on the list."""
+        """Return whether the list of revoked certificates has *serial*.
+
+        A later revocation drops entries older than two days.
+        """
         return serial in (files.read_json(self._revoked_path, files.KEPT) or {})
 
     def release(self, minion: str, now: float) -> dict[str, Any]:
@@ -399,7 +402,7 @@ class Registrar:
         return folder
 
     def _authority(self) -> Authority:
-        """Return the current intermediate with its key. Only for signing: the module may be slow or unreachable."""
+        """Return the current intermediate with its key. If a module has the key, this may be slow or fail."""
         return privacy_ca.load(self._ca(), self.module)
 
     def _new(self, use: str) -> EllipticCurvePrivateKey | None:

@@ -7,7 +7,7 @@
 - ``ccel``: the guest's boot log, and the register values that it leads to.
 - ``roots``: the operator's folder. ``rules``: the policy's section. ``appraisal``: appraisal of a report.
 - ``configfs``: the guest's side; gets a report from the kernel.
-- ``offline``: reports in files, for people.
+- ``verifier.tee_offline`` (outside of this package): reports in files, for people.
 
 ``configfs`` and ``roots`` use files. All others are pure: no file, no network, no clock.
 To add a kind of TEE, add a module like ``snp`` and a line in ``kinds``.

@@ -57,7 +57,7 @@ def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
 
 
 def number(content: bytes, what: str) -> int:
-    """Return the value of a DER INTEGER or ENUMERATED. It must be in shortest form, not negative, and below 2**64.
+    """Return the value of a DER INTEGER or ENUMERATED: in shortest form, not negative, and of at most 9 bytes.
 
     :raises TeeMalformed: when it is not.
     """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 16 * 1024
 MAGIC = b"HCLA"
-# Offset of the TEE's report; both kinds have the space of an SNP report.
+# Offset of the TEE's report. A report of either kind takes the space of an SNP report.
 HEADER = 32
 SNP, TDX = 2, 4
 _HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
@@ -37,7 +37,7 @@ _MAX_KEYS = 16
 
 @dataclass(frozen=True)
 class Claims:
-    """A parsed paravisor's report. Nothing in it is proved yet.
+    """A paravisor's report, parsed. Nothing in it is proved yet.
 
     :param kind: :data:`SNP` or :data:`TDX`.
     :param report: the SNP report, or for TDX the TDREPORT, which is not used.

@@ -1,6 +1,6 @@
 """Verified TEE report of any kind.
 
-A :class:`Genuine` has values that a processor signed whose maker the operator trusts. ``appraisal`` decides whether the
+A :class:`Genuine` has values signed by a processor whose maker the operator trusts. ``appraisal`` decides whether the
 values are good.
 """
 

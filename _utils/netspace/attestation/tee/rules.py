@@ -166,7 +166,7 @@ def _tdx(data: Any, at: str) -> Rules:
 
 
 def _measurements(found: Mapping[Any, Any], at: str, signed: bool) -> frozenset[bytes] | None:
-    """Return the allowed measurements; None if there are none, but a rule for the guest's signer (*signed*).
+    """Return the allowed measurements; None if only a rule for the guest's signer is given (*signed*).
 
     :raises PolicyError: when there is neither, because then every guest would pass.
     """

@@ -54,7 +54,8 @@ class Body:
     :param module_signer: signer of the TDX module; zeros for Intel.
     :param module_attributes: attributes of the TDX module; *attributes* are the TD's.
     :param current_tcb: security versions now, because the module can be updated while the TD runs.
-    :param services: hash of the service TDs that are bound to the TD. A report of version 1.0 has None for both.
+    :param services: hash of the service TDs that are bound to the TD. A report of version 1.0 has neither: both are
+        None.
     """
 
     tcb: bytes

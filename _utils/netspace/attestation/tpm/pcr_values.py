@@ -24,7 +24,7 @@ _SIZES = {bank: hashlib.new(bank).digest_size for bank in BANKS.values()}
 def parse(raw: bytes, selections: Sequence[tuple[str, Sequence[int]]]) -> Values:
     """Return the values by bank and PCR.
 
-    :param selections: the quote's PCR selections; they give the order of digests one after another.
+    :param selections: the quote's PCR selections; they give the order of concatenated digests.
     :raises Malformed: when *raw* has none of the known forms.
     """
     if len(raw) > MAX_FILE:

@@ -1,4 +1,4 @@
-"""TCTI strings (TCG TSS 2.0 TCTI): which device or socket of this host they name. Pure."""
+"""Parser of TCTI strings (TCG TSS 2.0 TCTI), which name a device or socket of this host. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def device_path(tcti: str) -> Path | None:
-    """Return the device or socket that *tcti* names by an absolute path; None if it does not."""
+    """Return the device or socket that *tcti* names by an absolute path; None if it names none."""
     for prefix in ("device:", "swtpm:path="):
         if tcti.startswith(prefix):
             path = tcti[len(prefix) :]

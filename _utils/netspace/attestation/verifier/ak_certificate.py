@@ -75,8 +75,8 @@ def _leaf(certificate: bytes) -> Certificate:
         found.public_key()
         list(found.extensions)
         if certificate[-len(found.signature) - 1] != 0:
-            raise ValueError("its signature has unused bits")  # a second encoding of one certificate: certificates.py
-    except Exception as err:  # the parser raises many types, some only on access: certificates.py
+            raise ValueError("its signature has unused bits")  # else one certificate would have two encodings
+    except Exception as err:  # the parser raises many types, some only on access
         raise WrongAttestationCertificate(f"the certificate can't be read: {err}") from err
     return found
 

@@ -195,7 +195,7 @@ def _first_refused(
 
 
 def _started_by_kexec(file: File, number: int, policy: Ima, known: Collection[bytes]) -> tuple[str, str] | None:
-    """Judge a ``boot_aggregate`` after line 0: a kernel that kexec started if its digest is known, else a file."""
+    """Judge a ``boot_aggregate`` after line 0. If its digest is known, kexec started a kernel; else it is a file."""
     if file.digest not in known:
         return UnknownFileRun.code, f"line {number}: 'boot_aggregate' is not of the PCRs, so it is a file"
     if policy.kexec:

@@ -2,7 +2,7 @@
 
 People can use it on any machine. It needs no TPM and no enrolment, and trusts the attestation key that the caller
 gives. It makes the same checks as ``netspace.attestation.verifier.verifier``, in the same order. Two checks need a
-session: the key's binding to a TPM and the clock; they are not made. This module reads no file.
+session and are not made: the key's binding to a TPM, and the clock. This module reads no file.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from netspace.attestation.tee.rules import Tee
 
 
-# Bytes: more than any report or certificate table has, and more than any log's area has.
+# Limits in bytes: larger than any report or certificate table, and larger than the area of any log.
 MAX_FILE, MAX_LOG = 128 * 1024, 1024 * 1024
 
 

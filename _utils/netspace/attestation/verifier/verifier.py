@@ -4,15 +4,15 @@ No file, no network, no TPM, no clock: the time is an argument. Rules:
 
 1. ``challenge`` checks four things: each endorsement key has the properties of one; the first one's certificate, if
    any, is for this key; the key is the pinned one, if one is pinned; the attestation key is restricted, only signs, and
-   can't leave its TPM. A certificate that chains to a root gives L3, otherwise L2. It makes evidence wrong only if its
-   maker revoked it.
+   can't leave its TPM. A certificate that chains to a root gives L3; without one, the level is L2. A certificate that
+   its maker revoked is refused.
 2. ``Challenge.redeem`` accepts one answer, within 60 s. Only the TPM with both keys can give it. Nothing else makes
    a :class:`Bound`. ``certified`` accepts a key that was bound before, by its certificate from the Privacy CA.
-3. ``verify_quote`` checks, in this order: size and structure; magic; type; the signature's scheme, which must be the
-   key's, with SHA-256 or better; signature; qualifying data; that the key is a primary key of the endorsement
-   hierarchy, because a TPM obfuscates counters and firmware version for keys of other hierarchies; exactly the
-   requested PCRs, of one bank; digest of the values; clock; no reset of the TPM within one boot. If there is a quote of
-   PCR 10, the same checks follow for it, and that both quotes are of one boot. If the certificate gave L3,
+3. ``verify_quote`` checks, in this order: the evidence's key; size; magic; type; structure; the signature's scheme,
+   which must be the key's, with SHA-256 or better; signature; qualifying data; that the key is a primary key of the
+   endorsement hierarchy, because a TPM obfuscates counters and firmware version for keys of other hierarchies; exactly
+   the requested PCRs, of one bank; digest of the values; clock; no reset of the TPM within one boot. If there is a
+   quote of PCR 10, the same checks follow for it, and that both quotes are of one boot. If the certificate gave L3,
    ``netspace.attestation.verifier.appraisal`` then decides on L4 and L5.
 4. ``verify_software`` checks a software key's evidence: structure, key, signature, qualifying data. It gives L1.
 
