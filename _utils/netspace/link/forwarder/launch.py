@@ -2,7 +2,8 @@
 
 The supervisor or systemd runs this module, also after a crash or an update, when no apply runs. So this module itself
 checks the environments to serve. It removes an environment from the configuration if its network namespace is missing
-or if one of its programs has taken the port. It also removes it from the served copy, so that the next plan notices.
+or if one of its programs has taken the port. The served copy of the configuration is changed, too, so that the next
+plan notices.
 """
 
 from __future__ import annotations

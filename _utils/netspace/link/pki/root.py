@@ -51,7 +51,7 @@ class Root:
             from cryptography import x509
             from cryptography.hazmat.primitives.asymmetric import ec
 
-            if not self._given.exists():  # before the root: given() demands it of each root
+            if not self._given.exists():  # before the root: given() requires this file once there is a root
                 files.write_json(self._given, {})
             key = ec.generate_private_key(ec.SECP256R1())
             certificate = _certificate(
