@@ -131,7 +131,7 @@ class Routed(Filtered, frozen=True):
 
 
 class Claimant(Protocol):
-    """An interface as far as it can be in conflict with others: a declared one, or what is noted of a recorded one."""
+    """The claims by which interfaces may conflict: those of a declared interface, or the noted ones of a record."""
 
     def claims(self) -> Iterable[tuple[str, str]]: ...
 
