@@ -160,7 +160,7 @@ def ports(interfaces: Mapping[str, Claimant]) -> Iterator[tuple[HostPort, str, s
 
 
 def conflicts(interfaces: Mapping[str, Claimant], path: str = "netspace") -> list[tuple[str, str, str]]:
-    """Return the publications whose port is in use by another interface or outwards: (name, key, message).
+    """Return the publications whose port another interface or connections outwards use: (name, key, message).
 
     :param path: the declaration's path, for messages.
     """

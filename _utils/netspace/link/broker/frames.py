@@ -6,7 +6,7 @@ under other names from the installed files, and calls them for everything that i
 
 RabbitMQ calls the parser first for each frame, also before the log-in. The module checks the frame's bounds
 (``bounds``), that a client that sends and receives needs such a frame, and that its fields have the types of the
-specification. An *attach* must lead to a queue or an exchange of ours. Both versions must be able to carry a message
+specification. An *attach* must lead to one of our queues or exchanges. Both versions must be able to carry a message
 (``sections``). Of requests, only those that bind or unbind an asker's queue for answers are admitted.
 
 A refused frame ends its connection with an error of AMQP 1.0; a refused message or request ends its session. The

@@ -20,8 +20,9 @@ made, and makes queues without a leader elect one.
 
 Log: clients choose their own names, so the plugin replaces characters in the log that end a line or control a terminal.
 
-The plugin reports the accounts whose connections it closes in the log and in a global parameter of the broker, which
-``health`` reads. It is written in Erlang and compiled on the host, by the compiler on which RabbitMQ's package depends.
+The plugin reports the accounts whose connections it closes. The reports are in the log, and in a global parameter of
+the broker, which ``health`` reads. The plugin is written in Erlang and compiled on the host, by the compiler on which
+RabbitMQ's package depends.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def _become(layout: Layout, held: ports.Held) -> NoReturn:
 
 
 def _hold(layout: Layout) -> ports.Held:
-    """Hold the ports of all configured environments; remove those whose port can't be held from the configuration."""
+    """Hold the ports of all configured environments. Remove an environment whose port can't be held."""
     path = process.config_file(layout)
     config = path.read_text()
     held = ports.Held({name: (layout.netns(name), port) for name, (_, port) in process.entries(config).items()})

@@ -73,8 +73,8 @@ class Root:
 
         :param request: the certificate signing request from :func:`request` on that host.
         :raises NetspaceError: the request can't be used; or this trust domain belongs to another key; or a trust
-            domain above or below it was issued, whose owner could impersonate this host. ``certified.json`` beside
-            the root lists which key has which trust domain.
+            domain above or below it was issued, so that one host could impersonate the other. ``certified.json``
+            beside the root lists which key has which trust domain.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec
