@@ -102,12 +102,12 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
     restarted and no connection ends; clients read their certificate whenever they connect.
 
     authority
-        Make (or read) another authority, and issue all certificates anew. Certificates of the old authority stay valid
+        Make (or read) another authority, and issue all certificates again. Certificates of the old authority stay valid
         for one more day, so that no client is refused.
 
     distrust
         Trust no previous authority from now on: **clients with its certificates are refused.** Use it if its key may
-        be known to others. Keys for sealed links are made anew, too. Other hosts must get them
+        be known to others. Keys for sealed links are replaced, too. Other hosts must get the new ones
         (``salt-run netspace_link.exchange_seals``); until then nothing is sealed for these hosts.
 
     CLI Example:
@@ -384,9 +384,9 @@ def redeliver(
     """
     Send dead letters again, each through its own link.
 
-    Dead letters whose link is revoked or whose mailbox is full are kept. Return by link how many were ``sent``, and how
-    many were ``kept``, with the reason. A message keeps its ``message_id``. If this function is interrupted, one
-    message may be sent twice.
+    Dead letters whose link is revoked or whose mailbox is full are kept. The function returns, by link, how many were
+    ``sent``, and how many were ``kept``, with the reason. A message keeps its ``message_id``. If this function is
+    interrupted, one message may be sent twice.
 
     limit
         The most messages to send, up to 1000. Kept ones don't count.
@@ -423,7 +423,8 @@ def discard(
         The most dead letters to delete, up to 1000.
 
     link
-        ``<from>.<to>``: only those of this link; ``unknown``: those whose link is unknown. **By default: of any link.**
+        ``<from>.<to>``: only those of this link; ``unknown``: those whose link is unknown. **By default: those of all
+        links.**
 
     message_id
         Only those with this id.

@@ -2,9 +2,9 @@
 Tables of netspace
 ==================
 
-Shows what netspace's functions return as tables of at most 80 columns, with what needs attention first. The functions
-choose it by themselves; ``--out=json`` and all other outputs of Salt work as ever. Name it for runners, which can't
-choose one:
+Shows the returns of netspace's functions as tables of at most 80 columns, with what needs attention first. The
+functions choose this output by themselves; ``--out=json`` and all other outputs of Salt work as usual. Runners can't
+choose an output, so name it for them:
 
 .. code-block:: bash
 
@@ -78,7 +78,7 @@ def output(ret: Any, **kwargs: Any) -> str:
 
 
 def _is_runner() -> bool:
-    """Return whether a runner of netspace returned. A minion's return could pose as the master's verifier."""
+    """Return whether a runner of netspace returned. A minion's return could imitate that of the master's verifier."""
     return __opts__.get("__cli") == "salt-run" and str(__opts__.get("fun", "")).startswith("netspace")
 
 

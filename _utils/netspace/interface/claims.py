@@ -1,7 +1,7 @@
-"""Claims of one interface: the part of its record that all others must respect, or that the packet filter is made of.
+"""Claims of one interface: the part of its record that other interfaces must respect, or that the packet filter needs.
 
-A change of one interface asks this of the others, and decodes their records only if that isn't noted
-(:mod:`netspace.index`).
+A change of one interface needs only the claims of the others. The index (:mod:`netspace.index`) notes them, so that a
+record is decoded only if the index has no valid entry for it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _VERSION = "1"  # raise it whenever `of` finds something else in the same record
 
 
 class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The part of the host that an interface has.
+    """Names, addresses, ports and rules of one interface that concern the rest of the host.
 
     :param kind: the name of its kind.
     :param addresses: the environment's addresses, by family.
     :param gateways: the host's addresses at its end, by family.
     :param host_end: the name of the host's end; empty for a kind without one.
-    :param rules: what ``allow`` declares, as JSON; empty: nothing.
+    :param rules: the rules of ``allow``, as JSON; empty: there are none.
     :param connections: the most connections that may be open at once; 0: its kind isn't filtered.
     :param ports: the declared ports of the host that are forwarded to it (``publish``).
-    :param alone: what only one interface of the host can have: (key, thing).
+    :param alone: the things that only one interface of the host can have: (key, thing).
     :param agreed: values that all interfaces with the same subject must agree about: (key, subject, value).
     :param tunnels: UDP ports of the host that its tunnel uses: (key, port).
     """
@@ -73,10 +73,10 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def exclusive(self) -> bool:
-        """Whether another interface can be in conflict with it, apart from its addresses."""
+        """True if another interface can conflict with it by more than its addresses."""
         return bool(self.ports or self.alone or self.agreed or self.tunnels)
 
-    # As for a declared interface: see netspace.spec.publish.Claimant.
+    # The methods of a declared interface: see netspace.spec.publish.Claimant.
     def claims(self) -> tuple[tuple[str, str], ...]:
         return self.alone
 
@@ -112,7 +112,7 @@ def index(layout: Layout) -> Index[Claims]:
         record = records.read_one(layout, name)
         return None if record is None else of(record)
 
-    # A kind that was taken away makes every entry void, so that its records are told as what can't be understood.
+    # A removed kind makes every entry void, so that its records are decoded again, and refused.
     version = " ".join([_VERSION, *sorted(kinds.modules())])
     return Index(layout, records.KIND, Claims, version, claims)
 

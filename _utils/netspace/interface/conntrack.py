@@ -1,9 +1,9 @@
 """Deletion of stale entries in the kernel's connection tracking table, after publications have changed.
 
 Only the first packet of a connection is matched against publications. A peer that keeps sending UDP from one port has
-one connection. If it began before the port was published, or led to another environment then, its packets would keep
-going there. If somebody had sent to a peer from that port before, the peer's packets would count as answers.
-Connections through the host, and those that go to the right environment, stay unchanged.
+one connection. If that connection began before the port was published, or while the port led to another environment,
+the peer's packets would keep going to the old place. If a packet was sent to the peer from that port before, the peer's
+packets would count as answers. Connections through the host, and those to the right environment, stay unchanged.
 
 Sources: ``linux/netfilter/nfnetlink_conntrack.h``.
 """
@@ -87,7 +87,7 @@ def goes_right(family: str, original: Tuple, reply: Tuple, published: Sequence[L
 
 
 def answered_at_one(family: str, reply: Tuple, published: Sequence[Led]) -> bool:
-    """Return whether a connection's answers go to a published port: users' packets would be taken for them. Pure."""
+    """Return whether a connection's answers go to a published port, so that users' packets count as answers. Pure."""
     return _taker(family, reply[0], reply[2], published) is not None
 
 

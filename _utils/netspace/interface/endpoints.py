@@ -176,7 +176,7 @@ def seen(
 def messages(index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message]:
     """Return the messages that change the link *index* from *now* (None: just created) to *wanted*.
 
-    They keep the kernel from adding IPv6 addresses to the host end. Inside, the namespace's settings do that.
+    They keep the kernel from adding IPv6 addresses to the host end. At the inner end, the namespace's settings do that.
     """
     todo: list[Message] = []
     rename = now is not None and now.name != wanted.name
@@ -206,7 +206,7 @@ def messages(index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message
     if down:
         todo.append(requests.set_link(index, up=True))
     todo += [requests.add_address(index, one) for one in wanted.addresses if down or one not in had_addresses]
-    # With an address, the kernel removes the routes that prefer it as their source.
+    # When an address is removed, the kernel also removes the routes that prefer it as their source.
     again = down or set(had_addresses) != set(wanted.addresses)
     todo += [requests.add_route(index, route) for route in wanted.routes if again or route not in had_routes]
     return todo

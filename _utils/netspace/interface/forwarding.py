@@ -54,7 +54,7 @@ def changes(needed: Collection[str], now: Mapping[str, str], before: Mapping[str
         for name, wanted in before.items():
             if belongs(name, family):
                 old = value if name == switch else "2"
-                # Equal if a run was killed after it restored the value and before it wrote that down.
+                # The values are equal if a run was killed after it restored the value and before it recorded that.
                 found[name] = {"old": old if old != wanted else "not confirmed", "new": wanted}
     return {name.replace("/", "."): change for name, change in found.items()}
 
@@ -76,7 +76,7 @@ def old_values(needed: Collection[str], ours: Collection[str]) -> Iterator[tuple
 
 
 def switch_on(values: Mapping[str, str]) -> None:
-    """Change the sysctls that :func:`old_values` returned: advertisements first, then the switches."""
+    """Change the sysctls that :func:`old_values` yielded: ``accept_ra`` first, then the switches."""
     for name in sorted(values, key=lambda name: name in SWITCH.values()):
         write(name, "2" if name.endswith("/accept_ra") else "1")
 

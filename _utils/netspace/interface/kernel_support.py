@@ -60,7 +60,7 @@ def _tried(kind: str) -> bool:
         netns.unshare()
         with Socket() as scratch:
             failures = scratch.batch([requests.add_link(kind, "try", mtu=1500)])
-        # A kernel that has the kind refuses with another error: the message names no parent and no id.
+        # A kernel that has the kind may refuse with another error, because the message names no parent and no id.
         return all(failure.code not in connection.UNSUPPORTED for failure in failures.values())
 
     return in_thread(attempt)

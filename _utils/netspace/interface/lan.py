@@ -182,7 +182,7 @@ def lacks_parent(
 
     :param room: bytes that encapsulation adds to each packet.
     :param up: the parent must be up.
-    :param alone: the parent must not be a port of a bridge.
+    :param alone: refuse a parent that is a port of a bridge.
     """
     parent = links.get(name)
     if parent is None:

@@ -73,7 +73,7 @@ def found(directory: Path, mountinfo: str | None = None) -> dict[str, int]:
 
 
 def among(directory: Path, names: Iterable[str]) -> dict[str, int]:
-    """Return the inode of each namespace of these file names that is kept under *directory*, by file name."""
+    """Return the inode of each of *names* that is a namespace kept under *directory*, by file name."""
     namespaces: dict[str, int] = {}
     for name in names:
         with contextlib.suppress(OSError):
@@ -87,7 +87,7 @@ def among(directory: Path, names: Iterable[str]) -> dict[str, int]:
 
 
 def enter(path: Path) -> None:
-    """Move the calling thread (:mod:`netspace.threads`) into the namespace kept at *path*."""
+    """Move the calling thread (:mod:`netspace.threads`) into the namespace that is kept at *path*."""
     threads.enter_network(path)
 
 

@@ -1,8 +1,8 @@
 """Observation of netspace's interfaces. Reads, never writes.
 
 For an environment without an interface, the only check is whether its namespace is mounted; one
-file lists all of them. For the others, one dump lists the host's links, addresses and (netspace's)
-routes, and one dump inside each namespace lists the same there. Some kinds read more.
+file lists all of them. For the others, it reads the links, addresses and (netspace's) routes
+of the host, and the same inside each namespace. Some kinds read more.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ObservedInterface(msgspec.Struct, frozen=True):
 class Observed(msgspec.Struct, frozen=True, dict=True):
     """The observed state: all input of planning besides the desired interfaces.
 
-    :param records: of the environments whose ends were observed, and that a step may be planned for.
+    :param records: the records of the environments whose ends were observed, and that steps may change.
     :param namespaces: the inode of each namespace, by its file name.
     :param live: the observed ends, by environment, for those whose record has an interface.
     :param firewall: ``absent``, ``intact`` (as netspace loaded it) or ``changed``.
@@ -126,7 +126,7 @@ def observe(
     """Return the observed state.
 
     :param index: of all interfaces' claims.
-    :param only: the environments whose ends are observed; None: all. Of the others only their claims are asked.
+    :param only: the environments whose ends are observed; None: all. Of the others, only the claims are read.
     :param declared: desired interfaces; the links, modules and ports that they need are observed too.
     :param doomed: environments to remove; for these, only the links to delete are observed.
     :raises StateError: a record can't be read.
@@ -243,7 +243,7 @@ def _named(
 ) -> list[Link] | None:
     """Return the links of these interfaces' host ends, each looked up by its name; None if that doesn't find them all.
 
-    Then one has another name, or is gone, or its kind has no end on the host.
+    In that case a link was renamed or is gone, or the kind of its interface has no end on the host.
     """
     found = []
     for name in wanted:
@@ -276,7 +276,7 @@ def _own(links: Sequence[Link], wanted: Endpoints) -> Link | None:
 
 
 def _by_index(where: Socket, indexes: Sequence[int] = ()) -> tuple[dict[int, list[str]], dict[int, list[Route]]]:
-    """Return the addresses and the routes of the links of these indexes (none: of all links), by index."""
+    """Return the addresses and the routes of the links with these *indexes* (empty: of all links), by index."""
     addresses: dict[int, list[str]] = defaultdict(list)
     routes: dict[int, list[Route]] = defaultdict(list)
     families = [family for name, family in reading.FAMILIES.items() if name == "ipv4" or has_ipv6()]

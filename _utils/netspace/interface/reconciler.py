@@ -56,7 +56,7 @@ class Interfaces:
 
     # -- observing ----------------------------------------------------------------
     def names(self, among: Iterable[str] | None = None) -> set[str]:
-        """Return the environments (*among* these) that have a record of an interface."""
+        """Return the environments that have a record of an interface; only those in *among*, if given."""
         return files.record_names(self.layout.records(records.KIND), among)
 
     def recorded(self, names: Collection[str]) -> dict[str, Interface]:
@@ -71,9 +71,9 @@ class Interfaces:
     ) -> Observed:
         """Return the observed state of all interfaces, and of the links, modules and ports that *desired* ones need.
 
-        :param about: the environments that may change; None: all. Of the others, only those with a table in their
-            namespace are observed, since that table lists the other environments; and the claims of the rest are
-            asked. See :meth:`concerns_all`.
+        :param about: the environments that may change; None: all. Environments with a table in their namespace are
+            observed too, since that table lists the other environments. Of all others, only the claims are read.
+            See :meth:`concerns_all`.
         :param doomed: environments to remove. Their namespaces are entered only if the removal needs it.
         :raises StateError: a record can't be read.
         """
@@ -83,7 +83,7 @@ class Interfaces:
 
     @staticmethod
     def concerns_all(plan: Plan) -> bool:
-        """Return whether *plan* needs all interfaces observed: the host's switch overwrites each end's own setting."""
+        """Return whether *plan* needs all interfaces observed: the host's switch overwrites each host end's setting."""
         return any(step.name == FORWARDING for step in plan.steps)
 
     def list(self) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Records of interfaces. The declaration is kept on disk; what was changed in the kernel is kept under /run.
+"""Records of interfaces. The declaration is kept on disk; changes made in the kernel are kept under /run.
 
 ``<state>/interfaces/<name>.json`` (:class:`Record`) survives a reboot. It is written before the
 interface is created, and deleted after the interface is gone. ``<run>/network.json``

@@ -51,7 +51,7 @@ class _Naming:
 
     :param used: the recorded names.
     :param called: the names from now on.
-    :param failed: the error because of which objects keep their recorded names, and no object is created.
+    :param failed: the reason why objects keep their recorded names and no object is created; None: there is none.
     """
 
     used: Names
@@ -101,7 +101,7 @@ class ApplyRun:
             naming = self._name(
                 work, revoking=not moved and any(after.get(name) != link for name, link in work.before.items())
             )
-            # Until the broker has been changed, record the old names: only those exist on it for certain.
+            # Until the broker has been changed, record the old names: only these certainly exist on it.
             named = _named(work, naming.called, after)
             self._record(Record(work.broker, {**work.before, **after}, left.parked, named, left.former))
         elif purge and isinstance(work.broker, LocalBroker):
@@ -187,7 +187,7 @@ class ApplyRun:
     ) -> _Left:
         """Delete revoked objects, then import the others; return the queues that stay because they hold mail.
 
-        :param definitions: the broker's, by our account names; None: they must be read, after starting our broker.
+        :param definitions: the broker's, with our account names; None: they must be read, after starting our broker.
         """
         failed, called = naming.failed, naming.called
         try:
@@ -297,7 +297,7 @@ class ApplyRun:
     def _ensure_carriers(self, api: Management, broker: Broker, vhost: str, after: Mapping[str, Link]) -> None:
         """Wait until the broker lists its shovels; restart the shovel plugin if it lists none.
 
-        A change of one shovel may end the process that runs all of them (``reach.stalled``), shortly after the broker
+        A change of one shovel may end the process that runs all of them (``access.stalled``), shortly after the broker
         accepted the change.
         """
         if not isinstance(broker, LocalBroker) or not any(map(objects.carried, after.values())):
@@ -306,7 +306,7 @@ class ApplyRun:
             node.restart_carriers(self.layout, broker)
 
     def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
-        """Change a shovel; if our broker refuses, restart its shovel plugin (``reach.stalled``) and try once more."""
+        """Change a shovel; if our broker refuses, restart its shovel plugin (``access.stalled``) and try once more."""
         try:
             do()
         except RefusedError:
@@ -316,7 +316,7 @@ class ApplyRun:
             do()
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
-        """Delete undeclared queues, but those with mail only for a *purge*.
+        """Delete undeclared queues. Delete those with mail only for a *purge*.
 
         :return: the owners of the queues that stay.
         """
@@ -375,7 +375,7 @@ class ApplyRun:
             self._serve(where, objects.members(work.before.values()), staying)
 
     def issue(self, broker: Broker, environments: Collection[str], **how: bool) -> set[str]:
-        """Issue missing and due certificates (``identity.ensure``); return the environments that got a new one."""
+        """Issue missing and due certificates (``certificates.ensure``); return the environments that got a new one."""
         if not isinstance(broker, LocalBroker):
             return set()
         renewed, told = certificates.ensure(self.layout, broker, environments, time.time(), node.reader(), **how)

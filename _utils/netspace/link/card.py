@@ -47,7 +47,7 @@ def card(
     for link in sorted(links, key=lambda link: link.name):
         if link.source == name:
             home = own if objects.elsewhere(link) else None
-            # A direct link to another host has its objects there: in that host's terms, under the names there.
+            # A direct link to another host has its objects there: use the link and the names as that host has them.
             known = link if home is None else remote.there(link, home)
             called = names if home is None else remote.called(link, home, names)
             peer: dict[str, Any] = {"to": link.target, "pattern": link.pattern, "exchange": called.exchange(known)}

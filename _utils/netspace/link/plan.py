@@ -48,7 +48,7 @@ class Observed:
         refuses the request. Our own broker is ``starting`` while it doesn't answer.
     :param definitions: the broker's definitions with our names of accounts; None: it doesn't run, or some objects are
         *flooded*.
-    :param flooded: objects with excess bindings, which must be recreated first (``model.flooded``).
+    :param flooded: objects with excess bindings, which must be recreated first (``objects.flooded``).
     :param stalled: the process that runs all shovels to other hosts has ended for good.
     :param names: the desired names of objects; None: their key is still to be made.
     :param unnamed: why the desired names can't be computed; *names* are then the recorded ones. Empty: they can.

@@ -297,7 +297,7 @@ class Links:
         return outcomes
 
     def restore(self) -> dict[str, str]:
-        """Rebuild, after a reboot, the forwarder's configuration and the table before the broker; return errors.
+        """Rebuild, after a reboot, the forwarder's configuration and the table that guards the broker; return errors.
 
         Starts no service: the supervisor starts forwarder and broker, which may wait for the end of the restoration.
         """
@@ -337,7 +337,7 @@ class Links:
 
     # -- reports -----------------------------------------------------------------
     def list(self) -> dict[str, Any]:
-        """Return links and mailboxes with their state (``seeing.links``)."""
+        """Return links and mailboxes with their state (``status.links``)."""
         return status.links(self.layout, self.supervisor)
 
     def health(self, stopped: Collection[str] = ()) -> dict[str, Any]:

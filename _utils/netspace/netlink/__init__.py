@@ -1,5 +1,5 @@
 """Netlink: requests in pyroute2's words, answers as plain values, and the socket between them.
 
-``requests`` says what is to change, ``connection`` sends many requests in one system call, ``reading``
-reads what the kernel answers, and ``generic`` knows the families of generic netlink. Knows nothing of netspace.
+``requests`` makes the requests that change something, ``connection`` sends many of them in one system call, ``reading``
+parses the kernel's answers, and ``generic`` finds the families of generic netlink. Imports nothing else of netspace.
 """

@@ -1,8 +1,8 @@
 """Netlink sockets: many messages in one system call, each answer matched to its message.
 
 The sockets of pyroute2 aren't used: they take 9 times as long (an event loop each, a system call for each
-request), and after the first refusal in a batch the others are lost. Requests come from ``requests``; only those
-that ask are packed here, so that a process that changes nothing doesn't import pyroute2.
+request), and after the first refusal in a batch the others are lost. Requests come from ``requests``; only
+queries are packed here, so that a process that changes nothing doesn't import pyroute2.
 
 Sources: RFC 3549, netlink(7), rtnetlink(7).
 """
@@ -174,7 +174,7 @@ class Socket:
         ]
 
     def link(self, name: str) -> Link | None:
-        """Return the namespace's link of this name; None if there is none."""
+        """Return the link of the namespace with this name; None if there is none."""
         mask = attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
         body = reading.LINK.pack(0, 0, 0, 0, 0) + mask + attribute(_IFLA_IFNAME, name.encode() + b"\0")
         try:
@@ -186,12 +186,12 @@ class Socket:
         return reading.parse_link(found)
 
     def addresses(self, index: int = 0) -> list[Address]:
-        """Return every address of the namespace, or of the link of this index."""
+        """Return every address of the namespace, or of the link with this *index*."""
         body = reading.ADDRESS.pack(0, 0, 0, 0, index)
         return [reading.parse_address(p) for p in self.dump(Message(_GETADDR, DUMP, body))]
 
     def routes(self, families: Iterable[int] = FAMILIES.values(), index: int = 0) -> list[tuple[int, Route]]:
-        """Return every route of netspace in the main table, or those by the link of this index; each with the index."""
+        """Return netspace's routes in the main table, each with its link's index; of all links, or of link *index*."""
         found = []
         for family in families:
             body = reading.ROUTE.pack(family, 0, 0, 0, MAIN_TABLE, ROUTE_PROTOCOL, 0, 0, 0)

@@ -15,7 +15,7 @@ _CONTROL, _GETFAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
 
 
 def ask(family: int, command: int, body: bytes) -> Message:
-    """Return the request that dumps what a family has for a command (version 1)."""
+    """Return the request for a dump by a *command* (version 1) of a family."""
     return Message(family, DUMP, _head(command) + body, NETLINK_GENERIC)
 
 

@@ -1,11 +1,11 @@
 """pyroute2's message classes, imported when the first request is made, and only as far as requests need them.
 
 ``import pyroute2`` takes 75 ms within Salt, because the package imports everything that it has; the modules of
-the message classes alone take 8 ms. So they are imported beside a package that isn't executed. They
-stay apart from a pyroute2 that somebody else in this process imports, before or after.
+the message classes alone take 8 ms. So they are imported below a package whose own code isn't executed. They
+stay apart from a pyroute2 that other code in this process imports, before or after.
 
-Three gaps are filled: settings of IPv4 can be said (pyroute2 can only read them), the flags of ipvlan, and rates
-of more than 34 Gbit/s.
+Three gaps of pyroute2 are filled: settings of IPv4, which it can only read; the flags of ipvlan; and rates of more
+than 34 Gbit/s.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _is_of_package(name: str) -> bool:
 
 @contextlib.contextmanager
 def _package_not_executed() -> Iterator[None]:
-    """Put our modules of pyroute2 in place of everybody else's, and at the end the other way round."""
+    """Replace the process's modules of pyroute2 by those imported here, and restore the former ones at the end."""
     others = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_of_package(name)}
     try:
         if not _imported:
@@ -59,7 +59,7 @@ def _package_not_executed() -> Iterator[None]:
 
 
 def module(name: str) -> Any:
-    """Return the module *name* of pyroute2; whole pyroute2 is imported only if a future one needs that."""
+    """Return the module *name* of pyroute2. Import the whole package only if a future version needs that."""
     with _lock:
         try:
             with _package_not_executed():

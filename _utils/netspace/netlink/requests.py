@@ -1,7 +1,7 @@
-"""Requests that change links, addresses and routes, each in pyroute2's words.
+"""Requests that change links, addresses and routes, each by pyroute2's names.
 
-A shape is encoded by pyroute2 once in a process, and then filled in: see ``templates``. What every environment has
-(a pair, its addresses and routes) finds its shape by a few values; rarer requests by all their words.
+pyroute2 encodes each shape of a request once in a process; then only values are filled in: see ``templates``. Shapes
+that every environment needs (a pair, its addresses and routes) are cached by a few values, rarer ones by all words.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def add_link(
 
 
 def change_link(index: int, kind: str, data: Words) -> Message:
-    """Return the request that changes what is special to a link's kind."""
+    """Return the request that changes the attributes special to a link's kind."""
     return _of_link(_NEWLINK, index, _information(kind, data))
 
 
@@ -161,7 +161,7 @@ def set_link(
     addr_gen_none: bool = False,
     ipv4: Mapping[str, int] | None = None,
 ) -> Message:
-    """Return the request that changes a link; a parameter of None stays unchanged.
+    """Return the request that changes a link; a setting whose parameter is None stays unchanged.
 
     In one request the kernel sets flags before ``addr_gen_none``. So send ``addr_gen_none`` first, then ``up``.
     """

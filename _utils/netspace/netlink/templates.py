@@ -1,9 +1,10 @@
 """Bodies of requests: pyroute2 encodes each shape once, and from then on only the differing values are filled in.
 
-To encode a request takes pyroute2 50 to 200 us, as long as the kernel works on it. To fill one in takes 1 to 3 us.
+pyroute2 takes 50 to 200 us to encode a request, as long as the kernel takes to handle it. Filling one in takes 1 to 3
+us.
 
-*Words* say a request by pyroute2's names: a lower-case name is a field of the message's header, any other an
-attribute; the value of an attribute may be words in turn. A :class:`Hole` stands for a value that differs.
+*Words* describe a request by pyroute2's names: a lower-case name is a field of the message's header, any other name is
+an attribute. The value of an attribute may be words, too. A :class:`Hole` stands for a value that differs.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import NamedTuple, TypeGuard, Union
 from netspace.netlink.message_classes import MessageClass
 
 Source = Callable[[], "type[MessageClass]"]
-"""A function of ``message_classes``: whoever names a class doesn't yet import it."""
+"""A function of ``message_classes``, so that a class is imported only when it is needed."""
 
 
 class Hole(NamedTuple):
-    """A value to fill in: its bytes, and two values for pyroute2 by which its place is found."""
+    """A value to fill in: its size in bytes, and two sample values for pyroute2, by which its place is found."""
 
     size: int
     samples: tuple[int | str, int | str]
@@ -55,7 +56,7 @@ _short, _port = struct.Struct("=H").pack, struct.Struct(">H").pack
 
 @functools.cache
 def text(size: int) -> Hole:
-    """Return the hole for a text of so many bytes; pyroute2 ends it with a NUL."""
+    """Return the hole for a text of *size* bytes; pyroute2 ends it with a NUL."""
     return Hole(size, ("a" * size, "b" * size))
 
 
@@ -96,7 +97,7 @@ def packed(address: str) -> bytes:
 class Template(NamedTuple):
     """The bytes of a request with holes.
 
-    :param pattern: for the operator ``%``.
+    :param pattern: the body, with ``%b`` for each hole, for the operator ``%``.
     """
 
     pattern: bytes
@@ -105,7 +106,7 @@ class Template(NamedTuple):
     def fill(self, *values: bytes) -> bytes:
         """Return the body with *values* in its holes, in their order.
 
-        :raises ValueError: a value hasn't its hole's size.
+        :raises ValueError: a value doesn't have the size of its hole.
         """
         made = self.pattern % values
         if len(made) != self.size:
@@ -114,7 +115,7 @@ class Template(NamedTuple):
 
 
 def template(source: Source, words: Words) -> Template:
-    """Return *words* encoded by a class of pyroute2. They are encoded twice: the bytes that differ are the holes.
+    """Return the template of *words*. A class of pyroute2 encodes them with both samples; bytes that differ are holes.
 
     :raises ValueError: the bytes that differ aren't the holes in their order.
     """
@@ -132,7 +133,7 @@ def template(source: Source, words: Words) -> Template:
 
 
 def encode(source: Source, words: Words, sample: int = 0) -> bytes:
-    """Return the body of the request that says *words*; of a hole, its *sample*."""
+    """Return the body of the request that *words* describe; in place of a hole, its first or second *sample*."""
     message = source()()
     for name, value in _said(words, sample).items():
         message[name] = value
@@ -144,7 +145,7 @@ _HEADER = 16  # nlmsghdr, which the socket writes
 
 
 def fill(source: Source, words: Words) -> bytes:
-    """Return the body of the request that says *words*, whose differing values are :class:`Given`."""
+    """Return the body of the request that *words* describe; their differing values are :class:`Given`."""
     values: list[bytes] = []
     return _template(source, _shape(words, values)).fill(*values)
 

@@ -1,6 +1,6 @@
 """nftables by libnftables: tables as nft's own text, loaded in one transaction, without starting a process.
 
-``words`` writes the text, ``library`` hands it to libnftables, and ``ruleset`` loads it and notices what others
-change. ``table`` has tables as values. Nothing here knows of netspace; only tables that callers
+``words`` writes the text, ``library`` hands it to libnftables, and ``ruleset`` loads it and notices changes by
+others. ``table`` represents tables as values. Nothing here knows of netspace; only tables that callers
 name are touched.
 """

@@ -1,6 +1,6 @@
-"""libnftables(3), called from here: a text of nft is parsed, and loaded by one transaction.
+"""Calls of libnftables(3), which parses nft's text and loads it in one transaction.
 
-It acts in the network namespace of the calling thread. An ``nft`` process for the same takes 3 to 6 ms.
+It acts in the network namespace of the calling thread. An ``nft`` process for the same work takes 3 to 6 ms.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 _NAME = "libnftables.so.1"
 _SAID = re.compile(r"^(?:.*: )?Error: (.*)$", re.MULTILINE)
-# The parts of libnftables that all contexts share aren't made for threads.
+# The parts of libnftables that all contexts share aren't thread-safe.
 _lock = threading.Lock()
 
 
@@ -50,7 +50,7 @@ def run(text: str, *, removes: bool) -> None:
     :raises NftablesError: the text was refused; nothing has changed.
     """
     library = _library()
-    line = text.replace("\n", ";")  # of more lines, an error would show the first
+    line = text.replace("\n", ";")  # in a text of several lines, an error would show the first one
     with _lock:
         context = library.nft_ctx_new(0)
         if not context:
@@ -67,7 +67,8 @@ def run(text: str, *, removes: bool) -> None:
 def close(work: Callable[[], object], *, removed: bool) -> None:
     """Close a netfilter socket by *work*; after a removal, by another thread.
 
-    The removal is done. But close() then waits until no packet in flight can refer to what was removed, 10 ms and more.
+    The removal is complete by then. But close() waits until no packet in flight can refer to the removed objects, which
+    takes 10 ms and more.
     """
     if removed:
         try:
@@ -79,7 +80,7 @@ def close(work: Callable[[], object], *, removed: bool) -> None:
 
 
 def _explained(said: str) -> NftablesError:
-    """Return the error in libnftables' words: a line with the reason, all commands, and marks below one of them."""
+    """Return the error in libnftables' output: a line with the reason, all commands, marks below the refused one."""
     match = _SAID.search(said)
     reason = match[1] if match is not None else said
     commands, _, marks = said[match.end() + 1 :].partition("\n") if match is not None else ("", "", "")

@@ -1,8 +1,8 @@
 """The nftables ruleset of a network namespace: loading text, and digests of a table as the kernel holds it.
 
-What is loaded goes through libnftables. What is only looked at is asked here, by netlink: the ruleset's generation,
-a number that the kernel increments at every change, takes 0.04 ms; a look through libnftables at all of it
-costs more than the whole apply that finds nothing to do.
+libnftables loads text. Queries are sent here, by netlink: the query for the ruleset's generation, a number that the
+kernel increments at every change, takes 0.04 ms. To list the whole ruleset by libnftables takes longer than a whole
+apply that finds nothing to do.
 
 Sources: ``linux/netfilter/nf_tables.h``, ``linux/netfilter/nfnetlink.h``.
 """
@@ -61,10 +61,10 @@ class Ruleset:
     def load(self, text: str, since: int | None) -> int | None:
         """Load *text* in one transaction, all or none; return the new generation.
 
-        libnftables can't have the kernel load it at one generation only. So it is checked afterwards.
+        libnftables can't bind the transaction to a generation. So the generation is checked afterwards.
 
         :param since: the ruleset's generation before.
-        :returns: None if somebody else changed the ruleset since then, before the transaction or right after it.
+        :returns: None if somebody else changed the ruleset, too, before the transaction or right after it.
         :raises NftablesError: the text was refused; nothing has changed.
         """
         removes = any(line.startswith(("delete ", "flush ")) for line in text.split("\n"))

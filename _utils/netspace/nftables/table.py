@@ -49,7 +49,7 @@ class Collection(msgspec.Struct, frozen=True):
 
     :param types: nft's names of the types that make up a key.
     :param elements: keys as the kernel holds them, so that they can be compared with the kernel's.
-    :param most: packets add elements, at most so many; 0: they add none.
+    :param most: the most elements that packets may add; 0: they add none.
     """
 
     types: tuple[str, ...]
@@ -80,7 +80,7 @@ class Timeout(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True, dict=True):
-    """A table. Objects of the same name in two tables differ only in elements and rules."""
+    """A table. Objects of the same name in two tables may differ only in elements and rules."""
 
     chains: Mapping[str, Chain] = msgspec.field(default_factory=dict)
     sets: Mapping[str, Collection] = msgspec.field(default_factory=dict)

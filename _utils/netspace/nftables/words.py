@@ -1,4 +1,4 @@
-"""Words of nft(8), written so that no value can say more than it should.
+"""Text for nft(8), written so that nft can't read a value as anything else.
 
 Every text in a rule comes from this library; values come as numbers, as parsed addresses, or as names. A name is
 refused unless it consists of letters, digits and a few marks that mean nothing to nft.
@@ -18,7 +18,7 @@ _JUMP, _GOTO = -3, -4
 _VERDICTS = {_JUMP: "jump", _GOTO: "goto"}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 _LINK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,14}")
-# Of each type of a set's keys: the bytes in the kernel, and how they are written.
+# The bytes in the kernel of each type of a set's keys.
 _SIZES = {"ifname": 16, "ether_addr": 8, "ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 4, "inet_service": 4}
 _HEADERS = {"link": "@ll", "network": "@nh"}
 _WRITTEN = 16  # bytes that one statement writes
@@ -47,7 +47,7 @@ def name(text: str) -> str:
 def link(text: str) -> str:
     """Return the name of a link in quotes.
 
-    :raises ValueError: it might be read as something else (``*`` stands for any end).
+    :raises ValueError: it might be read as something else (``*`` is nft's wildcard).
     """
     if not _LINK.fullmatch(text):
         raise ValueError(f"{text!r}: not usable as a link's name in nftables; use letters, digits, '_', '.' and '-'")
@@ -98,7 +98,7 @@ def longer(header: str, offset: int, size: int, than: int) -> str:
 
 
 def write(header: str, offset: int, data: bytes) -> str:
-    """Write *data* into the packet, without updating checksums: nft mends them only of fields that it knows."""
+    """Write *data* into the packet, without updating checksums: nft does that only for fields that it knows."""
     parts = [(start, data[start : start + _WRITTEN]) for start in range(0, len(data), _WRITTEN)]
     return " ".join(f"{_place(header, offset + start, len(part))} set 0x{part.hex()}" for start, part in parts)
 

@@ -33,7 +33,7 @@ def layout(opts: Mapping[str, Any]) -> Layout:
 
 
 def minion(opts: Mapping[str, Any]) -> str:
-    """Return the minion's id, even if Salt applies states in a target, so that ``id`` is the target's."""
+    """Return the minion's id, even while Salt applies states in a target, where ``id`` is the target's."""
     return str(opts.get("netspace.minion") or opts["id"])
 
 
@@ -115,7 +115,7 @@ def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) ->
 
 
 def link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Link:
-    """Return the link that state arguments (``from``/``to``) or its name describe, even if it isn't possible."""
+    """Return the link that state arguments (``from``/``to``) or its name describe, even if this host can't have it."""
     parsed = _named(name, kwargs)
     return next(iter(hosts.local((parsed,), _with(pillar).broker)), parsed)
 

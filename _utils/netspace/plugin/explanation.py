@@ -1,7 +1,7 @@
 """One screen for ``netspace.explain``: at most 24 lines of 80 columns. Pure.
 
 The explanation comes from another host. A command that an operator might copy is shown only if it has the form of one
-of netspace's own; for any other text, the caller shows the return in another way.
+of netspace's own; otherwise :func:`lines` raises, and the caller shows the return in another way.
 """
 
 from __future__ import annotations

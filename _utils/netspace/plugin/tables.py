@@ -1,7 +1,7 @@
 """Tables for a terminal: at most 80 columns, what needs attention first. Pure.
 
 Cells hold untrusted text: names and log lines come from programs and from other hosts. So :func:`text` escapes control
-characters, bounds each value, and accepts only plain values; it never calls a method of what it is given.
+characters, bounds each value, and accepts only plain values; it never calls a method of any other object.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from netspace.text import printable
 WIDTH = 80
 INDENT = 2
 NARROWEST = 6
-"""Characters of a cell that stay where a table is too wide."""
+"""The least width to which a column of a table that is too wide is narrowed."""
 LONGEST = 400
-"""Characters of a value that are looked at."""
+"""The most characters of a value that are read."""
 _ELLIPSIS = "..."
 _LARGEST = 10**15
 _EARLY = 300.0
@@ -55,9 +55,9 @@ def plain(text: str, tone: Tone) -> str:
 
 
 def mapping(value: object) -> Mapping[str, object]:
-    """Return a mapping as it is.
+    """Return *value*, which must be a mapping.
 
-    :raises TypeError: it is none.
+    :raises TypeError: it isn't a mapping.
     """
     if not isinstance(value, Mapping):
         raise TypeError("expected a mapping")
@@ -65,9 +65,9 @@ def mapping(value: object) -> Mapping[str, object]:
 
 
 def sequence(value: object) -> list[object]:
-    """Return a list as it is.
+    """Return *value*, which must be a list or a tuple, as a list.
 
-    :raises TypeError: it is none.
+    :raises TypeError: it is neither.
     """
     if not isinstance(value, list | tuple):
         raise TypeError("expected a list")
@@ -95,7 +95,7 @@ def prose(value: object) -> str:
 
 
 def number(value: object) -> float | None:
-    """Return a finite number as it is; None for any other value."""
+    """Return a number as a float; None for any other value, and for a number too large to show."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < _LARGEST else None  # false for NaN, too
@@ -112,7 +112,7 @@ def span(seconds: float) -> str:
 
 
 def age(since: object, now: float) -> str:
-    """Return the time since a moment; ``?`` if it is later than clocks may differ, empty if there is none."""
+    """Return the time since a moment; ``?`` if it is too far in the future, empty if there is none."""
     begin = number(since)
     if begin is None or begin <= 0:
         return ""
@@ -128,7 +128,7 @@ def until(end: object, now: float) -> str:
 
 
 def moment(seconds: object) -> str:
-    """Return a moment as ISO 8601 says it, in UTC; empty if there is none."""
+    """Return a moment in the form of ISO 8601, in UTC; empty if there is none."""
     found = number(seconds)
     if found is None or found <= 0:
         return ""
@@ -147,7 +147,7 @@ def size(value: object) -> str:
 
 
 def columns(line: str) -> int:
-    """Return the number of a terminal's columns that printable text takes at most."""
+    """Return the most columns of a terminal that a printable text takes."""
     wide = 0 if line.isascii() else sum(unicodedata.east_asian_width(one) in "WF" for one in line)
     return len(line) + wide
 
@@ -204,7 +204,7 @@ def table(heads: Sequence[str], rows: Sequence[Row], paint: Paint = plain, inden
 
 
 def _widths(wanted: Sequence[int], room: int) -> list[int]:
-    """Return the widths of columns, of which the widest are narrowed until all of them fit."""
+    """Return the widths of the columns. The widest ones are narrowed until all columns fit."""
     widths = list(wanted)
     while sum(widths) + 2 * (len(widths) - 1) > room:
         widest = max(range(len(widths)), key=widths.__getitem__)

@@ -1,4 +1,4 @@
-"""The tables of what netspace's functions return, known by its form. Pure.
+"""Tables of the returns of netspace's functions, which are recognized by their form. Pure.
 
 A return comes from another host, and is untrusted: a value of an unexpected form raises one of :data:`MALFORMED`, so
 that the caller shows the return in another way. No return raises anything else.
@@ -15,7 +15,7 @@ from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, seque
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 BAD, ODD, WELL, OFF = range(4)
-"""Ranks of rows: something is wrong, on its way or unusual, well, off as declared."""
+"""Ranks of rows: something is wrong; it is changing or unusual; it is well; it is off, as declared."""
 _TONES: tuple[Tone, ...] = ("bad", "warn", "good", "dim")
 _ENDED = ("failed", "frozen")
 _TRUSTED = "trusted"
@@ -266,4 +266,4 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_has("broker", "links", "mailboxes"), _links),
     (_has("level", "verifier", "reason", "expires"), _trust),
 )
-"""The forms, and the lines for each. Lists come first: an environment may have the name of a key of the others."""
+"""The forms and their views. Lists come first, as an environment may have the name of a key of another form."""

@@ -45,7 +45,7 @@ _KERNEL_MEMORY = 8 * 1024**2  # the least memory that must be left for a unikern
 _NOT_PLAIN = "a NUL character, text that is no Unicode, or longer than 128 KiB"
 # netspace mounts its own file systems here; a volume at, above or below one would cover it.
 RESERVED_TARGETS = ("/proc", "/sys", "/dev", "/run/netspace")
-# Folders of the host that can't be a volume's source, and nothing in them...
+# Neither these folders of the host nor anything in them can be a volume's source.
 HOST_FOLDERS = (
     "/proc",
     "/sys",
@@ -60,7 +60,7 @@ HOST_FOLDERS = (
     "/lib64",
     "/libx32",
 )
-# ...and folders that can't be one themselves, while folders in them can.
+# These folders can't be a volume's source, but folders in them can.
 HOST_ROOTS = ("/", "/etc", "/root", "/var", "/var/lib", "/var/log", "/home", "/opt", "/srv", "/tmp", "/mnt", "/media")  # noqa: S108 (refused, not used)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]+")
@@ -401,7 +401,7 @@ def ports(value: int | str) -> tuple[int, int] | None:
 
 _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")  # RFC 6838, 4.2
 MESSAGE_SIZES = (1024, 512 * 1024**2)  # the upper bound is RabbitMQ's
-LINK_TTL = 7 * 24 * 3600  # the ttl of every mailbox
+LINK_TTL = 7 * 24 * 3600  # the longest ttl of a link; every mailbox has 30 days
 LINK_LENGTH = 10_000
 LINK_RATES = (0.001, 100_000.0)
 LINK_SIZES = (1, 16 * 1024**2)

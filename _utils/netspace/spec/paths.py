@@ -1,4 +1,4 @@
-"""Checks of texts and paths in a declaration: are they safe for the kernel, and in a configuration file."""
+"""Checks whether texts and paths in a declaration are safe for the kernel and in a configuration file."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class Routed(Filtered, frozen=True):
 
 
 class Claimant(Protocol):
-    """An interface as far as it can be in conflict with others: a declared one, or what is noted of a recorded one."""
+    """The claims by which interfaces may conflict: those of a declared interface, or the noted ones of a record."""
 
     def claims(self) -> Iterable[tuple[str, str]]: ...
 
@@ -160,7 +160,7 @@ def ports(interfaces: Mapping[str, Claimant]) -> Iterator[tuple[HostPort, str, s
 
 
 def conflicts(interfaces: Mapping[str, Claimant], path: str = "netspace") -> list[tuple[str, str, str]]:
-    """Return the publications whose port is in use by another interface or outwards: (name, key, message).
+    """Return the publications whose port another interface or connections outwards use: (name, key, message).
 
     :param path: the declaration's path, for messages.
     """

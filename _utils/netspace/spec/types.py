@@ -150,7 +150,7 @@ class Attestation(Requirement, frozen=True):
 
 
 MESSAGE_SIZE = Size(1024**2)
-"""Bytes that a message may have where nothing else is declared."""
+"""The most bytes of a message, unless declared otherwise."""
 
 
 class RemoteHost(Base, frozen=True):
@@ -209,7 +209,7 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
 
     @property
     def among_hosts(self) -> bool:
-        """True if there may be links between this host and others. All hosts then need certain identities."""
+        """True if there may be links between this host and others. Then host, trust_domain and authority are needed."""
         return bool(self.listen or self.hosts)
 
 

@@ -93,7 +93,7 @@ class Peer:
 class Sender:
     """An environment that may send to this one. It alone can publish into *exchange*.
 
-    There may be several with the same name: after a link was renamed, messages from its old exchange are still read.
+    Several may have the same name: when a link's exchange was renamed, messages from the old one are still read.
 
     :param reply_exchange: for ``request``: the exchange for answers to it.
     :param former: *exchange* is an old one of the link.

@@ -27,7 +27,7 @@ While the broker hasn't noticed the end of a lost consumer, it delivers later me
 the lost one are redelivered after them, out of order.
 """
 ANSWER_SECONDS = 0.2
-"""Seconds within which an answer "empty, no consumer" is believed: RabbitMQ invents it after 0.25 s of silence."""
+"""Seconds within which an answer "empty, no consumer" is trusted: RabbitMQ invents it after 0.25 s of silence."""
 
 Heard = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
 
@@ -101,7 +101,7 @@ class Ear:
     async def _let_go(self, channel: Channel) -> None:
         """Wait until the queue has no earlier consumer, for up to ``LEFT_SECONDS``.
 
-        A consumer that remains then counts as another program's; it is not waited for again.
+        A consumer that remains then counts as another program's, and the next call doesn't wait for it.
         """
         clock = asyncio.get_running_loop().time
         deadline, pause = clock() + LEFT_SECONDS, 0.005

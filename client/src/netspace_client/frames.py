@@ -31,7 +31,7 @@ _DEEPEST = 16
 
 
 def harmless(head: bytes, payload: bytes) -> bytes:
-    """Return the frame's payload with its end mark, changed only if it can't be decoded.
+    """Return the frame's payload with its end mark. It is changed only if it can't be decoded.
 
     :param head: the frame's header: type, channel and size.
     """

@@ -16,7 +16,7 @@ Match = Callable[[T], bool]
 
 
 class Waiter(Generic[T]):
-    """A ``receive`` call that waits; ``future`` gets its message, or the error because of which there will be none."""
+    """A ``receive`` call that waits; ``future`` gets its message, or the error that is the reason for getting none."""
 
     def __init__(self, match: Match[T], future: asyncio.Future[T]) -> None:
         self.match = match

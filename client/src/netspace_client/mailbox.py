@@ -183,7 +183,7 @@ class Mailbox:
 
         :param link: the peer's local name, or its own name.
         :param timeout: seconds to try, over lost connections and restarts of the broker.
-        :param urgent: deliver it before other waiting messages: two urgent ones for each other one.
+        :param urgent: deliver it before other waiting messages: two urgent ones for each one that isn't urgent.
         :param id: the message's id. To repeat a message after an error that left its arrival unknown, give its id.
         :raises NotDeclared: there is no such link.
         :raises Revoked: the link was revoked.

@@ -5,7 +5,7 @@ signature also covers all properties that a relay might change:
 
 1. sender, receiver, link, and whether it is a message or an answer: so it can't be redirected or returned;
 2. its id and its correlation id: so it can't pass for another message, nor for the answer to another question;
-3. the time of sealing and the expiry: together with the ids of received messages, it can't be replayed.
+3. the time of sealing and the expiry: so, with the ids of received messages, it can't be replayed.
 
 ``open_sealed`` checks all of this in a fixed order and returns an :class:`Opened`, or raises a :class:`SealError`. It
 checks sizes before any cryptographic work. It reads no file and keeps no state: the caller recognizes duplicates

@@ -20,7 +20,7 @@ log = logging.getLogger("netspace_client")
 
 WAIT_AGAIN = 30.0
 URGENT = 9
-"""The priority of urgent messages. Quorum queues treat 5 and more as high, and deliver two of these for each other."""
+"""The priority of urgent messages. Quorum queues treat 5 and more as high: two of these for each message below 5."""
 
 
 class Sealing:

@@ -14,7 +14,7 @@ Rules, in the order in which a packet meets them:
    the gateway's address.) The host needs an ``in`` rule that covers its address to reach an
    environment, like every other peer.
 6. An environment has at most ``connections`` open connections, from it and to it together, and as many
-   again that came by its published ports: whoever floods these stops no other connection of it. A closed
+   again through its published ports, so that a flood of these blocks no other connection. A closed
    connection leaves the host's connection tracking table within seconds. So no environment can fill
    that table.
 7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection
@@ -27,7 +27,7 @@ doesn't grow with the number of environments, and interfaces with the same rules
 are known before the interfaces exist, so that the filter is loaded first. Without any ``allow`` the
 table doesn't even enable connection tracking.
 
-``nft list table inet netspace`` shows the table in the words that are used here.
+``nft list table inet netspace`` shows the table with the names that are used here.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from netspace.nftables.words import Verdict, to_goto, to_jump
 from netspace.spec.publish import OUTWARDS, Publication
 from netspace.spec.types import Allow, Cidr
 
-# First packets from an environment, to it, and to it by a published port: the interface name by which each is matched,
-# and the set that counts them.
+# For connections from an environment, to it, and to it by a published port: the match for the environment's interface
+# in the first packet, and the set that counts these connections.
 _COUNTED = {"from": ("iifname", "open"), "to": ("oifname", "open"), "led": ("oifname", "led")}
 # Seconds that the host tracks a closed connection.
 _CLOSED = {"time_wait": 2, "close": 1}
@@ -84,7 +84,7 @@ def forwarded(
 ) -> frozenset[str]:
     """Return the families in which the host must forward packets, because a rule or publication needs it.
 
-    A rule that names the gateway alone needs none: it allows connections to the host itself.
+    A rule for the gateway's address alone needs no forwarding: it allows connections to the host itself.
     """
     return frozenset(
         fam for rule in allow if (fam := family(rule)) not in gateways or not _is(rule.cidr, gateways[fam])

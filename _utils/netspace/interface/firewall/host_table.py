@@ -2,8 +2,8 @@
 
 One message asks the kernel for its ruleset's generation. Only if that differs, the table is
 listed and compared. A transaction that changes the table in place builds on a generation. If the ruleset isn't at the
-next one afterwards, somebody else has changed it, too: then the table is compared, or loaded whole.
-Generations start again at a reboot, hence the boot's id.
+next generation afterwards, somebody else has changed it, too: then the table is compared, or loaded whole.
+Generations start again at a reboot, so the boot's id is recorded with them.
 Never touches another table.
 """
 
@@ -22,7 +22,7 @@ from netspace.nftables.library import LibraryMissingError, NftablesError
 from netspace.nftables.ruleset import FAMILIES, Ruleset
 from netspace.nftables.table import Table
 
-# The kernel lacks this kind of rule, chain or object, or nftables as a whole.
+# The answers of a kernel that lacks this kind of rule, chain or object, or nftables as a whole.
 _LACKING = (*connection.UNSUPPORTED, errno.ENOENT)
 
 
@@ -128,7 +128,7 @@ def _boot() -> str:
 
 
 def explained(error: OSError) -> NetspaceError:
-    """Return the reason why a table wasn't loaded, with its remedy."""
+    """Return the error that gives the reason why a table wasn't loaded, and the remedy."""
     said = error.strerror or str(error)
     if isinstance(error, LibraryMissingError):
         return MissingError(f"libnftables ({said})", "install it: salt-call state.apply netspace.packages")

@@ -1,7 +1,7 @@
 """The packet filter of one interface whose packets don't pass the host's network stack. Pure.
 
-A table in the environment's namespace. The namespace belongs to the host's user namespace, so
-no capability of an environment suffices to change the table. It is loaded before the
+The tables are in the environment's namespace. The namespace belongs to the host's user namespace, so
+no capability of an environment suffices to change them. They are loaded before the
 interface is up. Rules, in the order in which a packet meets them:
 
 1. A packet that leaves must have the environment's own MAC and address as its source, and so
@@ -13,8 +13,8 @@ interface is up. Rules, in the order in which a packet meets them:
    directions. At most ``connections`` are open at once.
 5. ICMP errors about an allowed connection pass. All other packets are dropped.
 
-The rules mean the same as the host's table (``netspace.interface.firewall.host_rules``) does for the kinds
-that pass the host's network stack; a test checks both against one model.
+For these kinds the rules have the same meaning as those of the host's table for the others
+(``netspace.interface.firewall.host_rules``); a test checks both against one model.
 """
 
 from __future__ import annotations

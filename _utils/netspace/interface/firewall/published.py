@@ -8,10 +8,10 @@
    loopback address as well, and answers to it would never leave the environment's namespace.
 4. A publication lets in only the connections that it forwarded. A packet sent straight to the environment's address
    and port still needs a rule of ``allow``. Each packet is checked.
-5. A published port is nobody's source port. Of two connections with the same ends the kernel tracks one: after a packet
-   from a published port to a user, the user's packets to that port would be its answers, and not be forwarded. So
-   packets that would begin such a connection from one of the host's addresses are dropped, whoever sent them, after
-   all translation of addresses.
+5. No connection of the host begins from a published port. The kernel tracks two connections between the same ends as
+   one: after a packet from a published port to a user, the user's packets to that port would count as answers, and
+   would not be forwarded. So packets that would begin such a connection from one of the host's addresses are dropped,
+   no matter who sent them, after all translation of addresses.
 
 Maps by protocol and port find the publication, so the cost of a packet doesn't grow with the number of publications.
 Only the first packet of a connection is looked up there. Without publications, the table has none of these chains.

@@ -4,11 +4,11 @@ A module holds everything that is special to its kind; no other module knows it:
 
 - exactly one subclass of :class:`netspace.spec.types.Interface`, whose ``tag`` is the kind's name. Its
   fields are the keys that an operator may declare. Its methods return the problems of the values
-  (``problems``), the things that only one interface can have (``claims``) and the values that all
-  interfaces must agree about (``shares``);
+  (``problems``), the things that only one interface can have (``claims``), the values that all
+  interfaces must agree about (``shares``) and the UDP ports of the host that its tunnel uses (``listens``);
 - ``NEEDS``: the kernel module that the kind needs, and ``LINK``: the kernel's name of such links; or empty texts;
 - ``FILTER``: the place where packets are filtered (see below);
-- ``ends(spec, place) -> Ends``: the desired inner and outer end, as values. An end's ``details`` hold
+- ``ends(spec, place) -> Endpoints``: the desired inner and outer end, as values. An end's ``details`` hold
   the settings that only this kind knows;
 - ``create(wanted, far, parents) -> [Message]``: the messages that create the link. They are sent from
   the environment's namespace, and *far* is a descriptor of the host's. With ``FROM_HOST = True`` they are
@@ -26,8 +26,8 @@ A module may also have:
   created again, and that is the reason given;
 - ``change(index, now, wanted, parents) -> [Message]``: the messages that change the other details of one
   end from *now* (None: just created) to *wanted*. They are sent from the link's namespace before the link is up;
-- ``guard(table, wanted, place) -> [Message]``: the messages that create the kind's own table in the
-  environment's namespace. A kind with ``FILTER = "inside"`` gets a table without it;
+- ``guard(wanted, place) -> (Table, ...)``: the kind's own tables in the environment's namespace. A kind
+  with ``FILTER = "inside"`` and without this function gets those of ``netspace.interface.firewall.netns_rules``;
 - ``secret(path) -> str``: create the interface's secret at *path* unless there is one, and return its
   public part.
 

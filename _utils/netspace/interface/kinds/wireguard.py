@@ -43,7 +43,7 @@ _ADDRESS, _LENGTH = 2, 3
 _MAX_PEERS, _MAX_ALLOWED = 1000, 1000
 # An attribute holds at most 64 KiB, so peers are sent in portions.
 _PORTION = 32 * 1024
-# The most bytes of a peer's settings and of one of its networks, and the networks in one portion of a peer.
+# The most bytes of a peer's settings, the most bytes of one network, and the most networks in one portion of a peer.
 _PEER_SIZE, _NETWORK_SIZE, _NETWORKS = 128, 48, 500
 _ENDPOINT = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+)):(\d{1,5})")
 
@@ -247,7 +247,7 @@ def _gone(key: str) -> Words:
 
 
 def _peer(key: str, peer: Mapping[str, Any]) -> list[tuple[Words, int]]:
-    """Return a peer in portions of its allowed networks, each with their number. The first has its settings, too."""
+    """Return a peer in portions, each with some of its networks and their number. The first also has its settings."""
     name: Words = (("WGPEER_A_PUBLIC_KEY", key),)
     settings: list[tuple[str, Value]] = [("WGPEER_A_FLAGS", _REPLACE_ALLOWED)]
     if "endpoint" in peer:

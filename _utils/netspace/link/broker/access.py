@@ -157,7 +157,7 @@ def carriers_ended(api: Management, vhost: str) -> bool:
 
 
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
-    """Return the objects that environments have bound to answers beyond what a request needs (``model.flooded``).
+    """Return the objects that environments have bound to answers beyond what a request needs (``objects.flooded``).
 
     Bindings are read without their arguments, which may be huge. If there are too many bindings to read, return the
     exchanges for answers on this host.

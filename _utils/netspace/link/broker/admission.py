@@ -8,8 +8,8 @@ RabbitMQ calls a channel interceptor before it handles a method. This intercepto
 of names, and arguments. It refuses all others with 403 (ACCESS_REFUSED). It refuses a message with 406 if no client
 could read its headers. RabbitMQ then checks permissions as usual.
 
-The interceptor also refuses with 406 what RabbitMQ could not convert for a reader over AMQP 1.0: it would end that
-reader's session, and return to the queue.
+The interceptor also refuses, with 406, a message that RabbitMQ can't convert for a reader over AMQP 1.0: it would end
+that reader's session, and return to the queue.
 
 The interceptor applies to all accounts but those that manage the broker, and the broker's own shovels, which use no
 account. RabbitMQ 4.0 calls no interceptor for AMQP 1.0: see :mod:`netspace.link.broker.frames`.

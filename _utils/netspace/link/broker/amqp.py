@@ -4,7 +4,8 @@ While this client holds a message, no other consumer gets it. The broker requeue
 ends, however it ends. The management API can't do this: it can only remove the message at the head of a queue.
 Properties and headers are passed on byte for byte.
 
-It has only the operations that ``letters`` and ``across`` need: synchronous, without consumers and heartbeats.
+It has only the operations that ``dead_letters`` and ``peer_status`` need. It is synchronous, without consumers and
+heartbeats.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 """
 

@@ -5,7 +5,7 @@ frame of 30 bytes, sent before any login, made it build a list of four billion. 
 values, and values in types that no message needs.
 
 The module walks over the bytes of a value and builds nothing. It admits a value that is well-formed, nested a bounded
-number of levels, and of a bounded number of parts. Sizes and numbers that a value claims must be those that it has.
+number of levels, and of a bounded number of parts. The sizes and counts that a value claims must match its bytes.
 
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-types-v1.0-os.html
 """

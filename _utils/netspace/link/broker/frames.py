@@ -1,16 +1,16 @@
 """Module of the broker's plugin that admits the frames of AMQP 1.0 which links need, and refuses all others.
 
 RabbitMQ 4.0 calls an interceptor for AMQP 0-9-1 only. For AMQP 1.0, the module takes the place of two of RabbitMQ's
-own modules, through which all goes: the parser of frames and messages, and the handler of requests to ``/management``.
-It loads them under other names from the installed files, and calls them for what it has admitted.
+own modules: the parser of all frames and messages, and the handler of all requests to ``/management``. It loads them
+under other names from the installed files, and calls them for everything that it has admitted.
 
-The parser is asked first for each frame, also before the log-in. The module checks its bounds (``bounds``), that it is
-one of the frames of a client that sends and receives, and that its fields have the types that the specification says.
-An *attach* must lead to a queue or an exchange of ours. A message must be one that both versions can carry
-(``sections``). Of requests, only those remain that bind an asker's queue for answers.
+RabbitMQ calls the parser first for each frame, also before the log-in. The module checks the frame's bounds
+(``bounds``), that a client that sends and receives needs such a frame, and that its fields have the types of the
+specification. An *attach* must lead to one of our queues or exchanges. Both versions must be able to carry a message
+(``sections``). Of requests, only those that bind or unbind an asker's queue for answers are admitted.
 
-A refusal before or outside a message ends the connection with an error of AMQP 1.0; a message's and a request's ends
-its session. It applies to all accounts: netspace itself speaks AMQP 0-9-1.
+A refused frame ends its connection with an error of AMQP 1.0; a refused message or request ends its session. The
+checks apply to all accounts: netspace itself speaks AMQP 0-9-1.
 
 The broker doesn't start if the modules of its RabbitMQ have other functions than those known here.
 """

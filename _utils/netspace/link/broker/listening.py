@@ -1,6 +1,6 @@
 """Checks that the broker itself, identified by its certificate, listens at its port for clients. Changes nothing.
 
-The management API shows only that the node runs. If another program has the port for clients, RabbitMQ runs on without
+The management API shows only that the node runs. If another program has the port for clients, RabbitMQ runs without
 that listener.
 """
 

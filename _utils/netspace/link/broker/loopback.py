@@ -1,13 +1,13 @@
 """The nftables table that keeps local users of the host from the ports of netspace's own broker.
 
 The broker listens at 127.0.0.1, where any process of the host can connect. Its ports take a certificate, a password or
-a secret, but each connection is one more chance against the code that checks these. So two rules drop packets on
+a secret, but each connection is a chance to attack the code that checks these. So two rules drop packets on
 loopback by the user whose socket they come from. Only root, the broker and the forwarder may send to the ports. Only
-root and the broker may send from them: whoever takes a port while the broker is down can't answer, and so is told no
-password.
+root and the broker may send from them: a program that takes a port while the broker is down can't answer, so no client
+sends it a password.
 
-The record says that the table is ours. It is written first, so that a run that is killed leaves no table that the next
-run or a removal doesn't know. A table of that name that isn't recorded is another's, and stays as it is.
+A record shows that the table is ours. It is written before the table is loaded, so that the next run and a removal know
+the table even if a run is killed. A table of that name without a record belongs to somebody else, and stays as it is.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def rules(spec: LocalBroker) -> Table:
 def _dropped(address: str, port: str, users: tuple[int, ...]) -> str:
     """Return a rule that drops packets of all but these users.
 
-    A packet without a socket, as of a connection that its program has closed, has no user and passes.
+    A packet without a socket (for example, of a connection that its program has closed) has no user and passes.
 
     :param address: nft's name of the field with the broker's address: daddr or saddr.
     :param port: nft's name of the field with its port: dport or sport.
@@ -90,7 +90,7 @@ def state(layout: Layout) -> State:
 def ensure(layout: Layout, spec: LocalBroker) -> None:
     """Load the table for the ports of *spec* unless it is there as recorded. Without nftables, do nothing.
 
-    :raises NetspaceError: another's table has its name, or the kernel refuses it.
+    :raises NetspaceError: a table that isn't netspace's has its name, or the kernel refuses it.
     """
     name, path = table(layout), _path(layout)
     wanted = rules(spec)

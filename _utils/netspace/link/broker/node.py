@@ -73,7 +73,7 @@ export RABBITMQ_PLUGINS_DIR="${{own##* }}:{plugins}"
 """
 
 # Milliseconds until RabbitMQ tries again to move a dead letter to a full queue; and log entries until a queue frees
-# its log (see ``guard``).
+# its log (see ``plugin``).
 _ADVANCED = f"""[{{rabbit, [
     {{dead_letter_worker_publisher_confirm_timeout, 10000}},
     {{quorum_min_checkpoint_interval, {plugin.ENTRIES}}}
@@ -271,7 +271,7 @@ def install(layout: Layout, spec: LocalBroker) -> None:
         record = {"username": f"{layout.instance}.admin", "password": password, "hash": diff.hashed(password)}
         files.write_json(_admin(layout), record)
     if not (certificates.server_folder(layout) / certificates.SERVER).exists():
-        certificates.ensure(layout, spec, (), time.time(), reader())  # otherwise ``changing`` has issued it
+        certificates.ensure(layout, spec, (), time.time(), reader())  # otherwise ``apply`` has issued it
     for name, content in _files(layout, spec, record).items():
         files.write(base / "etc" / name, content, mode=0o640, owner=(0, owner.pw_gid))
     plugin.install(_plugins(layout), owner.pw_gid)
@@ -288,7 +288,7 @@ def _user() -> pwd.struct_passwd:
 
 
 def reader() -> tuple[int, int]:
-    """Return the owner (root) and the group (the node's) of files that the node may read and not write.
+    """Return the owner (root) and the group (the node's) of files that the node may read but not write.
 
     :raises MissingError: RabbitMQ is not installed.
     """
@@ -331,7 +331,7 @@ def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
 def restart_carriers(layout: Layout, spec: LocalBroker) -> None:
     """Restart the shovel plugin of a running node.
 
-    RabbitMQ itself never restarts the process that runs all shovels, once that has ended (``reach.stalled``).
+    RabbitMQ itself never restarts the process that runs all shovels, once that has ended (``access.stalled``).
     """
     if why := evaluate(layout, spec, "application:stop(rabbitmq_shovel), ok = application:start(rabbitmq_shovel)."):
         raise NetspaceError(f"what carries mail to other hosts can't be started anew: {why}")

@@ -5,8 +5,8 @@ transaction that is never committed, a message that never ends, and messages tha
 answer is the memory alarm, which stops all clients. So a process in the plugin looks at the memory in use ten times a
 second. From half of the alarm's threshold on, it closes the connections of the account that hold the most memory.
 
-Bindings: an asker may bind its replies queue to the answers of its peers, under as many keys as it likes. The plugin
-deletes a binding beyond their number at once and closes the connections of the account.
+Bindings: RabbitMQ lets an asker bind its replies queue to the answers of its peers under any number of keys. The plugin
+deletes each binding beyond 1,000 (``objects.ANSWERS``) at once, and closes the connections of the account.
 
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
 refuse what is of use only to an attacker, before RabbitMQ handles it.
@@ -18,10 +18,11 @@ Leaders: RabbitMQ records the owner of each queue's log only twice a second. If 
 second after a queue was made, the queue never has a leader again. The plugin records the owner as soon as a queue is
 made, and makes queues without a leader elect one.
 
-Log: the plugin replaces characters in the log that end a line or control a terminal, as clients choose their names.
+Log: clients choose their own names, so the plugin replaces characters in the log that end a line or control a terminal.
 
-The plugin reports the accounts whose connections it closes in the log and in a global parameter of the broker, which
-``health`` reads. It is written in Erlang and compiled on the host, by the compiler on which RabbitMQ's package depends.
+The plugin reports the accounts whose connections it closes. The reports are in the log, and in a global parameter of
+the broker, which ``health`` reads. The plugin is written in Erlang and compiled on the host, by the compiler on which
+RabbitMQ's package depends.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Module of the broker's plugin that admits messages of AMQP 1.0, before RabbitMQ decodes and stores them.
 
-RabbitMQ stores a message as its sender wrote it, and converts it when a client of the other version reads it. What it
-can't convert ends the channel of each reader, and returns to the queue. So the module refuses such a message at its
-sender: a value of a type that AMQP 0-9-1 lacks, a text that is too long there, a key that is there twice.
+RabbitMQ stores a message as its sender wrote it, and converts it when a client of the other version reads it. A message
+that it can't convert ends the channel of each reader, and returns to the queue. So the module refuses such a message
+when it is sent: one with a value of a type that AMQP 0-9-1 lacks, a text too long for AMQP 0-9-1, or a repeated key.
 
-It also bounds all sections before the body, and the number of the body's. RabbitMQ decodes the former at once.
+It also bounds all sections before the body, which RabbitMQ decodes at once, and the number of the body's sections.
 
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-messaging-v1.0-os.html#section-message-format
 """

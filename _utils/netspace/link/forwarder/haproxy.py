@@ -31,7 +31,7 @@ def ask(layout: Layout, command: str, seconds: float = 30.0) -> str:
 
     https://docs.haproxy.org/3.0/management.html#9.4
 
-    :raises NetspaceError: haproxy didn't answer within *seconds*, or by more than ``MOST`` bytes.
+    :raises NetspaceError: haproxy didn't answer within *seconds*, or answered with more than ``MOST`` bytes.
     """
     until, answer = time.monotonic() + seconds, bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as stream:
@@ -44,7 +44,7 @@ def ask(layout: Layout, command: str, seconds: float = 30.0) -> str:
                 answer += part
                 if len(answer) > MOST:
                     raise OSError(f"more than {MOST} bytes")
-                # For the whole answer: a forwarder that was taken over must not hold up root byte by byte.
+                # The time left for the whole answer: a compromised haproxy must not delay root byte by byte.
                 stream.settimeout(max(until - time.monotonic(), 0.001))
         except OSError as err:
             raise NetspaceError(f"the forwarder doesn't answer on {socket_path(layout)}: {err}") from err

@@ -2,7 +2,8 @@
 
 The supervisor or systemd runs this module, also after a crash or an update, when no apply runs. So this module itself
 checks the environments to serve. It removes an environment from the configuration if its network namespace is missing
-or if one of its programs has taken the port. It also removes it from the served copy, so that the next plan notices.
+or if one of its programs has taken the port. The served copy of the configuration is changed, too, so that the next
+plan notices.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _become(layout: Layout, held: ports.Held) -> NoReturn:
 
 
 def _hold(layout: Layout) -> ports.Held:
-    """Hold the ports of all configured environments; remove those whose port can't be held from the configuration."""
+    """Hold the ports of all configured environments. Remove an environment whose port can't be held."""
     path = process.config_file(layout)
     config = path.read_text()
     held = ports.Held({name: (layout.netns(name), port) for name, (_, port) in process.entries(config).items()})

@@ -1,7 +1,7 @@
 """Reservation of each environment's port for the broker, until the forwarder listens there.
 
 A program may take any port inside its network namespace. haproxy refuses its whole configuration if one port is taken,
-so one program could prevent its start for all environments. So ``launch`` and ``forwarder.apply`` first hold all ports
+so one program could prevent its start for all environments. So ``launch`` and ``process.apply`` first hold all ports
 with sockets that are bound but don't listen.
 
 The sockets have SO_REUSEPORT: haproxy binds as root, like these sockets, and can share the port; other users can't

@@ -1,8 +1,8 @@
 """Forwarder: one haproxy that connects 127.0.0.1:5671 (or 5672) in each environment to the broker.
 
 haproxy runs in the host's network namespace and listens in those of the environments (``bind ... namespace``). It only
-forwards bytes; the broker checks permissions. TLS is between client and broker. Only for clients that can't use TLS
-(``broker: {passwords: [...]}``) it is between haproxy and broker. An environment's network namespace is found by name
+forwards bytes; the broker checks permissions. TLS is between client and broker; for clients that can't use TLS
+(``broker: {passwords: [...]}``), it is between haproxy and broker. An environment's network namespace is found by name
 and identified by its inode number, because a new namespace of the same name needs a new socket.
 
 Each environment has two limits: new connections (TLS handshakes) per second, and bytes per second over all its

@@ -5,13 +5,13 @@ node's data follow. The last member has a digest of all others, because tar itse
 that members are missing. A restoration checks the whole archive before it stops the broker: the file must belong to
 root, be whole, of this instance and of no newer RabbitMQ, and contain only folders and regular files.
 
-Whoever has taken over the broker can change its data at any moment, also by processes that outlive the node. So the
-data are read by descriptors, without following a link, and extracted in a folder that only root can enter.
+An attacker who has taken over the broker can change its data at any moment, also by processes that outlive the node. So
+the data are read by descriptors, without following a link, and extracted in a folder that only root can enter.
 
 A restoration exchanges the data by one rename, and deletes the former mail once the node runs with the restored mail.
-If the node doesn't, the former mail is put back. A run that is killed leaves either of them to the node, and the other
-one in the folder ``restoring``. The next apply then starts the broker if needed, and renames queues. The next
-restoration removes the folder; if the broker can't start with the restored mail, it first puts the former one back.
+If the node doesn't start, the former mail is put back. A killed run leaves one of the two to the node, and the other
+in the folder ``restoring``. The next apply then starts the broker if needed, and renames queues. The next restoration
+removes the folder; if the broker can't start with the restored mail, it first puts the former mail back.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ DATA = "mnesia"
 
 MAX_ABOUT = 1024**2  # it contains a name key for each other host
 MAX_MEMBERS = 200_000
-MAX_DEPTH = 32  # folders of one in another; each takes a descriptor
+MAX_DEPTH = 32  # levels of nested folders; each takes a descriptor
 RESERVE = 256 * 1024**2
 """Bytes that stay free on the disk: with less than 200 MB, the broker accepts no messages."""
 
@@ -98,7 +98,7 @@ def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callabl
             _drop(fresh)
             fresh.mkdir(mode=0o700)
             size, keys = _unpack(layout, source, fresh / DATA)
-            # Not before: the mail that this may give up is replaced only by a whole archive.
+            # Only now, with a whole archive, may this give up mail.
             _settle(layout, spec, supervisor, progress)
             fresh.rename(place)
             try:
@@ -139,7 +139,7 @@ def _down(supervisor: Supervisor) -> None:
 
 @contextlib.contextmanager
 def _folder(path: Path | str, within: int | None = None) -> Iterator[int]:
-    """Open a folder, not a link to one; *within* is the descriptor of the folder that it is in."""
+    """Open a folder, without following a link; *within* is the descriptor of the folder that contains it."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
     except OSError as err:
@@ -161,7 +161,7 @@ def _place(layout: Layout) -> Path:
 
 
 def _note(layout: Layout) -> None:
-    """Record what tells whether the data are exchanged, and the former name keys."""
+    """Record the restored data's inode, which shows later whether the data are exchanged, and the former name keys."""
     place = _place(layout)
     record = {"restored": os.lstat(place / DATA).st_ino, "names": names.exported(layout)}
     files.write_json(place / _FORMER, record)
@@ -175,7 +175,7 @@ def _exchanged(place: Path) -> bool:
 
 
 def _settle(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
-    """Remove what a killed restoration left. Put the former mail back if the node doesn't start with the restored."""
+    """Remove the rest of a killed restoration. If the node can't start with the restored mail, put the former back."""
     place = _place(layout)
     if _exchanged(place):
         try:
@@ -203,7 +203,7 @@ def _back(layout: Layout, supervisor: Supervisor) -> None:
 
 
 def _drop(place: Path) -> None:
-    """Remove the folder of a restoration. Its record goes first: what lies there is no whole mail any more."""
+    """Remove the folder of a restoration. Its record goes first, because the mail in it won't be whole any more."""
     if place.exists():
         files.remove(place / _FORMER)
         files.sync_all(place)
@@ -226,7 +226,7 @@ def _exchange(layout: Layout) -> None:
 
 
 def _ensure(empty: Path, data: int) -> None:
-    """Give a broker without data an *empty* folder of them."""
+    """Give a broker without a data folder an *empty* one."""
     try:
         os.stat(DATA, dir_fd=data, follow_symlinks=False)
     except FileNotFoundError:
@@ -313,7 +313,7 @@ def _found(folder: int, name: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]
     Its owner may change it meanwhile. So each file is opened without following a link or waiting, and judged by its
     descriptor.
 
-    :raises NetspaceError: in it is what the node doesn't make.
+    :raises NetspaceError: it contains something that the node doesn't make.
     """
     owner = pwd.getpwnam(node.USER).pw_uid
     number = 2  # the first and the last member
@@ -437,7 +437,7 @@ def _extract(
 ) -> None:
     """Extract the data to *aside*, which is in a folder that only root can enter.
 
-    :raises NetspaceError: the archive isn't whole, or has what is no data of a node.
+    :raises NetspaceError: the archive isn't whole, or contains something other than a node's data.
     """
     user = pwd.getpwnam(node.USER)
     free = shutil.disk_usage(aside.parent).free - RESERVE

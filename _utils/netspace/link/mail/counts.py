@@ -21,7 +21,7 @@ _EXCHANGES = "columns=name,message_stats.publish_in"
 
 
 def families(layout: Layout, record: Record, services: Mapping[str, Status]) -> list[Family]:
-    """Return the metrics of links; without an answer of the broker, only that it is down and what needs no broker."""
+    """Return the metrics of links. If the broker doesn't answer, return only that it is down, and the expiries."""
     assert record.broker is not None
     state, *_ = access.ask(layout, record, services, whole=False)
     found = list(_expiries(layout, record, record.broker))
@@ -36,7 +36,7 @@ def families(layout: Layout, record: Record, services: Mapping[str, Status]) -> 
 
 
 def _expiries(layout: Layout, record: Record, broker: Broker) -> Iterator[Family]:
-    """Return the earliest end of validity of each sort of certificate."""
+    """Yield the earliest end of validity of each sort of certificate."""
     if not isinstance(broker, LocalBroker):
         return
     ends: dict[str, float | None] = {}

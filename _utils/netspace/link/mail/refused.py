@@ -22,7 +22,7 @@ class Refused(NamedTuple):
     :param cut_off: why the broker last ended its connections, how often, and when (seconds since the epoch); empty if
         it did not.
     :param dead: dead letters by link and reason, among the first hundred.
-    :param error: why the broker told nothing; empty if it did.
+    :param error: why the broker couldn't be asked; empty if it answered.
     """
 
     cut_off: dict[str, Any]

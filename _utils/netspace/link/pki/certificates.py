@@ -2,9 +2,9 @@
 
 An environment's key is on no disk: it is in ``layout.identity(<name>)`` (readable by root alone), and in the
 environment's own ``/run/netspace``. One file holds key and certificate, so that both are replaced at once. A client
-reads the file whenever it connects; established connections need it no more. After a reboot all are issued anew.
+reads the file whenever it connects; established connections don't need it. After a reboot all are issued again.
 
-An environment's account on the broker is named by its SPIFFE ID; ``model`` and ``diff`` name it ``env.<name>``.
+An environment's account on the broker is named by its SPIFFE ID; ``objects`` and ``diff`` name it ``env.<name>``.
 :class:`Accounts` converts these names. Environments in ``broker: {passwords: [...]}`` have a password instead of a
 certificate, as have all environments on a broker that isn't ours.
 """
@@ -263,7 +263,7 @@ class Accounts:
     def stale(self, definitions: Mapping[str, Any], vhost: str) -> list[str]:
         """Return the accounts in our vhost that log in otherwise than declared, by the broker's names.
 
-        An older version of netspace, or an older declaration, made them.
+        They were made by an older version of netspace, or for an older declaration.
         """
         users = {one["name"] for one in definitions.get("users", ())}
         return sorted(
@@ -302,7 +302,7 @@ class Access:
         return self.authority.id(environment) if self.authority else ""
 
     def files(self, environment: str) -> dict[str, bytes]:
-        """Return the environment's files by name: its key with certificate and the trusted ones, or its password.
+        """Return the environment's files by name: key and certificate, and the trusted certificates; or its password.
 
         Return no file if these don't exist yet.
         """

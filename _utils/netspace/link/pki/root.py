@@ -51,7 +51,7 @@ class Root:
             from cryptography import x509
             from cryptography.hazmat.primitives.asymmetric import ec
 
-            if not self._given.exists():  # before the root: given() demands it of each root
+            if not self._given.exists():  # before the root: given() requires this file once there is a root
                 files.write_json(self._given, {})
             key = ec.generate_private_key(ec.SECP256R1())
             certificate = _certificate(
@@ -73,8 +73,8 @@ class Root:
 
         :param request: the certificate signing request from :func:`request` on that host.
         :raises NetspaceError: the request can't be used; or this trust domain belongs to another key; or a trust
-            domain above or below it was issued, whose owner could impersonate this host. ``certified.json`` beside
-            the root lists which key has which trust domain.
+            domain above or below it was issued, so that one host could impersonate the other. ``certified.json``
+            beside the root lists which key has which trust domain.
         """
         from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec

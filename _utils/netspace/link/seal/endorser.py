@@ -2,7 +2,7 @@
 
 A message over a sealed link to another host carries an *endorsement* of its signing key. This is a JWT (RFC 7519,
 RFC 7800), signed by the endorser of the sender's host: "this key belongs to this environment until this time". So
-receivers on other hosts need only the endorser's key (``bundles``), which stays when the environments' keys change.
+receivers on other hosts need only the endorser's key (``bundle``), which stays when the environments' keys change.
 
 The host's authority certifies the endorser for this purpose only: its only name is ``<the host's SPIFFE ID>/seals``,
 and its only use is to sign documents (RFC 9336). No broker accepts this certificate, and no certificate of an

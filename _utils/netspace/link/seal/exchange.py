@@ -1,4 +1,4 @@
-"""Exchange of bundles (``bundles``) between the hosts of a fleet. Does no I/O itself: callers pass functions for it.
+"""Exchange of bundles (``bundle``) between the hosts of a fleet. Does no I/O itself: callers pass functions for it.
 
 The courier of bundles need not be trusted. If two minions claim the same host name, neither gets the bundles for that
 host, and the conflict is reported: one of them must not learn what is meant for the other.

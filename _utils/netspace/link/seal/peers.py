@@ -1,7 +1,7 @@
 """Sealed links between hosts: keys of other hosts for the cards, and problems with these keys.
 
 A sender needs an encryption key of the receiving environment. A receiver needs the key of the endorser of the sender's
-host. Both are in the bundle of the other host (``bundles``). Environments here get keys of the other host only after
+host. Both are in the bundle of the other host (``bundle``). Environments here get keys of the other host only after
 its bundle confirms that it knows this host's endorser. Until then the other host would refuse
 their messages.
 """

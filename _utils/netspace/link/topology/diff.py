@@ -1,8 +1,8 @@
 """Difference between a broker's observed objects and the desired ones. Pure.
 
 It lists the objects to delete first, then those to import at once because they are missing or differ. It contains only
-netspace's own objects (``model.found`` selects them). Undeclared queues may hold mail, so they are not deleted but
-listed as *left*; ``changing`` deletes those that are empty.
+netspace's own objects (``objects.found`` selects them). Undeclared queues may hold mail, so they are not deleted but
+listed as *left*; ``apply`` deletes those that are empty.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Difference:
 def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> Difference:
     """Compare a broker's objects with the desired ones.
 
-    :param wanted: all desired objects (``model.objects``).
-    :param there: the observed objects (``model.found``).
+    :param wanted: all desired objects (``objects.objects``).
+    :param there: the observed objects (``objects.found``).
     :param passwords: by environment, the stored password; empty: it logs in by certificate. The account of an
         environment that is missing here counts as different, because it is about to get a password.
     """

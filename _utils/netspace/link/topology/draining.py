@@ -67,7 +67,7 @@ def find(
             continue
         before = recorded.get(key[1])
         ways = {**(before.senders if before else {}), **senders.get(key[1], {})}
-        # While an exchange is bound to it, it may get messages.
+        # While an exchange is bound to the queue, the queue may get messages.
         since = before.since if before and key[1] not in senders else now
         found.append(DrainingQueue(key[1], reader, ways, since))
     return sorted(found, key=lambda one: one.queue)

@@ -10,9 +10,9 @@ its ``environment.json``::
 If <a> or <b> is on another host, it is written ``<environment>@<host>``. ``@<host>`` alone is that host's broker.
 
 Tags of objects that only this host uses derive from this host's own key. Tags of objects that another host uses too
-derive from a key that only these two hosts have (``pairs``). An attacker who takes over a host can compute the names of
-the objects that it shares with another host, but no other names there. On a broker that hosts share, all tags derive
-from one key (``broker:names_key``).
+derive from a key that only these two hosts have (``pair_keys``). An attacker who takes over a host can compute the
+names of the objects that it shares with another host, but no other names there. On a broker that hosts share, all tags
+derive from one key (``broker:names_key``).
 
 Keys are in ``<records>/link/names.json``, never on the broker, in a card, or in Salt's returns.
 """

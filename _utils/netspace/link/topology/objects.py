@@ -73,7 +73,7 @@ _MAILBOX: dict[str, Any] = {
     "consumer-timeout": _DAY // 2,
 }
 _LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # it would override the queue's argument
-# A shovel returns each message that the other host doesn't take. No number of such returns may lose a message.
+# A shovel returns each message that the other host doesn't take. A message must survive any number of such returns.
 _OUTBOX = {**_MAILBOX, "delivery-limit": 1_000_000_000}
 _REPLIES: dict[str, Any] = {
     "max-length": 10_000,
@@ -169,7 +169,7 @@ def carried(link: Link) -> bool:
 def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping[str, Any]] | None = None) -> Objects:
     """Return all broker objects of *links*. Accounts have no passwords.
 
-    :param shovels: the settings of the shovels of buffered links, by outbox (``remote.shovels``).
+    :param shovels: the settings of the shovels of buffered links, by outbox (``peers.shovels``).
     """
     made: Objects = {}
     environments = members(links)

@@ -1,4 +1,4 @@
-"""Runner of a program beside the bridge. As process 1 of a container must, it passes signals on and reaps orphans."""
+"""Runner of a program beside the bridge. It passes signals on and, as process 1 of a container must, reaps orphans."""
 
 from __future__ import annotations
 
