@@ -46,7 +46,8 @@ REQUIREMENTS = {
 }
 
 _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
-_LOADED = _stamp(_DIRECTORY)
+#: Newest modification time, and number, of the files of the library that this process has loaded.
+LOADED = _stamp(_DIRECTORY)
 _warned: set[str] = set()
 _present: set[str] = set()
 
@@ -77,7 +78,7 @@ def refresh(plugin_file: str) -> None:
         current = _stamp(_DIRECTORY)
     except OSError as err:
         raise ImportError(f"{plugin_file}: the netspace library at {_DIRECTORY} is gone: {err}") from err
-    if current == _LOADED:
+    if current == LOADED:
         return
     for name in [name for name in sys.modules if name == "netspace" or name.startswith("netspace.")]:
         del sys.modules[name]

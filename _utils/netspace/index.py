@@ -105,7 +105,7 @@ class Index(Generic[T]):
         for name in names:
             known.pop(name, None)
             with contextlib.suppress(FileNotFoundError):
-                stamp = _stamp(os.lstat(self._folder / f"{name}.json"))
+                stamp = _stamp(os.stat(self._folder / f"{name}.json"))
                 if (entry := self._decoded(name, stamp)) is not None:
                     known[name] = entry
         until = self._now() - int(_SETTLED * 1e9)
@@ -126,7 +126,7 @@ class Index(Generic[T]):
                 file = entry.name
                 if file.endswith(".json") and not file.startswith("."):
                     try:
-                        found[file[:-5]] = _stamp(entry.stat(follow_symlinks=False))
+                        found[file[:-5]] = _stamp(entry.stat())
                     except FileNotFoundError:  # removed meanwhile
                         continue
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+import netspace
 from netspace.environment import record as records
 from netspace.environment.record import Record
 from netspace.environment.storage import disks
@@ -58,4 +59,4 @@ def index(layout: Layout) -> Index[Claims]:
         record = records.read_one(layout, name)
         return None if record is None else of(record)
 
-    return Index(layout, records.KIND, Claims, _VERSION, claims)
+    return Index(layout, records.KIND, Claims, f"{_VERSION} {netspace.LOADED}", claims)

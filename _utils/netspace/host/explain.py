@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from netspace.errors import NetspaceError
 from netspace.host.host import Host
+from netspace.plugin.explanation import ADVICE
 from netspace.spec import trust
 from netspace.spec.trust import Trust
 from netspace.spec.types import Declaration, Environment
@@ -35,7 +36,6 @@ class Finding(NamedTuple):
     :param code: a stable word for programs.
     :param severity: ``error``: it doesn't run or isn't healthy; ``warning``: a part of it doesn't work; ``note``: it is
         so on purpose, or was.
-    :param advice: a sentence on the remedy.
     :param command: the function of Salt, with its arguments, that helps or tells more; empty if none does.
     :param depends_on: the environment that is the cause, if another one is.
     """
@@ -43,9 +43,13 @@ class Finding(NamedTuple):
     code: str
     severity: Severity
     text: str
-    advice: str = ""
     command: str = ""
     depends_on: str = ""
+
+    @property
+    def advice(self) -> str:
+        """The sentence on the remedy, which depends on the code alone, so that no program's words get into it."""
+        return ADVICE[self.code]
 
 
 class Facts(NamedTuple):
@@ -93,32 +97,30 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
     if facts.withheld and not _off(facts):
         severity: Severity = "warning" if runs else "error"  # it goes on if on_loss says so
         told = "netspace_attestation.status"
-        yield Finding("withheld", severity, facts.withheld, "raise the host's trust, or ask for less", told)
+        yield Finding("withheld", severity, facts.withheld, told)
     if facts.image_problem and not runs and not _off(facts):
-        advice = "put the image where the declaration says, and apply"
-        yield Finding("image-missing", "error", facts.image_problem, advice, APPLY)
+        yield Finding("image-missing", "error", facts.image_problem, APPLY)
     if spec is None:
         if row.get("problem"):
-            yield Finding("record-damaged", "error", str(row["problem"]), "apply the declaration again", APPLY)
+            yield Finding("record-damaged", "error", str(row["problem"]), APPLY)
         elif _off(facts) or not (facts.withheld or facts.image_problem):
-            yield Finding("not-applied", "error", "it is declared, but was not applied", "apply it", APPLY)
+            yield Finding("not-applied", "error", "it is declared, but was not applied", APPLY)
         return
     if not row["supervised"] and facts.wanted != "stopped":
         text = "the supervisor doesn't run, so nothing starts it again"
-        yield Finding("unsupervised", "error", text, "apply again, which starts the supervisor", APPLY)
+        yield Finding("unsupervised", "error", text, APPLY)
     state = row["state"]
     if state == "stopped":
         yield from _stopped(facts, spec)
     elif state == "frozen":
-        yield Finding("frozen", "error", "a signal has stopped its process", "an apply continues it", APPLY)
+        yield Finding("frozen", "error", "a signal has stopped its process", APPLY)
     elif state in ("failed", "starting") or row["health"] in ("unhealthy", "unknown"):
         yield from _failing(facts, spec)
     elif row["oom_kills"]:
         text = f"{row['oom_kills']} of its processes were killed for lack of memory"
-        yield Finding("oom", "warning", text, _more_memory(spec), APPLY)
+        yield Finding("oom", "warning", _bounded(text, spec), APPLY)
     if facts.taken_back:
-        advice = "correct the declaration or the image; to try the same again:"
-        yield Finding("update-taken-back", "warning", facts.taken_back, advice, f"netspace_environment.retry {name}")
+        yield Finding("update-taken-back", "warning", facts.taken_back, f"netspace_environment.retry {name}")
 
 
 def _off(facts: Facts) -> bool:
@@ -134,40 +136,41 @@ def _stopped(facts: Facts, spec: Environment) -> Iterator[Finding]:
     if facts.wanted == "running":
         last = facts.row["exit"] or "exit 0"
         text = f"its program ended ({last}), and restart: {spec.restart} doesn't start it again"
-        yield Finding("ended", "note" if last == "exit 0" else "error", text, "its log may tell why", _log(facts.name))
+        yield Finding("ended", "note" if last == "exit 0" else "error", text, _log(facts.name))
     elif spec.state == "running":
-        yield Finding("stopped-by-operator", "warning", "an operator stopped it", "to start it:", start)
+        yield Finding("stopped-by-operator", "warning", "an operator stopped it", start)
     elif facts.declared is not None and facts.declared.state == "running":
-        yield Finding("change-waits", "error", "it is declared to run, which was not applied yet", "apply it", APPLY)
+        yield Finding("change-waits", "error", "it is declared to run, which was not applied yet", APPLY)
     else:
         text = "it is stopped, as it is declared (state: stopped)"
-        yield Finding("declared-stopped", "note", text, "to run it, declare state: running, and apply")
+        yield Finding("declared-stopped", "note", text)
 
 
 def _failing(facts: Facts, spec: Environment) -> Iterator[Finding]:
     row = facts.row
     waits = [other for other, ready in facts.after.items() if not ready]
     if row["exit"] == "oom":
-        yield Finding("oom", "error", _repeated("it was killed for lack of memory", row), _more_memory(spec), APPLY)
+        text = _bounded("it was killed for lack of memory", spec)
+        yield Finding("oom", "error", _repeated(text, row), APPLY)
     elif row["state"] == "starting" and waits and not row["exit"]:
         text = f"it waits for {', '.join(waits)}"
         command = f"netspace.explain {waits[0]}"
-        yield Finding("waits", "error", text, "see why that one isn't ready", command, waits[0])
+        yield Finding("waits", "error", text, command, waits[0])
     elif row["state"] == "running" and row["health"] == "unknown":
-        yield Finding("unwatched", "error", str(row["problem"]), "apply again, which starts the watch", APPLY)
+        yield Finding("unwatched", "error", str(row["problem"]), APPLY)
     elif row["problem"]:
-        yield Finding("failing", "error", _repeated(str(row["problem"]), row), "its log may tell why", _log(facts.name))
+        yield Finding("failing", "error", _repeated(str(row["problem"]), row), _log(facts.name))
     else:
         text = f"it is {row['state']}, and no reason is known"
-        yield Finding("starting", "note", text, "wait for it:", f"netspace_environment.wait {facts.name}")
+        yield Finding("starting", "note", text, f"netspace_environment.wait {facts.name}")
 
 
 def _repeated(text: str, row: Mapping[str, Any]) -> str:
     return f"{text}; restarted {row['restarts']} times" if row["restarts"] else text
 
 
-def _more_memory(spec: Environment) -> str:
-    return f"raise limits:memory (now {spec.limits.memory // 1024**2} MiB) in its declaration, and apply"
+def _bounded(text: str, spec: Environment) -> str:
+    return f"{text} (limits:memory is {spec.limits.memory // 1024**2} MiB)"
 
 
 def _log(name: str) -> str:
@@ -176,23 +179,22 @@ def _log(name: str) -> str:
 
 def _parts(facts: Facts) -> Iterator[Finding]:
     if facts.interface.get("state") == "missing":
-        yield Finding("interface-missing", "error", "its network namespace is gone", "an apply makes it again", APPLY)
+        yield Finding("interface-missing", "error", "its network namespace is gone", APPLY)
     elif facts.interface.get("drift"):
         text = f"its interface was changed by hand ({', '.join(sorted(facts.interface['drift']))})"
-        yield Finding("interface-differs", "warning", text, "an apply repairs it", APPLY)
+        yield Finding("interface-differs", "warning", text, APPLY)
     for link in facts.links:
         if link["state"] != "active":
             text = f"the link {link['from']} -> {link['to']} is {link['state']}"
             said = f"{text}: {link['why']}" if link.get("why") else text
-            yield Finding("link-down", "warning", said, "an apply repairs what this host can", APPLY)
+            yield Finding("link-down", "warning", said, APPLY)
     if facts.cut_off:
         text = f"the broker cut it off {facts.cut_off['times']} times: it {facts.cut_off['why']}"
-        yield Finding("cut-off", "warning", text, "correct its program; its log may tell more", _log(facts.name))
+        yield Finding("cut-off", "warning", text, _log(facts.name))
     for name, reasons in facts.dead.items():
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        advice = "see the letters, then send them again or discard them"
         text = f"dead letters of {name}: {told}"
-        yield Finding("dead-letters", "warning", text, advice, "netspace_link.dead_letters")
+        yield Finding("dead-letters", "warning", text, "netspace_link.dead_letters")
 
 
 def explain(host: Host, name: str, declared: Declaration | None, invalid: str = "") -> dict[str, Any]:
@@ -314,7 +316,7 @@ def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any
         "limits": _limits(host, facts),
         "interface": {key: facts.interface[key] for key in ("kind", "state", "addresses") if key in facts.interface},
         "links": list(facts.links),
-        "findings": [one._asdict() for one in found],
+        "findings": [{**one._asdict(), "advice": one.advice} for one in found],
         "log": _last_lines(host, facts),
     }
 

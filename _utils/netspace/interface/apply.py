@@ -33,7 +33,7 @@ from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
 from netspace.netlink import connection, requests
 from netspace.netlink.connection import Failure, Message, Socket
-from netspace.nftables.library import LibraryMissingError
+from netspace.nftables.library import LibraryMissingError, missing
 from netspace.nftables.table import Table
 from netspace.plan import Outcome, Step
 from netspace.spec.publish import Led
@@ -572,7 +572,7 @@ def _missing(module: str, failure: object, otherwise: str) -> MissingError:
 
 def _unfiltered(error: OSError) -> Exception:
     if isinstance(error, LibraryMissingError):
-        return host_table.explained(error)
+        return missing(error)
     if error.errno in connection.UNSUPPORTED:
         return _missing(
             "nf_tables with CONFIG_NETFILTER_EGRESS, NF_TABLES_NETDEV, NFT_CONNLIMIT and NFT_FWD_NETDEV",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+import netspace
 from netspace.index import Index
 from netspace.interface import kinds
 from netspace.interface import record as records
@@ -113,7 +114,7 @@ def index(layout: Layout) -> Index[Claims]:
         return None if record is None else of(record)
 
     # A removed kind makes every entry void, so that its records are decoded again, and refused.
-    version = " ".join([_VERSION, *sorted(kinds.modules())])
+    version = " ".join([_VERSION, str(netspace.LOADED), *sorted(kinds.modules())])
     return Index(layout, records.KIND, Claims, version, claims)
 
 

@@ -27,7 +27,7 @@ from netspace.layout import Layout
 from netspace.nftables import table as tables
 from netspace.nftables.table import Table
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
-from netspace.spec import checks
+from netspace.spec import checks, publish
 from netspace.spec.publish import published
 from netspace.spec.types import Interface, Network
 
@@ -470,7 +470,7 @@ def _clashing(new: Mapping[str, Record], kept: Mapping[str, Claims]) -> dict[str
     for name, _, message in checks.together({**others, **wanted}):
         if name in new:
             found.setdefault(name, message)
-    return found
+    return publish.listening(wanted, others) | found
 
 
 def _unchangeable(spec: Interface, now: Endpoints, wanted: Endpoints) -> str:

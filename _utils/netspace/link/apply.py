@@ -22,8 +22,7 @@ from netspace.link.plan import LinkChange
 from netspace.link.record import Record
 from netspace.link.seal import bundle, endorser, peers
 from netspace.link.seal import keys as seals
-from netspace.link.topology import diff, names, objects
-from netspace.link.topology import draining as former
+from netspace.link.topology import diff, draining, names, objects
 from netspace.link.topology.draining import DrainingQueue
 from netspace.link.topology.names import Names
 from netspace.link.topology.objects import Key
@@ -195,11 +194,14 @@ class ApplyRun:
         except NetspaceError as err:
             failed = failed or err  # raised below, after the revocation
         if after and isinstance(broker, LocalBroker):
-            loopback.ensure(self.layout, broker)
+            earlier = work.observed.record.broker
+            loopback.ensure(self.layout, broker, *([earlier] if isinstance(earlier, LocalBroker) else []))
         if definitions is None and isinstance(broker, LocalBroker):
             self.progress("starting the broker")
             deaf = work.observed.broker == "deaf"
             node.start(self.layout, broker, self.supervisor, self.progress, deaf=deaf)
+            if after:  # the former ports are free now
+                loopback.ensure(self.layout, broker)
         elif work.observed.stalled and isinstance(broker, LocalBroker):
             node.restart_carriers(self.layout, broker)
         vhost = access.vhost(self.layout, broker)
@@ -221,7 +223,7 @@ class ApplyRun:
                     self.layout, broker, work.before, after, definitions, passwords, called, drained
                 )
             change = compared.change
-            formers = former.find(compared.there, compared.wanted, after, before.former, time.time())
+            formers = draining.find(compared.there, compared.wanted, after, before.former, time.time())
             if after:  # record the link of each exchange of a draining queue before the exchange is deleted
                 named = _named(work, called, after)
                 self._record(Record(broker, {**work.before, **after}, before.parked, named, tuple(formers)))

@@ -61,7 +61,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
             f"the authority of links (broker:authority) runs out on {until}: all links end then; have another"
         )
     problems += peers.read(layout, record.broker, record.links.values()).lacking(record.links.values(), time.time())
-    if isinstance(record.broker, LocalBroker) and (open_ := loopback.state(layout)) != "intact":
+    if isinstance(record.broker, LocalBroker) and (open_ := loopback.state(layout, record.broker)) != "intact":
         why = "this kernel has no nftables" if open_ == "unsupported" else "their nftables table is missing or changed"
         problems.append(f"any user of the host reaches the broker's ports: {why}; see docs/links.md")
     if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):

@@ -224,7 +224,7 @@ class Links:
             others=peers.read(self.layout, record.broker, record.links.values()),
             identities=certificates.observe(self.layout, record.broker, members, now),
             renewer=services.get(renewer.NAME),
-            loopback=loopback.state(self.layout) if isinstance(record.broker, LocalBroker) else "intact",
+            loopback=loopback.state(self.layout, record.broker) if isinstance(record.broker, LocalBroker) else "intact",
         )
 
     def plan(self, desired: DesiredLinks, observed: Observed, remove: Collection[str] = ()) -> Plan:

@@ -13,8 +13,11 @@ import re
 import threading
 from collections.abc import Callable
 
+from netspace.errors import MissingError
+
 _NAME = "libnftables.so.1"
 _SAID = re.compile(r"^(?:.*: )?Error: (.*)$", re.MULTILINE)
+_DESCRIPTORS = 4  # sockets that a context may open
 # The parts of libnftables that all contexts share aren't thread-safe.
 _lock = threading.Lock()
 
@@ -25,6 +28,11 @@ class NftablesError(OSError):
 
 class LibraryMissingError(NftablesError):
     """libnftables isn't on this host."""
+
+
+def missing(error: LibraryMissingError) -> MissingError:
+    """Return the error for the operator, with its remedy."""
+    return MissingError(f"libnftables ({error.strerror})", "install it: salt-call state.apply netspace.packages")
 
 
 @functools.cache
@@ -52,6 +60,7 @@ def run(text: str, *, removes: bool) -> None:
     library = _library()
     line = text.replace("\n", ";")  # in a text of several lines, an error would show the first one
     with _lock:
+        _need_descriptors()
         context = library.nft_ctx_new(0)
         if not context:
             raise NftablesError(errno.ENOMEM, "libnftables can't be used")
@@ -59,9 +68,28 @@ def run(text: str, *, removes: bool) -> None:
         library.nft_ctx_buffer_error(context)
         refused = library.nft_run_cmd_from_buffer(context, line.encode())
         said = library.nft_ctx_get_error_buffer(context).decode(errors="replace") if refused else ""
-    close(lambda: library.nft_ctx_free(context), removed=removes)
+
+    def free() -> None:
+        with _lock:
+            library.nft_ctx_free(context)
+
+    close(free, removed=removes)
     if refused:
         raise _explained(said)
+
+
+def _need_descriptors() -> None:
+    """Check that the sockets of a context can be opened: libnftables ends the whole process where it gets none.
+
+    :raises OSError: this process has no descriptors left.
+    """
+    found: list[int] = []
+    try:
+        while len(found) < _DESCRIPTORS:
+            found.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    finally:
+        for one in found:
+            os.close(one)
 
 
 def close(work: Callable[[], object], *, removed: bool) -> None:

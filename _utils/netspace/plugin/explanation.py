@@ -12,7 +12,36 @@ from collections.abc import Iterable, Mapping
 from netspace.plugin import tables
 from netspace.plugin.tables import Cell, Paint, Tone, prose, text
 
-COMMAND = re.compile(r"(?:netspace(?:_[a-z]+)?|state)\.[a-z_]+(?: [a-z0-9][a-z0-9_-]*)?")
+_NAME = r"[a-z0-9][a-z0-9_-]*"
+COMMAND = re.compile(
+    r"state\.apply netspace|netspace_attestation\.status|netspace_link\.dead_letters"
+    rf"|netspace\.explain {_NAME}|netspace_environment\.(?:logs|retry|start|wait) {_NAME}"
+)
+"""The commands that may stand in a remedy: none of them gives a right to anybody, or removes anything."""
+ADVICE: Mapping[str, str] = {
+    "change-waits": "apply it",
+    "cut-off": "correct its program; its log may tell more",
+    "dead-letters": "see the letters, then send them again or discard them",
+    "declared-stopped": "to run it, declare state: running, and apply",
+    "ended": "its log may tell why",
+    "failing": "its log may tell why",
+    "frozen": "an apply continues it",
+    "image-missing": "put the image where the declaration says, and apply",
+    "interface-differs": "an apply repairs it",
+    "interface-missing": "an apply makes it again",
+    "link-down": "an apply repairs what this host can",
+    "not-applied": "apply it",
+    "oom": "raise limits:memory in its declaration, and apply",
+    "record-damaged": "apply the declaration again",
+    "starting": "wait for it:",
+    "stopped-by-operator": "to start it:",
+    "unsupervised": "apply again, which starts the supervisor",
+    "unwatched": "apply again, which starts the watch",
+    "update-taken-back": "correct the declaration or the image; to try the same again:",
+    "waits": "see why that one isn't ready",
+    "withheld": "raise the host's trust, or ask for less",
+}
+"""The remedy for each code. It is the reader's own text: what a host returns could say anything."""
 LINES = 24
 _KEY = 11
 _TONES: Mapping[str, Tone] = {"error": "bad", "warning": "warn", "note": "dim"}
@@ -113,8 +142,8 @@ def _help(findings: list[Mapping[str, object]], paint: Paint) -> list[str]:
         command = one["command"]
         if not isinstance(command, str) or (command and not COMMAND.fullmatch(command)):
             raise ValueError("the command is none of netspace's")
-        if one["advice"]:
-            shown = _fact("do", Cell(prose(one["advice"]), "head"), paint, 2)
+        if advice := ADVICE[text(one["code"])]:
+            shown = _fact("do", Cell(advice, "head"), paint, 2)
             return [*shown, *_fact("", Cell(command, "head"), paint, 1)] if command else shown
     return []
 

@@ -178,6 +178,18 @@ def conflicts(interfaces: Mapping[str, Claimant], path: str = "netspace") -> lis
     return found
 
 
+def listening(new: Mapping[str, Claimant], there: Mapping[str, Claimant]) -> dict[str, str]:
+    """Return the reason for each name of *new* whose interface would listen at a port that one of *there* publishes."""
+    led = [(one.host, name) for name, spec in there.items() for one in published(spec)]
+    return {
+        name: f"{port}: {owner} has it published as {host} already; take another port"
+        for port, name, key in ports(new)
+        if not key.startswith("publish:")
+        for host, owner in led
+        if host.overlaps(port)
+    }
+
+
 def against_broker(
     interfaces: Mapping[str, Interface], broker: LocalBroker, listen: tuple[str, int] | None, path: str
 ) -> list[tuple[str, str, str]]:

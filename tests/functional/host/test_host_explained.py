@@ -73,7 +73,7 @@ def test_explain_names_cause_and_command(host: Salt) -> None:
     assert "evil" not in broken["findings"][0]["advice"]
     hungry = explained(host, "hungry")
     assert first(hungry) == ("oom", "state.apply netspace")
-    assert "limits:memory (now 64 MiB)" in hungry["findings"][0]["advice"]
+    assert "limits:memory is 64 MiB" in hungry["findings"][0]["text"]
     patient = explained(host, "patient")
     assert first(patient) == ("waits", "netspace.explain quiet")
     assert patient["findings"][0]["depends_on"] == "quiet" and patient["after"] == {"quiet": False}

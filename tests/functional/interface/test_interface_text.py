@@ -5,14 +5,17 @@ Each in a namespace of its own, where nothing else is.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from support import checkout
 
 from netspace.errors import MissingError, NetspaceError
 from netspace.interface import netns
@@ -28,6 +31,19 @@ from netspace.threads import in_thread
 pytestmark = pytest.mark.root
 
 NAME = "netspace"
+# libnftables ends a process that can open no socket for it.
+WITHOUT_DESCRIPTORS = """
+import os, resource
+from netspace.nftables import library
+library.run("list tables", removes=False)
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + spare, 4096))
+try:
+    library.run("list tables", removes=False)
+except OSError as err:
+    os.write(1, f"errno {err.errno}".encode())
+else:
+    os.write(1, b"done")
+"""
 GATEWAYS = {"ipv4": "10.203.0.1", "ipv6": "fd00::1"}
 NETWORKS = [
     *("0.0.0.0/0", "128.0.0.0/1", "198.51.0.0/16", "198.51.100.128/25", "198.51.100.7/32", "10.203.0.1/32"),
@@ -327,3 +343,12 @@ def test_a_table_that_a_program_owns_is_left_to_it() -> None:
             owner.communicate("quit\n")
 
     alone(compare)
+
+
+@pytest.mark.parametrize("spare", range(8))
+def test_process_without_descriptors_gets_an_error(spare: int) -> None:
+    code = f"spare = {spare}\n{WITHOUT_DESCRIPTORS}"
+    library_path = {"PYTHONPATH": str(checkout.ROOT / "_utils")}
+    done = subprocess.run([sys.executable, "-c", code], env=library_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) in ((0, f"errno {errno.EMFILE}"), (0, "done")), done.stderr
+    assert done.stdout == "done" or spare < 4

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 from support.waiting import until
 
 from netspace import files
@@ -101,10 +102,19 @@ def test_a_missing_table_is_told_and_loaded_without_a_restart(host):
     assert host.supervisor.observe()[node.NODE].pid == pid
 
 
+def test_table_of_a_broker_that_may_still_run_is_told_as_changed(host):
+    """Until the node has new ports, the former ones stay closed; a run that is killed then is finished by the next."""
+    loopback.ensure(host.layout, host.broker, replace(host.broker, port=host.broker.port + 1000))
+    assert not connects(NOBODY, host.broker.port)
+    assert loopback.state(host.layout, host.broker) == "changed"
+    host.apply(LINK)
+    assert loopback.state(host.layout, host.broker) == "intact"
+
+
 def test_a_restoration_loads_the_table(host):
     delete(host)
     assert host.links.restore() == {}
-    assert loopback.state(host.layout) == "intact"
+    assert loopback.state(host.layout, host.broker) == "intact"
 
 
 def killed(host, *, loaded: bool) -> None:
@@ -136,7 +146,7 @@ def test_loopback_filter_of_a_killed_run_can_be_removed(host, loaded):
 def test_loopback_filter_of_a_killed_run_is_finished(host, loaded):
     killed(host, loaded=loaded)
     host.apply(LINK)
-    assert loopback.state(host.layout) == "intact"
+    assert loopback.state(host.layout, host.broker) == "intact"
     assert not connects(NOBODY, host.broker.port)
 
 

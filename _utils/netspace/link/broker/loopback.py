@@ -21,6 +21,7 @@ from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.nftables import table as tables
+from netspace.nftables.library import LibraryMissingError, missing
 from netspace.nftables.ruleset import FAMILIES, Ruleset
 from netspace.nftables.table import Base, Chain, Collection, Table
 from netspace.nftables.words import Verdict
@@ -44,10 +45,12 @@ def _path(layout: Layout) -> Path:
     return layout.records("link") / "loopback.json"
 
 
-def rules(spec: LocalBroker) -> Table:
-    """Return the table for the ports of *spec*."""
+def rules(*specs: LocalBroker) -> Table:
+    """Return the table for the ports of these brokers: the declared one, and one that may still run."""
     node, forwarder = (_user(user) for user in (NODE, FORWARDER))
-    ports: dict[bytes, Verdict | None] = {struct.pack(">Hxx", getattr(spec, key)): None for key in PORTS}
+    ports: dict[bytes, Verdict | None] = {
+        struct.pack(">Hxx", getattr(spec, key)): None for spec in specs for key in PORTS
+    }
     towards, back = _dropped("daddr", "dport", (0, node, forwarder)), _dropped("saddr", "sport", (0, node))
     return Table(
         chains={"output": Chain([towards, back], Base("filter", "output"))},
@@ -74,8 +77,8 @@ def _user(name: str) -> int:
         raise NetspaceError(f"the system user {name} is missing; install its Debian package") from err
 
 
-def state(layout: Layout) -> State:
-    """Return whether the table is as it was loaded. Changes nothing."""
+def state(layout: Layout, spec: LocalBroker) -> State:
+    """Return whether the table is as it was loaded, and for the ports of *spec*. Changes nothing."""
     known = files.read_json(_path(layout)) or {}
     try:
         with Ruleset() as ruleset:
@@ -84,16 +87,17 @@ def state(layout: Layout) -> State:
             listed = ruleset.listed(table(layout), _INET)
     except OSError:
         return "unsupported"
-    return "intact" if listed is not None and list(listed) == known.get("listed") else "changed"
+    loaded = listed is not None and list(listed) == known.get("listed")
+    return "intact" if loaded and known.get("rendered") == rules(spec).digest else "changed"
 
 
-def ensure(layout: Layout, spec: LocalBroker) -> None:
-    """Load the table for the ports of *spec* unless it is there as recorded. Without nftables, do nothing.
+def ensure(layout: Layout, *specs: LocalBroker) -> None:
+    """Load the table for the ports of these brokers unless it is there as recorded. Without nftables, do nothing.
 
     :raises NetspaceError: a table that isn't netspace's has its name, or the kernel refuses it.
     """
     name, path = table(layout), _path(layout)
-    wanted = rules(spec)
+    wanted = rules(*specs)
     about = {"table": name, "rendered": wanted.digest}
     try:
         with Ruleset() as ruleset:
@@ -108,6 +112,8 @@ def ensure(layout: Layout, spec: LocalBroker) -> None:
             files.write_json(path, about)
             generation = ruleset.load(tables.whole(name, wanted), before)
             listed = None if generation is None else ruleset.confirmed(name, generation, _INET)
+    except LibraryMissingError as err:
+        raise missing(err) from err
     except OSError as err:
         raise NetspaceError(f"nftables table inet {name}: it can't be loaded: {err}") from err
     if listed is not None:  # else somebody else changed the ruleset meanwhile, and the next observation says so
@@ -123,6 +129,8 @@ def remove(layout: Layout) -> None:
             generation = ruleset.generation()
             if generation is not None:
                 ruleset.load(tables.removal("inet", table(layout)), generation)
+    except LibraryMissingError as err:
+        raise missing(err) from err
     except OSError as err:
         raise NetspaceError(f"nftables table inet {table(layout)}: it can't be removed: {err}") from err
     files.remove(_path(layout))

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def host_id(trust_domain: str, name: str) -> str:
     """Return the SPIFFE ID of a host."""
