@@ -464,6 +464,16 @@ def test_a_message_that_1_0_cannot_carry_is_refused(host, kind):
     assert (caught.value.reply_code, "that AMQP 1.0 can't carry" in caught.value.reply_text) == (406, True)
 
 
+def test_body_that_was_converted_before_is_sent_on(host):
+    """As by a shovel, or by who sends a dead letter again."""
+    with host.client("web") as channel:
+        about = pika.BasicProperties(type="amqp-1.0")
+        channel.basic_publish(host.n("link.web.orders"), "", b"\x00\x53\x77\xa1\x01x", about, mandatory=True)
+    with client(host, "orders") as one:
+        one.receiver(f"/queues/{host.n('mailbox.orders')}")
+        assert one.receive()[2] == "x"
+
+
 def test_a_message_that_1_0_can_carry_is_read_there(host):
     about = pika.BasicProperties(
         headers={"text": "x", "list": [1, True, None, {"a": b"b"}], "time": datetime(2026, 1, 1), "x-large": 2**62},

@@ -309,6 +309,8 @@ class World:
         found = _files(LAYOUT.run, LAYOUT.state, LAYOUT.logs, Path("/run/netns"), self.folder)
         # The folder of the links' record may be left, empty.
         found.pop(str(LAYOUT.records("link")), None)
+        # An index notes what records say, and may lack any of them.
+        found = {path: about for path, about in found.items() if not path.startswith(f"{LAYOUT.run}/index")}
         # A volume is never removed, nor the folder above it that was made for it.
         volumes = f"{self.folder}/volumes"
         whole["files"] = {_plain(path): about for path, about in found.items() if not path.startswith(volumes)}

@@ -158,7 +158,7 @@ readable(Content) ->
     end,
     is_flat(Headers, @DEPTH@) orelse
         rabbit_misc:precondition_failed("netspace: headers are nested more than @DEPTH@ deep"),
-    is_carried(About) andalso is_carried(Headers) orelse
+    is_carried(About) andalso is_carried(Headers) andalso is_converted(About, Decoded) orelse
         rabbit_misc:precondition_failed("netspace: a property or header that AMQP 1.0 can't carry"),
     Decoded.
 
@@ -178,8 +178,8 @@ is_flat(_, _) -> true.
 %% What would end the session of each reader over AMQP 1.0, which RabbitMQ converts it for. It has no decimal numbers,
 %% and fewer milliseconds than there are seconds. By this type and these headers, RabbitMQ knows what was converted
 %% before, and decodes it; and it decodes the text of a UUID, whatever it is.
-is_carried(#'P_basic'{type = Type, message_id = Id, correlation_id = Other, timestamp = Time}) ->
-    Type =/= <<"amqp-1.0">> andalso is_id(Id) andalso is_id(Other)
+is_carried(#'P_basic'{message_id = Id, correlation_id = Other, timestamp = Time}) ->
+    is_id(Id) andalso is_id(Other)
         andalso (Time =:= undefined orelse Time =< ?LATEST);
 is_carried(Items) when is_list(Items) -> lists:all(fun is_carried/1, Items);
 is_carried({<<"x-amqp-1.0-", _/binary>>, _, _}) -> false;
@@ -188,6 +188,11 @@ is_carried({decimal, _}) -> false;
 is_carried({timestamp, Value}) -> Value =< ?LATEST;
 is_carried({Type, Items}) when Type =:= table; Type =:= array -> is_carried(Items);
 is_carried(_) -> true.
+
+%% A shovel, or who sends a dead letter again, reads by AMQP 0-9-1 what was sent by 1.0, and sends it on as it is.
+is_converted(#'P_basic'{type = <<"amqp-1.0">>}, #content{payload_fragments_rev = Fragments}) ->
+    netspace_guard_sections:is_body(iolist_to_binary(lists:reverse(Fragments)));
+is_converted(_, _) -> true.
 
 is_id(<<"urn:uuid:", Text:36/binary>>) ->
     re:run(Text, "^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$", [dollar_endonly]) =/= nomatch;

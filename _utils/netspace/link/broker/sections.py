@@ -17,7 +17,7 @@ HEAD = 65536
 
 SOURCE = r"""%% Written by netspace: what a message of AMQP 1.0 may have in it.
 -module(netspace_guard_sections).
--export([bounded/1, carried/1]).
+-export([bounded/1, carried/1, is_body/1]).
 
 -define(HEAD, @HEAD@).     % bytes before the body
 -define(PARTS, 4096).      % values before the body
@@ -37,6 +37,9 @@ bounded(Bytes) ->
     Body = head(Bytes, 16#6f),
     byte_size(Bytes) - byte_size(Body) =< ?HEAD orelse refuse("more than @HEAD@ bytes before its body"),
     body(Body, none, ?BODIES).
+
+%% Whether they are the body of a message, within bounds: what stands in one of AMQP 0-9-1 after its conversion.
+is_body(Bytes) -> try body(Bytes, none, ?BODIES) of _ -> true catch _:_ -> false end.
 
 head(Bytes, Last) ->
     case section(Bytes) of
