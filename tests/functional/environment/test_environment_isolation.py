@@ -138,7 +138,9 @@ def test_what_is_counted_by_user_is_taken_from_nobody_else(host, debian):
     assert can_watch
     assert queued < before + 500
     again = host.operations.exec("other", ["/usr/bin/python3", "-c", TAKE])["stdout"].split()
-    assert [int(number) for number in again] == [instances, timers]
+    its_instances, its_timers = map(int, again)
+    assert its_instances == instances
+    assert abs(its_timers - timers) < 16, "of 1,024; its own program may have a signal waiting"
 
 
 # What of the host can be read, and is said to be (docs/isolation.md): as it is, and as it changes by itself.
