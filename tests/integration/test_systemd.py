@@ -23,7 +23,8 @@ CALL = """
 import json, sys
 from netspace.layout import Layout
 from netspace.supervision import definitions as records
-from netspace.supervision import payload_cgroup, select
+from netspace.supervision import select
+from netspace.supervision.cgroup import payload_cgroup
 supervisor = select(Layout())
 what, argument = sys.argv[1], json.loads(sys.stdin.read())
 if what == "define":
