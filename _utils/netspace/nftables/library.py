@@ -22,6 +22,15 @@ _DESCRIPTORS = 4  # sockets that a context may open
 _lock = threading.Lock()
 
 
+def _unlock() -> None:
+    """Have a lock of its own in a forked process: a thread that it doesn't have may hold the former one."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
 class NftablesError(OSError):
     """A refused text; ``errno`` is the kernel's reason, ``strerror`` has the refused command, too."""
 

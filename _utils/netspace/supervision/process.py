@@ -72,7 +72,7 @@ def status(pid: int) -> dict[str, str]:
     kernel escapes a line feed in it.
     """
     lines = _read(f"/proc/{pid}/status").decode(errors="replace").split("\n")  # as the kernel ends lines
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
 
 
 def first_child(pid: int) -> int:

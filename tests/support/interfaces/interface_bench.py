@@ -166,7 +166,12 @@ def snapshot() -> dict[str, Any]:
             line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " net:[" in line
         ],
         "switches": [forwarding.read(name) for name in forwarding.SWITCH.values()],
-        "files": sorted(str(path) for path in Path("/run/netspace").rglob("*") if path.is_file()),
+        # An index notes what records say, and may lack any of them.
+        "files": sorted(
+            str(path)
+            for path in Path("/run/netspace").rglob("*")
+            if path.is_file() and path.parent != Path("/run/netspace/index")
+        ),
         "records": sorted(str(path) for path in Path("/var/lib/netspace/interfaces").rglob("*")),
     }
 
