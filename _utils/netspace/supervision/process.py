@@ -20,7 +20,7 @@ MARK = "NETSPACE_SERVICE"
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 _MOST = 16 * 1024  # the most bytes that are read from a file
-PF_EXITING = 0x4  # of /proc/PID/stat's flags
+PF_EXITING, PF_KTHREAD = 0x4, 0x200000  # of /proc/PID/stat's flags
 
 
 class Stat(NamedTuple):
@@ -129,10 +129,22 @@ def within(pid: int, cgroup: str) -> bool:
     return any(path == cgroup or path.startswith(f"{cgroup}/") for path in paths)
 
 
-def left_over(marks: Iterable[str], sessions: Iterable[int]) -> dict[int, int]:
-    """Return ``{pid: ticks}`` of all processes that have one of *marks* or are in one of *sessions*.
+class LeftOver(NamedTuple):
+    """The result of one pass over ``/proc``.
 
-    It takes one pass over ``/proc``. Zombies and this process are left out.
+    :param found: ``{pid: ticks}`` of the processes that were asked for.
+    :param complete: False if there may be more of them: one was in execve(2), where it has no environment yet, or
+        ended meanwhile and may have forked another. The next pass tells.
+    """
+
+    found: dict[int, int]
+    complete: bool
+
+
+def left_over(marks: Iterable[str], sessions: Iterable[int]) -> LeftOver:
+    """Look for all processes that have one of *marks* or are in one of *sessions*, in one pass over ``/proc``.
+
+    Zombies and this process are left out.
 
     :param sessions: sessions whose leaders have ended. If a live process has such a PID again, the session is a
         new and unrelated one, and is left out.
@@ -140,15 +152,22 @@ def left_over(marks: Iterable[str], sessions: Iterable[int]) -> dict[int, int]:
     wanted = {f"{MARK}={mark}".encode() for mark in marks}
     ids = {session for session in sessions if session > 0 and (stat(session) or _GONE).state in "ZX"}
     found: dict[int, int] = {}
+    complete = True
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         there = stat(int(entry))
         if there is None or there.state in "ZX":
-            continue
-        if there.session in ids or (wanted and not wanted.isdisjoint(_environment(entry))):
+            complete = complete and there is not None and there.ppid != os.getpid()
+        elif there.session in ids:
             found[int(entry)] = there.ticks
-    return found
+        elif wanted:
+            environment = _environment(entry)
+            if not wanted.isdisjoint(environment):
+                found[int(entry)] = there.ticks
+            elif not any(environment) and _executing(entry):
+                complete = False
+    return LeftOver(found, complete)
 
 
 def _environment(pid: str) -> list[bytes]:
@@ -157,6 +176,19 @@ def _environment(pid: str) -> list[bytes]:
             return stream.read().split(b"\0")
     except OSError:
         return []
+
+
+def _executing(pid: str) -> bool:
+    """Return whether a process has shown no environment because it was in execve(2), or because it is gone.
+
+    Source: ``flags``, ``startcode``, ``env_start`` and ``env_end`` of proc_pid_stat(5); ``linux/sched.h``.
+    """
+    words = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    if len(words) < 49:
+        return True
+    flags, code, start, end = (int(words[place]) for place in (6, 23, 47, 48))
+    hidden = code == 1  # from who may not trace it: then it is none of this process's
+    return not flags & PF_KTHREAD and not hidden and (code == 0 or start != end)
 
 
 def weigh(score: int) -> None:

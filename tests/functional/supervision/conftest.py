@@ -30,7 +30,7 @@ def direct(layout: Layout) -> Iterator[DaemonSupervisor]:
     supervisor.purge()
     shutil.rmtree(layout.run, ignore_errors=True)
     reap()
-    assert process.left_over([f"{layout.instance}/{name}" for name in ("a", "b", "c")], []) == {}
+    assert process.left_over([f"{layout.instance}/{name}" for name in ("a", "b", "c")], []).found == {}
 
 
 @pytest.fixture

@@ -511,7 +511,7 @@ def test_sigkill_of_the_daemon_while_it_starts_loses_and_doubles_nothing(
         assert {status.state for status in seen.values()} == {"running"}
         mains = {status.pid for status in seen.values()}
         assert len(mains) == len(names)
-        marked = process.left_over([f"netspace/{name}" for name in names[:6]], [])
+        marked = process.left_over([f"netspace/{name}" for name in names[:6]], []).found
         tops = {pid for pid in marked if (there := process.stat(pid)) and there.ppid not in marked}
         assert tops == {seen[name].pid for name in names[:6]}
         listed = json.loads(subprocess.run(["crun", "list", "-f", "json"], capture_output=True, check=True).stdout)

@@ -377,7 +377,7 @@ class World:
             until(functools.partial(_removed, hierarchy))
 
     def _ours(self) -> list[int]:
-        marked = set(process.left_over([f"{LAYOUT.instance}/{name}" for name in ("forwarder",)], []))
+        marked = set(process.left_over([f"{LAYOUT.instance}/{name}" for name in ("forwarder",)], []).found)
         for entry in os.listdir("/proc"):
             with contextlib.suppress(OSError):
                 if entry.isdigit() and os.stat(f"/proc/{entry}").st_uid >= user_ids.FIRST:

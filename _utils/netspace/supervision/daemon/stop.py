@@ -22,6 +22,8 @@ from netspace.supervision.daemon.relay import Relay
 from netspace.supervision.daemon.units import Unit, Units, Waiter
 
 HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
+# The most passes for the processes that a service leaves behind, 10 ms apart; and for such as can't be seen.
+PASSES, BLIND_PASSES = 100, 20
 
 
 class Stopper:
@@ -109,12 +111,12 @@ class Stopper:
     def sweep(self) -> None:
         """Kill the processes that ended services left behind, in one pass over all processes for all services.
 
-        SIGKILL takes a moment, so passes are repeated (at most 100 times) until one finds no process. Only then
-        cleanup follows.
+        SIGKILL takes a moment, so passes are repeated until one is complete and finds no process. Only then
+        cleanup follows. Their number is bounded, since other processes of the host may end and begin at any time.
         """
         marks = {f"{self.units.layout.instance}/{name}": name for name in self.sweeping}
         sessions = [self.units.by_name[name].session for name in self.sweeping]
-        found = process.left_over(marks, sessions)
+        found, complete = process.left_over(marks, sessions)
         for pid, ticks in found.items():
             with contextlib.suppress(OSError):
                 pidfd = os.pidfd_open(pid)
@@ -124,7 +126,7 @@ class Stopper:
                 finally:
                     os.close(pidfd)
         for name, rounds in list(self.sweeping.items()):
-            if found and rounds < 100:
+            if rounds < (PASSES if found else 0 if complete else BLIND_PASSES):
                 self.sweeping[name] = rounds + 1
             else:
                 del self.sweeping[name]
