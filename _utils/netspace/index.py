@@ -26,7 +26,7 @@ from netspace.layout import Layout, below
 
 # A file system counts time in steps, of 10 ms at most: a record that is changed twice within one step may look the
 # same. So the index takes a record only once it is older than this (seconds).
-_SETTLED = 0.05
+SETTLED = 0.05
 _LARGEST = 64 * 1024 * 1024
 _DIGEST = 65  # bytes of the file's first line
 
@@ -101,6 +101,7 @@ class Index(Generic[T]):
     def _note(self, names: Iterable[str]) -> None:
         if self._known is None:
             self.read()
+            names = ()  # they were read just now, after the changes
         known = self._known or {}
         for name in names:
             known.pop(name, None)
@@ -108,7 +109,7 @@ class Index(Generic[T]):
                 stamp = _stamp(os.stat(self._folder / f"{name}.json"))
                 if (entry := self._decoded(name, stamp)) is not None:
                     known[name] = entry
-        until = self._now() - int(_SETTLED * 1e9)
+        until = self._now() - int(SETTLED * 1e9)
         kept = {name: entry for name, entry in known.items() if max(entry.stamp[2:]) < until}
         if kept != self._noted:
             content = msgspec.json.encode(_File(self._version, kept))
