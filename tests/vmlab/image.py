@@ -8,6 +8,7 @@ in it: it is put into a running machine, so a change of the code builds nothing 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import lzma
 import os
@@ -128,6 +129,15 @@ def build(*, say: bool = True) -> Image:
         return image
     if os.geteuid() != 0:
         raise RuntimeError("building the virtual machines' image needs root")
+    CACHE.parent.mkdir(parents=True, exist_ok=True)
+    with open(CACHE.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.is_dir():  # nobody else has made it meanwhile
+            _build(made, say)
+    return image
+
+
+def _build(made: Path, say: bool) -> None:
     shutil.rmtree(CACHE, ignore_errors=True)
     work = made.with_suffix(".new")
     work.mkdir(parents=True)
@@ -160,7 +170,6 @@ def build(*, say: bool = True) -> Image:
     for folder in (root, downloads, unpacked):
         shutil.rmtree(folder)
     work.rename(made)
-    return image
 
 
 def esp_with(image: Image, command_line: str, target: Path) -> None:

@@ -6,7 +6,7 @@ the host looks as after a run that nobody killed: nothing lost, nothing leaked, 
 another's touched. The next cycle takes the next points, until there are none.
 
 By default a step that is done many times (for each environment, for each file of the library)
-is tried once, and of these kinds of steps each fourth one: the others on the next three days.
+is tried once, and of these kinds of steps each sixth one: the others on the next five days.
 ``NETSPACE_FAULTS=kinds`` tries each kind, ``all`` each step.
 """
 
@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 START = time.monotonic()
-DAYS = 4
+DAYS = 6
 # What an environment's name may be followed by in a path.
 NAMES = re.compile(r"(?<=[/.-])[ab](?=[/. ]|$)")
 # These leave nothing that a killed process would leave behind: the moment before is tried already.
