@@ -22,7 +22,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments as declared  # noqa: E402
+from netspace.plugin import arguments  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -43,7 +43,7 @@ def __virtual__() -> str:
 
 def _do(action: Callable[[Any], T]) -> T:
     try:
-        return action(Host(declared.layout(__opts__)).operations)
+        return action(Host(arguments.layout(__opts__)).operations)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -53,7 +53,7 @@ def _each(outcomes: dict[str, str]) -> bool:
 
     :raises CommandExecutionError: when *outcomes* has errors; the text has all of them.
     """
-    declared.tell_targets(__salt__, __opts__, __pillar__)
+    arguments.tell_targets(__salt__, __opts__, __pillar__)
     failed = {name: error for name, error in outcomes.items() if error}
     if failed:
         raise CommandExecutionError("\n".join(f"{name}: {error}" for name, error in failed.items()))
@@ -254,8 +254,8 @@ def exec_(
         The command's standard input.
     """
     given = words[0] if len(words) == 1 else words
-    arguments = _argument_vector(given if command is None else command)
-    return _do(lambda operations: operations.exec(name, arguments, timeout=timeout, stdin=stdin))
+    vector = _argument_vector(given if command is None else command)
+    return _do(lambda operations: operations.exec(name, vector, timeout=timeout, stdin=stdin))
 
 
 def logs(name: str, lines: int = 100, since: str | float | None = None) -> list[str]:
@@ -315,7 +315,7 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
     from netspace.host import audit as auditing
 
     try:
-        rows = auditing.audit(Host(declared.layout(__opts__)), name, declared.network(__pillar__))
+        rows = auditing.audit(Host(arguments.layout(__opts__)), name, arguments.network(__pillar__))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     succeeded = [row for row in rows if row["outcome"] == "succeeded"]
@@ -382,8 +382,8 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
     from netspace.host import exhaustion
 
     try:
-        instance = Host(declared.layout(__opts__))
-        found = exhaustion.exhaust(instance, name, declared.network(__pillar__), waiting=bool(waiting))
+        instance = Host(arguments.layout(__opts__))
+        found = exhaustion.exhaust(instance, name, arguments.network(__pillar__), waiting=bool(waiting))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     rows: list[dict[str, Any]] = [msgspec.to_builtins(row) for row in found]
@@ -418,7 +418,7 @@ def remove(*names: str, purge: bool = False) -> bool:
     wanted = _names(names)
     _do(lambda operations: [operations.inspect(name) for name in wanted])  # an unknown name is an error
     try:
-        result = Host(declared.layout(__opts__)).remove_environments(wanted, purge=purge)
+        result = Host(arguments.layout(__opts__)).remove_environments(wanted, purge=purge)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     return _each({f"{failure.step}": failure.error for failure in result.failures})

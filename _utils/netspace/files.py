@@ -149,6 +149,15 @@ def _sync(paths: Collection[str]) -> None:
             os.close(fd)
 
 
+def sync_folder(folder: Path) -> None:
+    """Flush a folder to its disk (fsync(2)): until then, the name of a new file in it may be lost."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_all(folder: Path) -> None:
     """Sync the file system that contains *folder* to its disk (syncfs(2))."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

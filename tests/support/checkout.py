@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PLUGIN_FOLDERS = (
-    *("_modules", "_states", "_grains", "_runners", "_pillar", "_beacons", "_engines", "_resources", "_output"),
-)
+    "_modules", "_states", "_grains", "_runners", "_pillar", "_beacons", "_engines", "_resources", "_output",
+)  # fmt: skip
 _UNWANTED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
 
 

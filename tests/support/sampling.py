@@ -1,6 +1,6 @@
 """A share of what a test enumerates: another one each day, so that all are tried within some days, or all on request.
 
-``NETSPACE_FAULTS=all`` tries all, and so repeats what failed on another day.
+``NETSPACE_FAULTS``, set to ``all`` or ``kinds``, tries all, and so repeats what failed on another day.
 """
 
 from __future__ import annotations

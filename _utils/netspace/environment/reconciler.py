@@ -168,9 +168,8 @@ class Environments:
 
         :return: the errors, by environment.
         """
-        known, _ = self.readable()
-        for name in names:
-            records.write(self.layout, name, msgspec.structs.replace(known[name], state="stopped"))
+        for name, record in records.some(self.layout, names).items():
+            records.write(self.layout, name, msgspec.structs.replace(record, state="stopped"))
         return self.stop(names)
 
     def restore(self, without: Collection[str] = ()) -> dict[str, str]:

@@ -63,7 +63,7 @@ def twins(host: Host, name: str, network: Network) -> Iterator[Twins]:
         names = twin.names()
         twin.note(host.layout, names)
         try:
-            known = records.read(host.layout).get(name)
+            known = records.read_one(host.layout, name)
             interface = None if known is None else known.interface
             yield Twins(record, names, interface, _connect(host, names, interface, network))
         finally:
@@ -95,7 +95,7 @@ def _connect(host: Host, twins: tuple[str, str], interface: Interface | None, ne
 
     problem = ""
     if interface is not None:
-        kind = type(interface).__struct_config__.tag
+        kind = kinds.name(interface)
         if kinds.of(interface).FILTER == "inside":
             # There, a twin would have another machine's address or the original's own key.
             problem = f"a twin has no interface of kind {kind}: it would be seen on a network beyond this host"

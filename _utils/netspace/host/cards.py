@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from netspace import files
-from netspace.host.parts import RunState
 from netspace.host.trust_gate import TrustGate
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec import trust
@@ -17,6 +16,7 @@ from netspace.spec.types import Declaration, Environment, Link
 if TYPE_CHECKING:
     from netspace.environment.container.seccomp_profile import Profile
     from netspace.environment.plan import DesiredEnvironment
+    from netspace.environment.record import RunState
     from netspace.environment.runtimes import Runtime
     from netspace.link.pki.certificates import Access
     from netspace.link.seal.keys import Keys

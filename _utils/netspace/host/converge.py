@@ -9,13 +9,13 @@ import msgspec
 
 from netspace.errors import Problem, SpecError
 from netspace.host.cards import Cards, Wanted
-from netspace.host.parts import RunState
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
 from netspace.spec import checks, trust
 from netspace.spec.types import Attestation, Broker, Declaration, Environment, Link
 
 if TYPE_CHECKING:
+    from netspace.environment.record import RunState
     from netspace.environment.runtimes import Runtime
 
 

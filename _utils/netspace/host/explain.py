@@ -266,7 +266,7 @@ def _after(host: Host, spec: Environment, around: Around) -> dict[str, bool]:
 
 
 def _interface(host: Host, name: str) -> dict[str, Any]:
-    if name not in host.interfaces.names():
+    if not host.interfaces.names([name]):
         return {}
     found: dict[str, Any] = host.interfaces.inspect(name)
     return found
@@ -325,11 +325,10 @@ def _limits(host: Host, facts: Facts) -> dict[str, Any]:
     from netspace.environment import counters
     from netspace.environment.container import cgroups
     from netspace.environment.storage import mounts
-    from netspace.supervision.cgroup import controllers
 
     if facts.applied is None:
         return {}
-    reader = counters.Reader(cgroups.Hierarchies(mounts.table(), controllers()))
+    reader = counters.Reader(cgroups.Hierarchies(mounts.table(), ()))
     group = host.environments.making.cgroup(facts.name)
     seen = {counter: reader.read(counter, group) for counter in counters.COUNTERS}
     limits = facts.applied.limits

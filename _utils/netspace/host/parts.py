@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from netspace import files
 from netspace.errors import NetspaceError
@@ -26,7 +26,6 @@ Desired = TypeVar("Desired")
 Observed = TypeVar("Observed")
 
 Progress = Callable[[str], None]
-RunState = Literal["running", "present", "stopped"]
 
 
 def _silent(_: str) -> None:

@@ -165,6 +165,7 @@ class Targets:
         """Return the grains of a target. Those from its image (``os``...) are claims, not facts."""
         from netspace.environment.container import unikernel
         from netspace.environment.storage import guest_files
+        from netspace.interface import kinds
         from netspace.interface import record as interfaces
 
         name, record = self._found(target)
@@ -183,7 +184,7 @@ class Targets:
             "image": unikernel.source(record.spec, record.runtime),
             "image_digest": f"sha256:{record.image.digest}",
             "trust": {"level": trust.name, "verifier": trust.verifier},
-            "interface": "none" if interface is None else str(type(interface.interface).__struct_config__.tag),
+            "interface": "none" if interface is None else kinds.name(interface.interface),
             "ipv4": [addresses["ipv4"]] if addresses.get("ipv4") else [],
             "ipv6": [addresses["ipv6"]] if addresses.get("ipv6") else [],
             "kernel": "Linux",

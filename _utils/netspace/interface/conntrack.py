@@ -21,7 +21,7 @@ from netspace.netlink.connection import Message, Socket, attribute
 from netspace.spec.publish import Led
 
 _SUBSYSTEM = 1 << 8
-_GET, _DELETE, _DUMP = 1, 2, 0x300
+_GET, _DELETE = 1, 2
 _ORIGINAL, _REPLY, _ID = 1, 2, 12
 _IP, _PROTOCOL = 1, 2  # of a tuple
 _SOURCE_OF = {"ipv4": (1, 2), "ipv6": (3, 4)}  # source and destination
@@ -44,7 +44,7 @@ def forget_stale(published: Sequence[Led]) -> None:
             own = {ipaddress.ip_interface(one.text).ip.packed for one in host.addresses()}
         with Socket(connection.NETLINK_NETFILTER) as table:
             for family, of in FAMILIES.items():
-                found = table.dump(Message(_SUBSYSTEM | _GET, _DUMP, _head(of.number)))
+                found = table.dump(Message(_SUBSYSTEM | _GET, connection.DUMP, _head(of.number)))
                 # There may be a hundred thousand connections, and hardly any has one of these ports.
                 near = (entry for entry in found if ports.search(entry))
                 stale = [named for entry in near if (named := _stale(family, entry, published, own))]

@@ -246,8 +246,8 @@ class Interfaces:
             live = observed.live.get(name, ObservedInterface())
             if not netns_table.is_inside(record) or live.ends.inside is None or name not in observed.volatile.guards:
                 continue
-            wanted = expected(self.layout, name, record)
-            guard = netns_table.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
+            at = place(self.layout, name, record)
+            guard = netns_table.wanted(record, expected(self.layout, name, record, at), at, everybody)
             if filtered := _filter(guard, observed, name):
                 known = self._guard_before(name, observed, before)
                 work = InterfaceChange(
@@ -262,8 +262,8 @@ class Interfaces:
         record, loaded = observed.records.get(name), observed.volatile.guards.get(name, {})
         if record is None or observed.guards.get(name) != "intact":
             return ()
-        wanted = expected(self.layout, name, record)
-        before = netns_table.wanted(self.layout, record, wanted, place(self.layout, name, record), everybody)
+        at = place(self.layout, name, record)
+        before = netns_table.wanted(record, expected(self.layout, name, record, at), at, everybody)
         return before if tables.digest(before) == loaded.get("rendered") else ()
 
     def _removal(self, name: str, observed: Observed) -> Step:
@@ -310,7 +310,7 @@ class Interfaces:
         if not changes:
             # The difference is in values that only follow from the declaration (say, an address's gateway).
             changes = files.differences(live.ends.facts(), wanted.facts())
-        guard = netns_table.wanted(self.layout, record, wanted, at, everybody)
+        guard = netns_table.wanted(record, wanted, at, everybody)
         filtered = _filter(guard, observed, name)
         if filtered and (not changes or filtered["old"] not in ("absent", filtered["new"])):
             changes["filter"] = filtered

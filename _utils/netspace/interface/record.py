@@ -105,14 +105,6 @@ def secrets(layout: Layout, names: Iterable[str]) -> set[str]:
     }
 
 
-def read(layout: Layout) -> dict[str, Record]:
-    """Return every record, by the environment's name."""
-    return {
-        name: Record.decoded(value, path(layout, name))
-        for name, value in files.read_records(layout.records(KIND)).items()
-    }
-
-
 def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
     """Return the records of those of *names* that have one."""
     found = ((name, read_one(layout, name)) for name in sorted(files.record_names(layout.records(KIND), names)))

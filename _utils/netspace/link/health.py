@@ -12,7 +12,7 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import peer_status, plan
-from netspace.link.broker import access, loopback, plugin
+from netspace.link.broker import access, loopback
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
 from netspace.link.mail import dead_letters
@@ -101,12 +101,9 @@ def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
         return []
     found = []
     if isinstance(record.broker, LocalBroker):
-        called = access.accounts(layout, record.broker)
-        cut = plugin.cut_off(api.get("global-parameters", plugin.NAME))
-        for account, about in sorted(cut.items()):
+        for whose, about in sorted(access.cut_off(layout, record.broker, api).items()):
             if time.time() - about["at"] < TOLD_SECONDS:
                 when = time.strftime("%H:%M:%S UTC", time.gmtime(about["at"]))
-                whose = called.here(account).removeprefix("env.")
                 found.append(f"{whose} was cut off {about['times']} times, last at {when}: it {about['why']}")
     if excess := access.flooded(layout, api, record.broker, record.links):
         found.append(access.unneeded(excess))

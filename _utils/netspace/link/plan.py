@@ -17,8 +17,7 @@ from netspace.link.record import Record, plain
 from netspace.link.seal import endorser
 from netspace.link.seal import keys as seals
 from netspace.link.seal.peers import PeerKeys
-from netspace.link.topology import diff, peers
-from netspace.link.topology import draining as former
+from netspace.link.topology import diff, draining, peers
 from netspace.link.topology import objects as model
 from netspace.link.topology.diff import Difference
 from netspace.link.topology.draining import DrainingQueue
@@ -238,7 +237,7 @@ class Comparison:
     def formers(self, observed: Observed) -> list[DrainingQueue]:
         """Return the draining queues after the change: those that aren't empty yet."""
         known = observed.record.former
-        found = former.find(self.there, self.wanted, self.after, known, observed.now)
+        found = draining.find(self.there, self.wanted, self.after, known, observed.now)
         return [one for one in found if one.queue not in observed.drained]
 
 
@@ -259,7 +258,7 @@ def compare(
     known = model.accounts([*before.values(), *after.values()], names)
     there = found(layout, broker, known, definitions)
     wanted = objects(layout, broker, after, names)
-    formers = former.outboxes(there, wanted, after)
+    formers = draining.outboxes(there, wanted, after)
     formers = {queue: link for queue, link in formers.items() if queue not in drained}
     for queue, value in _shovels(layout, broker, formers, names).items():
         wanted["shovel", queue] = {"value": value}

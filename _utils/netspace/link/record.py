@@ -15,7 +15,7 @@ import msgspec
 from netspace import files
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.link.topology import draining as former
+from netspace.link.topology import draining
 from netspace.link.topology.draining import DrainingQueue
 from netspace.spec.types import Broker, Link
 
@@ -60,7 +60,7 @@ def read(layout: Layout) -> Record:
             {link.name: link for link in links},
             tuple(value.get("parked", ())),
             {"": named} if isinstance(named, str) else {str(key): str(one) for key, one in named.items()},
-            tuple(former.decode(one) for one in value.get("former", ())),
+            tuple(draining.decode(one) for one in value.get("former", ())),
         )
     except (AttributeError, KeyError, TypeError, ValueError, SpecError) as err:
         raise StateError(f"{path}: {err}; remove the file and apply again to rebuild it") from err
@@ -76,7 +76,7 @@ def write(layout: Layout, record: Record) -> None:
         "links": [plain(link) for _, link in sorted(record.links.items())],
         "parked": list(record.parked),
         "named": dict(record.named),
-        "former": [former.encode(one) for one in record.former],
+        "former": [draining.encode(one) for one in record.former],
     }
     files.write_json(_path(layout), value)
 

@@ -74,6 +74,10 @@ def attribute(type_: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(4 + length, type_) + value + _PADDING[length & 3]
 
 
+# What asks for links, without their statistics.
+_ANY_LINK = reading.LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
+
+
 def _request(message: Message, number: int, more: int = 0) -> bytes:
     flags = _REQUEST | message.flags | more
     return _HEADER.pack(_HEADER.size + len(message.body), message.type, flags, number, 0) + message.body
@@ -168,15 +172,11 @@ class Socket:
 
     def links(self) -> list[Link]:
         """Return every link of the namespace."""
-        mask = attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
-        return [
-            reading.parse_link(p) for p in self.dump(Message(_GETLINK, DUMP, reading.LINK.pack(0, 0, 0, 0, 0) + mask))
-        ]
+        return [reading.parse_link(p) for p in self.dump(Message(_GETLINK, DUMP, _ANY_LINK))]
 
     def link(self, name: str) -> Link | None:
         """Return the link of the namespace with this name; None if there is none."""
-        mask = attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
-        body = reading.LINK.pack(0, 0, 0, 0, 0) + mask + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        body = _ANY_LINK + attribute(_IFLA_IFNAME, name.encode() + b"\0")
         try:
             (found,) = self.dump(Message(_GETLINK, 0, body))
         except NetlinkError as err:

@@ -7,7 +7,6 @@ characters, bounds each value, and accepts only plain values; it never calls a m
 from __future__ import annotations
 
 import math
-import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -125,14 +124,6 @@ def until(end: object, now: float) -> str:
     if moment is None or moment <= 0:
         return ""
     return f"in {span(moment - now)}" if moment > now else f"{span(now - moment)} ago"
-
-
-def moment(seconds: object) -> str:
-    """Return a moment in the form of ISO 8601, in UTC; empty if there is none."""
-    found = number(seconds)
-    if found is None or found <= 0:
-        return ""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found)) if found < 253402300800 else "?"
 
 
 def size(value: object) -> str:

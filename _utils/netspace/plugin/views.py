@@ -18,7 +18,6 @@ BAD, ODD, WELL, OFF = range(4)
 """Ranks of rows: something is wrong; it is changing or unusual; it is well; it is off, as declared."""
 _TONES: tuple[Tone, ...] = ("bad", "warn", "good", "dim")
 _ENDED = ("failed", "frozen")
-_TRUSTED = "trusted"
 
 
 class Screen(NamedTuple):
@@ -187,7 +186,7 @@ def _fleet(data: object, screen: Screen) -> list[str]:
     rows = []
     for name, host in _items(data):
         state = text(host["state"])
-        rank = WELL if state == _TRUSTED else ODD if state in ("enrolled", "degraded") else BAD
+        rank = WELL if state == "trusted" else ODD if state in ("enrolled", "degraded") else BAD
         notes = [Cell(prose(host[key])) for key in ("reason", "remedy") if rank != WELL and host.get(key)]
         level = [Cell(text(host["level"])), Cell(text(host["minimum"])), Cell(text(host.get("group")))]
         times = [

@@ -120,7 +120,7 @@ def test_a_cas_own_certificate_attests_nothing(ca: Authority, root: Authority) -
 def test_an_attestation_key_that_is_called_a_ca(ca: Authority, bound: verifier.Bound, is_ca: bool, good: bool) -> None:
     builder = privacy_ca._builder(privacy_ca._name("x"), ca.certificate.subject, NOW, DAY).public_key(bound.key.key())
     builder = builder.add_extension(x509.BasicConstraints(is_ca, None), True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(ak_certificate._USAGE)]), False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(ak_certificate.USAGE)]), False)
     raw = privacy_ca._signed(builder, ca.key, ca.key.public_key()).public_bytes(serialization.Encoding.DER)
     try:
         assert ak_certificate.check(raw, bound.key.key(), [ca.certificate], None, NOW) == "x" and good

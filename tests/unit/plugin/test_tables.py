@@ -44,11 +44,6 @@ def test_end_of_a_moment_is_ahead_or_past() -> None:
     assert tables.until(float("inf"), 1000.0) == tables.until("x", 1000.0) == ""
 
 
-def test_moment_is_iso_8601_with_a_zone() -> None:
-    assert tables.moment(1764392433.9) == "2025-11-29T05:00:33Z"
-    assert [tables.moment(one) for one in (1e14, -1, None, float("nan"), 10**400)] == ["?", "", "", "", ""]
-
-
 def test_control_characters_are_shown_escaped() -> None:
     assert tables.text("a\x1b[31mb\r\u202e\ud800") == "a\\x1b[31mb\\r\\u202e\\ud800"
     assert tables.prose("first\n  second\tthird") == "first second third"

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from netspace import files
 from netspace.errors import NetspaceError
 
 FIRST = "0" * 64
@@ -112,17 +113,8 @@ def append(path: Path, event: str, data: Mapping[str, Any], *, when: float | Non
             raw = raw[os.write(fd, raw) :]
         os.fsync(fd)
         if info.st_size == 0:
-            _sync_folder(path.parent)
+            files.sync_folder(path.parent)
         return Head(head.records + 1, made[-1]["hash"])
-    finally:
-        os.close(fd)
-
-
-def _sync_folder(path: Path) -> None:
-    """Flush a folder to disk: until then, the name of a new file in it may be lost."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
 

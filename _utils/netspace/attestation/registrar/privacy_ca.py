@@ -32,12 +32,11 @@ from typing import TYPE_CHECKING
 
 from netspace import files
 from netspace.attestation import hsm
-from netspace.attestation.refusals import (
-    SharedEndorsementKey,
-)
+from netspace.attestation.refusals import SharedEndorsementKey
 from netspace.attestation.signing_keys import private_bytes, private_key
-from netspace.attestation.verifier.ak_certificate import _USAGE, MAX_CERTIFICATE, SKEW, _issuing, _when
+from netspace.attestation.verifier.ak_certificate import MAX_CERTIFICATE, SKEW, USAGE, issuing
 from netspace.errors import NetspaceError, unreadable
+from netspace.x509_helpers import when
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -128,7 +127,7 @@ def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: by
     found, anchor = _pem(certificate), _pem(root_certificate)
     if found.public_key() != key.public_key():
         raise NetspaceError("the certificate is for another key than the one that was requested for")
-    problem = _issuing(anchor, now) or _issuing(found, now)
+    problem = issuing(anchor, now) or issuing(found, now)
     if problem:
         raise NetspaceError(problem)
     try:
@@ -147,7 +146,7 @@ def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) 
     from cryptography.hazmat.primitives import serialization
     from cryptography.x509.oid import ObjectIdentifier
 
-    problem = _issuing(authority.certificate, now)
+    problem = issuing(authority.certificate, now)
     if problem or not authority.chain:
         raise NetspaceError(problem or "a root signs intermediates alone")
     pseudonym = secrets.token_hex(16)
@@ -163,7 +162,7 @@ def issue(authority: Authority, bound: Bound, now: float, hours: float = HOURS) 
         .public_key(key)
         .add_extension(x509.BasicConstraints(False, None), True)
         .add_extension(usage, True)
-        .add_extension(x509.ExtendedKeyUsage([ObjectIdentifier(_USAGE)]), False)
+        .add_extension(x509.ExtendedKeyUsage([ObjectIdentifier(USAGE)]), False)
     )
     made = _signed(builder, authority.key, authority.key.public_key())
     return Issued(
@@ -185,13 +184,13 @@ def revocations(authority: Authority, revoked: Mapping[int, float], now: float, 
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(authority.certificate.subject)
-        .last_update(_when(now))
-        .next_update(_when(now + hours * 3600))
+        .last_update(when(now))
+        .next_update(when(now + hours * 3600))
         .add_extension(x509.CRLNumber(int(now)), False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), False)
     )
     for serial, since in sorted(revoked.items()):
-        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_when(since)).build()
+        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(when(since)).build()
         builder = builder.add_revoked_certificate(one)
     return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
@@ -302,8 +301,8 @@ def _builder(subject: Name, issuer: Name, now: float, seconds: float) -> Certifi
         .subject_name(subject)
         .issuer_name(issuer)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_when(now - SKEW))
-        .not_valid_after(_when(now + seconds))
+        .not_valid_before(when(now - SKEW))
+        .not_valid_after(when(now + seconds))
     )
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from netspace.attestation.endorsement import der
-from netspace.attestation.tpm import tcti as settings_tcti
+from netspace.attestation.tpm.tcti import device_path
 from netspace.errors import MissingError, NetspaceError
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def check_tcti(tcti: str) -> None:
 
     :raises DeviceError: unless it is ``device:<path>`` or ``swtpm:path=<path>``.
     """
-    if settings_tcti.device_path(tcti) is None:
+    if device_path(tcti) is None:
         raise DeviceError(
             f"tpm {tcti!r}: write device:/dev/tpmrm0, or swtpm:path=/run/x.sock for a software TPM "
             "on a socket that only root can reach"
@@ -84,7 +84,7 @@ def run(tcti: str, work: Callable[[Device], T], *, lock: Path, timeout: float = 
     :raises MissingError: when tpm2-pytss is not installed.
     """
     check_tcti(tcti)
-    path = settings_tcti.device_path(tcti)
+    path = device_path(tcti)
     assert path is not None
     if not path.exists():
         raise DeviceError(f"tpm {tcti}: {path} does not exist")

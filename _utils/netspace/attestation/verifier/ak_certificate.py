@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from netspace.attestation.refusals import (
     WrongAttestationCertificate,
 )
 from netspace.errors import unreadable
+from netspace.x509_helpers import when
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList
@@ -19,16 +19,10 @@ if TYPE_CHECKING:
 
 # Seconds by which a host's clock may be behind the master's.
 SKEW = 300.0
-
-
 MAX_CERTIFICATE = 16 * 1024
-
-
 MAX_LIST = 16 * 1024 * 1024
-
-
 # Extended key usage of attestation keys (TCG: tcg-kp-AIKCertificate).
-_USAGE = "2.23.133.8.3"
+USAGE = "2.23.133.8.3"
 
 
 def check(
@@ -54,11 +48,11 @@ def check(
     if issuer is None:
         raise WrongAttestationCertificate("the certificate is by none of the CAs that are trusted")
     pseudonym = _attests(found)
-    problem = _issuing(issuer, now)
+    problem = issuing(issuer, now)
     if problem:
         raise ExpiredAttestationCertificate(problem)
     begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
-    if not begins <= _when(now) <= ends:
+    if not begins <= when(now) <= ends:
         raise ExpiredAttestationCertificate(f"the certificate is valid from {begins} to {ends}")
     if lists is not None:
         _not_revoked(found, issuer, lists, now)
@@ -101,7 +95,7 @@ def _attests(certificate: Certificate) -> str:
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound as err:
         raise WrongAttestationCertificate(f"not an attestation key's certificate: {err}") from err
-    if basic.ca or [usage.dotted_string for usage in usages] != [_USAGE]:
+    if basic.ca or [usage.dotted_string for usage in usages] != [USAGE]:
         raise WrongAttestationCertificate("not an attestation key's certificate, but one for another use")
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if len(names) != 1:
@@ -109,7 +103,7 @@ def _attests(certificate: Certificate) -> str:
     return str(names[0].value)
 
 
-def _issuing(certificate: Certificate, now: float) -> str:
+def issuing(certificate: Certificate, now: float) -> str:
     """Return why a CA may not issue certificates now; empty if it may."""
     from cryptography import x509
 
@@ -122,7 +116,7 @@ def _issuing(certificate: Certificate, now: float) -> str:
     if not basic.ca or not usage.key_cert_sign:
         return f"{name} is no CA"
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not begins <= _when(now) < ends:
+    if not begins <= when(now) < ends:
         return f"the CA {name} is valid from {begins} to {ends}"
     return ""
 
@@ -137,7 +131,7 @@ def _not_revoked(certificate: Certificate, issuer: Certificate, lists: Sequence[
         one = _list(pem, issuer)
         if one is None or one.next_update_utc is None:
             continue
-        if one.last_update_utc <= _when(now + SKEW) and _when(now) <= one.next_update_utc:
+        if one.last_update_utc <= when(now + SKEW) and when(now) <= one.next_update_utc:
             fresh.append(one)
     if not fresh:
         raise RevokedAttestationCertificate("there is no fresh revocation list of its issuer")
@@ -158,7 +152,3 @@ def _list(pem: bytes, issuer: Certificate) -> CertificateRevocationList | None:
     except unreadable():
         return None
     return found if genuine else None
-
-
-def _when(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)

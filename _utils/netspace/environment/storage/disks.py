@@ -250,7 +250,7 @@ def write(place: DiskFile, source: Path, owner: int, mode: int) -> None:
         aside.unlink(missing_ok=True)
         raise
     aside.replace(place.file)
-    _sync(place.file.parent)
+    files.sync_folder(place.file.parent)
 
 
 def _aside(place: DiskFile) -> Path:
@@ -460,14 +460,6 @@ def _folder(path: Path, owner: int, mode: int) -> None:
     path.mkdir(exist_ok=True)
     os.chown(path, owner, owner)
     path.chmod(mode)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def whole(size: int) -> int:

@@ -29,9 +29,7 @@ def is_inside(record: Record) -> bool:
     return bool(kinds.of(record.interface).FILTER == "inside")
 
 
-def wanted(
-    layout: Layout, record: Record, ends: Endpoints, place: EndpointContext, everybody: Numbers
-) -> tuple[Table, ...]:
+def wanted(record: Record, ends: Endpoints, place: EndpointContext, everybody: Numbers) -> tuple[Table, ...]:
     """Return the desired tables; none if no table is wanted. Pure.
 
     :param everybody: the addresses of all interfaces that the host's table doesn't filter.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import listening, node
+from netspace.link.broker import listening, node, plugin
 from netspace.link.broker.management import Login, Management, RefusedError, TooLargeError, UnreachableError
 from netspace.link.pki import authority, certificates
 from netspace.link.pki.certificates import Accounts
@@ -177,3 +177,10 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
         return tuple(("exchange", name) for name in sorted(own))
     whole = isinstance(broker, LocalBroker)
     return tuple(objects.flooded(found, objects.members(links.values()), whole=whole))
+
+
+def cut_off(layout: Layout, broker: LocalBroker, api: Management) -> dict[str, dict[str, Any]]:
+    """Return the environments whose connections the guard ended: by name ``{why, times, at}``."""
+    called = accounts(layout, broker)
+    reported = plugin.cut_off(api.get("global-parameters", plugin.NAME))
+    return {called.here(account).removeprefix("env."): about for account, about in reported.items()}

@@ -1,7 +1,7 @@
 """Module of the broker's plugin that bounds values of AMQP 1.0 before RabbitMQ decodes them.
 
 RabbitMQ 4.0 believes the number of elements that an array claims to have. Elements of some types take no bytes, so one
-frame of 30 bytes, sent before any login, made it build a list of four billion. It also decodes any number of nested
+frame of 31 bytes, sent before any login, made it build a list of four billion. It also decodes any number of nested
 values, and values in types that no message needs.
 
 The module walks over the bytes of a value and builds nothing. It admits a value that is well-formed, nested a bounded

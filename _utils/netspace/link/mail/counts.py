@@ -7,7 +7,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import access, plugin
+from netspace.link.broker import access
 from netspace.link.broker.management import Management
 from netspace.link.pki import authority, certificates
 from netspace.link.record import Record
@@ -16,7 +16,7 @@ from netspace.openmetrics import Family, counted, labels
 from netspace.spec.types import Broker, LocalBroker
 from netspace.supervision.service import Status
 
-_QUEUES = "columns=name,messages,consumers,message_stats,head_message_timestamp"
+_QUEUES = "columns=name,messages,consumers,head_message_timestamp"
 _EXCHANGES = "columns=name,message_stats.publish_in"
 
 
@@ -55,7 +55,9 @@ def _expiries(layout: Layout, record: Record, broker: Broker) -> Iterator[Family
 def _messages(layout: Layout, record: Record, broker: Broker, api: Management) -> Iterator[Family]:
     vhost, called = access.vhost(layout, broker), names.used(layout, broker)
     queues = {one["name"]: one for one in api.get("queues", vhost, query=_QUEUES) or []}
-    exchanges = {one["name"]: one for one in api.get("exchanges", vhost, query=_EXCHANGES) or []}
+    # netspace's own broker keeps no rates.
+    told = [] if isinstance(broker, LocalBroker) else api.get("exchanges", vhost, query=_EXCHANGES) or []
+    exchanges = {one["name"]: one for one in told}
     sent: dict[str, float | None] = {}
     for _, link in sorted(record.links.items()):
         by = labels(**{"from": link.source, "to": link.target})
@@ -77,10 +79,8 @@ def _messages(layout: Layout, record: Record, broker: Broker, api: Management) -
     }
     yield counted("netspace_dead_letters", "gauge", "Messages that were rejected, or late.", dead)
     if isinstance(broker, LocalBroker):
-        accounts = access.accounts(layout, broker)
-        reported = plugin.cut_off(api.get("global-parameters", plugin.NAME))
-        times = {accounts.here(account): one.get("times") for account, one in reported.items()}
-        cut = {labels(environment=name): _number(times.get(names.account(name))) for name in members}
+        times = {name: one.get("times") for name, one in access.cut_off(layout, broker, api).items()}
+        cut = {labels(environment=name): _number(times.get(name)) for name in members}
         yield counted("netspace_environment_cut_offs", "counter", "Connections that the broker ended.", cut)
 
 

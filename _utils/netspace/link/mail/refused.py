@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import access, plugin
+from netspace.link.broker import access
 from netspace.link.mail import dead_letters
 from netspace.link.record import read
 from netspace.spec.types import LocalBroker
@@ -49,9 +49,5 @@ def refused(layout: Layout, environment: str) -> Refused:
 
 def _cut_off(layout: Layout, broker: LocalBroker, environment: str) -> dict[str, Any]:
     with access.management(layout, broker) as api:
-        cut = plugin.cut_off(api.get("global-parameters", plugin.NAME))
-    called = access.accounts(layout, broker)
-    for account, about in cut.items():
-        if called.here(account).removeprefix("env.") == environment:
-            return {key: about[key] for key in ("why", "times", "at")}
-    return {}
+        about = access.cut_off(layout, broker, api).get(environment)
+    return {} if about is None else {key: about[key] for key in ("why", "times", "at")}

@@ -26,7 +26,7 @@ from netspace import files, jose
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 from netspace.link.pki.authority import Authority
-from netspace.link.seal import path_validation as chain
+from netspace.link.seal import path_validation
 from netspace.link.seal.endorser import PROMISE, Endorser
 from netspace.link.topology import peers
 from netspace.spec.types import NAME, LocalBroker
@@ -116,7 +116,7 @@ def opened(text: Any, broker: LocalBroker, known: Authority, now: float) -> tupl
     except (msgspec.MsgspecError, ValueError, RecursionError) as err:
         raise NetspaceError(f"not a bundle: {err}"[:300]) from err
     hosts = peers.identities(broker)
-    vouched = chain.checked(form.chain, hosts, known.trusted, now)
+    vouched = path_validation.checked(form.chain, hosts, known.trusted, now)
     where = f"the bundle of {vouched.name}"
     try:
         claims = msgspec.convert(jose.opened(form.token, KIND, [vouched.key], MAX), _Claims)

@@ -32,7 +32,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.link.topology import pair_keys as pairs
+from netspace.link.topology import pair_keys
 from netspace.link.topology.pair_keys import PairKey
 from netspace.spec.types import END, Broker, ClusterBroker, Link, LocalBroker, host_of
 
@@ -272,18 +272,18 @@ def _decoded(layout: Layout, record: Mapping[str, Any]) -> _Keys:
 def _declared(broker: Broker, recorded: _Keys | None) -> _Keys | None:
     """Return the keys that a broker's declaration requires; None: this host's own key is still to be made."""
     if isinstance(broker, ClusterBroker) and broker.names_key:
-        return _Keys(pairs.given(broker.names_key), True)
+        return _Keys(pair_keys.given(broker.names_key), True)
     if recorded is None or recorded.shared:
         return None
     known = recorded.pairs or {}
-    return _Keys(recorded.key, False, pairs.between(broker, known) if isinstance(broker, LocalBroker) else {})
+    return _Keys(recorded.key, False, pair_keys.between(broker, known) if isinstance(broker, LocalBroker) else {})
 
 
 def used(layout: Layout, broker: Broker) -> Names:
     """Return the recorded names in use on *broker*; if there is no record, the names of netspace's first versions."""
     recorded = _recorded(layout)
     if broker.names_key and (recorded is None or recorded.pairs is None):
-        return _Keys(pairs.given(broker.names_key)).names(broker)
+        return _Keys(pair_keys.given(broker.names_key)).names(broker)
     return PLAIN if recorded is None else recorded.names(broker)
 
 
