@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
-from support.attestation import boot_logs
+from support.attestation import boot_forge, boot_logs
 
 from netspace.attestation.logs import ima
 from netspace.attestation.logs.eventlog import Event
@@ -22,7 +22,7 @@ LINES = 40
 VIOLATION, ONES = bytes(20), b"\xff" * 32
 TEMPLATES = (b"ima", b"ima-ng", b"ima-sig", b"ima-buf", b"ima-ngv2", b"ima-sigv2", b"ima-modsig", b"evm-sig", b"mine")
 EVIL = hashlib.sha256(b"evil").digest()
-GOOD_LINE = b"/vmlinuz root=/dev/nvme0n1 rootfstype=ext4 rw quiet ima_policy=tcb"
+GOOD_LINE = f"/vmlinuz {boot_forge.LINE}".encode()
 EVIL_LINE = b"/vmlinuz root=/dev/nvme0n1 init=/bin/evil ima_policy="
 KEY, OTHER_KEY = (ec.derive_private_key(number, ec.SECP256R1()) for number in (2, 3))
 

@@ -164,7 +164,12 @@ def _typed(lines: Iterable[Line]) -> list[tuple[Extend, Line | None, Event | Non
 
 
 def _type_list(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
-    return _appended("type a good list", "extend PCR 10 with each good line", lambda _: _typed(GOOD))
+    def more(claim: Claim) -> list[tuple[Extend, Line | None, Event | None]]:
+        # Where the kernel wrote no first line, a list begins with the PCRs as they are now.
+        begun = any(one.pcr == 10 for one in claim.tape)
+        return _typed((*([] if begun else first_lines(extended(world.start, claim.tape))[:1]), *GOOD))
+
+    return _appended("type a good list", "extend PCR 10 with a good list", more)
 
 
 def _type_line(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
