@@ -12,10 +12,13 @@ specification. An *attach* must lead to one of our queues or exchanges. Both ver
 A refused frame ends its connection with an error of AMQP 1.0; a refused message or request ends its session. The
 checks apply to all accounts: netspace itself speaks AMQP 0-9-1.
 
-The broker doesn't start if the modules of its RabbitMQ have other functions than those known here.
+The broker doesn't start if the modules of its RabbitMQ have other functions than those known here
+(``STAND_INS``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 MODULE = "netspace_guard_frames"
 
@@ -38,34 +41,45 @@ SOURCE = r"""%% Written by netspace: lets through the frames of AMQP 1.0 that a 
 
 %% -- in the place of RabbitMQ's own modules --------------------------------------------
 stand_in() ->
-    before(amqp10_binary_parser, netspace_guard_parser, [{parse, 1}, {parse_many, 2}]),
-    before(rabbit_amqp_management, netspace_guard_management, [{handle_request, 5}]).
+    before(amqp10_binary_parser, netspace_guard_parser, netspace_guard_as_parser),
+    before(rabbit_amqp_management, netspace_guard_management, netspace_guard_as_management).
 
-%% Calls of the module come here from now on; what is written aside is the module itself.
-before(Module, Aside, Functions) ->
+%% Module becomes StandIn, whose functions call here; what it was itself is called Aside from now on.
+before(Module, Aside, StandIn) ->
+    {Itself, Functions, File} = installed(Module),
+    {Instead, Known, _} = installed(StandIn),
+    Functions =:= Known orelse exit({netspace_does_not_know_this_rabbitmq, Module, Functions}),
+    load(Aside, File, renamed(Itself, Module, Aside)),
+    load(Module, File, renamed(Instead, StandIn, Module)).
+
+installed(Module) ->
     {Module, Beam, File} = code:get_object_code(Module),
-    {ok, {Module, [{exports, Exports}, {abstract_code, {raw_abstract_v1, Forms}}]}} =
-        beam_lib:chunks(Beam, [exports, abstract_code]),
-    case lists:sort(Exports) -- [{module_info, 0}, {module_info, 1}] of
-        Functions -> ok;
-        Others -> exit({netspace_does_not_know_this_rabbitmq, Module, Others})
-    end,
-    load(Aside, File, [renamed(Form, Aside) || Form <- Forms]),
-    load(Module, File, [{attribute, 1, module, Module}, {attribute, 1, export, Functions}
-                        | [call(Name, Arity) || {Name, Arity} <- Functions]]).
+    {ok, {Module, [{exports, Exports}]}} = beam_lib:chunks(Beam, [exports]),
+    {Beam, lists:sort(Exports), File}.
 
-renamed({attribute, Line, module, _}, Name) -> {attribute, Line, module, Name};
-renamed(Form, _) -> Form.
+%% A module's name is the first of its atoms. Writing it there takes no time; compiling the module anew, where Erlang
+%% (28 and later) writes atoms in another way, takes a second of each start.
+renamed(Beam, Module, Name) ->
+    {ok, Module, Chunks} = beam_lib:all_chunks(Beam),
+    {Former, New} = {atom_to_binary(Module), atom_to_binary(Name)},
+    Size = byte_size(Former),
+    case lists:keyfind("AtU8", 1, Chunks) of
+        {_, <<Number:32, Size, Former:Size/binary, Others/binary>>} ->
+            Atoms = <<Number:32, (byte_size(New)), New/binary, Others/binary>>,
+            {ok, Made} = beam_lib:build_module(lists:keyreplace("AtU8", 1, Chunks, {"AtU8", Atoms})),
+            Made;
+        _ -> compiled(Beam, Module, Name)
+    end.
 
-call(Name, Arity) ->
-    Arguments = [{var, 1, list_to_atom("A" ++ integer_to_list(Number))} || Number <- lists:seq(1, Arity)],
-    There = {call, 1, {remote, 1, {atom, 1, ?MODULE}, {atom, 1, Name}}, Arguments},
-    {function, 1, Name, Arity, [{clause, 1, Arguments, [], [There]}]}.
+compiled(Beam, Module, Name) ->
+    {ok, {Module, [{abstract_code, {raw_abstract_v1, Forms}}]}} = beam_lib:chunks(Beam, [abstract_code]),
+    {value, {attribute, Line, module, Module}, Others} = lists:keytake(module, 3, Forms),
+    {ok, Name, Made} = compile:forms([{attribute, Line, module, Name} | Others], [debug_info]),
+    Made.
 
-load(Module, File, Forms) ->
-    {ok, Module, Code} = compile:forms(Forms, [debug_info]),
+load(Module, File, Beam) ->
     code:purge(Module),
-    {module, Module} = code:load_binary(Module, File, Code),
+    {module, Module} = code:load_binary(Module, File, Beam),
     ok.
 
 %% -- what RabbitMQ calls ----------------------------------------------------------------
@@ -259,9 +273,29 @@ refuse(Condition, Why) ->
 """
 
 
-def source(depth: int) -> str:
-    """Return the module's source in Erlang.
+# What takes the place of a module of RabbitMQ's: all functions of that module, each a call of this one.
+STAND_INS = {
+    "netspace_guard_as_parser": {"parse": 1, "parse_many": 2},
+    "netspace_guard_as_management": {"handle_request": 5},
+}
+
+
+def sources(depth: int) -> dict[str, str]:
+    """Return the sources in Erlang of this module and of those that stand in for RabbitMQ's, by the modules' names.
 
     :param depth: nested levels of values that a message may have.
     """
-    return SOURCE.replace("@DEPTH@", str(depth))
+    stand_ins = {name: _stand_in(name, functions) for name, functions in STAND_INS.items()}
+    return {MODULE: SOURCE.replace("@DEPTH@", str(depth)), **stand_ins}
+
+
+def _stand_in(module: str, functions: Mapping[str, int]) -> str:
+    lines = [
+        "%% Written by netspace: loaded in the place of a module of RabbitMQ's.",
+        f"-module({module}).",
+        f"-export([{', '.join(f'{name}/{arity}' for name, arity in functions.items())}]).",
+    ]
+    for name, arity in functions.items():
+        arguments = ", ".join(f"A{number}" for number in range(1, arity + 1))
+        lines.append(f"{name}({arguments}) -> {MODULE}:{name}({arguments}).")
+    return "\n".join(lines) + "\n"

@@ -47,8 +47,9 @@ ENTRIES = 64
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
-    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_bounds, netspace_guard_events,
-               netspace_guard_frames, netspace_guard_mapper, netspace_guard_sections]},
+    {modules, [netspace_guard, netspace_guard_admission, netspace_guard_as_management, netspace_guard_as_parser,
+               netspace_guard_bounds, netspace_guard_events, netspace_guard_frames, netspace_guard_mapper,
+               netspace_guard_sections]},
     {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -274,7 +275,7 @@ def sources() -> Mapping[str, str]:
         f"{NAME}.erl": filled,
         f"{admission.MODULE}.erl": admission.source(),
         f"{bounds.MODULE}.erl": bounds.SOURCE,
-        f"{frames.MODULE}.erl": frames.source(admission.DEPTH),
+        **{f"{name}.erl": text for name, text in frames.sources(admission.DEPTH).items()},
         f"{sections.MODULE}.erl": sections.source(admission.DEPTH),
         f"{NAME}_events.erl": _EVENTS,
         f"{mapper.MODULE}.erl": mapper.SOURCE,
@@ -311,7 +312,12 @@ def install(folder: Path, group: int) -> None:
             (Path(made) / name).write_text(text)
         modules = [name for name in sources() if name.endswith(".erl")]
         done = subprocess.run(
-            [str(COMPILER), *modules], cwd=made, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+            [str(COMPILER), "+debug_info", *modules],
+            cwd=made,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
         if done.returncode:
             raise NetspaceError(f"the broker's guard can't be compiled: {(done.stderr or done.stdout)[-400:]}")

@@ -1,0 +1,48 @@
+"""The guard's way to a place before RabbitMQ's own modules: under another name each does what it did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from netspace.link.broker import admission, frames, plugin
+
+RABBITMQ = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins/*/ebin"
+
+# What each of two ways makes of the parser: the functions of the copy, and what it makes of a value.
+PROGRAM = """
+{Module, Beam, _} = code:get_object_code(amqp10_binary_parser),
+Look = fun(Way) ->
+    Name = list_to_atom(atom_to_list(Way) ++ "_copy"),
+    {module, Name} = code:load_binary(Name, "copy", netspace_guard_frames:Way(Beam, Module, Name)),
+    {lists:sort(Name:module_info(exports)), Name:module_info(module), Name:parse(<<16#a1, 2, 104, 105>>),
+     Name:parse_many(<<16#41, 16#42>>, [])}
+end,
+{Functions, renamed_copy, Text, Both} = Look(renamed),
+{Functions, compiled_copy, Text, Both} = Look(compiled),
+netspace_guard_frames:stand_in(),
+Stands = [lists:sort(M:module_info(exports)) =:= lists:sort(As:module_info(exports)) || {M, As} <-
+          [{amqp10_binary_parser, netspace_guard_parser}, {rabbit_amqp_management, netspace_guard_management}]],
+Refused = try amqp10_binary_parser:parse(<<16#41>>) catch exit:{'v1_0.error', _, {utf8, Why}, _} -> Why end,
+io:format("~s", [json:encode([Stands, element(1, Text) =:= {utf8, <<"hi">>}, Both, Refused])]),
+init:stop().
+"""
+
+
+def test_modules_go_on_under_other_names(tmp_path: Path) -> None:
+    for name, text in plugin.sources().items():
+        (tmp_path / name).write_text(text)
+    modules = [f"{name}.erl" for name in frames.sources(admission.DEPTH)]
+    others = [name for name in plugin.sources() if name.endswith(".erl") and name not in modules]
+    compiler = [str(plugin.COMPILER), "+debug_info"]
+    subprocess.run([*compiler, "+export_all", *modules], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([*compiler, *others], cwd=tmp_path, check=True, capture_output=True)
+    command = f'exec erl -noshell -pa {tmp_path} {RABBITMQ} -eval "$1"'
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", PROGRAM], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    stands, text, values, refused = json.loads(done.stdout)
+    assert stands == [True, True] and text and values == [True, False]
+    assert "no number describes" in refused
