@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
     commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
+    commands.add_parser("schema", help="print the JSON Schema of the declaration, for editors")
     commands.add_parser("forward", help="become the forwarder of the environments' links; a service's program")
     commands.add_parser("renew", help="replace the certificates of environments that are about to run out")
     return parser
@@ -54,12 +55,24 @@ def _file_root() -> int:
     return 0
 
 
+def _schema() -> int:
+    """Print the JSON Schema of the declaration. docs/declaration.schema.json is this text."""
+    import json
+
+    from netspace.spec import schema
+
+    print(json.dumps(schema.schema(), indent=1))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command == "file-root":
         return _file_root()
+    if options.command == "schema":
+        return _schema()
     try:
         layout = Layout(options.instance)
     except ValueError as err:
