@@ -21,6 +21,7 @@ version = release = netspace.__version__
 extensions = ["sphinx.ext.autodoc", "myst_parser"]
 exclude_patterns = ["_build"]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
+html_extra_path = ["declaration.schema.json", "environment.schema.json"]
 html_theme = "alabaster"
 html_theme_options = {"description": "Isolated environments by Salt", "fixed_sidebar": True}
 html_sidebars = {"**": ["about.html", "navigation.html", "searchfield.html"]}

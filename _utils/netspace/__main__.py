@@ -1,7 +1,8 @@
 """``python -m netspace``: commands that run without Salt.
 
-Units and the supervisor's client start them. They read the instance's records, not a declaration.
-``file-root`` is for the operator who installed netspace by pip.
+``check``, ``plan``, ``apply`` and ``list`` are for scripts and other tools than Salt; ``schema`` is for editors and
+``file-root`` for the operator who installed netspace by pip. Units and the supervisor's client start the others, which
+read the instance's records, not a declaration.
 """
 
 from __future__ import annotations
@@ -10,8 +11,22 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from netspace.layout import Layout
+
+_CODES = """\
+exit codes: 0  well: nothing to do, or done
+            1  a problem: on standard error as '<path>: <problem>; <remedy>'
+            2  plan alone: there are changes to make, and no problem"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that exits with 1 for wrong arguments, because 2 means that a plan has changes."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: error: {message}\n")
 
 
 def _readers(layout: Layout, environment: str) -> int:
@@ -22,11 +37,10 @@ def _readers(layout: Layout, environment: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m netspace", description="The parts of netspace that run without Salt."
-    )
+    parser = _Parser(prog="python -m netspace", description="The parts of netspace that run without Salt.")
     parser.add_argument("--instance", default="netspace", help="whose records to use (default: %(default)s)")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_declared(commands)
     supervise = commands.add_parser(
         "supervise", help="keep the services running on a host without systemd; returns once it does"
     )
@@ -36,9 +50,41 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
     commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
+    commands.add_parser("schema", help="print the JSON Schema of the declaration, for editors")
     commands.add_parser("forward", help="become the forwarder of the environments' links; a service's program")
     commands.add_parser("renew", help="replace the certificates of environments that are about to run out")
     return parser
+
+
+def _add_declared(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Add the commands about a declaration in a file, and the list of what is on this host."""
+    for name, text in (
+        ("check", "say whether a declaration can be applied on this host; changes nothing"),
+        ("plan", "list what an apply of a declaration would change; changes nothing"),
+        ("apply", "make this host as declared; what is not declared is removed"),
+        ("list", "list this host's environments and links, what needs attention first"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=_CODES,
+        )
+        command.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        if name != "list":
+            command.add_argument(
+                "file",
+                metavar="FILE",
+                help="YAML or JSON with the declaration under the key 'netspace', such as a pillar file without "
+                "Jinja; '-' is standard input. What begins with '{' is read as JSON; YAML needs PyYAML",
+            )
+        if name == "check":
+            command.add_argument(
+                "--no-host",
+                action="store_true",
+                help="check the declaration alone, not this host; needs no root",
+            )
 
 
 def _file_root() -> int:
@@ -54,18 +100,43 @@ def _file_root() -> int:
     return 0
 
 
+def _schema() -> int:
+    """Print the JSON Schema of the declaration. docs/declaration.schema.json is this text."""
+    import json
+
+    from netspace.spec import schema
+
+    print(json.dumps(schema.schema(), indent=1))
+    return 0
+
+
+def _declared(layout: Layout, options: argparse.Namespace) -> int:
+    """Run one of the commands about a declaration, or the list."""
+    from netspace.host import commands
+
+    if options.command == "list":
+        return commands.overview(layout, as_json=options.json)
+    if options.command == "check":
+        return commands.check(layout, options.file, as_json=options.json, host=not options.no_host)
+    return commands.converge(layout, options.file, as_json=options.json, test=options.command == "plan")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command == "file-root":
         return _file_root()
+    if options.command == "schema":
+        return _schema()
     try:
         layout = Layout(options.instance)
     except ValueError as err:
         parser.error(str(err))
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and not (options.command == "check" and options.no_host):
         parser.error("only root can do that")
+    if options.command in ("check", "plan", "apply", "list"):
+        return _declared(layout, options)
     if options.command == "supervise":
         from netspace import library_copy
         from netspace.supervision.daemon import daemon

@@ -69,7 +69,7 @@ def test_the_command_names_another_instance(tmp_path: Path) -> None:
 def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as err:
         main(arguments)
-    assert err.value.code == 2
+    assert err.value.code == 1
     assert "usage" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("_*", "benchmarks", "client", "examples", "scripts", "tests")
+FOLDERS = ("_*", "benchmarks", "client", "contrib", "examples", "scripts", "tests")
 RIDDLE = re.compile(r"(What|Who|Whose|Which|How|Why|Where)\b")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

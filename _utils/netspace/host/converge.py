@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 class Converge(Cards):
     """The four kinds, applied in their order."""
+
+    def each_kind(self, declared: Declaration, *, test: bool = False) -> dict[str, Callable[[], Result]]:
+        """Return what applies each kind of a whole declaration, in the order in which to call them."""
+        return {
+            "attestation": lambda: self.converge_attestation(declared.attestation, test=test),
+            "interface": lambda: self.converge_interfaces(declared, whole=True, test=test),
+            "link": lambda: self.converge_links(declared, whole=True, test=test),
+            "environment": lambda: self.converge_environments(declared, whole=True, test=test),
+        }
 
     # -- attestation -----------------------------------------------------------
     def converge_attestation(self, settings: Attestation, *, test: bool = False) -> Result:

@@ -15,13 +15,8 @@ class Overview(Converge):
 
     def check(self, declared: Declaration) -> list[Problem]:
         """Return the reasons why this host could not apply a declaration: the refusals of a test. Changes nothing."""
-        results = (
-            self.converge_attestation(declared.attestation, test=True),
-            self.converge_interfaces(declared, whole=True, test=True),
-            self.converge_links(declared, whole=True, test=True),
-            self.converge_environments(declared, whole=True, test=True),
-        )
-        return list(dict.fromkeys(_problem(refusal) for result in results for refusal in result.plan.refusals))
+        results = [apply() for apply in self.each_kind(declared, test=True).values()]
+        return list(dict.fromkeys(problem_of(refusal) for result in results for refusal in result.plan.refusals))
 
     def overview(self) -> dict[str, Any]:
         """Return trust, environments with their interfaces, links, and whether a supervisor watches, for a table."""
@@ -45,7 +40,7 @@ class Overview(Converge):
         return found
 
 
-def _problem(refusal: Refusal) -> Problem:
+def problem_of(refusal: Refusal) -> Problem:
     """Return a refusal as a problem with the path of the refused part. Some messages begin with a path already."""
     path, parted, message = refusal.message.partition(": ")
     if parted and path.startswith("netspace:"):

@@ -116,6 +116,8 @@ class Requirement(Base, frozen=True):
 
     :param policy: ``require``: refuse without the level. ``prefer``: go on without it, with a comment.
         ``off``: don't check.
+    :param minimum: ``L0`` none, ``L1`` a software key, ``L2`` a TPM, ``L3`` a TPM of a known maker, ``L4`` a good boot,
+        ``L5`` good programs.
     :param on_loss: what happens to a running environment that loses the level, under ``require``. ``stop``: it is
         stopped. ``revoke-links``: it goes on without its links. ``report``: it goes on with them, and is reported.
         Without the level, nothing new is started, updated or linked.
@@ -182,7 +184,9 @@ class LocalBroker(Base, frozen=True, tag_field="kind", tag="local"):
     :param message_size: the most bytes of a message; the sender of a larger one gets an error.
     :param names_key: file (readable by root alone) of 32 random characters or more, the same on all of *hosts*, for
         hosts without a declared ``public_key``. **Each of them can then find out the links between the others.**
-    :param port: the port for TLS connections; *management_port* and *distribution_port* likewise for their services.
+    :param port: the port for TLS connections, on loopback.
+    :param management_port: the port of its management API, on loopback.
+    :param distribution_port: the port of Erlang's distribution, on loopback.
     :param epmd_port: ignored: the node has no epmd. Declarations that have it remain valid.
     :param passwords: environments whose clients can't log in by certificate. They get a password instead, and
         their own port 5672 accepts AMQP without TLS. **Without such an environment, the broker accepts no passwords.**
@@ -220,6 +224,7 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
         answers. ``amqp`` is accepted for loopback only; other hosts need ``amqps``.
     :param management: likewise, the URLs of the management HTTP API, ``http`` or ``https``; the first node that answers
         is used.
+    :param vhost: the virtual host of the links; it must exist.
     :param credentials: file with ``user:password`` for the management API, readable by root.
     :param names_key: file (readable by root alone) of 32 random characters or more, the same on all hosts. All object
         names are derived from it, so that nobody can guess them; absent: the host uses its own key, and everybody with
@@ -252,7 +257,11 @@ Broker = LocalBroker | ClusterBroker
 
 
 class Network(Base, frozen=True):
-    """The ranges from which interfaces get their addresses."""
+    """The ranges from which interfaces get their addresses.
+
+    :param ipv4: an IPv4 network of this host alone.
+    :param ipv6: an IPv6 network of this host alone.
+    """
 
     ipv4: Cidr = Cidr("10.203.0.0/16")
     ipv6: Cidr = Cidr("fd6e:6574:7370::/64")
@@ -306,6 +315,7 @@ class Volume(Base, frozen=True):
         folder above it or one below it.
     :param target: absolute path inside.
     :param size: the most bytes it may hold; one file per 16 KiB.
+    :param read_only: whether the environment may only read it.
     """
 
     target: str
@@ -319,6 +329,7 @@ class Allow(Base, frozen=True):
 
     :param direction: ``out``: the environment may connect; ``in``: peers may connect to it.
     :param cidr: the network of the peers.
+    :param protocol: ``tcp``, ``udp`` or ``icmp``, which has no ports.
     :param port: destination port, or ``first-last``; absent: every port of the protocol.
     """
 
@@ -429,6 +440,9 @@ class Environment(Base, frozen=True):
     :param args: arguments after ``command``, or after the image's Entrypoint in place of its Cmd; a kernel's arguments.
     :param env: variables of the program, in addition to a minimal set and an OCI image's.
     :param user: uid and gid inside, never 0; absent: an OCI image's User, else 1000.
+    :param limits: memory, processors, processes, files and disk.
+    :param interface: its virtual interface, of the kind that ``kind`` names; absent: loopback alone.
+    :param volumes: files that belong to this environment alone, and outlive it.
     :param working_dir: absent: an OCI image's WorkingDir, else ``/``.
     :param runtime: ``crun``, ``runc`` or ``runsc``, and ``qemu`` or ``solo5`` for a kernel;
         absent: the host's default.
@@ -478,10 +492,12 @@ class Link(Base, frozen=True):
     Either end may be on another host: ``orders@h2``. Both hosts declare the link. Once parsed, this host's
     environments are named without ``@<host>``.
 
-    ``request``: each message asks for one reply, which goes to the asker alone.
-
     With ``ttl`` or ``length`` the link's messages wait in a dedicated queue, not in the receiver's mailbox.
 
+    :param from: the sender: an environment's name, or ``<name>@<host>``.
+    :param to: the receiver: an environment's name, or ``<name>@<host>``.
+    :param pattern: ``send``; or ``request``: each message asks for one reply, which goes to the asker alone.
+    :param attestation: the trust that the link demands; absent: that of its two ends.
     :param ttl: the most seconds that a message may wait to be read; then it becomes a dead letter.
     :param length: the most messages that may wait.
     :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack;
@@ -575,7 +591,12 @@ class Runtimes(Base, frozen=True):
 
 
 class Declaration(Base, frozen=True):
-    """The whole declaration of one host."""
+    """The whole declaration of one host.
+
+    :param broker: the message broker; absent: netspace's own.
+    :param environments: the isolated programs, by their names.
+    :param links: the rights to send messages, the only connections between environments.
+    """
 
     attestation: Attestation = Attestation()
     broker: Broker = LocalBroker()

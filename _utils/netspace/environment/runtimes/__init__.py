@@ -77,7 +77,7 @@ Thing = Literal["images", "kernels"]
 class Settings(Base, frozen=True):
     """The settings that every runtime has.
 
-    :param program: its program's path; None: the program is searched for in the usual folders.
+    :param program: its program's path; absent: the program is searched for in the usual folders.
     """
 
     program: str | None = None
