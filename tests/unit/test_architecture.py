@@ -68,6 +68,7 @@ PURE = {
     "spec.hosts",
     "spec.paths",
     "spec.publish",
+    "spec.reach",
     "spec.trust",
     "spec.types",
     "strict_json",

@@ -107,6 +107,9 @@ class Prefixed(str):
         return ipaddress.ip_interface(str(self))
 
 
+EVERYWHERE = (Cidr("0.0.0.0/0"), Cidr("::/0"))
+
+
 class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all declared values."""
 
@@ -366,6 +369,21 @@ class Interface(Base, frozen=True, tag_field="kind"):
     def listens(self) -> Iterable[tuple[str, int]]:
         """Return the UDP ports of the host that the interface's tunnel uses: (key, port)."""
         return ()
+
+    def network(self) -> str:
+        """Return a description of the external network that it is on; empty: the host routes its packets."""
+        return ""
+
+    def networks(self, direction: Direction) -> tuple[Cidr, ...]:
+        """Return the networks outside to which its packets can go (``out``), or from which packets can come (``in``).
+
+        Rules of ``allow`` then let a part of them pass.
+        """
+        return EVERYWHERE
+
+    def families(self) -> frozenset[str]:
+        """Return the families in which it gets an address."""
+        return frozenset(("ipv4", "ipv6"))
 
 
 class Filtered(Interface, frozen=True):

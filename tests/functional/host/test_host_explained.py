@@ -113,6 +113,25 @@ def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
     assert shown(host, "netspace.explain", "broken")[1].startswith("  broken does not run: it ended (exit 3)")
 
 
+def test_can_tells_the_rule_or_the_reason(host: Salt) -> None:
+    asks = host("netspace.can", "web", "orders")
+    assert (asks["can"], asks["answers"]) == (True, False)
+    assert [rule["rule"] for rule in asks["rules"]] == ["netspace:links:web.orders"]
+    back = host("netspace.can", "orders", "web")
+    assert (back["can"], back["answers"]) == (False, True)
+    never = host("netspace.can", "stranger", "orders")
+    assert not never["can"] and not never["through"] and never["why_not"].keys() == {"messages", "packets"}
+    assert shown(host, "netspace.can", "web", "orders")[1:3] == ["  web can reach orders", "  BY        ALLOWED  WHAT"]
+    assert "web" in [line.split()[0] for line in shown(host, "netspace.paths_to", "orders")]
+    done = host.run("netspace.can", "web", "order")
+    assert done.returncode != 0 and "there is no environment order; did you mean orders?" in done.stderr
+
+
+def test_can_of_a_declaration_that_waits_is_asked_for(host: Salt) -> None:
+    assert host.run("netspace.can", "later", "orders").returncode != 0
+    assert not host("netspace.can", "later", "orders", "declared=True")["can"]
+
+
 def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
     text = host("netspace.metrics")
     found = {one.name: one.samples for one in openmetrics_families(text)}
