@@ -66,6 +66,7 @@ PURE = {
     "link.topology.spiffe",
     "plan",
     "spec.hosts",
+    "spec.never",
     "spec.paths",
     "spec.publish",
     "spec.reach",

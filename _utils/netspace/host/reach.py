@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
-from netspace.errors import NetspaceError
+import msgspec
+
+from netspace.errors import NetspaceError, Problem
 from netspace.host.parts import Parts
-from netspace.spec import reach
+from netspace.spec import never, reach
 from netspace.spec.reach import Edge, World
-from netspace.spec.types import Declaration
+from netspace.spec.types import Declaration, Interface, Link, Never
 
 
 def applied(host: Parts) -> World:
@@ -28,6 +31,31 @@ def applied(host: Parts) -> World:
         frozenset(ip_address(address) for one in records.values() for address in one.gateways.values()),
         {name: frozenset(one.addresses) for name, one in records.items()},
     )
+
+
+def violations(
+    host: Parts, asserted: Collection[Never], interfaces: Mapping[str, Interface], links: Iterable[Link]
+) -> list[Problem]:
+    """Return the assertions that things declared alone would newly violate, together with what was applied.
+
+    :param interfaces: interfaces that would be applied, by their environments' names.
+    :param links: links that would be applied.
+    """
+    if not asserted:
+        return []
+    there = applied(host)
+    before = set(reach.edges(there))
+    every = {link.name: link for link in (*there.links, *links)}
+    wanted: World = msgspec.structs.replace(
+        there,
+        environments=there.environments | interfaces.keys() | {end for link in every.values() for end in link.here},
+        interfaces={**there.interfaces, **interfaces},
+        links=tuple(every.values()),
+        families={name: known for name, known in there.families.items() if name not in interfaces},
+    )
+    known = reach.edges(wanted)
+    paths = ((spec, never.violation(wanted, known, spec)) for spec in asserted)
+    return [Problem("netspace:never", never.message(spec, path)) for spec, path in paths if not before.issuperset(path)]
 
 
 def can(host: Parts, source: object, target: object, declared: Declaration | None = None) -> dict[str, Any]:

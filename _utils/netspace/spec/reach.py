@@ -19,14 +19,13 @@ from __future__ import annotations
 import functools
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from netspace.spec.publish import published
-from netspace.spec.types import EVERYWHERE, Address, Allow, Declaration, Filtered, Interface, Link, Prefixed
+from netspace.spec.types import EVERYWHERE, Address, Allow, By, Declaration, Filtered, Interface, Link, Prefixed
 
-By = Literal["messages", "packets"]
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -203,7 +202,7 @@ class Answer(NamedTuple):
 def answer(world: World, source: str, target: str) -> Answer:
     """Return whether *source* may reach *target*, and by which rules."""
     known = edges(world)
-    found = tuple(edge for edge in known if _leads(world, edge, source, target))
+    found = tuple(edge for edge in known if leads(world, edge, source, target))
     reasons = {
         by: why(world, source, target)
         for by, why in (("messages", _no_message), ("packets", _no_packet))
@@ -212,7 +211,8 @@ def answer(world: World, source: str, target: str) -> Answer:
     return Answer(found, () if found else path(world, known, source, target), reasons)  # type: ignore[arg-type]
 
 
-def _leads(world: World, edge: Edge, source: str, target: str) -> bool:
+def leads(world: World, edge: Edge, source: str, target: str) -> bool:
+    """Return whether an edge leads from *source* to *target*."""
     return touches(world, edge, edge.source, source) and touches(world, edge, edge.target, target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -130,6 +131,21 @@ def test_can_tells_the_rule_or_the_reason(host: Salt) -> None:
 def test_can_of_a_declaration_that_waits_is_asked_for(host: Salt) -> None:
     assert host.run("netspace.can", "later", "orders").returncode != 0
     assert not host("netspace.can", "later", "orders", "declared=True")["can"]
+
+
+def test_violated_assertion_is_refused_with_its_path(host: Salt, image: Path) -> None:
+    asserting = {**shop(image), "never": [{"from": "web", "to": "orders"}]}
+    done = host.run("netspace.check", f"declaration={json.dumps(asserting)}", "host=False")
+    (problem,) = json.loads(done.stdout)["local"]["problems"]
+    assert problem["path"] == "netspace:never:0" and "netspace:links:web.orders" in problem["message"]
+    assert done.returncode == 1
+    host.declare({**asserting, "never": [{"from": "stranger", "to": "orders"}]})
+    single = ("state.single", "netspace_link.present", "stranger.orders")
+    noted = host.run(*single, "test=True")
+    assert "it is reached from stranger to orders" in noted.stdout
+    (refused,) = json.loads(host.run(*single).stdout)["local"].values()
+    assert refused["result"] is False and "netspace:links:stranger.orders" in refused["comment"]
+    assert not host("netspace.can", "stranger", "orders")["can"]
 
 
 def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:

@@ -12,14 +12,17 @@ from support.interfaces.interface_bench import WIRE, Bench, connect, listen, vet
 from support.interfaces.lan_bench import FAR, NETWORK, address, bridged
 from support.sampling import todays
 
+from netspace.errors import SpecError
 from netspace.host import reach as work
 from netspace.host.host import Host
-from netspace.spec import reach
+from netspace.spec import parse, reach
 from netspace.spec.reach import World
+from netspace.spec.types import Declaration
 
 pytestmark = pytest.mark.root
 
 PORT, PUBLISHED = 8080, 1443
+NEVER = [{"from": "a", "to": "198.51.100.7"}]
 
 
 class End(NamedTuple):
@@ -91,3 +94,19 @@ def test_packets_pass_where_the_answer_is_yes(bench: Bench, outside: Path, lan: 
     for name in ("calls", "serves", "leads"):
         silent = replace(world, interfaces={**world.interfaces, name: replace(world.interfaces["port"], allow=())})
         assert {pair: answered(silent, known[pair[0]], known[pair[1]]) for pair in chosen} != kernel
+
+
+def test_interface_that_violates_an_assertion_is_refused(bench: Bench) -> None:
+    host = Host(bench.layout)
+
+    def declared(*rules: dict[str, str]) -> Declaration:
+        one = {"image": "dir:/nowhere", "interface": veth(*rules)}
+        whole = parse.declaration({"environments": {"a": {**one, "interface": veth()}}, "never": NEVER})
+        return replace(whole, environments={"a": parse.environment("a", one)})
+
+    assert host.converge_interfaces(declared()).ok
+    with pytest.raises(SpecError, match="netspace:environments:a:interface:allow:0"):
+        host.converge_interfaces(declared({"direction": "out", "cidr": "198.51.100.0/24"}))
+    noted = host.converge_interfaces(declared({"direction": "out", "cidr": "198.51.100.0/24"}), test=True)
+    assert any("it is reached from a to 198.51.100.7" in note for note in noted.plan.notes)
+    assert host.converge_interfaces(declared({"direction": "out", "cidr": "203.0.113.0/24"})).ok
