@@ -153,6 +153,36 @@ def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
+def graph(form: str = "mermaid", declared: bool = False) -> str:
+    """
+    Return a picture of who may reach whom on this host, as text. Changes nothing.
+
+    It has the environments, and an arrow for each rule by which one end may send a message or open a connection.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --out=newline_values_only netspace.graph
+        salt-call --out=newline_values_only netspace.graph form=html > reach.html
+        salt-call --out=newline_values_only netspace.graph form=dot | dot -Tsvg > reach.svg
+
+    form
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: a page with a drawing and a table, which needs nothing else.
+        Defaults to ``mermaid``.
+
+    declared
+        Draw ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.
+    """
+    from netspace.host import reach
+
+    try:
+        wanted = arguments.whole(None, __pillar__) if declared else None
+        return reach.graph(Host(arguments.layout(__opts__)), form, wanted)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
 def metrics(file: str = "") -> str | dict[str, Any]:
     """
     Return the metrics of this host as OpenMetrics text, or write them for node_exporter. Changes nothing else.

@@ -103,6 +103,30 @@ def paths_to(host: Parts, target: object, declared: Declaration | None = None) -
     }
 
 
+def graph(host: Parts, form: object, declared: Declaration | None = None) -> str:
+    """Return a picture of who may reach whom, in one of the forms of :mod:`netspace.plugin.graph`.
+
+    :param declared: draw this declaration; None: what was applied.
+    :raises NetspaceError: there is no such form.
+    """
+    from netspace.plugin.graph import FORMS, Arrow, Graph, Node, Sort
+
+    render = FORMS.get(str(form))
+    if render is None:
+        raise NetspaceError(f"form: {str(form)!r:.100} is none; choose from {', '.join(FORMS)}")
+    world = applied(host) if declared is None else reach.declared(declared)
+    begun = [edge for edge in reach.edges(world) if not edge.answers]
+
+    def sort(end: str) -> Sort:
+        if end in world.environments:
+            return "environment"
+        return "outside" if reach.network(end) is not None else "remote"
+
+    ends = sorted(world.environments | {end for edge in begun for end in (edge.source, edge.target)})
+    arrows = [Arrow(edge.source, edge.target, edge.what, edge.rule) for edge in begun]
+    return render(Graph([Node(end, sort(end)) for end in ends], arrows))
+
+
 def _end(world: World, given: object) -> str:
     """Return an end in canonical form.
 
