@@ -83,7 +83,7 @@ def _entities(text: str) -> str:
 
 # -- HTML -----------------------------------------------------------------------------------
 _WIDE, _HIGH, _ACROSS, _DOWN, _EDGE = 170, 34, 330, 64, 24
-_LONGEST = 24
+_LONGEST = 28
 """The most characters of a text in the drawing; the table has all of it."""
 _STYLE = """
 body { font: 15px/1.4 sans-serif; margin: 2em; color: #1c2733; background: #fff; }
@@ -127,7 +127,10 @@ def _drawing(graph: Graph) -> str:
     wide = max((x for x, _ in places.values()), default=0) + _WIDE + _EDGE + _DOWN
     high = max((y for _, y in places.values()), default=0) + _HIGH + _EDGE + _DOWN
     parts = [f'<svg viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" role="img">', _MARKER]
-    parts += [_line(places[arrow.source], places[arrow.target], arrow) for arrow in graph.arrows]
+    between: dict[tuple[str, str], list[Arrow]] = {}
+    for arrow in graph.arrows:
+        between.setdefault((arrow.source, arrow.target), []).append(arrow)
+    parts += [_line(places[start], places[end], arrows) for (start, end), arrows in between.items()]
     for node in graph.nodes:
         x, y = places[node.name]
         parts.append(
@@ -162,8 +165,8 @@ def layout(graph: Graph) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _line(start: tuple[int, int], end: tuple[int, int], arrow: Arrow) -> str:
-    """Return an arrow with its label: from the right of one node to the left of another, or around them."""
+def _line(start: tuple[int, int], end: tuple[int, int], arrows: Sequence[Arrow]) -> str:
+    """Return one line for all arrows between two nodes: from the right of one to the left of the other, or around."""
     half = _HIGH // 2
     x1, y1, x2, y2 = start[0] + _WIDE, start[1] + half, end[0], end[1] + half
     bend = max(abs(x2 - x1) // 2, 40)
@@ -174,11 +177,12 @@ def _line(start: tuple[int, int], end: tuple[int, int], arrow: Arrow) -> str:
         curve, label = f"C{x1 + 60},{y1} {x2 + 60},{y2}", (x1 + 46, (y1 + y2) // 2)
     else:  # back: below both
         low = max(y1, y2) + _DOWN - 8
-        curve, label = f"C{x1 + 60},{low} {x2 - 60},{low}", ((x1 + x2) // 2, low - 14)
-    told = f"{arrow.source} -> {arrow.target}: {arrow.what}, by {arrow.rule}"
+        curve, label = f"C{x1 + 140},{low} {x2 - 140},{low}", ((x1 + x2) // 2, low - 19)
+    told = "; ".join(f"{arrow.source} -> {arrow.target}: {arrow.what}, by {arrow.rule}" for arrow in arrows)
+    what = _short(", ".join(dict.fromkeys(arrow.what for arrow in arrows)))
     return (
         f'<g><title>{_escaped(told)}</title><path d="M{x1},{y1} {curve} {x2},{y2}" marker-end="url(#head)"/>'
-        f'<text class="what" x="{label[0]}" y="{label[1]}" text-anchor="middle">{_short(arrow.what)}</text></g>'
+        f'<text class="what" x="{label[0]}" y="{label[1]}" text-anchor="middle">{what}</text></g>'
     )
 
 
