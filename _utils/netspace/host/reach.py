@@ -134,7 +134,7 @@ def _end(world: World, given: object) -> str:
     """
     text = str(given)
     try:
-        named = reach.network(text)
+        named = reach.asked(text)
     except ValueError as err:
         raise NetspaceError(f"{text!r:.100}: {err}; name an environment, an address or a network") from err
     if named is not None:

@@ -17,7 +17,7 @@ def check(spec: Never, path: str) -> list[Problem]:
     problems, outside = [], 0
     for key, end in (("from", spec.source), ("to", spec.target)):
         try:
-            outside += reach.network(end) is not None
+            outside += reach.asked(end) is not None
         except ValueError as err:
             problems.append(Problem(f"{path}:{key}", f"{end!r:.100}: {err}; name an environment or a network"))
             continue

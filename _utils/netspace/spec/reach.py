@@ -86,6 +86,17 @@ def network(end: str) -> IpNetwork | None:
     return ipaddress.ip_network(end) if "." in end or ":" in end or "/" in end else None
 
 
+def asked(end: str) -> IpNetwork | None:
+    """Return the network that an end of a question or an assertion names; None if it is an environment.
+
+    :raises ValueError: it is no network, or no machine outside is reached by its addresses.
+    """
+    found = network(end)
+    if found is not None and (found.is_loopback or found.is_link_local or found.is_multicast):
+        raise ValueError(f"no machine outside is reached by {found}")
+    return found
+
+
 def common(one: IpNetwork, other: IpNetwork) -> IpNetwork | None:
     """Return the network that both include; None if there is none."""
     if one.version != other.version:
@@ -104,11 +115,11 @@ def outside(world: World, within: IpNetwork, *, to_host: bool = True) -> bool:
     return any(one not in world.owners and (to_host or one not in world.gateways) for one in within)
 
 
-def touches(world: World, edge: Edge, end: str, asked: str) -> bool:
-    """Return whether *end* of an edge is the asked one, or a network that has an outside address in common with it."""
-    if end == asked and network(end) is None:
+def touches(world: World, edge: Edge, end: str, wanted: str) -> bool:
+    """Return whether *end* of an edge is the wanted one, or a network that has an outside address in common with it."""
+    if end == wanted and network(end) is None:
         return True
-    ours, theirs = network(end), network(asked)
+    ours, theirs = network(end), network(wanted)
     shared = None if ours is None or theirs is None else common(ours, theirs)
     if ours is None or shared is None:
         return False
@@ -277,22 +288,22 @@ def _no_packet(world: World, source: str, target: str) -> str:
     if len(ours) == 2:
         return _apart(world, source, target)
     other = target if ours == [source] else source
-    asked = network(other)
-    if asked is None:
+    beyond = network(other)
+    if beyond is None:
         return f"{other} is on another host: ask for its address there"
     direction, name = ("out" if ours == [source] else "in"), ours[0]
-    if not outside(world, asked):
-        owner = world.owners[asked[0]]
-        return f"{asked[0]} is {owner}'s: {_apart(world, name, owner)}"
+    if not outside(world, beyond):
+        owner = world.owners[beyond[0]]
+        return f"{beyond[0]} is {owner}'s: {_apart(world, name, owner)}"
     spec = world.interfaces[name]
     assert isinstance(spec, Filtered)
     for index, rule in enumerate(spec.allow):
-        shared = common(rule.cidr.network, asked)
+        shared = common(rule.cidr.network, beyond)
         if rule.direction != direction or shared is None:
             continue
         where = f"allow:{index} covers it, but"
-        if f"ipv{asked.version}" not in families(world, name):
-            return f"{where} {name} has no IPv{asked.version} address"
+        if f"ipv{beyond.version}" not in families(world, name):
+            return f"{where} {name} has no IPv{beyond.version} address"
         if not any(common(shared, one.network) for one in spec.networks(rule.direction)):
             return f"{where} no route or peer of {name}'s leads there"
         return f"{where} a rule for a network never includes the host"

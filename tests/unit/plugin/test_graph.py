@@ -120,7 +120,7 @@ def test_columns_follow_the_arrows() -> None:
     assert columns == sorted(set(columns))
 
 
-def test_graph_of_a_declaration_has_what_may_begin() -> None:
+def test_graph_and_questions_are_of_a_declaration() -> None:
     one = {"image": "dir:/srv/one"}
     declared = parse.declaration(
         {
@@ -133,3 +133,8 @@ def test_graph_of_a_declaration_has_what_may_begin() -> None:
     assert ("web", "orders", "requests") in arrows and ("orders", "web") not in {arrow[:2] for arrow in arrows}
     with pytest.raises(NetspaceError, match="choose from dot, mermaid, html"):
         reach.graph(Host(Layout()), "svg", declared)
+    for end, problem in {"127.0.0.1": "no machine outside", "1.2.3": "name an environment", "wep": "mean web"}.items():
+        with pytest.raises(NetspaceError, match=problem):
+            reach.can(Host(Layout()), end, "orders", declared)
+    with pytest.raises(NetspaceError, match="neither is an environment of this host"):
+        reach.can(Host(Layout()), "198.51.100.7", "203.0.113.0/24", declared)
