@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
-__outputter__ = {"overview": "netspace", "explain": "netspace"}
+__outputter__ = dict.fromkeys(("overview", "explain", "can", "paths_to"), "netspace")
 
 
 def __virtual__() -> str:
@@ -85,6 +85,100 @@ def explain(name: str) -> dict[str, Any]:
         invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
     try:
         return explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
+    """
+    Tell whether one end may reach another by messages or packets, and by which rule. Changes nothing.
+
+    Returns ``can`` (whether it may begin: send a message, or open a connection), ``answers`` (whether it may answer
+    what the other began), ``rules`` (each with ``by``, ``rule``, its path, and ``what`` it lets through), ``why_not``
+    (a reason for messages and packets, if none pass) and ``through``, the steps of the shortest path by way of other
+    environments if nothing leads there at once. The page :doc:`reachability </reachability>` has the details.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace.can web orders
+        salt h1 netspace.can web 198.51.100.7
+        salt h1 netspace.can 203.0.113.0/24 web declared=True
+
+    source
+        An environment, an environment of another host (``orders@h2``), or an address or network outside. Of a network,
+        one address that is reached suffices.
+
+    target
+        Likewise. One of the two must be an environment of this host.
+
+    declared
+        Answer for ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.
+    """
+    from netspace.host import reach
+
+    try:
+        wanted = arguments.whole(None, __pillar__) if declared else None
+        return reach.can(Host(arguments.layout(__opts__)), source, target, wanted)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
+    """
+    Return everything that may reach an end, at once or by way of other environments. Changes nothing.
+
+    Returns ``paths``. Each has ``from``, ``through`` (the environments between, whose programs would have to pass
+    things on), ``answers`` (whether a step only answers) and ``rules``, a rule for each step.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace.paths_to orders
+
+    name
+        An environment, an environment of another host (``orders@h2``), or an address or network outside.
+
+    declared
+        Answer for ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.
+    """
+    from netspace.host import reach
+
+    try:
+        wanted = arguments.whole(None, __pillar__) if declared else None
+        return reach.paths_to(Host(arguments.layout(__opts__)), name, wanted)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def graph(form: str = "mermaid", declared: bool = False) -> str:
+    """
+    Return a picture of who may reach whom on this host, as text. Changes nothing.
+
+    It has the environments, and an arrow for each rule by which one end may send a message or open a connection.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --out=newline_values_only netspace.graph
+        salt-call --out=newline_values_only netspace.graph form=html > reach.html
+        salt-call --out=newline_values_only netspace.graph form=dot | dot -Tsvg > reach.svg
+
+    form
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: a page with a drawing and a table, which needs nothing else.
+        Defaults to ``mermaid``.
+
+    declared
+        Draw ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.
+    """
+    from netspace.host import reach
+
+    try:
+        wanted = arguments.whole(None, __pillar__) if declared else None
+        return reach.graph(Host(arguments.layout(__opts__)), form, wanted)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

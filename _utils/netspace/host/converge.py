@@ -12,7 +12,7 @@ from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
 from netspace.spec import checks, trust
-from netspace.spec.types import Attestation, Broker, Declaration, Environment, Link
+from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link
 
 if TYPE_CHECKING:
     from netspace.environment.record import RunState
@@ -51,7 +51,8 @@ class Converge(Cards):
             self._tidy(test)
             # A declaration of an interface alone lacks the environment's requirement, so take it from the record.
             withheld = self._withheld(declared, test) if whole else self._withheld_so_far(declared.environments)
-            return self._interfaces(declared, whole, test, withheld)
+            asserted = Result(Plan()) if whole else self._asserted(declared, declared.interfaces, test)
+            return asserted.joined(self._interfaces(declared, whole, test, withheld))
 
     def connect(self, declared: Declaration) -> Result:
         """Create the namespaces of twins; the caller holds the lock (:mod:`netspace.host.audit`)."""
@@ -75,6 +76,20 @@ class Converge(Cards):
             told = Plan(refusals=[Refusal("interface", name, withheld[name]) for name in waiting])
         return result.joined(Result(told))
 
+    def _asserted(self, declared: Declaration, interfaces: Mapping[str, Interface], test: bool) -> Result:
+        """Refuse things declared alone that violate an assertion (``never``). A whole declaration was checked before.
+
+        What violates it with them may be removed before the apply, so a dry run only notes the violation.
+
+        :raises SpecError: an assertion would be violated.
+        """
+        from netspace.host import reach
+
+        violated = reach.violations(self, declared.never, interfaces, declared.links)
+        if violated and not test:
+            raise SpecError(violated)
+        return Result(Plan(notes=[str(problem) for problem in violated]))
+
     # -- links ---------------------------------------------------------------------
     def converge_links(self, declared: Declaration, *, whole: bool = False, test: bool = False) -> Result:
         """Create or change the declared links that trust permits, and revoke withheld ones."""
@@ -82,7 +97,8 @@ class Converge(Cards):
             clashes = () if whole else self._name_clashes(declared.links)
             if clashes and not test:
                 raise SpecError(clashes)
-            attended = self._attend(test)
+            asserted = Result(Plan()) if whole else self._asserted(declared, {}, test)
+            attended = asserted.joined(self._attend(test))
             # Links that conflict with these may be removed before the apply, so a dry run only notes the conflict.
             attended = attended.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
             verdicts = self._verdicts(trust.links, declared, test)
@@ -120,7 +136,11 @@ class Converge(Cards):
         :param state: ``running``, ``present`` (don't start or stop), or ``stopped``.
         """
         with self._lock(test):
-            attended = self._attend(test)
+            asserted = Result(Plan())
+            if not whole:
+                given = {name: spec for name, spec in declared.interfaces.items() if spec and not spec.NONE}
+                asserted = self._asserted(declared, given, test)
+            attended = asserted.joined(self._attend(test))
             self._tidy(test)
             namespaces = Result(Plan())
             if not whole:

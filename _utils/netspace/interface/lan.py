@@ -17,7 +17,7 @@ from typing import Any
 
 from netspace.interface.endpoints import INSIDE_NAME, Endpoint, EndpointContext
 from netspace.netlink.reading import Link, Route
-from netspace.spec.types import Address, Filtered, Prefixed, Way
+from netspace.spec.types import EVERYWHERE, Address, Cidr, Direction, Filtered, Prefixed, Way
 
 _ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 _LINK_LOCAL = ipaddress.IPv6Network("fe80::/10")
@@ -48,6 +48,17 @@ class Lan(Filtered, frozen=True):
         """Return a description of the external network."""
         raise NotImplementedError
 
+    def networks(self, direction: Direction) -> tuple[Cidr, ...]:
+        """Return the networks that it has a route to, for packets that it sends; it may get packets from anywhere."""
+        if direction == "in":
+            return EVERYWHERE
+        own = [Cidr(one.interface.network) for one in (self.ipv4, self.ipv6) if one is not None]
+        beyond = [EVERYWHERE[place] for place, by in enumerate((self.gateway4, self.gateway6)) if by is not None]
+        return (*own, *beyond, *(way.to for way in self.routes))
+
+    def families(self) -> frozenset[str]:
+        return families(self)
+
     def problems(self) -> Iterable[tuple[str, str]]:
         return address_problems(self)
 
@@ -56,6 +67,11 @@ class Lan(Filtered, frozen=True):
             address = getattr(self, family)
             if address is not None:
                 yield family, f"{address.interface.ip} on {self.network()}"
+
+
+def families(spec: Any) -> frozenset[str]:
+    """Return the families in which an interface has a declared address."""
+    return frozenset(family for family in ("ipv4", "ipv6") if getattr(spec, family) is not None)
 
 
 def name_problem(name: str) -> str:

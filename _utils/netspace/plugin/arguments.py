@@ -13,6 +13,9 @@ from netspace.layout import INSTANCE, Layout
 from netspace.spec import checks, hosts, parse
 from netspace.spec.types import Declaration, Link, Network
 
+_SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
+"""The parts of ``pillar:netspace`` that also hold for a thing that a state declares alone."""
+
 
 def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return *kwargs* without the keys that Salt adds (``__id__`` and the like, ``aggregate``)."""
@@ -148,12 +151,12 @@ def merged(first: Declaration | None, second: Declaration) -> Declaration:
 
 
 def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
-    """Return a declaration with the settings of ``pillar:netspace`` (trust, broker, ranges, runtimes) and *parts*."""
+    """Return a declaration with the settings of ``pillar:netspace`` and *parts*, which it names one by one."""
     from msgspec.structs import replace
 
     section = pillar.get("netspace") or {}
     if not isinstance(section, Mapping):
         parse.declaration(section)  # raises the error
-    settings = {key: section[key] for key in ("attestation", "broker", "network", "runtimes") if key in section}
+    settings = {key: section[key] for key in _SETTINGS if key in section}
     declared: Declaration = replace(parse.declaration(settings), **parts)
     return declared

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from netspace.errors import Problem
-from netspace.spec import extensions, hosts, publish
+from netspace.spec import extensions, hosts, never, publish, reach
 from netspace.spec.paths import PLAINLY, bare, clean
 from netspace.spec.paths import plain as plain  # other modules import it from here
 from netspace.spec.types import (
@@ -31,6 +31,7 @@ from netspace.spec.types import (
     Interface,
     Link,
     LocalBroker,
+    Never,
     Runtimes,
     Volume,
 )
@@ -256,6 +257,22 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
             Problem(f"{path}:broker:passwords:{index}", no_environment(name, names))
             for index, name in enumerate(declared.broker.passwords)
             if NAME.fullmatch(name) and name not in names
+        ]
+    return problems
+
+
+def assertions(declared: Declaration, asserted: Mapping[str, Never], names: Collection[str]) -> list[Problem]:
+    """Check that a whole declaration violates no assertion, and that each names environments that are declared.
+
+    :param asserted: the assertions that concern this host, by their paths.
+    :param names: the names of all environments, including those that didn't parse.
+    """
+    problems = never.problems(reach.declared(declared), asserted) if asserted else []
+    if names:  # without names, states declare the environments one by one
+        problems += [
+            Problem(f"{where}:{key}", no_environment(end, names))
+            for where, spec in asserted.items()
+            for key, end in never.unknown(spec, names)
         ]
     return problems
 

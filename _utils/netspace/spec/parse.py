@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import checks, extensions, hosts, publish
+from netspace.spec import checks, extensions, hosts, never, publish
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
@@ -32,6 +32,7 @@ from netspace.spec.types import (
     Interface,
     Link,
     Network,
+    Never,
     Prefixed,
     Rate,
     Runtimes,
@@ -91,6 +92,7 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         for own in hosts.local((parsed_link,), broker) if parsed_link is not None else ():
             links[where] = own
 
+    asserted = _asserted(data.get("never"), broker, f"{path}:never", problems)
     result = Declaration(
         attestation=settings,
         broker=broker,
@@ -98,14 +100,33 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         runtimes=chosen,
         environments=environments,
         links=tuple(links.values()),
+        never=tuple(asserted.values()),
     )
     # Environments that didn't parse count as declared, so that links to them aren't reported as well.
     names = {str(name) for name in declared}
     problems.extend(checks.clashes(result, path, known=names, places=list(links)))
     problems.extend(checks.whole(result, path, names))
+    problems.extend(checks.assertions(result, asserted, names))
     if problems:
         raise SpecError(problems)
     return result
+
+
+def _asserted(listed: Any, broker: Broker, path: str, problems: list[Problem]) -> dict[str, Never]:
+    """Return the assertions that concern this host, by their paths, and add the problems of all."""
+    if listed is not None and not isinstance(listed, (list, tuple)):
+        problems.append(Problem(path, f"expected a list, got {_kind_of(listed)}"))
+        return {}
+    found = {}
+    for index, value in enumerate(listed or ()):
+        where = f"{path}:{index}"
+        parsed: Never | None = _try(functools.partial(convert, value, Never, where), None, problems)
+        wrong = [] if parsed is None else never.check(parsed, where)
+        problems += wrong
+        own = never.local(parsed, broker) if parsed is not None and not wrong else None
+        if own is not None:
+            found[where] = own
+    return found
 
 
 def environment(name: Any, data: Any, usual: Runtimes | None = None) -> Environment:

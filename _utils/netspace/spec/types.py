@@ -25,6 +25,7 @@ Pattern = Literal["send", "request"]
 Full = Literal["reject", "drop-head"]
 Via = Literal["direct", "buffered"]
 Direction = Literal["in", "out"]
+By = Literal["messages", "packets"]
 Protocol = Literal["tcp", "udp", "icmp"]
 
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
@@ -105,6 +106,9 @@ class Prefixed(str):
     @property
     def interface(self) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
         return ipaddress.ip_interface(str(self))
+
+
+EVERYWHERE = (Cidr("0.0.0.0/0"), Cidr("::/0"))
 
 
 class Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -378,6 +382,21 @@ class Interface(Base, frozen=True, tag_field="kind"):
         """Return the UDP ports of the host that the interface's tunnel uses: (key, port)."""
         return ()
 
+    def network(self) -> str:
+        """Return a description of the external network that it is on; empty: the host routes its packets."""
+        return ""
+
+    def networks(self, direction: Direction) -> tuple[Cidr, ...]:
+        """Return the networks outside to which its packets can go (``out``), or from which packets can come (``in``).
+
+        Rules of ``allow`` then let a part of them pass.
+        """
+        return EVERYWHERE
+
+    def families(self) -> frozenset[str]:
+        """Return the families in which it gets an address."""
+        return frozenset(("ipv4", "ipv6"))
+
 
 class Filtered(Interface, frozen=True):
     """Base of the filtered kinds: only connections that ``allow`` names pass.
@@ -571,6 +590,24 @@ class Link(Base, frozen=True):
         return [end for end in (self.source, self.target) if host_of(end) is None]
 
 
+class Never(Base, frozen=True):
+    """An assertion that one end can't reach another. A declaration that lets it is refused.
+
+    An end is an environment, ``<environment>@<host>``, or a network outside, such as ``0.0.0.0/0``.
+
+    :param from: the end that must not send a message or open a connection.
+    :param to: the end that must not be reached.
+    :param by: ``messages`` or ``packets``; absent: neither way.
+    :param flow: true: no data may flow either: no answers, and no path by way of other environments of this host, whose
+        programs could pass it on.
+    """
+
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    by: By | None = None
+    flow: bool = False
+
+
 def host_of(end: str) -> str | None:
     """Return the other host that an end of a link is on; None: this host."""
     return end.partition("@")[2] or None
@@ -604,6 +641,7 @@ class Declaration(Base, frozen=True):
     runtimes: Runtimes = Runtimes()
     environments: dict[str, Environment] = {}
     links: tuple[Link, ...] = ()
+    never: tuple[Never, ...] = ()
 
     @property
     def interfaces(self) -> dict[str, Interface]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -111,6 +112,40 @@ def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
     assert any(line.split()[:4] == ["web", "orders", "request", "active"] for line in lines)
     assert shown(host, "netspace_interface.list")[1].split()[:4] == ["ENVIRONMENT", "KIND", "STATE", "ADDRESS"]
     assert shown(host, "netspace.explain", "broken")[1].startswith("  broken does not run: it ended (exit 3)")
+
+
+def test_can_tells_the_rule_or_the_reason(host: Salt) -> None:
+    asks = host("netspace.can", "web", "orders")
+    assert (asks["can"], asks["answers"]) == (True, False)
+    assert [rule["rule"] for rule in asks["rules"]] == ["netspace:links:web.orders"]
+    back = host("netspace.can", "orders", "web")
+    assert (back["can"], back["answers"]) == (False, True)
+    never = host("netspace.can", "stranger", "orders")
+    assert not never["can"] and not never["through"] and never["why_not"].keys() == {"messages", "packets"}
+    assert shown(host, "netspace.can", "web", "orders")[1:3] == ["  web can reach orders", "  BY        ALLOWED  WHAT"]
+    assert "web" in [line.split()[0] for line in shown(host, "netspace.paths_to", "orders")]
+    done = host.run("netspace.can", "web", "order")
+    assert done.returncode != 0 and "there is no environment order; did you mean orders?" in done.stderr
+
+
+def test_can_of_a_declaration_that_waits_is_asked_for(host: Salt) -> None:
+    assert host.run("netspace.can", "later", "orders").returncode != 0
+    assert not host("netspace.can", "later", "orders", "declared=True")["can"]
+
+
+def test_violated_assertion_is_refused_with_its_path(host: Salt, image: Path) -> None:
+    asserting = {**shop(image), "never": [{"from": "web", "to": "orders"}]}
+    done = host.run("netspace.check", f"declaration={json.dumps(asserting)}", "host=False")
+    (problem,) = json.loads(done.stdout)["local"]["problems"]
+    assert problem["path"] == "netspace:never:0" and "netspace:links:web.orders" in problem["message"]
+    assert done.returncode == 1
+    host.declare({**asserting, "never": [{"from": "stranger", "to": "orders"}]})
+    single = ("state.single", "netspace_link.present", "stranger.orders")
+    noted = host.run(*single, "test=True")
+    assert "it is reached from stranger to orders" in noted.stdout
+    (refused,) = json.loads(host.run(*single).stdout)["local"].values()
+    assert refused["result"] is False and "netspace:links:stranger.orders" in refused["comment"]
+    assert not host("netspace.can", "stranger", "orders")["can"]
 
 
 def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -22,10 +23,12 @@ from pika.exceptions import (
 from support.waiting import until
 
 from netspace import files
+from netspace.link import record
 from netspace.link.broker import listening, management, node
 from netspace.link.forwarder import process
 from netspace.link.pki import certificates
 from netspace.link.topology.names import shown
+from netspace.spec import reach
 from netspace.spec.types import Link, LocalBroker
 
 pytestmark = pytest.mark.root
@@ -103,6 +106,48 @@ def test_refused(host, attack):
             ATTACKS[attack](channel, host.n)
             channel.connection.process_data_events(1)
     assert caught.value.reply_code in (403, 404), caught.value
+
+
+def sends(host, source: str, target: str) -> bool:
+    """Return whether a message of *source* reaches the mailbox of *target*."""
+    try:
+        with host.client(source) as channel:
+            channel.confirm_delivery()
+            channel.basic_publish(host.n(f"link.{source}.{target}"), "", b"x", mandatory=True)
+    except ChannelClosedByBroker:
+        return False
+    return True
+
+
+def replies(host, source: str, target: str) -> bool:
+    """Return whether an answer of *source* reaches *target*, which asks for it by a key."""
+    queue, exchange = host.n(f"replies.{target}"), host.n(f"reply.{source}")
+    try:
+        with host.client(target) as asking, host.client(source) as answering:
+            asking.queue_bind(queue, exchange, "key")
+            answering.confirm_delivery()
+            answering.basic_publish(exchange, "key", b"x", mandatory=True)
+            asking.queue_unbind(queue, exchange, "key")
+            asking.queue_purge(queue)
+    except ChannelClosedByBroker:
+        return False
+    return True
+
+
+def test_messages_pass_where_the_answer_is_yes(host):
+    names = ("web", "orders", "audit")
+    applied = reach.World(frozenset(names), links=tuple(record.read(host.layout).links.values()))
+
+    def told(known, source: str, target: str) -> tuple[bool, bool]:
+        found = reach.answer(known, source, target)
+        return found.begins, any(edge.answers for edge in found.edges)
+
+    pairs = list(itertools.permutations(names, 2))
+    broker = {pair: (sends(host, *pair), replies(host, *pair)) for pair in pairs}
+    assert {pair: told(applied, *pair) for pair in pairs} == broker
+    for links in ((ASK,), (TELL,), (*LINKS, Link(source="audit", target="web"))):
+        wrong = reach.World(frozenset(names), links=links)
+        assert {pair: told(wrong, *pair) for pair in pairs} != broker
 
 
 def test_a_forged_user_id_is_refused(host):

@@ -109,7 +109,46 @@ EXPLANATION = {
     ],
     "log": ["Traceback (most recent call last):", "\x1b[31mMemoryError"],
 }  # fmt: skip
-RETURNS = [EXPLANATION, ENVIRONMENTS, INTERFACES, LINKS, TRUST, OVERVIEW, FLEET, ENROLLED, IMAGES, VOLUMES]
+EDGE = {
+    "by": "messages", "from": "web", "to": "orders", "answers": False, "rule": "netspace:links:web.orders",
+    "what": "requests",
+}  # fmt: skip
+TAKEN = EDGE | {
+    "by": "packets", "from": "0.0.0.0/0", "to": "web", "what": "host's 443/tcp to port 8443",
+    "rule": "netspace:environments:web:interface:publish:0",
+}  # fmt: skip
+ANSWER = {
+    "summary": "web can reach orders", "from": "web", "to": "orders", "can": True, "answers": False, "rules": [EDGE],
+    "why_not": {"packets": "orders has no interface"}, "through": [],
+}  # fmt: skip
+INDIRECT = ANSWER | {
+    "summary": "0.0.0.0/0 can reach orders only by way of web",
+    "can": False,
+    "rules": [],
+    "through": [TAKEN, EDGE],
+}
+PATHS = {
+    "paths_to": "orders",
+    "paths": [
+        {"from": "web", "answers": False, "through": [], "rules": [EDGE]},
+        {"from": "0.0.0.0/0", "answers": False, "through": ["web"], "rules": [TAKEN, EDGE]},
+    ],
+}
+RETURNS = [
+    ANSWER,
+    INDIRECT,
+    PATHS,
+    EXPLANATION,
+    ENVIRONMENTS,
+    INTERFACES,
+    LINKS,
+    TRUST,
+    OVERVIEW,
+    FLEET,
+    ENROLLED,
+    IMAGES,
+    VOLUMES,
+]
 
 
 def shown(data: object) -> str:
@@ -192,6 +231,36 @@ def test_enrolled_hosts_have_the_ended_certificate_first() -> None:
 def test_images_and_volumes_have_sizes() -> None:
     assert "  aaaaaaaaaaaa  90 MiB  3 d  web      tar:/srv/web.tar" in shown(IMAGES)
     assert "  orders       /data   1 MiB  5 GiB  /var/lib/" in shown(VOLUMES)
+
+
+def test_answer_has_rules_and_reasons() -> None:
+    assert shown(ANSWER) == (
+        "  web can reach orders\n"
+        "  BY        ALLOWED  WHAT\n"
+        "  messages  yes      requests\n"
+        "    netspace:links:web.orders\n"
+        "  packets   no\n"
+        "    orders has no interface"
+    )
+
+
+def test_answer_has_the_steps_between() -> None:
+    assert shown(INDIRECT).splitlines()[-4:] == [
+        "  by way of others:",
+        "    0.0.0.0/0 -> web: host's 443/tcp to port 8443, by",
+        "    netspace:environments:web:interface:publish:0",
+        "    web -> orders: requests, by netspace:links:web.orders",
+    ]
+
+
+def test_paths_have_the_direct_ones_first() -> None:
+    assert shown(PATHS).splitlines() == [
+        "  2 paths lead to orders",
+        "  FROM       BY        WHAT                         THROUGH  RULE",
+        "  web        messages  requests                              links:web.orders",
+        "  0.0.0.0/0  packets   host's 443/tcp to port 8443  web      publish:0",
+    ]
+    assert shown({"paths_to": "orders", "paths": []}) == "  nobody can reach orders"
 
 
 def test_explanation_is_one_screen_with_its_command_last() -> None:

@@ -26,7 +26,7 @@ from netspace.netlink import connection, generic, reading, requests
 from netspace.netlink.connection import Message, Socket, attribute
 from netspace.netlink.reading import Link
 from netspace.netlink.templates import Items, Value, Words
-from netspace.spec.types import Base, Cidr, Filtered, Prefixed, Way
+from netspace.spec.types import Base, Cidr, Direction, Filtered, Prefixed, Way
 
 NEEDS = "wireguard"
 LINK = "wireguard"
@@ -110,6 +110,13 @@ class Wireguard(Filtered, frozen=True, kw_only=True, tag="wireguard"):
             if way.via is not None:
                 yield f"routes:{index}:via", "means nothing here: a tunnel has no neighbours"
         yield from lan.address_problems(self)
+
+    def networks(self, direction: Direction) -> tuple[Cidr, ...]:
+        """Return the networks that peers are allowed: the tunnel drops all other packets, in both directions."""
+        return tuple(network for peer in self.peers for network in peer.allowed_ips)
+
+    def families(self) -> frozenset[str]:
+        return lan.families(self)
 
     def claims(self) -> Iterable[tuple[str, str]]:
         if self.listen_port is not None:

@@ -1,0 +1,168 @@
+"""Answers to who may reach whom on this host, from what was applied or what is declared. Changes nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from ipaddress import ip_address
+from typing import Any
+
+import msgspec
+
+from netspace.errors import NetspaceError, Problem
+from netspace.host.parts import Parts
+from netspace.spec import never, reach
+from netspace.spec.reach import Edge, World
+from netspace.spec.types import Declaration, Interface, Link, Never
+
+
+def applied(host: Parts) -> World:
+    """Return the interfaces and links that were applied last."""
+    from netspace.interface import record
+
+    links = tuple(host.links.recorded())
+    names = {*host.environments.names(), *host.interfaces.names()}
+    records = record.some(host.layout, names)
+    return World(
+        frozenset(names | {end for link in links for end in link.here}),
+        {name: one.interface for name, one in records.items()},
+        links,
+        {ip_address(address): name for name, one in records.items() for address in one.addresses.values()},
+        frozenset(ip_address(address) for one in records.values() for address in one.gateways.values()),
+        {name: frozenset(one.addresses) for name, one in records.items()},
+    )
+
+
+def violations(
+    host: Parts, asserted: Collection[Never], interfaces: Mapping[str, Interface], links: Iterable[Link]
+) -> list[Problem]:
+    """Return the assertions that things declared alone would newly violate, together with what was applied.
+
+    :param interfaces: interfaces that would be applied, by their environments' names.
+    :param links: links that would be applied.
+    """
+    if not asserted:
+        return []
+    there = applied(host)
+    before = set(reach.edges(there))
+    every = {link.name: link for link in (*there.links, *links)}
+    wanted: World = msgspec.structs.replace(
+        there,
+        environments=there.environments | interfaces.keys() | {end for link in every.values() for end in link.here},
+        interfaces={**there.interfaces, **interfaces},
+        links=tuple(every.values()),
+        families={name: known for name, known in there.families.items() if name not in interfaces},
+    )
+    known = reach.edges(wanted)
+    paths = ((spec, never.violation(wanted, known, spec)) for spec in asserted)
+    return [Problem("netspace:never", never.message(spec, path)) for spec, path in paths if not before.issuperset(path)]
+
+
+def can(host: Parts, source: object, target: object, declared: Declaration | None = None) -> dict[str, Any]:
+    """Return whether one end may reach another, and by which rules, as plain values.
+
+    :param declared: answer for this declaration; None: for what was applied.
+    :raises NetspaceError: an end is unknown, or neither is an environment of this host.
+    """
+    world = applied(host) if declared is None else reach.declared(declared)
+    first, second = _end(world, source), _end(world, target)
+    if not {first, second} & world.environments:
+        raise NetspaceError(f"{first} and {second}: neither is an environment of this host; name one that is")
+    found = reach.answer(world, first, second)
+    return {
+        "summary": _summary(first, second, found),
+        "from": first,
+        "to": second,
+        "can": found.begins,
+        "answers": any(edge.answers for edge in found.edges),
+        "rules": [_plain(edge) for edge in found.edges],
+        "why_not": dict(found.why_not),
+        "through": [_plain(edge) for edge in found.through],
+    }
+
+
+def paths_to(host: Parts, target: object, declared: Declaration | None = None) -> dict[str, Any]:
+    """Return the paths that lead to an end, the shortest first, as plain values.
+
+    :param declared: answer for this declaration; None: for what was applied.
+    :raises NetspaceError: the end is unknown.
+    """
+    world = applied(host) if declared is None else reach.declared(declared)
+    end = _end(world, target)
+    return {
+        "paths_to": end,
+        "paths": [
+            {
+                "from": path[0].source,
+                "answers": any(edge.answers for edge in path),
+                "through": [edge.target for edge in path[:-1]],
+                "rules": [_plain(edge) for edge in path],
+            }
+            for path in reach.paths_to(world, end)
+        ],
+    }
+
+
+def graph(host: Parts, form: object, declared: Declaration | None = None) -> str:
+    """Return a picture of who may reach whom, in one of the forms of :mod:`netspace.plugin.graph`.
+
+    :param declared: draw this declaration; None: what was applied.
+    :raises NetspaceError: there is no such form.
+    """
+    from netspace.plugin.graph import FORMS, Arrow, Graph, Node, Sort
+
+    render = FORMS.get(str(form))
+    if render is None:
+        raise NetspaceError(f"form: {str(form)!r:.100} is none; choose from {', '.join(FORMS)}")
+    world = applied(host) if declared is None else reach.declared(declared)
+    begun = [edge for edge in reach.edges(world) if not edge.answers]
+
+    def sort(end: str) -> Sort:
+        if end in world.environments:
+            return "environment"
+        return "outside" if reach.network(end) is not None else "remote"
+
+    ends = sorted(world.environments | {end for edge in begun for end in (edge.source, edge.target)})
+    arrows = [Arrow(edge.source, edge.target, edge.what, edge.rule) for edge in begun]
+    return render(Graph([Node(end, sort(end)) for end in ends], arrows))
+
+
+def _end(world: World, given: object) -> str:
+    """Return an end in canonical form.
+
+    :raises NetspaceError: there is no such end.
+    """
+    text = str(given)
+    try:
+        named = reach.asked(text)
+    except ValueError as err:
+        raise NetspaceError(f"{text!r:.100}: {err}; name an environment, an address or a network") from err
+    if named is not None:
+        return str(named.network_address) if named.num_addresses == 1 else str(named)
+    known = {*world.environments, *(end for link in world.links for end in (link.source, link.target))}
+    if text not in known:
+        near = difflib.get_close_matches(text, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known)[:20]) or 'none'}"
+        raise NetspaceError(f"there is no environment {text:.100}; {hint}")
+    return text
+
+
+def _summary(source: str, target: str, found: reach.Answer) -> str:
+    if found.begins:
+        return f"{source} can reach {target}"
+    if found.edges:
+        return f"{source} can only answer {target}"
+    if found.through:
+        return f"{source} can reach {target} only by way of {', '.join(edge.target for edge in found.through[:-1])}"
+    return f"{source} can not reach {target}"
+
+
+def _plain(edge: Edge) -> dict[str, Any]:
+    return {
+        "by": edge.by,
+        "from": edge.source,
+        "to": edge.target,
+        "answers": edge.answers,
+        "rule": edge.rule,
+        "what": edge.what,
+    }

@@ -1,0 +1,75 @@
+"""Assertions of a declaration: ends that must never reach others (``never``), and the paths that violate them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import msgspec
+
+from netspace.errors import Problem
+from netspace.spec import reach
+from netspace.spec.reach import Edge, World
+from netspace.spec.types import END, Broker, Never
+
+
+def check(spec: Never, path: str) -> list[Problem]:
+    """Check the values of one assertion."""
+    problems, outside = [], 0
+    for key, end in (("from", spec.source), ("to", spec.target)):
+        try:
+            outside += reach.asked(end) is not None
+        except ValueError as err:
+            problems.append(Problem(f"{path}:{key}", f"{end!r:.100}: {err}; name an environment or a network"))
+            continue
+        if reach.network(end) is None and not END.fullmatch(end):
+            problems.append(Problem(f"{path}:{key}", f"{end!r:.100} is no environment, <name>@<host> or network"))
+    if spec.source == spec.target:
+        problems.append(Problem(path, f"{spec.source:.100} always reaches itself; name two ends"))
+    if outside == 2:
+        problems.append(Problem(path, "neither end is an environment; name one"))
+    if outside and spec.by == "messages":
+        problems.append(Problem(f"{path}:by", "no message leaves for a network or comes from one; name packets"))
+    return problems
+
+
+def local(spec: Never, broker: Broker) -> Never | None:
+    """Return an assertion with this host's own environments named without ``@<host>``; None if it concerns none."""
+    suffix = f"@{broker.host}" if broker.host else "@"
+    named: Never = msgspec.structs.replace(
+        spec, source=spec.source.removesuffix(suffix), target=spec.target.removesuffix(suffix)
+    )
+    return named if any("@" not in end and reach.network(end) is None for end in (named.source, named.target)) else None
+
+
+def unknown(spec: Never, names: Collection[str]) -> list[tuple[str, str]]:
+    """Return the ends that should be environments of this host and are none: (key, name)."""
+    ends = (("from", spec.source), ("to", spec.target))
+    return [(key, end) for key, end in ends if "@" not in end and end not in names and reach.network(end) is None]
+
+
+def violation(world: World, known: Iterable[Edge], spec: Never) -> tuple[Edge, ...]:
+    """Return the shortest path that violates an assertion; empty if none does.
+
+    :param known: the edges of *world*.
+    """
+    considered = [edge for edge in known if spec.by in (None, edge.by) and (spec.flow or not edge.answers)]
+    if spec.flow:
+        return reach.path(world, considered, spec.source, spec.target)
+    return next(((edge,) for edge in considered if reach.leads(world, edge, spec.source, spec.target)), ())
+
+
+def message(spec: Never, path: Sequence[Edge]) -> str:
+    """Return the problem of an assertion that *path* violates."""
+    steps = "; ".join(f"{edge.source} -> {edge.target}: {edge.what}, by {edge.rule}" for edge in path)
+    what = "data flows" if spec.flow else "it is reached"
+    return f"{what} from {spec.source} to {spec.target} ({steps}); remove a rule of these, or the assertion"
+
+
+def problems(world: World, asserted: Mapping[str, Never]) -> list[Problem]:
+    """Return a problem for each assertion that *world* violates.
+
+    :param asserted: the assertions, by their paths.
+    """
+    known = reach.edges(world)
+    found = ((where, spec, violation(world, known, spec)) for where, spec in asserted.items())
+    return [Problem(where, message(spec, path)) for where, spec, path in found if path]

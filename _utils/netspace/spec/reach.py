@@ -1,0 +1,319 @@
+"""Reachability on one host: which end may reach which, and the rule that lets it. Pure.
+
+An *end* is an environment of this host (``web``), an environment of another host (``orders@h2``), or a network outside
+(``198.51.100.0/24``). A :class:`World` holds what is declared or was applied, and its *edges* are the answer: each edge
+is one way from one end to another that one rule opens.
+
+- A link lets its sender send to its receiver. With ``request``, the receiver may answer the sender.
+- A rule of ``allow`` lets its one side open connections to the other, whose packets are then answers. An interface with
+  routes or peers of its own exchanges packets only with those.
+- A published port lets every network outside open connections.
+- No packet passes between two environments of one host, whatever the rules say. So there is no such edge.
+
+Neither the host itself nor what relays outside is an end. Hence no path leads through a network outside, nor through
+another host's environment: another declaration says where it goes on from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from netspace.spec.publish import published
+from netspace.spec.types import EVERYWHERE, Address, Allow, By, Declaration, Filtered, Interface, Link, Prefixed
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Edge(NamedTuple):
+    """A way from one end to another that one rule opens.
+
+    :param answers: it carries only answers to what the target asked for, or began.
+    :param rule: the path of the rule.
+    :param what: the traffic that it carries, in words.
+    """
+
+    by: By
+    source: str
+    target: str
+    answers: bool
+    rule: str
+    what: str
+
+
+class World(msgspec.Struct, frozen=True):
+    """The links and interfaces of one host, as they are declared or as they were applied.
+
+    :param environments: the names of this host's environments.
+    :param interfaces: their interfaces, by name.
+    :param owners: the environment that has each known address.
+    :param gateways: the host's own addresses at the ends of interfaces.
+    :param families: the families in which an environment has an address, as far as that is known.
+    """
+
+    environments: frozenset[str] = frozenset()
+    interfaces: Mapping[str, Interface] = {}
+    links: tuple[Link, ...] = ()
+    owners: Mapping[IpAddress, str] = {}
+    gateways: frozenset[IpAddress] = frozenset()
+    families: Mapping[str, frozenset[str]] = {}
+
+
+def declared(declaration: Declaration) -> World:
+    """Return the world of a declaration. Of its addresses, only those that it names are known."""
+    interfaces = {name: spec for name, spec in declaration.interfaces.items() if spec is not None}
+    owners = {}
+    for name, spec in interfaces.items():
+        for family in ("ipv4", "ipv6"):
+            address = getattr(spec, family, None)
+            if isinstance(address, (Address, Prefixed)):
+                owners[ipaddress.ip_interface(address).ip] = name
+    return World(frozenset(declaration.environments), interfaces, declaration.links, owners)
+
+
+# -- ends ---------------------------------------------------------------------------
+@functools.lru_cache(16384)
+def network(end: str) -> IpNetwork | None:
+    """Return the network that an end names; None if it is an environment.
+
+    :raises ValueError: it looks like a network and is none.
+    """
+    return ipaddress.ip_network(end) if "." in end or ":" in end or "/" in end else None
+
+
+def asked(end: str) -> IpNetwork | None:
+    """Return the network that an end of a question or an assertion names; None if it is an environment.
+
+    :raises ValueError: it is no network, or no machine outside is reached by its addresses.
+    """
+    found = network(end)
+    if found is not None and (found.is_loopback or found.is_link_local or found.is_multicast):
+        raise ValueError(f"no machine outside is reached by {found}")
+    return found
+
+
+def common(one: IpNetwork, other: IpNetwork) -> IpNetwork | None:
+    """Return the network that both include; None if there is none."""
+    if one.version != other.version:
+        return None
+    first, second = sorted((one, other), key=lambda each: each.prefixlen)
+    return second if first.supernet_of(second) else None  # type: ignore[arg-type]
+
+
+def outside(world: World, within: IpNetwork, *, to_host: bool = True) -> bool:
+    """Return whether *within* has an address that is no environment's.
+
+    :param to_host: count the host's own addresses at the ends of interfaces, too.
+    """
+    if within.num_addresses > len(world.owners) + len(world.gateways):
+        return True
+    return any(one not in world.owners and (to_host or one not in world.gateways) for one in within)
+
+
+def touches(world: World, edge: Edge, end: str, wanted: str) -> bool:
+    """Return whether *end* of an edge is the wanted one, or a network that has an outside address in common with it."""
+    if end == wanted and network(end) is None:
+        return True
+    ours, theirs = network(end), network(wanted)
+    shared = None if ours is None or theirs is None else common(ours, theirs)
+    if ours is None or shared is None:
+        return False
+    begun_inside = (edge.source in world.environments) != edge.answers
+    return outside(world, shared, to_host=not begun_inside or ours.num_addresses == 1)
+
+
+# -- edges ----------------------------------------------------------------------------
+def edges(world: World) -> list[Edge]:
+    """Return all edges. Those that only carry answers come after all others."""
+    found = [*of_links(world.links), *(edge for name in sorted(world.interfaces) for edge in of_interface(world, name))]
+    return sorted(found, key=lambda edge: edge.answers)
+
+
+def of_links(links: Iterable[Link]) -> Iterator[Edge]:
+    """Yield the edges of links."""
+    for link in links:
+        rule = f"netspace:links:{link.name}"
+        more = [word for word, given in (("sealed", link.seal), ("buffered", link.via == "buffered")) if given]
+        sent = "requests" if link.pattern == "request" else "messages"
+        yield Edge("messages", link.source, link.target, False, rule, ", ".join([sent, *more]))
+        if link.pattern == "request":
+            yield Edge("messages", link.target, link.source, True, rule, ", ".join(["answers to requests", *more]))
+
+
+def of_interface(world: World, name: str) -> Iterator[Edge]:
+    """Yield the edges of one environment's interface, which lead outside or come from there."""
+    spec = world.interfaces[name]
+    if not isinstance(spec, Filtered):
+        return
+    path = f"netspace:environments:{name}:interface"
+    for index, rule in enumerate(spec.allow):
+        for piece in pieces(world, name, rule):
+            begins, other = (name, str(piece)) if rule.direction == "out" else (str(piece), name)
+            where = f"{path}:allow:{index}"
+            yield Edge("packets", begins, other, False, where, traffic(rule))
+            yield Edge("packets", other, begins, True, where, f"answers, {traffic(rule)}")
+    for index, one in enumerate(published(spec)):
+        for family in one.families:
+            if family in families(world, name):
+                where, what = f"{path}:publish:{index}", f"host's {one.host} to port {one.inside}"
+                anywhere = str(EVERYWHERE[family == "ipv6"])
+                yield Edge("packets", anywhere, name, False, where, what)
+                yield Edge("packets", name, anywhere, True, where, f"answers, {what}")
+
+
+def families(world: World, name: str) -> frozenset[str]:
+    """Return the families in which an environment has an address, or gets one."""
+    return world.families.get(name, world.interfaces[name].families())
+
+
+def pieces(world: World, name: str, rule: Allow) -> list[IpNetwork]:
+    """Return the networks with which *rule* really lets an environment exchange packets.
+
+    A rule for more than one address never includes the host. Addresses of other environments never count.
+    """
+    cidr = rule.cidr.network
+    if f"ipv{cidr.version}" not in families(world, name):
+        return []
+    met = (common(cidr, one.network) for one in world.interfaces[name].networks(rule.direction))
+    to_host = rule.direction == "in" or cidr.num_addresses == 1
+    found = [one for one in met if one is not None and outside(world, one, to_host=to_host)]
+    return list(ipaddress.collapse_addresses(found))  # type: ignore[type-var]
+
+
+def traffic(rule: Allow) -> str:
+    """Return the protocol and ports that a rule names."""
+    return rule.protocol if rule.port is None else f"{rule.protocol} {rule.port}"
+
+
+# -- answers ----------------------------------------------------------------------------
+class Answer(NamedTuple):
+    """Whether one end may reach another.
+
+    :param edges: the edges that lead there at once.
+    :param through: the shortest path by way of other environments, whose programs would have to pass things on; empty
+        if an edge leads there at once, or nothing does.
+    :param why_not: for each means by which no edge leads there, the reason.
+    """
+
+    edges: tuple[Edge, ...]
+    through: tuple[Edge, ...]
+    why_not: Mapping[By, str]
+
+    @property
+    def begins(self) -> bool:
+        """True if it may send a message or open a connection, without being asked."""
+        return any(not edge.answers for edge in self.edges)
+
+
+def answer(world: World, source: str, target: str) -> Answer:
+    """Return whether *source* may reach *target*, and by which rules."""
+    known = edges(world)
+    found = tuple(edge for edge in known if leads(world, edge, source, target))
+    reasons = {
+        by: why(world, source, target)
+        for by, why in (("messages", _no_message), ("packets", _no_packet))
+        if not any(edge.by == by for edge in found)
+    }
+    return Answer(found, () if found else path(world, known, source, target), reasons)  # type: ignore[arg-type]
+
+
+def leads(world: World, edge: Edge, source: str, target: str) -> bool:
+    """Return whether an edge leads from *source* to *target*."""
+    return touches(world, edge, edge.source, source) and touches(world, edge, edge.target, target)
+
+
+def path(world: World, known: Sequence[Edge], source: str, target: str) -> tuple[Edge, ...]:
+    """Return a shortest path from *source* to *target* through environments of this host; empty if there is none."""
+    onwards: dict[str, list[Edge]] = {}
+    for edge in known:
+        onwards.setdefault(edge.source, []).append(edge)
+    reached: dict[str, tuple[Edge, ...]] = {}
+    front: list[tuple[Edge, ...]] = [(edge,) for edge in known if touches(world, edge, edge.source, source)]
+    while front:
+        further: list[tuple[Edge, ...]] = []
+        for way in front:
+            here = way[-1].target
+            if touches(world, way[-1], here, target):
+                return way
+            if here in world.environments and here != source and here not in reached:
+                reached[here] = way
+                further += [(*way, edge) for edge in onwards.get(here, ())]
+        front = further
+    return ()
+
+
+def paths_to(world: World, target: str) -> list[tuple[Edge, ...]]:
+    """Return the paths that lead to *target*: every edge that leads there, and a shortest path from each other end."""
+    known = edges(world)
+    backwards: dict[str, list[Edge]] = {}
+    for edge in known:
+        backwards.setdefault(edge.target, []).append(edge)
+    found: list[tuple[Edge, ...]] = [(edge,) for edge in known if touches(world, edge, edge.target, target)]
+    front, seen = list(found), {target, *(way[0].source for way in found)}
+    expanded: set[str] = {target}
+    while front:
+        further: list[tuple[Edge, ...]] = []
+        for way in front:
+            here = way[0].source
+            if here not in world.environments or here in expanded:
+                continue
+            expanded.add(here)
+            for edge in backwards.get(here, ()):
+                if edge.source not in seen:
+                    seen.add(edge.source)
+                    further.append((edge, *way))
+        found += further
+        front = further
+    return found
+
+
+# -- reasons ------------------------------------------------------------------------------
+def _no_message(world: World, source: str, target: str) -> str:
+    if network(source) is not None or network(target) is not None:
+        return "messages pass between environments alone"
+    return f"no link leads from {source} to {target}"
+
+
+def _no_packet(world: World, source: str, target: str) -> str:
+    ours = [end for end in (source, target) if end in world.environments]
+    for name in ours:
+        spec = world.interfaces.get(name)
+        if spec is None or spec.NONE:
+            return f"{name} has no interface"
+    if len(ours) == 2:
+        return _apart(world, source, target)
+    other = target if ours == [source] else source
+    beyond = network(other)
+    if beyond is None:
+        return f"{other} is on another host: ask for its address there"
+    direction, name = ("out" if ours == [source] else "in"), ours[0]
+    if not outside(world, beyond):
+        owner = world.owners[beyond[0]]
+        return f"{beyond[0]} is {owner}'s: {_apart(world, name, owner)}"
+    spec = world.interfaces[name]
+    assert isinstance(spec, Filtered)
+    for index, rule in enumerate(spec.allow):
+        shared = common(rule.cidr.network, beyond)
+        if rule.direction != direction or shared is None:
+            continue
+        where = f"allow:{index} covers it, but"
+        if f"ipv{beyond.version}" not in families(world, name):
+            return f"{where} {name} has no IPv{beyond.version} address"
+        if not any(common(shared, one.network) for one in spec.networks(rule.direction)):
+            return f"{where} no route or peer of {name}'s leads there"
+        return f"{where} a rule for a network never includes the host"
+    return f"no rule of {name}'s interface covers {other}"
+
+
+def _apart(world: World, one: str, other: str) -> str:
+    """Return why no packet passes between two environments of this host."""
+    if one == other:
+        return "it is the same environment, whose loopback is its own"
+    shared = world.interfaces[one].network()
+    both = f" (both are on {shared})" if shared and shared == world.interfaces[other].network() else ""
+    return f"packets between environments of one host are always dropped{both}"

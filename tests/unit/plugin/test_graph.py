@@ -1,0 +1,140 @@
+"""Pictures of who may reach whom: every form holds the same graph, whatever the texts in it."""
+
+from __future__ import annotations
+
+import html
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netspace.errors import NetspaceError
+from netspace.host import reach
+from netspace.host.host import Host
+from netspace.layout import Layout
+from netspace.plugin import graph
+from netspace.plugin.graph import Arrow, Graph, Node
+from netspace.spec import parse
+from netspace.text import printable
+
+SHOP = Graph(
+    [
+        Node("0.0.0.0/0", "outside"),
+        Node("orders", "environment"),
+        Node("till@h2", "remote"),
+        Node("web", "environment"),
+    ],
+    [
+        Arrow("0.0.0.0/0", "web", "host's 443/tcp to port 8443", "netspace:environments:web:interface:publish:0"),
+        Arrow("web", "orders", "requests", "netspace:links:web.orders"),
+        Arrow("orders", "web", "messages", "netspace:links:orders.web"),
+        Arrow("orders", "till@h2", "messages, buffered", "netspace:links:orders.till@h2"),
+    ],
+)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+    # Two names that are shown alike would be one node.
+    names = draw(st.lists(texts, min_size=1, max_size=6, unique_by=printable))
+    nodes = [Node(name, draw(st.sampled_from(["environment", "remote", "outside"]))) for name in names]
+    ends = st.sampled_from(names)
+    return Graph(nodes, draw(st.lists(st.builds(Arrow, ends, ends, texts, texts), max_size=8)))
+
+
+few = settings(max_examples=40, deadline=None)
+TEXT = r'"((?:[^"\\]|\\.)*)"'
+
+
+def of_dot(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the nodes and arrows that a reader of DOT finds."""
+
+    def plain(found: str) -> str:
+        return re.sub(r"\\(.)", r"\1", found)
+
+    nodes = [plain(name) for name in re.findall(rf"^  {TEXT} \[shape=", text, re.MULTILINE)]
+    arrows = re.findall(rf"^  {TEXT} -> {TEXT} \[label={TEXT}\];$", text, re.MULTILINE)
+    return nodes, [tuple(map(plain, one)) for one in arrows]
+
+
+def of_mermaid(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the nodes and arrows that a reader of Mermaid finds."""
+
+    def plain(found: str) -> str:
+        return re.sub(r"#(\d+);", lambda one: chr(int(one[1])), found)
+
+    nodes = {key: plain(name) for key, name in re.findall(r'^  (n\d+)[\[(]+"([^"]*)"[\])]+$', text, re.MULTILINE)}
+    arrows = re.findall(r'^  (n\d+) -->\|"([^"]*)"\| (n\d+)$', text, re.MULTILINE)
+    return list(nodes.values()), [(nodes[one], nodes[other], plain(what)) for one, what, other in arrows]
+
+
+def of_page(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the nodes of the drawing, and the arrows of the table."""
+    root = ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
+    nodes = [group.findtext("title") or "" for group in root.iter("g") if group.find("rect") is not None]
+    rows = [[cell.text or "" for cell in row.iter("td")] for row in root.iter("tr")]
+    return nodes, [tuple(row[:3]) for row in rows if row]
+
+
+READERS = {"dot": of_dot, "mermaid": of_mermaid, "html": of_page}
+
+
+@pytest.mark.parametrize("form", READERS)
+@few
+@given(drawn=graphs())
+def test_each_form_holds_the_graph(form: str, drawn: Graph) -> None:
+    nodes, arrows = READERS[form](graph.FORMS[form](drawn))
+    assert nodes == [printable(node.name) for node in drawn.nodes]
+    assert arrows == [tuple(map(printable, arrow[:3])) for arrow in drawn.arrows]
+
+
+@few
+@given(graphs())
+def test_drawing_has_all_within_its_bounds(drawn: Graph) -> None:
+    root = ElementTree.fromstring(graph.page(drawn).removeprefix("<!DOCTYPE html>\n"))
+    (svg,) = root.iter("svg")
+    wide, high = map(int, svg.attrib["viewBox"].split()[2:])
+    boxes = [tuple(int(box.attrib[key]) for key in ("x", "y", "width", "height")) for box in svg.iter("rect")]
+    assert all(0 <= x <= wide - width and 0 <= y <= high - height for x, y, width, height in boxes)
+    assert len({box[:2] for box in boxes}) == len(drawn.nodes)
+    curves = [path.attrib["d"] for group in svg.iter("g") for path in group.iter("path")]
+    assert len(curves) == len({arrow[:2] for arrow in drawn.arrows})
+    for curve in curves:
+        points = [tuple(map(int, point)) for point in re.findall(r"(-?\d+),(-?\d+)", curve)]
+        ends = [points[0], points[-1]]
+        assert all(0 <= x <= wide and 0 <= y <= high for x, y in ends)
+
+
+def test_page_fetches_nothing() -> None:
+    page = graph.page(SHOP)
+    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#)|@import|<script|https?:""", page)
+    assert "default-src 'none'" in html.unescape(page)
+
+
+def test_columns_follow_the_arrows() -> None:
+    places = graph.layout(SHOP)
+    columns = [places[name][0] for name in ("0.0.0.0/0", "web", "orders", "till@h2")]
+    assert columns == sorted(set(columns))
+
+
+def test_graph_and_questions_are_of_a_declaration() -> None:
+    one = {"image": "dir:/srv/one"}
+    declared = parse.declaration(
+        {
+            "environments": {"web": {**one, "interface": {"kind": "veth", "publish": ["443:8443"]}}, "orders": one},
+            "links": [{"from": "web", "to": "orders", "pattern": "request"}],
+        }
+    )
+    nodes, arrows = of_mermaid(reach.graph(Host(Layout()), "mermaid", declared))
+    assert nodes == ["0.0.0.0/0", "::/0", "orders", "web"]
+    assert ("web", "orders", "requests") in arrows and ("orders", "web") not in {arrow[:2] for arrow in arrows}
+    with pytest.raises(NetspaceError, match="choose from dot, mermaid, html"):
+        reach.graph(Host(Layout()), "svg", declared)
+    for end, problem in {"127.0.0.1": "no machine outside", "1.2.3": "name an environment", "wep": "mean web"}.items():
+        with pytest.raises(NetspaceError, match=problem):
+            reach.can(Host(Layout()), end, "orders", declared)
+    with pytest.raises(NetspaceError, match="neither is an environment of this host"):
+        reach.can(Host(Layout()), "198.51.100.7", "203.0.113.0/24", declared)
