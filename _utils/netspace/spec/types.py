@@ -633,6 +633,7 @@ class Declaration(Base, frozen=True):
     :param broker: the message broker; absent: netspace's own.
     :param environments: the isolated programs, by their names.
     :param links: the rights to send messages, the only connections between environments.
+    :param never: assertions that one end can't reach another.
     """
 
     attestation: Attestation = Attestation()

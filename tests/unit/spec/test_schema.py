@@ -20,7 +20,7 @@ from msgspec import inspect
 from netspace.__main__ import main
 from netspace.errors import Problem, SpecError
 from netspace.interface import kinds
-from netspace.spec import checks, extensions, parse, types
+from netspace.spec import checks, extensions, never, parse, types
 from netspace.spec.publish import Publication
 
 ROOT = Path(__file__).parents[3]
@@ -226,8 +226,8 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 
 
 PARSE = parse.declaration  # as it is, before conftest.py has its results validated
-CHECKS = ("environment", "interface", "link", "runtimes", "runtime_settings", "under", "clashes", "whole")
-"""The functions of ``checks`` that the parser calls. All that they find is no matter of form."""
+CHECKS = ("environment", "interface", "link", "runtimes", "runtime_settings", "under", "clashes", "whole", "assertions")
+"""The functions of ``checks`` that the parser calls. What they and ``never.check`` find is no matter of form."""
 
 
 def problems(declaration: Any) -> dict[str, str]:
@@ -244,7 +244,8 @@ def problems(declaration: Any) -> dict[str, str]:
 
 
 def of_form(declaration: Any) -> dict[str, str]:
-    with mock.patch.multiple(checks, **{name: lambda *_, **__: [] for name in CHECKS}):
+    unchecked = {name: lambda *_, **__: [] for name in CHECKS}
+    with mock.patch.multiple(checks, **unchecked), mock.patch.object(never, "check", lambda *_: []):
         return problems(declaration)
 
 
