@@ -6,7 +6,7 @@ from typing import Any
 
 from netspace.errors import Problem
 from netspace.host.converge import Converge
-from netspace.plan import Refusal
+from netspace.plan import Plan, Refusal
 from netspace.spec.types import Declaration
 
 
@@ -15,13 +15,15 @@ class Overview(Converge):
 
     def check(self, declared: Declaration) -> list[Problem]:
         """Return the reasons why this host could not apply a declaration: the refusals of a test. Changes nothing."""
-        results = (
-            self.converge_attestation(declared.attestation, test=True),
-            self.converge_interfaces(declared, whole=True, test=True),
-            self.converge_links(declared, whole=True, test=True),
-            self.converge_environments(declared, whole=True, test=True),
-        )
-        return list(dict.fromkeys(_problem(refusal) for result in results for refusal in result.plan.refusals))
+        return list(dict.fromkeys(_problem(refusal) for refusal in self.diff(declared).refusals))
+
+    def diff(self, declared: Declaration) -> Plan:
+        """Return what an apply of a whole declaration would do, as four tests plan it. Changes nothing."""
+        attestation = self.converge_attestation(declared.attestation, test=True)
+        interfaces = self.converge_interfaces(declared, whole=True, test=True)
+        links = self.converge_links(declared, whole=True, test=True)
+        environments = self.converge_environments(declared, whole=True, test=True)
+        return attestation.joined(interfaces).joined(links).joined(environments).plan
 
     def overview(self) -> dict[str, Any]:
         """Return trust, environments with their interfaces, links, and whether a supervisor watches, for a table."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from netspace.plugin import explanation, tables
+from netspace.plugin import differences, explanation, tables
 from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, sequence, text
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -253,6 +253,10 @@ def _explanation(data: object, screen: Screen) -> list[str]:
     return explanation.lines(mapping(data), screen.now, screen.paint)
 
 
+def _differences(data: object, screen: Screen) -> list[str]:
+    return differences.lines(mapping(data), screen.paint)
+
+
 _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Screen], list[str]]], ...] = (
     (_rows_have("state", "restarts", "health", "problem"), _environments),
     (_rows_have("state", "kind", "addresses", "netns"), _interfaces),
@@ -261,6 +265,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_rows_have("sources", "used_by", "mounted"), _images),
     (_is_volumes, _volumes),
     (_has("explains", "summary", "findings", "log"), _explanation),
+    (_has("compared_with", "differences", "refused"), _differences),
     (_has("trust", "environments", "links", "supervised"), _overview),
     (_has("broker", "links", "mailboxes"), _links),
     (_has("level", "verifier", "reason", "expires"), _trust),
