@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from netspace.plan import Plan, Step
@@ -18,10 +18,10 @@ Against = Literal["declaration", "last apply"]
 _INTERRUPTS = ("remove", "rebuild", "restart", "stop")
 """Actions that end a program or its connections."""
 _WHOLE = ("create", "remove")
-"""Actions on a whole thing: a table has one row for it, not one for each key."""
+"""Actions on a whole thing, whose keys a table doesn't list."""
 _WORDS: Mapping[str, tuple[str, str, str]] = {
-    "declaration": ("DECLARED", "the host is as declared", "differ from the declaration"),
-    "last apply": ("APPLIED", "the host is as it was applied last", "differ from the last apply"),
+    "declaration": ("declared", "the host is as declared", "differ from the declaration"),
+    "last apply": ("applied", "the host is as it was applied last", "differ from the last apply"),
 }
 _MOST = 8
 """Parts of a nested value that are shown."""
@@ -57,18 +57,18 @@ def lines(found: Mapping[str, object], paint: Paint) -> list[str]:
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
-    column, same, differ = _WORDS[text(found["compared_with"])]
+    side, same, differ = _WORDS[text(found["compared_with"])]
     things: dict[tuple[str, str], list[Mapping[str, object]]] = {}
     for one in map(tables.mapping, tables.sequence(found["differences"])):
         things.setdefault((text(one["kind"]), text(one["name"])), []).append(one)
     refused = [tables.mapping(one) for one in tables.sequence(found["refused"])]
     count = len(things) + len({(text(one["kind"]), text(one["name"])) for one in refused} - things.keys())
-    heading = f"{count} thing{'s' if count > 1 else ''} {differ if count > 1 else differ.replace('differ', 'differs')}"
+    heading = f"{count} things {differ}" if count > 1 else f"1 thing {differ.replace('differ', 'differs')}"
     if things:
-        heading += "; state.apply netspace changes " + ("them" if count > 1 else "it")
+        heading += f" (now -> {side}); state.apply netspace changes {'them' if count > 1 else 'it'}"
     shown = tables.sentence(Cell(heading if count else same, "head" if count else "good"), paint)
-    rows = [row for (kind, name), parts in things.items() for row in _table_rows(kind, name, parts)]
-    shown += tables.table(("KIND", "NAME", "ACTION", "KEY", "NOW", column), rows, paint)
+    rows = [_row(kind, name, parts) for (kind, name), parts in things.items()]
+    shown += tables.table(("KIND", "NAME", "ACTION"), rows, paint)
     for one in refused:
         thing = " ".join(filter(None, (text(one["kind"]), text(one["name"]))))
         shown += tables.sentence(Cell(f"{thing}: {prose(one['message'])}", "bad"), paint)
@@ -77,25 +77,22 @@ def lines(found: Mapping[str, object], paint: Paint) -> list[str]:
     return shown
 
 
-def _table_rows(kind: str, name: str, parts: list[Mapping[str, object]]) -> list[Row]:
-    """Return the rows of one thing. Only the first has its name, and the last has the reason below it."""
+def _row(kind: str, name: str, parts: Sequence[Mapping[str, object]]) -> Row:
+    """Return the row of one thing, with the reason and each key below it."""
     action, reason = text(parts[0]["action"]), prose(parts[0]["reason"])
     interrupts = action in _INTERRUPTS
-    rank = 0 if interrupts else 1
-    head = [Cell(kind), Cell(name), Cell(action, "bad" if interrupts else "warn")]
     notes = [Cell(reason, "dim")] if reason else []
-    if action in _WHOLE:
-        return [Row(rank, [*head, Cell(""), Cell(""), Cell("")], notes)]
-    rows = []
-    for number, one in enumerate(parts):
-        values = [Cell(_value(one[side]) or "-") if one["key"] else Cell("") for side in ("old", "new")]
-        first = head if number == 0 else [Cell("")] * len(head)
-        rows.append(Row(rank, [*first, Cell(text(one["key"])), *values], notes if number == len(parts) - 1 else ()))
-    return rows
+    if action not in _WHOLE:
+        notes += [
+            Cell(f"{text(one['key'])}: {_value(one['old'])} -> {_value(one['new'])}") for one in parts if one["key"]
+        ]
+    return Row(0 if interrupts else 1, [Cell(kind), Cell(name), Cell(action, "bad" if interrupts else "warn")], notes)
 
 
 def _value(value: object, depth: int = 2) -> str:
     """Return a value as one line; of a nested one, the first parts."""
+    if value is None or (isinstance(value, list | tuple | Mapping) and not value):
+        return "nothing"
     if depth and isinstance(value, Mapping):
         return ", ".join(f"{text(key)}={_value(value[key], depth - 1)}" for key in list(value)[:_MOST])
     if depth and isinstance(value, list | tuple):

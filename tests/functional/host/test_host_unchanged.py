@@ -74,6 +74,16 @@ def test_through_salt_too(declared, salt, tmp_path):
     assert not programs & {"crun", "nft", "haproxy", "rabbitmqctl", "mkfs.erofs"}, programs
 
 
+@pytest.mark.parametrize("function", ["diff", "drift"])
+def test_comparison_of_an_unchanged_host_writes_nothing(declared, salt, tmp_path, function):
+    calls = system_calls.of(salt.command(f"netspace.{function}"), tmp_path / "trace")
+    ours = (str(Layout().state), str(Layout().run), str(Layout().logs), "/run/netns", "/proc/sys", "/sys")
+    assert {path for path in calls.opened if path.startswith(ours)} == set()
+    assert [line for line in calls.changes if any(path in line for path in ours)] == []
+    assert [line for line in calls.changes if "nlmsg_type" in line or "mount" in line.split("(")[0]] == []
+    assert salt(f"netspace.{function}")["differences"] == []
+
+
 def test_a_change_would_be_seen(declared, salt, tmp_path):
     """The measure itself: an apply with one thing to do shows what these tests look for."""
     settings = json.loads(json.dumps(declared))

@@ -115,7 +115,8 @@ DIFFERENCES: dict[str, Any] = {
     "differences": [
         {"kind": "interface", "name": "orders", "action": "change", "key": "routes", "old": ["10.0.0.1"], "new": None,
          "reason": ""},
-        _WEB | {"key": "limits:memory", "old": 64, "new": 128}, _WEB | {"key": "volumes", "old": [{"size": 1}], "new": []},
+        _WEB | {"key": "limits:memory", "old": 64, "new": 128},
+        _WEB | {"key": "volumes", "old": [{"size": 1}], "new": []},
         {"kind": "link", "name": "web.orders", "action": "create", "key": "from", "old": None, "new": "web",
          "reason": ""},
         {"kind": "link", "name": "web.orders", "action": "create", "key": "to", "old": None, "new": "orders",
@@ -266,12 +267,15 @@ def test_remedy_for_an_unknown_code_is_not_shown(outputter: Any) -> None:
 
 def test_differences_have_what_interrupts_first() -> None:
     assert shown(DIFFERENCES) == (
-        "  4 things differ from the last apply; state.apply netspace changes them\n"
-        "  KIND         NAME        ACTION   KEY            NOW       APPLIED\n"
-        "  environment  web         restart  limits:memory  64        128\n"
-        "                                    volumes        size=1    -\n"
+        "  4 things differ from the last apply (now -> applied); state.apply netspace\n"
+        "  changes them\n"
+        "  KIND         NAME        ACTION\n"
+        "  environment  web         restart\n"
         "    its namespace was replaced\n"
-        "  interface    orders      change   routes         10.0.0.1  -\n"
+        "    limits:memory: 64 -> 128\n"
+        "    volumes: size=1 -> nothing\n"
+        "  interface    orders      change\n"
+        "    routes: 10.0.0.1 -> nothing\n"
         "  link         web.orders  create\n"
         "  environment vault: needs L3\n"
         "  mail is parked"
@@ -283,7 +287,7 @@ def test_no_difference_is_one_sentence() -> None:
     assert shown(same) == "  the host is as it was applied last"
     assert shown(same | {"compared_with": "declaration"}) == "  the host is as declared"
     one = same | {"differences": DIFFERENCES["differences"][:1], "compared_with": "declaration"}
-    assert shown(one).splitlines()[0] == "  1 thing differs from the declaration; state.apply netspace changes it"
+    assert " ".join(shown(one).split()).startswith("1 thing differs from the declaration (now -> declared); state.")
 
 
 def test_stopped_as_declared_is_no_fault() -> None:
