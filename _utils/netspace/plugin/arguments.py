@@ -13,6 +13,9 @@ from netspace.layout import INSTANCE, Layout
 from netspace.spec import checks, hosts, parse
 from netspace.spec.types import Declaration, Link, Network
 
+ROWS = 100
+"""The greatest number of rows in a state's result, by default: what an operator may want to read on a terminal."""
+
 
 def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return *kwargs* without the keys that Salt adds (``__id__`` and the like, ``aggregate``)."""
@@ -30,6 +33,17 @@ def layout(opts: Mapping[str, Any]) -> Layout:
             f"minion configuration: netspace.instance: {instance!r}: want a letter, then up to 15 of a-z and 0-9"
         )
     return Layout(instance)
+
+
+def rows(opts: Mapping[str, Any]) -> int:
+    """Return the greatest number of rows in a state's result (``netspace.rows`` of the minion's configuration).
+
+    :raises NetspaceError: it is not a number.
+    """
+    most = opts.get("netspace.rows", ROWS)
+    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
+        raise NetspaceError(f"minion configuration: netspace.rows: {most!r}: want a number, 0 for no rows")
+    return most
 
 
 def minion(opts: Mapping[str, Any]) -> str:
