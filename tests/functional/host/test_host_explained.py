@@ -201,3 +201,13 @@ def test_drift_tells_what_was_changed_by_hand(host: Salt) -> None:
     assert not [one for one in found["refused"] if one["name"] not in ("broken", "hungry", "patient")]
     lines = views.render(found, views.Screen(time.time(), tables.plain))
     assert lines is not None and all(len(line) <= 80 and line.isprintable() for line in lines), lines
+
+    # A damaged record hides only its own kind.
+    record = layout.records("interfaces") / "orders.json"
+    good = record.read_bytes()
+    record.write_bytes(good[:-9])
+    damaged = json.loads(host.run("netspace.drift").stdout)["local"]
+    record.write_bytes(good)
+    (refused,) = (one for one in damaged["refused"] if one["kind"] == "interface")
+    assert str(record) in refused["message"]
+    assert {one["kind"] for one in damaged["differences"]} == {"link", "environment"}
