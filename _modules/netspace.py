@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     __context__: dict[str, Any]
     __opts__: dict[str, Any]
     __pillar__: dict[str, Any]
+    __salt__: dict[str, Any]
 
 log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
-__outputter__ = dict.fromkeys(("overview", "explain", "can", "paths_to"), "netspace")
+__outputter__ = dict.fromkeys(("overview", "explain", "can", "paths_to", "diff", "drift"), "netspace")
 
 
 def __virtual__() -> str:
@@ -181,6 +182,72 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
         return reach.graph(Host(arguments.layout(__opts__)), form, wanted)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
+
+
+def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
+    """
+    Return what differs between this host and its declaration: what ``state.apply netspace`` would change. Changes
+    nothing.
+
+    Returns the same data for programs that a terminal shows as a table:
+
+    - ``differences``: a row for each key of each thing, with ``kind``, ``name``, ``action`` (what an apply would do),
+      ``key``, ``old`` (the value on the host), ``new`` (the value declared) and ``reason``. ``key`` is empty if
+      ``reason`` alone tells the difference;
+    - ``refused``: what an apply would not do, with ``kind``, ``name`` and ``message``;
+    - ``notes``; ``differs`` (whether there is any of the former two); ``compared_with``; ``compared``, the time.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace.diff
+
+    declaration
+        The declaration. Defaults to ``pillar:netspace``.
+    """
+    import time
+
+    from netspace.plugin import differences
+    from netspace.plugin.fileserver import SaltFiles
+
+    try:
+        wanted = arguments.whole(declaration, __pillar__)
+        plan = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__)).diff(wanted)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    return differences.told(plan, "declaration", time.time())
+
+
+def drift() -> dict[str, Any]:
+    """
+    Return what differs on this host from the last apply: what was changed by hand, is gone, or no longer runs.
+    Changes nothing.
+
+    Needs no declaration: it compares with what was recorded when it was applied. Returns the same form as
+    :py:func:`diff`; ``new`` is the value that was applied. An environment that an operator stopped or started
+    otherwise than it was declared is a difference, too.
+
+    The return code is 1 if anything differs, so that a pipeline or a monitor notices.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace.drift
+    """
+    import time
+
+    from netspace.plugin import differences
+
+    try:
+        plan = Host(arguments.layout(__opts__)).drift()
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    found = differences.told(plan, "last apply", time.time())
+    if found["differs"]:
+        __context__["retcode"] = 1
+    return found
 
 
 def metrics(file: str = "") -> str | dict[str, Any]:

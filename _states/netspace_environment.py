@@ -75,6 +75,9 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     ``changes`` names the key. An environment that demands more trust than this host has is not
     started, and is stopped if it runs. It fails; the others don't.
 
+    The result has a row for each environment, with its own result, comment and changes. The changes of the state
+    itself only name them. ``netspace.rows`` in the minion's configuration is the greatest number of rows (100).
+
     name
         Any text.
 
@@ -88,11 +91,12 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     """
     test = bool(__opts__["test"])
     try:
+        most = declared.rows(__opts__)
         wanted = declared.whole(declaration, __pillar__)
         result = _host().converge_environments(wanted, whole=True, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
-    state = state_return.state(name, result, test=test)
+    state = state_return.rows(name, result, "environment", wanted.environments, test=test, most=most)
     for each in declared.unaddressable(wanted, __opts__, __pillar__):
         state["comment"] += f"\nenvironment {each}: target: {declared.addressable(__opts__)}"
     return _told(state)

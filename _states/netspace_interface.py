@@ -45,6 +45,9 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     """
     Ensure that every declared environment has its namespace and interface, and that there are no others.
 
+    The result has a row for each environment, with its own result, comment and changes. The changes of the state
+    itself only name them. ``netspace.rows`` in the minion's configuration is the greatest number of rows (100).
+
     name
         Any text.
 
@@ -53,11 +56,12 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     """
     test = bool(__opts__["test"])
     try:
+        most = arguments.rows(__opts__)
         wanted = arguments.whole(declaration, __pillar__)
         result = Host(arguments.layout(__opts__)).converge_interfaces(wanted, whole=True, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
-    return state_return.state(name, result, test=test)
+    return state_return.rows(name, result, "interface", wanted.environments, test=test, most=most)
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:

@@ -47,6 +47,9 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     Undeclared links are revoked first; their senders get an error at once. Accepted mail stays until it is read (see
     ``purge`` of :py:func:`absent`).
 
+    The result has a row for each link, with its own result, comment and changes. The changes of the state
+    itself only name them. ``netspace.rows`` in the minion's configuration is the greatest number of rows (100).
+
     name
         Any text.
 
@@ -55,11 +58,13 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     """
     test = bool(__opts__["test"])
     try:
+        most = arguments.rows(__opts__)
         wanted = arguments.whole(declaration, __pillar__)
         result = Host(arguments.layout(__opts__)).converge_links(wanted, whole=True, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
-    return state_return.state(name, result, test=test)
+    links = (link.name for link in wanted.links)
+    return state_return.rows(name, result, "link", links, test=test, most=most)
 
 
 def present(name: str, **kwargs: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from show import Failed, paint, run, say, step
+from show import ROWS, Failed, paint, run, say, step
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -121,7 +121,7 @@ class Host:
         bad = [state["comment"] for state in result.values() if state["result"] is not True]
         if bad:
             raise Failed(f"{self.name}: {'; '.join(bad)}")
-        return sum(len(state["changes"]) for state in result.values())
+        return sum(len(state["changes"]) for tag, state in result.items() if not tag.endswith(ROWS))
 
     def inside(self, environment: str, *command: str) -> dict[str, Any]:
         found = self.salt("netspace_environment.exec", environment, json.dumps(command))

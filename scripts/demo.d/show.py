@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SALT = Path(__file__).resolve().parents[1] / "salt-call"
+ROWS = ("_|-present", "_|-absent")
+"""Ends of the keys of a state's rows."""
 COLOUR = sys.stdout.isatty()
 
 
@@ -70,7 +72,7 @@ def apply() -> dict[str, dict[str, Any]]:
     result = salt("state.apply", "netspace")
     if not isinstance(result, dict):
         raise Failed("\n".join(map(str, result if isinstance(result, list) else [result])))
-    states = {state["__id__"]: state for state in result.values()}
+    states = {state["__id__"]: state for tag, state in result.items() if not tag.endswith(ROWS)}
     bad = [f"{name}: {state['comment']}" for name, state in states.items() if state["result"] is not True]
     if bad:
         raise Failed("\n".join(bad))

@@ -21,7 +21,7 @@ from saltfactories.cli.salt import SaltCli
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
 from support import checkout
-from support.hosts.whole_host import IDLE, IMAGE, all_true, python
+from support.hosts.whole_host import IDLE, IMAGE, all_true, by_id, python
 from support.waiting import until
 
 from netspace.environment import runtimes
@@ -92,7 +92,7 @@ class Fleet:
     def apply(self) -> None:
         self.host("saltutil.refresh_pillar", "wait=True")
         states = self.host("state.apply", "netspace.environments")
-        all_true({state["__id__"]: state for state in states.values()})
+        all_true(by_id(states))
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+from salt.utils.state import gen_tag
+
+from netspace.errors import NetspaceError
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
-from netspace.plugin import state_return
+from netspace.plugin import arguments, state_return
 
 MEMORY = Step("environment", "web", "restart", {"limits:memory": {"old": 1, "new": 2}})
+WATCH = Step("service", "netspace-supervisor", "start", {"state": {"old": "down", "new": "running"}})
 NEW = Step("environment", "new", "create", {"image": {"old": None, "new": "tar:/x"}})
 
 
@@ -53,3 +60,62 @@ def test_what_else_failed_for_the_one_thing_fails_its_state():
     assert "nft is missing" in returned["comment"]
     done = state_return.state("new", Result(Plan([firewall]), [Outcome(firewall)]), test=False, only="new")
     assert done["changes"] == {"host:firewall": {"table": {"old": "absent", "new": "1"}}}
+
+
+def rows(result: Result, most: int = 100, test: bool = False) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the state of web, new and idle, and its rows by their names."""
+    whole = state_return.rows("all", result, "environment", ["web", "new", "idle"], test=test, most=most)
+    return whole, {row["low"]["name"]: row for row in whole.pop("sub_state_run", ())}
+
+
+def test_each_thing_has_a_row_with_its_changes_told_once() -> None:
+    result = Result(Plan([WATCH, MEMORY, NEW]), [Outcome(WATCH), Outcome(MEMORY, "no memory"), Outcome(NEW)])
+    whole, found = rows(result)
+    assert whole["changes"] == {"netspace-supervisor": "start", "new": "create"}
+    assert {name: row["result"] for name, row in found.items()} == {
+        "idle": True, "new": True, "web": False, "service netspace-supervisor": True,
+    }  # fmt: skip
+    assert found["new"]["changes"] == {"image": {"old": None, "new": "tar:/x"}}
+    assert found["web"]["changes"] == found["idle"]["changes"] == {}
+    assert found["web"]["comment"] == "restart environment web (limits:memory): no memory"
+    assert found["idle"]["comment"] == "idle is as declared."
+    assert found["service netspace-supervisor"]["changes"] == {"state": {"old": "down", "new": "running"}}
+
+
+def test_rows_of_a_test_are_none_where_something_would_change() -> None:
+    gone = Step("environment", "old", "remove")
+    refusal = Refusal("environment", "idle", "needs L3")
+    whole, found = rows(Result(Plan([NEW, gone], [refusal])), test=True)
+    assert whole["result"] is False
+    assert {name: row["result"] for name, row in found.items()} == {
+        "web": True, "new": None, "old": None, "idle": False,
+    }  # fmt: skip
+    assert found["new"]["comment"] == "would create environment new"
+    assert (found["old"]["low"]["fun"], found["new"]["low"]["fun"]) == ("absent", "present")
+    assert rows(Result(Plan([NEW])), test=True)[0]["result"] is None
+
+
+def test_fewer_rows_show_failures_and_changes_first() -> None:
+    result = Result(Plan([MEMORY, NEW]), [Outcome(MEMORY, "no memory"), Outcome(NEW)])
+    whole, found = rows(result, most=2)
+    assert list(found) == ["web", "new"]
+    assert "1 of 3 things have no row (netspace.rows: 2)" in whole["comment"]
+    whole, found = rows(result, most=1)
+    assert list(found) == ["web"] and whole["changes"] == {"new": {"image": {"old": None, "new": "tar:/x"}}}
+    whole, found = rows(result, most=0)
+    assert found == {} and whole["changes"] == state_return.state("all", result, test=False)["changes"]
+
+
+def test_thing_with_the_states_name_does_not_hide_it() -> None:
+    whole = state_return.rows("web", Result(Plan()), "environment", ["web"], test=False, most=9)
+    (row,) = whole["sub_state_run"]
+    assert gen_tag(row["low"]) != gen_tag(
+        {"state": "netspace_environment", "__id__": "web", "name": "web", "fun": "managed"}
+    )
+
+
+@pytest.mark.parametrize("most", [-1, True, "100", None])
+def test_number_of_rows_is_a_number(most: object) -> None:
+    assert arguments.rows({}) == arguments.ROWS
+    with pytest.raises(NetspaceError, match=r"netspace\.rows"):
+        arguments.rows({"netspace.rows": most})

@@ -19,7 +19,7 @@ from netspace.attestation.minion import settings
 from netspace.attestation.result import Result
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.plan import Outcome, Plan, Step
+from netspace.plan import Outcome, Plan, Refusal, Step
 
 if TYPE_CHECKING:
     from netspace.spec.types import Attestation
@@ -89,16 +89,22 @@ class Attestations:
             return Plan(notes=[f"attestation: {gone}; {settings.ASK}"] if gone else [])
         return Plan(notes=[f"attestation: {observed.result.reason}"] if observed.result.fallback else [])
 
+    @staticmethod
+    def again(observed: Observed) -> Plan:
+        """Plan an appraisal with the settings of the recorded result, if that result is no longer valid."""
+        if observed.result is None:
+            return Plan(refusals=[Refusal(KIND, NAME, observed.problem)] if observed.problem else [])
+        reason = _due(observed.result.settings, observed)
+        work = dict(observed.result.settings)
+        return Plan([Step(KIND, NAME, "appraise", reason=reason, data=work)] if reason else [])
+
     def apply(self, steps: Sequence[Step]) -> list[Outcome]:
         """Run the steps. An appraisal's outcome has the changes ``level`` and ``appraised``, and the level's reason."""
         return [self._remove(step) if step.action == "remove" else self._appraise(step) for step in steps]
 
     def restore(self) -> list[Outcome]:
         """Appraise again after a reboot, with the settings of the recorded result, if an appraisal is due."""
-        observed = self.observe()
-        if observed.result is None or not _due(observed.result.settings, observed):
-            return []
-        return self.apply([Step(KIND, NAME, "appraise", data=dict(observed.result.settings))])
+        return self.apply(self.again(self.observe()).steps)
 
     def status(self) -> dict[str, Any]:
         """Return the status for an operator: level, reason, remedy, times (seconds since the epoch), TPM, TEE."""

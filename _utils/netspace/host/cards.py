@@ -16,7 +16,7 @@ from netspace.spec.types import Declaration, Environment, Link
 if TYPE_CHECKING:
     from netspace.environment.container.seccomp_profile import Profile
     from netspace.environment.plan import DesiredEnvironment
-    from netspace.environment.record import RunState
+    from netspace.environment.record import Record, RunState
     from netspace.environment.runtimes import Runtime
     from netspace.link.pki.certificates import Access
     from netspace.link.seal.keys import Keys
@@ -104,22 +104,27 @@ class Cards(TrustGate):
             return tuple(self._linked().links.values())
         return self._permitted(declared, self._verdicts(trust.links, declared, test))
 
-    def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
-        """Update the cards of environments whose links were just created or revoked. It restarts none."""
-        if not names:
-            return Result(Plan())
-        known = self.environments.recorded(names)
-        links = tuple(self._linked().links.values())
-        withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
-        # A new card must not start an environment that is withheld now.
+    def _as_recorded(self, known: Mapping[str, Record], withheld: Collection[str]) -> dict[str, DesiredEnvironment]:
+        """Return recorded environments as desired ones, with the cards for the recorded links.
+
+        :param withheld: environments for which the host lacks trust. They are neither started nor changed.
+        """
         kept = {name for name in withheld if known[name].state != "stopped"}
         wanted: dict[str, Wanted] = {
             name: Wanted(record.spec, "present" if name in kept else record.state, record.profile, record.runtime)
             for name, record in known.items()
         }
-        if not wanted:
+        return self._desired(wanted, tuple(self._linked().links.values()), kept=kept, recorded=True)
+
+    def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
+        """Update the cards of environments whose links were just created or revoked. It restarts none."""
+        if not names:
             return Result(Plan())
-        result = self._run_environments(self._desired(wanted, links, kept=kept, recorded=True), (), test)
+        known = self.environments.recorded(names)
+        if not known:
+            return Result(Plan())
+        withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
+        result = self._run_environments(self._as_recorded(known, withheld), (), test)
         # Refusals are reported when the environments themselves are applied.
         return Result(msgspec.structs.replace(result.plan, refusals=()), result.outcomes)
 

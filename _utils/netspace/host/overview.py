@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from netspace.errors import Problem
 from netspace.host.converge import Converge
-from netspace.plan import Refusal
+from netspace.plan import Plan, Refusal
 from netspace.spec.types import Declaration
 
 
@@ -15,8 +16,12 @@ class Overview(Converge):
 
     def check(self, declared: Declaration) -> list[Problem]:
         """Return the reasons why this host could not apply a declaration: the refusals of a test. Changes nothing."""
-        results = [apply() for apply in self.each_kind(declared, test=True).values()]
-        return list(dict.fromkeys(problem_of(refusal) for result in results for refusal in result.plan.refusals))
+        return list(dict.fromkeys(problem_of(refusal) for refusal in self.diff(declared).refusals))
+
+    def diff(self, declared: Declaration) -> Plan:
+        """Return what an apply of a whole declaration would do, as four tests plan it. Changes nothing."""
+        first, *others = (apply() for apply in self.each_kind(declared, test=True).values())
+        return functools.reduce(lambda whole, one: whole.joined(one), others, first).plan
 
     def overview(self) -> dict[str, Any]:
         """Return trust, environments with their interfaces, links, and whether a supervisor watches, for a table."""

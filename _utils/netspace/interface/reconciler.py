@@ -423,9 +423,12 @@ class Interfaces:
 
     def restore(self) -> Result:
         """Restore all interfaces from their records, without the declaration, after a reboot."""
-        observed = self.observe()
-        plan = self._again(observed.records, observed)
+        plan = self.again(self.observe())
         return Result(plan, self.apply(plan.steps))
+
+    def again(self, observed: Observed) -> Plan:
+        """Return the plan that makes all interfaces as recorded."""
+        return self._again(observed.records, observed)
 
     def _again(self, known: Mapping[str, Record], observed: Observed) -> Plan:
         """Return the plan for recorded interfaces; those that this host can't have any more are refused."""

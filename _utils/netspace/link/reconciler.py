@@ -241,6 +241,11 @@ class Links:
             return Plan(found.steps, [*found.refusals, refusal], found.notes)
         return found
 
+    def again(self, observed: Observed) -> Plan:
+        """Return the plan that makes all links as recorded."""
+        record = observed.record
+        return self.plan(DesiredLinks(record.broker or LocalBroker(), tuple(record.links.values())), observed)
+
     def apply(self, steps: Sequence[Step], *, purge: bool = False) -> list[Outcome]:
         """Apply the steps of a plan.
 

@@ -16,6 +16,9 @@ from netspace.spec.types import Declaration, Link, Network
 _SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
 """The parts of ``pillar:netspace`` that also hold for a thing that a state declares alone."""
 
+ROWS = 100
+"""The greatest number of rows in a state's result, by default: what an operator may want to read on a terminal."""
+
 
 def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return *kwargs* without the keys that Salt adds (``__id__`` and the like, ``aggregate``)."""
@@ -33,6 +36,17 @@ def layout(opts: Mapping[str, Any]) -> Layout:
             f"minion configuration: netspace.instance: {instance!r}: want a letter, then up to 15 of a-z and 0-9"
         )
     return Layout(instance)
+
+
+def rows(opts: Mapping[str, Any]) -> int:
+    """Return the greatest number of rows in a state's result (``netspace.rows`` of the minion's configuration).
+
+    :raises NetspaceError: it is not a number.
+    """
+    most = opts.get("netspace.rows", ROWS)
+    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
+        raise NetspaceError(f"minion configuration: netspace.rows: {most!r}: want a number, 0 for no rows")
+    return most
 
 
 def minion(opts: Mapping[str, Any]) -> str:

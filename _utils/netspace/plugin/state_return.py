@@ -1,14 +1,21 @@
-"""Conversion of results to the return values of Salt's states. Pure; knows nothing of the host."""
+"""Conversion of results to the return values of Salt's states. Pure; knows nothing of the host.
+
+A state about many things has a row for each of them (Salt's ``sub_state_run``). Salt shows and counts these rows beside
+the state. Requisites see only the state, so the state keeps ``changes``. These name what was done to each thing, and
+the row has the keys, so no change is told twice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from netspace.errors import NetspaceError
-from netspace.plan import Result, Step, changes_by_name
+from netspace.plan import Outcome, Refusal, Result, Step, changes_by_name
 
 MAX_LISTED = 20
+
+Kind = Literal["environment", "interface", "link"]
 
 
 def state(
@@ -20,26 +27,95 @@ def state(
         things that it needed (say, the broker) are under their names.
     :param others: things with states of their own, which are left out here.
     """
-    steps = [outcome.step for outcome in result.outcomes if not outcome.error] or (
-        list(result.plan.steps) if test else []
+    found = _Found(
+        [step for step in _steps(result, test) if step.name not in others],
+        [refusal for refusal in result.plan.refusals if refusal.name not in others],
+        [failure for failure in result.failures if failure.step.name not in others],
     )
-    steps = [step for step in steps if step.name not in others]
-    refusals = [refusal for refusal in result.plan.refusals if refusal.name not in others]
-    failures = [failure for failure in result.failures if failure.step.name not in others]
-    changes = changes_by_name(steps)
+    changes = changes_by_name(found.steps)
     if only is not None:
         changes = {**changes.pop(only, {}), **changes}
-    comment = [f"{failure.step}: {failure.error}" for failure in failures]
-    comment += [f"{refusal.kind} {refusal.name}: {refusal.message}" for refusal in refusals]
-    if steps:
-        comment += _summary(steps, test)
-    elif not failures and not refusals:
+    comment = found.troubles()
+    if found.steps:
+        comment += _summary(found.steps, test)
+    elif not comment:
         comment.append(f"{only} is as declared." if only else "Everything is as declared.")
     comment += result.plan.notes
-    verdict: bool | None = not failures and not refusals
-    if test and verdict and steps:
-        verdict = None
-    return {"name": name, "result": verdict, "changes": changes, "comment": "\n".join(comment)}
+    return {"name": name, "result": found.verdict(test), "changes": changes, "comment": "\n".join(comment)}
+
+
+def rows(name: str, result: Result, kind: Kind, things: Iterable[str], *, test: bool, most: int) -> dict[str, Any]:
+    """Return a state's result with a row for each thing.
+
+    :param kind: the kind of thing that the state is about.
+    :param things: the names of the declared ones. Other things that a step or a refusal names have a row, too.
+    :param most: the greatest number of rows. If there are more things, those that failed and those that changed come
+        first, and what has no row is told by the state alone; 0: no rows.
+    """
+    whole = state(name, result, test=test)
+    found: dict[tuple[str, str], _Found] = {(kind, thing): _Found([], [], []) for thing in sorted(things)}
+    for step in _steps(result, test):
+        found.setdefault((step.kind, step.name), _Found([], [], [])).steps.append(step)
+    for refusal in result.plan.refusals:
+        found.setdefault((refusal.kind, refusal.name), _Found([], [], [])).refusals.append(refusal)
+    for failure in result.failures:
+        found.setdefault((failure.step.kind, failure.step.name), _Found([], [], [])).failures.append(failure)
+    shown = list(found)
+    if len(shown) > most:
+        shown = sorted(shown, key=lambda thing: found[thing].rank())[:most]
+        whole["comment"] += f"\n{len(found) - len(shown)} of {len(found)} things have no row (netspace.rows: {most})."
+    if not shown:
+        return whole
+    for thing in shown:
+        if found[thing].steps:
+            whole["changes"][thing[1]] = ", ".join(step.action for step in found[thing].steps)
+    whole["sub_state_run"] = [_row(name, kind, thing, found[thing], test) for thing in shown]
+    return whole
+
+
+class _Found(NamedTuple):
+    """The steps done or planned, the refusals and the failures of one thing, or of all."""
+
+    steps: list[Step]
+    refusals: list[Refusal]
+    failures: list[Outcome]
+
+    def verdict(self, test: bool) -> bool | None:
+        """Return what Salt calls a state's ``result``."""
+        if self.failures or self.refusals:
+            return False
+        return None if test and self.steps else True
+
+    def troubles(self) -> list[str]:
+        failed = [f"{failure.step}: {failure.error}" for failure in self.failures]
+        return failed + [f"{refusal.kind} {refusal.name}: {refusal.message}" for refusal in self.refusals]
+
+    def rank(self) -> int:
+        return 0 if self.failures or self.refusals else 1 if self.steps else 2
+
+
+def _steps(result: Result, test: bool) -> list[Step]:
+    done = [outcome.step for outcome in result.outcomes if not outcome.error]
+    return done or (list(result.plan.steps) if test else [])
+
+
+def _row(name: str, kind: Kind, thing: tuple[str, str], found: _Found, test: bool) -> dict[str, Any]:
+    """Return the row of one thing, in the form that a state about it alone would have."""
+    told = [*found.troubles(), *(f"would {step}" if test else str(step) for step in found.steps)]
+    gone = any(step.action == "remove" for step in found.steps)
+    return {
+        "name": thing[1],
+        "result": found.verdict(test),
+        "changes": changes_by_name(found.steps).get(thing[1], {}),
+        "comment": "\n".join(told) or f"{thing[1]} is as declared.",
+        # Salt identifies a row by these. The state itself has another function, so that it keeps its own row.
+        "low": {
+            "state": f"netspace_{kind}",
+            "__id__": name,
+            "name": thing[1] if thing[0] == kind else " ".join(thing),
+            "fun": "absent" if gone else "present",
+        },
+    }
 
 
 def _summary(steps: list[Step], test: bool) -> Iterable[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from netspace.plugin import explanation, reachability, tables
+from netspace.plugin import differences, explanation, reachability, tables
 from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, sequence, text
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -261,6 +261,10 @@ def _paths(data: object, screen: Screen) -> list[str]:
     return reachability.paths(mapping(data), screen.paint)
 
 
+def _differences(data: object, screen: Screen) -> list[str]:
+    return differences.lines(mapping(data), screen.paint)
+
+
 _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Screen], list[str]]], ...] = (
     (_rows_have("state", "restarts", "health", "problem"), _environments),
     (_rows_have("state", "kind", "addresses", "netns"), _interfaces),
@@ -271,6 +275,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_has("explains", "summary", "findings", "log"), _explanation),
     (_has("can", "rules", "why_not", "through"), _answer),
     (_has("paths_to", "paths"), _paths),
+    (_has("compared_with", "differences", "refused"), _differences),
     (_has("trust", "environments", "links", "supervised"), _overview),
     (_has("broker", "links", "mailboxes"), _links),
     (_has("level", "verifier", "reason", "expires"), _trust),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.hosts import snapshot
-from support.hosts.whole_host import ASK, CLIENT, IDLE, all_true, changes, python, shop
+from support.hosts.whole_host import ASK, CLIENT, IDLE, all_true, by_id, changes, python, shop
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
@@ -50,6 +50,7 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     again = salt.apply(everything)
     all_true(again)
     assert changes(again) == {}
+    assert salt("netspace.drift")["notes"] == []
     assert own(snapshot.files(*snapshot.STATE)) == files
     assert pids(salt) == running
     assert {state["result"] for state in salt.apply(everything, "test=True").values()} == {True}
@@ -183,7 +184,7 @@ def test_states_by_hand_can_be_aggregated(salt, image, tmp_path):
     states["waiting"] = {"netspace_environment.running": [*common, {"require": [{"netspace_environment": "wrong"}]}]}
     (tmp_path / "batch.sls").write_text("#!json\n" + json.dumps(states))
     returned = salt("state.apply", "batch", f"--file-root={tmp_path}", check=False)
-    results = {state["__id__"]: state for state in returned.values()}
+    results = by_id(returned)
     assert results.pop("wrong")["result"] is False
     assert results.pop("waiting")["result"] is False
     assert results.pop("unwanted")["changes"] == {}

@@ -15,6 +15,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from support.hosts.whole_host import IDLE, Salt, python, shop
 from support.waiting import until
 
+from netspace.host.host import Host
+from netspace.layout import Layout
+from netspace.link.broker import access
 from netspace.plugin import tables, views
 
 pytestmark = pytest.mark.root
@@ -196,3 +199,49 @@ def test_textfile_replaces_only_its_own(host: Salt, tmp_path: Path) -> None:
     for wrong in (foreign, link, tmp_path / "netspace.txt", tmp_path / "absent/netspace.prom"):
         assert host.run("netspace.metrics", f"file={wrong}").returncode != 0, wrong
     assert foreign.read_text() == "up 1\n"
+
+
+def test_diff_tells_what_an_apply_would_change(host: Salt) -> None:
+    found = host("netspace.diff")
+    rows = {(one["kind"], one["name"], one["action"]): one for one in found["differences"] if one["key"] == "image"}
+    assert rows.keys() == {("environment", "later", "create")}
+    assert rows["environment", "later", "create"]["new"].startswith("tar:/")
+    assert any(line.split()[:3] == ["environment", "later", "create"] for line in shown(host, "netspace.diff"))
+
+
+def test_drift_tells_what_was_changed_by_hand(host: Salt) -> None:
+    """It is the last test here, as it leaves the host changed."""
+    layout = Layout()
+    links = Host(layout).links
+    (link,) = links.recorded()
+    exchange = links.called.exchange(link)
+    with links.management(links.recorded_broker()) as api:
+        assert api.delete("exchanges", access.vhost(layout, links.recorded_broker()), exchange)
+    subprocess.run(
+        ["ip", "link", "set", host("netspace_interface.list")["orders"]["host_end"], "mtu", "1400"], check=True
+    )
+    subprocess.run(["nft", "flush", "table", "inet", layout.nft_table], check=True)
+    host("netspace_environment.stop", "stranger")
+
+    done = host.run("netspace.drift")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)["local"]
+    rows = {(one["kind"], one["name"], one["key"]): (one["old"], one["new"]) for one in found["differences"]}
+    assert rows["environment", "stranger", "state"] == ("stopped", "running")
+    assert rows["interface", "host:firewall", "table"][0] == "changed by hand"
+    assert rows["interface", "orders", "outside:mtu"] == (1400, 1500)
+    assert rows["link", "web.orders", "exchange"] == (None, "as declared")
+    assert {name for _, name, _ in rows} == {"stranger", "host:firewall", "orders", "web.orders"}
+    assert not [one for one in found["refused"] if one["name"] not in ("broken", "hungry", "patient")]
+    lines = views.render(found, views.Screen(time.time(), tables.plain))
+    assert lines is not None and all(len(line) <= 80 and line.isprintable() for line in lines), lines
+
+    # A damaged record hides only its own kind.
+    record = layout.records("interfaces") / "orders.json"
+    good = record.read_bytes()
+    record.write_bytes(good[:-9])
+    damaged = json.loads(host.run("netspace.drift").stdout)["local"]
+    record.write_bytes(good)
+    (refused,) = (one for one in damaged["refused"] if one["kind"] == "interface")
+    assert str(record) in refused["message"]
+    assert {one["kind"] for one in damaged["differences"]} == {"link", "environment"}

@@ -96,6 +96,7 @@ def test_it_answers_on_its_interface_and_stops(salt: Salt, kernel: Path, asker: 
         asker.sendto(b"hello", (ADDRESS, 9))
     again = salt("state.apply", "netspace")
     assert not any(one["changes"] for one in again.values()), again
+    assert salt("netspace.drift")["differences"] == []
 
     # What an operator does is the library's own from here on: a call of Salt's takes seconds.
     host = Host(Layout())

@@ -120,6 +120,7 @@ def test_what_is_heard_of_another_hosts_keys_is_told_to_running_programs(salt, i
     assert h2.heard(salt("netspace_link.seal_bundles")["bundles"]["h2"]).knows == h2.own.kid
     again = salt.apply(everything)
     assert changes(again) == {}
+    assert salt("netspace.drift")["differences"] == []
     assert "nothing is known" not in again["netspace links"]["comment"]
 
     # What is no bundle of h2's is an error, and changes nothing.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hosts.whole_host import CLIENT, IDLE, Salt, all_true, changes, python, shop
+from support.hosts.whole_host import CLIENT, IDLE, Salt, all_true, by_id, changes, python, shop
 from support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
@@ -89,7 +89,7 @@ def test_states_of_an_sls_say_it_too(salt: Salt, image: Path, tmp_path: Path) ->
         (tmp_path / "shop.sls").write_text("#!json\n" + json.dumps(sls))
         returned = salt("state.apply", "shop", f"--file-root={tmp_path}", *arguments, check=False)
         assert isinstance(returned, dict), returned
-        return {state["__id__"]: state for state in returned.values()}
+        return by_id(returned)
 
     def those(function: str, *more: dict[str, Any]) -> dict[str, Any]:
         return {name: {f"netspace_environment.{function}": [*common, *more]} for name in ("one", "two")}
@@ -108,7 +108,23 @@ def test_states_of_an_sls_say_it_too(salt: Salt, image: Path, tmp_path: Path) ->
     # A whole declaration that an SLS gives to one state.
     one = {"image": f"tar:{image}", "command": python(IDLE), "stop_timeout": 2}
     whole = {"environments": {"one": {**one, "state": "stopped"}, "two": one}}
-    made = apply({"all": {"netspace_environment.managed": [{"declaration": whole}]}})
+
+    def both_ran(states: dict[str, dict[str, Any]]) -> bool:
+        ran = {states[name].get("__state_ran__", True) for name in ("then", "before")}  # Salt notes what didn't run
+        assert len(ran) == 1, states
+        return True in ran
+
+    sls = {
+        "all": {"netspace_environment.managed": [{"declaration": whole}]},
+        "then": {"test.nop": [{"onchanges": [{"netspace_environment": "all"}]}]},
+        "before": {"test.nop": [{"prereq": [{"netspace_environment": "all"}]}]},
+    }
+    tested = apply(sls, "test=True")
+    assert tested["all"]["result"] is None and both_ran(tested)
+    made = apply(sls)
     all_true(made)
-    assert changes(made) == {"all": {"one": STOPPED["orders"]}}
+    assert changes(made) == changes(tested) == {"all": {"one": STOPPED["orders"]}}
+    # A requisite sees that the state changed something, even if the rows have what.
+    assert both_ran(made)
+    assert not both_ran(apply(sls))
     assert states(salt) == {"one": "stopped", "two": "running"}

@@ -87,6 +87,7 @@ def test_a_stack_of_its_own_finds_its_gateway(salt: Salt, image: Path) -> None:
     assert "no device: ENOENT" in refused
     again = salt("state.apply", "netspace")
     assert not any(one["changes"] for one in again.values()), again
+    assert salt("netspace.drift")["differences"] == []
     # Another user of the same environment: the device is that user's after the restart.
     salt.declare(declared(image, script, user=2000))
     changed = salt("state.apply", "netspace")

@@ -88,6 +88,7 @@ def test_with_a_tpm_what_requires_it_runs_and_loses_it_with_the_tpm(salt, image,
     assert salt("netspace_environment.list")["vault"]["state"] == "running"
     again = salt.apply(vault(image, policy="prefer", minimum="L2", tpm=tpm))
     assert [state["changes"] for state in again.values()] == [{}] * 4
+    assert salt("netspace.drift")["differences"] == []
 
     # Without the TPM in the declaration, the host is L1 again, and the vault is stopped.
     lost = salt.apply(vault(image, policy="prefer", minimum="L2"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +74,26 @@ def test_through_salt_too(declared, salt, tmp_path):
     assert [line for line in calls.changes if "nlmsg_type" in line or "mount" in line.split("(")[0]] == []
     programs = {Path(path).name for path in calls.started}
     assert not programs & {"crun", "nft", "haproxy", "rabbitmqctl", "mkfs.erofs"}, programs
+
+
+def test_salt_counts_each_environment_and_interface(declared, salt):
+    done = salt.run("state.apply", "netspace", "--out=highstate")
+    returned = salt("state.apply", "netspace")
+    kinds = collections.Counter((tag.split("_|-")[0], tag.split("_|-")[3]) for tag in returned)
+    assert kinds["netspace_environment", "present"] == kinds["netspace_interface", "present"] == COUNT
+    assert re.search(rf"^Succeeded: +{2 * COUNT + 4}$", done.stdout, re.MULTILINE)
+    names = {tag.split("_|-")[2] for tag in returned if tag.startswith("netspace_environment_|-")}
+    assert names == {*declared["environments"], "netspace environments"}
+
+
+@pytest.mark.parametrize("function", ["diff", "drift"])
+def test_comparison_of_an_unchanged_host_writes_nothing(declared, salt, tmp_path, function):
+    calls = system_calls.of(salt.command(f"netspace.{function}"), tmp_path / "trace")
+    ours = (str(Layout().state), str(Layout().run), str(Layout().logs), "/run/netns", "/proc/sys", "/sys")
+    assert {path for path in calls.opened if path.startswith(ours)} == set()
+    assert [line for line in calls.changes if any(path in line for path in ours)] == []
+    assert [line for line in calls.changes if "nlmsg_type" in line or "mount" in line.split("(")[0]] == []
+    assert salt(f"netspace.{function}")["differences"] == []
 
 
 def test_a_change_would_be_seen(declared, salt, tmp_path):

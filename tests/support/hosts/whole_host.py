@@ -135,12 +135,25 @@ class Salt:
         self.declare(declaration)
         returned = self("state.apply", "netspace", *arguments, check=False)
         assert isinstance(returned, dict), returned
-        return {state["__id__"]: state for state in returned.values()}
+        return by_id(returned)
 
     def exec(self, name: str, command: list[str], **options: Any) -> dict[str, Any]:
         arguments = [f"{key}={json.dumps(value)}" for key, value in options.items()]
         returned: dict[str, Any] = self("netspace_environment.exec", name, json.dumps(command), *arguments, check=False)
         return returned
+
+
+def by_id(returned: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return each state's result by its id, with the changes of its rows in place of their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for tag, state in sorted(returned.items(), key=lambda one: one[1]["__run_num__"]):
+        whole = found.setdefault(state["__id__"], state)
+        if whole is not state and state["changes"]:
+            thing = tag.split("_|-")[2]
+            name = thing if thing in whole["changes"] else thing.partition(" ")[2]
+            assert isinstance(whole["changes"][name], str), "a change is told twice"
+            whole["changes"][name] = state["changes"]
+    return found
 
 
 def all_true(states: dict[str, dict[str, Any]]) -> None:

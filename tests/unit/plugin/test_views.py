@@ -134,7 +134,23 @@ PATHS = {
         {"from": "0.0.0.0/0", "answers": False, "through": ["web"], "rules": [TAKEN, EDGE]},
     ],
 }
+_WEB = {"kind": "environment", "name": "web", "action": "restart", "reason": "its namespace was replaced"}
+DIFFERENCES: dict[str, Any] = {
+    "compared_with": "last apply", "compared": "2026-01-02T03:04:05Z", "differs": True,
+    "differences": [
+        {"kind": "interface", "name": "orders", "action": "change", "key": "routes", "old": ["10.0.0.1"], "new": None,
+         "reason": ""},
+        _WEB | {"key": "limits:memory", "old": 64, "new": 128},
+        _WEB | {"key": "volumes", "old": [{"size": 1}], "new": []},
+        {"kind": "link", "name": "web.orders", "action": "create", "key": "from", "old": None, "new": "web",
+         "reason": ""},
+        {"kind": "link", "name": "web.orders", "action": "create", "key": "to", "old": None, "new": "orders",
+         "reason": ""},
+    ],
+    "refused": [{"kind": "environment", "name": "vault", "message": "needs L3"}], "notes": ["mail is parked"],
+}  # fmt: skip
 RETURNS = [
+    DIFFERENCES,
     ANSWER,
     INDIRECT,
     PATHS,
@@ -317,6 +333,31 @@ def test_remedy_for_an_unknown_code_is_not_shown(outputter: Any) -> None:
     forged = copy.deepcopy(EXPLANATION)
     forged["findings"][0]["code"] = "other"
     assert "\n  do  " not in outputter({"h1": forged})
+
+
+def test_differences_have_what_interrupts_first() -> None:
+    assert shown(DIFFERENCES) == (
+        "  4 things differ from the last apply (now -> applied); state.apply netspace\n"
+        "  changes them\n"
+        "  KIND         NAME        ACTION\n"
+        "  environment  web         restart\n"
+        "    its namespace was replaced\n"
+        "    limits:memory: 64 -> 128\n"
+        "    volumes: size=1 -> nothing\n"
+        "  interface    orders      change\n"
+        "    routes: 10.0.0.1 -> nothing\n"
+        "  link         web.orders  create\n"
+        "  environment vault: needs L3\n"
+        "  mail is parked"
+    )
+
+
+def test_no_difference_is_one_sentence() -> None:
+    same = DIFFERENCES | {"differences": [], "refused": [], "notes": []}
+    assert shown(same) == "  the host is as it was applied last"
+    assert shown(same | {"compared_with": "declaration"}) == "  the host is as declared"
+    one = same | {"differences": DIFFERENCES["differences"][:1], "compared_with": "declaration"}
+    assert " ".join(shown(one).split()).startswith("1 thing differs from the declaration (now -> declared); state.")
 
 
 def test_stopped_as_declared_is_no_fault() -> None:

@@ -1,0 +1,61 @@
+"""Drift of a host: the differences from what was applied last, by the records. Changes nothing.
+
+It is the plan of an apply whose declaration is the records. So it shows what was changed by hand, what is gone and what
+no longer runs. It needs neither pillar nor master, and a change of the declaration or of an image's source isn't drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from netspace.errors import NetspaceError
+from netspace.host.cards import Cards
+from netspace.plan import Plan, Refusal, Result
+from netspace.spec import trust
+
+
+class Drift(Cards):
+    """The comparison of a host with its records."""
+
+    def drift(self) -> Plan:
+        """Return the steps that lead back to what was applied last. A kind with a damaged record is a refusal."""
+        kinds: tuple[tuple[str, Callable[[], Plan]], ...] = (
+            ("service", lambda: self._attend(test=True).plan),
+            ("attestation", lambda: self.attestations.again(self.attestations.observe())),
+            ("interface", lambda: self.interfaces.again(self.interfaces.observe())),
+            ("link", self._drift_of_links),
+            ("environment", self._drift_of_environments),
+        )
+        found = Result(Plan())
+        with self._lock(test=True):
+            for kind, compare in kinds:
+                try:
+                    plan = compare()
+                except NetspaceError as err:
+                    plan = Plan(refusals=[Refusal(kind, "", str(err))])
+                found = found.joined(Result(plan))
+        return found.plan
+
+    def _drift_of_links(self) -> Plan:
+        if not self._linked().links:
+            return Plan()
+        return self.links.again(self.links.observe())
+
+    def _drift_of_environments(self) -> Plan:
+        known = self.environments.recorded()
+        if not known:
+            return Plan()
+        withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
+        applied = {
+            # An operator's start or stop changes a record's state, but not its specification.
+            name: record
+            if record.state == "present" or name in withheld
+            else msgspec.structs.replace(record, state=record.spec.state)
+            for name, record in known.items()
+        }
+        desired = self._as_recorded(applied, withheld)
+        seen = self.environments.observe(sized=any(one.sized for one in desired.values()))
+        # What was applied is an image, not its source. So a source that has changed since is no drift.
+        return self.environments.plan(desired, msgspec.structs.replace(seen, sources={}))
