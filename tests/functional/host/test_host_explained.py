@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -46,6 +47,17 @@ def host(salt: Salt, image: Path) -> Iterator[Salt]:
     salt.declare(declared)
     yield salt
     salt("netspace.teardown")
+
+
+@contextlib.contextmanager
+def declared(salt: Salt, declaration: dict[str, Any]) -> Iterator[None]:
+    """Have the pillar say something else for a while."""
+    before = (salt.pillar / "declared.sls").read_text()
+    salt.declare(declaration)
+    try:
+        yield
+    finally:
+        (salt.pillar / "declared.sls").write_text(before)
 
 
 def shown(salt: Salt, *arguments: str) -> list[str]:
@@ -142,13 +154,13 @@ def test_violated_assertion_is_refused_with_its_path(host: Salt, image: Path) ->
     (problem,) = json.loads(done.stdout)["local"]["problems"]
     assert problem["path"] == "netspace:never:0" and "netspace:links:web.orders" in problem["message"]
     assert done.returncode == 1
-    host.declare({**asserting, "never": [{"from": "stranger", "to": "orders"}]})
-    single = ("state.single", "netspace_link.present", "stranger.orders")
-    noted = host.run(*single, "test=True")
-    assert "it is reached from stranger to orders" in noted.stdout
-    (refused,) = json.loads(host.run(*single).stdout)["local"].values()
-    assert refused["result"] is False and "netspace:links:stranger.orders" in refused["comment"]
-    assert not host("netspace.can", "stranger", "orders")["can"]
+    with declared(host, {**asserting, "never": [{"from": "stranger", "to": "orders"}]}):
+        single = ("state.single", "netspace_link.present", "stranger.orders")
+        noted = host.run(*single, "test=True")
+        assert "it is reached from stranger to orders" in noted.stdout
+        (refused,) = json.loads(host.run(*single).stdout)["local"].values()
+        assert refused["result"] is False and "netspace:links:stranger.orders" in refused["comment"]
+        assert not host("netspace.can", "stranger", "orders")["can"]
 
 
 def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
