@@ -59,7 +59,7 @@ PARTS = {
 # Long parts first, so that the last ones end at about the same time. Machines need a processor each, all the time:
 # no more than two of those parts meet.
 ORDER = (
-    *("host", "vm-attestation", "links", "environments", "integration", "vm-supervision", "links-afar", "fleets"),
+    *("links", "vm-attestation", "host", "environments", "integration", "vm-supervision", "links-afar", "fleets"),
     *("functional", "host-killed", "vm-kinds", "unit-attestation", "vm", "unit"),
 )
 
