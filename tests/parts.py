@@ -152,7 +152,8 @@ def main() -> int:
     LOGS.mkdir(parents=True, exist_ok=True)
     every = os.environ.get("NETSPACE_MACHINES") == "all"
     chosen = in_order(arguments.folder, None if every else int(time.time() // 86400))
-    everything = [path for paths in chosen.values() for path in paths]
+    # Those of parts that another day has, too: else a part with a whole folder would run them.
+    everything = [path for parts in PARTS.values() for paths in parts.values() for path in paths]
     shared = Path(tempfile.mkdtemp(prefix="netspace-tests-", dir="/var/tmp"))  # what parts share, such as snapshots
     runner = Runner(shared)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -38,3 +38,9 @@ def test_machines_run_by_turns_beside_others_and_all_of_them_alone() -> None:
     days = [set(parts.in_order(["unit", "vm"], day)) & machines for day in range(len(parts.TURNS))]
     assert days == [set(turn) for turn in parts.TURNS]
     assert set(parts.in_order(["vm"], 1)) == machines
+
+
+def test_parts_of_another_day_are_no_part_of_a_whole_folder() -> None:
+    everything = [path for folder in parts.PARTS.values() for paths in folder.values() for path in paths]
+    command = parts.command(parts.PARTS["vm"]["vm"], everything)
+    assert not [path for path in parts.PARTS["vm"]["vm-attestation"] if taken(path, command)]
