@@ -8,7 +8,8 @@ An overview of the host, checks of its declaration and of the host itself, and t
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import netspace
 
@@ -22,6 +23,8 @@ from netspace.host.host import Host  # noqa: E402
 from netspace.plugin import arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
+    from netspace.spec.types import Declaration
+
     __context__: dict[str, Any]
     __opts__: dict[str, Any]
     __pillar__: dict[str, Any]
@@ -31,6 +34,8 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
 __outputter__ = dict.fromkeys(("overview", "explain", "can", "paths_to", "diff", "drift"), "netspace")
+
+T = TypeVar("T")
 
 
 def __virtual__() -> str:
@@ -90,6 +95,14 @@ def explain(name: str) -> dict[str, Any]:
         raise CommandExecutionError(str(err)) from err
 
 
+def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) -> T:
+    """Return an answer to who may reach whom, from the declaration in pillar or from what was applied last."""
+    try:
+        return answer(Host(arguments.layout(__opts__)), arguments.whole(None, __pillar__) if declared else None)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
 def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
     """
     Tell whether one end may reach another by messages or packets, and by which rule. Changes nothing.
@@ -119,11 +132,7 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
     """
     from netspace.host import reach
 
-    try:
-        wanted = arguments.whole(None, __pillar__) if declared else None
-        return reach.can(Host(arguments.layout(__opts__)), source, target, wanted)
-    except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+    return _reached(lambda host, wanted: reach.can(host, source, target, wanted), declared)
 
 
 def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
@@ -147,11 +156,7 @@ def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
     """
     from netspace.host import reach
 
-    try:
-        wanted = arguments.whole(None, __pillar__) if declared else None
-        return reach.paths_to(Host(arguments.layout(__opts__)), name, wanted)
-    except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+    return _reached(lambda host, wanted: reach.paths_to(host, name, wanted), declared)
 
 
 def graph(form: str = "mermaid", declared: bool = False) -> str:
@@ -177,11 +182,7 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
     """
     from netspace.host import reach
 
-    try:
-        wanted = arguments.whole(None, __pillar__) if declared else None
-        return reach.graph(Host(arguments.layout(__opts__)), form, wanted)
-    except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+    return _reached(lambda host, wanted: reach.graph(host, form, wanted), declared)
 
 
 def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,6 +1,9 @@
-"""Sanitizing of untrusted text for terminals. Pure."""
+"""Texts for terminals: untrusted ones sanitized, and hints at what was meant. Pure."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -24,3 +27,12 @@ def printable(text: str, kept: str = "", instead: str | None = None) -> str:
 def harmless(text: str) -> str:
     """Return *text* with U+FFFD for each character that controls a terminal or changes the order of characters."""
     return text.translate(_HARMLESS)
+
+
+def hint(name: str, known: Collection[str], most: int | None = None) -> str:
+    """Return the remedy for an unknown name: the nearest known one, or if none is near, all of them.
+
+    :param most: the greatest number of known names to list; None: no bound.
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known)[:most]) or 'none'}"

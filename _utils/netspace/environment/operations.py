@@ -7,7 +7,6 @@ of a variable or the content of a handed-out file.
 
 from __future__ import annotations
 
-import difflib
 import os
 import subprocess
 import time
@@ -34,7 +33,7 @@ from netspace.spec.types import Environment
 from netspace.supervision import process
 from netspace.supervision.cgroup import booted
 from netspace.supervision.service import Status, Supervisor
-from netspace.text import harmless
+from netspace.text import harmless, hint
 
 MAX_LINES = 10_000
 _LOOK = 0.1  # seconds between two looks while waiting
@@ -224,10 +223,7 @@ class Operations:
         known = records.some(self._layout, names)
         for name in names:
             if name not in known:
-                there = sorted(self._kind.names())
-                near = difflib.get_close_matches(name, there, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(there) or 'none'}"
-                raise NetspaceError(f"there is no environment {name}{hint}")
+                raise NetspaceError(f"there is no environment {name}; {hint(name, self._kind.names())}")
         return known
 
     # -- parts -------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from netspace import text
@@ -19,6 +19,7 @@ from netspace.host.host import Host
 from netspace.host.overview import problem_of
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Refusal, Result
+from netspace.plugin import state_return
 from netspace.spec.types import Declaration
 
 DONE, FAILED, CHANGES = 0, 1, 2
@@ -54,16 +55,18 @@ def converge(layout: Layout, file: str, *, as_json: bool, test: bool) -> int:
         result, problems = _converged(host, declared, test)
     except NetspaceError as err:
         result, problems = Result(Plan()), _problems(err)
-    made = [outcome for outcome in result.outcomes if not outcome.error]
-    changes = [Outcome(step) for step in result.plan.steps] if test else made
+    outcomes = [Outcome(step) for step in result.plan.steps] if test else result.outcomes
+    changes = [outcome.step for outcome in outcomes if not outcome.error]
     if as_json:
-        steps = [_step(one) for one in (changes if test else result.outcomes)]
+        steps = [_step(one) for one in outcomes]
         told = [problem._asdict() for problem in problems]
         _print_json({"changed": bool(changes), "steps": steps, "problems": told, "notes": list(result.plan.notes)})
     else:
         _complain(problems)
-        for line in _summary(changes, test, well=not problems):
-            print(line)
+        for line in state_return.summary(changes, test) if changes else ():
+            print(text.harmless(line))
+        if not changes and not problems:
+            print("Everything is as declared.")
         for note in result.plan.notes:
             print(f"note: {text.harmless(note)}")
     if problems:
@@ -130,15 +133,6 @@ def _step(outcome: Outcome) -> dict[str, Any]:
         "reason": step.reason,
         "error": outcome.error,
     }
-
-
-def _summary(changes: Sequence[Outcome], test: bool, well: bool) -> Iterable[str]:
-    if changes:
-        yield f"{len(changes)} change{'s' if len(changes) != 1 else ''} {'would be made' if test else 'made'}:"
-    elif well:
-        yield "Everything is as declared."
-    for outcome in changes:
-        yield f"- {text.harmless(str(outcome.step))}"
 
 
 def _complain(problems: Iterable[Problem]) -> None:

@@ -51,7 +51,7 @@ class Converge(Cards):
             self._tidy(test)
             # A declaration of an interface alone lacks the environment's requirement, so take it from the record.
             withheld = self._withheld(declared, test) if whole else self._withheld_so_far(declared.environments)
-            asserted = Result(Plan()) if whole else self._asserted(declared, declared.interfaces, test)
+            asserted = self._asserted(declared, declared.interfaces, whole, test)
             return asserted.joined(self._interfaces(declared, whole, test, withheld))
 
     def connect(self, declared: Declaration) -> Result:
@@ -76,7 +76,7 @@ class Converge(Cards):
             told = Plan(refusals=[Refusal("interface", name, withheld[name]) for name in waiting])
         return result.joined(Result(told))
 
-    def _asserted(self, declared: Declaration, interfaces: Mapping[str, Interface], test: bool) -> Result:
+    def _asserted(self, declared: Declaration, interfaces: Mapping[str, Interface], whole: bool, test: bool) -> Result:
         """Refuse things declared alone that violate an assertion (``never``). A whole declaration was checked before.
 
         What violates it with them may be removed before the apply, so a dry run only notes the violation.
@@ -85,7 +85,7 @@ class Converge(Cards):
         """
         from netspace.host import reach
 
-        violated = reach.violations(self, declared.never, interfaces, declared.links)
+        violated = () if whole else reach.violations(self, declared.never, interfaces, declared.links)
         if violated and not test:
             raise SpecError(violated)
         return Result(Plan(notes=[str(problem) for problem in violated]))
@@ -97,7 +97,7 @@ class Converge(Cards):
             clashes = () if whole else self._name_clashes(declared.links)
             if clashes and not test:
                 raise SpecError(clashes)
-            asserted = Result(Plan()) if whole else self._asserted(declared, {}, test)
+            asserted = self._asserted(declared, {}, whole, test)
             attended = asserted.joined(self._attend(test))
             # Links that conflict with these may be removed before the apply, so a dry run only notes the conflict.
             attended = attended.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
@@ -136,10 +136,8 @@ class Converge(Cards):
         :param state: ``running``, ``present`` (don't start or stop), or ``stopped``.
         """
         with self._lock(test):
-            asserted = Result(Plan())
-            if not whole:
-                given = {name: spec for name, spec in declared.interfaces.items() if spec and not spec.NONE}
-                asserted = self._asserted(declared, given, test)
+            given = {name: spec for name, spec in declared.interfaces.items() if spec and not spec.NONE}
+            asserted = self._asserted(declared, given, whole, test)
             attended = asserted.joined(self._attend(test))
             self._tidy(test)
             namespaces = Result(Plan())

@@ -8,7 +8,6 @@ module, with nothing in them but names and numbers of the declaration. A program
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from netspace.plugin.explanation import ADVICE
 from netspace.spec import trust
 from netspace.spec.trust import Trust
 from netspace.spec.types import Declaration, Environment
+from netspace.text import hint
 
 if TYPE_CHECKING:
     from netspace.environment.observe import Around
@@ -210,9 +210,7 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     spec = None if declared is None else declared.environments.get(name)
     if name not in known and name not in damaged and spec is None:
         everyone = {*known, *damaged, *(declared.environments if declared is not None else ())}
-        near = difflib.get_close_matches(name, everyone, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(everyone)) or 'none'}"
-        raise NetspaceError(f"there is no environment {name}; {hint}")
+        raise NetspaceError(f"there is no environment {name}; {hint(name, everyone)}")
     record = known.get(name)
     around = observe.around(host.layout, host.supervisor, known, [name])
     row: Mapping[str, Any] = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from netspace.errors import Problem
 from netspace.host.converge import Converge
-from netspace.plan import Plan, Refusal
+from netspace.plan import Plan, Refusal, Result
 from netspace.spec.types import Declaration
 
 
@@ -20,8 +19,10 @@ class Overview(Converge):
 
     def diff(self, declared: Declaration) -> Plan:
         """Return what an apply of a whole declaration would do, as four tests plan it. Changes nothing."""
-        first, *others = (apply() for apply in self.each_kind(declared, test=True).values())
-        return functools.reduce(lambda whole, one: whole.joined(one), others, first).plan
+        result = Result(Plan())
+        for apply in self.each_kind(declared, test=True).values():
+            result = result.joined(apply())
+        return result.plan
 
     def overview(self) -> dict[str, Any]:
         """Return trust, environments with their interfaces, links, and whether a supervisor watches, for a table."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
@@ -14,6 +13,7 @@ from netspace.host.parts import Parts
 from netspace.spec import never, reach
 from netspace.spec.reach import Edge, World
 from netspace.spec.types import Declaration, Interface, Link, Never
+from netspace.text import hint
 
 
 def applied(host: Parts) -> World:
@@ -31,6 +31,11 @@ def applied(host: Parts) -> World:
         frozenset(ip_address(address) for one in records.values() for address in one.gateways.values()),
         {name: frozenset(one.addresses) for name, one in records.items()},
     )
+
+
+def _world(host: Parts, declared: Declaration | None) -> World:
+    """Return the world of a declaration; without one, that which was applied last."""
+    return applied(host) if declared is None else reach.declared(declared)
 
 
 def violations(
@@ -64,7 +69,7 @@ def can(host: Parts, source: object, target: object, declared: Declaration | Non
     :param declared: answer for this declaration; None: for what was applied.
     :raises NetspaceError: an end is unknown, or neither is an environment of this host.
     """
-    world = applied(host) if declared is None else reach.declared(declared)
+    world = _world(host, declared)
     first, second = _end(world, source), _end(world, target)
     if not {first, second} & world.environments:
         raise NetspaceError(f"{first} and {second}: neither is an environment of this host; name one that is")
@@ -87,7 +92,7 @@ def paths_to(host: Parts, target: object, declared: Declaration | None = None) -
     :param declared: answer for this declaration; None: for what was applied.
     :raises NetspaceError: the end is unknown.
     """
-    world = applied(host) if declared is None else reach.declared(declared)
+    world = _world(host, declared)
     end = _end(world, target)
     return {
         "paths_to": end,
@@ -114,7 +119,7 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
     render = FORMS.get(str(form))
     if render is None:
         raise NetspaceError(f"form: {str(form)!r:.100} is none; choose from {', '.join(FORMS)}")
-    world = applied(host) if declared is None else reach.declared(declared)
+    world = _world(host, declared)
     begun = [edge for edge in reach.edges(world) if not edge.answers]
 
     def sort(end: str) -> Sort:
@@ -132,19 +137,17 @@ def _end(world: World, given: object) -> str:
 
     :raises NetspaceError: there is no such end.
     """
-    text = str(given)
+    end = str(given)
     try:
-        named = reach.asked(text)
+        named = reach.asked(end)
     except ValueError as err:
-        raise NetspaceError(f"{text!r:.100}: {err}; name an environment, an address or a network") from err
+        raise NetspaceError(f"{end!r:.100}: {err}; name an environment, an address or a network") from err
     if named is not None:
         return str(named.network_address) if named.num_addresses == 1 else str(named)
     known = {*world.environments, *(end for link in world.links for end in (link.source, link.target))}
-    if text not in known:
-        near = difflib.get_close_matches(text, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known)[:20]) or 'none'}"
-        raise NetspaceError(f"there is no environment {text:.100}; {hint}")
-    return text
+    if end not in known:
+        raise NetspaceError(f"there is no environment {end:.100}; {hint(end, known, most=20)}")
+    return end
 
 
 def _summary(source: str, target: str, found: reach.Answer) -> str:

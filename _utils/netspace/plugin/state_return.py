@@ -7,7 +7,7 @@ the row has the keys, so no change is told twice.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from netspace.errors import NetspaceError
@@ -37,7 +37,7 @@ def state(
         changes = {**changes.pop(only, {}), **changes}
     comment = found.troubles()
     if found.steps:
-        comment += _summary(found.steps, test)
+        comment += summary(found.steps, test, MAX_LISTED)
     elif not comment:
         comment.append(f"{only} is as declared." if only else "Everything is as declared.")
     comment += result.plan.notes
@@ -118,12 +118,17 @@ def _row(name: str, kind: Kind, thing: tuple[str, str], found: _Found, test: boo
     }
 
 
-def _summary(steps: list[Step], test: bool) -> Iterable[str]:
+def summary(steps: Sequence[Step], test: bool, most: int | None = None) -> Iterable[str]:
+    """Yield the lines that tell changes.
+
+    :param most: the greatest number of steps to list; None: no bound.
+    """
+    listed = steps[:most]
     yield f"{len(steps)} change{'s' if len(steps) != 1 else ''} {'would be made' if test else 'made'}:"
-    for step in steps[:MAX_LISTED]:
+    for step in listed:
         yield f"- {step}"
-    if len(steps) > MAX_LISTED:
-        yield f"- and {len(steps) - MAX_LISTED} more (see changes)"
+    if len(steps) > len(listed):
+        yield f"- and {len(steps) - len(listed)} more (see changes)"
 
 
 def failure(name: str, error: NetspaceError | str) -> dict[str, Any]:

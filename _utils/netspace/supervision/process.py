@@ -24,26 +24,39 @@ PF_EXITING, PF_KTHREAD = 0x4, 0x200000  # of /proc/PID/stat's flags
 
 
 class Stat(NamedTuple):
-    """A part of ``/proc/PID/stat``: ``state`` is a letter (``Z``: zombie), ``ticks`` the start since boot."""
+    """A part of ``/proc/PID/stat``.
+
+    :param state: a letter (``Z``: zombie).
+    :param ticks: its start since boot.
+    :param bare: whether it has no environment that this process may read: a kernel thread, one that this process may
+        not trace, or one that was started without any. Of one in execve(2) it is not known, and false.
+    """
 
     state: str
     ppid: int
     session: int
     ticks: int
+    bare: bool
 
 
-_GONE = Stat("X", 0, 0, 0)
+_GONE = Stat("X", 0, 0, 0, True)
 
 
 def stat(pid: int) -> Stat | None:
-    """Return the kernel's data on *pid*; None if there is no such process."""
+    """Return the kernel's data on *pid*; None if there is no such process.
+
+    Source: proc_pid_stat(5), ``linux/sched.h``.
+    """
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
             words = os.read(fd, 4096).rpartition(b")")[2].split()  # one read returns the whole file
         finally:
             os.close(fd)
-        return Stat(words[0].decode(), int(words[1]), int(words[3]), int(words[19]))
+        flags, code, start, end = (int(words[place]) for place in (6, 23, 47, 48))
+        # The kernel has 1 for the place of a program that is hidden from this process, and 0 for that of one in execve.
+        bare = bool(flags & PF_KTHREAD) or code == 1 or (code != 0 and start == end)
+        return Stat(words[0].decode(), int(words[1]), int(words[3]), int(words[19]), bare)
     except (OSError, IndexError, ValueError):
         return None
 
@@ -165,7 +178,7 @@ def left_over(marks: Iterable[str], sessions: Iterable[int]) -> LeftOver:
             environment = _environment(entry)
             if not wanted.isdisjoint(environment):
                 found[int(entry)] = there.ticks
-            elif not any(environment) and _executing(entry):
+            elif not any(environment) and not there.bare:
                 complete = False
     return LeftOver(found, complete)
 
@@ -176,19 +189,6 @@ def _environment(pid: str) -> list[bytes]:
             return stream.read().split(b"\0")
     except OSError:
         return []
-
-
-def _executing(pid: str) -> bool:
-    """Return whether a process has shown no environment because it was in execve(2), or because it is gone.
-
-    Source: ``flags``, ``startcode``, ``env_start`` and ``env_end`` of proc_pid_stat(5); ``linux/sched.h``.
-    """
-    words = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-    if len(words) < 49:
-        return True
-    flags, code, start, end = (int(words[place]) for place in (6, 23, 47, 48))
-    hidden = code == 1  # from who may not trace it: then it is none of this process's
-    return not flags & PF_KTHREAD and not hidden and (code == 0 or start != end)
 
 
 def weigh(score: int) -> None:

@@ -16,6 +16,7 @@ import pytest
 from adversary import bad_boots, boots, search, worlds
 from adversary.claims import Claim
 from adversary.search import Hole, Move, Report
+from support.attestation.taken_out import commands_unjudged
 
 from netspace.attestation.evidence import Context
 from netspace.attestation.logs import events
@@ -75,18 +76,6 @@ def _actions_of_any_text(patch: Any) -> None:
     patch.setattr(boot_rules, "_applications", judge)
 
 
-def _commands_unjudged(patch: Any) -> None:
-    """Look only at those events of PCR 8 that the log calls command lines: the judge's former fault."""
-    whole = extensions.of
-
-    def of(*given: Any) -> dict[int, list[Extension]]:
-        found = dict(whole(*given))
-        found[8] = [one for one in found.get(8, []) if one.kind is not None and events.is_command_line(one.source)]
-        return found
-
-    patch.setattr(extensions, "of", of)
-
-
 def _starters_unjudged(patch: Any) -> None:
     """Let any program start a listed program: the judge's former fault."""
     whole = boot_rules._applications
@@ -133,7 +122,7 @@ TAKEN_OUT: dict[str, tuple[Callable[[Any], None], str, set[str]]] = {
     "systemd's words, files": (_words_of_any_text, "file", {"carry"}),
     "systemd's words, initrds": (_words_of_any_text, "initrd", {"carry"}),
     "actions": (_actions_of_any_text, "program", {"relabel"}),
-    "GRUB's commands": (_commands_unjudged, "command line", {"relabel"}),
+    "GRUB's commands": (commands_unjudged, "command line", {"relabel"}),
     "data that was measured": (_labels_believed, "Secure Boot off", {"relabel", "exchange"}),
     "revocations that were measured": (_labels_believed, "old dbx", {"relabel"}),
     "who starts a program": (_starters_unjudged, "boot entry", {"extend", "again"}),

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from adversary import lists, search
+from support.attestation.taken_out import commands_unjudged
 
-from netspace.attestation.logs import events, ima
-from netspace.attestation.verifier import extensions, ima_rules
-from netspace.attestation.verifier.extensions import Extension
+from netspace.attestation.logs import ima
+from netspace.attestation.verifier import ima_rules
 
 FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "5000"))
 SEED = int(os.environ.get("NETSPACE_SEED", "1"))
@@ -103,14 +103,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look only at those events of PCR 8 that the log calls command lines."""
     monkeypatch.setattr(lists, "_BAD_BOOTS", {})
-    whole = extensions.of
-
-    def of(*given: Any) -> dict[int, list[Extension]]:
-        found = dict(whole(*given))
-        found[8] = [one for one in found.get(8, []) if one.kind is not None and events.is_command_line(one.source)]
-        return found
-
-    monkeypatch.setattr(extensions, "of", of)
+    commands_unjudged(monkeypatch)
 
 
 TAKEN_OUT: dict[str, tuple[Patch, str, int]] = {

@@ -125,8 +125,9 @@ class Stopper:
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 finally:
                     os.close(pidfd)
+        most = PASSES if found else BLIND_PASSES
         for name, rounds in list(self.sweeping.items()):
-            if rounds < (PASSES if found else 0 if complete else BLIND_PASSES):
+            if (found or not complete) and rounds < most:
                 self.sweeping[name] = rounds + 1
             else:
                 del self.sweeping[name]
