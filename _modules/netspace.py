@@ -227,7 +227,7 @@ def drift() -> dict[str, Any]:
 
     Needs no declaration: it compares with what was recorded when it was applied. Returns the same form as
     :py:func:`diff`; ``new`` is the value that was applied. An environment that an operator stopped or started
-    otherwise than it was declared is a difference, too.
+    against its declaration is a difference, too.
 
     The return code is 1 if anything differs, so that a pipeline or a monitor notices.
 

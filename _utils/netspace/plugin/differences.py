@@ -46,7 +46,7 @@ def told(plan: Plan, against: Against, now: float) -> dict[str, Any]:
 
 
 def _rows(step: Step) -> Iterable[dict[str, Any]]:
-    """Return a row for each key of a step; one with an empty key if only the reason shows the difference."""
+    """Return a row for each key of a step. A step without keys has one row, whose reason tells the difference."""
     about = {"kind": step.kind, "name": step.name, "action": step.action}
     for key, change in (step.changes or {"": {}}).items():
         yield {**about, "key": key, "old": change.get("old"), "new": change.get("new"), "reason": step.reason}

@@ -213,7 +213,7 @@ def _listed(value: Json) -> list[Json]:
 
 
 def _default(field: inspect.Field) -> Json:
-    """Return the default to show of a key; None: there is none, or it is empty."""
+    """Return the default that an editor shows for a key; None if there is none, or it is empty."""
     value = field.default
     if isinstance(value, types.Size):
         units = ((1024**4, "T"), (1024**3, "G"), (1024**2, "M"), (1024, "K"))
