@@ -155,7 +155,8 @@ def machine() -> str:
     for program in ("crun", "podman", "docker", "incus"):
         with contextlib.suppress(FileNotFoundError):
             said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-            found.append(f"{program} {said.replace(',', ' ').split()[2]}" if len(said.split()) > 2 else said)
+            # crun, podman and docker say "podman version 5.4.2", incus says "6.0.4".
+            found.append(f"{program} {said.replace(',', ' ').split()[2 if ' ' in said else 0]}")
     version = 2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1
     found += [f"{os.cpu_count()} processors", f"control groups of version {version}"]
     return ", ".join(found)

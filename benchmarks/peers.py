@@ -391,7 +391,7 @@ def measure(options: argparse.Namespace, made: dict[str, Sandbox], rounds: Round
 def rows(rounds: Rounds, options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """Return what was measured -> engine -> unit -> the median."""
     counts = sorted(int(one) for one in options.counts.split(","))
-    keys = {"run": ("from nothing to nothing", ("ms", "cpu"))}
+    keys: dict[str, tuple[str, tuple[str, ...]]] = {"run": ("from nothing to nothing", ("ms", "cpu"))}
     keys |= {f"{step} {count}": (f"{step} among {count}", ("ms", "cpu")) for step in STEPS for count in counts}
     keys |= {"memory": (f"memory of each of {IDLE_COUNT}", ("kB",)), "idle": (f"{IDLE_COUNT} idle", ("%",))}
     keys |= {"forwarder": ("forwarder, 1,000 messages/s", ("cores", "MB"))}
@@ -423,11 +423,11 @@ def tell(found: Mapping[str, Mapping[str, Mapping[str, float]]], options: argpar
 
 def _ratios(cells: Mapping[str, Mapping[str, float]]) -> str:
     """Return netspace's value by the best peer's, for each unit."""
-    found = []
+    found: list[str] = []
     for unit, value in cells.get(NETSPACE, {}).items():
-        others = [values[unit] for name, values in cells.items() if name in engines.ENGINES]
-        if others and min(others):
-            found.append(f"{value / min(others):.2f}")
+        others = [cells[name][unit] for name in engines.ENGINES if unit in cells.get(name, {})]
+        if best := min(others, default=0.0):
+            found.append(f"{value / best:.2f}")
     return " / ".join(found)
 
 
