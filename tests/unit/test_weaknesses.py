@@ -20,6 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "isolation.md"
 CPU = "sys/devices/system/cpu"
 LSM, LOCKDOWN, KSM = "sys/kernel/security/lsm", "sys/kernel/security/lockdown", "sys/kernel/mm/ksm/run"
 APPARMOR, PARSER = "sys/module/apparmor/parameters/enabled", "usr/sbin/apparmor_parser"
+FAILED = {"run/netspace/apparmor-problem": "no", "sys/kernel/security/apparmor/profiles": ""}
 CGROUP2 = "sys/fs/cgroup/cgroup.controllers"
 
 # A host in which nothing is to be mended.
@@ -122,6 +123,7 @@ def test_a_row_s_value_commands_no_terminal(tmp_path):
     [
         ({APPARMOR: "Y", PARSER: ""}, "good", "on, with "),
         ({APPARMOR: "Y"}, "weak", "on, without apparmor_parser"),
+        ({APPARMOR: "Y", PARSER: "", **FAILED}, "weak", "on, with "),
         ({APPARMOR: "N", PARSER: ""}, "weak", "off"),
         ({LSM: "capability,yama", PARSER: ""}, "weak", "not in this kernel: capability,yama"),
         ({LSM: "capability,apparmor", PARSER: ""}, "unknown", "can't be read"),

@@ -31,6 +31,7 @@ from netspace.environment.update import rolling, rollout
 from netspace.errors import NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
+from netspace.supervision import weights
 from netspace.supervision.service import Status, Supervisor
 
 Give = Callable[[Mapping[str, int]], Mapping[str, str]]
@@ -483,6 +484,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
         return {}
     for name in names:
         files.remove(oci_runtime.log(layout, name))
+    weights.lower(layout)
     # A container that a runtime still knows from the last run would make the start fail.
     unforgotten = [name for name in names if oci_runtime.known(layout, name)]
     if unforgotten:

@@ -33,6 +33,7 @@ from netspace.environment.update import rolling
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Step
+from netspace.supervision import weights
 from netspace.supervision.service import Supervisor
 
 Outcomes = list[Outcome]
@@ -183,6 +184,7 @@ class Environments:
         known, _ = self.readable()
         errors = self.making.restore({name: record for name, record in known.items() if name not in without})
         self.note(known)
+        weights.lower(self.layout)  # before the supervisor starts their programs
         return errors
 
     def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:

@@ -106,8 +106,9 @@ def profiles(seen: Readings) -> Row:
     outcome: Outcome = "unknown"
     found = said(seen.apparmor)
     if switched == "Y":
-        outcome = "good" if program else "weak"
+        outcome = "good" if program and not seen.unloaded else "weak"
         found = f"on, with {program}" if program else "on, without apparmor_parser"
+        found += f", which failed: {seen.unloaded}" if program and seen.unloaded else ""
     elif switched or (seen.modules.text and "apparmor" not in seen.modules.text.split(",")):
         outcome, found = "weak", "off" if switched else f"not in this kernel: {said(seen.modules)}"
     return row(

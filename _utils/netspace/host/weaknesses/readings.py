@@ -35,6 +35,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     :param modules: ``/sys/kernel/security/lsm``.
     :param apparmor: ``/sys/module/apparmor/parameters/enabled``.
     :param parser: the path of AppArmor's parser; empty if it is not installed.
+    :param unloaded: why the last profile could not be loaded; empty if it could, or there was none.
     :param lockdown: ``/sys/kernel/security/lockdown``.
     :param merging: ``/sys/kernel/mm/ksm/run``.
     :param threads: ``/sys/devices/system/cpu/smt/active``.
@@ -47,6 +48,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     modules: Reading
     apparmor: Reading
     parser: str
+    unloaded: str
     lockdown: Reading
     merging: Reading
     threads: Reading
@@ -72,6 +74,7 @@ def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
         modules=_text(root / "sys/kernel/security/lsm"),
         apparmor=_text(root / "sys/module/apparmor/parameters/enabled"),
         parser=apparmor.parser(Layout(root=root)) or "",
+        unloaded=apparmor.look(Layout(root=root)).failed,
         lockdown=_text(root / "sys/kernel/security/lockdown"),
         merging=_text(root / "sys/kernel/mm/ksm/run"),
         threads=_text(processor / "smt/active"),
