@@ -63,6 +63,7 @@ PURE = {
     "environment.moments",
     "environment.user_ids",
     "errors",
+    "link.problems",
     "link.topology.spiffe",
     "plan",
     "spec.hosts",

@@ -19,13 +19,17 @@ COMMAND = re.compile(
 )
 """The commands that may stand in a remedy: none of them gives a right to anybody, or removes anything."""
 ADVICE: Mapping[str, str] = {
+    "broker-down": "an apply starts it again if it is this host's own",
     "change-waits": "apply it",
     "cut-off": "correct its program; its log may tell more",
     "dead-letters": "see the letters, then send them again or discard them",
     "declared-stopped": "to run it, declare state: running, and apply",
     "ended": "its log may tell why",
+    "entrance-shut": "an apply repairs what this host can",
     "failing": "its log may tell why",
+    "forwarder-down": "an apply starts it again",
     "frozen": "an apply continues it",
+    "host-unreachable": "see whether that host and its broker run",
     "image-missing": "put the image where the declaration says, and apply",
     "interface-differs": "an apply repairs it",
     "interface-missing": "an apply makes it again",
