@@ -63,6 +63,7 @@ PURE = {
     "environment.moments",
     "environment.user_ids",
     "errors",
+    "interface.names.answers",
     "link.problems",
     "link.topology.spiffe",
     "plan",

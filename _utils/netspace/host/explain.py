@@ -186,6 +186,11 @@ def _parts(facts: Facts) -> Iterator[Finding]:
     elif facts.interface.get("drift"):
         text = f"its interface was changed by hand ({', '.join(sorted(facts.interface['drift']))})"
         yield Finding("interface-differs", "warning", text, APPLY)
+    for name in facts.interface.get("names", {}).values():
+        if problem := name.get("problem"):
+            severity: Severity = "note" if problem["code"] == "name-new" else "warning"
+            command = f"netspace_interface.inspect {facts.name}"
+            yield Finding(problem["code"], severity, f"name in allow: {problem['text']}", command)
     for problem in facts.problems:  # one for all links that depend on it
         yield Finding(problem.code, "warning", problem.text, APPLY)
     for link in facts.links:
