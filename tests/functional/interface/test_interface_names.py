@@ -22,6 +22,7 @@ from support.waiting import until
 
 from netspace import files
 from netspace.host.host import Host
+from netspace.interface import forwarding
 from netspace.interface.names import answers, record, refresher, resolver, sets
 from netspace.interface.names.refresher import Refresher
 from netspace.layout import Layout
@@ -121,8 +122,11 @@ def test_restore_needs_no_network(bench: Bench, public: Path, server: tuple[Name
     bench.make(a=veth(out()))
     looking(configuration).step(time.time())
     zone.silent = True
+    # What a reboot takes.
     run("nft delete table inet netspace")
     Path("/run/netspace/network.json").unlink()
+    for name in forwarding.SWITCH.values():
+        forwarding.write(name, "0")
     asked = len(zone.asked)
     bench.kind.restore()
     assert elements() == {PUBLIC} and len(zone.asked) == asked
