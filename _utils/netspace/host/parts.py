@@ -11,7 +11,7 @@ from netspace import files
 from netspace.errors import NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Reconciler, Result, Step
-from netspace.spec.types import Declaration
+from netspace.spec.types import Declaration, Interface
 
 if TYPE_CHECKING:
     from netspace.attestation.reconciler import Attestations
@@ -116,7 +116,7 @@ class Parts:
         if not there:
             return Result(Plan())
         removed = self._run_interfaces(DesiredInterfaces(Declaration().network, {}), there, test)
-        return removed.joined(self._names(self.interfaces.named(without=there), test))
+        return removed.joined(self._names((), there, test))
 
     def _linked(self) -> LinkRecord:
         """Return the record of applied links, without loading the code that connects to brokers."""
@@ -124,17 +124,23 @@ class Parts:
 
         return record.read(self.layout)
 
-    def _names(self, wanted: bool, test: bool) -> Result:
-        """Start the service that looks up names in rules, if it is *wanted*; else remove it.
+    def _names(self, desired: Collection[Interface], others: Collection[str], test: bool) -> Result:
+        """Start the service that looks up names in rules, if any rule has one; else remove it.
 
         The file of answers is made before the service, and removed after it. So without it there is no service.
+
+        :param desired: the interfaces that were applied.
+        :param others: the environments whose recorded interface doesn't count.
         """
         from netspace import library_copy
         from netspace.interface.names import record, refresher
 
         file = record.path(self.layout)
-        if not wanted and not file.exists():
-            return Result(Plan())
+        wanted = bool(record.asked_for(desired))
+        if not wanted:
+            if not file.exists():
+                return Result(Plan())
+            wanted = self.interfaces.named(others)
         if wanted and not test:
             library_copy.install(self.layout)
         status = self.supervisor.observe([refresher.NAME]).get(refresher.NAME)

@@ -21,7 +21,6 @@ from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceCh
 from netspace.interface.claims import Claims
 from netspace.interface.endpoints import Endpoints
 from netspace.interface.firewall import host_rules, netns_table
-from netspace.interface.names import record as known_answers
 from netspace.interface.names import sets
 from netspace.interface.observe import Observed, ObservedInterface, expected, observe, place
 from netspace.interface.record import Record
@@ -83,12 +82,10 @@ class Interfaces:
         declared = desired.interfaces.values() if desired is not None else ()
         return observe(self.layout, self._index, only, declared, doomed)
 
-    def named(self, desired: Iterable[Interface] = (), without: Collection[str] = ()) -> bool:
-        """Return whether a rule has a name, in these interfaces or in recorded ones but for *without*."""
-        if known_answers.asked_for(desired):
-            return True
+    def named(self, without: Collection[str] = ()) -> bool:
+        """Return whether a rule of a recorded interface has a name; those of *without* don't count."""
         there = ((name, its) for name, its in self._index.read().items() if name not in without)
-        return any(rule.name is not None for _, its in there if '"name"' in its.rules for rule in its.allow)
+        return any(rule.name is not None for _, its in there if '"name":"' in its.rules for rule in its.allow)
 
     @staticmethod
     def concerns_all(plan: Plan) -> bool:

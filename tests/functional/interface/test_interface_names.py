@@ -25,6 +25,7 @@ from netspace.host.host import Host
 from netspace.interface import forwarding
 from netspace.interface.names import answers, record, refresher, resolver, sets
 from netspace.interface.names.refresher import Refresher
+from netspace.interface.record import Volatile
 from netspace.layout import Layout
 from netspace.spec import parse
 
@@ -124,9 +125,8 @@ def test_restore_needs_no_network(bench: Bench, public: Path, server: tuple[Name
     zone.silent = True
     # What a reboot takes.
     run("nft delete table inet netspace")
-    Path("/run/netspace/network.json").unlink()
-    for name in forwarding.SWITCH.values():
-        forwarding.write(name, "0")
+    forwarding.restore(Volatile.read(bench.layout).forwarding)
+    Volatile.path(bench.layout).unlink()
     asked = len(zone.asked)
     bench.kind.restore()
     assert elements() == {PUBLIC} and len(zone.asked) == asked
