@@ -191,6 +191,7 @@ def structs(of: inspect.StructType) -> st.SearchStrategy[dict[str, Any]]:
     if of.cls is types.Runtimes:
         fields.update({name: settings_of(name) for name in extensions.runtimes()})
     needed = {field.encode_name for field in of.fields if field.required} | {"image"} & set(fields)
+    needed |= {"cidr"} if of.cls is types.Allow else set()
     required = {key: value for key, value in fields.items() if key in needed}
     if of.tag_field:
         required[of.tag_field] = st.just(of.tag)
