@@ -212,7 +212,7 @@ class Mailbox:
         try:
             while True:
                 raw, properties = self._sealing.prepared(
-                    content, peer.seal, peer.name, "message", id, urgent=urgent, **more
+                    content, peer.seal, peer.name, "message", id, urgent=urgent, durable=peer.durable, **more
                 )
                 if peer.message_size is not None and len(raw) > peer.message_size:
                     raise Refused(f"{what}: {len(raw)} bytes; its host takes {peer.message_size} at most")
@@ -298,6 +298,7 @@ class Mailbox:
             "answer",
             secrets.token_hex(16),
             correlation_id=message.correlation_id or "",
+            durable=sender.durable,
         )
         outlet = self._lines.outlet(about, back, f"the answer to {sender.name}")
         try:

@@ -46,6 +46,7 @@ class Sealing:
         reply_to: str | None = None,
         correlation_id: str | None = None,
         urgent: bool = False,
+        durable: bool = True,
     ) -> tuple[bytes, spec.Basic.Properties]:
         """Return the body and the properties of a message for the broker, sealed if the link is.
 
@@ -53,6 +54,7 @@ class Sealing:
         :param sealed: the seal of the link; None: it isn't sealed.
         :param to: the receiver.
         :param use: ``message`` or ``answer``.
+        :param durable: False: the broker need not write it to disk before it confirms it.
         """
         raw, kind = content
         if sealed is not None:
@@ -62,7 +64,7 @@ class Sealing:
             kind = seal.CONTENT_TYPE
         about = spec.Basic.Properties(
             content_type=kind,
-            delivery_mode=2,
+            delivery_mode=2 if durable else 1,
             priority=URGENT if urgent else None,
             message_id=id,
             reply_to=reply_to,
