@@ -90,12 +90,12 @@ def test_memory_ends_with_the_broker_and_the_disk_does_not(host, tmp_path: Path)
 
 def test_questions_are_answered_through_memory(host, tmp_path: Path):
     async def work(message) -> str:
-        assert message._delivery.header.properties.delivery_mode == 1
+        assert message._delivery.properties.delivery_mode == 1
         return f"{message.sender} said {message.text}"
 
     async def ask(mailbox) -> list[tuple[str, int]]:
         answers = [await mailbox.call("orders", str(number), timeout=PATIENCE) for number in range(20)]
-        return [(one.text, one._delivery.header.properties.delivery_mode) for one in answers]
+        return [(one.text, one._delivery.properties.delivery_mode) for one in answers]
 
     with contextlib.ExitStack() as after:
         orders = Program(host, "orders", tell(host, "orders", tmp_path / "orders"))

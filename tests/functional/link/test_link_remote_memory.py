@@ -27,11 +27,11 @@ def test_a_link_in_memory_leads_to_another_host(linked, program):
     assert h2.card("orders")["senders"][0]["durable"] is False
 
     async def work(message) -> str:
-        return f"{message.sender}: {message._delivery.header.properties.delivery_mode}"
+        return f"{message.sender}: {message._delivery.properties.delivery_mode}"
 
     async def ask() -> tuple[str, int]:
         answer = await web.mailbox.call("orders@h2", "how much?", timeout=60)
-        return answer.text, answer._delivery.header.properties.delivery_mode
+        return answer.text, answer._delivery.properties.delivery_mode
 
     serving = orders.start(orders.mailbox.serve(work))
     assert web.run(ask(), 120) == ("web@h1: 1", 1)
