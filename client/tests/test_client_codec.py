@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import struct
 
 import pamqp.body
@@ -58,7 +59,7 @@ def test_what_is_no_property_is_refused():
         properties = Basic.Properties()
         for name, value in wrong.items():
             setattr(properties, name, value)
-        with pytest.raises(error):
+        with pytest.raises(error, match=r"expected a str|a short string has 255 at most"):
             codec.message(1, codec.publish("", ""), properties, b"", 9)
 
 
@@ -105,3 +106,18 @@ def test_delivery_is_read_whatever_its_routing_key(tag, number, again, exchange,
             with pytest.raises((ValueError, IndexError)):
                 assert codec.delivery(wrong) != codec.delivery(payload + text(key))
                 raise ValueError
+
+
+def test_properties_with_headers_and_time_are_read_as_pamqp_reads_them():
+    when = datetime.datetime.fromtimestamp(1_800_000_000, tz=datetime.timezone.utc)
+    for more in ({"headers": {"queue": "mailbox", "n": 5}}, {"timestamp": when}):
+        properties = Basic.Properties(message_id="m", content_type="t", user_id="u", **more)
+        raw = pamqp.header.ContentHeader(0, 7, properties).marshal()
+        assert codec.properties(raw) == by_pamqp(raw)
+        assert codec.properties(raw).user_id == "u"
+
+
+def test_bytes_behind_the_properties_leave_them_out():
+    raw = pamqp.header.ContentHeader(0, 7, Basic.Properties(message_id="m")).marshal()
+    assert codec.properties(raw).message_id == "m"
+    assert codec.properties(raw + b"\0").message_id is None

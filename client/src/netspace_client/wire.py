@@ -80,7 +80,7 @@ class Wire:
         self.channel = channel
         self._receiver = receiver
         self._number = channel.number
-        self._most: int = channel.max_content_size
+        self._most: int = channel.max_content_size if channel.max_content_size > 0 else CHUNK  # 0: without a bound
         self._tag = 0
         self._delivered = delivered
         self._method = self._header = b""
