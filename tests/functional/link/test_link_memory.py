@@ -14,6 +14,8 @@ from support.links.programs import Program, tell
 from support.waiting import until
 from test_link_protocols import PROTOCOLS, Refused
 
+from netspace.link import record
+from netspace.link.mail import counts
 from netspace.link.topology import draining, names, objects
 from netspace.spec.types import Link
 
@@ -213,3 +215,14 @@ def test_memory_of_a_revoked_link_is_parked_or_purged(host):
     send(host, TELL, b"purged", delivery_mode=1)
     host.apply(ASK, KEPT, purge=True)
     assert messages(host, lane(host, TELL)) is None
+
+
+def test_what_waits_on_a_link_is_counted(host):
+    send(host, TELL, b"1", b"2", delivery_mode=1)
+
+    def waiting() -> dict[str, float]:
+        found = counts.families(host.layout, record.read(host.layout), host.supervisor.observe())
+        return next(dict(one.samples) for one in found if one.name == "netspace_link_waiting")
+
+    wanted = {'{from="orders",to="audit"}': 2, '{from="web",to="orders"}': 0}
+    until(lambda: waiting() == wanted, "the broker counts them", patience=PATIENCE)
