@@ -1,52 +1,39 @@
-"""A message is settled with the broker while its connection is going away, and nobody waits for that."""
+"""A message is settled with the broker, and nothing is said on a connection that is gone."""
 
 from __future__ import annotations
 
-import asyncio
+import struct
+from types import SimpleNamespace
 from typing import Any
 
+import pamqp.frame
 import pytest
 
+from netspace_client import codec
 from netspace_client.lines import settle
 
 
-class Channel:
-    """A channel as aiormq's is when a connection is about to go: nobody takes what it is to write any more."""
-
-    def __init__(self) -> None:
-        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.write_queue: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
-
-    @property
-    def is_closed(self) -> bool:
-        return self.closing.done()
-
-    async def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
-        await self.write_queue.put(f"ack {delivery_tag}")
-
-    async def basic_nack(
-        self, delivery_tag: int, multiple: bool = False, requeue: bool = True, wait: bool = True
-    ) -> None:
-        await self.write_queue.put(f"nack {delivery_tag} {requeue}")
+@pytest.mark.parametrize(("how", "told"), [("ack", "Basic.Ack"), ("requeue", "Basic.Nack"), ("reject", "Basic.Nack")])
+def test_delivery_is_settled_as_it_is_asked(how: str, told: str) -> None:
+    said: list[tuple[int, str]] = []
+    wire = SimpleNamespace(closed=False, settle=lambda tag, how: said.append((tag, how)))
+    delivery: Any = SimpleNamespace(wire=wire, delivery_tag=7)
+    settle(delivery, how)
+    assert said == [(7, how)]
+    _, channel, frame = pamqp.frame.unmarshal(codec.settle(3, 7, how))
+    assert (channel, frame.name, frame.delivery_tag, frame.multiple) == (3, told, 7, False)
+    assert how == "ack" or frame.requeue == (how == "requeue")
 
 
-class Delivery:
-    def __init__(self, channel: Any) -> None:
-        self.channel, self.delivery_tag = channel, 7
+def test_nothing_is_said_on_a_connection_that_is_gone() -> None:
+    wire = SimpleNamespace(closed=True, settle=lambda tag, how: pytest.fail("settled"))
+    delivery: Any = SimpleNamespace(wire=wire, delivery_tag=7)
+    settle(delivery, "ack")
 
 
-@pytest.mark.parametrize(("how", "told"), [("ack", "ack 7"), ("requeue", "nack 7 True"), ("reject", "nack 7 False")])
-def test_it_is_told_and_nobody_waits_for_a_connection_that_is_going(how: str, told: str) -> None:
-    async def trial() -> None:
-        delivery: Any = Delivery(Channel())
-        await settle(delivery, how)
-        second = asyncio.create_task(settle(delivery, how))
-        await asyncio.sleep(0.01)
-        assert not second.done(), "there is no room"
-        delivery.channel.closing.set_result(None)
-        await asyncio.wait_for(second, 10)
-        assert delivery.channel.write_queue.get_nowait() == told
-        assert delivery.channel.write_queue.empty()
-        await settle(delivery, how)
-
-    asyncio.run(trial())
+def test_a_confirmation_is_read_as_it_is_written() -> None:
+    for multiple in (False, True):
+        payload = codec.settle(1, 2**40, "ack", multiple)[7:-1]
+        assert codec.confirmation(payload) == (2**40, multiple)
+    with pytest.raises(struct.error):
+        codec.confirmation(payload + b"\0")

@@ -54,6 +54,8 @@ def card(
             if link.local is not None:
                 peer["as"] = link.local
             peer.update(link.narrowed)
+            if not link.durable:
+                peer["durable"] = False
             if link.pattern == "request":
                 through = called.reply(known.target, known.from_host)
                 peer["replies"] = {"queue": called.replies(known.source), "exchange": through}
@@ -73,6 +75,8 @@ def card(
         elif link.target == name:
             sender: dict[str, Any] = {"from": link.source, "pattern": link.pattern, "exchange": names.exchange(link)}
             sender.update(link.narrowed)
+            if not link.durable:
+                sender["durable"] = False
             if link.pattern == "request":
                 sender["reply_exchange"] = names.reply(name, link.from_host)
             if names.has_lane(link):

@@ -534,6 +534,9 @@ def clashes(
             problems.append(
                 Problem(f"{where}:monitor", "needs a broker of netspace's own, which tells who comes and goes")
             )
+        if not one.durable and isinstance(declared.broker, ClusterBroker):
+            why = "a queue in memory is on one node of a cluster and ends with it; leave it out, or use a broker of "
+            problems.append(Problem(f"{where}:durable", f"{why}netspace's own"))
     problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(declared.links).items()]
 
     addresses: dict[str, str] = {}

@@ -182,6 +182,9 @@ def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:via", "who asks waits for the answer: that can't be buffered; use direct"))
         if spec.monitor:
             problems.append(Problem(f"{path}:monitor", "a buffered link's sender knows its own host alone; use direct"))
+        if not spec.durable:
+            why = "a buffered link keeps its messages while a host is down, which memory can't; use direct"
+            problems.append(Problem(f"{path}:durable", why))
     return problems
 
 

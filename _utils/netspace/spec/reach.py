@@ -164,7 +164,15 @@ def of_links(links: Iterable[Link]) -> Iterator[Edge]:
     """Yield the edges of links."""
     for link in links:
         rule = f"netspace:links:{link.name}"
-        more = [word for word, given in (("sealed", link.seal), ("buffered", link.via == "buffered")) if given]
+        more = [
+            word
+            for word, given in (
+                ("sealed", link.seal),
+                ("buffered", link.via == "buffered"),
+                ("in memory", not link.durable),
+            )
+            if given
+        ]
         sent = "requests" if link.pattern == "request" else "messages"
         yield Edge("messages", link.source, link.target, False, rule, ", ".join([sent, *more]))
         if link.pattern == "request":

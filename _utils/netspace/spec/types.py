@@ -554,7 +554,8 @@ class Link(Base, frozen=True):
     Either end may be on another host: ``orders@h2``. Both hosts declare the link. Once parsed, this host's
     environments are named without ``@<host>``.
 
-    With ``ttl`` or ``length`` the link's messages wait in a dedicated queue, not in the receiver's mailbox.
+    With ``ttl``, ``length`` or ``durable: false`` the link's messages wait in a dedicated queue, not in the receiver's
+    mailbox.
 
     :param from: the sender: an environment's name, or ``<name>@<host>``.
     :param to: the receiver: an environment's name, or ``<name>@<host>``.
@@ -564,6 +565,8 @@ class Link(Base, frozen=True):
     :param length: the most messages that may wait.
     :param full: the effect of a message beyond ``length``. ``reject``: the sender gets a nack;
         ``drop-head``: the oldest message becomes a dead letter.
+    :param durable: ``false``: messages wait in the broker's memory, which is faster. **If the broker ends, waiting
+        messages are lost, also confirmed ones.**
     :param rate: the most messages per second; needs ``length``. **netspace-client enforces rate, size and
         content_type**, at both ends. Other programs find them in their card and must enforce them themselves.
     :param size: the most bytes of a message's body.
@@ -586,6 +589,7 @@ class Link(Base, frozen=True):
     ttl: float | None = None
     length: int | None = None
     full: Full = "reject"
+    durable: bool = True
     rate: float | None = None
     size: Size | None = None
     content_type: str | None = None
@@ -594,12 +598,14 @@ class Link(Base, frozen=True):
 
     @property
     def bounds(self) -> dict[str, float | int | str]:
-        """The declared bounds of its queue; empty: its messages wait in the receiver's mailbox."""
+        """The declared properties of its own queue; empty: its messages wait in the receiver's mailbox."""
         bounds: dict[str, float | int | str] = {}
         if self.ttl is not None:
             bounds["ttl"] = float(self.ttl)
         if self.length is not None:
             bounds.update(length=self.length, full=self.full)
+        if not self.durable:
+            bounds["durable"] = False
         return bounds
 
     @property

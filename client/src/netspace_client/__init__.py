@@ -11,15 +11,18 @@
 
 - ``card`` parses ``environment.json``, and ``host`` reads it again when it changes;
 - ``session`` keeps a connection to a broker, ``outlet`` publishes in order with confirmations, ``ear`` consumes a
-  queue, and ``lines`` holds the sessions and outlets;
+  queue, and ``lines`` holds the sessions and outlets; ``wire`` and ``codec`` carry the messages of a channel;
+- ``sending`` prepares outgoing messages, ``batch`` sends many at once;
 - ``arrivals`` checks incoming messages, with ``inbox`` (selective receive) and ``window`` (duplicates);
 - ``answers`` receives answers to requests, ``notices`` events about monitored peers;
 - ``letter`` checks outgoing messages, ``narrowing`` checks the limits of a link;
 - ``seal`` seals and opens messages (with ``keys``, ``endorsement`` and ``jose``), ``sealing`` applies it to AMQP.
 """
 
+from netspace_client.batch import Batch
 from netspace_client.card import Card
 from netspace_client.errors import (
+    BatchFailed,
     CardError,
     Closed,
     InboxFull,
@@ -39,6 +42,8 @@ from netspace_client.message import Message
 from netspace_client.monitor import Change, Monitor
 
 __all__ = [
+    "Batch",
+    "BatchFailed",
     "Card",
     "CardError",
     "Change",

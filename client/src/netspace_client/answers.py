@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from aiormq import Channel
-from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from netspace_client.card import Card, Peer, Sender
@@ -20,6 +19,7 @@ from netspace_client.lines import Lines, settle
 from netspace_client.message import Message
 from netspace_client.sealing import Sealing
 from netspace_client.session import FAILURES, Session, answer
+from netspace_client.wire import Delivery
 
 if TYPE_CHECKING:
     from netspace_client.mailbox import Mailbox
@@ -65,6 +65,15 @@ class Answers:
         finally:
             del self._questions[question.id]
 
+    def known(self, question: Question, queue: str) -> str | None:
+        """Return the address for ``reply_to`` if the replies queue is bound already; None: ``way`` has to do it."""
+        place = (question.session, question.exchange)
+        hearing = self._ears.of(question.session, queue).hearing
+        bound = self._bound.get(place)
+        if bound is None or not hearing.done() or hearing.result() is not bound or bound.is_closed:
+            return None
+        return f"{question.exchange}/{self._keys[place]}"
+
     async def way(self, question: Question, queue: str) -> str:
         """Bind the replies queue to the peer's answers; return the address for the request's ``reply_to``.
 
@@ -93,11 +102,16 @@ class Answers:
 
         :raises Timeout: there was none in time.
         """
+        late = asyncio.get_running_loop().call_later(timeout, self._late, question)
         try:
-            return await asyncio.wait_for(question.answered, timeout)
-        except asyncio.TimeoutError:
+            return await question.answered
+        finally:
+            late.cancel()
+
+    def _late(self, question: Question) -> None:
+        if not question.answered.done():
             self._bound.pop((question.session, question.exchange), None)  # the exchange may be a new one
-            raise Timeout(f"{question.peer} didn't answer in time") from None
+            question.answered.set_exception(Timeout(f"{question.peer} didn't answer in time"))
 
     def follow(self, about: Card) -> None:
         """Close the ears and forget the bindings of replies that are no longer in the card."""
@@ -116,15 +130,15 @@ class Answers:
         await self._ears.close()
 
     def _ear(self, session: Session, queue: str) -> Ear:
-        async def heard(delivery: DeliveredMessage) -> None:
-            await settle(delivery, "ack")
+        def heard(delivery: Delivery) -> None:
+            settle(delivery, "ack")
             self.judge(session, delivery)
 
         return Ear(self._lines, session, queue, heard)
 
-    def judge(self, session: Session, delivery: DeliveredMessage) -> None:
+    def judge(self, session: Session, delivery: Delivery) -> None:
         """Check an answer and give it to its question. Drop it if no question is open, or if a check fails."""
-        question = self._questions.get(delivery.header.properties.correlation_id or "")
+        question = self._questions.get(delivery.properties.correlation_id or "")
         if question is None or question.answered.done():
             return
         peer = self._host.card.peers.get(question.peer)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-from aiormq.abc import DeliveredMessage
 
 from netspace_client import narrowing
 from netspace_client.card import Card
 from netspace_client.ear import Ear, Ears
-from netspace_client.errors import InboxFull, LinkError, NotDeclared, Refused, Timeout
+from netspace_client.errors import InboxFull, LinkError, NotDeclared, Refused, Timeout, UnknownKey
 from netspace_client.host import Host
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.lines import Lines, settle
@@ -26,6 +24,7 @@ from netspace_client.narrowing import Paces
 from netspace_client.sealing import Sealing
 from netspace_client.session import Session
 from netspace_client.window import Window
+from netspace_client.wire import Delivery
 
 if TYPE_CHECKING:
     from netspace_client.mailbox import Mailbox
@@ -63,7 +62,9 @@ class Arrivals:
         self._memory = memory
         self._followed: Card | None = None
         self._ears = Ears(lines, self._ear)
-        self._arrived: asyncio.Queue[tuple[str, DeliveredMessage]] = asyncio.Queue()
+        self._arrived: deque[tuple[str, Delivery]] = deque()
+        self._some = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
         self._unsettled: dict[tuple[str, str], Message] = {}
         self._share = capacity
         self._room_in: dict[str, int] = {}
@@ -92,38 +93,54 @@ class Arrivals:
         self._paces.forget(set(about.senders))
         for message in self.inbox.drop(lambda held: held._from.exchange not in about.senders):
             self._stray()
-            self._lines.later(self.settle(message, "reject"))
+            self.settle(message, "reject")
 
     def _ear(self, session: Session, queue: str) -> Ear:
-        async def heard(delivery: DeliveredMessage) -> None:
+        def heard(delivery: Delivery) -> None:
             self._bytes += len(delivery.body)
             if self._bytes > self._memory:
                 self._stopped = True
                 for ear in self._ears:
                     ear.stop()
-            try:
-                await self._in_time(delivery)
-            except asyncio.CancelledError:  # aiormq cancels this when the connection ends
-                self._forgotten(delivery)
-                raise
-            await self._arrived.put((queue, delivery))
+            left = self._left(delivery)
+            if left is not None and (left > 0 or self._timers):
+                self._later(left, queue, delivery)
+            elif self._arrived or not self._take(queue, delivery):
+                self._put(queue, delivery)
 
         self._room_in[queue] = self._share
         return Ear(self._lines, session, queue, heard, self._share, self._forget_unnamed, in_order=True)
 
-    async def _in_time(self, delivery: DeliveredMessage) -> None:
-        """Delay a delivery until the declared rate of its link permits it.
+    def _left(self, delivery: Delivery) -> float | None:
+        """Return the seconds until the declared rate of its link permits a delivery; None: the link has no rate.
 
         A delayed message is not settled, so the link's dedicated queue fills up, and the broker refuses the sender's
         next messages.
         """
-        sender = self._host.card.senders.get(delivery.exchange or "")
+        sender = self._host.card.senders.get(delivery.exchange)
         pace = None if sender is None else self._paces.of(sender.exchange, sender.narrowed)
-        if pace is not None:
-            now = asyncio.get_running_loop().time()
-            left = pace.wait(now)
-            pace.take(now + left)
-            await asyncio.sleep(left)
+        if pace is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        left = pace.wait(now)
+        pace.take(now + left)
+        return left
+
+    def _later(self, left: float, queue: str, delivery: Delivery) -> None:
+        """Judge a delivery after *left* seconds."""
+
+        def arrive() -> None:
+            self._timers.discard(timer)
+            if self._arrived or not self._take(queue, delivery):
+                self._put(queue, delivery)
+
+        timer = asyncio.get_running_loop().call_later(left, arrive)
+        self._timers.add(timer)
+
+    def _put(self, queue: str, delivery: Delivery) -> None:
+        """Have a delivery judged by ``sort``, which may wait, after all that are there already."""
+        self._arrived.append((queue, delivery))
+        self._some.set()
 
     def _forget_unnamed(self) -> None:
         """Drop held messages without an id whose channel is closed.
@@ -133,14 +150,18 @@ class Arrivals:
         for message in self.inbox.drop(lambda one: one.id is None and one._delivery.channel.is_closed):
             self._gone(message._queue, message._delivery)
 
-    def _gone(self, queue: str, delivery: DeliveredMessage) -> None:
+    def _gone(self, queue: str, delivery: Delivery) -> None:
         """Remove a message from the counts of its queue and of bytes."""
         self._here[queue] -= 1
         self._forgotten(delivery)
 
-    def _forgotten(self, delivery: DeliveredMessage) -> None:
+    def _forgotten(self, delivery: Delivery) -> None:
         self._bytes -= len(delivery.body)
-        if self._stopped and not self._here.total() and self._arrived.empty():
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Consume again, if nothing is here any more."""
+        if self._stopped and not self._here.total() and not self._arrived and not self._timers:
             self._stopped = False
             for ear in self._ears:
                 ear.go_on()
@@ -151,52 +172,72 @@ class Arrivals:
 
     # -- checking -------------------------------------------------------------------------
     async def sort(self) -> None:
-        """Check deliveries in order, and put accepted messages into the inbox, for ever."""
+        """Judge the deliveries that have to wait for a newer card, and all that come behind them, for ever."""
         while True:
-            queue, delivery = await self._arrived.get()
-            if delivery.channel.is_closed:
-                self._forgotten(delivery)
-                continue
-            try:
-                message = await self._admitted(queue, delivery)
-            except Exception:  # one message must not block the others
-                log.exception("a message can't be judged; it is with the dead letters")
-                await self._not_taken(delivery, "reject")
-                continue
-            if message is None:
-                continue
+            await self._some.wait()
+            self._some.clear()
+            while self._arrived:
+                queue, delivery = self._arrived[0]
+                if not self._take(queue, delivery):
+                    await asyncio.sleep(1.0)
+                    self._take(queue, delivery, again=True)
+                self._arrived.popleft()
+            self._go_on()
+
+    def _take(self, queue: str, delivery: Delivery, again: bool = False) -> bool:
+        """Judge a delivery, and put it into the inbox or settle it. Return False if that must be tried again later.
+
+        :param again: it was tried before.
+        """
+        if delivery.wire.closed:
+            self._forgotten(delivery)
+            return True
+        try:
+            message = self._admitted(queue, delivery, again)
+        except _Later:
+            return False
+        except Exception:  # one message must not block the others
+            log.exception("a message can't be judged; it is with the dead letters")
+            self._not_taken(delivery, "reject")
+            return True
+        if message is not None:
             self._here[queue] += 1
             if message.id is not None:
                 self._unsettled[message.sender, message.id] = message
             self.inbox.put(message)
             self._stuck()
+        return True
 
-    async def _admitted(self, queue: str, delivery: DeliveredMessage) -> Message | None:
+    def _admitted(self, queue: str, delivery: Delivery, again: bool) -> Message | None:
         """Check a delivery and return it as a message.
 
         Return None if its sender isn't declared, if it is a duplicate, or if it is refused; it is settled then.
+
+        :raises _Later: the key that it is sealed with may be in newer files of the host.
         """
-        sender = self._host.card.senders.get(delivery.exchange or "")
+        sender = self._host.card.senders.get(delivery.exchange)
         if sender is None:
             self._stray()
-            await self._not_taken(delivery, "reject")
+            self._not_taken(delivery, "reject")
             return None
-        identity = delivery.header.properties.message_id
+        identity = delivery.properties.message_id
         if identity:
             former = self._unsettled.get((sender.name, identity))
-            if former is not None and former._delivery.channel.is_closed:
+            if former is not None and former._delivery.wire.closed:
                 former._delivery, delivery = delivery, former._delivery  # redelivered after a lost connection
                 self._forgotten(delivery)
                 return None
             if former is not None or (sender.name, identity) in self._window:
                 self.duplicates += 1
-                await self._not_taken(delivery, "ack")
+                self._not_taken(delivery, "ack")
                 return None
         try:
-            opened = await self._sealing.opened_soon(delivery, sender)
+            opened = self._sealing.opened(delivery, sender.seal, sender.name, "message")
         except LinkError as err:
+            if isinstance(err, UnknownKey) and not again and self._sealing.may_wait(sender):
+                raise _Later from err
             self._sealing.refuse(err, sender.name)
-            await self._not_taken(delivery, "reject")
+            self._not_taken(delivery, "reject")
             return None
         message = Message(self._owner, sender, queue, delivery, opened)
         try:
@@ -204,13 +245,13 @@ class Arrivals:
         except Refused as err:
             self.refused += 1
             log.warning("a message from %s was refused: %s", sender.name, err)
-            await self._not_taken(delivery, "reject")
+            self._not_taken(delivery, "reject")
             return None
         return message
 
-    async def _not_taken(self, delivery: DeliveredMessage, how: str) -> None:
+    def _not_taken(self, delivery: Delivery, how: str) -> None:
         self._forgotten(delivery)
-        await settle(delivery, how)
+        settle(delivery, how)
 
     # -- receiving --------------------------------------------------------------------------
     async def receive(self, wanted: Match, timeout: float | None) -> Message:
@@ -226,22 +267,21 @@ class Arrivals:
             return found
         if not self._host.card.queues:
             raise NotDeclared(f"{self._host.card.name} has no mailbox: no link of its is declared")
-        waiter = Waiter(wanted, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiter: Waiter[Message] = Waiter(wanted, loop.create_future())
+        late = None if timeout is None else loop.call_later(timeout, _late, waiter, timeout)
         self.inbox.wait(waiter)
         self._stuck()
         try:
-            return await asyncio.wait_for(asyncio.shield(waiter.future), timeout)
-        except asyncio.TimeoutError:
-            if message := _given(waiter):
-                return message
-            raise Timeout(f"no such message within {timeout:g} s") from None
+            return await waiter.future
         except asyncio.CancelledError:
             if message := _given(waiter):
                 self.inbox.put_back(message)
             raise
         finally:
             self.inbox.leave(waiter)
-            waiter.future.cancel()
+            if late is not None:
+                late.cancel()
 
     def _stuck(self) -> None:
         """Fail all waiting ``receive`` calls with InboxFull, if held messages take up the whole capacity."""
@@ -257,7 +297,7 @@ class Arrivals:
                 )
             )
 
-    async def settle(self, message: Message, how: str) -> None:
+    def settle(self, message: Message, how: str) -> None:
         """Settle a message at the broker, at most once.
 
         :param how: ``ack``, ``requeue`` or ``reject``.
@@ -270,15 +310,26 @@ class Arrivals:
             self._unsettled.pop((message.sender, message.id), None)
             if how == "ack":  # a rejected one may be sent again from the dead letters, and is then no duplicate
                 self._window.add(message.sender, message.id, message.sealed_at)
-        await settle(message._delivery, how)
+        settle(message._delivery, how)
 
     async def close(self, error: LinkError) -> None:
         self.inbox.fail(error)
+        for timer in self._timers:
+            timer.cancel()
         await self._ears.close()
 
 
+class _Later(Exception):
+    """A delivery can't be judged yet."""
+
+
+def _late(waiter: Waiter[Message], timeout: float) -> None:
+    if not waiter.future.done():
+        waiter.future.set_exception(Timeout(f"no such message within {timeout:g} s"))
+
+
 def _given(waiter: Waiter[Message]) -> Message | None:
-    """Return the message that was given to *waiter* after its timeout or cancellation; None: there is none."""
+    """Return the message that was given to *waiter* before it was cancelled; None: there is none."""
     future = waiter.future
     done = future.done() and not future.cancelled() and future.exception() is None
     return future.result() if done else None

@@ -69,6 +69,7 @@ class Peer:
     :param notices: the queue to which these notices are delivered.
     :param message_size: the most bytes of a message, on a link to another host.
     :param local: the local name of the peer in programs here; None: they use its own name.
+    :param durable: False: messages and answers of the link are only in the broker's memory.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Peer:
     message_size: int | None = None
     narrowed: Narrowed = Narrowed()
     local: str | None = None
+    durable: bool = True
 
     @property
     def called(self) -> str:
@@ -97,6 +99,7 @@ class Sender:
 
     :param reply_exchange: for ``request``: the exchange for answers to it.
     :param former: *exchange* is an old one of the link.
+    :param durable: False: messages and answers of the link are only in the broker's memory.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Sender:
     former: bool = False
     seal: Sealed | None = None
     narrowed: Narrowed = Narrowed()
+    durable: bool = True
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         most = None if about.get("message_size") is None else _size(about["message_size"], f"{where}:message_size")
         seal, narrowed = _seal(about, where), _narrowed(about, where)
         local = None if about.get("as") is None else _text(about, "as", where)
-        peers[name] = Peer(name, pattern, exchange, own, replies, seal, watched, heard, most, narrowed, local)
+        durable = _durable(about, where)
+        peers[name] = Peer(name, pattern, exchange, own, replies, seal, watched, heard, most, narrowed, local, durable)
     for index, entry in enumerate(_list(top, "senders")):
         where = f"senders:{index}"
         about = _table(entry, where)
@@ -200,7 +205,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         exchange = _text(about, "exchange", where)
         pattern, former = _text(about, "pattern", where), bool(about.get("former"))
         seal, narrowed = _seal(about, where), _narrowed(about, where)
-        senders[exchange] = Sender(name, pattern, exchange, back_to, former, seal, narrowed)
+        durable = _durable(about, where)
+        senders[exchange] = Sender(name, pattern, exchange, back_to, former, seal, narrowed, durable)
     queues = [] if top.get("mailbox") is None else [_text(top, "mailbox", "the card")]
     for index, queue in enumerate(_list(top, "queues")):
         if not isinstance(queue, str) or not queue:
@@ -292,6 +298,13 @@ def _narrowed(table: Mapping[str, Any], where: str) -> Narrowed:
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf):
         raise CardError(f"{where}:rate: expected a number of messages in a second")
     return Narrowed(size, kind, rate)
+
+
+def _durable(table: Mapping[str, Any], where: str) -> bool:
+    value = table.get("durable", True)
+    if not isinstance(value, bool):
+        raise CardError(f"{where}:durable: expected true or false, got {value!r:.40}")
+    return value
 
 
 def _size(value: Any, where: str) -> int:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Set
-from typing import Any
+from collections.abc import Callable, Iterator, Set
 
 from aiormq import Channel
-from aiormq.abc import DeliveredMessage
 
 from netspace_client.errors import Closed
 from netspace_client.lines import Lines
 from netspace_client.session import FAILURES, Session, answer, hang_up
+from netspace_client.wire import Delivery, Wire
 
 log = logging.getLogger("netspace_client")
 
@@ -29,7 +28,7 @@ the lost one are redelivered after them, out of order.
 ANSWER_SECONDS = 0.2
 """Seconds within which an answer "empty, no consumer" is trusted: RabbitMQ invents it after 0.25 s of silence."""
 
-Heard = Callable[[DeliveredMessage], Coroutine[Any, Any, None]]
+Heard = Callable[[Delivery], None]
 
 
 class Ear:
@@ -81,9 +80,10 @@ class Ear:
 
     async def _run(self) -> None:
         while True:
-            channel: Channel | None = None
+            wire: Wire | None = None
             try:
-                channel = await self._session.channel()
+                wire = await self._session.wire(self._heard)
+                channel = wire.channel
                 await answer(channel.basic_qos(prefetch_count=self._most))
                 if self._in_order:
                     await self._let_go(channel)
@@ -93,8 +93,9 @@ class Ear:
             except FAILURES as err:
                 log.debug("hearing %s: %s", self._queue, err)
             finally:
-                if channel is not None and not channel.is_closed:
-                    self._lines.later(hang_up(channel))
+                if wire is not None and not wire.closed:
+                    wire.shut()
+                    self._lines.later(hang_up(wire.channel))
             await asyncio.sleep(self._pause)
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
 
@@ -121,7 +122,7 @@ class Ear:
         while True:
             self._more.set()
             self._begin()
-            tag = (await answer(channel.basic_consume(self._queue, self._heard))).consumer_tag
+            tag = (await answer(channel.basic_consume(self._queue, _elsewhere))).consumer_tag
             self._consumer = consumer = _Consumer(channel, str(tag))
             if not self._more.is_set():
                 self.stop()  # ``stop`` was called before the broker's answer came
@@ -138,6 +139,10 @@ class Ear:
                 await _first(channel, self._more)
                 if channel.is_closed:
                     return
+
+
+async def _elsewhere(delivery: object) -> None:
+    """Do nothing: aiormq gets no deliveries, the wire does."""
 
 
 class _Consumer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class LinkError(Exception):
     """Base of all errors of this library."""
@@ -41,6 +43,18 @@ class Refused(LinkError):
 
 class TooFast(LinkError):
     """The message was not sent, because it would exceed the link's declared rate."""
+
+
+class BatchFailed(LinkError):
+    """Some messages of a batch failed; all others are confirmed.
+
+    :ivar failed: by id, the error of each, in the order in which they failed.
+    """
+
+    def __init__(self, count: int, failed: Mapping[str, LinkError]) -> None:
+        first = next(iter(failed.values()))
+        super().__init__(f"{len(failed)} of {count} messages failed, the first: {first}")
+        self.failed = dict(failed)
 
 
 class InboxFull(LinkError):

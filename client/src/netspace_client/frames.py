@@ -10,11 +10,8 @@ can't be decoded, non-ASCII bytes in its routing key are replaced.
 
 from __future__ import annotations
 
-import asyncio
 import struct
-from typing import Any
 
-import aiormq.connection
 import pamqp.frame
 
 METHOD, HEADER = 1, 2
@@ -104,32 +101,3 @@ def _plain_key(payload: bytes) -> bytes:
     at += 1 + payload[at] + 1
     key = bytes(byte if byte < 128 else ord("?") for byte in payload[at:-1])
     return payload[:at] + key + payload[-1:]
-
-
-class _Reader:
-    """A stream of filtered frames. aiormq reads each in three pieces: one byte, the rest of its header, its payload."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self._head = b""
-
-    async def readexactly(self, size: int) -> bytes:
-        read = await self._reader.readexactly(size)
-        if len(self._head) < 7:
-            self._head += read
-            return read
-        head, self._head = self._head, b""
-        return harmless(head, read)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-
-class _Receiver(aiormq.connection.FrameReceiver):
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        super().__init__(_Reader(reader))  # type: ignore[arg-type]
-
-
-def guard() -> None:
-    """Replace aiormq's frame receiver by :class:`_Receiver`: the only hook that all of its versions have."""
-    aiormq.connection.FrameReceiver = _Receiver  # type: ignore[misc]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import Any
-
-from aiormq.abc import DeliveredMessage
 
 from netspace_client.card import Broker, Card
 from netspace_client.host import Host
 from netspace_client.outlet import Outlet
-from netspace_client.session import FAILURES, Place, Session
+from netspace_client.session import Place, Session
+from netspace_client.wire import Delivery
 
 CHANNELS = 40
 """The most open channels of a program. The broker permits 64 per account, for all programs of an environment."""
@@ -94,25 +92,10 @@ def place(broker: Broker) -> Place:
     return (broker.host, broker.port, broker.vhost, broker.server_name or "")
 
 
-async def settle(delivery: DeliveredMessage, how: str) -> None:
+def settle(delivery: Delivery, how: str) -> None:
     """Settle a message at the broker: ``ack``, ``requeue`` or ``reject``.
 
     If the connection is lost, nothing is sent: the message is delivered again and recognized by its id.
     """
-    channel, tag = delivery.channel, delivery.delivery_tag
-    if channel.is_closed or tag is None:
-        return
-    if how == "ack":
-        telling = channel.basic_ack(tag, wait=False)
-    else:
-        telling = channel.basic_nack(tag, requeue=how == "requeue", wait=False)
-    # If the connection is just ending, aiormq never sends the frame and never finishes the call.
-    task = asyncio.ensure_future(telling)
-    try:
-        await asyncio.wait({task, channel.closing}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        told = task.done()
-        task.cancel()
-    if told:
-        with contextlib.suppress(*FAILURES):
-            task.result()
+    if not delivery.wire.closed:
+        delivery.wire.settle(delivery.delivery_tag, how)

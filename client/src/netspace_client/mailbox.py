@@ -10,25 +10,26 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from netspace_client import card as cards
-from netspace_client import letter, narrowing
+from netspace_client import letter
 from netspace_client.answers import Answers
 from netspace_client.arrivals import Arrivals, Match
+from netspace_client.batch import WINDOW, Batch
 from netspace_client.card import Card, Peer
-from netspace_client.errors import Closed, LinkError, NotDeclared, Refused, Revoked, Timeout, TooFast, Unreachable
+from netspace_client.errors import Closed, LinkError, NotDeclared, Revoked, Timeout, Unreachable
 from netspace_client.host import Host
 from netspace_client.lines import Lines
 from netspace_client.message import Message
 from netspace_client.monitor import Monitor
-from netspace_client.narrowing import Paces
 from netspace_client.notices import Notices
-from netspace_client.outlet import CONFIRM_SECONDS, Unroutable
+from netspace_client.outlet import CONFIRM_SECONDS, Parcel, Unroutable
 from netspace_client.sealing import Sealing
+from netspace_client.sending import Sending
 from netspace_client.window import SIZE, Window
 
 log = logging.getLogger("netspace_client")
@@ -84,7 +85,7 @@ class Mailbox:
         self._sealing = Sealing(self._host, seen)
         self._arrivals = Arrivals(self, self._host, self._lines, self._sealing, seen, capacity=capacity, memory=memory)
         self._answers = Answers(self, self._host, self._lines, self._sealing)
-        self._paces = Paces()
+        self._sending = Sending(self._host, self._lines, self._sealing)
         self._notices = Notices(self._host, self._lines)
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
@@ -140,7 +141,7 @@ class Mailbox:
         self._notices.follow(about)
         self._answers.follow(about)
         self._lines.follow(about)
-        self._paces.forget({peer.exchange for peer in about.peers.values()})
+        self._sending.paces.forget({peer.exchange for peer in about.peers.values()})
 
     def _open(self) -> None:
         if self._closed:
@@ -202,52 +203,64 @@ class Mailbox:
     async def _send(
         self, peer: Peer, content: tuple[bytes, str], timeout: float, id: str, urgent: bool, **more: str
     ) -> str:
-        what = f"the link to {peer.called}"
-        self._narrow(peer, content)
+        self._sending.narrow(peer, content)
         deadline = _now() + timeout
-        try:
-            await asyncio.wait_for(self._flight.acquire(), timeout)
-        except asyncio.TimeoutError:
-            raise Timeout(f"{what}: others were on their way for {timeout:g} s") from None
+        if self._flight.locked():
+            try:
+                await asyncio.wait_for(self._flight.acquire(), timeout)
+            except asyncio.TimeoutError:
+                raise Timeout(f"the link to {peer.called}: others were on their way for {timeout:g} s") from None
+        else:
+            await self._flight.acquire()  # at once
         try:
             while True:
-                raw, properties = self._sealing.prepared(
-                    content, peer.seal, peer.name, "message", id, urgent=urgent, **more
-                )
-                if peer.message_size is not None and len(raw) > peer.message_size:
-                    raise Refused(f"{what}: {len(raw)} bytes; its host takes {peer.message_size} at most")
-                outlet = self._lines.outlet(peer.broker, peer.exchange, what)
+                outlet, parcel = self._sending.parcel(peer, content, id, urgent, **more)
                 try:
-                    await outlet.publish(raw, properties, timeout=max(0.0, deadline - _now()))
+                    await outlet.publish(parcel, max(0.0, deadline - _now()))
                     return id
                 except Unroutable as err:
                     raise Unreachable(f"{peer.called} has no mailbox ({err})") from None
                 except Revoked:
-                    # The link may have been recreated with another exchange. Look it up by the peer's own name: the
-                    # local name may belong to another environment now, which must not get this message.
-                    again = self.card.peers.get(peer.name)
-                    if again is None or again.exchange == peer.exchange:
+                    again = self._sending.successor(peer)
+                    if again is None:
                         raise
                     peer = again
         finally:
             self._flight.release()
 
-    def _narrow(self, peer: Peer, content: tuple[bytes, str]) -> None:
-        """Check the declared limits of a link, which the receiver checks too.
+    def batch(self, link: str, *, window: int = WINDOW, timeout: float = TIMEOUT) -> Batch:
+        """Return a batch of messages to a peer, which are sent without waiting for each confirmation.
 
-        :raises Refused: the message's size or type isn't as declared.
-        :raises TooFast: the message would exceed the declared rate.
+        Use: ``async with mailbox.batch("orders") as batch: await batch.send("sold")``.
+
+        :param link: the peer's local name, or its own name.
+        :param window: the most messages that are unconfirmed at once.
+        :param timeout: seconds to try each message, over lost connections and restarts of the broker.
         """
-        try:
-            narrowing.check(peer.narrowed, *content)
-        except Refused as err:
-            raise Refused(f"the link to {peer.called}: {err}") from None
-        pace = self._paces.of(peer.exchange, peer.narrowed)
-        if pace is None:
-            return
-        if (left := pace.wait(_now())) > 0:
-            raise TooFast(f"the link to {peer.called}: {pace.rate:g} in a second are declared; again in {left:.3f} s")
-        pace.take(_now())
+        self._open()
+        return Batch(lambda: self._host.peer(link), self._open, self._sending, window=window, timeout=timeout)
+
+    async def send_many(
+        self,
+        link: str,
+        bodies: Iterable[bytes | str] | AsyncIterable[bytes | str],
+        *,
+        window: int = WINDOW,
+        timeout: float = TIMEOUT,
+        content_type: str | None = None,
+    ) -> list[str]:
+        """Send messages to a peer in their order; return their ids after the broker has confirmed them all.
+
+        :param bodies: their bodies; they are taken as fast as the broker confirms.
+        :param window: the most messages that are unconfirmed at once.
+        :param timeout: seconds to try each message, over lost connections and restarts of the broker.
+        :raises BatchFailed: some failed; it has the error of each. All others are confirmed.
+        :raises LinkError: as :meth:`Batch.send`, for the first one that can't be sent; later ones weren't taken.
+        """
+        async with self.batch(link, window=window, timeout=timeout) as batch:
+            if isinstance(bodies, AsyncIterable):
+                return [await batch.send(body, content_type=content_type) async for body in bodies]
+            return [await batch.send(body, content_type=content_type) for body in bodies]
 
     async def call(
         self,
@@ -273,10 +286,12 @@ class Mailbox:
         queue, exchange = peer.replies
         deadline = _now() + timeout
         with self._answers.asking(peer, exchange) as question:
-            try:
-                way = await asyncio.wait_for(self._answers.way(question, queue), timeout)
-            except asyncio.TimeoutError:
-                raise question.session.unreached(f"the link to {link}", timeout) from None
+            way = self._answers.known(question, queue)
+            if way is None:
+                try:
+                    way = await asyncio.wait_for(self._answers.way(question, queue), timeout)
+                except asyncio.TimeoutError:
+                    raise question.session.unreached(f"the link to {link}", timeout) from None
             left, identity = max(0.0, deadline - _now()), secrets.token_hex(16)
             await self._send(peer, content, left, identity, urgent, reply_to=way, correlation_id=question.id)
             return await self._answers.wait(question, max(0.0, deadline - _now()))
@@ -298,10 +313,11 @@ class Mailbox:
             "answer",
             secrets.token_hex(16),
             correlation_id=message.correlation_id or "",
+            durable=sender.durable,
         )
         outlet = self._lines.outlet(about, back, f"the answer to {sender.name}")
         try:
-            await outlet.publish(raw, properties, message.reply_to[len(back) + 1 :], timeout=timeout)
+            await outlet.publish(Parcel(raw, properties, message.reply_to[len(back) + 1 :]), timeout)
         except Unroutable:
             return False
         return True
@@ -360,7 +376,8 @@ class Mailbox:
             log.warning("the answer to %r is lost: %s", message, err)
 
     async def _settle(self, message: Message, how: str) -> None:
-        await self._arrivals.settle(message, how)
+        self._arrivals.settle(message, how)
+        message._delivery.wire.flush()  # told when this returns, even if the program blocks its event loop then
 
     # -- monitoring -------------------------------------------------------------------------
     def monitor(self, peer: str) -> Monitor:

@@ -6,10 +6,9 @@ import json
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from aiormq.abc import DeliveredMessage
-
 from netspace_client.card import Sender
 from netspace_client.seal import Opened
+from netspace_client.wire import Delivery
 
 if TYPE_CHECKING:
     from netspace_client.mailbox import Mailbox
@@ -31,10 +30,10 @@ class Message:
         mailbox: Mailbox,
         sender: Sender,
         queue: str,
-        delivery: DeliveredMessage,
+        delivery: Delivery,
         opened: Opened | None = None,
     ) -> None:
-        properties = delivery.header.properties
+        properties = delivery.properties
         self._mailbox = mailbox
         self._queue = queue
         self._delivery = delivery
@@ -46,7 +45,7 @@ class Message:
         self.sealed_at = None if opened is None else opened.at
         self.correlation_id: str | None = properties.correlation_id
         self.reply_to: str | None = properties.reply_to
-        self.redelivered = bool(delivery.redelivered)
+        self.redelivered = delivery.redelivered
         self.settled = False
 
     @property

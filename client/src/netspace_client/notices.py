@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import weakref
 
-from aiormq.abc import DeliveredMessage
-
 from netspace_client.card import Card
 from netspace_client.ear import Ear, Ears
 from netspace_client.errors import NotDeclared
@@ -13,6 +11,7 @@ from netspace_client.host import Host
 from netspace_client.lines import Lines, settle
 from netspace_client.monitor import Monitor
 from netspace_client.session import Session
+from netspace_client.wire import Delivery
 
 
 class Notices:
@@ -47,14 +46,14 @@ class Notices:
                 monitor.revoked()
 
     def _ear(self, session: Session, queue: str) -> Ear:
-        async def heard(delivery: DeliveredMessage) -> None:
+        def heard(delivery: Delivery) -> None:
             self._tell(session, delivery)
-            await settle(delivery, "ack")
+            settle(delivery, "ack")
 
         return Ear(self._lines, session, queue, heard)
 
-    def _tell(self, session: Session, delivery: DeliveredMessage) -> None:
-        about = delivery.header.properties.headers or {}
+    def _tell(self, session: Session, delivery: Delivery) -> None:
+        about = delivery.properties.headers or {}
         for peer in self._host.card.peers.values():
             here = self._lines.known(peer.broker) is session
             if here and peer.monitor == (delivery.exchange, about.get("queue")):

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
-from aiormq import Channel, spec
-from aiormq.exceptions import (
-    ChannelAccessRefused,
-    ChannelNotFoundEntity,
-    ChannelPreconditionFailed,
-    DeliveryError,
-    PublishError,
-)
+from aiormq import spec
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
+from netspace_client import codec
 from netspace_client.errors import LinkError, MailboxFull, Refused, Revoked, Timeout
-from netspace_client.session import FAILURES, Session, answer, hang_up
+from netspace_client.session import Session, hang_up
+from netspace_client.wire import Wire
 
 CONFIRM_SECONDS = 20.0
 """Seconds to wait for a confirmation. A healthy broker is far faster; one without its majority may never confirm."""
@@ -30,22 +27,33 @@ class Unroutable(LinkError):
     """The exchange has no binding to a queue."""
 
 
-class Parcel:
-    """One message, until it is confirmed or has failed."""
+def _nobody(parcel: Parcel) -> None:
+    """Tell nobody."""
 
-    def __init__(self, body: bytes, properties: spec.Basic.Properties, key: str) -> None:
+
+class Parcel:
+    """One message, until it is confirmed or has failed.
+
+    :ivar tell: called once with the parcel, when it is confirmed or has failed.
+    :ivar error: the reason of its failure; None: it is confirmed.
+    :ivar repeated: it was sent again over a new channel, so the receiver's queue may have it twice.
+    """
+
+    __slots__ = ("at", "body", "error", "key", "properties", "repeated", "returned", "sent", "settled", "tell")
+
+    def __init__(self, body: bytes, properties: spec.Basic.Properties, key: str = "") -> None:
         self.body = body
         self.properties = properties
         self.key = key
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tell: Callable[[Parcel], None] = _nobody
+        self.at = 0.0
+        self.sent = self.repeated = self.returned = self.settled = False
+        self.error: Exception | None = None
 
-    def fail(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    def finish(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
+    def finish(self, error: Exception | None = None) -> None:
+        if not self.settled:
+            self.settled, self.error = True, error
+            self.tell(self)
 
 
 class Outlet:
@@ -64,10 +72,13 @@ class Outlet:
         self.what = what
         self._room = room
         self._confirm = confirm
+        self._plain = codec.publish(exchange, "")
         self._pending: dict[Parcel, None] = {}
-        self._channel: Channel | None = None
+        self._sent: dict[int, Parcel] = {}
+        self._wire: Wire | None = None
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._look: asyncio.TimerHandle | None = None
         self._one_by_one = False
         self._closed = False
 
@@ -77,128 +88,196 @@ class Outlet:
 
     @property
     def open(self) -> bool:
-        return self._channel is not None
+        return self._wire is not None
 
-    async def publish(self, body: bytes, properties: spec.Basic.Properties, key: str = "", *, timeout: float) -> None:
+    def begin(self, parcel: Parcel) -> None:
+        """Publish a message, after all that were begun before. Its end is told by the parcel."""
+        self._pending[parcel] = None
+        if self._wire is None:
+            self._reopen()
+        elif not self._one_by_one:
+            self._put(self._wire, parcel)
+
+    def forget(self, parcel: Parcel) -> None:
+        """Don't send a message again, whether it was confirmed or not."""
+        parcel.settled = True
+        self._pending.pop(parcel, None)
+
+    async def publish(self, parcel: Parcel, timeout: float) -> None:
         """Publish a message; return after the broker has confirmed it.
 
         :raises LinkError: the broker refused it, or it is unknown whether the broker has it.
         """
-        parcel = Parcel(body, properties, key)
-        self._pending[parcel] = None
-        if self._channel is not None and self._channel.is_closed:
-            self._channel = None
-        if self._channel is None:
-            self._reopen()
-        elif not self._one_by_one:
-            self._put(self._channel, parcel)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def tell(parcel: Parcel) -> None:
+            if not done.done():
+                if parcel.error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(parcel.error)
+
+        parcel.tell = tell
+        late = loop.call_later(timeout, lambda: parcel.finish(self.late(timeout)))
         try:
-            await asyncio.wait_for(parcel.done, timeout)
-        except asyncio.TimeoutError:
-            if self.session.connected:
-                raise Timeout(f"{self.what}: the broker didn't confirm within {timeout:g} s") from None
-            raise self.session.unreached(self.what, timeout) from None
+            self.begin(parcel)
+            await done
         finally:
-            self._pending.pop(parcel, None)
+            late.cancel()
+            self.forget(parcel)
+
+    def late(self, timeout: float) -> LinkError:
+        """Return the error for a message that wasn't confirmed within *timeout* seconds."""
+        if self.session.connected:
+            return Timeout(f"{self.what}: the broker didn't confirm within {timeout:g} s")
+        return self.session.unreached(self.what, timeout)
 
     def release(self) -> None:
         """Close the channel, if no message is unconfirmed."""
-        if self._channel is not None and self.idle:
-            self._lose(self._channel)
+        if self._wire is not None and self.idle:
+            self._lose(self._wire)
 
     async def close(self) -> None:
         self._closed = True
+        if self._look is not None:
+            self._look.cancel()
         tasks = [task for task in (*self._tasks, self._opening) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _put(self, channel: Channel, parcel: Parcel) -> None:
-        self._keep(asyncio.create_task(self._send(channel, parcel)))
-
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _send(self, channel: Channel, parcel: Parcel) -> None:
+    # -- sending ------------------------------------------------------------------------
+    def _put(self, wire: Wire, parcel: Parcel) -> None:
+        if wire.closed:  # its end will be judged in a moment; then the parcel is sent again
+            return
         try:
-            await answer(
-                channel.basic_publish(
-                    parcel.body,
-                    exchange=self.exchange,
-                    routing_key=parcel.key,
-                    properties=parcel.properties,
-                    mandatory=True,
-                    wait=False,
-                ),
-                self._confirm,
-            )
-        except PublishError:
-            parcel.fail(Unroutable(f"{self.what}: it leads to no mailbox"))
-        except DeliveryError:
-            parcel.fail(MailboxFull(f"{self.what}: the mailbox took no more"))
-        except (ChannelNotFoundEntity, ChannelAccessRefused) as err:
-            self._lose(channel)
-            parcel.fail(Revoked(f"{self.what} is revoked ({err})"))
-        except ChannelPreconditionFailed as err:
-            # The broker refuses one of the messages on the channel. Send them one by one to find out which.
-            if len(self._pending) == 1 or (self._one_by_one and channel is self._channel):
-                parcel.fail(Refused(f"{self.what}: the broker refuses the message: {err}"))
-                self._pending.pop(parcel, None)
-            self._one_by_one = True
-            self._lose(channel)
-        except asyncio.TimeoutError:
-            # The node may have lost the majority of its cluster. Another connection may lead to another node.
-            self._lose(channel)
-            self._keep(asyncio.create_task(self.session.leave(channel.connection)))
-        except FAILURES:
-            self._lose(channel)
+            method = codec.publish(self.exchange, parcel.key) if parcel.key else self._plain
+            tag = wire.publish(method, parcel.properties, parcel.body)
         except Exception as err:
-            # aiormq may have counted the message as sent; it would then assign confirmations to the wrong messages.
-            parcel.fail(err)
-            self._pending.pop(parcel, None)
-            self._lose(channel)
-        else:
-            parcel.finish()
-        if parcel.done.done():
-            self._pending.pop(parcel, None)
-            self._next(channel)
+            self._end(parcel, err)
+            self._next(wire)
+            return
+        parcel.repeated, parcel.sent = parcel.sent, True
+        parcel.returned = False
+        parcel.at = asyncio.get_running_loop().time()
+        self._sent[tag] = parcel
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(self._confirm, self._overdue)
 
-    def _next(self, channel: Channel) -> None:
-        if not self._one_by_one or channel is not self._channel:
+    def _end(self, parcel: Parcel, error: Exception | None) -> None:
+        self._pending.pop(parcel, None)
+        parcel.finish(error)
+
+    def _next(self, wire: Wire) -> None:
+        """Send the next message, if they are sent one by one."""
+        if not self._one_by_one or wire is not self._wire:
             return
         if self._pending:
-            self._put(channel, next(iter(self._pending)))
+            self._put(wire, next(iter(self._pending)))
         else:
             self._one_by_one = False
 
-    def _lose(self, channel: Channel) -> None:
+    def _overdue(self) -> None:
+        """Try another connection if a message wasn't confirmed in time.
+
+        The node may have lost the majority of its cluster. Another connection may lead to another node.
+        """
+        self._look = None
+        wire, oldest = self._wire, next(iter(self._sent.values()), None)
+        if wire is None or oldest is None:
+            return
+        loop = asyncio.get_running_loop()
+        left = oldest.at + self._confirm - loop.time()
+        if left > 0:
+            self._look = loop.call_later(left, self._overdue)
+            return
+        connection = wire.channel.connection
+        self._lose(wire)
+        self._keep(asyncio.create_task(self.session.leave(connection)))
+
+    # -- what the broker says --------------------------------------------------------------
+    def _confirmed(self, wire: Wire, sent: dict[int, Parcel], tag: int, multiple: bool, taken: bool) -> None:
+        tags = [tag]
+        if multiple:
+            tags = []
+            for one in sent:  # in their order
+                if one > tag:
+                    break
+                tags.append(one)
+        for one in tags:
+            parcel = sent.pop(one, None)
+            if parcel is None:
+                continue
+            if parcel.returned:
+                self._end(parcel, Unroutable(f"{self.what}: it leads to no mailbox"))
+            else:
+                self._end(parcel, None if taken else MailboxFull(f"{self.what}: the mailbox took no more"))
+        self._next(wire)
+
+    def _returned(self, sent: dict[int, Parcel], identity: str | None) -> None:
+        for parcel in sent.values():
+            if not parcel.returned and parcel.properties.message_id == identity:
+                parcel.returned = True
+                return
+
+    def _ended(self, wire: Wire, sent: dict[int, Parcel], closing: asyncio.Future[Any]) -> None:
+        """Judge the end of a channel: whether a message is the cause, or the link was revoked."""
+        if wire is not self._wire:
+            return
+        err = None if closing.cancelled() else closing.exception()
+        if isinstance(err, (ChannelNotFoundEntity, ChannelAccessRefused)):
+            self._wire = None
+            for parcel in list(sent.values()):
+                self._end(parcel, Revoked(f"{self.what} is revoked ({err})"))
+        elif isinstance(err, ChannelPreconditionFailed):
+            # The broker refuses one of the messages on the channel. Send them one by one to find out which.
+            if len(sent) == 1 or self._one_by_one:
+                for parcel in list(sent.values()):
+                    self._end(parcel, Refused(f"{self.what}: the broker refuses the message: {err}"))
+            self._one_by_one = True
+        self._lose(wire)
+
+    def _lose(self, wire: Wire) -> None:
         """Give up a channel, and send unconfirmed messages through another."""
-        if channel is self._channel:
-            self._channel = None
-            if not channel.is_closed:
-                self._keep(asyncio.create_task(hang_up(channel)))
-        if self._pending and self._channel is None:
+        if wire is self._wire:
+            self._wire = None
+            if not wire.closed:
+                wire.shut()
+                self._keep(asyncio.create_task(hang_up(wire.channel)))
+        if self._pending and self._wire is None:
             self._reopen()
 
     def _reopen(self) -> None:
-        if self._opening is None or self._opening.done():
+        if not self._closed and (self._opening is None or self._opening.done()):
             self._opening = asyncio.create_task(self._open())
 
     async def _open(self) -> None:
         pause = 0.01
-        while any(not parcel.done.done() for parcel in self._pending):
+        while any(not parcel.settled for parcel in self._pending):
             self._room()
             try:
-                channel = await self.session.channel()
+                wire = await self.session.wire()
             except (LinkError, ConnectionError):
                 if self._closed:
                     return
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
                 continue
-            self._channel = channel
-            parcels = [parcel for parcel in self._pending if not parcel.done.done()]
-            for parcel in parcels[:1] if self._one_by_one else parcels:
-                self._put(channel, parcel)
+            self._begin_on(wire)
             return
+
+    def _begin_on(self, wire: Wire) -> None:
+        """Send all unconfirmed messages on a new channel, in their order."""
+        sent: dict[int, Parcel] = {}
+        self._wire, self._sent = wire, sent
+        wire.confirmed = lambda tag, multiple, taken: self._confirmed(wire, sent, tag, multiple, taken)
+        wire.returned = lambda identity: self._returned(sent, identity)
+        wire.channel.closing.add_done_callback(lambda closing: self._ended(wire, sent, closing))
+        parcels = [parcel for parcel in self._pending if not parcel.settled]
+        for parcel in parcels[:1] if self._one_by_one else parcels:
+            self._put(wire, parcel)

@@ -7,14 +7,14 @@ import logging
 import time
 
 from aiormq import spec
-from aiormq.abc import DeliveredMessage
 
 from netspace_client import seal
 from netspace_client.card import Sender
-from netspace_client.errors import LinkError, SealError, UnknownKey
+from netspace_client.errors import LinkError, SealError
 from netspace_client.host import Host
 from netspace_client.seal import Opened, Sealed
 from netspace_client.window import Window
+from netspace_client.wire import Delivery
 
 log = logging.getLogger("netspace_client")
 
@@ -46,6 +46,7 @@ class Sealing:
         reply_to: str | None = None,
         correlation_id: str | None = None,
         urgent: bool = False,
+        durable: bool = True,
     ) -> tuple[bytes, spec.Basic.Properties]:
         """Return the body and the properties of a message for the broker, sealed if the link is.
 
@@ -53,6 +54,7 @@ class Sealing:
         :param sealed: the seal of the link; None: it isn't sealed.
         :param to: the receiver.
         :param use: ``message`` or ``answer``.
+        :param durable: False: the broker need not write it to disk before it confirms it.
         """
         raw, kind = content
         if sealed is not None:
@@ -62,7 +64,7 @@ class Sealing:
             kind = seal.CONTENT_TYPE
         about = spec.Basic.Properties(
             content_type=kind,
-            delivery_mode=2,
+            delivery_mode=2 if durable else 1,
             priority=URGENT if urgent else None,
             message_id=id,
             reply_to=reply_to,
@@ -70,14 +72,14 @@ class Sealing:
         )
         return raw, about
 
-    def opened(self, delivery: DeliveredMessage, sealed: Sealed | None, sender: str, use: str) -> Opened | None:
+    def opened(self, delivery: Delivery, sealed: Sealed | None, sender: str, use: str) -> Opened | None:
         """Open a sealed message and return its content; None: the link isn't sealed.
 
         :raises LinkError: it isn't a message that *sender* sealed for this environment.
         """
         if sealed is None:
             return None
-        about = delivery.header.properties
+        about = delivery.properties
         ids = (about.message_id or "", about.correlation_id or "")
         envelope = sealed.envelope(self._host.card.name, sender, use, *ids, ours=False)
         found = seal.open_sealed(delivery.body, envelope, self._host.keys, sealed.keys, time.time(), sealed.endorser)
@@ -85,22 +87,17 @@ class Sealing:
             raise SealError("it is older than the oldest id that is remembered: it may have come before")
         return found
 
-    async def opened_soon(self, delivery: DeliveredMessage, sender: Sender) -> Opened | None:
-        """Open as :meth:`opened` does; if a key is unknown, wait a second for the host's newer files and try again.
+    def may_wait(self, sender: Sender) -> bool:
+        """Return whether to wait a second for the host's newer files, because a key of *sender*'s message is unknown.
 
-        For each sender it waits at most once in ``WAIT_AGAIN`` seconds. Otherwise a sender could block the receiver
-        with invented keys.
+        For each sender that is at most once in ``WAIT_AGAIN`` seconds. Otherwise a sender could block the receiver with
+        invented keys.
         """
         now = asyncio.get_running_loop().time()
-        try:
-            return self.opened(delivery, sender.seal, sender.name, "message")
-        except UnknownKey:
-            if self._waited.get(sender.name, -WAIT_AGAIN) + WAIT_AGAIN > now:
-                raise
+        if self._waited.get(sender.name, -WAIT_AGAIN) + WAIT_AGAIN > now:
+            return False
         self._waited[sender.name] = now
-        await asyncio.sleep(1.0)
-        sender = self._host.card.senders.get(sender.exchange, sender)
-        return self.opened(delivery, sender.seal, sender.name, "message")
+        return True
 
     def refuse(self, err: LinkError, sender: str) -> None:
         """Count and log a message that could not be opened."""

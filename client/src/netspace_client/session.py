@@ -20,9 +20,10 @@ import pamqp.exceptions
 from aiormq import Channel
 from aiormq.abc import AbstractConnection
 
-from netspace_client import frames
+from netspace_client import wire
 from netspace_client.card import Broker
 from netspace_client.errors import CardError, Closed, NotAdmitted, Unreachable
+from netspace_client.wire import Delivery, Receiver, Wire
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ class Session:
         self._broker = broker
         self._up = asyncio.Event()
         self._connection: AbstractConnection | None = None
+        self._receiver: Receiver | None = None
         self._closed = False
         self._task = asyncio.create_task(self._run())
         self._problem: tuple[type[Unreachable], str] = (Unreachable, "not connected yet")
@@ -122,6 +124,17 @@ class Session:
         assert isinstance(channel, Channel)
         return channel
 
+    async def wire(self, delivered: Callable[[Delivery], None] | None = None) -> Wire:
+        """Wait until there is a connection, and return the messages of a new channel.
+
+        :param delivered: called with each delivery on it.
+        :raises ConnectionError: the connection ended meanwhile; try again.
+        """
+        channel = await self.channel()
+        if self._receiver is None or channel.connection is not self._connection:
+            raise ConnectionError("the connection was lost")
+        return Wire(channel, self._receiver, delivered)
+
     async def leave(self, connection: AbstractConnection) -> None:
         """Close *connection* if it is the one in use, so that a new one is opened."""
         if connection is self._connection:
@@ -146,6 +159,8 @@ class Session:
         self._up.set()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if self._receiver is not None:
+            self._receiver.flush()
         if self._connection is not None:
             await self._drop(self._connection)
 
@@ -155,13 +170,13 @@ class Session:
         while True:
             begun = clock()
             try:
-                connection = await answer(_connect(self._broker()))
+                connection, receiver = await answer(_connect(self._broker()))
             except CardError as err:
                 self._say(Unreachable, str(err))
             except FAILURES as err:
                 self._say(*_told(err))
             else:
-                self._connection = connection
+                self._connection, self._receiver = connection, receiver
                 self._up.set()
                 await asyncio.wait({connection.closing})
                 self._up.clear()
@@ -182,17 +197,16 @@ class Session:
             await answer(connection.close(), 2.0)
 
 
-async def _connect(broker: Broker) -> AbstractConnection:
-    frames.guard()
+async def _connect(broker: Broker) -> tuple[AbstractConnection, Receiver]:
     where = f"{quote(broker.host)}:{broker.port}/{quote(broker.vhost, safe='')}?heartbeat={HEARTBEAT}"
     if broker.certificate is None:
         login = f"{quote(broker.username, safe='')}:{quote(_secret(broker), safe='')}@"
     else:
         login, where = "", f"{where}&auth=external"
     if broker.certificate is None and broker.authority is None:
-        return await aiormq.connect(f"amqp://{login}{where}")
+        return await wire.connect(f"amqp://{login}{where}")
     name = broker.server_name or broker.host
-    return await aiormq.connect(f"amqps://{login}{where}", context=_context(broker), server_hostname=name)
+    return await wire.connect(f"amqps://{login}{where}", context=_context(broker), server_hostname=name)
 
 
 def _context(broker: Broker) -> ssl.SSLContext:

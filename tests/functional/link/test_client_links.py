@@ -42,6 +42,7 @@ from netspace_client import (
     Unreachable,
     jose,
 )
+from netspace_client.outlet import Parcel
 
 pytestmark = pytest.mark.root
 
@@ -251,7 +252,7 @@ def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town)
     async def unforeseen():
         """Send a message that only aiormq finds wrong, amid others."""
         outlet = next(iter(web.mailbox._lines.outlets.values()))
-        bad = outlet.publish(b"bad", spec.Basic.Properties(message_id=["no text"]), timeout=60)
+        bad = outlet.publish(Parcel(b"bad", spec.Basic.Properties(message_id=["no text"])), 60)
         return await every([bad, *(web.mailbox.send("audit", str(number)) for number in range(3))])
 
     failed, *sent = web.run(unforeseen())

@@ -18,8 +18,8 @@ from netspace.spec.types import Link
 NAMES = ["a", "b", "web", "web-1", "w_1"]
 LINKS = st.builds(
     lambda ends: {
-        f"{source}.{target}": Link(source=source, target=target, pattern=how, ttl=ttl, monitor=watched)
-        for source, target, how, ttl, watched in ends
+        f"{source}.{target}": Link(source=source, target=target, pattern=how, ttl=ttl, monitor=watched, durable=kept)
+        for source, target, how, ttl, watched, kept in ends
     },
     st.lists(
         st.tuples(
@@ -27,6 +27,7 @@ LINKS = st.builds(
             st.sampled_from(NAMES),
             st.sampled_from(["send", "request"]),
             st.sampled_from([None, None, 1.0, 2.5]),
+            st.booleans(),
             st.booleans(),
         ).filter(lambda ends: ends[0] != ends[1])
     ),

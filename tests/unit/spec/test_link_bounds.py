@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
 
 from netspace.errors import SpecError
 from netspace.link import record
+from netspace.link.topology.names import PLAIN, Names
 from netspace.spec import parse
 from netspace.spec.types import Link
 
@@ -16,7 +18,17 @@ ENDS = {"from": "web", "to": "orders"}
 
 @pytest.mark.parametrize(
     "bounds",
-    [{}, {"ttl": 0.5}, {"ttl": 604800}, {"length": 1}, {"length": 10_000, "full": "drop-head"}, {"full": "reject"}],
+    [
+        {},
+        {"ttl": 0.5},
+        {"ttl": 604800},
+        {"length": 1},
+        {"length": 10_000, "full": "drop-head"},
+        {"full": "reject"},
+        {"durable": False},
+        {"durable": True},
+        {"durable": False, "ttl": 1, "length": 3},
+    ],
 )
 def test_bounds(bounds: dict[str, Any]) -> None:
     link = parse.link({**ENDS, **bounds})
@@ -51,6 +63,7 @@ def test_what_a_message_may_be(narrowed: dict[str, Any]) -> None:
         ("content_type", {"content_type": "text/plain; charset=utf-8"}),
         ("content_type", {"content_type": "Text/Plain"}),
         ("full", {"full": "drop-tail", "length": 5}),
+        ("durable", {"durable": "no"}),
     ],
 )
 def test_bounds_out_of_bounds(key: str, bounds: dict[str, Any]) -> None:
@@ -79,3 +92,52 @@ def test_sizes_of_messages(size: Any, right: bool) -> None:
             parse.declaration(declared)
         with pytest.raises(SpecError, match="broker:hosts:h2:message_size"):
             parse.declaration({"broker": {"kind": "local", "hosts": far}})
+
+
+def test_link_in_memory_is_recorded_and_has_a_lane_of_its_own() -> None:
+    link, kept = (parse.link({**ENDS, **more}) for more in ({"durable": False}, {}))
+    assert parse.convert(record.plain(link), Link, "link") == link
+    assert "durable" not in (record.plain(kept) or {})
+    assert (PLAIN.has_lane(link), PLAIN.has_lane(kept)) == (True, False)
+    keyed = Names(b"key")
+    assert keyed.queue(link) != keyed.queue(parse.link({**ENDS, "durable": False, "ttl": 1}))
+
+
+def test_link_in_memory_is_refused_where_it_must_keep() -> None:
+    hosts = {
+        "h2": {
+            "trust_domain": "h2.test",
+            "address": "192.0.2.2:5671",
+            "public_key": base64.b64encode(bytes(32)).decode(),
+        }
+    }
+    broker = {"kind": "local", "host": "h1", "trust_domain": "h1.test", "authority": "/ca", "hosts": hosts}
+    buffered = {"from": "web", "to": "orders@h2", "via": "buffered"}
+    value = {"environments": {"web": {"image": "tar:/x.tar"}}, "broker": broker, "links": [buffered]}
+    assert "links" not in problems(value)
+    value["links"] = [{**buffered, "durable": False}]
+    assert "netspace:links:0:durable: a buffered link keeps its messages" in problems(value)
+
+
+def test_link_in_memory_is_refused_on_a_cluster() -> None:
+    names = {name: {"image": "tar:/x.tar"} for name in ("web", "orders")}
+    cluster = {
+        "kind": "cluster",
+        "url": ["amqps://n1:5671"],
+        "management": ["https://n1:15671"],
+        "ca": "/ca.pem",
+        "credentials": "/login",
+    }
+    value: dict[str, Any] = {"environments": names, "broker": cluster, "links": [ENDS]}
+    assert problems(value) == ""
+    value["links"] = [{**ENDS, "durable": False}]
+    assert "netspace:links:0:durable: a queue in memory is on one node" in problems(value)
+
+
+def problems(value: dict[str, Any]) -> str:
+    """Return all that is wrong with a declaration."""
+    try:
+        parse.declaration(value)
+    except SpecError as err:
+        return str(err)
+    return ""

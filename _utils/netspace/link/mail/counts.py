@@ -68,6 +68,12 @@ def _messages(layout: Layout, record: Record, broker: Broker, api: Management) -
     mailboxes = {labels(environment=name): queues.get(called.mailbox(name), {}) for name in members}
     waiting = {by: queue.get("messages") for by, queue in mailboxes.items()}
     yield counted("netspace_mailbox_waiting", "gauge", "Messages that wait in the mailbox.", waiting)
+    lanes = {
+        labels(**{"from": link.source, "to": link.target}): queues.get(called.queue(link), {}).get("messages")
+        for _, link in sorted(record.links.items())
+        if link.to_host is None and called.has_lane(link)
+    }
+    yield counted("netspace_link_waiting", "gauge", "Messages that wait in the link's own queue.", lanes)
     readers = {by: queue.get("consumers") for by, queue in mailboxes.items()}
     yield counted("netspace_mailbox_readers", "gauge", "Programs that read the mailbox.", readers)
     oldest = {by: _number(queue.get("head_message_timestamp")) for by, queue in mailboxes.items()}

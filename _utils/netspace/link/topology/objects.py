@@ -10,7 +10,9 @@ link         ``link.<a>.<b>``    fanout exchange bound to ``mailbox.<b>``; only 
                                  writes, so the exchange of a delivery is its sender
 dedicated    ``lane.<a>.<b>``    quorum queue that replaces the mailbox for a link with
 queue                            its own bounds, or for a link with ``monitor`` from
-                                 another host; only <b> reads it
+                                 another host; only <b> reads it. For a link that is not
+                                 durable it is a classic queue, which keeps in memory
+                                 what its sender doesn't call persistent
 replies      ``replies.<a>``     queue for answers, where <a> has a request link
 answers      ``reply.<b>``       direct exchange to which <b> publishes answers; each asker
                                  binds its replies queue to it under a random key
@@ -73,6 +75,8 @@ _MAILBOX: dict[str, Any] = {
     "consumer-timeout": _DAY // 2,
 }
 _LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # it would override the queue's argument
+# A classic queue counts no deliveries.
+_MEMORY = {key: value for key, value in _LANE.items() if key != "delivery-limit"}
 # A shovel returns each message that the other host doesn't take. A message must survive any number of such returns.
 _OUTBOX = {**_MAILBOX, "delivery-limit": 1_000_000_000}
 _REPLIES: dict[str, Any] = {
@@ -98,6 +102,7 @@ _DEAD: dict[str, Any] = {
 POLICIES = (
     "netspace.mailbox",
     "netspace.lane",
+    "netspace.memory",
     "netspace.outbox",
     "netspace.replies",
     "netspace.notices",
@@ -116,6 +121,8 @@ def policies(names: Names) -> dict[str, dict[str, Any]]:
     return {
         "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
         "netspace.lane": _policy(r"^lane\.", "quorum_queues", {**_LANE, **letters}),
+        # Only quorum queues hand dead letters over at least once.
+        "netspace.memory": _policy(r"^lane\.", "classic_queues", {**_MEMORY, "dead-letter-exchange": names.late}),
         "netspace.outbox": _policy(r"^outbox\.", "quorum_queues", {**_OUTBOX, **letters}),
         "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
         "netspace.notices": _policy(r"^notices\.", "classic_queues", _NOTICES),
@@ -223,7 +230,7 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
             _queue(made, queue, "quorum")
             made["shovel", queue] = {"value": dict((shovels or {}).get(queue, {}))}
         elif names.has_lane(link):
-            _queue(made, queue, "quorum", _bounds(link))
+            _queue(made, queue, "quorum" if link.durable else "classic", _bounds(link))
         _exchange(made, names.exchange(link), "fanout")
         _binding(made, names.exchange(link), queue)
         if link.monitor:

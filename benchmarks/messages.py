@@ -1,0 +1,241 @@
+"""Messages through netspace-client, beside bare aiormq, NATS JetStream and Redis streams.
+
+usage: sudo python benchmarks/messages.py [--json | --markdown] [--seconds N]
+
+On a host of its own (``scripts/sandbox``), on loopback. Each program is a process: one asks or pours, another answers
+or drains. Questions come one after another. ``sends`` are 256 at once, each waiting for its confirmation; ``pipelined``
+is a batch with 1,024 unconfirmed. Messages have 64 bytes.
+
+*disk*: each message is on disk before it is confirmed (a quorum queue; JetStream with ``sync_interval: always``; Redis
+with ``appendfsync always``). *memory*: none is. Bare aiormq uses the same broker without TLS and forwarder. Debian's
+``nats-server`` and ``redis-server`` are started here; a peer that isn't installed is left out, and the reason is told.
+
+The whole takes three minutes at most: a measurement ends after its number of messages or its seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bench
+from bench import say
+
+sys.path[:0] = [str(bench.ROOT / "client/src"), str(bench.ROOT / "tests")]
+
+PROGRAMS = Path(__file__).with_name("message_programs.py")
+PLAIN_PORT, NATS_PORT, REDIS_PORT = 5699, 4299, 6399
+PEERS = ("netspace", "bare aiormq", "NATS JetStream", "Redis streams")
+GOALS = {
+    "question and answer, memory, p50": "0.8 ms",
+    "pipelined, disk": "10000 msg/s",
+    "pipelined, memory": "20000 msg/s",
+    "pipelined, sealed": "5000 msg/s",
+}
+
+Figures = dict[str, dict[str, float]]
+"""By row and peer."""
+
+
+def program(client: str, role: str, address: str, name: str, *seconds: float, inside: str = "") -> list[str]:
+    """Return the command of a program; *inside* is its network namespace."""
+    command = [sys.executable, str(PROGRAMS), client, role, address, name, *map(str, seconds)]
+    return ["ip", "netns", "exec", inside, *command] if inside else command
+
+
+@contextlib.contextmanager
+def running(*commands: list[str]) -> Iterator[None]:
+    """Have programs run."""
+    started = [subprocess.Popen(command) for command in commands]
+    try:
+        yield
+    finally:
+        for one in started:
+            one.terminate()
+        for one in started:
+            one.wait()
+
+
+def measured(command: list[str], patience: float) -> Any:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=patience + 60, check=True)
+    return json.loads(done.stdout)
+
+
+class Found:
+    """The figures so far, and the reasons for peers that lack."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.figures: Figures = {}
+        self.lacking: dict[str, str] = {}
+        self.samples: list[int] = []
+
+    def note(self, row: str, peer: str, value: float) -> None:
+        self.figures.setdefault(row, {})[peer] = value
+
+    def both(self, peer: str, client: str, kind: str, where: dict[str, tuple[str, str, str]]) -> None:
+        """Measure questions and sends of one kind.
+
+        :param where: by role, the address and the name that its program is given, and its network namespace.
+        """
+        say(f"{peer}, {kind}")
+
+        def of(role: str, *seconds: float) -> list[str]:
+            address, name, inside = where[role]
+            return program(client, role, address, name, *seconds, inside=inside)
+
+        if client == "bare":
+            subprocess.run(of("prepare"), check=True)
+        with running(of("answer")):
+            for name, value in measured(of("ask", self.seconds), self.seconds).items():
+                if name == "samples":
+                    self.samples.append(int(value))
+                else:
+                    self.note(f"question and answer, {kind}, {name}", peer, value)
+        with running(of("drain")):
+            for name, value in measured(of("pour", self.seconds), 2 * self.seconds).items():
+                self.note(f"{name}, {kind}", peer, value)
+
+
+def links(found: Found, folder: Path) -> None:
+    """Measure netspace-client, and aiormq alone on the same broker."""
+    from support.links.link_world import World
+
+    from netspace.link.broker import node
+    from netspace.spec.types import Link
+
+    kinds = {"disk": {}, "memory": {"durable": False}, "sealed": {"seal": True}}
+    world = World()
+    try:
+        names = [f"{kind}-{role}" for kind in kinds for role in ("answer", "drain")]
+        world.environment("web", *names)
+        world.apply(
+            *(Link(source="web", target=f"{kind}-answer", pattern="request", **more) for kind, more in kinds.items()),
+            *(Link(source="web", target=f"{kind}-drain", **more) for kind, more in kinds.items()),
+        )
+        for name in ("web", *names):
+            world.write_cards(name, folder / name)
+
+        def at(name: str, peer: str) -> tuple[str, str, str]:
+            return str(folder / name), peer, world.layout.netns_name(name)
+
+        for kind in kinds:
+            answer, drain = f"{kind}-answer", f"{kind}-drain"
+            where = {"answer": at(answer, ""), "drain": at(drain, "")}
+            found.both("netspace", "netspace", kind, {**where, "ask": at("web", answer), "pour": at("web", drain)})
+        listen = (
+            "application:set_env(rabbit, auth_mechanisms, ['EXTERNAL', 'PLAIN']), "
+            f'rabbit_networking:start_tcp_listener({{"127.0.0.1", {PLAIN_PORT}}}, 10).'
+        )
+        refused = node.evaluate(world.layout, world.broker, listen)
+        assert not refused, refused
+        admin = node.login(world.layout)
+        login = folder / "login"  # no argument of a process: others could read it
+        login.touch(mode=0o600)
+        login.write_text(f"amqp://{admin.username}:{admin.password}@127.0.0.1:{PLAIN_PORT}/{world.layout.instance}")
+        for kind in ("disk", "memory"):
+            found.both("bare aiormq", "bare", kind, dict.fromkeys(ROLES, (str(login), kind, "")))
+    finally:
+        world.remove()
+
+
+ROLES = ("prepare", "answer", "drain", "ask", "pour")
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
+
+
+def server(found: Found, peer: str, client: str, port: int, command: list[str] | None, kind: str) -> None:
+    """Measure a server of its own."""
+    if command is None:
+        return
+    with running(command):
+        end = time.monotonic() + 30
+        while not listens(port):
+            if time.monotonic() > end:
+                found.lacking[peer] = "it doesn't start"
+                return
+            time.sleep(0.1)
+        found.both(peer, client, kind, dict.fromkeys(ROLES, (str(port), kind, "")))
+
+
+def nats(found: Found, folder: Path, kind: str) -> list[str] | None:
+    if (where := shutil.which("nats-server")) is None:
+        found.lacking["NATS JetStream"] = "nats-server is not installed (apt-get install nats-server)"
+        return None
+    config = folder / f"nats-{kind}.conf"
+    store = folder / f"nats-{kind}"
+    config.write_text(
+        f"listen: 127.0.0.1:{NATS_PORT}\njetstream {{ store_dir: {json.dumps(str(store))}\n sync_interval: always }}\n"
+    )
+    return [where, "-c", str(config), "-l", str(folder / f"nats-{kind}.log")]
+
+
+def redis(found: Found, folder: Path, kind: str) -> list[str] | None:
+    if (where := shutil.which("redis-server")) is None:
+        found.lacking["Redis streams"] = "redis-server is not installed (apt-get install redis-server)"
+        return None
+    kept = ["--appendonly", "yes", "--appendfsync", "always"] if kind == "disk" else ["--appendonly", "no"]
+    place = folder / f"redis-{kind}"
+    place.mkdir()
+    quiet = ["--save", "", "--loglevel", "warning", "--logfile", str(place / "log")]
+    return [where, "--bind", "127.0.0.1", "--port", str(REDIS_PORT), "--dir", str(place), *quiet, *kept]
+
+
+def measure(options: argparse.Namespace) -> Found:
+    found = Found(options.seconds)
+    with bench.disk(in_memory=options.memory_disk) as disk, tempfile.TemporaryDirectory(prefix="messages-") as name:
+        links(found, Path(name))
+        for kind in ("disk", "memory"):
+            server(found, "NATS JetStream", "nats", NATS_PORT, nats(found, disk, kind), kind)
+            server(found, "Redis streams", "redis", REDIS_PORT, redis(found, disk, kind), kind)
+    return found
+
+
+def _cell(row: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f} ms" if row.startswith("question") else f"{value:.0f} msg/s"
+
+
+def _table(found: Found) -> Iterator[str]:
+    load = f"load {os.environ.get('NETSPACE_BENCHMARK_LOAD', 'unknown')} before and {os.getloadavg()[0]:.1f} after"
+    yield f"{bench.machine()}; {load}; {min(found.samples)} to {max(found.samples)} questions each."
+    yield from (f"Left out: {peer}: {why}." for peer, why in found.lacking.items())
+    yield ""
+    yield f"| | {' | '.join(PEERS)} | goal |"
+    yield "|---|" + "---|" * (len(PEERS) + 1)
+    for row, values in found.figures.items():
+        cells = [_cell(row, values.get(peer)) for peer in PEERS]
+        yield f"| {row} | {' | '.join(cells)} | {GOALS.get(row, '')} |"
+
+
+def main() -> int:
+    parser = bench.arguments(__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="the most for one measurement (default 3)")
+    options = parser.parse_args()
+    bench.on_a_host_of_its_own()
+    found = measure(options)
+    if options.json:
+        print(json.dumps({"figures": found.figures, "left out": found.lacking}, indent=1))
+    else:
+        print("\n".join(_table(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
