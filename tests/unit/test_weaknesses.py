@@ -142,7 +142,7 @@ def test_filters_are_compiled_with_or_without_a_program_s_constants(tmp_path, ha
         ("1", None, "9", "weak", "sysctl -w kernel.unprivileged_userns_clone=0"),
         (None, "0", "9", "weak", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=1"),
         ("1", None, None, "weak", "sysctl -w kernel.unprivileged_userns_clone=0"),
-        (None, None, "9", "weak", "let nobody log in"),
+        (None, None, "9", "weak", "let only users log in"),
         (None, None, "many", "unknown", "/proc/sys/user/max_user_namespaces"),
     ],
 )

@@ -100,7 +100,7 @@ class Targets:
             return False
 
     def has_files(self, target: str) -> bool:
-        """Return whether :meth:`files` can access the target's files. It can't if the target has its own kernel.
+        """Return whether :meth:`files` can access the target's files: whether the target uses the host's kernel.
 
         :raises NetspaceError: it is not a target of this host (any more).
         """
@@ -117,7 +117,7 @@ class Targets:
         variables: Mapping[str, str] | None = None,
         shell: str | None = None,
     ) -> Answer:
-        """Run a command inside, as the environment's user, with its limits and its system call filter.
+        """Run a command inside an environment, as its user, with its limits and its system call filter.
 
         :param command: an argument vector, or a text for a shell of the image.
         :param timeout: seconds; None: a minute.

@@ -49,7 +49,7 @@ class Collection(msgspec.Struct, frozen=True):
 
     :param types: nft's names of the types that make up a key.
     :param elements: keys as the kernel holds them, so that they can be compared with the kernel's.
-    :param most: the most elements that packets may add; 0: they add none.
+    :param most: the most elements that packets may add; 0: none.
     """
 
     types: tuple[str, ...]
@@ -58,7 +58,7 @@ class Collection(msgspec.Struct, frozen=True):
     most: int = 0
 
     def declared(self, name: str) -> list[str]:
-        """Return the lines that declare it, with its elements."""
+        """Return the lines that declare the collection, with its elements."""
         lines = [f"type {' . '.join(self.types)}{' : verdict' if self.verdicts else ''}"]
         lines += [f"size {self.most}", "flags dynamic"] if self.most else []
         lines += [f"elements = {words.elements(self.types, self.elements)}"] if self.elements else []
@@ -73,7 +73,7 @@ class Timeout(msgspec.Struct, frozen=True):
     seconds: Mapping[str, int]
 
     def declared(self, name: str) -> list[str]:
-        """Return the lines that declare it."""
+        """Return the lines that declare the timeout."""
         policy = ", ".join(f"{state} : {seconds}" for state, seconds in self.seconds.items())
         lines = [f"protocol {self.l4}", f"l3proto {self.l3}", f"policy = {{ {policy} }}"]
         return _block(f"ct timeout {words.name(name)}", lines)
@@ -116,7 +116,7 @@ def digest(tables: Iterable[Table]) -> str:
 
 
 def removal(family: str, name: str) -> str:
-    """Return the text that removes a table. It creates it first, so that a missing table is no error."""
+    """Return the text that removes a table. The text first creates the table, so that a missing one is no error."""
     named = f"{family} {words.name(name)}"
     return f"add table {named}\ndelete table {named}\n"
 

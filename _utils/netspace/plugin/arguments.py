@@ -14,7 +14,7 @@ from netspace.spec import checks, hosts, parse
 from netspace.spec.types import Declaration, Link, Network
 
 _SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
-"""The parts of ``pillar:netspace`` that also hold for a thing that a state declares alone."""
+"""The parts of ``pillar:netspace`` that also apply to a thing that a state declares alone."""
 
 ROWS = 100
 """The greatest number of rows in a state's result, by default: what an operator may want to read on a terminal."""

@@ -37,7 +37,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # Names that a service must not have, because netspace uses them: the oneshot unit and the daemon's files.
 RESERVED = frozenset({"restore", "supervisor"})
 LIMITS = frozenset({"memory", "cpus", "pids"})
-AT_REST = ("stopped", "failed")  # states of a trace in which nothing runs and nothing will be started
+AT_REST = ("stopped", "failed")  # states of a trace: nothing runs, and no start is due
 POLICIES = ("always", "on-failure", "never")
 
 
@@ -193,7 +193,7 @@ def folder(layout: Layout) -> Path:
 def defined(layout: Layout, among: Iterable[str] | None = None) -> list[str]:
     """Return the names of the defined services, sorted.
 
-    :param among: only of these, each of which is looked up; None: of all, which reads one directory.
+    :param among: names to look up, one by one; None: all names, by reading one directory.
     """
     return _names(folder(layout), among)
 

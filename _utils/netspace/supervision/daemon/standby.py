@@ -41,7 +41,7 @@ class Standby:
                 self._pid = _fork(self.layout)
                 children.follow(self._pid, ended)
             except OSError as err:  # no process or descriptor is free: try again later
-                sys.stderr.write(f"nobody can stand by: {err}\n")
+                sys.stderr.write(f"the supervisor can't start a stand-by process: {err}\n")
                 loop.after(PAUSE, again)
 
         def ended(_: int | None) -> None:
@@ -79,12 +79,12 @@ def _stand_by(layout: Layout) -> NoReturn:
     lock = os.open(lock_path(layout), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     fcntl.flock(lock, fcntl.LOCK_EX)
     time.sleep(max(0.0, began + PAUSE - time.monotonic()))
-    sys.stderr.write("the supervisor has ended; the one that stood by takes over\n")
+    sys.stderr.write("the supervisor has ended; the stand-by process takes over\n")
     become_anew(lock)
 
 
 def become_anew(lock: int) -> NoReturn:
-    """Execute the supervisor of the library's installed version in this process, which keeps its children.
+    """Replace this process's program by the installed version of the supervisor. The process keeps its children.
 
     :param lock: the descriptor that holds the lock; it stays open.
     """

@@ -2,7 +2,7 @@
 
 ``systemctl show`` reads all of a unit's 300 properties (1.5 ms per unit); netspace needs seven. So this module calls
 ``org.freedesktop.DBus.Properties.Get`` over systemd's own socket, as systemctl does when root runs it: no bus daemon is
-needed. ``jeepney`` encodes and decodes. It changes nothing.
+needed. ``jeepney`` encodes and decodes. The module changes nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Property(NamedTuple):
     name: str
 
     def call(self, serial: int) -> bytes:
-        """Return the call that gets it."""
+        """Return the D-Bus call that reads the property."""
         head, between, behind = _shape(len(self.path), self.interface, self.name)
         return head + struct.pack("<I", serial) + between + self.path.encode() + behind
 
@@ -92,7 +92,7 @@ class Connection:
         # together with BEGIN, and then doesn't process it until more data arrives.
         self._send(login.data_to_send() + BEGIN)
         while not login.authenticated:
-            login.feed(self._receive(1))  # an octet: signals may follow the line at once
+            login.feed(self._receive(1))  # one byte at a time: signals may follow the line at once
 
     def ask(self, wanted: Sequence[Property]) -> list[Message]:
         """Ask for all that is *wanted* in one go; return systemd's replies in the same order.

@@ -146,7 +146,7 @@ class Systemd:
         waiting = [name for name in known if self._waits(name)]
         known = [name for name in known if name not in waiting]
         if waiting and self._run("start", "--no-block", *map(self._unit, waiting)).returncode:
-            errors.update(dict.fromkeys(waiting, "systemd does not take it; see journalctl -u its unit"))
+            errors.update(dict.fromkeys(waiting, "systemd does not start the unit; see journalctl -u its unit"))
         if known and self._run("start", *map(self._unit, known)).returncode:
             for name, shown in self._show(known).items():
                 if shown.get("ActiveState") != "active":
