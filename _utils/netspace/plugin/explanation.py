@@ -1,7 +1,7 @@
 """One screen for ``netspace.explain``: at most 24 lines of 80 columns. Pure.
 
-The explanation comes from another host. A command that an operator might copy is shown only if it has the form of one
-of netspace's own; otherwise :func:`lines` raises, and the caller shows the return in another way.
+The explanation comes from another host. An operator might copy a command from it. So :func:`lines` shows only commands
+in the form of netspace's own; for any other command it raises, and the caller shows the return in another way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COMMAND = re.compile(
     r"state\.apply netspace|netspace_attestation\.status|netspace_link\.dead_letters"
     rf"|netspace\.explain {_NAME}|netspace_environment\.(?:logs|retry|start|wait) {_NAME}"
 )
-"""The commands that may stand in a remedy: none of them gives a right to anybody, or removes anything."""
+"""The commands that a remedy may contain. They give no rights, and remove nothing."""
 ADVICE: Mapping[str, str] = {
     "change-waits": "apply it",
     "cut-off": "correct its program; its log may tell more",
@@ -26,10 +26,10 @@ ADVICE: Mapping[str, str] = {
     "ended": "its log may tell why",
     "failing": "its log may tell why",
     "frozen": "an apply continues it",
-    "image-missing": "put the image where the declaration says, and apply",
+    "image-missing": "put the image at the declared source, and apply",
     "interface-differs": "an apply repairs it",
-    "interface-missing": "an apply makes it again",
-    "link-down": "an apply repairs what this host can",
+    "interface-missing": "an apply creates it again",
+    "link-down": "an apply repairs this host's part",
     "not-applied": "apply it",
     "oom": "raise limits:memory in its declaration, and apply",
     "record-damaged": "apply the declaration again",
@@ -38,7 +38,7 @@ ADVICE: Mapping[str, str] = {
     "unsupervised": "apply again, which starts the supervisor",
     "unwatched": "apply again, which starts the watch",
     "update-taken-back": "correct the declaration or the image; to try the same again:",
-    "waits": "see why that one isn't ready",
+    "waits": "see why that environment isn't ready",
     "withheld": "raise the host's trust, or ask for less",
 }
 """The remedy for each code. It is the reader's own text: what a host returns could say anything."""
@@ -46,7 +46,7 @@ LINES = 24
 _KEY = 11
 _TONES: Mapping[str, Tone] = {"error": "bad", "warning": "warn", "note": "dim"}
 _MOST = 4
-"""Links, findings and lines of a log that are shown."""
+"""The most links, findings and lines of a log that are shown."""
 
 
 def lines(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:

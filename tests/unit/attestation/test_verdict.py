@@ -242,14 +242,14 @@ def test_a_large_answer_waits_to_be_fetched_part_by_part(host: Host, signer: Sig
         with pytest.raises(NetspaceError, match="part"):
             master_result.part(host.layout, wrong)
     host.accept(token(signer), signer)
-    with pytest.raises(NetspaceError, match="no answer waits"):
+    with pytest.raises(NetspaceError, match="no saved answer"):
         master_result.part(host.layout, 0)
 
 
 def test_a_small_answer_takes_the_place_of_a_large_one(host: Host, logged: bytes) -> None:
     host.answer()
     host.answer(bootlog=hashlib.sha256(logged).hexdigest())
-    with pytest.raises(NetspaceError, match="no answer waits"):
+    with pytest.raises(NetspaceError, match="no saved answer"):
         master_result.part(host.layout, 0)
 
 

@@ -102,7 +102,7 @@ def test_an_index_is_asked_for_this_machine(packed, tmp_path):
     folder = made.write(tmp_path)
     build(f"{folder}:web", tmp_path)
     assert packed == [{"is": MACHINE}]
-    for tag, message in (("other", f"nothing for linux on {MACHINE}"), ("plain", "is for linux on mips")):
+    for tag, message in (("other", f"no image for linux on {MACHINE}"), ("plain", "is for linux on mips")):
         with pytest.raises(NetspaceError, match=message):
             build(f"{folder}:{tag}", tmp_path)
     loop = ours
@@ -122,7 +122,7 @@ def test_every_flipped_byte_of_a_blob_is_refused(packed, tmp_path):
             flipped = bytearray(content)
             flipped[at] ^= 1
             (made.write(tmp_path / "layout") / name).write_bytes(flipped)
-            with pytest.raises(NetspaceError, match="not what its digest"):
+            with pytest.raises(NetspaceError, match="does not match its digest"):
                 build(f"{tmp_path}/layout:web", tmp_path)
     assert packed == []
 
@@ -134,7 +134,7 @@ def test_a_layer_that_unpacks_to_the_same_is_another_all_the_same(packed, tmp_pa
     blob = made.files[name]
     made.files[name] = change(blob)
     assert gzip.decompress(made.files[name]) == gzip.decompress(blob)
-    with pytest.raises(NetspaceError, match="not what its digest"):
+    with pytest.raises(NetspaceError, match="does not match its digest"):
         build(f"{made.write(tmp_path)}:web", tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_a_saved_image_is_checked_by_what_its_config_says(packed, tmp_path):
         flipped = bytearray(whole)
         flipped[at + 1] ^= 1
         (tmp_path / "a.tar").write_bytes(flipped)
-        with pytest.raises(NetspaceError, match="not what its digest"):
+        with pytest.raises(NetspaceError, match="does not match its digest"):
             build(f"{tmp_path}/a.tar:web", tmp_path)
     assert packed == []
 

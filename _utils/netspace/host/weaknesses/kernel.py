@@ -46,8 +46,7 @@ def core_pattern(known: Mapping[str, Reading]) -> Row:
 
 
 def compiler(known: Mapping[str, Reading]) -> Row:
-    """Return the row on programs' constants, which the BPF compiler puts into kernel code
-    (admin-guide/sysctl/net.rst)."""
+    """Return the row on the BPF compiler: a program's constants in kernel code (admin-guide/sysctl/net.rst)."""
     reading = known[_HARDENED]
     value, found = number(reading), said(reading)
     outcome: Outcome = "unknown"
