@@ -12,8 +12,8 @@ or there are dead-lettered messages.
       netspace_link:
         - interval: 60
 
-The event ``salt/beacon/<minion>/netspace_link/`` has ``ok`` and ``problems``. A problem in which only numbers changed
-fires no event.
+The event ``salt/beacon/<minion>/netspace_link/`` has ``ok`` and ``problems``. If only the numbers in a problem change,
+no event is fired.
 """
 
 from __future__ import annotations
