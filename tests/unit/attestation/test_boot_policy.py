@@ -1,4 +1,4 @@
-"""Policies are read strictly: a typing error must not allow anything."""
+"""Policies are parsed strictly: a typing error must never allow anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The signed result (EAR): what a host takes, and every way to forge one that it refuses."""
+"""The signed result (EAR): a host accepts a good one, and refuses every forgery."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_another_library_reads_it(signer: Signer) -> None:
 
 
 def test_the_thumbprint_is_that_of_the_rfc() -> None:
-    """RFC 7638's rule, tried on the key of RFC 7515, A.3 (its thumbprint as other libraries give it)."""
+    """Apply RFC 7638's rule to the key of RFC 7515, A.3; other libraries give the same thumbprint."""
     key = {
         "kty": "EC",
         "crv": "P-256",

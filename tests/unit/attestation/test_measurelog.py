@@ -1,4 +1,4 @@
-"""systemd's log continues the firmware's: read exactly, or refused."""
+"""systemd's log continues the firmware's log: it is parsed exactly, or refused."""
 
 from __future__ import annotations
 

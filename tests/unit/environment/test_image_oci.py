@@ -1,4 +1,4 @@
-"""OCI images: which one is meant, what is checked, and what they say of how to run them."""
+"""OCI images: their selection by tag, the checks, and their settings for running them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UPPER = tar([member(".wh.gone"), member("app", b"app")])
 
 @pytest.fixture
 def packed(monkeypatch):
-    """Trees that would be made into an erofs file, in order."""
+    """Collect the trees that would become erofs files, in order."""
     trees: list[dict[str, str]] = []
 
     def keep(tree: Tree, target: Path, budget: Any) -> None:
@@ -210,7 +210,7 @@ def test_no_name_in_an_archive_reaches_the_host(packed, tmp_path):
 
 
 def test_a_folder_is_a_layout_or_nothing(packed, tmp_path):
-    """The unpacked output of ``docker save`` would be read by the paths that it names, even outside the folder."""
+    """An unpacked archive of ``docker save`` names paths, and these could lead out of the folder."""
     (tmp_path / "secret.tar").write_bytes(LOWER)
     folder = tmp_path / "saved"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The store and what operators do with it, with a source of the test's own: no root, no mkfs.erofs."""
+"""The store, and operators' actions on it, with a test source: no root, no mkfs.erofs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from netspace.plugin.fileserver import SaltFiles
 
 
 class Fake(types.ModuleType):
-    """A source whose image is its file's content. ``builds`` counts; ``fail`` is raised by the next ones."""
+    """A source whose image is its file's content. ``builds`` counts builds; further builds raise ``fail``."""
 
     def __init__(self):
         super().__init__("fake")
@@ -51,7 +51,7 @@ class Fake(types.ModuleType):
 
 
 class Master:
-    """Salt's file server, with or without a master between."""
+    """Salt's file server, with or without a master."""
 
     def __init__(self, files, *, local=False):
         self.files = files
@@ -432,7 +432,7 @@ def test_what_is_used_stays_and_what_is_not_goes_on_demand(fake, images, store, 
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_what_has_a_hash_is_built_as_it_was_hashed(fake, store, source, monkeypatch, swapped):
-    """A writer may change the source for the moment between (a shared mapping leaves its times alone)."""
+    """A writer may change the source between hash and build (a shared mapping doesn't change its times)."""
     build = fake.build
 
     def meanwhile(location, target, scratch):

@@ -1,4 +1,4 @@
-"""Kernels and tenders without running one: what may be declared, the command lines, the disk, manifests."""
+"""Kernels and tenders, without running one: declarations, command lines, the disk, manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that contradict a publication are told from those that go where they should. Pure."""
+"""The distinction of connections that contradict a publication from those that follow it. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of each function's return, and that no return of a hostile minion ends an operator's command."""
+"""The tables of each function's return; and returns of hostile minions, which never end an operator's command."""
 
 from __future__ import annotations
 
@@ -376,7 +376,7 @@ def screen() -> Any:
 
 
 def screen_of(**options: Any) -> Any:
-    """Return Salt's printer: what ``salt`` calls with what minions return."""
+    """Return Salt's printer, which ``salt`` calls with minions' returns."""
     opts: dict[str, Any] = {
         "extension_modules": "", "outputter_dirs": [str(checkout.ROOT / "_output")], "optimization_order": [0],
         "color": False, "strip_colors": True, "fun": "netspace.overview", **options,
@@ -434,7 +434,7 @@ def _places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def _hostile(draw: st.DrawFn) -> Any:
-    """A true return, of which some values have become any others, or are gone."""
+    """Return a real return with some values replaced or removed."""
     data: Any = copy.deepcopy(draw(st.sampled_from(RETURNS)))
     for _ in range(draw(st.integers(0, 4))):
         place = draw(st.sampled_from(_places(data)))
