@@ -334,5 +334,5 @@ def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
 def _mine(given: Any) -> Any:
     found = given.get(__opts__["id"]) if isinstance(given, dict) else None
     if found is None:
-        raise NetspaceError("nothing in it is for this minion")
+        raise NetspaceError("the argument has no entry for this minion")
     return found

@@ -2,7 +2,7 @@
 Tables of netspace
 ==================
 
-Shows the returns of netspace's functions as tables of at most 80 columns, with what needs attention first. The
+Shows the returns of netspace's functions as tables of at most 80 columns. Rows that need attention come first. The
 functions choose this output by themselves; ``--out=json`` and all other outputs of Salt work as usual. Runners can't
 choose an output, so name it for them:
 

@@ -650,7 +650,7 @@ def learn(
     file: str = "",
 ) -> dict[str, Any]:
     """
-    Attest hosts that are known to be good, and return the changes that make their group's policy accept their boots.
+    Attest known good hosts, and return the changes that make their group's policy accept their boots.
     **Nothing is put in force without** ``sign=True``.
 
     The first policy of a group gets the rules that the boot logs allow: Secure Boot on, the entries of dbx that
@@ -680,9 +680,9 @@ def learn(
         The kind of ``target``: ``glob`` (default), ``list``, ...
 
     ima
-        Also learn from the hosts' measurement lists (IMA) the files that may run, by path and digest. Files that the
-        policy excludes, or that one of its keys signed, are not added. ``notes`` names files that changed while a host
-        ran, and unknown keys that signed files. Defaults to False.
+        Also learn from the hosts' measurement lists (IMA) the files that may run, by path and digest. Files are left
+        out if the policy excludes them, or if one of its keys signed them. ``notes`` names files that changed while a
+        host ran, and signers' unknown keys. Defaults to False.
 
     keys
         A file with certificates or public keys (PEM). The new policy also gets those that signed files of the

@@ -4,7 +4,7 @@ The root of a fleet's links on the master
 
 Hosts with links between them trust one root certificate. Below the root, each host has an authority, which can issue
 only names of that host. ``certify`` issues the certificate of a minion's authority over Salt's bus; the authority's key
-never leaves the minion. ``sign`` does the same for a host without a master, or where the root is kept elsewhere.
+never leaves the minion. ``sign`` does the same for a host without a master, or on the machine that keeps the root.
 ``exchange_seals`` exchanges the keys for sealed links between hosts. On a refusal, a function returns ``error``, and
 the command's exit status is 1.
 

@@ -1,4 +1,4 @@
-"""Strict reading of JSON that someone else wrote.
+"""Strict reader for JSON from untrusted writers.
 
 Python's reader keeps the last of two equal names, other readers keep the first. So two programs could understand one
 signed document differently (RFC 8259, 4; RFC 8725, 2.4). Python's reader also accepts ``NaN``, which is not JSON, and

@@ -2,7 +2,7 @@
 
 The search doesn't depend on the kind of evidence. A :class:`World` gives the honest claim, proposes moves and asks the
 verifier. The search goes on with a claim if it got as far as the claim before it and is refused for a new reason. So it
-finds a sequence in which each move except the last changes the reason.
+finds only sequences in which each move except the last changes the reason.
 """
 
 from __future__ import annotations

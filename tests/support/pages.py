@@ -5,7 +5,7 @@ A page's fenced blocks are its steps, in order:
 - ``sh``: commands, which must succeed.
 - ``text``: lines that the commands before it have printed, in this order; ``...`` matches anything.
 - any other block with the first line ``# /a/path``: the content of that file. With ``# in /a/path``, each line replaces
-  the one line of that file that begins with the same words up to its ``=``.
+  the line of that file with the same words before ``=``.
 """
 
 from __future__ import annotations

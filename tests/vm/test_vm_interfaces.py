@@ -1,7 +1,6 @@
 """Interface kinds that not every kernel has: a machine with Debian's kernel runs their functional tests.
 
-So ipvlan, vlan and wireguard, and the guide's example of a new kind, are tested even if the kernel that runs the other
-tests lacks them.
+So ipvlan, vlan, wireguard and the guide's example are tested, even if the kernel for the other tests lacks them.
 """
 
 from __future__ import annotations

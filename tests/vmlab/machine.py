@@ -166,7 +166,7 @@ class Machine:
 
     @classmethod
     def clone(cls, image: Image, flavour: Flavour, saved: Path, folder: Path) -> Machine:
-        """Return a machine that resumes from a saved one, whose files it doesn't change."""
+        """Return a machine that resumes from a saved one. It doesn't change the saved files."""
         folder.mkdir(parents=True)
         _overlay(saved / "disk.qcow2", "qcow2", folder / "disk.qcow2")
         for name in ("vars.fd", "esp.img"):

@@ -1,4 +1,4 @@
-"""Audit of an environment's isolation: two throw-away twins, of which one attacks the other.
+"""Audit of an environment's isolation: one throw-away twin of it attacks another.
 
 This module makes the twins and gives them interfaces of the original's kind, with the same rules and an address of
 their own. A twin never gets an interface on a network beyond this host. The audit holds the instance's lock, so nothing

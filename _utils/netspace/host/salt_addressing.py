@@ -3,7 +3,7 @@
 The rule: a target (an environment) runs only jobs that name it: by ``T@netspace:<id>``, alone or joined by ``or``, or
 by its id as the whole address. All other addresses match hosts only, as on a host without targets.
 
-Without the patches, Salt 3008 (seen in 3008.4) interprets the addresses of a minion with targets otherwise:
+Without the patches, once a minion has targets, Salt 3008 (seen in 3008.4) breaks this rule:
 
 - The master adds the targets to each pattern that matches their host. A function that they lack then makes
   ``salt '*' ...`` fail, and a batch counts them as minions.

@@ -25,7 +25,7 @@ class TrustGate(Parts):
     def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
         """Return the applied environments that must not be started, with the reasons.
 
-        If there are any, the host is appraised again first, because its attestation result may have expired.
+        Before any is withheld, the host is appraised again: its attestation result may have expired.
         """
         if not trust.withheld(applied, self.trust()):
             return {}

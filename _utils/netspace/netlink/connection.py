@@ -84,7 +84,7 @@ def _request(message: Message, number: int, more: int = 0) -> bytes:
 
 
 class Socket:
-    """A netlink socket in the network namespace of the thread that creates it; it stays in that namespace."""
+    """A netlink socket. It stays in the network namespace of the thread that creates it."""
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)

@@ -2,8 +2,8 @@
 
 A change touches only the differences: elements are added and removed in place, and a
 chain is refilled only if its rules differ. So the kernel's counts of open connections in the rest
-of the table survive, and the cost depends on the size of the change. The commands are ordered
-so that no rule ever names an object that doesn't exist yet, or any more.
+of the table survive, and the cost depends on the size of the change. The commands are ordered so that all objects in
+rules exist at each moment.
 """
 
 from __future__ import annotations

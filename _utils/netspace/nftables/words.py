@@ -62,7 +62,7 @@ def key(types: tuple[str, ...], packed: bytes) -> str:
         parts.append(_part(type_, packed[start : start + _SIZES[type_]]))
         start += _SIZES[type_]
     if start != len(packed):
-        raise ValueError(f"a key of {len(packed)} bytes, where {types} have {start}")
+        raise ValueError(f"a key has {len(packed)} bytes, but its types {types} need {start}")
     return " . ".join(parts)
 
 

@@ -50,7 +50,7 @@ def rows(opts: Mapping[str, Any]) -> int:
 
 
 def minion(opts: Mapping[str, Any]) -> str:
-    """Return the minion's id, even while Salt applies states in a target, where ``id`` is the target's."""
+    """Return the minion's id. While Salt applies states in a target, ``opts`` has the target's ``id`` instead."""
     return str(opts.get("netspace.minion") or opts["id"])
 
 

@@ -1,4 +1,4 @@
-"""Differences of a host, as data and as a table: what an apply would change, or what differs from the last one. Pure.
+"""Differences of a host, as data and as a table: from its declaration, or from the last apply. Pure.
 
 As in a state's changes, ``old`` is the value on the host, and ``new`` the value after an apply.
 """

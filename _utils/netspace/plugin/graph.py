@@ -166,7 +166,7 @@ def layout(graph: Graph) -> dict[str, tuple[int, int]]:
 
 
 def _line(start: tuple[int, int], end: tuple[int, int], arrows: Sequence[Arrow]) -> str:
-    """Return one line for all arrows between two nodes: from the right of one to the left of the other, or around."""
+    """Return one line for all arrows between two nodes: from one node's right side to the other's left, or around."""
     half = _HIGH // 2
     x1, y1, x2, y2 = start[0] + _WIDE, start[1] + half, end[0], end[1] + half
     bend = max(abs(x2 - x1) // 2, 40)

@@ -1,4 +1,4 @@
-"""Make data of boot events, and edit logs like a forger, who measures again where he can.
+"""Make data of boot events, and edit logs like a forger, who corrects digests if he can.
 
 The module also makes the policies that our two recorded boots satisfy.
 """

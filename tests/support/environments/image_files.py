@@ -99,7 +99,7 @@ class Layout:
 
 
 def saved(layers: Iterable[bytes], tags: list[str], config: Mapping[str, Any] | None = None) -> bytes:
-    """Return an archive like that of ``docker save`` before version 25, which shares layers by links."""
+    """Return an archive in the form of ``docker save`` before version 25, with links for shared layers."""
     layers = list(layers)
     rootfs = {"type": "layers", "diff_ids": [sha256(layer) for layer in layers]}
     about = json.dumps(

@@ -48,7 +48,7 @@ def reap() -> None:
 
 
 def kill_daemon(layout: Layout, heir: int = 0) -> None:
-    """Kill the supervisor and its stand-by process, but not *heir*, another process that waits to supervise."""
+    """Kill the supervisor and its stand-by process. *heir*, another process that waits to supervise, survives."""
     pid = daemon_pid(layout)
     assert pid
 

@@ -1,4 +1,4 @@
-"""Logs of many makers: from each, learning makes a policy that may be set, and that accepts the boot.
+"""Logs of many makers: each gives a policy that may be set and accepts the boot.
 
 The rules learned from each log are written here, so that a silent fallback to plain values is noticed.
 """

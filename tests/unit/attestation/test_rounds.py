@@ -227,7 +227,7 @@ def test_parts_that_are_none_are_no_answer(tmp_path: Path) -> None:
 
 
 def test_parts_in_another_order_are_no_answer(tmp_path: Path) -> None:
-    """A minion that sends part 1 when asked for part 0 did not send the answer that it announced."""
+    """A minion that sends part 1 when asked for part 0 sends another answer than the announced one."""
     cut = ['{"boot": "b", "ev', 'idence": {}}']
     digest = hashlib.sha256("".join(cut).encode()).hexdigest()
 
@@ -400,7 +400,7 @@ def test_who_is_seen_again_is_asked_as_all_others(tmp_path: Path) -> None:
 
 
 def test_first_round_asks_those_that_are_connected_first(tmp_path: Path) -> None:
-    """The hosts answer at once, so that every second in which an absent host holds a slot would show."""
+    """The hosts answer at once, so the time would show each second that an absent host holds a slot."""
     hosts = fleet(2000, away=100, seconds=0.0)
     present = {name for name, host in hosts.items() if host.seconds is not None}
     without = round_of({name: hosts[name] for name in present}, tmp_path / "without")

@@ -185,7 +185,7 @@ def test_vcek_and_vlek_do_not_stand_for_each_other() -> None:
 
 @pytest.mark.parametrize("flags", [0, 1 << 2], ids=["VCEK", "VLEK"])
 def test_a_certificate_that_fits_and_is_for_another_key_hides_no_other(flags: int) -> None:
-    """A provider's VLEK certificates for one TCB match alike, and so does the VCEK of a host that lies to its guest."""
+    """Several certificates fit one report: a provider's VLEKs for one TCB, or a lying host's VCEK."""
     maker = Amd()
     how: dict[str, Any] = {"chip": None, "csp": b"cloud"} if flags else {}
     good, report = maker.leaf(**how), maker.report(flags=flags)

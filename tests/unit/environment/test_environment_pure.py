@@ -340,7 +340,7 @@ def test_a_moment_is_past():
 
 
 def test_a_volumes_folder_has_its_name_once_it_is_its_users(tmp_path, monkeypatch):
-    """A run that is killed in between leaves no folder of root's that would count as the operator's."""
+    """A killed run must leave no folder of root's: it would count as the operator's."""
     source, given = tmp_path / "made" / "data", []
 
     def killed(path, user, group):

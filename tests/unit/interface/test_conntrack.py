@@ -1,4 +1,4 @@
-"""The distinction of connections that contradict a publication from those that follow it. Pure."""
+"""Detection of connections that contradict a publication. Pure."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def some(choices: list[tuple[str, bool, bool]]) -> DesiredInterfaces:
 @given(CHOICES, CHOICES)
 @settings(PATIENT)
 def test_those_that_are_not_asked_for_need_nothing_later(first: Any, second: Any) -> None:
-    """In the same run, the others learn of a new one, so that a state for each plans nothing the next time."""
+    """The same run tells all other interfaces about a new one, so the next apply plans nothing."""
     now = host()
     together: dict[str, Any] = {}
     for choices in (first, second):

@@ -170,7 +170,7 @@ def test_value_of_another_size_than_its_hole_is_refused() -> None:
         templates.template(message_classes.link, (("index", templates.NUMBER), ("IFLA_MTU", templates.NUMBER))).fill(
             b"1234", b"1234567890"[:10]
         )
-    with pytest.raises(ValueError, match="otherwise"):
+    with pytest.raises(ValueError, match="another way"):
         templates.template(message_classes.link, (("IFLA_MTU", templates.NUMBER), ("index", templates.SHORT)))
 
 

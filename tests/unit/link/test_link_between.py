@@ -332,7 +332,7 @@ def test_every_constraint_above_counts(tmp_path, monkeypatch):
 
 
 def test_a_weak_digest_is_refused(steady, monkeypatch):
-    """An attacker who finds two certificates with one digest has one that the authority never signed."""
+    """With a weak digest, an attacker could make a second certificate that fits the authority's signature."""
     monkeypatch.setattr(hashes, "SHA256", hashes.SHA224)
     pem = issued(steady.known["h2"])
     monkeypatch.undo()
@@ -670,7 +670,7 @@ def test_who_seals_for_whom(fleet):
 @settings(max_examples=30)
 @given(pauses=st.lists(st.floats(1, 40 * DAY), max_size=8))
 def test_a_key_is_kept_for_as_long_as_another_host_may_seal_for_it(pauses):
-    """A sender that knows no later key may seal for this one until its end, and is read a week after that."""
+    """A host without news of later keys may seal for this key until its end; the mail is readable a week longer."""
     now, keys = NOW, seals.renewed((), NOW)
     told: dict[str, float] = {}
     for pause in pauses:

@@ -225,7 +225,7 @@ def test_every_problem_is_reported_at_once():
 
 
 def test_one_mistake_of_an_environment_hides_no_other_of_it():
-    """The other mistakes are against its runtime's rules, and against rules for the whole declaration."""
+    """The report also has mistakes against its runtime's rules, and against rules for the whole declaration."""
     kernel = {"kernel": "/srv/k", "command": ["/x"], "env": {"A": "b"}, "health": {"exec": ["/x"]}, "target": True}
     data = {
         "environments": {

@@ -99,7 +99,7 @@ def listed(folder: str | None) -> dict[str, object]:
 
 
 def _certificates(path: Path) -> der.Pem:
-    """Return a file's readable certificates, and the problems of the others: one or the other is never empty."""
+    """Return a file's readable certificates, and the problems of the unreadable ones. Each file has one of either."""
     try:
         found = _in_file(path)
     except (OSError, ValueError) as err:

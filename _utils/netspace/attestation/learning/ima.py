@@ -1,4 +1,4 @@
-"""Learn which files may run, from the IMA measurement lists of hosts that are known to be good.
+"""Learn which files may run, from the IMA measurement lists of known good hosts.
 
 A list counts only up to the quoted value of PCR 10. Lines in other PCRs have no proof, so this module doesn't learn
 them. The learned policy lists a file by its path and digests, unless it excludes the file already or one of its keys
@@ -38,7 +38,7 @@ class Seen:
 
 
 def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence[str]) -> Seen:
-    """Return the files that *hosts* run, except those that keys or exclusions of *rules* (a policy's ``ima``) allow.
+    """Return the files that *hosts* run, without files that keys or exclusions of *rules* (a policy's ``ima``) allow.
 
     :param keys: further keys (PEM), which *rules* may lack; the result's ``keys`` are the ones of them that signed a
         file.

@@ -167,7 +167,7 @@ def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidenc
 
 
 def _split(known: list[str], shown: set[str]) -> tuple[list[str], list[str]]:
-    """Split *known* into the entries that stay (patterns and *shown* ones) and the others."""
+    """Split *known* in two: entries to keep (patterns and *shown* ones), and all other entries."""
     good = [one for one in known if one in shown or "*" in one]
     return (good, [one for one in known if one not in good]) if good else (known, [])
 
@@ -192,7 +192,7 @@ def _both(known: Any, more: Any) -> Any:
 
 
 def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
-    """Remove from ``unchecked`` the PCRs that rules rest on, and add those to which a boot's log does not lead."""
+    """Remove the PCRs of rules from ``unchecked``, and add PCRs to whose values a boot's log does not lead."""
     needs = _boot(boot).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]
@@ -307,7 +307,7 @@ def _boot(data: Mapping[str, Any]) -> policy.Boot:
 def _problem(evidence: Evidence, tried: Mapping[str, Any]) -> str:
     """Return why the rules *tried* refuse a boot; empty if they accept it.
 
-    The boot's own values judge the PCRs that the rules rest on but don't judge. Other PCRs are unchecked.
+    Some rules rest on PCRs without judging them: these PCRs must have the boot's own values. All others are unchecked.
     """
     rules = _boot(tried)
     plain = {str(pcr): [evidence.pcrs[pcr].hex()] for pcr in rules.needs if pcr in evidence.pcrs.keys() - rules.judged}

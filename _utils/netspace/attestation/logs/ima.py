@@ -181,7 +181,7 @@ def measured(entry: Entry, bank: str = "sha256") -> bytes:
 
 
 def genuine(entry: Entry) -> bool:
-    """Return whether the line's SHA-1 matches its data. In a list edited by hand, it may not.
+    """Return whether the line's SHA-1 matches its data; it doesn't if somebody edited the line by hand.
 
     Only a list without a SHA-256 quote needs this check.
     """

@@ -79,7 +79,7 @@ _MAX_LINE = 2000
 
 
 def nvpcr(data: bytes) -> bool:
-    """Return whether *data* has the form that systemd measures into PCR 9 for each PCR that it keeps in an NV index."""
+    """Return whether *data* has the form of systemd's measurements into PCR 9 about PCRs in NV indices."""
     return _NVPCR.fullmatch(data) is not None
 
 

@@ -148,7 +148,7 @@ class Boot:
 def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
     """Return the gaps in the proofs of rules, each as a sentence with its remedy.
 
-    Most gaps are PCRs that prove a rule, and that no rule or value judges.
+    Most gaps are PCRs that have to prove a rule, though no rule or value judges them.
 
     :param quoted: the quoted PCRs; None if still unknown.
     :param values: the PCRs whose values references give.

@@ -272,7 +272,7 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
     """
     at = "policy:until"
     if not isinstance(data, Mapping) or len(data) > MAX_TERMS:
-        raise PolicyError(f"{at}: expected a mapping of at most {MAX_TERMS} times")
+        raise PolicyError(f"{at}: expected a mapping with at most {MAX_TERMS} dates")
     for moment, section in data.items():
         here = f"{at}:{moment!s:.40}"
         found = _mapping(section, here, ("boot", "ima"))

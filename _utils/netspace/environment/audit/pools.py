@@ -71,7 +71,7 @@ def pool(name: str, most: int, brief: bool = False) -> Callable[[Taker], None]:
 
 
 def each(name: str, most: int) -> Callable[[Callable[[int], object]], None]:
-    """Register a pool whose units the process holds by keeping the objects that *take* returns."""
+    """Register a pool: the process holds its units by keeping the objects from *take*."""
 
     def register(take: Callable[[int], object]) -> None:
         def taker(place: Place, after: ExitStack) -> Take:

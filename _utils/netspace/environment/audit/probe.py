@@ -888,7 +888,7 @@ def _tls(own: bool) -> Any:
     try:
         import ssl
     except ImportError:
-        raise Refused("no TLS in this image, and nothing else is taken") from None
+        raise Refused("no TLS in this image, and the broker accepts only TLS") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -1032,7 +1032,7 @@ def limit(target: dict[str, Any], name: str, most: int = MOST) -> int:
     """Return a limit to exceed; raise Skip if it is unknown, or so high that an attempt would burden the host."""
     value = int(want(target, "limits", name))
     if value > most:
-        raise Skip(f"the limit of {value} is too much to try")
+        raise Skip(f"the limit of {value} is too high to try")
     return value
 
 

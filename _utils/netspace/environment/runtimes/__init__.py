@@ -22,7 +22,7 @@ It states its differences from others:
 - ``ENTRIES``: the names of all files of a container that its state folder may have, even after a killed launch;
   ``{}`` stands for the container's name.
 
-A runtime that can't ``exec`` into a network namespace which the host owns also has
+A runtime may be unable to ``exec`` into a network namespace of the host. Such a runtime also has
 
 - ``elsewhere(root, name, scratch) -> Path``: makes and returns another state folder, in *scratch*, which describes
   the container without its network namespace. Then netspace calls the runtime from within that namespace.

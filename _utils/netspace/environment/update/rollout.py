@@ -106,7 +106,7 @@ def awaited(
     """Wait until environments with ``after`` are started; return, by name, why an environment is not.
 
     The supervisor starts them, even after this function has returned. This function does not wait for environments
-    that come after one which is declared as stopped.
+    after a declared stop.
     """
     soon = {name for name in names if not _after_stopped(name, known)}
     until = time.monotonic() + max((_patience(name, known) for name in soon), default=0.0)
@@ -132,7 +132,7 @@ def _waits(status: Status | None) -> bool:
 
 
 def _patience(name: str, known: Mapping[str, Record], trail: tuple[str, ...] = ()) -> float:
-    """Return the seconds that the environments before *name* may take to become healthy, one after the other."""
+    """Return the seconds in which the environments before *name* must become healthy, one after another."""
     longest = SLACK
     for other in known[name].spec.after if name in known else ():
         if other in known and other not in (*trail, name):

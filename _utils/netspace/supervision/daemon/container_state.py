@@ -1,10 +1,10 @@
 """Deletion of a container that has ended, as ``crun delete --force`` does, but without starting crun.
 
 Starting crun costs four milliseconds of processor time; its work on a container without processes is a
-few rmdir(2) and unlink(2). This module handles only the plain case: crun's own status names a process that
-has ended and the service's control group, there are no hooks, and the kernel removes that group in every
-hierarchy, which it does only for an empty group. Every other container is left to crun.
-If this process is killed between any two steps, crun can delete the rest. This module kills no process.
+few rmdir(2) and unlink(2). This module handles only the plain case: in crun's own status, the process has ended and the
+control group is the service's; there are no hooks; and the kernel removes the group in every hierarchy, so the group
+was empty. This module leaves every other container to crun. If this process is killed between any two steps, crun can
+delete the rest. This module kills no process.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """The stand-by process, which becomes the next supervisor if the present one is killed.
 
-It is a fork of the supervisor that sleeps in the kernel until it gets the supervisor's lock. The kernel
-releases the lock however the supervisor ends. The process then becomes the supervisor, and starts
-another stand-by process. If the stand-by process is killed, the supervisor replaces it. It costs its own
-pages (most are shared with the supervisor), and no processor time. It starts, signals and watches
-nothing.
+It is a fork of the supervisor that sleeps in the kernel until it gets the supervisor's lock. The kernel releases the
+lock when the supervisor ends for any reason. The process then becomes the supervisor, and starts another stand-by
+process. If the stand-by process is killed, the supervisor replaces it. It costs its own pages (most are shared with the
+supervisor), and no processor time. It starts, signals and watches nothing.
 """
 
 from __future__ import annotations

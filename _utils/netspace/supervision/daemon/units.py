@@ -162,7 +162,7 @@ class Units:
         self.tell(unit, "start", unit.error or "it ended before it could be used")
 
     def tell(self, unit: Unit, what: str, error: str = "") -> None:
-        """Answer the clients that wait for *unit* to *what* (start or stop)."""
+        """Answer the clients that wait for the start or stop (*what*) of *unit*."""
         for asker, goal in [waiter for waiter in unit.waiters if waiter[1] == what]:
             unit.waiters.remove((asker, goal))
             asker.done(unit.name, error)

@@ -64,9 +64,9 @@ class Property(NamedTuple):
 
 @functools.cache
 def _shape(length: int, interface: str, name: str) -> tuple[bytes, bytes, bytes]:
-    """Return the call for a path of *length* bytes, without its serial and its path, which lie between the parts.
+    """Return the three parts of a call; its serial and its path of *length* bytes go between them.
 
-    jeepney encodes each shape once: for 50 units its 350 calls would take longer than all else here together.
+    jeepney encodes each shape only once: to encode all 350 calls for 50 units would take longer than everything else.
     """
     path = "/" + "_" * (length - 1)
     message = Properties(DBusAddress(path, SYSTEMD, interface)).get(name).serialise(serial=1)

@@ -125,7 +125,7 @@ def _open(path: Path, scratch: Path, budget: Budget, stack: contextlib.ExitStack
 
 
 class _Layer(msgspec.Struct, frozen=True):
-    """A layer's name among the blobs, and its digests, packed (empty if none is declared) and unpacked."""
+    """A layer: the name of its blob, and the digests of its packed bytes (empty if not declared) and unpacked bytes."""
 
     name: str
     packed: str
