@@ -1001,7 +1001,7 @@ def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
             raise NetspaceError(f"overlap: {overlap!r:.40}: expected days, up to 366")
         until = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(now + overlap * 86400))
     if keys and ima is not True:
-        raise NetspaceError("keys=: they are for files that IMA measures; give ima=True with it")
+        raise NetspaceError("keys: they are only for files that IMA measures; give ima=True, too")
     raw = _given(keys, MAX_KEYS)
     if len(raw) > MAX_KEYS:
         raise NetspaceError(f"{keys}: more than {MAX_KEYS} bytes; name a file with fewer keys")
@@ -1166,7 +1166,7 @@ def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any
 def _issue(certificate: str, ca: str, crl: str) -> offline.Issue | None:
     if not certificate:
         if ca or crl:
-            raise NetspaceError("ca and crl are for a certificate: name it, too")
+            raise NetspaceError("ca and crl check a certificate; give it, too (certificate=)")
         return None
     if not ca:
         raise NetspaceError("certificate: name the Privacy CA that you trust, too (ca=chain.pem)")

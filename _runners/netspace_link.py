@@ -202,7 +202,7 @@ def _signed(request: str, trust_domain: str) -> str:
 def _root() -> Root:
     given = __opts__.get("netspace.link") or {}
     if not isinstance(given, dict) or set(given) - {"root"} or not isinstance(given.get("root", ROOT), str):
-        raise NetspaceError("master configuration: netspace.link: there is root, a folder, and nothing else")
+        raise NetspaceError("master configuration: netspace.link: expected only root, a folder")
     return Root(Path(given.get("root", ROOT)))
 
 

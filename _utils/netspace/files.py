@@ -303,7 +303,9 @@ def refusals_told() -> Iterator[None]:
         yield
     except OSError as err:
         where = f": {err.filename}" if err.filename is not None else ""
-        raise NetspaceError(f"the system refuses: {err.strerror or err}{where}; apply again once it doesn't") from err
+        raise NetspaceError(
+            f"the system refuses: {err.strerror or err}{where}; apply again once the cause is gone"
+        ) from err
     except RuntimeError as err:
         if "start new thread" not in str(err):
             raise

@@ -65,11 +65,11 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     if header != {"alg": ALGORITHM, "kid": name, "typ": kind}:
         raise Forged(f"its header is not one of {ALGORITHM} for {kind}: alg {header.get('alg')!r:.20}")
     if not isinstance(name, str) or name not in known:
-        raise Forged(f"signed with the key {name!r:.50}, which is not one that is trusted")
+        raise Forged(f"signed with the key {name!r:.50}, which is not trusted")
     try:
         jws.deserialize_compact(token, _key(known[name]["x"], known[name]["y"]), registry=_registry(limit))
     except errors.JoseError as err:
-        raise Forged("the key that it names did not sign this") from err
+        raise Forged("not signed by the key that it names") from err
     return _object(claims, "claims")
 
 

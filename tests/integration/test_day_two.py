@@ -137,7 +137,7 @@ class Fleet:
         }
 
     def _seen(self, wanted: str, said: dict[str, str]) -> None:
-        """Check the output that a page promises. A step that only looks may need a moment to show it."""
+        """Check the output that a page promises. Repeat steps that only look: they may be a moment early."""
         last = list(said)[-1]
         deadline = time.monotonic() + SETTLED
         while (line := pages.lacking(wanted, "".join(said.values()))) is not None:

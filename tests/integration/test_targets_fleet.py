@@ -235,9 +235,9 @@ def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fle
     again = fleet.at(asked, "state.single", "cmd.run", "echo x >/tmp/made", "onlyif=test ! -e /tmp/made")[target]
     assert [one["changes"] for one in again.values()] == [{}], again
     refused = fleet.at(asked, "state.single", "cmd.run", "echo y >/tmp/made", "creates=/tmp/made")[target]
-    assert "no creates here: this environment's files are its own kernel's" in str(refused)
+    assert "no creates here: only this environment's own kernel has its files" in str(refused)
     refused = fleet.at(asked, "state.apply", "inside")[target]
-    assert "no file here: this environment's files are its own kernel's" in str(refused)
+    assert "no file here: only this environment's own kernel has its files" in str(refused)
     assert fleet.at(asked, "cmd.retcode", "test -e /tmp/made/card") == {target: 1}
 
 

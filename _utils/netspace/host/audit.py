@@ -58,7 +58,7 @@ def twins(host: Host, name: str, network: Network) -> Iterator[Twins]:
         host.sweep()
         record = host.operations.known([name])[name]
         if reason := host.withheld({name: record.spec}).get(name):
-            raise NetspaceError(f"environment {name} is not to run now: {reason}")
+            raise NetspaceError(f"environment {name} must not run now: {reason}")
         names = twin.names()
         twin.note(host.layout, names)
         try:

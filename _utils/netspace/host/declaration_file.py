@@ -52,7 +52,7 @@ def _yaml(text: str) -> object:
         import yaml
     except ImportError as err:
         remedy = "install it for this Python (apt-get install python3-yaml), or write the declaration as JSON"
-        raise MissingError("PyYAML, by which YAML is read,", remedy) from err
+        raise MissingError("PyYAML, which reads YAML,", remedy) from err
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:

@@ -165,7 +165,7 @@ def write(host: Host, path: Path) -> int:
     :raises NetspaceError: the path is unsuitable, or its file isn't netspace's.
     """
     if path.suffix != ".prom" or not paths.straight(path):
-        raise NetspaceError(f"{path}: expected an absolute path that ends in .prom and leads through no link")
+        raise NetspaceError(f"{path}: expected an absolute path without links that ends in .prom")
     if not path.parent.is_dir():
         raise NetspaceError(f"{path}: there is no folder {path.parent}; make it, or install the collector first")
     _check_ours(path)

@@ -154,7 +154,7 @@ class Targets:
         pid = self._process(name)
         if record.runtime.module.OWN_KERNEL:
             raise NetspaceError(
-                f"environment {name} runs under {record.runtime.name}, whose own kernel has its files: use cmd there"
+                f"environment {name}: only its own kernel ({record.runtime.name}) has its files; use cmd there"
             )
         uid, gid = (of(record.spec, record.image.defaults) for of in (oci_config.user_of, oci_config.group_of))
         root = str(self._layout.bundle(name) / "rootfs")
@@ -212,7 +212,7 @@ class Targets:
         # An invalid name could be a path.
         if not target.startswith(f"{self._minion}-") or not NAME.fullmatch(name):
             raise NetspaceError(
-                f"{target} is no environment of this host: its targets are {self._minion}-<environment>"
+                f"{target} is not an environment of this host: its targets are {self._minion}-<environment>"
             )
         record = records.read_one(self._layout, name)
         if record is None:

@@ -141,7 +141,7 @@ def _help(findings: list[Mapping[str, object]], paint: Paint) -> list[str]:
     for one in findings:
         command = one["command"]
         if not isinstance(command, str) or (command and not COMMAND.fullmatch(command)):
-            raise ValueError("the command is none of netspace's")
+            raise ValueError("not a command of netspace")
         if advice := ADVICE[text(one["code"])]:
             shown = _fact("do", Cell(advice, "head"), paint, 2)
             return [*shown, *_fact("", Cell(command, "head"), paint, 1)] if command else shown

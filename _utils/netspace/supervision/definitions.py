@@ -139,7 +139,7 @@ class _Check:
         if not isinstance(value, list) or not all(isinstance(part, str) and "\0" not in part for part in value):
             raise self.error(f"{key}: want a list of strings")
         if not value or not value[0].startswith("/"):
-            raise self.error(f"{key}: want an absolute program first")
+            raise self.error(f"{key}: want the absolute path of a program first")
         return tuple(value)
 
     def path(self, key: str, value: Any) -> Path | None:

@@ -480,7 +480,7 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
         ({**bare("uki")["boot"]}, boot_forge.PCRS["uki"], "PCR 8 is not judged"),
     ):
         weak = {"version": 1, "boot": boot, **ALLOWED}
-        with pytest.raises(policy.PolicyError, match=f"policy:ima: L5 rests on the boot: .*{problem}"):
+        with pytest.raises(policy.PolicyError, match=f"policy:ima: L5 needs proof of the boot: .*{problem}"):
             policy.founded(policy.parse(weak), pcrs)
 
 

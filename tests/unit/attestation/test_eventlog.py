@@ -173,7 +173,7 @@ def test_a_bank_that_one_event_lacks_is_no_bank() -> None:
         (spec_id(SHA256) + event(0, 1, [(0x000B, bytes(32))] * 2), "2 digests"),
         (spec_id(SHA256) + event(24, 1, [(0x000B, bytes(32))]), "PCR 24"),
         (spec_id(SHA256) + event(0, 3, [(0x000B, bytes(32))], b"StartupLocality\0\x05"), "locality"),
-        (spec_id(SHA256) + struct.pack("<III", 0, 1, 0) + b"\xff\xff\xff\xff", "announced"),
+        (spec_id(SHA256) + struct.pack("<III", 0, 1, 0) + b"\xff\xff\xff\xff", "within an event"),
         (bytes(eventlog.MAX_LOG + 1), "at most"),
         (spec_id(SHA256) + event(0, 3, []) * eventlog.MAX_EVENTS, "more than"),
     ],

@@ -310,7 +310,7 @@ def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> 
     assert ek_certificates.revocations(raw) == raw != good
     path = folder(tmp_path / "roots")
     (path / "odd.crl").write_bytes(raw)
-    with pytest.raises(NetspaceError, match=r"tee_roots: .*/odd\.crl: revocation list: .*; get it anew"):
+    with pytest.raises(NetspaceError, match=r"tee_roots: .*/odd\.crl: revocation list: .*; get it again"):
         roots.read(str(path))
 
 

@@ -423,7 +423,7 @@ def test_a_bomb_is_refused_as_such(kind, monkeypatch):
     if shutil.which(tool[0]) is None:
         pytest.skip(f"{tool[0]} is not installed")
     packed = subprocess.run(tool, input=plain, check=True, capture_output=True).stdout
-    assert "a bomb" in refused(packed)
+    assert "a decompression bomb" in refused(packed)
 
 
 def test_a_stream_that_asks_for_much_memory_is_refused():

@@ -260,10 +260,10 @@ def test_what_came_must_be_what_the_master_said(fake, tmp_path, source):
     master = Master({URL: source})
     master.lie = b"content, and more"
     store = remote_store(tmp_path, master)
-    with pytest.raises(NetspaceError, match="what came is sha256"):
+    with pytest.raises(NetspaceError, match="the fetched file is sha256"):
         store.ensure(f"tar:{URL}")
     master.lie = b"cont"
-    with pytest.raises(NetspaceError, match="what came is sha256"):
+    with pytest.raises(NetspaceError, match="the fetched file is sha256"):
         store.ensure(f"tar:{URL}")
     assert (kept(store), fake.builds) == ([], 0)
 

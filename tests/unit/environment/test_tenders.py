@@ -252,7 +252,7 @@ def test_the_devices_of_a_solo5_kernel(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_manifest_is_an_error(content: bytes) -> None:
-    with pytest.raises(NetspaceError, match=r"x is no kernel for solo5-spt: "):
+    with pytest.raises(NetspaceError, match=r"x is not a kernel for solo5-spt: "):
         solo5.manifest(content, "x")
 
 

@@ -164,7 +164,7 @@ def revocations(raw: bytes) -> bytes:
     if critical:
         raise NetspaceError(f"a revocation list with the critical extension {critical[0]}, which is not understood")
     if ends is None:
-        raise NetspaceError("a revocation list that does not say how long it is good")
+        raise NetspaceError("a revocation list that does not say when it ends")
     return data
 
 

@@ -136,7 +136,7 @@ def _entries(evidence: Evidence) -> list[ima.Entry]:
     if brought is None:
         raise NoList("the kernel gives no measurement list")
     if brought.first:
-        raise ListMalformed("the measurement list does not begin with its first line")
+        raise ListMalformed("the measurement list does not begin at its first line")
     entries = ima.parse(brought.lines)
     return entries[: ima.match(entries, bytes(32), brought.value)]
 

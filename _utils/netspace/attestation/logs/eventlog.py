@@ -114,7 +114,7 @@ class _Reader:
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self.data):
-            raise LogMalformed(f"boot log: ends after {len(self.data)} bytes within an event; {end} are announced")
+            raise LogMalformed(f"boot log: ends after {len(self.data)} bytes, within an event that ends at byte {end}")
         part = self.data[self.at : end]
         self.at = end
         return part

@@ -247,7 +247,7 @@ def founded(found: Policy, quoted: Collection[int] | None = None) -> None:
     """
     if found.ima is not None:
         for gap in boot_policy.ima_gaps(found.boot, quoted):
-            raise PolicyError(f"policy:ima: L5 rests on the boot: {gap}")
+            raise PolicyError(f"policy:ima: L5 needs proof of the boot: {gap}")
 
 
 def when(moment: Any) -> float:
@@ -287,7 +287,7 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
         known = base.get("pcrs", {})
         given = found.get("boot", {}).get("pcrs", {})
         if not isinstance(pcrs, Mapping) or len(pcrs) != len(given) or not set(pcrs) <= set(known):
-            raise PolicyError(f"{here}:boot:pcrs: expected values for PCRs that are among boot:pcrs")
+            raise PolicyError(f"{here}:boot:pcrs: expected only PCRs that boot:pcrs has")
         if "ima" in found and "ima" not in whole:
             raise PolicyError(f"{here}:ima: extends lists that are missing: ima")
     return ((moment, plain(section)) for moment, section in data.items())

@@ -75,7 +75,7 @@ def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, n
     try:
         brought = evidence.tee
         if brought is None:
-            raise NoTee("the host brought no TEE report")
+            raise NoTee("the host sent no TEE report")
         found = kinds.genuine(brought.provider, brought.report, brought.certificates, trust, now)
         if not hmac.compare_digest(found.report_data, context.report_data(evidence.key)):
             raise TeeBinding("the TEE's report is for another nonce, host, verifier or key")
@@ -115,7 +115,7 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
     if log is not None:
         ccel.check(log, found.registers)
     elif rules.log:
-        raise TeeLog("the guest brought no log (CCEL)")
+        raise TeeLog("the guest sent no log (CCEL)")
 
 
 def weighed(

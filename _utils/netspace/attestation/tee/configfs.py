@@ -95,7 +95,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
     :raises TsmError: when the kernel gives no report, or one that is too large.
     """
     if len(data) != INPUT:
-        raise TsmError(f"a report is over {INPUT} bytes, not {len(data)}")
+        raise TsmError(f"a report covers exactly {INPUT} bytes, not {len(data)}")
     files = files or Kernel()
     last: TsmError | None = None
     for _ in range(_ATTEMPTS):

@@ -99,7 +99,7 @@ def parse(raw: bytes) -> Claims:
     except (ValueError, RecursionError) as err:
         raise TeeMalformed(f"HCL report: {err}") from err
     if not isinstance(claims, dict):
-        raise TeeMalformed("HCL report: its document is no object")
+        raise TeeMalformed("HCL report: its document is not a JSON object")
     return Claims(kind, report, hashlib.new(_HASHES[algorithm], document).digest().ljust(64, b"\0"), claims)
 
 
@@ -115,18 +115,18 @@ def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genu
         found = snp.genuine(claims.report, evidence, trust, now)
         # The paravisor runs at VMPL 0. A report that the guest requested has another level, and may cover any data.
         if found.settings["vmpl"] != 0:
-            raise TeeBinding("HCL report: the SNP report was asked for by the guest, not by the paravisor")
+            raise TeeBinding("HCL report: the guest requested the SNP report, not the paravisor")
     else:
         found = tdx.genuine(evidence, trust, now)
     if not hmac.compare_digest(found.report_data, claims.bound):
-        raise TeeBinding("HCL report: the TEE's report is over another document")
+        raise TeeBinding("HCL report: the TEE's report covers another document")
     return found, claims
 
 
 def _number(text: Any) -> int:
     """Parse a number of a JWK (RFC 7518, 6.3.1)."""
     if not isinstance(text, str) or not 1 <= len(text) <= 1024:
-        raise TeeMalformed("HCL report: a key without its numbers")
+        raise TeeMalformed("HCL report: a key lacks its numbers")
     try:
         return int.from_bytes(jose.octets(text, "a key"), "big")
     except jose.Unreadable as err:

@@ -89,7 +89,7 @@ def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
     except (ValueError, RecursionError) as err:
         raise TeeMalformed(f"Intel's document: {err}") from err
     if found is None or not isinstance(data, dict):
-        raise TeeMalformed("neither TCB information nor an enclave's identity, as Intel's service gives it")
+        raise TeeMalformed("neither TCB information nor an enclave's identity in the form of Intel's service")
     return found[1], data, found[2], bytes.fromhex(found[3].decode())
 
 

@@ -214,7 +214,7 @@ def load_list(der: bytes) -> CertificateRevocationList:
         # cryptography parses these only on access, so they are accessed here to find errors.
         _ = found.extensions, found.issuer, found.last_update_utc, found.next_update_utc
     except unreadable() as err:
-        raise TeeMalformed(f"revocation list: {err}; get it anew from its maker") from err
+        raise TeeMalformed(f"revocation list: {err}; get it again from its maker") from err
     return found
 
 

@@ -85,7 +85,7 @@ def _shared_seed(endorsement: Public, digest: str, size: int) -> tuple[bytes, by
     try:
         return seed, cast("rsa.RSAPublicKey", endorsement.key()).encrypt(seed, oaep)
     except ValueError as err:
-        raise Malformed(f"endorsement key: can't encrypt for it: {err}") from err
+        raise Malformed(f"endorsement key: can't be used to encrypt: {err}") from err
 
 
 def _aes_cfb(key: bytes, plain: bytes) -> bytes:

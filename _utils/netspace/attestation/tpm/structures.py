@@ -94,7 +94,7 @@ class Reader:
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self._data):
-            raise self.refuse(f"ends after {len(self._data)} bytes, {end} are announced")
+            raise self.refuse(f"ends after {len(self._data)} bytes, but needs {end}")
         part = self._data[self.at : end]
         self.at = end
         return part

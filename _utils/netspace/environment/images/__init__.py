@@ -53,7 +53,7 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """The state of a source: the identity of its content, or the error that hides it."""
+    """The state of a source: the identity of its content, or the error if it can't be read."""
 
     identity: str = ""
     error: str = ""

@@ -46,7 +46,7 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
             raise budget.refuse("not a tar archive, or only the beginning of one (was it copied in full?)")
         if not block.strip(b"\0"):
             if pax:
-                raise budget.refuse("an extended header with nothing behind it")
+                raise budget.refuse("an extended header without a member after it")
             break
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")

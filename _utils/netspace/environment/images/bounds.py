@@ -79,4 +79,4 @@ class Budget:
 
     def rate(self, packed: int, unpacked: int) -> None:
         if unpacked > UNRATED and unpacked > packed * RATIO:
-            raise self.refuse(f"unpacks to more than {RATIO} times its size: a bomb")
+            raise self.refuse(f"unpacks to more than {RATIO} times its size: a decompression bomb")

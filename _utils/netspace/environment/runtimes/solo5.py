@@ -84,7 +84,7 @@ def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
                 name = entries[at : at + _NAME].split(b"\0", 1)[0].decode("ascii")
                 (kind,) = struct.unpack_from("<I", entries, at + _KIND_AT)
                 if kind in (_BLOCK, _NETWORK) and not name.isalnum():
-                    raise ValueError(f"a device is called {name!r}")
+                    raise ValueError(f"a device has the invalid name {name!r}")
                 found.append((kind, name))
             return found
     except (struct.error, ValueError, OverflowError) as err:

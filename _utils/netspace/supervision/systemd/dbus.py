@@ -114,7 +114,7 @@ class Connection:
             if place is None:
                 others += 1
                 if others > OTHERS:
-                    raise ValueError(f"more than {OTHERS} messages that answer nothing")
+                    raise ValueError(f"more than {OTHERS} messages besides the answers")
                 continue
             if fields.get(HeaderFields.sender) != SYSTEMD:
                 raise ValueError(f"an answer by {fields.get(HeaderFields.sender)!r:.80}, not by {SYSTEMD}")

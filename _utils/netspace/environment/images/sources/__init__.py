@@ -186,7 +186,7 @@ def pack(tree: Tree, target: Path, budget: Budget) -> None:
     :raises OSError: when the disk is full.
     """
     if not tree.root.children:
-        raise budget.refuse("there is no file in it")
+        raise budget.refuse("it has no files")
     _want_room(target, sum(node.content.size for _, node in tree.walk() if node.content is not None))
     # By default, the block size would be the page size of the building host.
     command = ["mkfs.erofs", "--quiet", "-b4096", "-T0", "--mkfs-time", "-U", UUID, "--tar=f", str(target)]

@@ -173,7 +173,7 @@ def _find(blobs: _Blobs, tag: str, budget: Budget) -> _Image:
     if len(names) > bounds.LAYERS:
         raise budget.refuse(f"more than {bounds.LAYERS} layers")
     if not isinstance(unpacked, list) or len(unpacked) != len(names) or not all(map(_is_digest, unpacked)):
-        raise budget.refuse("its configuration doesn't tell the digest of each layer (rootfs.diff_ids)")
+        raise budget.refuse("its configuration lacks the digest of a layer (rootfs.diff_ids)")
     return _Image(config, tuple(_Layer(name, packed, diff[7:]) for (name, packed), diff in zip(names, unpacked)))  # noqa: B905
 
 
@@ -201,7 +201,7 @@ def _descriptor(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
         if not fitting:
             raise budget.refuse(f"has no image for linux on {machine}")
         descriptor = fitting[0]
-    raise budget.refuse("indexes within indexes")
+    raise budget.refuse("indexes nested too deep")
 
 
 def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
