@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 # When Salt looks for targets, its import path lacks the synced libraries (for other plugins, it has them).
-# And the folder beside this file has the library's name.
+# Besides, Python could take the folder ``netspace`` beside this file for the library.
 if "netspace" not in sys.modules:
     _synced = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "utils")
     if os.path.isfile(os.path.join(_synced, "netspace", "__init__.py")) and _synced not in sys.path:

@@ -73,7 +73,7 @@ def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
 
 @pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])
 def test_a_real_kernels_boot_aggregate_that_is_a_file_is_refused(bank: str) -> None:
-    """In this recorded list, Linux 6.12 ran programs of two mounts in no tree: by open_tree, and by a lazy umount."""
+    """In this recorded list, Linux 6.12 ran programs of detached mounts: by open_tree, and after a lazy umount."""
     raw = ima.canonical(boot_logs.read(f"detached/binary_runtime_measurements_{bank}"))
     assert raw == ima.canonical(boot_logs.read("detached/ascii_runtime_measurements_sha256"))
     values = boot_logs.values("detached")

@@ -225,7 +225,7 @@ def test_every_problem_is_reported_at_once():
 
 
 def test_one_mistake_of_an_environment_hides_no_other_of_it():
-    """The report also has mistakes against its runtime's rules, and against rules for the whole declaration."""
+    """The environment breaks rules of its form, of its runtime and of the whole declaration: each is reported."""
     kernel = {"kernel": "/srv/k", "command": ["/x"], "env": {"A": "b"}, "health": {"exec": ["/x"]}, "target": True}
     data = {
         "environments": {

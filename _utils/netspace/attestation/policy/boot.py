@@ -78,7 +78,7 @@ class Boot:
 
     @cached_property
     def judged(self) -> frozenset[int]:
-        """The PCRs of which rules judge every digest."""
+        """The PCRs for which the rules judge every digest."""
         found: set[int] = set()
         if self.secure_boot and self.signers is not None:
             found.add(7)

@@ -1,7 +1,7 @@
 """Intel TDX: verification of quotes (versions 4 and 5) by the platform's certificates.
 
-The layout of a quote is that of "Intel TDX DCAP: Quote Generation Library and Quote Verification Library" (0.9),
-appendix A.3 and A.4; that of a TD's report is in "Intel TDX Module v1.5 ABI", TDREPORT. All integers are little-endian,
+Sources: for a quote's layout, "Intel TDX DCAP: Quote Generation Library and Quote Verification Library" (0.9), appendix
+A.3 and A.4; for the layout of a TD's report, "Intel TDX Module v1.5 ABI", TDREPORT. All integers are little-endian,
 except for those of ECDSA.
 
 :func:`genuine` checks, in this order: structure; that the quoting enclave (QE) is Intel's; that the QE's report vouches
@@ -9,8 +9,8 @@ for the attestation key; this key's signature over the quote; the PCK's signatur
 PCK's certificate to one of the operator's roots; that the TDX module is Intel's; Intel's status of the TCB, if the
 operator has it (``tdx_tcb``).
 
-Every owner of an SGX platform can run an enclave and have the platform certify its report. So the QE's signer, product
-and attributes are always checked, with or without Intel's identity document.
+Every owner of an SGX platform can run an enclave and let the platform certify the enclave's report. So this module
+always checks the QE's signer, product and attributes, even without Intel's identity document.
 """
 
 from __future__ import annotations

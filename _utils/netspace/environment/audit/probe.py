@@ -1123,7 +1123,7 @@ def _raise_limit(kind: int) -> Attempt:
         except ValueError as err:
             raise Refused(str(err)) from None
         if resource.getrlimit(kind)[1] == hard:
-            raise Refused("it is told that this was done, and nothing has changed")
+            raise Refused("the kernel pretends success, and changes nothing")
         return f"raised {hard}"
 
     return run
@@ -1143,7 +1143,7 @@ def lower_core_limit(target: dict[str, Any]) -> str:
     except (OSError, ValueError) as err:
         raise Refused(str(err)) from None
     if resource.getrlimit(resource.RLIMIT_CORE) == (soft, hard):
-        raise Refused("it is told that this was done, and nothing has changed")
+        raise Refused("the kernel pretends success, and changes nothing")
     resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
     return f"lowered {soft}"
 

@@ -66,7 +66,7 @@ class Stopper:
                 unit.cancel()
                 unit.held = False
                 self.units.idle(unit, "stopped")
-            # In launching, stopping and ending, the end of that phase handles it.
+            # In launching, stopping and ending, the end of that phase handles the stop.
 
     def halt(self, unit: Unit) -> None:
         """Send SIGTERM to a running service, and SIGKILL if it doesn't end in time."""
