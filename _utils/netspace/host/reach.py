@@ -41,7 +41,7 @@ def _world(host: Parts, declared: Declaration | None) -> World:
 def violations(
     host: Parts, asserted: Collection[Never], interfaces: Mapping[str, Interface], links: Iterable[Link]
 ) -> list[Problem]:
-    """Return the assertions that things declared alone would newly violate, together with the applied things.
+    """Return the assertions that things declared alone would violate by opening a new path.
 
     :param interfaces: interfaces that would be applied, by their environments' names.
     :param links: links that would be applied.

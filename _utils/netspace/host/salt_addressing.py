@@ -98,7 +98,7 @@ def untold(load: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _addressed(target: str, load: Mapping[str, Any]) -> bool:
-    """Return whether the address of a job that Salt would run in this target names the target."""
+    """Return whether a job's address names the target in which Salt would run the job."""
     kind, address = load.get("tgt_type", "glob"), load.get("tgt", "")
     if kind == "compound":
         words = address.split() if isinstance(address, str) else address

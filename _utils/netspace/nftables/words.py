@@ -98,7 +98,7 @@ def longer(header: str, offset: int, size: int, than: int) -> str:
 
 
 def write(header: str, offset: int, data: bytes) -> str:
-    """Return statements that write *data* into a packet, but update no checksum: nft knows none for raw offsets."""
+    """Return statements that write *data* into a packet. They update no checksum: nft does that for named fields."""
     parts = [(start, data[start : start + _WRITTEN]) for start in range(0, len(data), _WRITTEN)]
     return " ".join(f"{_place(header, offset + start, len(part))} set 0x{part.hex()}" for start, part in parts)
 

@@ -165,7 +165,7 @@ def merged(first: Declaration | None, second: Declaration) -> Declaration:
 
 
 def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
-    """Return a declaration with the settings of ``pillar:netspace`` and *parts*, which it names one by one."""
+    """Return a declaration with the settings of ``pillar:netspace``, and with *parts*, its other fields by name."""
     from msgspec.structs import replace
 
     section = pillar.get("netspace") or {}

@@ -99,7 +99,7 @@ def listed(folder: str | None) -> dict[str, object]:
 
 
 def _certificates(path: Path) -> der.Pem:
-    """Return a file's readable certificates, and the problems of the unreadable ones. Each file has one of either."""
+    """Return a file's readable certificates, and the problems of the unreadable ones: at least one of the two."""
     try:
         found = _in_file(path)
     except (OSError, ValueError) as err:

@@ -218,7 +218,7 @@ def _told(host: str, evidence: Evidence, notes: list[str]) -> Told | None:
 
 
 def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told], notes: list[str]) -> None:
-    """Add a group of rules to a new policy, if the logs of every boot give these rules and the judge accepts each."""
+    """Add a group of rules to a new policy, if the logs of all boots give them and the judge accepts all boots."""
     if group[0] in boot or not told:
         return
     needed = [_HEADS[group[0]], *(["command_lines"] if "command_lines" in group else [])]

@@ -122,7 +122,7 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
 
 
 def starts_with_path(line: str) -> bool:
-    """Return whether *line* begins with a path, as a command line of GRUB's begins with the kernel's file.
+    """Return whether *line* begins with a path, like a kernel's command line from GRUB.
 
     A GRUB command never begins with a path, so it can't be taken for a command line.
     """

@@ -226,7 +226,7 @@ def _make(
 
 
 def _limits(making: Builder, original: Record) -> dict[str, Any]:
-    """Return the limits that the probe tries to exceed; a limit that this host can't keep is marked as skipped."""
+    """Return the limits that the probe tries to exceed; a limit that this host can't enforce is marked as skipped."""
     found: dict[str, Any] = {
         key: value for key, value in parse.encode(original.spec.limits).items() if isinstance(value, int | float)
     }

@@ -67,7 +67,7 @@ class Systemd:
 
     @functools.cached_property
     def version(self) -> int:
-        """The version of systemd; if it can't be read, the newest one that makes a difference here."""
+        """The version of systemd; if it can't be read, the newest version that this module distinguishes."""
         try:
             return dbus.version()
         except (OSError, ValueError):
