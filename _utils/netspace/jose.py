@@ -69,7 +69,7 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     try:
         jws.deserialize_compact(token, _key(known[name]["x"], known[name]["y"]), registry=_registry(limit))
     except errors.JoseError as err:
-        raise Forged("not signed by the key that it names") from err
+        raise Forged("the key that it names did not sign it") from err
     return _object(claims, "claims")
 
 

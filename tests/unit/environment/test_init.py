@@ -99,9 +99,9 @@ def test_a_program_that_can_not_be_trusted_or_used_is_refused(place: Path, monke
     put(place)
     assert init.problem() == ""
     put(place, mode=0o775)
-    assert "users other than root may change" in init.problem()
+    assert "others than root may change" in init.problem()
     os.chown(put(place), 1000, 1000)
-    assert "users other than root may change" in init.problem()
+    assert "others than root may change" in init.problem()
     (place / init.PROGRAM).unlink()
     put(place, b"#!/bin/sh\n")
     assert "no 64-bit little-endian ELF file; install Debian's catatonit" in init.problem()
@@ -111,7 +111,7 @@ def test_a_program_that_can_not_be_trusted_or_used_is_refused(place: Path, monke
     assert "more than 16 MiB" in init.problem()
     put(place)
     monkeypatch.setattr(paths, "loose", lambda path: place if path == place / init.PROGRAM else None)
-    assert f"users other than root may change {place}; " in init.problem()
+    assert f"others than root may change {place}; " in init.problem()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file that isn't root's is refused for that")

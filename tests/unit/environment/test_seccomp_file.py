@@ -145,7 +145,7 @@ def test_only_a_plain_file_that_nobody_else_can_change_is_read(tmp_path):
     assert "larger than 256 KiB" in seccomp_profile.look(name).error
     path.unlink()
     os.mkfifo(path)
-    assert "not a regular file" in seccomp_profile.look(name).error
+    assert "no regular file" in seccomp_profile.look(name).error
     assert seccomp_profile.look("strict") is None
 
 
