@@ -165,7 +165,7 @@ def test_a_number_of_a_key_has_one_spelling() -> None:
     letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
     for other in (modulus[:-1] + letters[letters.index(modulus[-1]) + 1], modulus + "==", modulus[:5] + "\n"):
         key["n"] = other
-        with pytest.raises(refusals.TeeMalformed, match="HCL report: a key: not (canonical )?base64url"):
+        with pytest.raises(refusals.TeeMalformed, match=r"HCL report: a key: not (canonical )?base64url"):
             hcl.parse(hcl_report(bytes(1184), json.dumps(whole).encode())).key(hcl.ATTESTATION_KEY)
 
 
