@@ -466,6 +466,10 @@ class Environment(Base, frozen=True):
     :param runtime: ``crun``, ``runc`` or ``runsc``, and ``qemu`` or ``solo5`` for a kernel;
         absent: the host's default.
     :param seccomp: the profile of allowed system calls: ``strict``, ``standard`` or ``file:/profile.json``.
+    :param apparmor: ``prefer``: confined by netspace's AppArmor profile where this host can do that. ``require``: it
+        doesn't start without. ``off``: without.
+    :param image_cache: ``shared``: environments on one image share its pages in memory. ``own``: this environment has
+        a copy of the image on the disk, and pages of its own, so that time tells nothing of what others read.
     :param read_only: true: the root can't be written; false: writes go to a layer of its own.
     :param state: ``running``, or ``stopped``: the environment exists and its mailbox receives, but its program
         doesn't run.
@@ -494,6 +498,8 @@ class Environment(Base, frozen=True):
     read_only: bool = False
     runtime: str | None = None
     seccomp: str = "strict"
+    apparmor: Literal["prefer", "require", "off"] = "prefer"
+    image_cache: Literal["shared", "own"] = "shared"
     state: Literal["running", "stopped"] = "running"
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: float = 10.0
