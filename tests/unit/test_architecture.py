@@ -63,6 +63,8 @@ PURE = {
     "environment.moments",
     "environment.user_ids",
     "errors",
+    "interface.names.answers",
+    "link.problems",
     "link.topology.spiffe",
     "plan",
     "spec.hosts",

@@ -22,6 +22,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEPENDENCIES = (
     "cryptography",
+    "dnspython",
     "jeepney",
     "joserfc",
     "msgspec",
