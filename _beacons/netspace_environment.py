@@ -9,7 +9,7 @@ Fires an event when the state of one of the host's environments changes:
 - ``flapping``: the environment exits and is restarted again and again.
 - ``frozen``: a signal stopped the environment.
 - ``unhealthy``: the environment fails its health check.
-- ``unsupervised``: no supervisor runs that could restart environments. This concerns all environments of the host.
+- ``unsupervised``: no supervisor runs, so nothing restarts environments. This concerns all environments of the host.
 
 .. code-block:: yaml
 
@@ -69,7 +69,7 @@ def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     try:
         rows = Host(arguments.layout(__opts__)).environments.list()
     except NetspaceError:
-        return []  # the records can't be read now: the next call returns the changes
+        return []  # the records can't be read now: a later call returns the changes
     chosen = settings.get("environments")
     now = {name: row for name, row in rows.items() if chosen is None or name in chosen}
     events = alarms.news(__context__.get(_SEEN), now, settings.get("events", alarms.EVENTS))

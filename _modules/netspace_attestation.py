@@ -44,8 +44,9 @@ def status() -> dict[str, Any]:
     """
     Return this host's trust: ``level`` (L0 to L5), ``verifier``, ``reason`` (why not the next
     level), ``remedy`` (how to reach it), ``issued`` and ``expires`` (seconds since the epoch),
-    ``fallback`` (true if the configured TPM could not be used), ``tpm``, and ``tee``: the confidential guest that the
-    level rests on, if the master judged one (``kind``, ``measurement``, ``tcb`` or ``status``, ``code``).
+    ``fallback`` (true if the configured TPM could not be used), ``tpm``, and ``tee`` (only if the master judged a
+    confidential guest): the guest on which the level rests (``kind``, ``measurement``, ``tcb`` or ``status``,
+    ``code``).
 
     This reads the result of the last appraisal, and does not appraise.
 
@@ -73,9 +74,8 @@ def evidence(
     Make evidence for a verifier: a quote by the TPM that ``pillar:netspace:attestation:tpm``
     names, with the PCR values and the logs of the boot. If no TPM is named, the evidence is a software key's signature.
 
-    Returns ``{v, kind, key, attest, sig, bank, pcrs, bootlog, systemdlog, ima, env}`` with binary
-    fields in base64, and ``host``, the host's id to which the evidence is bound. With a TEE's report, there is also
-    ``tee``.
+    The result is ``{v, kind, key, attest, sig, bank, pcrs, bootlog, systemdlog, ima, env}`` with binary fields in
+    base64, and ``host``, the host's id to which the evidence is bound. With a TEE's report, there is also ``tee``.
 
     CLI Example:
 
@@ -136,7 +136,8 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
         salt '*' netspace_attestation.enroll
 
     template
-        Template of the endorsement key. Defaults to one whose key has a certificate, if the TPM has such a key.
+        Template of the endorsement key. Defaults to the first one whose key has a certificate, if the TPM has such a
+        key.
 
     asked
         The master's requests by minions' ids: ``template``, ``period`` (selects the attestation key, in hex), and
@@ -192,7 +193,7 @@ def activate(credentials: dict[str, Any]) -> dict[str, Any]:
 
 
 def _signed(kind: str, data: dict[str, Any], more: dict[str, str]) -> dict[str, Any]:
-    """Return *data* with a signature by this minion's Salt key, because Salt's bus does not prove who answers."""
+    """Return *data* with a signature by this minion's Salt key, because Salt's bus does not prove the sender."""
     message = identity.statement(kind, _master(), str(__opts__["id"]), {**data, **more})
     return {**data, identity.FIELD: identity.sign(_salt_key(), message)}
 
@@ -230,8 +231,8 @@ def forget() -> dict[str, Any]:
     Delete the last result, **the pinned TPM** and the software key.
 
     Use it for a host whose TPM was replaced or cleared on purpose: the next appraisal accepts the TPM
-    that it finds. Until then the host has trust level L0. Returns ``{forgotten: true}``, or ``false`` if there was
-    nothing to delete.
+    that it finds. Until then the host has trust level L0. The result is ``{forgotten: true}``, or ``false`` if there
+    was nothing to delete.
 
     CLI Example:
 
@@ -305,8 +306,8 @@ def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
     Check the result that the master signed (an EAR JWT), save it for enforcement, and return
     ``{level, expires, stored}``.
 
-    The result is accepted only if ``pillar:netspace:attestation:verifier`` is ``master``, the key is one of
-    ``verifier_keys``, and the result is for this minion, this boot and the challenge that was answered last.
+    The minion accepts the result only if ``pillar:netspace:attestation:verifier`` is ``master``, the key is one of
+    ``verifier_keys``, and the result is for this minion, this boot and the last answered challenge.
 
     CLI Example:
 
@@ -333,5 +334,5 @@ def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
 def _mine(given: Any) -> Any:
     found = given.get(__opts__["id"]) if isinstance(given, dict) else None
     if found is None:
-        raise NetspaceError("nothing in it is for this minion")
+        raise NetspaceError("the argument has no entry for this minion")
     return found

@@ -2,7 +2,7 @@
 Tables of netspace
 ==================
 
-Shows the returns of netspace's functions as tables of at most 80 columns, with what needs attention first. The
+Shows the returns of netspace's functions as tables of at most 80 columns. Rows that need attention come first. The
 functions choose this output by themselves; ``--out=json`` and all other outputs of Salt work as usual. Runners can't
 choose an output, so name it for them:
 
@@ -78,12 +78,12 @@ def output(ret: Any, **kwargs: Any) -> str:
 
 
 def _is_runner() -> bool:
-    """Return whether a runner of netspace returned. A minion's return could imitate that of the master's verifier."""
+    """Return whether the return comes from a runner of netspace. A minion could imitate the verifier's return."""
     return __opts__.get("__cli") == "salt-run" and str(__opts__.get("fun", "")).startswith("netspace")
 
 
 def _lines(data: Any, screen: views.Screen) -> list[str] | None:
-    """Return the lines of a known form; None for another form, and for a value that the form doesn't allow."""
+    """Return the lines of a known form; None for an unknown form, or for a value that the form doesn't allow."""
     try:
         return views.render(data, screen)
     except views.MALFORMED:
@@ -91,8 +91,8 @@ def _lines(data: Any, screen: views.Screen) -> list[str] | None:
 
 
 def _nested(data: Any, options: dict[str, Any]) -> str:
-    """Return the lines of Salt's own output, or a sentence where even that fails."""
+    """Return the lines of Salt's own output; if even that fails, return a sentence."""
     try:
         return str(__salt__["nested"](data, **options))
     except (*views.MALFORMED, RecursionError):
-        return "a return that can't be shown here; try --out=json"
+        return "this return can't be shown here; try --out=json"

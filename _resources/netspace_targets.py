@@ -6,7 +6,7 @@ Makes every environment that is declared with ``target: true`` a separate target
 type ``netspace``: ``salt -C 'T@netspace:MINION-ENVIRONMENT' test.ping``. See
 :doc:`/resources`.
 
-Needs Salt 3008, which brought resources, and ``resources: {netspace: {}}`` in the minion's pillar.
+It needs Salt 3008, which brought resources, and ``resources: {netspace: {}}`` in the minion's pillar.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-# When Salt looks for targets, synced libraries are not on its import path, unlike for other plugins.
-# And the folder beside this file has the library's name.
+# When Salt looks for targets, its import path lacks the synced libraries (for other plugins, it has them).
+# Besides, Python could take the folder ``netspace`` beside this file for the library.
 if "netspace" not in sys.modules:
     _synced = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "utils")
     if os.path.isfile(os.path.join(_synced, "netspace", "__init__.py")) and _synced not in sys.path:
@@ -56,7 +56,7 @@ def _targets(opts: dict[str, Any]) -> salt_targets.Targets:
 
 
 def init(opts: dict[str, Any]) -> None:
-    """Note that Salt has called this function. There is nothing to connect to."""
+    """Note that Salt has called this function. A target needs no connection."""
     __context__[_CONTEXT] = True
 
 
@@ -74,7 +74,7 @@ def discover(opts: dict[str, Any]) -> list[str]:
     """
     Return the ids of this minion's targets: the environments that were applied with ``target: true`` and shall run.
 
-    It also patches the minion, so that a target runs only jobs that name it (``netspace.addressing``).
+    The function also patches the minion, so that a target runs only jobs that name it (``netspace.addressing``).
     """
     from salt.minion import Minion
 

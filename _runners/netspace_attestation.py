@@ -11,8 +11,8 @@ certificates under pseudonyms (``certificate``, ``revoke``, ``ca_*``).
 The verifier of the fleet challenges minions over Salt's bus and saves a signed result of each (``attest``).
 ``status`` and ``explain`` show the results.
 
-Each refusal has a stable ``code`` (see the page on reason codes). The command's exit status is 1 if something
-is wrong.
+Each refusal has a stable ``code`` (see the page on reason codes). On a refusal or an error, the command's exit status
+is 1.
 
 The master's configuration may have (these are the defaults)::
 
@@ -69,7 +69,7 @@ __virtualname__ = "netspace_attestation"
 INSTANCE = "netspace"
 MAX_POLICY = 256 * 1024 * 1024
 MAX_KEYS = 1024 * 1024
-# Maximum number of lines of a diff that are returned.
+# The most lines of a diff to return.
 MAX_SHOWN = 2000
 _BLOCK = re.compile(r"-----BEGIN [A-Z ]+-----.+?-----END [A-Z ]+-----", re.DOTALL)
 
@@ -80,7 +80,7 @@ def __virtual__() -> str:
 
 def replay(log: str = "", systemd: str = "", ima: str = "") -> dict[str, Any]:
     """
-    Return a boot log's events, and the PCR values to which it leads, by bank:
+    Return a boot log's events, and the PCR values to which the log leads, by bank:
     ``{banks: {sha256: {"0": hex}}, events: [...]}``.
 
     Each event has ``pcr``, ``type``, ``digests`` and its decoded data (``variable``, ``path``,
@@ -132,8 +132,8 @@ def verify_quote(
     Check a quote that ``tpm2_quote`` wrote, and return the result of each check:
     ``{valid, code, reason, checks, quote}``.
 
-    ``checks`` are in the order in which they were made, and end with the first that failed. Checks that lack an
-    argument are listed as ``unchecked``. Only enrolment checks that the key is in a TPM; the Privacy CA's
+    ``checks`` are in their order, and end with the first failed check. A check that lacks an argument is listed as
+    ``unchecked``. This function can't check that the key is in a TPM: only enrolment checks that, and the Privacy CA's
     ``certificate`` attests it.
 
     CLI Example:
@@ -160,14 +160,14 @@ def verify_quote(
         The qualifying data, in hex. **Without it an old quote passes.**
 
     pcrs
-        The PCR values: ``tpm2_quote -o``, the text of ``tpm2_pcrread``, or JSON as ``replay`` shows it. With them, a
-        log that does not lead to them is reported by PCR.
+        The PCR values: ``tpm2_quote -o``, the text of ``tpm2_pcrread``, or JSON as ``replay`` shows it. With them, the
+        function names the PCRs to which the log does not lead.
 
     systemd
         systemd's log, ``/run/log/systemd/tpm2-measure.log``.
 
     ima
-        IMA's list, binary or ASCII. It may be ahead of the quote.
+        IMA's list, binary or ASCII. It may have lines that are newer than the quote.
 
     policy
         A file (YAML or JSON) with rules for the boot, and for the programs that ran after it: see the page
@@ -435,7 +435,7 @@ def ca_sign(request: str, root: str) -> dict[str, Any]:
         A file with the ``request`` that ``ca_init root_elsewhere=True`` returned.
 
     root
-        The root's folder. If it does not exist, a new root is created in it.
+        The root's folder. If the folder does not exist, the function creates it with a new root.
     """
 
     def work() -> dict[str, Any]:
@@ -506,8 +506,8 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
     """
     Check the registrar's log from its beginning, and return its head: ``{valid, records, hash}``.
 
-    Each record is chained to the one before, so changed, removed and added records are found. **Records that are cut
-    off the end are found only if you give a head that was noted elsewhere.**
+    Each record is chained to the one before, so the check finds changed, removed and added records. **It finds that the
+    last records are missing only if you give a head that you noted elsewhere.**
 
     CLI Example:
 
@@ -536,12 +536,12 @@ def verify_log(records: int = 0, hash: str = "") -> dict[str, Any]:
 def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
     """
     Challenge minions over Salt's bus, judge their answers by the policies of their groups, and save a signed result of
-    each. Minions whose pillar says ``verifier: master`` enforce the result. The exit status is 1 unless all minions are
-    *trusted*.
+    each. Minions whose pillar says ``verifier: master`` enforce the result. The exit status is 0 only if all minions
+    are *trusted*.
 
-    Each minion gets a nonce of its own. Minions are asked in random order, ``concurrency`` of them at one time. After
-    each answer the next minion is asked, so no minion waits for absent or slow ones. **A minion that does not answer is
-    not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that expires
+    Each minion gets a nonce of its own. The master asks minions in random order, ``concurrency`` of them at one time.
+    After each answer it asks the next one, so no minion waits for absent or slow ones. **A minion that does not answer
+    is not judged**: its last result counts until its deadline, and then the host is *stale*. A certificate that expires
     soon is renewed first, at a random time for each host. Each change of state fires an event,
     ``netspace/attestation/<minion>/<state>``.
 
@@ -569,8 +569,8 @@ def status(target: str = "*") -> dict[str, Any]:
     Return the current state of each minion, by its id: ``unknown``, ``enrolled``, ``trusted``, ``degraded``,
     ``stale``, ``failed`` or ``revoked``, with level, reason, remedy, group, age and deadline.
 
-    No minion is asked. The state is computed from the last result and the time, so hosts that were not attested for
-    too long are ``stale``.
+    The master asks no minion. It computes the state from the last result and the time, so hosts that were not attested
+    for too long are ``stale``.
 
     CLI Example:
 
@@ -650,16 +650,15 @@ def learn(
     file: str = "",
 ) -> dict[str, Any]:
     """
-    Attest hosts that are known to be good, and return the changes that make their group's policy accept their boots.
+    Attest known good hosts, and return the changes that make their group's policy accept their boots.
     **Nothing is put in force without** ``sign=True``.
 
-    The first policy of a group gets rules wherever the boot logs allow them: Secure Boot on, the entries of dbx that
+    The first policy of a group gets the rules that the boot logs allow: Secure Boot on, the entries of dbx that
     all hosts have, the signers of booted programs, UEFI programs, kernels, initrds, other loaded files, and command
     lines. The rest are plain PCR values. ``notes`` says which rules are missing, and why.
 
-    An existing policy keeps its form. Its lists get longer, and its demands are not lowered. Old entries stay; with
-    ``overlap``, they end after that many days. The version rises by one. Only the beginning of a long ``diff`` is
-    returned.
+    An existing policy keeps its form and its demands; its lists get longer. Old entries stay; with ``overlap``, they
+    end after that many days. The version rises by one. A long ``diff`` is cut off.
 
     CLI Example:
 
@@ -681,17 +680,17 @@ def learn(
         The kind of ``target``: ``glob`` (default), ``list``, ...
 
     ima
-        Also learn from the hosts' measurement lists (IMA) the files that may run, by path and digest. Files that the
-        policy excludes, or that one of its keys signed, are not added. ``notes`` names files that changed while a host
-        ran, and unknown keys that signed files. Defaults to False.
+        Also learn from the hosts' measurement lists (IMA) the files that may run, by path and digest. Files are left
+        out if the policy excludes them, or if one of its keys signed them. ``notes`` names files that changed while a
+        host ran, and signers' unknown keys. Defaults to False.
 
     keys
-        A file with certificates or public keys (PEM). Those that signed files of the measurement lists are proposed,
-        too.
+        A file with certificates or public keys (PEM). The new policy also gets those that signed files of the
+        measurement lists.
 
     overlap
-        Number of days after which entries end that none of these hosts shows. (For IMA, these are the former digests of
-        files that have other digests now.) By default, they have no end.
+        Number of days after which old entries end: entries that none of these hosts shows. (For IMA, these are the
+        former digests of files that have other digests now.) By default, they have no end.
 
     file
         Write the whole policy to this new file (JSON), for an editor, ``policy_check`` and ``policy_set``.
@@ -727,7 +726,7 @@ def learn(
 
 def policy_set(group: str, file: str) -> dict[str, Any]:
     """
-    Sign a policy and put it in force. Its version must be higher than the last one's.
+    Sign a policy and put it in force. Its version must be higher than that of the last policy.
 
     CLI Example:
 
@@ -748,7 +747,7 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
         try:
             before = made.policies.data(made.named(str(group)).name)
         except Refused:
-            before = None  # the policy in force can't be used; the new one replaces it
+            before = None  # the policy in force is unusable; the new one replaces it
         found = _put(made, str(group), data)
         return {"group": str(group), "version": found.version, "diff": _some(groups.diff(before, data))}
 
@@ -781,15 +780,15 @@ def policy_show(group: str = groups.DEFAULT) -> dict[str, Any]:
 
 def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
     """
-    Compare the level of each host of the group with the one that a policy would give it, by its last evidence. Nothing
-    is put in force, and no host is asked (except with ``ima``). ``changes`` has the hosts whose level would change,
-    ``same`` the others, and ``untried`` the hosts without usable evidence.
+    Compare the present level of each host of the group with its level under a new policy, by the host's last evidence.
+    This puts nothing in force, and asks no host (except with ``ima``). ``changes`` has the hosts whose level would
+    change, ``same`` the others, and ``untried`` the hosts without usable evidence.
 
-    A policy that only looks strict is refused. Such a policy has a rule that rests on an unjudged or unquoted PCR, or
-    rules for IMA without rules for the kernel that measures and its command line.
+    The function refuses a policy that only looks strict: one with a rule that rests on an unjudged or unquoted PCR, or
+    with rules for IMA but no rules for the kernel and its command line.
 
-    Only the boot is tried (up to L4), since measurement lists are judged as they arrive and not kept. With ``ima``, the
-    hosts are asked for their lists.
+    It tries only the rules for the boot (up to L4), because the master doesn't keep measurement lists. With ``ima``, it
+    asks the hosts for their lists.
 
     CLI Example:
 
@@ -805,8 +804,8 @@ def policy_check(group: str, file: str, ima: bool = False) -> dict[str, Any]:
         The policy (YAML or JSON): see the page on policies.
 
     ima
-        Attest the hosts now by the policy in force, with their whole measurement lists, and try the rules for IMA, too.
-        Defaults to False.
+        Attest the hosts now, with their whole measurement lists, by the policy in force; then try the rules for IMA,
+        too. Defaults to False.
     """
 
     def work() -> dict[str, Any]:
@@ -898,12 +897,13 @@ def _enrolled(minion: str, settings: dict[str, Any], trusted: Callable[[], maker
 
 
 def _trusted(settings: dict[str, Any]) -> Callable[[], makers.Makers]:
-    """Return a function that returns the makers' certificates. Only its first call reads their folder."""
+    """Return a function that returns the makers' certificates. Only the function's first call reads their folder."""
     return functools.cache(lambda: makers.read(settings["roots"]))
 
 
 def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> rounds.Ready:
-    """Return a function that returns the maker of credentials. Only its first call reads the makers' certificates."""
+    """Return a function that returns the maker of credentials. Only the function's first call reads the
+    certificates."""
 
     @functools.cache
     def ready() -> rounds.Begin:
@@ -938,14 +938,14 @@ def _bus(settings: dict[str, Any]) -> Iterator[buses.Bus]:
 
 
 def _seen(minions: Collection[str]) -> set[str]:
-    """Return the *minions* that Salt sees connected to this master. They are asked first."""
+    """Return the *minions* that Salt sees connected to this master. The master asks them first."""
     import salt.utils.minions
 
     return set(salt.utils.minions.CkMinions(__opts__).connected_ids(subset=minions)) if minions else set()
 
 
 def _minions(target: Any, tgt_type: str) -> list[str]:
-    """Return the minions that match a target. It selects which minions are asked, and never how they are judged.
+    """Return the minions that match a target. A target selects the minions to ask, and never changes their verdict.
 
     :raises NetspaceError: when no minion matches.
     """
@@ -990,7 +990,7 @@ def _put(made: fleet.Fleet, group: str, data: Any) -> rules.Policy:
 
 
 def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
-    """Return the further parts to learn, from the arguments of :func:`learn`.
+    """Return the options of learning, from the arguments of :func:`learn`.
 
     :raises NetspaceError: when an argument is invalid.
     """
@@ -1001,7 +1001,7 @@ def _wish(ima: Any, keys: str, overlap: Any) -> learning.Wish:
             raise NetspaceError(f"overlap: {overlap!r:.40}: expected days, up to 366")
         until = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(now + overlap * 86400))
     if keys and ima is not True:
-        raise NetspaceError("keys=: they are for files that IMA measures; give ima=True with it")
+        raise NetspaceError("keys: they are only for files that IMA measures; give ima=True, too")
     raw = _given(keys, MAX_KEYS)
     if len(raw) > MAX_KEYS:
         raise NetspaceError(f"{keys}: more than {MAX_KEYS} bytes; name a file with fewer keys")
@@ -1078,7 +1078,7 @@ def _salt_key(minion: str) -> bytes | None:
     pem: bytes | None = None
     if salt.utils.verify.valid_id(__opts__, minion):
         driver = __opts__.get("keys.cache_driver")
-        if driver not in (None, "localfs_key"):  # from Salt 3008 on, keys may be elsewhere
+        if driver not in (None, "localfs_key"):  # from Salt 3008 on, keys may lie elsewhere
             import salt.cache
 
             found = salt.cache.Cache(__opts__, driver=driver).fetch("keys", minion) or {}
@@ -1124,7 +1124,7 @@ def _master() -> str:
     try:
         return key_fingerprint(path.read_bytes())
     except OSError as err:
-        raise NetspaceError(f"{path}: {err.strerror}: minions know this master by it; start the master once") from err
+        raise NetspaceError(f"{path}: {err.strerror}: minions know the master by this key; start it once") from err
 
 
 def _shown(record: dict[str, Any]) -> dict[str, Any]:
@@ -1148,9 +1148,9 @@ def _valid(found: Mapping[str, Any]) -> bool:
 
 
 def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any]], bool] = _valid) -> dict[str, Any]:
-    """Return the result of *work*. If it is not *good*, add ``retcode: 1``, which is Salt's key for the exit status.
+    """Return the result of *work*. If the result is not *good*, add ``retcode: 1``, Salt's key for the exit status.
 
-    Refusals and errors are returned, too, since Salt shows a traceback when a runner raises.
+    Return refusals and errors, too, since Salt shows a traceback when a runner raises.
     """
     try:
         found = work()
@@ -1166,7 +1166,7 @@ def _answer(work: Callable[[], dict[str, Any]], good: Callable[[Mapping[str, Any
 def _issue(certificate: str, ca: str, crl: str) -> offline.Issue | None:
     if not certificate:
         if ca or crl:
-            raise NetspaceError("ca and crl are for a certificate: name it, too")
+            raise NetspaceError("ca and crl check a certificate; give it, too (certificate=)")
         return None
     if not ca:
         raise NetspaceError("certificate: name the Privacy CA that you trust, too (ca=chain.pem)")
@@ -1190,7 +1190,7 @@ def _given(path: str, limit: int) -> bytes:
 def _read(path: str, limit: int) -> bytes:
     """Return a file's content. Of a longer file, return the first *limit* + 1 bytes, which its parser refuses.
 
-    The file is read to its end, since files in securityfs report a size of 0.
+    Read the file to its end, since files in securityfs report a size of 0.
     """
     with Path(path).open("rb") as stream:
         raw = stream.read(limit + 1)
@@ -1220,7 +1220,7 @@ def _policy_data(path: str) -> Any:
 def _nonce(text: Any) -> bytes | None:
     """Return the nonce as bytes; None for an empty one.
 
-    :raises NetspaceError: when it is not hex, or is a number, because Salt's command line drops a number's leading
+    :raises NetspaceError: when it is not hex. Also when it is a number: Salt's command line drops a number's leading
         zeros.
     """
     if text == "" or text is None:

@@ -2,9 +2,9 @@
 The root of a fleet's links on the master
 =========================================
 
-Hosts with links between them trust one root certificate. Each host has an authority below it, which can issue only
-names of that host. ``certify`` issues the certificate of a minion's authority over Salt's bus; the authority's key
-never leaves the minion. ``sign`` does the same for a host without a master, or where the root is kept elsewhere.
+Hosts with links between them trust one root certificate. Below the root, each host has an authority, which can issue
+only names of that host. ``certify`` issues the certificate of a minion's authority over Salt's bus; the authority's key
+never leaves the minion. ``sign`` does the same for a host without a master, or on the machine that keeps the root.
 ``exchange_seals`` exchanges the keys for sealed links between hosts. On a refusal, a function returns ``error``, and
 the command's exit status is 1.
 
@@ -77,7 +77,8 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
     """
     Issue the certificate of a minion's authority and install it there; return whether it differs from the old one.
 
-    The minion makes the authority's key, which stays there. The next apply of its links issues all certificates by it.
+    The minion makes the authority's key, and the key stays there. The next apply of the minion's links issues all
+    certificates with it.
 
     minion
         The minion's id; no pattern.
@@ -121,7 +122,7 @@ def certified() -> Any:
 
 def release(trust_domain: str) -> Any:
     """
-    Release a trust domain, so that the next host that requests it gets it; return ``True``. Use it for a host that was
+    Release a trust domain: the next host that requests it gets it; return ``True``. Use this for a host that was
     reinstalled and has lost its key.
 
     **It revokes nothing**: anybody with the old key can act as that host until its certificate ends, two years after
@@ -148,15 +149,15 @@ def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60)
     """
     Exchange the keys for sealed links between hosts.
 
-    Return ``exchanged``, the other hosts of which each host got new keys, and ``problems``. If there are problems, the
-    exit status is 1.
+    Return ``exchanged`` (for each host, the other hosts whose new keys it got) and ``problems``. If there are problems,
+    the exit status is 1.
 
     The keys are public, and the master can't forge them: each host verifies the others' keys by the root that it
     trusts. Call this for new sealed links between hosts, and then once a day by a schedule: a key is valid for 90 days
     and renewed after 30.
 
     target, tgt_type
-        All minions with sealed links to or from other hosts. Some of them are not enough.
+        All minions with sealed links to or from other hosts. It is not enough to name some of them.
 
     timeout
         Seconds to wait for each answer of the minions.
@@ -201,12 +202,12 @@ def _signed(request: str, trust_domain: str) -> str:
 def _root() -> Root:
     given = __opts__.get("netspace.link") or {}
     if not isinstance(given, dict) or set(given) - {"root"} or not isinstance(given.get("root", ROOT), str):
-        raise NetspaceError("master configuration: netspace.link: there is root, a folder, and nothing else")
+        raise NetspaceError("master configuration: netspace.link: expected only root, a folder")
     return Root(Path(given.get("root", ROOT)))
 
 
 def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) -> Any:
-    answers = _ask([minion], "list", function, arguments, timeout)  # as a list: an id may look like a pattern
+    answers = _ask([minion], "list", function, arguments, timeout)  # pass a list: an id may look like a pattern
     if minion not in answers:
         raise NetspaceError(f"{minion} did not answer within {timeout} s")
     if isinstance(answers[minion], NetspaceError):

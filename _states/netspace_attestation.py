@@ -2,8 +2,8 @@
 Attestation as a state
 ======================
 
-Each host has a trust level, L0 to L5. It depends on what the host's TPM proves, or a software key if there is no TPM.
-Environments and links may demand a level.
+Each host has a trust level, L0 to L5. The level depends on the proofs of the host's TPM, or of a software key if there
+is no TPM. Environments and links may demand a level.
 
 .. code-block:: yaml
 
@@ -41,8 +41,8 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
     """
     Ensure that the host was appraised in this boot, and check its trust level.
 
-    The state appraises only if the last result is not valid any more (another boot, other settings, expired). A
-    masterless host judges itself, and the result shows that (``verifier: self``).
+    The state appraises the host only if the last result is no longer valid (another boot, other settings, expired). A
+    masterless host judges itself, and the result says so (``verifier: self``).
 
     name
         Any text.
@@ -60,7 +60,7 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
         measured and allowed. Defaults to ``L1``.
 
     on_loss
-        The action when trust is lost under ``require``, for environments and links without a setting of their own:
+        The action if trust is lost under ``require``, for environments and links without a setting of their own:
         ``stop`` environments (default), ``revoke-links`` (environments go on without links), or ``report``.
 
     tpm

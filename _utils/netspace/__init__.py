@@ -1,8 +1,8 @@
 """The netspace library: all logic, no Salt.
 
-The library works on plain values and on the host. It never imports Salt or
-uses its injected names, so it can be tested, read and audited without Salt.
-The plugins in ``_modules``, ``_states`` and so on are thin and call this library.
+The library works on plain values and on the host. It never imports Salt or uses Salt's injected names, so it can be
+tested, read and audited without Salt. The plugins in ``_modules``, ``_states`` and so on are thin, and call this
+library.
 
 This file holds only the loader's entry points: :func:`refresh`, which every plugin
 calls before it imports the library, and :func:`loader_dirs`, which Salt finds
@@ -47,7 +47,7 @@ REQUIREMENTS = {
 }
 
 _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
-#: Newest modification time, and number, of the files of the library that this process has loaded.
+#: Newest modification time and number of the library's files, as this process loaded them.
 LOADED = _stamp(_DIRECTORY)
 _warned: set[str] = set()
 _present: set[str] = set()
@@ -56,9 +56,8 @@ _present: set[str] = set()
 def refresh(plugin_file: str) -> None:
     """Drop this library from ``sys.modules`` if its files have changed on disk.
 
-    Salt reloads plugins after ``saltutil.sync_all`` but keeps the modules that they
-    imported (salt#66354): a running minion would run new plugins with the old
-    library. Every plugin therefore starts with::
+    After ``saltutil.sync_all``, Salt reloads plugins, but keeps the modules that they imported (salt#66354): a running
+    minion would run new plugins with the old library. So every plugin starts with::
 
         import netspace
         netspace.refresh(__file__)
@@ -66,8 +65,8 @@ def refresh(plugin_file: str) -> None:
     and imports everything by ``from netspace... import ...`` after that: the name
     ``netspace`` itself may still be the dropped library.
 
-    If a synced plugin gets a library installed by pip, the log has one warning:
-    pip's comes first in ``sys.path``, and the two may differ.
+    If a synced plugin finds a library that pip installed, the log gets one warning: pip's library comes first in
+    ``sys.path``, and the two libraries may differ.
 
     :param plugin_file: the caller's ``__file__``.
     :raises ImportError: the library's files are gone, or a Python package is missing that the
@@ -92,7 +91,7 @@ def _require() -> None:
     :raises ImportError: one is missing.
     """
     absent = [name for name in REQUIREMENTS if name not in _present and not _installed(name)]
-    _present.update(REQUIREMENTS.keys() - absent)  # every plugin asks, and looking takes longer than all else here
+    _present.update(REQUIREMENTS.keys() - absent)  # remember the result: every plugin asks, and the search is slow
     if not absent:
         return
     wanted = " ".join(f"'{REQUIREMENTS[name]}'" for name in absent)
@@ -136,10 +135,9 @@ def _warn_of_two(plugin_file: str) -> None:
 def loader_dirs() -> dict[str, list[str]]:
     """Return the folder of each plugin kind, for Salt's ``salt.loader`` entry point.
 
-    Salt (3003 and newer; ``salt.loader._module_dirs``) calls it for each loader that it
-    builds, and uses the folders under the loader's own name: ``{"modules": [folder], ...}``.
-    The entry point is a function: if it were a module, Salt would search the folders beside the module, and an
-    editable install has none there.
+    Salt (3003 and newer; ``salt.loader._module_dirs``) calls this function for each loader that it builds, and uses the
+    folders under the loader's own name: ``{"modules": [folder], ...}``. The entry point is a function: if it were a
+    module, Salt would search the folders beside the module, and an editable install has none there.
     """
     from importlib.util import find_spec
 

@@ -1,8 +1,8 @@
 """``python -m netspace``: commands that run without Salt.
 
-``check``, ``plan``, ``apply`` and ``list`` are for scripts and other tools than Salt; ``schema`` is for editors and
-``file-root`` for the operator who installed netspace by pip. Units and the supervisor's client start the others, which
-read the instance's records, not a declaration.
+``check``, ``plan``, ``apply`` and ``list`` are for scripts and for tools other than Salt. ``schema`` is for editors,
+and ``file-root`` for an operator who installed netspace by pip. Units and the supervisor's client start the other
+commands, which read the instance's records, not a declaration.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _readers(layout: Layout, environment: str) -> int:
-    """Count the consumers of an environment's mailbox; the broker's client is imported when a check needs it."""
+    """Count the consumers of an environment's mailbox. Only this function imports the broker's client."""
     from netspace.link import status
 
     return status.readers(layout, environment)
@@ -45,15 +45,15 @@ def _parser() -> argparse.ArgumentParser:
         "supervise", help="keep the services running on a host without systemd; returns once it does"
     )
     supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
-    # A descriptor of the lock, which a supervisor passes on to its successor.
+    # The descriptor of the lock, which a supervisor passes on to its successor.
     supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     commands.add_parser("names", help="look up the names in rules of interfaces; a service's program")
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
-    commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
+    commands.add_parser("restore", help="after a reboot: rebuild all volatile state and start the services")
     commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
     commands.add_parser("schema", help="print the JSON Schema of the declaration, for editors")
     commands.add_parser("forward", help="become the forwarder of the environments' links; a service's program")
-    commands.add_parser("renew", help="replace the certificates of environments that are about to run out")
+    commands.add_parser("renew", help="replace the environments' certificates that expire soon")
     return parser
 
 
@@ -62,8 +62,8 @@ def _add_declared(commands: argparse._SubParsersAction[_Parser]) -> None:
     for name, text in (
         ("check", "say whether a declaration can be applied on this host; changes nothing"),
         ("plan", "list what an apply of a declaration would change; changes nothing"),
-        ("apply", "make this host as declared; what is not declared is removed"),
-        ("list", "list this host's environments and links, what needs attention first"),
+        ("apply", "make this host as declared, and remove undeclared things"),
+        ("list", "list this host's environments and links; the first ones need attention"),
     ):
         command = commands.add_parser(
             name,
@@ -78,7 +78,7 @@ def _add_declared(commands: argparse._SubParsersAction[_Parser]) -> None:
                 "file",
                 metavar="FILE",
                 help="YAML or JSON with the declaration under the key 'netspace', such as a pillar file without "
-                "Jinja; '-' is standard input. What begins with '{' is read as JSON; YAML needs PyYAML",
+                "Jinja; '-' is standard input. A file that begins with '{' is read as JSON; YAML needs PyYAML",
             )
         if name == "check":
             command.add_argument(

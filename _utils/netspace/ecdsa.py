@@ -9,7 +9,7 @@ from __future__ import annotations
 def to_der(raw: bytes) -> bytes:
     """Return a signature in DER.
 
-    :param raw: r and s, each one half of it.
+    :param raw: r and s, each of half the length.
     """
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 

@@ -1,7 +1,7 @@
 """The errors that netspace raises on purpose.
 
-Each message states the problem and the remedy. Plugins turn these errors into a
-``CommandExecutionError`` or a failed state, and catch no others.
+Each message states the problem and the remedy. Plugins catch only these errors, and turn them into a
+``CommandExecutionError`` or a failed state.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SpecError(NetspaceError):
 
 
 class MissingError(NetspaceError):
-    """Something this host lacks: a program, a library, a kernel feature.
+    """A thing that this host lacks: a program, a library, a kernel feature.
 
     :param what: what is missing, e.g. ``"the program crun"``.
     :param remedy: how to get it, e.g. ``"apt-get install crun"``.
@@ -55,7 +55,7 @@ class StateError(NetspaceError):
 
 
 def raise_any(errors: Mapping[str, str]) -> None:
-    """Raise one error with all of *errors* (texts by name, as a supervisor returns them), if there are any.
+    """Raise one error with all *errors* (texts by name, as a supervisor returns them); do nothing if there are none.
 
     :raises NetspaceError: there are errors.
     """
@@ -64,9 +64,9 @@ def raise_any(errors: Mapping[str, str]) -> None:
 
 
 def unreadable(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """Return the exceptions that ``cryptography`` raises for malformed keys, certificates and requests, and *more*.
+    """Return *more* and the exceptions that ``cryptography`` raises for malformed keys, certificates and requests.
 
-    Several aren't ValueErrors, and some are raised only when a part is used.
+    Several aren't ValueErrors. Some come only when a part of the object is used.
     """
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm

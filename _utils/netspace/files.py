@@ -18,11 +18,11 @@ from typing import Any, BinaryIO
 from netspace.errors import NetspaceError, StateError
 
 MAX_RECORD = 4 * 1024 * 1024
-# Remedies for a damaged file: one that an apply can rebuild from the declaration, and one that it can't.
+# Remedies for a damaged file: for a file that an apply can rebuild from the declaration, and for any other.
 REBUILT = "remove the file and apply again to rebuild it"
-KEPT = "restore it from a backup: nothing can make it anew"
-# _TOGETHER: the number of files per sync; more files take several syncs. ext4 takes long to find an inode near others
-# that were just freed, and each replaced file frees one. So as many files as possible are created before the first is
+KEPT = "restore it from a backup: nothing can rebuild it"
+# _TOGETHER: the number of files per sync; more files take several syncs. ext4 needs long to find an inode near inodes
+# that were just freed, and each replaced file frees one. So create as many files as possible before the first is
 # replaced. _FEW: below this number, syncing each file costs less than syncing the file system.
 _TOGETHER = 1024
 _FEW = 4
@@ -31,11 +31,11 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> bool:
-    """Write *content* to *path* with *mode* and *owner*, unless it is there already; return whether it was written.
+    """Write *content* to *path* with *mode* and *owner* if anything differs; return whether the file was written.
 
     The file is replaced atomically (write a temporary file, fsync, rename), and is never
-    visible with a wider mode or another owner. The next run reuses the temporary file of a killed one,
-    so only one process may write a file at a time: the holder of the lock.
+    visible with a wider mode or another owner. The next run reuses the temporary file of a killed run. So only one
+    process may write a file at a time: the holder of the lock.
     """
     if _same(path, content, mode, owner):
         return False
@@ -54,7 +54,7 @@ def write(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, in
 
 
 def opened(path: Path) -> BinaryIO:
-    """Open for reading a file that another user may own or have created; neither follow a link nor block.
+    """Open a file for reading that another user may own or have created; never follow a link, and never block.
 
     open(2): ``O_NOFOLLOW`` refuses a symlink, and with ``O_NONBLOCK`` the call doesn't wait for the writer of a pipe
     or the holder of a lease.
@@ -64,7 +64,7 @@ def opened(path: Path) -> BinaryIO:
     stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return stream
 
 
@@ -78,7 +78,7 @@ def write_all(contents: Mapping[Path, bytes], *, mode: int = 0o600) -> tuple[set
     todo = [(path, content) for path, content in contents.items() if not _same(path, content, mode, None)]
     for folder in {os.path.dirname(path) for path, _ in todo}:
         if not os.path.isdir(folder):
-            with contextlib.suppress(OSError):  # writing each file fails then, which is reported below
+            with contextlib.suppress(OSError):  # then writing each file fails, which is reported below
                 Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     for start in range(0, len(todo), _TOGETHER):
         asides: dict[Path, str] = {}
@@ -150,7 +150,7 @@ def _sync(paths: Collection[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to its disk (fsync(2)): until then, the name of a new file in it may be lost."""
+    """Flush a folder to its disk (fsync(2)): before that, a crash may lose the name of a new file in it."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -201,7 +201,7 @@ def differs(path: Path, content: bytes) -> bool:
 
 def encode(value: Any) -> bytes:
     """Return *value* as canonical JSON: keys are sorted, so that equal values give equal bytes."""
-    import msgspec.json  # it indents in a tenth of the time of json
+    import msgspec.json  # msgspec indents in a tenth of the time of json
 
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
 
@@ -228,7 +228,7 @@ def read(path: Path | str, most: int | None = None) -> bytes:
 
 
 def stamp(path: Path) -> tuple[int, int, int]:
-    """Return inode, size and modification time: if these are equal, the file was not written in between.
+    """Return inode, size and modification time: if two stamps are equal, the file was not written in between.
 
     :raises OSError: stat(2) failed.
     """
@@ -272,7 +272,7 @@ def record_names(directory: Path, among: Iterable[str] | None = None) -> set[str
 
     :param among: the names to look up; None: all names in *directory*.
     """
-    if among is not None:  # an operator's names may be anything
+    if among is not None:  # an operator may ask for any name
         plain = (name for name in among if name and "/" not in name and not name.startswith("."))
         return {name for name in plain if os.path.exists(f"{directory}/{name}.json")}
     try:
@@ -303,7 +303,9 @@ def refusals_told() -> Iterator[None]:
         yield
     except OSError as err:
         where = f": {err.filename}" if err.filename is not None else ""
-        raise NetspaceError(f"the system refuses: {err.strerror or err}{where}; apply again once it doesn't") from err
+        raise NetspaceError(
+            f"the system refuses: {err.strerror or err}{where}; apply again once the cause is gone"
+        ) from err
     except RuntimeError as err:
         if "start new thread" not in str(err):
             raise

@@ -1,12 +1,12 @@
 """Index of the records of one kind: a cache of the values that must be unique or consistent across the host.
 
 Such values are names, user ids, addresses and folders. A change of one environment takes the values of all others from
-the index, and decodes only the records that it affects.
+the index, and decodes only the affected records.
 
 The records are authoritative. An index entry is valid only while its record is the same file: same inode, size and
-times. Any other record is decoded, and the next run that changes something adds it to the index. So an index that is
-lost, damaged, outdated or of another version costs time, and never gives a wrong answer. It lies under ``/run``, so a
-reboot removes it.
+times. A record without a valid entry is decoded, and the next run that changes something adds it to the index. So a
+lost, damaged or outdated index costs time, but never gives a wrong answer. The same holds for an index of another
+version. The index lies under ``/run``, so a reboot removes it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from netspace import files
 from netspace.errors import StateError
 from netspace.layout import Layout, below
 
-# A file system counts time in steps, of 10 ms at most: a record that is changed twice within one step may look the
-# same. So the index takes a record only once it is older than this (seconds).
+# A file system counts time in steps of at most 10 ms: a record may look the same after a second change within a step.
+# So the index takes a record only once it is older than this (seconds).
 SETTLED = 0.05
 _LARGEST = 64 * 1024 * 1024
-_DIGEST = 65  # bytes of the file's first line
+_DIGEST = 65  # length of the file's first line in bytes
 
 T = TypeVar("T")
 Stamp = tuple[int, int, int, int]
@@ -47,7 +47,7 @@ class _File(msgspec.Struct, Generic[T], frozen=True):
 class Index(Generic[T]):
     """The index of one kind's records.
 
-    :param kind: of the records, as for :meth:`netspace.layout.Layout.records`.
+    :param kind: the kind of the records, as for :meth:`netspace.layout.Layout.records`.
     :param form: the type of an entry's value.
     :param version: the version of the entries; an index of another version is ignored.
     :param claims: decodes the record of this name and returns the value for its entry; None if the record is gone.
@@ -89,9 +89,9 @@ class Index(Generic[T]):
         return {name: entry.claims for name, entry in known.items()}
 
     def note(self, names: Iterable[str] = ()) -> None:
-        """Write the index if it is out of date. The caller must hold the lock since :meth:`read`.
+        """Write the index if it is out of date. The caller must have held the lock since :meth:`read`.
 
-        An error is ignored: the next run decodes the records that have no entry, and reports errors then.
+        This ignores errors: the next run decodes the records without an entry, and reports its errors.
 
         :param names: the records that the caller may have changed since :meth:`read`.
         """
@@ -142,7 +142,7 @@ class Index(Generic[T]):
             return {}
         try:
             noted = msgspec.json.decode(content, type=_File[self._form])  # type: ignore[name-defined]
-        except (msgspec.DecodeError, RecursionError):  # of a version that noted something else
+        except (msgspec.DecodeError, RecursionError):  # made by a version that noted other values
             return {}
         return noted.entries if noted.version == self._version else {}
 
@@ -152,5 +152,5 @@ def _stamp(info: os.stat_result) -> Stamp:
 
 
 def _digest(content: bytes) -> bytes:
-    """Return the line that shows damage to the rest of the file."""
+    """Return the file's first line: the digest of the rest, which shows damage."""
     return hashlib.sha256(content).hexdigest().encode() + b"\n"

@@ -1,8 +1,8 @@
 """JSON Web Signatures (RFC 7515) in netspace's one form: compact, ES256, and a header with only alg, kid and typ.
 
-``joserfc`` signs and verifies. Nothing is negotiated: before ``joserfc`` gets a token, this module refuses it if it is
-too long, has another algorithm (``none``), another type or a further member in its header, or isn't encoded
-canonically. Callers check the payload.
+``joserfc`` signs and verifies. Before ``joserfc`` gets a token, this module refuses a token that is too long, has
+another algorithm (such as ``none``), another type or a further member in its header, or isn't encoded canonically.
+Callers check the payload.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Unreadable(NetspaceError):
 
 
 class Forged(NetspaceError):
-    """A token of another type or algorithm, or one that none of the keys signed."""
+    """A token of another type or algorithm, or a token that none of the keys signed."""
 
 
 def sign(key: EllipticCurvePrivateKey, kind: str, payload: Mapping[str, Any]) -> str:
-    """Return *payload* as a JWS whose ``typ`` is *kind*, so that it isn't accepted as another type.
+    """Return *payload* as a JWS whose ``typ`` is *kind*, so that nobody accepts it as another type.
 
     :param key: a key on P-256.
     """
@@ -43,7 +43,7 @@ def sign(key: EllipticCurvePrivateKey, kind: str, payload: Mapping[str, Any]) ->
 
     public = jwk(key.public_key())
     header = {"alg": ALGORITHM, "kid": thumbprint(public), "typ": kind}
-    # With the public members given, joserfc doesn't ask the key for its private number: a key in hardware has none.
+    # Given the public members, joserfc doesn't ask for the private number, which a key in hardware doesn't give.
     return jws.serialize_compact(header, _json(payload), ECKey(key, public), [ALGORITHM])
 
 
@@ -51,7 +51,7 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     """Return the payload of a token that one of *keys* (JWK) signed.
 
     :raises Unreadable: *token* is malformed, or longer than *limit* bytes.
-    :raises Forged: it is of another type or algorithm, or none of the keys signed it.
+    :raises Forged: *token* has another type or algorithm, or none of the keys signed it.
     """
     from joserfc import errors, jws
 
@@ -65,16 +65,16 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     if header != {"alg": ALGORITHM, "kid": name, "typ": kind}:
         raise Forged(f"its header is not one of {ALGORITHM} for {kind}: alg {header.get('alg')!r:.20}")
     if not isinstance(name, str) or name not in known:
-        raise Forged(f"signed with the key {name!r:.50}, which is not one that is trusted")
+        raise Forged(f"signed with the key {name!r:.50}, which is not trusted")
     try:
         jws.deserialize_compact(token, _key(known[name]["x"], known[name]["y"]), registry=_registry(limit))
     except errors.JoseError as err:
-        raise Forged("the key that it names did not sign this") from err
+        raise Forged("the key that it names did not sign it") from err
     return _object(claims, "claims")
 
 
 def unchecked(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return header and claims of a token without checking its signature. Only for tokens that the caller has made."""
+    """Return header and claims of a token without checking its signature. Use it only for tokens of your own."""
     head, _, rest = token.partition(".")
     body = rest.partition(".")[0]
     return _object(octets(head, "header"), "header"), _object(octets(body, "claims"), "claims")
@@ -101,7 +101,7 @@ def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:
 
 
 def thumbprint(key: Mapping[str, str]) -> str:
-    """Return the thumbprint of a JWK (RFC 7638), by which a key is pinned."""
+    """Return the thumbprint of a JWK (RFC 7638), which identifies a pinned key."""
     from joserfc.jwk import thumbprint
 
     return thumbprint({name: key[name] for name in ("crv", "kty", "x", "y")})
@@ -154,7 +154,7 @@ def octets(encoded: str, what: str) -> bytes:
     except (binascii.Error, ValueError) as err:
         raise Unreadable(f"{what}: not base64url") from err
     if text(raw) != encoded:
-        raise Unreadable(f"{what}: not base64url as it is written")
+        raise Unreadable(f"{what}: not canonical base64url")
     return raw
 
 

@@ -1,8 +1,7 @@
-"""Layout of netspace on a host: every path and system-wide name is defined in this module.
+"""Layout of netspace on a host: the definition of every path and system-wide name.
 
-All names contain the *instance* (``netspace`` unless configured otherwise), so that
-netspace's own objects can be recognized by name, and removed. This module never
-accesses the disk.
+All names contain the *instance* (``netspace`` unless configured otherwise). By this name, netspace recognizes its own
+objects and can remove them. This module never accesses the disk.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ TAP = "tap0"  # the name of an environment's tap device
 
 @lru_cache(maxsize=16384)
 def below(folder: Path, name: str) -> Path:
-    """Return ``folder / name``. It is cached, because each run needs the same paths many times."""
+    """Return ``folder / name``. The result is cached, because each run needs the same paths many times."""
     return folder / name
 
 
@@ -52,12 +51,12 @@ class Layout:
 
     @cached_property
     def library(self) -> Path:
-        """Folder of the library's copy. Units run it, so that they need no Salt cache."""
+        """Folder of the library's copy. Units run the copy, so that they need no Salt cache."""
         return self.state / "lib"
 
     @cached_property
     def lock(self) -> Path:
-        """Lock file (flock); every process that changes this instance holds it."""
+        """Lock file (flock); a process holds its lock while it changes this instance."""
         return self.state / "lock"
 
     @cached_property
@@ -85,7 +84,7 @@ class Layout:
     def volumes(self, name: str) -> Path:
         """Return the folder of the environment's volumes without a source on the host.
 
-        Each is one file, and stays after the environment's removal.
+        Each volume is one file, and stays after the environment's removal.
         """
         return below(self._volumes, name)
 
@@ -138,7 +137,7 @@ class Layout:
 
     @cached_property
     def inits(self) -> Path:
-        """Folder of copies of the init program, which is process 1 of environments with ``init``; one per version."""
+        """Folder of the init program, process 1 of environments with ``init``: one copy per version."""
         return self.run / "init"
 
     # -- system-wide names ---------------------------------------------------

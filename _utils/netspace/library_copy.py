@@ -1,15 +1,14 @@
-"""A copy of this library on the host's disk, for processes that must run without Salt.
+"""Copy of this library on the host's disk, for processes that must run without Salt.
 
 Units and the supervisor run ``python -m netspace`` after a reboot, when there
 may be no Salt cache, no checkout and no master. They run this copy with Salt's
 interpreter, whose site-packages hold the dependencies.
 
-``<state>/lib/<digest>/`` is a version: the package's ``.py`` files and a ``__main__.py``
-that starts it; the symlink ``<state>/lib/current`` points to the one in use. A version is complete
-before the symlink points to it. This module doesn't run the copy.
+``<state>/lib/<digest>/`` is a version: the package's ``.py`` files, and a ``__main__.py`` that starts it. The symlink
+``<state>/lib/current`` points to the version in use. A version is complete before the symlink points to it. This module
+doesn't run the copy.
 
-Functions import the modules that only writing needs, because the supervisor's long-lived process
-imports this module.
+Modules for writing are imported inside functions, because the supervisor's long-lived process imports this module.
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ def source() -> Path:
 def command(layout: Layout, *arguments: str) -> tuple[str, ...]:
     """Return the argument vector that runs ``python -m netspace ARGUMENTS`` from the copy.
 
-    It is isolated (``-I``): the caller's environment variables, its folder and a user's
-    site-packages don't influence which modules are loaded.
+    The command is isolated (``-I``): the caller's environment variables, its folder and a user's site-packages don't
+    influence which modules Python loads.
 
     :raises MissingError: the running interpreter has no path (an embedded one).
     """
@@ -93,7 +92,7 @@ def install(layout: Layout) -> bool:
         path = aside / name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.write_bytes(content)
-    os.sync()  # once for all files: after a power cut, the symlink below must not exist without them
+    os.sync()  # sync once for all files: after a power cut, the symlink below must not exist without them
     shutil.rmtree(layout.library / digest, ignore_errors=True)
     os.rename(aside, layout.library / digest)
     link = layout.library / f".current.{os.getpid()}"
@@ -105,7 +104,7 @@ def install(layout: Layout) -> bool:
     for entry in os.listdir(layout.library):
         if entry not in (digest, before, "current"):
             path = layout.library / entry
-            if path.is_symlink():  # left by a process that was killed before the rename
+            if path.is_symlink():  # a process was killed before the rename
                 path.unlink()
             else:
                 shutil.rmtree(path, ignore_errors=True)
@@ -119,9 +118,9 @@ def remove(layout: Layout) -> None:
     shutil.rmtree(layout.library, ignore_errors=True)
 
 
-# The folders that were last digested, with their modification times, and the digest. This process notices files that
-# are replaced, because that changes their folder's time. A file that is edited in place is noticed by the next process,
-# and by ``netspace.refresh``.
+# The folders of the last digest, with their modification times, and the digest. This process notices a replaced file,
+# because its folder's time changes. Only the next process and ``netspace.refresh`` notice a file that is edited in
+# place.
 _known: tuple[Mapping[str, int], str] = ({}, "")
 
 

@@ -2,7 +2,7 @@
 
 The forms differ in two points. OpenMetrics names the family of a counter without ``_total``, and ends with ``# EOF``.
 The textfile collector of node_exporter and ``promtool check metrics`` read the older form. No sample has a timestamp:
-the reader's clock counts, and node_exporter refuses a file with one.
+the reader's clock counts, and node_exporter refuses a file with timestamps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 class Family(NamedTuple):
     """A metric with all its samples.
 
-    :param name: its name, for a counter without ``_total``.
+    :param name: the metric's name; for a counter, without ``_total``.
     """
 
     name: str
@@ -31,19 +31,19 @@ class Family(NamedTuple):
 
 
 def labels(**values: str) -> str:
-    """Return labels as a sample has them: ``{link="web.orders"}``; empty if there are none."""
+    """Return labels in the form of a sample: ``{link="web.orders"}``; empty if there are none."""
     if not values:
         return ""
     return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in values.items()) + "}"
 
 
 def text(families: Iterable[Family]) -> str:
-    """Return the families as OpenMetrics. Those without a sample are left out."""
+    """Return the families as OpenMetrics, without families that have no sample."""
     return "".join(_family(one, one.name) for one in families if one.samples) + "# EOF\n"
 
 
 def textfile(families: Iterable[Family]) -> str:
-    """Return the families as Prometheus' text format. Those without a sample are left out."""
+    """Return the families in Prometheus' text format, without families that have no sample."""
     return "".join(_family(one, _sample_name(one)) for one in families if one.samples)
 
 

@@ -1,4 +1,4 @@
-"""Check that no other user of this host can replace the target of a path. Reads only."""
+"""Check that no user other than root can replace the target of a path. Reads only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 def loose(path: Path) -> Path | None:
     """Return the folder above *path* in which a user other than root may rename entries; None if there is none.
 
-    A file in a folder that only root can enter is safe, whoever owns it. Files that root will make are safe, too.
+    A file in a folder that only root can enter is safe, even if another user owns it. Files that root will make are
+    safe, too.
     """
     for folder in reversed(path.parents):
         if not os.path.lexists(folder):
             return None
         info = folder.stat()
         others = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        # In a sticky folder nobody but root renames root's entries: look at the next folder, too.
+        # In a sticky folder only root can rename root's entries: look at the next folder, too.
         if others and info.st_mode & stat.S_ISVTX:
             others = folder == path.parent and not (path.exists() and _own(path.stat()))
         if not _own(info) or others:

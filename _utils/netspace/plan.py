@@ -6,9 +6,8 @@ A *kind* (environment, interface, link, attestation) offers::
     plan(desired, observed, remove) -> Plan   pure: the steps that lead to the desired state
     apply(steps) -> [Outcome]                 applies the steps, batched, in the given order
 
-``test=True`` shows the plan; a second apply plans nothing. The next run repairs a
-failed step. ``remove`` names the things to remove: nothing is ever removed just
-because it is not in ``desired``.
+``test=True`` shows the plan; a second apply plans nothing. The next run repairs a failed step. ``remove`` names the
+things to remove: a kind removes nothing just because it is not in ``desired``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Step(msgspec.Struct, frozen=True):
     :param name: the thing's name within its kind.
     :param action: a verb: ``create``, ``change``, ``restart``, ``start``, ``stop``, ``remove``...
     :param changes: ``{"old": ..., "new": ...}`` by key, for the operator; never a secret.
-    :param reason: the reason, if the changes alone don't show it.
+    :param reason: the reason, unless the changes alone show it.
     :param data: further input of ``apply``; never shown.
     """
 
@@ -55,7 +54,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A declared thing that the plan leaves out on purpose, for example for lack of trust."""
+    """A declared thing that the plan omits on purpose, for example for lack of trust."""
 
     kind: str
     name: str

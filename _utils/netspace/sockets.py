@@ -1,4 +1,4 @@
-"""Listening sockets of the calling thread's network namespace, from /proc (proc(5)). Changes nothing."""
+"""Listening sockets of the calling thread's network namespace, read from /proc (proc(5)). Changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Listener(NamedTuple):
     """A listening TCP socket, or an unconnected UDP socket.
 
     :param protocol: ``tcp`` or ``udp``.
-    :param address: in canonical form; an IPv4-mapped address is given as IPv4; empty: any address.
+    :param address: in canonical form, an IPv4-mapped address as IPv4; empty: any address.
     :param user: the uid of the socket's owner.
     """
 
@@ -47,7 +47,7 @@ def listeners(table: str, ports: Collection[int]) -> Iterator[Listener]:
     """
     protocol = table[:3]
     with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{table}") as lines:
-        next(lines, None)  # the heading
+        next(lines, None)  # skip the heading
         for fields in map(str.split, lines):
             if fields[3] != _WAITS[protocol]:
                 continue
@@ -75,6 +75,6 @@ def holder(found: Collection[Listener]) -> Holder:
             with os.scandir(f"/proc/{name}/fd") as descriptors:
                 if any(os.readlink(one.path) in links for one in descriptors):
                     return Holder(Path(f"/proc/{name}/comm").read_text(errors="replace").strip(), int(name))
-        except OSError:  # the process has ended, or may not be read
+        except OSError:  # the process has ended, or this process may not read it
             continue
     return Holder("another program", 0)

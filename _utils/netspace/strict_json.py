@@ -1,8 +1,8 @@
-"""Strict reading of JSON that someone else wrote.
+"""Strict reader for JSON from untrusted writers.
 
 Python's reader keeps the last of two equal names, other readers keep the first. So two programs could understand one
-signed document differently (RFC 8259, 4; RFC 8725, 2.4). Python's reader also accepts ``NaN``, which is not JSON. Every
-comparison of it with a time is false. This module refuses both. Callers bound the size.
+signed document differently (RFC 8259, 4; RFC 8725, 2.4). Python's reader also accepts ``NaN``, which is not JSON, and
+with which every comparison is false. This module refuses equal names and ``NaN``. Callers bound the size.
 """
 
 from __future__ import annotations
@@ -34,4 +34,4 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number in JSON")
+    raise ValueError(f"{constant} is not a number in JSON")

@@ -1,4 +1,4 @@
-"""Texts for terminals: untrusted ones sanitized, and hints at what was meant. Pure."""
+"""Texts for terminals: sanitized untrusted texts, and hints for misspelt names. Pure."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _HARMLESS = {code: REPLACEMENT for code in _COMMANDS if chr(code) not in "\t\n"}
 def printable(text: str, kept: str = "", instead: str | None = None) -> str:
     """Return *text* with its unprintable characters (controls, marks of direction) escaped, as Python's repr does.
 
-    :param kept: characters that stay.
-    :param instead: a replacement for each of them; None: its escape sequence.
+    :param kept: characters to leave as they are.
+    :param instead: a replacement for each escaped character; None: its escape sequence.
     """
     return "".join(
         one if one.isprintable() or one in kept else repr(one)[1:-1] if instead is None else instead for one in text
@@ -30,7 +30,7 @@ def harmless(text: str) -> str:
 
 
 def hint(name: str, known: Collection[str], most: int | None = None) -> str:
-    """Return the remedy for an unknown name: the nearest known one, or if none is near, all of them.
+    """Return the remedy for an unknown name: the nearest known name; if none is near, all known names.
 
     :param most: the greatest number of known names to list; None: no bound.
     """

@@ -13,7 +13,7 @@ _CLONE_NEWNET = 0x40000000
 
 
 def in_thread(work: Callable[[], T]) -> T:
-    """Run *work* in a new thread that ends with it; return its result, or raise its exception."""
+    """Run *work* in a new thread, and wait for its end; return its result, or raise its exception."""
     apart = BackgroundTask(work)
     apart.begin()
     return apart.result()
@@ -39,7 +39,7 @@ def enter_network(path: Path) -> None:
 
 
 class BackgroundTask(Generic[T]):
-    """Work that may run concurrently: in a thread from :meth:`begin` on, or else in :meth:`result`."""
+    """Work that may run concurrently: in a thread after :meth:`begin`; without it, in :meth:`result`."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
@@ -69,5 +69,5 @@ class BackgroundTask(Generic[T]):
     def _do(self) -> None:
         try:
             self._outcome.append(self._work())
-        except BaseException as err:  # result() raises it
+        except BaseException as err:  # result() raises the exception
             self._failure.append(err)

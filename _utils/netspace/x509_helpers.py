@@ -1,4 +1,4 @@
-"""Helpers for X.509 certificates (RFC 5280) and keys: build them and write them as PEM. Knows no host or file.
+"""Helpers that build X.509 certificates (RFC 5280) and write certificates and keys as PEM. They use no file.
 
 Each function imports ``cryptography`` itself, because most runs issue no certificate.
 """
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
     from cryptography.x509 import Certificate
 
-SKEW = 300.0  # if a clock is set back a little, new certificates must still be valid
+SKEW = 300.0  # new certificates must be valid even if a clock is a little behind
 
 
 def make(
     subject: Any, whose: Any, issuer: Any, key: Any, begins: float, ends: float, extensions: Iterable[tuple[Any, bool]]
 ) -> Certificate:
-    """Return a certificate of the public key *whose*, signed by *key* in the name *issuer*.
+    """Return a certificate of the public key *whose*; *key* signs it in the name of *issuer*.
 
     It is valid from ``SKEW`` seconds before *begins* until *ends*.
 
-    :param extensions: each with a flag whether it is critical (RFC 5280, 4.2).
+    :param extensions: pairs of an extension and whether it is critical (RFC 5280, 4.2).
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
@@ -67,12 +67,12 @@ def named(common: str) -> Any:
 
 
 def when(seconds: float) -> datetime.datetime:
-    """Return a time, given in seconds since 1970, in the form for certificates: UTC, whole seconds."""
+    """Return *seconds* since 1970 as a time in the form for certificates: UTC, whole seconds."""
     return datetime.datetime.fromtimestamp(int(seconds), tz=datetime.timezone.utc)
 
 
 def usage(**given: bool) -> Any:
-    """Return a key usage extension that permits the *given* uses only."""
+    """Return a key usage extension that permits only the *given* uses."""
     from cryptography import x509
 
     names = (

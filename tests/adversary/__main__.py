@@ -1,7 +1,7 @@
 """A long run: ``python tests/adversary [COUNT] [SEED]`` tries COUNT forgeries of boots (default 200,000).
 
-Prints the number of worlds of each kind, and the shortest sequence of moves for each hole; exits with 1 if
-there is a hole.
+It prints the number of worlds of each kind, and the shortest sequence of moves for each hole. It exits with 1 if there
+is a hole.
 """
 
 from __future__ import annotations

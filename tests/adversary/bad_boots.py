@@ -1,4 +1,4 @@
-"""Bad boots of many kinds, derived from good ones by chance: the boots that a policy's rules have to refuse.
+"""Bad boots of many kinds, derived at random from good ones: a policy's rules have to refuse them.
 
 Each function takes a good boot and returns a bad one with an honest log; None where this boot can't be bad in this way.
 The bad entries are marked ``bad``.
@@ -36,7 +36,7 @@ def _where(boot: Boot, take: Callable[[Entry], bool]) -> list[int]:
 
 
 def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequence[int], replace: float) -> Boot:
-    """Put *entries* in the place of one of the events *near*, before or after it; or at the end."""
+    """Put *entries* in place of one of the events *near*, before it or after it; or at the end."""
     new = [dataclasses.replace(one, mark=f"bad{number}") for number, one in enumerate(entries)]
     told = list(boot.events)
     if not near or chance.random() < 0.2:
@@ -52,7 +52,7 @@ def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequ
 
 
 def _ended(chance: random.Random, boot: Boot) -> Boot:
-    """Let a bad program (a boot loader, an init) continue as a good boot would, or measure nothing more."""
+    """Let a bad program (a boot loader, an init) continue like a good boot, or measure nothing more."""
     how = chance.randrange(3)
     if how == 0:
         return boot
@@ -103,7 +103,7 @@ def signer(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def archive(path: str, text: str) -> bytes:
-    """A cpio archive with one file; all of it is text."""
+    """Return a cpio archive with one file, all in text."""
     found = b""
     for name, data, mode in ((path, text.encode(), 0o100755), ("TRAILER!!!", b"", 0)):
         numbers = (1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
@@ -113,7 +113,7 @@ def archive(path: str, text: str) -> bytes:
 
 
 def _script(chance: random.Random) -> bytes:
-    """A grub.cfg. GRUB goes on after a command that it doesn't know, so one may begin with any words."""
+    """Return a grub.cfg. GRUB goes on after an unknown command, so the file may begin with any words."""
     evil = f"linux /vmlinuz root=/dev/vda init=/bin/evil{chance.randrange(1000)};initrd /i;boot"
     begin = chance.choice(("", "", "nvpcr-init:hardware:0x1d10200:sha256:;", "file-system:/:ext4:;", "machine-id:0;"))
     begin = chance.choice((begin, begin, "enter-initrd;", "sysinit\n", "Exit Boot Services Invocation;"))
@@ -125,7 +125,7 @@ def _at_loading(boot: Boot, pcr: int) -> list[int]:
 
 
 def file(chance: random.Random, boot: Boot) -> Boot | None:
-    """A file that the boot loader reads: GRUB's configuration, a module."""
+    """Load a bad file by the boot loader: a configuration of GRUB, a module."""
     near = _at_loading(boot, 9)
     content = _script(chance) if chance.random() < 0.7 else chance.randbytes(200)
     evil = measured(9, IPL, b"(hd0,gpt2)/grub/grub.cfg\0", content)
@@ -133,7 +133,7 @@ def file(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def kernel(chance: random.Random, boot: Boot) -> Boot | None:
-    """Another kernel in the place of each copy of the good one, or of one."""
+    """Put another kernel in place of each copy of the good one, or of one copy."""
     hits = _where(boot, lambda one: one.pcr in (9, 11) and one.content is None and _is_kernel(one))
     if not hits:
         return None
@@ -150,7 +150,7 @@ def _is_kernel(entry: Entry) -> bool:
 
 
 def initrd(chance: random.Random, boot: Boot) -> Boot | None:
-    """An initrd that GRUB loads, or that systemd's stub makes of the files beside a UKI."""
+    """Load a bad initrd: by GRUB, or by systemd's stub from the files beside a UKI."""
     script = f"[Service]\nExecStart=/bin/sh -c evil{chance.randrange(1000)}\n"
     content = archive("etc/systemd/system/evil.service", script)
     if chance.random() < 0.3:
@@ -172,7 +172,7 @@ def initrd(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def command_line(chance: random.Random, boot: Boot) -> Boot | None:
-    """Another command line, everywhere where it is measured."""
+    """Use another command line, in each place where it is measured."""
     if not boot.commands:
         return None
     good = chance.choice(boot.commands)
@@ -205,7 +205,7 @@ def command_line(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def _other_line(entry: Entry, evil: str, section: bool) -> Entry | None:
-    """The entry with *evil* in the place of its command line; None for an entry without one."""
+    """Return the entry with *evil* in place of its command line; None for an entry without one."""
     if command(entry) is not None and entry.pcr == 8:
         return measured(8, IPL, b"kernel_cmdline: " + evil.encode() + b"\0", evil.encode())
     if entry.pcr == 8 and entry.data.startswith(b"grub_cmd: linux "):
@@ -224,7 +224,7 @@ def _ended_late(chance: random.Random, boot: Boot) -> Boot:
 
 
 def _changed(boot: Boot, names: Sequence[str], content: Callable[[bytes], bytes]) -> Boot | None:
-    """The boot with another content of one of PCR 7's variables."""
+    """Return the boot with other content of one of PCR 7's variables."""
     for at, one in enumerate(boot.events):
         read = events.variable(one.data) if one.pcr == 7 and one.type == SETTING else None
         if read is not None and read.name in names and content(read.data) != read.data:
@@ -236,7 +236,7 @@ def _changed(boot: Boot, names: Sequence[str], content: Callable[[bytes], bytes]
 
 
 def secure_boot_off(chance: random.Random, boot: Boot) -> Boot | None:
-    """Secure Boot is off, its keys are gone, or the firmware is in debug mode."""
+    """Turn Secure Boot off, remove its keys, or put the firmware into debug mode."""
     how = chance.randrange(4)
     if how == 3:
         near = _where(boot, lambda one: one.pcr == 7)
@@ -251,14 +251,14 @@ def secure_boot_off(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def old_dbx(chance: random.Random, boot: Boot) -> Boot | None:
-    """A list of revocations from before the last of them, or before all."""
+    """Use an older revocation list: without its last entries, or empty."""
     whole = chance.random() < 0.5
     found = _changed(boot, ("dbx",), lambda data: b"" if whole else shorter(data))
     return found and _ended(chance, found)
 
 
 def shorter(lists: bytes) -> bytes:
-    """Take the last entry out of the first of EFI_SIGNATURE_LISTs, and the lists after it away."""
+    """Return only the first of some EFI_SIGNATURE_LISTs, without its last entry."""
     total, each = int.from_bytes(lists[16:20], "little"), int.from_bytes(lists[24:28], "little")
     if each < 17 or total - each <= 28:
         return b""
@@ -266,9 +266,9 @@ def shorter(lists: bytes) -> bytes:
 
 
 def shim_insecure(chance: random.Random, boot: Boot) -> Boot | None:
-    """Shim (13 or later) with its validation turned off, so it verifies no program.
+    """Turn off the validation of shim (13 or later), so that shim verifies no program.
 
-    It measures this in PCRs 14 and 7 (shim: mok.c, MokSBState).
+    Shim measures this into PCRs 14 and 7 (shim: mok.c, MokSBState).
     """
     found = _unverified(chance, boot)
     if found is None:
@@ -284,7 +284,7 @@ def shim_insecure(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def old_shim(chance: random.Random, boot: Boot) -> Boot | None:
-    """An old shim by the same signer, which measured nothing or little (12 and older); it starts any program."""
+    """Use an old shim by the same signer (12 and older), which measures little or nothing; it starts any program."""
     found = _unverified(chance, boot)
     if found is None or not found.bad():
         return None
@@ -296,7 +296,7 @@ def old_shim(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def _unverified(chance: random.Random, boot: Boot) -> Boot | None:
-    """The boot with other programs after shim, and no authority of shim's."""
+    """Return the boot with other programs after shim, and without authorities that shim measured."""
     shims = _where(boot, lambda one: one.type == AUTHORITY and uuid.UUID(SHIM).bytes_le == one.data[:16])
     if not shims:
         return None
@@ -309,7 +309,7 @@ def _unverified(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def boot_entry(chance: random.Random, boot: Boot) -> Boot | None:
-    """A boot entry that makes shim, or firmware, start the kernel directly, with options (shim: load-options.c).
+    """Use a boot entry that makes shim or firmware start the kernel directly, with options (shim: load-options.c).
 
     A kernel before 5.18 does not measure these options, and GRUB never runs. Firmware measures the entry into PCR 1.
     """
@@ -327,7 +327,7 @@ def boot_entry(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def grub_command(chance: random.Random, boot: Boot) -> Boot | None:
-    """A command that was typed at GRUB's prompt, or that a changed configuration had."""
+    """Run a bad command in GRUB: typed at its prompt, or from a changed configuration."""
     near = _at_loading(boot, 8)
     evil = chance.choice(("write_dword 0x1000 0x90909090", "insmod evil", "(hd0,gpt2)/evil", "/evil init=/bin/evil"))
     said = b"grub_cmd: " + evil.encode() + b"\0"
@@ -335,14 +335,14 @@ def grub_command(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def driver(chance: random.Random, boot: Boot) -> Boot | None:
-    """A driver that the firmware loads before any program; it is measured into PCR 2."""
+    """Load a bad driver by the firmware, before any program; firmware measures it into PCR 2."""
     near = _where(boot, lambda one: one.pcr == 2)
     evil = measured(2, 0x80000004, bytes(32), image(chance))
     return _put(chance, boot, [evil], near, 0.0) if near else None
 
 
 def old_sbat(chance: random.Random, boot: Boot) -> Boot | None:
-    """Shim's list of revoked generations from 2021."""
+    """Use shim's list of revoked generations from 2021."""
     for at, one in enumerate(boot.events):
         if one.type == AUTHORITY and "SbatLevel".encode("utf-16-le") in one.data[:64]:
             bodies = (b"sbat,1,2021030218\n", b"sbat,1,2022052400\ngrub,2\n", b"")
@@ -355,7 +355,7 @@ def old_sbat(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def older(level: bytes, lowest: Mapping[str, int]) -> bool:
-    """Whether the variable SbatLevel allows a lower generation than *lowest* demands."""
+    """Return whether the variable SbatLevel allows a lower generation than *lowest* demands."""
     read = events.variable(level)
     lines = [line.split(",") for line in (read.data if read else b"").decode("ascii").splitlines()]
     told = {name: int(number) for name, number, *_ in lines}

@@ -1,7 +1,7 @@
-"""Boots as a TPM sees them: recorded good ones, and bad ones of many kinds derived from them by chance.
+"""Boots as a TPM sees them: recorded good boots, and bad boots of many kinds, derived from them at random.
 
-The log of a bad boot is honest here: each entry has the type and data that firmware, boot loader or systemd would log,
-and the hashed content, where the attacker knows it. Nothing is forged in this module.
+In this module, the log of a bad boot is honest: each entry has the type and data that firmware, boot loader or systemd
+would log, and the hashed content, if the attacker knows it. Nothing is forged.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Entry:
     """One measurement, and its record in a log.
 
     :param mark: its name for moves; ``bad`` and a number for the bad entries of a boot.
-    :param type: of the boot log's event, with its *data*.
-    :param content: the hashed content, where it is known.
-    :param kind: the type in systemd's log, with its *text*.
+    :param type: type of the boot log's event; *data* is the event's data.
+    :param content: the hashed content, if it is known.
+    :param kind: the type in systemd's log; *text* is its text.
     """
 
     mark: str
@@ -53,8 +53,8 @@ class Entry:
 class Boot:
     """The measurements that a TPM saw, in order: *events* until the kernel had started, then systemd's *words*.
 
-    :param locality: of the TPM's start, which PCR 0 begins with.
-    :param commands: lines that the kernel was started with.
+    :param locality: locality of the TPM's start: the initial value of PCR 0.
+    :param commands: the kernel's command lines.
     """
 
     name: str
@@ -68,19 +68,19 @@ class Boot:
 
 
 def measured(pcr: int, kind: int, data: bytes, content: bytes | None = None, mark: str = "bad") -> Entry:
-    """Return an event of *content*; of its data where no content is given."""
+    """Return an event that measures *content*, or its data if no content is given."""
     real = data if content is None else content
     return Entry(mark, pcr, hashlib.sha256(real).digest(), kind, data, real)
 
 
 def spoken(pcr: int, kind: str, text: str, mark: str) -> Entry:
-    """Return a record of systemd's."""
+    """Return a record of systemd's log."""
     raw = text.encode()
     return Entry(mark, pcr, hashlib.sha256(raw).digest(), IPL, raw, raw, kind, text)
 
 
 def _content(event: eventlog.Event) -> bytes | None:
-    """Return the hashed content, where the log alone shows it."""
+    """Return the hashed content, if the log alone shows it."""
     digest = event.digests["sha256"]
     after = event.data.partition(b": ")[2]
     read = events.variable(event.data, events.SLACK)
@@ -91,7 +91,7 @@ def _content(event: eventlog.Event) -> bytes | None:
 
 
 def _boot(name: str, raw: bytes, systemd: bytes = b"") -> Boot | None:
-    """Read a log; None where it can't be one of a whole boot in the SHA-256 bank."""
+    """Read a log; return None if it isn't the log of a whole boot in the SHA-256 bank."""
     try:
         log = eventlog.parse(raw)
         records = measurelog.parse(systemd) if systemd else ()
@@ -116,7 +116,7 @@ def _boot(name: str, raw: bytes, systemd: bytes = b"") -> Boot | None:
 
 
 def command(entry: Entry) -> str | None:
-    """Return the kernel's command line where *entry* is one whose text is known."""
+    """Return the kernel's command line if *entry* is one, and its text is known."""
     if entry.type != IPL or entry.content is None or entry.pcr not in (8, 12):
         return None
     if entry.pcr == 8 and entry.data.startswith((b"kernel_cmdline: ", b"grub_kernel_cmdline ")):
@@ -161,7 +161,7 @@ def _older(boot: Boot) -> tuple[Entry, ...]:
 
 
 def _entry(uki: Boot, passed: Entry) -> Boot:
-    """Return a boot by systemd-boot's entry: the kernel is a program of its own, and gets its line from the entry."""
+    """Return a boot by an entry of systemd-boot: the kernel is a separate program, and gets its line from the entry."""
     program = Entry("kernel", 4, hashlib.sha256(b"kernel").digest(), APPLICATION, bytes(32))
     told = []
     for one in uki.events:
@@ -177,7 +177,7 @@ def _entry(uki: Boot, passed: Entry) -> Boot:
 
 @functools.cache
 def others() -> tuple[Boot, ...]:
-    """Boots from the folder of other machines' logs; empty without the folder."""
+    """Return the boots in the folder of other machines' logs; empty without the folder."""
     folder = boot_logs.others()
     found: list[Boot] = []
     patterns = ("go-*/*eventlog*", "go-tpm-tools/*.bin", "keylime/binary*", "keylime/*.b64", "*/event*.bin", "*/uefi*")
@@ -206,7 +206,7 @@ def values(boot: Boot) -> dict[int, bytes]:
 
 
 def extended(before: Mapping[int, bytes], digests: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
-    """Return the values of PCRs after more was extended."""
+    """Return the values of PCRs after further extensions."""
     found = dict(before)
     for pcr, digest in digests:
         found[pcr] = hashlib.sha256(found[pcr] + digest).digest()

@@ -1,4 +1,4 @@
-"""A forger's claim: the logs that he sends and what he extended; and his knowledge."""
+"""A forger's claim (the logs that he sends, and his extensions), and his knowledge."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from netspace.attestation.logs.eventlog import NO_ACTION
 
 @dataclass(frozen=True)
 class Claim:
-    """The logs that a forger sends, and what he extended.
+    """The logs that a forger sends, and his extensions of PCRs.
 
-    :param early: extended before systemd measured; *late*: after it.
-    :param header: algorithms that the log says it has; the second, if any, has digests of no meaning.
-    :param cut: so many bytes are cut from the log's end.
+    :param early: extensions before systemd measured; *late*: extensions afterwards.
+    :param header: algorithms that the log claims; a second one has meaningless digests.
+    :param cut: number of bytes that are cut off the log's end.
     """
 
     events: tuple[Entry, ...]
@@ -74,10 +74,10 @@ def honest(boot: Boot) -> Claim:
 class Knowledge:
     """The knowledge of a forger: good boots and the policy.
 
-    :param good: a boot that the verifier takes.
-    :param digests: what the policy allows.
-    :param lines: command lines that it allows.
-    :param quoted: PCRs that are quoted.
+    :param good: a boot that the verifier accepts.
+    :param digests: digests that the policy allows.
+    :param lines: command lines that the policy allows.
+    :param quoted: the quoted PCRs.
     """
 
     good: Boot
@@ -86,14 +86,14 @@ class Knowledge:
     quoted: tuple[int, ...]
 
     def likely(self, chance: random.Random, pcr: int | None = None) -> int:
-        """Return a PCR: *pcr* most of the time, else one that is quoted, or any."""
+        """Return a PCR: mostly *pcr*, else a quoted one, or any."""
         if pcr is not None and chance.random() < 0.6:
             return pcr
         return chance.choice(self.quoted) if chance.random() < 0.9 else chance.randrange(24)
 
     @functools.cached_property
     def crafted(self) -> tuple[bytes, ...]:
-        """Data of kinds that a verifier knows."""
+        """Return data of the kinds that a verifier knows."""
         lines = [line.encode() for line in self.lines]
         return (
             *(form.encode() + line + b"\0" for form in FORMS for line in lines),

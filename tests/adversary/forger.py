@@ -1,8 +1,8 @@
 """A forger's moves on boot logs and PCRs.
 
 He is root on the host after the boot. He writes each log that is sent, and extends any PCR with any digest, before
-systemd measures or after it. He can't undo an extension. Moves after which the logs no longer lead to the values of the
-PCRs are included, but rare: the replay refuses them at once.
+systemd measures or after it. He can't undo an extension. Rarely, a move makes the logs lead to other values than those
+of the PCRs: the replay refuses such a claim at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ REMARKS = (
 
 # -- how one measurement is told -------------------------------------------------------
 def tellings(chance: random.Random, know: Knowledge, entry: Entry) -> bytes:
-    """Data by which an event may look harmless; the hashed content itself looks best."""
+    """Return data with which an event may look harmless; the hashed content itself looks best."""
     how = chance.randrange(10)
     content = entry.content
     if content is not None and how < 6:
@@ -150,7 +150,7 @@ def _text(entry: Entry) -> str:
 
 # -- which log, which place ------------------------------------------------------------
 def carry(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Move a PCR's events from one on to systemd's log: its records follow the boot log, so the replay is the same."""
+    """Move the last events of a PCR to systemd's log: its records follow the boot log, so the replay is the same."""
     entry = _pick(chance, [one for one in claim.events if one.type != NO_ACTION], know)
     if entry is None:
         return None
@@ -170,7 +170,7 @@ def carry(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] |
 
 
 def fetch(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Move a PCR's records up to one into the boot log, at its end."""
+    """Move the first records of a PCR to the end of the boot log."""
     entry = _pick(chance, claim.words, know)
     if entry is None:
         return None
@@ -191,7 +191,7 @@ def fetch(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] |
 
 
 def reorder(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Move an event to another place; mostly past events of other PCRs only, which no replay notices."""
+    """Move an event to another place; mostly only past events of other PCRs, which no replay notices."""
     entry = _pick(chance, claim.events, know)
     if entry is None:
         return None
@@ -232,7 +232,7 @@ def extend(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] 
 
 
 def _extended(claim: Claim, entries: Sequence[Entry], early: bool, spoken: bool) -> Claim:
-    """Tell extensions where they keep the order of their PCR."""
+    """Insert extensions into the claim in the order of their PCR."""
     told, words = list(claim.events), list(claim.words)
     for entry in entries:
         same = [at for at, one in enumerate(words) if one.pcr == entry.pcr]
@@ -312,7 +312,7 @@ def remark(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] 
 
 
 def distort(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Drop an event, tell it twice, claim it for another PCR, or as not measured."""
+    """Drop an event, repeat it, claim it for another PCR, or claim that it wasn't measured."""
     entry = _pick(chance, claim.events, know)
     if entry is None:
         return None
@@ -338,7 +338,7 @@ def distort(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim]
 
 
 def reshape(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Change a log as a whole: its algorithms, its length, whether it is there."""
+    """Change a log as a whole: its algorithms, its length, or its existence."""
     how = chance.randrange(5)
     if how < 3:
         header = chance.choice(((0x000B,), (0x0004, 0x000B), (0x000B, 0x000C), (0x0027, 0x000B), (0x0004,)))
@@ -365,7 +365,7 @@ MOVES: Mapping[Propose, int] = {
 
 
 def propose(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim]:
-    """Return a move that may be of use after *claim*."""
+    """Return a move that may be useful after *claim*."""
     while True:
         (make,) = chance.choices(tuple(MOVES), tuple(MOVES.values()))
         move = make(chance, know, claim)

@@ -1,4 +1,4 @@
-"""Measurement lists that are sent: lines, what extended PCRs, and answers with genuine quotes of the moment."""
+"""Measurement lists in a forger's messages: lines, extensions of PCRs, and answers with genuine quotes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sized(data: bytes) -> bytes:
 
 
 class Line(NamedTuple):
-    """A line as it is sent."""
+    """A line in a message."""
 
     data: bytes
     template: bytes = b"ima-sig"
@@ -87,7 +87,7 @@ GOOD = _recorded()[1:]
 
 
 class Extend(NamedTuple):
-    """One extension of a PCR. :ivar kernel: by the kernel: the forger can't leave it out."""
+    """One extension of a PCR. :ivar kernel: made by the kernel, so the forger can't leave it out."""
 
     pcr: int
     digest: bytes
@@ -96,7 +96,7 @@ class Extend(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One answer. :ivar upto: length of the tape at its time; :ivar earlier: of the boot before, which was good."""
+    """One answer. :ivar upto: length of the tape at its time; :ivar earlier: made in the good boot before."""
 
     upto: int
     first: int
@@ -126,7 +126,7 @@ def start_values(values: dict[int, bytes] | None = None) -> dict[int, bytes]:
 
 
 def first_lines(values: dict[int, bytes]) -> tuple[Line, ...]:
-    """Return the list of a kernel that found these PCRs, good until its end."""
+    """Return the list of a kernel that found these PCRs; all its lines are good."""
     aggregate = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
     return (file(b"boot_aggregate", aggregate), *GOOD)
 

@@ -37,7 +37,7 @@ from netspace.attestation.logs.eventlog import Event
 
 
 def _on_lines(name: str, said: str, change: Callable[[list[Line]], None], which: int = -1) -> Move[Claim]:
-    """Return a move on the lines of one answer; where it is impossible, the lines stay as they are."""
+    """Return a move on the lines of one answer; an impossible move leaves the lines unchanged."""
 
     def apply(claim: Claim) -> Claim:
         if not -len(claim.rounds) <= which < len(claim.rounds):
@@ -55,7 +55,7 @@ def _on_lines(name: str, said: str, change: Callable[[list[Line]], None], which:
 
 
 def _at(world: Known, chance: random.Random, claim: Claim) -> int:
-    """Return the number of a line in the last answer: 6 times of 10 the first bad one, if it is there, else any."""
+    """Return the number of a line in the last answer: 6 times of 10 the first bad line if it is there, else any."""
     lines = claim.rounds[-1].lines
     here = world.bad - claim.rounds[-1].first
     if 0 <= here < len(lines) and chance.random() < 0.6:
@@ -100,7 +100,7 @@ def _relabel(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 
 
 def _as_old(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
-    """Return the move that splits the same data as the template ``ima`` is: the hash is equal where the length fits."""
+    """Return the move that claims the template ``ima`` for the same data: the hash is equal if the length fits."""
 
     def change(line: Line) -> Line:
         data = line.data[:20] + sized(line.data[20:276].rstrip(b"\0") if chance_bit else line.data[20:276])
@@ -142,7 +142,7 @@ def _resign(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 def _appended(
     name: str, said: str, more: Callable[[Claim], Sequence[tuple[Extend, Line | None, Event | None]]]
 ) -> Move[Claim]:
-    """Extend PCRs by hand, and tell of it."""
+    """Extend PCRs by hand, and add lines for that."""
 
     def apply(claim: Claim) -> Claim:
         steps = more(claim)
@@ -286,5 +286,5 @@ _BOOT_WEIGHTS = [16 if move in (*_ON_BOOTS, _type_list) else 4 for move in _MOVE
 
 
 def propose(world: Known, chance: random.Random, claim: Claim, of_the_boot: bool) -> Move[Claim]:
-    """Return a move. :param of_the_boot: the boot itself is bad, so moves on its log are more likely."""
+    """Return a move. :param of_the_boot: whether the boot itself is bad: then moves on its log are more likely."""
     return chance.choices(_MOVES, _BOOT_WEIGHTS if of_the_boot else _WEIGHTS)[0](world, chance, claim)

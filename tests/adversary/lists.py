@@ -1,8 +1,8 @@
-"""Measurement lists that a TPM really saw, with something bad in them, and a forger who wants L5.
+"""Real measurement lists with a bad event, and a forger who wants L5.
 
-The truth is a *tape*: the extensions of PCRs since the kernel started, in order. The kernel's part of it can't be
-changed; the forger is root, so he may extend any PCR later. He may send any list, in any number of answers, each
-with a genuine quote of the moment; the last answer is after the bad event.
+A *tape* has the real extensions of PCRs since the kernel started, in order. The forger can't change the kernel's part
+of it, but he is root, so he may extend any PCR later. He may send any list, in any number of answers, each with a
+genuine quote of that moment; the last answer is after the bad event.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _BAD_BOOTS: dict[Any, str] = {}
 def whole(
     evidence: Evidence, rules: policy.Policy, boot: tuple[int, int], start: ima.State | None
 ) -> tuple[str, ima.State | None]:
-    """Ask the verifier for L5: why not (empty where it is reached), and what it remembers."""
+    """Ask the verifier for L5; return its reason to refuse (empty if it grants L5), and its memory."""
     key = (rules.fingerprint, evidence.boot_log, tuple(sorted(evidence.pcrs.items())))
     if key in _BAD_BOOTS:  # the list is not looked at
         return _BAD_BOOTS[key], None
@@ -75,7 +75,7 @@ def whole(
 def list_alone(
     evidence: Evidence, rules: policy.Policy, boot: tuple[int, int], start: ima.State | None
 ) -> tuple[str, ima.State | None]:
-    """Judge only lists: the boot counts as good, whatever its logs say."""
+    """Judge only the list: the boot counts as good, whatever its logs say."""
     # Not above: the search runs on older checkouts, too, that have no such module.
     from netspace.attestation.verifier import ima_rules
 
@@ -89,7 +89,7 @@ def list_alone(
 
 @dataclass(frozen=True)
 class ListWorld:
-    """A boot, what was measured after it, and a policy. :ivar bad: number of the first bad line."""
+    """A boot, the measurements after it, and a policy. :ivar bad: number of the first bad line."""
 
     kind: str
     name: str
@@ -136,7 +136,7 @@ _PACKED: dict[tuple[int, ...], tuple[tuple[Event, ...], bytes]] = {}
 
 
 def _packed(log: tuple[Event, ...]) -> bytes:
-    """The log of these events; cached, since worlds share their events."""
+    """Return the log of these events. The result is cached, since worlds share their events."""
     key = tuple(map(id, log))
     if key not in _PACKED:
         if len(_PACKED) > 1000:
@@ -186,7 +186,7 @@ def _other_template(chance: random.Random, rules: Rules) -> Line:
 
 @functools.cache
 def _digest_like_a_path() -> bytes:
-    """A digest that has an excluded name in it, where the template ``ima`` would have its path."""
+    """Return a digest that contains an excluded name at the place of the path in the template ``ima``."""
     tried = (hashlib.sha256(b"evil %d" % number).digest() for number in itertools.count())
     return next(digest for digest in tried if digest[8:10] == b"/v")
 
@@ -201,7 +201,7 @@ def _violation(chance: random.Random, rules: Rules) -> Line:
 
 
 def _ima_policy(chance: random.Random, rules: Rules) -> Line:
-    """An IMA policy that was loaded by its path, and therefore measured, as the last line."""
+    """Load an IMA policy by its path, so that the kernel measures it; return the list's last line."""
     return file(b"/etc/ima/ima-policy", EVIL)
 
 
@@ -280,7 +280,7 @@ def make(chance: random.Random, kinds: Sequence[str] = KINDS, ask: Judge = whole
 
 
 def _boot_rules(quoted: tuple[int, ...]) -> dict[str, Any]:
-    """Rules that the recorded boot satisfies, as far as these PCRs can prove them."""
+    """Return rules that the recorded boot satisfies, as far as these PCRs can prove them."""
     rules = boot_forge.policy(BOOT)
     boot = rules["boot"]
     if 9 not in quoted:
@@ -291,7 +291,7 @@ def _boot_rules(quoted: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _turned_off(quoted: tuple[int, ...], boot: dict[str, Any]) -> tuple[tuple[Event, ...], dict[int, bytes]]:
-    """A boot by GRUB with another command line, of a kernel that does not measure its options again."""
+    """Return a boot by GRUB with another command line, and a kernel that does not measure its options itself."""
 
     def edit(found: list[Event]) -> None:
         for at in range(len(found) - 1, -1, -1):

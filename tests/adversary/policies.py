@@ -1,4 +1,4 @@
-"""Policies that a good boot satisfies: learned from it, written by hand, and those with rules taken away."""
+"""Policies that a good boot satisfies: learned from it, written by hand, or with rules removed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TRUE = hashlib.sha256(b"\1").hexdigest()
 
 
 class Unfit(Exception):
-    """There is no such policy: the text says why."""
+    """There is no such policy; the text says why."""
 
 
 def evidence(boot: Boot, pcrs: tuple[int, ...]) -> Evidence:
@@ -98,7 +98,7 @@ def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tu
 
 
 def _shortened(chance: random.Random, rules: dict[str, Any], boot: Boot) -> str:
-    """Remove a rule, or widen one; say which."""
+    """Remove a rule, or widen one; return a description."""
     if "command_lines" in rules and chance.random() < 0.3:
         line = chance.choice(boot.commands or ("quiet",))
         first, _, last = line.rpartition(" ")

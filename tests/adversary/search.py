@@ -1,8 +1,8 @@
 """Search for moves by which a forger deceives a verifier, and for the shortest sequence of them.
 
-Independent of the kind of evidence. A :class:`World` gives the honest claim, proposes moves and asks the verifier. A
-claim is kept, and tried on, if it got as far as the claim before it and is refused for a new reason. So a sequence is
-found if each of its moves but the last changes the reason.
+The search doesn't depend on the kind of evidence. A :class:`World` gives the honest claim, proposes moves and asks the
+verifier. The search goes on with a claim if it got as far as the claim before it and is refused for a new reason. So it
+finds only sequences in which each move except the last changes the reason.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Move(Generic[Claim]):
 
     :param name: the kind of move, for counting.
     :param said: a description for people.
-    :param apply: returns the changed claim. Where its subject is missing it returns the claim unchanged, so that
-        a sequence without one of its moves can be tried.
+    :param apply: returns the changed claim. If the subject of the move is missing, it returns the claim unchanged, so
+        that a sequence without one of its moves can be tried.
     """
 
     name: str
@@ -39,13 +39,13 @@ class Move(Generic[Claim]):
 
 
 class World(Protocol[Claim]):
-    """A scene: what really happened, what the verifier demands, and what this forger may do.
+    """A scene: the real events, the verifier's demands, and the forger's possible moves.
 
     :ivar kind: the kind of the bad event, for counting.
     :ivar name: the whole world, for people.
-    :ivar promised: the verifier's rules name what is bad here, so that no claim may be believed, the honest one
-        included. Otherwise nothing bad happened by these rules, and the world is only counted.
-    :ivar hopeless: what refusals begin with after which no further move is of use.
+    :ivar promised: whether the verifier's rules forbid the bad event. Then the verifier may believe no claim, not even
+    the honest one. Otherwise nothing bad happened by these rules, and the world is only counted.
+    :ivar hopeless: beginnings of refusals after which no further move is useful.
     """
 
     kind: str
@@ -60,9 +60,9 @@ class World(Protocol[Claim]):
         """Return a move that may be of use after *claim*."""
 
     def refusal(self, claim: Claim) -> str:
-        """Return why the verifier refuses *claim*; empty where it believes it.
+        """Return why the verifier refuses *claim*; empty if the verifier believes the claim.
 
-        A fault of the verifier, such as an exception that is no refusal, is raised.
+        A fault of the verifier, such as an exception other than a refusal, is raised.
         """
 
 
@@ -78,8 +78,8 @@ class Ordered(Protocol):
 class Hole(Generic[Claim]):
     """A claim that deceives the verifier.
 
-    :param moves: the shortest sequence known; empty where the honest claim is believed.
-    :param after: so many forgeries were tried in this world until then.
+    :param moves: the shortest known sequence; empty if the verifier believes the honest claim.
+    :param after: number of forgeries tried in this world before.
     """
 
     world: World[Claim]
@@ -92,7 +92,7 @@ class Hole(Generic[Claim]):
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """The kind and the moves' names: holes of one shape are one hole, most of the time."""
+        """The kind and the moves' names: holes of one shape are mostly the same hole."""
         return (self.world.kind, *(move.name for move in self.moves))
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class Hole(Generic[Claim]):
 class Report(Generic[Claim]):
     """The outcome of a campaign.
 
-    :ivar real: worlds by kind; *harmless* and *missing*: why other worlds did not count.
+    :ivar real: number of worlds by kind; *harmless* and *missing*: reasons why other worlds did not count.
     """
 
     seed: int
@@ -124,7 +124,7 @@ class Report(Generic[Claim]):
         return found
 
     def codes(self) -> Counter[str]:
-        """Return how often each code refused a claim: the code is the part of a refusal before the colon."""
+        """Return how often each code refused a claim. The code is the part of a refusal before the colon."""
         found: Counter[str] = Counter()
         for said, count in self.refusals.items():
             found[said.partition(":")[0]] += count
@@ -166,12 +166,12 @@ def shortest(world: World[Claim], moves: Sequence[Move[Claim]]) -> tuple[Move[Cl
 
 
 def _nowhere(refusal: str) -> int:
-    """Return no progress: without a known order of checks, no refusal is further than another."""
+    """Return the same progress for every refusal: without a known order of checks, none is further than another."""
     return 0
 
 
 def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[Claim]) -> Hole[Claim] | None:
-    """Try *count* forgeries in *world*, or fewer if one is believed; return that one, shortened."""
+    """Try *count* forgeries in *world*, until the verifier believes one; return that one, shortened."""
     far = world.progress if isinstance(world, Ordered) else _nowhere
     first = world.refusal(world.honest())
     known: list[tuple[tuple[Move[Claim], ...], Claim, int]] = [((), world.honest(), far(first))]
@@ -203,7 +203,7 @@ def campaign(
     """Try *count* forgeries in ever new worlds.
 
     :param make: returns a world, or why there is none this time.
-    :param each: forgeries per world.
+    :param each: number of forgeries per world.
     """
     chance = random.Random(seed)
     report: Report[Claim] = Report(seed)

@@ -1,8 +1,8 @@
 """Worlds of boots: a bad boot, a policy that a good one satisfies, and a forger in between.
 
-Reaching L4 is a failure in two cases: the policy has a rule that names the bad entry (``bad_boots.RULES``), even if
-nothing is forged; or the bad entry was measured into a PCR for which the policy demands plain values. Anything else
-breaks no rule of this policy: such a world is counted as harmless.
+Reaching L4 is a failure in two cases: the policy has a rule against the bad entry (``bad_boots.RULES``), even if
+nothing is forged; or the bad entry was measured into a PCR for which the policy demands plain values. Any other world
+breaks no rule of its policy, and counts as harmless.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BootWorld:
         return Evidence("tpm", b"", b"", b"", quoted, claim.boot_log(), claim.systemd_log())
 
     def values(self, claim: Claim) -> dict[int, bytes]:
-        """Return the TPM's values: after the boot itself, and after the forger's extensions."""
+        """Return the TPM's values after the boot itself and the forger's extensions."""
         if not claim.early and not claim.late:
             return self._values
         return boots.extended(self._before, (*claim.early, *self._words, *claim.late))
@@ -75,7 +75,7 @@ class BootWorld:
 
 
 def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...]) -> bool:
-    """Return whether the policy names the bad entry of *boot*, or the value of the PCR that has it."""
+    """Return whether the policy has a rule against the bad entry of *boot*, or a value for the PCR of the entry."""
     if by_value(boot, rules):
         return True
     if kind == "old dbx":
@@ -97,7 +97,7 @@ def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...])
 
 
 def by_value(boot: Boot, rules: policy.Boot) -> bool:
-    """Return whether the policy knows the value of the PCR that has the bad entry: then no forged log helps."""
+    """Return whether the policy has a value for the PCR of the bad entry: then no forged log helps."""
     return any(one.pcr in rules.pcrs for one in boot.bad())
 
 
@@ -114,7 +114,7 @@ def make(
 ) -> BootWorld | str:
     """Return a new world, or why there is none this time.
 
-    :param foreign: share of worlds that use another machine's log, where there are such logs.
+    :param foreign: share of worlds that use another machine's log, if there are such logs.
     :param without: rules that no policy has.
     """
     others = boots.others() if chance.random() < foreign else ()

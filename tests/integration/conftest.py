@@ -1,4 +1,4 @@
-"""Folders of the daemons that pytest-salt-factories starts, and makers of the TPMs."""
+"""Fixtures: folders of the daemons that pytest-salt-factories starts, and makers of the TPMs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def salt_factories_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="session")
 def makers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Factory]:
-    """A maker of TPMs for each of two hosts."""
+    """Return a maker of TPMs for each of two hosts."""
     if reason := missing():
         pytest.skip(reason)
     return {name: manufacture(tmp_path_factory.mktemp(f"maker-{name}")) for name in ("a", "b")}

@@ -1,4 +1,4 @@
-"""A real master attests real minions over Salt's bus, and they enforce what it signed."""
+"""A real master attests real minions over Salt's bus, and they enforce its signed results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_fleet_is_attested_and_enforces_it(fleet: Fleet, salt_factories: Facto
     a, b = fleet.minions["a"], fleet.minions["b"]
 
     def told(state: str) -> None:
-        """Salt's bus tells of it; and soon enough is asked, for the listener keeps an event for two minutes."""
+        """Check that Salt's bus has an event for *state*. The listener keeps an event for two minutes."""
         wanted = [(fleet.run.config["id"], f"netspace/attestation/{a}/{state}")]
         until(lambda: salt_factories.event_listener.get_events(wanted, after_time=since), f"no event: {state}")
 
@@ -81,7 +81,7 @@ def test_a_fleet_is_attested_and_enforces_it(fleet: Fleet, salt_factories: Facto
     fleet.give(a="a", b="b")
     for name in ("a", "b"):
         applied = required(fleet, name)
-        assert applied["result"] is False and "has not since that was declared" in applied["comment"], applied
+        assert applied["result"] is False and "has not judged this host since" in applied["comment"], applied
         assert level(fleet, name) == ("L0", "master")
     found, status = fleet.runner("attest", "*")
     assert status == 0 and found[a]["enforced"] and found[b]["enforced"], found

@@ -1,4 +1,4 @@
-"""The page's reactor and schedule, as they stand there: a host is attested after its start, and again by itself."""
+"""Reactor and schedule, exactly as on the page: the master attests a host after its start, and again by schedule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = checkout.ROOT / "docs/attestation-fleet.md"
 
 
 def snippet(begins: str) -> str:
-    """Return the page's one YAML block that begins so."""
+    """Return the page's only YAML block that begins with *begins*."""
     blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (found,) = (block for block in blocks if block.startswith(begins))
     return str(found)

@@ -1,7 +1,7 @@
-"""The pages of ``docs/day-2``, walked: each command as it stands, one page after the other, on one fleet.
+"""The pages of ``docs/day-2``: the test runs each command exactly as printed, page after page, on one fleet.
 
 A real master and two real minions, each on a host of its own, with real crun and RabbitMQ. ``ssh`` is a stand-in that
-reaches the other hosts; a new release is a commit in a repository beside; a host dies with its disk.
+reaches the other hosts. A new release is a commit in another repository. A host dies with its disk.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOOKS = re.compile(
 
 
 class Fleet:
-    """The machines, and the operator at the master who follows pages."""
+    """The machines, and an operator at the master who follows the pages."""
 
     def __init__(self, folder: Path, after: contextlib.ExitStack) -> None:
         self._after = after
@@ -64,7 +64,7 @@ class Fleet:
         until(lambda: self.up() == set(HOSTS), pause=0.5)
 
     def install(self, name: str) -> None:
-        """Have a new machine, with a minion."""
+        """Add a new machine with a minion."""
         machine = self._machine(name, ("/etc", "/srv", "/var/cache", "/var/log"))
         machine.write("/etc/salt/minion", MINION.format(name, ADDRESSES["master"]))
         machine.must("salt-minion", "--daemon")
@@ -79,14 +79,14 @@ class Fleet:
         return set(json.loads(self.master.must("salt-run", "--out=json", "manage.up", "timeout=2")))
 
     def publish(self, version: str) -> None:
-        """Have another release upstream."""
+        """Publish another release in the upstream repository."""
         module = self.upstream / "_utils/netspace/__init__.py"
         module.write_text(re.sub(r'^__version__ = ".*"$', f'__version__ = "{version}"', module.read_text(), flags=re.M))
         self._git("add", "--all")
         self._git("-c", "user.name=n", "-c", "user.email=n@example.org", "commit", "--quiet", "--message", version)
 
     def follow(self, page: str, first: str = "", last: str = "") -> None:
-        """Do what a page tells: all of it, or from the section *first* on, or up to the section *last*."""
+        """Take the steps of a page: all, or from the section *first* on, or up to the section *last*."""
         text = (DOCS / f"{page}.md").read_text()
         if first:
             text = text[text.index(f"\n## {first}\n") :]
@@ -101,7 +101,7 @@ class Fleet:
             said = self.step(step, said)
 
     def step(self, step: Step, said: dict[str, str] | None = None) -> dict[str, str]:
-        """Take one step; return what each of its commands said."""
+        """Take one step; return the output of each of its commands."""
         if step.kind == "file":
             self.master.write(step.path, step.text)
         elif step.kind == "edit":
@@ -114,13 +114,13 @@ class Fleet:
         return {}
 
     def type(self, line: str) -> str:
-        """Type one line at the master; it must succeed. Return what it said."""
+        """Type one line at the master; it must succeed. Return its output."""
         done = self.master.run("bash", "-euo", "pipefail", "-c", line)
         assert done.code == 0, f"{line}\n{done.out}{done.err}"
         return done.out
 
     def salt(self, host: str, *arguments: str) -> Any:
-        """Ask a minion something that is on no page."""
+        """Call a function of a minion, apart from the pages."""
         done = self.master.run("salt", "--out=json", "--static", host, *arguments)
         return json.loads(done.out)[host]
 
@@ -137,7 +137,7 @@ class Fleet:
         }
 
     def _seen(self, wanted: str, said: dict[str, str]) -> None:
-        """Check what a page says that one sees. What is only looked at may take a moment to be so."""
+        """Check the output that a page promises. Repeat steps that only look: they may be a moment early."""
         last = list(said)[-1]
         deadline = time.monotonic() + SETTLED
         while (line := pages.lacking(wanted, "".join(said.values()))) is not None:

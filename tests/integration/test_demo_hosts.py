@@ -23,6 +23,6 @@ def test_two_hosts_are_linked_and_a_killed_broker_loses_nothing() -> None:
 
 
 def _everything() -> list[str]:
-    """Return all that it could leave: namespaces, interfaces, mounts, processes of a broker or a forwarder."""
+    """Return all possible traces of the demo: namespaces, interfaces, mounts, processes of broker and forwarder."""
     commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET"], ["pgrep", "-a", "beam|haproxy"])
     return [subprocess.run(command, capture_output=True, text=True).stdout for command in commands]

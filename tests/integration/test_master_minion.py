@@ -24,7 +24,7 @@ DECLARATION = {"environments": {"web": {"image": "tar:/srv/web.tar", "limits": {
 
 @dataclass(frozen=True)
 class Fleet:
-    """A master, and the one minion that it has."""
+    """A master with one minion."""
 
     source: Path
     cli: SaltCli
@@ -37,13 +37,13 @@ class Fleet:
         return done.data
 
     def fails(self, function: str, *arguments: str) -> Any:
-        """Call what says by its return code that something is wrong."""
+        """Call a function whose return code must report a problem."""
         done = self.cli.run(function, *arguments, minion_tgt=self.minion.id)
         assert done.returncode != 0, done
         return done.data
 
     def run(self, function: str, *arguments: str) -> Any:
-        """Have the master's own part do something."""
+        """Call a runner of the master."""
         done = self.runner.run(function, *arguments)
         assert done.returncode == 0, done
         return done.data

@@ -30,7 +30,7 @@ class Fleet:
 
     Each TPM has an endorsement certificate by a maker of its own; the master knows ``a``'s in *roots*.
 
-    :param makers: certificates of each one's maker.
+    :param makers: the certificates of each TPM's maker.
     """
 
     run: SaltRun
@@ -49,7 +49,7 @@ class Fleet:
         return done.data, done.returncode
 
     def give(self, **tpms: str) -> None:
-        """Declare whose TPM each minion is to use."""
+        """Declare the TPM that each minion uses."""
         for name, tpm in tpms.items():
             chosen = {"tpm": f"swtpm:path={self.sockets.get(tpm, tpm)}", **self.also}
             declared = {"netspace": {"attestation": chosen}}

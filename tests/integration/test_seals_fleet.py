@@ -1,4 +1,4 @@
-"""A real master hands two real minions what each says of its seals: the runner, over Salt's bus."""
+"""A real master passes the seals of two real minions between them: the runner, over Salt's bus."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LINK = Link(source="web@h1", target="vault@h2", pattern="request", seal=True)
 
 
 class Fleet:
-    """A master and two minions, each with an instance of its own: links are recorded as applied, there is no broker."""
+    """A master and two minions, each with its own instance. Links are only recorded as applied: there is no broker."""
 
     def __init__(self, folder: Path, salt_factories: FactoriesManager) -> None:
         source = checkout.copy(folder / "source")

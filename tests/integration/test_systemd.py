@@ -1,6 +1,6 @@
 """Units under a real systemd as PID 1: started, restarted, stopped, booted again, removed without a trace.
 
-The library runs inside the machine, by its own copy's interpreter, as Salt would run it.
+The library runs inside the machine, with the interpreter of the library's copy, as Salt would run it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def listing(host: SystemdHost) -> tuple[set[str], str, list[str]]:
 
 
 def log(host: SystemdHost, name: str) -> str:
-    """Return a service's output as far as the journal has it: the journal is a process of its own."""
+    """Return a service's output, as far as the journal already has it: journald is another process."""
     return host.run("journalctl", "--no-pager", "-u", f"netspace-{name}").stdout
 
 
@@ -85,7 +85,7 @@ def plain(name: str, script: str = STAY, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def detached(tmp_path: Path, call: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """Make a crun bundle; return its service. It has no limits: there is no controller here."""
+    """Make a crun bundle; return its service. The service has no limits, because there is no cgroup controller here."""
 
     def make(name: str, script: str = STAY, **options: Any) -> dict[str, Any]:
         root = tmp_path / name / "rootfs"

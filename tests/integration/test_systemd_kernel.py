@@ -1,4 +1,4 @@
-"""A unikernel as a unit of a real systemd: it answers, its console is in the journal, it comes back, stops and goes."""
+"""A unikernel as a unit of a real systemd: answers, console in the journal, restart, stop and removal."""
 
 from __future__ import annotations
 

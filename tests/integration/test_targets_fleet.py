@@ -1,6 +1,6 @@
-"""Environments of a real minion as a real master's targets: addressed, told apart, and acted in.
+"""Environments of a real minion as a real master's targets: addresses, identities, and actions inside.
 
-All other addresses mean the host, as if there were no targets: each command of the pages that has ``'*'`` is run.
+All other addresses mean the host, as if there were no targets: the test runs each command of the pages with ``'*'``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Fleet:
         until(lambda: self.at(asked, "test.ping", timeout=timeout) == dict.fromkeys(wanted, True), patience=300)
 
     def everywhere(self, function: str, *arguments: str) -> dict[str, Any]:
-        """Call ``salt '*' ...``; return the full return of all that answered, by their ids."""
+        """Call ``salt '*' ...``; return the full answers, by ids."""
         found: dict[str, Any] = self.client.cmd("*", function, arguments, timeout=120, full_return=True)
         return found
 
@@ -235,9 +235,9 @@ def test_under_a_kernel_of_its_own_commands_run_and_files_are_refused(fleet: Fle
     again = fleet.at(asked, "state.single", "cmd.run", "echo x >/tmp/made", "onlyif=test ! -e /tmp/made")[target]
     assert [one["changes"] for one in again.values()] == [{}], again
     refused = fleet.at(asked, "state.single", "cmd.run", "echo y >/tmp/made", "creates=/tmp/made")[target]
-    assert "no creates here: this environment's files are its own kernel's" in str(refused)
+    assert "no creates here: only this environment's own kernel has its files" in str(refused)
     refused = fleet.at(asked, "state.apply", "inside")[target]
-    assert "no file here: this environment's files are its own kernel's" in str(refused)
+    assert "no file here: only this environment's own kernel has its files" in str(refused)
     assert fleet.at(asked, "cmd.retcode", "test -e /tmp/made/card") == {target: 1}
 
 
@@ -259,7 +259,7 @@ def test_a_host_and_its_targets_each_return_for_themselves(fleet: Fleet) -> None
 
 
 def test_a_fleet_wide_command_and_a_batch_are_for_hosts_alone(fleet: Fleet) -> None:
-    """As an operator types it: one answer, the right exit code."""
+    """An operator's command gives one answer and the right exit code."""
     for arguments in (
         ("netspace_environment.list",),
         ("state.single", "test.nop", "name=hello"),
@@ -276,7 +276,7 @@ LAST = "netspace.teardown"
 
 
 def commands() -> list[tuple[str, ...]]:
-    """Return what README and pages have after ``salt '*'``, each once."""
+    """Return the commands after ``salt '*'`` in README and pages, each once."""
     found: dict[tuple[str, ...], None] = {}
     for page in (checkout.ROOT / "README.md", *sorted((checkout.ROOT / "docs").glob("*.md"))):
         for written in re.findall(r"salt '\*' ([^`\n]+)", page.read_text()):

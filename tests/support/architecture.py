@@ -1,6 +1,6 @@
-"""The library's modules, their imports, and the table of places that CONTRIBUTING.md has.
+"""The library's modules, their imports, and CONTRIBUTING.md's table of packages.
 
-``python tests/support/architecture.py`` writes that table anew.
+``python tests/support/architecture.py`` writes that table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- packages: begin -->\n", "<!-- packages: end -->\n"
 
 
 def modules() -> dict[str, Path]:
-    """Return the file of each module by its name below ``netspace``; a package has the name of its folder."""
+    """Return the file of each module by the module's name below ``netspace``; a package has the name of its folder."""
     found = {}
     for path in LIBRARY.rglob("*.py"):
         parts = path.relative_to(LIBRARY).with_suffix("").parts
@@ -25,7 +25,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(files: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Return the modules that each module imports, lazy imports and those for type checking included."""
+    """Return the modules that each module imports, including lazy imports and imports for type checking."""
     return {name: set(_imported(path, files)) - {name} for name, path in files.items()}
 
 

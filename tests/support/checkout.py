@@ -1,4 +1,4 @@
-"""A copy of the parts of this checkout that Salt and pip get, which a test may change."""
+"""Copies of the parts of this checkout that Salt and pip install. A test may change a copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNWANTED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
 
 
 def copy(target: Path) -> Path:
-    """Copy plugins, library and packaging to *target*, and return it."""
+    """Copy plugins, library and packaging to *target*; return *target*."""
     for folder in (*PLUGIN_FOLDERS, "_utils"):
         shutil.copytree(ROOT / folder, target / folder, ignore=_UNWANTED)
     (target / "resources").symlink_to("_resources")
@@ -27,7 +27,7 @@ def copy(target: Path) -> Path:
 
 
 def with_example_kind(target: Path) -> Path:
-    """Copy the library to *target*, with the interface kind that CONTRIBUTING.md has as its example; return it."""
+    """Copy the library to *target*, with the example of an interface kind from CONTRIBUTING.md; return *target*."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     code = text[text.index("## Add an interface kind") :].split("```python\n")[1].split("```")[0]
     shutil.copytree(ROOT / "_utils", target, ignore=_UNWANTED)
@@ -36,7 +36,7 @@ def with_example_kind(target: Path) -> Path:
 
 
 def plugins(folder: str) -> dict[str, set[str]]:
-    """Return the plugins in *folder* by the name Salt gives them, with their public functions."""
+    """Return the plugins in *folder*, by Salt's names for them, with their public functions."""
     return {_name(path): _functions(path) for path in sorted((ROOT / folder).glob("*.py")) if path.stem != "__init__"}
 
 

@@ -11,7 +11,7 @@ COMM = Path("/proc/self/comm")
 
 @contextmanager
 def named(name: bytes) -> Iterator[None]:
-    """Give this process a name, as long as the context lasts."""
+    """Give this process a name during the context."""
     before = COMM.read_bytes()
     COMM.write_bytes(name)
     try:

@@ -1,11 +1,11 @@
-"""Pages of the documentation as what they tell their reader to do, step by step.
+"""Pages of the documentation as the steps that their reader has to take.
 
 A page's fenced blocks are its steps, in order:
 
 - ``sh``: commands, which must succeed.
-- ``text``: what the commands before have printed: each of its lines, in this order; ``...`` is anything.
-- any other, whose first line is ``# /a/path``: the content of that file. ``# in /a/path``: each line replaces the one
-  line of that file which begins with the same words, up to its ``=``.
+- ``text``: lines that the commands before it have printed, in this order; ``...`` matches anything.
+- any other block with the first line ``# /a/path``: the content of that file. With ``# in /a/path``, each line replaces
+  the line of that file with the same words before ``=``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Step(NamedTuple):
     """One block.
 
     :param kind: ``sh``, ``text``, ``file``, ``edit``.
-    :param path: of the file; else empty.
+    :param path: the path of the file; empty for other kinds.
     """
 
     kind: str
@@ -44,13 +44,13 @@ def steps(text: str) -> list[Step]:
 
 
 def commands(text: str) -> list[str]:
-    """Return the command lines of a block; one that ends with a backslash goes on."""
+    """Return the command lines of a block; a line that ends with a backslash continues on the next."""
     lines = text.replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def edited(content: str, lines: str) -> str:
-    """Replace in *content* each line that begins as one of *lines* does.
+    """Replace in *content* each line that begins like one of *lines*.
 
     :raises ValueError: there is no such line, or more than one.
     """
@@ -65,7 +65,7 @@ def edited(content: str, lines: str) -> str:
 
 
 def lacking(wanted: str, printed: str) -> str | None:
-    """Return the first line of *wanted* that *printed* does not have after those before; None: it has all."""
+    """Return the first line of *wanted* that is missing in *printed*, after the lines before it; None if none is."""
     left = [line.strip() for line in printed.splitlines()]
     for line in wanted.splitlines():
         if not line.strip():

@@ -1,7 +1,7 @@
-"""Promises where time or chance plays a part: a test that is marked with one of them is run several times in a row.
+"""Repetition of tests whose result depends on time or chance: a marked test runs several times in a row.
 
-How often: ``NETSPACE_REPETITIONS``, once if that isn't set. What a module's tests share, such as a host with its
-broker, is made once for all of them.
+``NETSPACE_REPETITIONS`` is the number of runs; the default is one. Things that a module's tests share, such as a host
+with its broker, are made once for all runs.
 """
 
 from __future__ import annotations

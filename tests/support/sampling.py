@@ -1,6 +1,6 @@
-"""A share of what a test enumerates: another one each day, so that all are tried within some days, or all on request.
+"""Shares of the cases that a test enumerates: a different one each day, so that some days try all cases.
 
-``NETSPACE_FAULTS``, set to ``all`` or ``kinds``, tries all, and so repeats what failed on another day.
+With ``NETSPACE_FAULTS`` set to ``all`` or ``kinds``, a test tries all cases, and so repeats a failure of another day.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FAULTS = os.environ.get("NETSPACE_FAULTS", "some")
 
 
 def todays(values: Sequence[T], days: int, day: int | None = None) -> list[T]:
-    """Return today's share of *values*: within *days* days in a row each is tried once.
+    """Return today's share of *values*: *days* days in a row try each value once.
 
     :param day: number of the day; None: today's.
     """

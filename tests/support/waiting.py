@@ -1,4 +1,4 @@
-"""Waiting for what happens beside a test."""
+"""Waiting for events that happen outside of a test's own process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PATIENCE = 60.0
 
 
 def until(condition: Callable[[], object], what: str = "", *, patience: float = PATIENCE, pause: float = 0.01) -> None:
-    """Wait until *condition* holds, looking every *pause* seconds; fail after *patience* seconds."""
+    """Wait until *condition* holds; check it every *pause* seconds, and fail after *patience* seconds."""
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, what or "it did not come to pass"

@@ -1,4 +1,4 @@
-"""Addresses of jobs on a minion with targets, as Salt's own minion reads them once it is corrected."""
+"""Addresses of jobs on a minion with targets, interpreted by Salt's own minion after netspace's patches."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ GRAINS = {
 
 @pytest.fixture(scope="module")
 def minion() -> Iterator[Any]:
-    """A minion of the real class, that runs nothing and talks to nobody."""
+    """Return a minion of the real class that runs nothing and has no connection."""
 
     class Corrected(salt.minion.Minion):  # type: ignore[misc]
-        """Keeps the corrections from the class that other tests use."""
+        """A subclass for the patches, so that other tests get the unpatched class."""
 
         told: list[dict[str, Any]]
         ran: list[dict[str, Any]]
@@ -59,7 +59,7 @@ def minion() -> Iterator[Any]:
 
 
 def reached(minion: Any, address: str, kind: str, function: str) -> tuple[bool, set[str]]:
-    """Return whether a job runs on the host itself, and in which of its resources."""
+    """Return whether a job runs on the host itself, and the resources in which it runs."""
     load = {"tgt": address, "tgt_type": kind, "fun": function, "jid": "1", "arg": []}
     if not minion._target_load(load):
         return False, set()
@@ -113,7 +113,7 @@ def test_a_target_runs_what_is_addressed_to_it_and_a_host_what_is_not(
 
 @pytest.fixture
 def master(tmp_path: Path) -> Any:
-    """Salt's own judge of who may address whom, at a master that has accepted ``h1`` and ``h2``."""
+    """Return Salt's own check of users' rights, at a master that has accepted ``h1`` and ``h2``."""
     folders = {"pki_dir": str(tmp_path), "cachedir": str(tmp_path), "conf_file": str(tmp_path / "master")}
     made = salt.utils.minions.CkMinions({**salt.config.DEFAULT_MASTER_OPTS, **folders, "__role": "master"})
     made._pki_minions = lambda: {"h1", "h2"}

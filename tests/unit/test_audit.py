@@ -1,4 +1,4 @@
-"""The twin's part of its original's interface, and the targets that it may aim at."""
+"""A twin's interface, made from its original's, and the targets that the twin may attack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NONE = parse.interface({"kind": "none"})
 
 
 class Host:
-    """Notes what interfaces were asked for."""
+    """A stand-in for the host that notes the requested interfaces."""
 
     def __init__(self) -> None:
         self.made = []

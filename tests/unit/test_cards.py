@@ -1,4 +1,4 @@
-"""The content of environments' cards is found once for all environments of a host."""
+"""The content of cards is computed once for all environments of a host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m netspace``: declarations in files, exit codes and words."""
+"""``python -m netspace``: declarations in files, exit codes and output."""
 
 from __future__ import annotations
 

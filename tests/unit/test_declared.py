@@ -1,4 +1,4 @@
-"""From pillar and state arguments to a declaration."""
+"""Declarations from pillar and from state arguments."""
 
 from __future__ import annotations
 

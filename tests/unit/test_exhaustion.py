@@ -1,4 +1,4 @@
-"""The verdicts of an environment's exhaustion: others went short, or had to wait. And the program that takes."""
+"""Verdicts of the exhaustion audit: others got too little, or had to wait. And the program that takes units."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_page_names_each_pool():
 # -- the program that takes ------------------------------------------------------------------------
 @pytest.fixture
 def program(tmp_path):
-    """The program, as it runs by itself."""
+    """Run the program as a separate process."""
     library = Path(exhaust.__file__).parents[3]
     command = [sys.executable, exhaust.__file__, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}

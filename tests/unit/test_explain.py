@@ -1,4 +1,4 @@
-"""The reasons that are found for an environment's state, and that no remedy has a program's words."""
+"""The reasons for an environment's state; and remedies, which never contain a program's words."""
 
 from __future__ import annotations
 

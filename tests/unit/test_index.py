@@ -1,4 +1,4 @@
-"""The index of records: it says what the records say, whatever happens to it and to them."""
+"""The index of records: it always agrees with the records, whatever happens to either."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages on isolation claim nothing without a test (that each named one is there: ``test_named_tests.py``)."""
+"""The pages on isolation name a test for each claim (``test_named_tests.py`` checks that the tests exist)."""
 
 from __future__ import annotations
 

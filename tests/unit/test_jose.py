@@ -1,4 +1,4 @@
-"""Tokens: joserfc behind our own rules, against a second reading of the RFCs by ``cryptography`` alone."""
+"""Tokens: joserfc with netspace's rules, compared with a second implementation by ``cryptography`` alone."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ SIGNATURES = st.sampled_from(
 
 @st.composite
 def hostile(draw: st.DrawFn) -> str:
-    """Make a token, signed over the very bytes that it has, so that only a rule can refuse it."""
+    """Make a token with a good signature over its exact bytes, so that only a rule can refuse it."""
     head = draw(SPELLINGS)(encoded(draw(HEADERS).encode()))
     body = draw(SPELLINGS)(encoded(draw(BODIES).encode()))
     both = raw(draw(st.sampled_from([KEY, KEY, KEY, OTHER])), f"{head}.{body}".encode())

@@ -1,4 +1,4 @@
-"""Pages prove what they promise by tests that they name: each of them is there, in the file that is named."""
+"""Pages name tests for their promises: each named test exists, in the named file."""
 
 from __future__ import annotations
 

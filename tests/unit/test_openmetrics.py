@@ -1,4 +1,4 @@
-"""Both forms of the text are read by strict parsers, and the examples for monitoring by Prometheus' own tool."""
+"""Strict parsers accept both forms of the text, and Prometheus' own tool accepts the examples for monitoring."""
 
 from __future__ import annotations
 

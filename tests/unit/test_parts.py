@@ -1,4 +1,4 @@
-"""Each test is run in one part, and in one only."""
+"""Each test runs in exactly one part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def taken(file: str, command: list[str]) -> bool:
-    """Return whether pytest would take a file by these arguments."""
+    """Return whether pytest would run a file with these arguments."""
     ignored = [argument.removeprefix("--ignore=") for argument in command if argument.startswith("--ignore=")]
     paths = [argument for argument in command if argument.startswith("tests/")]
     return any(f"{file}/".startswith(f"{path}/") for path in paths) and not any(

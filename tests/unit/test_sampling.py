@@ -1,4 +1,4 @@
-"""Shares of what is enumerated."""
+"""Daily shares of enumerated cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environments as Salt's targets: what is told of them without one."""
+"""Environments as Salt's targets, without a running environment."""
 
 from __future__ import annotations
 

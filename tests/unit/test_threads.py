@@ -1,4 +1,4 @@
-"""Work in a thread of its own: done once, begun or not, and what it raises reaches who asks."""
+"""Work in a thread of its own: it is done once, begun or not, and its exception reaches the caller of the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weaknesses of a host: each row, from files that a kernel might have."""
+"""Weaknesses of a host: each row, from files with a kernel's possible values."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_filters_are_compiled_with_or_without_a_program_s_constants(tmp_path, ha
         ("1", None, "9", "weak", "sysctl -w kernel.unprivileged_userns_clone=0"),
         (None, "0", "9", "weak", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=1"),
         ("1", None, None, "weak", "sysctl -w kernel.unprivileged_userns_clone=0"),
-        (None, None, "9", "weak", "let nobody log in"),
+        (None, None, "9", "weak", "let only users log in"),
         (None, None, "many", "unknown", "/proc/sys/user/max_user_namespaces"),
     ],
 )
@@ -249,7 +249,7 @@ def test_what_the_kernel_says_of_a_weakness(tmp_path, text, outcome):
         ("0", "Mitigation: Clear CPU buffers; SMT disabled", "good", "off"),
         ("1", "Mitigation: Clear CPU buffers; SMT mitigated", "good", "on"),
         ("1", "Mitigation: Clear CPU buffers; SMT vulnerable", "weak", "on; vulnerable by it: mds"),
-        ("0", "Mitigation: Clear CPU buffers; SMT Host state unknown", "unknown", "off; of this virtual machine's"),
+        ("0", "Mitigation: Clear CPU buffers; SMT Host state unknown", "unknown", "off; nothing is known of"),
         ("yes", "Mitigation: Clear CPU buffers; SMT vulnerable", "unknown", "yes; vulnerable by it: mds"),
         (None, "Not affected", "unknown", "can't be read: No such file"),
     ],
@@ -333,7 +333,7 @@ def test_no_profile_lets_through_what_a_row_says_is_refused(profile):
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_each_profile_lets_through_what_a_row_says_is_open(profile):
-    """The limit on core files can be lowered, filters made and page 0 asked for."""
+    """Each profile allows lowering the limit on core files, making filters, and requesting page 0."""
     assert {"setrlimit", "prlimit64", "seccomp", "mmap"} <= allowed(profile)
     assert oci_config._NO_CORE == 1
 
@@ -348,7 +348,7 @@ def test_an_environment_s_kallsyms_is_masked():
 
 
 def test_the_page_has_a_row_for_each(tmp_path):
-    """Under the heading of those for whom it matters."""
+    """Each row stands under the heading that says for whom it matters."""
     section = PAGE.read_text().split("## The host beneath\n")[1].split("\n## ")[0]
     told = dict(re.findall(r"^\| `([^`]+)`(?: [^|]*)?\|[^|]*\| ([a-z ]+) \|$", section, re.MULTILINE))
     found = {re.sub("^cpu (?!threads).*", "cpu NAME", row.name): row.matters for row in host(tmp_path, GOOD).values()}

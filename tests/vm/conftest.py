@@ -1,4 +1,4 @@
-"""Machines of each flavour, pristine for every test: clones of what was booted once."""
+"""Machines of each flavour: every test gets a fresh clone of a machine that was booted once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def clone(lab: Lab) -> Iterator[Callable[[str], Machine]]:
-    """Return a function that gives a booted machine of a flavour; it is gone after the test."""
+    """Return a function that returns a booted machine of a flavour. The machine is removed after the test."""
     with ExitStack() as stack:
 
         def make(flavour: str) -> Machine:

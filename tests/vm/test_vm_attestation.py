@@ -1,4 +1,4 @@
-"""The trust that a host is found to have: with Secure Boot and a log, with a TPM alone, with nothing."""
+"""Trust levels of hosts: with Secure Boot and a log, with only a TPM, and without either."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def vault(level: str, **attestation: Any) -> dict[str, Any]:
 
 
 def learn(machine: Machine, salt: Salt) -> None:
-    """Take what this boot measured for good."""
+    """Accept this boot's measurements as good."""
     evidence = salt("netspace_attestation.evidence", "ab" * 32)
     values = {pcr: [value] for pcr, value in evidence["pcrs"].items()}
     machine.put(REFERENCES, json.dumps({"sha256": values}))
@@ -44,7 +44,7 @@ def learn(machine: Machine, salt: Salt) -> None:
 def test_a_measured_boot_is_trusted_and_another_command_line_is_not(
     clone: Callable[[str], Machine], lab: Lab, tmp_path: Path
 ) -> None:
-    """By the host's own word, and by its master's: one boot serves both."""
+    """One boot serves for the host's own appraisal and for its master's."""
     machine = clone("measured")
     salt = Salt(machine)
     assert salt.apply(vault("L4", **TPM))["netspace environments"]["result"] is False

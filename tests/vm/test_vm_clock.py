@@ -1,4 +1,4 @@
-"""A clock that jumps, forwards or back, restarts nothing, changes nothing and confuses nobody."""
+"""A jump of the clock, forwards or back, restarts nothing, changes nothing and breaks no wait."""
 
 from __future__ import annotations
 

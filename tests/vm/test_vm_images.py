@@ -1,4 +1,4 @@
-"""Images where the kernel and the file system have fs-verity: each block is checked whenever it is read."""
+"""Images on a kernel and a file system with fs-verity: the kernel checks each block whenever it is read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Kinds of interfaces that not every kernel has, on Debian's: the functional tests of those kinds, run in a machine.
+"""Interface kinds that not every kernel has: a machine with Debian's kernel runs their functional tests.
 
-So what is promised of ipvlan, vlan and wireguard, and the guide's example of a new kind, is proved somewhere
-whatever the kernel is that runs the rest.
+So ipvlan, vlan, wireguard and the guide's example are tested, even if the kernel for the other tests lacks them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ until = functools.partial(waiting.until, patience=300, pause=0.5)
 def grown(machine: Machine, name: str, file: str, key: str, seconds: float) -> tuple[int, float]:
     """Return a cgroup counter's growth, and the seconds it took (*seconds* or more), by the machine's clock.
 
-    The clock is read before and after, so what the machine doesn't get itself makes the time longer, never shorter.
+    The clock is read before and after, so a delay of the machine makes the time longer, never shorter.
     """
     read = f"cat {GROUP.format(name)}/{file}"
     answer = machine.sh(f"cat /proc/uptime; echo /; {read}; echo /; sleep {seconds}; {read}; echo /; cat /proc/uptime")

@@ -1,4 +1,4 @@
-"""All that was declared comes back after a reboot and after a power cut: without Salt, master or network."""
+"""After a reboot and after a power cut, everything declared comes back, without Salt, master or network."""
 
 from __future__ import annotations
 

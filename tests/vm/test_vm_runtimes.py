@@ -1,4 +1,4 @@
-"""One declaration under each OCI runtime, by a real systemd on cgroup v2: bounded, stopped, back after a crash."""
+"""One declaration under each OCI runtime, by a real systemd on cgroup v2: limits, stop, and restart after a crash."""
 
 from __future__ import annotations
 

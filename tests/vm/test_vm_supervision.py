@@ -1,4 +1,4 @@
-"""Under a real systemd: order by health, a crash, and an update that is taken back."""
+"""Supervision under a real systemd: order by health, a crash, and an update that is taken back."""
 
 from __future__ import annotations
 

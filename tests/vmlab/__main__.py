@@ -1,12 +1,11 @@
-"""Start a virtual machine, look around in it, keep it.
+"""Start a virtual machine, run commands in it, and keep it on request.
 
     scripts/vm [--flavour measured|unlogged|plain] [--keep FOLDER] [COMMAND...]
     scripts/vm --build
 
-Boots one (the image is built when it is missing), puts this checkout into it as
-/srv/netspace and runs COMMAND there, or asks for commands line by line. With --keep
-its disk, firmware variables and TPM stay in FOLDER, and the next call with the same
-folder boots from them; else nothing of it is left.
+The command boots a machine (and first builds a missing image), puts this checkout into it as /srv/netspace and runs
+COMMAND there, or asks for commands line by line. With --keep, the machine's disk, firmware variables and TPM stay in
+FOLDER, and the next call with the same folder boots from them. Otherwise nothing of it is left.
 """
 
 from __future__ import annotations

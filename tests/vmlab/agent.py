@@ -1,9 +1,9 @@
 """Agent inside a virtual machine: it runs commands, reads and writes files, and asks other programs there.
 
-A program of its own (only the standard library), started at boot with the virtio port
-that leads to the driver. Requests and replies are a line of JSON each; every request
-runs in a thread of its own, so that a long command doesn't keep others waiting. It does
-all that it is told: the port's other end is the test.
+The agent is a separate program that uses only the standard library. The machine starts it at boot with the virtio port
+that leads to the driver. Requests and replies are a line of JSON each. Every request runs in a thread of its own, so
+that a long command doesn't delay others. The agent obeys every request, because only the test is at the port's other
+end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Do one request."""
+    """Carry out one request; return the reply."""
     if "argv" in request:
         try:
             done = subprocess.run(
@@ -60,7 +60,7 @@ def text(data: bytes | None) -> str:
 
 
 def serve(path: str) -> None:
-    """Answer for ever."""
+    """Answer requests for ever."""
     port = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Flavours of machines: the way each is booted, and its means of attestation."""
+"""Flavours of machines: how each boots, and its means of attestation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ OVMF = Path("/usr/share/OVMF")
 
 @dataclass(frozen=True)
 class Flavour:
-    """The way a machine is booted.
+    """A way to boot a machine.
 
-    :param tpm: it has a TPM 2.0 (swtpm).
-    :param secure_boot: UEFI, Secure Boot with Microsoft's keys, shim, GRUB; else QEMU starts the kernel.
-    :param firmware: QEMU's ``-bios`` where it isn't UEFI: qboot measures nothing, so there is no event log.
+    :param tpm: whether it has a TPM 2.0 (swtpm).
+    :param secure_boot: whether it has UEFI, Secure Boot with Microsoft's keys, shim and GRUB; else QEMU starts the
+        kernel.
+    :param firmware: QEMU's ``-bios`` without UEFI: qboot measures nothing, so there is no event log.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Builds what the virtual machines boot: Debian's kernel and systemd, Salt, an agent.
+"""Build of the virtual machines' boot files: Debian's kernel and systemd, Salt, an agent.
 
-In ``.cache/vm``, once, from the machine's own package sources; nothing is installed on
-the host. ``root.img`` is the root file system (ext4), ``vmlinuz`` and ``initrd`` start
-it, ``esp.img`` starts them by shim and GRUB as Secure Boot wants it. The checkout is not
-in it: it is put into a running machine, so a change of the code builds nothing anew.
+They are built once, in ``.cache/vm``, from the host's package sources; nothing is installed on the host. ``root.img``
+is the root file system (ext4), ``vmlinuz`` and ``initrd`` start it, ``esp.img`` starts them by shim and GRUB as Secure
+Boot requires. They don't contain the checkout: it is copied into a running machine, so a change of the code needs no
+new build.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ DRIVERS = """
 
 @dataclass(frozen=True)
 class Image:
-    """The files that a machine is made of."""
+    """The files from which a machine boots."""
 
     root: Path
     kernel: Path
@@ -123,9 +123,9 @@ class Image:
 
 
 def build(*, say: bool = True) -> Image:
-    """Return the image, made now where there is none of this very recipe.
+    """Return the image; build it if there is none of exactly this recipe.
 
-    :raises RuntimeError: a tool failed; its last words are in the message.
+    :raises RuntimeError: a tool failed; the message has the end of its output.
     """
     made = CACHE / hashlib.sha256(Path(__file__).read_bytes() + _agent()).hexdigest()[:16]
     image = Image(made / "root.img", made / "vmlinuz", made / "initrd", made / "esp.img")
@@ -194,14 +194,14 @@ def _suite() -> str:
 
 
 def _sources() -> list[Path]:
-    """Files of package sources, as apt reads them."""
+    """Return the files of package sources that apt reads."""
     folder = Path("/etc/apt/sources.list.d")
     found = [Path("/etc/apt/sources.list"), *sorted(folder.glob("*.list")), *sorted(folder.glob("*.sources"))]
     return [path for path in found if path.exists() and path.stat().st_size]
 
 
 def _packages(downloads: Path, unpacked: Path) -> None:
-    """Download and unpack what boots; none of it is installed, here or there."""
+    """Download and unpack the packages of the boot files; install none of them."""
     downloads.mkdir()
     shown = _run("apt-cache", "depends", "linux-image-cloud-amd64").decode()
     kernel = next(line.split()[-1] for line in shown.splitlines() if "Depends: linux-image" in line)
@@ -232,7 +232,7 @@ def _grub(command_line: str) -> str:
 
 
 def _esp(unpacked: Path, work: Path) -> None:
-    """The EFI system partition: shim, GRUB and kernel, each signed as Debian signs it."""
+    """Make the EFI system partition: shim, GRUB and kernel, with Debian's signatures."""
     esp = work / "esp.img"
     with esp.open("wb") as stream:
         stream.truncate(64 * 1024**2)
@@ -249,7 +249,7 @@ def _esp(unpacked: Path, work: Path) -> None:
 
 
 def _salt(root: Path, work: Path) -> None:
-    """Salt and our dependencies for the image's Python, which is this machine's /usr/bin/python3."""
+    """Install Salt and netspace's dependencies for the image's Python, which equals this machine's /usr/bin/python3."""
     venv = work / "venv"
     _run("/usr/bin/python3", "-m", "venv", venv)
     _run(venv / "bin/pip", "install", "-q", "--disable-pip-version-check", "--no-compile", "--target", f"{root}{SITE}",

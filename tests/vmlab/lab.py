@@ -1,4 +1,4 @@
-"""Snapshots of booted machines, and clones of them: a pristine machine within a second."""
+"""Snapshots of booted machines, and clones of them: a fresh machine within a second."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ BUSYBOX = "sh sleep cat head tr dd touch ls mkdir wc seq kill true false id"
 class Lab:
     """The machines of a test run.
 
-    :param folder: where clones lie; gone with the run.
-    :param shared: where snapshots lie, which others who run tests at once take, too.
+    :param folder: folder of the clones, which is removed after the run.
+    :param shared: folder of the snapshots; test runs at the same time share it.
     """
 
     def __init__(self, folder: Path, shared: Path) -> None:
@@ -68,12 +68,12 @@ class Lab:
         return Factory(folder)
 
     def machine(self, flavour: str) -> Machine:
-        """Return a new machine that is off."""
+        """Return a new machine, switched off."""
         tpm = self.factory.state if FLAVOURS[flavour].tpm else None
         return Machine(self.image, FLAVOURS[flavour], self._new(flavour), tpm=tpm)
 
     def clone(self, flavour: str) -> Machine:
-        """Return a machine that was booted, with the checkout in it and Salt set up."""
+        """Return a booted machine with the checkout and a ready Salt."""
         saved = self.shared / flavour
         self._once(saved, functools.partial(self._boot, flavour))
         return Machine.clone(self.image, FLAVOURS[flavour], saved, self._new(flavour))
@@ -91,7 +91,7 @@ class Lab:
         shutil.rmtree(first.folder)
 
     def _once(self, folder: Path, make: Callable[[Path], object]) -> None:
-        """Have *make* fill a folder; whoever comes second waits for that."""
+        """Let *make* fill a folder once; a second caller waits for the first."""
         with folder.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.with_suffix(".made").exists():
@@ -118,7 +118,7 @@ def furnish(machine: Machine) -> None:
 
 
 def warm_up(machine: Machine) -> None:
-    """Have Salt set up in a running machine; return when it can be called."""
+    """Set Salt up in a running machine; return when it can be called."""
     about = {"PYTHONPATH": images.SITE, "PYTHONPYCACHEPREFIX": images.COMPILED, "HOME": "/root", "LANG": "C.UTF-8"}
     variables = " ".join(f"--setenv={name}={value}" for name, value in about.items())
     unit = f"--unit=warm-salt --collect --quiet {variables}"
@@ -145,7 +145,7 @@ def environment(script: str, **keys: Any) -> dict[str, Any]:
 
 
 class Salt(whole_host.Salt):
-    """Masterless Salt in a machine, as an operator uses it; ``salt-call`` itself is there, too."""
+    """Masterless Salt in a machine, for calls like an operator's; ``salt-call`` itself is there, too."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine

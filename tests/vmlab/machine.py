@@ -1,7 +1,7 @@
 """One virtual machine: switch it on, run commands in it, pull the plug, save and resume it.
 
-All that it writes is in its folder; the image it began with is only read. A machine that
-is resumed comes back within a second, TPM included.
+A machine writes only to its folder; it only reads the image from which it began. A resumed machine is ready within a
+second, with its TPM.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Done:
 
 
 class Machine:
-    """A machine of one flavour; a context manager that switches it off.
+    """A machine of one flavour; the context manager switches it off.
 
-    :param folder: for its disk, its firmware's variables, its TPM. What is there already
-        (a clone, or a machine that was on before) is used.
-    :param command_line: the kernel's.
-    :param tpm: state of a TPM as it leaves the factory; a blank one where there is none.
+    :param folder: folder for its disk, its firmware's variables and its TPM. The machine uses existing files in it (of
+        a clone, or of an earlier run).
+    :param command_line: the kernel's command line.
+    :param tpm: state of a TPM as it leaves the factory; if absent, a blank TPM.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Machine:
 
     # -- power ---------------------------------------------------------------------
     def on(self, *, saved: Path | None = None) -> None:
-        """Boot, or go on from the memory in *saved*; return when it is up."""
+        """Boot, or resume from the memory in *saved*; return when the machine is up."""
         self._prepare()
         command = self._command()
         if saved is not None:
@@ -103,7 +103,7 @@ class Machine:
             self._ask({"clock": time.time()}, 30)
 
     def wait(self) -> None:
-        """Wait until the agent answers and systemd has started all that it has to."""
+        """Wait until the agent answers and systemd has started all its units."""
         self._until_answer()
         self.run("systemctl", "is-system-running", "--wait", check=False, timeout=PATIENCE)
 
@@ -123,7 +123,7 @@ class Machine:
         self.wait()
 
     def cut(self) -> None:
-        """Pull the plug. What had reached its disk stays."""
+        """Pull the plug. Data that has reached its disk stays."""
         for stream in (self._qmp, self._port):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -142,11 +142,11 @@ class Machine:
         self.cut()
 
     def _told(self, what: str) -> None:
-        """Have systemd end all; a moment later, for what answers ends early."""
+        """Make systemd end everything, a moment later: the agent ends early, and must answer first."""
         self.sh(f"(sleep 0.5; exec systemctl --no-block {what}) >/dev/null 2>&1 </dev/null &")
 
     def save(self, folder: Path) -> None:
-        """Write memory and disk to *folder* and switch off: what :meth:`clone` starts from."""
+        """Write memory and disk to *folder*, for :meth:`clone`, and switch off."""
         folder.mkdir(parents=True, exist_ok=True)
         self.run("sync")
         self.qmp("stop")
@@ -166,7 +166,7 @@ class Machine:
 
     @classmethod
     def clone(cls, image: Image, flavour: Flavour, saved: Path, folder: Path) -> Machine:
-        """Return a machine that goes on from where a saved one stood, and changes nothing of that."""
+        """Return a machine that resumes from a saved one. It doesn't change the saved files."""
         folder.mkdir(parents=True)
         _overlay(saved / "disk.qcow2", "qcow2", folder / "disk.qcow2")
         for name in ("vars.fd", "esp.img"):
@@ -193,8 +193,8 @@ class Machine:
     ) -> Done:
         """Run a command as root.
 
-        :raises AssertionError: it failed and *check* is set; with what it wrote.
-        :raises RuntimeError: it didn't end, or the machine doesn't answer.
+        :raises AssertionError: the command failed, and *check* is set; the error has its output.
+        :raises RuntimeError: the command didn't end, or the machine doesn't answer.
         """
         request = {
             "argv": argv,
@@ -211,7 +211,7 @@ class Machine:
         return done
 
     def ask(self, path: str, line: str, timeout: float = 300) -> dict[str, Any] | None:
-        """Send a line to a socket inside and return what is answered, a line of JSON; None: nobody listens there."""
+        """Send a line to a socket inside; return the answer, a line of JSON, or None if no program listens there."""
         reply = self._ask({"ask": path, "line": line, "timeout": timeout}, timeout + 30)
         if "error" not in reply:
             return reply
@@ -220,7 +220,7 @@ class Machine:
         raise RuntimeError(f"{path}: {reply['error']}")
 
     def sh(self, script: str, *, check: bool = True, timeout: float = 120) -> str:
-        """Run a shell script; return what it wrote, without the last newline."""
+        """Run a shell script; return its output without the last newline."""
         return self.run("sh", "-c", script, check=check, timeout=timeout).out.rstrip("\n")
 
     def put(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
@@ -236,13 +236,13 @@ class Machine:
         return base64.b64decode(reply["data"])
 
     def console(self) -> str:
-        """Return the end of what it wrote to its serial console."""
+        """Return the end of its output on the serial console."""
         with contextlib.suppress(OSError):
             return (self.folder / "console").read_text(errors="replace")[-3000:]
         return ""
 
     def qmp(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Tell QEMU something (its machine protocol)."""
+        """Send QEMU a command by its machine protocol; return the answer."""
         assert self._qmp is not None
         self._qmp.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         while True:
@@ -406,7 +406,7 @@ def _text(data: str | None) -> str:
 
 
 def checkout(machine: Machine, target: str = "/srv/netspace") -> None:
-    """Put the checkout's files (what git tracks or would) into the machine."""
+    """Copy the checkout's files (tracked by git, or not ignored) into the machine."""
     root = str(images.CHECKOUT)
     listed = subprocess.run(
         ["git", "-C", root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

@@ -1,7 +1,7 @@
-"""A master beside a machine that has no network: the real runner, whose messages go over the lab's channel.
+"""A master for a machine without a network: the real runner, with messages over the lab's channel.
 
-What the runner does on a master it does here, with books, keys and results in a folder of the test's. In place of
-Salt's bus, ``salt-call`` runs in the machine what the message asks for; nothing else is put in between.
+The runner works as on a master, with its records, keys and results in a folder of the test. In place of Salt's bus,
+``salt-call`` in the machine runs the function of each message. Everything else is real.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MINION = "vm"
 class Master:
     """A master that *salt*'s machine knows by its key.
 
-    :param folder: for its books.
-    :param settings: of ``netspace.attestation`` in its configuration.
+    :param folder: folder for its records.
+    :param settings: the settings ``netspace.attestation`` of its configuration.
     """
 
     def __init__(self, folder: Path, salt_call: Salt, **settings: Any) -> None:
@@ -35,7 +35,7 @@ class Master:
         self._runner._announce = lambda *_: None  # there is no bus that could be told
 
     def __call__(self, function: str, *arguments: Any, **named: Any) -> dict[str, Any]:
-        """Run ``salt-run netspace_attestation.<function>``; a refusal is returned as it is."""
+        """Run ``salt-run netspace_attestation.<function>``; return a refusal unchanged."""
         return dict(getattr(self._runner, function)(*arguments, **named))
 
     def _ask(self, minions: list[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

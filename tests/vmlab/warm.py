@@ -1,8 +1,9 @@
-"""Calls of Salt inside a virtual machine: Salt is set up once, each call is a fork of it, as a minion's jobs are.
+"""Server for calls of Salt inside a virtual machine: Salt is set up once, and each call is a fork, like a minion's job.
 
-A program of its own. On a machine that is translated, importing and setting up Salt takes most of a call. It listens
-on the socket that is its argument; a request is a line of JSON, function and arguments of a ``salt-call``, and the
-reply another: how it ended and what it wrote. Each call compiles the pillar anew; grains stay as they were at first.
+This is a separate program. On an emulated machine, importing and setting up Salt takes most of a call. The program
+listens on the socket that is its argument. A request is a line of JSON with function and arguments of a ``salt-call``;
+the reply is a line with its exit code and output. Each call compiles the pillar again; grains stay as at the first
+call.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ DECLARED = {"environments": {"some": {"image": "dir:/", "command": ["/bin/true"]
 
 
 def prepared() -> salt.cli.caller.BaseCaller:
-    """Return a ``salt-call`` that is set up and has not called yet."""
+    """Return a ``salt-call`` that is set up, before its call."""
     sys.argv = ["salt-call"]  # that is who it says it is
     parser = salt.cli.call.SaltCall()
     parser.parse_args(["--out=json", "--retcode-passthrough", "test.ping"])
@@ -40,7 +41,7 @@ def prepared() -> salt.cli.caller.BaseCaller:
 
 
 def call(caller: salt.cli.caller.BaseCaller, function: str, *arguments: str) -> None:
-    """Call *function*, write what it returns, and end."""
+    """Call *function*, write its return, and end."""
     minion = caller.minion
     opts = minion.opts
     pillar = salt.pillar.get_pillar(
@@ -56,7 +57,7 @@ def call(caller: salt.cli.caller.BaseCaller, function: str, *arguments: str) -> 
 
 
 def answer(caller: salt.cli.caller.BaseCaller, request: list[str]) -> dict[str, object]:
-    """Call in a child."""
+    """Make the requested call in a child; return the reply."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:

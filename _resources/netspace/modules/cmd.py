@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     __resource__: dict[str, str]
     __salt__: dict[str, Callable[..., Any]]
 
-# Arguments of Salt's own cmd.run that have no effect in an environment. They are accepted, because Salt passes them.
+# Arguments of Salt's own cmd.run that have no effect in an environment. Accept them, because Salt passes them.
 _SAID = {"output_loglevel", "hide_output", "use_vt", "log_callback", "bg", "rstrip", "redirect_stderr", "saltenv"}
 
 
@@ -100,10 +100,10 @@ def run(cmd: str | list[str], **kwargs: Any) -> str:
         The shell inside. Defaults to ``/bin/sh``.
 
     python_shell
-        False: a text is split into an argument vector.
+        False: split a text into an argument vector, without a shell.
 
     ignore_retcode
-        Whether the job succeeds with any return code.
+        True: the job succeeds with any return code.
 
     success_retcodes
         The return codes that mean success. Defaults to 0.

@@ -2,12 +2,11 @@
 ``state`` in an environment
 ===========================
 
-States inside a target of type ``netspace``. The minion renders them, with the target's ``id`` and grains and the
-minion's own pillar. Each state acts inside as the environment's own user. The image needs no Salt and no Python,
-and a program only for ``cmd``. The states are ``cmd.run``, ``file.managed``, ``file.directory``,
-``file.symlink``, ``file.absent`` and ``test.nop``, with all requisites. Any other state is an error, and then no
-state is applied.
-Calls of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']`` in a template) run inside, too.
+States inside a target of type ``netspace``. The minion renders them with the target's ``id`` and grains, and with the
+minion's own pillar. Each state acts inside as the environment's own user. The image needs no Salt and no Python; only
+``cmd`` needs a program in it. The states are ``cmd.run``, ``file.managed``, ``file.directory``, ``file.symlink``,
+``file.absent`` and ``test.nop``, with all requisites. Any other state is an error, and then no state is applied. Calls
+of execution modules (``unless``, ``onlyif``, ``salt['cmd.run']`` in a template) run inside, too.
 """
 
 from __future__ import annotations
@@ -47,7 +46,8 @@ _COMPILER_ERROR, _FAILURE = 1, 2
 
 
 class _State(salt.state.State):  # type: ignore[misc]
-    """Salt's state compiler with only the states that act in an environment; Salt's own would act on the host."""
+    """Salt's state compiler with only the states that act in an environment; Salt's own states would act on the
+    host."""
 
     def load_modules(self, data: Any = None, proxy: Any = None) -> None:
         super().load_modules(data, proxy)
@@ -73,12 +73,12 @@ class _State(salt.state.State):  # type: ignore[misc]
         )
 
     def verify_data(self, data: Any) -> list[str]:
-        """Verify as Salt does, and refuse states that need the environment's files if these aren't accessible."""
+        """Verify as Salt does. If the environment's files aren't accessible, also refuse states that need them."""
         errors: list[str] = super().verify_data(data)
         if (data["state"] == "file" or "creates" in data) and not salt_targets.of(self.opts).has_files(self.opts["id"]):
             what = "file" if data["state"] == "file" else "creates"
             errors.append(
-                f"{data['__id__']}: no {what} here: this environment's files are its own kernel's; use cmd.run"
+                f"{data['__id__']}: no {what} here: only this environment's own kernel has its files; use cmd.run"
             )
         return errors
 
@@ -96,7 +96,7 @@ class _State(salt.state.State):  # type: ignore[misc]
 
 
 class _HighState(salt.state.HighState):  # type: ignore[misc]
-    """A highstate of such states, rendered by Salt with the minion's own connection to the master."""
+    """A highstate of these states. Salt renders it with the minion's own connection to the master."""
 
     def __init__(self, opts: dict[str, Any], pillar: dict[str, Any], client: Any) -> None:
         self.opts = opts
@@ -115,7 +115,7 @@ class _HighState(salt.state.HighState):  # type: ignore[misc]
 
 
 def _unknown(high: Any) -> list[str]:
-    """Return a problem for each rendered state or function that can't be applied inside an environment."""
+    """Return a problem for each rendered state or function that isn't possible inside an environment."""
     return [
         f"{identifier}: {problem}"
         for identifier, body in (high or {}).items()
@@ -224,7 +224,7 @@ def sls(mods: str | list[str], saltenv: str | None = None, test: bool | None = N
 
 def highstate(test: bool | None = None, **kwargs: Any) -> Any:
     """
-    Apply in the environment the SLS files that the top file has for the target's id.
+    Apply the top file's SLS files for the target's id in the environment.
 
     CLI Example:
 
@@ -243,7 +243,7 @@ def highstate(test: bool | None = None, **kwargs: Any) -> Any:
 
 def apply_(mods: str | list[str] | None = None, **kwargs: Any) -> Any:
     """
-    Apply some SLS files, or those that the top file has for the target's id. See :py:func:`sls` and
+    Apply some SLS files; without names, those of the top file for the target's id. See :py:func:`sls` and
     :py:func:`highstate`.
 
     CLI Example:

@@ -31,7 +31,7 @@ def run(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """
-    Run a command inside. ``unless``, ``onlyif`` and ``creates`` are checked inside, too.
+    Run a command inside. Salt checks ``unless``, ``onlyif`` and ``creates`` inside, too.
 
     name
         A text for a shell, **which the image must have**, or an argument vector.

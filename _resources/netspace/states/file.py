@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MOST = 16 * 1024 * 1024
 _SALTS = {"creates", "unless", "onlyif", "check_cmd"}
 
-# Its arguments are the access to the environment's files, and whether it is a test; it returns changes and a comment.
+# Arguments: access to the environment's files, and whether this is a test. It returns changes and a comment.
 Change = Callable[[Any, bool], tuple[dict[str, Any], str]]
 
 
@@ -61,7 +61,7 @@ def _mode(value: Any) -> int | None:
         mode = int(str(value), 8)
     except ValueError as err:
         raise NetspaceError(f"mode: expected octal digits such as '0644', got {value!r}") from err
-    # No program is privileged inside, so setuid, setgid and sticky bits are refused.
+    # No program is privileged inside, so refuse setuid, setgid and sticky bits.
     if not 0 <= mode <= 0o777:
         raise NetspaceError(f"mode: expected at most 0777, got {value!r}")
     return mode
@@ -111,7 +111,7 @@ def managed(
         The content itself: a text, or a list of lines.
 
     mode
-        The file's permissions; absent: unchanged, and ``0600`` for a new file.
+        The file's permissions. By default, an existing file keeps its own, and a new file gets ``0600``.
 
     makedirs
         Whether missing folders above it are created, with ``0755``.
@@ -126,7 +126,7 @@ def managed(
         Values for the template.
 
     defaults
-        Values for the template that *context* doesn't have.
+        Values for the template, used for names that *context* lacks.
     """
 
     def change(inside: Any, test: bool) -> tuple[dict[str, Any], str]:
@@ -156,7 +156,7 @@ def managed(
 
 
 def _digest(content: bytes | None) -> str | None:
-    # Never the content: it may be a secret.
+    # Never show the content: it may be a secret.
     return None if content is None else f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -204,7 +204,8 @@ def directory(
         The folder's path inside.
 
     mode
-        The folder's permissions (also ``dir_mode``); absent: unchanged, and ``0755`` for a new folder.
+        The folder's permissions (also ``dir_mode``). By default, an existing folder keeps its own, and a new folder
+        gets ``0755``.
 
     makedirs
         Whether missing folders above it are created, too.

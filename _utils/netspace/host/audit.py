@@ -1,9 +1,8 @@
-"""Audit of an environment's isolation: two throw-away twins, of which one attacks the other.
+"""Audit of an environment's isolation: one throw-away twin of it attacks another.
 
-This module makes the twins and gives them interfaces: of the original's kind, with the same rules and
-an address of their own. A twin never gets an interface on a network beyond this host. The instance's
-lock is held during the audit, so nothing else changes meanwhile. The next run removes what a killed
-audit left.
+This module makes the twins and gives them interfaces of the original's kind, with the same rules and an address of
+their own. A twin never gets an interface on a network beyond this host. The audit holds the instance's lock, so nothing
+else changes meanwhile. The next run removes the twins of a killed audit.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ OUTSIDE = {"skip": "an audit sends nothing beyond this host"}
 
 @dataclass(frozen=True)
 class Twins:
-    """Two twins of an environment; the first attacks. They have a note and a network, but are not made yet.
+    """Two twins of an environment; the first attacks. They have a note and a network, but don't run yet.
 
     :param interface: the original's interface.
     :param problem: why the twins' interfaces differ from the original's; empty if they don't.
@@ -59,7 +58,7 @@ def twins(host: Host, name: str, network: Network) -> Iterator[Twins]:
         host.sweep()
         record = host.operations.known([name])[name]
         if reason := host.withheld({name: record.spec}).get(name):
-            raise NetspaceError(f"environment {name} is not to run now: {reason}")
+            raise NetspaceError(f"environment {name} must not run now: {reason}")
         names = twin.names()
         twin.note(host.layout, names)
         try:
@@ -90,14 +89,14 @@ def audit(host: Host, name: str, network: Network) -> Rows:
 
 
 def _connect(host: Host, twins: tuple[str, str], interface: Interface | None, network: Network) -> str:
-    """Give both twins a network namespace and an interface like the original's; return why it differs, if it does."""
+    """Give both twins a network namespace and an interface like the original's; return why theirs differ, or ""."""
     from netspace.interface import kinds
 
     problem = ""
     if interface is not None:
         kind = kinds.name(interface)
         if kinds.of(interface).FILTER == "inside":
-            # There, a twin would have another machine's address or the original's own key.
+            # On an interface of these kinds, a twin would have another machine's address or the original's own key.
             problem = f"a twin has no interface of kind {kind}: it would be seen on a network beyond this host"
         elif error := _made(host, _declared(twins, _anonymous(interface), network)):
             problem = f"a twin can't have an interface of kind {kind}: {error}"
@@ -128,7 +127,7 @@ def _anonymous(interface: Interface) -> Interface:
 
 @contextlib.contextmanager
 def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[dict[str, Any]]:
-    """Listen at the host's end of a twin's interface, which the twin must not reach; yield its addresses and port."""
+    """Listen at the host's end of a twin's interface; yield the addresses and port, which the twin must not reach."""
     gateways: Mapping[str, str] = host.interfaces.list()[name]["gateways"]
     port = 0
     with contextlib.ExitStack() as stack:
@@ -140,12 +139,12 @@ def _listening(host: Host, name: str, interface: Interface | None) -> Iterator[d
                 tcp.bind((address, port))
                 tcp.listen()
             except OSError:
-                continue  # no longer the host's: nothing to aim at
+                continue  # the host no longer has this address
             port = tcp.getsockname()[1]
             open_ends.append(address)
         allow = getattr(interface, "allow", ())
         aim = [address for address in open_ends if not _allowed(address, port, allow)]
-        why = "it is allowed to reach the host" if open_ends else "the host has no end of its interface"
+        why = "its rules let it reach the host" if open_ends else "the host has no end of its interface"
         account = host.links.recorded_broker()
         local = account if isinstance(account, LocalBroker) else LocalBroker()
         ports = [local.port, local.management_port, local.distribution_port]

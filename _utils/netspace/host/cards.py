@@ -1,4 +1,4 @@
-"""Cards of a host: each environment's files and its description of links, as the record of links requires them."""
+"""Cards of a host's environments, and their other files. The record of links says what a card lists."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Cards(TrustGate):
         :param wanted: specification, state, system call profile and runtime of each environment.
         :param links: the links that the cards list.
         :param kept: environments that go on unchanged, because the host lacks trust.
-        :param recorded: the specifications come from records, which lack the interfaces.
+        :param recorded: whether the specifications come from records, which lack the interfaces.
         """
         from netspace.environment.plan import DesiredEnvironment
         from netspace.link.seal import keys as seals
@@ -99,7 +99,7 @@ class Cards(TrustGate):
         return {unikernel.DISK: unikernel.disk(handed)}
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
-        """Return the links for cards: the recorded ones, or the permitted ones in a test of the whole host."""
+        """Return the links for cards: in a test of the whole host the permitted links, else the recorded ones."""
         if not (whole and test):
             return tuple(self._linked().links.values())
         return self._permitted(declared, self._verdicts(trust.links, declared, test))
@@ -117,7 +117,7 @@ class Cards(TrustGate):
         return self._desired(wanted, tuple(self._linked().links.values()), kept=kept, recorded=True)
 
     def _refresh_cards(self, names: Collection[str], test: bool) -> Result:
-        """Update the cards of environments whose links were just created or revoked. It restarts none."""
+        """Update the cards of environments whose links were just created or revoked, without a restart."""
         if not names:
             return Result(Plan())
         known = self.environments.recorded(names)

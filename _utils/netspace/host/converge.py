@@ -23,7 +23,7 @@ class Converge(Cards):
     """The four kinds, applied in their order."""
 
     def each_kind(self, declared: Declaration, *, test: bool = False) -> dict[str, Callable[[], Result]]:
-        """Return what applies each kind of a whole declaration, in the order in which to call them."""
+        """Return the functions that apply a whole declaration, one per kind, in the order in which to call them."""
         return {
             "attestation": lambda: self.converge_attestation(declared.attestation, test=test),
             "interface": lambda: self.converge_interfaces(declared, whole=True, test=test),
@@ -49,7 +49,7 @@ class Converge(Cards):
         """Create or change the namespace and interface of each declared environment."""
         with self._lock(test):
             self._tidy(test)
-            # A declaration of an interface alone lacks the environment's requirement, so take it from the record.
+            # A declaration of an interface alone doesn't say which trust its environment requires, so ask the record.
             withheld = self._withheld(declared, test) if whole else self._withheld_so_far(declared.environments)
             asserted = self._asserted(declared, declared.interfaces, whole, test)
             return asserted.joined(self._interfaces(declared, whole, test, withheld))
@@ -73,16 +73,16 @@ class Converge(Cards):
         others = {*desired.interfaces, *remove}
         result = result.joined(self._names(desired.interfaces.values(), others, test))
         waiting = [name for name in sorted(kept) if kept[name] != declared.interfaces[name]]
-        if whole:  # The environment itself is refused later in the same apply, so a note is enough.
+        if whole:  # The same apply refuses the environment later, so a note is enough here.
             told = Plan(notes=[f"interface {name}: its change waits for trust: {withheld[name]}" for name in waiting])
         else:
             told = Plan(refusals=[Refusal("interface", name, withheld[name]) for name in waiting])
         return result.joined(Result(told))
 
     def _asserted(self, declared: Declaration, interfaces: Mapping[str, Interface], whole: bool, test: bool) -> Result:
-        """Refuse things declared alone that violate an assertion (``never``). A whole declaration was checked before.
+        """Refuse things declared alone that violate an assertion (``never``). Whole declarations are checked earlier.
 
-        What violates it with them may be removed before the apply, so a dry run only notes the violation.
+        A dry run only notes the violation: other things that take part in it may be removed before the apply.
 
         :raises SpecError: an assertion would be violated.
         """

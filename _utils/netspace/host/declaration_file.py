@@ -20,7 +20,7 @@ STDIN = "-"
 def read(path: str) -> Declaration:
     """Return the declaration in the file at *path*, or in standard input (``-``).
 
-    :raises SpecError: it can't be read, or is invalid.
+    :raises SpecError: the declaration can't be read, or is invalid.
     """
     name = "standard input" if path == STDIN else path
     try:
@@ -34,7 +34,7 @@ def read(path: str) -> Declaration:
         form = "JSON" if text.lstrip()[:1] == "{" else "YAML"
         document = strict_json.loads(text) if form == "JSON" else _yaml(text)
     except UnicodeDecodeError as err:
-        raise SpecError([Problem(name, "not encoded in UTF-8; save it so")]) from err
+        raise SpecError([Problem(name, "not encoded in UTF-8; save it in this encoding")]) from err
     except ValueError as err:
         raise SpecError([Problem(name, f"no {form}: {' '.join(str(err).split())}; correct it there")]) from err
     section = document.get("netspace") if isinstance(document, Mapping) else None
@@ -44,15 +44,15 @@ def read(path: str) -> Declaration:
 
 
 def _yaml(text: str) -> object:
-    """Return the value that *text* encodes; a key that is given twice is refused, as in JSON.
+    """Return the value that the YAML *text* encodes. As in JSON, a key must not be given twice.
 
-    :raises ValueError: it is no YAML.
+    :raises ValueError: *text* is not YAML, or has a key twice.
     """
     try:
         import yaml
     except ImportError as err:
         remedy = "install it for this Python (apt-get install python3-yaml), or write the declaration as JSON"
-        raise MissingError("PyYAML, by which YAML is read,", remedy) from err
+        raise MissingError("PyYAML, which reads YAML,", remedy) from err
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:

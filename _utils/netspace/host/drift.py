@@ -1,7 +1,7 @@
-"""Drift of a host: the differences from what was applied last, by the records. Changes nothing.
+"""Drift of a host: its differences from the records of the last apply. Changes nothing.
 
-It is the plan of an apply whose declaration is the records. So it shows what was changed by hand, what is gone and what
-no longer runs. It needs neither pillar nor master, and a change of the declaration or of an image's source isn't drift.
+Drift is the plan of an apply that takes the records as its declaration. So it shows changes by hand, missing things and
+ended programs. It needs neither pillar nor master. A change of the declaration or of an image's source isn't drift.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Drift(Cards):
     """The comparison of a host with its records."""
 
     def drift(self) -> Plan:
-        """Return the steps that lead back to what was applied last. A kind with a damaged record is a refusal."""
+        """Return the steps that lead back to the last apply. A kind with a damaged record is a refusal."""
         kinds: tuple[tuple[str, Callable[[], Plan]], ...] = (
             ("service", lambda: self._attend(test=True).plan),
             ("attestation", lambda: self.attestations.again(self.attestations.observe())),
@@ -57,5 +57,5 @@ class Drift(Cards):
         }
         desired = self._as_recorded(applied, withheld)
         seen = self.environments.observe(sized=any(one.sized for one in desired.values()))
-        # What was applied is an image, not its source. So a source that has changed since is no drift.
+        # The last apply used an image, not the image's source. So a changed source is no drift.
         return self.environments.plan(desired, msgspec.structs.replace(seen, sources={}))

@@ -27,11 +27,11 @@ from netspace.spec.types import Network
 
 Outcome = Literal["held", "leak", "open", "skipped", "slow"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-# Memory counts as the bound of a pool if the twin was charged at least this many bytes: in all, and per unit. Both are
-# above the kernel's rounding.
+# A pool counts as bounded by memory if the kernel charged the twin at least this many bytes: in all, and per unit. Both
+# are above the kernel's rounding.
 CHARGED, LEAST = 2 * 1024**2, 48
-ON_DISK = ("disk (MiB)", "files on disk")  # memory holds only copies of these, which the kernel drops at need
-FULL = 0.9  # a host-wide pool counts as used up from this share on
+ON_DISK = ("disk (MiB)", "files on disk")  # memory has only copies of these; the kernel may drop them
+FULL = 0.9  # from this share on, a host-wide pool counts as used up
 # Factors by which others may wait longer, and the seconds below which a wait doesn't count.
 GOALS: Mapping[str, float] = {"answer": 2.0, "exec": 1.5, "look": 1.5, "restart": 1.5}
 NOTICED = 0.02
@@ -40,7 +40,7 @@ _TIMES = 3
 
 
 class Share(msgspec.Struct, frozen=True):
-    """Units of a small share that a rival got: before, while the twin held its units, and after their release."""
+    """Units that a rival got of a small share: before the twin took its units, while it held them, and afterwards."""
 
     before: int
     during: int
@@ -196,9 +196,9 @@ def exhaust(host: Host, name: str, network: Network, waiting: bool = True) -> li
 
 
 def _surely(three: Rivals, name: str, look: Callable[[], tuple[int, int]] | None, aim: list[str]) -> Row:
-    """Return the row of a pool; one that looks open is tried again.
+    """Return the row of a pool. If the pool looks open, try it again first.
 
-    The kernel may give a pool the pages that a former one left, and charges nothing new for them.
+    The kernel may give a pool the pages that a former pool left, and then charges nothing for them.
     """
     row = _pool(three, name, look, aim)
     return _pool(three, name, look, aim) if row.outcome == "open" else row

@@ -1,8 +1,7 @@
 """One environment explained: why it runs or doesn't, and the one command that would help. Changes nothing.
 
 :func:`causes` decides, from observations only, and is pure. A finding's advice and command are sentences of this
-module, with nothing in them but names and numbers of the declaration. A program's own words are only in ``text`` and
-``log``.
+module, and contain only names and numbers of the declaration. A program's own words are only in ``text`` and ``log``.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Finding(NamedTuple):
     """A reason why an environment doesn't run or work.
 
     :param code: a stable word for programs.
-    :param severity: ``error``: it doesn't run or isn't healthy; ``warning``: a part of it doesn't work; ``note``: it is
-        so on purpose, or was.
+    :param severity: ``error``: the environment doesn't run or isn't healthy; ``warning``: a part of it doesn't work;
+        ``note``: its state is intended, or the reason is past.
     :param command: the function of Salt, with its arguments, that helps or tells more; empty if none does.
     :param depends_on: the environment that is the cause, if another one is.
     """
@@ -49,15 +48,15 @@ class Finding(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """The sentence on the remedy, which depends on the code alone, so that no program's words get into it."""
+        """The sentence on the remedy. It depends on the code alone, so it can't contain a program's words."""
         return ADVICE[self.code]
 
 
 class Facts(NamedTuple):
     """Everything that was observed of one environment.
 
-    :param declared: its declaration in pillar; None: it has none there, or pillar can't be read.
-    :param applied: the specification that was applied; None: it wasn't applied.
+    :param declared: its declaration in pillar; None if there is none, or pillar can't be read.
+    :param applied: the specification that was applied; None if none was.
     :param wanted: the state asked for last, by a declaration or an operator.
     :param row: its row of ``netspace_environment.list``; empty if it wasn't applied.
     :param withheld: why it is withheld for lack of trust; empty if it isn't.
@@ -98,7 +97,7 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
     row, spec, name = facts.row, facts.applied, facts.name
     runs = row.get("state") == "running"
     if facts.withheld and not _off(facts):
-        severity: Severity = "warning" if runs else "error"  # it goes on if on_loss says so
+        severity: Severity = "warning" if runs else "error"  # with on_loss, it may go on without trust
         told = "netspace_attestation.status"
         yield Finding("withheld", severity, facts.withheld, told)
     if facts.image_problem and not runs and not _off(facts):
@@ -127,7 +126,7 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
 
 
 def _off(facts: Facts) -> bool:
-    """Return whether it is declared to be stopped, and doesn't run. That needs neither trust nor an image."""
+    """Return whether it is declared to be stopped, and doesn't run. A stopped one needs neither trust nor an image."""
     wanted = facts.declared or facts.applied
     return wanted is not None and wanted.state == "stopped" and facts.row.get("state") in (None, "stopped")
 
@@ -211,7 +210,7 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
     """Return the explanation of environment *name*, as plain values.
 
     :param declared: the host's declaration; None: there is none, or it is invalid.
-    :param invalid: why the declaration can't be read; empty if it can.
+    :param invalid: why the declaration can't be read; empty if there is no such reason.
     :raises NetspaceError: there is no such environment, neither declared nor applied.
     """
     from netspace.environment import observe

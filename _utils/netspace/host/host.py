@@ -1,13 +1,11 @@
 """One host: the use cases that join attestation, interfaces, links and environments.
 
-The four kinds know nothing of each other. This module splits the declaration among
-them, withholds the parts for which trust doesn't suffice, and gives each environment
-its card, which lists its links. The order is attestation, interfaces, links, environments.
-So everything that an environment needs exists before it starts, and its revoked links
-are gone before it is stopped.
+The four kinds know nothing of each other. This module splits the declaration among them, withholds the parts for which
+the host lacks trust, and gives each environment its card with its links. The order is attestation, interfaces, links,
+environments. So everything that an environment needs exists before it starts, and its revoked links are gone before it
+is stopped.
 
-Every method holds the instance's lock, unless ``test`` is set: then nothing
-is written.
+Every method holds the instance's lock, except with ``test``, which writes nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Metrics of one host for a monitoring system: environments, links, interfaces, trust, expiries. Changes nothing.
 
-Labels are names of the declaration and words of this module, so their number is bounded by the declaration. No value is
-a secret, and no text of a program is in any. One look costs one listing of each folder, one call of the supervisor and
-of the broker, and a few small files of the kernel for each environment.
+Labels are names of the declaration and words of this module, so their number is bounded by the declaration. The values
+contain no secret, and no text of a program. A call lists each folder once, calls the supervisor and the broker once
+each, and reads a few small files of the kernel for each environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from netspace.supervision.service import Status
 
 MARK = b"# Written by netspace.metrics, which replaces it as a whole.\n"
-"""The first line of a textfile. A file without it is not replaced."""
+"""The first line of a textfile. A file without this line is never replaced."""
 MAX_TEXTFILE = 64 * 1024 * 1024
 
 
@@ -57,7 +57,7 @@ def _runs(status: Status | None) -> bool:
 
 
 def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
-    """Return the families of what the supervisor knows, of which each environment has one sample."""
+    """Return the families with the supervisor's facts. Each has one sample for each environment."""
     name = "netspace_environment"
     known = {key: status for key, status in statuses.items() if status is not None}
     yield counted(
@@ -72,7 +72,7 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
     restarts = {key: status.restarts for key, status in known.items()}
     yield counted(f"{name}_restarts", "counter", "Restarts since a start was last requested.", restarts)
     kills = {key: status.oom_kills for key, status in known.items()}
-    yield counted(f"{name}_oom_kills", "counter", "Processes killed for lack of memory, since then.", kills)
+    yield counted(f"{name}_oom_kills", "counter", "OOM kills since a start was last requested.", kills)
     since = {key: status.since or None for key, status in known.items()}
     yield counted(f"{name}_state_timestamp_seconds", "gauge", "Time of the last change of state.", since)
 
@@ -116,7 +116,7 @@ _DEV = {
     "sent_packets": (1, "Packets that the environment sent."),
     "sent_dropped": (3, "Packets from the environment that the host's end dropped."),
 }
-"""Columns of /proc/net/dev. What an environment sends is what its end on the host receives."""
+"""Columns of /proc/net/dev. The interface's end on the host receives what the environment sends."""
 
 
 def _traffic(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
@@ -164,13 +164,13 @@ def _links(host: Host, statuses: Mapping[str, Status]) -> list[Family]:
 def write(host: Host, path: Path) -> int:
     """Write the metrics for the textfile collector of node_exporter; return the size.
 
-    The collector's folder may belong to its own user. So the new file is made under a name that is new, and only a
-    file that begins with :data:`MARK` is replaced.
+    The collector's folder may belong to the collector's user. So make the new file under an unused name, and replace
+    only a file that begins with :data:`MARK`.
 
-    :raises NetspaceError: the path is unsuitable, or there is a file that netspace did not write.
+    :raises NetspaceError: the path is unsuitable, or its file isn't netspace's.
     """
     if path.suffix != ".prom" or not paths.straight(path):
-        raise NetspaceError(f"{path}: expected an absolute path that ends in .prom and leads through no link")
+        raise NetspaceError(f"{path}: expected an absolute path without links that ends in .prom")
     if not path.parent.is_dir():
         raise NetspaceError(f"{path}: there is no folder {path.parent}; make it, or install the collector first")
     _check_ours(path)

@@ -18,14 +18,14 @@ class Overview(Converge):
         return list(dict.fromkeys(problem_of(refusal) for refusal in self.diff(declared).refusals))
 
     def diff(self, declared: Declaration) -> Plan:
-        """Return what an apply of a whole declaration would do, as four tests plan it. Changes nothing."""
+        """Return the steps of an apply of a whole declaration, by a test of each kind. Changes nothing."""
         result = Result(Plan())
         for apply in self.each_kind(declared, test=True).values():
             result = result.joined(apply())
         return result.plan
 
     def overview(self) -> dict[str, Any]:
-        """Return trust, environments with their interfaces, links, and whether a supervisor watches, for a table."""
+        """Return, for a table: trust, environments with their interfaces, links, and whether a supervisor watches."""
         known = self.trust()
         interfaces = self.interfaces.list()
         return {

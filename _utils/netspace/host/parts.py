@@ -78,7 +78,7 @@ class Parts:
     # -- applying one kind ---------------------------------------------------------------
     @contextlib.contextmanager
     def _lock(self, test: bool) -> Iterator[None]:
-        """Hold the lock unless it is a test, and turn system errors into netspace's errors."""
+        """Hold the lock, except in a test; turn system errors into netspace's errors."""
         with files.refusals_told(), contextlib.nullcontext() if test else files.locked(self.layout.lock):
             yield
 
@@ -91,7 +91,7 @@ class Parts:
         seen: Observed | None = None,
         apply: Callable[[Sequence[Step]], list[Outcome]] | None = None,
     ) -> Result:
-        """Observe, plan and, unless it is a test, apply.
+        """Observe and plan; then apply, except in a test.
 
         :param seen: the observation, if there is one already.
         :param apply: applies the steps in place of the kind's ``apply``, with options of its own.
@@ -180,11 +180,11 @@ class Parts:
 
     # -- upkeep --------------------------------------------------------------------------
     def _attend(self, test: bool) -> Result:
-        """Start the supervisor if it is down, before services are observed. It restarts those that ended meanwhile."""
+        """Start the supervisor if it is down, before services are observed: it restarts services that have ended."""
         if self.supervisor.attended():
             return Result(Plan())
         change = {"state": {"old": "down", "new": "running"}}
-        step = Step("service", self.layout.service("supervisor"), "start", change, "nothing that ends is started again")
+        step = Step("service", self.layout.service("supervisor"), "start", change, "nothing restarts ended programs")
         if test:
             return Result(Plan([step]))
         try:

@@ -1,4 +1,4 @@
-"""Answers to who may reach whom on this host, from what was applied or what is declared. Changes nothing."""
+"""Reachability on this host: who may reach whom, by the records or by a declaration. Changes nothing."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def applied(host: Parts) -> World:
 
 
 def _world(host: Parts, declared: Declaration | None) -> World:
-    """Return the world of a declaration; without one, that which was applied last."""
+    """Return the interfaces and links of a declaration; without one, those that were applied last."""
     return applied(host) if declared is None else reach.declared(declared)
 
 
 def violations(
     host: Parts, asserted: Collection[Never], interfaces: Mapping[str, Interface], links: Iterable[Link]
 ) -> list[Problem]:
-    """Return the assertions that things declared alone would newly violate, together with what was applied.
+    """Return the assertions that things declared alone would violate by opening a new path.
 
     :param interfaces: interfaces that would be applied, by their environments' names.
     :param links: links that would be applied.
@@ -122,7 +122,7 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
 
     render = FORMS.get(str(form))
     if render is None:
-        raise NetspaceError(f"form: {str(form)!r:.100} is none; choose from {', '.join(FORMS)}")
+        raise NetspaceError(f"form: there is no {str(form)!r:.100}; choose from {', '.join(FORMS)}")
     world = _world(host, declared)
     # The name stands for its addresses.
     begun = [edge for edge in reach.edges(world) if not edge.answers and not edge.name]

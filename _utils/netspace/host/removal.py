@@ -48,8 +48,8 @@ class Removal(Cards):
     def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Remove environments with their links, programs, layers and namespaces. Their volumes stay.
 
-        :param purge: also remove the volumes that netspace keeps (not folders of the host), even of environments
-            that were removed earlier.
+        :param purge: also remove the volumes that netspace keeps (not folders of the host). This includes volumes of
+            environments removed earlier.
         """
         with self._lock(test):
             self._tidy(test)

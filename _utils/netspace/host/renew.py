@@ -1,4 +1,4 @@
-"""The renewer, which runs every hour: it issues new certificates for due ones, and gives them to their environments.
+"""The renewer, run every hour: it replaces certificates that expire soon, and gives the new ones to their environments.
 
 It also renews endorsements of keys for sealed links to other hosts.
 
@@ -31,7 +31,7 @@ def run(layout: Layout) -> int:
 
 
 def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> tuple[set[str], dict[str, str]]:
-    """Issue due certificates, and give them to their environments.
+    """Replace certificates that are due, and give the new ones to their environments.
 
     :param replace: replace the CA first.
     :param distrust: don't trust former CAs any more.

@@ -1,9 +1,9 @@
 """Restoration of all volatile state after a reboot, before netspace's services start.
 
-It works from the records on disk, in one process, without Salt, a master or the declaration. It
-calls each kind's ``restore`` in order. If one kind fails, the others are still restored. An
-environment with a damaged record is skipped. The host is appraised first: an environment for
-which this boot lacks trust is neither restored nor started, until an apply finds enough trust.
+This module works from the records on disk, in one process, without Salt, a master or the declaration. It calls each
+kind's ``restore`` in order. If one kind fails, it still restores the others. It skips an environment with a damaged
+record. It appraises the host first: an environment for which this boot lacks trust stays down until an apply finds
+enough trust.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def run(layout: Layout) -> int:
 
         known = Links(layout, supervisor)
         known.renew()
-        # Certificates and endorsements may have expired while the host was off. With new endorsements, give
-        # environments their present files.
+        # Certificates and endorsements may have expired while the host was off. After an endorsement, give environments
+        # their present files.
         return Environments(layout, supervisor).hand_out(known.handed()) if known.endorse() else {}
 
     def environments() -> Mapping[str, str]:
@@ -52,7 +52,7 @@ def run(layout: Layout) -> int:
 
         kind = Environments(layout, supervisor)
         known, damaged = kind.readable()
-        # If the appraisal failed, the result of an earlier boot doesn't count.
+        # After a failed appraisal, the result of an earlier boot doesn't count.
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, result.trust(layout))
         # kind.sweep() removes the second instance that an unfinished update left.
         stay = {name for name in withheld if known[name].state == known[name].spec.state == "stopped"}

@@ -3,7 +3,7 @@
 The rule: a target (an environment) runs only jobs that name it: by ``T@netspace:<id>``, alone or joined by ``or``, or
 by its id as the whole address. All other addresses match hosts only, as on a host without targets.
 
-Salt 3008 (seen in 3008.4) interprets addresses otherwise, once a minion has targets:
+Without the patches, once a minion has targets, Salt 3008 (seen in 3008.4) breaks this rule:
 
 - The master adds the targets to each pattern that matches their host. A function that they lack then makes
   ``salt '*' ...`` fail, and a batch counts them as minions.
@@ -30,7 +30,7 @@ from netspace.errors import NetspaceError
 TYPE = "netspace"
 """Salt's name for the type of our targets."""
 
-# Words of a compound by which the master, which knows no target, finds fewer ids than a minion would.
+# Words of a compound for which the master finds fewer ids than a minion would: the master knows no target.
 _NARROWING = frozenset(("and", "not", "(", ")"))
 _NAMING = ("glob", "list", "compound")  # the types of address that can name a target
 _CORRECTED = ("_target_load", "_resolve_resource_targets", "_thread_return", "_send_req_async_main")
@@ -54,7 +54,7 @@ def correct(minion: type) -> None:
     setattr(minion, _KEPT, originals)
 
     def target_load(self: Any, load: dict[str, Any]) -> bool:
-        """Return whether the job is for this host or its targets; mark in *load* for which of them."""
+        """Return whether the job is for this host or its targets; mark in *load* which of them it is for."""
         taken: bool = originals["_target_load"](self, load)
         kind, targets = load.get("tgt_type", "glob"), bool(load.get("resource_targets"))
         # Salt sets no mark in a load that is not a job.
@@ -74,7 +74,7 @@ def correct(minion: type) -> None:
         return [one for one in found if one.get("type") != TYPE or _addressed(one["id"], load)]
 
     def thread_return(cls: type, instance: Any, opts: dict[str, Any], data: dict[str, Any]) -> Any:
-        """Run a state function first on the host, then in its targets: in one run, the host's return would be lost."""
+        """Run a state function first on the host, then in its targets: one run would lose the host's return."""
         run = originals["_thread_return"].__func__
         if _merged(minion, data) and data.get("resource_targets") and not data.get("pure_resource_target"):
             run(cls, instance, opts, {**data, "resource_targets": []})
@@ -98,7 +98,7 @@ def untold(load: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _addressed(target: str, load: Mapping[str, Any]) -> bool:
-    """Return whether the address of a job that Salt would run in this target names the target."""
+    """Return whether a job's address names the target in which Salt would run the job."""
     kind, address = load.get("tgt_type", "glob"), load.get("tgt", "")
     if kind == "compound":
         words = address.split() if isinstance(address, str) else address

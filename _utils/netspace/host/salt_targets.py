@@ -100,7 +100,7 @@ class Targets:
             return False
 
     def has_files(self, target: str) -> bool:
-        """Return whether :meth:`files` can access the target's files. It can't if the target has its own kernel.
+        """Return whether :meth:`files` can access the target's files: whether the target uses the host's kernel.
 
         :raises NetspaceError: it is not a target of this host (any more).
         """
@@ -117,7 +117,7 @@ class Targets:
         variables: Mapping[str, str] | None = None,
         shell: str | None = None,
     ) -> Answer:
-        """Run a command inside, as the environment's user, with its limits and its system call filter.
+        """Run a command inside an environment, as its user, with its limits and its system call filter.
 
         :param command: an argument vector, or a text for a shell of the image.
         :param timeout: seconds; None: a minute.
@@ -154,7 +154,7 @@ class Targets:
         pid = self._process(name)
         if record.runtime.module.OWN_KERNEL:
             raise NetspaceError(
-                f"environment {name} runs under {record.runtime.name}, whose own kernel has its files: use cmd there"
+                f"environment {name}: only its own kernel ({record.runtime.name}) has its files; use cmd there"
             )
         uid, gid = (of(record.spec, record.image.defaults) for of in (oci_config.user_of, oci_config.group_of))
         root = str(self._layout.bundle(name) / "rootfs")
@@ -212,7 +212,7 @@ class Targets:
         # An invalid name could be a path.
         if not target.startswith(f"{self._minion}-") or not NAME.fullmatch(name):
             raise NetspaceError(
-                f"{target} is no environment of this host: its targets are {self._minion}-<environment>"
+                f"{target} is not an environment of this host: its targets are {self._minion}-<environment>"
             )
         record = records.read_one(self._layout, name)
         if record is None:

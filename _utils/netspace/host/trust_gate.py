@@ -14,7 +14,7 @@ from netspace.spec.types import Declaration, Environment, Link
 
 
 class TrustGate(Parts):
-    """The verdicts on the declared parts, by the host's present trust."""
+    """Verdicts on declared parts: whether the host's present trust permits them."""
 
     def trust(self) -> Trust:
         """Return this host's present trust."""
@@ -25,7 +25,7 @@ class TrustGate(Parts):
     def withheld(self, applied: Mapping[str, Environment]) -> dict[str, str]:
         """Return the applied environments that must not be started, with the reasons.
 
-        If there are any, the host is appraised again first, because its attestation result may have expired.
+        Before any is withheld, the host is appraised again: its attestation result may have expired.
         """
         if not trust.withheld(applied, self.trust()):
             return {}
@@ -47,7 +47,7 @@ class TrustGate(Parts):
     ) -> Mapping[str, TrustVerdict]:
         known = self.trust()
         if test and known.verifier == "none":
-            # The host was never appraised. The apply does that first, so the verdict is unknown now.
+            # The host was never appraised. An apply appraises it first, so the verdict is unknown now.
             best = Trust(5, "none", "")
             unsure = judge(declared, known)
             return {
@@ -59,7 +59,7 @@ class TrustGate(Parts):
         return judge(declared, known)
 
     def _permitted(self, declared: Declaration, verdicts: Mapping[str, TrustVerdict]) -> tuple[Link, ...]:
-        """Return the desired links: permitted ones, and existing ones whose loss of trust is only reported."""
+        """Return the desired links: permitted ones, and existing ones for which lost trust is only reported."""
         there = self._linked().links if any(verdict.on_loss == "report" for verdict in verdicts.values()) else {}
         found = []
         for link in declared.links:
@@ -67,7 +67,8 @@ class TrustGate(Parts):
             if verdict.allowed:
                 found.append(link)
             elif verdict.on_loss == "report" and link.name in there:
-                # Take the declared local name: it grants nothing, and another link may have the old one by now.
+                # Take the declared local name: a name grants nothing, and another link may have the recorded one by
+                # now.
                 found.append(msgspec.structs.replace(there[link.name], local=link.local))
         return tuple(found)
 

@@ -1,8 +1,8 @@
 """Netlink sockets: many messages in one system call, each answer matched to its message.
 
-The sockets of pyroute2 aren't used: they take 9 times as long (an event loop each, a system call for each
-request), and after the first refusal in a batch the others are lost. Requests come from ``requests``; only
-queries are packed here, so that a process that changes nothing doesn't import pyroute2.
+This module doesn't use pyroute2's sockets. They take 9 times as long (an event loop each, a system call for each
+request), and they report only the first refusal in a batch. ``requests`` makes requests. Queries are packed here, so
+that a process that only reads doesn't import pyroute2.
 
 Sources: RFC 3549, netlink(7), rtnetlink(7).
 """
@@ -44,9 +44,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _CODE = struct.Struct("=i")
 # The kernel sends at most 32 kB at once. For a buffer above 128 kB, malloc would map and unmap memory each time.
 _RECEIVE = 1 << 16
-# Messages per send. The socket's buffers are the bound, above all the receive buffer, which must hold all errors.
+# Messages per send. The receive buffer must have room for an error for each of them.
 _BATCH = 128
-_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by length modulo 4
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by the length modulo 4
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ def attribute(type_: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(4 + length, type_) + value + _PADDING[length & 3]
 
 
-# What asks for links, without their statistics.
+# The body of a query for links, without their statistics.
 _ANY_LINK = reading.LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
 
 
@@ -84,7 +84,7 @@ def _request(message: Message, number: int, more: int = 0) -> bytes:
 
 
 class Socket:
-    """A netlink socket in the network namespace of the thread that creates it; it stays in that namespace."""
+    """A netlink socket. It stays in the network namespace of the thread that creates it."""
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
@@ -212,7 +212,7 @@ class Socket:
 
 
 def _explanation(flags: int, payload: memoryview) -> str:
-    """Return the kernel's error text (extended ack), or an empty one. It follows the code and the request's header."""
+    """Return the kernel's error text (extended ack), which follows the code and the request's header; empty if none."""
     if not flags & _ACK_TLVS or not flags & _ACK_CAPPED:
         return ""
     return next(

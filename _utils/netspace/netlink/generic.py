@@ -1,4 +1,4 @@
-"""Families of generic netlink, which the kernel numbers when they are loaded.
+"""Numbers of generic netlink's families. The kernel gives a family its number when it loads the family.
 
 Source: the kernel's ``linux/genetlink.h``.
 """

@@ -338,7 +338,7 @@ def set_wireguard(family: int, index: int, words: Words) -> Message:
     return Message(family, 0, encode(classes.wireguard, (*head, *words)), NETLINK_GENERIC)
 
 
-# -- what a request is ---------------------------------------------------------------------------
+# -- kinds of request -----------------------------------------------------------------------------
 def limits_rate(message: Message) -> bool:
     """Return whether the request sets a rate limit."""
     return message.type == _NEWQDISC

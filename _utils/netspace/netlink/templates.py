@@ -126,7 +126,7 @@ def template(source: Source, words: Words) -> Template:
         pattern += one[end:start].replace(b"%", b"%%") + b"%b"
         end = start + hole.size
         if end > len(one) or any(one[at] == other[at] for at in range(start, end)):
-            raise ValueError(f"pyroute2 encodes a value of {hole.size} bytes otherwise: {words}")
+            raise ValueError(f"pyroute2 encodes a value in another way than in {hole.size} bytes: {words}")
     if one[end:] != other[end:] or len(one) != len(other):
         raise ValueError(f"pyroute2 encodes the values in another order: {words}")
     return Template(pattern + one[end:].replace(b"%", b"%%"), len(one))

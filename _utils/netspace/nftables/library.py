@@ -23,7 +23,7 @@ _lock = threading.Lock()
 
 
 def _unlock() -> None:
-    """Have a lock of its own in a forked process: a thread that it doesn't have may hold the former one."""
+    """Give a forked process a new lock: a thread that exists only in the parent may hold the former one."""
     global _lock
     _lock = threading.Lock()
 
@@ -63,11 +63,11 @@ def _library() -> ctypes.CDLL:
 def run(text: str, *, removes: bool) -> None:
     """Run the commands of *text*, all or none.
 
-    :param removes: the text removes something.
+    :param removes: whether the text removes something.
     :raises NftablesError: the text was refused; nothing has changed.
     """
     library = _library()
-    line = text.replace("\n", ";")  # in a text of several lines, an error would show the first one
+    line = text.replace("\n", ";")  # with several lines, an error would show the first
     with _lock:
         _need_descriptors()
         context = library.nft_ctx_new(0)
@@ -88,7 +88,7 @@ def run(text: str, *, removes: bool) -> None:
 
 
 def _need_descriptors() -> None:
-    """Check that the sockets of a context can be opened: libnftables ends the whole process where it gets none.
+    """Check that a context can open its sockets: if it can't, libnftables ends the whole process.
 
     :raises OSError: this process has no descriptors left.
     """
@@ -102,10 +102,10 @@ def _need_descriptors() -> None:
 
 
 def close(work: Callable[[], object], *, removed: bool) -> None:
-    """Close a netfilter socket by *work*; after a removal, by another thread.
+    """Call *work*, which closes a netfilter socket; after a removal, call it in another thread.
 
-    The removal is complete by then. But close() waits until no packet in flight can refer to the removed objects, which
-    takes 10 ms and more.
+    The removal is complete before. But after a removal close() waits 10 ms or more, until no packet in flight can refer
+    to the removed objects.
     """
     if removed:
         try:
@@ -117,7 +117,7 @@ def close(work: Callable[[], object], *, removed: bool) -> None:
 
 
 def _explained(said: str) -> NftablesError:
-    """Return the error in libnftables' output: a line with the reason, all commands, marks below the refused one."""
+    """Return the error in libnftables' output: a line with the reason, then all commands, the refused one marked."""
     match = _SAID.search(said)
     reason = match[1] if match is not None else said
     commands, _, marks = said[match.end() + 1 :].partition("\n") if match is not None else ("", "", "")

@@ -1,8 +1,8 @@
 """The nftables ruleset of a network namespace: loading text, and digests of a table as the kernel holds it.
 
-libnftables loads text. Queries are sent here, by netlink: the query for the ruleset's generation, a number that the
-kernel increments at every change, takes 0.04 ms. To list the whole ruleset by libnftables takes longer than a whole
-apply that finds nothing to do.
+libnftables loads text. This module sends queries by netlink, for speed. The query for the ruleset's generation, a
+number that the kernel increments at every change, takes 0.04 ms. libnftables would list the whole ruleset, which takes
+longer than an apply that finds nothing to do.
 
 Sources: ``linux/netfilter/nf_tables.h``, ``linux/netfilter/nfnetlink.h``.
 """
@@ -32,7 +32,7 @@ _ELEMENT = (3, 4, 6, 7, 9, 10, 11)  # attributes of an element besides key and v
 
 
 class Ruleset:
-    """The nftables ruleset of the network namespace of the thread that creates this object, and uses it.
+    """The nftables ruleset of one network namespace: that of the thread that creates and uses this object.
 
     :raises OSError: the kernel has no nftables.
     """

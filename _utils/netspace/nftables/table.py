@@ -2,8 +2,8 @@
 
 A change touches only the differences: elements are added and removed in place, and a
 chain is refilled only if its rules differ. So the kernel's counts of open connections in the rest
-of the table survive, and the cost depends on the size of the change. The commands are ordered
-so that no rule ever names an object that doesn't exist yet, or any more.
+of the table survive, and the cost depends on the size of the change. The commands are ordered so that all objects in
+rules exist at each moment.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Collection(msgspec.Struct, frozen=True):
 
     :param types: nft's names of the types that make up a key.
     :param elements: keys as the kernel holds them, so that they can be compared with the kernel's.
-    :param most: the most elements that packets, or another process, may add; 0: they add none.
+    :param most: the most elements that packets, or another process, may add; 0: none.
     :param expiring: its elements may have a time after which the kernel removes them.
     """
 
@@ -60,7 +60,7 @@ class Collection(msgspec.Struct, frozen=True):
     expiring: bool = False
 
     def declared(self, name: str) -> list[str]:
-        """Return the lines that declare it, with its elements."""
+        """Return the lines that declare the collection, with its elements."""
         lines = [f"type {' . '.join(self.types)}{' : verdict' if self.verdicts else ''}"]
         flags = "dynamic,timeout" if self.expiring else "dynamic"
         lines += [f"size {self.most}", f"flags {flags}"] if self.most else []
@@ -76,7 +76,7 @@ class Timeout(msgspec.Struct, frozen=True):
     seconds: Mapping[str, int]
 
     def declared(self, name: str) -> list[str]:
-        """Return the lines that declare it."""
+        """Return the lines that declare the timeout."""
         policy = ", ".join(f"{state} : {seconds}" for state, seconds in self.seconds.items())
         lines = [f"protocol {self.l4}", f"l3proto {self.l3}", f"policy = {{ {policy} }}"]
         return _block(f"ct timeout {words.name(name)}", lines)
@@ -120,7 +120,7 @@ def digest(tables: Iterable[Table]) -> str:
 
 
 def removal(family: str, name: str) -> str:
-    """Return the text that removes a table. It creates it first, so that a missing table is no error."""
+    """Return the text that removes a table. The text first creates the table, so that a missing one is no error."""
     named = f"{family} {words.name(name)}"
     return f"add table {named}\ndelete table {named}\n"
 

@@ -1,7 +1,7 @@
 """Text for nft(8), written so that nft can't read a value as anything else.
 
-Every text in a rule comes from this library; values come as numbers, as parsed addresses, or as names. A name is
-refused unless it consists of letters, digits and a few marks that mean nothing to nft.
+Every text in a rule comes from this library; values come as numbers, as parsed addresses, or as names. A name may have
+only letters, digits and a few marks that mean nothing to nft.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def to_goto(chain: str) -> Verdict:
 def name(text: str) -> str:
     """Return the name of a table, chain, set or object.
 
-    :raises ValueError: it might be read as something else.
+    :raises ValueError: nft might read *text* as something else.
     """
     if not _NAME.fullmatch(text):
         raise ValueError(f"{text!r}: not usable as a name in nftables; use letters, digits, '_', '.' and '-'")
@@ -47,7 +47,7 @@ def name(text: str) -> str:
 def link(text: str) -> str:
     """Return the name of a link in quotes.
 
-    :raises ValueError: it might be read as something else (``*`` is nft's wildcard).
+    :raises ValueError: nft might read *text* as something else (``*`` is its wildcard).
     """
     if not _LINK.fullmatch(text):
         raise ValueError(f"{text!r}: not usable as a link's name in nftables; use letters, digits, '_', '.' and '-'")
@@ -62,7 +62,7 @@ def key(types: tuple[str, ...], packed: bytes) -> str:
         parts.append(_part(type_, packed[start : start + _SIZES[type_]]))
         start += _SIZES[type_]
     if start != len(packed):
-        raise ValueError(f"a key of {len(packed)} bytes, where {types} have {start}")
+        raise ValueError(f"a key has {len(packed)} bytes, but its types {types} need {start}")
     return " . ".join(parts)
 
 
@@ -88,17 +88,17 @@ def elements(types: tuple[str, ...], of: Mapping[bytes, Verdict | None]) -> str:
 
 
 def at(header: str, offset: int, value: bytes, *, negate: bool = False) -> str:
-    """Match packets with these bytes at an offset of their ``link`` or ``network`` header."""
+    """Return the match of packets with the bytes *value* at an offset of their ``link`` or ``network`` header."""
     return f"{_place(header, offset, len(value))}{' !=' if negate else ''} 0x{value.hex()}"
 
 
 def longer(header: str, offset: int, size: int, than: int) -> str:
-    """Match packets with a number of *size* bytes above *than* at an offset of their header."""
+    """Return the match of packets whose number (*size* bytes) at an offset of their header is above *than*."""
     return f"{_place(header, offset, size)} > {than}"
 
 
 def write(header: str, offset: int, data: bytes) -> str:
-    """Write *data* into the packet, without updating checksums: nft does that only for fields that it knows."""
+    """Return statements that write *data* into a packet. They update no checksum: nft does that for named fields."""
     parts = [(start, data[start : start + _WRITTEN]) for start in range(0, len(data), _WRITTEN)]
     return " ".join(f"{_place(header, offset + start, len(part))} set 0x{part.hex()}" for start, part in parts)
 

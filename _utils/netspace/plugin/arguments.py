@@ -14,7 +14,7 @@ from netspace.spec import checks, hosts, parse
 from netspace.spec.types import Declaration, Link, Network
 
 _SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
-"""The parts of ``pillar:netspace`` that also hold for a thing that a state declares alone."""
+"""The parts of ``pillar:netspace`` that also apply to a thing that a state declares alone."""
 
 ROWS = 100
 """The greatest number of rows in a state's result, by default: what an operator may want to read on a terminal."""
@@ -50,7 +50,7 @@ def rows(opts: Mapping[str, Any]) -> int:
 
 
 def minion(opts: Mapping[str, Any]) -> str:
-    """Return the minion's id, even while Salt applies states in a target, where ``id`` is the target's."""
+    """Return the minion's id. While Salt applies states in a target, ``opts`` has the target's ``id`` instead."""
     return str(opts.get("netspace.minion") or opts["id"])
 
 
@@ -165,7 +165,7 @@ def merged(first: Declaration | None, second: Declaration) -> Declaration:
 
 
 def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
-    """Return a declaration with the settings of ``pillar:netspace`` and *parts*, which it names one by one."""
+    """Return a declaration with the settings of ``pillar:netspace``, and with *parts*, its other fields by name."""
     from msgspec.structs import replace
 
     section = pillar.get("netspace") or {}

@@ -1,6 +1,6 @@
-"""Differences of a host, as data and as a table: what an apply would change, or what differs from the last one. Pure.
+"""Differences of a host, as data and as a table: from its declaration, or from the last apply. Pure.
 
-``old`` is always the value on the host, and ``new`` the value that an apply gives it, as in a state's changes.
+As in a state's changes, ``old`` is the value on the host, and ``new`` the value after an apply.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MOST = 8
 def told(plan: Plan, against: Against, now: float) -> dict[str, Any]:
     """Return the differences for operators and programs.
 
-    :param plan: the steps that would end the differences.
+    :param plan: the steps that would remove the differences.
     :param now: seconds since the epoch.
     """
     rows = list({(row["kind"], row["name"], row["key"]): row for step in plan.steps for row in _rows(step)}.values())
@@ -46,14 +46,14 @@ def told(plan: Plan, against: Against, now: float) -> dict[str, Any]:
 
 
 def _rows(step: Step) -> Iterable[dict[str, Any]]:
-    """Return a row for each key of a step. A step without keys has one row, whose reason tells the difference."""
+    """Return a row for each key of a step. A step without keys has one row with the reason."""
     about = {"kind": step.kind, "name": step.name, "action": step.action}
     for key, change in (step.changes or {"": {}}).items():
         yield {**about, "key": key, "old": change.get("old"), "new": change.get("new"), "reason": step.reason}
 
 
 def lines(found: Mapping[str, object], paint: Paint) -> list[str]:
-    """Return the screen, with the changes first that interrupt a program.
+    """Return the screen. Changes that interrupt a program come first.
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value has an unexpected form.
     """
@@ -90,7 +90,7 @@ def _row(kind: str, name: str, parts: Sequence[Mapping[str, object]]) -> Row:
 
 
 def _value(value: object, depth: int = 2) -> str:
-    """Return a value as one line; of a nested one, the first parts."""
+    """Return a value as one line; a nested value is shown by its first parts."""
     if value is None or (isinstance(value, list | tuple | Mapping) and not value):
         return "nothing"
     if depth and isinstance(value, Mapping):

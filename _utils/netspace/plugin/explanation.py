@@ -1,7 +1,7 @@
 """One screen for ``netspace.explain``: at most 24 lines of 80 columns. Pure.
 
-The explanation comes from another host. A command that an operator might copy is shown only if it has the form of one
-of netspace's own; otherwise :func:`lines` raises, and the caller shows the return in another way.
+The explanation comes from another host. An operator might copy a command from it. So :func:`lines` shows only commands
+in the form of netspace's own; for any other command it raises, and the caller shows the return in another way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMMAND = re.compile(
     rf"|netspace\.explain {_NAME}|netspace_interface\.inspect {_NAME}"
     rf"|netspace_environment\.(?:logs|retry|start|wait) {_NAME}"
 )
-"""The commands that may stand in a remedy: none of them gives a right to anybody, or removes anything."""
+"""The commands that a remedy may contain. They give no rights, and remove nothing."""
 ADVICE: Mapping[str, str] = {
     "broker-down": "an apply starts it again if it is this host's own",
     "change-waits": "apply it",
@@ -47,7 +47,7 @@ ADVICE: Mapping[str, str] = {
     "unsupervised": "apply again, which starts the supervisor",
     "unwatched": "apply again, which starts the watch",
     "update-taken-back": "correct the declaration or the image; to try the same again:",
-    "waits": "see why that one isn't ready",
+    "waits": "see why that environment isn't ready",
     "withheld": "raise the host's trust, or ask for less",
 }
 """The remedy for each code. It is the reader's own text: what a host returns could say anything."""
@@ -55,7 +55,7 @@ LINES = 24
 _KEY = 11
 _TONES: Mapping[str, Tone] = {"error": "bad", "warning": "warn", "note": "dim"}
 _MOST = 4
-"""Links, findings and lines of a log that are shown."""
+"""The most links, findings and lines of a log that are shown."""
 
 
 def lines(found: Mapping[str, object], now: float, paint: Paint) -> list[str]:
@@ -150,7 +150,7 @@ def _help(findings: list[Mapping[str, object]], paint: Paint) -> list[str]:
     for one in findings:
         command = one["command"]
         if not isinstance(command, str) or (command and not COMMAND.fullmatch(command)):
-            raise ValueError("the command is none of netspace's")
+            raise ValueError("not a command of netspace")
         if advice := ADVICE[text(one["code"])]:
             shown = _fact("do", Cell(advice, "head"), paint, 2)
             return [*shown, *_fact("", Cell(command, "head"), paint, 1)] if command else shown

@@ -1,6 +1,6 @@
 """Salt's file server, for image sources with a ``salt://`` URL, with or without a master.
 
-It uses Salt only by the functions that the caller passes (``__salt__``).
+The module uses only those of Salt's functions that the caller passes (``__salt__``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pictures of who may reach whom: one graph, rendered as DOT, as Mermaid, or as a page of HTML with SVG. Pure.
 
-The page is complete in itself: it has no script, and names nothing that a browser would fetch.
+The page is complete: it has no script, and a browser fetches nothing for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Sort = Literal["environment", "remote", "outside"]
 
 
 class Node(NamedTuple):
-    """An end.
+    """An end: a party that may reach another or be reached.
 
     :param sort: an environment of this host, one of another host, or a network outside.
     """
@@ -77,7 +77,7 @@ def mermaid(graph: Graph) -> str:
 
 
 def _entities(text: str) -> str:
-    """Return a text in quotes, with Mermaid's numbered entities in place of characters that mean something there."""
+    """Return a text in quotes, with Mermaid's numbered entities in place of characters that Mermaid interprets."""
     return '"' + "".join(f"#{ord(one)};" if one in '"#;<>&`\\' else one for one in printable(text)) + '"'
 
 
@@ -142,13 +142,13 @@ def _drawing(graph: Graph) -> str:
 
 
 def layout(graph: Graph) -> dict[str, tuple[int, int]]:
-    """Return the place of each node: in columns, by the least number of arrows from an end that nothing leads to."""
+    """Return the place of each node. Its column is the least number of arrows from a node that no arrow leads to."""
     led = {arrow.target for arrow in graph.arrows if arrow.target != arrow.source}
     onwards: dict[str, list[str]] = {}
     for arrow in graph.arrows:
         onwards.setdefault(arrow.source, []).append(arrow.target)
     columns: dict[str, int] = {}
-    # Nodes in circles that nothing leads into come last, each at the left if no other has placed it.
+    # Nodes of a circle that no arrow leads into come last. The first of them goes to the left column.
     for root in sorted((node.name for node in graph.nodes), key=lambda name: name in led):
         if root in columns:
             continue
@@ -166,7 +166,7 @@ def layout(graph: Graph) -> dict[str, tuple[int, int]]:
 
 
 def _line(start: tuple[int, int], end: tuple[int, int], arrows: Sequence[Arrow]) -> str:
-    """Return one line for all arrows between two nodes: from the right of one to the left of the other, or around."""
+    """Return one line for all arrows between two nodes: from one node's right side to the other's left, or around."""
     half = _HIGH // 2
     x1, y1, x2, y2 = start[0] + _WIDE, start[1] + half, end[0], end[1] + half
     bend = max(abs(x2 - x1) // 2, 40)
@@ -175,7 +175,7 @@ def _line(start: tuple[int, int], end: tuple[int, int], arrows: Sequence[Arrow])
     elif start[0] == end[0]:  # within a column: out and in at the right
         x2 += _WIDE
         curve, label = f"C{x1 + 60},{y1} {x2 + 60},{y2}", (x1 + 46, (y1 + y2) // 2)
-    else:  # back: below both
+    else:  # backwards: below both
         low = max(y1, y2) + _DOWN - 8
         curve, label = f"C{x1 + 140},{low} {x2 - 140},{low}", ((x1 + x2) // 2, low - 19)
     told = "; ".join(f"{arrow.source} -> {arrow.target}: {arrow.what}, by {arrow.rule}" for arrow in arrows)

@@ -1,8 +1,8 @@
 """Conversion of results to the return values of Salt's states. Pure; knows nothing of the host.
 
 A state about many things has a row for each of them (Salt's ``sub_state_run``). Salt shows and counts these rows beside
-the state. Requisites see only the state, so the state keeps ``changes``. These name what was done to each thing, and
-the row has the keys, so no change is told twice.
+the state. Requisites see only the state, so the state keeps ``changes``. There the state names the step for each thing;
+the thing's row has the changed keys. So no change is shown twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def state(
 
     :param only: the one thing that the state is about. Its changes are at the top level; changes of other
         things that it needed (say, the broker) are under their names.
-    :param others: things with states of their own, which are left out here.
+    :param others: things with states of their own; this state leaves them out.
     """
     found = _Found(
         [step for step in _steps(result, test) if step.name not in others],
@@ -49,8 +49,8 @@ def rows(name: str, result: Result, kind: Kind, things: Iterable[str], *, test: 
 
     :param kind: the kind of thing that the state is about.
     :param things: the names of the declared ones. Other things that a step or a refusal names have a row, too.
-    :param most: the greatest number of rows. If there are more things, those that failed and those that changed come
-        first, and what has no row is told by the state alone; 0: no rows.
+    :param most: the greatest number of rows. If there are more things, failed and changed ones come first, and only the
+        state tells of things without a row; 0: no rows.
     """
     whole = state(name, result, test=test)
     found: dict[tuple[str, str], _Found] = {(kind, thing): _Found([], [], []) for thing in sorted(things)}
@@ -81,7 +81,7 @@ class _Found(NamedTuple):
     failures: list[Outcome]
 
     def verdict(self, test: bool) -> bool | None:
-        """Return what Salt calls a state's ``result``."""
+        """Return the state's ``result`` in Salt's sense: True, False, or None in a test with changes."""
         if self.failures or self.refusals:
             return False
         return None if test and self.steps else True
@@ -119,7 +119,7 @@ def _row(name: str, kind: Kind, thing: tuple[str, str], found: _Found, test: boo
 
 
 def summary(steps: Sequence[Step], test: bool, most: int | None = None) -> Iterable[str]:
-    """Yield the lines that tell changes.
+    """Yield the lines that describe the changes.
 
     :param most: the greatest number of steps to list; None: no bound.
     """

@@ -1,4 +1,4 @@
-"""Tables for a terminal: at most 80 columns, what needs attention first. Pure.
+"""Tables for a terminal: at most 80 columns wide, with the rows that need attention first. Pure.
 
 Cells hold untrusted text: names and log lines come from programs and from other hosts. So :func:`text` escapes control
 characters, bounds each value, and accepts only plain values; it never calls a method of any other object.
@@ -16,7 +16,7 @@ from netspace.text import printable
 WIDTH = 80
 INDENT = 2
 NARROWEST = 6
-"""The least width to which a column of a table that is too wide is narrowed."""
+"""The least width of a column in a table that is too wide."""
 LONGEST = 400
 """The most characters of a value that are read."""
 _ELLIPSIS = "..."
@@ -30,7 +30,7 @@ Paint = Callable[[str, Tone], str]
 
 
 class Cell(NamedTuple):
-    """A text with the meaning that a colour shows."""
+    """A text, and the meaning that its colour shows."""
 
     text: str
     tone: Tone = ""
@@ -138,7 +138,7 @@ def size(value: object) -> str:
 
 
 def columns(line: str) -> int:
-    """Return the most columns of a terminal that a printable text takes."""
+    """Return the number of terminal columns that a printable text takes at most."""
     wide = 0 if line.isascii() else sum(unicodedata.east_asian_width(one) in "WF" for one in line)
     return len(line) + wide
 

@@ -1,7 +1,7 @@
-"""Tables of the returns of netspace's functions, which are recognized by their form. Pure.
+"""Tables of the returns of netspace's functions. Each function's return is recognized by its form. Pure.
 
-A return comes from another host, and is untrusted: a value of an unexpected form raises one of :data:`MALFORMED`, so
-that the caller shows the return in another way. No return raises anything else.
+A return comes from another host, and is untrusted. A value of an unexpected form raises one of :data:`MALFORMED`, and
+nothing else; then the caller shows the return in another way.
 """
 
 from __future__ import annotations

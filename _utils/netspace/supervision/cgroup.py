@@ -20,7 +20,7 @@ def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
     """Return the cgroup controllers of this host: ``memory``, ``pids``, ``cpu``...
 
     Without its controller a limit can't be enforced: systemd ignores it silently, and an OCI runtime
-    refuses to start. So the caller must leave the limit out, and report that.
+    refuses to start. So the caller must leave such a limit out, and report that.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
@@ -33,10 +33,10 @@ def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
 
 
 def payload_cgroup(layout: Layout, name: str) -> str:
-    """Return the cgroup (from the hierarchy's root) for the program that the service *name* starts detached.
+    """Return the cgroup, from the hierarchy's root, of the program that the service *name* starts detached.
 
-    It is an OCI ``cgroupsPath``. Under systemd it lies in the unit's delegated subtree, so that
-    the unit's limits apply to the program and the unit's end ends it.
+    The path is an OCI ``cgroupsPath``. Under systemd the cgroup lies in the unit's delegated subtree: the unit's limits
+    apply to the program, and the program ends with the unit.
     """
     return payload_cgroups(layout)(name)
 

@@ -37,7 +37,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # Names that a service must not have, because netspace uses them: the oneshot unit and the daemon's files.
 RESERVED = frozenset({"restore", "supervisor"})
 LIMITS = frozenset({"memory", "cpus", "pids"})
-AT_REST = ("stopped", "failed")  # states of a trace in which nothing runs and nothing will be started
+AT_REST = ("stopped", "failed")  # states of a trace: nothing runs, and no start is due
 POLICIES = ("always", "on-failure", "never")
 
 
@@ -139,7 +139,7 @@ class _Check:
         if not isinstance(value, list) or not all(isinstance(part, str) and "\0" not in part for part in value):
             raise self.error(f"{key}: want a list of strings")
         if not value or not value[0].startswith("/"):
-            raise self.error(f"{key}: want an absolute program first")
+            raise self.error(f"{key}: want the absolute path of a program first")
         return tuple(value)
 
     def path(self, key: str, value: Any) -> Path | None:
@@ -193,7 +193,7 @@ def folder(layout: Layout) -> Path:
 def defined(layout: Layout, among: Iterable[str] | None = None) -> list[str]:
     """Return the names of the defined services, sorted.
 
-    :param among: only of these, each of which is looked up; None: of all, which reads one directory.
+    :param among: names to look up, one by one; None: all names, by reading one directory.
     """
     return _names(folder(layout), among)
 

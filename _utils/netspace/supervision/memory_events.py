@@ -93,7 +93,7 @@ class Notices:
                 os.close(count)
 
     def heard(self) -> set[str] | None:
-        """Return the names whose groups the kernel has reported since the last call; None: unknown, it may be any."""
+        """Return the names whose groups the kernel has reported since the last call; None if it may be any group."""
         if not self._unified:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.fd)

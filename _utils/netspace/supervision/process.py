@@ -27,9 +27,9 @@ class Stat(NamedTuple):
     """A part of ``/proc/PID/stat``.
 
     :param state: a letter (``Z``: zombie).
-    :param ticks: its start since boot.
-    :param bare: whether it has no environment that this process may read: a kernel thread, one that this process may
-        not trace, or one that was started without any. Of one in execve(2) it is not known, and false.
+    :param ticks: time of its start, in clock ticks since boot.
+    :param bare: whether this process can read no environment of it: it is a kernel thread, this process may not trace
+        it, or it has no environment. False while it is in execve(2), where that is unknown.
     """
 
     state: str
@@ -54,7 +54,7 @@ def stat(pid: int) -> Stat | None:
         finally:
             os.close(fd)
         flags, code, start, end = int(words[6]), int(words[23]), int(words[47]), int(words[48])
-        # The kernel has 1 for the place of a program that is hidden from this process, and 0 for that of one in execve.
+        # As the program's address, the kernel shows 1 if this process may not see it, and 0 during execve.
         bare = bool(flags & PF_KTHREAD) or code == 1 or (code != 0 and start == end)
         return Stat(words[0].decode(), int(words[1]), int(words[3]), int(words[19]), bare)
     except (OSError, IndexError, ValueError):
@@ -81,8 +81,8 @@ def dying(pid: int) -> bool:
 def status(pid: int) -> dict[str, str]:
     """Return the lines of ``/proc/PID/status``, by their names; empty if there is no such process.
 
-    Reading waits for no lock that the process may hold. A process can't forge a line by its name, since the
-    kernel escapes a line feed in it.
+    Reading never waits for a lock that the process may hold. A process can't forge a line by its name, since the kernel
+    escapes line feeds in names.
     """
     lines = _read(f"/proc/{pid}/status").decode(errors="replace").split("\n")  # as the kernel ends lines
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
@@ -146,8 +146,8 @@ class LeftOver(NamedTuple):
     """The result of one pass over ``/proc``.
 
     :param found: ``{pid: ticks}`` of the processes that were asked for.
-    :param complete: False if there may be more of them: one was in execve(2), where it has no environment yet, or
-        ended meanwhile and may have forked another. The next pass tells.
+    :param complete: False if there may be more of them: a process was in execve(2), where it has no environment yet, or
+        a process ended meanwhile and may have forked another. The next pass tells.
     """
 
     found: dict[int, int]

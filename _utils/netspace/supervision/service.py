@@ -20,11 +20,11 @@ class Service:
         to that file and exits 0.
     :param variables: all environment variables (none is inherited). Every user of the host can
         read them, so they must not hold a secret.
-    :param cleanup: argument vectors run after the end, and before a start if it is not
-        certain that they were run; their failure is ignored (``crun delete --force``).
+    :param cleanup: argument vectors of commands (``crun delete --force``) that run after each end, and before a start
+        if they may not have run; their failure is ignored.
     :param reload: argument vector that makes the program re-read its configuration;
         ``{pid}`` stands for the main process.
-    :param restart: when to start it again after it ended by itself.
+    :param restart: after which ends to start it again.
     :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL (to all processes).
     :param user: run as this user (name), else root; not together with ``pid_file``.
     :param after: services that must be started before this one; a start of this one starts them too.
@@ -36,7 +36,7 @@ class Service:
     :param limits: bounds that the supervisor's own cgroup sets if it has one
         (memory in bytes, cpus, pids); an environment's are set by its runtime, too.
     :param delegate: the program creates cgroups below its own (a container runtime; implied
-        by ``pid_file``). It gets the subtree, and the supervisor doesn't confine it.
+        by ``pid_file``). The program gets the subtree, and the supervisor doesn't confine the program.
     :param init: its main process is an init. If a signal ends the init's program, the init exits with 128 plus
         the signal's number, like a shell.
     """
@@ -97,7 +97,7 @@ class Supervisor(Protocol):
     """
 
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
-        """Return the status of every defined service, or of *names*. It avoids forking where possible."""
+        """Return the status of every defined service, or of *names*, if possible without starting a process."""
         ...
 
     def define(self, services: Sequence[Service]) -> bool:
@@ -138,7 +138,7 @@ class Supervisor(Protocol):
     def resume(self) -> None:
         """Start and watch all desired services, after a reboot or after the supervisor was killed.
 
-        It is cheap if they run already. Under systemd there is nothing to do.
+        The call is cheap if they run already. Under systemd it does nothing.
         """
         ...
 

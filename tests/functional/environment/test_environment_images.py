@@ -336,7 +336,7 @@ def test_an_oci_image_is_reproducible_and_checked(store, tmp_path, layout_folder
         stream.seek(100)
         stream.write(b"tampered")
     shutil.rmtree(tmp_path / "other")
-    with pytest.raises(NetspaceError, match="not what its digest says"):
+    with pytest.raises(NetspaceError, match="does not match its digest"):
         other_store(store, tmp_path).ensure(f"oci:{copy}:web")
 
 

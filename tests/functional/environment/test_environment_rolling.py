@@ -161,7 +161,7 @@ def test_two_are_never_beside_where_they_would_share_something(runs: Host, tmp_p
         ({"update": {"rolling": False}}, "update:rolling is false"),
         ({"volumes": [{"source": str(tmp_path / "data"), "target": "/data"}]}, "two would share its volumes"),
         ({"interface": {"kind": "veth"}}, "two would share the addresses of its interface"),
-        ({"health": {"mailbox": True}}, "two can be told apart only by a check with exec"),
+        ({"health": {"mailbox": True}}, "only a check with exec tells two instances apart"),
     ):
         wanted = runs.desired(
             "web", **{"command": shell(WELL), "read_only": True, "health": CHECK, "env": {"A": "1"}, **keys}

@@ -48,9 +48,9 @@ def test_only_what_is_declared_a_target_is_one(host: Host, targets: Targets) -> 
     for other, why in (
         (f"{MINION}-shy", "is not declared with 'target: true'"),
         (f"{MINION}-none", "there is no environment none"),
-        ("other.example-web", "is no environment of this host"),
-        ("web", "is no environment of this host"),
-        (f"{MINION}-../web", "is no environment of this host"),
+        ("other.example-web", "is not an environment of this host"),
+        ("web", "is not an environment of this host"),
+        (f"{MINION}-../web", "is not an environment of this host"),
     ):
         for act in (targets.environment, targets.grains, lambda target: targets.run(target, ["/bin/true"])):
             assert why in refused(act, other)

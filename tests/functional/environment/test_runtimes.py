@@ -127,7 +127,7 @@ def test_it_is_a_target_whose_commands_run_inside(host: Host, one: str) -> None:
     version = targets.run("shop-web", ["/bin/cat", "/proc/version"]).stdout
     assert (version == Path("/proc/version").read_text()) is not own_kernel
     if own_kernel:
-        with pytest.raises(NetspaceError, match=f"web runs under {one}, whose own kernel has its files: use cmd"):
+        with pytest.raises(NetspaceError, match=rf"web: only its own kernel \({one}\) has its files; use cmd"):
             with targets.files("shop-web"):
                 pass
     else:

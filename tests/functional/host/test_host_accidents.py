@@ -253,7 +253,7 @@ def test_nobody_supervises_and_an_apply_sees_and_mends_that(world: World) -> Non
     (event,) = alarms.news(None, host.environments.list())
     assert event == {"tag": "unsupervised", "event": "unsupervised", "environments": ["a", "b"]}
     planned = faultpoints.run(lambda: faults_host.converge(declared, test=True), traced=False)
-    wanted = "start service netspace-supervisor (state): nothing that ends is started again"
+    wanted = "start service netspace-supervisor (state): nothing restarts ended programs"
     assert planned.value["steps"][0] == wanted
     assert not place.running(LAYOUT), "a test changes nothing"
     mends(declared)

@@ -1,8 +1,8 @@
-"""Mutated inputs against every parser of the verifier: each gives a value or a refusal, soon.
+"""Fuzzer of every parser of the verifier: each mutated input must soon give a value or a refusal.
 
-``python tests/support/attestation/attestation_fuzz.py [COUNT] [SEED]``: COUNT inputs (default 1,000,000), spread
-over all parsers; prints how many of each were read and refused, and the slowest. A finding ends it with a
-traceback and the input in hex. Small runs are part of the tests.
+``python tests/support/attestation/attestation_fuzz.py [COUNT] [SEED]``: try COUNT inputs (default 1,000,000), spread
+over all parsers. It prints how many inputs each parser accepted and refused, and the slowest one. A finding ends the
+run with a traceback and the input in hex. Small runs are part of the tests.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _log(raw: bytes) -> None:
 
 
 def _judged(values: dict[int, bytes], rules: policy.Policy) -> Callable[[bytes], None]:
-    """Return a parser that judges a log by its own values, so that the policy itself is reached."""
+    """Return a parser that judges a log by the log's own values, so that it reaches the policy."""
 
     def work(raw: bytes) -> None:
         log = parse_log(raw)
@@ -74,7 +74,7 @@ def _public(raw: bytes) -> None:
 
 
 def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """Return a parser whose refusals are of the wider kind."""
+    """Return *parse*, with its refusals turned into the general kind."""
 
     def work(raw: bytes) -> None:
         try:
@@ -88,7 +88,7 @@ def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
 
 
 def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """Return a parser of what comes over Salt's bus, fed with JSON."""
+    """Return a parser of messages from Salt's bus, which gets them as JSON."""
 
     def work(raw: bytes) -> None:
         try:
@@ -101,7 +101,7 @@ def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
 
 
 def _alone(genuine: bytes, parse: Callable[[bytes], object]) -> Callable[[bytes], None]:
-    """Return a parser of what is signed: it takes the genuine one, and no other bytes."""
+    """Return a parser of signed data: it must accept only the genuine bytes."""
 
     def work(raw: bytes) -> None:
         parse(raw)
@@ -122,7 +122,7 @@ def _parts(data: Any) -> None:
 
 
 def _maker() -> tuple[bytes, bytes, bytes]:
-    """Return a maker's certificate, one of an endorsement key, and a revocation list: DER, the same bytes each time."""
+    """Return a maker's certificate, an endorsement key's, and a revocation list: DER, the same bytes each time."""
     key = ec.derive_private_key(7, ec.SECP256R1())
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
     end = start + datetime.timedelta(days=3650)
@@ -151,7 +151,7 @@ def _maker() -> tuple[bytes, bytes, bytes]:
 
 
 def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
-    """Parsers, and genuine inputs of each to begin with."""
+    """Return the parsers, each with genuine inputs to begin with."""
     shim = boot_logs.read("shim-grub/binary_bios_measurements")
     uki = boot_logs.read("uki/binary_bios_measurements")
     sha1 = b"".join(struct.pack("<II20sI", pcr, 0x80000007, bytes(20), 4) + b"text" for pcr in range(8))
@@ -249,7 +249,7 @@ def mutate(chance: random.Random, genuine: bytes) -> bytes:
 def run(count: int, seed: int) -> dict[str, dict[str, Any]]:
     """Try *count* inputs.
 
-    :raises AssertionError: for anything that a parser may not do, with the input.
+    :raises AssertionError: when a parser does a forbidden thing; the error has the input.
     """
     chance = random.Random(seed)
     found: dict[str, dict[str, Any]] = {}

@@ -1,6 +1,6 @@
-"""Make data of boot events, and edit logs as a forger would: re-measured where that is possible for him.
+"""Make data of boot events, and edit logs like a forger, who corrects digests if he can.
 
-Also the policies that our two recorded boots satisfy.
+The module also makes the policies that our two recorded boots satisfy.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ def packed(found: list[Event]) -> bytes:
 
 
 def measured(pcr: int, kind: int, data: bytes, of: bytes | None = None) -> Event:
-    """Return an event whose digest is of *data*, or of something else that was measured."""
+    """Return an event whose digest is of *data*, or of *of* if given."""
     return Event(pcr, kind, {"sha256": hashlib.sha256(data if of is None else of).digest()}, data)
 
 
 def variable(guid: str, name: str, content: bytes) -> bytes:
-    """UEFI_VARIABLE_DATA."""
+    """Return UEFI_VARIABLE_DATA."""
     told = name.encode("utf-16-le")
     return uuid.UUID(guid).bytes_le + struct.pack("<QQ", len(name), len(content)) + told + content
 
 
 def tagged(number: int, text: str) -> bytes:
-    """TCG_PCClientTaggedEvent."""
+    """Return a TCG_PCClientTaggedEvent."""
     raw = text.encode() + b"\0"
     return struct.pack("<II", number, len(raw)) + raw
 
 
 def wide(text: str) -> bytes:
-    """UTF-16 with its NUL, as kernels and systemd's stub take a command line."""
+    """Return UTF-16 with a NUL at the end, the form in which kernels and systemd's stub take a command line."""
     return text.encode("utf-16-le") + b"\0\0"
 
 
@@ -73,7 +73,7 @@ def record(pcr: int, digest: bytes, text: str, kind: str = "phase") -> bytes:
 
 
 def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[int, bytes]]:
-    """Return a boot that differs from *boot* by *edit*: its log, and the PCR values that it really has then."""
+    """Return a boot that differs from *boot* by *edit*: its log, and its real PCR values."""
     found = list(log(boot).events[1:])
     edit(found)
     raw = packed(found)

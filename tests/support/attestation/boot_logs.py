@@ -1,7 +1,7 @@
-"""Boot logs and measurement lists for tests: the repository's own, and those in a folder of other machines' logs.
+"""Boot logs and measurement lists for tests, from the repository and from a folder of other machines' logs.
 
 ``NETSPACE_EVENTLOGS`` names that folder; the default is ``shared/data/eventlogs`` beside the
-checkout. ``NETSPACE_TEE`` names that of recorded TEE reports. Tests of absent files are skipped.
+checkout. ``NETSPACE_TEE`` names the folder of recorded TEE reports. Tests of absent files are skipped.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ THEN = datetime.datetime(2025, 6, 1, tzinfo=datetime.timezone.utc).timestamp()
 
 
 def others() -> Path | None:
-    """Return the folder of others' logs; None where there is none."""
+    """Return the folder of other machines' logs; None if there is none."""
     folder = Path(os.environ.get("NETSPACE_EVENTLOGS") or checkout.ROOT.parent / "shared/data/eventlogs")
     return folder if folder.is_dir() else None
 
 
 def tee(name: str) -> Path | None:
-    """Return a file of recorded TEE reports, beside the logs of others; None where it is not there."""
+    """Return the path of a recorded TEE report; None if there is no such file."""
     path = Path(os.environ.get("NETSPACE_TEE") or checkout.ROOT.parent / "shared/data/tee") / name
     return path if path.is_file() else None
 
 
 def recorded(name: str) -> bytes:
-    """Return the content of a file of recorded TEE reports; the test is skipped where there is no such file."""
+    """Return the content of a recorded TEE report; skip the test if there is no such file."""
     path = tee(name)
     if path is None:
         pytest.skip(f"{name} is not in the folder of recorded reports (NETSPACE_TEE)")

@@ -1,18 +1,23 @@
 """A forger of enrolments: random attacks by root on two hosts on the messages to a registrar.
 
 The forger is root on ``web1``, whose TPM is T1, and on ``web3``, which has none. He owns T3, a genuine TPM out of
-another machine, and any number of software keys. ``web2`` with T2 is honest; the forger sees all that it says. A
+another machine, and any number of software keys. ``web2`` with T2 is honest; the forger sees all its messages. A
 genuine TPM makes keys with any attributes, states each key's true attributes, and opens credentials only for its own
 keys.
 
-:func:`moves` draws a scene: a few enrolments (and what an operator does between them), each with changes to its
-messages. :func:`play` plays it against a real registrar and returns the forger's undeserved gain, or an empty
-text. :func:`shortest` removes every part of a scene that the gain does not need.
+:func:`moves` draws a scene: a few enrolments, each with changes to its messages, and an operator's actions between
+them. :func:`play` plays it against a real registrar and returns the forger's undeserved gain, or an empty text.
+:func:`shortest` removes every part of a scene that the gain does not need.
 
-He deserves L2 for a minion that never had a TPM, with any TPM or software (the first key is pinned). He never deserves:
-L3 for a key that no genuine TPM holds, or that could sign what it did not make; another TPM than a minion had; a TPM
-that another minion has (where that one was enrolled honestly, or there is an inventory); a key that another minion has,
-or that his last certificate was for; to keep ``web2`` from enrolling; an exception that is no refusal.
+The forger deserves L2 for a minion that never had a TPM, with any TPM or software (the first key is pinned). Any of the
+following is an undeserved gain:
+
+- L3 for a key that no genuine TPM holds, or that could sign data that the TPM did not make;
+- another TPM for a minion that has one;
+- a TPM that another minion has (if that one was enrolled honestly, or there is an inventory);
+- a key that another minion has, or that his last certificate was for;
+- ``web2`` can't enrol;
+- an exception other than a refusal.
 """
 
 from __future__ import annotations
@@ -58,8 +63,8 @@ CHANGES = {
 class Move:
     """A step of a scene.
 
-    :param kind: ``forge``, ``honest``, ``renew`` (the stock client again), ``release``, ``revoke``.
-    :param changes: what of the messages is changed, by name.
+    :param kind: ``forge``, ``honest``, ``renew`` (enrol again with the stock client), ``release``, ``revoke``.
+    :param changes: names of the changes to its messages.
     """
 
     kind: str
@@ -94,7 +99,7 @@ def moves(chance: random.Random) -> list[Move]:
 
 
 class Scene:
-    """One registrar, and what the forger has seen and holds."""
+    """One registrar, and the forger's knowledge and keys."""
 
     def __init__(self, material: Material, folder: Path, chance: random.Random, make: Callable[[Path], Any]) -> None:
         self.material, self.chance = material, chance
@@ -109,7 +114,7 @@ class Scene:
 
     # -- messages ------------------------------------------------------------------
     def wire(self, source: str, asked: dict[str, Any], key: bytes, *, others: bool) -> dict[str, Any]:
-        """Return what the stock client shows for an endorsement key of *source* and the attestation key *key*."""
+        """Return the stock client's message for an endorsement key of *source* and the attestation key *key*."""
         tpm, _, kind = source.partition(".")
         mine = self.material.tpms[tpm]
         more = [(name, one.ek_public) for name, one in mine.eks.items() if name != kind and others]
@@ -126,7 +131,7 @@ class Scene:
         }
 
     def answer(self, pending: Any, wire: dict[str, Any], tpms: list[Tpm], change: str = "") -> dict[str, Any]:
-        """Return the best answer that the holders of *tpms* can give, changed as *change* says."""
+        """Return the best answer that the holders of *tpms* can give, after *change*."""
         key = base64.b64decode(wire["ak"])
         publics = [wire["ek"], *(one["ek"] for one in wire["others"])]
         sent = pending.wire()
@@ -213,7 +218,7 @@ class Scene:
         return self.answer(pending, wire, mine, change)
 
     def changed(self, wire: dict[str, Any], changes: dict[str, str], tpm: Tpm, like: Any) -> Any:
-        """Return *wire* with the changes that are named."""
+        """Return *wire* after the named changes."""
         made = dict(wire)
         if "ek" in changes:  # with the certificate that goes best with it
             value = changes["ek"]
@@ -344,10 +349,10 @@ def play(
     listed: bool = False,
     make: Callable[[Path], Any] = Registrar,
 ) -> str:
-    """Play *scene*; return a gain that the forger must not have; empty where there is none.
+    """Play *scene*; return a gain that the forger must not have; empty if there is none.
 
-    :param seed: of the random choices within moves.
-    :param listed: the registrar has an inventory: web1 is T1's, web2 is T2's.
+    :param seed: seed of the random choices within moves.
+    :param listed: whether the registrar has an inventory: T1 for web1, T2 for web2.
     """
     shared = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="netspace-forger", dir=shared if shared.is_dir() else None))
@@ -391,7 +396,7 @@ def _less(scene: list[Move]) -> Iterator[list[Move]]:
 def search(
     material: Material, count: int, first: int = 0, *, listed: bool = False, make: Callable[[Path], Any] = Registrar
 ) -> tuple[str, int, list[Move]]:
-    """Play *count* forged enrolments; return the first problem, how many were played, and the shortest scene for it."""
+    """Play *count* forged enrolments; return the first problem, the number played, and the problem's shortest scene."""
     played, seed = 0, first
     while played < count:
         scene = moves(random.Random(seed))

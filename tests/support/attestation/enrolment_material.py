@@ -1,8 +1,7 @@
 """The material of a forger of enrolments: makers of TPMs, genuine TPMs, and software TPMs.
 
-A genuine TPM makes attestation keys with any attributes, and opens a credential for its own keys alone
-(``Tpm``). A software TPM opens all credentials for its own endorsement keys, and claims any attributes for its
-attestation keys.
+A genuine TPM makes attestation keys with any attributes, and opens credentials only for its own keys (``Tpm``). A
+software TPM opens all credentials for its own endorsement keys, and claims any attributes for its attestation keys.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Unknown(Exception):
 
 @dataclass
 class Tpm:
-    """A TPM, or software that plays one: endorsement keys by kind, and the attestation keys that it made."""
+    """A TPM, or software that imitates one: endorsement keys by kind, and the attestation keys that it made."""
 
     name: str
     eks: dict[str, Any]
@@ -48,9 +47,9 @@ class Tpm:
         return public
 
     def open(self, public: bytes, key: bytes, blob: bytes, encrypted: bytes) -> bytes:
-        """TPM2_ActivateCredential, for the endorsement key *public* and the object *key*.
+        """Do TPM2_ActivateCredential for the endorsement key *public* and the object *key*.
 
-        :raises Unknown: where a TPM would not.
+        :raises Unknown: when a TPM would refuse.
         """
         for one in self.eks.values():
             if structures.public(one.ek_public).fingerprint == fingerprint(public):
@@ -66,9 +65,9 @@ class Tpm:
 
 
 class Material:
-    """The material of every scene: makers, TPMs and their certificates. Made once, since RSA keys take time.
+    """The material of every scene: makers, TPMs and their certificates. It is made once, since RSA keys take time.
 
-    :param fake: the class of TPMs that tests have (``FakeTpm``).
+    :param fake: the tests' class of TPMs (``FakeTpm``).
     """
 
     def __init__(self, fake: Any) -> None:

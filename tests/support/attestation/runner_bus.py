@@ -1,6 +1,6 @@
-"""The master's runner without a master: what it sends is answered here, by hosts of the test's own.
+"""The master's runner without a master: simulated hosts answer its messages.
 
-For tests of the runner itself, and for the benchmark of a large fleet. The hosts here have no TPM.
+This is for tests of the runner itself, and for the benchmark of a large fleet. The hosts have no TPM.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Ask = Callable[[list[str], str, Mapping[str, Any]], "dict[str, tuple[Any, str] |
 def load(folder: Path, settings: dict[str, Any], **opts: Any) -> tuple[Any, str]:
     """Return the runner of a master whose files are in *folder*, and the fingerprint of the master's key.
 
-    :param settings: of ``netspace.attestation``. *opts*: more of its configuration.
+    :param settings: the settings ``netspace.attestation``. *opts*: further configuration of the master.
     """
     spec = importlib.util.spec_from_file_location("attest_runner", checkout.ROOT / "_runners/netspace_attestation.py")
     assert spec is not None and spec.loader is not None
@@ -52,7 +52,7 @@ def load(folder: Path, settings: dict[str, Any], **opts: Any) -> tuple[Any, str]
 
 
 def join(runner: Any, ask: Ask) -> AskedBus:
-    """Have *ask* answer what the runner sends; return the bus between them."""
+    """Let *ask* answer the runner's messages; return the bus between them."""
     bus = AskedBus(ask, runner._master())
     runner._bus = lambda settings: contextlib.nullcontext(bus)
     runner._seen = lambda minions: set()
@@ -67,9 +67,9 @@ SALT_PUBLIC = _SALT.public_key().public_bytes(Encoding.PEM, PublicFormat.Subject
 
 
 def signed(function: str, master: str, minion: str, given: Mapping[str, Any], value: Any) -> Any:
-    """Return a minion's answer, with the signature of its Salt key where the execution module makes one.
+    """Return a minion's answer, with a signature by its Salt key if the execution module makes one.
 
-    :param given: what the minion was asked.
+    :param given: the arguments of the minion's function.
     """
     kinds = {"enroll": identity.ENROLMENT, "activate": identity.ACTIVATION, "answer": identity.ANSWER}
     if function not in kinds or not isinstance(value, dict) or value.keys() & {"parts", "salt"}:
@@ -81,7 +81,7 @@ def signed(function: str, master: str, minion: str, given: Mapping[str, Any], va
 
 
 class AskedBus:
-    """A bus whose answers are there at once, or *later*; its clock runs while the caller waits."""
+    """A bus whose answers come at once, or *later*; its clock runs while the caller waits."""
 
     def __init__(self, ask: Ask, master: str) -> None:
         self._ask = ask
@@ -116,7 +116,7 @@ class AskedBus:
 
 
 class Bus:
-    """Minions without TPMs, and what is told to whom."""
+    """Minions without TPMs, and the messages to them."""
 
     def __init__(self, folder: Path, master: str) -> None:
         self.key = software_key.load(Layout(root=folder))

@@ -1,7 +1,7 @@
-"""A fleet of simulated hosts: how long a round takes, and when each host is judged.
+"""Simulation of a fleet: the duration of a round, and the time at which each host is judged.
 
-Round and window are the library's; clock, bus and judge are the simulation's.
-``python tests/support/attestation/simulated_round.py`` prints the figures that docs/attestation-fleet.md has.
+Round and window are the library's; clock, bus and judge are simulated. ``python
+tests/support/attestation/simulated_round.py`` prints the figures in docs/attestation-fleet.md.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ ANSWER = {"boot": "b", "evidence": {}}
 class Host:
     """The behaviour of a host.
 
-    :param seconds: until it answers a challenge; None: never.
-    :param parts: number of parts of its answer; 0: whole. *part*: seconds until each of them.
+    :param seconds: seconds until it answers a challenge; None: it never answers.
+    :param parts: number of parts of its answer; 0: the answer is whole. *part*: seconds until each part.
     """
 
     seconds: float | None = 1.0
@@ -99,12 +99,12 @@ class SimulatedBus:
 
 
 def head(parts: int) -> dict[str, Any]:
-    """Return an announcement of *parts*; they are short, since only their time counts here."""
+    """Return an announcement of *parts*. The parts are short, since only their time counts here."""
     return {"parts": parts, "sha256": hashlib.sha256(b"1" * parts).hexdigest()}
 
 
 class Judge:
-    """Stands for the fleet's verifier: notes when each host was judged, and by which answer."""
+    """A stand-in for the fleet's verifier. It notes when it judged each host, and by which answer."""
 
     def __init__(self, folder: Path, bus: SimulatedBus) -> None:
         self.bus = bus
@@ -134,7 +134,8 @@ class Judge:
 class Outcome:
     """The figures of a round.
 
-    :param took: seconds. *judged*: when each host was judged, since the beginning. *found*: the summary of each.
+    :param took: its duration in seconds. *judged*: when each host was judged, in seconds from the beginning. *found*:
+        the summary of each host.
     """
 
     took: float
@@ -154,7 +155,7 @@ def round_of(
 ) -> Outcome:
     """Attest *hosts*; the notes for the next round are in *folder*.
 
-    :param connected: hosts that Salt sees, of those that may be absent.
+    :param connected: the hosts that Salt sees connected.
     """
     bus = SimulatedBus(hosts) if bus is None else bus
     judge: Any = Judge(folder, bus)
@@ -167,7 +168,7 @@ def round_of(
 def fleet(
     number: int, away: int = 0, drips: int = 0, drip: Host = DRIPS, seconds: float | None = None
 ) -> dict[str, Host]:
-    """Return a fleet whose good hosts answer within half a second to three, or after *seconds*."""
+    """Return a fleet whose good hosts answer within half a second to three seconds, or after *seconds*."""
     rng = random.Random(1)
     hosts = {f"m{one}": Host(rng.uniform(0.5, 3.0) if seconds is None else seconds) for one in range(number)}
     bad = rng.sample(sorted(hosts), away + drips)
@@ -200,7 +201,7 @@ CASES = (
 
 
 def table() -> list[dict[str, Any]]:
-    """Each case: its first round, the next round, and the round without the bad hosts."""
+    """Return for each case: its first round, the next round, and the round without the bad hosts."""
     lines = []
     for seconds in (None, 0.0):
         for number, away, drips, drip in CASES:

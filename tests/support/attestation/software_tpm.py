@@ -1,4 +1,4 @@
-"""Software TPMs as a maker makes them, with a certificate by a CA of the test's own."""
+"""Software TPMs, each with a certificate by a CA of the test, as by a maker."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 
 @dataclass
 class Factory:
-    """A maker of TPMs, whose books are in *folder*."""
+    """A maker of TPMs; its files are in *folder*."""
 
     folder: Path
 
     @property
     def state(self) -> Path:
-        """A TPM's, as it leaves the factory."""
+        """The state of a TPM as it leaves the factory."""
         return self.folder / "state"
 
     @property
@@ -30,7 +30,7 @@ class Factory:
         return self.folder / "roots"
 
     def certify(self, key: CertificatePublicKeyTypes) -> x509.Certificate:
-        """Issue a certificate for an endorsement key, as makers do for keys that swtpm's own tool does not certify."""
+        """Issue a certificate for an endorsement key that swtpm's own tool does not certify."""
         issuer = x509.load_pem_x509_certificate((self.folder / "ca/issuercert.pem").read_bytes())
         signer = serialization.load_pem_private_key((self.folder / "ca/signkey.pem").read_bytes(), None)
         now = datetime.datetime.now(datetime.timezone.utc)
@@ -51,7 +51,7 @@ class Factory:
 
 
 def missing() -> str:
-    """Return why no TPM can be made here; empty where one can."""
+    """Return why no TPM can be made here; empty if one can."""
     found = [name for name in ("swtpm", "swtpm_setup", "swtpm_localca", "certtool") if shutil.which(name) is None]
     return f"{', '.join(found)} missing: apt-get install swtpm swtpm-tools gnutls-bin" if found else ""
 
@@ -86,7 +86,7 @@ def manufacture(folder: Path) -> Factory:
 
 
 def listening(path: Path) -> bool:
-    """Return whether somebody accepts connections at a socket; its file is there earlier, from bind(2) on."""
+    """Return whether a program accepts connections at a socket. The socket's file exists earlier, from bind(2) on."""
     accepts = "00010000"  # SO_ACCEPTCON, of the column Flags
     lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
     return any(one[3] == accepts and one[-1] == str(path) for one in lines)

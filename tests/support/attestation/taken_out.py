@@ -1,4 +1,4 @@
-"""Checks that more than one adversary's test takes out."""
+"""Patches that remove a check of the verifier; several tests of adversaries use them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from netspace.attestation.verifier.extensions import Extension
 
 
 def commands_unjudged(patch: pytest.MonkeyPatch) -> None:
-    """Look only at those events of PCR 8 that the log calls command lines: the judge's former fault."""
+    """Judge only those events of PCR 8 that the log calls command lines, a former fault of the judge."""
     whole = extensions.of
 
     def of(*given: Any) -> dict[int, list[Extension]]:

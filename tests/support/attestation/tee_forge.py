@@ -1,6 +1,6 @@
-"""TEE reports that tests make themselves: makers, processors and guests with keys that the test holds.
+"""TEE reports made by tests: makers, processors and guests, whose keys the test has.
 
-The layouts are written out here again, from the specifications, so that a mistake in the library's parser shows.
+The layouts are written here a second time, from the specifications, so that a mistake in the library's parser shows.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def integer(value: int) -> bytes:
 
 @functools.cache
 def rsa_key(name: str) -> rsa.RSAPrivateKey:
-    """Return a key of that name, the same one each time: to make it takes long."""
+    """Return the key of that name. The key is kept, because RSA keys take long to make."""
     return rsa.generate_private_key(65537, 2048)
 
 
@@ -232,7 +232,7 @@ class Intel:
         return head + body + struct.pack("<I", len(signature)) + signature + pad
 
     def document(self, kind: str, content: dict[str, Any], key: ec.EllipticCurvePrivateKey | None = None) -> bytes:
-        """TCB information or an identity, as Intel's service gives it."""
+        """Return TCB information or an identity in the form of Intel's service."""
         signed = json.dumps(content, separators=(",", ":")).encode()
         signature = _rs(key or self.signer, signed).hex().encode()
         return b'{"' + kind.encode() + b'":' + signed + b',"signature":"' + signature + b'"}'
@@ -286,7 +286,7 @@ def pck_extension(
 
 
 def tcb_info(status: str = "UpToDate", svn: int = 7, module: str = "UpToDate", **changes: Any) -> dict[str, Any]:
-    """TCB information that the platform of :class:`Intel` reaches with *svn* up to 7."""
+    """Return TCB information that the platform of :class:`Intel` meets if *svn* is at most 7."""
     components = [{"svn": svn}, *({"svn": value} for value in COMPONENTS[1:])]
     none = "00" * 48
     same = {"mrsigner": none, "attributes": "00" * 8, "attributesMask": "FF" * 8}
@@ -332,7 +332,7 @@ def identity(status: str = "UpToDate", svn: int = 4, **changes: Any) -> dict[str
 def hcl_report(
     report: bytes, document: bytes, *, kind: int = 2, algorithm: int = 1, version: int = 1, pad: int = 64
 ) -> bytes:
-    """Return a paravisor's report, as the vTPM's NV index has it; *report* is an SNP report, or a TDREPORT."""
+    """Return a paravisor's report in the form of the vTPM's NV index; *report* is an SNP report, or a TDREPORT."""
     runtime = struct.pack("<IIIII", 20 + len(document), 1, kind, algorithm, len(document)) + document
     body = report.ljust(1184, b"\0") + runtime
     return b"HCLA" + struct.pack("<IIII", version, 32 + len(body), 2, 0) + bytes(12) + body + bytes(pad)
@@ -353,7 +353,7 @@ def vtpm(*keys: rsa.RSAPrivateKey) -> bytes:
 
 
 def ccel(*events: tuple[int, bytes], pad: bytes = b"\xff" * 512) -> bytes:
-    """Return a TD's log area: events by register (1: RTMR 0) and data, digests being of the data."""
+    """Return a TD's log area, with an event for each register (1: RTMR 0) and its data; digests are of the data."""
     spec = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000C, 48) + b"\0"
     out = struct.pack("<II", 1, 3) + bytes(20) + struct.pack("<I", len(spec)) + spec
     for index, data in events:
@@ -363,7 +363,7 @@ def ccel(*events: tuple[int, bytes], pad: bytes = b"\xff" * 512) -> bytes:
 
 
 def rtmrs(*events: tuple[int, bytes]) -> list[bytes]:
-    """Return the registers that :func:`ccel` leads to."""
+    """Return the register values to which the log of :func:`ccel` leads."""
     values = [bytes(48)] * 4
     for index, data in events:
         values[index - 1] = hashlib.sha384(values[index - 1] + hashlib.sha384(data).digest()).digest()

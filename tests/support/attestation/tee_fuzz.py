@@ -23,7 +23,7 @@ Target = tuple[Callable[[bytes], object], list[bytes]]
 
 
 def _same(work: Callable[[bytes], Genuine], genuine: bytes) -> Callable[[bytes], None]:
-    """Check that a changed report is refused, or has the same content: unsigned bytes (padding, PEM) may differ."""
+    """Check that a changed report is refused or has the same content: only unsigned bytes (padding, PEM) may differ."""
     expected = work(genuine)
 
     def tried(raw: bytes) -> None:
@@ -58,7 +58,7 @@ def _area(raw: bytes) -> None:
 
 
 def targets() -> dict[str, Target]:
-    """Parsers by name, each with genuine inputs."""
+    """Return the parsers by name, each with genuine inputs."""
     amd, intel = Amd(), Intel()
     report, quote = amd.report(DATA, version=5, family=0x19), intel.quote(DATA)
     newer = intel.quote(DATA, version=5, pad=bytes(64))

@@ -1,4 +1,4 @@
-"""Environments as tests use them: shorthands to declare, apply and look inside. Needs root and a sandbox."""
+"""Environments for tests: shorthands to declare, apply and look inside. They need root and a sandbox."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Host:
         return {outcome.step.name: outcome for outcome in outcomes}
 
     def run(self, name: str, **keys: Any) -> DesiredEnvironment:
-        """Have one environment run; it must."""
+        """Make one environment run; fail if it doesn't."""
         desired = self.desired(name, **keys)
         for outcome in self.apply({name: desired}).values():
             assert outcome.error == "", outcome.error
@@ -79,7 +79,7 @@ class Host:
         return int(self.kind.list()[name]["pid"])
 
     def namespace(self, name: str) -> None:
-        """A network namespace with only lo, as the interface kind makes it."""
+        """Make a network namespace with only lo, like the interface kind."""
         path = self.layout.netns(name)
         if os.path.ismount(path):
             return
@@ -107,7 +107,7 @@ class Host:
                 path.unlink()
 
     def traces(self) -> dict[str, list[str]]:
-        """Return all on this host that could be left over."""
+        """Return everything on this host that netspace could leave behind."""
         own = self.layout.instance
         folders = (
             self.layout.run / "environments",

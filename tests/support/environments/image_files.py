@@ -1,4 +1,4 @@
-"""Image sources as tests write them: tar archives member by member, OCI layouts, docker's archives."""
+"""Image sources for tests: tar archives member by member, OCI layouts, docker's archives."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sha256(content: bytes) -> str:
 
 
 class Layout:
-    """An OCI layout: ``files`` by name, to be written as a folder or as a tar."""
+    """An OCI layout: ``files`` by name, for a folder or a tar."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
@@ -99,7 +99,7 @@ class Layout:
 
 
 def saved(layers: Iterable[bytes], tags: list[str], config: Mapping[str, Any] | None = None) -> bytes:
-    """Return an archive as ``docker save`` writes it (before version 25): layers by links, as it shares them."""
+    """Return an archive in the form of ``docker save`` before version 25, with links for shared layers."""
     layers = list(layers)
     rootfs = {"type": "layers", "diff_ids": [sha256(layer) for layer in layers]}
     about = json.dumps(

@@ -1,4 +1,4 @@
-"""Kernels for Solo5's tender as far as their manifest goes, and a stand-in for the tender: built, never run as such."""
+"""Files that have only the manifest of a Solo5 kernel, and a stand-in for Solo5's tender."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIRST = (1 << 30, b"")
 
 
 def elf(entries: list[tuple[int, bytes]], version: int = 1, cut: int = 0) -> bytes:
-    """Return an ELF file with one note: a manifest of these devices, as solo5's elftool writes it."""
+    """Return an ELF file with one note: a manifest of these devices, in the form of Solo5's elftool."""
     held = struct.pack("<II", version, len(entries))
     for kind, name in entries:
         held += name.ljust(68, b"\0") + struct.pack("<I", kind) + bytes(32)
@@ -24,6 +24,6 @@ def elf(entries: list[tuple[int, bytes]], version: int = 1, cut: int = 0) -> byt
 
 
 def stand_in(target: Path) -> Path:
-    """Build what takes solo5-spt's arguments and devices as that does; return *target*."""
+    """Build a program that takes arguments and devices like solo5-spt; return *target*."""
     subprocess.run(["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", target, SOURCE], check=True)
     return target

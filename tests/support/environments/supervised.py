@@ -14,13 +14,13 @@ from support.waiting import until
 
 
 def _lock(layout: Layout) -> str:
-    """Return the supervisor's lock as ``/proc/locks`` names it (proc_locks(5))."""
+    """Return the name of the supervisor's lock in ``/proc/locks`` (proc_locks(5))."""
     info = presence.lock_path(layout).stat()
     return f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
 
 
 def daemon_pid(layout: Layout) -> int:
-    """Return the PID of who holds the supervisor's lock, 0 if nobody."""
+    """Return the PID of the process that holds the supervisor's lock; 0 if none does."""
     lock = _lock(layout)
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
@@ -36,19 +36,19 @@ def _waiting(layout: Layout) -> list[int]:
 
 
 def standing_pid(layout: Layout) -> int:
-    """Return the PID of who waits for that lock, to be the next supervisor; 0 if nobody does."""
+    """Return the PID of the stand-by process, which waits for that lock; 0 if there is none."""
     return next(iter(_waiting(layout)), 0)
 
 
 def reap() -> None:
-    """Collect orphans that became ours: in the sandbox the tests are PID 1."""
+    """Collect orphans: in the sandbox the tests are PID 1, so orphans become their children."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 def kill_daemon(layout: Layout, heir: int = 0) -> None:
-    """Kill the supervisor and its stand-by; only *heir*, which waits to supervise as well, is left alive."""
+    """Kill the supervisor and its stand-by process. *heir*, another process that waits to supervise, survives."""
     pid = daemon_pid(layout)
     assert pid
 

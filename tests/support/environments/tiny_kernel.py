@@ -14,7 +14,7 @@ FLAGS = (
 
 
 def build(target: Path, *flags: str) -> Path:
-    """Compile and link it, without a library; ``-DPVH`` has it boot so, else it does by multiboot. Return *target*."""
+    """Build the kernel, without a library; return *target*. With ``-DPVH`` it boots by PVH, else by multiboot."""
     command = [
         "gcc",
         *FLAGS,

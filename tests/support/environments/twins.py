@@ -1,4 +1,4 @@
-"""Things that an audit makes and must not leave: for tests of both of its halves."""
+"""Traces that an audit must not leave, for tests of both of its halves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from netspace.layout import Layout
 
 
 def bare_root(root: Path) -> Path:
-    """Make an image without Python, without a C library: one static program."""
+    """Make an image with one static program, without Python or a C library."""
     root.chmod(0o755)
     (root / "bin").mkdir()
     (root / "var/tmp").mkdir(parents=True)
@@ -23,7 +23,7 @@ def bare_root(root: Path) -> Path:
 
 
 def traces() -> list[str]:
-    """Return all that is there of twins on this host."""
+    """Return all traces of twins on this host."""
     layout = Layout()
     places = [layout.state, layout.run, Path("/run/netns"), Path("/sys/class/net")]
     found = [str(path) for place in places for path in place.rglob("*audit-*")]

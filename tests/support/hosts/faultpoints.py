@@ -1,13 +1,12 @@
-"""Every system call by which a process changes something is a *fault point*: count them, die at one, fail one.
+"""Fault points: system calls by which a process changes something. Count them, kill a run at one, or make one fail.
 
-The product has no hooks for this. A forked child of the test does the work under ptrace(2)
-(its threads too; programs that it starts are left alone), and before each call that
-changes something the tracer may have it killed, or the call fail. A point is told by what
-the call does, ``rename .../applied.json`` (with what differs from run to run taken out), and
-how often that was done before.
+The product has no hooks for this. A forked child of the test does the work under ptrace(2) (with its threads, but
+without the programs that it starts). Before each call that changes something, the tracer may kill the child, or make
+the call fail. A point has a name, such as ``rename .../applied.json`` (without parts that differ from run to run), and
+the number of earlier calls with this name.
 
-Forking from an interpreter that has everything imported makes a run take some tens of
-milliseconds. x86-64 only, for its names of registers and calls; nothing here knows netspace.
+A run takes some tens of milliseconds, because the child is forked from an interpreter that has imported everything. The
+module works only on x86-64, because of its names of registers and calls. It knows nothing of netspace.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ _information = ctypes.create_string_buffer(88)
 
 
 class Point(NamedTuple):
-    """A moment in a run: just before this is done for the *nth* time (from 0); for ``started ...`` just after."""
+    """A moment in a run: just before a call is made for the *nth* time (from 0); for ``started ...``, just after."""
 
     what: str
     nth: int = 0
@@ -94,11 +93,11 @@ class Point(NamedTuple):
 class Run:
     """The result of a traced run.
 
-    :param points: all that were passed, in order.
-    :param changing: those of them that came to something: the call did not fail.
-    :param reached: whether the one that was asked for was among them.
-    :param value: what the work returned, where it came to its end.
-    :param error: the traceback of the exception it ended with.
+    :param points: all points that were passed, in order.
+    :param changing: the points whose call did not fail.
+    :param reached: whether the requested point was among them.
+    :param value: the work's return value, if it ended.
+    :param error: the traceback of the exception that ended it.
     """
 
     points: list[Point] = field(default_factory=list)
@@ -109,9 +108,9 @@ class Run:
 
 
 def run(work: Callable[[], Any], at: Point | None = None, fail: int = 0, traced: bool = True) -> Run:
-    """Do *work* in a forked child; at the point *at* kill it, or with *fail* have the call fail with that errno.
+    """Do *work* in a forked child. At the point *at*, kill the child; with *fail*, make the call fail with that errno.
 
-    :param traced: without it nothing is counted: as fast as a fork.
+    :param traced: False: count nothing, and be as fast as a fork.
     """
     read, write = os.pipe()
     sys.stdout.flush()
@@ -142,7 +141,7 @@ def run(work: Callable[[], Any], at: Point | None = None, fail: int = 0, traced:
 
 @contextlib.contextmanager
 def _bounded(done: Run) -> Iterator[None]:
-    """Fail work that hangs."""
+    """Fail if the work hangs."""
 
     def ring(*_: object) -> None:
         raise AssertionError(f"not done in {PATIENCE} s; last passed: {', '.join(map(str, done.points[-3:]))}")
@@ -183,7 +182,7 @@ def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
 
 
 def _trace(leader: int, done: Run, at: Point | None, fail: int) -> bool:
-    """Follow all threads of *leader* to its end; return whether it came to it by itself."""
+    """Follow all threads of *leader* to its end; return whether it ended by itself."""
     os.waitpid(leader, _WALL)
     _ptrace(_SETOPTIONS, leader, 0, _SYSGOOD | _CLONE | _EXITKILL)
     _ptrace(_SYSCALL, leader)
@@ -239,7 +238,7 @@ def _trace(leader: int, done: Run, at: Point | None, fail: int) -> bool:
 
 
 def _call(tid: int) -> tuple[tuple[int, tuple[int, ...]] | None, int]:
-    """Return the number and arguments of the call that *tid* enters; where *tid* leaves one, None and its result."""
+    """Return the number and arguments of the call that *tid* enters; if *tid* leaves a call, None and the result."""
     _ptrace(_GET_SYSCALL_INFO, tid, len(_information), ctypes.addressof(_information))
     if _information.raw[0] != 1:
         return None, struct.unpack_from("<q", _information.raw, 24)[0]
@@ -248,7 +247,7 @@ def _call(tid: int) -> tuple[tuple[int, tuple[int, ...]] | None, int]:
 
 
 class _Seen:
-    """Names calls, by what their arguments point to."""
+    """Names for calls, from the data to which their arguments point."""
 
     def __init__(self, leader: int) -> None:
         self.leader = leader
@@ -258,7 +257,7 @@ class _Seen:
         os.close(self.memory)
 
     def name(self, tid: int, number: int, arguments: tuple[int, ...]) -> str:
-        """Return a name for the call that is about to be made; empty where it changes nothing."""
+        """Return a name for the call that is about to be made; empty if the call changes nothing."""
         found = _CALLS.get(number)
         if found is None:
             return ""
@@ -286,7 +285,7 @@ class _Seen:
         return _plain(text)
 
     def program(self, pid: int) -> str:
-        """Return the program that the child *pid* runs by now."""
+        """Return the program that the child *pid* now runs."""
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as stream:
                 words = stream.read().decode(errors="replace").split("\0")
@@ -313,7 +312,7 @@ class _Seen:
             return "?"
 
     def _sent(self, address: int, size: int) -> str:
-        """Of a message: HTTP's first line, or netlink's types."""
+        """Return a message's first line (HTTP), or its types (netlink)."""
         raw = self._read(address, min(size, 65536))
         line = raw.split(b"\r\n", 1)[0]
         if line.endswith(b"HTTP/1.1"):

@@ -1,8 +1,8 @@
-"""A whole host for fault points: what is declared in turns, how it is applied in a fork, and what it looks like then.
+"""A whole host for fault points: its declarations, their apply in a fork, and the host's state afterwards.
 
-The host has objects of somebody else's (a namespace, a packet filter, files, a queue), which must
-stay as they are. Its broker is a real RabbitMQ that is somebody else's too, so it needs no start
-in every round; what starts and stops our own has a scenario of its own.
+The host has foreign objects (a namespace, a packet filter, files, a queue), which must not change. Its broker is a real
+RabbitMQ that is foreign, too, so it need not start in every round. A separate scenario starts and stops netspace's own
+broker.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _VARIES = (re.compile(r"[0-9a-f]{32,}"), re.compile(r"\b\d{3,}\b"))
 
 
 def warm_up() -> None:
-    """Import all that a run may need, so that a fork needs no import."""
+    """Import all modules that a run may need, so that a fork needs no import."""
     for module in pkgutil.walk_packages(netspace.__path__, "netspace."):
         if not module.name.endswith(("__main__", ".probe", ".tpm.device", ".dbus", ".bus")):
             importlib.import_module(module.name)
@@ -74,10 +74,10 @@ def busybox(folder: Path) -> Path:
 
 # -- doing, in this process ------------------------------------------------------
 def converge(declared: Declared, test: bool = False) -> dict[str, list[str]]:
-    """Apply a declaration as the states do; return ``steps`` and ``errors`` in words.
+    """Apply a declaration like Salt's states; return ``steps`` and ``errors`` as texts.
 
-    A kind that raises what is meant for operators is one error, and the others go on. Anything else
-    would be a traceback in Salt, and is one here.
+    If a kind raises an error for operators, that is one entry of ``errors``, and the other kinds go on. Any other
+    exception would be a traceback in Salt, and is raised here.
     """
     spec = parse.declaration(declared)
     host = Host(LAYOUT)
@@ -115,7 +115,7 @@ def _plain(text: str) -> str:
 
 
 def _files(*roots: Path) -> dict[str, str]:
-    """Return every file with its owner and mode; of records their content too."""
+    """Return every file with its owner and mode; for records, also with their content."""
     found = {}
     for path in sorted(path for root in roots for path in snapshot.files(root)):
         try:
@@ -157,7 +157,7 @@ def _steady(value: Any) -> Any:
 
 
 class _Plainly:
-    """A supervisor for somebody else's programs, which starts and stops them; see ``supervision.Supervisor``."""
+    """A supervisor for foreign programs, which only starts and stops them; see ``supervision.Supervisor``."""
 
     def __init__(self) -> None:
         self.known: dict[str, Service] = {}
@@ -197,10 +197,10 @@ class _Plainly:
 
 
 class World:
-    """One host with others' things on it.
+    """One host with foreign things on it.
 
-    :param folder: for images, volumes and files of others; root's alone.
-    :param linked: there is somebody else's broker, and what is declared has links on it.
+    :param folder: a folder of root's, for images, volumes and foreign files.
+    :param linked: whether there is a foreign broker, and the declaration has links on it.
     """
 
     def __init__(self, folder: Path, linked: bool = True) -> None:
@@ -263,7 +263,7 @@ class World:
 
     # -- what is declared --------------------------------------------------------------
     def declared(self) -> Declared:
-        """Return a declaration: an environment with veth and volume, one with nothing, a link between them."""
+        """Return a declaration: an environment with veth and volume, one without either, and a link between them."""
         image = f"dir:{self.image}"
         common = {"image": image, "command": shell(STAY), "stop_timeout": 2}
         value = {
@@ -292,7 +292,7 @@ class World:
 
     # -- what is there -------------------------------------------------------------------
     def look(self) -> dict[str, Any]:
-        """Return the host's state, without what differs between two hosts that are alike."""
+        """Return the host's state, without values that differ between two equal hosts."""
         whole = snapshot.host()
         del whole["files"]
         # One that was changed in place lists the same things in another order.
@@ -340,7 +340,7 @@ class World:
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Look again, for a while, until the host is as *wanted*; return differences.
 
-        What was told to end takes a moment.
+        Ending processes take a moment.
         """
         deadline = time.monotonic() + 30
         while True:
@@ -350,7 +350,7 @@ class World:
             time.sleep(0.02)
 
     def reboot(self) -> None:
-        """Take away what a reboot takes: processes, mounts, namespaces, links, the packet filter, all of /run."""
+        """Remove all that a reboot removes: processes, mounts, namespaces, links, the packet filter, all of /run."""
         if presence.running(LAYOUT):
             for pid, name in snapshot.processes().items():
                 if "lib/netspace/lib/current supervise" in name:
@@ -386,7 +386,7 @@ class World:
 
 
 def _removed(cgroup: Path) -> bool:
-    """Remove *cgroup*; return whether that was possible: a killed process is in it for a moment yet."""
+    """Remove *cgroup*; return whether that was possible: a killed process stays in it for a moment."""
     try:
         cgroup.rmdir()
     except OSError as err:
@@ -397,7 +397,7 @@ def _removed(cgroup: Path) -> bool:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the differences by part; of lists and mappings only the items that one of them lacks."""
+    """Return the differences by part; for lists and mappings, only the items that one of them lacks."""
     found: dict[str, Any] = {}
     for key in old.keys() | new.keys():
         before, after = old.get(key), new.get(key)

@@ -1,6 +1,7 @@
-"""A host's state that no program in an environment may change: looked at, and compared with bounds.
+"""The part of a host's state that no program in an environment may change, and its comparison within bounds.
 
-Bounds are for what changes by itself (a log, caches): far less than an environment could take.
+Bounds are for values that change by themselves (a log, caches). They are far below the amount that an environment could
+take.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class State:
-    """A look at a host: *same* stays as it is, each of *bounded* grows by less than its bound."""
+    """An observed host: *same* must not change, and each value of *bounded* must grow by less than its bound."""
 
     same: dict[str, object]
     bounded: dict[str, float]
@@ -68,7 +69,7 @@ _BOOT = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def changed(before: State, after: State) -> dict[str, object]:
-    """Return what is not as it was, by name."""
+    """Return the changed values, by name."""
     found: dict[str, object] = {
         key: (before.same[key], after.same[key]) for key in before.same if before.same[key] != after.same[key]
     }
@@ -79,7 +80,7 @@ def changed(before: State, after: State) -> dict[str, object]:
 
 
 def _shares() -> dict[str, int]:
-    """Return how many root gets of each pool of the kernel's, of the few that it asks for."""
+    """Return how many units root gets of each pool of the kernel, of the few for which it asks."""
     with tempfile.TemporaryDirectory() as folder:
         program = exhaust.Program(folder)
         try:
@@ -89,7 +90,7 @@ def _shares() -> dict[str, int]:
 
 
 def _own() -> dict[str, int]:
-    """Return the processes that are no environment's, by command line."""
+    """Return the processes outside of environments, by command line."""
     found = {}
     for pid, command in snapshot.processes().items():
         try:

@@ -1,8 +1,8 @@
-"""Machines of a fleet: each is a host of its own made of namespaces, with an ``/etc``, ``/srv`` and Salt of its own.
+"""Machines of a fleet: each is a host made of namespaces, with an ``/etc``, ``/srv`` and Salt of its own.
 
-They lie on one network, and have no route to anything else. What a machine is told to run runs there, by a process that
-reads commands: this file again, inside ``scripts/sandbox``. On each, ``ssh NAME COMMAND`` runs a command on another;
-no more of ssh is there. Nothing of a machine stays.
+The machines are on one network, and have no route to anything else. On each machine a process reads commands and runs
+them: this file again, inside ``scripts/sandbox``. On each, ``ssh NAME COMMAND`` runs a command on another machine; this
+is a stand-in without any other function of ssh. Nothing of a machine stays.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Done(NamedTuple):
 class Machine:
     """One machine.
 
-    :param doors: folder that all machines of one fleet see: by it they run commands on each other.
-    :param own: folders that it has for itself: what is written there is not on the disk of whoever runs the tests.
+    :param doors: folder that all machines of one fleet share; through it they run commands on each other.
+    :param own: private folders of the machine; files that it writes there aren't on the real disk.
     """
 
     def __init__(self, name: str, doors: Path, own: tuple[str, ...]) -> None:
@@ -66,7 +66,7 @@ class Machine:
         self._program("ssh", "login")
 
     def run(self, *command: str, stdin: str = "") -> Done:
-        """Run a command there, and wait for its end."""
+        """Run a command on the machine, and wait for its end."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps([list(command), stdin]) + "\n")
         self._process.stdin.flush()
@@ -87,7 +87,7 @@ class Machine:
         return self.must("cat", path)
 
     def warm(self) -> None:
-        """Have Salt's commands be forks of one process that has imported Salt: a second less for each."""
+        """Run Salt's commands as forks of one process that has imported Salt; that saves a second for each."""
         for name in _SALTS:
             self._program(name, f"salt {name}")
         self.must("setsid", "--fork", sys.executable, "-IB", __file__, "serve")
@@ -100,20 +100,20 @@ class Machine:
 
     @property
     def process(self) -> int:
-        """The number, as seen here, of one of its processes."""
+        """Return the PID of one of its processes, as seen outside of the machine."""
         found = self._process.pid
         while below := Path(f"/proc/{found}/task/{found}/children").read_text().split():
             found = int(below[0])
         return found
 
     def leave(self) -> None:
-        """Begin to end it, with all that runs there."""
+        """Begin to end the machine, with all its processes."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 
     def end(self) -> None:
-        """End it: as if its plug were pulled and its disk lost."""
+        """End the machine, as if its plug were pulled and its disk lost."""
         self.leave()
         self._process.wait(60)
 
@@ -140,7 +140,7 @@ def _environment() -> Mapping[str, str]:
 
 
 def obey(doors: str, name: str) -> None:
-    """Run each command that comes; answer with how it ended and what it printed."""
+    """Run each incoming command; answer with its exit code and output."""
     os.environ.update(_environment(), DOORS=doors)
     threading.Thread(target=_serve, args=(Path(doors) / name,), daemon=True).start()
     for line in sys.stdin:
@@ -155,7 +155,7 @@ def obey(doors: str, name: str) -> None:
 
 
 def _serve(door: Path) -> None:
-    """Run what other machines ask for, with the files that they pass as its input and output."""
+    """Run commands for other machines, with the input and output files that they pass."""
     door.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(door))
@@ -177,12 +177,12 @@ def _answer(asker: socket.socket) -> None:
 
 
 def login(name: str, *command: str) -> int:
-    """Run a command on the machine *name*, as ssh does: its words are joined for a shell there."""
+    """Run a command on the machine *name*. Like ssh, join its words for a shell there."""
     return _asked(Path(os.environ["DOORS"]) / name, " ".join(command))
 
 
 def salt(*command: str) -> int:
-    """Run one of Salt's commands here, by who has imported Salt."""
+    """Run one of Salt's commands here, by the process that has imported Salt."""
     return _asked(Path("/run/salts"), json.dumps(command))
 
 
@@ -194,7 +194,7 @@ def _asked(door: Path, what: str) -> int:
 
 
 def serve() -> None:
-    """Run Salt's commands that are asked for, each in a fork."""
+    """Run requested commands of Salt, each in a fork."""
     import salt.cli.key
     import salt.cli.run
     import salt.cli.salt

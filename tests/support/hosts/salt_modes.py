@@ -1,4 +1,4 @@
-"""Salt with netspace in each of the ways that an operator may install it."""
+"""Salt with netspace, installed in each of the ways that an operator may choose."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Salt:
     library: Path
 
     def call(self, *arguments: str) -> tuple[Any, str]:
-        """``salt-call``: what the function returned, and what was logged."""
+        """Run ``salt-call``; return the function's value, and the log."""
         command = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call'; salt_call()"
         done = subprocess.run(
             [str(self.python), "-c", command, "-c", str(self.config.parent), "--out", "json", *arguments],
@@ -78,7 +78,7 @@ class Salt:
         return json.loads(done.stdout)["local"], done.stderr
 
     def fails(self, *arguments: str) -> str:
-        """``salt-call``, which must fail: what it printed and what was logged."""
+        """Run ``salt-call``, which must fail; return its output and the log."""
         command = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call'; salt_call()"
         done = subprocess.run(
             [str(self.python), "-c", command, "-c", str(self.config.parent), *arguments],
@@ -88,7 +88,7 @@ class Salt:
         return done.stdout + done.stderr
 
     def run(self, *arguments: str) -> tuple[Any, int]:
-        """``salt-run``: what the runner returned, and the exit status."""
+        """Run ``salt-run``; return the runner's value, and the exit status."""
         command = "import sys; from salt.scripts import salt_run; sys.argv[0] = 'salt-run'; salt_run()"
         done = subprocess.run(
             [str(self.python), "-c", command, "-c", str(self.config.parent), "--out", "json", *arguments],
@@ -98,7 +98,7 @@ class Salt:
         return json.loads(done.stdout), done.returncode
 
     def load(self) -> dict[str, Any]:
-        """Return what Salt's loaders find, and the place that the library came from."""
+        """Return the functions that Salt's loaders find, and the library's location."""
         done = subprocess.run(
             [str(self.python), "-c", LOAD, str(self.config), str(self.config.with_name("master"))],
             capture_output=True, text=True, check=False, cwd="/",
@@ -109,7 +109,7 @@ class Salt:
 
 
 def configure(folder: Path, source: Path | None) -> Path:
-    """Write a masterless configuration, with *source* as file_roots where it is given."""
+    """Write a masterless configuration, with *source* (if given) as file_roots."""
     folder.mkdir(parents=True)
     settings: dict[str, Any] = {
         "id": "modes",
@@ -130,7 +130,7 @@ def configure(folder: Path, source: Path | None) -> Path:
 
 
 def scratch(folder: Path) -> Path:
-    """Make a venv that has all that this one has; return its interpreter. Nothing is downloaded."""
+    """Make a venv with the same packages as this one; return its interpreter. Nothing is downloaded."""
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     python = folder / "bin" / "python"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"

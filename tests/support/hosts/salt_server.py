@@ -1,9 +1,9 @@
-"""Calls of ``salt-call`` without its imports: a process that has them all forks one child for each call.
+"""Server for ``salt-call`` without its imports: a process that has imported everything forks a child for each call.
 
-A program of its own, which :class:`support.hosts.warm_salt.WarmSalt` starts: ``salt_server.py DESCRIPTOR CONFIG``. Each
-message on that socket is a call: JSON of arguments, variables and folder, with the descriptors that the call writes its
-output, its errors and its exit code to. The child does all that ``salt-call`` does after its imports: it reads
-configuration, grains, pillar and modules anew. Imports take two thirds of a call's time.
+This is a separate program, which :class:`support.hosts.warm_salt.WarmSalt` starts: ``salt_server.py DESCRIPTOR
+CONFIG``. Each message on that socket is a call: JSON with arguments, variables and folder, and descriptors for the
+call's output, errors and exit code. The child does all that ``salt-call`` does after its imports: it reads
+configuration, grains, pillar and modules again. Imports take two thirds of a call's time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LARGEST = 1 << 20
 
 
 def learn(config: str) -> None:
-    """Import what a ``state.apply`` imports, as another process that does one says."""
+    """Import the modules that a ``state.apply`` imports; another process runs one to find them."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         silent = os.open(os.devnull, os.O_RDWR)
@@ -86,7 +86,7 @@ def _become(config: str, message: bytes, out: int, err: int) -> NoReturn:
 
 
 def serve(connection: socket.socket, config: str) -> None:
-    """Answer until the other end is closed."""
+    """Answer calls until the other end is closed."""
     learn(config)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for who answers
     while True:

@@ -1,4 +1,4 @@
-"""Snapshots of a host, so that before and after can be compared."""
+"""Snapshots of a host, to compare its states before and after."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _run(*command: str) -> list[str]:
 
 
 def files(*roots: Path) -> dict[str, tuple[int, ...]]:
-    """Return every file below *roots* (the disk's own; not what is mounted there) with what a write would change."""
+    """Return every file below *roots* (without mounted file systems), with the metadata that a write would change."""
     found: dict[str, tuple[int, ...]] = {}
     for root in roots:
         if not root.exists():
@@ -40,7 +40,7 @@ def files(*roots: Path) -> dict[str, tuple[int, ...]]:
 
 
 def processes() -> dict[int, str]:
-    """Return every process but kernel threads, by command line."""
+    """Return every process except kernel threads, by command line."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -60,7 +60,7 @@ def _owner(path: str) -> tuple[int, int, int]:
 
 
 def host() -> dict[str, object]:
-    """Everything of a host that netspace could leave something in."""
+    """Return all parts of a host in which netspace could leave traces."""
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     cgroups = [os.path.join(folder, name) for folder, folders, _ in os.walk("/sys/fs/cgroup") for name in folders]
     return {
@@ -83,7 +83,7 @@ def host() -> dict[str, object]:
 
 
 def rested(look: Callable[[], dict[str, Any]] = host) -> dict[str, Any]:
-    """Return the snapshot once it hasn't changed for two seconds: what was told to end is gone then."""
+    """Return the snapshot once it hasn't changed for two seconds: ending processes are gone then."""
     before, since = look(), time.monotonic()
     deadline = since + PATIENCE
     while time.monotonic() - since < 2:
@@ -96,7 +96,7 @@ def rested(look: Callable[[], dict[str, Any]] = host) -> dict[str, Any]:
 
 
 def settled(wanted: Mapping[str, object]) -> dict[str, object]:
-    """Look again until the host is as *wanted*, for a while: what was told to end takes a moment. Return the last."""
+    """Look again, for a while, until the host is as *wanted*: processes take time to end. Return the last look."""
     looks: list[dict[str, object]] = []
 
     def as_wanted() -> bool:

@@ -1,4 +1,4 @@
-"""Changes that a process and its children make to a host, by their system calls (strace); reads don't count."""
+"""Changes to a host by a process and its children, from their system calls (strace); reads don't count."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Calls:
 
     :param changes: system calls that change something, as strace shows them.
     :param opened: paths that were opened for writing (also in *changes*).
-    :param asked: types of netlink messages that only ask.
+    :param asked: types of netlink messages that are queries.
     :param started: programs that were executed, the traced one included.
     :param forks: how often a process (not a thread) was started.
     """

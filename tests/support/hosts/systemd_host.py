@@ -1,16 +1,14 @@
 """A "machine" with systemd as PID 1, in namespaces, booted in about a second.
 
-For tests of units, restarts and reboots. It has process, mount, network, host
-name, IPC and cgroup namespaces of its own, a private cgroup2 mount, an overlay
-over the real root (so nothing it writes is seen outside), its own ``/run`` and
-``/dev``, only ``lo``, and a ``/var/lib/netspace`` and ``/var/log/netspace`` that
-survive :meth:`SystemdHost.reboot`. It never changes a mount, a cgroup setting or
-a file of the real machine; its one cgroup is removed when it is switched off.
+It serves tests of units, restarts and reboots. It has process, mount, network, host name, IPC and cgroup namespaces of
+its own, a private cgroup2 mount, an overlay over the real root (so its writes aren't visible outside), its own ``/run``
+and ``/dev``, only ``lo``, and a ``/var/lib/netspace`` and ``/var/log/netspace`` that survive
+:meth:`SystemdHost.reboot`. It never changes a mount, a cgroup setting or a file of the real machine; its one cgroup is
+removed when it is switched off.
 
-Not there: the controllers that a hybrid machine keeps in cgroup v1 (so no
-``MemoryMax=``), devices, udev, a TPM.
+It lacks the controllers that a hybrid machine keeps in cgroup v1 (so no ``MemoryMax=``), devices, udev and a TPM.
 
-As a program it boots a machine, runs a command in it (or a shell) and leaves::
+Run as a program, this file boots a machine, runs a command (or a shell) in it, and ends the machine::
 
     sudo python tests/support/hosts/systemd_host.py [COMMAND ARGUMENT...]
 """
@@ -134,10 +132,10 @@ done
 
 
 class SystemdHost:
-    """One such machine; a context manager that boots it and switches it off.
+    """One such machine; the context manager boots it and switches it off.
 
-    :param disk: folder for what it writes; kept over :meth:`reboot`. Its file system
-        must be fit for an overlay's upper layer (ext4, xfs, tmpfs; not an overlay).
+    :param disk: folder for the machine's writes, which survives :meth:`reboot`. Its file system must suit an overlay's
+        upper layer (ext4, xfs, tmpfs; not an overlay).
     """
 
     def __init__(self, disk: Path) -> None:
@@ -156,7 +154,7 @@ class SystemdHost:
         self.off()
 
     def boot(self, timeout: float = 240) -> None:
-        """Start systemd and wait until it has started all that is enabled."""
+        """Start systemd and wait until it has started all enabled units."""
         for folder in ("upper", "work", "root", "cgroup", "var/lib/netspace", "var/log/netspace"):
             (self.disk / folder).mkdir(parents=True, exist_ok=True)
         os.chmod(self.disk / "upper", 0o755)
@@ -195,7 +193,7 @@ class SystemdHost:
         return False
 
     def _find_init(self) -> bool:
-        """Set ``pid`` to systemd's, once it is systemd that runs there."""
+        """Set ``pid`` to systemd's PID once systemd runs there; return whether it does."""
         assert self._unshare is not None
         parent = self._unshare.pid
         with contextlib.suppress(OSError):
@@ -214,7 +212,7 @@ class SystemdHost:
         time.sleep(0.02)
 
     def off(self) -> None:
-        """Pull the plug: SIGKILL to everything in it. Its disk stays."""
+        """Pull the plug: send SIGKILL to everything in it. Its disk stays."""
         if self._unshare is not None:
             if self.pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -232,7 +230,7 @@ class SystemdHost:
         )
 
     def reboot(self) -> None:
-        """Pull the plug and boot again from the same disk; what was in ``/run`` is gone."""
+        """Pull the plug and boot again from the same disk; the content of ``/run`` is gone."""
         self.off()
         self.boot()
 
@@ -260,7 +258,7 @@ class SystemdHost:
         return done
 
     def path(self, inside: str) -> Path:
-        """Return the path, seen from outside, of a file of the machine while it is on."""
+        """Return the path by which the real host sees a file of the running machine."""
         return Path(f"/proc/{self.pid}/root") / inside.lstrip("/")
 
 

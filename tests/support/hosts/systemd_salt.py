@@ -1,4 +1,4 @@
-"""A host under a real systemd as PID 1, driven by Salt within it, and all that could be left on it."""
+"""A host under a real systemd as PID 1, driven by Salt inside, and the traces that netspace could leave on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ until = functools.partial(waiting.until, patience=60, pause=0.1)
 
 
 class Inside(Salt):
-    """``scripts/salt-call`` within the machine."""
+    """``scripts/salt-call`` inside the machine."""
 
     def __init__(self, pillar: Path, machine: SystemdHost) -> None:
         self.machine = machine
@@ -34,7 +34,7 @@ class Inside(Salt):
 
 
 def look(machine: SystemdHost) -> dict[str, Any]:
-    """Return all that netspace could leave something in; what systemd does for itself is left out."""
+    """Return everything in which netspace could leave traces, without systemd's own things."""
     found: dict[str, Any] = json.loads(machine.run(sys.executable, "-c", SNAPSHOT).stdout)
     # systemd's own services come and go, and it keeps a file per unit that it invoked or logs of.
     foreign = ("/run/systemd/", "/run/log/", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/init.scope", "/run/udev")
@@ -54,6 +54,6 @@ def show(machine: SystemdHost, unit: str, key: str) -> str:
 
 
 def listed(machine: SystemdHost, unit: str) -> list[str]:
-    """Return the processes in a unit's cgroup, wherever below it."""
+    """Return the processes in a unit's cgroup and in the cgroups below it."""
     group = f"/sys/fs/cgroup/netspace.slice/{unit}.service"
     return machine.run("sh", "-c", f"find {group} -name cgroup.procs -exec cat {{}} +").stdout.split()

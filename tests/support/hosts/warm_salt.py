@@ -1,4 +1,4 @@
-"""``salt-call`` whose imports are paid once for all calls of a test run: see ``salt_server``."""
+"""``salt-call`` that imports Salt only once for all calls of a test run: see ``salt_server``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LARGEST = 200 * 1024  # bytes of a call; the kernel's bound for a message
 class WarmSalt:
     """A server of calls, started with the first one.
 
-    :param cold: the command that does the same without a server, ``scripts/salt-call``.
-    :param home: the folder that it keeps its configuration in.
+    :param cold: the command for a call without the server: ``scripts/salt-call``.
+    :param home: the folder for its configuration.
     """
 
     def __init__(self, cold: Path, home: Path) -> None:
@@ -29,9 +29,9 @@ class WarmSalt:
         self._server: subprocess.Popen[bytes] | None = None
 
     def run(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
-        """Do ``salt-call`` with these arguments.
+        """Run ``salt-call`` with these arguments.
 
-        :raises subprocess.TimeoutExpired: not done within *timeout* seconds; the call goes on.
+        :raises subprocess.TimeoutExpired: the call isn't done within *timeout* seconds; it goes on.
         """
         if self._connection is None:
             self._start()
@@ -72,7 +72,7 @@ class WarmSalt:
 
 
 def _read(descriptors: list[int], deadline: float) -> list[bytes]:
-    """Read all to their ends."""
+    """Read all descriptors to their ends."""
     found = dict.fromkeys(descriptors, b"")
     with selectors.DefaultSelector() as waiting:
         for descriptor in descriptors:

@@ -1,4 +1,4 @@
-"""A whole host by Salt: real crun, netlink, nftables, RabbitMQ, in a host of the test's own."""
+"""A whole host driven by Salt, with real crun, netlink, nftables and RabbitMQ, in the test's own namespaces."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def python(script: str, *arguments: str) -> list[str]:
 
 
 def shop(image: Path) -> dict[str, Any]:
-    """Return a declaration of three: web may ask orders; stranger is linked to nothing."""
+    """Return a declaration of three environments: web may ask orders; stranger has no link."""
     limits = {"memory": "64M", "cpus": 1, "pids": 16}
     common = {"image": f"tar:{image}", "limits": limits, "stop_timeout": 2}
     declared = {
@@ -89,7 +89,7 @@ def shop(image: Path) -> dict[str, Any]:
 
 
 class Salt:
-    """``scripts/salt-call`` as an operator runs it, with a pillar of the test's own.
+    """``scripts/salt-call`` as an operator runs it, with the test's own pillar.
 
     :param pillar: folder to keep the pillar in.
     """
@@ -106,11 +106,11 @@ class Salt:
         self.declare({})
 
     def declare(self, declaration: dict[str, Any]) -> None:
-        """Make *declaration* what the pillar says."""
+        """Write *declaration* into the pillar."""
         (self.pillar / "declared.sls").write_text("#!json\n" + json.dumps({"netspace": declaration}))
 
     def __call__(self, *arguments: str, check: bool = True) -> Any:
-        """Run a function; return what it returned."""
+        """Run a function; return its value."""
         done = self.run(*arguments)
         try:
             returned = json.loads(done.stdout)["local"]
@@ -124,14 +124,14 @@ class Salt:
         return self._warm.run(*self._options(), *arguments, timeout=600)
 
     def command(self, *arguments: str) -> list[str]:
-        """Return the command that does the same in a new process."""
+        """Return the command that runs the function in a new process."""
         return [str(CHECKOUT / "scripts/salt-call"), *self._options(), *arguments]
 
     def _options(self) -> list[str]:
         return ["--out=json", "--retcode-passthrough", f"--pillar-root={self.pillar}"]
 
     def apply(self, declaration: dict[str, Any], *arguments: str) -> dict[str, dict[str, Any]]:
-        """``state.apply netspace`` of *declaration*; return each state's result by its id."""
+        """Run ``state.apply netspace`` with *declaration*; return each state's result by its id."""
         self.declare(declaration)
         returned = self("state.apply", "netspace", *arguments, check=False)
         assert isinstance(returned, dict), returned

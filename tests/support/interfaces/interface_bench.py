@@ -1,4 +1,4 @@
-"""Helpers of the interface tests: namespaces to enter, connections to try, the kind under test."""
+"""Helpers of the interface tests: they enter namespaces, try connections, and drive the kind under test."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def listen(path: Path | None, address: str, port: int) -> socket.socket:
 def connect(
     path: Path | None, address: str, port: int, *, timeout: float = 0.25, tries: int = 3
 ) -> socket.socket | None:
-    """Return a connection from the namespace at *path*, or None where none comes about.
+    """Return a connection from the namespace at *path*; None if there is none.
 
     :param timeout: seconds for each of the *tries*.
     """
@@ -89,14 +89,14 @@ def connect(
 
 
 def connected(path: Path | None, address: str, port: int) -> socket.socket:
-    """Return a connection that must come about, by one patient try: one given up would be counted, or accepted."""
+    """Return a connection. It must succeed, in one long try: an abandoned try would be counted, or accepted later."""
     made = connect(path, address, port, timeout=PATIENCE, tries=1)
     assert made is not None, f"{address} does not answer at port {port}"
     return made
 
 
 def assert_cut(client: socket.socket, accepted: socket.socket, revoke: Callable[[], object]) -> None:
-    """Check that a live connection carries data until *revoke*, and afterwards in neither direction."""
+    """Check that a live connection carries data before *revoke*, and in neither direction afterwards."""
     with client, accepted:
         client.send(b"before")
         accepted.settimeout(30)
@@ -114,7 +114,7 @@ def assert_cut(client: socket.socket, accepted: socket.socket, revoke: Callable[
 def reaches(
     client: Path | None, server: Path | None, address: str, port: int = 8080, *, timeout: float = 0.25
 ) -> str | None:
-    """Try a connection to a server that really listens; return the peer as it sees it, or None where none is to be."""
+    """Try a connection to a server that really listens; return the client's address as the server sees it, or None."""
     with listen(server, address, port) as listening:
         connection = connect(client, address, port, timeout=timeout)
         if connection is None:
@@ -126,7 +126,7 @@ def reaches(
 
 
 def meets(client: Path | None, server: Path | None, address: str, port: int = 8080) -> str:
-    """Like ``reaches``, where a connection must come about: with the patience that a busy machine needs."""
+    """Connect like ``reaches``; the connection must succeed, so wait as long as a busy machine needs."""
     peers: list[str | None] = []
 
     def met() -> str | None:
@@ -138,14 +138,14 @@ def meets(client: Path | None, server: Path | None, address: str, port: int = 80
 
 
 def _running(link: str) -> bool:
-    """Return whether the kernel takes a link for usable: netdevice(7)."""
+    """Return whether the kernel considers a link usable (netdevice(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16s16x", link.encode()))
     return bool(struct.unpack_from("=H", answer, 16)[0] & IFF_RUNNING)
 
 
 def settled(names: set[str]) -> None:
-    """Wait until the kernel's link watcher has given each link that is up a queue: till then it drops what is sent."""
+    """Wait until the kernel's link watcher has given each link that is up a queue: before, the kernel drops packets."""
 
     def all_are() -> bool:
         with Socket() as here:
@@ -156,7 +156,7 @@ def settled(names: set[str]) -> None:
 
 
 def snapshot() -> dict[str, Any]:
-    """Return all of the host that interfaces could leave a trace in."""
+    """Return all parts of the host in which interfaces could leave traces."""
     return {
         "links": {link["ifname"] for link in json.loads(run("ip -j link"))},
         "routes": run("ip route") + run("ip -6 route"),
@@ -177,7 +177,7 @@ def snapshot() -> dict[str, Any]:
 
 
 class Bench:
-    """The kind under test, with what tests do most often."""
+    """The kind under test, with the most frequent operations of tests."""
 
     def __init__(self) -> None:
         self.layout = Layout()

@@ -1,4 +1,4 @@
-"""A bridge of the host's, a machine on it, and interfaces that are ports of it."""
+"""A bridge of the host, a machine on it, and interfaces that are ports of the bridge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packets made by hand, sent past every socket's checks, and seen where they arrive."""
+"""Handmade packets, sent without any socket's checks, and captured where they arrive."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def frame(target: str, source: str, kind: int, body: bytes) -> bytes:
 
 
 def upper(source: str, target: str, protocol: int, body: bytes, at: int) -> bytes:
-    """*body* with the checksum that its protocol has at *at*."""
+    """Return *body* with its protocol's checksum at offset *at*."""
     one, other = packed(source), packed(target)
     pseudo = one + other + struct.pack(">IHBB", len(body), 0, 0, protocol)
     return body[:at] + struct.pack(">H", checksum(pseudo + body) or 0xFFFF) + body[at + 2 :]
@@ -75,7 +75,7 @@ def ip(
     options: bytes = b"",
     hops: int = 64,
 ) -> bytes:
-    """Return a packet of the addresses' family; *offset*, *more* and *options* are IPv4's."""
+    """Return a packet of the addresses' family; *offset*, *more* and *options* are for IPv4."""
     if ":" in source:
         head = struct.pack(">IHBB", 6 << 28, len(body), protocol, hops)
         return head + packed(source) + packed(target) + body
@@ -87,7 +87,7 @@ def ip(
 
 
 def fragment(protocol: int, body: bytes, *, offset: int = 0, more: bool = False, number: int = 1) -> bytes:
-    """Return an IPv6 fragment header and its part."""
+    """Return an IPv6 fragment: the fragment header and its part of *body*."""
     return struct.pack(">BBHI", protocol, 0, offset | more, number) + body
 
 
@@ -105,7 +105,7 @@ def kind_of(packet: bytes) -> int:
 
 
 class Wire:
-    """One link of a namespace: what is put on it, and what comes out of it."""
+    """One link of a namespace: it sends given frames, and captures arriving ones."""
 
     def __init__(self, path: Path | None, link: str) -> None:
         def make() -> socket.socket:
@@ -133,11 +133,11 @@ class Wire:
                 raise
 
     def received(self, *, patience: float = 0.02) -> list[bytes]:
-        """Return the frames that came in, up to a pause of *patience* seconds."""
+        """Return the frames that arrive, until none comes for *patience* seconds."""
         return [data for data, leaves in self._seen(patience) if not leaves]
 
     def sent(self) -> list[bytes]:
-        """Return the frames that went out."""
+        """Return the outgoing frames."""
         return [data for data, leaves in self._seen(0) if leaves]
 
     def _seen(self, patience: float) -> Iterator[tuple[bytes, bool]]:
@@ -146,9 +146,9 @@ class Wire:
             yield data, kind == socket.PACKET_OUTGOING
 
     def until(self, mark: bytes) -> list[bytes]:
-        """Return the frames that came in up to the one that holds *mark*, and right after it.
+        """Return the frames that arrive up to the one with *mark*, and right after it.
 
-        Whatever the same processor sent before it (the fixture ``one_processor``) has come by then, or never does.
+        Frames that the same processor sent before it (fixture ``one_processor``) have arrived by then, or are lost.
         """
         found: list[bytes] = []
         end = time.monotonic() + PATIENCE
@@ -160,6 +160,6 @@ class Wire:
 
 
 def tags(frames: Iterable[bytes], known: Iterable[bytes]) -> set[bytes]:
-    """Return those of the *known* data that have arrived in *frames*."""
+    """Return the parts of *known* that *frames* contain."""
     listed = list(frames)
     return {tag for tag in known if any(tag in one for one in listed)}

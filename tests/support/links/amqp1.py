@@ -1,4 +1,4 @@
-"""As much of AMQP 1.0 as tests need: frames by hand, so that nothing is checked before it is sent.
+"""A small AMQP 1.0 client for tests. It builds frames by hand, so that nothing checks them before they are sent.
 
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-complete-v1.0-os.pdf
 """
@@ -17,7 +17,7 @@ STATES = {0x24: "accepted", 0x25: "rejected", 0x26: "released", 0x27: "modified"
 
 
 class Symbol(str):
-    """A symbol, where a plain text is a string."""
+    """A symbol; a plain text is encoded as a string."""
 
 
 class Byte(int):
@@ -29,7 +29,7 @@ class Encoded(bytes):
 
 
 class Described:
-    """A list or value with a code that says what it is."""
+    """A list or value with a code for its type."""
 
     def __init__(self, code: int, value: Any) -> None:
         self.code, self.value = code, value
@@ -73,7 +73,7 @@ _FIXED |= {0x56: 1, 0x60: 2, 0x61: 2, 0x70: 4, 0x71: 4, 0x72: 4, 0x73: 4, 0x80: 
 
 
 def decode(raw: bytes, at: int = 0) -> tuple[Any, int]:
-    """Return the value at an offset, and where it ends."""
+    """Return the value at an offset, and the offset of its end."""
     code = raw[at]
     at += 1
     if code == 0x00:
@@ -104,11 +104,11 @@ def decode(raw: bytes, at: int = 0) -> tuple[Any, int]:
 
 
 class RefusedError(Exception):
-    """The peer ended the link, session or connection: the condition that it gave."""
+    """The peer ended the link, session or connection; the text is the condition that it gave."""
 
 
 class Client:
-    """One connection with one session, on a socket that is connected and secured already."""
+    """One connection with one session, on a connected and secured socket."""
 
     def __init__(self, stream: socket.socket, vhost: str) -> None:
         self._stream = stream
@@ -127,11 +127,11 @@ class Client:
         self._next = self._until(BEGIN)[1]
 
     def sender(self, address: str | None) -> int:
-        """Attach, to send to *address*; None: each message says where it goes."""
+        """Attach a sender to *address*; None: each message has its own address."""
         return self._attach(False, Described(SOURCE, ["me"]), Described(TARGET, [address]))
 
     def receiver(self, address: str, filters: dict[str, Any] | None = None) -> int:
-        """Attach, with *filters* of what is wanted, and give credit."""
+        """Attach a receiver with *filters*, and give credit."""
         wanted = {Symbol(name): value for name, value in (filters or {}).items()} or None
         source = Described(SOURCE, [address, *[None] * 6, wanted])
         handle = self._attach(True, source, Described(TARGET, ["me"]))
@@ -139,13 +139,13 @@ class Client:
         return handle
 
     def send(self, handle: int, *, body: Any = "x", **properties: Any) -> str:
-        """Send a message with *properties* and return what became of it."""
+        """Send a message with *properties*, and return its outcome."""
         self._transfer(handle, body, properties)
         state = self._until(DISPOSITION)[4]
         return STATES[state.code]
 
     def receive(self) -> tuple[dict[str, Any], list[Any], bytes | str]:
-        """Return the next message (annotations, properties and body) of what is attached, and accept it."""
+        """Return the next message (annotations, properties and body) of the attached receivers, and accept it."""
         fields, payload = self._frame(TRANSFER)
         sections: dict[int, Any] = {}
         at = 0

@@ -1,6 +1,6 @@
-"""Frames of AMQP 0-9-1 and 1.0 by the specifications' grammars, with occasional errors, from an admitted account.
+"""Fuzzer of AMQP 0-9-1 and 1.0: an admitted account sends frames by the specifications' grammars, some with errors.
 
-A batch is one connection: its log-in is right, and random frames follow. Nothing is checked before it is sent.
+A batch is one connection: after a correct log-in come random frames. Nothing checks frames before they are sent.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.xml,
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-complete-v1.0-os.pdf
 """
@@ -73,7 +73,7 @@ class NotAdmittedError(ConnectionError):
 class Grammar:
     """The random parts of frames.
 
-    :param names: of exchanges and queues, also such as the account has no right to.
+    :param names: names of exchanges and queues, also of some to which the account has no right.
     """
 
     def __init__(self, dice: random.Random, names: Sequence[str]) -> None:
@@ -160,7 +160,7 @@ class Grammar:
         return [frame(2, channel, head), *([frame(3, channel, body)] if body else [])]
 
     def on_channel(self, channel: int) -> list[bytes]:
-        """Return the frames of one channel, but for its opening."""
+        """Return the frames of one channel, without its opening."""
         found: list[bytes] = []
         for _ in range(self.dice.randint(1, EACH)):
             which = self.dice.choice(ON_CHANNELS if self.often(0.6) else COMMON)
@@ -223,18 +223,18 @@ class Grammar:
         return self.state()
 
     def state(self) -> Described:
-        """Return the outcome of a delivery. RabbitMQ's reader ends the connection at too many fields in one."""
+        """Return the outcome of a delivery, with few fields: RabbitMQ's reader ends the connection at too many."""
         code = self.dice.choice(list(STATES))
         return Described(code, self.few(STATES[code] if self.often(0.998) else 9))
 
     def end(self, prefix: str, *kinds: str) -> str | None:
-        """Return an address of a form that the broker admits, with or without a right to it; rarely any."""
+        """Return an address in a form that the broker admits, with or without a right to it; rarely any address."""
         if self.often(0.003):
             return self.one(None, self.address())
         return prefix + str(self.one(*(name for name in self.names if name.split(".")[0] in kinds)))
 
     def few(self, count: int) -> list[Any]:
-        """This many fields, almost all of them missing: any other may end the connection."""
+        """Return *count* fields, almost all of them missing: a field with a value may end the connection."""
         return [self.any(1) if self.often(0.001) else None for _ in range(count)]
 
     def address(self) -> str:
@@ -279,7 +279,7 @@ class Grammar:
         )
 
     def on_session(self, channel: int) -> list[bytes]:
-        """Return the frames of one session, but for its beginning."""
+        """Return the frames of one session, without its beginning."""
         found: list[bytes] = []
         if self.often(0.3):  # a pair of links for management, so that requests are read
             for receives in (False, True):
@@ -328,7 +328,7 @@ HTTP = ("GET", "PUT", "POST", "DELETE", "PATCH")
 
 
 def early(dice: random.Random, names: Sequence[str]) -> bytes:
-    """Return what one connection says before any log-in: frames of it, and others, right, wrong and damaged."""
+    """Return the bytes that one connection sends before any log-in: right, wrong and damaged frames."""
     grammar = Grammar(dice, names)
     found = b"AMQP\x03\x01\0\0"
     for _ in range(dice.randint(1, EACH)):
@@ -350,7 +350,7 @@ def frame1(channel: int, code: int, fields: list[Any], payload: bytes = b"") -> 
 
 
 def batch(dice: random.Random, names: Sequence[str], vhost: str, modern: bool) -> tuple[list[bytes], int]:
-    """Return one connection's bytes, in pieces between which an answer is awaited, and how many frames are random."""
+    """Return one connection's bytes in pieces, each followed by an answer, and the number of random frames."""
     grammar = Grammar(dice, names)
     groups = [(number, (grammar.on_session if modern else grammar.on_channel)(number)) for number in range(1, CHANNELS)]
     count = sum(len(frames) for _, frames in groups)
@@ -373,11 +373,12 @@ def batch(dice: random.Random, names: Sequence[str], vhost: str, modern: bool) -
 def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) -> bool:
     """Send all *pieces* while listening; return whether the peer ended the connection early.
 
-    An early end is a close before the last byte is sent, a close unasked or with an error, or a broken connection.
+    An early end is a close before the last byte is sent, an unrequested close, a close with an error, or a broken
+    connection.
 
     :param patience: seconds without any progress after which the peer is stuck.
     :raises NotAdmittedError: the peer ended the connection before any random frame.
-    :raises TimeoutError: the peer neither listens, answers nor ends.
+    :raises TimeoutError: the peer neither reads, nor answers, nor ends.
     """
     stream.settimeout(patience)
     try:
@@ -414,7 +415,7 @@ def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) 
 
 
 def knock(connect: Callable[[], ssl.SSLSocket], said: bytes) -> int:
-    """Say something before a log-in and leave: the broker lets whoever erred wait for 3 s. Return whether it could."""
+    """Send *said* before a log-in, and leave: after an error, the broker waits 3 s. Return whether that worked."""
     with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError), connect() as stream:
         stream.settimeout(QUIET)
         stream.sendall(said)

@@ -1,7 +1,7 @@
-"""Attacks on a broker by a hostile environment with nothing but its card, again and again, until it is killed.
+"""Attacks on a broker by a hostile environment that has only its card; it repeats them until it is killed.
 
-usage: python hostile.py ATTACK FOLDER, where FOLDER has what is in an environment's /run/netspace.
-It prints a line when it begins, and one whenever it was ended, and begins anew.
+Usage: python hostile.py ATTACK FOLDER. FOLDER has the files of an environment's /run/netspace. The program prints a
+line when it begins. Whenever the broker ends its connection, it prints another line and begins again.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class Inside:
 
 
 def send(channel: BlockingChannel, *frames: Method | Header | Body) -> None:
-    """Send frames as they are, and look whether the broker has had enough."""
+    """Send frames unchecked, and see whether the broker ends the connection."""
     channel.connection._impl._output_marshaled_frames([frame.marshal() for frame in frames])
     channel.connection.process_data_events(0)
 
 
 def transaction(inside: Inside) -> None:
-    """Messages in a transaction that is never committed."""
+    """Send messages in a transaction, and never commit it."""
     with inside.channel() as channel:
         channel.tx_select()
         while True:
@@ -88,7 +88,7 @@ def transaction(inside: Inside) -> None:
 
 
 def unfinished(inside: Inside) -> None:
-    """A message that never ends."""
+    """Send a message that never ends."""
     with inside.channel() as channel:
         number = channel.channel_number
         send(
@@ -99,7 +99,7 @@ def unfinished(inside: Inside) -> None:
 
 
 def unfinished_amqp_1(inside: Inside) -> None:
-    """Many messages that don't end, over AMQP 1.0."""
+    """Send many messages that never end, over AMQP 1.0."""
     with contextlib.closing(inside.secured()) as stream:
         client = amqp1.Client(stream, inside.broker["vhost"])
         for number in range(250):
@@ -112,7 +112,7 @@ def unfinished_amqp_1(inside: Inside) -> None:
 
 
 def consumers(inside: Inside) -> None:
-    """Consumers, as many and as often as there may be."""
+    """Make as many consumers as possible, again and again."""
     with contextlib.closing(inside.secured()) as stream:
         client = amqp1.Client(stream, inside.broker["vhost"])
         while True:
@@ -120,7 +120,7 @@ def consumers(inside: Inside) -> None:
 
 
 def bindings(inside: Inside) -> None:
-    """Bindings to answers, of names as long as they can be; AMQP 0-9-1 admits no arguments."""
+    """Make bindings for answers, with names as long as possible; the broker admits no arguments over AMQP 0-9-1."""
     assert inside.replies is not None, "it asks nobody"
     with inside.channel() as channel:
         for number in itertools.count():
@@ -130,7 +130,7 @@ def bindings(inside: Inside) -> None:
 
 
 def messages(inside: Inside) -> None:
-    """Messages as fast as they are taken, which nobody confirms."""
+    """Send messages as fast as the broker takes them, without waiting for confirms."""
     with inside.channel() as channel:
         while True:
             channel.basic_publish(inside.exchange, "", bytes(FRAME))
@@ -138,7 +138,7 @@ def messages(inside: Inside) -> None:
 
 
 def noise(inside: Inside) -> None:
-    """Connections that say nothing that the broker understands."""
+    """Open connections, and send bytes that the broker doesn't understand."""
     with contextlib.ExitStack() as stack:
         for _ in range(32):
             plain = socket.create_connection((inside.broker["host"], inside.broker["port"]), 1)

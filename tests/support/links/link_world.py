@@ -1,4 +1,4 @@
-"""A host with real environments' namespaces, a real broker and real clients, for all tests of links."""
+"""A host with real network namespaces, a real broker and real clients, for all tests of links."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CLONE_NEWNET = 0x40000000
 class World:
     """One host: its links, and clients inside its environments.
 
-    :param namespace: network namespace that the host is in; absent: this one.
+    :param namespace: the host's network namespace; by default, the present one.
     """
 
     def __init__(self, instance: str = "netspace", namespace: str = "", broker: LocalBroker | None = None) -> None:
@@ -47,7 +47,7 @@ class World:
         self.netns: set[str] = set()
 
     def environment(self, *names: str) -> None:
-        """Make the network namespaces of environments where they lack, as the interface kind does."""
+        """Make missing network namespaces of environments, like the interface kind."""
         for name in set(names) - self.netns:
             namespace = self.layout.netns_name(name)
             subprocess.run(["ip", "netns", "add", namespace], check=True)
@@ -64,7 +64,7 @@ class World:
             return self.links.plan(DesiredLinks(broker or self.broker, links), self.links.observe(), remove)
 
     def apply(self, *links: Link, only: bool = True, purge: bool = False, broker: LocalBroker | None = None) -> Plan:
-        """Have exactly these links (or these as well); every step must succeed."""
+        """Apply exactly these links (or these in addition); every step must succeed."""
         remove = self.links.names() - {link.name for link in links} if only else ()
         plan = self.plan(*links, remove=remove, broker=broker)
         with self.here():
@@ -75,11 +75,11 @@ class World:
         return plan
 
     def local(self, *links: Link) -> tuple[Link, ...]:
-        """Return this host's part of links that are declared to all hosts of a fleet."""
+        """Return this host's part of links that all hosts of a fleet declare."""
         return hosts.local(links, self.broker)
 
     def declare(self, *links: Link) -> Plan:
-        """Have exactly what is this host's of links of a fleet."""
+        """Apply exactly this host's part of a fleet's links."""
         return self.apply(*self.local(*links), purge=True)
 
     def no_mail(self) -> None:
@@ -107,7 +107,7 @@ class World:
             return False
 
     def n(self, plain: str) -> str:
-        """Return the whole name of a broker's object; tests give it without the part that can't be guessed."""
+        """Return the whole name of a broker's object; tests give the name without its secret part."""
         kind, _, ends = plain.partition(".")
         host = host_of(ends.partition(".")[0]) if kind in ("link", "replies", "notices") else None
         return self.links.called.dead if plain == "dead" else self.links.called.of(plain, host=host)
@@ -116,11 +116,11 @@ class World:
         return self.links.cards()(name, self.links.recorded())
 
     def inside(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Be in an environment's network namespace (this thread only): sockets made here are its."""
+        """Enter an environment's network namespace (this thread only): sockets made in this context belong to it."""
         return _in_namespace(self.layout.netns(name))
 
     def listens(self, name: str) -> bool:
-        """Return whether the forwarder listens inside *name*, where a certificate is asked for."""
+        """Return whether the forwarder listens inside *name* at the port for TLS."""
         with self.inside(name):
             try:
                 socket.create_connection(("127.0.0.1", 5671), timeout=5).close()
@@ -129,11 +129,11 @@ class World:
         return True
 
     def here(self) -> contextlib.AbstractContextManager[None]:
-        """Be where the host itself is (this thread only)."""
+        """Enter the host's own network namespace (this thread only)."""
         return _in_namespace(Path("/run/netns", self.namespace)) if self.namespace else contextlib.nullcontext()
 
     def tls(self, certificate: str | Path | None = None) -> ssl.SSLContext:
-        """Return the TLS context of a client: it checks the broker, and shows *certificate* (None: nothing)."""
+        """Return the TLS context of a client: it checks the broker, and shows *certificate* (None: shows none)."""
         context = ssl.create_default_context(cadata=authority.read(self.layout).anchors.decode())
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python is by default from 3.13 on
         if certificate is not None:
@@ -143,7 +143,7 @@ class World:
     def connect(
         self, name: str, password: str | None = None, certificate: str | Path | None = None, to: str = "", **options
     ) -> pika.BlockingConnection:
-        """Return a client inside *name*, made by its card alone, or with another's password or certificate."""
+        """Return a client inside *name*, made from its card, or with another environment's password or certificate."""
         card = self.card(name)
         # At its own broker, or at that of a peer on another host.
         about = next((one for one in card["peers"] if one["to"] == to), {}).get("broker") or card["broker"]
@@ -182,7 +182,7 @@ class World:
                 connection.close()
 
     def place(self, name: str, cards: str) -> list[str]:
-        """Return a command that runs others in an environment's namespace, with *cards* as ``/run/netspace``."""
+        """Return a prefix that runs a command in an environment's namespace, with *cards* as ``/run/netspace``."""
         script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
         return ["ip", "netns", "exec", self.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
 
@@ -203,20 +203,20 @@ class World:
         return self.links.management(self.broker)
 
     def remove(self) -> None:
-        """Remove the host, with all that it left."""
+        """Remove the host, with all its traces."""
         with self.here():
             self.links.purge()
             self.supervisor.purge()
         self.no_environment(*list(self.netns))
 
     def evaluate(self, expression: str) -> None:
-        """Run Erlang in the broker, for what no client may ask for."""
+        """Run Erlang in the broker, for actions that no client may request."""
         refused = node.evaluate(self.layout, self.broker, expression)
         assert not refused, refused
 
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:
-        """The broker without the guard's process; its refusals beforehand remain."""
+        """Stop the guard's process in the broker; refusals that happen before it remain."""
         self.evaluate(f"ok = application:stop({plugin.NAME}).")
         try:
             yield
@@ -225,7 +225,7 @@ class World:
 
     @contextlib.contextmanager
     def unguarded(self) -> Iterator[None]:
-        """A broker that isn't netspace's: only RabbitMQ itself refuses anything over AMQP 0-9-1."""
+        """Make the broker like one that isn't netspace's: over AMQP 0-9-1, only RabbitMQ itself refuses requests."""
         interceptor = f'channel_interceptor, <<"{admission.REGISTERED}">>'
         with self.unwatched():
             self.evaluate(f"ok = rabbit_registry:unregister({interceptor}).")
@@ -235,7 +235,7 @@ class World:
                 self.evaluate(f"ok = rabbit_registry:register({interceptor}, {admission.MODULE}).")
 
     def admits(self) -> None:
-        """Make sure that the broker has its interceptor, and ours in the place of its modules for AMQP 1.0."""
+        """Make sure that the broker has netspace's interceptor, and netspace's modules for AMQP 1.0."""
         self.evaluate(
             f"[{{_, {admission.MODULE}}}] = rabbit_registry:lookup_all(channel_interceptor), "
             f"{{'EXIT', {{'v1_0.error', _, _, _}}}} = (catch amqp10_binary_parser:parse(<<16#45>>))."

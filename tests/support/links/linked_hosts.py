@@ -1,4 +1,4 @@
-"""Two hosts whose environments are linked: a network namespace each, a cable between, and one root above both.
+"""Two hosts with links between them: a network namespace for each, a cable, and one root certificate for both.
 
 Neither has a route to anything else.
 """
@@ -37,7 +37,7 @@ class Cable:
     """The cable between the two hosts."""
 
     def cut(self) -> None:
-        """Lose whatever is sent from now on; nobody is told."""
+        """Lose all packets from now on, without a sign to either host."""
         ip("-n", "host-h1", "link", "set", "cable", "down")
 
     def mend(self) -> None:
@@ -66,12 +66,12 @@ def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker
 
 
 def certify(folder: Path, name: str) -> None:
-    """Give a host an authority, or another one."""
+    """Give a host an authority, or a new one."""
     adopt(folder / name, Root(folder / "root").certify(request(folder / name), domain(name)))
 
 
 def exchange(*worlds: World) -> dict[str, list[str]]:
-    """Tell each host the others' bundles of seals, as the master does; return who heard something new of whom."""
+    """Give each host the others' bundles of seals, like the master; return, by host, the hosts with new bundles."""
     made = {str(world.broker.host): world for world in worlds}
 
     def hand(name: str, texts: Sequence[str]) -> dict[str, bool]:
@@ -99,7 +99,7 @@ def as_broker(whose: World, there: World, certificate: str | Path | None = None)
 
 @contextlib.contextmanager
 def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
-    """Make them; *folder* is for their authorities. Nothing of them stays."""
+    """Make the two hosts; *folder* is for their authorities. Nothing of them stays."""
     root = Root(folder / "root")
     root.make("tests' root of links")
     # Names of their own, for their folders are on this machine's disk.

@@ -1,4 +1,4 @@
-"""Mail on a host of ``link_world``: sending it, reading it, having it die, as tests of links do."""
+"""Mail on a host of ``link_world``: tests of links send it, read it, and refuse it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def send(host, link: Link, *bodies: bytes, **properties) -> None:
 
 
 def read(host, name: str, count: int, *, queues=None) -> list[tuple[str, bytes]]:
-    """Return *count* messages that *name* reads as its card tells it: (sender, body)."""
+    """Return *count* messages that *name* reads by its card: (sender, body)."""
     about = host.card(name)
     senders = {sender["exchange"]: sender["from"] for sender in about["senders"]}
     got: list[tuple[str, bytes]] = []
@@ -38,7 +38,7 @@ def read(host, name: str, count: int, *, queues=None) -> list[tuple[str, bytes]]
 
 
 def messages(host, queue: str) -> int | None:
-    """Return the exact number of messages in a queue, as its reader would be told; None: there is no such queue."""
+    """Return the exact number of messages in a queue, as its reader would see it; None if there is no such queue."""
     with host.api() as api:
         if api.get("queues", "netspace", queue, query="columns=name") is None:
             return None

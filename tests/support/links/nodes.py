@@ -1,6 +1,6 @@
 """Three RabbitMQ nodes that are one cluster, and hosts that share it, on a network of their own.
 
-Each node and each host has a network namespace; a bridge in yet another one joins them. Names are in files alone
+Each node and each host has a network namespace; a bridge in a further namespace joins them. Names are only in files
 (``/etc/hosts`` of the sandbox, Erlang's inetrc), so nothing asks a name server. Data lies in memory.
 """
 
@@ -38,7 +38,7 @@ def run(*command: str, **options: object) -> None:
 
 
 class Network:
-    """Members with an address each, joined by a bridge; their names are known to all of the sandbox."""
+    """Members, each with an address, joined by a bridge. The whole sandbox knows their names."""
 
     def __init__(self, members: dict[str, str], folder: Path) -> None:
         self.members = members
@@ -74,7 +74,7 @@ class Network:
         run("ip", "-n", SWITCH, "link", "set", member, "up" if plugged else "down")
 
     def part(self, member: str, others: list[str], *, parted: bool) -> None:
-        """Keep a member and *others* from each other's packets; the rest of the network goes on."""
+        """Drop the packets between a member and *others*; the rest of the network goes on."""
         verb = "add" if parted else "del"
         for other in others:
             for here, there in ((member, other), (other, member)):
@@ -82,7 +82,7 @@ class Network:
 
 
 class Cluster:
-    """The nodes. ``folder`` must be such as the user rabbitmq may look into."""
+    """The nodes. The user rabbitmq must be able to read ``folder``."""
 
     def __init__(self, network: Network, folder: Path) -> None:
         self.network = network
@@ -118,12 +118,12 @@ class Cluster:
         self._processes[name] = self._spawn(name, str(RABBITMQ / "rabbitmq-server"))
 
     def kill(self, name: str) -> None:
-        """``kill -9``."""
+        """Kill a node (``kill -9``)."""
         self._processes[name].send_signal(signal.SIGKILL)
         self._processes[name].wait()
 
     def wait(self, name: str) -> None:
-        """Wait until a node serves: what is there to say of it is in its log."""
+        """Wait until a node serves; its log has its errors."""
         deadline = time.monotonic() + READY_SECONDS
         while self._control(name, "await_startup", "--timeout", "60").returncode:
             ended = self._processes[name].poll()

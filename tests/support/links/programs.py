@@ -1,7 +1,7 @@
 """Programs inside environments that use ``netspace-client``, for tests of links.
 
-Each runs in a thread of its own, which is in its environment's network namespace for as long as it lives, and
-finds its card in a folder as the host would write it.
+Each program runs in a thread of its own. The thread stays in the environment's network namespace, and finds its card in
+a folder, in the form in which the host writes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Program:
     """A program in environment *name* with an open mailbox.
 
     :param world: the ``World`` of the tests of links.
-    :param folder: what its ``/run/netspace`` is.
+    :param folder: the folder in place of its ``/run/netspace``.
     """
 
     def __init__(self, world: Any, name: str, folder: Path, **options: Any) -> None:
@@ -45,11 +45,11 @@ class Program:
         return await Mailbox(self.folder, **options).__aenter__()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Any:
-        """Begin *work* there; ``result()`` of what is returned waits for it."""
+        """Begin *work* in the program's thread; ``result()`` of the returned object waits for the end."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float = 60.0) -> T:
-        """Run *work* there."""
+        """Run *work* in the program's thread."""
         return self.start(work).result(timeout)
 
     def send(self, to: str, body: str, **options: Any) -> str:
@@ -81,7 +81,7 @@ class Program:
             self.die()
 
     def die(self) -> None:
-        """End without a good-bye to anybody."""
+        """End without closing any connection."""
 
         async def end() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -99,7 +99,7 @@ class Program:
 
 
 def no_mail(world: Any) -> None:
-    """Empty all mailboxes, twice: what a program had in hand may come back a moment after it left."""
+    """Empty all mailboxes, twice: messages that a program had not acknowledged may come back a moment after its end."""
     vhost, look = world.layout.instance, {"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto", "truncate": 1}
 
     def emptied() -> bool:
@@ -112,7 +112,7 @@ def no_mail(world: Any) -> None:
 
 
 def tell(world: Any, name: str, folder: Path) -> Path:
-    """Put into *folder* what the host puts into an environment's ``/run/netspace``: each file by a rename."""
+    """Write into *folder* the files of an environment's ``/run/netspace``, each by a rename, like the host."""
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         for file in Path(world.write_cards(name, Path(scratch) / "new")).iterdir():

@@ -1,4 +1,4 @@
-"""Streams of confirmed messages from one program to another, while things happen to what is between them."""
+"""Streams of confirmed messages from one program to another, while a test disturbs the path between them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PATIENCE = 300.0
 
 
 class Stream:
-    """*number* messages ``0``, ``1``, ... from *sender* over its link *to*, to *receiver*, who knows it as *by*.
+    """*number* messages ``0``, ``1``, ... from *sender* over its link *to*; *receiver* knows the sender as *by*.
 
-    Begins at once; each message has an id of its own, so that what comes twice can be told.
+    The stream begins at once. Each message has an id of its own, so that repeated ones are noticed.
     """
 
     def __init__(self, sender: Program, receiver: Program, to: str, by: str, number: int) -> None:
@@ -38,15 +38,15 @@ class Stream:
         return await asyncio.gather(*work, return_exceptions=True)
 
     def until(self, count: int) -> None:
-        """Wait until so many have arrived."""
+        """Wait until *count* messages have arrived."""
         until(lambda: len(self.seen) >= count, f"{count} of {self.number}", patience=PATIENCE)
 
     def failed(self) -> list[Exception]:
-        """Wait until all are sent; return what went wrong with any."""
+        """Wait until all are sent; return the errors."""
         return [result for result in self._pouring.result(PATIENCE) if isinstance(result, Exception)]
 
     def got(self) -> list[int]:
-        """Wait until as many arrived as were sent; return what did, in its order."""
+        """Wait until as many messages have arrived as were sent; return their numbers in the order of arrival."""
         until(lambda: len(self.seen) >= self.number, f"{len(self.seen)} of {self.number}", patience=PATIENCE)
         self._collecting.cancel()
         return self.seen

@@ -1,4 +1,4 @@
-"""The runner of the fleet: how many are asked at once, and what is said of those who don't answer."""
+"""The fleet's runner: the number of hosts that it asks at once, and its report on hosts that don't answer."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ BOOT = boot_forge.policy("shim-grub")
 
 
 class Measured:
-    """The host ``web1`` with a TPM that the test holds, a boot log and a measurement list; and what travels."""
+    """The host ``web1`` with the test's TPM, a boot log and a measurement list; and the messages to and from it."""
 
     def __init__(self, runner: Any, tpm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
         self.runner, self.tpm = runner, tpm
@@ -305,7 +305,7 @@ def test_parts_that_anybody_may_have_made_up_are_no_answer(measured: Any, functi
 def test_certificates_are_renewed_by_two_messages_whoever_is_away(
     made: tuple[Any, Bus], monkeypatch: pytest.MonkeyPatch, fake_tpm: Any
 ) -> None:
-    """Hosts that are away while their certificates run out cost a round one wait, not one each."""
+    """Hosts that are away when their certificates expire cost a round one wait, not one wait each."""
     runner, _ = made
     master = runner._master()
     hosts = {f"web{number}": Minion(f"web{number}", type(fake_tpm)(), master) for number in range(8)}
@@ -432,7 +432,7 @@ def test_parts_that_do_not_come_are_no_judgement(measured: Any) -> None:
 
 
 def test_what_commands_print_is_taken_from_a_file_as_it_stands(tmp_path: Path) -> None:
-    """The page redirects a request and a certificate into files: as Salt shows them, indented."""
+    """The page redirects a request and a certificate into files, with Salt's indentation."""
     import salt.output
 
     runner, _ = runner_bus.load(tmp_path, {})

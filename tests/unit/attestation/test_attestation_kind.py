@@ -1,4 +1,4 @@
-"""Planning an appraisal, and what its stored result is worth later."""
+"""Planning of an appraisal, and the worth of its stored result later."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_removal() -> None:
 
 
 def test_a_life(layout: Layout) -> None:
-    """From nothing, by a software key, to nothing."""
+    """The host begins without a result, gets one by a software key, and loses it."""
     kind = Attestations(layout)
     (outcome,) = kind.apply(kind.plan(DESIRED, kind.observe()).steps)
     assert not outcome.error

@@ -1,4 +1,4 @@
-"""The audit log: whatever is done to it is noticed, and a crash leaves it whole."""
+"""The audit log: each change to it is noticed, and a crash leaves it whole."""
 
 from __future__ import annotations
 

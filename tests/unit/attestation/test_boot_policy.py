@@ -1,4 +1,4 @@
-"""Policies are read strictly: a typing error must not allow anything."""
+"""Policies are parsed strictly: a typing error must never allow anything."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_weak_keys_sign_nothing() -> None:
 
     key = ed25519.Ed25519PrivateKey.generate().public_key()
     pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
-    with pytest.raises(PolicyError, match="neither RSA"):
+    with pytest.raises(PolicyError, match="expected an RSA key"):
         policy.parse({"version": 1, "ima": {"keys": [pem]}})
 
 

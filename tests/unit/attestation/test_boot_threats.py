@@ -1,4 +1,4 @@
-"""Forgeries that reached L4 and L5: each by its name, with its variants, and the removed check that reopens it.
+"""Forgeries that once reached L4 or L5: each by its name, with variants, and with the check whose removal reopens it.
 
 The attacker is root on an enrolled host with a genuine TPM. He boots any programs, extends PCRs afterwards, and writes
 both logs. He can't sign. ``forge`` gives the level that he reaches.
@@ -47,7 +47,7 @@ def code(
     records: bytes | None = None,
     pcrs: tuple[int, ...] = (),
 ) -> str:
-    """Judge logs that lead to the TPM's values: the sequence of digests is genuine, all else is the sender's."""
+    """Judge logs that lead to the TPM's values: the sequence of digests is genuine, all else is the sender's claim."""
     raw = boot_forge.packed(list(told))
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     if records is None and boot == "uki":
@@ -100,7 +100,7 @@ def test_a1_what_is_moved_into_systemds_log_is_judged_alike(
 
 
 def test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log() -> None:
-    """The default group, as `learn` makes its policy; an evil loader that a MOK of the attacker's vouches for."""
+    """The default group has a policy by `learn`; a MOK of the attacker vouches for an evil loader."""
     told = booted("shim-grub", lambda found: found.extend((measured(7, events.VARIABLE_AUTHORITY, MOK), PROGRAM)))
     assert code("shim-grub", told, bare("shim-grub")) == "boot-signer"
     kept = [one for one in told if one not in told[-2:]]
@@ -192,7 +192,7 @@ BAD = b"/vmlinuz root=/dev/nvme0n1 init=/bin/evil ima_policy="
 
 
 def other_line(line: bytes, *, older: bool = True) -> Callable[[list[Event]], None]:
-    """GRUB passes *line*; an *older* kernel does not measure its options."""
+    """Return an edit: GRUB passes *line*; an *older* kernel does not measure its options."""
 
     def edit(found: list[Event]) -> None:
         for at in range(len(found) - 1, -1, -1):
@@ -244,7 +244,7 @@ def test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel(line: str) -> N
 
 
 def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> None:
-    """A kernel from a server, with the name of a command: its command line is the text of an allowed command."""
+    """A kernel from a server has the name of a command, so its command line is the text of an allowed command."""
     rules = boot_forge.policy("shim-grub", command_lines=["* ima_policy=tcb"])
     line = b"insmod x ima_policy=tcb"
     told = booted("shim-grub", lambda found: found.append(measured(8, events.IPL, b"grub_cmd: " + line, line)))
@@ -351,7 +351,7 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("rule", "pcr"), [(rule, pcr) for rule, pcrs in RESTS.items() for pcr in pcrs])
 def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: int) -> None:
-    """Such a policy can't be set: the error says what to add. One that was stored before is not satisfied."""
+    """Such a policy can't be set, and the error names the missing rule. No host satisfies an older stored one."""
     alone = {rule: SAMPLES.get(rule, ["ab" * 32])}
     values = {str(other): ["00" * 32] for other in RESTS[rule] if other != pcr}
     for boot in ({**alone, "pcrs": values, "unchecked": [pcr]}, {**alone, "pcrs": values}):
@@ -369,7 +369,7 @@ def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: i
 
 
 def test_a7_a_kernel_that_root_adds_where_the_loader_never_measures() -> None:
-    """GRUB boots any kernel, and PCR 11 gets the digest of a good one afterwards."""
+    """GRUB boots any kernel, and root then extends PCR 11 by the digest of a good one."""
     kernel = bytes.fromhex(boot_forge.KERNEL)
 
     def edit(found: list[Event]) -> None:
@@ -438,7 +438,7 @@ def test_f6_a_pcr_that_anybody_resets_has_no_value(pcr: int) -> None:
 @pytest.mark.parametrize("kind", [events.VARIABLE_DRIVER_CONFIG, events.VARIABLE_AUTHORITY, events.SEPARATOR])
 @pytest.mark.parametrize("boot", BOOTS)
 def test_a8_an_authority_before_the_separator_is_no_setting(boot: str, name: str, guid: str, kind: int) -> None:
-    """Old firmware runs option ROMs before the separator; the authority for them has to be a listed signer."""
+    """Old firmware runs option ROMs before the separator; their authority has to be a listed signer."""
     data = variable(guid, name, bytes(16) + CERTIFICATE)
     at = next(n for n, one in enumerate(booted(boot)) if one.digests["sha256"] == fixed.SEPARATOR and one.pcr == 7)
     told = booted(boot)
@@ -455,7 +455,7 @@ def test_a8_a_signers_authority_before_the_separator_is_fine() -> None:
 
 
 def test_an_authority_without_a_certificate_vouches_for_nothing() -> None:
-    """The digest of empty data is no signer, even where it was learned as one."""
+    """The digest of empty data is not a signer, even if it was learned as one."""
     rules = boot_forge.policy("shim-grub")
     rules["boot"]["signers"].append(fixed.NOTHING.hex())
     short = variable(events.SECURITY, "db", b"x" * 16)
@@ -480,12 +480,12 @@ def test_l5_rests_on_the_kernel_that_measures_and_its_command_line() -> None:
         ({**bare("uki")["boot"]}, boot_forge.PCRS["uki"], "PCR 8 is not judged"),
     ):
         weak = {"version": 1, "boot": boot, **ALLOWED}
-        with pytest.raises(policy.PolicyError, match=f"policy:ima: L5 rests on the boot: .*{problem}"):
+        with pytest.raises(policy.PolicyError, match=f"policy:ima: L5 needs proof of the boot: .*{problem}"):
             policy.founded(policy.parse(weak), pcrs)
 
 
 def listed(told: list[Event], records: bytes | None = None) -> Evidence:
-    """Return a boot after which root typed a list: its first line is of PCRs 0 to 9, as a kernel's is."""
+    """Return a boot after which root typed a list; its first line is of PCRs 0 to 9, like a kernel's."""
     raw = boot_forge.packed(told)
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     first = sha256(b"".join(values[pcr] for pcr in range(10)))
@@ -553,7 +553,7 @@ def test_l5_what_has_ima_measure(line: str, measures: bool) -> None:
 
 
 def test_l5_a_command_line_that_pcr_12_alone_proves_may_have_been_added_later() -> None:
-    """A boot entry of systemd-boot's without options is not measured, so root can add a good line."""
+    """An entry of systemd-boot without options is not measured, so root can add a good line later."""
 
     def edit(found: list[Event]) -> None:
         found[:] = [one for one in found if one.digests.get("sha256") not in lines]
@@ -573,7 +573,7 @@ UKI_LINE = {form for pcr in (8, 9, 11, 12) for form in fixed.line_forms(pcr, boo
 
 
 def without_line(found: list[Event]) -> None:
-    """A boot that measures no command line: a boot entry without options, and a kernel before 5.18."""
+    """Make the boot measure no command line: a boot entry without options, and a kernel before 5.18."""
     found[:] = [one for one in found if one.digests.get("sha256") not in UKI_LINE]
 
 
@@ -586,7 +586,7 @@ def uki_rules(**rules: Any) -> policy.Policy:
 @pytest.mark.parametrize("told_by", ["the boot log", "systemd's log"])
 @pytest.mark.parametrize("pcr", [8, 9, 12])
 def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) -> None:
-    """The list's first line has the former PCRs 0 to 9, in whichever log a later extension stands."""
+    """The list's first line has the former PCRs 0 to 9; no log can hide a later extension."""
     told = booted("uki", without_line)
     real = listed(told, SYSTEMD)
     form = fixed.line_forms(pcr, boot_forge.LINE)[0]
@@ -601,7 +601,7 @@ def test_l5_a_line_added_later_is_no_line_in_either_log(pcr: int, told_by: str) 
 
 
 def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
-    """Extensions of PCR 9 by systemd come after the list's first line, and are no reason against it."""
+    """Extensions of PCR 9 by systemd come after the list's first line, and are no reason to refuse it."""
     told, word = booted("uki"), b"nvpcr-init:hardware:0x1d10200:sha256:" + b"ab" * 32
     real = listed(told, SYSTEMD)
     values = {**real.pcrs, 9: sha256(real.pcrs[9] + sha256(word))}
@@ -611,7 +611,7 @@ def test_l5_words_of_systemds_may_follow_the_kernels_start() -> None:
 
 
 def test_l5_kernels_without_a_line_that_is_proved() -> None:
-    """Rules for kernels alone: the section .cmdline of a unified kernel image is its line, and else there is none."""
+    """With rules only for kernels, the section .cmdline of a unified kernel image proves its line."""
     files = sorted({*boot_forge.policy("uki")["boot"]["files"], *(one.hex() for one in UKI_LINE)})
     rules = boot_forge.policy("uki", command_lines=None, files=files)
     rules["boot"]["unchecked"] = [0, 1, 3, 5, 6, 13, 14, 15]
@@ -632,7 +632,7 @@ def test_l5_a_line_in_pcr_11_counts_before_a_phase_alone() -> None:
 
 
 def test_a7_values_of_what_is_loaded_rest_on_who_started_it() -> None:
-    """Shim starts a listed kernel by its load options: GRUB never runs, and root types the known values in later."""
+    """Shim starts a listed kernel by its load options: GRUB never runs, and root later extends to the known values."""
     good = listed(booted("shim-grub"))
     rules = boot_forge.policy("shim-grub", kernels=None, command_lines=None, started_by=None, initrds=None, files=None)
     rules["boot"]["unchecked"] = [0, 1, 3, 5, 6, 13, 14, 15]
@@ -645,7 +645,7 @@ def test_a7_values_of_what_is_loaded_rest_on_who_started_it() -> None:
 
 
 def test_a4_a_line_without_a_file_is_not_known_after_a_boot_loaders_word() -> None:
-    """Of ``BOOT_IMAGE=root=/dev/vda`` the kernel would read no root."""
+    """In ``BOOT_IMAGE=root=/dev/vda`` the kernel would find no root."""
     told = sha256("BOOT_IMAGE=root=/dev/vda".encode("utf-16-le"))
     assert told not in fixed.line_forms(9, "root=/dev/vda")
     assert sha256("BOOT_IMAGE=/vmlinuz ro".encode("utf-16-le")) in fixed.line_forms(9, "/vmlinuz ro")
@@ -667,14 +667,14 @@ def test_d2_a_pcr_that_is_unchecked_need_not_follow_its_log() -> None:
 
 # -- what each check is for ---------------------------------------------------------------------
 class Everything(frozenset[bytes]):
-    """A list that is not closed."""
+    """A list that contains everything."""
 
     def __contains__(self, item: object) -> bool:
         return True
 
 
 def _nothing(*_: Any) -> None:
-    """A check that is not made."""
+    """Stand for a check that is not made."""
 
 
 def a2() -> str:

@@ -1,4 +1,4 @@
-"""The signed result (EAR): what a host takes, and every way to forge one that it refuses."""
+"""The signed result (EAR): a host accepts a good one, and refuses every forgery."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_another_library_reads_it(signer: Signer) -> None:
 
 
 def test_the_thumbprint_is_that_of_the_rfc() -> None:
-    """RFC 7638's rule, tried on the key of RFC 7515, A.3 (its thumbprint as other libraries give it)."""
+    """Apply RFC 7638's rule to the key of RFC 7515, A.3; other libraries give the same thumbprint."""
     key = {
         "kty": "EC",
         "crv": "P-256",
@@ -139,7 +139,7 @@ def test_a_result_by_a_lower_version_of_the_policy(signer: Signer) -> None:
 
 def test_a_result_by_another_key(signer: Signer, tmp_path: Path) -> None:
     other = ear.signer(tmp_path)
-    with pytest.raises(refusals.ResultForged, match="not one that is trusted"):
+    with pytest.raises(refusals.ResultForged, match="not trusted"):
         check(ear.make(other, TOLD, NOW, "1"), signer)
     # ... and with the pinned key's name on it.
     head, body, _ = ear.make(signer, TOLD, NOW, "1").split(".")

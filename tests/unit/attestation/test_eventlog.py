@@ -1,4 +1,4 @@
-"""Boot logs replay to what the TPM had; damaged ones are refused."""
+"""Boot logs replay to the TPM's values; damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Banks = dict[str, dict[int, str]]
 
 
 def expectations() -> list[tuple[str, bytes, Banks]]:
-    """Return every log of others that has expected values: tpm2-tools' YAML, JSON beside it, or a quote around it."""
+    """Return every foreign log with expected values: tpm2-tools' YAML, JSON beside it, or a quote around it."""
     folder = boot_logs.others()
     found: list[tuple[str, bytes, Banks]] = []
     for table in sorted(folder.glob("**/*")) if folder else []:
@@ -101,7 +101,7 @@ def test_logs_of_others(raw: bytes, banks: Banks) -> None:
 
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_every_log_of_others_is_read_and_shown() -> None:
-    """Those without expected values too: each file that is a boot log, of many firmwares."""
+    """This includes logs without expected values: each file with a boot log, of many firmwares."""
     folder = boot_logs.others()
     assert folder is not None
     logs = [path for pattern in LOGS for path in folder.glob(pattern)]
@@ -173,7 +173,7 @@ def test_a_bank_that_one_event_lacks_is_no_bank() -> None:
         (spec_id(SHA256) + event(0, 1, [(0x000B, bytes(32))] * 2), "2 digests"),
         (spec_id(SHA256) + event(24, 1, [(0x000B, bytes(32))]), "PCR 24"),
         (spec_id(SHA256) + event(0, 3, [(0x000B, bytes(32))], b"StartupLocality\0\x05"), "locality"),
-        (spec_id(SHA256) + struct.pack("<III", 0, 1, 0) + b"\xff\xff\xff\xff", "announced"),
+        (spec_id(SHA256) + struct.pack("<III", 0, 1, 0) + b"\xff\xff\xff\xff", "within an event"),
         (bytes(eventlog.MAX_LOG + 1), "at most"),
         (spec_id(SHA256) + event(0, 3, []) * eventlog.MAX_EVENTS, "more than"),
     ],
@@ -223,7 +223,7 @@ def quoted() -> dict[int, bytes]:
 
 
 def events(raw: bytes) -> list[bytes]:
-    """Return the log cut into its events, the first being the header."""
+    """Return the log, cut into its events; the first one is the header."""
     sizes = [len(spec) for spec in _walk(raw)]
     cut, at = [], 0
     for size in sizes:

@@ -1,4 +1,4 @@
-"""A short run of the mutation loop; ``python tests/support/attestation/attestation_fuzz.py`` is the long one."""
+"""A short run of the fuzzer; ``python tests/support/attestation/attestation_fuzz.py`` is the long run."""
 
 from __future__ import annotations
 

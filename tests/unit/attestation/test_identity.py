@@ -1,4 +1,4 @@
-"""A minion's word under its Salt key, and what Salt's bus lets others say in its name."""
+"""Messages that a minion's Salt key signs, and messages that other minions send in its name over Salt's bus."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_activation_of_another_exchange_is_refused() -> None:
 
 
 def test_a_minion_of_another_master_is_not_checked() -> None:
-    """Below a master of masters this one does not know its key: the page says what remains."""
+    """A master of masters does not know the keys of minions below it: the page says which attacks remain."""
     below = Identities(MASTER, lambda minion: None)
     assert below.enrolment("web1", {"ek": "abc", "salt": "00"}) == {"ek": "abc"}
     assert below.answer("web1", identity.exchange("1f", bytes(32)), {}) is False
@@ -112,7 +112,7 @@ class Events:
 
 
 def test_salt_lets_a_minion_answer_in_anothers_name() -> None:
-    """The hole itself, in Salt's own code: were it closed there, this would say so."""
+    """This shows the hole in Salt's own code; the test fails once Salt closes it."""
     from salt.daemons.masterapi import RemoteFuncs
 
     events = Events()

@@ -1,4 +1,4 @@
-"""Measurement lists: read exactly, replayed to what a TPM had, or refused."""
+"""Measurement lists: parsed exactly and replayed to a TPM's value, or refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sized(data: bytes) -> bytes:
 
 
 def line(template: bytes, data: bytes, *, pcr: int = 10, digest: bytes | None = None) -> bytes:
-    """Return a line of the binary list, as the kernel writes it."""
+    """Return a line of the binary list in the kernel's form."""
     hashed = data[:20] + data[24:].ljust(256, b"\0") if template == b"ima" else data
     head = struct.pack("<I", pcr) + (hashlib.sha1(hashed).digest() if digest is None else digest) + sized(template)
     return head + (data if template == b"ima" else sized(data))
@@ -206,7 +206,7 @@ LINES = st.one_of(
 def test_lines_of_any_templates_in_any_order_are_read_and_no_part_of_one(
     told: list[tuple[bytes, bytes]], data: st.DataObject
 ) -> None:
-    """A line is read by the form of the line before, if its template's name is as long."""
+    """The parser tries the form of the line before, if the template's name has the same length."""
     raws = [line(template, content, pcr=number % 24) for number, (template, content) in enumerate(told)]
     found = ima.parse(b"".join(raws))
     assert [(one.template, one.data, one.pcr) for one in found] == [(*one, n % 24) for n, one in enumerate(told)]

@@ -56,12 +56,12 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def aggregate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare the first line with nothing."""
+    """Don't check the first line."""
     monkeypatch.setattr(ima_rules, "_check_aggregate", lambda *_: None)
 
 
 def quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare the first line only where that is possible."""
+    """Check the first line only if that is possible."""
     real = ima_rules._check_aggregate
 
     def lenient(*given: Any) -> None:
@@ -101,7 +101,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look only at those events of PCR 8 that the log calls command lines."""
+    """Judge only those events of PCR 8 that the log calls command lines."""
     monkeypatch.setattr(lists, "_BAD_BOOTS", {})
     commands_unjudged(monkeypatch)
 
@@ -131,7 +131,7 @@ unpatched = functools.cache(campaign)
 def test_a_check_that_is_taken_out_is_missed(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search finds the hole, with no more moves than necessary.
 
-    A boot counts as good here, but for one with measuring turned off.
+    Here every boot counts as good, except one with measuring turned off.
     """
     patch, kind, moves = TAKEN_OUT[check]
     assert not unpatched(kind).holes

@@ -1,4 +1,4 @@
-"""Files that may run, learned from lists: what is proposed takes the host to L5, and nothing else does."""
+"""Files that may run, learned from lists: only with the proposed rules, the host reaches L5."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_lines_into_other_pcrs_are_not_learned() -> None:
 
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_what_is_learned_of_others_lists_allows_what_it_can() -> None:
-    """A list whose first line no quote proves still teaches files; a note says that it does not give L5."""
+    """Files are learned even from a list whose first line no quote proves; a note says that it does not give L5."""
     folder = boot_logs.others()
     assert folder is not None
     for boot in ("shim-grub", "uki"):
@@ -282,9 +282,9 @@ def test_what_ends_counts_until_then_and_is_part_of_the_fingerprint() -> None:
         ({"2026-12-24": {"boot": {"secure_boot": False}}}, "boot:secure_boot: unknown"),
         ({"2026-12-24": {"boot": {"dbx": []}}}, "boot:dbx: unknown"),
         ({"2026-12-24": {"ima": {"violations": "ignore"}}}, "ima:violations: unknown"),
-        ({"2026-12-24": {"boot": {"signers": [DIGEST]}}}, "not there: boot:signers"),
-        ({"2026-12-24": {"boot": {"pcrs": {1: [DIGEST]}}}}, "among boot:pcrs"),
-        ({"2026-12-24": {"boot": {"pcrs": {0: [DIGEST], "0": [DIGEST]}}}}, "among boot:pcrs"),
+        ({"2026-12-24": {"boot": {"signers": [DIGEST]}}}, "missing: boot:signers"),
+        ({"2026-12-24": {"boot": {"pcrs": {1: [DIGEST]}}}}, "only PCRs that boot:pcrs has"),
+        ({"2026-12-24": {"boot": {"pcrs": {0: [DIGEST], "0": [DIGEST]}}}}, "only PCRs that boot:pcrs has"),
         ({"2026-12-24": {"boot": {"kernels": ["zz"]}}}, "boot:kernels"),
         ({"2020-12-24": {"boot": {"kernels": DIGEST}}}, "boot:kernels: expected a list"),
         ({"2020-12-24": {"boot": {"pcrs": []}}}, "boot:pcrs"),

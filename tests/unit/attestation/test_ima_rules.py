@@ -1,4 +1,4 @@
-"""Measurement lists, judged: what shows that a list is this boot's, and what its names are worth."""
+"""The judge of measurement lists: proof that a list is this boot's, and the worth of its names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def code(host: Host, rules: dict[str, Any], **more: Any) -> str:
 
 
 def alone(host: Host, quoted: tuple[int, ...], systemd: bytes | None = None) -> tuple[str, str]:
-    """Code and reason of the judge of lists; the boot is not judged."""
+    """Return code and reason by the judge of lists; the boot is not judged."""
     rules = policy.parse({"version": 1, "ima": whole(host)["ima"]})
     assert rules.ima is not None
     pcrs = {pcr: host.tpm.pcrs[pcr] for pcr in quoted}
@@ -73,7 +73,7 @@ def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
 
 @pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])
 def test_a_real_kernels_boot_aggregate_that_is_a_file_is_refused(bank: str) -> None:
-    """Linux 6.12 ran two programs of mounts in no tree: by open_tree, and after a lazy umount. A recorded list."""
+    """In this recorded list, Linux 6.12 ran programs of detached mounts: by open_tree, and after a lazy umount."""
     raw = ima.canonical(boot_logs.read(f"detached/binary_runtime_measurements_{bank}"))
     assert raw == ima.canonical(boot_logs.read("detached/ascii_runtime_measurements_sha256"))
     values = boot_logs.values("detached")
@@ -116,7 +116,7 @@ def test_another_bare_name_is_judged_by_its_digest(host: Host) -> None:
 # -- the first line --------------------------------------------------------------------
 @pytest.mark.parametrize("missing", range(10))
 def test_a_first_line_that_quoted_pcrs_do_not_prove(host: Host, missing: int) -> None:
-    """With IMA off, root could type a good list with any first line, if nobody compares the PCRs in it."""
+    """With IMA off, root could type a good list with any first line, if the verifier didn't check its PCRs."""
     assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     found, reason = alone(host, tuple(pcr for pcr in PCRS["shim-grub"] if pcr != missing))
     assert found == "ima-unproved" and f"PCR {missing} is not" in reason and "quote PCRs 0 to 9" in reason
@@ -209,7 +209,7 @@ def test_process_1_under_a_bare_name_is_none(host: Host) -> None:
     ],
 )
 def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: str, founded: bool) -> None:
-    """A star may stand for initcall_blacklist=init_ima; then root types the list by hand."""
+    """The star may match initcall_blacklist=init_ima; then root types the list by hand."""
     rules = whole(host)
     rules["boot"]["command_lines"] = [pattern]
     evidence = dataclasses.replace(host.tpm.evidence(host.context, PCRS["shim-grub"]), boot_log=host.log)
@@ -218,7 +218,7 @@ def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: s
 
 
 def test_a_list_that_rests_on_nothing_is_not_remembered(host: Host) -> None:
-    """If it were remembered, root could add a good line to PCR 9 after it was judged, and continue the list."""
+    """If the verifier remembered it, root could add a good line to PCR 9 after the judgement, and continue the list."""
     rules = whole(host)
     good = host.appraise(rules, first=0)
     assert good.code == "ok" and good.ima is not None
@@ -241,7 +241,7 @@ def test_a_kernel_started_by_kexec_is_refused_unless_allowed(host: Host) -> None
 
 
 def test_logs_are_read_once_however_many_lines_say_boot_aggregate(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root makes such lines at will, and the master reads logs of a MiB for minutes if each is an occasion."""
+    """Root makes such lines at will. If the master read logs of a MiB for each of them, that would take minutes."""
     rules = whole(host)
     rules["ima"]["kexec"] = "allow"
     for _ in range(50):
@@ -292,7 +292,7 @@ def test_a_line_moved_to_another_pcr_leads_elsewhere(host: Host) -> None:
 
 
 def test_another_templates_data_has_no_path_as_an_old_line() -> None:
-    """A template's name is not measured: only a path in its data may be read as a path."""
+    """A template's name is not measured: only data with a path may be read as a path."""
     digest = b"sha256:\0" + bytes(range(8)) + b"/tmp/" + bytes(range(13, 32))
     data = sized(digest) + sized(b"/usr/bin/" + b"e" * (276 - 44 - 4 - 9 - 1) + b"\0")
     assert len(data) == 276
@@ -339,7 +339,7 @@ def test_many_exclusions_and_long_names_take_little_time() -> None:
 
 # -- the other forms of a list -----------------------------------------------------------
 def by(bank: str, raw: bytes) -> bytes:
-    """Return a list as the kernel gives it for *bank* (Linux 6.10)."""
+    """Return a list in the kernel's form for *bank* (Linux 6.10)."""
     size = hashlib.new(bank).digest_size
     made = b""
     for entry in ima.parse(raw):
@@ -373,6 +373,6 @@ def test_the_text_of_each_algorithm_is_the_same_list(bank: str) -> None:
 
 def test_a_list_of_another_algorithm_with_a_changed_line_is_refused() -> None:
     raw = by("sha256", b"".join(ALL))
-    with pytest.raises(ima.ListMalformed, match="is not of what it says"):
+    with pytest.raises(ima.ListMalformed, match="digest does not match the line"):
         ima.canonical(raw.replace(b"/bin/sig", b"/bin/gis"))
     assert ima.canonical(b"") == b"" and ima.canonical(NG) == NG

@@ -1,4 +1,4 @@
-"""The inventory's file: read again where it changed, and never beyond its bound."""
+"""The inventory's file: read again after a change, and never beyond its bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules learned from golden hosts say what a good boot is, and judge it so."""
+"""Rules learned from golden hosts describe a good boot, and the judge accepts it by them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_was_learned_refuses_what_differs(edit: str, expected: str) -> None
 
 def test_a_set_has_what_any_of_it_has_and_the_dbx_that_all_have() -> None:
     def more(told: list[Any]) -> None:
-        """A newer kernel, and an older list of revoked programs."""
+        """Use a newer kernel, and an older list of revoked programs."""
         for at, one in enumerate(told):
             if one.digests["sha256"].hex() == boot_forge.KERNEL:
                 told[at] = one._replace(digests={"sha256": b"\7" * 32})
@@ -143,7 +143,7 @@ def test_without_secure_boot_pcr_7_is_known_by_its_value() -> None:
 
 def test_a_rule_that_would_not_take_the_boot_is_left_out() -> None:
     def odd(told: list[Any]) -> None:
-        """Firmware that measures something of its own into PCR 4."""
+        """Use firmware that measures data of its own into PCR 4."""
         at = boot_forge.index(told, 4, events.SEPARATOR)
         told.insert(at, boot_forge.measured(4, events.IPL, b"vendor"))
 
@@ -159,7 +159,7 @@ def test_without_a_log_that_leads_to_the_values_there_are_values_alone(log: Any)
     evidence = booted("shim-grub")
     brought = booted("uki").boot_log if log == "other" else log
     found = learning.learn(None, {"gold": dataclasses.replace(evidence, boot_log=brought)})
-    assert found.after["boot"].keys() == {"pcrs"} and any("plain values alone" in note for note in found.notes)
+    assert found.after["boot"].keys() == {"pcrs"} and any("only plain values" in note for note in found.notes)
     assert set(found.after["boot"]["pcrs"]) == {str(pcr) for pcr in evidence.pcrs}
 
 
@@ -184,7 +184,7 @@ def test_a_pcr_that_half_of_its_rule_would_not_judge_keeps_its_value(half: str) 
 
 
 def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
-    """Whatever the log says: what is learned either takes the boot, or the notes say that it doesn't."""
+    """For any log, either the learned policy accepts the boot, or the notes say that it doesn't."""
     import random
 
     chance = random.Random(7)
@@ -211,7 +211,7 @@ def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
 
 
 def test_what_an_old_policy_left_open_is_closed_by_learning() -> None:
-    """An old policy that leaves needed PCRs open is refused when set and not satisfied; learning mends it."""
+    """An old policy that leaves needed PCRs open can't be set, and no host satisfies it; learning repairs it."""
     evidence = booted("shim-grub")
     whole = boot_forge.policy("shim-grub")["boot"]
     kept = ("secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files", "command_lines")
@@ -235,16 +235,16 @@ def test_firmware_whose_log_does_not_lead_to_pcr_0_is_left_unchecked_there() -> 
     odd = dataclasses.replace(evidence, pcrs={**evidence.pcrs, 0: b"\7" * 32})
     found = learning.learn(None, {"gold": odd})
     assert found.after["boot"]["unchecked"] == [0] and "0" not in found.after["boot"]["pcrs"]
-    assert any("does not lead to the values of PCRs 0: unchecked" in note for note in found.notes)
+    assert any("does not lead to the values of PCRs 0: they stay unchecked" in note for note in found.notes)
     assert policy.accepted(found.after, quoted=odd.pcrs) and code(found.after, odd) == "ok"
     for pcr in (2, 4, 7, 8, 9):  # what rules rest on is not left out
         odd = dataclasses.replace(evidence, pcrs={**evidence.pcrs, pcr: b"\7" * 32})
         found = learning.learn(None, {"gold": odd})
-        assert found.after["boot"].keys() == {"pcrs"} and any("plain values alone" in note for note in found.notes)
+        assert found.after["boot"].keys() == {"pcrs"} and any("only plain values" in note for note in found.notes)
 
 
 def test_a_boot_loader_that_logs_no_paths_is_learned() -> None:
-    """GRUB of RHEL 8: names of its own for kernel and initrd, and another word before the command line."""
+    """GRUB of RHEL 8 logs special names for kernel and initrd, and another word before the command line."""
 
     def edit(told: list[Any]) -> None:
         for at, one in enumerate(told):

@@ -1,4 +1,4 @@
-"""Logs of many makers: a policy is learned from each, it may be set, and the boot is good by it.
+"""Logs of many makers: each gives a policy that may be set and accepts the boot.
 
 The rules learned from each log are written here, so that a silent fallback to plain values is noticed.
 """
@@ -72,7 +72,7 @@ GROUPS = {"default": tuple(range(8)), "l5": (*range(10), 11, 12, 14), "all": tup
 
 
 def logs() -> Iterator[str]:
-    """Name the readable logs, of any maker."""
+    """Yield the names of the readable logs, of all makers."""
     folder = boot_logs.others()
     for path in sorted(folder.rglob("*")) if folder is not None else ():
         if path.is_file() and path.suffix not in (".yaml", ".txt", ".msg", ".sig", ".pcr", ".md"):

@@ -1,4 +1,4 @@
-"""systemd's log continues the firmware's: read exactly, or refused."""
+"""systemd's log continues the firmware's log: it is parsed exactly, or refused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_systemd_measured_into_nv_indices_is_passed_over() -> None:
         (record(pcr=24), "no PCR"),
         (record(pcr=True), "no PCR"),
         (record(digests=[]), "1 to 16"),
-        (record(digests=[{}]), "that is none"),
+        (record(digests=[{}]), "a malformed digest"),
         (record(digests=[{"hashAlg": "sha256", "digest": "00"}]), "1 bytes"),
         (record(digests=[{"hashAlg": "sha256", "digest": "zz"}]), "record 0"),
         (record(digests=[{"hashAlg": "sha256", "digest": "00" * 32}] * 2), "twice"),

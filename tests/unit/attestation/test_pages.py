@@ -1,4 +1,4 @@
-"""Every command that the pages tell an operator to type exists, with these arguments."""
+"""Every command in the pages exists and has these arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = {"salt-run": "_runners/netspace_attestation.py", "salt": "_modules/netsp
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Return every call of ours in the pages' shell blocks: the program, and the words from the function's name on."""
+    """Return every call of netspace in the pages' shell blocks: the program, the function's name and its arguments."""
     found = []
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):

@@ -1,4 +1,4 @@
-"""Any input as a policy is either accepted, or refused with an error that names the place.
+"""Any input is either accepted as a policy, or refused with an error that names the place.
 
 ``NETSPACE_POLICIES`` is the number of policies that are tried; 100,000 take about ten minutes.
 """
@@ -47,7 +47,7 @@ ANY = st.recursive(
 
 
 def real(data: Any) -> Any:
-    """Replace a placeholder by the object that can't be printed."""
+    """Replace a placeholder by an object that can't be printed."""
     if isinstance(data, dict):
         return {real(key) if key == "a huge number" else key: real(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -56,7 +56,7 @@ def real(data: Any) -> Any:
 
 
 def section(*keys: str) -> st.SearchStrategy[Any]:
-    """Rules of which each is right or random."""
+    """Return rules, each of which is right or random."""
     right = {
         "secure_boot": True,
         "command_lines": ["ro *"],

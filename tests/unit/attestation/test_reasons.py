@@ -1,4 +1,4 @@
-"""Reason codes are an interface: unique, documented, and each refusal is tried by a test."""
+"""Reason codes are an interface: each is unique and documented, and a test triggers each refusal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_code_has_a_row_in_the_documentation_and_no_row_is_of_another() ->
 
 
 def of_commands() -> set[str]:
-    """Codes that are no exception's: a runner's answer has them, or a trial of a policy."""
+    """Return the codes without an exception: they come from a runner's answer, or from a trial of a policy."""
     sources = [*(checkout.ROOT / "_utils/netspace/attestation").rglob("*.py"), RUNNER]
     text = "\n".join(path.read_text() for path in sources)
     return set(re.findall(r'"code": "([a-z-]+)"', text)) | set(re.findall(r'_trial\([^"]*"([a-z]+-[a-z-]+)"', text))
@@ -59,7 +59,7 @@ def test_every_refusal_is_tried_by_a_test() -> None:
 
 
 def test_the_library_raises_nothing_but_codes_of_the_list() -> None:
-    """A refusal that is defined elsewhere would be in no list."""
+    """A refusal that is defined in another module would be missing in the list."""
     for path in (checkout.ROOT / "_utils/netspace/attestation").rglob("*.py"):
         if path.name != "refusals.py":
             assert not re.search(

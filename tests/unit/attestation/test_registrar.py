@@ -1,4 +1,4 @@
-"""The registrar: which TPM is whose, what is certified, and what the log tells of it."""
+"""The registrar: owners of TPMs, issued certificates, and the log."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Minion:
 def enrolled(
     registrar: Registrar, minion: Minion, now: float, master: str = MASTER, name: str = "", roots: Any = ()
 ) -> dict[str, Any]:
-    """Enrol as the runner does.
+    """Enrol a minion like the runner.
 
-    :param name: the id that the master means; the minion's own where none is given.
+    :param name: the minion's id for the master; by default, the minion's own.
     """
     name = name or minion.name
     makers = Makers(tuple(roots))
@@ -132,7 +132,7 @@ def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion)
 
 
 def test_an_attestation_key_that_is_another_minions(registrar: Registrar, minion: Minion) -> None:
-    """The books compare attestation keys too: a TPM could show another endorsement key than before."""
+    """The registrar also compares attestation keys: a TPM could show another endorsement key than before."""
     enroll(registrar, minion)
     twin = type(minion.tpm)()
     twin.ak, twin.ak_public = minion.tpm.ak, minion.tpm.ak_public
@@ -231,7 +231,7 @@ def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
 
 @pytest.mark.parametrize("disguise", ["policy", "attributes"])
 def test_one_tpm_in_disguise_is_still_one(registrar: Registrar, minion: Minion, disguise: str) -> None:
-    """An endorsement key's certificate proves the key alone, and no other field of its public area."""
+    """An endorsement key's certificate proves only the key, not the other fields of its public area."""
     enroll(registrar, minion)
     genuine = minion.tpm.ek_public
     if disguise == "policy":
@@ -256,7 +256,7 @@ def test_a_coordinate_without_its_zeros_is_the_same_key(fake_tpm: Any) -> None:
 def test_a_renewal_undoes_nothing_that_was_decided_while_it_waited(
     registrar: Registrar, minion: Minion, meanwhile: str
 ) -> None:
-    """A minion may take its time for its answer: somebody revokes it, and it is not good again by that answer."""
+    """While a minion delays its answer, an operator revokes it; the answer must not undo that."""
     enroll(registrar, minion)
 
     def late(answer: Any) -> Any:
@@ -293,7 +293,7 @@ def test_of_two_tpms_that_race_to_be_a_minions_first_one_wins(registrar: Registr
 
 
 def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -> None:
-    """It answers with another minion's TPM: that one's answer is bound to its own id."""
+    """The minion answers with another minion's TPM, but the other's answer is bound to the other's id."""
     relay = Minion("evil", minion.tpm)
     relay.name, named = "web1", "evil"
     with pytest.raises(refusals.WrongActivation):
@@ -464,7 +464,7 @@ def test_a_damaged_book_is_to_be_restored_never_removed(registrar: Registrar, mi
 def test_the_cas_key_is_opened_by_what_signs_alone(
     registrar: Registrar, minion: Minion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be in a module, whose session takes a second: many minions may begin that never finish."""
+    """A session with a key in a module takes a second, and many minions may begin an enrolment and never finish."""
     opened: list[Path] = []
     load = privacy_ca.load
     monkeypatch.setattr(privacy_ca, "load", lambda folder, module: opened.append(folder) or load(folder, module))

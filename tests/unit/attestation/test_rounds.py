@@ -112,7 +112,7 @@ def test_a_fleet_that_is_slow_as_a_whole_keeps_its_slots(tmp_path: Path) -> None
 
 # -- what a minion may try ----------------------------------------------------------------
 class Hostile(SimulatedBus):
-    """A bus on which ``evil`` sends more than it was asked for."""
+    """A bus on which ``evil`` sends more than the requested answer."""
 
     extra: Any = None
 
@@ -166,7 +166,7 @@ FORGERIES = [
 @pytest.mark.parametrize("hosts", [FEW, {**FEW, "web1": Host(20.0)}, {**FEW, "web1": Host(1.0, 3, 0.5)}])
 @pytest.mark.parametrize("forged", FORGERIES)
 def test_who_answers_in_anothers_name_is_passed_over(tmp_path: Path, forged: Reply, hosts: dict[str, Host]) -> None:
-    """Any minion may answer for any other on Salt's bus: the round waits for the one that is the host's own."""
+    """Any minion may answer for any other on Salt's bus: the round waits for the host's own answer."""
 
     def extra(bus: Hostile, job: str, asked: list[str]) -> None:
         for name in asked:
@@ -181,7 +181,7 @@ def test_who_answers_in_anothers_name_is_passed_over(tmp_path: Path, forged: Rep
 
 @pytest.mark.parametrize("number", [1, window.REFUSED - 1, window.REFUSED + 1, 1000])
 def test_a_flood_in_anothers_name_costs_that_host_its_turn(tmp_path: Path, number: int) -> None:
-    """It is told, nothing is made of it, and no other host waits for it."""
+    """The report mentions the flood, it changes no state, and no other host waits."""
 
     def extra(bus: Hostile, job: str, asked: list[str]) -> None:
         for _ in range(number if "web1" in asked else 0):
@@ -227,7 +227,7 @@ def test_parts_that_are_none_are_no_answer(tmp_path: Path) -> None:
 
 
 def test_parts_in_another_order_are_no_answer(tmp_path: Path) -> None:
-    """A minion that sends part 1 when asked for part 0 did not send the answer that it announced."""
+    """A minion that sends part 1 when asked for part 0 sends another answer than the announced one."""
     cut = ['{"boot": "b", "ev', 'idence": {}}']
     digest = hashlib.sha256("".join(cut).encode()).hexdigest()
 
@@ -262,7 +262,7 @@ def test_a_flood_of_events_does_not_keep_deadlines_open(tmp_path: Path) -> None:
 
 
 def test_a_master_that_reads_late_calls_no_host_late(tmp_path: Path) -> None:
-    """Each judgement takes a second here: the answers arrive in time, and are read a minute later."""
+    """Each judgement takes a second here: the answers arrive in time, but the master reads them a minute later."""
     hosts = {f"m{one}": Host(58.0) for one in range(32)}
 
     class Slow(SimulatedBus):
@@ -275,7 +275,7 @@ def test_a_master_that_reads_late_calls_no_host_late(tmp_path: Path) -> None:
 
 
 class Busy(SimulatedBus):
-    """A bus whose master takes no message between two times."""
+    """A bus whose master publishes no message between two times."""
 
     since, until = 3.0, 40.0
 
@@ -318,7 +318,7 @@ def test_a_master_that_is_gone_is_an_error(tmp_path: Path, since: float, most: f
 
 
 def test_slow_parts_give_their_room_to_those_who_wait() -> None:
-    """Room for one answer: the host that drips loses it, and the others' answers are fetched."""
+    """There is room for one answer: the dripping host loses it, and the master fetches the others' answers."""
     ended: list[tuple[str, bool]] = []
 
     def work(name: str) -> window.Work:
@@ -400,7 +400,7 @@ def test_who_is_seen_again_is_asked_as_all_others(tmp_path: Path) -> None:
 
 
 def test_first_round_asks_those_that_are_connected_first(tmp_path: Path) -> None:
-    """The hosts answer at once, so that every second in which an absent host holds a slot would show."""
+    """The hosts answer at once, so the time would show each second that an absent host holds a slot."""
     hosts = fleet(2000, away=100, seconds=0.0)
     present = {name for name, host in hosts.items() if host.seconds is not None}
     without = round_of({name: hosts[name] for name in present}, tmp_path / "without")

@@ -1,4 +1,4 @@
-"""Salt's bus: the events that are answers, and the receivers of a message. The client is the test's."""
+"""Salt's bus: the events that are answers, and the receivers of a message. The client is a stand-in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Events:
 
 
 class Client:
-    """The parts of ``salt.client.LocalClient`` that are used."""
+    """The used parts of ``salt.client.LocalClient``."""
 
     def __init__(self, **opts: Any) -> None:
         self.opts = opts
@@ -150,7 +150,7 @@ def test_one_message_ends_once_all_have_answered() -> None:
 
 
 def test_what_a_minion_says_that_it_manages_is_no_host(tmp_path: Path) -> None:
-    """Salt's own lists: of accepted keys, and of resources, which hold whatever a minion has claimed."""
+    """Salt has two lists: accepted keys, and resources, which contain any claim of a minion."""
     opts = salt.config.master_config(None)
     paths = {"root_dir": str(tmp_path), "pki_dir": str(tmp_path / "pki"), "cachedir": str(tmp_path / "cache")}
     opts = {**opts, **paths, "__role": "master", "resource_index_primary_capacity": 1024}

@@ -1,4 +1,4 @@
-"""The TPM's structures: read exactly, or refused with a reason; never anything else."""
+"""The TPM's structures: parsed exactly, or refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A TEE report counts for one challenge and one key, by the policy's rules, and raises no level by itself."""
+"""A TEE report counts only for one challenge and one key, by the policy's rules, and alone raises no level."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_report_for_another_challenge_is_refused(context: Context, field: str)
 
 
 def test_a_report_for_another_key_is_refused(context: Context) -> None:
-    """A guest's report with evidence of another host: a relay."""
+    """A guest's report comes with evidence of another host: a relay."""
     evidence = amd_evidence(context)
     with pytest.raises(refusals.TeeBinding):
         judged(dataclasses.replace(evidence, key=b"j" * 32), context)

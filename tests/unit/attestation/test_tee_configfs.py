@@ -1,4 +1,4 @@
-"""A report from the kernel is over the written bytes, and nothing is left behind."""
+"""A report from the kernel covers the written bytes, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DATA = bytes(range(64))
 class FakeKernel:
     """The configfs-tsm of Linux 6.7 to 6.18 (drivers/virt/coco/guest/report.c).
 
-    Attributes appear with the directory; a binary attribute is taken when it is closed, without an error; the report
-    is made when it is read, and again after each write.
+    Attributes appear with the directory. The kernel handles a binary attribute when it is closed, and gives no error
+    then. It makes the report at the first read, and again after each write.
     """
 
     def __init__(self, provider: str = "sev_guest", table: bytes | None = b"certificates", floor: int | None = 0):

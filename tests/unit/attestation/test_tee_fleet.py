@@ -1,4 +1,4 @@
-"""Confidential guests in a fleet: which hosts are asked, what they send, and what the result says of a level."""
+"""Confidential guests in a fleet: the hosts that are asked, their answers, and the levels in the results."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_replayed_report_refuses_the_host(made: Fleet, key: software_key.Key) 
 
 
 def test_another_hosts_guest_vouches_for_nothing(made: Fleet, key: software_key.Key, tmp_path: Path) -> None:
-    """A good guest answers for its own key; a host that is no guest sends that report with its own signature."""
+    """A good guest's report covers its own key; a host that isn't a guest sends that report with its own signature."""
     rooted(made)
     asked = made.ask("web1")
     evidence = attester.by_key(key, context(asked))
@@ -299,7 +299,7 @@ def test_no_block_of_a_file_in_the_folder_is_passed_over(tmp_path: Path) -> None
 
 
 def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> None:
-    """Makers of TPMs write such names, and their lists are read; no judgement of a TEE could read this one."""
+    """Makers of TPMs write such names, and their lists are read; the appraisal of a TEE could not read this one."""
     parts = [pyca.NameAttribute(pyca.NameOID.COMMON_NAME, "A"), pyca.NameAttribute(pyca.NameOID.COUNTRY_NAME, "TW")]
     name = pyca.Name([pyca.RelativeDistinguishedName(parts)])
     # A name of one set has a head of four bytes.
@@ -310,12 +310,12 @@ def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> 
     assert ek_certificates.revocations(raw) == raw != good
     path = folder(tmp_path / "roots")
     (path / "odd.crl").write_bytes(raw)
-    with pytest.raises(NetspaceError, match=r"tee_roots: .*/odd\.crl: revocation list: .*; get it anew"):
+    with pytest.raises(NetspaceError, match=r"tee_roots: .*/odd\.crl: revocation list: .*; get it again"):
         roots.read(str(path))
 
 
 def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way: the operator's folder, a policy in force, the challenge, and the output."""
+    """This covers the whole way: the operator's folder, a policy in force, the challenge, and the output."""
     path = folder(tmp_path / "roots")
     settings = {"tee_roots": str(path), "groups": [{"name": "web", "match": ["web*"], "minimum": "L3"}]}
     runner, master = runner_bus.load(tmp_path, settings)
@@ -341,7 +341,7 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_folder_that_can_not_be_read_judges_nobody_wrongly(made: Fleet, key: software_key.Key) -> None:
-    """No host is judged whose policy needs the folder; groups without a section are judged as before."""
+    """The master judges no host whose policy needs the folder; it judges groups without the section as before."""
     assert judged(made, key)["level"] == 1
 
     def unreadable() -> Any:

@@ -1,4 +1,4 @@
-"""A vTPM's keys count only if a genuine TEE report that the paravisor requested is over them."""
+"""A vTPM's keys count only if they are covered by a genuine TEE report that the paravisor requested."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bound() -> bytes:
 
 
 def azure(vcek: bytes = b"") -> Trust:
-    """AMD's certificates, as a recorded host of Azure's brought them; *vcek* in place of its own."""
+    """Return AMD's certificates from a recorded host of Azure, with *vcek* in place of its own."""
     found = x509.from_pem(recorded("trustee/az-snp-vtpm/vcek.pem"), 3)
     roots = tuple(one for one in found if x509.is_root(x509.load(one)))
     assert len(roots) == 1
@@ -51,7 +51,7 @@ def pem(key: rsa.RSAPublicKey) -> bytes:
 
 
 def quoted(whole: dict[str, Any], key: rsa.RSAPublicKey) -> str:
-    """Return the code of a recorded evidence's quote, by *key*."""
+    """Return the code for a recorded evidence's quote if *key* must have signed it."""
     message, signature = (bytes.fromhex(whole["tpm_quote"][name]) for name in ("message", "signature"))
     signed = struct.pack(">HHH", 0x0014, 0x000B, len(signature)) + signature
     return quotes.verify_quote(message, signed, pem(key)).code
@@ -107,7 +107,7 @@ def test_the_document_is_bound_by_each_hash(algorithm: int, name: str) -> None:
 
 
 def test_a_report_that_the_guest_asked_for_binds_nothing() -> None:
-    """The guest's own report may be over a document of its own, with keys that it holds itself."""
+    """A report that the guest requests may cover a document of its own, with keys that it holds itself."""
     maker = Amd()
     raw = hcl_report(maker.report(bound(), vmpl=2), document())
     with pytest.raises(refusals.TeeBinding, match="paravisor"):
@@ -158,14 +158,14 @@ def test_a_document_with_the_key_twice_is_malformed() -> None:
 
 
 def test_a_number_of_a_key_has_one_spelling() -> None:
-    """The last character of 256 bytes has four bits that mean nothing."""
+    """In the encoding of 256 bytes, the last character has four bits without a meaning."""
     whole = json.loads(document())
     (key,) = (one for one in whole["keys"] if one["kid"] == hcl.ATTESTATION_KEY)
     modulus = key["n"]
     letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
     for other in (modulus[:-1] + letters[letters.index(modulus[-1]) + 1], modulus + "==", modulus[:5] + "\n"):
         key["n"] = other
-        with pytest.raises(refusals.TeeMalformed, match="HCL report: a key: not base64url"):
+        with pytest.raises(refusals.TeeMalformed, match=r"HCL report: a key: not (canonical )?base64url"):
             hcl.parse(hcl_report(bytes(1184), json.dumps(whole).encode())).key(hcl.ATTESTATION_KEY)
 
 

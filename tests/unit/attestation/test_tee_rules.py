@@ -1,4 +1,4 @@
-"""The policy's section for confidential guests is read strictly, and never admits everybody's guest."""
+"""The policy's section for confidential guests is parsed strictly, and can't accept everybody's guest."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ RECORDED = {
 
 
 def amd() -> list[bytes]:
-    """AMD's certificates: ARK, ASK, ASVK."""
+    """Return AMD's certificates: ARK, ASK, ASVK."""
     names = ("ask_ark_milan.pem", "ask_ark_milan_vlek.pem", "ask_ark_genoa.pem")
     loaded = [pyca.load_pem_x509_certificates(recorded(f"go-sev-guest/{name}")) for name in names]
     return [one.public_bytes(Encoding.DER) for each in loaded for one in each]
@@ -185,7 +185,7 @@ def test_vcek_and_vlek_do_not_stand_for_each_other() -> None:
 
 @pytest.mark.parametrize("flags", [0, 1 << 2], ids=["VCEK", "VLEK"])
 def test_a_certificate_that_fits_and_is_for_another_key_hides_no_other(flags: int) -> None:
-    """A provider's VLEKs of one TCB look alike; so does a VCEK of a host that lies to its guest."""
+    """Several certificates fit one report: a provider's VLEKs for one TCB, or a lying host's VCEK."""
     maker = Amd()
     how: dict[str, Any] = {"chip": None, "csp": b"cloud"} if flags else {}
     good, report = maker.leaf(**how), maker.report(flags=flags)
@@ -310,7 +310,7 @@ def test_a_table_that_points_outside_is_malformed() -> None:
 
 @functools.cache
 def brought_report() -> tuple[bytes, bytes]:
-    """Return a report and its host's table, the same bytes each time: signatures made anew would change them."""
+    """Return a report and its host's table. They are made once, because a new signature would change the bytes."""
     maker = Amd()
     chain = table((tee_forge.VCEK_GUID, maker.leaf()), (tee_forge.ASK_GUID, maker.ask))
     return maker.report(b"d" * 64, version=3, family=0x19), chain

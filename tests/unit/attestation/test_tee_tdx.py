@@ -27,7 +27,7 @@ INTEL_ROOT = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
 
 
 def intel() -> Trust:
-    """Intel's root, as a recorded quote has it."""
+    """Return Intel's root from a recorded quote."""
     root = tdx.parse(recorded(QUOTES[0])).chain[-1]
     assert hashlib.sha256(root).hexdigest() == INTEL_ROOT
     return Trust((root,))
@@ -67,7 +67,7 @@ def test_text_after_a_recorded_quote_is_refused() -> None:
 
 
 def test_every_20th_byte_of_a_recorded_quote_counts() -> None:
-    """The test covers the quote up to the certificates; bytes between and after the PEM blocks have no meaning."""
+    """The test changes bytes up to the certificates; bytes between and after the PEM blocks have no meaning."""
     raw, trust = recorded("trustee/tdx_quote_5.dat"), intel()
     for at in range(0, raw.index(b"-----BEGIN"), 20):
         changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
@@ -120,7 +120,7 @@ FORGED = {
 
 @pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED)
 def test_a_quote_by_what_is_not_intels_is_refused(changes: dict[str, object]) -> None:
-    """The platform is genuine, and its owner made the quote: without these checks it would pass."""
+    """The platform is genuine, but its owner made the quote: without these checks it would pass."""
     maker = Intel()
     with pytest.raises(refusals.TeeSignature):
         tdx.genuine(maker.quote(**changes), maker.trust(), NOW)
@@ -245,7 +245,7 @@ def test_intels_recorded_documents_are_read() -> None:
 
 @functools.cache
 def quote_of(version: int) -> bytes:
-    """Return a quote of the same bytes each time, since signatures and certificates vary in size."""
+    """Return a quote. It is made once, since signatures and certificates vary in size."""
     return Intel().quote(b"d" * 64, version=version)
 
 

@@ -1,4 +1,4 @@
-"""Every threat that the verifier has to think of, and the test that is named after it."""
+"""Every threat that the verifier must withstand, and the test that is named after it."""
 
 from __future__ import annotations
 

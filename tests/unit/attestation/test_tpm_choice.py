@@ -1,4 +1,4 @@
-"""The choice of an endorsement key: one with a certificate before one without, and one that the TPM can make."""
+"""The choice of an endorsement key: a key with a certificate first, and only keys that the TPM can make."""
 
 from __future__ import annotations
 

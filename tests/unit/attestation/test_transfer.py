@@ -1,4 +1,4 @@
-"""Answers in parts: what a host may send, in which time, and the master's cost of reading it."""
+"""Answers in parts: their size, their time, and the master's cost of reading them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_parts_of_an_announced_answer_that_is_no_json(text: str) -> None:
     "unit", [b"[],", b"{},", b'"",', b"1,", b"[", b'{"a":', b'{"a":"b"},', b" [ ] , ", b"1", b'"\\u0001",']
 )
 def test_a_bomb_in_parts_costs_no_more_than_its_text(unit: bytes) -> None:
-    """Forty-five MiB of empty lists were 1.3 GiB of objects. Here 8 MiB: the bound is per byte."""
+    """45 MiB of empty lists once became 1.3 GiB of objects. The test uses 8 MiB, because the bound is per byte."""
     text = b"[" + unit * (8 * MIB // len(unit))
     text = text.rstrip(b",") + (b"]" if unit.endswith(b",") else b"")
     coming = transfer.Parts({"parts": -(-len(text) // PART), "sha256": hashlib.sha256(text).hexdigest()})

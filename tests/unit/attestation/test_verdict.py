@@ -1,4 +1,4 @@
-"""A host whose master judges it: it answers challenges, takes one result for each, and trusts nothing else."""
+"""A host that its master judges: it answers challenges, accepts one result for each, and trusts nothing else."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def token(signer: Signer, **changes: Any) -> str:
 
 
 class Host:
-    """A host with a declaration, and what it does with it."""
+    """A host with a declaration, and its actions."""
 
     def __init__(self, layout: Layout, wanted: Attestation) -> None:
         self.layout, self.wanted = layout, wanted
@@ -160,7 +160,7 @@ def test_an_older_policy_than_before(host: Host, signer: Signer) -> None:
 
 
 def test_what_the_host_found_by_itself_counts_no_more(layout: Layout, signer: Signer) -> None:
-    """Also where the host's own policy is off: an environment may still ask."""
+    """This also holds if the host's own policy is off: an environment may still require a level."""
     alone = Host(layout, Attestation())
     alone.apply()
     assert alone.level == 1
@@ -212,7 +212,7 @@ def test_a_host_without_ima_answers_all_the_same(host: Host) -> None:
 
 @pytest.fixture
 def logged(host: Host, fake_tpm: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """A TPM of the test's own signs for the host, which has a boot log of some size."""
+    """Let the test's TPM sign for the host; return the host's boot log, which has some size."""
     log = bytes(range(256)) * 4096
 
     def evidence(layout: Layout, chosen: Any, context: Context, first: int | None = None, period: bytes = b"") -> Any:
@@ -242,14 +242,14 @@ def test_a_large_answer_waits_to_be_fetched_part_by_part(host: Host, signer: Sig
         with pytest.raises(NetspaceError, match="part"):
             master_result.part(host.layout, wrong)
     host.accept(token(signer), signer)
-    with pytest.raises(NetspaceError, match="no answer waits"):
+    with pytest.raises(NetspaceError, match="no saved answer"):
         master_result.part(host.layout, 0)
 
 
 def test_a_small_answer_takes_the_place_of_a_large_one(host: Host, logged: bytes) -> None:
     host.answer()
     host.answer(bootlog=hashlib.sha256(logged).hexdigest())
-    with pytest.raises(NetspaceError, match="no answer waits"):
+    with pytest.raises(NetspaceError, match="no saved answer"):
         master_result.part(host.layout, 0)
 
 

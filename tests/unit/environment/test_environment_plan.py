@@ -1,4 +1,4 @@
-"""The plan: which difference makes which step. Nothing here touches a host."""
+"""The plan: the step for each difference. Nothing here touches a host."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ ENDED = Status("failed", exit="exit 3")
 
 
 def test_one_that_ended_badly_is_run_once_more_only_where_that_is_not_the_end_of_it():
-    """A job with ``restart: never`` has been run: an apply that comes by itself must not do its work twice."""
+    """A job with ``restart: never`` has run: a scheduled apply must not do its work twice."""
     result = plan(NEVER, seen(NEVER, status=ENDED, problem="it ended (exit 3)"))
     assert result.steps == []
     (refusal,) = result.refusals

@@ -1,4 +1,4 @@
-"""Archives of images: what they hold, what is refused, what is left out; nothing needs root or a disk."""
+"""Archives of images: accepted, refused and omitted members. Nothing needs root or a disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from netspace.errors import NetspaceError
 
 
 def read(*layers: bytes, layer: bool = False, folder: Path | None = None) -> Tree:
-    """Return the tree of these archives, one over the other."""
+    """Return the tree of these archives, each over the ones before."""
     budget = Budget("test")
     tree = Tree(budget)
     for content in layers:
@@ -309,7 +309,7 @@ def test_sparse_files_are_refused(tmp_path):
 
 
 def test_what_is_kept_in_memory_is_bounded(monkeypatch, tmp_path):
-    """A few megabytes of zeros may be gigabytes of attributes, which no file on disk takes up."""
+    """A few megabytes of zeros may unpack to gigabytes of attributes, which need memory and no disk."""
     monkeypatch.setattr(bounds, "NAMES", 50_000)
 
     def attribute(number):
@@ -423,7 +423,7 @@ def test_a_bomb_is_refused_as_such(kind, monkeypatch):
     if shutil.which(tool[0]) is None:
         pytest.skip(f"{tool[0]} is not installed")
     packed = subprocess.run(tool, input=plain, check=True, capture_output=True).stdout
-    assert "a bomb" in refused(packed)
+    assert "a decompression bomb" in refused(packed)
 
 
 def test_a_stream_that_asks_for_much_memory_is_refused():
@@ -478,7 +478,7 @@ def test_what_follows_the_end_is_not_read():
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_whatever_comes_is_read_or_refused(data):
-    """Random damage and random bytes: a tree within bounds, or one clear error; nothing else is ever raised."""
+    """Random damage and random bytes give a tree within bounds, or one clear error; nothing else is ever raised."""
     members = [
         member("a", b"a" * 600),
         member("d/"),
@@ -508,7 +508,7 @@ def test_whatever_comes_is_read_or_refused(data):
 
 
 def _sum(whole: bytearray) -> None:
-    """Make all headers' sums right again, so that damage gets further."""
+    """Correct all headers' checksums, so that damage gets further."""
     for at in range(0, len(whole), 512):
         block = whole[at : at + 512]
         if block[257:262] == b"ustar":
@@ -529,7 +529,7 @@ def test_garbage_is_refused(garbage):
 @given(st.lists(st.tuples(PATHS, st.sampled_from("fdlh"), PATHS), max_size=12), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_no_tree_reaches_beyond_its_root(steps, layer):
-    """Folders, files, links and hard links in any order: what the tree says is what a real, chrooted tar would."""
+    """For folders, files, links and hard links in any order, the tree equals the result of a real tar in a chroot."""
     made = {
         "f": lambda name, other: member(name, other.encode()),
         "d": lambda name, other: member(f"{name}/"),

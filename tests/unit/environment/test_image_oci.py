@@ -1,4 +1,4 @@
-"""OCI images: which one is meant, what is checked, and what they say of how to run them."""
+"""OCI images: their selection by tag, the checks, and their settings for running them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UPPER = tar([member(".wh.gone"), member("app", b"app")])
 
 @pytest.fixture
 def packed(monkeypatch):
-    """Trees that would be made into an erofs file, in order."""
+    """Collect the trees that would become erofs files, in order."""
     trees: list[dict[str, str]] = []
 
     def keep(tree: Tree, target: Path, budget: Any) -> None:
@@ -102,14 +102,14 @@ def test_an_index_is_asked_for_this_machine(packed, tmp_path):
     folder = made.write(tmp_path)
     build(f"{folder}:web", tmp_path)
     assert packed == [{"is": MACHINE}]
-    for tag, message in (("other", f"nothing for linux on {MACHINE}"), ("plain", "is for linux on mips")):
+    for tag, message in (("other", f"no image for linux on {MACHINE}"), ("plain", "is for linux on mips")):
         with pytest.raises(NetspaceError, match=message):
             build(f"{folder}:{tag}", tmp_path)
     loop = ours
     for _ in range(9):
         loop = made.index([loop])
     made.tag(loop, "deep")
-    with pytest.raises(NetspaceError, match="indexes within indexes"):
+    with pytest.raises(NetspaceError, match="indexes nested too deep"):
         build(f"{made.write(tmp_path)}:deep", tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_every_flipped_byte_of_a_blob_is_refused(packed, tmp_path):
             flipped = bytearray(content)
             flipped[at] ^= 1
             (made.write(tmp_path / "layout") / name).write_bytes(flipped)
-            with pytest.raises(NetspaceError, match="not what its digest"):
+            with pytest.raises(NetspaceError, match="does not match its digest"):
                 build(f"{tmp_path}/layout:web", tmp_path)
     assert packed == []
 
@@ -134,7 +134,7 @@ def test_a_layer_that_unpacks_to_the_same_is_another_all_the_same(packed, tmp_pa
     blob = made.files[name]
     made.files[name] = change(blob)
     assert gzip.decompress(made.files[name]) == gzip.decompress(blob)
-    with pytest.raises(NetspaceError, match="not what its digest"):
+    with pytest.raises(NetspaceError, match="does not match its digest"):
         build(f"{made.write(tmp_path)}:web", tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_a_saved_image_is_checked_by_what_its_config_says(packed, tmp_path):
         flipped = bytearray(whole)
         flipped[at + 1] ^= 1
         (tmp_path / "a.tar").write_bytes(flipped)
-        with pytest.raises(NetspaceError, match="not what its digest"):
+        with pytest.raises(NetspaceError, match="does not match its digest"):
             build(f"{tmp_path}/a.tar:web", tmp_path)
     assert packed == []
 
@@ -210,7 +210,7 @@ def test_no_name_in_an_archive_reaches_the_host(packed, tmp_path):
 
 
 def test_a_folder_is_a_layout_or_nothing(packed, tmp_path):
-    """The unpacked output of ``docker save`` would be read by the paths that it names, even outside the folder."""
+    """An unpacked archive of ``docker save`` names paths, and these could lead out of the folder."""
     (tmp_path / "secret.tar").write_bytes(LOWER)
     folder = tmp_path / "saved"
     folder.mkdir()
@@ -227,7 +227,7 @@ def test_a_layer_bomb_is_refused(packed, tmp_path, monkeypatch):
     monkeypatch.setattr(bounds, "UNRATED", 1 << 20)
     made = Layout()
     made.tag(made.image([tar([member("zeros", bytes(32 << 20))])]), "web")
-    with pytest.raises(NetspaceError, match="a bomb"):
+    with pytest.raises(NetspaceError, match="a decompression bomb"):
         build(f"{made.write(tmp_path)}:web", tmp_path)
 
 

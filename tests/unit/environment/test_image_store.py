@@ -1,4 +1,4 @@
-"""The store and what operators do with it, with a source of the test's own: no root, no mkfs.erofs."""
+"""The store, and operators' actions on it, with a test source: no root, no mkfs.erofs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from netspace.plugin.fileserver import SaltFiles
 
 
 class Fake(types.ModuleType):
-    """A source whose image is its file's content. ``builds`` counts; ``fail`` is raised by the next ones."""
+    """A source whose image is its file's content. ``builds`` counts builds; further builds raise ``fail``."""
 
     def __init__(self):
         super().__init__("fake")
@@ -51,7 +51,7 @@ class Fake(types.ModuleType):
 
 
 class Master:
-    """Salt's file server, with or without a master between."""
+    """Salt's file server, with or without a master."""
 
     def __init__(self, files, *, local=False):
         self.files = files
@@ -260,10 +260,10 @@ def test_what_came_must_be_what_the_master_said(fake, tmp_path, source):
     master = Master({URL: source})
     master.lie = b"content, and more"
     store = remote_store(tmp_path, master)
-    with pytest.raises(NetspaceError, match="what came is sha256"):
+    with pytest.raises(NetspaceError, match="the fetched file is sha256"):
         store.ensure(f"tar:{URL}")
     master.lie = b"cont"
-    with pytest.raises(NetspaceError, match="what came is sha256"):
+    with pytest.raises(NetspaceError, match="the fetched file is sha256"):
         store.ensure(f"tar:{URL}")
     assert (kept(store), fake.builds) == ([], 0)
 
@@ -432,7 +432,7 @@ def test_what_is_used_stays_and_what_is_not_goes_on_demand(fake, images, store, 
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_what_has_a_hash_is_built_as_it_was_hashed(fake, store, source, monkeypatch, swapped):
-    """A writer may change the source for the moment between (a shared mapping leaves its times alone)."""
+    """A writer may change the source between hash and build (a shared mapping doesn't change its times)."""
     build = fake.build
 
     def meanwhile(location, target, scratch):

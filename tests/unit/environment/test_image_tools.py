@@ -1,4 +1,4 @@
-"""Programs that work on images end with who started them."""
+"""Programs that work on images end with the process that started them."""
 
 from __future__ import annotations
 

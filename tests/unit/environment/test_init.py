@@ -1,4 +1,4 @@
-"""Process 1 of environments with ``init``: where it comes from, what is refused; what SIGTERM does to a program."""
+"""Process 1 of environments with ``init``: its file and refusals; and the effect of SIGTERM on a program."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STATIC = b"\x7fELF\x02\x01" + bytes(48) + (56).to_bytes(2, "little") + bytes(8)
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which alone the program is searched for; that of a user who may run tests is root's, too."""
+    """Return the only folder in which the program is searched for; it counts as root's even for another user."""
     folder = tmp_path / "bin"
     folder.mkdir(mode=0o700)
     monkeypatch.setattr(runtimes, "SEARCHED", str(folder))

@@ -1,4 +1,4 @@
-"""Limits without a kernel: what cgroups of both versions are told, what changes how, which sizes are refused."""
+"""Limits without a kernel: settings of cgroups of both versions, changes, and refused sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runtimes: which there are, how each is called, what is declared of them; nothing is run."""
+"""Runtimes: their names, command lines and settings. Nothing is run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENVIRONMENT = {"image": "tar:/x.tar", "command": ["/x"]}
 
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every program is installed."""
+    """Pretend that every program is installed."""
     monkeypatch.setattr(runtimes, "_program", lambda runtime, name, package, path: path or f"/usr/bin/{name}")
 
 

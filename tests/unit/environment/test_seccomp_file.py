@@ -1,4 +1,4 @@
-"""A system call profile of an operator's own: understood in full, or refused."""
+"""An operator's own system call profile: understood in full, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels and tenders without running one: what may be declared, the command lines, the disk, manifests."""
+"""Kernels and tenders, without running one: declarations, command lines, the disk, manifests."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_the_devices_of_a_solo5_kernel(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_manifest_is_an_error(content: bytes) -> None:
-    with pytest.raises(NetspaceError, match=r"x is no kernel for solo5-spt: "):
+    with pytest.raises(NetspaceError, match=r"x is not a kernel for solo5-spt: "):
         solo5.manifest(content, "x")
 
 

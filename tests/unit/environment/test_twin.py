@@ -1,4 +1,4 @@
-"""The parts of a twin: the packed interpreter, the files it aims at."""
+"""Parts of a twin: the packed interpreter, and the files that it attacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events that two looks at the environments make."""
+"""The events that follow from two observations of environments."""
 
 from __future__ import annotations
 

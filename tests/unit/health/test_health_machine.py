@@ -1,4 +1,4 @@
-"""From probes to a judgement; and the judgement on disk."""
+"""The judgement that follows from probes, and its file."""
 
 from __future__ import annotations
 

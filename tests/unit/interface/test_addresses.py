@@ -1,4 +1,4 @@
-"""The allocator: unique, stable, within the range, whatever comes and goes."""
+"""The allocator: its addresses are unique, stable and within the range, whatever environments come and go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that contradict a publication are told from those that go where they should. Pure."""
+"""Detection of connections that contradict a publication. Pure."""
 
 from __future__ import annotations
 

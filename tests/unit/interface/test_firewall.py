@@ -1,4 +1,4 @@
-"""The packet filter's table: default drop, constant cost, nothing of others'."""
+"""The packet filter's table: it drops by default, its cost is constant, and it touches no other table."""
 
 from __future__ import annotations
 

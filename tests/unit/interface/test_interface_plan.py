@@ -1,4 +1,4 @@
-"""Planning: pure, complete, and silent when nothing is to be done."""
+"""The plan of interfaces: pure, complete, and empty if nothing differs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PUBLISHED = st.dictionaries(
 
 
 def done(plan: Plan, before: Observed) -> Observed:
-    """Return the host as it would be found after *plan* was applied."""
+    """Return the host's state after an apply of *plan*."""
     records, live = dict(before.records), dict(before.live)
     kept, volatile = dict(before.namespaces), before.volatile
     firewall, switches = before.firewall, dict(before.forwarding)

@@ -1,4 +1,4 @@
-"""Kinds on somebody's network: what may be declared, what clashes, and what is planned of it. Pure."""
+"""Kinds on a foreign network: declarations, conflicts and plans. Pure."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def host(**more: Any) -> Observed:
 
 
 def done(plan: Plan, before: Observed) -> Observed:
-    """Return the host as it would be found after *plan* was applied."""
+    """Return the host's state after an apply of *plan*."""
     known, live, kept = dict(before.records), dict(before.live), dict(before.namespaces)
     volatile, firewall = before.volatile, before.firewall
     for step in plan.steps:
@@ -218,7 +218,7 @@ def some(choices: list[tuple[str, bool, bool]]) -> DesiredInterfaces:
 @given(CHOICES, CHOICES)
 @settings(PATIENT)
 def test_those_that_are_not_asked_for_need_nothing_later(first: Any, second: Any) -> None:
-    """Whoever comes is known to the others in the same run, so that a state for each plans nothing the next time."""
+    """The same run tells all other interfaces about a new one, so the next apply plans nothing."""
     now = host()
     together: dict[str, Any] = {}
     for choices in (first, second):

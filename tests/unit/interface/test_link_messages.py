@@ -1,6 +1,6 @@
-"""Messages to the kernel equal those of iproute2 6.15 and wg 1.0 for the same; its answers are read within bounds.
+"""Messages to the kernel equal those of iproute2 6.15 and wg 1.0; the kernel's answers are read within bounds.
 
-The bytes were captured by strace on Linux 6.12 (x86-64), from the commands that stand beside them.
+The bytes were captured by strace on Linux 6.12 (x86-64), from the commands beside them.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ WG_SHOWN = (
 
 
 def tree(data: Any, nested: dict[int, Any]) -> dict[int, Any]:
-    """Attributes as a mapping; *nested* tells which hold more of them."""
+    """Return attributes as a mapping; *nested* names those that hold further attributes."""
     return {
         type_: tree(value, nested[type_]) if type_ in nested else bytes(value).rstrip(b"\0")
         for type_, value in reading.attributes(data)

@@ -1,4 +1,4 @@
-"""pyroute2 as oracle: our reader understands what its classes say, and a filled-in request is what they encode."""
+"""pyroute2 as oracle: netspace's reader agrees with its decoder, and netspace's requests with its encoder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS = st.dictionaries(st.sampled_from(sorted(reading._IPV4_NAMES.values()))
 
 
 def decoded(source: Callable[[], type[MessageClass]], body: bytes) -> Any:
-    """Return a body as pyroute2's own classes read it, which a class derived for requests doesn't change."""
+    """Return a body as decoded by pyroute2's own classes; classes derived for requests don't change that."""
     names = {message_classes.link: "ifinfmsg", message_classes.address: "ifaddrmsg", message_classes.route: "rtmsg"}
     module = message_classes.module(f"netlink.rtnl.{names[source]}")
     message = getattr(module, names[source])(struct.pack("=IHHII", 16 + len(body), 16, 0, 0, 0) + body)
@@ -170,7 +170,7 @@ def test_value_of_another_size_than_its_hole_is_refused() -> None:
         templates.template(message_classes.link, (("index", templates.NUMBER), ("IFLA_MTU", templates.NUMBER))).fill(
             b"1234", b"1234567890"[:10]
         )
-    with pytest.raises(ValueError, match="otherwise"):
+    with pytest.raises(ValueError, match="another way"):
         templates.template(message_classes.link, (("IFLA_MTU", templates.NUMBER), ("index", templates.SHORT)))
 
 

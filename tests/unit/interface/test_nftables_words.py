@@ -1,4 +1,4 @@
-"""Text for nft says no more than it should: names are refused, or mean themselves."""
+"""Text for nft has no hidden meaning: a name is refused, or stands only for itself."""
 
 from __future__ import annotations
 

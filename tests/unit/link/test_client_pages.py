@@ -1,4 +1,4 @@
-"""The pages on the client library and on seals promise nothing without a test: each that they name is there."""
+"""Each promise in the pages on the client library and on seals has a test, and each named test exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties of messages are passed on as they came, compared with what pika makes of them."""
+"""Properties of messages are passed on unchanged; pika's decoder is the comparison."""
 
 from __future__ import annotations
 

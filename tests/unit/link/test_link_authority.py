@@ -1,4 +1,4 @@
-"""Certificates, accounts' names and cards: what needs no broker."""
+"""Certificates, accounts' names and cards, without a broker."""
 
 from __future__ import annotations
 

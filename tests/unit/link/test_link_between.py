@@ -1,4 +1,4 @@
-"""Sealed links between hosts: who is an endorser, what is believed of bundles, what environments are told."""
+"""Sealed links between hosts: endorsers, accepted and refused bundles, and cards."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SCHEMA = json.loads((Path(__file__).parents[3] / "docs/environment.schema.json")
 
 
 class Fleet:
-    """Hosts below one root, each with what it keeps in a folder of its own."""
+    """Hosts below one root, each with a folder for its files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,7 +68,7 @@ class Fleet:
         )
 
     def certified(self, name: str) -> Authority:
-        """Have its authority certified (again), and adopted."""
+        """Certify the host's authority (again), and adopt it."""
         place = self.folder / "authorities" / name
         adopt(place, Root(self.folder / "root").certify(request(place), f"{name}.example.org"))
         return authority.ensure(self.layouts[name], self.broker(name), NOW, replace=True)
@@ -89,7 +89,7 @@ class Fleet:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_time() -> Iterator[None]:
-    """The root reads the clock; it reads the time that all else in these tests is given."""
+    """Set the clock that the root reads to the time of these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(root, "time", SimpleNamespace(time=lambda: NOW))
         yield
@@ -102,12 +102,12 @@ def fleet(tmp_path) -> Fleet:
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory, one_time) -> Fleet:
-    """Fleet for tests that keep nothing in it."""
+    """Return a fleet for tests that don't change it."""
     return Fleet(tmp_path_factory.mktemp("fleet"))
 
 
 def enc(now: float = NOW) -> list[dict[str, Any]]:
-    """Return the keys of an environment that its host tells others."""
+    """Return the keys of an environment that its host gives to other hosts."""
     return seals.promised(seals.renewed((), now), now)
 
 
@@ -163,7 +163,7 @@ def keyed(known: Authority) -> Any:
 
 
 def issued(known: Authority, host: str = IDS["h2"], **odd: Any) -> str:
-    """Return an endorser's certificate by *known*, and those above it, with something other than usual."""
+    """Return an endorser's certificate by *known*, and those above it, with unusual parts."""
     key = odd.get("key") or ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names = [x509.UniformResourceIdentifier(name) for name in odd.get("names", [f"{host}/seals"])]
@@ -227,7 +227,7 @@ def test_what_an_environment_or_a_broker_logs_in_by_makes_no_endorser(steady):
 
 
 def test_a_root_of_somebody_elses_counts_for_nothing(steady, tmp_path):
-    """Also one of the same name, and another host's authority shown as a root."""
+    """The test includes a root of the same name, and another host's authority in place of a root."""
     other = Fleet(tmp_path)
     with pytest.raises(Untrusted, match="a root that the links of this host don't trust"):
         checked(steady, other.own["h2"].chain)
@@ -243,7 +243,7 @@ def test_a_root_of_somebody_elses_counts_for_nothing(steady, tmp_path):
 
 
 def below(known: Authority, domain: str, path: int | None = None, **more: Any) -> Authority:
-    """Return an authority that *known* made below itself, whatever that may do."""
+    """Return an authority that *known* made below itself, whatever *known*'s rights."""
     key = ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names: list[Any] = [x509.UniformResourceIdentifier(domain)]
@@ -268,7 +268,7 @@ def test_who_is_below_a_hosts_authority_speaks_for_nobody(steady):
 
 
 def fleets(steady: Fleet) -> Authority:
-    """Root of the fleet, as the authority that signs."""
+    """Return the fleet's root, as an authority that signs."""
     pem = (steady.folder / "root" / "root.pem").read_text()
     return dataclasses.replace(steady.known["h1"], pem=pem)
 
@@ -332,7 +332,7 @@ def test_every_constraint_above_counts(tmp_path, monkeypatch):
 
 
 def test_a_weak_digest_is_refused(steady, monkeypatch):
-    """Whoever finds two certificates of one digest has what the authority never signed."""
+    """With a weak digest, an attacker could make a second certificate that fits the authority's signature."""
     monkeypatch.setattr(hashes, "SHA256", hashes.SHA224)
     pem = issued(steady.known["h2"])
     monkeypatch.undo()
@@ -359,8 +359,8 @@ def test_what_one_host_says_another_believes(steady):
         ({"aud": IDS["h2"]}, "is for"),
         ({"iat": NOW + 3600}, "of the future"),
         ({"iat": -1}, "iat"),
-        ({"iat": float("inf")}, "Infinity is no number"),
-        ({"iat": float("nan")}, "NaN is no number"),
+        ({"iat": float("inf")}, "Infinity is not a number"),
+        ({"iat": float("nan")}, "NaN is not a number"),
         ({"iat": True}, "iat"),
         ({"iat": "now"}, "iat"),
         ({"knows": "x" * 44}, "knows"),
@@ -421,7 +421,7 @@ def test_nothing_else_that_an_endorser_signs_is_a_bundle(steady):
             steady.opened(spoken(steady, said, kind))
     value = json.loads(spoken(steady, said))
     other = steady.own["h3"]
-    with pytest.raises(NetspaceError, match="not one that is trusted"):  # signed by another than certified
+    with pytest.raises(NetspaceError, match="not trusted"):  # signed by another than certified
         steady.opened(json.dumps({**value, "token": other.sign(bundles.KIND, said)}))
     with pytest.raises(NetspaceError, match="says that it is of"):  # one host's, shown as another's
         steady.opened(json.dumps({**value, "chain": other.chain, "token": other.sign(bundles.KIND, said)}))
@@ -474,7 +474,7 @@ KEYS = enc()
 
 
 def test_certificate_of_an_unknown_version_is_refused(steady):
-    """``cryptography`` raises an exception for it that is no ValueError."""
+    """``cryptography`` raises an exception for it that isn't a ValueError."""
     said = json.loads(steady.bundle(vault=KEYS))
     certificate = x509.load_pem_x509_certificates(said["chain"].encode())[0].public_bytes(Encoding.DER)
     version = b"\xa0\x03\x02\x01"  # RFC 5280 4.1: [0] INTEGER
@@ -521,7 +521,7 @@ def test_an_older_bundle_never_replaces_a_newer_one(fleet):
 
 # -- what environments are told --------------------------------------------------------------------------
 def exchanged(fleet: Fleet, keys: dict[str, seals.Keys]) -> None:
-    """Have h1 and h2 know each other; *keys* of h2's environments, and h1's."""
+    """Exchange bundles between h1 and h2, with *keys* of h2's and h1's environments."""
     public = {name: seals.promised(each, NOW) for name, each in keys.items()}
     own = {name: one.kid for name, one in fleet.own.items()}
     fleet.adopt(fleet.bundle("h2", "h1", own["h1"], vault=public["vault"], log=public["log"]))
@@ -533,7 +533,7 @@ def promised(fleet: Fleet, host: str, name: str) -> list[Any]:
 
 
 def told(fleet: Fleet, at: str, name: str, links: list[Link], keys: dict[str, seals.Keys]) -> dict[str, Any]:
-    """Return the card of an environment of host *at*, but for the broker's part."""
+    """Return the card of an environment of host *at*, without the broker's part."""
     from netspace.spec import hosts as words
 
     local = words.local(links, fleet.broker(at))
@@ -562,7 +562,7 @@ def told(fleet: Fleet, at: str, name: str, links: list[Link], keys: dict[str, se
 
 
 def test_what_one_host_tells_its_environment_opens_what_the_others_seals(fleet):
-    """Question and answer, by nothing but the cards and files of both, as their hosts make them."""
+    """A question and an answer use only the cards and files that the two hosts make."""
     keys = {
         "web": promised(fleet, "h1", "web"),
         "vault": promised(fleet, "h2", "vault"),
@@ -670,7 +670,7 @@ def test_who_seals_for_whom(fleet):
 @settings(max_examples=30)
 @given(pauses=st.lists(st.floats(1, 40 * DAY), max_size=8))
 def test_a_key_is_kept_for_as_long_as_another_host_may_seal_for_it(pauses):
-    """Whoever was told of a key, and of no later one, may seal for it until its end, and is read a week after that."""
+    """A host without news of later keys may seal for this key until its end; the mail is readable a week longer."""
     now, keys = NOW, seals.renewed((), NOW)
     told: dict[str, float] = {}
     for pause in pauses:

@@ -1,4 +1,4 @@
-"""Hosts that share a broker make all of a fleet's links between them, and none makes what is another's."""
+"""Hosts that share a broker: together they make all of a fleet's links, and none makes another host's part."""
 
 from __future__ import annotations
 

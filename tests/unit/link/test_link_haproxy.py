@@ -1,4 +1,4 @@
-"""A forwarder that was taken over neither holds up root nor fills its memory."""
+"""A forwarder that was taken over can neither delay netspace nor fill its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links between hosts: names, objects, certificates, ways. No broker, no network."""
+"""Links between hosts: names, objects, certificates, kinds of transport. No broker, no network."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_an_outboxs_letters_may_come_back_as_often_as_they_have_to():
 
 
 def test_answers_that_are_flooded_are_made_anew_for_each_host_that_asks(layout, monkeypatch):
-    """Too many bindings to read: every exchange is named to which askers may have bound something."""
+    """With too many bindings to read, the result names every exchange to which askers may have bound a queue."""
 
     class Flooded:
         def get(self, *path: str, **_: object) -> object:
@@ -220,7 +220,7 @@ def test_a_name_is_given_to_one_key_and_to_none_above_or_below_it(root, tmp_path
 
 
 def test_no_name_is_given_while_it_is_unknown_which_are(root, tmp_path):
-    """Else a second key could have a name whose certificate is still valid."""
+    """Otherwise a second key could get a name whose certificate is still valid."""
     root.certify(request(tmp_path / "a"), "h1.example.org")
     given = root.path.parent / "certified.json"
     for damage in (lambda: given.write_text("{"), given.unlink):

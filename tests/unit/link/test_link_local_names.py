@@ -1,4 +1,4 @@
-"""A local name is the card's alone: the broker never hears of it."""
+"""A local name is only in the card: the broker never gets it."""
 
 from __future__ import annotations
 

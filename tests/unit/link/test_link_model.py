@@ -384,7 +384,7 @@ def test_dead_letters_that_hosts_share_without_a_key_have_one_name():
 
 @given(LINKS, LINKS)
 def test_what_is_renamed_is_read_until_it_is_empty_and_has_no_way_in(first, second):
-    """From the definitions of netspace's first versions, or of another key."""
+    """The old definitions are those of netspace's first versions, or made with another key."""
     for old in (PLAIN, Names(b"the key that was lost")):
         broker = Broker()
         broker.post(diff.document(*_everything(first, old)))

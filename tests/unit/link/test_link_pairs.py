@@ -1,4 +1,4 @@
-"""The keys that names follow from: each host's own, and one of each pair of hosts. No broker."""
+"""The keys from which names are derived: each host's own, and one for each pair of hosts. No broker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "a secret of all hosts that is long enough"
 
 @pytest.fixture
 def brokers(tmp_path) -> dict[str, LocalBroker]:
-    """Brokers of three hosts, each with what it declares of the others."""
+    """Return the brokers of three hosts; each declares the others."""
     public = {name: pair_keys.public(tmp_path / name) for name in HOSTS}
     return {
         name: LocalBroker(

@@ -93,7 +93,7 @@ def test_a_cluster_is_the_same_by_any_of_its_nodes():
 
 
 def test_the_forwarder_can_be_started_for_a_thousand_environments():
-    """Without -n its master takes no more than 250 namespaces; the bound must not keep it from starting either."""
+    """Without -n, haproxy takes at most 250 namespaces. A lower hard limit must not prevent its start, either."""
     command = process.command(Layout())
     assert int(command[command.index("-n") + 1]) >= 8 * 1000
     assert "no strict-limits" in process.render(Layout(), Wanted(LocalBroker(), {}))

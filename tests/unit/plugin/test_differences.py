@@ -1,4 +1,4 @@
-"""A plan as the differences that it would end."""
+"""A plan, shown as the differences that it would remove."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of who may reach whom: every form holds the same graph, whatever the texts in it."""
+"""Pictures of reachability: every form shows the same graph, whatever the texts in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables fit 80 columns, show no control character, and bear any value."""
+"""Tables fit 80 columns, show no control character, and accept any value."""
 
 from __future__ import annotations
 

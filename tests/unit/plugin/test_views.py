@@ -1,4 +1,4 @@
-"""The tables of each function's return, and that no return of a hostile minion ends an operator's command."""
+"""The tables of each function's return; and returns of hostile minions, which never end an operator's command."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def test_explanation_of_much_is_one_screen() -> None:
 def test_command_of_another_form_is_not_shown_as_a_remedy(command: object, outputter: Any) -> None:
     forged = copy.deepcopy(EXPLANATION)
     forged["findings"][0]["command"] = command
-    with pytest.raises(ValueError, match="none of netspace's"):
+    with pytest.raises(ValueError, match="not a command of netspace"):
         views.render(forged, SCREEN)
     assert "\n  do  " not in outputter({"h1": forged})
 
@@ -376,7 +376,7 @@ def screen() -> Any:
 
 
 def screen_of(**options: Any) -> Any:
-    """Return Salt's printer: what ``salt`` calls with what minions return."""
+    """Return Salt's printer, which ``salt`` calls with minions' returns."""
     opts: dict[str, Any] = {
         "extension_modules": "", "outputter_dirs": [str(checkout.ROOT / "_output")], "optimization_order": [0],
         "color": False, "strip_colors": True, "fun": "netspace.overview", **options,
@@ -434,7 +434,7 @@ def _places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def _hostile(draw: st.DrawFn) -> Any:
-    """A true return, of which some values have become any others, or are gone."""
+    """Return a real return with some values replaced or removed."""
     data: Any = copy.deepcopy(draw(st.sampled_from(RETURNS)))
     for _ in range(draw(st.integers(0, 4))):
         place = draw(st.sampled_from(_places(data)))

@@ -1,4 +1,4 @@
-"""Bounds of a link that may be declared, and those that are refused because nothing would hold a sender to them."""
+"""Bounds of a link: accepted ones, and those that are refused because nothing would enforce them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links between hosts, as they are declared."""
+"""Declarations of links between hosts."""
 
 from __future__ import annotations
 

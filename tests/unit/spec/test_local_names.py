@@ -1,4 +1,4 @@
-"""Names of peers: to a sender's program each means one environment."""
+"""Names of peers: for a sender's program, each name means one environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Assertions of a declaration: which are malformed, and which are violated by which path."""
+"""Assertions of a declaration: malformed ones, and violated ones with the violating path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A declaration is accepted whole or refused with the path of everything that is wrong."""
+"""A declaration is accepted as a whole, or refused with the path of each mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHOP = {
 
 
 def changed(path: str, value: object) -> dict:
-    """SHOP with *value* at *path* (keys joined by ``:``)."""
+    """Return SHOP with *value* at *path* (keys joined by ``:``)."""
     data = copy.deepcopy(SHOP)
     *parents, last = path.split(":")
     at = data
@@ -225,7 +225,7 @@ def test_every_problem_is_reported_at_once():
 
 
 def test_one_mistake_of_an_environment_hides_no_other_of_it():
-    """Neither what its runtime asks of it nor what only the whole declaration can tell."""
+    """The environment breaks rules of its form, of its runtime and of the whole declaration: each is reported."""
     kernel = {"kernel": "/srv/k", "command": ["/x"], "env": {"A": "b"}, "health": {"exec": ["/x"]}, "target": True}
     data = {
         "environments": {

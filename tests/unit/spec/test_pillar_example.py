@@ -32,14 +32,14 @@ def section() -> dict[str, Any]:
 
 
 def parts(kind: Any) -> list[type[msgspec.Struct]]:
-    """Return the structs that a type of a declaration consists of or may be."""
+    """Return the structs that a type of a declaration is or contains."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return [kind]
     return [found for one in typing.get_args(kind) for found in parts(one)]
 
 
 def inner(kind: type[msgspec.Struct]) -> Iterator[tuple[str, list[type[msgspec.Struct]]]]:
-    """Each key of a struct, and the structs that its value may be."""
+    """Yield each key of a struct, and the structs that its value may be."""
     for field in msgspec.structs.fields(kind):
         own = kinds.specs() if kind is types.Environment and field.name == "interface" else parts(field.type)
         yield field.encode_name, list(own)
@@ -56,7 +56,7 @@ def reached(kind: type[msgspec.Struct], found: list[type[msgspec.Struct]]) -> li
 
 
 def used(kind: type[msgspec.Struct], data: Any, found: dict[type[msgspec.Struct], set[str]]) -> None:
-    """Note which keys of which struct *data* has, which is declared to be a *kind*."""
+    """Note the keys of *data*, by their structs; *kind* is the type of *data*."""
     found.setdefault(kind, set()).update(data)
     named = {field.encode_name for field in msgspec.structs.fields(kind) if typing.get_origin(field.type) is dict}
     for key, below in inner(kind):

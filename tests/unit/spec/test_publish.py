@@ -1,4 +1,4 @@
-"""Publications: how they are written, what is refused with its path, and which two can't stand together."""
+"""Publications: their forms, refusals with their paths, and conflicts between two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reachability beside a model that judges single messages and packets, and knows neither edges nor overlaps."""
+"""Reachability, compared with a model that judges single messages and packets, without edges and overlaps."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def declarations(draw: st.DrawFn) -> Declaration:
 
 
 def world_of(declared: Declaration) -> World:
-    """Return the world as an apply would record it."""
+    """Return the world that an apply would record."""
     world = reach.declared(declared)
     on = [name for name in NAMES if not declared.interfaces[name].NONE]
     applied: World = replace(
@@ -95,7 +95,7 @@ def world_of(declared: Declaration) -> World:
 
 # -- the model -------------------------------------------------------------------------
 def routes(declared: Declaration, name: str, peer: str) -> dict[str, bool]:
-    """Return, by direction, whether packets between an environment and *peer* find their way."""
+    """Return, by direction, whether packets between an environment and *peer* have a route."""
     spec: Any = declared.interfaces[name]
     kind = reach_kind(spec)
     if kind == "veth":
@@ -130,7 +130,7 @@ def begins(declared: Declaration, source: str, target: str) -> bool:
 
 
 def answers(declared: Declaration, source: str, target: str) -> bool:
-    """Return whether *source* may answer what *target* began."""
+    """Return whether *source* may answer a message or connection of *target*."""
     if source in (*NAMES, "x@h2") and target in (*NAMES, "x@h2"):
         return any((one.source, one.target, one.pattern) == (target, source, "request") for one in declared.links)
     return begins(declared, target, source)

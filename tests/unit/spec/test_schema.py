@@ -1,4 +1,4 @@
-"""The JSON Schema of the declaration refuses what the parser refuses for its form, at the same path."""
+"""The JSON Schema of the declaration refuses the same malformed values as the parser, at the same paths."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_pillar_files_are_valid(validator: Validator, file: str) -> None:
 
 # -- refusals, with their paths -----------------------------------------------------------------------
 def places(validator: Validator, document: Any) -> dict[str, str]:
-    """Return the keyword that refuses, by the path in pillar notation of what it refuses."""
+    """Return the refusing keywords by the paths, in pillar notation, of the refused values."""
     found: dict[str, str] = {}
     for error in validator.iter_errors(document):
         path = ":".join(str(step) for step in error.absolute_path)
@@ -157,7 +157,7 @@ NAMES = st.sampled_from(["web", "orders", "a", "x-1"])
 
 
 def values(of: inspect.Type, key: str = "") -> st.SearchStrategy[Any]:
-    """Return well-formed values of a type, which may be senseless in all that is no form."""
+    """Return values of a type that are well-formed, but may make no sense."""
     if isinstance(of, inspect.StructType):
         return structs(of)
     if isinstance(of, inspect.UnionType):
@@ -233,7 +233,7 @@ CHECKS = ("environment", "interface", "link", "runtimes", "runtime_settings", "u
 
 
 def problems(declaration: Any) -> dict[str, str]:
-    """Return the messages of the parser, by path; a kernel's kind of interface is no matter of form."""
+    """Return the parser's messages on form by path; a kernel's kind of interface is not a matter of form."""
 
     def told(found: tuple[Problem, ...]) -> dict[str, str]:
         return {problem.path: problem.message for problem in found if "stack of its own" not in problem.message}
@@ -252,7 +252,7 @@ def of_form(declaration: Any) -> dict[str, str]:
 
 
 def near(path: str) -> str:
-    """Return a path as msgspec tells it, which leaves out the keys of a mapping within a struct."""
+    """Return a path in msgspec's form, without the keys of a mapping within a struct."""
     steps = path.split(":")
     return ":".join(step for before, step in zip(["", *steps], steps, strict=False) if before not in ("hosts", "env"))
 

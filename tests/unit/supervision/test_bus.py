@@ -1,4 +1,4 @@
-"""The client of systemd's bus, against a peer that speaks as systemd does, or worse."""
+"""The client of systemd's bus, with a peer that behaves like systemd, or badly."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def encoded(message: Message, sender: str | None = dbus.SYSTEMD) -> bytes:
 
 
 def active(call: Message) -> bytes:
-    """Answer as systemd does: what was asked for, and the unit that was."""
+    """Answer like systemd, with the requested property of the requested unit."""
     return encoded(new_method_return(call, "v", (("s", f"{call.header.fields[HeaderFields.path]} {call.body[1]}"),)))
 
 
 def serve(end: socket.socket, answer: Answer, behind: bytes) -> None:
-    """Be systemd, until the client closes."""
+    """Act as systemd until the client closes the connection."""
     with end, contextlib.suppress(OSError):
         greeting = b""
         while not greeting.endswith(b"BEGIN\r\n"):
@@ -126,7 +126,7 @@ def test_signals_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_repeated_reply_does_not_count_for_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dbus, "OTHERS", 8)
     first = active(CALL)
-    with pytest.raises(ValueError, match="answer nothing"), systemd(lambda call: first * 10) as connection:
+    with pytest.raises(ValueError, match="besides the answers"), systemd(lambda call: first * 10) as connection:
         connection.ask(WANTED[:2])
 
 
@@ -137,7 +137,7 @@ def test_silence_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_signals_do_not_prolong_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A peer that only ever sends signals, each within the time for one."""
+    """The peer sends only signals, each before the timeout of a single message."""
     monkeypatch.setattr(dbus, "TIMEOUT", 0.1)
     ours, theirs = socket.socketpair()
     ended = threading.Event()

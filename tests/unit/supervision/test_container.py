@@ -1,4 +1,4 @@
-"""A container that has ended is forgotten as crun would, or left to crun as it is."""
+"""A container that has ended is deleted like crun does, or left to crun unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kills for want of memory, by the kernel's own counts, and the way we are told of them."""
+"""OOM kills: the kernel's counts, and its notices."""
 
 from __future__ import annotations
 

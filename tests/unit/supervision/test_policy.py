@@ -1,4 +1,4 @@
-"""When something is started again, and after how long."""
+"""The restart policy: whether a service is started again, and after which delay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that a service leaves behind are seen, or the pass says that it may have missed one."""
+"""A pass finds the processes that a service leaves behind, or says that it may have missed one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARK = "test/left"
 
 @pytest.fixture
 def restless(tmp_path: Path) -> Iterator[int]:
-    """A process that does nothing but become itself again: in execve(2) it has no environment."""
+    """Run a process that executes itself again and again: during execve(2) it has no environment."""
     script = tmp_path / "restless"
     script.write_text('#!/bin/sh\nexec "$0"\n')
     script.chmod(0o755)

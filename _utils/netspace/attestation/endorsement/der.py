@@ -4,7 +4,7 @@ Some makers (Nuvoton among them) write a SET OF with unsorted members, which X.6
 refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy's signed part differs from the original's,
 so **signatures are checked over the original bytes** (:func:`signed_part`), never over the copy.
 
-Only definite lengths and tags of one byte are read. Every length is bounded by the element around it.
+The reader accepts only definite lengths and tags of one byte. Every element must end within the element around it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def element(data: bytes, at: int, end: int) -> Element:
         length = int.from_bytes(data[content : content + size], "big")
         content += size
     if length > end - content:
-        raise ValueError("DER: an element that is longer than what is around it")
+        raise ValueError("DER: an element that is longer than the element around it")
     return Element(tag, at, content, content + length)
 
 
@@ -104,7 +104,7 @@ def elements(data: bytes, at: int, end: int) -> Iterator[Element]:
 
 
 def split(data: bytes, most: int) -> list[bytes]:
-    """Return the concatenated certificates in *data*, at most *most*. Padding may follow them.
+    """Return the concatenated certificates in *data*, at most *most*. Padding may follow the last one.
 
     A TPM's NV indices hold a chain in this form (TCG EK Credential Profile 2.5, 2.2.1.5.2).
 
@@ -124,7 +124,7 @@ def split(data: bytes, most: int) -> list[bytes]:
 def signed_part(data: bytes) -> bytes:
     """Return the signed part of the certificate or revocation list *data* (RFC 5280, 4.1.1).
 
-    :raises ValueError: when *data* is neither, or names two algorithms.
+    :raises ValueError: when *data* is neither of them, or names two algorithms.
     """
     whole = element(data, 0, len(data))
     if whole.tag != SEQUENCE or whole.end != len(data):
@@ -133,7 +133,7 @@ def signed_part(data: bytes) -> bytes:
     algorithm = element(data, signed.end, whole.end)
     outside = data[algorithm.start : algorithm.end]
     at = signed.content
-    for _ in range(3):  # a version and a serial number precede the algorithm in a certificate, a version in a list
+    for _ in range(3):  # before the algorithm: a certificate's version and serial number, a list's version
         inside = element(data, at, signed.end)
         if inside.tag == SEQUENCE:
             break
@@ -144,7 +144,7 @@ def signed_part(data: bytes) -> bytes:
 
 
 def with_sorted_sets(data: bytes) -> bytes:
-    """Return *data* with the members of every SET in the order of X.690, 11.6: for reading, not for verifying.
+    """Return *data* with the members of every SET in the order of X.690, 11.6: for reading, never for verifying.
 
     :raises ValueError: when *data* is not DER of at most :data:`MAX_DEPTH` levels.
     """

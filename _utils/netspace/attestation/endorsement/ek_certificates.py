@@ -8,10 +8,10 @@ critical certificatePolicies extension.
 Some makers write names in an order that DER forbids, so fields are read from a copy in the right order
 (``netspace.attestation.endorsement.der``). Signatures are checked over the bytes that the maker signed.
 
-Nothing is fetched. Intermediates come with the evidence or lie among the roots. Revocation lists are files that the
-operator puts beside the roots; the address of a list in a certificate is ignored. An expired list still revokes its
-entries. It proves nothing about the maker's other certificates, so these are not trusted. Certificates of a maker
-without a list are not checked for revocation.
+This module fetches nothing. Intermediates come with the evidence or lie among the roots. Revocation lists are files
+that the operator puts beside the roots; the module ignores the address of a list in a certificate. An expired list
+still revokes its entries, but says nothing about the maker's other certificates, so the module trusts none of them. It
+doesn't check the certificates of a maker without a list for revocation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_LIST = 16 * 1024 * 1024
 
 
 class Untrusted(NetspaceError):
-    """No valid path to a root. The host keeps the level that it has without a trusted certificate."""
+    """There is no valid path to a root. The host gets only the level that it has without a trusted certificate."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,12 @@ def public_key(certificate: bytes) -> object:
 def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()) -> None:
     """Check that the DER certificate *leaf* chains to one of *roots*.
 
-    :param chain: DER intermediates from the evidence. None is trusted by itself; an unreadable one counts as absent.
+    :param chain: DER intermediates from the evidence. The roots must vouch for them; an unreadable one counts as
+        absent.
     :param roots: DER certificates that the operator trusts.
     :param now: seconds since the epoch.
     :param lists: makers' revocation lists, DER, as :func:`revocations` returns them.
-    :raises Untrusted: when there is no valid path; the message names the problem.
+    :raises Untrusted: when there is no valid path; the message says why.
     :raises RevokedEndorsementCertificate: when an issuer revoked a certificate of the path.
     """
     if not roots:
@@ -163,7 +164,7 @@ def revocations(raw: bytes) -> bytes:
     if critical:
         raise NetspaceError(f"a revocation list with the critical extension {critical[0]}, which is not understood")
     if ends is None:
-        raise NetspaceError("a revocation list that does not say how long it is good")
+        raise NetspaceError("a revocation list that does not say when it ends")
     return data
 
 
@@ -215,7 +216,7 @@ def _signed_list(found: _Signed, issuer: _Signed) -> bool:
 
 
 def _unsigned(found: _Signed, issuer: _Signed) -> str:
-    """Return why the signature of *found* is not *issuer*'s; empty when it is."""
+    """Return why *found* isn't signed by *issuer*; empty when it is."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -227,7 +228,7 @@ def _unsigned(found: _Signed, issuer: _Signed) -> str:
         elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(parameters, ec.ECDSA):
             key.verify(fields.signature, found.signed, parameters)
         else:
-            return "the signature is by another kind of key"
+            return "the signature was made with another kind of key"
     except InvalidSignature:
         return "invalid signature"
     return ""
@@ -246,7 +247,7 @@ def _load(data: bytes) -> _Signed:
 
 
 def _readable(data: bytes) -> _Signed | None:
-    """Return an intermediate from the evidence; None if it can't be read, since it counts as absent then."""
+    """Return an intermediate from the evidence; None if it can't be read: it counts as absent."""
     try:
         return _load(readable(data))
     except NetspaceError:
@@ -258,9 +259,9 @@ def _path(
 ) -> list[_Signed]:
     """Return the shortest path from *leaf* to a root, the root last.
 
-    The search is breadth-first. It visits each intermediate once, at its smallest distance from the leaf, where its
-    issuer's pathLenConstraint is met most easily. So the work grows at most with the square of the number of
-    intermediates.
+    The search is breadth-first. It visits each intermediate once, at its smallest distance from the leaf: a longer path
+    could only violate more of its issuers' pathLenConstraints. So the work grows at most with the square of the number
+    of intermediates.
 
     :raises Untrusted: when there is no path.
     """
@@ -326,6 +327,6 @@ def _check_leaf(certificate: Certificate, when: datetime.datetime) -> None:
         if isinstance(value, x509.BasicConstraints) and value.ca:
             raise Untrusted("the endorsement certificate is a CA's")
         if isinstance(value, x509.KeyUsage) and not (value.key_encipherment or value.key_agreement):
-            raise Untrusted("the endorsement certificate's key may not be used for decryption")
+            raise Untrusted("the endorsement certificate's key usage does not allow decryption")
         if isinstance(value, x509.ExtendedKeyUsage) and _EK_USAGE not in [usage.dotted_string for usage in value]:
-            raise Untrusted("the endorsement certificate is for another use")
+            raise Untrusted("the endorsement certificate is for another use: it lacks tcg-kp-EKCertificate")

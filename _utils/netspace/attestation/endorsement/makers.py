@@ -1,4 +1,4 @@
-"""Makers of TPMs that the operator trusts: one folder, read by a master's registrar and by a host that judges itself.
+"""Makers of TPMs that the operator trusts: a folder, read by a master's registrar and by hosts that judge themselves.
 
 ::
 
@@ -10,7 +10,7 @@ A file in ``ek/`` is named after its first certificate's key (SHA-256 of Subject
 The file adds no trust: its certificate must chain to a root, like a certificate from a TPM.
 
 A certificate that can't be read is reported in ``unreadable``; the others are still read. A revocation list that can't
-be read is an error, because certificates that its maker revoked would pass without it.
+be read is an error: without the list, revoked certificates would pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Makers:
 
     :param roots: certificates, DER. *lists*: revocation lists, DER.
     :param unreadable: file and problem of each certificate that can't be read.
-    :param given: the folder of endorsement certificates that the operator supplied; None if it does not exist.
+    :param given: the folder with the operator's endorsement certificates; None if it does not exist.
     """
 
     roots: tuple[bytes, ...] = ()
@@ -43,7 +43,7 @@ class Makers:
     given: Path | None = None
 
     def completed(self, enrolment: Enrolment, fingerprint: str) -> Enrolment:
-        """Return *enrolment* with the certificate that the operator supplied for its endorsement key, if any.
+        """Return *enrolment* with the operator's certificate for its endorsement key, if there is one.
 
         This certificate replaces the TPM's own, which may have expired. The supplied intermediates come before those
         from the TPM.
@@ -99,7 +99,7 @@ def listed(folder: str | None) -> dict[str, object]:
 
 
 def _certificates(path: Path) -> der.Pem:
-    """Return a file's readable certificates, and the problems of the others. At least one of the two is not empty."""
+    """Return a file's readable certificates, and the problems of the unreadable ones: at least one of the two."""
     try:
         found = _in_file(path)
     except (OSError, ValueError) as err:

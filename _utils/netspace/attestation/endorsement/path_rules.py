@@ -1,4 +1,4 @@
-"""Rules for each certificate of a path to a maker's root (RFC 5280, 6.1), for TPMs and TEEs alike. Pure.
+"""Rules for each certificate of a path to a maker's root (RFC 5280, 6.1). They serve TPMs and TEEs. Pure.
 
 Each function returns a problem as text for people; empty if there is none. The caller finds the path, checks signatures
 and names, and raises the error.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def unfit(certificate: Certificate, name: str, when: datetime.datetime, understood: Container[str]) -> str:
-    """Return why *certificate* is not allowed anywhere in a path: its validity, its key, or an extension.
+    """Return why no path may contain *certificate*: its validity, its key, or an extension.
 
     :param name: the certificate's name, for people.
     :param understood: object identifiers of the critical extensions that the caller checks.

@@ -1,6 +1,6 @@
 """Check of one certificate against its issuer's revocation lists (RFC 5280, 5 and 6.3). Pure.
 
-The caller selects the issuer's lists and raises the errors: this module raises nothing.
+The caller selects the issuer's lists, and raises the errors. This module raises none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Verdict:
     """Result of the check.
 
     :param revoked: when the issuer revoked the certificate; None if it did not.
-    :param out_of_force: text with the list's period of validity, if the list is not valid now; else empty.
+    :param out_of_force: the list's period of validity as text, if the list is not valid now; else empty.
     """
 
     revoked: datetime.datetime | None

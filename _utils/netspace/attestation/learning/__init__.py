@@ -1,1 +1,1 @@
-"""Learn policies from boots that an operator holds good."""
+"""Learn policies from boots that an operator trusts."""

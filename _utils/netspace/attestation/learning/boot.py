@@ -1,6 +1,6 @@
 """Learn rules from the logs of one boot, for :mod:`netspace.attestation.learning.policy`.
 
-The labels in a log distinguish kernels from initrds, and programs from other data that the firmware measures. A wrong
+The labels in a log tell a kernel from an initrd, and a program from other data that the firmware measures. A wrong
 label can only put a digest into the wrong list, or make the judge refuse the learned policy. Pure: no file, no network.
 """
 
@@ -19,7 +19,8 @@ from netspace.attestation.refusals import LogMismatch, Refused
 from netspace.attestation.verifier import boot_rules, extensions, platform_rules
 from netspace.attestation.verifier.extensions import Extension
 
-# PCRs that no rule rests on. If the firmware logs less than it measures into one of them, that PCR may stay unchecked.
+# PCRs that no rule rests on. If the firmware doesn't log all that it measures into such a PCR, the PCR may stay
+# unchecked.
 _APART = frozenset((0, 1, 3, 5, 6))
 # The tag with which Linux's EFI stub measures an initrd (drivers/firmware/efi/libstub).
 _TAG_INITRD = 0x8F3B22EC
@@ -30,8 +31,8 @@ class Told:
     """Rules learned from the logs of one boot.
 
     :param rules: in a policy's written form. ``pinned`` has the digests of command lines whose text is known.
-    :param problems: reasons why groups of rules may be missing, by each group's first rule.
-    :param unled: PCRs whose quoted value the log does not lead to.
+    :param problems: for a group of rules, by its first rule: the reasons why the group may be missing.
+    :param unled: PCRs for which the log leads to another value than the quoted one.
     """
 
     evidence: Evidence
@@ -41,9 +42,9 @@ class Told:
 
 
 def told(evidence: Evidence) -> Told:
-    """Return the rules that the logs of a boot give.
+    """Return the rules that follow from the logs of a boot.
 
-    :raises Refused: when the logs can't be read, or don't lead to the quoted values that the rules rest on.
+    :raises Refused: when the logs can't be read, or when the rules rest on quoted values to which the logs don't lead.
     """
     logs = extensions.read(evidence)
     replayed = logs.replayed()
@@ -88,7 +89,7 @@ def _led(pcr: int, evidence: Evidence, log: eventlog.EventLog, replayed: Mapping
 
 
 def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[str, Any]:
-    """Return the rules that PCR 7 gives: Secure Boot, dbx, the signers of booted programs, and SBAT generations."""
+    """Return the rules that follow from PCR 7: Secure Boot, dbx, signers of booted programs, SBAT generations."""
     try:
         found = platform_rules.read(extended)
     except Refused as err:
@@ -101,7 +102,7 @@ def _platform(extended: Sequence[Extension], problems: dict[str, str]) -> dict[s
     signers = [
         measured.digest(events.certificate(one.data)).hex()
         for one in found.authorities
-        if one not in levels and len(one.data) != 48  # 48 bytes are a program's own digest: ``applications`` has it
+        if one not in levels and len(one.data) != 48  # 48 bytes are a program's own digest: see ``applications``
     ]
     problems["signers"] = "the firmware verified nothing that it booted"
     return {
@@ -160,7 +161,7 @@ def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
 
 
 def _kind(one: Extension, paths: set[str]) -> str:
-    """Return the policy's list for a file, by its label in the log. A wrong label only selects the wrong list."""
+    """Return the policy's list for a file, by its label in the log. A wrong label selects only a wrong list."""
     if not isinstance(one.source, Event):
         return "files"
     tagged = events.tag(one.source)

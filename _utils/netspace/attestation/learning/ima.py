@@ -1,12 +1,13 @@
-"""Learn which files may run, from the IMA measurement lists of hosts that are known to be good.
+"""Learn which files may run, from the IMA measurement lists of known good hosts.
 
-A list counts only up to the quoted value of PCR 10. Nothing proves lines in other PCRs, so these are not learned.
-A file is listed by its path and digests, unless the policy excludes it already or one of the policy's keys signed it.
-A line of an unknown template is listed by its digest. Notes name what cannot be learned: violations and weak digests.
-Notes also name files that one rule could cover: paths whose content changed while the host ran, and files that unknown
-keys signed.
+A list counts only up to the quoted value of PCR 10. Lines in other PCRs have no proof, so this module doesn't learn
+them. The learned policy lists a file by its path and digests, unless it excludes the file already or one of its keys
+signed the file. It lists a line of an unknown template by the line's digest. Notes name lines that can't be learned:
+violations and weak digests. Notes also name files that one rule could cover: paths whose content changed while the host
+ran, and files that unknown keys signed.
 
-Pure: rules are only added, and the policy is not put in force here. Called by ``netspace.attestation.learning.policy``.
+Pure: the module only adds rules, and doesn't put the policy in force. ``netspace.attestation.learning.policy`` calls
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from netspace.attestation.policy import policy
 from netspace.attestation.refusals import ListMalformed, NoList, Refused
 from netspace.errors import NetspaceError
 
-# Most names in a note.
+# The most names in a note.
 _NAMED = 5
 
 
@@ -37,9 +38,10 @@ class Seen:
 
 
 def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence[str]) -> Seen:
-    """Return the files that *hosts* run, except those that keys or exclusions of *rules* (a policy's ``ima``) allow.
+    """Return the files that *hosts* run, without files that keys or exclusions of *rules* (a policy's ``ima``) allow.
 
-    :param keys: further keys (PEM), which *rules* may lack; the result's ``keys`` has those that signed a file.
+    :param keys: further keys (PEM), which *rules* may lack; the result's ``keys`` are the ones of them that signed a
+        file.
     """
     found = Seen()
     old = _parsed({key: rules[key] for key in ("keys", "exclude") if key in rules})
@@ -134,7 +136,7 @@ def _entries(evidence: Evidence) -> list[ima.Entry]:
     if brought is None:
         raise NoList("the kernel gives no measurement list")
     if brought.first:
-        raise ListMalformed("the measurement list does not begin with its first line")
+        raise ListMalformed("the measurement list does not begin at its first line")
     entries = ima.parse(brought.lines)
     return entries[: ima.match(entries, bytes(32), brought.value)]
 

@@ -2,15 +2,15 @@
 
 The log of a golden host names the UEFI programs that ran, Secure Boot and its revocation lists, the signers of booted
 programs, the kernel, the initrd, other loaded files and the command line. A group of rules is kept only if every PCR
-that it rests on is judged, and if the judge accepts all of the boots by these rules. So the policy enforces what was
-learned. A note names each group that was left out. Names in a log serve only to tell a kernel from an initrd: the
-policy identifies all files by digest.
+that it rests on is judged, and if the judge accepts all of the boots by these rules. So the policy really enforces the
+learned rules. A note names each omitted group. Names in a log serve only to tell a kernel from an initrd: the policy
+identifies all files by digest.
 
-An existing policy keeps its form: its groups get more digests, and its PCRs get more values. No digest, value or
-pattern loses its effect at once. ``dbx`` has only the entries that all of the boots have; in an existing policy it is
-not changed. Entries that none of these hosts shows can be given an end (``until``). For files that IMA measures, only
-former digests get an end: those of files whose content differs now. Pure: returns a policy in its written form, and
-does not put it in force.
+An existing policy keeps its form: its groups get more digests, and its PCRs get more values. Each digest, value or
+pattern keeps its effect, at least for a time. ``dbx`` has only the entries that all of the boots have; in an existing
+policy it is not changed. Entries that none of these hosts shows can get an end (``until``). Of files that IMA measures,
+only former digests get an end: those of files whose content differs now. Pure: returns a policy in its written form,
+and does not put it in force.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ GROUPS = (
     ("kernels", "initrds", "files", "grub_commands", "command_lines"),
     ("kernels", "initrds", "files"),
 )
-# The rule that the logs of a boot must give for a group, by the group's first rule.
+# The rule that must follow from the logs of a boot for a group, by the group's first rule.
 _HEADS = {"applications": "applications", "secure_boot": "signers", "kernels": "kernels"}
 # The consequence of leaving out a group, by the group's first rule.
 _WITHOUT = {
-    "applications": "PCR 4 is known by its value alone: L4 ends with the next boot loader or kernel",
-    "secure_boot": "PCR 7 is known by its value alone: L4 ends with the next key, revocation list or level of shim's",
-    "kernels": "what is loaded is known by the values of PCRs 8 to 12 alone, or where they are not quoted, not at all: "
+    "applications": "PCR 4 is known only by its value: L4 ends with the next boot loader or kernel",
+    "secure_boot": "PCR 7 is known only by its value: L4 ends with shim's next key, revocation list or level",
+    "kernels": "loaded files are known only by the values of quoted PCRs among 8 to 12: "
     "L4 ends with the next file, and L5 rests on all of them",
-    "command_lines": "the command line is known by its digest or the value of its PCR alone",
+    "command_lines": "the command line is known only by its digest or the value of its PCR",
 }
 # Rules that are extended together with another rule.
 _WITH = {
@@ -90,7 +90,7 @@ _NOTHING = Wish()
 def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish: Wish = _NOTHING) -> Learned:
     """Return a policy that accepts *boots* (genuine evidence by host).
 
-    Its version is the next one, or unchanged if there is nothing to add.
+    The policy's version is the next one, or unchanged if there is nothing to add.
     """
     old: dict[str, Any] | None = None if before is None else policy.plain(before)
     after = copy.deepcopy(old or {"version": 0})
@@ -123,7 +123,7 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
         if run.files or run.entries or run.keys:
             ima_learning.add(after.setdefault("ima", {}), run)
     if wish.until and len(told) < len(boots):
-        notes.append("not every boot log could be read: what they don't show keeps counting")
+        notes.append("some boot logs could not be read, so entries that they may show stay valid")
     elif wish.until:
         passing = {
             "boot": _retired(boot, told.values(), boots.values()),
@@ -167,7 +167,7 @@ def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidenc
 
 
 def _split(known: list[str], shown: set[str]) -> tuple[list[str], list[str]]:
-    """Split *known* into the entries that stay (patterns and *shown* ones) and the others."""
+    """Split *known* in two: entries to keep (patterns and *shown* ones), and all other entries."""
     good = [one for one in known if one in shown or "*" in one]
     return (good, [one for one in known if one not in good]) if good else (known, [])
 
@@ -192,7 +192,7 @@ def _both(known: Any, more: Any) -> Any:
 
 
 def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
-    """Remove from ``unchecked`` the PCRs that rules rest on, and add those to which a boot's log does not lead."""
+    """Remove the PCRs of rules from ``unchecked``, and add PCRs to whose values a boot's log does not lead."""
     needs = _boot(boot).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]
@@ -207,18 +207,18 @@ def _told(host: str, evidence: Evidence, notes: list[str]) -> Told | None:
     try:
         found = boot_learning.told(evidence)
     except Refused as err:
-        notes.append(f"{host}: {err}: plain values alone, which each update changes")
+        notes.append(f"{host}: {err}: the policy gets only plain values, which each update changes")
         return None
     if found.unled:
         notes.append(
             f"{host}: the log does not lead to the values of PCRs {', '.join(map(str, sorted(found.unled)))}: "
-            "unchecked, so that other firmware or settings there are not noticed"
+            "they stay unchecked, so a change of firmware or settings there goes unnoticed"
         )
     return found
 
 
 def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told], notes: list[str]) -> None:
-    """Add a group of rules to a new policy, if the logs of every boot give these rules and the judge accepts each."""
+    """Add a group of rules to a new policy, if the logs of all boots give them and the judge accepts all boots."""
     if group[0] in boot or not told:
         return
     needed = [_HEADS[group[0]], *(["command_lines"] if "command_lines" in group else [])]
@@ -227,12 +227,12 @@ def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told],
             return  # the last group, without command lines, writes the note
         for key in needed:
             if not one.rules.get(key):
-                _left_out(host, group, one.problems.get(key, "the log has nothing for it"), notes)
+                _left_out(host, group, one.problems.get(key, "the log shows nothing for it"), notes)
                 return
     rules: dict[str, Any] = {}
     for key in group:
         if key == "mok" and "applications" in boot:
-            continue  # ``applications`` lists all that shim may start, so a quoted PCR 14 is known by its value
+            continue  # ``applications`` lists all that shim may start, so PCR 14's quoted value is enough
         _merge(rules, key, [_rule(one, key, "command_lines" not in group) for one in told.values()])
     tried = {**boot, **rules}
     for host, one in told.items():
@@ -254,7 +254,7 @@ def _rule(one: Told, key: str, pinned: bool) -> Any:
 
 
 def _add(boot: dict[str, Any], keys: Sequence[str], told: Iterable[Told]) -> None:
-    """Add entries to a policy's rules. Its demands (``secure_boot``, ``dbx``, ``sbat``) are left as they are."""
+    """Add entries to a policy's rules. The demands (``secure_boot``, ``dbx``, ``sbat``) stay as they are."""
     pinned = "command_lines" not in boot
     for key in keys:
         if key not in ("secure_boot", "dbx", "sbat") and not (key == "mok" and "applications" in boot):
@@ -262,7 +262,7 @@ def _add(boot: dict[str, Any], keys: Sequence[str], told: Iterable[Told]) -> Non
 
 
 def _unknown(boot: Mapping[str, Any], key: str, found: Any) -> Any:
-    """Return *found* without the command lines that a pattern allows already."""
+    """Return *found* without command lines that a pattern already allows."""
     if key != "command_lines":
         return found
     rules = _boot({key: boot.get(key, [])})
@@ -307,7 +307,7 @@ def _boot(data: Mapping[str, Any]) -> policy.Boot:
 def _problem(evidence: Evidence, tried: Mapping[str, Any]) -> str:
     """Return why the rules *tried* refuse a boot; empty if they accept it.
 
-    PCRs that the rules rest on and do not judge are judged by the boot's own values. Other PCRs are unchecked.
+    Some rules rest on PCRs without judging them: these PCRs must have the boot's own values. All others are unchecked.
     """
     rules = _boot(tried)
     plain = {str(pcr): [evidence.pcrs[pcr].hex()] for pcr in rules.needs if pcr in evidence.pcrs.keys() - rules.judged}

@@ -2,8 +2,8 @@
 
 Reads the crypto-agile format (TCG PC Client Platform Firmware Profile 1.06, section
 10) and the older SHA-1 one, as Linux offers them in ``binary_bios_measurements``.
-All integers are little-endian. Sizes and counts are bounded. A log proves nothing by
-itself: it is what the TPM measured only if it replays to quoted values. No file is read here.
+All integers are little-endian. Sizes and counts are bounded. A log alone proves nothing: the TPM measured its events
+only if it replays to quoted values. This module reads no file.
 
 An ACPI table (TPM2, CCEL) describes an area of memory that is larger than the log in it. :func:`unpadded` returns
 the log of such an area; :func:`parse` accepts only logs without padding.
@@ -33,7 +33,7 @@ _FIRMWARE = "; some firmware never logs all that it measures there: then name PC
 
 
 class Event(NamedTuple):
-    """One entry of a log. *digests* are by the bank's name, without banks that can't be replayed."""
+    """One entry of a log. *digests* has a digest for each bank that can be replayed, by the bank's name."""
 
     pcr: int
     type: int
@@ -90,7 +90,7 @@ class EventLog:
         PCRs 0 to 7 without an event in the log must be untouched.
 
         :param replayed: the replayed values, if other logs continue this one.
-        :raises LogMismatch: naming the first PCR that differs.
+        :raises LogMismatch: when a value differs; the error names the first such PCR.
         """
         if replayed is None:
             replayed = self.replay(bank)
@@ -103,7 +103,7 @@ class EventLog:
         untouched = {bytes(len(value)) for value in quoted.values()}
         for pcr in sorted(quoted.keys() - replayed.keys()):
             if pcr < 8 and quoted[pcr] not in untouched:
-                raise LogMismatch(f"the boot log has no event for PCR {pcr}, but something was measured into it")
+                raise LogMismatch(f"the boot log has no event for PCR {pcr}, but the PCR was extended")
 
 
 class _Reader:
@@ -114,7 +114,7 @@ class _Reader:
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self.data):
-            raise LogMalformed(f"boot log: ends after {len(self.data)} bytes within an event; {end} are announced")
+            raise LogMalformed(f"boot log: ends after {len(self.data)} bytes, within an event that ends at byte {end}")
         part = self.data[self.at : end]
         self.at = end
         return part
@@ -127,7 +127,7 @@ class _Reader:
         return len(self.data) - self.at
 
     def padding(self) -> bool:
-        """Return whether padding begins here. Its PCR and type are both 0, or both all ones: no event has these values.
+        """Return whether padding begins here: PCR and type are both 0 or both all ones, values that no event has.
 
         :raises LogMalformed: when other bytes follow the padding.
         """
@@ -136,7 +136,7 @@ class _Reader:
         if fill not in (b"\0", b"\xff") or head.strip(fill):
             return False
         if self.data.count(fill, self.at) != self.left:
-            raise LogMalformed(f"boot log: padding with {fill.hex()} begins at byte {self.at}, and others follow")
+            raise LogMalformed(f"boot log: padding with {fill.hex()} begins at byte {self.at}, and other bytes follow")
         return True
 
 
@@ -244,14 +244,14 @@ class _Layout:
         self._names = list(kept.values())
         digests = "".join(f"2x{size}{'s' if alg in kept else 'x'}" for alg, size in sizes.items())
         self._content = struct.Struct(f"<II4x{digests}I")
-        # The fields that are the same in each such event: the number of digests, and each one's algorithm.
+        # The fields that are the same in each such event: the number of digests, and each digest's algorithm.
         self._fixed = struct.Struct("<8xI" + "".join(f"H{size}x" for size in sizes.values()))
         self._expected = (len(sizes), *sizes)
 
     def read(self, reader: _Reader, events: list[Event]) -> None:
         """Move the next events from *reader* to *events*, up to the first that does not have this layout.
 
-        The caller handles the rest: another form, padding, a size or a PCR out of bounds.
+        The caller handles the event after them: another form, padding, a size or a PCR out of bounds.
         """
         data, at, size, head, make = reader.data, reader.at, len(reader.data), self._content.size, tuple.__new__
         content, fixed, expected, names = (
@@ -283,7 +283,7 @@ def _locality(events: list[Event]) -> int:
     for event in events:
         if event.type == NO_ACTION and event.data.startswith(_LOCALITY):
             if len(event.data) != len(_LOCALITY) + 1 or event.data[-1] > 4:
-                raise LogMalformed("boot log: a startup locality that is none")
+                raise LogMalformed("boot log: not a valid startup locality")
             return event.data[-1]
         if event.type == EFI_HCRTM and event.pcr == 0:
             return 4

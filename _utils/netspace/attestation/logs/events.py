@@ -2,7 +2,7 @@
 
 Decodes UEFI variables, signature databases, device paths, command lines and tagged events. Most data is a comment by
 the writer of the log. A policy may rely on data only if its digest was measured (:func:`proved`). All sizes are
-bounded. Data of an unexpected form is shown as hex and raises no error. This module decides nothing.
+bounded. Data of an unexpected form becomes hex and raises no error. This module decides nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TYPES = {
     0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
 }
 _IMAGES = frozenset(range(0x80000003, 0x80000006))
-# Events whose digest covers the whole data, so that a difference means something.
+# Events whose digest covers the whole data, so that a difference shows false data.
 _OF_DATA = frozenset(
     (SEPARATOR, ACTION, CRTM_VERSION, EFI_ACTION, VARIABLE_DRIVER_CONFIG, VARIABLE_AUTHORITY, 0x80000006)
 )
@@ -93,7 +93,7 @@ def type_name(kind: int) -> str:
 
 
 def proved(event: Event, bank: str, data: bytes | None = None) -> bool:
-    """Return whether the event's digest in *bank* is that of its data (or of *data*): only then was it measured."""
+    """Return whether the event's digest in *bank* is that of its data (or of *data*): only then it was measured."""
     expected: bytes = getattr(hashlib, bank)(event.data if data is None else data).digest()
     return event.digests.get(bank) == expected
 
@@ -101,7 +101,7 @@ def proved(event: Event, bank: str, data: bytes | None = None) -> bool:
 def measured_data(event: Event, bank: str) -> bytes | None:
     """Return the event's data if its digest in *bank* proves it; else None.
 
-    Old shims log one byte more of an authority than they measure: that byte is left out.
+    Old shims log one byte more of an authority than they measure: return the data without that byte.
     """
     if proved(event, bank):
         return event.data
@@ -113,7 +113,8 @@ def measured_data(event: Event, bank: str) -> bytes | None:
 def variable(data: bytes, slack: int = 0) -> Variable | None:
     """Return the variable in UEFI_VARIABLE_DATA; None for other data.
 
-    :param slack: maximum of bytes that may follow it. Old shims measure up to ``SLACK`` bytes more than they fill.
+    :param slack: the most bytes that may follow the variable. Old shims measure up to ``SLACK`` bytes more than they
+        fill.
     """
     if len(data) < 32:
         return None
@@ -198,7 +199,7 @@ def tag(event: Event) -> tuple[int, str] | None:
 def describe(event: Event) -> dict[str, Any]:
     """Return *event* for people: ``pcr``, ``type``, ``digests``, ``matches`` and the decoded data.
 
-    ``matches`` says whether the digests match the data. Events that measure something else don't have it.
+    ``matches`` says whether the digests match the data. It is missing for events that measure something else.
     """
     found: dict[str, Any] = {"pcr": event.pcr, "type": type_name(event.type)}
     if event.type != NO_ACTION:

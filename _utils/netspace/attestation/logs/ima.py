@@ -1,11 +1,11 @@
 """Parser of the kernel's measurement list (IMA). It also replays the list, and matches it to a quote of PCR 10.
 
 The parsed form is ``binary_runtime_measurements`` (kernel: security/integrity/ima,
-Documentation/security/IMA-templates.rst). :func:`canonical` converts the other forms to it: text, and the
-lists of one algorithm each (``binary_runtime_measurements_sha256``, since Linux 6.10). The lines of these have that
-algorithm's digest in place of SHA-1. The kernel may append lines between the quote and the reading: lines beyond
-the quoted value are left for the next time. A verifier asks only for new lines, from a :class:`State`.
-``netspace.attestation.verifier.ima_rules`` judges a list. This module reads no file.
+Documentation/security/IMA-templates.rst). :func:`canonical` converts other forms to this one: text, and lists with
+another algorithm (``binary_runtime_measurements_sha256``, since Linux 6.10), whose lines have that algorithm's digest
+in place of SHA-1. The kernel may append lines between the quote and the reading: lines beyond the quoted value count
+only next time. A verifier asks only for new lines, from a :class:`State`. ``netspace.attestation.verifier.ima_rules``
+judges a list; this module reads no file.
 
 A rule of the kernel's IMA policy may name another PCR (``pcr=``). A quote of PCR 10 proves nothing about
 lines in another PCR, so :func:`match` and :func:`replay` skip them.
@@ -55,7 +55,7 @@ _SIGNED = frozenset((b"ima-sig", b"ima-sigv2", b"ima-modsig"))
 class Entry(NamedTuple):
     """One line of the list. The kernel measured *data*, or ``0xff`` bytes for a violation.
 
-    **Nothing else is measured.** The template's name and the PCR's number are the sender's claims.
+    **The TPM proves only this data.** The template's name and the PCR's number are the sender's claims.
 
     :param digest: the SHA-1 of *data*; zeros for a violation.
     :param template: the template's name.
@@ -79,8 +79,8 @@ class Entry(NamedTuple):
 class File(NamedTuple):
     """A file as a line describes it.
 
-    :param digest: in the kernel's form: ``algorithm:``, NUL, the digest.
-    :param signature: the file's signature (``security.ima``), where the template has one.
+    :param digest: the digest in the kernel's form: ``algorithm:``, NUL, digest.
+    :param signature: the file's signature (``security.ima``), if the template has one.
     """
 
     path: bytes
@@ -107,7 +107,7 @@ class State:
 def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
     """Parse lines of ``binary_runtime_measurements`` (little-endian).
 
-    :param bank: the algorithm of the lines' own digests.
+    :param bank: the algorithm of the digests in the lines' heads.
     :raises ListMalformed: when a line is incomplete, or the list is too long.
     """
     size = len(raw)
@@ -181,9 +181,9 @@ def measured(entry: Entry, bank: str = "sha256") -> bytes:
 
 
 def genuine(entry: Entry) -> bool:
-    """Return whether the line's SHA-1 matches its data. It does not in a list that was edited by hand.
+    """Return whether the line's SHA-1 matches its data; it doesn't if somebody edited the line by hand.
 
-    This check is needed only for a list that is not matched to a SHA-256 quote.
+    Only a list without a SHA-256 quote needs this check.
     """
     return entry.violation or measured(entry, "sha1") == entry.digest
 
@@ -198,7 +198,7 @@ def replay(entries: list[Entry], bank: str = "sha256", value: bytes | None = Non
 
 
 def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
-    """Return how many of *entries* lead from *start* to the *quoted* value. Later entries came after the quote.
+    """Return how many of *entries* lead from *start* to the *quoted* value. The others are newer than the quote.
 
     :raises ListMismatch: when the entries never reach the quoted value.
     """
@@ -229,7 +229,7 @@ def file(entry: Entry) -> File | None:
     data = entry.data
     template = entry.template
     if template == b"ima":
-        # This template does not say whether its digest is SHA-1 or MD5; the kernel's default is SHA-1, 20 bytes.
+        # This template doesn't name the digest's algorithm: SHA-1, the kernel's default (20 bytes), or MD5.
         # Data of another template under this name would show a NUL in the path.
         known = 24 < len(data) <= 24 + _PADDED and b"\0" not in data[24:]
         return File(data[24:], b"sha1:\0" + data[:20]) if known else None
@@ -277,9 +277,9 @@ def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
 def measures_programs(entries: Sequence[Entry]) -> bool:
     """Return whether process 1 is among *entries*.
 
-    A kernel that measures no programs makes a short list without a bad line. For example, with Secure Boot alone,
-    kernels measure modules but no programs. So a list without process 1 proves nothing about programs. No list proves
-    that it is complete.
+    A kernel that measures no programs makes a short list without a bad line; for example, with Secure Boot alone,
+    kernels measure only modules. So a list without process 1 proves nothing about programs. A list never proves that it
+    is complete.
     """
     return any(
         (found := file(entry)) is not None
@@ -304,7 +304,7 @@ def canonical(raw: bytes) -> bytes:
         for number, entry in enumerate(parse(raw, bank)):
             violation = not any(entry.digest)
             if not violation and measured(entry, bank) != entry.digest:
-                raise ListMalformed(f"IMA list: line {number}: its {bank} digest is not of what it says")
+                raise ListMalformed(f"IMA list: line {number}: the {bank} digest does not match the line")
             out.append(_binary(entry, violation))
         return b"".join(out)
     return raw
@@ -360,7 +360,7 @@ def _line(line: bytes, number: int) -> bytes:
                 return _binary(made, violation)
     except ValueError as err:
         raise ListMalformed(f"IMA list: line {number}: {err}") from err
-    raise ListMalformed(f"IMA list: line {number}: its digest is not of what it says")
+    raise ListMalformed(f"IMA list: line {number}: the digest does not match the line")
 
 
 def _binary(entry: Entry, violation: bool) -> bytes:

@@ -1,8 +1,8 @@
 """Known measurements: digests of constants that a specification defines, and grammars of data that is not constant.
 
-A digest in a PCR may be of any data, regardless of its label in a log. A digest alone shows what was measured only if
-it is that of a known constant: a separator, an action's name, a section's name, or a string of systemd's (``WORDS``).
-Data that is not constant is recognized by its form: a strict grammar that no program, script or archive satisfies.
+A digest in a PCR may be of any data, regardless of its label in a log. A digest alone tells its data only if it is the
+digest of a known constant: a separator, an action's name, a section's name, or a string of systemd's (``WORDS``). Other
+data is recognized by its form: a strict grammar that no program, script or archive satisfies.
 
 Sources: TCG PC Client Platform Firmware Profile (PFP) 1.06, 3.3.4 and 10.4; systemd, "TPM2 PCR Measurements Made by
 systemd" and systemd-pcrphase.service(8); systemd-stub(7); shim, ``mok.c``. Pure: decides nothing about a host.
@@ -44,7 +44,7 @@ ACTIONS = CALLS | frozenset(
         b"Exit Boot Services Returned with Failure",
     )
 )
-# PFP 3.3.4.8: firmware measures this into PCR 7 in debug mode, in which Secure Boot proves nothing.
+# PFP 3.3.4.8: firmware in debug mode measures this into PCR 7. Then Secure Boot proves nothing.
 DEBUG_MODE = digest(b"UEFI Debug Mode")
 # Sections whose name systemd's stub measures into PCR 11 before the content (UAPI.5, unified kernel image).
 _SECTIONS = (
@@ -53,7 +53,7 @@ _SECTIONS = (
 )
 SECTION_NAMES = frozenset(digest(name.encode() + b"\0") for name in _SECTIONS)
 COMMAND_LINE_SECTION = digest(b".cmdline\0")
-# Strings that systemd measures after the boot loader has ended: user space makes all later extensions of that PCR.
+# Strings that systemd measures after the boot loader has ended: all later extensions of that PCR come from user space.
 _OS_SEPARATOR = digest(b"os-separator")
 _PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final")
 WORDS: Mapping[int, frozenset[bytes]] = {
@@ -79,7 +79,7 @@ _MAX_LINE = 2000
 
 
 def nvpcr(data: bytes) -> bool:
-    """Return whether *data* has the form that systemd measures into PCR 9 for each PCR that it keeps in an NV index."""
+    """Return whether *data* has the form of systemd's measurements into PCR 9 about PCRs in NV indices."""
     return _NVPCR.fullmatch(data) is not None
 
 
@@ -90,7 +90,7 @@ def sbat(data: bytes) -> Mapping[str, int] | None:
 
 @functools.lru_cache(64)
 def _sbat(data: bytes) -> Mapping[str, int] | None:
-    """Parse data of bounded size. Cached, because all hosts have the same few levels, each looked at several times."""
+    """Parse data of bounded size. The result is cached, because all hosts have the same few levels."""
     found = _SBAT.fullmatch(data)
     if found is None:
         return None
@@ -122,7 +122,7 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
 
 
 def starts_with_path(line: str) -> bool:
-    """Return whether *line* begins with a path, as a command line of GRUB's begins with the kernel's file.
+    """Return whether *line* begins with a path, like a kernel's command line from GRUB.
 
     A GRUB command never begins with a path, so it can't be taken for a command line.
     """
@@ -130,7 +130,7 @@ def starts_with_path(line: str) -> bool:
 
 
 def plain_line(line: str, pattern: str) -> bool:
-    """Return whether the text that matched each ``*`` of *pattern* cannot change how the kernel reads *line*.
+    """Return whether the text for each ``*`` of *pattern* leaves the meaning of the rest of *line* unchanged.
 
     A quote or a word ``--`` changes the meaning of the text after it. The kernel cuts off a line that is too long.
     Text that is not printable may not be a command line at all.

@@ -53,7 +53,7 @@ class Record:
 def parse(raw: bytes) -> tuple[Record, ...]:
     """Parse a log. Records of extended NV indices are skipped.
 
-    :raises LogMalformed: when *raw* is not a log, or is cut.
+    :raises LogMalformed: when *raw* is not a log, or is cut off.
     """
     if len(raw) > MAX_LOG:
         raise LogMalformed(f"systemd's log: {len(raw)} bytes, at most {MAX_LOG} are possible")
@@ -64,8 +64,8 @@ def parse(raw: bytes) -> tuple[Record, ...]:
         raise LogMalformed(f"systemd's log: more than {MAX_RECORDS} records")
     found: list[Record] = []
     for part in parts[1:]:
-        if not part.endswith(b"\n"):  # RFC 7464, 2.4: a record may have been cut
-            raise LogMalformed(f"systemd's log: record {len(found)} is cut")
+        if not part.endswith(b"\n"):  # RFC 7464, 2.4: a record may be cut off
+            raise LogMalformed(f"systemd's log: record {len(found)} is cut off")
         record = _record(part, len(found))
         if record is not None:
             found.append(record)
@@ -95,7 +95,7 @@ def _record(part: bytes, number: int) -> Record | None:
     for one in digests:
         name, digest = (one.get("hashAlg"), one.get("digest")) if isinstance(one, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(digest, str) or name in values or len(digest) > 128:
-            raise refuse("a digest that is none, or twice")
+            raise refuse("a malformed digest, or a bank given twice")
         if name not in _NAMES:
             continue
         try:
@@ -106,7 +106,7 @@ def _record(part: bytes, number: int) -> Record | None:
             raise refuse(f"a digest of {len(values[name])} bytes")
     said, kind = content.get("string", ""), content.get("eventType", "")
     if not isinstance(said, str) or not isinstance(kind, str) or len(said) > MAX_TEXT or len(kind) > 64:
-        raise refuse("a text that is none, or too long")
+        raise refuse("not a text, or too long a text")
     try:
         said.encode(), kind.encode()
     except UnicodeEncodeError as err:

@@ -1,1 +1,1 @@
-"""Attester (RFC 9334): the part of attestation that runs on the host that is attested."""
+"""Attester (RFC 9334): the part of attestation that runs on the attested host."""

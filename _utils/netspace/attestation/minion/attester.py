@@ -1,6 +1,6 @@
 """The attester: makes the messages that a verifier asks for (enrolment, answer to a credential, evidence).
 
-It has only the host's side of the protocol: it appraises nothing, and saves nothing.
+The attester is only the host's side of the protocol: it appraises nothing, and saves nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BOOT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
 SYSTEMD_LOG = "run/log/systemd/tpm2-measure.log"
 TEE_LOG = "sys/firmware/acpi/tables/data/CCEL"
 IMA_LIST = "sys/kernel/security/ima/binary_runtime_measurements"
-# Every kernel has the name without a suffix; since Linux 6.10 it is a link to the name with an algorithm's suffix.
+# Every kernel has a file without a suffix; since Linux 6.10 it is a link to the file with an algorithm's suffix.
 _IMA_FOLDERS = ("sys/kernel/security/ima", "sys/kernel/security/integrity/ima")
 _IMA_NAMES = ("", "_sha1", "_sha256", "_sha384", "_sha512")
 
@@ -114,7 +114,7 @@ def by_tpm(
 
 
 def by_key(key: software_key.Key, context: Context) -> Evidence:
-    """Return evidence signed by a software key. It has the qualifying data of a quote, and no PCRs."""
+    """Return evidence signed by a software key. The evidence has the qualifying data of a quote, but no PCRs."""
     attest = SOFTWARE_PREFIX + context.qualifying()
     return Evidence("software", key.public, attest, key.sign(attest))
 
@@ -126,7 +126,7 @@ def with_tee(made: Evidence, root: Path, context: Context, files: configfs.Files
     report is valid, and the verifier decides on its level.
 
     :param root: stands for ``/``.
-    :param files: stands for the kernel's files; for tests.
+    :param files: access to the kernel's files; tests pass their own.
     """
     if not configfs.available(root):
         return made

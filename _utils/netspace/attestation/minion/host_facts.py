@@ -1,4 +1,4 @@
-"""Facts about this host from the kernel's files: TPM, boot, TEE, isolation.
+"""Facts about this host: TPM, boot, TEE, isolation. They come from the kernel's files.
 
 They become Salt's grains. Reading them is cheap (a few dozen small files under ``/sys``, ``/proc`` and ``/dev``, no
 heavy import) and never raises. The facts are the host's claims about itself: for display and targeting only. They never
@@ -14,7 +14,7 @@ from typing import Any
 
 _EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _MAX_FILE = 256 * 1024
-# The class of TPM that a kernel driver implies. tpm_tis and tpm_crb serve every class, so they imply none.
+# The class of TPM for each kernel driver. The drivers tpm_tis and tpm_crb serve every class, so they are missing here.
 _CLASSES = {
     "tpm_ftpm_tee": "firmware",
     "ftpm-tee": "firmware",
@@ -48,7 +48,7 @@ def facts(root: Path = Path("/")) -> dict[str, Any]:
          "tee": {"optee": False, "trustzone": False, "sev": [], "tdx": [], "reports": False},
          "netspace": {"kernel": "6.12.0", "erofs": True, "overlay": True, ...}}
 
-    A value is None if the files don't show it. ``reason`` says why something is absent.
+    A value is None if the files don't show it. ``reason`` says why a thing is absent.
 
     :param root: stands for ``/``; for tests.
     """
@@ -171,7 +171,7 @@ def _measured_boot(root: Path) -> dict[str, Any]:
         return {"log": True}
     if not _names(security):
         return {"log": None, "reason": "securityfs is not mounted"}
-    return {"log": False, "reason": "the firmware left no log of what it measured"}
+    return {"log": False, "reason": "the firmware left no log of its measurements"}
 
 
 def _ima(root: Path) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def _tee(root: Path, flags: frozenset[str]) -> dict[str, Any]:
 
 
 def _isolation(root: Path) -> dict[str, Any]:
-    """Return the kernel's features for isolating environments. None: not loaded, but there may be a kernel module."""
+    """Return the kernel's features for isolating environments. None: not loaded, but a kernel module may exist."""
     filesystems = {line.split()[-1] for line in (_text(root / "proc/filesystems") or "").splitlines() if line.split()}
     modules = root / "sys/module"
     release = _text(root / "proc/sys/kernel/osrelease") or ""

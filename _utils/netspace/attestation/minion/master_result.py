@@ -1,12 +1,12 @@
 """Host's side of attestation by the master: it answers challenges, and stores the signed results.
 
-An answer that is too large for Salt's bus (``PART``) waits in ``answer.json``, and the master fetches it in parts. Salt
-replaces values in messages larger than its ``max_event_size`` (1 MiB) by ``VALUE_TRIMMED``, and a host's
-measurement list can have 20 MiB.
+An answer that is too large for Salt's bus (``PART``) waits in ``answer.json``, and the master fetches it in parts. A
+host's measurement list can have 20 MiB, and Salt replaces values in messages above its ``max_event_size`` (1 MiB) by
+``VALUE_TRIMMED``.
 
-An accepted result is saved in ``result.json``, which enforcement reads. ``master.json`` has the last challenge and the
-versions of the policies that this host was judged by. A result is accepted only for the last challenge that was
-answered, and in the same boot; see ``netspace.attestation.ear``. This module decides no level.
+An accepted result is saved in ``result.json``, which enforcement reads. ``master.json`` has the last challenge, and the
+versions of the policies by which the master judged this host. This module accepts a result only for the last answered
+challenge, and only in the same boot; see ``netspace.attestation.ear``. It decides no level.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def answer(
 ) -> dict[str, Any]:
     """Answer a challenge, record the challenge, and return ``{boot, evidence}``.
 
-    If this is too large for one message, save it, and return ``{parts, sha256}`` of its JSON; see :func:`part`.
+    If the answer is too large for one message, save it, and return ``{parts, sha256}`` of its JSON; see :func:`part`.
 
     :param chosen: settings from :func:`netspace.attestation.minion.settings.of`.
     :param master: fingerprint of the key of the master that this minion trusts.
@@ -52,9 +52,9 @@ def answer(
     session, nonce, pcrs, first, known, period = _challenge(challenge)
     boot = result.boot_id(layout)
     if not boot:
-        raise NetspaceError("the kernel tells no id of this boot: /proc is not mounted")
+        raise NetspaceError("the id of this boot can't be read: /proc is not mounted")
     if first is not None and attester.measurement_list(layout.root) is None:
-        first = None  # the verifier judges evidence without a list
+        first = None  # the verifier also judges evidence without a list
     context = Context(master, minion, session, nonce, binding=boot.encode())
     made = _without_log(self_appraisal.evidence(layout, {**chosen, "pcrs": pcrs}, context, first, period), known)
     if "tee" in challenge:
@@ -86,9 +86,9 @@ def part(layout: Layout, number: Any) -> dict[str, str]:
             stream.seek(number * PART)
             text = stream.read(PART)
     except FileNotFoundError as err:
-        raise NetspaceError("no answer waits to be fetched") from err
+        raise NetspaceError("there is no saved answer") from err
     if not text:
-        raise NetspaceError(f"the answer that waits has no part {number}")
+        raise NetspaceError(f"the saved answer has no part {number}")
     return {"text": text.decode("ascii")}
 
 
@@ -100,10 +100,10 @@ def _without_log(made: Evidence, known: str | None) -> Evidence:
 
 
 def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, key: Any) -> Result:
-    """Check a result, and save it for enforcement.
+    """Check the master's result, and save it for enforcement.
 
     :param key: the verifier's key (JWK), which is trusted only if the declaration pins it.
-    :raises Refused: when the result is not accepted; the last one stays in force.
+    :raises Refused: when the result is not accepted; the former result stays in force.
     """
     found = ear.parse_jwk(key)
     if jose.thumbprint(found) not in chosen["verifier_keys"]:
@@ -129,7 +129,7 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
             boot=here,
             issued=now,
             expires=told.deadline,
-            # Only the key that signed the result: the result stays valid while this key is pinned.
+            # Save only the key that signed the result: the result stays valid while this key is pinned.
             settings={**chosen, "verifier_keys": [jose.thumbprint(found)]},
             sources=settings.sources(layout, chosen),
             tpm={},
@@ -137,34 +137,34 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
         )
         result.save(layout, made)
         files.remove(_folder(layout) / WAITING)
-        # Saved after the result. If this process is killed in between, only the same result can be accepted again.
+        # Save this after the result. If this process is killed in between, only the same result can be accepted again.
         _save(layout, "", boot, {**versions, told.group: told.version})
     return made
 
 
 def _challenge(data: Any) -> tuple[str, bytes, list[int], int | None, str | None, bytes]:
     names = {"session", "nonce", "pcrs", "ima_from", "bootlog"}
-    # The period is absent for a host that was enrolled before each period had its own key.
+    # The period is absent for a host whose enrolment is older than keys for each period.
     if not isinstance(data, Mapping) or set(data) - {"period", "salt", "tee"} != names:
         raise Malformed(
-            "challenge: expected session, nonce, pcrs, ima_from and bootlog; period, salt and tee at most besides"
+            "challenge: expected session, nonce, pcrs, ima_from, bootlog; possible are also period, salt, tee"
         )
     for name in ("salt", "tee"):
         if data.get(name, True) is not True:
-            raise Malformed(f"challenge: {name} is not true")
+            raise Malformed(f"challenge: {name}: expected true")
     session, pcrs, first = data["session"], data["pcrs"], data["ima_from"]
     if not isinstance(session, str) or not 0 < len(session) <= 64:
-        raise Malformed("challenge: session is no text of at most 64 characters")
+        raise Malformed("challenge: session: expected a text of at most 64 characters")
     try:
         nonce = bytes.fromhex(data["nonce"])
     except (TypeError, ValueError) as err:
-        raise Malformed("challenge: nonce is not hex") from err
+        raise Malformed("challenge: nonce: expected hex") from err
     if not isinstance(pcrs, list) or not pcrs or any(type(one) is not int or not 0 <= one <= 23 for one in pcrs):
-        raise Malformed("challenge: pcrs are no PCRs")
+        raise Malformed("challenge: pcrs: expected numbers of PCRs")
     if first is not None and (type(first) is not int or not 0 <= first < 2**31):
-        raise Malformed("challenge: ima_from is no line's number")
+        raise Malformed("challenge: ima_from: expected the number of a line")
     if data["bootlog"] is not None and from_hex(data["bootlog"], 32) is None:
-        raise Malformed("challenge: bootlog is no SHA-256 of a log")
+        raise Malformed("challenge: bootlog: expected the SHA-256 of a log")
     return session, nonce, pcrs, first, data["bootlog"], read_period(data.get("period", ""))
 
 
@@ -173,7 +173,7 @@ def _folder(layout: Layout) -> Path:
 
 
 def _known(layout: Layout) -> tuple[str, str, dict[str, int]]:
-    """Return the nonce whose result is expected, the boot in which it was answered, and the policies' versions."""
+    """Return the last answered challenge's nonce, the boot in which it was answered, and the policies' versions."""
     path = _folder(layout) / "master.json"
     record = files.read_json(path)
     if record is None:
@@ -181,7 +181,7 @@ def _known(layout: Layout) -> tuple[str, str, dict[str, int]]:
     nonce, boot, versions = record.get("nonce"), record.get("boot"), record.get("versions")
     good = isinstance(versions, dict) and all(type(one) is int for one in versions.values())
     if not good or not isinstance(nonce, str) or not isinstance(boot, str):
-        raise StateError(f"{path}: not what was written; remove the file, and let the master ask again")
+        raise StateError(f"{path}: damaged; remove the file, and let the master ask again")
     return nonce, boot, dict(versions or {})
 
 

@@ -1,9 +1,9 @@
 """Self-appraisal of a host without a master: attester and verifier in one process.
 
-If its root is honest, the host learns whether its TPM, firmware and boot are in the expected state. The result
-convinces nobody else, so it names the verifier ``self``. ``verifier`` makes the same checks as on a master, but with
-less input: PCR values (``references``) and no policy. So neither measurement lists nor TEE reports are appraised. The
-pin has the TPM's last clock, but not the boot in which it was read, so a TPM reset within one boot goes unnoticed.
+If its root is honest, the host learns whether its TPM, firmware and boot are in the expected state. The result proves
+nothing to others, so it names the verifier ``self``. ``verifier`` makes the same checks as on a master, but with less
+input: PCR values (``references``) and no policy. So it appraises neither measurement lists nor TEE reports. The pin has
+the TPM's last clock, but not the boot in which it was read, so a TPM reset within one boot goes unnoticed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ENROLMENT = 50.0
 
 
 def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
-    """Make evidence, verify it, and return the result. Save only the pin with the TPM's clock, and the software key.
+    """Make and verify evidence; return the result. Save only the pin with the TPM's clock, and the software key.
 
     :param chosen: :func:`netspace.attestation.minion.settings.of`.
     :raises netspace.attestation.refusals.Refused: when the verifier refuses the evidence.
@@ -56,12 +56,12 @@ def appraise(layout: Layout, chosen: Mapping[str, Any]) -> Result:
 
 def failed(layout: Layout, chosen: Mapping[str, Any], reason: str) -> Result:
     """Return the result of a failed appraisal: L0, already expired, so that the next apply tries again."""
-    return _none(layout, chosen, VERIFIER, reason, "mend what the reason names, and apply again")
+    return _none(layout, chosen, VERIFIER, reason, "remove the cause that the reason names, and apply again")
 
 
 def waiting(layout: Layout, chosen: Mapping[str, Any]) -> Result:
     """Return the result of a host that waits for its master's appraisal: L0."""
-    return _none(layout, chosen, MASTER, "its master is to judge this host, and has not since that was declared", ASK)
+    return _none(layout, chosen, MASTER, "the master has not judged this host since it was declared the verifier", ASK)
 
 
 def _none(layout: Layout, chosen: Mapping[str, Any], verifier: str, reason: str, remedy: str) -> Result:
@@ -83,7 +83,7 @@ def _none(layout: Layout, chosen: Mapping[str, Any], verifier: str, reason: str,
 def evidence(
     layout: Layout, chosen: Mapping[str, Any], context: Context, ima_from: int | None = None, period: bytes = b""
 ) -> Evidence:
-    """Return evidence for a remote verifier's *context*, signed by the configured TPM, else by the software key.
+    """Return evidence for a remote verifier's *context*. The configured TPM signs it, or else the software key.
 
     :param ima_from: include IMA's list from this line on, with a quote of PCR 10; None: no list.
     :param period: the registrar's bytes from which the TPM derives the attestation key.
@@ -144,7 +144,7 @@ def activate(
 def pin(layout: Layout) -> dict[str, Any] | None:
     """Return the record of the TPM with which this host was first appraised; None before that.
 
-    :raises StateError: when the record is damaged. It is not recreated, since a new pin would accept any TPM.
+    :raises StateError: when the record is damaged. This module doesn't replace it: a new pin would accept any TPM.
     """
     path = pin_path(layout)
     record = files.read_json(path)

@@ -1,6 +1,6 @@
-"""Settings of an appraisal: the part of a declaration that it depends on, and a fingerprint of the files it names.
+"""Settings of an appraisal: a part of the declaration, and a fingerprint of the files that this part names.
 
-They show whether a new appraisal is needed. Every run checks that and few runs appraise, so this module needs neither a
+A change of them demands a new appraisal. Every run checks this, but few runs appraise. So this module needs neither a
 TPM, nor cryptography, nor the verifier.
 """
 
@@ -38,7 +38,7 @@ def of(declared: Attestation) -> dict[str, Any]:
 def sources(layout: Layout, chosen: Mapping[str, Any]) -> str:
     """Return a fingerprint of the names, sizes and times of the files that settings name, without reading the files.
 
-    It changes when a root is added or a TPM appears, for example.
+    The fingerprint changes, for example, when a root is added or a TPM appears.
 
     :param chosen: settings from :func:`of`.
     """

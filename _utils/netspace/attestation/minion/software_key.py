@@ -1,7 +1,7 @@
 """Software key of a host without a TPM: Ed25519, in a file that only root can read.
 
-It proves only that the same installation answers: anybody who can read the file can pass for
-the host. The key is bound to the machine id, so a clone of the disk with another id makes its own key.
+The key proves only that the same installation answers: anybody who can read the file can pass for the host. The key is
+bound to the machine id, so a clone of the disk with another id makes its own key.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def load(layout: Layout) -> Key:
         try:
             private = ed25519.Ed25519PrivateKey.from_private_bytes(base64.b64decode(record["seed"], validate=True))
         except (KeyError, TypeError, ValueError) as err:
-            # The message does not have the value, which may be most of a key.
-            raise StateError(f"{path}: not a key; remove the file and apply again to make another") from err
+            # The message leaves out the value, which may be most of a key.
+            raise StateError(f"{path}: not a key; remove the file and apply again to make a new one") from err
     return Key(private.public_key().public_bytes_raw(), private)
 
 

@@ -1,1 +1,1 @@
-"""Policies: what an operator demands of a host, parsed strictly."""
+"""Policies: an operator's demands on a host, parsed strictly."""

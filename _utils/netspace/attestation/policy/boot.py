@@ -4,7 +4,7 @@ A rule is worth as much as its proof. The firmware measures programs into PCR 4 
 the files that they load into PCRs 8 to 13. Such a PCR is worth as much as the programs that measure into it, so rules
 for loaded files rest on PCR 4, too. Root can extend PCRs after the boot, but can't remove a digest. So a rule has to
 judge **every** digest of every PCR that could hold its subject. Otherwise a forger would use a PCR that is not quoted,
-or that may have any value.
+or one that may have any value.
 
 :func:`gaps` returns the PCRs that a policy leaves unjudged. :func:`policy.accepted` refuses such a policy when it is
 set, and the judge refuses it at each appraisal. Pure: no file is read.
@@ -39,14 +39,14 @@ _LOADED = (9, 11, 12)
 LOADED = (*_LOADED, 13)
 # PCRs that prove IMA's list: programs, the files that they loaded, and PCRs 0 to 9, which the list's first line covers.
 _MEASURER = (*range(10), 11, 12)
-# Value that stands for the firmware in ``started_by``: the firmware starts the first program of a boot entry.
+# The firmware in ``started_by``: it starts the first program of a boot entry.
 FIRMWARE = b""
 # PCRs that every user of the TPM may reset (TCG PC Client Platform TPM Profile 1.05, 4.6.1).
 _RESETTABLE = frozenset((16, 23))
 # PCRs that the programs of PCR 4 measure into. PCR 14 is not among them: shim may be known by its signer.
 _BY_PROGRAMS = frozenset((8, 9, 11, 12, 13, 15))
 # A word of a command line, as the kernel reads it: it may contain quoted text (next_arg in lib/cmdline.c).
-_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+', re.ASCII)  # the kernel separates words only by ASCII blanks
+_WORD = re.compile(r'(?:"[^"]*(?:"|\Z)|[^\s"])+', re.ASCII)  # only ASCII blanks separate words for the kernel
 _IMA_OPTION = re.compile(r'ima_policy=(?:"([a-z_| ]+)"|([a-z_|]+))')
 _REMEDIES = {
     2: "its values under pcrs (programs that are loaded as drivers are measured there)",
@@ -78,7 +78,7 @@ class Boot:
 
     @cached_property
     def judged(self) -> frozenset[int]:
-        """The PCRs of which rules judge every digest."""
+        """The PCRs for which the rules judge every digest."""
         found: set[int] = set()
         if self.secure_boot and self.signers is not None:
             found.add(7)
@@ -124,7 +124,7 @@ class Boot:
 
     @cached_property
     def allowed(self) -> Mapping[int, frozenset[bytes]]:
-        """The digests that may extend PCRs 8 to 13 at any time, by PCR: listed digests and those of whole lines."""
+        """The digests that may extend PCRs 8 to 13 at any time, by PCR: listed digests, and digests of whole lines."""
         listed = dict.fromkeys(LOADED, (self.kernels or frozenset()) | self.initrds | self.files)
         listed[8] = self.grub_commands or frozenset()
         return {number: found | self.lines[number] for number, found in listed.items()}
@@ -148,9 +148,9 @@ class Boot:
 def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
     """Return the gaps in the proofs of rules, each as a sentence with its remedy.
 
-    Most gaps are PCRs that prove a rule, and that no rule or value judges.
+    Most gaps are PCRs that have to prove a rule, though no rule or value judges them.
 
-    :param quoted: the quoted PCRs; None if they are not known yet.
+    :param quoted: the quoted PCRs; None if still unknown.
     :param values: the PCRs whose values references give.
     """
     found: list[str] = []
@@ -163,10 +163,10 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
             found.append(f"{rule}: its proof lies in PCR {number}, which is not quoted; quote it")
     loading = "kernels" if boot.kernels is not None else "command_lines" if boot.command_lines is not None else ""
     if not loading and _BY_PROGRAMS & boot.pcrs.keys():
-        loading = "pcrs"  # without a boot loader they stay empty, and root can extend them to these values
+        loading = "pcrs"  # without a boot loader these PCRs stay empty, and root can extend them to the given values
     if loading and boot.unordered and 4 not in boot.pcrs and 4 not in values:
         found.append(
-            f"{loading}: a kernel that the firmware or shim starts may measure nothing of its command line; give "
+            f"{loading}: a kernel that the firmware or shim starts may not measure its command line; give "
             f"started_by for {min(boot.unordered).hex()} and all of applications, or PCR 4's values under pcrs"
         )
     for number in sorted(_RESETTABLE & boot.pcrs.keys()):
@@ -177,7 +177,7 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
 
 
 def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
-    """Return whether all PCRs that a command line is measured into have given values: then it needs no other proof.
+    """Return whether the references give values for all PCRs that hold a command line: then it needs no other proof.
 
     :param values: the PCRs whose values references give.
     """
@@ -187,15 +187,15 @@ def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
 def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
     """Return the gaps in the proof of an IMA list, each as a sentence with its remedy.
 
-    The list is worth as much as the kernel that wrote it, and the command line that made the kernel measure. So rules
-    or values have to judge programs, the files that they loaded, and the command line. Each pattern of
+    The list is worth as much as the kernel that wrote it, and the command line that made the kernel measure files. So
+    rules or values have to judge programs, the files that they loaded, and the command line. Each pattern of
     ``command_lines`` has to demand that IMA measures, and has to be a whole line: the text in place of ``*`` could turn
     IMA off. The list's first line shows that nobody extended PCRs 0 to 9 after the boot, so these have to be quoted.
     """
     rules = Boot() if boot is None else boot
     known = rules.judged | rules.pcrs.keys() | frozenset(values)
     found = [
-        f"PCR {number} is not judged, which the kernel and its command line are measured into; give {_remedy(number)}"
+        f"PCR {number} is not judged, but has measurements of kernel and command line; give {_remedy(number)}"
         for number in (2, 4, 8, *_LOADED)
         if number not in known
     ]

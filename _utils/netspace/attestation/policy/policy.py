@@ -68,7 +68,7 @@ MAX_FILES = 1_000_000
 MAX_PATH = 4096
 MAX_CACHE = 65_536
 MAX_TERMS = 16
-# Rules that may stand under ``until``: lists of what is allowed, but neither demands nor ``unchecked``.
+# Rules that may stand under ``until``: lists of allowed things, but neither demands nor ``unchecked``.
 PASSING_BOOT = (
     *("signers", "mok", "applications", "kernels", "initrds", "files", "grub_commands", "command_lines", "pcrs"),
 )
@@ -136,7 +136,7 @@ class Ima:
     """Rules for the programs and other files that IMA measures.
 
     :param lines: the data of an ``ima-ng`` line for each allowed file (:func:`netspace.attestation.logs.ima.line`).
-        So one look-up judges most lines of a list, and they need not be parsed (:meth:`unlisted`).
+        So one look-up judges most lines of a list, without parsing them (:meth:`unlisted`).
     """
 
     lines: frozenset[bytes]
@@ -168,7 +168,7 @@ class Ima:
         """Return whether *file* may run because it is listed, signed or excluded."""
         if line(file.path, file.digest) in self.lines:
             return True
-        # Patterns come before signatures, which take longer: a host could send many bad ones under excluded names.
+        # Patterns come before signatures: these take longer, and a host could send many bad ones under excluded names.
         if self.exclude:
             path = file.path.decode("utf-8", "surrogateescape")
             if any(pattern.matches(path) for pattern in self.exclude):
@@ -197,13 +197,13 @@ def parse(data: Any, now: float | None = None) -> Policy:
     """Parse a policy.
 
     :param now: the time, in seconds since the epoch; sections ``until`` a later time are in force. None: no section
-        under ``until`` is.
+        under ``until`` is in force.
     :raises PolicyError: for unknown keys, wrong types and sizes out of bounds.
     """
     try:
         return _parsed(data, now)
     except (ValueError, RecursionError) as err:
-        # The data has a number of thousands of digits, or contains itself, so Python can't convert it to text.
+        # Python can't convert the data to text: a number has thousands of digits, or the data contains itself.
         raise PolicyError(f"policy: {err}") from err
 
 
@@ -232,7 +232,7 @@ def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None
 
     :param quoted: PCRs that its hosts quote; None if unknown.
     :raises PolicyError: as :func:`parse`, and when a rule for the boot rests on a PCR that is not judged or not quoted.
-        Such a rule looks strict, but a forger can satisfy it.
+        A forger could satisfy such a rule, though it looks strict.
     """
     found = parse(data, now)
     for gap in boot_policy.gaps(found.boot, quoted) if found.boot is not None else ():
@@ -241,13 +241,13 @@ def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None
 
 
 def founded(found: Policy, quoted: Collection[int] | None = None) -> None:
-    """Check that the rules for the boot suffice for the rules for IMA.
+    """Check that the rules for the boot support the rules for IMA.
 
     :raises PolicyError: when the rules for the boot allow no host to reach L5.
     """
     if found.ima is not None:
         for gap in boot_policy.ima_gaps(found.boot, quoted):
-            raise PolicyError(f"policy:ima: L5 rests on the boot: {gap}")
+            raise PolicyError(f"policy:ima: L5 needs proof of the boot: {gap}")
 
 
 def when(moment: Any) -> float:
@@ -265,14 +265,14 @@ def when(moment: Any) -> float:
 def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[str, Any]]]:
     """Check the sections under ``until``, and return each with its moment.
 
-    Each list there must extend a list of the permanent rules. The entries of the lists are not checked here.
+    Each list there must extend a list of the permanent rules. The parser checks the lists' entries later.
 
     :param whole: the permanent rules, which were parsed before.
     :raises PolicyError: when a section has other keys, or extends a list that does not exist.
     """
     at = "policy:until"
     if not isinstance(data, Mapping) or len(data) > MAX_TERMS:
-        raise PolicyError(f"{at}: expected a mapping of at most {MAX_TERMS} times")
+        raise PolicyError(f"{at}: expected a mapping with at most {MAX_TERMS} dates")
     for moment, section in data.items():
         here = f"{at}:{moment!s:.40}"
         found = _mapping(section, here, ("boot", "ima"))
@@ -282,14 +282,14 @@ def _terms(data: Any, whole: Mapping[str, Any]) -> Iterable[tuple[Any, Mapping[s
         for key in boot:
             needs = {"initrds": "kernels", "files": "kernels"}.get(key, key)
             if needs not in base:
-                raise PolicyError(f"{here}:boot:{key}: makes a list longer that is not there: boot:{needs}")
+                raise PolicyError(f"{here}:boot:{key}: extends a list that is missing: boot:{needs}")
         pcrs = boot.get("pcrs", {})
         known = base.get("pcrs", {})
         given = found.get("boot", {}).get("pcrs", {})
         if not isinstance(pcrs, Mapping) or len(pcrs) != len(given) or not set(pcrs) <= set(known):
-            raise PolicyError(f"{here}:boot:pcrs: expected values for PCRs that are among boot:pcrs")
+            raise PolicyError(f"{here}:boot:pcrs: expected only PCRs that boot:pcrs has")
         if "ima" in found and "ima" not in whole:
-            raise PolicyError(f"{here}:ima: makes lists longer that are not there: ima")
+            raise PolicyError(f"{here}:ima: extends lists that are missing: ima")
     return ((moment, plain(section)) for moment, section in data.items())
 
 
@@ -323,7 +323,7 @@ def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
 
 
 def plain(data: Any) -> Any:
-    """Return *data* with all keys as text: YAML can have numbers as keys, and JSON can't, but both are one policy."""
+    """Return *data* with all keys as text: YAML has numbers as keys, JSON doesn't, and both must give one policy."""
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
     return data
@@ -346,7 +346,7 @@ def _ima(data: Any) -> Ima:
             raise PolicyError(f"{at}:files: {path!r:.60}: not a path")
         raw, where = _text(path, f"{at}:files"), f"{at}:files:{path[:60]}"
         listed_lines = [line(raw, _named(one, where)) for one in _list(digests, where)]
-        if raw != BOOT_AGGREGATE:  # the kernel's own line is judged by the PCRs, not by a list
+        if raw != BOOT_AGGREGATE:  # the PCRs judge the kernel's own line, not a list
             lines.update(listed_lines)
     exclude = _patterns(found.get("exclude", []), f"{at}:exclude")
     for pattern in exclude:
@@ -405,4 +405,4 @@ def _key(pem: Any, at: str) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size >= 256:
         return key
-    raise PolicyError(f"{at}: neither RSA of 2048 bits or more nor on a curve of 256 or more")
+    raise PolicyError(f"{at}: expected an RSA key of 2048 bits or more, or a key on a curve of 256 bits or more")

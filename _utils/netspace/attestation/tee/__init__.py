@@ -6,10 +6,10 @@
 - ``hcl``: the keys of a vTPM that an SNP report or a TDX quote vouches for (Azure).
 - ``ccel``: the guest's boot log, and the register values that it leads to.
 - ``roots``: the operator's folder. ``rules``: the policy's section. ``appraisal``: appraisal of a report.
-- ``configfs``: the guest's side; gets a report from the kernel.
+- ``configfs``: the guest's side: it gets a report from the kernel.
 - ``verifier.tee_offline`` (outside of this package): reports in files, for people.
 
-``configfs`` and ``roots`` use files. All others are pure: no file, no network, no clock.
+``configfs`` and ``roots`` use files. All other modules are pure: no file, no network, no clock.
 To add a kind of TEE, add a module like ``snp`` and a line in ``kinds``.
 
 Importing this package imports nothing heavy.

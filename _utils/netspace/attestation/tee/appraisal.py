@@ -1,8 +1,8 @@
 """Appraisal of a TEE report: it must be genuine, for this challenge, and allowed by the policy.
 
-The checks in order: there is a report; its kind can be verified; it is genuine (structure, certificate, signature,
-path to a root); it is over this challenge and this key; the policy has rules for its kind; no debugging;
-measurement; TCB; settings; registers; the guest's log.
+The checks in order: there is a report; there is a verifier for its kind; the report is genuine (structure, certificate,
+signature, path to a root); it covers this challenge and this key; the policy has rules for its kind; the guest can't be
+debugged; measurement; TCB; settings; registers; the guest's log.
 
 A forged or replayed report raises :class:`Refused`: the whole evidence is refused. A genuine report that the policy
 does not allow gives a verdict with a code. Only :func:`weigh` decides how a verdict changes a level.
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from netspace.attestation.tee.x509 import Trust
 
 OK = "ok"
-# If a policy demands a TEE and there is no good report, the highest level is LEVEL_TPM with a TPM, and LEVEL_KEY
-# without. LEVEL_ROOTED is that of a software key that a good TEE vouches for.
+# If a policy demands a TEE and there is no good report, the highest level is LEVEL_TPM with a TPM, else LEVEL_KEY.
+# LEVEL_ROOTED is the level of a software key that a good TEE vouches for.
 LEVEL_TPM, LEVEL_KEY, LEVEL_ROOTED = 2, 1, 3
 
 
@@ -57,7 +57,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Worth:
-    """Level of evidence, and why it is not the next one."""
+    """Level of evidence, and why it is not one level higher."""
 
     level: int
     code: str
@@ -75,7 +75,7 @@ def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, n
     try:
         brought = evidence.tee
         if brought is None:
-            raise NoTee("the host brought no TEE report")
+            raise NoTee("the host sent no TEE report")
         found = kinds.genuine(brought.provider, brought.report, brought.certificates, trust, now)
         if not hmac.compare_digest(found.report_data, context.report_data(evidence.key)):
             raise TeeBinding("the TEE's report is for another nonce, host, verifier or key")
@@ -92,7 +92,7 @@ def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, n
 def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
     """Compare a genuine report with *rules*.
 
-    :param log: the guest's log (CCEL), if it sent one. A log is checked even if no rule demands it.
+    :param log: the guest's log (CCEL), if it sent one. A log must fit even if no rule demands one.
     :raises Limited: for the first rule that is not met.
     """
     if found.debug:
@@ -115,7 +115,7 @@ def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
     if log is not None:
         ccel.check(log, found.registers)
     elif rules.log:
-        raise TeeLog("the guest brought no log (CCEL)")
+        raise TeeLog("the guest sent no log (CCEL)")
 
 
 def weighed(
@@ -123,10 +123,10 @@ def weighed(
 ) -> tuple[Worth, dict[str, Any]]:
     """Appraise the TEE of verified *evidence*; return the level with the TEE, and the TEE's values for the result.
 
-    :param section: the policy's section ``tee``; None: no TEE is demanded, and a report is ignored.
+    :param section: the policy's section ``tee``; None: the policy demands no TEE, and a report is ignored.
     :param trust: reads the operator's certificates.
     :param base: level of the evidence without a TEE.
-    :raises NetspaceError: when *trust* can't read the certificates; nothing is judged then.
+    :raises NetspaceError: when *trust* can't read the certificates; then there is no verdict.
     :raises Refused: as :func:`appraise`.
     """
     if section is None:

@@ -25,7 +25,7 @@ class Reader(structures.Reader):
     def zero(self, count: int) -> None:
         """Skip reserved bytes.
 
-        :raises TeeMalformed: when one is not 0, because it may change the meaning of the rest.
+        :raises TeeMalformed: when a byte is not 0: it may change the meaning of the rest.
         """
         if any(self.take(count)):
             raise self.refuse(f"a reserved byte before {self.at} is not 0")
@@ -59,7 +59,7 @@ def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
 def number(content: bytes, what: str) -> int:
     """Return the value of a DER INTEGER or ENUMERATED: in shortest form, not negative, and of at most 9 bytes.
 
-    :raises TeeMalformed: when it is not.
+    :raises TeeMalformed: when *content* is no such number.
     """
     if not 1 <= len(content) <= 9 or content[0] & 0x80 or (len(content) > 1 and not content[0] and content[1] < 0x80):
         raise TeeMalformed(f"{what}: not a small number in DER")

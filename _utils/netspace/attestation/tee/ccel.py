@@ -14,7 +14,7 @@ from netspace.attestation.refusals import Refused, TeeLog
 
 BANK = "sha384"
 REGISTERS = 4
-# RTMR that the running system extends, and does not log here.
+# The RTMR that the running system extends, without an entry in this log.
 RUNTIME = 3
 
 
@@ -40,7 +40,7 @@ def check(area: bytes, quoted: Mapping[int, bytes]) -> None:
 
     RTMR 3 may have any value if the log has no event for it, because the running system extends it.
 
-    :raises TeeLog: naming the first register that differs.
+    :raises TeeLog: when a register differs; the error names the first one.
     """
     led = registers(area)
     for number, value in sorted(quoted.items()):

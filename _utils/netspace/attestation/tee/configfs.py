@@ -2,12 +2,12 @@
 
 Linux: Documentation/ABI/testing/configfs-tsm-report. The caller makes a directory in
 ``/sys/kernel/config/tsm/report`` for each report, and the kernel adds the attributes. The caller writes the 64 bytes
-that the report is over to ``inblob``, and reads the report from ``outblob`` and the host's certificates from
-``auxblob``. Each write raises ``generation``, which shows whether the report is over the bytes that this process wrote.
+that the report must cover to ``inblob``. It reads the report from ``outblob`` and the host's certificates from
+``auxblob``. Each write raises ``generation``, which shows whether the report covers the bytes that this process wrote.
 The kernel handles a binary attribute when its file is closed, and can't report an error then. But it does not raise
 ``generation`` after an error.
 
-This needs root. The directory is always removed at the end.
+This needs root. At the end, the caller always removes the directory.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Taken(NamedTuple):
 
 
 class Files(Protocol):
-    """Operations on a report's directory. :class:`Kernel` implements them; tests have their own."""
+    """Operations on a report's directory. :class:`Kernel` implements them; tests pass their own."""
 
     def make(self, path: Path) -> None:
         """Make a directory."""
 
     def remove(self, path: Path) -> None:
-        """Remove a directory; its attributes, which the kernel made, go with it."""
+        """Remove a directory, and with it the attributes that the kernel made."""
 
     def write(self, path: Path, data: bytes) -> None:
         """Write an attribute with one call of write(2)."""
@@ -66,7 +66,7 @@ class Kernel:
         handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             if os.write(handle, data) != len(data):
-                raise OSError(f"{path}: the kernel took only a part")
+                raise OSError(f"{path}: the kernel took only a part of the bytes")
         finally:
             os.close(handle)
 
@@ -95,7 +95,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
     :raises TsmError: when the kernel gives no report, or one that is too large.
     """
     if len(data) != INPUT:
-        raise TsmError(f"a report is over {INPUT} bytes, not {len(data)}")
+        raise TsmError(f"a report covers exactly {INPUT} bytes, not {len(data)}")
     files = files or Kernel()
     last: TsmError | None = None
     for _ in range(_ATTEMPTS):
@@ -117,7 +117,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
 
 
 class _Changed(Exception):
-    """Error: a report that is unusable, or may not be over the written bytes; a new attempt may help."""
+    """Error: the report is unusable, or may cover other bytes than the written ones; a new attempt may help."""
 
 
 def _report(files: Files, entry: Path, data: bytes) -> Taken:

@@ -1,11 +1,11 @@
 """Report of Azure's paravisor (HCL), by which a TEE vouches for the keys of a vTPM.
 
-The vTPM's NV index 0x01400001 has the report. The paravisor requests it from the processor, over a JSON document with
-the vTPM's attestation and endorsement keys. If the report is genuine, is over this document, and was requested by the
-paravisor, then the keys belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation",
-azure-cli ``cvm-attestation-tools``).
+The vTPM's NV index 0x01400001 has the report. The paravisor requests the report from the processor. The report covers a
+JSON document with the vTPM's attestation and endorsement keys. If it is genuine, and the paravisor requested it, then
+the keys belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation", azure-cli
+``cvm-attestation-tools``).
 
-For TDX, the paravisor keeps a TDREPORT, which only its own machine can check. So a quote must be given in addition.
+For TDX, the paravisor keeps a TDREPORT. Only its own machine can check it, so a quote is needed in addition.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 16 * 1024
 MAGIC = b"HCLA"
-# Offset of the TEE's report. A report of either kind takes the space of an SNP report.
+# Offset of the TEE's report. A report of either kind takes as much space as an SNP report.
 HEADER = 32
 SNP, TDX = 2, 4
 _HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
@@ -40,8 +40,8 @@ class Claims:
     """A paravisor's report, parsed. Nothing in it is proved yet.
 
     :param kind: :data:`SNP` or :data:`TDX`.
-    :param report: the SNP report, or for TDX the TDREPORT, which is not used.
-    :param bound: the data that the TEE's report must be over: the document's hash.
+    :param report: the SNP report; for TDX the TDREPORT, which netspace doesn't use.
+    :param bound: the data that the TEE's report must cover: the document's hash.
     :param claims: the JSON document.
     """
 
@@ -83,7 +83,7 @@ def parse(raw: bytes) -> Claims:
     reader = binary.Reader(raw, "HCL report")
     magic, version, size = reader.take(4), reader.number(4), reader.number(4)
     if magic != MAGIC or version not in (1, 2):
-        raise TeeMalformed("HCL report: does not begin as one")
+        raise TeeMalformed("HCL report: does not begin like one")
     reader.take(HEADER - 12)
     report = reader.take(snp.SIZE)
     whole, _, kind, algorithm = (reader.number(4) for _ in range(4))
@@ -99,7 +99,7 @@ def parse(raw: bytes) -> Claims:
     except (ValueError, RecursionError) as err:
         raise TeeMalformed(f"HCL report: {err}") from err
     if not isinstance(claims, dict):
-        raise TeeMalformed("HCL report: its document is no object")
+        raise TeeMalformed("HCL report: its document is not a JSON object")
     return Claims(kind, report, hashlib.new(_HASHES[algorithm], document).digest().ljust(64, b"\0"), claims)
 
 
@@ -108,25 +108,25 @@ def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genu
 
     :param evidence: for SNP the host's table of certificates (empty if the operator has them); for TDX the quote.
     :raises Refused: when the TEE's report is not genuine; see ``snp.genuine`` and ``tdx.genuine``.
-    :raises TeeBinding: when the TEE's report is over another document, or the paravisor did not request it.
+    :raises TeeBinding: when the TEE's report covers another document, or the paravisor did not request it.
     """
     claims = parse(raw)
     if claims.kind == SNP:
         found = snp.genuine(claims.report, evidence, trust, now)
-        # The paravisor runs at VMPL 0. A report that the guest requested has another level, and may be over any data.
+        # The paravisor runs at VMPL 0. A report that the guest requested has another level, and may cover any data.
         if found.settings["vmpl"] != 0:
-            raise TeeBinding("HCL report: the SNP report was asked for by the guest, not by the paravisor")
+            raise TeeBinding("HCL report: the guest requested the SNP report, not the paravisor")
     else:
         found = tdx.genuine(evidence, trust, now)
     if not hmac.compare_digest(found.report_data, claims.bound):
-        raise TeeBinding("HCL report: the TEE's report is over another document")
+        raise TeeBinding("HCL report: the TEE's report covers another document")
     return found, claims
 
 
 def _number(text: Any) -> int:
     """Parse a number of a JWK (RFC 7518, 6.3.1)."""
     if not isinstance(text, str) or not 1 <= len(text) <= 1024:
-        raise TeeMalformed("HCL report: a key without its numbers")
+        raise TeeMalformed("HCL report: a key lacks its numbers")
     try:
         return int.from_bytes(jose.octets(text, "a key"), "big")
     except jose.Unreadable as err:

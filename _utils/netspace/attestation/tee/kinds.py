@@ -1,6 +1,6 @@
 """Verifiers of the kinds of TEE, by the provider's name in the kernel (configfs-tsm).
 
-The sender gives the name, which only selects the verifier: a verifier refuses a report of another kind as malformed.
+The sender gives the name, so it only selects the verifier: a verifier refuses a report of another kind as malformed.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
                                 as Intel's service returns it
 ==============================  ===================================================================
 
-Nothing is fetched. Anybody who can write to this folder decides which TEEs are genuine.
+This module fetches nothing. Anybody who can write to the folder decides which TEEs are genuine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_FILES = 4096
 def read(folder: str | None) -> Trust:
     """Read the folder. If *folder* is None, nothing is trusted.
 
-    :raises NetspaceError: when the folder or a file can't be read: a damaged file must not lower trust silently.
+    :raises NetspaceError: when the folder or a file can't be read. An ignored file would silently lower trust.
     """
     if folder is None:
         return Trust()
@@ -45,7 +45,7 @@ def read(folder: str | None) -> Trust:
                     (roots if x509.is_root(x509.load(one)) else known).append(one)
             elif path.suffix == ".crl":
                 lists.append(ek_certificates.revocations(path.read_bytes()))
-                x509.load_list(lists[-1])  # stricter: refuses names in the wrong order, which makers of TPMs may write
+                x509.load_list(lists[-1])  # stricter than for TPMs, whose makers may write names in the wrong order
             elif path.suffix == ".json":
                 documents.append(path.read_bytes())
                 tdx_tcb.read(documents[-1])

@@ -27,7 +27,7 @@
         config_ids: [<hex>, ...]   # MRCONFIGID; likewise owners (MROWNER), owner_configs and modules (MRSEAM)
         attributes: [<hex>, ...]   # attributes of the TD: 8 bytes, in the order of a quote; xfams likewise
 
-A kind that the section does not name is refused. A guest that allows debugging is always refused.
+The judge refuses a kind that the section does not name, and each guest that allows debugging.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Tee:
 def parse(data: Any, at: str = "policy:tee") -> Tee:
     """Parse the section.
 
-    :raises PolicyError: for unknown keys, wrong types, sizes out of bounds, and for rules that any guest would meet.
+    :raises PolicyError: for unknown keys, wrong types, sizes out of bounds, or rules that any guest would meet.
     """
     found = mapping(data, at, ("rooted_key", "snp", "tdx"))
     kinds = {}
@@ -166,15 +166,15 @@ def _tdx(data: Any, at: str) -> Rules:
 
 
 def _measurements(found: Mapping[Any, Any], at: str, signed: bool) -> frozenset[bytes] | None:
-    """Return the allowed measurements; None if only a rule for the guest's signer is given (*signed*).
+    """Return the allowed measurements; None if there is only a rule for the guest's signer (*signed*).
 
-    :raises PolicyError: when there is neither, because then every guest would pass.
+    :raises PolicyError: when there is neither: every guest would pass.
     """
     if "measurements" not in found and signed:
         return None
     given = _digests(found.get("measurements", []), f"{at}:measurements")
     if not given:
-        raise PolicyError(f"{at}:measurements: expected at least one: without it anybody's guest would be good")
+        raise PolicyError(f"{at}:measurements: expected at least one; without it anybody's guest would be good")
     return given
 
 

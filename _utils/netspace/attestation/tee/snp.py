@@ -4,9 +4,9 @@ The layout is ATTESTATION_REPORT of "SEV Secure Nested Paging Firmware ABI Speci
 versions 2 to 5. The certificates are those of "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
 Specification" (57230). All integers are little-endian.
 
-:func:`genuine` checks, in this order: structure; that a certificate is for this report (kind of key; chip, for a
-VCEK; reported TCB); signature; path to one of the operator's roots. It returns the guest's policy bits, and does not
-judge them.
+:func:`genuine` checks, in this order: the structure; that a certificate fits this report (kind of key; chip, for a
+VCEK; reported TCB); the signature; the path to one of the operator's roots. It returns the guest's policy bits, but
+does not judge them.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ def parse(raw: bytes) -> Report:
     vmpl, algorithm = reader.number(4), reader.number(4)
     if algorithm != ECDSA_P384_SHA384 or vmpl > 3:
         raise TeeMalformed(f"SNP report: signature algorithm {algorithm}, VMPL {vmpl}: not possible")
-    reader.take(8)  # the current TCB, which may be ahead of the reported one
+    reader.take(8)  # the current TCB, which may be newer than the reported one
     platform, flags = reader.number(8), reader.number(4)
     key = flags >> 2 & 7
     if flags >> 5 or key not in KEYS:
-        raise TeeMalformed(f"SNP report: flags {flags:08x}: signed by no known key")
+        raise TeeMalformed(f"SNP report: flags {flags:08x}: not signed by a known kind of key")
     reader.zero(4)
     data, measurement, host_data = reader.take(64), reader.take(48), reader.take(32)
     id_key, author_key, report_id = reader.take(48), reader.take(48), reader.take(32)
@@ -150,7 +150,7 @@ def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
     :param table: the certificate table that the host gave to the guest; empty if there is none.
     :param now: seconds since the epoch.
     :raises TeeMalformed: when report or table can't be parsed.
-    :raises TeeCertificate: when the certificate that came with the report is not for it.
+    :raises TeeCertificate: when the certificate that came with the report is for another report.
     :raises TeeSignature: when there are certificates for this report, but none of their keys signed it.
     :raises TeeUntrusted: when there is no certificate for the report, or no path to a root.
     :raises TeeRevoked: when a certificate was revoked.
@@ -163,7 +163,7 @@ def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
         KIND,
         report.report_data,
         report.measurement,
-        "the policy that the guest was started with allows its host to debug it" if report.policy & DEBUG else "",
+        "the guest's launch policy allows its host to debug it" if report.policy & DEBUG else "",
         tcb=_lowest(report),
         settings={
             "smt": bool(report.policy & SMT),
@@ -196,7 +196,7 @@ def certificates(table: bytes) -> list[bytes]:
         if not any(guid):
             return found
         if offset + length > len(table):
-            raise TeeMalformed(f"certificate table: an entry up to byte {offset + length}; it has {len(table)}")
+            raise TeeMalformed(f"certificate table: an entry ends at byte {offset + length} of {len(table)}")
         if _guids(guid) & _TABLE:
             found.append(table[offset : offset + length])
     raise TeeMalformed(f"certificate table: more than {_MAX_ENTRIES} entries")
@@ -212,7 +212,8 @@ def _guids(raw: bytes) -> set[str]:
 def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Sequence[Certificate]) -> Certificate:
     """Return the certificate of the key that signed the report.
 
-    Several certificates can match the report, because a VLEK's shows only the TCB. So each matching one is tried.
+    Several certificates can match the report, because a VLEK's certificate names no chip, only the TCB. So each match
+    is tried.
 
     :raises Refused: when there is none; see :func:`genuine`.
     """
@@ -229,7 +230,7 @@ def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Seq
             return certificate
         fits = True
     if fits:
-        raise TeeSignature("SNP report: the processor's key did not sign it")
+        raise TeeSignature("SNP report: the processor's key did not sign the report")
     if other:
         raise TeeCertificate(f"the certificate that came with the report is not for it: {other}")
     raise TeeUntrusted(
@@ -260,7 +261,7 @@ def _mismatch(certificate: Certificate, report: Report) -> str:
         return "it is not for a key on P-384"
     chip = x509.extension(certificate, _HWID)
     if (chip is None) != (report.key == VLEK):
-        return f"signed by a {KEYS[report.key].upper()}, and the certificate is of the other kind"
+        return f"the report is signed by a {KEYS[report.key].upper()}, and the certificate is of the other kind"
     # The identifier has 8 bytes since Turin, and 64 before (57230, 3.1).
     if chip is not None and (len(chip) not in (8, 64) or chip.ljust(64, b"\0") != report.chip or not any(chip)):
         return f"it is for chip {chip.hex()[:16]}..., the report is of {report.chip.hex()[:16]}..."
@@ -269,7 +270,7 @@ def _mismatch(certificate: Certificate, report: Report) -> str:
     for name, number in parts.items():
         value = x509.extension(certificate, _AMD + number)
         if value is None:
-            return f"it does not tell the version of {name}"
+            return f"it lacks the version of {name}"
         try:
             certified[name] = binary.number(binary.element(value, binary.INTEGER, "certificate"), "certificate")
         except TeeMalformed as err:

@@ -1,7 +1,7 @@
 """Intel TDX: verification of quotes (versions 4 and 5) by the platform's certificates.
 
-The layout of a quote is that of "Intel TDX DCAP: Quote Generation Library and Quote Verification Library" (0.9),
-appendix A.3 and A.4; that of a TD's report is in "Intel TDX Module v1.5 ABI", TDREPORT. All integers are little-endian,
+Sources: for a quote's layout, "Intel TDX DCAP: Quote Generation Library and Quote Verification Library" (0.9), appendix
+A.3 and A.4; for the layout of a TD's report, "Intel TDX Module v1.5 ABI", TDREPORT. All integers are little-endian,
 except for those of ECDSA.
 
 :func:`genuine` checks, in this order: structure; that the quoting enclave (QE) is Intel's; that the QE's report vouches
@@ -9,8 +9,8 @@ for the attestation key; this key's signature over the quote; the PCK's signatur
 PCK's certificate to one of the operator's roots; that the TDX module is Intel's; Intel's status of the TCB, if the
 operator has it (``tdx_tcb``).
 
-Every owner of an SGX platform can run an enclave and have the platform certify its report. So the QE's signer, product
-and attributes are always checked, with or without Intel's identity document.
+Every owner of an SGX platform can run an enclave and let the platform certify the enclave's report. So this module
+always checks the QE's signer, product and attributes, even without Intel's identity document.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Body:
     :param module_signer: signer of the TDX module; zeros for Intel.
     :param module_attributes: attributes of the TDX module; *attributes* are the TD's.
     :param current_tcb: security versions now, because the module can be updated while the TD runs.
-    :param services: hash of the service TDs that are bound to the TD. A report of version 1.0 has neither: both are
-        None.
+    :param services: hash of the service TDs that are bound to the TD. A report of version 1.0 has neither *current_tcb*
+        nor *services*: both are None.
     """
 
     tcb: bytes
@@ -153,7 +153,7 @@ def _body(reader: binary.Reader, size: int) -> Body:
 
 
 def _data(reader: binary.Reader, wanted: int) -> binary.Reader:
-    """Return a reader of certification data, which must be of the type *wanted*."""
+    """Return a reader of certification data; the data must have the type *wanted*."""
     kind = reader.number(2)
     if kind != wanted:
         raise TeeMalformed(f"TDX quote: certification data of type {kind} instead of {wanted}")
@@ -172,14 +172,14 @@ def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
 
     :param now: seconds since the epoch.
     :raises TeeMalformed: when it can't be parsed.
-    :raises TeeSignature: when one of its signatures is wrong, or its enclave or module is not Intel's.
+    :raises TeeSignature: when one of its signatures is wrong, or Intel didn't sign its enclave or module.
     :raises TeeUntrusted: when there is no path to a root.
     :raises TeeRevoked: when a certificate was revoked, or Intel's status of the TCB is revoked.
     """
     quote = parse(raw)
     enclave = _enclave(quote.enclave)
     if enclave.signer != QE_SIGNER or enclave.product != QE_PRODUCT or enclave.attributes[0] & _ENCLAVE_DEBUG:
-        raise TeeSignature("TDX quote: by another enclave than Intel's for TDX, or by one for debugging")
+        raise TeeSignature("TDX quote: made by another enclave than Intel's for TDX, or by one for debugging")
     bound = hashlib.sha256(quote.key + quote.extra).digest()
     if not hmac.compare_digest(bound + bytes(32), enclave.report_data):
         raise TeeSignature("TDX quote: its enclave vouches for another key")
@@ -189,7 +189,7 @@ def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
     x509.check(leaf, rest, trust, now)
     body = quote.body
     if any(body.module_signer):
-        raise TeeSignature("TDX quote: by a TDX module that Intel did not sign")
+        raise TeeSignature("TDX quote: made by a TDX module that Intel did not sign")
     platform = platform_of(leaf, body)
     status = tdx_tcb.status(platform, enclave, trust, now)
     if status == REVOKED:
@@ -221,7 +221,7 @@ def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
 
 
 def _enclave(report: bytes) -> Enclave:
-    """Parse the fields of an SGX report that are needed here (Intel SDM, volume 3D, 38.15)."""
+    """Parse the needed fields of an SGX report (Intel SDM, volume 3D, 38.15)."""
     reader = binary.Reader(report, "enclave's report")
     reader.take(16)
     misc = reader.take(4)
@@ -293,7 +293,7 @@ def _pairs(data: bytes, what: str, below: str = "") -> dict[str, tuple[int, byte
             raise TeeMalformed(f"{what}: Intel's extension is not made of pairs")
         name = binary.oid(pair[0][1], what)
         if not name.startswith(f"{_SGX}.{below}"):
-            raise TeeMalformed(f"{what}: the identifier {name} has no place there")
+            raise TeeMalformed(f"{what}: the identifier {name} is not possible there")
         name = name[len(f"{_SGX}.{below}") :]
         if name in found:
             raise TeeMalformed(f"{what}: {name} is given twice")

@@ -4,7 +4,7 @@ The documents come from Intel's Provisioning Certification Service, version 4 (`
 ``.../qe/identity``). They are JSON, signed by Intel's TCB signing key, whose certificate must be in the same folder.
 The comparison is that of "Intel TDX DCAP Quote Verification Library", TCB status evaluation.
 
-A document that Intel did not sign, or that has expired, is ignored. Without a document, the status is unknown.
+The module ignores a document that Intel did not sign, or that has expired. Without a document, the status is unknown.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Enclave:
 def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> str:
     """Return Intel's status of the TCB: the worst of platform, TDX module and enclave.
 
-    Without a valid document for one of them, it is unknown at best.
+    If one of them has no valid document, the status is unknown at best.
     """
     try:
         found = [document for raw in trust.documents if (document := _genuine(raw, platform, trust, now)) is not None]
@@ -71,7 +71,7 @@ def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> st
             _of_enclave(enclave, [data for kind, data in found if kind == _IDENTITY]),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
-        return UNKNOWN  # Intel signed a document in a form that this version does not know
+        return UNKNOWN  # Intel signed it, but this version doesn't know the document's form
     worst = max(levels, key=STATUSES.index)
     if worst == OUT_OF_DATE and any(level.startswith("Configuration") for level in levels):
         return "OutOfDateConfigurationNeeded"
@@ -81,7 +81,7 @@ def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> st
 def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
     """Split a document into its kind, its content, the signed bytes, and the signature (r and s).
 
-    :raises TeeMalformed: when it can't be parsed. It must be byte for byte what Intel signed, without added blanks.
+    :raises TeeMalformed: when it can't be parsed. It must be the signed text byte for byte, without added blanks.
     """
     found = _DOCUMENT.fullmatch(raw) if len(raw) <= MAX_DOCUMENT else None
     try:
@@ -89,14 +89,14 @@ def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
     except (ValueError, RecursionError) as err:
         raise TeeMalformed(f"Intel's document: {err}") from err
     if found is None or not isinstance(data, dict):
-        raise TeeMalformed("neither TCB information nor an enclave's identity, as Intel's service gives it")
+        raise TeeMalformed("neither TCB information nor an enclave's identity in the form of Intel's service")
     return found[1], data, found[2], bytes.fromhex(found[3].decode())
 
 
 def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[bytes, dict[str, Any]] | None:
     """Return kind and content of a document, or None.
 
-    None means that Intel's TCB signing key did not sign it, or that it is not valid now, or not for *platform*.
+    None: Intel's TCB signing key did not sign it, or it is not valid now, or it is for another platform.
     """
     found = _signed(raw, trust.known)
     if found is None:
@@ -115,11 +115,11 @@ def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[
 
 @functools.lru_cache(maxsize=256)
 def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any], bytes] | None:
-    """Return kind, content and signer of a document: the certificate of *known* whose key signed it.
+    """Return kind, content and signer of a document. The signer is the certificate of *known* whose key signed it.
 
     Return None if no such key signed it.
 
-    Cached, because each report needs it.
+    The result is cached, because each report needs it.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes

@@ -1,9 +1,9 @@
 """Certificates of processors: parsed, and validated up to one of the operator's roots.
 
 This is RFC 5280 path validation for the certificates of AMD (VCEK, VLEK; RSA-PSS) and Intel (PCK, TCB signing; ECDSA).
-``cryptography.x509.verification`` can't be used, because it demands a DNS name or an address as subject. But
-``cryptography`` checks signatures and parses encodings and names. Nothing is fetched: intermediates come with the
-report or from the operator, and revocation lists come from the operator. If the operator has an issuer's list, this
+``cryptography.x509.verification`` demands a DNS name or an address as subject, so it can't be used. But
+``cryptography`` checks signatures and parses encodings and names. The module fetches nothing: intermediates come with
+the report or from the operator, and revocation lists come from the operator. If the operator has an issuer's list, this
 list must be in force.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate, CertificateRevocationList
 
 MAX_CERTIFICATE = 8192
-# Most intermediates in a path, and most signatures that are checked to find a path.
+# The most intermediates in a path, and the most signatures that are checked to find a path.
 MAX_DEPTH, MAX_CHECKS = 3, 64
 # basicConstraints, keyUsage, extKeyUsage, subject and authority key identifiers.
 _UNDERSTOOD = frozenset(("2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.35"))
@@ -96,7 +96,7 @@ def load(der: bytes) -> Certificate:
         raise TeeMalformed(f"certificate: {len(der)} bytes, at most {MAX_CERTIFICATE} are possible")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # cryptography warns of AMD's serial numbers, which are 0
+            warnings.simplefilter("ignore")  # AMD's serial numbers are 0, of which cryptography warns
             found = x509.load_der_x509_certificate(der)
             # cryptography parses these only on access, so they are accessed here to find errors.
             _ = found.extensions, found.subject, found.issuer, found.public_key(), found.signature_hash_algorithm
@@ -121,7 +121,7 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
 
     :param brought: intermediates that came with the report; not trusted.
     :param now: seconds since the epoch.
-    :raises TeeUntrusted: when there is no path, with a message that says why.
+    :raises TeeUntrusted: when there is no path; the message says why.
     :raises TeeRevoked: when a certificate of the path was revoked.
     """
     if not trust.roots:
@@ -153,7 +153,7 @@ def _path(
         path = open_paths.pop()
         certificate = path[-1]
         problem = _unfit(certificate, when)
-        last = problem or last or f"its issuer, {certificate.issuer.rfc4514_string()!r:.200}, is not there"
+        last = problem or last or f"its issuer, {certificate.issuer.rfc4514_string()!r:.200}, is missing"
         if problem:
             continue
         for issuer in (*roots, *reversed(between)):
@@ -174,7 +174,7 @@ def _path(
 
 
 def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
-    """Return why *issuer* did not or may not issue *certificate*; empty if it did.
+    """Return why *issuer* isn't the valid issuer of *certificate*; empty if it is.
 
     :param depth: number of intermediates below the issuer.
     """
@@ -193,7 +193,7 @@ def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
 
 
 def _unfit(certificate: Certificate, when: datetime.datetime) -> str:
-    """Return why a certificate is not allowed anywhere in a path; empty if it is."""
+    """Return why no path may contain the certificate; empty if a path may."""
     name = _name(certificate)
     return path_rules.unfit(certificate, name, when, _UNDERSTOOD) or path_rules.weak(certificate, name)
 
@@ -214,7 +214,7 @@ def load_list(der: bytes) -> CertificateRevocationList:
         # cryptography parses these only on access, so they are accessed here to find errors.
         _ = found.extensions, found.issuer, found.last_update_utc, found.next_update_utc
     except unreadable() as err:
-        raise TeeMalformed(f"revocation list: {err}; get it anew from its maker") from err
+        raise TeeMalformed(f"revocation list: {err}; get it again from its maker") from err
     return found
 
 
@@ -224,7 +224,7 @@ def _not_revoked(
     lists: Sequence[CertificateRevocationList],
     when: datetime.datetime,
 ) -> None:
-    """Check a certificate against the newest revocation list that *issuer* signed. Without a list, nothing is checked.
+    """Check a certificate against the newest revocation list that *issuer* signed. Without a list, check nothing.
 
     :raises TeeRevoked: when the certificate was revoked.
     :raises TeeUntrusted: when the list is not in force.

@@ -1,7 +1,7 @@
 """MakeCredential in software: encrypts a secret that only one TPM with one attestation key can open.
 
-Opening it (TPM2_ActivateCredential) proves that the attestation key and the endorsement key are in the same TPM. Needs
-no TPM and no libtss2; saves nothing.
+To open it (TPM2_ActivateCredential) proves that the attestation key and the endorsement key are in the same TPM. This
+module needs no TPM and no libtss2, and saves nothing.
 
 Source: TPM 2.0 Library specification, Part 1: section 24 (credential protection), annexes B.10 and C.6 (sharing a
 secret with an RSA or ECC key) and 11.4.10 (KDFa, KDFe).
@@ -24,13 +24,13 @@ _LABEL = b"IDENTITY\0"
 
 
 def make(endorsement: Public, name: bytes, secret: bytes) -> tuple[bytes, bytes]:
-    """Encrypt *secret* for the TPM of *endorsement*, which opens it only if it holds the key *name*, too.
+    """Encrypt *secret* so that only the TPM of *endorsement* can open it, and only if it also holds the key *name*.
 
     :param endorsement: the result of :func:`netspace.attestation.tpm.structures.endorsement`.
     :param name: the attestation key's TPM name.
     :param secret: at most as long as the endorsement key's name digest.
     :return: the contents of TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET.
-    :raises Malformed: when nothing can be encrypted for *endorsement*.
+    :raises Malformed: when *endorsement* can't be used for encryption.
     """
     digest = HASHES[endorsement.name_alg]
     size = hashlib.new(digest).digest_size
@@ -85,7 +85,7 @@ def _shared_seed(endorsement: Public, digest: str, size: int) -> tuple[bytes, by
     try:
         return seed, cast("rsa.RSAPublicKey", endorsement.key()).encrypt(seed, oaep)
     except ValueError as err:
-        raise Malformed(f"endorsement key: can't encrypt for it: {err}") from err
+        raise Malformed(f"endorsement key: can't be used to encrypt: {err}") from err
 
 
 def _aes_cfb(key: bytes, plain: bytes) -> bytes:

@@ -1,14 +1,14 @@
 """TPM device: endorsement key, attestation key, credential, PCRs, quote.
 
-It uses tpm2-pytss, which is imported only when a TPM is used. Rules:
+The module imports tpm2-pytss only when a TPM is used. Rules:
 
 - The configuration names the TPM. libtss2 must never search for one: it would connect to any program
   that listens on TCP port 2321.
-- Nothing stays in the TPM: keys are primaries, derived again each time; every handle is flushed.
-- Each period has its own attestation key. The keys of two periods do not show that they are in one TPM.
+- Nothing stays in the TPM: its keys are primaries, derived again for each use, and every handle is flushed.
+- Each period has its own attestation key. Nobody can tell that the keys of two periods are in one TPM.
 - A lock lets one process at a time use the TPM, and a time limit bounds each use.
 
-This module judges nothing: the verifier checks its output.
+This module judges nothing; the verifier checks its output.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _ATTEMPTS = 5
 _PCR_CHANGED = 0x128
 # Templates of endorsement keys, in order of preference; keys with a certificate in NV come first. ECC is faster.
 TEMPLATES = ("EK-ECC256", "EK-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-RSA2048", "EK-HIGH-ECC384")
-# Input for deriving attestation keys: makes them differ from other primaries of the same template. The bytes of the
-# period follow it, and make the keys differ from each other.
+# Input for deriving attestation keys: it makes them differ from other primaries of the same template. The period's
+# bytes follow this input: they make the keys of two periods differ.
 _AK_LABEL = b"netspace-attest/1 attestation key"
 MAX_NV = 8192
 # NV indices of the maker's certificates: DER, one after another (TCG EK Credential Profile 2.5, 2.2.1.5.2).
@@ -95,7 +95,7 @@ def run(tcti: str, work: Callable[[Device], T], *, lock: Path, timeout: float = 
     failed: list[BaseException] = []
 
     def job() -> None:
-        # A command can't be interrupted. So a thread that hangs keeps the lock, while the caller gets an error.
+        # A command can't be interrupted. So a thread that hangs keeps the lock, and the caller gets an error.
         try:
             with _open(tcti) as device:
                 done.append(work(device))
@@ -159,7 +159,7 @@ def _open(tcti: str) -> Iterator[Device]:
 
 
 def _hint(tcti: str) -> str:
-    """Return a hint if swtpm's control socket is missing, which libtss2 does not report; else an empty text."""
+    """Return a hint if swtpm's control socket is missing, because libtss2 does not report that; else an empty text."""
     kind, _, path = tcti.partition(":path=")
     control = Path(f"{path}.ctrl")
     return f"; swtpm needs --ctrl type=unixio,path={control}" if kind == "swtpm" and not control.exists() else ""
@@ -176,7 +176,7 @@ class Device:
         """Return the TPM's ``manufacturer``, ``firmware``, ``vendor`` and ``version`` from its properties."""
         constants = self._tss.constants
         _, capability = self._esapi.get_capability(constants.TPM2_CAP.TPM_PROPERTIES, constants.TPM2_PT.FIXED, 64)
-        listed = capability.data.tpmProperties  # needs ``capability`` alive: without it, this memory would be freed
+        listed = capability.data.tpmProperties  # ``capability`` must live as long as this memory
         values = {int(listed[index].property): int(listed[index].value) for index in range(len(listed))}
 
         def text(*offsets: int) -> str:
@@ -191,7 +191,7 @@ class Device:
     def endorsement(self, template: str | None = None) -> Endorsement:
         """Return the endorsement key of *template*; by default of the first template whose key has a certificate.
 
-        If no key has a certificate, the first key that the TPM can make is returned.
+        If no key has a certificate, return the first key that the TPM can make.
         """
         names = (template,) if template else TEMPLATES
         bare: list[tuple[str, Any]] = []
@@ -202,16 +202,16 @@ class Device:
             if public is not None:
                 bare.append((name, public))
         for name, public in bare:
-            # A TPM need not support every algorithm, so only the last template's error is raised.
+            # A TPM may lack some algorithms, so raise only the last template's error.
             with contextlib.suppress(*([self._tss.TSS2_Exception] if name != bare[-1][0] else [])):
                 return self._endorsement(name, public, None)
         raise DeviceError(f"the TPM has no endorsement key of {', '.join(names)}")
 
     def others(self, template: str) -> list[Endorsement]:
-        """Return the endorsement keys of the other known templates, so that one TPM can't pass for two."""
+        """Return the endorsement keys of the other known templates: each identifies the same TPM."""
         found: list[Endorsement] = []
         for name in TEMPLATES:
-            # A TPM need not support every algorithm, and may forbid reading an index.
+            # A TPM may lack some algorithms, and may forbid reading an index.
             with contextlib.suppress(self._tss.TSS2_Exception):
                 certificate, public = (None, None) if name == template else self._template(name)
                 if public is not None:
@@ -221,7 +221,7 @@ class Device:
     def chain(self, most: int) -> tuple[bytes, ...]:
         """Return at most *most* of the maker's certificates that the TPM holds (DER).
 
-        None of them is trusted by itself, so unreadable ones count as absent.
+        The operator's roots must vouch for them, so unreadable ones count as absent.
         """
         utils = __import__("tpm2_pytss.utils", fromlist=["utils"])
         read = utils.NVReadEK(self._esapi)
@@ -244,7 +244,7 @@ class Device:
             raise DeviceError(f"unknown template {name!r} of an endorsement key")
         try:
             certificate, public = utils.create_ek_template(name, utils.NVReadEK(self._esapi))
-        except ValueError:  # a key of the high range exists only with its certificate
+        except ValueError:  # without a certificate, there is no key of the high range
             return None, None
         return (bytes(certificate)[:MAX_NV] if certificate else None), public
 
@@ -318,7 +318,7 @@ class Device:
     def quote(self, key: Any, qualifying: bytes, pcrs: Sequence[int]) -> tuple[bytes, bytes, dict[int, bytes]]:
         """Quote *pcrs* of the SHA-256 bank, and return (TPMS_ATTEST, TPMT_SIGNATURE, values).
 
-        The values match the quote: if a PCR is extended between reading and quoting, both are repeated.
+        The values match the quote: if a PCR is extended between reading and quoting, read and quote again.
 
         :raises DeviceError: when PCRs keep changing, or the TPM has no SHA-256 bank.
         """

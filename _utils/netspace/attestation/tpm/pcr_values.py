@@ -1,7 +1,7 @@
 """Parser of PCR values in the forms that tpm2-tools write.
 
-The forms are those of ``tpm2_quote -o`` (C structures, or with ``-F values`` digests one after another), the text of
-``tpm2_pcrread``, and JSON ``{"sha256": {"0": "<hex>"}}``. These values prove nothing until they match a quote's digest.
+The forms are: the output of ``tpm2_quote -o`` (C structures; with ``-F values``, digests one after another), the text
+of ``tpm2_pcrread``, and JSON ``{"sha256": {"0": "<hex>"}}``. Values prove nothing until they match a quote's digest.
 This module reads no file.
 """
 
@@ -73,7 +73,7 @@ def _serialized(raw: bytes) -> Values:
         for at in range(start + 4, start + 4 + 66 * number(start, 4), 66):
             digests.append(raw[at + 2 : at + 2 + min(number(at, 2), 64)])
     if [len(one) for one in digests] != [size for _, _, size in flat]:
-        raise Malformed("PCR values: not a digest for each PCR that is selected")
+        raise Malformed("PCR values: some selected PCRs lack a digest")
     found: Values = {}
     for (bank, pcr, _), digest in zip(flat, digests, strict=True):
         if found.setdefault(bank, {}).setdefault(pcr, digest) != digest:
@@ -87,7 +87,7 @@ def _json(text: str) -> Values:
     except (ValueError, RecursionError) as err:
         raise Malformed(f"PCR values: {err}") from err
     if isinstance(data, Mapping) and isinstance(data.get("banks"), Mapping):
-        data = data["banks"]  # the form that the runner's replay prints
+        data = data["banks"]  # the output of the runner's replay
     found: Values = {}
     for bank, values in data.items():
         if not isinstance(values, Mapping):

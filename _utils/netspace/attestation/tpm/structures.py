@@ -1,7 +1,7 @@
 """Strict parsers of TPM structures, without libtss2.
 
 They parse TPMS_ATTEST (quotes only), TPMT_SIGNATURE and TPMT_PUBLIC (TPM 2.0 Library specification, Part 2:
-Structures). All integers are big-endian. Every length is bounded before it is used, and no byte may be left over.
+Structures). All integers are big-endian. Every length is checked before it is used, and no byte may be left over.
 This module verifies no signature, reads no file and uses no TPM.
 """
 
@@ -27,7 +27,7 @@ MAX_STRUCTURE = 4096
 _QUOTED = struct.Struct(">QIIBQI")
 # TPM_RH_ENDORSEMENT (Part 2, 7.4).
 ENDORSEMENT = 0x4000000B
-# TPM_GENERATED_VALUE: a restricted key signs data that begins with it only if the TPM made the data.
+# TPM_GENERATED_VALUE: if data begins with this value, a restricted key signs it only if the TPM made the data.
 GENERATED = 0xFF544347
 ATTEST_QUOTE = 0x8018
 
@@ -94,7 +94,7 @@ class Reader:
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self._data):
-            raise self.refuse(f"ends after {len(self._data)} bytes, {end} are announced")
+            raise self.refuse(f"ends after {len(self._data)} bytes, but needs {end}")
         part = self._data[self.at : end]
         self.at = end
         return part
@@ -163,7 +163,7 @@ def quote(raw: bytes) -> Quote:
         raise WrongMagic(f"TPMS_ATTEST begins with {magic:08x} instead of {GENERATED:08x}: not made by a TPM")
     kind = reader.number(2)
     if kind != ATTEST_QUOTE:
-        raise WrongType(f"TPMS_ATTEST is of type {kind:04x}; a quote ({ATTEST_QUOTE:04x}) was asked")
+        raise WrongType(f"TPMS_ATTEST is of type {kind:04x}; expected a quote ({ATTEST_QUOTE:04x})")
     signer = reader.sized(68, "the signer's name")
     extra = reader.sized(64, "qualifying data")
     ticks, resets, restarts, safe, firmware, count = _QUOTED.unpack(reader.take(_QUOTED.size))
@@ -187,7 +187,7 @@ def _selection(reader: Reader) -> tuple[int, frozenset[int]]:
 
 @functools.lru_cache(maxsize=64)
 def _set_bits(bitmap: bytes) -> frozenset[int]:
-    """Return the numbers of the bits that are set. Cached, because all hosts' quotes have the same few selections."""
+    """Return the numbers of the set bits. The result is cached, because quotes have only a few different selections."""
     bits = int.from_bytes(bitmap, "little")
     return frozenset(index for index in range(len(bitmap) * 8) if bits >> index & 1)
 
@@ -263,7 +263,7 @@ class Public:
     def qualified_name(self) -> bytes:
         """Qualified name (Part 1, 16) of the object as a primary key of the endorsement hierarchy.
 
-        It is the hash of the hierarchy's name, which is its handle, and the object's name.
+        It is the hash of two names: the hierarchy's (its handle), and the object's.
         """
         above = ENDORSEMENT.to_bytes(4, "big") + self.name
         return self.name_alg.to_bytes(2, "big") + hashlib.new(HASHES[self.name_alg], above).digest()
@@ -272,7 +272,7 @@ class Public:
     def fingerprint(self) -> str:
         """SHA-256 of the key itself (SubjectPublicKeyInfo), in hex.
 
-        A hash of the public area would not identify a TPM: the sender chooses the other fields there (attributes,
+        A hash of the whole public area would not identify a TPM: the sender chooses other fields in it (attributes,
         policy, leading zeros), and could make one TPM look like two.
         """
         return _fingerprint(self.type, self.size, self.exponent, self.unique)
@@ -287,7 +287,7 @@ class Public:
 
 @functools.lru_cache(maxsize=1024)
 def _key(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> PublicKey:
-    """Return the public key. Cached, because a verifier uses a key often, and checking its point takes long."""
+    """Return the public key. The result is cached: a verifier uses a key often, and checking its point takes long."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     try:
@@ -302,7 +302,7 @@ def _key(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> Publ
 
 @functools.lru_cache(maxsize=1024)
 def _fingerprint(kind: int, size: int, exponent: int, unique: tuple[bytes, ...]) -> str:
-    """Return the fingerprint of a key. Cached, because each result names its key."""
+    """Return the fingerprint of a key. The result is cached, because each attestation result names its key."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     spki = _key(kind, size, exponent, unique).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -338,7 +338,7 @@ def public(raw: bytes) -> Public:
         if size not in CURVES:
             raise reader.refuse(f"curve {size:04x}; P-256 and P-384 are known")
         if reader.number(2) != NULL:
-            raise reader.refuse("a key derivation scheme, which no key of ours has")
+            raise reader.refuse("a key derivation scheme, which no endorsement or attestation key has")
         unique = (reader.sized(66, "x"), reader.sized(66, "y"))
         if any(len(part) > CURVES[size][1] for part in unique):
             raise reader.refuse("coordinates that are larger than the curve's field")

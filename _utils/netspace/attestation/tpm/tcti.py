@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def device_path(tcti: str) -> Path | None:
-    """Return the device or socket that *tcti* names by an absolute path; None if it names none."""
+    """Return the device or socket whose absolute path is in *tcti*; None if there is none."""
     for prefix in ("device:", "swtpm:path="):
         if tcti.startswith(prefix):
             path = tcti[len(prefix) :]

@@ -1,18 +1,19 @@
 """Program of the exhaustion audit: takes units of the kernel's pools, and holds them.
 
-In the attacking twin it takes all units that it can get; in the neighbour twin and as root on the host, a small share.
+In the attacking twin the program takes all units that it gets; in the neighbour twin, and as root on the host, it takes
+a small share.
 
-It runs by itself: standard library, ``pools.py`` and ``storms.py`` only, Python 3.10 or newer. It reads requests from
+It needs only the standard library (Python 3.10 or newer), ``pools.py`` and ``storms.py``. It reads requests from
 standard input, one JSON object per line. It answers each with one line, ``{"taken": number, "ended": text}``:
 
 ``{"take": pool, "aim": [address]}``
-    Take units until one is refused, and hold them. ``ended`` is the name of the error, or ``killed`` if the kernel
-    killed a process for it. It is empty if nothing was refused within the pool's ``most``, :data:`PATIENCE` and
-    :data:`CHILDREN`.
+    Take units until the kernel refuses one, and hold them. ``ended`` is the name of the error, or ``killed`` if the
+    kernel killed a process for it. ``ended`` is empty if nothing was refused within the pool's ``most``,
+    :data:`PATIENCE` and :data:`CHILDREN`.
 ``{"share": pool}``
     Take at most :data:`SHARE` units, and release them.
 ``{"storm": name}``
-    Put that load on the host until ``drop``.
+    Put the load of that storm on the host until ``drop``.
 ``{"drop": true}``
     Release everything.
 ``{"echo": true}``
@@ -41,7 +42,7 @@ from netspace.environment.audit.storms import STORMS
 
 SHARE = 16
 PATIENCE = 20.0  # seconds for one take, even on a busy machine
-CHILDREN = 24  # processes that take units, one after the other: some bounds hold per process, not per user
+CHILDREN = 24  # processes that take units, one after the other: some bounds are per process, not per user
 WORKERS = 8  # processes of a storm
 
 
@@ -73,7 +74,7 @@ class Program:
         self.hold, self.release = os.pipe()
 
     def close(self) -> None:
-        """Release everything, for good."""
+        """Release everything, and end the processes."""
         os.close(self.release)
         for pid in self.holders:
             with contextlib.suppress(ChildProcessError):
@@ -99,7 +100,8 @@ class Program:
         for _ in range(children):
             found, ended = self._child(wanted, most - taken, deadline, aim)
             if ended == "killed" and found:
-                # The killed process's units are released: take nearly as many again, so that others feel the lack.
+                # The kernel has released the killed process's units: take nearly as many again, so that others feel the
+                # lack.
                 kept, _ = self._child(wanted, found - found // 8, deadline + PATIENCE, aim)
                 return taken + kept, ended
             taken += found
@@ -109,7 +111,7 @@ class Program:
 
     def _child(self, wanted: Pool, most: int, deadline: float, aim: tuple[str, ...]) -> tuple[int, str]:
         """Take units in one more process; return their number, and the reason why the taking ended."""
-        count = mmap.mmap(-1, 8)  # shared memory: the count outlives a killed process
+        count = mmap.mmap(-1, 8)  # in shared memory, the count outlives a killed process
         reader, writer = os.pipe()
         try:
             pid = os.fork()
@@ -164,7 +166,7 @@ def _briefly(wanted: Pool, place: Place) -> tuple[int, str]:
 
 def _hold(taker: Taker, place: Place, most: int, deadline: float, count: mmap.mmap, writer: int) -> None:
     """Take units until one is refused, report the reason, hold the units until their release, and exit."""
-    # If memory runs out, the kernel shall kill this process, not its parent.
+    # If memory runs out, let the kernel kill this process, not its parent.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
         stream.write("1000")
     with contextlib.suppress(OSError, ValueError):

@@ -1,9 +1,9 @@
 """This host's Python interpreter, packed so that it runs inside any environment.
 
-An image may hold no interpreter, another C library, or just one static program. So the interpreter,
-the shared objects that it loads and the few modules that it needs are copied into one folder. The
-copy of their own loader starts them. They use and change no file of the image, so the image can't
-falsify the interpreter's output. Nothing is fetched, built or installed.
+An image may hold no interpreter, another C library, or just one static program. So this module copies the interpreter,
+the shared objects that it loads and the few modules that it needs into one folder. A copy of the host's loader starts
+the interpreter. The interpreter uses and changes no file of the image, so the image can't falsify its output. The
+module fetches, builds and installs nothing.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ print(json.dumps({"files": files, "objects": objects, "program": os.readlink("/p
 class PortableInterpreter:
     """A packed interpreter.
 
-    :param start: the arguments before the script; ``{}`` stands for the folder where the kit is mounted.
+    :param start: the arguments before the script; ``{}`` stands for the folder where the packed interpreter is mounted.
     """
 
     start: tuple[str, ...]
 
     def command(self, folder: str, script: str, *arguments: str) -> list[str]:
-        """Return the argument vector that runs *script* if the kit is mounted at *folder*."""
+        """Return the argument vector that runs *script* if the packed interpreter is mounted at *folder*."""
         return [*(part.replace("{}", folder) for part in self.start), "-S", "-s", "-B", script, *arguments]
 
     @staticmethod
@@ -68,7 +68,7 @@ def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Portabl
     """Fill *folder* with an interpreter that can import *modules*.
 
     :param interpreter: the interpreter to pack; this process's by default.
-    :raises NetspaceError: when it can't import the modules or be inspected.
+    :raises NetspaceError: when the interpreter can't import the modules, or can't be inspected.
     """
     program = interpreter or sys.executable
     done = subprocess.run(
@@ -98,7 +98,7 @@ def pack(folder: Path, modules: Sequence[str], interpreter: str = "") -> Portabl
     shutil.copy(found["program"], folder / "python")
     if not loader:
         return PortableInterpreter(("{}/python",))  # linked statically
-    # glibc's loader always reads this file: by it, an image could load its own code into the interpreter.
+    # glibc's loader always reads this file: with it, an image could load its own code into the interpreter.
     content = (folder / "so" / loader).read_bytes()
     (folder / "so" / loader).write_bytes(content.replace(b"/etc/ld.so.preload\0", b"/dev/ld.so.nothing\0"))
     (folder / "so" / loader).chmod(0o755)
@@ -115,4 +115,4 @@ def _place(source: Path, module: str, library: Path) -> None:
     else:
         target = library.joinpath(*(parts if source.name == "__init__.py" else parts[:-1]), source.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source, target)  # keeps the time: compiled modules are checked against it
+    shutil.copy2(source, target)  # keeps the time: Python checks compiled modules by it

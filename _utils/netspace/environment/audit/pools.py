@@ -1,7 +1,7 @@
-"""Pools of the kernel from which a program takes units: for ``exhaust.py``.
+"""Pools of the kernel, from which ``exhaust.py`` takes units.
 
-Standard library only: the audit copies this file into a twin. A pool is a function that returns another function.
-Each call of that other function takes one more unit and holds it, or raises OSError when it is refused. The end of
+This file uses only the standard library: the audit copies it into a twin. A pool is a function that returns a *taker*.
+Each call of the taker takes one more unit and holds it, or raises OSError if the kernel refuses the unit. The end of
 the process releases most units; callbacks on the given stack release the others.
 """
 
@@ -31,7 +31,7 @@ class Place:
     """Surroundings of a process that takes units.
 
     :param folder: the folder in which it makes files.
-    :param hold: a descriptor that becomes readable when all units are to be released.
+    :param hold: a descriptor that becomes readable when the process must release all units.
     :param aim: addresses to send packets to.
     """
 
@@ -48,9 +48,9 @@ Taker = Callable[[Place, ExitStack], Take]
 class Pool:
     """A pool of units.
 
-    :param most: the number of units to ask for at most.
-    :param brief: whether a unit outlives a killed process. Then a small share is taken one by one, and each unit is
-        released before the next.
+    :param most: the most units to ask for.
+    :param brief: whether a unit outlives a killed process. Then the units of a small share are taken one by one, and
+        each is released before the next.
     """
 
     take: Taker
@@ -71,7 +71,7 @@ def pool(name: str, most: int, brief: bool = False) -> Callable[[Taker], None]:
 
 
 def each(name: str, most: int) -> Callable[[Callable[[int], object]], None]:
-    """Register a pool whose units the process holds by keeping the objects that *take* returns."""
+    """Register a pool: the process holds its units by keeping the objects from *take*."""
 
     def register(take: Callable[[int], object]) -> None:
         def taker(place: Place, after: ExitStack) -> Take:
@@ -84,7 +84,7 @@ def each(name: str, most: int) -> Callable[[Callable[[int], object]], None]:
 
 
 def checked(result: int) -> int:
-    """Return what a function of the C library returned; raise OSError if that is -1."""
+    """Return the result of a function of the C library; raise OSError if it is -1."""
     if result == -1:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -92,7 +92,7 @@ def checked(result: int) -> int:
 
 
 def called(x86: int, arm: int, *arguments: object) -> int:
-    """Make a system call by its number on x86-64 or Arm, past the C library."""
+    """Make a system call by its number on x86-64 or Arm, without the C library."""
     LIBC.syscall.restype = ctypes.c_long
     number = x86 if os.uname().machine == "x86_64" else arm
     words = (ctypes.c_long(word) if isinstance(word, int) else word for word in arguments)
@@ -100,7 +100,7 @@ def called(x86: int, arm: int, *arguments: object) -> int:
 
 
 def beside(place: Place, act: Callable[[], object]) -> int:
-    """Call *act* in a child process, which stays until all units are to be released; return its process id."""
+    """Call *act* in a child process, which lives until all units must be released; return the child's process id."""
     reader, writer = os.pipe()
     try:
         pid = os.fork()
@@ -135,7 +135,7 @@ def end(pid: int) -> None:
 
 
 def others(act: Callable[[], object]) -> Taker:
-    """Return a taker that starts one more child process for each unit, in which it calls *act*."""
+    """Return a taker that starts a child process for each unit, and calls *act* in the child."""
 
     def taker(place: Place, after: ExitStack) -> Take:
         return lambda: after.callback(end, beside(place, act))
@@ -290,7 +290,7 @@ pool("System V segments", 5000, brief=True)(
 
 @each("keys", 5000)
 def _key(number: int) -> object:
-    # On the process's own keyring, which ends with it.
+    # On the process's own keyring, which ends with the process.
     return called(248, 217, b"user", f"netspace-{number}".encode(), b"x", 1, -2)
 
 
@@ -425,7 +425,7 @@ def _followed(place: Place, after: ExitStack) -> Take:
 
     def one() -> None:
         port, which = divmod(next(numbers), len(senders))
-        with contextlib.suppress(PermissionError, ConnectionRefusedError, BlockingIOError):  # the next may pass
+        with contextlib.suppress(PermissionError, ConnectionRefusedError, BlockingIOError):  # the next packet may pass
             senders[which].sendto(b"x", socket.MSG_DONTWAIT, (place.aim[which], 1024 + port % 60_000))
 
     return one

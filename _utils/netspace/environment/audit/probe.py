@@ -1,12 +1,11 @@
 """Program of the audit: tries to break out of an environment, from *inside* it.
 
-It runs by itself: standard library only (``pika`` where the image has it), no
-import of netspace, Python 3.9 or newer. It reads one JSON object from standard
-input, makes each attempt below once, bounded in count and time, and prints a JSON
-list of rows ``{name, group, outcome, detail}``; *outcome* is ``refused`` (good),
-``succeeded`` (isolation is broken) or ``skipped`` (there is no target).
+It needs only the standard library (Python 3.9 or newer), uses ``pika`` if the image has it, and imports nothing of
+netspace. It reads one JSON object from standard input, makes each attempt below once, bounded in count and time, and
+prints a JSON list of rows ``{name, group, outcome, detail}``; *outcome* is ``refused`` (good), ``succeeded`` (isolation
+is broken) or ``skipped`` (there is no target).
 
-The input names the targets; attempts on absent ones are skipped::
+The input names the targets. The program skips attempts on absent ones::
 
     {"peer": {"addresses": [...], "port": 7000, "mailbox": "mailbox.x", "link": "link.x.y", "account": "env.x",
               "marker": "text in the peer's files", "locked": "/path", "touched": "/path",
@@ -17,11 +16,10 @@ The input names the targets; attempts on absent ones are skipped::
 
 A value ``{"skip": "why"}`` gives the reason.
 
-No attempt asks for more than a little beyond a limit, and none harms the host if it succeeds.
+Each attempt asks for only a little beyond a limit, and does no harm to the host if it succeeds.
 
-With the argument ``victim`` it is the peer, a target of the attempts: it holds a lock, opens a
-file again and again, keeps the marker in a file and in memory, and listens. It prints ``ready``
-and then runs until it is killed.
+With the argument ``victim`` the program is the peer, a target of the attempts: it holds a lock, opens a file again and
+again, keeps the marker in a file and in memory, and listens. It prints ``ready`` and then runs until it is killed.
 """
 
 from __future__ import annotations
@@ -65,7 +63,7 @@ NUMBERS = {
     "delete_module": (176, 106), "io_setup": (206, 0), "mlock": (149, 228),
 }  # fmt: skip
 
-# Seconds. Network targets are on this machine or refused, so they answer at once or never.
+# Seconds. Network targets are on this machine or refused, so an answer comes at once or never.
 PATIENCE = 0.3
 
 GROUPS = ("files", "locks", "memory", "processes", "namespaces", "kernel", "devices", "network", "broker", "time",
@@ -94,7 +92,7 @@ def attempt(group: str, name: str) -> Callable[[Attempt], Attempt]:
 
 
 def syscall(name: str, *arguments: Any) -> int:
-    """Call the kernel directly, past libc's wrappers; raise OSError if that fails."""
+    """Call the kernel directly, without libc's wrappers; raise OSError if the call fails."""
     numbers = NUMBERS[name]
     number = numbers[0] if MACHINE == "x86_64" else numbers[1]
     if number < 0 or MACHINE not in ("x86_64", "aarch64"):
@@ -108,7 +106,7 @@ def syscall(name: str, *arguments: Any) -> int:
 
 
 def want(target: dict[str, Any], *keys: str) -> Any:
-    """Return the value at *keys* of the input; raise Skip if it is absent, with the input's reason if it gives one."""
+    """Return the value at *keys* of the input. If it is absent, raise Skip with the input's reason, if any."""
     value: Any = target
     for key in keys:
         if isinstance(value, dict) and "skip" in value:
@@ -337,7 +335,7 @@ def send_signal(target: dict[str, Any]) -> str:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, 0)
             if os.path.exists(f"/proc/{pid}"):
-                continue  # a process of this environment, started meanwhile
+                continue  # this process belongs to this environment, and started meanwhile
             os.kill(pid, 0)  # fails if it was started and ended meanwhile
             return f"process {pid} can be signalled"
     raise Refused("2998 process ids tried")
@@ -890,7 +888,7 @@ def _tls(own: bool) -> Any:
     try:
         import ssl
     except ImportError:
-        raise Refused("no TLS in this image, and nothing else is taken") from None
+        raise Refused("no TLS in this image, and the broker accepts only TLS") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -916,7 +914,7 @@ def _stream(own: bool) -> Any:
 def login(mechanism: str, response: bytes, own: bool = False) -> str:
     """Log in at the broker by a few bytes of AMQP 0-9-1; raise Refused if the login isn't accepted.
 
-    :param own: present this environment's own certificate.
+    :param own: whether to present this environment's own certificate.
     """
     try:
         return _login(mechanism, response, own)
@@ -1027,14 +1025,14 @@ def hardware_clock(target: dict[str, Any]) -> str:
 
 
 # -- resources -----------------------------------------------------------------------------------------------
-MOST = 2 * 1024**3  # bytes that an attempt may ask for at most
+MOST = 2 * 1024**3  # the most bytes that an attempt may ask for
 
 
 def limit(target: dict[str, Any], name: str, most: int = MOST) -> int:
-    """Return a limit to exceed; raise Skip if it is unknown, or so high that the attempt would burden the host."""
+    """Return a limit to exceed; raise Skip if it is unknown, or so high that an attempt would burden the host."""
     value = int(want(target, "limits", name))
     if value > most:
-        raise Skip(f"the limit of {value} is too much to try")
+        raise Skip(f"the limit of {value} is too high to try")
     return value
 
 
@@ -1125,7 +1123,7 @@ def _raise_limit(kind: int) -> Attempt:
         except ValueError as err:
             raise Refused(str(err)) from None
         if resource.getrlimit(kind)[1] == hard:
-            raise Refused("it is told that this was done, and nothing has changed")
+            raise Refused("the kernel pretends success, and changes nothing")
         return f"raised {hard}"
 
     return run
@@ -1145,7 +1143,7 @@ def lower_core_limit(target: dict[str, Any]) -> str:
     except (OSError, ValueError) as err:
         raise Refused(str(err)) from None
     if resource.getrlimit(resource.RLIMIT_CORE) == (soft, hard):
-        raise Refused("it is told that this was done, and nothing has changed")
+        raise Refused("the kernel pretends success, and changes nothing")
     resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
     return f"lowered {soft}"
 
@@ -1187,7 +1185,7 @@ def isolated(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        # If memory runs out, the kernel shall kill this process, not its parent.
+        # If memory runs out, let the kernel kill this process, not its parent.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
             stream.write("1000")
         os.write(writer, json.dumps(one(function, target)).encode()[:60_000])
@@ -1222,12 +1220,12 @@ def one(function: Attempt, target: dict[str, Any]) -> dict[str, str]:
     except OSError as err:
         return {"outcome": "refused", "detail": errno.errorcode.get(err.errno or 0, "") + f" {err}"}
     except Exception as err:
-        # The system didn't refuse the attempt: the probe itself failed, and that must be visible.
+        # The system didn't refuse the attempt: the probe itself failed, and the row must show that.
         return {"outcome": "succeeded", "detail": f"the probe failed: {err!r}"}
 
 
 def victim(target: dict[str, Any]) -> None:
-    """Act as the peer: hold the targets of the attempts and answer connections, until killed."""
+    """Act as the peer: hold the targets of the attempts and answer connections, until this process is killed."""
     marker = target["marker"]
     with open("/tmp/victim", "w") as stream:
         stream.write(marker)

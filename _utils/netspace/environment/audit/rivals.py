@@ -1,7 +1,7 @@
-"""Three rivals for the same pools: a twin that takes all it can, its neighbour, and the host's root.
+"""Three rivals for the same pools: a twin that takes all units that it gets, its neighbour, and the host's root.
 
-Each runs ``exhaust.py``, which gets requests on its standard input. The answers of the two twins come
-from inside an environment, so they are read with bounds: only a number and a short text are accepted.
+Each runs ``exhaust.py``, which reads requests from its standard input. The answers of the two twins come from inside an
+environment, so this module accepts only a number and a short text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from netspace.errors import NetspaceError
 from netspace.text import printable
 
 _PATIENCE = 60.0  # seconds for one answer
-_LINE = 4096  # bytes of an answer at most
+_LINE = 4096  # the most bytes of an answer
 _FOLDER = "/tmp"  # noqa: S108 (a twin's own)
 GONE = "killed with all its processes"
 
@@ -43,7 +43,7 @@ class Rival:
     """A process of ``exhaust.py`` that answers requests.
 
     :param begin: starts the process.
-    :param finish: ends the process, in whatever state it is.
+    :param finish: ends the process, whatever its state.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Rival:
     def ask(self, **request: object) -> Answer:
         """Send a request and return the answer, or :data:`GONE` if the process was killed.
 
-        The first request starts the process, as does the next one after it was killed.
+        The first request starts the process, and so does the first one after the process was killed.
 
-        :raises NetspaceError: when it can't be started, or its answer is late or malformed.
+        :raises NetspaceError: when the process can't be started, or its answer is late or malformed.
         """
         if self._process is None:
             self._process = self._begin()
@@ -124,7 +124,7 @@ class Rivals:
     """The three rivals, and functions to measure them.
 
     :param enter: runs a trivial program in the neighbour.
-    :param memory: returns the bytes of memory that the attacker is charged for.
+    :param memory: returns the bytes of memory that the kernel charges to the attacker.
     """
 
     attacker: Rival

@@ -1,6 +1,6 @@
-"""Storms: loads that make others wait but hold no units. ``exhaust.py`` repeats one in a loop.
+"""Storms: loads that make others wait, but hold no units. ``exhaust.py`` repeats a storm in a loop.
 
-Standard library and ``pools.py`` only: the audit copies this file into a twin.
+This file uses only the standard library and ``pools.py``: the audit copies it into a twin.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Throw-away twins of an environment, in which an audit tries to break out or to exhaust shared resources.
 
 A twin has the original's image, system call profile, limits, user and hardening, but its own ids,
-root, cgroup and card. It has none of the original's files, variables, volumes (an empty tmpfs
-replaces each) or credentials. Instead of the image's program it runs a program of netspace, by an
-interpreter of this host. ``docs/isolation.md`` lists the other differences. A twin has no record, but
-a note, which is removed after all that it names is gone.
+root, cgroup and card. It has none of the original's files, variables or credentials, and an empty tmpfs in place of
+each volume. Instead of the image's program it runs a program of netspace, with this host's interpreter.
+``docs/isolation.md`` lists the other differences. A twin has no record, only a note. The note is removed once all parts
+of the twins are gone.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ MODULES = (
     *("collections.abc", "typing", "encodings.idna", "encodings.ascii"),
 )
 PROGRAMS = ("probe.py", "exhaust.py")
-LIBRARY = ("pools.py", "storms.py")  # modules of netspace that they import
+LIBRARY = ("pools.py", "storms.py")  # modules of netspace that the programs import
 PORT = 7000
 _KIND = "audits"
 _PREFIX = "audit-"
 _READY = 20.0  # seconds allowed to the peer for becoming ready
 _TIMEOUT = 300.0  # seconds for the whole probe
 _KIT_SIZE = 128 * 1024**2
-_MOST = 4 * 1024**2  # bytes of the probe's answer at most
+_MOST = 4 * 1024**2  # the most bytes of the probe's answer
 
 
 def names() -> tuple[str, str]:
@@ -63,12 +63,12 @@ def names() -> tuple[str, str]:
 
 
 def note(layout: Layout, twins: Sequence[str]) -> None:
-    """Write a note of twins before anything of them is made."""
+    """Write a note of twins; call this before any part of them is made."""
     files.write_json(_path(layout, twins), {"twins": list(twins)})
 
 
 def forget(layout: Layout, twins: Sequence[str]) -> None:
-    """Remove the note of twins of which nothing is left."""
+    """Remove the note of twins; call this after all parts of them are gone."""
     files.remove(_path(layout, twins))
 
 
@@ -101,14 +101,14 @@ def erase(layout: Layout, name: str) -> None:
 def kit_folder(layout: Layout, attacker: str) -> Path:
     """Return the folder of the interpreter and its programs.
 
-    It is outside the bundles, since both twins' runtimes must reach it.
+    The folder is outside the bundles, since the runtimes of both twins must reach it.
     """
     return layout.run / "kits" / attacker
 
 
 def cgroup(layout: Layout, name: str) -> str:
-    """Return a twin's cgroup, from the root of each hierarchy."""
-    # Not below the supervisor's cgroup: a twin has neither a unit nor a service.
+    """Return a twin's cgroup, as a path from the root of each hierarchy."""
+    # It is not below the supervisor's cgroup: a twin has neither a unit nor a service.
     return f"/{layout.instance}-audit/{name}"
 
 
@@ -119,8 +119,8 @@ def attack(
 
     Both must have a note and network namespaces.
 
-    :param target: targets in addition to the peer and the limits.
-    :raises NetspaceError: when one of them doesn't run.
+    :param target: further targets, besides the peer and the limits.
+    :raises NetspaceError: when one of the twins doesn't run.
     """
     image = _mounted(making, original)
     first, second = _readable(image)
@@ -178,9 +178,9 @@ def prepare(making: Builder, original: Record, roles: Mapping[str, Role]) -> kit
 
 
 def _mounted(making: Builder, original: Record) -> Path:
-    """Return the original's image, mounted."""
+    """Return the mount point of the original's image; mount the image if needed."""
     if original.spec.kernel is not None:
-        raise NetspaceError("a kernel makes no system calls of the host's: there is nothing to run the probe in")
+        raise NetspaceError("a kernel makes no system calls of the host's, so the probe can't run in it")
     problems = making.mount_images({original.image.digest}, mounts.table())
     if problems:
         raise NetspaceError(*problems.values())
@@ -188,7 +188,7 @@ def _mounted(making: Builder, original: Record) -> Path:
 
 
 def _pack(folder: Path) -> kit.PortableInterpreter:
-    """Copy the interpreter and the programs into a tmpfs of their own: /run may be mounted noexec."""
+    """Copy the interpreter and the programs into a new tmpfs: /run may be mounted noexec."""
     folder.mkdir(parents=True)
     folder.parent.chmod(0o711)
     mounts.mount("tmpfs", folder, "tmpfs", mounts.NOSUID | mounts.NODEV, f"mode=755,size={_KIT_SIZE}")
@@ -196,12 +196,12 @@ def _pack(folder: Path) -> kit.PortableInterpreter:
     here, library = Path(__file__).parent, folder / "netspace" / "environment" / "audit"
     library.mkdir(parents=True)
     for package in (library.parents[1], library.parent, library):
-        (package / "__init__.py").touch()  # empty: the library's own imports modules that the kit lacks
+        (package / "__init__.py").touch()  # leave it empty: the library's own file imports modules that the kit lacks
     for program in PROGRAMS:
         shutil.copyfile(here / program, folder / program)
     for module in LIBRARY:
         shutil.copyfile(here / module, library / module)
-    for path in [folder, *folder.rglob("*")]:  # whatever the umask is
+    for path in [folder, *folder.rglob("*")]:  # independent of the umask
         path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
     return packed
 
@@ -229,13 +229,13 @@ def _make(
 
 
 def _limits(making: Builder, original: Record) -> dict[str, Any]:
-    """Return the limits that the probe tries to exceed; a limit that this host can't keep is marked as skipped."""
+    """Return the limits that the probe tries to exceed; a limit that this host can't enforce is marked as skipped."""
     found: dict[str, Any] = {
         key: value for key, value in parse.encode(original.spec.limits).items() if isinstance(value, int | float)
     }
     for key, controller in cgroups.CONTROLLERS.items():
         if key in found and controller not in making.controllers:
-            found[key] = {"skip": f"this host has no cgroup controller for {key}: no limit is kept"}
+            found[key] = {"skip": f"this host has no cgroup controller for {key}, so it enforces no limit"}
     return found
 
 
@@ -268,7 +268,7 @@ def start(layout: Layout, name: str, used: Runtime) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _running(layout: Layout, name: str, used: Runtime) -> Iterator[None]:
-    """Run the peer for the duration of the context, which begins once the peer is ready."""
+    """Run the peer during the context. The context begins once the peer is ready."""
     process = start(layout, name, used)
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
@@ -289,7 +289,7 @@ def _rows(layout: Layout, name: str, used: Runtime, stdin: str) -> list[dict[str
         try:
             answer, _ = process.communicate(stdin.encode(), timeout=_TIMEOUT)
         except subprocess.TimeoutExpired as err:
-            raise NetspaceError(f"the probe came to no end within {_TIMEOUT:.0f} seconds") from err
+            raise NetspaceError(f"the probe did not end within {_TIMEOUT:.0f} seconds") from err
         if process.returncode != 0 or len(answer) > _MOST:
             raise failed(layout, name, process)
         return msgspec.json.decode(answer, type=list[dict[str, str]])

@@ -1,10 +1,10 @@
 """Images: read-only roots, each built once as an erofs file that is named by its sha256.
 
-The erofs file is the same on every host, and a host attests to its digest. After each boot the file
-is checked against its name and mounted once, for all environments. If the kernel can't mount it (no
-erofs, older than 6.12, a file system that can't back it), the checked file is unpacked into a folder
-beside it, and that folder is mounted. Only :meth:`Store.prune` and :meth:`Store.remove` remove images.
-Images know no environments: the caller says which images are used.
+The erofs file is the same on every host, and a host attests to its digest. After each boot, netspace checks the file
+against its name, and mounts it once for all environments. If the kernel can't mount it (no erofs, older than 6.12, an
+unsuitable file system below), netspace unpacks the checked file into a folder beside it and mounts that folder. Only
+:meth:`Store.prune` and :meth:`Store.remove` remove images. This package knows no environments: the caller says which
+images are used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Image(msgspec.Struct, frozen=True):
     """A built image.
 
     :param digest: hexadecimal sha256 of the erofs file.
-    :param identity: the identity of the source's content that it was built from.
+    :param identity: the identity of the source's content at the build.
     """
 
     digest: str
@@ -54,7 +54,7 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """The state of a source: the identity of its content, or the error if that is not known."""
+    """The state of a source: the identity of its content, or the error if it can't be read."""
 
     identity: str = ""
     error: str = ""
@@ -82,9 +82,9 @@ def mismatch(identity: str, source_hash: str) -> str:
 
 
 class Store:
-    """The images of one host. Calls that change something need the layout's lock held.
+    """The images of one host. A caller that changes something must hold the layout's lock.
 
-    :param remote: fetches sources that are not on this host; None if none can be fetched.
+    :param remote: fetcher of sources that are not on this host; None if there is none.
     """
 
     def __init__(self, layout: Layout, remote: Remote | None = None) -> None:
@@ -111,7 +111,7 @@ class Store:
             note = self.note(image)
             at = remotes.locate(source, location, self._remote)
             if at.url:
-                # Without a master to ask, the content that was built last counts as current.
+                # If there is no master to ask, the content at the last build counts as current.
                 return Seen(self._remote.hash(at.url) if self._remote else note.identity if note else "")
             now = source.fingerprint(at.location)
             if note is None or note.fingerprint != now:
@@ -127,7 +127,7 @@ class Store:
     def problem(self, image: str) -> str:
         """Return why an image can't be built from its source now; empty if the source exists.
 
-        Looks at names, sizes and times, not at content: the build may still refuse the source.
+        This looks at names, sizes and times, not at content: the build may still refuse the source.
         """
         try:
             source, location = sources.split(image)
@@ -141,7 +141,7 @@ class Store:
         return ""
 
     def note_seen(self) -> None:
-        """Write the new fingerprints of sources that were touched but not changed, so that they aren't hashed again."""
+        """Write new fingerprints of sources that were touched but not changed: they need not be hashed again."""
         for image, (fingerprint, identity) in self._unchanged.items():
             note = self.note(image)
             if note is not None and note.identity == identity:
@@ -152,15 +152,15 @@ class Store:
         """Return the image of the present content of ``<source>:<location>``; build it if it doesn't exist.
 
         :param source_hash: sha256 that the source must have.
-        :raises NetspaceError: when the source is missing, damaged, no image, or has another hash;
-            then no file of the build is left.
+        :raises NetspaceError: when the source is missing, damaged, not an image, or has another hash; then no file of
+            the build stays.
         """
         source, location = sources.split(image)
         note = self.note(image)
         at = remotes.locate(source, location, self._remote)
         if at.url:
             if self._remote is None:
-                raise NetspaceError(f"image {image}: nobody can fetch {at.url} here; apply by Salt")
+                raise NetspaceError(f"image {image}: only Salt can fetch {at.url}; apply by Salt")
             now = identity = self._remote.hash(at.url)
         else:
             now = source.fingerprint(at.location)
@@ -180,7 +180,7 @@ class Store:
                 if source.fingerprint(at.location) != now:
                     raise NetspaceError("the source changed while it was read; apply again when it is complete")
             new = not self.file(digest).exists()
-            if new:  # else it may be mounted
+            if new:  # an existing image may be mounted
                 (aside / "image").rename(self.file(digest))
             try:
                 self._write_note(Note(image, now, identity, digest, defaults))
@@ -223,7 +223,7 @@ class Store:
         fetched = self._remote.fetch(at.url, folder)
         found = sources.of_content(fetched)
         if found != identity:
-            raise NetspaceError(f"{at.url}: what came is {found}, but the server said {identity}; apply again")
+            raise NetspaceError(f"{at.url}: the fetched file is {found}, but the server said {identity}; apply again")
         try:
             return self._build(source, f"{fetched}{at.rest}", aside)
         except NetspaceError as err:
@@ -252,7 +252,7 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what interrupted builds left. The caller has the lock, so nothing is being built."""
+        """Remove the remains of interrupted builds. The caller holds the lock, so no build runs."""
         for entry in self._entries():
             if entry.name.startswith(_BUILDING):
                 tools.end_those_in(Path(entry.path))
@@ -264,7 +264,7 @@ class Store:
     # -- notes: which source became which image ----------------------------------
 
     def note(self, image: str) -> Note | None:
-        """Return the note of the image that was built from a source; None if there is none or it can't be read."""
+        """Return the note on the image of a source; None if there is none or it can't be read."""
         return self._read_note(self._note_path(image))
 
     def notes(self) -> list[Note]:
@@ -302,7 +302,7 @@ class Store:
 
     @staticmethod
     def _read_note(path: Path) -> Note | None:
-        # A note only saves work: an invalid one counts as none.
+        # A note only saves work, so ignore an invalid one.
         with contextlib.suppress(StateError, KeyError, TypeError, AttributeError, ValueError):
             data = files.read_json(path)
             if data is not None and re.fullmatch(r"[0-9a-f]{64}", data["digest"]):
@@ -350,14 +350,14 @@ class Store:
         try:
             mounts.mount(path, target, "erofs", FLAGS)
         except OSError as err:
-            # ENODEV: no erofs. ENOTBLK, EINVAL: it can't mount a file (of this file system).
+            # ENODEV: the kernel has no erofs. ENOTBLK, EINVAL: it can't mount a file, or none of this file system.
             if err.errno not in (errno.ENODEV, errno.ENOTBLK, errno.EINVAL):
                 raise NetspaceError(str(err)) from err
             mounts.bind(self._unpack(digest), target, FLAGS)
         return target
 
     def _unpack(self, digest: str) -> Path:
-        """Unpack the checked image into a folder beside it; replace an existing one, which may have been changed."""
+        """Unpack the checked image into a folder beside it; replace an existing folder, which may have been changed."""
         folder, path = self.folder(digest), self.file(digest)
         log.info("image sha256:%s: unpacking, since this host can't mount it", digest)
         with self._telling(str(path)), self.aside() as aside:
@@ -394,7 +394,7 @@ class Store:
         return sorted(found - set(used))
 
     def prune(self, used: Collection[str]) -> None:
-        """Remove every image that is not in *used*, and what interrupted builds left."""
+        """Remove every image that is not in *used*, and the remains of interrupted builds."""
         self.tidy()
         for digest in self.unused(used):
             self.remove(digest)

@@ -40,9 +40,9 @@ class Wanted:
 
 
 class Images:
-    """The images of one host. Calls that change something need the layout's lock held.
+    """The images of one host. A caller that changes something must hold the layout's lock.
 
-    :param users: returns which environments use which image now.
+    :param users: returns, by image, the environments that use it now.
     """
 
     def __init__(self, store: Store, users: Callable[[], Users]) -> None:
@@ -78,11 +78,11 @@ class Images:
         }
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """Return all that is known of one image; values of variables are not shown.
+        """Return all facts about one image, without the values of variables.
 
-        It has the keys of :meth:`list`, and ``digest``, ``file``, ``unpacked`` (the folder, where this host
-        can't mount the file), ``verity`` (its digest, or why there is none), and per source the image's own
-        settings for running it.
+        The result has the keys of :meth:`list`, and ``digest``, ``file``, ``unpacked`` (the folder, if this host can't
+        mount the file), ``verity`` (its digest, or why there is none), and per source the image's own settings for
+        running it.
         """
         digest = self.resolve(name)
         row = self.list()[f"sha256:{digest}"]
@@ -122,7 +122,7 @@ class Images:
     # -- building ------------------------------------------------------------------
 
     def plan(self, wanted: Mapping[str, Wanted]) -> Plan:
-        """Plan the builds of images, by the caller's names for them. Asks for hashes; fetches and writes nothing."""
+        """Plan the builds of images, by the caller's names for them. Ask for hashes, but fetch and write nothing."""
         steps, refusals = [], []
         for name, want in wanted.items():
             found = self._needed(name, want)

@@ -1,9 +1,9 @@
 """Reader of tar archives: ustar, pax and GNU long names; strict, and within bounds.
 
-It yields an archive's members and writes nothing. The standard library decodes the headers; this
-module checks everything around them (extended headers, sizes, types), because an archive is
-untrusted. It refuses sparse files, unknown types, data in a member whose type has none, and an archive
-without its end. Written after pax(1) of POSIX.1-2017 and GNU tar's manual.
+The reader yields an archive's members and writes nothing. The standard library decodes the headers. An archive is
+untrusted, so this module checks everything else (extended headers, sizes, types). It refuses sparse files, unknown
+types, data in a member whose type has none, and an archive without its end. Written after pax(1) of POSIX.1-2017 and
+GNU tar's manual.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 _HEADERS = (_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK)
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _ODD = {tarfile.CHRTYPE: "device nodes", tarfile.BLKTYPE: "device nodes", tarfile.FIFOTYPE: "named pipes"}
-_MOST_HEADERS = 16  # extended headers before one member; there are three kinds
+_MOST_HEADERS = 16  # extended headers before one member, of which there are three kinds
 _XATTR = b"SCHILY.xattr."
 _SPARSE = b"GNU.sparse."
 _NUMBER = re.compile(rb"\d{1,19}")
 _TIME = re.compile(rb"(-?\d{1,19})(?:\.\d*)?")
 _LENGTH = re.compile(rb"([1-9]\d{0,8}) ")
-# Keys that a global header must not have: two readers would read two different archives.
+# Keys that a global header must not have: with them, two readers could read two different archives.
 _NOT_GLOBAL = frozenset({b"path", b"linkpath", b"size"})
 
 
@@ -46,7 +46,7 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
             raise budget.refuse("not a tar archive, or only the beginning of one (was it copied in full?)")
         if not block.strip(b"\0"):
             if pax:
-                raise budget.refuse("an extended header with nothing behind it")
+                raise budget.refuse("an extended header without a member after it")
             break
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -63,7 +63,7 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
                 pax.update(_records(data, budget))
             elif info.type == _PAX_GLOBAL:
                 if _NOT_GLOBAL & _records(data, budget).keys():
-                    raise budget.refuse("a global header that names or sizes every member")
+                    raise budget.refuse("a global header that gives every member a name or a size")
             else:
                 pax.setdefault(b"path" if info.type == _LONG_NAME else b"linkpath", data.split(b"\0", 1)[0])
             continue
@@ -83,7 +83,7 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
     size = info.size
     if b"size" in pax:
         if not _NUMBER.fullmatch(pax[b"size"]):
-            raise budget.refuse(f"{printable(path)}: a size that is no number")
+            raise budget.refuse(f"{printable(path)}: a size that is not a number")
         size = int(pax[b"size"])
     if not path:
         raise budget.refuse("a member without a name")
@@ -96,7 +96,7 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
         xattrs=tuple((key[len(_XATTR) :], value) for key, value in pax.items() if key.startswith(_XATTR)),
     )
     if info.type in _FILES:
-        if path.endswith(b"/"):  # old archives' folders; the standard library saw only the short name
+        if path.endswith(b"/"):  # a folder of an old archive: the standard library saw only the short name
             info.type = tarfile.DIRTYPE
         else:
             content = reader.content(size)
@@ -104,7 +104,7 @@ def _member(info: tarfile.TarInfo, pax: dict[bytes, bytes], reader: Reader, budg
                 raise budget.refuse(f"{printable(path)}: ends too early (was it copied in full?)")
             return Member(path, make(FILE, content=content))
     if size:
-        raise budget.refuse(f"{printable(path)}: data in what can have none")
+        raise budget.refuse(f"{printable(path)}: data in a member that can have none")
     if info.type == tarfile.DIRTYPE:
         return Member(path, make(FOLDER))
     if info.type == tarfile.SYMTYPE:
@@ -145,7 +145,7 @@ def _id(number: int, record: bytes | None, path: bytes, budget: Budget) -> int:
     if record is not None:
         number = int(record) if _NUMBER.fullmatch(record) else -1
     if not 0 <= number <= bounds.ID:
-        raise budget.refuse(f"{printable(path)}: an owner that is no user or group id")
+        raise budget.refuse(f"{printable(path)}: an owner that is not a user or group id")
     return number
 
 
@@ -154,7 +154,7 @@ def _time(seconds: int, record: bytes | None, path: bytes, budget: Budget) -> in
         return seconds
     match = _TIME.fullmatch(record)
     if match is None:
-        raise budget.refuse(f"{printable(path)}: a time that is none")
+        raise budget.refuse(f"{printable(path)}: an invalid time")
     return int(match[1])
 
 

@@ -21,7 +21,7 @@ NAME = 255
 LAYERS = 128
 """Layers of an OCI image."""
 RATIO = 250
-"""Bytes that may come out of a compressed stream for each byte that went in, once more than ``UNRATED`` came out."""
+"""The most bytes out of a compressed stream for each byte in, once more than ``UNRATED`` came out."""
 UNRATED = 64 * 1024**2
 """Bytes that may come out of a compressed stream before ``RATIO`` counts."""
 HEADER = 256 * 1024
@@ -31,7 +31,7 @@ NAMES = 128 * 1024**2
 ID = 2**32 - 2
 """Largest user or group id."""
 TIME = 2**33
-"""Latest file time, in seconds since 1970; a later one becomes this, one before 1970 becomes 1970."""
+"""Latest file time, in seconds since 1970. A later time becomes this one, a time before 1970 becomes 1970."""
 JSON = 4 * 1024**2
 """Bytes of an OCI index, manifest or configuration."""
 LOOKUPS = 1_000_000
@@ -41,9 +41,9 @@ DICTIONARY = 128 * 1024**2
 
 
 class Budget:
-    """The part of the bounds that one image has used up.
+    """The amounts that one image has used of its bounds.
 
-    :param where: the image's source as the operator names it; begins every refusal.
+    :param where: the image's source as the operator names it; every refusal begins with it.
     """
 
     def __init__(self, where: str) -> None:
@@ -79,4 +79,4 @@ class Budget:
 
     def rate(self, packed: int, unpacked: int) -> None:
         if unpacked > UNRATED and unpacked > packed * RATIO:
-            raise self.refuse(f"unpacks to more than {RATIO} times its size: a bomb")
+            raise self.refuse(f"unpacks to more than {RATIO} times its size: a decompression bomb")

@@ -1,7 +1,7 @@
 """Image sources that are not on this host yet: ``tar:salt://images/shop.tar``.
 
-The caller passes a :class:`Remote` that fetches; this module only decides which files are fetched. A
-fetched file is used only if its hash matches, and is kept only until the image is built.
+The caller passes a :class:`Remote` that fetches; this module only decides which files it fetches. A fetched file is
+used only if its hash matches, and is kept only until the image is built.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Remote(Protocol):
     """A server of files, by URL."""
 
     def here(self, url: str) -> Path | None:
-        """Return the file's path if it is on this host already; then no other method is called for it.
+        """Return the file's path if the file is on this host already. Then no other method is called for it.
 
-        :raises NetspaceError: when it should be on this host, and isn't.
+        :raises NetspaceError: when the file should be on this host, but is missing.
         """
         ...
 
@@ -37,7 +37,7 @@ class Remote(Protocol):
     def fetch(self, url: str, folder: Path) -> Path:
         """Fetch the file into *folder*, which is empty; return its path.
 
-        :raises NetspaceError: when that fails.
+        :raises NetspaceError: when the fetch fails.
         """
         ...
 
@@ -59,7 +59,7 @@ def locate(source: sources.Source, location: str, remote: Remote | None) -> Loca
         return Located(location)
     parts = getattr(source, "split", None)
     if parts is None:
-        raise NetspaceError(f"{location}: this source is no file, so it can't be fetched")
+        raise NetspaceError(f"{location}: this source is not a file, so it can't be fetched")
     url, rest = parts(location)
     path = remote.here(url) if remote is not None else None
     return Located(location, url, rest) if path is None else Located(f"{path}{rest}")

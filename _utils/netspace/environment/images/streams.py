@@ -1,8 +1,8 @@
 """Readers of archives' bytes: plain or compressed (gzip, xz, bzip2, zstd), counted, and checked by digest.
 
-File contents of a plain archive are read from the archive itself. An archive that is compressed, or
-whose digest is checked, is unpacked once. Its file contents go to an unnamed file, which the kernel
-removes when this process ends, however it ends.
+File contents of a plain archive are read from the archive itself. An archive that is compressed, or whose digest is
+checked, is unpacked once. Its file contents go to an unnamed file: the kernel removes it when this process ends, for
+whatever reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Reader(Protocol):
     def finish(self) -> None:
         """Read the rest of the archive.
 
-        :raises NetspaceError: when the unpacked whole doesn't have its digest.
+        :raises NetspaceError: when the unpacked content has another digest than the expected one.
         """
         ...
 
@@ -66,7 +66,7 @@ def reader(piece: Piece, budget: Budget, scratch: Path, *, packed: str = "", unp
     raw = _Raw(piece)
     try:
         with _unpacking(kind, raw, budget) as stream:
-            # Contents are read after this reader is gone: the file closes with its last Piece.
+            # Contents are read after the end of this reader: the file closes with its last Piece.
             aside = cast(IO[bytes], tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115
             yield _Unpacked(stream, raw, budget, aside, unpacked)
             raw.drain()
@@ -80,7 +80,7 @@ def reader(piece: Piece, budget: Budget, scratch: Path, *, packed: str = "", unp
 
 def _check(hashed: _Raw | _Unpacked, wanted: str, what: str, budget: Budget) -> None:
     if wanted and hashed.hash.hexdigest() != wanted:
-        raise budget.refuse(f"its {what} is not what its digest says (sha256:{wanted}); copy the image again")
+        raise budget.refuse(f"its {what} does not match its digest (sha256:{wanted}); copy the image again")
 
 
 class _InPlace:
@@ -123,7 +123,7 @@ class _Unpacked:
         try:
             chunk = self._stream.read(count)
         except (EOFError, ValueError, lzma.LZMAError, zlib.error, OSError) as err:
-            # gzip and bz2 report damage by an OSError without a number; an error with a number is the system's.
+            # gzip and bz2 report damage by an OSError without a number; an error with a number comes from the system.
             if isinstance(err, OSError) and err.errno is not None:
                 raise
             raise self._budget.refuse(f"damaged archive: {err}") from err
@@ -209,7 +209,7 @@ def _unpacking(kind: str, raw: _Raw, budget: Budget) -> Iterator[IO[bytes]]:
 
 
 class _Xz(io.RawIOBase):
-    """A replacement of lzma.LZMAFile with a limit of memory: an xz header may ask for 4 GiB."""
+    """A replacement of lzma.LZMAFile with a memory limit: an xz header may ask for 4 GiB."""
 
     def __init__(self, packed: IO[bytes]) -> None:
         self._packed = packed
@@ -218,7 +218,7 @@ class _Xz(io.RawIOBase):
     def _next(self) -> None:
         import lzma
 
-        # The decoder needs a little beside the dictionary.
+        # The decoder needs a little more than the dictionary.
         self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, bounds.DICTIONARY + 2**20)
 
     def readable(self) -> bool:
@@ -257,7 +257,7 @@ def _zstd(packed: IO[bytes], budget: Budget) -> Iterator[IO[bytes]]:
         try:
             yield cast(IO[bytes], _Checked(process, budget))
         finally:
-            # If the reader stops early, the program is killed, and a broken pipe ends the feeder.
+            # If the reader stops early, this kills the program, and a broken pipe ends the feeder.
             process.stdout.close()
             process.kill()
             feeder.join()

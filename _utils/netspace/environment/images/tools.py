@@ -27,7 +27,7 @@ def message(output: bytes) -> str:
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program with its stderr piped, for the duration of the context.
 
-    The program is killed on an exception, and when the process that started it dies.
+    An exception kills the program, and so does the death of the process that started it.
 
     :raises MissingError: when the program is not installed.
     """
@@ -35,7 +35,7 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
     if shutil.which(program) is None:
         package = _PACKAGES.get(program, program)
         raise MissingError(f"the program {program}", f"install it: apt-get install {package}")
-    # mkfs.erofs 1.8 doesn't end with its input: without a parent it would run forever.
+    # mkfs.erofs 1.8 doesn't end at the end of its input: without a parent it would run forever.
     tied = ["setpriv", "--pdeathsig", "KILL", "--", *command]
     with subprocess.Popen(tied, stderr=subprocess.PIPE, **options) as process:
         try:
@@ -65,7 +65,7 @@ def end_those_in(folder: Path) -> None:
 def run(command: Sequence[str], what: str) -> bytes:
     """Run a program without input; return its output.
 
-    :param what: begins the error when it fails.
+    :param what: the beginning of an error's text.
     :raises NetspaceError: when it fails; the text has the end of its output.
     """
     with started(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:

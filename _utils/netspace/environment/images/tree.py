@@ -1,9 +1,9 @@
 """The content of an image, in memory: names, modes, owners, links, and the places of file contents.
 
-Every source except a ready erofs file becomes a tree before it becomes an image, so an archive
-never changes the host's own files. A tree holds folders, files and symbolic links. Other members
-are left out. Set-user-id bits and all extended attributes except ``user.*`` are dropped. Equal
-trees are written as equal bytes, in whatever order they were filled.
+Every source except a ready erofs file becomes a tree before it becomes an image, so an archive never changes the host's
+own files. A tree holds folders, files and symbolic links. It leaves out other members, set-user-id bits, and all
+extended attributes except ``user.*``. Equal trees are written as equal bytes, regardless of the order in which they
+were filled.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Content(Protocol):
     def chunks(self) -> Iterator[bytes]:
         """Yield exactly *size* bytes.
 
-        :raises NetspaceError: when they are no longer there.
+        :raises NetspaceError: when the bytes are no longer there.
         """
         ...
 
@@ -85,7 +85,7 @@ class Node(msgspec.Struct, eq=False):
 
 
 class Member(msgspec.Struct):
-    """A member of an archive: a node, another name of one (``same_as``), or a member of another kind (``odd``)."""
+    """A member of an archive: a node, another name of a node (``same_as``), or a member of another kind (``odd``)."""
 
     path: bytes
     node: Node | None = None
@@ -94,14 +94,15 @@ class Member(msgspec.Struct):
 
     @property
     def length(self) -> int:
-        """Return the bytes of it that are kept in memory: names, link target and extended attributes."""
+        """Return the number of the member's bytes in memory: names, link target and extended attributes."""
         node = self.node
         own = 0 if node is None else len(node.target) + sum(len(name) + len(value) for name, value in node.xattrs)
         return len(self.path) + len(self.same_as or b"") + own
 
 
 def _kept(name: bytes) -> bool:
-    # security.* and trusted.* grant rights on a host, system.* are ACLs, user.overlay.* and its like are overlayfs's.
+    # security.* and trusted.* grant rights on a host, system.* are ACLs, user.overlay.* and the like belong to
+    # overlayfs.
     return name.startswith(b"user.") and not name.startswith((b"user.overlay.", b"user.fuseoverlayfs."))
 
 
@@ -114,7 +115,7 @@ def printable(name: bytes) -> str:
 class Tree:
     """The root of an image, filled member by member.
 
-    :param budget: the bounds that it counts against.
+    :param budget: the bounds of the image, and how much of them is used.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -127,8 +128,8 @@ class Tree:
     def apply(self, members: Iterable[Member], *, layer: bool = False) -> None:
         """Add an archive's members; if two have one path, the last counts.
 
-        :param layer: the archive is a layer of an OCI image: its whiteouts hide members of the layers below,
-            wherever in the archive the whiteouts are.
+        :param layer: whether the archive is a layer of an OCI image. Its whiteouts hide members of the layers below,
+            regardless of their place in the archive.
         """
         if layer:
             members = list(members)
@@ -146,7 +147,7 @@ class Tree:
     def add(self, path: bytes, node: Node) -> None:
         """Put *node* at *path*; an existing folder keeps its content.
 
-        :raises NetspaceError: when the path leads out, is too long or too deep.
+        :raises NetspaceError: when the path leads out of the image, is too long or too deep.
         """
         parts = self.parts(path)
         if not parts:
@@ -165,7 +166,7 @@ class Tree:
     def parts(self, path: bytes) -> list[bytes]:
         """Return the names in *path*; a leading ``/`` or ``./`` means the image's root.
 
-        :raises NetspaceError: when the path leads out, or is too long.
+        :raises NetspaceError: when the path leads out of the image, or is too long.
         """
         parts = _parts(path)
         if b".." in parts:
@@ -189,11 +190,11 @@ class Tree:
         assert trail is not None
         names, node = trail
         if node.kind != FOLDER:
-            raise self._budget.refuse(f"{printable(b'/'.join(parts))}: is no folder, and something lies in it")
+            raise self._budget.refuse(f"{printable(b'/'.join(parts))}: is not a folder, but has members")
         return node, len(names), sum(len(name) + 1 for name in names)
 
     def _walk(self, parts: list[bytes], *, make: bool = False) -> tuple[list[bytes], Node] | None:
-        """Follow *parts* as a process inside would: links lead only into the image. Return names and node."""
+        """Follow *parts* as a process inside would: links never lead out of the image. Return names and node."""
         trail, names = [self.root], list[bytes]()
         todo = parts[::-1]
         hops = 0
@@ -240,7 +241,7 @@ class Tree:
         node = found[1].children.get(parts[-1]) if found is not None and found[1].kind == FOLDER else None
         if node is None or node.kind == FOLDER:
             raise self._budget.refuse(
-                f"{printable(path)}: a hard link to {printable(target)}, which is no file that stands before it"
+                f"{printable(path)}: a hard link to {printable(target)}, which is not an earlier file"
             )
         self.add(path, node)
 
@@ -283,7 +284,7 @@ class Tree:
 
         :return: the number of entries, and the bytes of content.
         """
-        import tarfile  # here, since callers that only look at a source load this module, too
+        import tarfile  # imported here, since callers that only look at a source load this module, too
 
         first: dict[int, bytes] = {}
         entries = total = 0
@@ -312,7 +313,7 @@ class Tree:
         return entries, total
 
     def notes(self) -> tuple[str, ...]:
-        """Return notes on the members that were left out, by kind."""
+        """Return notes on the omitted members, by kind."""
         return tuple(f"left out: {count} {kind}" for kind, count in sorted(self.left_out.items()))
 
 

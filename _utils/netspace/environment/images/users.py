@@ -1,7 +1,7 @@
-"""The user that an image asks to run as: by number, or by name from its own /etc/passwd. Pure.
+"""The user that an image names for its program: by number, or by name from its own /etc/passwd. Pure.
 
-Root, a name that the image doesn't know and an id beyond 65535 are refused: then no user is returned,
-and a note says so. In place of root's group, the user gets a group with its own number.
+This module refuses root, a name that the image doesn't know, and an id beyond 65535: then it returns no user, and a
+note says so. In place of root's group, the user gets a group with the user's number.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """fs-verity: the kernel checks each block of an image's file whenever it is read.
 
-With fs-verity, a byte that flips on disk after the image was mounted makes the read fail and never
-changes a program. Without it (it depends on the kernel and the file system), the image's content is
-still hashed before each mount. Written after Documentation/filesystems/fsverity.rst and linux/fsverity.h.
+With fs-verity, a byte that flips on disk after the mount makes the read fail, and never changes a program. Not every
+kernel and file system has fs-verity. Without it, netspace still hashes the image's content before each mount. Written
+after Documentation/filesystems/fsverity.rst and linux/fsverity.h.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _ENABLE_ARG = struct.Struct("=IIIIQIIQ11Q")
 _DIGEST = struct.Struct("=HH32s")
 _ABSENT = {
     errno.ENOTTY: "the kernel or the file system has no fs-verity",
-    errno.EOPNOTSUPP: "the kernel has no CONFIG_FS_VERITY, or the file system not its feature 'verity'",
-    errno.ENODATA: "the file has none",
+    errno.EOPNOTSUPP: "the kernel lacks CONFIG_FS_VERITY, or the file system lacks its feature 'verity'",
+    errno.ENODATA: "the file has no fs-verity digest",
 }
 
 
@@ -37,7 +37,7 @@ def request() -> bytes:
 def answer(buffer: bytes) -> str:
     """Return ``sha256:<hex>`` from the kernel's answer on a file.
 
-    :raises ValueError: when the digest is of another kind.
+    :raises ValueError: when the digest's algorithm is not SHA-256.
     """
     algorithm, size, digest = _DIGEST.unpack(buffer)
     if (algorithm, size) != (SHA256, 32):
@@ -46,7 +46,7 @@ def answer(buffer: bytes) -> str:
 
 
 def enable(path: Path) -> str:
-    """Have the kernel refuse all changes of a file from now on. No process may have it open for writing.
+    """Make the kernel refuse all changes of a file from now on. No process may have the file open for writing.
 
     :return: why the kernel can't do that; empty if it does.
     """

@@ -3,45 +3,46 @@
 A new file adds a runtime. Every module has
 
 - ``PROGRAM`` and ``PACKAGE``: its program, and the Debian package with the program (empty: none);
-- ``RUNS``: ``"images"`` or ``"kernels"``: the kind of thing that it runs;
-- ``OWN_KERNEL``: whether its programs run on another kernel than the host's;
+- ``RUNS``: ``"images"`` or ``"kernels"``: the kind of thing that the runtime runs;
+- ``OWN_KERNEL``: whether programs under it run on another kernel than the host's;
 - ``Settings``: the settings of ``netspace:runtimes:<name>``: :class:`Settings`, or more.
 
 A module may have
 
-- ``problem(settings) -> str``: why this host can't use it, if it needs more than its program;
+- ``problem(settings) -> str``: why this host can't use the runtime, if the runtime needs more than its program;
 - ``LEAST``: the least values of limits (``memory``, ``pids``), if it uses some of an environment's limits itself.
 
 A module that runs **images** is an OCI runtime, called by the OCI's command line (``run``, ``exec``, ``delete``).
 It states its differences from others:
 
 - ``options(settings)``: global options of each call, before ``--root``;
-- ``LACKS``: the abilities that it lacks (:data:`LACKS`); netspace provides each itself, or does without;
-- ``FIXED_NAMES``: whether all names of containers must have the same length, since it accepts the beginning of a
+- ``LACKS``: the abilities that it lacks (:data:`LACKS`); netspace replaces each, or works without it;
+- ``FIXED_NAMES``: whether all names of containers must have the same length, since the runtime takes the beginning of a
   name for the name;
-- ``ENTRIES``: the names of all files that its state folder may have of a container, even after a killed launch;
+- ``ENTRIES``: the names of all files of a container that its state folder may have, even after a killed launch;
   ``{}`` stands for the container's name.
 
-A runtime that can't ``exec`` into a network namespace which the host owns also has
+A runtime may be unable to ``exec`` into a network namespace of the host. Such a runtime also has
 
 - ``elsewhere(root, name, scratch) -> Path``: makes and returns another state folder, in *scratch*, which describes
-  the container without its network namespace. The runtime is then called from within that namespace.
+  the container without its network namespace. Then netspace calls the runtime from within that namespace.
 
-A module that runs **kernels** is a tender: a program whose guest is the kernel. It runs as the only process of an
-ordinary environment (by crun) whose root holds just the tender and the kernel (``container.unikernel``). It has
+A module that runs **kernels** is a tender: a program whose guest is the kernel. The tender is the only process of an
+ordinary environment (under crun), whose root holds just the tender and the kernel (``container.unikernel``). The module
+has
 
-- ``files(settings) -> {path inside: path on the host}``: the files that it needs in addition to its program and
-  the program's libraries;
+- ``files(settings) -> {path inside: path on the host}``: the files that the tender needs besides its program and the
+  program's libraries;
 - ``command(settings, guest) -> (argument, ...)``: its arguments, for a :class:`Guest`;
-- ``RESERVE``: bytes of the memory limit that it needs itself;
+- ``RESERVE``: bytes of the memory limit that the tender itself needs;
 - ``ONE_LINE``: whether the kernel gets its arguments as one line, in which a space ends an argument;
-- ``STOPS``: whether it ends after a SIGTERM; a tender that doesn't is killed at once;
-- ``LOOKS``: whether it asks the kernel for all interfaces before it attaches to its own;
-- ``WRITES``: whether it must open its disk for writing, too; then it gets its own copy of the disk;
-- ``devices(settings)``: the host's devices that it opens, in addition to those of the interface;
+- ``STOPS``: whether the tender ends after a SIGTERM; if not, netspace kills it at once;
+- ``LOOKS``: whether the tender asks the host's kernel for all interfaces before it attaches to its own;
+- ``WRITES``: whether the tender must open its disk for writing; then it gets its own copy of the disk;
+- ``devices(settings)``: the host's devices that the tender opens, besides those of the interface;
 
-and, if the kernel's file names its devices, ``reads(kernel, disk) -> (argument, ...)``, which is called when its image
-is built.
+and, if the kernel's file names its devices, ``reads(kernel, disk) -> (argument, ...)``, which netspace calls when it
+builds the kernel's image.
 
 Everything else, hardening above all, is the same for all runtimes.
 """
@@ -110,7 +111,7 @@ class Runtime:
     """A runtime and its settings.
 
     :param settings: its settings, in plain values.
-    :param error: why it can't be used here; empty if it can.
+    :param error: why it can't be used here; empty if there is no reason.
     """
 
     name: str = DEFAULT
@@ -133,7 +134,7 @@ class Runtime:
 
     @property
     def jail(self) -> Runtime:
-        """The OCI runtime that runs the environment: this one, or for a tender the default one."""
+        """The OCI runtime that runs the environment: this runtime, or for a tender the default one."""
         return self if self.runs == "images" else USUAL
 
     @property
@@ -162,7 +163,7 @@ def _program(runtime: str, name: str, package: str, path: str | None) -> str:
         changeable = real if info.st_uid != 0 or info.st_mode & 0o022 else paths.loose(real)
         if changeable:
             raise NetspaceError(
-                f"{path} is not used: others than root may change {changeable} (chown root, chmod go-w)"
+                f"{path} is not used: users other than root may change {changeable} (chown root, chmod go-w)"
             )
         return path
     found = shutil.which(name, path=SEARCHED)
@@ -178,7 +179,7 @@ def _program(runtime: str, name: str, package: str, path: str | None) -> str:
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """Return the names of all runtimes, by their modules' file names; imports none."""
+    """Return the names of all runtimes, from their modules' file names, without importing a module."""
     found = {path.stem for folder in __path__ for path in Path(folder).glob("*.py")}
     return tuple(sorted(found - {"__init__"}))
 

@@ -1,4 +1,4 @@
-"""``crun``: the default. Small and fast; leaves no process of its own beside the program."""
+"""``crun``: the default runtime. It is small and fast, and leaves no process beside the program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OWN_KERNEL = False
 Settings = runtimes.Settings
 LACKS = ("hybrid",)
 FIXED_NAMES = False
-LEAST = {"pids": 2}  # it forks within the limit
+LEAST = {"pids": 2}  # crun itself forks within the limit
 ENTRIES = ("{}",)
 
 

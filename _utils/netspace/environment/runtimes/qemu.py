@@ -1,7 +1,7 @@
-"""``qemu``: a tender that is a whole PC, for kernels that boot by multiboot, PVH or as Linux does.
+"""``qemu``: a tender that emulates a whole PC, for kernels that boot by multiboot, PVH or Linux's boot protocol.
 
-The console is the first serial port. The disk is virtio's. The interface's NIC comes first; the last NIC
-leads only to ``10.0.2.2``, which is the environment's own ``lo``: its mailbox is there, at port 5671 or 5672.
+The console is the first serial port. The disk is virtio's. The first NIC is the interface's. The last NIC leads only to
+``10.0.2.2``, the environment's own ``lo``, where its mailbox is, at port 5671 or 5672.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def files(settings: Settings) -> dict[str, str]:
 def command(settings: Settings, guest: Guest) -> tuple[str, ...]:
     bus = "pci" if settings.machine == "pc" else "device"
     machine = {"pc": "pc,usb=off,vmport=off", "microvm": "microvm,pit=on,pic=on,rtc=on,isa-serial=on"}
-    # KVM in a virtual machine can't pass this feature on. A guest without it uses more mitigations, not fewer.
+    # KVM in a virtual machine can't give this feature to its guest. A guest without it uses more mitigations, not
+    # fewer.
     processor = {"tcg": "max", "kvm": "max,arch-capabilities=off"}
     speed = {"tcg": f"tcg,tb-size={_TRANSLATED}", "kvm": "kvm"}
     rom = ",romfile=" if settings.machine == "pc" else ""

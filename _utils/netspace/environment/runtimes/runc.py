@@ -1,8 +1,8 @@
 """``runc``: the OCI's reference runtime. It has time namespaces and bind mounts with mapped ids since 1.2 only.
 
-Older versions also enter the user namespace first. After that they lack the right to enter a network
-namespace that the host owns, and the host owns all of netspace's. So at a start runc makes the user
-namespace itself; for ``exec`` see ``elsewhere``.
+Older versions also enter the user namespace first, and then lack the right to enter a network namespace that the host
+owns. The host owns all network namespaces of netspace. So at a start runc makes the user namespace itself; for ``exec``
+see ``elsewhere``.
 """
 
 from __future__ import annotations

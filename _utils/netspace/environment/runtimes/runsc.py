@@ -1,9 +1,9 @@
 """``runsc`` (gVisor): a kernel in user space answers the program's system calls.
 
-That kernel has its own ``/proc`` and ``/sys`` and sees neither masks nor a time namespace. It uses the
-network namespace's own stack (``--network=host``): the only way into an existing namespace.
-Its sandbox forwards signals to the program, and ends when the program ends. The program's writes go to
-the environment's layer, never to memory of runsc itself (``--overlay2=none``).
+That kernel has its own ``/proc`` and ``/sys`` and sees neither masks nor a time namespace. It uses the network stack of
+the environment's namespace (``--network=host``): runsc can join an existing namespace in no other way. Its sandbox
+forwards signals to the program, and ends when the program ends. The program's writes go to the environment's layer,
+never to memory of runsc itself (``--overlay2=none``).
 """
 
 from __future__ import annotations

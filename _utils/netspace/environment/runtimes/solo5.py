@@ -27,7 +27,7 @@ STOPS = False
 LOOKS = True
 RESERVE = 8 * 1024**2
 ONE_LINE = False
-LEAST = {"pids": 2}  # as crun, which starts it
+LEAST = {"pids": 2}  # as for crun, which starts the tender
 Settings = runtimes.Settings
 
 # solo5/mft_abi.h and elf_abi.h: the note "Solo5" of this type holds version, number of entries, and the entries.
@@ -51,7 +51,7 @@ def files(settings: runtimes.Settings) -> dict[str, str]:
 def reads(kernel: str, disk: str) -> tuple[str, ...]:
     """Return the arguments that attach the devices of a kernel's manifest.
 
-    :raises NetspaceError: when it is no such kernel, or wants more than one device of a kind.
+    :raises NetspaceError: when the file is not a Solo5 kernel, or wants more than one device of a kind.
     """
     found: dict[int, list[str]] = {_BLOCK: [], _NETWORK: []}
     for kind, name in manifest(Path(kernel).read_bytes(), kernel):
@@ -84,18 +84,18 @@ def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
                 name = entries[at : at + _NAME].split(b"\0", 1)[0].decode("ascii")
                 (kind,) = struct.unpack_from("<I", entries, at + _KIND_AT)
                 if kind in (_BLOCK, _NETWORK) and not name.isalnum():
-                    raise ValueError(f"a device is called {name!r}")
+                    raise ValueError(f"a device has the invalid name {name!r}")
                 found.append((kind, name))
             return found
     except (struct.error, ValueError, OverflowError) as err:
-        raise NetspaceError(f"{path} is no kernel for solo5-spt: {err}") from err
-    raise NetspaceError(f"{path} is no kernel for solo5-spt: it has no Solo5 manifest")
+        raise NetspaceError(f"{path} is not a kernel for solo5-spt: {err}") from err
+    raise NetspaceError(f"{path} is not a kernel for solo5-spt: it has no Solo5 manifest")
 
 
 def _notes(content: bytes) -> list[bytes]:
     """Return the Solo5 manifests in an ELF file's notes (elf(5))."""
     if content[:6] != b"\x7fELF\x02\x01":
-        raise ValueError("no 64-bit little-endian ELF file")
+        raise ValueError("not a 64-bit little-endian ELF file")
     (table,) = struct.unpack_from("<Q", content, 32)
     size, count = struct.unpack_from("<HH", content, 54)
     if size < 56 or count > _MOST:
@@ -116,6 +116,6 @@ def _notes(content: bytes) -> list[bytes]:
 def command(settings: runtimes.Settings, guest: Guest) -> tuple[str, ...]:
     memory = guest.memory // 1024**2
     networks = [one[len(_NET) :].partition("=")[0] for one in guest.found if one.startswith(_NET)]
-    # Without it, the tender chooses a random address, with which no packet gets through.
+    # Without this option, the tender chooses a random address, and no packet gets through.
     macs = tuple(f"--net-mac:{name}={guest.mac}" for name in networks if guest.mac)
     return (f"--mem={memory}", *guest.found, *macs, "--", guest.kernel, *guest.arguments)

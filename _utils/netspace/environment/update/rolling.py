@@ -1,10 +1,9 @@
-"""Rolling updates: the running instance is replaced only once a second instance is healthy.
+"""Rolling updates: a second instance must become healthy before the running instance is replaced.
 
-The second instance has its own name (``Layout.beside``), root, cgroup, service and files. It shares
-the environment's network namespace, ids and account, and is never recorded. It runs while the old
-program is stopped and the new one is started in its place. It is removed when the new one is healthy.
-A note is written before anything of the second instance is made, and removed when all of it is gone.
-By that note the next run (or boot) removes what a killed run left.
+The second instance has its own name (``Layout.beside``), root, cgroup, service and files. It shares the environment's
+network namespace, ids and account, and has no record. It runs while the old program is stopped and the new one is
+started in its place, and until the new one is healthy. A note exists from before the first part of the second instance
+is made until after the last part is gone. By that note, the next run (or boot) removes the remains of a killed run.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ def hindrance(new: Environment) -> str:
     if not new.update.rolling:
         return "update:rolling is false"
     if new.health is None or not new.health.exec:
-        return "two can be told apart only by a check with exec"
+        return "only a check with exec tells two instances apart"
     if new.kernel is not None:
-        return "a kernel is the only one on its interface and mailbox"
+        return "two kernels can't share an interface and a mailbox"
     if new.interface is not None and not new.interface.NONE:
         return "two would share the addresses of its interface"
     if not new.read_only:
@@ -59,7 +58,7 @@ def try_beside(
     """Start a second instance of each environment, wait until it is healthy, and remove it if it isn't in time.
 
     :param handed: the files under ``/run/netspace`` for each.
-    :return: by name, why instances that were started did not become healthy, and why others could not be started.
+    :return: two mappings by name: why started instances did not become healthy, and why others could not be started.
     :raises NetspaceError: when the supervisor can't be reached; then the notes stay, and the next run cleans up.
     """
     layout = making.layout
@@ -100,12 +99,12 @@ def try_beside(
 
 
 def _once(spec: Environment) -> Environment:
-    """Return the second instance's declaration: without restart, ``after`` and a check of its own."""
+    """Return the second instance's declaration: without restart, ``after``, or a health check."""
     return msgspec.structs.replace(spec, restart="never", after=(), health=None)
 
 
 def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, refused: str) -> str:
-    """Probe the second instance until it is healthy; return why it isn't in time, or an empty text."""
+    """Probe the second instance until it is healthy; return why it isn't healthy in time, or an empty text."""
     from netspace.environment.health import probes
 
     place, service = layout.beside(name), oci_runtime.service_name(layout.beside(name))
@@ -130,7 +129,7 @@ def _proved(layout: Layout, supervisor: Supervisor, name: str, record: Record, r
 def erase(layout: Layout, supervisor: Supervisor, names: Iterable[str], *, keep_output: bool = False) -> dict[str, str]:
     """Stop and remove the second instances of these environments; return the errors, by name.
 
-    :param keep_output: keep their output for the operator, if there is no journal.
+    :param keep_output: whether to keep their output for the operator, on a host without a journal.
     """
     todo = sorted(records.updating(layout) & set(names))
     if not todo:
@@ -152,6 +151,6 @@ def erase(layout: Layout, supervisor: Supervisor, names: Iterable[str], *, keep_
         files.remove(_note(layout, name))
 
     errors |= each([name for name in todo if name not in errors], forget)
-    with contextlib.suppress(OSError):  # there is another's note, or none was ever made
+    with contextlib.suppress(OSError):  # the folder has another run's note, or was never made
         layout.records(records.BESIDE).rmdir()
-    return {name: f"what was started beside it can't be removed: {error}" for name, error in errors.items()}
+    return {name: f"its second instance can't be removed: {error}" for name, error in errors.items()}

@@ -1,4 +1,4 @@
-"""Updates on trial: the wait until updated environments are healthy, and the verdict.
+"""Trials of updates: the wait until updated environments are healthy, and the verdict.
 
 When a healthy environment is updated, its record keeps the previous version (``Record.previous``) until
 the new one is healthy. ``apply`` acts on the verdict; this module only observes.
@@ -23,12 +23,12 @@ from netspace.spec.types import Environment
 from netspace.supervision.service import Status, Supervisor
 
 LOOK = 0.1
-BEGUN = 300.0  # seconds allowed to the health service to begin: a slow host has to compile the library first
+BEGUN = 300.0  # seconds until the health service must have begun: a slow host has to compile the library first
 SLACK = 10.0  # seconds in addition to the declared ones, for a busy host
 
 
 def worth_keeping(seen: ObservedEnvironment, new: Environment) -> Previous | None:
-    """Return the version to go back to if an update fails; None if there is no trial or that version isn't up."""
+    """Return the version to go back to if the update fails; None if there is no trial or the version isn't up."""
     record = seen.record
     if new.health is None or not new.update.rollback:
         return None
@@ -47,7 +47,7 @@ def failed(record: Record, reason: str) -> Failed:
 
 
 def wait(layout: Layout, supervisor: Supervisor, trials: Mapping[str, Record]) -> dict[str, str]:
-    """Wait for each of these environments, just started, until it is healthy, has failed or its time is up.
+    """Wait until each of these just started environments is healthy, has failed or has used up its time.
 
     :return: why it has failed, by name; empty if it is healthy.
     """
@@ -70,7 +70,7 @@ def _finding(layout: Layout, name: str, record: Record, status: Status, late: bo
     """Return why the trial failed; empty if it has passed, None if that is not known yet."""
     if observe.is_up(record, status, observe.current(layout, name, record, status)):
         return ""
-    # The process may have been ended for its failed check. Verdicts from before the trial were deleted.
+    # The health service may have ended the process for its failed check. Verdicts from before the trial were deleted.
     known = verdict.read(layout, name)
     said = f": {known.judgement.detail}" if known is not None and known.judgement.detail else ""
     if verdict.condemned(layout, name).exists() or (known is not None and known.judgement.state == "unhealthy"):
@@ -85,7 +85,7 @@ def _finding(layout: Layout, name: str, record: Record, status: Status, late: bo
 
 
 def watched(layout: Layout, supervisor: Supervisor) -> None:
-    """Wait until the health service has begun to probe: the time of a trial counts from then.
+    """Wait until the health service has begun to probe: the time of a trial begins then.
 
     :raises NetspaceError: when it doesn't begin.
     """
@@ -96,17 +96,17 @@ def watched(layout: Layout, supervisor: Supervisor) -> None:
             if status.pid and verdict.ready(layout).read_text() == str(status.pid):
                 return
         if time.monotonic() > until:
-            raise NetspaceError(f"what watches health has not begun within {BEGUN:.0f} s; its log may say why")
+            raise NetspaceError(f"the health service has not begun within {BEGUN:.0f} s; its log may say why")
         time.sleep(LOOK)
 
 
 def awaited(
     layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record]
 ) -> dict[str, str]:
-    """Wait until environments with ``after`` are started; return, by name, why some are not.
+    """Wait until environments with ``after`` are started; return, by name, why an environment is not.
 
     The supervisor starts them, even after this function has returned. This function does not wait for environments
-    that come after one which is declared as stopped.
+    after a declared stop.
     """
     soon = {name for name in names if not _after_stopped(name, known)}
     until = time.monotonic() + max((_patience(name, known) for name in soon), default=0.0)
@@ -122,7 +122,7 @@ def awaited(
 
 
 def _after_stopped(name: str, known: Mapping[str, Record]) -> bool:
-    """Return whether *name* comes after an environment that is declared as stopped."""
+    """Return whether *name* has an environment before it that is declared as stopped."""
     return any(other in known and known[other].spec.state == "stopped" for other in known[name].spec.after)
 
 
@@ -132,7 +132,7 @@ def _waits(status: Status | None) -> bool:
 
 
 def _patience(name: str, known: Mapping[str, Record], trail: tuple[str, ...] = ()) -> float:
-    """Return the seconds that the environments before *name* may take to become healthy, one after the other."""
+    """Return the seconds in which the environments before *name* must become healthy, one after another."""
     longest = SLACK
     for other in known[name].spec.after if name in known else ():
         if other in known and other not in (*trail, name):

@@ -1,10 +1,10 @@
 """Weaknesses of a host: settings of its kernel and processor that weaken the isolation of environments.
 
-``readings`` reads the settings; the other modules are pure and judge the values. Nothing is ever changed.
+``readings`` reads the settings; the other modules are pure and judge the values. The package changes nothing.
 
-A row says for whom the setting matters. A system call that both profiles refuse (``environment.container.seccomp``)
-can't be made from inside, whatever the host allows. So most of the kernel's switches matter only for the host's own
-users. A value that can't be read is ``unknown``, never ``good``.
+A row says for whom the setting matters. Programs inside can't make a system call that both profiles refuse
+(``environment.container.seccomp``), even if the host allows it. So most of the kernel's switches matter only for the
+host's own users. A value that can't be read is ``unknown``, never ``good``.
 """
 
 from __future__ import annotations

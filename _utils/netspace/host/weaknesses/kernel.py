@@ -20,11 +20,11 @@ _UNMOUNTED = (
 
 
 def core_pattern(known: Mapping[str, Reading]) -> Row:
-    """Return the row on core dumps: a crashed program's memory goes to a file, or to a handler on the host.
+    """Return the row on core dumps: the kernel gives a crashed program's memory to a file, or to a handler on the host.
 
-    A handler behind ``|`` runs as root in the initial namespaces with any limit on core files except exactly 1
+    A handler behind ``|`` runs as root in the initial namespaces, unless the limit on core files is exactly 1
     (core(5)). netspace sets that limit, and its profiles keep programs from changing it; an operator's own profile may
-    not. No limit keeps a crash from a socket behind ``@`` (fs/coredump.c, Linux 6.16).
+    allow that. Against a socket behind ``@``, no limit helps (fs/coredump.c, Linux 6.16).
     """
     reading = known[_CORE]
     outcome: Outcome = "unknown"
@@ -46,7 +46,7 @@ def core_pattern(known: Mapping[str, Reading]) -> Row:
 
 
 def compiler(known: Mapping[str, Reading]) -> Row:
-    """Return the row on constants of programs' filters in the kernel's code (admin-guide/sysctl/net.rst)."""
+    """Return the row on the BPF compiler: a program's constants in kernel code (admin-guide/sysctl/net.rst)."""
     reading = known[_HARDENED]
     value, found = number(reading), said(reading)
     outcome: Outcome = "unknown"

@@ -1,4 +1,4 @@
-"""Cgroups, by which a host keeps the limits of environments (cgroups(7)). Pure."""
+"""Cgroups, which enforce the limits of environments (cgroups(7)). Pure."""
 
 from __future__ import annotations
 

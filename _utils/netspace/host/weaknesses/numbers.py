@@ -1,6 +1,6 @@
 """Numeric sysctls, and the ranges of their good values. A pure table.
 
-Written after the kernel's admin-guide/sysctl (kernel.rst, fs.rst, vm.rst), admin-guide/LSM/Yama.rst,
+Sources: the kernel's admin-guide/sysctl (kernel.rst, fs.rst, vm.rst), admin-guide/LSM/Yama.rst,
 perf_event_open(2) and, for kptr_restrict, kallsyms_show_value() in kernel/ksyms_common.c.
 """
 

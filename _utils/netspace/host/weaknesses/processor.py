@@ -36,7 +36,7 @@ def weaknesses(known: Mapping[str, Reading]) -> Iterator[Row]:
 
 
 def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
-    """Return the row on threads: two programs that run at once on one core may spy on each other."""
+    """Return the row on threads: two programs that run on one core at the same time may spy on each other."""
     parts = {name: _parts(reading) for name, reading in sorted(known.items())}
     by_it = [name for name, words in parts.items() if f"{_THREADS}vulnerable" in words]
     hidden = any(f"{_THREADS}Host state unknown" in words for words in parts.values())
@@ -48,7 +48,7 @@ def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
         outcome = "good"
     found = [{0: "off", 1: "on"}.get(-1 if value is None else value, said(active))]
     found += [f"vulnerable by it: {', '.join(by_it)}"] if by_it else []
-    found += ["of this virtual machine's host nothing is known"] if hidden else []
+    found += ["nothing is known of this virtual machine's host"] if hidden else []
     return row(
         "cpu threads",
         outcome,

@@ -1,6 +1,6 @@
-"""Values of a host's kernel, read from ``/proc`` and ``/sys``. Decides nothing, changes nothing.
+"""Values of a host's kernel, read from ``/proc`` and ``/sys``. The module judges nothing and changes nothing.
 
-Of a file at most a page is read, the largest size of a file in ``/sys``; of a folder at most 256 names.
+It reads at most a page of a file (no file in ``/sys`` is larger), and at most 256 names of a folder.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from netspace import files
 from netspace.environment.container import apparmor
 from netspace.layout import Layout
 
-_MOST = 4096  # bytes of a file
-_NAMES = 256  # of a folder
+_MOST = 4096  # the most bytes of a file
+_NAMES = 256  # the most names of a folder
 
 
 class Reading(NamedTuple):

@@ -40,7 +40,7 @@ def row(
     """Return a row with the remedy that fits its outcome.
 
     :param remedy: the remedy against a weakness.
-    :param unseen: the remedy for an unknown value.
+    :param unseen: the remedy if the value is unknown.
     """
     return Row(
         name=shown(name),

@@ -24,7 +24,7 @@ def namespaces(known: Mapping[str, Reading]) -> Row:
     elif switches or number(most) is not None:
         outcome = "weak"
     remedy = " or ".join(setting(name, _SWITCHES[name]) for name in switches) or (
-        "this kernel has no switch that leaves root its own: let nobody log in whom you don't trust"
+        "this kernel has no switch that allows them only to root; let only users log in whom you trust"
     )
     return row(
         "user namespaces",

@@ -1,4 +1,4 @@
-"""Adoption of the services that an earlier daemon started, by their traces.
+"""Adoption of services that an earlier daemon started. The daemon finds them by their traces.
 
 Running services go on undisturbed. Services that ended meanwhile are handled as if the daemon had witnessed
 their end.
@@ -44,7 +44,7 @@ class Adoption:
             except NetspaceError:
                 service = None
             if trace is None or service is None:
-                self.units.say(f"{name}: its trace is damaged; forgotten")
+                self.units.say(f"{name}: the trace is damaged; the daemon has removed it")
                 definitions.remove_trace(self.units.layout, name)
                 continue
             if trace.state in definitions.AT_REST:
@@ -92,7 +92,7 @@ class Adoption:
             else:
                 self.units.idle(unit, "stopped")
             return
-        # Its leftover processes are found by their mark alone, since its session's number may be in use again.
+        # Find its leftover processes by their mark alone, since its session's number may be in use again.
         unit.session = BY_MARK
         unit.exit = "unknown" if trace.pid else trace.exit
         self.ending.shortage.end(unit)
@@ -103,4 +103,4 @@ class Adoption:
         try:
             self.ending.relay.follow(unit)
         except OSError as err:
-            self.units.say(f"{unit.name}: its output can't be read: {err}")
+            self.units.say(f"{unit.name}: the daemon can't read the program's output: {err}")

@@ -1,7 +1,6 @@
 """Followed processes: the daemon watches them by pidfd until they end, and collects the exit status of children.
 
-Orphans' statuses are collected too, since the daemon is their subreaper. This module doesn't start or signal
-processes.
+The daemon is a subreaper, so it collects the statuses of orphans, too. This module doesn't start or signal processes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Children:
                 self.statuses[ended[0]] = ended[1]
 
     def follow(self, pid: int, ended: Callable[[int | None], None], adopted: bool = False) -> int:
-        """Call *ended* with wait(2)'s status (None: unknown) once *pid* has ended; return its pidfd."""
+        """Call *ended* with wait(2)'s status (None: unknown) once *pid* has ended; return the pidfd of *pid*."""
         pidfd = os.pidfd_open(pid)
         self.statuses.pop(pid, None)  # the status of an earlier process with this PID
         self._followed.add(pid)

@@ -1,8 +1,8 @@
 """The client of netspace's own supervisor, for hosts where systemd is not PID 1.
 
-Definitions and the desired services are files (see ``definitions``), and a status is
-read from files. Only starts and stops need the daemon. It is started on demand
-from the library's copy, and ends when there is nothing left to watch.
+The client reads definitions, desired services and statuses from files (see ``definitions``). Only starts and stops need
+the daemon. The client starts the daemon on demand, from the library's copy. The daemon ends when it has nothing left to
+watch.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class DaemonSupervisor:
         deadline = time.monotonic() + 10
         while presence.running(self.layout):
             if time.monotonic() > deadline:
-                raise SupervisorError("the supervisor does not end though no service is left; see its log")
+                raise SupervisorError("the supervisor still runs, though no service is left; see its log")
             time.sleep(0.02)
         shutil.rmtree(definitions.folder(self.layout), ignore_errors=True)
         files.remove(presence.lock_path(self.layout))
@@ -164,7 +164,7 @@ class DaemonSupervisor:
                 answer = self._exchange(protocol.render(protocol.Request(do, asked, version)))
                 if answer.version == version:
                     return answer.errors
-                reason = "it is of another version of the library and did nothing"
+                reason = "it runs another version of the library, so it did nothing"
             except (OSError, ValueError, SupervisorError) as err:  # the daemon ended meanwhile, or was killed
                 reason = str(err)
                 time.sleep(0.05)
@@ -172,7 +172,7 @@ class DaemonSupervisor:
         raise SupervisorError(f"the supervisor of {self.layout.instance} does not answer ({reason}); see {log}")
 
     def _renew(self, version: str) -> None:
-        """Make a daemon of another version of the library load the installed version."""
+        """Make the daemon, which runs another version of the library, load the installed version."""
         if self._exchange(protocol.render(protocol.Request("hello"))).version == version:
             return
         with contextlib.suppress(OSError, ValueError):
@@ -182,7 +182,7 @@ class DaemonSupervisor:
                 if self._exchange(protocol.render(protocol.Request("hello"))).version == version:
                     return
             time.sleep(0.02)
-        raise OSError(errno.ETIMEDOUT, "it does not load the present library")
+        raise OSError(errno.ETIMEDOUT, "it does not load the installed library")
 
     def _exchange(self, request: bytes) -> protocol.Answer:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

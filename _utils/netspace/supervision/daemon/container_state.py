@@ -1,10 +1,10 @@
 """Deletion of a container that has ended, as ``crun delete --force`` does, but without starting crun.
 
 Starting crun costs four milliseconds of processor time; its work on a container without processes is a
-few rmdir(2) and unlink(2). This module handles only the plain case: crun's own status names a process that
-has ended and the service's control group, there are no hooks, and the kernel removes that group in every
-hierarchy, which it does only for an empty group. Every other container is left to crun.
-If this process is killed between any two steps, crun can delete the rest. This module kills no process.
+few rmdir(2) and unlink(2). This module handles only the plain case: in crun's own status, the process has ended and the
+control group is the service's; there are no hooks; and the kernel removes the group in every hierarchy, so the group
+was empty. This module leaves every other container to crun. If this process is killed between any two steps, crun can
+delete the rest. This module kills no process.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from netspace.supervision import process
 
 _CGROUPS = "/sys/fs/cgroup"
 _LARGEST = 4 * 1024 * 1024
-# The files that crun keeps for a container. The status is removed first, as crun does, so that a half-removed
-# container doesn't exist for crun.
+# The files that crun keeps for a container. crun removes the status first, and so does this module: crun ignores a
+# container without a status.
 _FILES = ("status", "config.json", "seccomp.bpf", "exec.fifo")
 _UNUSUAL = (b'"hooks"', b'"intelRdt"')
 
@@ -34,15 +34,15 @@ def folder(argv: Sequence[str]) -> str | None:
 
 
 def unknown(argv: Sequence[str]) -> bool:
-    """Return whether *argv* deletes a container that doesn't exist for crun, so that there is nothing to do."""
+    """Return whether *argv* deletes a container that crun doesn't know. Then there is nothing to do."""
     path = folder(argv)
     return path is not None and not os.path.lexists(path)
 
 
 def forget(argv: Sequence[str], cgroup: str) -> bool:
-    """Delete the container that *argv* deletes, if it has ended and is a plain case; return whether it was done.
+    """Delete the container that *argv* names, if it has ended and is a plain case; return whether it was deleted.
 
-    If so, no process of the container runs any more: its control group was empty.
+    A deleted container has no process left: its control group was empty.
 
     :param cgroup: the service's control group, from the hierarchy's root.
     """

@@ -1,11 +1,10 @@
 """The one supervisor process of a host without systemd: it keeps all services running.
 
-One poll loop watches every process by its pidfd; there is no thread, no process per
-service and no polling of processes. Programs started detached (``crun run --detach``)
-become the daemon's children, since it is a *child subreaper*, so it learns their exit status
-too. The daemon is needed for restarts only: if it is killed, the services keep running, and the next
-daemon adopts them by their traces (see ``definitions``). A second process stands by to take over
-(see ``standby``), unless the operator's init restarts the daemon.
+One loop watches every process by its pidfd; there is no thread, no process per service and no polling of processes. The
+daemon is a *child subreaper*: programs started detached (``crun run --detach``) become its children, so it learns their
+exit status too. Only restarts need the daemon: if it is killed, the services keep running, and the next daemon adopts
+them by their traces (see ``definitions``). A second process stands by to take over (see ``standby``), unless the
+operator's init restarts the daemon.
 
 Adoption is safe because the supervising process holds the lock file. A forked child shares
 the lock until it becomes its program, and writes its own trace before that. So a process that
@@ -46,7 +45,7 @@ from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import Unit, Units
 
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
-IDLE_FOR_GOOD = 0.2  # the same if no service is defined
+IDLE_FOR_GOOD = 0.2  # likewise, if no service is defined
 # The daemon's oom_score_adj: the OOM killer chooses it after nearly all other processes, because it restarts them.
 PRECIOUS = -900
 DESCRIPTORS = 524288  # systemd's hard limit too: systemd-system.conf(5), DefaultLimitNOFILE
@@ -76,7 +75,7 @@ class Daemon:
 
     @property
     def renewing(self) -> bool:
-        """True if it ended to reload the library."""
+        """True if the daemon ended to reload the library."""
         return self.serving.renewing
 
     def run(self, ready: Callable[[], None], standing: Standby | None) -> None:
@@ -100,7 +99,7 @@ class Daemon:
         self.loop.unwatch(listener.fileno())
         listener.close()
         if not self.renewing:
-            # Before the lock is released, so that no successor's socket is removed.
+            # Do this while the lock is held: later, the socket may be a successor's.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(socket_path(self.layout))
             if not definitions.defined(self.layout):

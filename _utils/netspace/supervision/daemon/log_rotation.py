@@ -26,7 +26,7 @@ class Rotation:
     def look(self) -> None:
         """Rotate logs that are too large, and schedule the next check.
 
-        It comes sooner if a file grows fast, or if a program was started recently.
+        The next check comes sooner if a file grows fast, or if a program was started recently.
         """
         now = time.monotonic()
         wait = min(2 * self._wait, SLOWEST)

@@ -1,9 +1,9 @@
 """Logs of services on hosts without a journal: one file per service, bounded in size and number.
 
-netspace's own programs have the file open for appending, so their output needs no relaying process and
-outlives the daemon. The output of detached programs comes through ``relay``. A file that is too large is
-*copied and truncated*, since a program can't be made to reopen it. Output between the copy and the
-truncation (microseconds) is lost. If a file is larger than the limit, only its last part is kept.
+netspace's own programs have the file open for appending, so their output needs no relaying process, and goes on without
+the daemon. ``relay`` writes the output of detached programs. A file that is too large is *copied and truncated*, since
+a program can't be made to reopen it. Output between the copy and the truncation (microseconds) is lost. If a file is
+larger than the limit, only its last part is kept.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def size(path: Path) -> int:
 
 
 def rotate(path: Path, limit: int = SIZE, old: int = OLD) -> bool:
-    """Move *path*'s content to ``path.1`` (and that to ``path.2``, up to *old*) if it is above *limit* bytes."""
+    """Move the content to ``path.1`` if it is above *limit* bytes; older content goes to ``path.2``, up to *old*."""
     total = size(path)
     if total <= limit:
         return False

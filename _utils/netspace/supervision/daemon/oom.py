@@ -2,8 +2,8 @@
 
 A program may survive when the OOM killer kills one of its children, and end much later for another reason.
 So each kill is noted when it happens, and counts as the cause of the main process's end only if both come
-together. Only services that are started detached have their own control group, and are counted. This
-module doesn't start or end anything.
+together. The module counts only for services that are started detached: only they have a control group of their own. It
+doesn't start or end anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.units import Unit, Units
 
-# Seconds from the kernel's notice until the count is read, and until it is read again. cgroup version 1 sends the
+# Seconds from the kernel's notice until the first and the second reading of the count. cgroup version 1 sends the
 # notice before the kernel has chosen a process, and also when a group is removed (mostly many at a time).
 SOON, LATER = 0.1, 1.0
 
@@ -76,7 +76,7 @@ class OomTracker:
             self._whose = set()
 
     def _look(self, unit: Unit) -> None:
-        """Note kills, unless the main process is about to end. It may be the killed one, which ``end`` handles."""
+        """Note kills, unless the main process is about to end: it may be the killed one, and ``end`` counts that."""
         if unit.phase != "running" or not self._detached(unit) or process.dying(unit.pid):
             return
         if killed := self._count(unit):
@@ -93,5 +93,5 @@ class OomTracker:
 
 
 def since(trace: definitions.Trace, cgroup: str) -> int:
-    """Return the number of kills of a running service: the recorded ones plus those the kernel counted since."""
+    """Return the number of kills of a running service: those recorded, plus those that the kernel has counted since."""
     return trace.oom_kills + max(0, memory_events.kills(cgroup) - trace.oom_seen)

@@ -1,6 +1,6 @@
 """Paths of the supervisor of a host without systemd, and a check whether it runs.
 
-They are separate from the supervisor's modules, because most runs only need this check.
+Most runs need only this check, so they don't import the supervisor's other modules.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def attended(layout: Layout) -> bool:
 
 
 def holder(layout: Layout) -> int:
-    """Return the PID of the daemon that holds the lock; 0 if there is none, or it is unknown (proc_locks(5))."""
+    """Return the PID of the daemon that holds the lock (proc_locks(5)); 0 if there is none or it is unknown."""
     try:
         info = lock_path(layout).stat()
         with open("/proc/locks") as stream:

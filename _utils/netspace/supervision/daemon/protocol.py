@@ -62,7 +62,7 @@ def parse_request(raw: bytes) -> Request:
     value = _object(raw, {"do", "names"}, frozenset({"version"}))
     do, names, version = value["do"], value["names"], value.get("version", "")
     if not isinstance(do, str) or do not in VERBS:
-        raise ValueError("do: no such verb")
+        raise ValueError("do: unknown request")
     if not isinstance(names, list) or len(names) > MOST_NAMES:
         raise ValueError(f"names: want a list of at most {MOST_NAMES}")
     if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):

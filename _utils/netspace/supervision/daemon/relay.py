@@ -25,7 +25,7 @@ from netspace.supervision.daemon.units import Unit, Units
 CAPACITY = 1024 * 1024  # bytes that a pipe holds while no supervisor reads
 CHUNK = 128 * 1024  # bytes read at one time
 PAUSE = 0.01  # seconds after each read: it bounds a program's output rate and the daemon's processor time
-_PARTS = 300  # the most reads that empty a full pipe, even if each write is kept apart (pipe(2), O_DIRECT)
+_PARTS = 300  # reads that empty a full pipe, even if it keeps each write apart (pipe(2), O_DIRECT)
 
 
 def folder(layout: Layout) -> Path:
@@ -68,7 +68,7 @@ class Relay:
         self.follow(unit)
 
     def follow(self, unit: Unit) -> None:
-        """Read the pipe of a running program, if it has one. Under earlier versions, programs write to their log."""
+        """Read the pipe of a running program, if it has one. A program that an earlier version started has none."""
         path = pipe(self.units.layout, unit.name)
         if unit.name in self._pipes or not path.exists():
             return

@@ -1,6 +1,6 @@
 """The daemon's socket, which only root may use: it receives requests and sends answers.
 
-A request is answered when everything it asked for is done. ``protocol`` defines the messages.
+The daemon answers a request when everything in it is done. ``protocol`` defines the messages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONNECTIONS = 32
 
 
 class Client:
-    """A connection with one request, which is answered when everything it asked for is done."""
+    """A connection with one request. The daemon answers when everything in the request is done."""
 
     def __init__(self, connection: socket.socket, changed: Callable[[Client], None]) -> None:
         self._changed = changed
@@ -116,7 +116,7 @@ class Server:
             try:
                 request = protocol.parse_request(bytes(client.received))
             except ValueError as err:
-                self.units.say(f"a request that is none: {err}")
+                self.units.say(f"socket: not a valid request: {err}")
                 self._drop(client)
                 return
             if request.version in ("", self.version):

@@ -1,4 +1,4 @@
-"""The daemon's child until it becomes its program: it writes its trace, then sets output, identity and environment.
+"""A child of the daemon, from its fork to its program: it writes its trace, then sets output, identity and environment.
 
 A child never returns to the daemon's code: it becomes the program or reports the error.
 """
@@ -27,8 +27,8 @@ def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], tra
 
     Reading the descriptor returns an error text, or nothing once the child has become its program.
 
-    :param trace: the child writes it with its own PID before anything else; None for a
-        helper (cleanup, reload), which runs as root whatever the service's user.
+    :param trace: the child writes it with its own PID before anything else; None for a helper (cleanup, reload), which
+        always runs as root.
     :raises OSError: the fork failed.
     """
     read, write = os.pipe()
@@ -83,7 +83,8 @@ def _become(
             process.prctl(process.PR_SET_NO_NEW_PRIVS)
         step = f"{service.working_dir}: "
         os.chdir(service.working_dir)
-        # Last: until then, the child has the supervisor's descriptors, two for each environment, and opens more.
+        # This comes last: until now the child needs all of the supervisor's descriptors, two for each environment, and
+        # more.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(DESCRIPTORS, hard), hard))
         step = f"{argv[0]}: "

@@ -1,10 +1,9 @@
 """The stand-by process, which becomes the next supervisor if the present one is killed.
 
-It is a fork of the supervisor that sleeps in the kernel until it gets the supervisor's lock. The kernel
-releases the lock however the supervisor ends. The process then becomes the supervisor, and starts
-another stand-by process. If the stand-by process is killed, the supervisor replaces it. It costs its own
-pages (most are shared with the supervisor), and no processor time. It starts, signals and watches
-nothing.
+It is a fork of the supervisor that sleeps in the kernel until it gets the supervisor's lock. The kernel releases the
+lock when the supervisor ends for any reason. The process then becomes the supervisor, and starts another stand-by
+process. If the stand-by process is killed, the supervisor replaces it. It costs its own pages (most are shared with the
+supervisor), and no processor time. It starts, signals and watches nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Standby:
                 self._pid = _fork(self.layout)
                 children.follow(self._pid, ended)
             except OSError as err:  # no process or descriptor is free: try again later
-                sys.stderr.write(f"nobody can stand by: {err}\n")
+                sys.stderr.write(f"the supervisor can't start a stand-by process: {err}\n")
                 loop.after(PAUSE, again)
 
         def ended(_: int | None) -> None:
@@ -79,12 +78,12 @@ def _stand_by(layout: Layout) -> NoReturn:
     lock = os.open(lock_path(layout), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     fcntl.flock(lock, fcntl.LOCK_EX)
     time.sleep(max(0.0, began + PAUSE - time.monotonic()))
-    sys.stderr.write("the supervisor has ended; the one that stood by takes over\n")
+    sys.stderr.write("the supervisor has ended; the stand-by process takes over\n")
     become_anew(lock)
 
 
 def become_anew(lock: int) -> NoReturn:
-    """Execute the supervisor of the library's installed version in this process, which keeps its children.
+    """Replace this process's program by the installed version of the supervisor. The process keeps its children.
 
     :param lock: the descriptor that holds the lock; it stays open.
     """

@@ -1,6 +1,6 @@
 """The start of services: dependencies first, and a bounded number at a time.
 
-For a detached start, the daemon follows the launcher until that has written the PID of the program.
+For a detached start, the daemon follows the launcher until the launcher has written the PID of the program.
 ``stop`` handles the end of services.
 """
 
@@ -200,10 +200,10 @@ class Starter:
         self._failed_launch(unit)
 
     def main_of(self, unit: Unit, launcher_ticks: int) -> bool:
-        """Follow the process in the PID file if it is the launched program; return whether it is.
+        """Follow the process in the PID file if it is the launched program; return whether it is that program.
 
-        The PID may belong to another process by now. The program started after its launcher, and is in the
-        service's cgroup, which holds no other processes.
+        The PID may belong to another process by now. The program is the one that started after its launcher and is in
+        the service's cgroup, which holds no other processes.
         """
         assert unit.service is not None and unit.service.pid_file is not None
         try:

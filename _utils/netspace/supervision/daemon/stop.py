@@ -22,7 +22,8 @@ from netspace.supervision.daemon.relay import Relay
 from netspace.supervision.daemon.units import Unit, Units, Waiter
 
 HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
-# The most passes for the processes that a service leaves behind, 10 ms apart; and for such as can't be seen.
+# The most passes over the processes that a service leaves behind, 10 ms apart; and the most of an incomplete pass that
+# finds none.
 PASSES, BLIND_PASSES = 100, 20
 
 
@@ -65,7 +66,7 @@ class Stopper:
                 unit.cancel()
                 unit.held = False
                 self.units.idle(unit, "stopped")
-            # In launching, stopping and ending, the end of that phase handles it.
+            # In launching, stopping and ending, the end of that phase handles the stop.
 
     def halt(self, unit: Unit) -> None:
         """Send SIGTERM to a running service, and SIGKILL if it doesn't end in time."""
@@ -76,7 +77,7 @@ class Stopper:
 
     def _force(self, unit: Unit) -> None:
         unit.timer = None
-        self.units.say(f"{unit.name}: does not end; killed")
+        self.units.say(f"{unit.name}: does not end; the daemon kills it")
         unit.kill(signal.SIGKILL)
 
     def ended(self, unit: Unit) -> None:
@@ -89,9 +90,9 @@ class Stopper:
         self.end(unit)
 
     def _forgotten(self, unit: Unit) -> bool:
-        """Delete the container without its runtime, if that is possible; return whether it was done.
+        """Delete the container without its runtime, if that is possible; return whether it was deleted.
 
-        If so, no process of the service is left.
+        If it was, no process of the service is left.
         """
         assert unit.service is not None
         cgroup = payload_cgroup(self.units.layout, unit.name)
@@ -111,8 +112,8 @@ class Stopper:
     def sweep(self) -> None:
         """Kill the processes that ended services left behind, in one pass over all processes for all services.
 
-        SIGKILL takes a moment, so passes are repeated until one is complete and finds no process. Only then
-        cleanup follows. Their number is bounded, since other processes of the host may end and begin at any time.
+        SIGKILL takes a moment, so passes are repeated until one is complete and finds no process. Only then cleanup
+        follows. The number of passes is bounded, since other processes of the host may end and begin at any time.
         """
         marks = {f"{self.units.layout.instance}/{name}": name for name in self.sweeping}
         sessions = [self.units.by_name[name].session for name in self.sweeping]
@@ -149,7 +150,7 @@ class Stopper:
         step()
 
     def help(self, unit: Unit, argv: tuple[str, ...], done: Callable[[str], None]) -> None:
-        """Run a command for *unit*; call *done* with an error text, empty when it exited 0."""
+        """Run a command for *unit*; then call *done* with an error text, which is empty if the command exited 0."""
         assert unit.service is not None
         offset = logs.size(unit.log)
         try:

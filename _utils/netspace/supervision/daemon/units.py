@@ -21,7 +21,7 @@ from netspace.supervision.definitions import Trace
 from netspace.supervision.service import Service
 
 BY_MARK = -1
-# Phases in which dependent services need not wait (any longer).
+# Phases in which dependent services may start.
 SETTLED = ("running", "idle", "backoff")
 
 
@@ -77,18 +77,18 @@ class Unit:
         return self.service.log
 
     def afresh(self) -> None:
-        """Reset the counts and the last end, because a start was requested."""
+        """Reset the counts and the last end when a start is requested."""
         self.restarts = self.failures = self.oom_kills = 0
         self.exit = self.error = ""
 
     def cancel(self) -> None:
-        """Cancel its timer."""
+        """Cancel the unit's timer."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
     def kill(self, number: int) -> None:
-        """Send its process a signal, if there is one."""
+        """Send a signal to the unit's process, if it has one."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
@@ -141,7 +141,7 @@ class Units:
         try:
             definitions.write_trace(self.layout, unit.name, self.trace(unit, state))
         except OSError as err:
-            self.say(f"{unit.name}: its trace can't be written: {err}")
+            self.say(f"{unit.name}: the daemon can't write the trace: {err}")
 
     def unblock(self, unit: Unit) -> None:
         """Release the units that waited for *unit*."""
@@ -162,7 +162,7 @@ class Units:
         self.tell(unit, "start", unit.error or "it ended before it could be used")
 
     def tell(self, unit: Unit, what: str, error: str = "") -> None:
-        """Answer the clients that wait for *unit* to *what* (start or stop)."""
+        """Answer the clients that wait for the start or stop (*what*) of *unit*."""
         for asker, goal in [waiter for waiter in unit.waiters if waiter[1] == what]:
             unit.waiters.remove((asker, goal))
             asker.done(unit.name, error)

@@ -2,7 +2,7 @@
 
 ``systemctl show`` reads all of a unit's 300 properties (1.5 ms per unit); netspace needs seven. So this module calls
 ``org.freedesktop.DBus.Properties.Get`` over systemd's own socket, as systemctl does when root runs it: no bus daemon is
-needed. ``jeepney`` encodes and decodes. It changes nothing.
+needed. ``jeepney`` encodes and decodes. The module changes nothing.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class Property(NamedTuple):
     name: str
 
     def call(self, serial: int) -> bytes:
-        """Return the call that gets it."""
+        """Return the D-Bus call that reads the property."""
         head, between, behind = _shape(len(self.path), self.interface, self.name)
         return head + struct.pack("<I", serial) + between + self.path.encode() + behind
 
 
 @functools.cache
 def _shape(length: int, interface: str, name: str) -> tuple[bytes, bytes, bytes]:
-    """Return the call for a path of *length* bytes, without its serial and its path, which lie between the parts.
+    """Return the three parts of a call; its serial and its path of *length* bytes go between them.
 
-    jeepney encodes each shape once: for 50 units its 350 calls would take longer than all else here together.
+    jeepney encodes each shape only once: to encode all 350 calls for 50 units would take longer than everything else.
     """
     path = "/" + "_" * (length - 1)
     message = Properties(DBusAddress(path, SYSTEMD, interface)).get(name).serialise(serial=1)
@@ -92,7 +92,7 @@ class Connection:
         # together with BEGIN, and then doesn't process it until more data arrives.
         self._send(login.data_to_send() + BEGIN)
         while not login.authenticated:
-            login.feed(self._receive(1))  # an octet: signals may follow the line at once
+            login.feed(self._receive(1))  # one byte at a time: signals may follow the line at once
 
     def ask(self, wanted: Sequence[Property]) -> list[Message]:
         """Ask for all that is *wanted* in one go; return systemd's replies in the same order.
@@ -114,7 +114,7 @@ class Connection:
             if place is None:
                 others += 1
                 if others > OTHERS:
-                    raise ValueError(f"more than {OTHERS} messages that answer nothing")
+                    raise ValueError(f"more than {OTHERS} messages besides the answers")
                 continue
             if fields.get(HeaderFields.sender) != SYSTEMD:
                 raise ValueError(f"an answer by {fields.get(HeaderFields.sender)!r:.80}, not by {SYSTEMD}")

@@ -64,7 +64,7 @@ class Systemd:
 
     @functools.cached_property
     def version(self) -> int:
-        """The version of systemd; if it can't be read, the newest one that makes a difference here."""
+        """The version of systemd; if it can't be read, the newest version that this module distinguishes."""
         try:
             return dbus.version()
         except (OSError, ValueError):
@@ -144,7 +144,7 @@ class Systemd:
         waiting = [name for name in known if self._waits(name)]
         known = [name for name in known if name not in waiting]
         if waiting and self._run("start", "--no-block", *map(self._unit, waiting)).returncode:
-            errors.update(dict.fromkeys(waiting, "systemd does not take it; see journalctl -u its unit"))
+            errors.update(dict.fromkeys(waiting, "systemd does not start the unit; see journalctl -u its unit"))
         if known and self._run("start", *map(self._unit, known)).returncode:
             for name, shown in self._show(known).items():
                 if shown.get("ActiveState") != "active":

@@ -1,8 +1,8 @@
 """A service as a systemd unit file (systemd.unit(5), systemd.service(5), systemd.exec(5)). Pure.
 
-systemd confines an ordinary program. It can't confine a container runtime (``delegate``,
-``pid_file``), which creates namespaces and mounts, and confines its payload itself. The runtime
-gets a cgroup subtree with limits for the whole subtree.
+systemd confines an ordinary program. It can't confine a container runtime (``delegate``, ``pid_file``): a runtime
+creates namespaces and mounts, and confines its payload itself. The runtime gets a cgroup subtree with limits for the
+whole subtree.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def ended(layout: Layout, service: str) -> Path:
 
 
 def kills(layout: Layout, service: str) -> Path:
-    """Return the path of the file that counts OOM kills, one byte each, since the service's last requested start."""
+    """Return the path of the file that has one byte for each OOM kill since the service's last requested start."""
     return layout.run / "ended" / f"{service}.oom"
 
 

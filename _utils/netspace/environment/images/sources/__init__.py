@@ -2,19 +2,19 @@
 
 Each module has
 
-- ``fingerprint(location)``: text that changes whenever the source may have changed,
-  from stat data or an index alone; cheap;
-- ``identity(location)``: text that changes exactly when the source's content did. It ends in
-  ``sha256:`` and the hash that a declared ``source_hash`` is compared with, if the source has one;
-- ``build(location, target, scratch)``: makes the erofs file *target*, with the empty
-  folder *scratch* to work in, and returns the image's own settings (:class:`Defaults`).
+- ``fingerprint(location)``: text that changes whenever the source may have changed. It is cheap: it comes from stat
+  data or an index alone;
+- ``identity(location)``: text that changes exactly when the source's content changed. If the source has a hash, the
+  text ends in ``sha256:`` and that hash, which must equal a declared ``source_hash``;
+- ``build(location, target, scratch)``: makes the erofs file *target*, works in the empty folder *scratch*, and returns
+  the image's own settings (:class:`Defaults`).
   :func:`pack` makes the file from a tree (``netspace.environment.images.tree``).
 
-and, if a location is a file that can be fetched from elsewhere first:
+and, if the file of a location can be fetched from elsewhere:
 
 - ``split(location)``: the path of that file, and the rest of the location after it;
-- ``pin(path, folder)``, if the path may be a folder too: copies the parts on which the identity
-  depends into *folder*, and returns the path of the copy.
+- ``pin(path, folder)``, only if the path may be a folder: copies the parts on which the identity depends into *folder*,
+  and returns the path of the copy.
 
 All raise NetspaceError if the location can't be used.
 """
@@ -48,7 +48,7 @@ UUID = "6e657473-7061-6365-0000-000000000000"
 _INTERNAL = {"kernel": "netspace.environment.container.unikernel"}
 _CHUNK = 1 << 20
 _LITTLE = 1 << 20
-_FULL = 128 * 1024  # free bytes; with fewer, the disk counts as full
+_FULL = 128 * 1024  # with fewer free bytes, the disk counts as full
 _LOOK = 0.2  # seconds between looks at mkfs.erofs
 _STUCK = 120.0  # seconds without progress after which mkfs.erofs is killed
 
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 class Defaults(msgspec.Struct, frozen=True):
     """An image's own settings for running it; empty if it has none.
 
-    :param user: 0 if the image names no user that can be used; then *group* is 0 too.
+    :param user: 0 if the image names no usable user; then *group* is 0, too.
     :param notes: notes for the operator on the build of the image and its user.
     """
 
@@ -134,7 +134,7 @@ def of_content(path: Path) -> str:
     with opened(path) as stream:
         try:
             return "sha256:" + digest(stream)
-        except OSError as err:  # an error of the disk
+        except OSError as err:  # the disk failed
             raise NetspaceError(f"image source {path}: {err.strerror}") from err
 
 
@@ -152,7 +152,7 @@ def opened(path: Path) -> IO[bytes]:
     :raises NetspaceError: when it can't be opened, or is no regular file.
     """
     try:
-        # O_NONBLOCK: else the open of a named pipe waits until somebody writes to it.
+        # O_NONBLOCK: without it, open would wait for a writer if this is a named pipe.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as err:
         raise NetspaceError(f"image source {path}: {err.strerror}") from err
@@ -186,9 +186,9 @@ def pack(tree: Tree, target: Path, budget: Budget) -> None:
     :raises OSError: when the disk is full.
     """
     if not tree.root.children:
-        raise budget.refuse("there is no file in it")
+        raise budget.refuse("it has no files")
     _want_room(target, sum(node.content.size for _, node in tree.walk() if node.content is not None))
-    # The block size would else be the page size of the host that builds.
+    # By default, the block size would be the page size of the building host.
     command = ["mkfs.erofs", "--quiet", "-b4096", "-T0", "--mkfs-time", "-U", UUID, "--tar=f", str(target)]
     with tools.started(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stdin is not None
@@ -202,7 +202,7 @@ def pack(tree: Tree, target: Path, budget: Budget) -> None:
                 pass  # it ended early; its message follows below
             message = tools.message(process.stderr.read(65536))
     if process.returncode != 0:
-        _want_room(target, _LITTLE)  # on a full disk it reports other errors
+        _want_room(target, _LITTLE)  # on a full disk, mkfs.erofs reports other errors
         raise budget.refuse(f"mkfs.erofs failed: {message or process.returncode}")
 
 
@@ -218,7 +218,7 @@ def _room(target: Path) -> int:
 
 @contextlib.contextmanager
 def _watched(process: subprocess.Popen[bytes], target: Path) -> Iterator[None]:
-    """Kill mkfs.erofs during the context when it can't go on: version 1.8 hangs forever once the disk is full."""
+    """Kill mkfs.erofs if it stops working during the context: version 1.8 hangs forever once the disk is full."""
     done = threading.Event()
 
     def watch() -> None:

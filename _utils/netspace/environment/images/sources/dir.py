@@ -1,7 +1,7 @@
-"""``dir:/srv/root``: a folder that is a root. It is copied into the image, never mounted itself.
+"""``dir:/srv/root``: a folder with the files of a root. The image gets a copy; the folder is never mounted.
 
-All file times become 0, so that copies of one folder are one image on every host. Links are
-never followed, so a user who may write in the folder can't have another file of the host copied.
+All file times become 0, so that copies of one folder are one image on every host. The copy never follows links, so a
+user who may write in the folder can't get other files of the host copied.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def fingerprint(location: str) -> str:
 def identity(location: str) -> str:
     """Return the identity of the folder's content.
 
-    It depends on names, types, modes, owners, contents and ``user.*`` attributes, and not on file times.
+    The identity depends on names, types, modes, owners, contents and ``user.*`` attributes, but not on file times.
     """
     state = hashlib.sha256()
     _tree(location, Budget(f"dir:{location}")).write(state.update)

@@ -1,8 +1,8 @@
-"""``erofs:/srv/shop.erofs``: a ready image, taken as it is: its sha256 is the image's name.
+"""``erofs:/srv/shop.erofs``: a ready image, used unchanged: its sha256 is the image's name.
 
-The kernel will read it as a file system, so erofs-utils check it first, and its bytes and files must
-be within the bounds. That finds damage and bombs. It does not stop a file that was made to attack the
-kernel, so use erofs files only from sources that you trust.
+The kernel will read the file as a file system, so erofs-utils check it first, and its bytes and files must be within
+the bounds. These checks find damage and bombs. They do not stop a file that was made to attack the kernel, so use erofs
+files only from sources that you trust.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from netspace.environment.images import bounds, sources, tools
 from netspace.environment.images.bounds import Budget
 
-# The superblock stands at byte 1024 and begins with this (little-endian 0xe0f5e1e2).
+# The first bytes of the superblock, which stands at byte 1024 (little-endian 0xe0f5e1e2).
 _MAGIC = b"\xe2\xe1\xf5\xe0"
 _SUPERBLOCK = 1024
 _COUNT = re.compile(rb"Filesystem total file count:\s*(\d{1,19})\b")
@@ -48,7 +48,7 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
     told = tools.run(["dump.erofs", "-S", str(target)], f"image source erofs:{location}: dump.erofs")
     count, size = _COUNT.search(told), _SIZE.search(told)
     if count is None or size is None:
-        raise budget.refuse("dump.erofs doesn't tell its size")
+        raise budget.refuse("dump.erofs doesn't tell the image's size")
     if int(count[1]) > bounds.ENTRIES:
         raise budget.refuse(f"more than {bounds.ENTRIES} files")
     Budget(f"erofs:{location}").take_bytes(int(size[1]))

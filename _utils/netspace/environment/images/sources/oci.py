@@ -1,9 +1,9 @@
-"""``oci:/srv/images/shop:orders``: a tagged image in an OCI layout folder, or in a tar of one.
+"""``oci:/srv/images/shop:orders``: a tagged image in an OCI layout folder, or in a tar of such a folder.
 
-A tar may hold an OCI layout (``skopeo copy ... oci-archive:``) or the output of ``docker save``; its
-content decides. Every blob and every layer is checked against its digest while it is read. Layers are
-combined in memory: nothing is unpacked on the host. Written after the OCI image specification 1.1
-(image-layout.md, manifest.md, config.md, layer.md) and Docker's image specification 1.2.
+A tar may hold an OCI layout (``skopeo copy ... oci-archive:``) or the output of ``docker save``; its content decides.
+The module checks every blob and every layer against its digest while it reads them. It combines layers in memory, and
+unpacks nothing on the host. Written after the OCI image specification 1.1 (image-layout.md, manifest.md, config.md,
+layer.md) and Docker's image specification 1.2.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-_NESTED = 4  # indexes within indexes
+_NESTED = 4  # the deepest nesting of indexes
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
@@ -43,7 +43,7 @@ def split(location: str) -> tuple[str, str]:
 
 
 def pin(path: Path, folder: Path) -> Path:
-    """Copy only the index: all other files are checked against its digests while they are read."""
+    """Copy only the index: it has the digests of all other files, which are checked while they are read."""
     with sources.opened(path / "index.json") as stream:
         (folder / "index.json").write_bytes(stream.read(bounds.JSON + 1))
     (folder / "blobs").symlink_to(path.absolute() / "blobs")
@@ -125,7 +125,7 @@ def _open(path: Path, scratch: Path, budget: Budget, stack: contextlib.ExitStack
 
 
 class _Layer(msgspec.Struct, frozen=True):
-    """A layer's name among the blobs, and its digests, packed (empty if none is declared) and unpacked."""
+    """A layer: the name of its blob, and the digests of its packed bytes (empty if not declared) and unpacked bytes."""
 
     name: str
     packed: str
@@ -160,12 +160,12 @@ def _find(blobs: _Blobs, tag: str, budget: Budget) -> _Image:
         raw = _read(blobs, name, budget)
         named = _NAMED_BY_DIGEST.fullmatch(name)
         if named and hashlib.sha256(raw).hexdigest() != named[1]:
-            raise budget.refuse(f"{name}: its content is not what its digest says; copy the image again")
+            raise budget.refuse(f"{name}: its content does not match its digest; copy the image again")
         config = _object(raw, name, budget)
         layers = entry.get("Layers")
         names = [(str(layer), "") for layer in layers] if isinstance(layers, list) else []
     else:
-        raise budget.refuse("neither an OCI layout (index.json) nor what `docker save` writes (manifest.json)")
+        raise budget.refuse("neither an OCI layout (index.json) nor an archive of `docker save` (manifest.json)")
     rootfs = config.get("rootfs")
     unpacked = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not names:
@@ -173,7 +173,7 @@ def _find(blobs: _Blobs, tag: str, budget: Budget) -> _Image:
     if len(names) > bounds.LAYERS:
         raise budget.refuse(f"more than {bounds.LAYERS} layers")
     if not isinstance(unpacked, list) or len(unpacked) != len(names) or not all(map(_is_digest, unpacked)):
-        raise budget.refuse("its configuration doesn't tell the digest of each layer (rootfs.diff_ids)")
+        raise budget.refuse("its configuration lacks the digest of a layer (rootfs.diff_ids)")
     return _Image(config, tuple(_Layer(name, packed, diff[7:]) for (name, packed), diff in zip(names, unpacked)))  # noqa: B905
 
 
@@ -199,9 +199,9 @@ def _descriptor(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
             if entry.get("mediaType") in _INDEXES or _platform(entry) == ("linux", machine)
         ]
         if not fitting:
-            raise budget.refuse(f"has nothing for linux on {machine}")
+            raise budget.refuse(f"has no image for linux on {machine}")
         descriptor = fitting[0]
-    raise budget.refuse("indexes within indexes")
+    raise budget.refuse("indexes nested too deep")
 
 
 def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def _saved(blobs: _Blobs, tag: str, budget: Budget) -> dict[str, Any]:
 
 
 def _pick(named: dict[int, list[str]], tag: str, budget: Budget) -> int:
-    """Return the index of the only image named *tag* or ``...:tag``; without *tag*, of ``latest`` or the only image."""
+    """Return the index of the only image named *tag* or ``...:tag``; without *tag*, of ``latest`` or the only one."""
     wanted = tag or "latest"
     exact = [index for index, names in named.items() if wanted in names]
     ending = [index for index, names in named.items() if any(name.endswith(f":{wanted}") for name in names)]
@@ -283,7 +283,7 @@ def _is_digest(text: object) -> bool:
 def _digest(descriptor: Any, budget: Budget) -> str:
     digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
     if not _is_digest(digest):
-        raise budget.refuse(f"{digest!r} is no sha256 digest")
+        raise budget.refuse(f"{digest!r} is not a sha256 digest")
     return str(digest)[7:]
 
 
@@ -291,7 +291,7 @@ def _blob(blobs: _Blobs, descriptor: Any, budget: Budget) -> dict[str, Any]:
     digest = _digest(descriptor, budget)
     raw = _read(blobs, f"blobs/sha256/{digest}", budget)
     if hashlib.sha256(raw).hexdigest() != digest:
-        raise budget.refuse(f"blobs/sha256/{digest}: its content is not what its digest says; copy the image again")
+        raise budget.refuse(f"blobs/sha256/{digest}: its content does not match its digest; copy the image again")
     return _object(raw, f"blobs/sha256/{digest}", budget)
 
 
@@ -309,7 +309,7 @@ def _object(raw: bytes, name: str, budget: Budget) -> dict[str, Any]:
 
 
 def _defaults(config: Any, tree: Tree) -> sources.Defaults:
-    """Return the settings of the image's config, without invalid ones; the declaration can replace those."""
+    """Return the settings of the image's config, without invalid ones. The declaration can replace invalid ones."""
     config = config if isinstance(config, dict) else {}
 
     def texts(key: str) -> tuple[str, ...]:
@@ -339,5 +339,5 @@ def _defaults(config: Any, tree: Tree) -> sources.Defaults:
 
 
 def _plain(value: Any) -> bool:
-    """Return whether the value is text that a declaration could give, too."""
+    """Return whether the value is a text that would be valid in a declaration."""
     return isinstance(value, str) and checks.plain(value, checks.MAX_ARGUMENT)
