@@ -32,9 +32,12 @@ UPWARDS = {"spec.extensions"}
 
 # Modules that do nothing but compute: no file, process, socket or clock is within reach of what they import.
 PURE = {
+    "attestation.endorsement.der",
+    "attestation.endorsement.ek_certificates",
     "attestation.endorsement.path_rules",
     "attestation.endorsement.revocation",
     "attestation.evidence",
+    "attestation.identity",
     "attestation.learning.boot",
     "attestation.learning.ima",
     "attestation.learning.policy",
@@ -49,13 +52,19 @@ PURE = {
     "attestation.refusals",
     "attestation.tee.report",
     "attestation.tee.rules",
+    "attestation.tpm.credential",
     "attestation.tpm.structures",
     "attestation.tpm.tcti",
+    "attestation.verifier.ak_certificate",
     "attestation.verifier.appraisal",
+    "attestation.verifier.attestation_keys",
     "attestation.verifier.boot_rules",
     "attestation.verifier.extensions",
     "attestation.verifier.ima_rules",
     "attestation.verifier.platform_rules",
+    "attestation.verifier.quotes",
+    "attestation.verifier.references",
+    "attestation.verifier.verifier",
     "environment.container.seccomp_arguments",
     "environment.health.alarms",
     "environment.health.state",
@@ -74,6 +83,7 @@ PURE = {
     "spec.types",
     "strict_json",
     "text",
+    "x509_helpers",
 }
 # What reaches beyond a process, and the clock.
 IMPURE = {
@@ -88,7 +98,6 @@ LONG = {
     "attestation.fleet.window",
     "attestation.refusals",
     "attestation.registrar.registrar",
-    "attestation.verifier.verifier",
     "environment.apply",
     "environment.audit.probe",
     "environment.plan",

@@ -21,7 +21,7 @@ from netspace.attestation.evidence import Context
 from netspace.attestation.logs import events, ima, systemd
 from netspace.attestation.logs.eventlog import Event
 from netspace.attestation.policy import policy
-from netspace.attestation.verifier import appraisal, boot_rules, extensions, platform_rules, verifier
+from netspace.attestation.verifier import appraisal, attestation_keys, boot_rules, extensions, platform_rules, verifier
 from netspace.attestation.verifier.verifier import Expected
 
 NOW = 1_700_000_000.0
@@ -37,7 +37,7 @@ class Host:
         self.log = boot_logs.read(f"{boot}/binary_bios_measurements")
         self.tpm.pcrs = boot_logs.values(boot)
         self.lines = boot_logs.read(f"{boot}/ima_binary_runtime_measurements")
-        made = verifier.challenge(tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
+        made = attestation_keys.challenge(tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
         bound = made.redeem(context.activation(tpm.activate(made.blob, made.encrypted), made._key.name), NOW)
         self.bound = dataclasses.replace(bound, level=3)
 

@@ -50,7 +50,7 @@ from netspace.attestation.tee import appraisal as tees
 from netspace.attestation.tee.x509 import Trust
 from netspace.attestation.tpm.structures import Clock
 from netspace.attestation.verifier import appraisal as judge
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import quotes, verifier
 from netspace.attestation.verifier.appraisal import GoodBoot
 from netspace.errors import NetspaceError
 from netspace.text import REPLACEMENT, printable
@@ -345,7 +345,7 @@ class Fleet:
             boot, evidence = _answer(answer)
             context = Context(self._master, asked.minion, asked.session, asked.nonce, binding=boot.encode())
             if host is not None:
-                verifier.own_quote(evidence, bound_key(self._as_asked(asked, host)), context)
+                quotes.own_quote(evidence, bound_key(self._as_asked(asked, host)), context)
             else:
                 self._check_software(asked, answer, evidence, context)
             return boot, self._with_log(asked, evidence), context

@@ -41,7 +41,7 @@ from netspace.attestation.registrar import audit_log, inventory, privacy_ca
 from netspace.attestation.registrar.enrolment import Pending
 from netspace.attestation.registrar.privacy_ca import Authority
 from netspace.attestation.tpm import structures
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import attestation_keys
 from netspace.errors import NetspaceError, unreadable
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
     from netspace.attestation.endorsement.makers import Makers
-    from netspace.attestation.verifier.verifier import Certified
+    from netspace.attestation.verifier.attestation_keys import Certified
 
 NAME = "netspace Privacy CA"
 
@@ -181,7 +181,7 @@ class Registrar:
             shown = makers.completed(shown, endorsement)
             context = Context(master, minion, secrets.token_hex(8), secrets.token_bytes(32))
             pinned = known["ek"] if known else None
-            made = verifier.challenge(
+            made = attestation_keys.challenge(
                 shown,
                 context,
                 roots=makers.roots,
@@ -318,7 +318,7 @@ class Registrar:
             key, certificate = (base64.b64decode(record[name], validate=True) for name in ("ak", "certificate"))
         except (KeyError, TypeError, ValueError) as err:
             raise NetspaceError(f"{self._path(str(record.get('minion')))}: not a record of an enrolment") from err
-        return verifier.certified(
+        return attestation_keys.certified(
             key,
             certificate,
             record["level"],
