@@ -48,7 +48,7 @@ from netspace.attestation import ear, hsm, identity  # noqa: E402
 from netspace.attestation.endorsement import makers  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
 from netspace.attestation.fleet import bus as buses  # noqa: E402
-from netspace.attestation.fleet import fleet, groups, rounds, window  # noqa: E402
+from netspace.attestation.fleet import calls, fleet, groups, rounds, window  # noqa: E402
 from netspace.attestation.learning import policy as learning  # noqa: E402
 from netspace.attestation.logs import ima as lists  # noqa: E402
 from netspace.attestation.policy import policy as rules  # noqa: E402
@@ -889,11 +889,11 @@ def _enrolled(minion: str, settings: dict[str, Any], trusted: Callable[[], maker
     registrar = _registrar(settings)
     found: list[dict[str, Any]] = []
 
-    def work() -> window.Work:
+    def work() -> calls.Work:
         found.append((yield from rounds.enrolled(registrar, minion, _credentials(registrar, trusted), _identities())))
 
     with _bus(settings) as bus:
-        window.Window(bus, window.Pace(1, 0.0, settings["timeout"])).run([(minion, work())])
+        window.Window(bus, calls.Pace(1, 0.0, settings["timeout"])).run([(minion, work())])
     return found[0]
 
 
@@ -917,8 +917,8 @@ def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> 
     return ready
 
 
-def _pace(settings: dict[str, Any]) -> window.Pace:
-    return window.Pace(settings["concurrency"], settings["jitter"], settings["timeout"])
+def _pace(settings: dict[str, Any]) -> calls.Pace:
+    return calls.Pace(settings["concurrency"], settings["jitter"], settings["timeout"])
 
 
 @contextlib.contextmanager

@@ -37,6 +37,8 @@ PURE = {
     "attestation.endorsement.path_rules",
     "attestation.endorsement.revocation",
     "attestation.evidence",
+    "attestation.fleet.calls",
+    "attestation.fleet.lanes",
     "attestation.identity",
     "attestation.learning.boot",
     "attestation.learning.ima",
@@ -95,7 +97,6 @@ LINES = 450
 # for their seams to be split.
 LONG = {
     "attestation.fleet.fleet",
-    "attestation.fleet.window",
     "attestation.refusals",
     "attestation.registrar.registrar",
     "environment.apply",

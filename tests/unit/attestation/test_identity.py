@@ -16,7 +16,8 @@ from test_registrar import MASTER, Minion
 
 from netspace.attestation import identity, refusals
 from netspace.attestation.evidence import Context
-from netspace.attestation.fleet.bus import Reply, SaltBus
+from netspace.attestation.fleet.bus import SaltBus
+from netspace.attestation.fleet.calls import Reply
 from netspace.attestation.identity import Identities
 from netspace.attestation.tpm import structures
 from netspace.errors import NetspaceError

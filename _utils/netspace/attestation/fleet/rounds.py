@@ -22,9 +22,10 @@ from typing import Any
 from netspace import files
 from netspace.attestation.fleet import fleet, transfer
 from netspace.attestation.fleet.bus import Bus
+from netspace.attestation.fleet.calls import TELL, Again, Answer, Call, Pace, Step, Task, Work
 from netspace.attestation.fleet.fleet import Fleet, HostState
 from netspace.attestation.fleet.origin import Unproved
-from netspace.attestation.fleet.window import TELL, Again, Answer, Call, Pace, Step, Task, Window, Work
+from netspace.attestation.fleet.window import Window
 from netspace.attestation.identity import Identities
 from netspace.attestation.refusals import Malformed, Refused, WrongSaltKey
 from netspace.attestation.registrar.enrolment import Pending
