@@ -48,7 +48,7 @@ from netspace.attestation import ear, hsm, identity  # noqa: E402
 from netspace.attestation.endorsement import makers  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
 from netspace.attestation.fleet import bus as buses  # noqa: E402
-from netspace.attestation.fleet import calls, fleet, groups, rounds, window  # noqa: E402
+from netspace.attestation.fleet import calls, fleet, groups, host_state, policies, rounds, window  # noqa: E402
 from netspace.attestation.learning import policy as learning  # noqa: E402
 from netspace.attestation.logs import ima as lists  # noqa: E402
 from netspace.attestation.policy import policy as rules  # noqa: E402
@@ -560,7 +560,7 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
 
     return _answer(
         lambda: _attest(_minions(target, tgt_type), _fleet()),
-        lambda found: bool(found) and all(one["state"] == fleet.TRUSTED for one in found.values()),
+        lambda found: bool(found) and all(one["state"] == host_state.TRUSTED for one in found.values()),
     )
 
 
@@ -711,7 +711,7 @@ def learn(
         shown = {
             "group": group,
             "learned_from": minions,
-            "diff": _some(groups.diff(learned.before, learned.after)),
+            "diff": _some(policies.diff(learned.before, learned.after)),
             "notes": list(learned.notes),
             "signed": False,
         }
@@ -750,7 +750,7 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
         except Refused:
             before = None  # the policy in force can't be used; the new one replaces it
         found = _put(made, str(group), data)
-        return {"group": str(group), "version": found.version, "diff": _some(groups.diff(before, data))}
+        return {"group": str(group), "version": found.version, "diff": _some(policies.diff(before, data))}
 
     return _answer(work)
 
@@ -866,7 +866,7 @@ def ear_token(minion: str) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        record = _fleet().record(str(minion))
+        record = _fleet().results.record(str(minion))
         if record is None:
             raise NetspaceError(f"{minion} was never attested")
         if time.time() > record["issued"] + ear.LIFETIME:
@@ -968,9 +968,9 @@ def _known(made: fleet.Fleet, pattern: str) -> list[str]:
     return sorted({*accepted, *(one for one in enrolled if fnmatch.fnmatchcase(one, pattern))})
 
 
-def _announce(made: fleet.Fleet, standing: fleet.HostState) -> None:
+def _announce(made: fleet.Fleet, standing: host_state.HostState) -> None:
     """Announce a change of state, in the registrar's log and then on Salt's bus."""
-    before = made.announced(standing)
+    before = made.results.announced(standing)
     if before is None:
         return
     import salt.utils.event

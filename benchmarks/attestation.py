@@ -225,7 +225,7 @@ class Fleet:
         self.runner, self.master = runner_bus.load(folder, {"groups": [group], "concurrency": 100})
         runner_bus.join(self.runner, self.ask)
         self.runner._minions = lambda target, kind: list(self.names)
-        self.runner._announce = lambda fleet, standing: fleet.announced(standing)
+        self.runner._announce = lambda fleet, standing: fleet.results.announced(standing)
         self.known, self.bytes, self.theirs = "", 0, 0.0
         fleet = self.runner._fleet()
         fleet.registrar.init(time.time())

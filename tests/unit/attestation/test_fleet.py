@@ -16,11 +16,13 @@ from test_registrar import MASTER, NOW, Minion, enrolled
 
 from netspace.attestation import ear, identity, refusals
 from netspace.attestation.evidence import Context
-from netspace.attestation.fleet import fleet, groups, origin
+from netspace.attestation.fleet import fleet, groups, host_state, origin, policies, results
+from netspace.attestation.fleet.challenge import Asked
 from netspace.attestation.fleet.fleet import Fleet
 from netspace.attestation.learning.policy import Wish
 from netspace.attestation.minion import attester, software_key
 from netspace.attestation.policy import policy
+from netspace.attestation.registrar.host_record import key_of
 from netspace.attestation.registrar.registrar import Registrar
 from netspace.attestation.verifier import appraisal
 from netspace.errors import NetspaceError
@@ -62,13 +64,13 @@ def minion(made: Fleet, fake_tpm: Any) -> Minion:
     return one
 
 
-def answer(asked: fleet.Asked, tpm: Any, boot: str = BOOT, **changes: Any) -> dict[str, Any]:
+def answer(asked: Asked, tpm: Any, boot: str = BOOT, **changes: Any) -> dict[str, Any]:
     values = {"verifier": MASTER, "host": asked.minion, "session": asked.session, "nonce": asked.nonce, **changes}
     context = Context(**values, binding=boot.encode())
     return signed(asked, {"boot": boot, "evidence": tpm.evidence(context).wire()})
 
 
-def signed(asked: fleet.Asked, answer: dict[str, Any]) -> dict[str, Any]:
+def signed(asked: Asked, answer: dict[str, Any]) -> dict[str, Any]:
     """As the minion's Salt key signs it."""
     plain = {key: value for key, value in answer.items() if key != "salt"}
     made: dict[str, Any] = runner_bus.signed("answer", MASTER, asked.minion, asked.wire(), plain)
@@ -224,14 +226,16 @@ def test_what_a_host_measured_moves_no_cursor(made: Fleet, minion: Minion) -> No
 def test_below_its_groups_minimum_it_is_degraded(made: Fleet, minion: Minion) -> None:
     attest(made, minion)
     high = dataclasses.replace(made.group("web1"), minimum=3)
-    assert fleet.state("web1", made.record("web1"), made.registrar.host("web1"), high, NOW)[0] == "degraded"
+    assert (
+        host_state.state("web1", made.results.record("web1"), made.registrar.host("web1"), high, NOW)[0] == "degraded"
+    )
 
 
 def test_a_deadline_that_was_made_shorter_counts_at_once(made: Fleet, minion: Minion) -> None:
     attest(made, minion)
     short = dataclasses.replace(made.group("web1"), deadline=60.0)
     host = made.registrar.host("web1")
-    assert fleet.state("web1", made.record("web1"), host, short, NOW + 61)[0] == "stale"
+    assert host_state.state("web1", made.results.record("web1"), host, short, NOW + 61)[0] == "stale"
 
 
 def test_the_token_is_for_this_host_challenge_and_boot(made: Fleet, minion: Minion) -> None:
@@ -286,7 +290,7 @@ def test_an_answer_that_is_none(made: Fleet, minion: Minion, forged: Any) -> Non
 def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion) -> None:
     """Salt lets any minion answer for any other: what no key of the host signed says nothing of the host."""
     attest(made, minion)
-    before = made.record("web1")
+    before = made.results.record("web1")
     other = type(minion.tpm)()
     for number in range(8):
         asked = made.ask("web1")
@@ -304,9 +308,9 @@ def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion) 
         ][number]
         with pytest.raises(origin.Unproved, match=r"\[(malformed|ak-unknown|qualifying-data)\]$"):
             made.judge(asked, forged, NOW + 1)
-        assert made.record("web1") == before and standing(made) == ("trusted", "L2")
+        assert made.results.record("web1") == before and standing(made) == ("trusted", "L2")
         assert made.judge(asked, genuine, NOW)["level"] == 2, "the host's own still counts"
-        before = made.record("web1")
+        before = made.results.record("web1")
 
 
 def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) -> None:
@@ -317,7 +321,7 @@ def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) ->
     for signature in (None, "00" * 256, genuine["salt"], "zz", 7):
         with pytest.raises(origin.Unproved, match="salt-key"):
             made.judge(asked, {**by_software(asked, evil), "salt": signature}, NOW)
-    assert made.record("web7") is None and not made._pin("web7").exists()
+    assert made.results.record("web7") is None and not made._pin("web7").exists()
     assert made.judge(asked, genuine, NOW)["level"] == 1
 
 
@@ -399,16 +403,16 @@ def test_what_others_write_into_the_store_counts_as_nothing(
     attest(made, minion)
     (key,) = (key for key in store.data if key[0] == "state")
     good = store.data[key]["jws"]
-    record = made.record("web1")
+    record = made.results.record("web1")
     assert record is not None
     other = ear.signer(tmp_path / "other").sign(ear.STATE, {**record, "level": 5})
     for forged in (other, good[:-4] + "AAAA", "", 7, ear.make(made.signer, _told(record), NOW, "")):
         store.data[key] = {"jws": forged}
         assert standing(made) == ("enrolled", "L0")
     enrolled(made.registrar, Minion("web2", type(minion.tpm)()), NOW)
-    store.data["state", fleet.key_of("web2")] = {"jws": good}
+    store.data["state", key_of("web2")] = {"jws": good}
     assert standing(made, minion="web2")[0] == "enrolled", "one host's record is not another's"
-    assert made.record("web2") is None
+    assert made.results.record("web2") is None
 
 
 def _told(record: dict[str, Any]) -> ear.AppraisalClaims:
@@ -416,12 +420,12 @@ def _told(record: dict[str, Any]) -> ear.AppraisalClaims:
 
 
 def test_each_change_of_state_is_told_once(made: Fleet, minion: Minion) -> None:
-    assert made.announced(made.standing("web1", NOW)) == "unknown"
-    assert made.announced(made.standing("web1", NOW)) is None
+    assert made.results.announced(made.standing("web1", NOW)) == "unknown"
+    assert made.results.announced(made.standing("web1", NOW)) is None
     attest(made, minion)
-    assert made.announced(made.standing("web1", NOW)) == "enrolled"
-    assert made.announced(made.standing("web1", NOW + 8000)) == "trusted"
-    assert made.announced(made.standing("web1", NOW + 8000)) is None
+    assert made.results.announced(made.standing("web1", NOW)) == "enrolled"
+    assert made.results.announced(made.standing("web1", NOW + 8000)) == "trusted"
+    assert made.results.announced(made.standing("web1", NOW + 8000)) is None
 
 
 def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
@@ -451,7 +455,7 @@ def logged(minion: Minion) -> bytes:
     return log
 
 
-def judged(made: Fleet, minion: Minion, log: Any, asked: fleet.Asked | None = None, now: float = NOW) -> dict[str, Any]:
+def judged(made: Fleet, minion: Minion, log: Any, asked: Asked | None = None, now: float = NOW) -> dict[str, Any]:
     asked = made.ask("web1") if asked is None else asked
     wire = answer(asked, minion.tpm)
     wire["evidence"]["bootlog"] = base64.b64encode(log).decode() if isinstance(log, bytes) else log
@@ -476,7 +480,7 @@ def test_a_boot_log_travels_once(made: Fleet, minion: Minion, store: Store, logg
     writes = dict(store.data)
     for _ in range(3):
         assert judged(made, minion, {"sha256": digest})["level"] == 4
-    assert store.data["log", fleet.key_of("web1")] is writes["log", fleet.key_of("web1")], "it is not written again"
+    assert store.data["log", key_of("web1")] is writes["log", key_of("web1")], "it is not written again"
     assert made.tried("web1", policy.parse({"version": 2}))["new"] == "L3"
     # After the next boot there is another one, and it is the one that counts then.
     other = logged + logged[-64:]
@@ -518,8 +522,8 @@ def test_a_log_that_was_lost_is_asked_for_again_and_nothing_is_judged(
     judged(made, minion, logged)
     asked = made.ask("web1")
     for lost in ({}, {"log": "x"}, {"log": 7}, {"log": base64.b64encode(b"another").decode()}):
-        store.data["log", fleet.key_of("web1")] = lost
-        with pytest.raises(fleet.LogLost, match="asked for again"):
+        store.data["log", key_of("web1")] = lost
+        with pytest.raises(results.LogLost, match="asked for again"):
             judged(made, minion, {"sha256": asked.log}, asked)
         assert standing(made) == ("trusted", "L4"), "our own loss costs no host its trust"
         assert made.tried("web1", policy.parse({"version": 2}))["code"] == "evidence-none"
@@ -540,7 +544,7 @@ def test_the_digest_of_a_log_proves_nothing_by_itself(made: Fleet, minion: Minio
 
 
 # -- hosts without a TPM ----------------------------------------------------------------
-def by_software(asked: fleet.Asked, key: software_key.Key) -> dict[str, Any]:
+def by_software(asked: Asked, key: software_key.Key) -> dict[str, Any]:
     context = Context(MASTER, asked.minion, asked.session, asked.nonce, binding=BOOT.encode())
     return signed(asked, {"boot": BOOT, "evidence": attester.by_key(key, context).wire()})
 
@@ -638,7 +642,7 @@ def test_a_policys_version_never_falls(made: Fleet, tmp_path: Path) -> None:
 
 def test_what_a_policy_allows_for_a_time_ends_by_the_clock_alone(made: Fleet, tmp_path: Path) -> None:
     now = [policy.when("2026-12-23")]
-    kept = groups.Policies(tmp_path / "books", made.signer, lambda: now[0])
+    kept = policies.Policies(tmp_path / "books", made.signer, lambda: now[0])
     rules = {
         "boot": {"kernels": ["ab" * 32], "pcrs": {"2": [], "4": []}},
         "until": {"2026-12-24": {"boot": {"kernels": ["cd" * 32]}}},
@@ -655,7 +659,7 @@ def test_what_a_policy_allows_for_a_time_ends_by_the_clock_alone(made: Fleet, tm
     assert kernels() == 1
     assert kept.data("web") == {"version": 1, **rules}, "what was signed stays as it was signed"
     now[0] -= 86400
-    again = groups.Policies(tmp_path / "books", made.signer, lambda: now[0])
+    again = policies.Policies(tmp_path / "books", made.signer, lambda: now[0])
     assert again.get("web") is not None and again.get("web").changes == now[0] + 86400  # type: ignore[union-attr]
 
 
@@ -680,11 +684,11 @@ def learn(made: Fleet, minion: Minion) -> tuple[Any, dict[str, Any]]:
 def test_learning_shows_a_difference_and_keeps_what_was_good(made: Fleet, minion: Minion) -> None:
     before, after = learn(made, minion)
     assert before is None and after["version"] == 1 and set(after["boot"]["pcrs"]) == {str(pcr) for pcr in range(8)}
-    assert any(line.startswith("+") and minion.tpm.pcrs[0].hex() in line for line in groups.diff(before, after))
+    assert any(line.startswith("+") and minion.tpm.pcrs[0].hex() in line for line in policies.diff(before, after))
     policy.parse(after)
     made.policies.put("web", after)
     before, same = learn(made, minion)
-    assert before == same and groups.diff(before, same) == []
+    assert before == same and policies.diff(before, same) == []
     old = minion.tpm.pcrs[4]
     minion.tpm.pcrs[4] = bytes([7]) * 32
     before, after = learn(made, minion)
@@ -714,7 +718,7 @@ def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(made: Fleet, 
 def test_nothing_is_learned_where_the_log_was_lost(made: Fleet, minion: Minion, store: Store, logged: bytes) -> None:
     judged(made, minion, logged)
     assert made.learn(["web1"], Wish())[1].after["boot"]["secure_boot"] is True
-    store.data["log", fleet.key_of("web1")] = {}
+    store.data["log", key_of("web1")] = {}
     with pytest.raises(NetspaceError, match="not kept any more: attest it"):
         made.learn(["web1"], Wish())
 
@@ -729,7 +733,7 @@ def test_systemds_log_is_kept_beside_the_firmwares_and_written_where_it_changed(
         wire["evidence"]["systemdlog"] = base64.b64encode(systemd).decode()
         made.judge(asked, wire, NOW)
 
-    key = "log", fleet.key_of("web1")
+    key = "log", key_of("web1")
     answered(b"one", logged)
     known = {"sha256": hashlib.sha256(logged).hexdigest()}
     kept = store.data[key]
@@ -737,7 +741,7 @@ def test_systemds_log_is_kept_beside_the_firmwares_and_written_where_it_changed(
     assert store.data[key] is kept, "nothing is new: nothing is written"
     answered(b"two", known)
     assert base64.b64decode(store.data[key]["systemd"]) == b"two" and store.data[key]["log"] == kept["log"]
-    record = made.record("web1")
+    record = made.results.record("web1")
     assert record is not None and record["systemd"] == hashlib.sha256(b"two").hexdigest()
 
 
@@ -751,7 +755,7 @@ def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, sto
         "code": "ek-untrusted",
         "reason": "the TPM has no endorsement certificate",
     }
-    store.data["state", fleet.key_of("web1")] = {}
+    store.data["state", key_of("web1")] = {}
     assert made.tried("web1", proposed)["code"] == "evidence-none"
 
 

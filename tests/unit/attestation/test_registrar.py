@@ -14,7 +14,8 @@ from netspace.attestation import refusals
 from netspace.attestation.endorsement.makers import Makers
 from netspace.attestation.evidence import Context, Enrolment, key_fingerprint, parse_enrolment
 from netspace.attestation.registrar import audit_log, privacy_ca
-from netspace.attestation.registrar.registrar import Registrar, keys_of
+from netspace.attestation.registrar.host_record import keys_of
+from netspace.attestation.registrar.registrar import Registrar
 from netspace.attestation.tpm import structures
 from netspace.attestation.verifier import ak_certificate, offline
 from netspace.errors import NetspaceError, StateError

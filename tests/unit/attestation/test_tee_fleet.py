@@ -22,13 +22,14 @@ from netspace.attestation import ear, refusals, result
 from netspace.attestation.endorsement import ek_certificates
 from netspace.attestation.evidence import Context, Evidence, TeeReport
 from netspace.attestation.evidence import parse as parse_evidence
-from netspace.attestation.fleet import fleet, groups
+from netspace.attestation.fleet import challenge, groups
 from netspace.attestation.fleet.fleet import Fleet
 from netspace.attestation.minion import attester, master_result, software_key
 from netspace.attestation.minion import settings as terms
 from netspace.attestation.policy import policy
 from netspace.attestation.reconciler import Attestations
-from netspace.attestation.registrar.registrar import Registrar, key_of
+from netspace.attestation.registrar.host_record import key_of
+from netspace.attestation.registrar.registrar import Registrar
 from netspace.attestation.tee import configfs, roots, x509
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -53,11 +54,11 @@ def key(tmp_path: Path) -> software_key.Key:
     return software_key.load(Layout(root=tmp_path / "host"))
 
 
-def context(asked: fleet.Asked) -> Context:
+def context(asked: challenge.Asked) -> Context:
     return Context(MASTER, asked.minion, asked.session, asked.nonce, binding=BOOT.encode())
 
 
-def guest(asked: fleet.Asked, key: software_key.Key, **changes: Any) -> dict[str, Any]:
+def guest(asked: challenge.Asked, key: software_key.Key, **changes: Any) -> dict[str, Any]:
     """Return the answer of a host without a TPM that is a confidential guest."""
     evidence = attester.by_key(key, context(asked))
     report = Amd().report(context(asked).report_data(evidence.key), **changes)
@@ -159,10 +160,10 @@ def test_a_trial_says_that_it_does_not_try_the_section(made: Fleet, fake_tpm: An
     enrolled(made.registrar, Minion("web1", fake_tpm), NOW)
     asked = made.ask("web1")
     made.judge(asked, answer(asked, fake_tpm), NOW)
-    record = made.record("web1")
+    record = made.results.record("web1")
     assert record is not None
     kept = {**record, "base": 3}
-    made._store.store("state", key_of("web1"), {"jws": made.signer.sign(ear.STATE, kept)})
+    made.results._store.store("state", key_of("web1"), {"jws": made.signer.sign(ear.STATE, kept)})
     with_section = policy.parse({"version": 3, "tee": SECTION})
     assert "is not tried here" in made.tried("web1", with_section)["reason"]
     assert "is not tried here" not in made.tried("web1", policy.parse({"version": 3}))["reason"]

@@ -26,10 +26,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +38,7 @@ from netspace.attestation.evidence import PERIOD, Context, Enrolment, from_hex, 
 from netspace.attestation.refusals import Malformed, Refused, SharedAttestationKey
 from netspace.attestation.registrar import audit_log, inventory, privacy_ca
 from netspace.attestation.registrar.enrolment import Pending
+from netspace.attestation.registrar.host_record import bound_key, key_of, keys_of
 from netspace.attestation.registrar.privacy_ca import Authority
 from netspace.attestation.tpm import structures
 from netspace.attestation.verifier import attestation_keys
@@ -445,27 +445,6 @@ class Registrar:
         except unreadable() as err:
             raise NetspaceError(f"{self.folder / 'retired.pem'}: {err}") from err
         return [one for one in found if one.not_valid_after_utc.timestamp() > now]
-
-
-def bound_key(record: Mapping[str, Any]) -> structures.Public:
-    """Return the attestation key of a minion's record, even if its certificate is not valid.
-
-    :raises NetspaceError: when the record is malformed.
-    """
-    try:
-        return structures.public(base64.b64decode(record["ak"], validate=True))
-    except (KeyError, TypeError, ValueError, Malformed) as err:
-        raise NetspaceError(f"{record.get('minion')}: not a record of an enrolment") from err
-
-
-def keys_of(record: Mapping[str, Any]) -> list[str]:
-    """Return the fingerprints of all keys in a minion's record."""
-    return [record["ek"], *record.get("others", ()), bound_key(record).fingerprint]
-
-
-def key_of(minion: str) -> str:
-    """Return the file name for a minion: a hash, because a file's name cannot have all characters of a minion's."""
-    return hashlib.sha256(minion.encode()).hexdigest()[:32]
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
