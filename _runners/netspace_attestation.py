@@ -54,6 +54,7 @@ from netspace.attestation.logs import ima as lists  # noqa: E402
 from netspace.attestation.policy import policy as rules  # noqa: E402
 from netspace.attestation.refusals import Refused, WrongSaltKey  # noqa: E402
 from netspace.attestation.registrar import audit_log, privacy_ca  # noqa: E402
+from netspace.attestation.registrar.authorities import Authorities  # noqa: E402
 from netspace.attestation.registrar.enrolment import Pending  # noqa: E402
 from netspace.attestation.registrar.registrar import Registrar  # noqa: E402
 from netspace.attestation.tee import roots as tee_roots  # noqa: E402
@@ -400,7 +401,7 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
     root_elsewhere
         Create no root here. Defaults to False.
     """
-    return _answer(lambda: _registrar().init(time.time(), name=str(name), here=not root_elsewhere))
+    return _change_ca(lambda ca, now: ca.init(now, name=str(name), here=not root_elsewhere))
 
 
 def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
@@ -417,7 +418,7 @@ def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
     name
         The intermediate's name.
     """
-    return _answer(lambda: _registrar().renew(time.time(), name=str(name)))
+    return _change_ca(lambda ca, now: ca.renew(now, name=str(name)))
 
 
 def ca_sign(request: str, root: str) -> dict[str, Any]:
@@ -471,7 +472,7 @@ def ca_import(certificate: str, root: str) -> dict[str, Any]:
     root
         A file with the root's certificate (PEM).
     """
-    return _answer(lambda: _registrar().adopt(_read(certificate, 64 * 1024), _read(root, 64 * 1024), time.time()))
+    return _change_ca(lambda ca, now: ca.adopt(_read(certificate, 64 * 1024), _read(root, 64 * 1024), now))
 
 
 def ca_status() -> dict[str, Any]:
@@ -900,6 +901,16 @@ def _enrolled(minion: str, settings: dict[str, Any], trusted: Callable[[], maker
 def _trusted(settings: dict[str, Any]) -> Callable[[], makers.Makers]:
     """Return a function that returns the makers' certificates. Only its first call reads their folder."""
     return functools.cache(lambda: makers.read(settings["roots"]))
+
+
+def _change_ca(change: Callable[[Authorities, float], dict[str, Any]]) -> dict[str, Any]:
+    """Change the Privacy CA, and return its new state with the number of enrolled hosts."""
+
+    def work() -> dict[str, Any]:
+        registrar = _registrar()
+        return {**change(registrar.ca, time.time()), "hosts": len(registrar.hosts())}
+
+    return _answer(work)
 
 
 def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> rounds.Ready:

@@ -228,7 +228,7 @@ class Fleet:
         self.runner._announce = lambda fleet, standing: fleet.results.announced(standing)
         self.known, self.bytes, self.theirs = "", 0, 0.0
         fleet = self.runner._fleet()
-        fleet.registrar.init(time.time())
+        fleet.registrar.ca.init(time.time())
         fleet.policies.put("default", boot_forge.policy("shim-grub"))
         for name in self.names:
             self.enrol(fleet.registrar, name)
@@ -237,7 +237,7 @@ class Fleet:
         """As the registrar writes it after a credential was answered."""
         key = structures.public(self.tpm.public)
         bound = Bound(key, key, "EK-ECC256", 3, "", attestation_keys._SEAL)
-        issued = privacy_ca.issue(registrar._authority(), bound, time.time())
+        issued = privacy_ca.issue(registrar.ca.current(), bound, time.time())
         record = {
             "v": 1, "minion": name, "template": "EK-ECC256", "ek": key.fingerprint, "level": 3, "reason": "", "tpm": {},
             "ak": base64.b64encode(key.raw).decode(), "enrolled": time.time(), "pseudonym": issued.pseudonym,

@@ -105,7 +105,6 @@ LINES = 450
 # for their seams to be split.
 LONG = {
     "attestation.refusals",
-    "attestation.registrar.registrar",
     "environment.apply",
     "environment.audit.probe",
     "environment.plan",

@@ -51,7 +51,7 @@ def store() -> Store:
 @pytest.fixture
 def made(tmp_path: Path, store: Store) -> Fleet:
     registrar = Registrar(tmp_path / "master")
-    registrar.init(NOW)
+    registrar.ca.init(NOW)
     chosen = groups.parse([{"name": "web", "match": ["web*"], "minimum": "L2", "deadline": 7200}])
     keys = identity.Identities(MASTER, lambda minion: runner_bus.SALT_PUBLIC)
     return Fleet(registrar, MASTER, chosen, store, identities=keys)

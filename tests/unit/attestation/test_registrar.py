@@ -89,7 +89,7 @@ def test_a_minion_is_bound_and_certified(registrar: Registrar, minion: Minion) -
     certificate = base64.b64decode(record["certificate"])
     key = structures.public(minion.tpm.ak_public).key()
     lists = [registrar.revocations(NOW)]
-    assert ak_certificate.check(certificate, key, registrar.trusted(NOW), lists, NOW) == record["pseudonym"]
+    assert ak_certificate.check(certificate, key, registrar.ca.trusted(NOW), lists, NOW) == record["pseudonym"]
     assert b"web1" not in certificate and minion.tpm.ek_public not in certificate
     assert registrar.host("web1") == record and registrar.hosts() == [record]
     assert events(registrar) == [("ca-root", None), ("ca-intermediate", None), ("issued", "web1")]
@@ -362,10 +362,10 @@ def test_revocation(registrar: Registrar, minion: Minion) -> None:
     registrar.revoke("web1", "stolen", NOW)
     key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(record["certificate"])
     with pytest.raises(refusals.RevokedAttestationCertificate):
-        ak_certificate.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
+        ak_certificate.check(raw, key, registrar.ca.trusted(NOW), [registrar.revocations(NOW)], NOW)
     again = enroll(registrar, minion)
     key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(again["certificate"])
-    assert ak_certificate.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
+    assert ak_certificate.check(raw, key, registrar.ca.trusted(NOW), [registrar.revocations(NOW)], NOW)
     with pytest.raises(NetspaceError, match="not enrolled"):
         registrar.revoke("web9", "", NOW)
 
@@ -397,13 +397,13 @@ def test_others_check_a_quote_by_certificate_and_list_and_learn_a_pseudonym(
 
 def test_a_renewed_ca_leaves_the_old_certificates_good(registrar: Registrar, minion: Minion) -> None:
     record = enroll(registrar, minion)
-    registrar.renew(NOW + 1)
-    assert registrar.status(NOW)["retired"] == 1 and len(registrar.trusted(NOW)) == 2
+    registrar.ca.renew(NOW + 1)
+    assert registrar.status(NOW)["retired"] == 1 and len(registrar.ca.trusted(NOW)) == 2
     key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(record["certificate"])
-    assert ak_certificate.check(raw, key, registrar.trusted(NOW), None, NOW) == record["pseudonym"]
-    assert len(registrar.trusted(NOW + 400 * DAY)) == 1
+    assert ak_certificate.check(raw, key, registrar.ca.trusted(NOW), None, NOW) == record["pseudonym"]
+    assert len(registrar.ca.trusted(NOW + 400 * DAY)) == 1
     with pytest.raises(NetspaceError, match="has a CA"):
-        registrar.init(NOW)
+        registrar.ca.init(NOW)
 
 
 def test_a_root_elsewhere(tmp_path: Path, minion: Minion) -> None:
@@ -412,7 +412,7 @@ def test_a_root_elsewhere(tmp_path: Path, minion: Minion) -> None:
     registrar = Registrar(tmp_path / "master")
     with pytest.raises(NetspaceError, match="ca_init"):
         enroll(registrar, minion)
-    asked = registrar.init(NOW, here=False)
+    asked = registrar.ca.init(NOW, here=False)
     assert asked["requested"] and not asked["root_here"] and asked["ca"] is None
     assert (tmp_path / "master/requested.pem").stat().st_mode & 0o777 == 0o600
     root = privacy_ca.root("Root elsewhere", NOW)
@@ -420,12 +420,12 @@ def test_a_root_elsewhere(tmp_path: Path, minion: Minion) -> None:
     certificate = privacy_ca.sign_request(root, asked["request"].encode(), NOW)
     with pytest.raises(NetspaceError, match="not by this root"):
         other = privacy_ca.root("Root elsewhere", NOW).certificate.public_bytes(serialization.Encoding.PEM)
-        registrar.adopt(certificate, other, NOW)
-    found = registrar.adopt(certificate, pem, NOW)
+        registrar.ca.adopt(certificate, other, NOW)
+    found = registrar.ca.adopt(certificate, pem, NOW)
     assert not found["requested"] and found["ca"] == "CN=netspace Privacy CA"
     assert enroll(registrar, minion)["level"] == 2
     with pytest.raises(NetspaceError, match="no request is waiting"):
-        registrar.adopt(certificate, pem, NOW)
+        registrar.ca.adopt(certificate, pem, NOW)
 
 
 def test_a_log_that_was_changed(registrar: Registrar, minion: Minion) -> None:

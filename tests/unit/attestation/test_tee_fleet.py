@@ -41,7 +41,7 @@ SECTION = {"snp": {"measurements": [LAUNCH.hex()]}}
 @pytest.fixture
 def made(tmp_path: Path) -> Fleet:
     registrar = Registrar(tmp_path / "master")
-    registrar.init(NOW)
+    registrar.ca.init(NOW)
     chosen = groups.parse([{"name": "web", "match": ["web*"], "minimum": "L3"}])
     maker = Amd()
     found = Fleet(registrar, MASTER, chosen, Store(), "1", lambda: maker.trust(maker.leaf()))
@@ -324,7 +324,7 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(runner, "_announce", lambda *_: None)
     monkeypatch.setattr(runner, "_known", lambda made, pattern: ["web1"])
     made = runner._fleet()
-    made.registrar.init(NOW)
+    made.registrar.ca.init(NOW)
     made.policies.put("web", {"version": 1, "tee": {**SECTION, "rooted_key": True}})
     asked = made.ask("web1")
     key = software_key.load(Layout(root=tmp_path / "host"))
