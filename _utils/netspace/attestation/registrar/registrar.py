@@ -10,7 +10,7 @@ to the TPM, and has the attestation key certified. The records are in a folder t
     hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
     owners/<key>.json     the owner of an endorsement key, or of an attestation key that has a certificate
     revoked.json          serial numbers and times of revoked certificates
-    audit.log             every change and refusal            (audit_log)
+    audit.log             every change and refusal                                  (audit_log)
 
 This module sends nothing to a minion. An endorsement key is bound to one minion, and a minion to one TPM, until
 ``release``. At a minion's first enrolment, its TPM proves all of its endorsement keys, so that no other minion can use
