@@ -112,7 +112,6 @@ LONG = {
     "interface.apply",
     "interface.reconciler",
     "link.apply",
-    "link.mail.archive",
     "link.topology.objects",
     "spec.checks",
     "spec.types",

@@ -64,7 +64,7 @@ def enrolled(
 @pytest.fixture
 def registrar(tmp_path: Path) -> Registrar:
     made = Registrar(tmp_path / "master")
-    made.init(NOW)
+    made.ca.init(NOW)
     return made
 
 
