@@ -16,8 +16,8 @@ import pytest
 import salt.cache
 import salt.utils.event
 from support.attestation import boot_forge, runner_bus
+from support.attestation.honest_minion import Minion, enrolled
 from support.attestation.runner_bus import Bus
-from test_registrar import Minion, enrolled
 
 from netspace.attestation.endorsement import makers
 from netspace.attestation.evidence import Context

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from support.attestation import runner_bus
-from test_registrar import MASTER, Minion
+from support.attestation.honest_minion import MASTER, Minion
 
 from netspace.attestation import identity, refusals
 from netspace.attestation.evidence import Context

@@ -12,9 +12,9 @@ import pytest
 from cryptography import x509 as pyca
 from cryptography.hazmat.primitives.serialization import Encoding
 from support.attestation import runner_bus, tee_forge
+from support.attestation.honest_minion import MASTER, Minion, enrolled
+from support.attestation.small_fleet import BOOT, Store, answer
 from support.attestation.tee_forge import LAUNCH, NOW, Amd, Intel, rtmrs
-from test_fleet import BOOT, Store, answer
-from test_registrar import MASTER, Minion, enrolled
 from test_tee_ccel import EVENTS
 from test_tee_configfs import FakeKernel
 

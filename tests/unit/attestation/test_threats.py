@@ -10,6 +10,7 @@ from support import checkout
 HERE = checkout.ROOT / "tests"
 FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
+RESULTS, POLICIES = "unit/attestation/test_results.py", "unit/attestation/test_policies.py"
 IMA = "unit/attestation/test_ima_rules.py"
 JUDGE = "unit/attestation/test_judge.py"
 ENROLMENT, MAKERS = "functional/attestation/test_enrolment_swtpm.py", "unit/attestation/test_makers.py"
@@ -33,7 +34,7 @@ THREATS = {
     "truncated log": (FORGERIES, "truncated_log"),
     "reordered log": (FORGERIES, "reordered_log"),
     "log with an unmeasured event": (FORGERIES, "log_with_an_event_that_was_not_measured"),
-    "log of another boot claimed by its digest": (FLEET, "test_the_digest_of_a_log_proves_nothing_by_itself"),
+    "log of another boot claimed by its digest": (RESULTS, "test_the_digest_of_a_log_proves_nothing_by_itself"),
     "clock rollback": (FORGERIES, "clock_rolled_back"),
     "quote from another boot": (FORGERIES, "quote_from_an_earlier_boot"),
     "signature scheme swap": (FORGERIES, "signature_scheme_swapped"),
@@ -83,13 +84,13 @@ THREATS = {
     "a line measured into another PCR": (IMA, "test_lines_into_another_pcr_lower_and_never_raise"),
     "a master in between": (REGISTRAR, "test_a_master_in_between"),
     "a minion that lies in its grains": (FLEET, "test_a_minion_that_lies_in_its_grains"),
-    "a store that others write": (FLEET, "test_what_others_write_into_the_store_counts_as_nothing"),
+    "a store that others write": (RESULTS, "test_what_others_write_into_the_store_counts_as_nothing"),
     "EAR replayed on another minion": (EAR, "test_a_result_that_is_replayed_on_another_minion"),
     "EAR replayed later": (EAR, "test_a_result_of_another_challenge"),
     "EAR with alg none": (EAR, "test_alg_none_and_other_headers"),
     "downgraded policy version": (EAR, "test_a_result_by_a_lower_version_of_the_policy"),
-    "downgraded policy in force": (FLEET, "test_a_policys_version_never_falls"),
-    "policy by somebody else": (FLEET, "test_a_policy_that_the_verifier_did_not_sign"),
+    "downgraded policy in force": (POLICIES, "test_a_policys_version_never_falls"),
+    "policy by somebody else": (POLICIES, "test_a_policy_that_the_verifier_did_not_sign"),
     "a program moved into systemd's log": (BOOT, "test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log"),
     "a program under the name of an action": (BOOT, "test_a2_a_program_under_another_type_with_its_preimage"),
     "a file that is text": (BOOT, "test_a3_text_that_was_loaded_is_no_word_of_systemds"),
