@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.attestation import boot_forge, boot_logs
+from support.attestation.judged_host import pem, signature
 from test_ima import OTHER, SIG, VERITY, VIOLATION, line, named, sized
-from test_judge import pem, signature
 
 from netspace.attestation.evidence import Evidence, Measurements
 from netspace.attestation.fleet import policies

@@ -12,10 +12,10 @@ FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
 RESULTS, POLICIES = "unit/attestation/test_results.py", "unit/attestation/test_policies.py"
 IMA = "unit/attestation/test_ima_rules.py"
-JUDGE = "unit/attestation/test_judge.py"
+JUDGE, LISTS = "unit/attestation/test_judge.py", "unit/attestation/test_judge_lists.py"
 ENROLMENT, MAKERS = "functional/attestation/test_enrolment_swtpm.py", "unit/attestation/test_makers.py"
 ADVERSARY = "unit/attestation/test_enrolment_adversary.py"
-BOOT = "unit/attestation/test_boot_threats.py"
+BOOT, L5 = "unit/attestation/test_boot_threats.py", "unit/attestation/test_l5_threats.py"
 ROUNDS, BUS, PARTS = (f"unit/attestation/test_{name}.py" for name in ("rounds", "salt_bus", "transfer"))
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
@@ -76,7 +76,7 @@ THREATS = {
     "an answer that is a bomb": (PARTS, "test_a_bomb_in_parts_costs_no_more_than_its_text"),
     "the master's clock set back": (FLEET, "test_a_result_from_the_future_is_stale"),
     "escape sequences in a log": (FLEET, "test_what_a_host_measured_moves_no_cursor"),
-    "a kernel that measures no programs": (JUDGE, "test_a_list_of_a_kernel_that_measures_no_programs"),
+    "a kernel that measures no programs": (LISTS, "test_a_list_of_a_kernel_that_measures_no_programs"),
     "a file called boot_aggregate": (IMA, "test_a_file_called_boot_aggregate_is_refused"),
     "a list typed by hand": (IMA, "test_a_first_line_that_quoted_pcrs_do_not_prove"),
     "a PCR extended after the start": (IMA, "test_a_pcr_that_was_extended_after_the_start_is_noticed"),
@@ -101,7 +101,7 @@ THREATS = {
     "a rule that rests on nothing": (BOOT, "test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused"),
     "an authority as a setting": (BOOT, "test_a8_an_authority_before_the_separator_is_no_setting"),
     "a kernel that no boot loader started": (BOOT, "test_f1_a_kernel_that_no_boot_loader_started"),
-    "a list by hand where nothing is measured": (BOOT, "test_l5_is_not_given_where_the_boot_is_left_unchecked"),
+    "a list by hand where nothing is measured": (L5, "test_l5_is_not_given_where_the_boot_is_left_unchecked"),
     "malformed logs, thousands": ("unit/attestation/test_fuzz.py", "test_mutated_inputs_are_read_or_refused"),
 }
 
