@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_utils"))
 
 _INSIDE = "NETSPACE_BENCHMARK_SANDBOX"
-_LOAD = "NETSPACE_BENCHMARK_LOAD"
+LOAD = "NETSPACE_BENCHMARK_LOAD"
 # No host forbids bytecode. Where it is forbidden, each salt-call compiles the library anew: 0.1 s and more.
 _FORBIDDEN = "PYTHONDONTWRITEBYTECODE"
 _STATE = Path("/var/lib/netspace")
@@ -64,7 +64,7 @@ def on_a_host_of_its_own() -> None:
 
 def note_load() -> None:
     """Note the machine's load, before anything is measured, for a table's caption."""
-    os.environ[_LOAD] = f"{os.getloadavg()[0]:.1f}"
+    os.environ[LOAD] = f"{os.getloadavg()[0]:.1f}"
 
 
 @contextlib.contextmanager
@@ -152,16 +152,17 @@ def line(
 def machine() -> str:
     """Return a description of this machine, for a table's caption."""
     found = [f"Linux {os.uname().release.split('-')[0]}"]
-    for program in ("crun", "podman", "docker"):
+    for program in ("crun", "podman", "docker", "incus"):
         with contextlib.suppress(FileNotFoundError):
             said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-            found.append(f"{program} {said.replace(',', ' ').split()[2]}" if len(said.split()) > 2 else said)
+            # crun, podman and docker say "podman version 5.4.2", incus says "6.0.4".
+            found.append(f"{program} {said.replace(',', ' ').split()[2 if ' ' in said else 0]}")
     version = 2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1
     found += [f"{os.cpu_count()} processors", f"control groups of version {version}"]
     return ", ".join(found)
 
 
-def _figure(value: float, unit: str) -> str:
+def figure(value: float, unit: str) -> str:
     """Return a value as a reader wants it: three digits."""
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{text} {unit.replace(' each', '')}"
@@ -174,11 +175,11 @@ def _rows(lines: Mapping[str, Mapping[str, Any]], load: str, figures: str) -> It
     yield "|---|---|---|---|---|---|"
     for name, one in lines.items():
         unit = one["unit"]
-        peer = f"{one['peer']} {_figure(one['peer_value'], unit)}"
+        peer = f"{one['peer']} {figure(one['peer_value'], unit)}"
         ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
-        goal = "" if one["target"] is None else _figure(one["target"], unit)
+        goal = "" if one["target"] is None else figure(one["target"], unit)
         met = {None: "", True: "met", False: "**missed**"}[one["met"]]
-        yield f"| {name} | {_figure(one['value'], unit)} | {peer} | {ratio} | {goal} | {met} |"
+        yield f"| {name} | {figure(one['value'], unit)} | {peer} | {ratio} | {goal} | {met} |"
 
 
 def tell(lines: Mapping[str, Mapping[str, Any]], options: argparse.Namespace, figures: str = "medians") -> None:
@@ -190,7 +191,7 @@ def tell(lines: Mapping[str, Mapping[str, Any]], options: argparse.Namespace, fi
         print(json.dumps(lines, indent=1))
         return
     if options.markdown:
-        print("\n".join(_rows(lines, os.environ.get(_LOAD, "unknown"), figures)))
+        print("\n".join(_rows(lines, os.environ.get(LOAD, "unknown"), figures)))
         return
     for name, one in lines.items():
         ratio = "" if one["ratio"] is None else f"x{one['ratio']:.2f}"

@@ -233,7 +233,7 @@ class Environment:
         mounts.keep_user_namespace(self.bundle / "users", self.base, COUNT)
         with mounts.opened(self.bundle / "users") as ids:
             mounts.idmapped(self.image, lower, ids)
-        mounts.overlay(lower, upper, work, root, mounts.NOSUID | mounts.NODEV)
+        mounts.overlay([lower], upper, work, root, mounts.NOSUID | mounts.NODEV)
         mounts.unmount(lower)
         (self.bundle / "config.json").write_bytes(self.config)
 

@@ -42,10 +42,11 @@ from typing import Any
 
 import bench
 from bench import Rounds, line, say
+from engines import ENGINES, Engine, Missing
 
 IDLE = ["/bin/sh", "-c", 'trap "exit 0" TERM; while :; do sleep 1000 & wait; done']
 NOTHING = "state.apply of four test.nop"
-CLI = {"podman": "podman", "docker": "docker"}
+BESIDE = ("podman", "docker")
 
 
 # -- what is run ------------------------------------------------------------------------
@@ -207,78 +208,23 @@ def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> byte
 
 
 # -- other container managers -------------------------------------------------------------
-class Engine:
-    """podman or docker, with all it keeps in a scratch folder."""
-
-    def __init__(self, name: str, folder: Path, root: Path) -> None:
-        self.name = name
-        self.folder = folder / name
-        self.root = root
-        self.server: subprocess.Popen[bytes] | None = None
-        self.networks: list[str] = []
-
-    def start(self) -> bool:
-        """Return whether the engine works here; find out with which networks it does."""
-        if self.name == "docker" and not self._serve():
-            return False
-        archive = subprocess.run(["tar", "-C", str(self.root), "-c", "."], capture_output=True, check=True).stdout
-        done = subprocess.run([*self._command(), "import", "-", "bench"], input=archive, capture_output=True)
-        if done.returncode:
-            say(f"{self.name} can't import an image: {done.stderr.decode()[-300:]}")
-            return False
-        for network in ("none", "bridge"):
-            done = subprocess.run(self._run(network), capture_output=True)
-            if done.returncode == 0:
-                self.networks.append(network)
-            else:
-                say(f"{self.name} with network {network} doesn't work here: {done.stderr.decode()[-300:]}")
-        return bool(self.networks)
-
-    def _command(self) -> list[str]:
-        if self.name == "docker":
-            return ["docker", "-H", f"unix://{self.folder}/docker.sock"]
-        keep = ["--root", f"{self.folder}/root", "--runroot", f"{self.folder}/run", "--storage-driver", "overlay"]
-        return ["podman", *keep, "--cgroup-manager", "cgroupfs", "--tmpdir", f"{self.folder}/tmp"]
-
-    def _run(self, network: str) -> list[str]:
-        return [*self._command(), "run", "--rm", "--network", network, "bench", "/bin/true"]
-
-    def _serve(self) -> bool:
-        if not shutil.which("dockerd"):
-            return False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = (self.folder / "log").open("wb")
-        self.server = subprocess.Popen(
-            [
-                *("dockerd", "-H", f"unix://{self.folder}/docker.sock", "--data-root", f"{self.folder}/data"),
-                *("--exec-root", f"{self.folder}/exec", "--pidfile", f"{self.folder}/pid"),
-            ],
-            stdout=log,
-            stderr=log,
-        )
-        for _ in range(150):
-            if subprocess.run([*self._command(), "version"], capture_output=True).returncode == 0:
-                return True
-            if self.server.poll() is not None:
-                break
-            time.sleep(0.1)
-        say(f"dockerd doesn't work here: {(self.folder / 'log').read_text()[-500:]}")
-        return False
-
-    def measure(self, rounds: Rounds) -> None:
-        for network in self.networks:
-            with rounds.timed(f"{self.name} {network}"):
-                subprocess.run(self._run(network), check=True, capture_output=True)
-
-    def stop(self) -> None:
-        if self.server is not None:
-            self.server.send_signal(signal.SIGTERM)
-            self.server.wait(30)
-        if self.folder.exists():
-            # What it mounted there goes first.
-            subprocess.run([*self._command(), "system", "prune", "-af"], capture_output=True)
-            subprocess.run(["umount", "-R", "-l", str(self.folder / "root" / "overlay")], capture_output=True)
-            shutil.rmtree(self.folder, ignore_errors=True)
+def works(name: str, folder: Path, root: Path) -> tuple[Engine, list[str]] | None:
+    """Start an engine; return it with the networks that work here. None, with the reason told, if it doesn't work."""
+    engine = ENGINES[name](folder, root)
+    try:
+        engine.start()
+    except Missing as err:
+        say(f"left out: {err}")
+        engine.stop()
+        return None
+    networks = []
+    for network in ("none", "bridge"):
+        try:
+            engine.once(network)
+            networks.append(network)
+        except Missing as err:
+            say(f"{name} with network {network} doesn't work here: {err}")
+    return engine, networks
 
 
 # -- through Salt --------------------------------------------------------------------------
@@ -408,7 +354,7 @@ def measure(options: Any, folder: Path) -> Rounds:
     rounds = Rounds()
     root = image(folder)
     one = One(folder, root)
-    engines = [engine for name in CLI if shutil.which(name) and (engine := Engine(name, folder, root)).start()]
+    engines = [found for name in BESIDE if (found := works(name, folder, root))]
     try:
         for number in range(options.rounds * 3 + 1):
             say(f"one environment: round {number + 1} of {options.rounds * 3 + 1}")
@@ -418,10 +364,12 @@ def measure(options: Any, folder: Path) -> Rounds:
             one.program(kept)
             if number <= options.rounds:
                 one.many_by_hand(kept)
-                for engine in engines:
-                    engine.measure(kept)
+                for engine, networks in engines:
+                    for network in networks:
+                        with kept.timed(f"{engine.name} {network}"):
+                            engine.once(network)
     finally:
-        for engine in engines:
+        for engine, _ in engines:
             engine.stop()
     if options.idle:
         say(f"memory: {options.idle} environments by hand")
@@ -456,7 +404,7 @@ def lines(rounds: Rounds, options: Any) -> dict[str, dict[str, Any]]:
     found["its program alone, processor time"] = line(
         middle("program cpu"), "ms", "crun run of the bundle", middle("hand program cpu")
     )
-    for engine in CLI:
+    for engine in BESIDE:
         for network in ("none", "bridge"):
             if f"{engine} {network}" in rounds:
                 found[f"one environment beside {engine}, network {network}"] = line(

@@ -299,7 +299,7 @@ def hostile(host: Host, name: str, attack: str) -> Iterator[None]:
         (Path(folder) / "environment.json").write_text(json.dumps(card))
         for file, content in host.links.access().files(name).items():
             (Path(folder) / file).write_bytes(content)
-        command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, HOSTILE, attack, folder]
+        command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, str(HOSTILE), attack, folder]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as attacker:
             try:
                 time.sleep(1.0)

@@ -21,6 +21,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import bench
 from bench import Rounds, line, say
@@ -85,7 +86,7 @@ def floor(count: int) -> Callable[[], None]:
     from netspace.supervision import definitions as services
 
     layout = Layout()
-    places = counters.Reader(groups.Hierarchies(mounts.table(), ()))._places
+    places: Any = counters.Reader(groups.Hierarchies(mounts.table(), ()))._places
     wanted = []
     for number in range(count):
         service = oci_runtime.service_name(f"bench{number}")

@@ -15,6 +15,7 @@ import socket
 import statistics
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 PORT = 7007
 
 
-def converge(kind: Interfaces, declared: dict[str, object], remove: set[str] | tuple[()] = ()) -> None:
+def converge(kind: Interfaces, declared: Mapping[str, object], remove: set[str] | tuple[()] = ()) -> None:
     from netspace.interface.reconciler import DesiredInterfaces
     from netspace.spec import parse
 

@@ -48,6 +48,7 @@ class Bare:
             refused = node.evaluate(h2.layout, h2.broker, listen)
             assert not refused, refused
             admin = node.login(h2.layout)
+            assert admin, "the broker keeps no login"
         self._exchange = h2.n(target)
         self._where = f"amqp://{admin.username}:{admin.password}@{ADDRESSES['h2']}:{PLAIN_PORT}/{h2.layout.instance}"
         self._host = h1
