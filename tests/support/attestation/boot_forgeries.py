@@ -37,7 +37,7 @@ def code(
     records: bytes | None = None,
     pcrs: tuple[int, ...] = (),
 ) -> str:
-    """Judge logs that lead to the TPM's values: the sequence of digests is genuine, all else is the sender's."""
+    """Judge logs that lead to the TPM's values: the sequence of digests is genuine, all else is the sender's claim."""
     raw = boot_forge.packed(list(told))
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     if records is None and boot == "uki":
@@ -103,7 +103,7 @@ BAD = b"/vmlinuz root=/dev/nvme0n1 init=/bin/evil ima_policy="
 
 
 def other_line(line: bytes, *, older: bool = True) -> Callable[[list[Event]], None]:
-    """GRUB passes *line*; an *older* kernel does not measure its options."""
+    """Return an edit: GRUB passes *line*; an *older* kernel does not measure its options."""
 
     def edit(found: list[Event]) -> None:
         for at in range(len(found) - 1, -1, -1):

@@ -46,9 +46,9 @@ class Minion:
 def enrolled(
     registrar: Registrar, minion: Minion, now: float, master: str = MASTER, name: str = "", roots: Any = ()
 ) -> dict[str, Any]:
-    """Enrol as the runner does.
+    """Enrol a minion like the runner.
 
-    :param name: the id that the master means; the minion's own where none is given.
+    :param name: the minion's id for the master; by default, the minion's own.
     """
     name = name or minion.name
     makers = Makers(tuple(roots))

@@ -37,7 +37,7 @@ def answer(asked: Asked, tpm: Any, boot: str = BOOT, **changes: Any) -> dict[str
 
 
 def signed(asked: Asked, answer: dict[str, Any]) -> dict[str, Any]:
-    """As the minion's Salt key signs it."""
+    """Return *answer* with the signature of the minion's Salt key."""
     plain = {key: value for key, value in answer.items() if key != "salt"}
     made: dict[str, Any] = runner_bus.signed("answer", MASTER, asked.minion, asked.wire(), plain)
     return made
@@ -61,7 +61,7 @@ def judged(made: Fleet, minion: Minion, log: Any, asked: Asked | None = None, no
 
 
 def trusted(made: Fleet, minion: Minion) -> None:
-    """Its maker is known, and its boot is good as it is."""
+    """Trust the TPM's maker, and accept the present boot as good."""
     record = made.registrar.host("web1")
     assert record is not None
     (path,) = (made.registrar.folder / "hosts").iterdir()

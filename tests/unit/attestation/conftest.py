@@ -191,7 +191,7 @@ def minion(made: Fleet, fake_tpm: FakeTpm) -> Minion:
 
 @pytest.fixture
 def logged(minion: Minion) -> bytes:
-    """A boot that is recorded, and the TPM has its values."""
+    """Give the TPM the values of a recorded boot; return the boot's log."""
     from support.attestation.boot_forge import edited
 
     log, pcrs = edited("shim-grub", lambda found: None)

@@ -64,7 +64,7 @@ def test_a_root_elsewhere(tmp_path: Path, minion: Minion) -> None:
 def test_the_cas_key_is_opened_by_what_signs_alone(
     registrar: Registrar, minion: Minion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be in a module, whose session takes a second: many minions may begin that never finish."""
+    """A session with a key in a module takes a second, and many minions may begin an enrolment and never finish."""
     opened: list[Path] = []
     load = privacy_ca.load
     monkeypatch.setattr(privacy_ca, "load", lambda folder, module: opened.append(folder) or load(folder, module))

@@ -35,14 +35,14 @@ from netspace.attestation.verifier import boot_rules, platform_rules
 
 
 class Everything(frozenset[bytes]):
-    """A list that is not closed."""
+    """A list that contains everything."""
 
     def __contains__(self, item: object) -> bool:
         return True
 
 
 def _nothing(*_: Any) -> None:
-    """A check that is not made."""
+    """Stand for a check that is not made."""
 
 
 def a2() -> str:

@@ -71,7 +71,7 @@ def test_a1_what_is_moved_into_systemds_log_is_judged_alike(
 
 
 def test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log() -> None:
-    """The default group, as `learn` makes its policy; an evil loader that a MOK of the attacker's vouches for."""
+    """The default group has a policy by `learn`; a MOK of the attacker vouches for an evil loader."""
     told = booted("shim-grub", lambda found: found.extend((measured(7, events.VARIABLE_AUTHORITY, MOK), PROGRAM)))
     assert code("shim-grub", told, bare("shim-grub")) == "boot-signer"
     kept = [one for one in told if one not in told[-2:]]
@@ -170,7 +170,7 @@ def test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel(line: str) -> N
 
 
 def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> None:
-    """A kernel from a server, with the name of a command: its command line is the text of an allowed command."""
+    """A kernel from a server has the name of a command, so its command line is the text of an allowed command."""
     rules = boot_forge.policy("shim-grub", command_lines=["* ima_policy=tcb"])
     line = b"insmod x ima_policy=tcb"
     told = booted("shim-grub", lambda found: found.append(measured(8, events.IPL, b"grub_cmd: " + line, line)))
@@ -265,7 +265,7 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("rule", "pcr"), [(rule, pcr) for rule, pcrs in RESTS.items() for pcr in pcrs])
 def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: int) -> None:
-    """Such a policy can't be set: the error says what to add. One that was stored before is not satisfied."""
+    """Such a policy can't be set, and the error names the missing rule. No host satisfies an older stored one."""
     alone = {rule: SAMPLES.get(rule, ["ab" * 32])}
     values = {str(other): ["00" * 32] for other in RESTS[rule] if other != pcr}
     for boot in ({**alone, "pcrs": values, "unchecked": [pcr]}, {**alone, "pcrs": values}):
@@ -283,7 +283,7 @@ def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: i
 
 
 def test_a7_a_kernel_that_root_adds_where_the_loader_never_measures() -> None:
-    """GRUB boots any kernel, and PCR 11 gets the digest of a good one afterwards."""
+    """GRUB boots any kernel, and root then extends PCR 11 by the digest of a good one."""
     kernel = bytes.fromhex(boot_forge.KERNEL)
 
     def edit(found: list[Event]) -> None:
@@ -340,7 +340,7 @@ def test_f6_a_pcr_that_anybody_resets_has_no_value(pcr: int) -> None:
 @pytest.mark.parametrize("kind", [events.VARIABLE_DRIVER_CONFIG, events.VARIABLE_AUTHORITY, events.SEPARATOR])
 @pytest.mark.parametrize("boot", BOOTS)
 def test_a8_an_authority_before_the_separator_is_no_setting(boot: str, name: str, guid: str, kind: int) -> None:
-    """Old firmware runs option ROMs before the separator; the authority for them has to be a listed signer."""
+    """Old firmware runs option ROMs before the separator; their authority has to be a listed signer."""
     data = variable(guid, name, bytes(16) + CERTIFICATE)
     at = next(n for n, one in enumerate(booted(boot)) if one.digests["sha256"] == fixed.SEPARATOR and one.pcr == 7)
     told = booted(boot)
@@ -357,7 +357,7 @@ def test_a8_a_signers_authority_before_the_separator_is_fine() -> None:
 
 
 def test_an_authority_without_a_certificate_vouches_for_nothing() -> None:
-    """The digest of empty data is no signer, even where it was learned as one."""
+    """The digest of empty data is not a signer, even if it was learned as one."""
     rules = boot_forge.policy("shim-grub")
     rules["boot"]["signers"].append(fixed.NOTHING.hex())
     short = variable(events.SECURITY, "db", b"x" * 16)

@@ -91,7 +91,7 @@ def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, sto
 
 
 def test_a_policy_that_would_cost_a_host_its_level_says_so(made: Fleet, minion: Minion) -> None:
-    """The same evidence with a TPM that is trusted: one policy takes its boot, another doesn't."""
+    """For the same evidence of a trusted TPM, one policy accepts the boot, and another doesn't."""
     from support.attestation.boot_forge import edited
 
     boot, pcrs = edited("shim-grub", lambda found: None)

@@ -1,4 +1,4 @@
-"""The registrar: which TPM is whose, what is certified, and what the log tells of it."""
+"""The registrar: owners of TPMs, issued certificates, and the log."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion)
 
 
 def test_an_attestation_key_that_is_another_minions(registrar: Registrar, minion: Minion) -> None:
-    """The books compare attestation keys too: a TPM could show another endorsement key than before."""
+    """The registrar also compares attestation keys: a TPM could show another endorsement key than before."""
     enroll(registrar, minion)
     twin = type(minion.tpm)()
     twin.ak, twin.ak_public = minion.tpm.ak, minion.tpm.ak_public
@@ -192,7 +192,7 @@ def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
 
 @pytest.mark.parametrize("disguise", ["policy", "attributes"])
 def test_one_tpm_in_disguise_is_still_one(registrar: Registrar, minion: Minion, disguise: str) -> None:
-    """An endorsement key's certificate proves the key alone, and no other field of its public area."""
+    """An endorsement key's certificate proves only the key, not the other fields of its public area."""
     enroll(registrar, minion)
     genuine = minion.tpm.ek_public
     if disguise == "policy":
@@ -217,7 +217,7 @@ def test_a_coordinate_without_its_zeros_is_the_same_key(fake_tpm: Any) -> None:
 def test_a_renewal_undoes_nothing_that_was_decided_while_it_waited(
     registrar: Registrar, minion: Minion, meanwhile: str
 ) -> None:
-    """A minion may take its time for its answer: somebody revokes it, and it is not good again by that answer."""
+    """While a minion delays its answer, an operator revokes it; the answer must not undo that."""
     enroll(registrar, minion)
 
     def late(answer: Any) -> Any:
@@ -254,7 +254,7 @@ def test_of_two_tpms_that_race_to_be_a_minions_first_one_wins(registrar: Registr
 
 
 def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -> None:
-    """It answers with another minion's TPM: that one's answer is bound to its own id."""
+    """The minion answers with another minion's TPM, but the other's answer is bound to the other's id."""
     relay = Minion("evil", minion.tpm)
     relay.name, named = "web1", "evil"
     with pytest.raises(refusals.WrongActivation):

@@ -82,7 +82,7 @@ def test_a_good_boot_is_judged_again_after_a_day_or_a_change(
     monkeypatch.setattr(appraisal, "judged_boot", lambda *given: boots.append(given) or whole(*given))
 
     def level(now: float = NOW, log: Any = None) -> tuple[int, int]:
-        """Return the level, and how many boots were judged for it."""
+        """Return the level, and the number of boots that were judged for it."""
         boots.clear()
         return judged(made, minion, log or {"sha256": made.ask("web1").log}, now=now)["level"], len(boots)
 
