@@ -1,4 +1,4 @@
-"""What the verifier keeps of each host: results in a store that others write, and logs that were lost."""
+"""Results of hosts, as the verifier keeps them: results in a store that others write, and logs that were lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verifier keeps of each host: the record of its last result, the logs of its boot, and its announced state.
+"""Results of hosts, as the verifier keeps them: a signed record, the logs of the boot, and the announced state.
 
 They lie in a *store* that needs no trust: the verifier signs each record, and ignores records that others wrote. A log
 counts only if it has the digest that a signed record names. Nothing here judges evidence.
