@@ -12,13 +12,13 @@ or there are dead-lettered messages.
       netspace_link:
         - interval: 60
 
-The event ``salt/beacon/<minion>/netspace_link/`` has ``ok`` and ``problems``. A problem in which only numbers changed
-fires no event.
+The event ``salt/beacon/<minion>/netspace_link/`` has ``ok``, ``problems`` (texts, one for each cause) and ``findings``
+(all problems, each with ``code``, ``severity``, ``subject``, ``depends_on`` and ``text``). The beacon compares the
+codes and subjects of the causes: a text or number that changes fires no event.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -27,6 +27,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
+from netspace.link import problems  # noqa: E402
 from netspace.plugin import arguments  # noqa: E402
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ def beacon(config: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return an event if the links' problems changed since the last call; the first call reports any problem."""
     try:
         health = Host(arguments.layout(__opts__)).link_health()
-        problems = [str(problem) for problem in health["problems"]]
+        about = {key: health[key] for key in ("problems", "findings")}
+        keys = problems.cause_keys(health["findings"])
     except NetspaceError as err:
-        problems = [str(err)]
-    kinds = sorted(re.sub(r"\d+", "0", problem) for problem in problems)
-    if kinds == __context__.get(_LAST, []):
+        about, keys = {"problems": [str(err)], "findings": []}, ["unreadable"]
+    if keys == __context__.get(_LAST, []):
         return []
-    __context__[_LAST] = kinds
-    return [{"ok": not problems, "problems": problems}]
+    __context__[_LAST] = keys
+    return [{"ok": not keys, **about}]

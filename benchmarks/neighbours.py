@@ -1,6 +1,6 @@
 """The price of one environment's worst: a neighbour's round trips and an apply meanwhile, beside the same alone.
 
-usage: sudo python benchmarks/neighbours.py [--json | --markdown] [--ways A,B] [--rounds N] [--messages N]
+usage: sudo python benchmarks/neighbours.py [--json | --markdown] [--minutes M] [--ways A,B] [--rounds N] [--messages N]
 
 It goes on a host of its own by itself (``scripts/sandbox``): a real broker, real environments of the demo's
 image (``scripts/demo-image``). ``web`` asks ``orders`` by a request link, over and over; the 99th percentile of
@@ -12,6 +12,9 @@ again; *output* -- its program writes to its log as fast as it can.
 
 Each value is measured right beside the same alone, so that what else this machine does burdens both. The goals: a
 round trip takes at most twice as long, an apply at most one and a half times.
+
+It ends after --minutes: the output and the storms, which others notice most, come first in each round, then as many
+pools as there is time for. Ways that were not measured are named on stderr.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import contextlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,11 +67,11 @@ while True:
 """
 WORST = """
 import json, os, sys, time
-for path in ("netspace/environment", "netspace"):
+for path in ("netspace/environment/audit", "netspace/environment", "netspace"):
     os.makedirs("/tmp/own/" + path, exist_ok=True)
     open("/tmp/own/" + path + "/__init__.py", "w").close()
 for name, source in json.load(sys.stdin).items():
-    open("/tmp/own/netspace/environment/" + name, "w").write(source)
+    open("/tmp/own/netspace/environment/audit/" + name, "w").write(source)
 sys.path.insert(0, "/tmp/own")
 from netspace.environment.audit.exhaust import Program
 way, name, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
@@ -197,29 +201,36 @@ def _programs() -> str:
 def main() -> None:
     parser = bench.arguments(__doc__, rounds=3)
     parser.add_argument("--ways", default="", help="some of them, parted by commas (default: all)")
-    parser.add_argument("--messages", type=int, default=300, help="of one round (default 300)")
+    parser.add_argument("--messages", type=int, default=200, help="of one round (default 200)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which no other way begins (default 8)")
     options = parser.parse_args()
     bench.on_a_host_of_its_own()
     every = ways()
     wanted = options.ways.split(",") if options.ways else list(every)
-    rounds = Rounds()
+    rounds, until = Rounds(), time.monotonic() + 60 * options.minutes
     with bench.disk(in_memory=options.memory_disk):
         world = World(options.messages)
         try:
             for number in range(options.rounds):
                 for way in wanted:
+                    # Nothing was measured yet: then the first way has its turn, however long it took to begin.
+                    if time.monotonic() >= until and rounds.values:
+                        continue
                     say(f"round {number + 1}: {way}")
                     world.measure(rounds, f"{way}, alone")
                     with world.at_worst(way, every[way]):
                         world.measure(rounds, way)
         finally:
             world.host.teardown()
+    measured = [way for way in wanted if f"round trip {way}" in rounds]
+    if left := [way for way in wanted if way not in measured]:
+        say(f"not measured within {options.minutes:g} minutes: {', '.join(left)}")
     lines = {
         f"{what}, {way}": line(
             rounds.middle(f"{what} {way}"), "ms", "alone", rounds.middle(f"{what} {way}, alone"), ratio=goal
         )
         for what, goal in GOALS.items()
-        for way in wanted
+        for way in measured
     }
     bench.tell(lines, options)
 

@@ -38,6 +38,7 @@ def _stamp(directory: str) -> tuple[int, int]:
 #: Python packages that the library needs and Salt may not include, with pip's requirement for each.
 REQUIREMENTS = {
     "cryptography": "cryptography>=42",
+    "dns": "dnspython>=2.3",
     "jeepney": "jeepney>=0.8",
     # joserfc 1.6 demands a newer cryptography than that of Salt's own packages with Python 3.10 (3006, 3007).
     "joserfc": "joserfc>=1.3.5,<2" if sys.version_info >= (3, 11) else "joserfc>=1.3.5,<1.6",

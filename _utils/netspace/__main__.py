@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     supervise.add_argument("--foreground", action="store_true", help="stay, for an init of your own")
     # A descriptor of the lock, which a supervisor passes on to its successor.
     supervise.add_argument("--lock", type=int, help=argparse.SUPPRESS)
+    commands.add_parser("names", help="look up the names in rules of interfaces; a service's program")
     commands.add_parser("health", help="watch the health of the environments that have a check; a service's program")
     commands.add_parser("restore", help="after a reboot: rebuild all that was volatile and start the services")
     commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
@@ -154,6 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from netspace.environment.health import watcher
 
         return watcher.main(layout, lambda environment: _readers(layout, environment))
+    if options.command == "names":
+        from netspace.interface.names import refresher
+
+        return refresher.main(layout)
     from netspace.host import restore
 
     return restore.run(layout)

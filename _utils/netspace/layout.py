@@ -123,6 +123,11 @@ class Layout:
         """Return the folder of one environment's keys, below :attr:`identities`."""
         return self.identities / name
 
+    @cached_property
+    def apparmor(self) -> Path:
+        """Folder of the texts of AppArmor profiles, one file per profile with the profile's name."""
+        return self.state / "apparmor"
+
     def disks(self, name: str) -> Path:
         """Return the folder where the environment's own file systems are mounted. They are unmounted, never emptied."""
         return below(self._disks, name)

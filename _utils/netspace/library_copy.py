@@ -23,7 +23,7 @@ from pathlib import Path
 from netspace.errors import MissingError
 from netspace.layout import Layout
 
-DEPENDENCIES = ("cryptography", "jeepney", "joserfc", "msgspec", "pyroute2")
+DEPENDENCIES = ("cryptography", "dns", "jeepney", "joserfc", "msgspec", "pyroute2")
 
 STARTER = '''"""Runs the netspace library beside this file. Written by netspace; changes are lost."""
 

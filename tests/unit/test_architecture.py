@@ -83,6 +83,8 @@ PURE = {
     "environment.storage.disk_sizes",
     "environment.user_ids",
     "errors",
+    "interface.names.answers",
+    "link.problems",
     "link.topology.spiffe",
     "plan",
     "spec.hosts",

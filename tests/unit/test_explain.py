@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.host.explain import APPLY, Facts, causes
+from netspace.link import problems
 from netspace.plugin.explanation import COMMAND
 from netspace.spec import parse
 
@@ -85,6 +86,15 @@ def test_errors_come_before_warnings_and_notes() -> None:
     links = [{"from": "web", "to": "b", "state": "missing"}]
     found = causes(with_row(state="failed", exit="exit 1", problem="it ended (exit 1)")._replace(links=links))
     assert [one.severity for one in found] == ["error", "warning"]
+
+
+def test_links_that_depend_on_one_problem_are_one_finding() -> None:
+    down = [{"from": "web", "to": f"e{n}", "state": "unknown", "depends_on": "broker-down"} for n in range(9)]
+    facts = WELL._replace(links=down, problems=problems.broker("stopped", ""))
+    (found,) = causes(facts)
+    assert (found.code, found.command) == ("broker-down", APPLY)
+    other = {"from": "web", "to": "b", "state": "missing"}
+    assert [one.code for one in causes(facts._replace(links=[*down, other]))] == ["broker-down", "link-down"]
 
 
 def test_cause_in_another_environment_is_named() -> None:

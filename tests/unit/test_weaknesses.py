@@ -19,6 +19,8 @@ from netspace.host.weaknesses.row import Row
 PAGE = Path(__file__).parents[2] / "docs" / "isolation.md"
 CPU = "sys/devices/system/cpu"
 LSM, LOCKDOWN, KSM = "sys/kernel/security/lsm", "sys/kernel/security/lockdown", "sys/kernel/mm/ksm/run"
+APPARMOR, PARSER = "sys/module/apparmor/parameters/enabled", "usr/sbin/apparmor_parser"
+FAILED = {"run/netspace/apparmor-problem": "no", "sys/kernel/security/apparmor/profiles": ""}
 CGROUP2 = "sys/fs/cgroup/cgroup.controllers"
 
 # A host in which nothing is to be mended.
@@ -30,6 +32,8 @@ GOOD = {
     "proc/sys/kernel/unprivileged_userns_clone": "0",
     "proc/sys/user/max_user_namespaces": "96365",
     LSM: "lockdown,capability,landlock,yama,apparmor",
+    APPARMOR: "Y",
+    PARSER: "",
     LOCKDOWN: "none [integrity] confidentiality",
     KSM: "0",
     CGROUP2: "cpuset cpu io memory hugetlb pids",
@@ -45,6 +49,7 @@ def host(root: Path, files: dict[str, str | bytes]) -> dict[str, Row]:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else f"{content}\n".encode())
+        path.chmod(0o755)
     found = weaknesses.look(root)
     assert len({row.name for row in found}) == len(found)
     return {row.name: row for row in found}
@@ -111,6 +116,24 @@ def test_a_row_s_value_commands_no_terminal(tmp_path):
     row = host(tmp_path, {"proc/sys/kernel/core_pattern": b"core\x1b[2J\xff\n" + b"x" * 9000})["kernel.core_pattern"]
     assert row.found.startswith("core\\x1b[2J\ufffd\\nxxx")
     assert len(row.found) == 200
+
+
+@pytest.mark.parametrize(
+    ("files", "outcome", "found"),
+    [
+        ({APPARMOR: "Y", PARSER: ""}, "good", "on, with "),
+        ({APPARMOR: "Y"}, "weak", "on, without apparmor_parser"),
+        ({APPARMOR: "Y", PARSER: "", **FAILED}, "weak", "on, with "),
+        ({APPARMOR: "N", PARSER: ""}, "weak", "off"),
+        ({LSM: "capability,yama", PARSER: ""}, "weak", "not in this kernel: capability,yama"),
+        ({LSM: "capability,apparmor", PARSER: ""}, "unknown", "can't be read"),
+        ({PARSER: ""}, "unknown", "can't be read"),
+    ],
+)
+def test_apparmor_confines_environments_or_the_row_tells(tmp_path, files, outcome, found):
+    row = host(tmp_path, files)["AppArmor profile"]
+    assert row.outcome == outcome
+    assert row.found.startswith(found)
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,9 @@ def test_limits_change_while_it_runs_and_a_disk_grows(plain: Machine, salt: Salt
 
     all_true(salt.apply(declared(memory="64M", cpus=0.5, disk="32M")))
     before = pid()
+    # It weighs less than the broker and the forwarder, and all of netspace less than the system's services.
+    own, whole = GROUP.format("kept"), GROUP.rpartition("/")[0]
+    assert plain.sh(f"cat {own}/cpu.weight {whole}/cpu.weight").split() == ["25", "50"]
     full = salt.exec("kept", writes)
     assert "No space left on device" in full["stdout"]
 

@@ -21,7 +21,7 @@ from netspace.environment.builder import Builder, each
 from netspace.environment.claims import Claims
 from netspace.environment.container import oci_config, oci_runtime
 from netspace.environment.health import record as verdict
-from netspace.environment.images import Image
+from netspace.environment.images import Image, copies
 from netspace.environment.observe import Observed
 from netspace.environment.plan import KIND, EnvironmentChange
 from netspace.environment.record import Record
@@ -31,6 +31,7 @@ from netspace.environment.update import rolling, rollout
 from netspace.errors import NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
+from netspace.supervision import weights
 from netspace.supervision.service import Status, Supervisor
 
 Give = Callable[[Mapping[str, int]], Mapping[str, str]]
@@ -95,6 +96,7 @@ class ApplyRun:
         self._start()
         self._prove()
         self._retire()
+        self.making.confinement.forget(lambda: {its.confined for its in self._claims().values()})
         taken_back = [Outcome(step) for step in self._taken_back]
         return taken_back + [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
@@ -190,6 +192,7 @@ class ApplyRun:
             assert work.record is not None
             image = work.record.image
         if work.record is not None and not work.assemble:
+            self.making.confinement.ensure(work.record.confined)
             record = msgspec.structs.replace(
                 work.record,
                 spec=want.spec,
@@ -199,16 +202,22 @@ class ApplyRun:
                 failed=work.failed,
             )
             if work.tune:
-                content = self.making.render(name, want.spec, base, image, record.runtime, record.profile)
+                content = self.making.render(
+                    *(name, want.spec, base, image, record.runtime, record.profile), record.confined
+                )
                 record = msgspec.structs.replace(record, config=hashlib.sha256(content).hexdigest())
             return record
-        content = self.making.render(name, want.spec, base, image, want.runtime, want.profile)
+        if want.spec.image_cache == "own":
+            copies.check(self.making.store, image.digest)
+        confined = self.making.confinement.chosen(want.spec, want.runtime)
+        content = self.making.render(name, want.spec, base, image, want.runtime, want.profile, confined)
         config = hashlib.sha256(content).hexdigest()
         return Record(
             *(want.spec, want.state, base, image, config, self._revision, want.files_summary, want.profile),
             want.runtime,
             previous=work.previous,
             failed=work.failed,
+            confined=confined,
         )
 
     def _try_beside(self) -> None:
@@ -422,12 +431,14 @@ class ApplyRun:
             assert record.previous is not None
             oci_runtime.delete(self.layout, name, mounted, record.runtime)
             old = record.previous
-            content = self.making.render(name, old.spec, record.base, old.image, old.runtime, old.profile)
+            confined = self.making.confinement.chosen(old.spec, old.runtime)
+            content = self.making.render(name, old.spec, record.base, old.image, old.runtime, old.profile, confined)
             spec = msgspec.structs.replace(old.spec, state=record.spec.state)
             now = Record(
                 *(spec, record.state, record.base, old.image, hashlib.sha256(content).hexdigest()),
                 *(self._revision, record.summary, old.profile, old.runtime),
                 failed=rollout.failed(record, reasons[name]),
+                confined=confined,
             )
             if error := self.making.mount_images({old.image.digest}, mounted).get(old.image.digest):
                 raise NetspaceError(error)
@@ -473,6 +484,7 @@ def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dic
         return {}
     for name in names:
         files.remove(oci_runtime.log(layout, name))
+    weights.lower(layout)
     # A container that a runtime still knows from the last run would make the start fail.
     unforgotten = [name for name in names if oci_runtime.known(layout, name)]
     if unforgotten:

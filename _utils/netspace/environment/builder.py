@@ -6,6 +6,7 @@ environment. Only *restore* writes records, since a reboot can change a configur
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,10 +19,10 @@ import msgspec
 from netspace import files
 from netspace.environment import record as records
 from netspace.environment import services
-from netspace.environment.container import cgroups, oci_config, seccomp, unikernel
+from netspace.environment.container import apparmor, cgroups, oci_config, seccomp, unikernel
 from netspace.environment.container import oci_runtime as runtime
 from netspace.environment.container.seccomp_profile import Profile
-from netspace.environment.images import Image, Store
+from netspace.environment.images import Image, Store, copies
 from netspace.environment.observe import assembled, own_disks
 from netspace.environment.record import Record
 from netspace.environment.runtimes import Runtime
@@ -47,6 +48,7 @@ class Builder:
     def __init__(self, layout: Layout, store: Store) -> None:
         self.layout = layout
         self.store = store
+        self.confinement = apparmor.Confinement(layout)
 
     @functools.cached_property
     def controllers(self) -> frozenset[str]:
@@ -69,7 +71,14 @@ class Builder:
         return frozenset(device for device in found if device is not None)
 
     def render(
-        self, name: str, spec: Environment, base: int, image: Image, runtime: Runtime, profile: Profile | None = None
+        self,
+        name: str,
+        spec: Environment,
+        base: int,
+        image: Image,
+        runtime: Runtime,
+        profile: Profile | None = None,
+        confined: str = "",
     ) -> bytes:
         """Return the bundle's ``config.json``."""
         rules = None if profile is None else profile.rules
@@ -95,6 +104,7 @@ class Builder:
                 lacks=runtime.jail.lacks,
                 opened=opened,
                 seen=seen,
+                confined=confined,
             )
         )
 
@@ -110,15 +120,24 @@ class Builder:
         rootfs.dismantle(self.layout, name)
         for volume in spec.volumes:
             volumes.ensure(self.layout, name, volume, oci_config.user_of(spec, record.image.defaults))
-        image = self.store.mountpoint(record.image.digest)
         keep = record.previous.image.digest if record.previous is not None else ""
-        rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base, keep)
+        with self._image(record) as image:
+            rootfs.assemble(self.layout, name, spec, image, record.image.digest, record.base, keep)
         if "idmap" in record.runtime.jail.lacks:
             volumes.show(self.layout, name, spec.volumes)
         return self._configure(name, record)
 
+    def _image(self, record: Record) -> contextlib.AbstractContextManager[Path]:
+        """Return the mounted image of an environment's root: the one that all share, or a copy."""
+        digest = record.image.digest
+        if record.spec.image_cache == "own":
+            return copies.mounted(self.store, digest)
+        return contextlib.nullcontext(self.store.mountpoint(digest))
+
     def _configure(self, name: str, record: Record) -> str:
-        content = self.render(name, record.spec, record.base, record.image, record.runtime, record.profile)
+        content = self.render(
+            *(name, record.spec, record.base, record.image, record.runtime, record.profile), record.confined
+        )
         files.write(below(self.layout.bundle(name), "config.json"), content)
         return hashlib.sha256(content).hexdigest()
 
@@ -150,14 +169,18 @@ class Builder:
     def service(self, name: str, spec: Environment, used: Runtime, mounted: Mapping[str, mounts.Mount]) -> Service:
         return services.service(self.layout, name, spec, used, mounted, self.controllers)
 
-    def restore(self, known: Mapping[str, Record]) -> dict[str, str]:
-        """Rebuild the missing mounts, bundles and files of these environments; return the errors, by environment."""
+    def restore(self, known: Mapping[str, Record], ended: Collection[str] = ()) -> dict[str, str]:
+        """Rebuild the missing mounts, bundles and files of these environments; return the errors, by environment.
+
+        :param ended: those that don't run; they get the AppArmor profile that a new environment would get.
+        """
         self.store.tidy()
         mounted = mounts.table()
         lost = {
             name: record
             for name, record in known.items()
-            if not assembled(self.layout, name, record, mounted, own_disks(self.layout, name, record, mounted))
+            if (name in ended and self.confinement.outdated(record.spec, record.runtime, record.confined))
+            or not assembled(self.layout, name, record, mounted, own_disks(self.layout, name, record, mounted))
         }
         errors = self.mount_images({record.image.digest for record in lost.values()}, mounted)
 
@@ -165,12 +188,14 @@ class Builder:
             record = lost[name]
             if error := errors.get(record.image.digest):
                 raise NetspaceError(error)
+            record = msgspec.structs.replace(record, confined=self.confinement.chosen(record.spec, record.runtime))
             # Disks may have new device numbers: record the new digest, so that the plan finds no change.
             records.write(self.layout, name, msgspec.structs.replace(record, config=self.assemble(name, record)))
             self.hand_out(name, record, injected_files.read(self.layout, name))
 
         def complete(name: str) -> None:
             """Hand out the files again: a killed restoration may have ended after the configuration."""
+            self.confinement.ensure(known[name].confined)
             self.hand_out(name, known[name], injected_files.read(self.layout, name))
 
         return {**each(lost, rebuild), **each(known.keys() - lost.keys(), complete)}

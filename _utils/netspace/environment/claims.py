@@ -27,6 +27,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     :param after: the environments that it waits for.
     :param promised: bytes that its own file systems may hold.
     :param watched: whether it needs the service that watches health.
+    :param confined: the AppArmor profile that it starts under; empty: none.
     """
 
     base: int
@@ -34,12 +35,14 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     after: tuple[str, ...] = ()
     promised: int = 0
     watched: bool = False
+    confined: str = ""
 
 
 def of(record: Record) -> Claims:
     """Return the claims of an environment."""
     spec = record.spec
-    return Claims(record.base, folders(spec), spec.after, sum(disk_sizes.sizes(spec).values()), watched(spec))
+    promised = sum(disk_sizes.sizes(spec).values())
+    return Claims(record.base, folders(spec), spec.after, promised, watched(spec), record.confined)
 
 
 def folders(spec: Environment) -> tuple[str, ...]:

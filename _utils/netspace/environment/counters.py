@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 from netspace.environment.container.cgroups import ROOT, Hierarchies
@@ -41,6 +42,13 @@ class Reader:
             return None
         value = _value(f"{place.folder}{cgroup}/{place.file}", place.word)
         return None if value is None else value * place.unit
+
+    def read_all(self, counter: Counter, cgroups: Iterable[str]) -> Iterator[float | None]:
+        """Yield a counter of each of many cgroups (:meth:`read`)."""
+        place = self._places.get(counter)
+        for cgroup in cgroups:
+            value = None if place is None else _value(f"{place.folder}{cgroup}/{place.file}", place.word)
+            yield value if value is None or place is None else value * place.unit
 
 
 def _unified() -> dict[Counter, _Place]:
@@ -84,9 +92,9 @@ def _value(path: str, word: bytes) -> float | None:
         return None
     finally:
         os.close(fd)
+    if word:
+        content = (b"\n" + content).partition(b"\n" + word + b" ")[2].partition(b"\n")[0]
     try:
-        if not word:
-            return float(content)
-        return next(float(line.split()[1]) for line in content.splitlines() if line.split()[:1] == [word])
-    except (ValueError, IndexError, StopIteration):
+        return float(content)
+    except ValueError:
         return None

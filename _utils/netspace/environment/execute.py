@@ -51,7 +51,7 @@ def enter(
 
     :raises NetspaceError: when the program can't be run.
     """
-    process = oci_config.process(name, record.spec, record.image.defaults, list(arguments))
+    process = oci_config.process(name, record.spec, record.image.defaults, list(arguments), confined=record.confined)
     with tempfile.TemporaryDirectory(prefix="exec-", dir=layout.run) as folder:
         scratch = Path(folder)
         pid, log = scratch / "pid", scratch / "log"

@@ -21,7 +21,7 @@ from netspace.environment import claims, images
 from netspace.environment import record as records
 from netspace.environment import services as environment_services
 from netspace.environment.claims import Claims
-from netspace.environment.container import cgroups, oci_config, oci_runtime, unikernel
+from netspace.environment.container import apparmor, cgroups, oci_config, oci_runtime, unikernel
 from netspace.environment.health import record as verdict
 from netspace.environment.health.record import HealthVerdict
 from netspace.environment.images import Store
@@ -53,6 +53,7 @@ class ObservedEnvironment(msgspec.Struct, frozen=True):
     :param verdict: the health of the running process; None if it has no check, or no verdict yet.
     :param begun: False if the runtime reports that it could not start the program the last time.
     :param problem: why it doesn't run or is unhealthy, as far as known; empty if it is well.
+    :param unconfined: in which way it lacks the AppArmor profile of its record; empty if it has it.
     """
 
     record: Record
@@ -67,6 +68,7 @@ class ObservedEnvironment(msgspec.Struct, frozen=True):
     verdict: HealthVerdict | None = None
     begun: bool = True
     problem: str = ""
+    unconfined: str = ""
 
 
 class Observed(msgspec.Struct, frozen=True, dict=True):
@@ -87,6 +89,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param missing: images that no recorded environment uses and that can't be built, each with the reason.
     :param initless: why no environment can have an init here; empty if one can.
     :param others: the claims of all other environments.
+    :param confining: the state of AppArmor on this host.
     """
 
     environments: Mapping[str, ObservedEnvironment]
@@ -105,6 +108,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     missing: Mapping[str, str] = msgspec.field(default_factory=dict)
     initless: str = ""
     others: Mapping[str, Claims] = msgspec.field(default_factory=dict)
+    confining: apparmor.State = apparmor.State()
 
     @functools.cached_property
     def claims(self) -> dict[str, Claims]:
@@ -152,6 +156,7 @@ def observe(
                 environment_services.service(layout, name, record.spec, record.runtime, mounted, controllers)
             )
     redefined = supervisor.differing(services)
+    confining = apparmor.look(layout)
     for name, record in near.items():
         status = statuses.get(oci_runtime.service_name(name))
         own = own_disks(layout, name, record, mounted)
@@ -168,6 +173,7 @@ def observe(
             current(layout, name, record, status),
             not (_down(status) and oci_runtime.failure(layout, name)),
             problem(layout, name, known, statuses),
+            _unconfined(record, status, confining),
         )
     images_of = {unikernel.source(record.spec, record.runtime) for record in near.values()}
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
@@ -193,6 +199,7 @@ def observe(
         missing,
         init.problem(),
         {name: its for name, its in everybody.items() if name not in near},
+        confining,
     )
 
 
@@ -246,6 +253,14 @@ def _differing(
     own, lacks = payload_cgroup(layout, oci_runtime.service_name(name)), record.runtime.jail.lacks
     group = cgroups.Group(own, hierarchies, unit=booted(), lacks=lacks)
     return group.differing(record.spec.limits, devices(record.spec))
+
+
+def _unconfined(record: Record, status: Status | None, confining: apparmor.State) -> str:
+    if not record.confined or confining.loaded is None:
+        return ""
+    if status is not None and status.state == "running" and status.pid and apparmor.loose(record.confined, status.pid):
+        return "its program is no longer under its AppArmor profile"
+    return "" if record.confined in confining.loaded else "its AppArmor profile is not loaded"
 
 
 def _in_namespace(layout: Layout, name: str, status: Status | None) -> bool:

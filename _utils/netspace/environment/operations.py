@@ -66,8 +66,9 @@ class Operations:
         """Return all that is known of one environment.
 
         The keys are those of :meth:`list` and ``spec`` (values of variables hidden), ``user`` (``inside``,
-        ``host``), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``, ``layer``, ``log``, ``files`` (names)
-        and ``sigterm`` (see :func:`sigterm.told`). ``usage`` has ``memory`` in bytes and ``pids`` while the
+        ``host``), ``apparmor`` (its profile; empty: none), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``,
+        ``layer``, ``log``, ``files`` (names) and ``sigterm`` (see :func:`sigterm.told`). ``usage`` has
+        ``memory`` in bytes and ``pids`` while the
         environment runs, and ``disk`` and ``volumes`` in bytes where their size is bounded. ``check`` (``since``,
         ``failures`` in a row, ``detail`` of the last) exists if the environment runs with a health check,
         ``taken_back`` if its update was taken back.
@@ -85,6 +86,7 @@ class Operations:
             **describe(self._layout, name, self._around([name])),
             "spec": spec,
             "user": {"inside": user, "host": record.base + user},
+            "apparmor": record.confined,
             "ids": {"base": record.base, "count": user_ids.COUNT},
             "cgroup": cgroup,
             "netns": str(self._layout.netns(name)),
@@ -101,9 +103,10 @@ class Operations:
         """Start the environments that neither run nor are withheld; return an error per name, empty if it runs."""
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
-            lost = self._kind.making.restore(known)
             statuses = self._statuses(known)
-            return {**lost, **self._kind.start([name for name in known if name not in lost and _idle(statuses, name)])}
+            idle = [name for name in known if _idle(statuses, name)]
+            lost = self._kind.making.restore(known, idle)
+            return {**lost, **self._kind.start([name for name in idle if name not in lost])}
 
         return self._change(names, "running", act)
 
@@ -119,7 +122,7 @@ class Operations:
 
         def act(known: Mapping[str, Record]) -> dict[str, str]:
             failed = self._kind.stop(known)
-            failed.update(self._kind.making.restore(known))
+            failed.update(self._kind.making.restore(known, known.keys() - failed.keys()))
             return {**failed, **self._kind.start([name for name in known if name not in failed])}
 
         return self._change(names, "running", act)

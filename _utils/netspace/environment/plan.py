@@ -14,7 +14,7 @@ import msgspec
 from netspace import files
 from netspace.environment import claims, images
 from netspace.environment import record as records
-from netspace.environment.container import unikernel
+from netspace.environment.container import apparmor, unikernel
 from netspace.environment.container.seccomp_profile import Profile
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.record import Failed, Previous, Record, RunState
@@ -126,6 +126,11 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         for name, want in desired.items()
         if want.spec.init and observed.initless
     }
+    refused |= {
+        name: f"netspace:environments:{name}:apparmor: {why}"
+        for name, want in desired.items()
+        if want.spec.apparmor == "require" and (why := apparmor.lacking(want.runtime) or observed.confining.problem)
+    }
     refused |= _taken(desired, observed, remove)
     refused |= _unordered(desired, observed, remove)
     refused |= _bounded(desired, observed)
@@ -142,6 +147,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         and (why := observed.missing.get(want.image) or _source(want, observed).error)
     }
     notes += _unslowed(desired, observed)
+    notes += _unconfined(desired, observed)
     notes += _promised(desired, observed, remove)
     for name in sorted(observed.updating):
         notes.append(
@@ -366,7 +372,8 @@ def _compare(
     run = want.state == "running" or (want.state == "present" and runs)
     assemble = depends or not seen.assembled
     tune = bool(tuned or seen.differing or _smaller(record.spec, seen)) and not assemble
-    stop = runs and (assemble or not seen.namespace or not run or reread)
+    loose = bool(seen.unconfined)
+    stop = runs and (assemble or not seen.namespace or not run or reread or loose)
     # The reason why it couldn't be started may be gone: an apply tries at once, without waiting for the back-off.
     refused = status is not None and status.state == "starting" and not seen.begun
     begin = run and (stop or refused or frozen or not (runs or (done and not assemble)))
@@ -413,6 +420,8 @@ def _compare(
         reasons.append("a kernel reads what it is handed when it starts")
     if not seen.namespace:
         reasons.append("its network namespace was replaced")
+    if loose and not assemble:
+        reasons.append(seen.unconfined)
     if status is None:
         reasons.append("its service is not defined")
     elif not seen.service and not changes:
@@ -431,7 +440,7 @@ def _compare(
         action = "start"
     elif assemble:
         action = "change"
-    elif changes or tune or status is None or not seen.service or unnoted or trial or unwatched:
+    elif changes or tune or status is None or not seen.service or unnoted or trial or unwatched or loose:
         action = "update"
     else:
         return None
@@ -491,6 +500,13 @@ def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> d
             ):
                 refused[name] = f"{what}: {message}"
     return refused
+
+
+def _unconfined(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> list[str]:
+    """Return a note if the host has AppArmor but can't load a profile."""
+    names = sorted(name for name, want in desired.items() if want.spec.apparmor == "prefer")
+    why = observed.confining.told
+    return [f"environments are made without an AppArmor profile ({', '.join(names)}): {why}"] if names and why else []
 
 
 def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> list[str]:

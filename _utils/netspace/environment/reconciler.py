@@ -21,7 +21,7 @@ from netspace.environment import plan as compare
 from netspace.environment import record as records
 from netspace.environment.apply import ApplyRun, Give, halt, start
 from netspace.environment.builder import Builder, each
-from netspace.environment.container import oci_runtime
+from netspace.environment.container import apparmor, oci_runtime
 from netspace.environment.health import record as verdict
 from netspace.environment.images import Store
 from netspace.environment.images.remote import Remote
@@ -33,6 +33,7 @@ from netspace.environment.update import rolling
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Step
+from netspace.supervision import weights
 from netspace.supervision.service import Supervisor
 
 Outcomes = list[Outcome]
@@ -183,6 +184,7 @@ class Environments:
         known, _ = self.readable()
         errors = self.making.restore({name: record for name, record in known.items() if name not in without})
         self.note(known)
+        weights.lower(self.layout)  # before the supervisor starts their programs
         return errors
 
     def hand_out(self, tell: Callable[[str], dict[str, bytes]]) -> dict[str, str]:
@@ -221,6 +223,7 @@ class Environments:
         for path in sorted(file_systems.rglob("*"), reverse=True):
             path.rmdir()  # an empty mount point of a volume
         oci_runtime.remove_cgroups(self.layout, f"/{self.layout.instance}", mounted)
+        apparmor.Confinement(self.layout).forget(frozenset)
         for name in rootfs.layers(self.layout):  # of environments whose record was lost
             tree_removal.remove(self.layout.environment(name))
         states = [oci_runtime.state(self.layout, name) for name in runtimes.names()]

@@ -69,6 +69,7 @@ class Record(msgspec.Struct, frozen=True):
     :param runtime: the runtime that runs it, and its settings.
     :param previous: the version to go back to while an update is on trial; else None.
     :param failed: the last update that was taken back, if the declaration still asks for it.
+    :param confined: the AppArmor profile that ``config.json`` names; empty: none.
     """
 
     spec: Environment
@@ -82,12 +83,21 @@ class Record(msgspec.Struct, frozen=True):
     runtime: Runtime = USUAL
     previous: Previous | None = None
     failed: Failed | None = None
+    confined: str = ""
+
+
+# Keys that are younger than records of updates that were taken back, with their defaults.
+_YOUNGER = {"apparmor": "prefer", "image_cache": "shared"}
 
 
 def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
     """Return a digest of an environment's declaration without its ``state``."""
     content = {
-        "spec": {key: value for key, value in parse.encode(own(spec)).items() if key != "state"},
+        "spec": {
+            key: value
+            for key, value in parse.encode(own(spec)).items()
+            if key != "state" and (key not in _YOUNGER or value != _YOUNGER[key])
+        },
         "profile": "" if profile is None else profile.digest,
         "runtime": _encoded_runtime(runtime),
     }
@@ -139,6 +149,7 @@ def _encoded(record: Record) -> bytes:
             "runtime": _encoded_runtime(record.runtime),
             **({} if record.previous is None else {"previous": _previous(record.previous)}),
             **({} if record.failed is None else {"failed": msgspec.structs.asdict(record.failed)}),
+            **({"confined": record.confined} if record.confined else {}),
         }
     )
 
@@ -253,6 +264,7 @@ def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
                 _runtime(before.get("runtime", {})),
             ),
             None if failed is None else Failed(**failed),
+            str(data.get("confined", "")),
         )
     except (NetspaceError, KeyError, TypeError, ValueError, AttributeError) as err:
         raise StateError(f"{where}: {err}; remove the file and apply again to rebuild it") from err

@@ -156,6 +156,8 @@ def _allowed(address: str, port: int, allow: tuple[Allow, ...]) -> bool:
     """Return whether a rule of the declaration lets the environment reach that address and port of the host."""
     for rule in allow:
         first, _, last = str(rule.port or "0-65535").partition("-")
+        if rule.name is not None or rule.cidr is None:
+            continue  # a name never leads to the host
         network = rule.cidr.network
         inside = ipaddress.ip_address(address) in network
         if rule.direction == "out" and rule.protocol != "icmp" and inside and int(first) <= port <= int(last or first):

@@ -69,6 +69,9 @@ class Converge(Cards):
             result = self._run(self.interfaces, desired, remove, test, self.interfaces.observe(desired, doomed=remove))
         else:
             result = self._run_interfaces(desired, (), test)
+            remove = set()
+        others = {*desired.interfaces, *remove}
+        result = result.joined(self._names(desired.interfaces.values(), others, test))
         waiting = [name for name in sorted(kept) if kept[name] != declared.interfaces[name]]
         if whole:  # The environment itself is refused later in the same apply, so a note is enough.
             told = Plan(notes=[f"interface {name}: its change waits for trust: {withheld[name]}" for name in waiting])

@@ -22,6 +22,7 @@ from netspace.text import hint
 if TYPE_CHECKING:
     from netspace.environment.observe import Around
     from netspace.link.mail.refused import Refused
+    from netspace.link.problems import Problem
 
 Severity = Literal["error", "warning", "note"]
 
@@ -65,6 +66,7 @@ class Facts(NamedTuple):
     :param after: the environments that it waits for, and whether they are ready.
     :param interface: its row of ``netspace_interface.inspect``; empty if it has none.
     :param links: its rows of ``netspace_link.list``.
+    :param problems: the problems that some of its links depend on.
     :param cut_off: see ``link.mail.refused``.
     :param dead: see ``link.mail.refused``.
     """
@@ -80,6 +82,7 @@ class Facts(NamedTuple):
     after: Mapping[str, bool] = {}
     interface: Mapping[str, Any] = {}
     links: Sequence[Mapping[str, Any]] = ()
+    problems: Sequence[Problem] = ()
     cut_off: Mapping[str, Any] = {}
     dead: Mapping[str, Mapping[str, int]] = {}
 
@@ -183,8 +186,15 @@ def _parts(facts: Facts) -> Iterator[Finding]:
     elif facts.interface.get("drift"):
         text = f"its interface was changed by hand ({', '.join(sorted(facts.interface['drift']))})"
         yield Finding("interface-differs", "warning", text, APPLY)
+    for name in facts.interface.get("names", {}).values():
+        if problem := name.get("problem"):
+            severity: Severity = "note" if problem["code"] == "name-new" else "warning"
+            command = f"netspace_interface.inspect {facts.name}"
+            yield Finding(problem["code"], severity, f"name in allow: {problem['text']}", command)
+    for problem in facts.problems:  # one for all links that depend on it
+        yield Finding(problem.code, "warning", problem.text, APPLY)
     for link in facts.links:
-        if link["state"] != "active":
+        if link["state"] != "active" and not link.get("depends_on"):
             text = f"the link {link['from']} -> {link['to']} is {link['state']}"
             said = f"{text}: {link['why']}" if link.get("why") else text
             yield Finding("link-down", "warning", said, APPLY)
@@ -218,6 +228,7 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
         row = observe.describe(host.layout, name, around, damaged.get(name, ""))
     level = host.trust()
     refused = _refused(host, name) if record is not None else None
+    links, problems = _links(host, name)
     facts = Facts(
         name=name,
         declared=spec,
@@ -229,7 +240,8 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
         taken_back="" if record is None or record.failed is None else record.failed.reason,
         after={} if record is None else _after(host, record.spec, around),
         interface=_interface(host, name),
-        links=_links(host, name),
+        links=links,
+        problems=problems,
         cut_off={} if refused is None else refused.cut_off,
         dead={} if refused is None else refused.dead,
     )
@@ -270,17 +282,22 @@ def _interface(host: Host, name: str) -> dict[str, Any]:
     return found
 
 
-def _links(host: Host, name: str) -> list[dict[str, Any]]:
+def _links(host: Host, name: str) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Return the rows of its links, and the problems that some of them depend on."""
+    from netspace.link.problems import from_row
+
     if not any(name in (link.source, link.target) for link in host.links.recorded()):
-        return []
+        return [], []
     listed = host.links.list()
     found = []
     for link in listed["links"].values():
         if name in (link["from"], link["to"]):
             mailbox = listed["mailboxes"].get(link["to"], {})
-            shown = {key: link[key] for key in ("from", "to", "pattern", "state", "why") if key in link}
+            keys = ("from", "to", "pattern", "state", "why", "depends_on")
+            shown = {key: link[key] for key in keys if key in link}
             found.append({**shown, "waiting": mailbox.get("messages"), "readers": mailbox.get("consumers")})
-    return found
+    needed = {link.get("depends_on") for link in found}
+    return found, [one for one in map(from_row, listed["findings"]) if one.key in needed]
 
 
 def _refused(host: Host, name: str) -> Refused:

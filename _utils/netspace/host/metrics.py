@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +34,14 @@ def families(host: Host) -> list[Family]:
 
     names = sorted(files.record_names(host.layout.records(records.KIND)))
     statuses: Mapping[str, Status] = host.supervisor.observe()
+    by = {name: labels(environment=name) for name in names}
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
         _one("netspace_supervisor_up", "Whether the supervisor runs.", host.supervisor.attended()),
-        *_states({labels(environment=name): statuses.get(service_name(name)) for name in names}),
-        *_health(host.layout, names),
-        *_use(host, [name for name in names if _runs(statuses.get(service_name(name)))]),
-        *_traffic(host.layout, names),
+        *_states({by[name]: statuses.get(service_name(name)) for name in names}),
+        *_health(host.layout, by),
+        *_use(host, {name: by[name] for name in names if _runs(statuses.get(service_name(name)))}),
+        *_traffic(host.layout, by),
         *_trust(host.layout),
         *_links(host, statuses),
     ]
@@ -76,7 +77,7 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
     yield counted(f"{name}_state_timestamp_seconds", "gauge", "Time of the last change of state.", since)
 
 
-def _health(layout: Layout, names: Iterable[str]) -> Iterator[Family]:
+def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
     """Return the health of environments with a check. The watcher keeps a file for each, and marks healthy ones."""
     from netspace.environment.health import record as verdict
 
@@ -84,23 +85,26 @@ def _health(layout: Layout, names: Iterable[str]) -> Iterator[Family]:
         there = set(os.listdir(verdict.folder(layout)))
     except FileNotFoundError:
         there = set()
-    healthy = {labels(environment=name): f"{name}.up" in there for name in names if f"{name}.json" in there}
+    healthy = {by: f"{name}.up" in there for name, by in names.items() if f"{name}.json" in there}
     yield counted("netspace_environment_healthy", "gauge", "Whether the health check passes.", healthy)
 
 
-def _use(host: Host, names: Iterable[str]) -> Iterator[Family]:
+def _use(host: Host, names: Mapping[str, str]) -> Iterator[Family]:
     from netspace.environment import counters
     from netspace.environment.container import cgroups
+    from netspace.environment.container.oci_runtime import service_name
     from netspace.environment.storage import mounts
+    from netspace.supervision.cgroup import payload_cgroups
 
     reader = counters.Reader(cgroups.Hierarchies(mounts.table(), ()))
-    groups = {labels(environment=name): host.environments.making.cgroup(name) for name in names}
+    group = payload_cgroups(host.layout)
+    groups = {by: group(service_name(name)) for name, by in names.items()}
     families: tuple[tuple[counters.Counter, str, Kind, str], ...] = (
         ("memory", "memory_bytes", "gauge", "Memory in use."),
         ("processor_seconds", "cpu_seconds", "counter", "Processor time used."),
     )
     for counter, name, kind, about in families:
-        values = {by: reader.read(counter, group) for by, group in groups.items()}
+        values = dict(zip(groups, reader.read_all(counter, groups.values()), strict=True))
         yield counted(f"netspace_environment_{name}", kind, about, values)
 
 
@@ -115,19 +119,20 @@ _DEV = {
 """Columns of /proc/net/dev. What an environment sends is what its end on the host receives."""
 
 
-def _traffic(layout: Layout, names: Iterable[str]) -> Iterator[Family]:
+def _traffic(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
     """Return the traffic of environments whose interface has an end on the host."""
     from netspace.interface.endpoints import host_name
 
-    ends = {host_name(layout.instance, name): labels(environment=name) for name in names}
+    ends = {host_name(layout.instance, name): by for name, by in names.items()}
     seen: dict[str, list[str]] = {}
     with contextlib.suppress(OSError), open(layout.root / "proc/net/dev") as table:
         for line in table:
             device, parted, counts = line.partition(":")
             if parted and (by := ends.get(device.strip())) is not None:
                 seen[by] = counts.split()
+    seen = dict(sorted(seen.items()))
     for key, (column, about) in _DEV.items():
-        values = {by: int(counts[column]) for by, counts in sorted(seen.items())}
+        values = {by: int(counts[column]) for by, counts in seen.items()}
         yield counted(f"netspace_interface_{key}", "counter", about, values)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from netspace import files
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.plan import Outcome, Plan, Reconciler, Result, Step
-from netspace.spec.types import Declaration
+from netspace.spec.types import Declaration, Interface
 
 if TYPE_CHECKING:
     from netspace.attestation.reconciler import Attestations
@@ -115,13 +115,68 @@ class Parts:
         there = self.interfaces.names(names)
         if not there:
             return Result(Plan())
-        return self._run_interfaces(DesiredInterfaces(Declaration().network, {}), there, test)
+        removed = self._run_interfaces(DesiredInterfaces(Declaration().network, {}), there, test)
+        return removed.joined(self._names((), there, test))
 
     def _linked(self) -> LinkRecord:
         """Return the record of applied links, without loading the code that connects to brokers."""
         from netspace.link import record
 
         return record.read(self.layout)
+
+    def _names(self, desired: Collection[Interface], others: Collection[str], test: bool) -> Result:
+        """Start the service that looks up names in rules, if any rule has one; else remove it.
+
+        The file of answers is made before the service, and removed after it. So without it there is no service.
+
+        :param desired: the interfaces that were applied.
+        :param others: the environments whose recorded interface doesn't count.
+        """
+        from netspace import library_copy
+        from netspace.interface.names import record, refresher
+
+        file = record.path(self.layout)
+        wanted = bool(record.asked_for(desired))
+        if not wanted:
+            if not file.exists():
+                return Result(Plan())
+            wanted = self.interfaces.named(others)
+        if wanted and not test:
+            library_copy.install(self.layout)
+        status = self.supervisor.observe([refresher.NAME]).get(refresher.NAME)
+        old = None if status is None else status.state
+        stale = wanted and bool(self.supervisor.differing([refresher.service(self.layout)]))
+        if wanted and not stale and old in ("running", "starting"):
+            return Result(Plan())
+        if not wanted and old is None:
+            if not test:
+                files.remove(file)
+            return Result(Plan())
+        change = {"state": {"old": old, "new": "running" if wanted else None}}
+        action = "start" if wanted and not stale else "restart" if wanted else "remove"
+        step = Step("service", self.layout.service(refresher.NAME), action, change, "it looks up names in rules")
+        if test:
+            return Result(Plan([step]))
+        try:
+            self._apply_names(wanted, stale)
+        except NetspaceError as err:
+            return Result(Plan([step]), [Outcome(step, str(err))])
+        return Result(Plan([step]), [Outcome(step)])
+
+    def _apply_names(self, wanted: bool, stale: bool) -> None:
+        from netspace.interface.names import record, refresher
+
+        file = record.path(self.layout)
+        if not wanted:
+            raise_any(self.supervisor.remove([refresher.NAME]))
+            files.remove(file)
+            return
+        if not file.exists():
+            record.begin(self.layout)
+        if stale:
+            raise_any(self.supervisor.stop([refresher.NAME]))
+        self.supervisor.define([refresher.service(self.layout)])
+        raise_any(self.supervisor.start([refresher.NAME]))
 
     # -- upkeep --------------------------------------------------------------------------
     def _attend(self, test: bool) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
@@ -19,6 +20,7 @@ from netspace.text import hint
 def applied(host: Parts) -> World:
     """Return the interfaces and links that were applied last."""
     from netspace.interface import record
+    from netspace.interface.names import record as answers
 
     links = tuple(host.links.recorded())
     names = {*host.environments.names(), *host.interfaces.names()}
@@ -30,6 +32,7 @@ def applied(host: Parts) -> World:
         {ip_address(address): name for name, one in records.items() for address in one.addresses.values()},
         frozenset(ip_address(address) for one in records.values() for address in one.gateways.values()),
         {name: frozenset(one.addresses) for name, one in records.items()},
+        answers.networks(host.layout, time.time()),
     )
 
 
@@ -48,7 +51,7 @@ def violations(
     """
     if not asserted:
         return []
-    there = applied(host)
+    there: World = msgspec.structs.replace(applied(host), named={})
     before = set(reach.edges(there))
     every = {link.name: link for link in (*there.links, *links)}
     wanted: World = msgspec.structs.replace(
@@ -57,6 +60,7 @@ def violations(
         interfaces={**there.interfaces, **interfaces},
         links=tuple(every.values()),
         families={name: known for name, known in there.families.items() if name not in interfaces},
+        named={},  # an assertion is about every address that a name may have later
     )
     known = reach.edges(wanted)
     paths = ((spec, never.violation(wanted, known, spec)) for spec in asserted)
@@ -120,12 +124,13 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
     if render is None:
         raise NetspaceError(f"form: {str(form)!r:.100} is none; choose from {', '.join(FORMS)}")
     world = _world(host, declared)
-    begun = [edge for edge in reach.edges(world) if not edge.answers]
+    # The name stands for its addresses.
+    begun = [edge for edge in reach.edges(world) if not edge.answers and not edge.name]
 
     def sort(end: str) -> Sort:
         if end in world.environments:
             return "environment"
-        return "outside" if reach.network(end) is not None else "remote"
+        return "outside" if reach.named(end) or reach.network(end) is not None else "remote"
 
     ends = sorted(world.environments | {end for edge in begun for end in (edge.source, edge.target)})
     arrows = [Arrow(edge.source, edge.target, edge.what, edge.rule) for edge in begun]
@@ -138,6 +143,8 @@ def _end(world: World, given: object) -> str:
     :raises NetspaceError: there is no such end.
     """
     end = str(given)
+    if reach.named(end.lower()):
+        return end.lower()
     try:
         named = reach.asked(end)
     except ValueError as err:

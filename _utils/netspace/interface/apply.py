@@ -28,6 +28,7 @@ from netspace.interface import conntrack, endpoints, forwarding, netns
 from netspace.interface import record as records
 from netspace.interface.endpoints import INSIDE_INDEX, Endpoint, Endpoints
 from netspace.interface.firewall import host_table, netns_table
+from netspace.interface.names import sets
 from netspace.interface.observe import ObservedInterface
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
@@ -128,9 +129,12 @@ class ApplyRun:
         self.layout = layout
         self.errors: dict[str, str] = {}
         self.volatile = Volatile.read(layout)
+        self._own: set[str] = set()  # the host's addresses, if rules for names need them
 
     def run(self, steps: Sequence[Step]) -> list[Outcome]:
         work = {step.name: step.data for step in steps if isinstance(step.data, InterfaceChange)}
+        if any(sets.rules(one.record) for one in work.values() if one.record is not None and one.guard):
+            self._own = sets.own_addresses()
         try:
             self._remember(work)
             self._drop(work)
@@ -273,11 +277,20 @@ class ApplyRun:
                 try:
                     self.volatile.firewall = host_table.put(self.layout.nft_table, todo.table, todo.before, before)
                     conntrack.forget_stale(todo.led)
+                    self._name(step.name, todo.table)
                 except NetspaceError as err:
                     self._fail(step.name, err)
                     self.volatile.firewall = before  # a load succeeds as a whole or changes nothing
                     return False
         return True
+
+    def _name(self, step: str, table: Table) -> None:
+        """Fill the sets of names, which are empty in a table that was loaded whole, from what is known."""
+        try:
+            if any(one.expiring for one in table.sets.values()):
+                sets.fill_host(self.layout, time.time(), there=table.sets)
+        except (OSError, NetspaceError) as err:
+            self._fail(step, f"the addresses of names can't be put into the packet filter: {err}")
 
     def _forward(self, steps: Sequence[Step]) -> None:
         for step in steps:
@@ -352,6 +365,8 @@ class ApplyRun:
                 before=one.guard_before,
                 loaded=self.volatile.guards.get(name),
             )
+            if one.record is not None:
+                sets.fill_here(self.layout, one.record, self._own, time.time())
         except OSError as err:
             self._fail(name, _unfiltered(err))
             return

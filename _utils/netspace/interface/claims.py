@@ -54,7 +54,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def allow(self) -> tuple[Allow, ...]:
-        """The rules that it declares."""
+        """The rules that it declares, each for one family (``Allow.each``)."""
         return _rules(self.rules) if self.rules else ()
 
     @property
@@ -121,7 +121,7 @@ def index(layout: Layout) -> Index[Claims]:
 @functools.lru_cache(4096)
 def _rules(text: str) -> tuple[Allow, ...]:
     allow: tuple[Allow, ...] = parse.convert(msgspec.json.decode(text), tuple[Allow, ...], "allow")
-    return allow
+    return tuple(one for rule in allow for one in rule.each)
 
 
 def numbers(known: Iterable[Claims]) -> Sequence[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Mapping
 
@@ -52,8 +53,17 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
 def family(rule: Allow) -> str:
-    """Return ``ipv4`` or ``ipv6``."""
-    return "ipv6" if ":" in rule.cidr else "ipv4"
+    """Return ``ipv4`` or ``ipv6``. The rule is for one family (``Allow.each``)."""
+    return "ipv6" if ":" in str(rule.cidr) else "ipv4"
+
+
+def name_set(name: str, network: str, fam: str) -> str:
+    """Return the name of the set with the addresses of one family that *name* has within *network*.
+
+    :param network: the ``cidr`` of the rule; that of a whole family stands for all public addresses.
+    """
+    digest = hashlib.sha256(f"{name} {network}".encode()).hexdigest()
+    return f"name.{digest[:16]}.{fam}"
 
 
 def errors(of: Family) -> list[str]:
@@ -67,9 +77,12 @@ def covers(rule: Allow, peer: str, port: str) -> str:
     :param peer: the field with the peer's address: ``saddr`` or ``daddr``.
     :param port: the field with the server's port: ``sport`` or ``dport``.
     """
+    assert rule.cidr is not None
     fam, network = family(rule), rule.cidr.network
     of = FAMILIES[fam]
-    if network.prefixlen == 0:
+    if rule.name is not None:
+        words = f"{of.word} {peer} @{name_set(rule.name, str(rule.cidr), fam)}"
+    elif network.prefixlen == 0:
         words = f"meta nfproto {fam}"
     else:
         single = network.prefixlen == network.max_prefixlen

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -26,13 +27,17 @@ from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.interface.firewall import host_rules as firewall
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall import netns_table as guards
+from netspace.interface.names import record as known_answers
+from netspace.interface.names import sets
+from netspace.interface.names.answers import Known
+from netspace.interface.names.record import Key
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
 from netspace.netlink import reading
 from netspace.netlink.connection import Socket
 from netspace.netlink.reading import Link, Route
 from netspace.spec.publish import HostPort, published
-from netspace.spec.types import Interface
+from netspace.spec.types import Filtered, Interface
 from netspace.threads import in_thread
 
 # The most interfaces whose links are looked up one by one: more are found faster by one list of all.
@@ -60,6 +65,9 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param missing: the missing module and the remedy, by kind, for kinds that the kernel lacks.
     :param taken: the program that holds the port, for each port that is newly published and in use.
     :param others: the claims of all other interfaces.
+    :param names: what is known of the names in rules.
+    :param own: the host's own addresses, if anything is known of names.
+    :param now: the time of the observation, in seconds since the epoch.
     """
 
     records: Mapping[str, Record] = msgspec.field(default_factory=dict)
@@ -73,6 +81,9 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     guards: Mapping[str, str] = msgspec.field(default_factory=dict)
     taken: Mapping[HostPort, str] = msgspec.field(default_factory=dict)
     others: Mapping[str, Claims] = msgspec.field(default_factory=dict)
+    names: Mapping[Key, Known] = msgspec.field(default_factory=dict)
+    own: Collection[str] = ()
+    now: float = 0.0
 
     @functools.cached_property
     def claims(self) -> dict[str, Claims]:
@@ -99,7 +110,8 @@ def place(layout: Layout, name: str, record: Record) -> EndpointContext:
 def forwarded(record: Record) -> frozenset[str]:
     """Return the families in which the host forwards packets for an interface."""
     spec = record.interface
-    return firewall.forwarded(getattr(spec, "allow", ()), record.gateways, published(spec))
+    allow = spec.allow if isinstance(spec, Filtered) else ()
+    return firewall.forwarded([one for rule in allow for one in rule.each], record.gateways, published(spec))
 
 
 def expected(layout: Layout, name: str, record: Record, at: EndpointContext | None = None) -> Endpoints:
@@ -142,6 +154,7 @@ def observe(
     specs = [*(known[name].interface for name in wanted), *declared]
     needed = {parent for spec in specs for parent in kinds.parents(spec)}
     links, live, guarded = _links(layout, linked, known, kept, needed, volatile, doomed)
+    names = known_answers.read(layout)
     return Observed(
         records=known,
         namespaces=kept,
@@ -154,6 +167,9 @@ def observe(
         guards=guarded,
         taken=_taken(declared, everybody.values()),
         others={name: its for name, its in everybody.items() if name not in known},
+        names=names,
+        own=sets.own_addresses() if names else (),
+        now=time.time(),
     )
 
 

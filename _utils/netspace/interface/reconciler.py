@@ -21,6 +21,7 @@ from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceCh
 from netspace.interface.claims import Claims
 from netspace.interface.endpoints import Endpoints
 from netspace.interface.firewall import host_rules, netns_table
+from netspace.interface.names import sets
 from netspace.interface.observe import Observed, ObservedInterface, expected, observe, place
 from netspace.interface.record import Record
 from netspace.layout import Layout
@@ -81,6 +82,11 @@ class Interfaces:
         declared = desired.interfaces.values() if desired is not None else ()
         return observe(self.layout, self._index, only, declared, doomed)
 
+    def named(self, without: Collection[str] = ()) -> bool:
+        """Return whether a rule of a recorded interface has a name; those of *without* don't count."""
+        there = ((name, its) for name, its in self._index.read().items() if name not in without)
+        return any(rule.name is not None for _, its in there if '"name":"' in its.rules for rule in its.allow)
+
     @staticmethod
     def concerns_all(plan: Plan) -> bool:
         """Return whether *plan* needs all interfaces observed: the host's switch overwrites each host end's setting."""
@@ -99,7 +105,7 @@ class Interfaces:
         for name, record in observed.records.items():
             host = (FIREWALL, FORWARDING) if kinds.of(record.interface).FILTER == "host" else ()
             differs = [*drift.get(name, ()), *(one for one in host if one in drift)]
-            listed[name] = self._entry(name, record, observed.namespaces)
+            listed[name] = self._entry(name, record, observed)
             if differs and listed[name]["state"] == "present":
                 listed[name] |= {"state": "differs", "differs": differs}
         return listed
@@ -117,14 +123,15 @@ class Interfaces:
         everybody = claims.numbers(observed.claims.values())
         step = self._step(name, record, observed, everybody, everybody)
         return {
-            **self._entry(name, record, observed.namespaces),
+            **self._entry(name, record, observed),
             "declared": records.plain(record.interface),
             "live": observed.live.get(name, ObservedInterface()).ends.facts(),
             "firewall": observed.firewall,
             "drift": {} if step is None else {key: dict(change) for key, change in step.changes.items()},
         }
 
-    def _entry(self, name: str, record: Record, kept: Mapping[str, int]) -> dict[str, Any]:
+    def _entry(self, name: str, record: Record, observed: Observed) -> dict[str, Any]:
+        names = sets.described(record, observed.names, observed.own, observed.now)
         return {
             "kind": kinds.name(record.interface),
             "addresses": dict(record.addresses),
@@ -132,8 +139,9 @@ class Interfaces:
             "host_end": record.host_end,
             **({"publish": list(led)} if (led := published(record.interface)) else {}),
             **({"public_key": record.public_key} if record.public_key else {}),
+            **({"names": names} if names else {}),
             "netns": str(self.layout.netns(name)),
-            "state": "present" if self.layout.netns_name(name) in kept else "missing",
+            "state": "present" if self.layout.netns_name(name) in observed.namespaces else "missing",
         }
 
     # -- planning: pure ---------------------------------------------------------------
@@ -152,6 +160,7 @@ class Interfaces:
             if not clashing:
                 break
         refused |= unaddressed
+        notes = [*notes, *_unresolved(new, observed)]
         return _refusing(refused, self._plan(new, gone, observed), notes)
 
     def _allocated(
@@ -435,6 +444,16 @@ class Interfaces:
         refused = _refused({name: record.interface for name, record in known.items()}, observed)
         possible = {name: record for name, record in known.items() if name not in refused}
         return _refusing(refused, self._plan(possible, (), observed))
+
+
+def _unresolved(wanted: Mapping[str, Record], observed: Observed) -> list[str]:
+    """Return notes on names in rules that have no good answer now. Nobody is asked for them."""
+    found: set[str] = set()
+    for record in wanted.values():
+        for about in sets.described(record, observed.names, observed.own, observed.now).values():
+            if "problem" in about:
+                found.add(f"name {about['problem']['text']}")
+    return sorted(found)
 
 
 def _refusing(refused: Mapping[str, str], plan: Plan, notes: Sequence[str] = ()) -> Plan:

@@ -11,17 +11,18 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import peer_status, plan
+from netspace.link import peer_status, plan, problems
 from netspace.link.broker import access, loopback
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
 from netspace.link.mail import dead_letters
 from netspace.link.pki import authority, certificates, renewer
+from netspace.link.problems import Problem
 from netspace.link.record import Record, read
 from netspace.link.seal import peers
 from netspace.link.topology import names, objects
 from netspace.spec.types import LocalBroker
-from netspace.supervision.service import Supervisor
+from netspace.supervision.service import Status, Supervisor
 
 FULL = 0.8
 """The fill ratio from which a queue is reported as nearly full."""
@@ -31,71 +32,87 @@ TOLD_SECONDS = 3600.0
 
 
 def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()) -> dict[str, Any]:
-    """Return ``{ok, problems: [text], dead, late}``; the numbers of dead letters and late ones are None if unknown.
+    """Return ``{ok, problems, findings, dead, late}``.
+
+    ``problems`` are texts, one for each cause. ``findings`` are all problems (``problems.Problem``) as rows, also those
+    that others cause. ``dead`` and ``late`` are the numbers of dead letters and late ones; None if unknown.
 
     :param stopped: environments that are stopped on purpose, so that nothing reads their mailboxes.
     """
     record = read(layout)
-    problems = plan.parked_notes(record.parked)
+    found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked)]
     if record.broker is None or not record.links:
         none = None if names.DEAD in record.parked else 0
-        return {"ok": not problems, "problems": problems, "dead": none, "late": none}
+        return {"ok": not found, **problems.told(found), "dead": none, "late": none}
     dead = late = None
     services = supervisor.observe()
-    status = services.get(process.NAME)
-    if status is None or status.state != "running":
-        problems.append("the forwarder doesn't run: environments can't reach the broker")
-    elif why := haproxy.silent(layout):
-        problems.append(f"the forwarder doesn't do its work ({why}): environments can't reach the broker; apply again")
     members = objects.members(record.links.values())
-    problems += [f"the forwarder leaves out {name}: {why}" for name, why in entrance.left_out(layout, members).items()]
-    shut = entrance.shut(layout, members)
-    problems += [f"{name} can't reach the broker: {why}" for name, why in sorted(shut.items())]
-    issued = certificates.observe(layout, record.broker, members, time.time())
-    if lacking := list(issued.changes(record.broker, members)):
-        problems.append(f"{', '.join(lacking[:10])}: to be issued anew; apply again")
-    known = authority.read(layout) if isinstance(record.broker, LocalBroker) else None
-    if known is not None and known.source and time.time() > known.ends - (known.ends - known.begins) / 3:
-        until = time.strftime("%Y-%m-%d", time.gmtime(known.ends))
-        problems.append(
-            f"the authority of links (broker:authority) runs out on {until}: all links end then; have another"
-        )
-    problems += peers.read(layout, record.broker, record.links.values()).lacking(record.links.values(), time.time())
+    found += _ways(layout, services, members)
+    found += _keys(layout, record, members)
     if isinstance(record.broker, LocalBroker) and (open_ := loopback.state(layout, record.broker)) != "intact":
         why = "this kernel has no nftables" if open_ == "unsupported" else "their nftables table is missing or changed"
-        problems.append(f"any user of the host reaches the broker's ports: {why}; see docs/links.md")
+        text = f"any user of the host reaches the broker's ports: {why}; see docs/links.md"
+        found.append(Problem("broker-exposed", text))
     if renewer.lacking(services.get(renewer.NAME), isinstance(record.broker, LocalBroker)):
-        problems.append("the renewer of certificates doesn't run; apply again")
+        found.append(Problem("renewer-down", "the renewer of certificates doesn't run; apply again"))
     state, detail, *_ = access.ask(layout, record, services, whole=False)
-    if state != "running":
-        problems.append(f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")
-    else:
+    found += problems.broker(state, detail)
+    if state == "running":
         try:
             with access.management(layout, record.broker) as api:
-                problems += _alarms(api)
-                problems += _floods(layout, record, api)
-                problems += _queues(layout, record, api, stopped)
-                problems += _across(layout, record, api)
+                found += _alarms(api)
+                found += _floods(layout, record, api)
+                found += _queues(layout, record, api, stopped, {one.key for one in found})
+                found += _across(layout, record, api)
                 dead, late = dead_letters.Letters(layout).number(api)
         except NetspaceError as err:
-            problems.append(f"the broker doesn't say how it is: {err}")
+            found.append(Problem("broker-silent", f"the broker doesn't say how it is: {err}"))
     if dead:  # late ones are no problem: they expired or were dropped as declared or requested
-        problems.append(f"{dead} dead letters")
-    return {"ok": not problems, "problems": problems, "dead": dead, "late": late}
+        found.append(Problem("dead-letters", f"{dead} dead letters"))
+    return {"ok": not found, **problems.told(found), "dead": dead, "late": late}
 
 
-def _alarms(api: Management) -> list[str]:
-    found = []
-    for one in api.get("nodes", query="columns=name,running,mem_alarm,disk_free_alarm") or []:
-        if one.get("running") is False:
-            found.append(f"{one.get('name')}, a node of the broker, doesn't run")
-        for key, text in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
-            if one.get(key):
-                found.append(f"{one.get('name')} is short of {text}: it accepts no messages")
+def _ways(layout: Layout, services: Mapping[str, Status], members: Collection[str]) -> list[Problem]:
+    """Return problems between environments and the broker: of the forwarder, and of single environments."""
+    status = services.get(process.NAME)
+    state = None if status is None else status.state
+    found = problems.forwarder(state, haproxy.silent(layout) if state == "running" else "")
+    for name, why in entrance.left_out(layout, members).items():
+        found.append(problems.entrance(name, f"the forwarder leaves out {name}: {why}"))
+    for name, why in sorted(entrance.shut(layout, members).items()):
+        found.append(problems.entrance(name, f"{name} can't reach the broker: {why}"))
     return found
 
 
-def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
+def _keys(layout: Layout, record: Record, members: Collection[str]) -> list[Problem]:
+    """Return problems of certificates, of the authority, and of keys for sealed links."""
+    broker, now = record.broker, time.time()
+    assert broker is not None
+    found = []
+    if lacking := list(certificates.observe(layout, broker, members, now).changes(broker, members)):
+        found.append(Problem("certificates-due", f"{', '.join(lacking[:10])}: to be issued anew; apply again"))
+    known = authority.read(layout) if isinstance(broker, LocalBroker) else None
+    if known is not None and known.source and now > known.ends - (known.ends - known.begins) / 3:
+        until = time.strftime("%Y-%m-%d", time.gmtime(known.ends))
+        text = f"the authority of links (broker:authority) runs out on {until}: all links end then; have another"
+        found.append(Problem("authority-ends", text))
+    return found + peers.read(layout, broker, record.links.values()).problems(record.links.values(), now)
+
+
+def _alarms(api: Management) -> list[Problem]:
+    found = []
+    for one in api.get("nodes", query="columns=name,running,mem_alarm,disk_free_alarm") or []:
+        name = str(one.get("name"))
+        if one.get("running") is False:
+            found.append(Problem("node-down", f"{name}, a node of the broker, doesn't run", name))
+        if one.get("mem_alarm"):
+            found.append(Problem("memory-alarm", f"{name} is short of memory: it accepts no messages", name))
+        if one.get("disk_free_alarm"):
+            found.append(Problem("disk-alarm", f"{name} is short of disk space: it accepts no messages", name))
+    return found
+
+
+def _floods(layout: Layout, record: Record, api: Management) -> list[Problem]:
     """Return problems: accounts that were cut off in the last hour, with the reasons, and excess bindings."""
     if record.broker is None:
         return []
@@ -104,14 +121,20 @@ def _floods(layout: Layout, record: Record, api: Management) -> list[str]:
         for whose, about in sorted(access.cut_off(layout, record.broker, api).items()):
             if time.time() - about["at"] < TOLD_SECONDS:
                 when = time.strftime("%H:%M:%S UTC", time.gmtime(about["at"]))
-                found.append(f"{whose} was cut off {about['times']} times, last at {when}: it {about['why']}")
+                text = f"{whose} was cut off {about['times']} times, last at {when}: it {about['why']}"
+                found.append(Problem("cut-off", text, whose))
     if excess := access.flooded(layout, api, record.broker, record.links):
-        found.append(access.unneeded(excess))
+        found.append(Problem("bindings-flooded", access.unneeded(excess)))
     return found
 
 
-def _queues(layout: Layout, record: Record, api: Management, stopped: Collection[str]) -> list[str]:
-    """Return problems of queues: a queue is missing, or nearly full, or has mail and no consumer."""
+def _queues(
+    layout: Layout, record: Record, api: Management, stopped: Collection[str], known: Collection[str] = ()
+) -> list[Problem]:
+    """Return problems of queues: a queue is missing, or nearly full, or has mail and no consumer.
+
+    :param known: keys of problems that are known already. An unread mailbox may depend on one.
+    """
     if record.broker is None:
         return []
     vhost, called = access.vhost(layout, record.broker), names.used(layout, record.broker)
@@ -121,29 +144,37 @@ def _queues(layout: Layout, record: Record, api: Management, stopped: Collection
     kept: Mapping[str, Any] = counted.get(called.dead, {})
     full = objects.part(kept.get("messages") or 0, kept.get("message_bytes") or 0)
     if full >= FULL:
-        found.append(f"the place for dead letters is {full:.0%} full; then they fill the mailboxes that they died in")
+        text = f"the place for dead letters is {full:.0%} full; then they fill the mailboxes that they died in"
+        found.append(Problem("dead-letters-full", text))
     wanted = {objects.way(link, called): link for link in record.links.values() if not objects.elsewhere(link)}
     for name, link in sorted(wanted.items()):
         whose = names.owner(name)
         queue: Mapping[str, Any] | None = counted.get(name)
         if queue is None:
-            found.append(f"{whose} has no mailbox on the broker: apply again")
+            found.append(Problem("mailbox-missing", f"{whose} has no mailbox on the broker: apply again", whose))
             continue
         full = objects.fullness(link, queue.get("messages") or 0, queue.get("message_bytes") or 0)
         if full >= FULL:
             what = "drops the oldest" if link.bounds and link.full == "drop-head" else "takes no more at 100 %"
-            found.append(f"the mailbox of {whose} is {full:.0%} full, and {what}")
+            found.append(Problem("mailbox-full", f"the mailbox of {whose} is {full:.0%} full, and {what}", whose))
         awaited = link.to_host is None and link.target not in stopped
         if awaited and queue.get("messages") and not queue.get("consumers"):
-            found.append(f"nobody reads the mailbox of {whose}: {queue['messages']} messages wait")
+            text = f"nobody reads the mailbox of {whose}: {queue['messages']} messages wait"
+            cause = next((key for key in ("forwarder-down", f"entrance-shut:{whose}") if key in known), "")
+            found.append(Problem("mailbox-unread", text, whose, cause))
     return found
 
 
-def _across(layout: Layout, record: Record, api: Management) -> list[str]:
+def _across(layout: Layout, record: Record, api: Management) -> list[Problem]:
     """Return problems of links to other hosts, as far as this host can observe them."""
     if record.broker is None:
         return []
     called = names.used(layout, record.broker)
-    found = peer_status.carried(layout, record, called, api)
-    found.update({name: why for name, (_, why) in peer_status.direct(layout, record, called, api).items()})
-    return [f"{name}: {why}" for name, why in sorted(found.items()) if why]
+    found = [
+        problems.across(name, "stalled", why)
+        for name, why in sorted(peer_status.carried(layout, record, called, api).items())
+        if why
+    ]
+    direct = sorted(peer_status.direct(layout, record, called, api).items())
+    away = problems.hosts((told.away, told.reason) for _, told in direct if told.away)
+    return [*found, *away, *(problems.across(name, *told[:3]) for name, told in direct if told.why)]

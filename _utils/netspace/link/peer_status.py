@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -27,11 +27,23 @@ REFUSED = 403
 ABSENT = "isn't on {host}'s broker: revoked there, not applied there yet, or the hosts' keys of names differ"
 
 
-def direct(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, tuple[str, str]]:
-    """Return, by direct link to another host, its state and the reason why it isn't active.
+class Told(NamedTuple):
+    """State of a direct link to another host.
 
-    The state is ``active``, ``missing`` or ``unknown``.
+    :param state: ``active``, ``missing`` or ``unknown``.
+    :param why: why it isn't active; empty if it is.
+    :param away: the other host, if it can't be asked.
+    :param reason: why that host can't be asked.
     """
+
+    state: str
+    why: str = ""
+    away: str = ""
+    reason: str = ""
+
+
+def direct(layout: Layout, record: Record, called: Names, api: Management) -> dict[str, Told]:
+    """Return the state of each direct link to another host."""
     links = [link for link in record.links.values() if objects.elsewhere(link)]
     broker = record.broker
     if not links or broker is None:
@@ -40,7 +52,7 @@ def direct(layout: Layout, record: Record, called: Names, api: Management) -> di
         exchanges = api.get("exchanges", access.vhost(layout, broker), query="columns=name") or []
         there = {one["name"] for one in exchanges}
         return {link.name: _told(called.exchange(link) in there, link) for link in links}
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, Told] = {}
     ways: dict[tuple[str, str], list[Link]] = {}
     for link in links:
         ways.setdefault((link.source, str(link.to_host)), []).append(link)
@@ -60,13 +72,13 @@ def direct(layout: Layout, record: Record, called: Names, api: Management) -> di
             for link in theirs:
                 # If a sender has no link on the other broker, it has no account there, and its log-in is refused.
                 refused = isinstance(err, amqp.ClosedError) and err.code == REFUSED
-                unknown = ("unknown", f"{host}'s broker can't be asked: {why}")
+                unknown = Told("unknown", f"{host}'s broker can't be asked: {why}", host, why)
                 found[link.name] = _told(False, link) if refused else unknown
     return found
 
 
-def _told(there: bool, link: Link) -> tuple[str, str]:
-    return ("active", "") if there else ("missing", ABSENT.format(host=link.to_host))
+def _told(there: bool, link: Link) -> Told:
+    return Told("active") if there else Told("missing", ABSENT.format(host=link.to_host))
 
 
 def _connected(layout: Layout, broker: LocalBroker, environment: str, host: str) -> amqp.Connection:

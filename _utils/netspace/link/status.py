@@ -6,9 +6,11 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import peer_status, plan
+from netspace.link import peer_status, plan, problems
 from netspace.link.broker import access, listening
 from netspace.link.forwarder import entrance, haproxy
+from netspace.link.peer_status import Told
+from netspace.link.problems import Problem
 from netspace.link.record import plain, read
 from netspace.link.topology import names, objects
 from netspace.spec.types import Broker, LocalBroker
@@ -19,16 +21,18 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     """Return the links with their state (``active``, ``missing``, ``stalled``, ``unknown``), and the mailboxes.
 
     ``missing``: the link isn't on the broker. ``stalled``: it is, but its shovel doesn't run, or an environment of this
-    host can't reach the broker. A link that isn't ``active`` has a ``why`` if the reason is known.
+    host can't reach the broker. A link that isn't ``active`` has a ``why`` if the reason is known, and ``depends_on``
+    if a problem in ``findings`` (``problems.Problem``) is the cause.
     """
     record = read(layout)
-    listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "parked": list(record.parked)}
+    listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "findings": [], "parked": list(record.parked)}
     if record.broker is None or not record.links:
         return {"broker": {"state": "absent"}, **listed}
     state, detail, definitions, _ = access.ask(layout, record, supervisor.observe())
     there: objects.Objects = {}
-    beyond: dict[str, tuple[str, str]] = {}
+    beyond: dict[str, Told] = {}
     shut: dict[str, str] = {}
+    found: list[Problem] = []
     called = names.used(layout, record.broker)
     if definitions is not None:
         there = plan.found(layout, record.broker, objects.accounts(record.links.values(), called), definitions).objects
@@ -39,7 +43,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
                     or []
                 )
                 stalled = peer_status.carried(layout, record, called, api)
-                beyond = {name: ("stalled", why) for name, why in stalled.items() if why}
+                beyond = {name: Told("stalled", why) for name, why in stalled.items() if why}
                 beyond.update(peer_status.direct(layout, record, called, api))
         except NetspaceError as err:
             detail, queues = str(err), []
@@ -47,19 +51,31 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
         for environment in sorted(objects.members(record.links.values())):
             queue = counts.get(called.mailbox(environment), {})
             listed["mailboxes"][environment] = {key: queue.get(key) for key in ("messages", "consumers")}
-        shut = entrance.closed(layout, objects.members(record.links.values()))
+        silent = haproxy.silent(layout)
+        shut = entrance.closed(layout, objects.members(record.links.values()), silent)
+        found += problems.forwarder("running", silent) or [
+            problems.entrance(name, f"{name} can't reach the broker: {why}") for name, why in sorted(shut.items())
+        ]
+        found += problems.hosts((told.away, told.reason) for told in beyond.values() if told.away)
         for key, queue_of in (("dead", called.dead), ("late", called.late)):
             listed[key] = counts.get(queue_of, {}).get("messages")
+    found += problems.broker(state, detail)
+    keys = {one.key for one in found}
     for name, link in sorted(record.links.items()):
         on_broker = all(key in there for key in objects.of_link(link, called))
-        state_of, why = "unknown" if definitions is None else "active" if on_broker else "missing", ""
+        told = Told("unknown" if definitions is None else "active" if on_broker else "missing")
         if objects.elsewhere(link):
-            state_of, why = beyond.get(name, ("unknown", ""))
-        elif state_of == "active":
-            state_of, why = beyond.get(name, (state_of, why))
-        if state_of == "active" and (ends := [end for end in link.here if end in shut]):
-            state_of, why = "stalled", f"{ends[0]} can't reach the broker: {shut[ends[0]]}"
-        listed["links"][name] = {**(plain(link) or {}), "state": state_of, **({"why": why} if why else {})}
+            told = beyond.get(name, Told("unknown"))
+        elif told.state == "active":
+            told = beyond.get(name, told)
+        cause = f"host-unreachable:{told.away}" if told.away else "broker-down" if told.state == "unknown" else ""
+        if told.state == "active" and (ends := [end for end in link.here if end in shut]):
+            told = Told("stalled", f"{ends[0]} can't reach the broker: {shut[ends[0]]}")
+            cause = f"entrance-shut:{ends[0]}" if f"entrance-shut:{ends[0]}" in keys else "forwarder-down"
+        listed["links"][name] = {**(plain(link) or {}), "state": told.state, **({"why": told.why} if told.why else {})}
+        if cause in keys:
+            listed["links"][name]["depends_on"] = cause
+    listed["findings"] = problems.rows(found)
     kind = "local" if isinstance(record.broker, LocalBroker) else "cluster"
     about = {"kind": kind, "state": state, "vhost": access.vhost(layout, record.broker)}
     return {"broker": {**about, "detail": detail} if detail else about, **listed}

@@ -49,18 +49,21 @@ class Collection(msgspec.Struct, frozen=True):
 
     :param types: nft's names of the types that make up a key.
     :param elements: keys as the kernel holds them, so that they can be compared with the kernel's.
-    :param most: the most elements that packets may add; 0: they add none.
+    :param most: the most elements that packets, or another process, may add; 0: they add none.
+    :param expiring: its elements may have a time after which the kernel removes them.
     """
 
     types: tuple[str, ...]
     elements: Mapping[bytes, Verdict | None] = msgspec.field(default_factory=dict)
     verdicts: bool = False
     most: int = 0
+    expiring: bool = False
 
     def declared(self, name: str) -> list[str]:
         """Return the lines that declare it, with its elements."""
         lines = [f"type {' . '.join(self.types)}{' : verdict' if self.verdicts else ''}"]
-        lines += [f"size {self.most}", "flags dynamic"] if self.most else []
+        flags = "dynamic,timeout" if self.expiring else "dynamic"
+        lines += [f"size {self.most}", f"flags {flags}"] if self.most else []
         lines += [f"elements = {words.elements(self.types, self.elements)}"] if self.elements else []
         return _block(f"{'map' if self.verdicts else 'set'} {words.name(name)}", lines)
 
@@ -101,6 +104,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
             found.update("\n".join([f"{name} {chain.base} {len(chain.rules)}", *chain.rules, ""]).encode())
         for name, one in sorted(self.sets.items()):
             found.update(f"{name} {one.types} {one.verdicts} {one.most}\n".encode())
+            found.update(b"expiring\n" if one.expiring else b"")
         for name, timeout in sorted(self.timeouts.items()):
             found.update(f"{name} {timeout}\n".encode())
         return found.hexdigest()

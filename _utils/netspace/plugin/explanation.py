@@ -15,21 +15,30 @@ from netspace.plugin.tables import Cell, Paint, Tone, prose, text
 _NAME = r"[a-z0-9][a-z0-9_-]*"
 COMMAND = re.compile(
     r"state\.apply netspace|netspace_attestation\.status|netspace_link\.dead_letters"
-    rf"|netspace\.explain {_NAME}|netspace_environment\.(?:logs|retry|start|wait) {_NAME}"
+    rf"|netspace\.explain {_NAME}|netspace_interface\.inspect {_NAME}"
+    rf"|netspace_environment\.(?:logs|retry|start|wait) {_NAME}"
 )
 """The commands that may stand in a remedy: none of them gives a right to anybody, or removes anything."""
 ADVICE: Mapping[str, str] = {
+    "broker-down": "an apply starts it again if it is this host's own",
     "change-waits": "apply it",
     "cut-off": "correct its program; its log may tell more",
     "dead-letters": "see the letters, then send them again or discard them",
     "declared-stopped": "to run it, declare state: running, and apply",
     "ended": "its log may tell why",
+    "entrance-shut": "an apply repairs what this host can",
     "failing": "its log may tell why",
+    "forwarder-down": "an apply starts it again",
     "frozen": "an apply continues it",
+    "host-unreachable": "see whether that host and its broker run",
     "image-missing": "put the image where the declaration says, and apply",
     "interface-differs": "an apply repairs it",
     "interface-missing": "an apply makes it again",
     "link-down": "an apply repairs what this host can",
+    "name-absent": "correct the name in allow, and apply",
+    "name-new": "wait some seconds; then see its addresses:",
+    "name-refused": "see its addresses, and why they are refused:",
+    "name-unanswered": "see whether the host's resolver answers",
     "not-applied": "apply it",
     "oom": "raise limits:memory in its declaration, and apply",
     "record-damaged": "apply the declaration again",

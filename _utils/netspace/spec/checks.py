@@ -362,6 +362,9 @@ def _volume(volume: Volume, path: str) -> list[Problem]:
     return problems
 
 
+NAMES = 64  # the most names that one environment's rules may have
+
+
 def interface(spec: Interface, path: str) -> list[Problem]:
     """Check one interface's values, of any kind."""
     problems: list[Problem] = []
@@ -373,6 +376,7 @@ def interface(spec: Interface, path: str) -> list[Problem]:
         # At a lower rate a packet of 1,500 bytes takes more than a second.
         _between(problems, f"{path}:rate", spec.rate, 8_000, 10**12)
     _between(problems, f"{path}:connections", spec.connections, 1, 1_000_000)
+    problems += _names(spec, path)
     for index, rule in enumerate(spec.allow):
         if rule.port is None:
             continue
@@ -384,6 +388,21 @@ def interface(spec: Interface, path: str) -> list[Problem]:
     if len(publish.published(spec)) > publish.MOST:
         problems.append(Problem(f"{path}:publish", f"more than {publish.MOST}"))
     problems += [Problem(f"{path}:{key}", message) for key, message in spec.problems()]
+    return problems
+
+
+def _names(spec: Filtered, path: str) -> list[Problem]:
+    """Check who the peers of each rule are: a network, a name, or a name within a network."""
+    problems = []
+    for index, rule in enumerate(spec.allow):
+        where = f"{path}:allow:{index}"
+        if rule.name is None and rule.cidr is None:
+            problems.append(Problem(where, "cidr or name is missing: a rule says who the peers are"))
+        elif rule.name is not None and rule.direction == "in":
+            text = "who connects isn't known by name; give cidr, or direction: out"
+            problems.append(Problem(f"{where}:name", text))
+    if len({rule.name for rule in spec.allow if rule.name is not None}) > NAMES:
+        problems.append(Problem(f"{path}:allow", f"more than {NAMES} names"))
     return problems
 
 

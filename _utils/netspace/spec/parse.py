@@ -29,6 +29,7 @@ from netspace.spec.types import (
     Cidr,
     Declaration,
     Environment,
+    HostName,
     Interface,
     Link,
     Network,
@@ -236,7 +237,7 @@ def encode(value: Any) -> Any:
 def _encode(value: Any) -> Any:
     if isinstance(value, (Size, Rate)):
         return int(value)
-    if isinstance(value, (Cidr, Address, Prefixed, Publication)):
+    if isinstance(value, (Cidr, Address, HostName, Prefixed, Publication)):
         return str(value)
     raise NotImplementedError(type(value))
 
@@ -252,7 +253,7 @@ def convert(data: Any, of: Any, path: str) -> Any:
 
 
 def _decode(of: type, value: Any) -> Any:
-    if of in (Size, Rate, Cidr, Address, Prefixed, Publication):
+    if of in (Size, Rate, Cidr, Address, HostName, Prefixed, Publication):
         return of.parse(value)
     raise NotImplementedError(of)
 

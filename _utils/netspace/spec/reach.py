@@ -18,14 +18,27 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from netspace.spec.publish import published
-from netspace.spec.types import EVERYWHERE, Address, Allow, By, Declaration, Filtered, Interface, Link, Prefixed
+from netspace.spec.types import (
+    EVERYWHERE,
+    HOST_NAME,
+    Address,
+    Allow,
+    By,
+    Declaration,
+    Filtered,
+    Interface,
+    Link,
+    Prefixed,
+)
 
+_NAMED = re.compile(HOST_NAME)
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -36,6 +49,7 @@ class Edge(NamedTuple):
     :param answers: it carries only answers to what the target asked for, or began.
     :param rule: the path of the rule.
     :param what: the traffic that it carries, in words.
+    :param name: the name in the rule, if an end is an address or network in which the name's addresses are.
     """
 
     by: By
@@ -44,6 +58,7 @@ class Edge(NamedTuple):
     answers: bool
     rule: str
     what: str
+    name: str = ""
 
 
 class World(msgspec.Struct, frozen=True):
@@ -54,6 +69,8 @@ class World(msgspec.Struct, frozen=True):
     :param owners: the environment that has each known address.
     :param gateways: the host's own addresses at the ends of interfaces.
     :param families: the families in which an environment has an address, as far as that is known.
+    :param named: the addresses that each name of a rule has now. A name that isn't there may have any address within
+        its rule's networks.
     """
 
     environments: frozenset[str] = frozenset()
@@ -62,6 +79,7 @@ class World(msgspec.Struct, frozen=True):
     owners: Mapping[IpAddress, str] = {}
     gateways: frozenset[IpAddress] = frozenset()
     families: Mapping[str, frozenset[str]] = {}
+    named: Mapping[str, tuple[IpNetwork, ...]] = {}
 
 
 def declared(declaration: Declaration) -> World:
@@ -79,11 +97,19 @@ def declared(declaration: Declaration) -> World:
 # -- ends ---------------------------------------------------------------------------
 @functools.lru_cache(16384)
 def network(end: str) -> IpNetwork | None:
-    """Return the network that an end names; None if it is an environment.
+    """Return the network that an end names; None if it is an environment, or a name of the DNS.
 
     :raises ValueError: it looks like a network and is none.
     """
+    if named(end):
+        return None
     return ipaddress.ip_network(end) if "." in end or ":" in end or "/" in end else None
+
+
+@functools.lru_cache(16384)
+def named(end: str) -> bool:
+    """Return whether an end is a name of the DNS, as a rule of ``allow`` may have it."""
+    return _NAMED.fullmatch(end) is not None
 
 
 def asked(end: str) -> IpNetwork | None:
@@ -124,7 +150,7 @@ def touches(world: World, edge: Edge, end: str, wanted: str) -> bool:
     if ours is None or shared is None:
         return False
     begun_inside = (edge.source in world.environments) != edge.answers
-    return outside(world, shared, to_host=not begun_inside or ours.num_addresses == 1)
+    return outside(world, shared, to_host=not begun_inside or (ours.num_addresses == 1 and not edge.name))
 
 
 # -- edges ----------------------------------------------------------------------------
@@ -152,11 +178,15 @@ def of_interface(world: World, name: str) -> Iterator[Edge]:
         return
     path = f"netspace:environments:{name}:interface"
     for index, rule in enumerate(spec.allow):
+        where, what = f"{path}:allow:{index}", traffic(rule)
+        if rule.name is not None:
+            yield Edge("packets", name, str(rule.name), False, where, what)
+            yield Edge("packets", str(rule.name), name, True, where, f"answers, {what}")
+            what = f"{what} to {rule.name}"
         for piece in pieces(world, name, rule):
             begins, other = (name, str(piece)) if rule.direction == "out" else (str(piece), name)
-            where = f"{path}:allow:{index}"
-            yield Edge("packets", begins, other, False, where, traffic(rule))
-            yield Edge("packets", other, begins, True, where, f"answers, {traffic(rule)}")
+            yield Edge("packets", begins, other, False, where, what, rule.name or "")
+            yield Edge("packets", other, begins, True, where, f"answers, {what}", rule.name or "")
     for index, one in enumerate(published(spec)):
         for family in one.families:
             if family in families(world, name):
@@ -174,15 +204,20 @@ def families(world: World, name: str) -> frozenset[str]:
 def pieces(world: World, name: str, rule: Allow) -> list[IpNetwork]:
     """Return the networks with which *rule* really lets an environment exchange packets.
 
-    A rule for more than one address never includes the host. Addresses of other environments never count.
+    A rule for a name or for more than one address never includes the host. Addresses of other environments never count.
     """
-    cidr = rule.cidr.network
-    if f"ipv{cidr.version}" not in families(world, name):
-        return []
-    met = (common(cidr, one.network) for one in world.interfaces[name].networks(rule.direction))
-    to_host = rule.direction == "in" or cidr.num_addresses == 1
-    found = [one for one in met if one is not None and outside(world, one, to_host=to_host)]
-    return list(ipaddress.collapse_addresses(found))  # type: ignore[type-var]
+    found: list[IpNetwork] = []
+    for network in rule.networks if rule.name is None else world.named.get(rule.name, rule.networks):
+        if f"ipv{network.version}" not in families(world, name):
+            continue
+        met = (common(network, one.network) for one in world.interfaces[name].networks(rule.direction))
+        to_host = rule.direction == "in" or (network.num_addresses == 1 and rule.name is None)
+        found += [one for one in met if one is not None and outside(world, one, to_host=to_host)]
+    return [*_collapsed(found, 4), *_collapsed(found, 6)]
+
+
+def _collapsed(networks: Iterable[IpNetwork], version: int) -> Iterator[IpNetwork]:
+    return ipaddress.collapse_addresses(one for one in networks if one.version == version)  # type: ignore[type-var]
 
 
 def traffic(rule: Allow) -> str:
@@ -252,7 +287,8 @@ def paths_to(world: World, target: str) -> list[tuple[Edge, ...]]:
     known = edges(world)
     backwards: dict[str, list[Edge]] = {}
     for edge in known:
-        backwards.setdefault(edge.target, []).append(edge)
+        if not (edge.name and named(target)):  # the addresses of names are the names' own ways
+            backwards.setdefault(edge.target, []).append(edge)
     found: list[tuple[Edge, ...]] = [(edge,) for edge in known if touches(world, edge, edge.target, target)]
     front, seen = list(found), {target, *(way[0].source for way in found)}
     expanded: set[str] = {target}
@@ -289,6 +325,8 @@ def _no_packet(world: World, source: str, target: str) -> str:
         return _apart(world, source, target)
     other = target if ours == [source] else source
     beyond = network(other)
+    if named(other):
+        return f"no rule of {ours[0]}'s interface names {other}; ask for its address, too"
     if beyond is None:
         return f"{other} is on another host: ask for its address there"
     direction, name = ("out" if ours == [source] else "in"), ours[0]
@@ -298,10 +336,15 @@ def _no_packet(world: World, source: str, target: str) -> str:
     spec = world.interfaces[name]
     assert isinstance(spec, Filtered)
     for index, rule in enumerate(spec.allow):
-        shared = common(rule.cidr.network, beyond)
+        covered = (common(one, beyond) for one in rule.networks)
+        shared = next((one for one in covered if one is not None), None)
         if rule.direction != direction or shared is None:
             continue
         where = f"allow:{index} covers it, but"
+        if rule.name is not None:
+            if not any(common(one, shared) for one in world.named.get(rule.name, ())):
+                continue
+            return f"{where} a rule for a name never includes the host"
         if f"ipv{beyond.version}" not in families(world, name):
             return f"{where} {name} has no IPv{beyond.version} address"
         if not any(common(shared, one.network) for one in spec.networks(rule.direction)):

@@ -55,6 +55,7 @@ _CUSTOM: dict[type, Schema] = {
     types.Size: _amount("(?:[iI]?[bB])?"),
     types.Rate: _amount("(?:[bB][iI][tT])?(?:/[sS])?"),
     types.Cidr: _text(f"{_ADDRESS}(?:/[0-9.]+)?"),
+    types.HostName: _text(r"[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})+"),
     types.Address: _text(_ADDRESS),
     types.Prefixed: _text(f"{_ADDRESS}/[0-9.]+"),
     Publication: _text(r"(?:(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):)?[0-9]{1,5}:[0-9]{1,5}(?:/(?:tcp|udp))?"),
@@ -144,6 +145,8 @@ class _Writer:
             found["required"] = required
         if of.cls is types.Environment:
             found["anyOf"] = [{"required": ["image"]}, {"required": ["kernel"]}]
+        if of.cls is types.Allow:
+            found["anyOf"] = [{"required": ["cidr"]}, {"required": ["name"]}]
         return found
 
     def _settings(self, runtime: str) -> Schema:

@@ -77,6 +77,28 @@ class Cidr(str):
         return ipaddress.ip_network(str(self))
 
 
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+HOST_NAME = rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?"
+"""A name of the DNS with at least one dot, in small letters (RFC 1123 section 2.1). Its last label begins with a
+letter, so that no address looks like a name."""
+_HOST_NAME = re.compile(HOST_NAME)
+
+
+ADDRESSES_OF_NAME = 256
+"""The most addresses of one family that a name may have at once: of the last answer and of earlier ones."""
+
+
+class HostName(str):
+    """A full name of the DNS, in small letters: ``deb.example.org``."""
+
+    @classmethod
+    def parse(cls, value: Any) -> HostName:
+        name = value.lower() if isinstance(value, str) else ""
+        if len(name) > 253 or not _HOST_NAME.fullmatch(name):
+            raise ValueError(f"expected a full name such as deb.example.org (other letters as xn--...), got {value!r}")
+        return cls(name)
+
+
 class Address(str):
     """One IPv4 or IPv6 address in canonical form."""
 
@@ -332,15 +354,30 @@ class Allow(Base, frozen=True):
     """One exception to an interface's default drop. It never allows connections to another environment.
 
     :param direction: ``out``: the environment may connect; ``in``: peers may connect to it.
-    :param cidr: the network of the peers.
+    :param cidr: the network of the peers. With ``name``: the network in which the addresses of the name must lie. A
+        name with addresses that aren't public needs it.
+    :param name: the name of the peers, for ``out``. The host looks it up, and lets its present addresses pass.
     :param protocol: ``tcp``, ``udp`` or ``icmp``, which has no ports.
     :param port: destination port, or ``first-last``; absent: every port of the protocol.
     """
 
     direction: Direction
-    cidr: Cidr
+    cidr: Cidr | None = None
+    name: HostName | None = None
     protocol: Protocol = "tcp"
     port: int | str | None = None
+
+    @property
+    def networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """The networks in which the peers' addresses lie."""
+        return (self.cidr.network,) if self.cidr is not None else tuple(one.network for one in EVERYWHERE)
+
+    @property
+    def each(self) -> tuple[Allow, ...]:
+        """The same rule for each family, with ``cidr`` in each."""
+        if self.cidr is not None:
+            return (self,)
+        return tuple(msgspec.structs.replace(self, cidr=one) for one in EVERYWHERE)
 
 
 class Way(Base, frozen=True):
@@ -466,6 +503,10 @@ class Environment(Base, frozen=True):
     :param runtime: ``crun``, ``runc`` or ``runsc``, and ``qemu`` or ``solo5`` for a kernel;
         absent: the host's default.
     :param seccomp: the profile of allowed system calls: ``strict``, ``standard`` or ``file:/profile.json``.
+    :param apparmor: ``prefer``: confined by netspace's AppArmor profile where this host can do that. ``require``: it
+        doesn't start without. ``off``: without.
+    :param image_cache: ``shared``: environments on one image share its pages in memory. ``own``: this environment has
+        a copy of the image on the disk, and pages of its own, so that time tells nothing of what others read.
     :param read_only: true: the root can't be written; false: writes go to a layer of its own.
     :param state: ``running``, or ``stopped``: the environment exists and its mailbox receives, but its program
         doesn't run.
@@ -494,6 +535,8 @@ class Environment(Base, frozen=True):
     read_only: bool = False
     runtime: str | None = None
     seccomp: str = "strict"
+    apparmor: Literal["prefer", "require", "off"] = "prefer"
+    image_cache: Literal["shared", "own"] = "shared"
     state: Literal["running", "stopped"] = "running"
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: float = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,12 @@ def payload_cgroup(layout: Layout, name: str) -> str:
     It is an OCI ``cgroupsPath``. Under systemd it lies in the unit's delegated subtree, so that
     the unit's limits apply to the program and the unit's end ends it.
     """
+    return payload_cgroups(layout)(name)
+
+
+def payload_cgroups(layout: Layout) -> Callable[[str], str]:
+    """Return :func:`payload_cgroup` for many services of an instance."""
+    instance = layout.instance
     if booted():
-        return f"/{layout.instance}.slice/{layout.service(name)}.service/payload"
-    return f"/{layout.instance}/{name}"
+        return lambda name: f"/{instance}.slice/{layout.service(name)}.service/payload"
+    return lambda name: f"/{instance}/{name}"

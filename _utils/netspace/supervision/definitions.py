@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -339,14 +339,19 @@ def remove_trace(layout: Layout, name: str) -> None:
     files.remove(traces(layout) / f"{name}.json")
 
 
+_MANY = 16  # names above which one listing of a folder is faster than a look for each
+
+
 def _names(directory: Path, among: Iterable[str] | None) -> list[str]:
-    if among is not None:
+    if among is not None and not (isinstance(among, Collection) and len(among) > _MANY):
         return sorted(name for name in among if NAME.fullmatch(name) and os.path.exists(f"{directory}/{name}.json"))
     try:
         entries = os.listdir(directory)
     except FileNotFoundError:
         return []
-    names = (entry[: -len(".json")] for entry in entries if entry.endswith(".json"))
+    names = {entry[: -len(".json")] for entry in entries if entry.endswith(".json")}
+    if among is not None:
+        names &= set(among)
     return sorted(name for name in names if NAME.fullmatch(name))
 
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Callable
 
 ROOT = "/sys/fs/cgroup"
 
@@ -23,12 +24,32 @@ def kills(cgroup: str, root: str = ROOT) -> int:
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
     for file in (f"{root}{cgroup}/memory.events", f"{root}/memory{cgroup}/memory.oom_control"):
-        try:
-            with open(file) as stream:
-                return int(dict(line.split() for line in stream).get("oom_kill", "0"))
-        except (OSError, ValueError):
-            continue
+        if (count := _count(file)) is not None:
+            return count
     return 0
+
+
+def reader() -> Callable[[str], int]:
+    """Return :func:`kills` for many control groups: the kind of hierarchy is found once."""
+    if os.path.exists(f"{ROOT}/cgroup.controllers"):
+        return lambda cgroup: _count(f"{ROOT}{cgroup}/memory.events") or 0
+    return lambda cgroup: _count(f"{ROOT}/memory{cgroup}/memory.oom_control") or 0
+
+
+def _count(path: str) -> int | None:
+    """Return the number of kills in a file; None if it can't be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        content = os.read(fd, 4096)
+    except OSError:  # the group was removed
+        return None
+    finally:
+        os.close(fd)
+    number = (b"\n" + content).partition(b"\noom_kill ")[2].partition(b"\n")[0]
+    return int(number) if number.isdigit() else 0
 
 
 class Notices:

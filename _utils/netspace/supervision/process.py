@@ -53,7 +53,7 @@ def stat(pid: int) -> Stat | None:
             words = os.read(fd, 4096).rpartition(b")")[2].split()  # one read returns the whole file
         finally:
             os.close(fd)
-        flags, code, start, end = (int(words[place]) for place in (6, 23, 47, 48))
+        flags, code, start, end = int(words[6]), int(words[23]), int(words[47]), int(words[48])
         # The kernel has 1 for the place of a program that is hidden from this process, and 0 for that of one in execve.
         bare = bool(flags & PF_KTHREAD) or code == 1 or (code != 0 and start == end)
         return Stat(words[0].decode(), int(words[1]), int(words[3]), int(words[19]), bare)

@@ -18,7 +18,7 @@ from support.environments.environment_host import Host, shell
 from netspace.environment.container import cgroups
 from netspace.environment.storage import mounts
 from netspace.layout import Layout
-from netspace.supervision import cgroup
+from netspace.supervision import cgroup, weights
 
 pytestmark = pytest.mark.root
 
@@ -349,3 +349,26 @@ def test_a_limit_lifted_by_hand_is_seen_and_repaired(host, key, value):
     assert host.apply(wanted)["web"].error == ""
     assert host.pid("web") == pid
     assert host.plan(wanted).steps == []
+
+
+def test_environments_together_weigh_less_than_a_program_of_root_s(host):
+    """Whatever they do, an apply, the broker and the forwarder get more of a busy processor."""
+    host.run("web")
+    if Path(cgroups.ROOT, "cgroup.controllers").exists():
+        weight, usual, lowered = Path("/sys/fs/cgroup/netspace/cpu.weight"), "100", "25"
+    else:
+        (weight,) = Path("/sys/fs/cgroup").glob("cpu*/netspace/cpu.shares")
+        usual, lowered = "1024", "256"
+    assert weight.read_text().strip() == lowered
+    assert weights.lower(host.layout) == []
+    # Each start gives it again, and the last environment's removal removes it.
+    weight.write_text(usual)
+    host.operations.restart(["web"])
+    assert weight.read_text().strip() == lowered
+    # As at a boot: before any program is started.
+    host.operations.stop(["web"])
+    weight.write_text(usual)
+    assert host.kind.restore() == {}
+    assert weight.read_text().strip() == lowered
+    host.apply({}, ["web"])
+    assert not weight.exists()

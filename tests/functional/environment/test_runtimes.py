@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.environments.environment_host import Host, shell
+from support.environments.environment_host import STAY, Host, shell
 from support.waiting import until
 
 from netspace.environment import runtimes
@@ -231,3 +231,12 @@ def test_a_missing_runtime_is_refused_in_the_plan(host: Host) -> None:
     assert plan.steps == []
     (refusal,) = plan.refusals
     assert refusal.message.startswith("netspace:environments:web:runtime: runsc can't be used here: the program /usr")
+
+
+def test_the_filter_holds_but_for_exec_under_runsc(host: Host, one: str) -> None:
+    """Under runsc the filter is for the program and its children, and not for what is run beside them."""
+    attempt = "unshare -U true 2>/dev/null && echo done"  # which no profile lets through
+    host.run("web", runtime=one, command=shell(f"({attempt}); echo tried; {STAY}"))
+    until(lambda: "tried" in host.operations.logs("web")["lines"], patience=60)
+    assert "done" not in host.operations.logs("web")["lines"]
+    assert host.sh("web", attempt).endswith("done") == (one == "runsc")

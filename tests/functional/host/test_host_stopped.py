@@ -58,7 +58,7 @@ def test_one_that_is_declared_to_be_stopped_gets_its_mail_once_it_is_declared_to
     done = salt.exec("web", ["/usr/bin/python3", "-c", SEND], timeout=50)
     assert done["retcode"] == 0, done
     until(lambda: salt("netspace_link.list")["mailboxes"]["orders"]["messages"] == 1, pause=0.5)
-    assert salt("netspace_link.health") == {"ok": True, "problems": [], "dead": 0, "late": 0}
+    assert salt("netspace_link.health") == {"ok": True, "problems": [], "findings": [], "dead": 0, "late": 0}
 
     # By hand it runs, and reads what came; the next apply stops it again.
     assert salt("netspace_environment.start", "orders") is True

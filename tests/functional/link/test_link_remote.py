@@ -68,9 +68,9 @@ def test_a_direct_link_that_the_other_host_does_not_have_is_told(linked):
 
     def said(name: str) -> tuple[str, bool]:
         with h1.here():
-            about, problems = h1.links.list()["links"][name], h1.links.health()["problems"]
+            about, findings = h1.links.list()["links"][name], h1.links.health()["findings"]
         assert (about["state"] == "active") == ("why" not in about)
-        return about["state"], any(one.startswith(f"{name}: ") and "h2's broker" in one for one in problems)
+        return about["state"], any(one["subject"] == name and "h2's broker" in one["text"] for one in findings)
 
     until(lambda: said("web.orders@h2") == ("active", False))
     h2.declare(TELL, BACK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import msgspec
@@ -12,12 +13,14 @@ from hypothesis import strategies as st
 from netspace import files
 from netspace.environment import claims, images, user_ids
 from netspace.environment import record as records
+from netspace.environment.container import apparmor
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
+from netspace.environment.runtimes import USUAL
 from netspace.environment.storage import injected_files
 from netspace.environment.update import rollout
 from netspace.errors import StateError
@@ -404,3 +407,52 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
     with pytest.raises(StateError, match="version 99"):
         records.read(layout)
+
+
+def test_a_demanded_profile_that_the_host_lacks_is_refused():
+    lacking = apparmor.State(problem="no AppArmor here")
+    want = desired(apparmor="require")
+    observed = Observed({}, {"tar:/x.tar": images.Seen("i")}, "r", confining=lacking)
+    result = Environments.plan({"web": want}, observed)
+    assert result.steps == []
+    assert [refusal.message for refusal in result.refusals] == ["netspace:environments:web:apparmor: no AppArmor here"]
+    # Without a demand a host that has no AppArmor gets no note at each apply.
+    assert Environments.plan({"web": desired()}, observed).notes == []
+
+
+def test_a_host_that_can_t_load_a_profile_says_so():
+    broken = apparmor.State(True, failed="the parser is broken", loaded=frozenset())
+    observed = Observed({}, {"tar:/x.tar": images.Seen("i")}, "r", confining=broken)
+    assert Environments.plan({"web": desired()}, observed).notes == [
+        "environments are made without an AppArmor profile (web): the parser is broken"
+    ]
+    assert Environments.plan({"web": desired(apparmor="off")}, observed).notes == []
+
+
+@pytest.mark.parametrize(("state", "action"), [("running", "restart"), ("stopped", "update")])
+def test_a_lost_profile_is_loaded_and_what_ran_restarted(state, action):
+    want = desired(state)
+    step = only(plan(want, seen(want, unconfined="its AppArmor profile is not loaded")))
+    assert (step.action, step.changes, step.reason) == (action, {}, "its AppArmor profile is not loaded")
+
+
+def test_a_record_keeps_its_profile_and_an_older_one_has_none(tmp_path):
+    layout = Layout(root=tmp_path)
+    record = msgspec.structs.replace(seen().record, confined="netspace-environment-0123456789ab")
+    records.write(layout, "web", record)
+    assert records.read_one(layout, "web").confined == record.confined
+    assert claims.of(record).confined == record.confined
+    path = records.path(layout, "web")
+    older = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "confined"}
+    path.write_text(json.dumps(older))
+    assert records.read_one(layout, "web").confined == ""
+
+
+def test_a_younger_key_s_default_changes_no_fingerprint():
+    plain = records.fingerprint(spec(), None, USUAL)
+    assert records.fingerprint(spec(apparmor="prefer"), None, USUAL) == plain
+    assert records.fingerprint(spec(apparmor="off"), None, USUAL) != plain
+    # As netspace computed it before the key existed.
+    whole = {key: value for key, value in parse.encode(records.own(spec())).items() if key not in ("state", "apparmor")}
+    before = {"spec": whole, "profile": "", "runtime": {"name": "crun", "settings": {}}}
+    assert plain == hashlib.sha256(files.encode(before)).hexdigest()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link import health
+from netspace.link import health, problems
 from netspace.link.broker import access, management, plugin
 from netspace.link.broker import node as broker
 from netspace.link.broker.management import Login, Management, RefusedError, UnreachableError
@@ -24,6 +24,7 @@ from netspace.link.forwarder import launch, process
 from netspace.link.forwarder.process import Wanted
 from netspace.link.mail import dead_letters
 from netspace.link.pki import passwords
+from netspace.link.problems import Problem
 from netspace.link.reconciler import DesiredLinks, Links, Observed, Record
 from netspace.link.record import read, write
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
@@ -366,13 +367,15 @@ class Answers:
 def test_alarms_of_a_broker_are_told():
     node = {"name": "rabbit@one", "running": True, "mem_alarm": False, "disk_free_alarm": False}
     assert health._alarms(Answers(nodes=[node])) == []
-    assert "memory" in health._alarms(Answers(nodes=[{**node, "mem_alarm": True}]))[0]
-    assert "disk" in health._alarms(Answers(nodes=[{**node, "disk_free_alarm": True}]))[0]
-    assert "doesn't run" in health._alarms(Answers(nodes=[node, {**node, "running": False}]))[0]
+    for about, code in (({"mem_alarm": True}, "memory-alarm"), ({"disk_free_alarm": True}, "disk-alarm")):
+        assert [one.key for one in health._alarms(Answers(nodes=[{**node, **about}]))] == [f"{code}:rabbit@one"]
+    assert [one.key for one in health._alarms(Answers(nodes=[node, {**node, "running": False}]))] == [
+        "node-down:rabbit@one"
+    ]
 
 
 @pytest.mark.parametrize(
-    ("queue", "problems"),
+    ("queue", "number"),
     [
         ({"messages": 7999, "message_bytes": 5, "consumers": 1}, 0),
         ({"messages": 8000, "message_bytes": 5, "consumers": 1}, 1),
@@ -383,36 +386,44 @@ def test_alarms_of_a_broker_are_told():
         (None, 1),
     ],
 )
-def test_full_and_unread_mailboxes_are_told(tmp_path, queue, problems):
+def test_full_and_unread_mailboxes_are_told(tmp_path, queue, number):
     named = [] if queue is None else [{"name": "mailbox.orders", **queue}]
     record = Record(LocalBroker(), {LINK.name: LINK})
-    assert len(health._queues(Layout(root=tmp_path), record, Answers(queues=named), ())) == problems
+    assert len(health._queues(Layout(root=tmp_path), record, Answers(queues=named), ())) == number
 
 
 def test_mail_of_who_is_meant_to_read_nothing_is_told_only_where_it_fills_the_mailbox(tmp_path):
     record = Record(LocalBroker(), {LINK.name: LINK})
-    for messages, problems in ((1, 0), (8000, 1)):
+    for messages, number in ((1, 0), (8000, 1)):
         waiting = Answers(queues=[{"name": "mailbox.orders", "messages": messages, "message_bytes": 5, "consumers": 0}])
-        assert len(health._queues(Layout(root=tmp_path), record, waiting, {"orders"})) == problems
+        assert len(health._queues(Layout(root=tmp_path), record, waiting, {"orders"})) == number
 
 
 # -- the beacon ----------------------------------------------------------------------------
 def test_the_beacon_tells_what_changes_and_not_how_much():
     beacon = runpy.run_path("_beacons/netspace_link.py")
-    said = {"problems": []}
+    said: dict[str, object] = {}
     context: dict[str, object] = {}
 
-    def once(*problems: str) -> list[dict]:
-        said["problems"] = list(problems)
+    def once(*found: Problem) -> list[dict]:
+        said.update(problems.told(found))
         return beacon["beacon"]([{"interval": 60}])
 
     beacon["beacon"].__globals__.update(
         __opts__={}, __context__=context, Host=lambda _: SimpleNamespace(link_health=lambda: said)
     )
     assert once() == []
-    assert once("3 dead letters") == [{"ok": False, "problems": ["3 dead letters"]}]
-    assert once("4 dead letters") == []
-    assert once() == [{"ok": True, "problems": []}]
+    (first,) = once(Problem("dead-letters", "3 dead letters"))
+    assert (first["ok"], first["problems"]) == (False, ["3 dead letters"])
+    assert first["findings"] == [
+        {"code": "dead-letters", "severity": "warning", "subject": "", "depends_on": "", "text": "3 dead letters"}
+    ]
+    assert once(Problem("dead-letters", "4 dead letters")) == []
+    down = problems.forwarder(None, "")
+    assert len(once(*down)) == 1
+    assert once(*down, problems.entrance("web", "web can't reach it")) == []  # its cause is known already
+    assert len(once(problems.entrance("web", "web can't reach it"))) == 1
+    assert once() == [{"ok": True, "problems": [], "findings": []}]
     beacon["beacon"].__globals__["__opts__"] = {"netspace.instance": "Not one"}
     (told,) = once()
     assert not told["ok"] and "netspace.instance: 'Not one'" in told["problems"][0]

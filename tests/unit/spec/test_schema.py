@@ -140,6 +140,7 @@ TEXTS: dict[type, list[Any]] = {
     types.Size: ["128M", "1 GiB", 4096, "0"],
     types.Rate: ["10M", "1Gbit/s", 8000],
     types.Cidr: ["198.51.100.0/24", "fd00::/64", "198.51.100.7"],
+    types.HostName: ["deb.example.org", "Deb.Example.ORG"],
     types.Address: ["10.203.1.7", "fd6e:6574:7370::7"],
     types.Prefixed: ["198.51.100.7/24", "2001:db8::7/64"],
     Publication: ["443:8443", "[2001:db8::1]:80:8080", "53:53/udp"],
@@ -190,6 +191,7 @@ def structs(of: inspect.StructType) -> st.SearchStrategy[dict[str, Any]]:
     if of.cls is types.Runtimes:
         fields.update({name: settings_of(name) for name in extensions.runtimes()})
     needed = {field.encode_name for field in of.fields if field.required} | {"image"} & set(fields)
+    needed |= {"cidr"} if of.cls is types.Allow else set()
     required = {key: value for key, value in fields.items() if key in needed}
     if of.tag_field:
         required[of.tag_field] = st.just(of.tag)

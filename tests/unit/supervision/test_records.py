@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from netspace.errors import StateError
 from netspace.layout import Layout
 from netspace.supervision import definitions
+from netspace.supervision.daemon import client
 from netspace.supervision.service import Service
 
 words = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=12)
@@ -129,3 +133,39 @@ def test_order_without_a_circle_puts_each_behind_what_it_comes_after() -> None:
     after = {"a": ["b", "c"], "b": ["d"], "c": ["d", "x"], "d": []}
     assert definitions.in_order(["a"], after) == ["d", "b", "c", "a"]
     assert definitions.in_order(["d", "a", "zzz"], after) == ["d", "b", "c", "a"]
+
+
+_VALUES = {
+    "state": st.sampled_from(["running", "stopping", "", "failed"]),
+    "pid": st.integers(-5, 2**22),
+    "ticks": st.integers(0, 2**40),
+    "since": st.floats(0, 2**40) | st.integers(0, 2**40),
+    "restarts": st.integers(0, 100),
+    "exit": st.text(st.characters(codec="utf-8"), max_size=5),
+    "service": st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 5) | st.none(), max_size=2),
+    "oom_kills": st.integers(0, 9),
+    "oom_seen": st.integers(0, 9),
+}
+_WRONG = st.sampled_from([None, True, 1, 1.5, "x", [], {}])
+
+
+@given(st.data())
+def test_brief_trace_is_read_as_the_whole_one(data: st.DataObject) -> None:
+    layout = Layout(root=Path(tempfile.mkdtemp()))
+    try:
+        record = {key: data.draw(value) for key, value in _VALUES.items()}
+        for key in data.draw(st.lists(st.sampled_from([*_VALUES, "more"]), max_size=2)):
+            record[key] = data.draw(_WRONG)
+        for key in data.draw(st.lists(st.sampled_from([*_VALUES]), max_size=1)):
+            record.pop(key, None)
+        text = json.dumps(record) if data.draw(st.booleans()) else json.dumps(record)[: data.draw(st.integers(0, 300))]
+        path = definitions.traces(layout) / "a.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        whole, brief = definitions.read_trace(layout, "a"), client._brief(str(path))
+        assert (whole is None) == (brief is None)
+        if whole is not None and brief is not None:
+            keys = ("state", "pid", "ticks", "since", "restarts", "exit", "oom_kills", "oom_seen")
+            assert [getattr(whole, key) for key in keys] == [getattr(brief, key) for key in keys]
+    finally:
+        shutil.rmtree(layout.root)

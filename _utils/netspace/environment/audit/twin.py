@@ -214,7 +214,10 @@ def _make(
     twin = msgspec.structs.replace(original, spec=spec, base=base)
     making.assemble(name, twin)
     making.hand_out(name, twin, {"environment.json": files.encode({"name": name, "peers": [], "senders": []})})
-    config = json.loads(making.render(name, spec, base, original.image, original.runtime, original.profile))
+    making.confinement.ensure(original.confined)
+    config = json.loads(
+        making.render(name, spec, base, original.image, original.runtime, original.profile, original.confined)
+    )
     config["process"]["args"], config["process"]["env"] = command, variables
     config["linux"]["cgroupsPath"] = cgroup(layout, name)
     options = ["nosuid", "nodev"]

@@ -71,6 +71,7 @@ def config(
     lacks: Collection[str] = (),
     opened: Collection[str] = (),
     seen: Sequence[Mapping[str, Any]] = (),
+    confined: str = "",
 ) -> dict[str, Any]:
     """Return ``config.json`` of the environment's bundle.
 
@@ -84,6 +85,7 @@ def config(
     :param opened: devices of the host that it may open, in addition to its interface's.
     :param seen: mounts in addition to those of every environment.
     :param lacks: the abilities that the runtime lacks (``runtimes.LACKS``).
+    :param confined: the AppArmor profile that it starts under; empty: none.
     :raises NetspaceError: when neither *spec* nor the image names a command.
     """
     devices = (*(spec.interface.DEVICES if spec.interface is not None else ()), *opened)
@@ -91,7 +93,7 @@ def config(
         "ociVersion": "1.0.2",
         "hostname": layout.whose(name),
         "root": {"path": str(below(layout.bundle(name), "rootfs")), "readonly": spec.read_only},
-        "process": process(name, spec, defaults),
+        "process": process(name, spec, defaults, confined=confined),
         "mounts": [
             *_own_mounts(spec.limits),
             _bind(str(layout.inside(name)), INSIDE, "ro", "noexec"),
@@ -125,9 +127,12 @@ def process(
     spec: Environment,
     defaults: Defaults = Defaults(),  # noqa: B008 (immutable)
     command: Sequence[str] = (),
+    *,
+    confined: str = "",
 ) -> dict[str, Any]:
     """Return the ``process`` object of the environment's program, or of another *command* beside it.
 
+    :param confined: the AppArmor profile of the environment's program; empty: it has none.
     :raises NetspaceError: when neither *spec* nor the image names a command, and *command* is empty.
     """
     own = arguments_of(spec, defaults)
@@ -144,6 +149,7 @@ def process(
         "cwd": spec.working_dir or defaults.working_dir or "/",
         "capabilities": dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), none),
         "noNewPrivileges": True,
+        **({"apparmorProfile": confined} if confined else {}),
         "oomScoreAdj": OOM_SCORE_ADJ,
         "rlimits": [
             {"type": f"RLIMIT_{kind}", "soft": value, "hard": value}

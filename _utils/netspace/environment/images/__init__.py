@@ -31,10 +31,11 @@ from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 
-_FLAGS = mounts.RDONLY | mounts.NOSUID | mounts.NODEV
+FLAGS = mounts.RDONLY | mounts.NOSUID | mounts.NODEV
 _FILE = re.compile(r"sha256-([0-9a-f]{64})(\.erofs)?")
 _NOTE = re.compile(r"[0-9a-f]{32}\.json")
 _BUILDING = ".building-"
+MOUNTED = "mounted"  # in such a folder: where a copy of an image is mounted for a moment
 _ASIDE = re.compile(r"\..*\.new")  # of netspace.files
 
 log = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class Store:
             self._write_note(msgspec.structs.replace(note, fingerprint=now))
             return Image(note.digest, identity, note.defaults)
         log.info("image %s: building", image)
-        with self._telling(image), self._aside() as aside:
+        with self._telling(image), self.aside() as aside:
             if at.url:
                 digest, defaults = self._build_fetched(source, at, identity, aside)
             else:
@@ -241,7 +242,8 @@ class Store:
             raise NetspaceError(message if image in message else f"image {image}: {message}") from err
 
     @contextlib.contextmanager
-    def _aside(self) -> Iterator[Path]:
+    def aside(self) -> Iterator[Path]:
+        """Make a folder beside the images for the duration of the context; the next apply removes a killed run's."""
         self._layout.images.mkdir(parents=True, exist_ok=True, mode=0o700)
         aside = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._layout.images))
         try:
@@ -254,6 +256,7 @@ class Store:
         for entry in self._entries():
             if entry.name.startswith(_BUILDING):
                 tools.end_those_in(Path(entry.path))
+                mounts.unmount(Path(entry.path) / MOUNTED)
                 shutil.rmtree(entry.path, ignore_errors=True)
             elif _ASIDE.fullmatch(entry.name):
                 files.remove(Path(entry.path))
@@ -345,19 +348,19 @@ class Store:
             target.parent.chmod(0o700)
         target.mkdir(exist_ok=True, mode=0o700)
         try:
-            mounts.mount(path, target, "erofs", _FLAGS)
+            mounts.mount(path, target, "erofs", FLAGS)
         except OSError as err:
             # ENODEV: no erofs. ENOTBLK, EINVAL: it can't mount a file (of this file system).
             if err.errno not in (errno.ENODEV, errno.ENOTBLK, errno.EINVAL):
                 raise NetspaceError(str(err)) from err
-            mounts.bind(self._unpack(digest), target, _FLAGS)
+            mounts.bind(self._unpack(digest), target, FLAGS)
         return target
 
     def _unpack(self, digest: str) -> Path:
         """Unpack the checked image into a folder beside it; replace an existing one, which may have been changed."""
         folder, path = self.folder(digest), self.file(digest)
         log.info("image sha256:%s: unpacking, since this host can't mount it", digest)
-        with self._telling(str(path)), self._aside() as aside:
+        with self._telling(str(path)), self.aside() as aside:
             root = aside / "root"
             tools.run(
                 ["fsck.erofs", "--preserve", "--xattrs", f"--extract={root}", str(path)],

@@ -69,7 +69,8 @@ SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # controllers and version 2 at /sys/fs/cgroup/unified. umask: it makes mount points that all users may pass, whatever
 # its umask. tidy: it can delete all remains of a killed launch, and sets the limits of a cgroup that exists already.
 # users: it can join an existing user namespace. sockets: it can bound TCP's data, where that is counted separately.
-LACKS = ("time", "idmap", "hybrid", "umask", "tidy", "users", "sockets")
+# apparmor: it can start the program under an AppArmor profile.
+LACKS = ("time", "idmap", "hybrid", "umask", "tidy", "users", "sockets", "apparmor")
 
 Thing = Literal["images", "kernels"]
 

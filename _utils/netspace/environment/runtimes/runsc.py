@@ -15,7 +15,7 @@ from netspace.environment import runtimes
 PROGRAM = PACKAGE = "runsc"
 RUNS = "images"
 OWN_KERNEL = True
-LACKS = ("time", "idmap", "umask", "tidy", "users")
+LACKS = ("time", "idmap", "umask", "tidy", "users", "apparmor")
 FIXED_NAMES = True
 # Measured with two processors and an idle shell: from 20M and 32 pids on, each of four starts succeeds. Its kernel and
 # its file server peak at 18M and 29 threads; a program needs more of both.

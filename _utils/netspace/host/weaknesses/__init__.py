@@ -45,6 +45,7 @@ def rows(seen: Readings) -> list[Row]:
         users.namespaces(seen.sysctls),
         kernel.merging(seen.merging),
         kernel.modules(seen.modules),
+        kernel.profiles(seen),
         kernel.lockdown(seen.lockdown),
     ]
     return sorted(found, key=lambda row: _ORDER.index(row.matters))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from netspace.host.weaknesses.readings import Reading, path
+from netspace.host.weaknesses.readings import Reading, Readings, path
 from netspace.host.weaknesses.row import Outcome, Row, number, row, said, setting, unseen
 
 _CORE = "kernel.core_pattern"
@@ -94,9 +94,33 @@ def modules(reading: Reading) -> Row:
         said(reading),
         expected=f"one of {', '.join(_CONFINING)} among them",
         matters="host",
-        why="Only its user's rights bound a service of the host (the broker, the forwarder) that was taken over. "
-        "netspace gives environments no profile or label, so such a module confines none of them further.",
+        why="Only its user's rights bound a service of the host (the broker, the forwarder) that was taken over.",
         remedy="install the distribution's policy (Debian: `apparmor`), and boot with it (`security=apparmor`)",
+        unseen=_UNMOUNTED.format("lsm"),
+    )
+
+
+def profiles(seen: Readings) -> Row:
+    """Return the row on AppArmor's profile of environments (``environment.container.apparmor``)."""
+    switched, program = seen.apparmor.text, seen.parser
+    outcome: Outcome = "unknown"
+    found = said(seen.apparmor)
+    if switched == "Y":
+        outcome = "good" if program and not seen.unloaded else "weak"
+        found = f"on, with {program}" if program else "on, without apparmor_parser"
+        found += f", which failed: {seen.unloaded}" if program and seen.unloaded else ""
+    elif switched or (seen.modules.text and "apparmor" not in seen.modules.text.split(",")):
+        outcome, found = "weak", "off" if switched else f"not in this kernel: {said(seen.modules)}"
+    return row(
+        "AppArmor profile",
+        outcome,
+        found,
+        expected="on, with apparmor_parser",
+        matters="environments",
+        why="Environments run without a second lock. With it, the kernel refuses mounts, capabilities and user "
+        "namespaces once more, also where a profile of your own lets the system calls through.",
+        remedy="install Debian's `apparmor`, and boot a kernel that has it with `security=apparmor`; environments get "
+        "the profile when netspace starts them the next time",
         unseen=_UNMOUNTED.format("lsm"),
     )
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import msgspec
 
 from netspace import files
+from netspace.environment.container import apparmor
+from netspace.layout import Layout
 
 _MOST = 4096  # bytes of a file
 _NAMES = 256  # of a folder
@@ -31,6 +33,9 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
 
     :param sysctls: by name with dots, all of ``weaknesses.SYSCTLS``.
     :param modules: ``/sys/kernel/security/lsm``.
+    :param apparmor: ``/sys/module/apparmor/parameters/enabled``.
+    :param parser: the path of AppArmor's parser; empty if it is not installed.
+    :param unloaded: why the last profile could not be loaded; empty if it could, or there was none.
     :param lockdown: ``/sys/kernel/security/lockdown``.
     :param merging: ``/sys/kernel/mm/ksm/run``.
     :param threads: ``/sys/devices/system/cpu/smt/active``.
@@ -41,6 +46,9 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
 
     sysctls: Mapping[str, Reading]
     modules: Reading
+    apparmor: Reading
+    parser: str
+    unloaded: str
     lockdown: Reading
     merging: Reading
     threads: Reading
@@ -64,6 +72,9 @@ def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
     return Readings(
         sysctls={name: _text(root / path(name)[1:]) for name in sysctls},
         modules=_text(root / "sys/kernel/security/lsm"),
+        apparmor=_text(root / "sys/module/apparmor/parameters/enabled"),
+        parser=apparmor.parser(Layout(root=root)) or "",
+        unloaded=apparmor.look(Layout(root=root)).failed,
         lockdown=_text(root / "sys/kernel/security/lockdown"),
         merging=_text(root / "sys/kernel/mm/ksm/run"),
         threads=_text(processor / "smt/active"),

@@ -12,7 +12,7 @@ Rules, in the order in which a packet meets them:
 5. An ``out`` rule allows connections to the host itself only if it names one single address;
    a network, such as ``0.0.0.0/0``, never includes the host. (Environments reach the host at
    the gateway's address.) The host needs an ``in`` rule that covers its address to reach an
-   environment, like every other peer.
+   environment, like every other peer. A rule for a name never includes the host.
 6. An environment has at most ``connections`` open connections, from it and to it together, and as many
    again through its published ports, so that a flood of these blocks no other connection. A closed
    connection leaves the host's connection tracking table within seconds. So no environment can fill
@@ -45,7 +45,7 @@ from netspace.interface.match import FAMILIES, family
 from netspace.nftables.table import Base, Chain, Collection, Rule, Table, Timeout
 from netspace.nftables.words import Verdict, to_goto, to_jump
 from netspace.spec.publish import OUTWARDS, Publication
-from netspace.spec.types import Allow, Cidr
+from netspace.spec.types import ADDRESSES_OF_NAME, Allow, Cidr
 
 # For connections from an environment, to it, and to it by a published port: the match for the environment's interface
 # in the first packet, and the set that counts these connections.
@@ -66,6 +66,7 @@ class HostFiltered(msgspec.Struct, frozen=True):
     :param addresses: the only addresses it may send from, by family.
     :param gateways: the host's address at its end, by family.
     :param connections: the most connections that may be open at once.
+    :param allow: its rules, each for one family (``Allow.each``).
     :param publish: ports of the host that are forwarded to it.
     """
 
@@ -92,9 +93,9 @@ def forwarded(
 
 
 @functools.lru_cache(4096)
-def _is(cidr: Cidr, address: str) -> bool:
+def _is(cidr: Cidr | None, address: str) -> bool:
     """Return whether a network consists of this one address."""
-    return cidr.network == ipaddress.ip_network(address)
+    return cidr is not None and cidr.network == ipaddress.ip_network(address)
 
 
 def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Table:
@@ -116,6 +117,7 @@ def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Tab
     if ruled:
         for fam, of in FAMILIES.items():
             timeouts[f"brief_{fam}"] = Timeout(of.word, "tcp", _CLOSED)
+        sets.update(name_sets(rule for one in ruled for rule in one.allow))
         _limits(ruled, keys, chains, sets)
         _allowed(ruled, keys, chains, sets)
         chains["errors"] = Chain(_ICMP_ERRORS)
@@ -156,9 +158,23 @@ def _elsewhere(addresses: Iterable[str], sets: dict[str, Collection]) -> list[tu
     return names
 
 
+def _told(rule: Allow) -> tuple[str, ...]:
+    named = (rule.name,) if rule.name is not None else ()
+    return (str(rule.cidr), rule.protocol, str(rule.port), *named)
+
+
+def name_sets(allow: Iterable[Allow]) -> dict[str, Collection]:
+    """Return the empty sets for the addresses of names in these rules. ``netspace.interface.names`` fills them."""
+    named = [(rule.name, str(rule.cidr), family(rule)) for rule in allow if rule.name is not None]
+    return {
+        match.name_set(name, network, fam): Collection((FAMILIES[fam].type,), most=ADDRESSES_OF_NAME, expiring=True)
+        for name, network, fam in named
+    }
+
+
 def chain_name(way: str, rules: Sequence[Allow], publish: Sequence[Publication] = ()) -> str:
     """Return the name of the chain that interfaces with the same rules share."""
-    text = repr([*publish, *((str(rule.cidr), rule.protocol, str(rule.port)) for rule in rules)])
+    text = repr([*publish, *(_told(rule) for rule in rules)])
     return f"{way}.{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -181,8 +197,8 @@ def of_way(way: str, allow: Iterable[Allow]) -> tuple[Allow, ...]:
 
 @functools.lru_cache(4096)
 def single(rule: Allow) -> bool:
-    """Return whether a rule names one single address."""
-    return rule.cidr.network.num_addresses == 1
+    """Return whether a rule gives one single address. A rule for a name never does."""
+    return rule.cidr is not None and rule.name is None and rule.cidr.network.num_addresses == 1
 
 
 _MASQUERADED: Sequence[Rule] = [

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from netspace.interface import match
+from netspace.interface.firewall import host_rules
 from netspace.interface.match import FAMILIES
 from netspace.nftables.table import Base, Chain, Collection, Rule, Table
 from netspace.nftables.words import at, longer
@@ -43,6 +44,7 @@ class NetnsFiltered(msgspec.Struct, frozen=True):
     :param arp: whether it resolves neighbours.
     :param addresses: the only address it may send from, by family.
     :param local: its IPv6 link-local address, if it has one; used only for messages to neighbours.
+    :param allow: its rules, each for one family (``Allow.each``).
     :param others: addresses of other environments that ``allow`` covers, by family.
     """
 
@@ -62,6 +64,7 @@ def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dic
 
     found: dict[str, set[str]] = {}
     for rule in allow:
+        assert rule.cidr is not None
         network = rule.cidr.network
         first, last = (network.version, int(network[0])), (network.version, int(network[-1]))
         for _, number in addresses[bisect_left(addresses, first) : bisect_right(addresses, last)]:
@@ -80,6 +83,7 @@ def render(guarded: NetnsFiltered) -> tuple[Table, ...]:
         )
         for name in guarded.addresses
     }
+    sets.update(host_rules.name_sets(rule for rule in guarded.allow if match.family(rule) in guarded.addresses))
     opened = ["ct state != new accept", f"ct count over {guarded.connections} drop", "accept"]
     chains = {
         "opened": Chain(opened),

@@ -42,10 +42,10 @@ def wanted(record: Record, ends: Endpoints, place: EndpointContext, everybody: N
         return guard
     if kind.FILTER != "inside" or not isinstance(spec, Filtered):
         return ()
-    own = set(record.addresses.values())
+    own, allow = set(record.addresses.values()), tuple(one for rule in spec.allow for one in rule.each)
     others = {
         family: [address for address in addresses if address not in own]
-        for family, addresses in netns_rules.covered(spec.allow, everybody).items()
+        for family, addresses in netns_rules.covered(allow, everybody).items()
     }
     plain = (address.split("/")[0] for address in ends.inside.addresses)
     guarded = netns_rules.NetnsFiltered(
@@ -53,7 +53,7 @@ def wanted(record: Record, ends: Endpoints, place: EndpointContext, everybody: N
         mac=ends.inside.mac,
         arp=ends.inside.arp,
         addresses=record.addresses,
-        allow=spec.allow,
+        allow=allow,
         connections=spec.connections,
         local=next((address for address in plain if address.startswith("fe80:")), ""),
         others=others,

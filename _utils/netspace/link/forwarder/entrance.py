@@ -13,15 +13,18 @@ from collections.abc import Collection
 
 from netspace import threads
 from netspace.layout import Layout
-from netspace.link.forwarder import haproxy, ports, process
+from netspace.link.forwarder import ports, process
 
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1  # netdevice(7)
 
 
-def closed(layout: Layout, environments: Collection[str]) -> dict[str, str]:
-    """Return, by name, why *environments* can't reach the broker: the results of all checks of the forwarder."""
-    if why := haproxy.silent(layout):
-        return dict.fromkeys(environments, f"the forwarder doesn't do its work ({why}); apply again")
+def closed(layout: Layout, environments: Collection[str], silent: str) -> dict[str, str]:
+    """Return, by name, why *environments* can't reach the broker: the results of all checks of the forwarder.
+
+    :param silent: why the forwarder forwards nothing (``haproxy.silent``); empty if it does.
+    """
+    if silent:
+        return dict.fromkeys(environments, f"the forwarder doesn't do its work ({silent}); apply again")
     left = left_out(layout, environments)
     return {
         **{name: f"it is left out by the forwarder: {why}" for name, why in left.items()},

@@ -16,6 +16,7 @@ from typing import Any
 from netspace.layout import Layout
 from netspace.link.pki import authority
 from netspace.link.pki.authority import Authority
+from netspace.link.problems import Problem
 from netspace.link.seal import bundle as bundles
 from netspace.link.seal import endorser
 from netspace.link.seal.bundle import Bundle
@@ -24,7 +25,7 @@ from netspace.link.topology import peers, spiffe
 from netspace.spec.types import Broker, Link, LocalBroker
 
 SOON = 14 * DAY
-"""Seconds before the expiry of another host's key or endorser from which ``lacking`` reports it."""
+"""Seconds before the expiry of another host's key or endorser from which ``problems`` reports it."""
 REMEDY = "exchange keys: salt-run netspace_link.exchange_seals"
 
 
@@ -106,26 +107,35 @@ class PeerKeys:
         }
 
     def lacking(self, links: Iterable[Link], now: float) -> list[str]:
-        """Return why sealed links to or from other hosts fail now or will fail soon, each with its remedy."""
+        """Return the texts of :meth:`problems`."""
+        return [one.text for one in self.problems(links, now)]
+
+    def problems(self, links: Iterable[Link], now: float) -> list[Problem]:
+        """Return why sealed links to or from other hosts fail now or will fail soon, each with its remedy.
+
+        What is wrong with a host's keys concerns all its environments.
+        """
         links = tuple(links)
-        problems = []
+        found: list[Problem] = []
         for host in sorted(hosts(links)):
-            found = self.of(host)
-            if found is None:
-                problems.append(f"{host}: nothing is known of its keys for sealed links; {REMEDY}")
-            elif self.own is not None and found.knows != self.own.kid:
-                problems.append(
-                    f"{host} hasn't said that it knows this host's keys, so nothing is sealed for it; {REMEDY}"
-                )
-            elif found.ends < now + SOON:
-                problems.append(f"{host}: what is known of it runs out on {_day(found.ends)}; {REMEDY}")
+            known, text = self.of(host), ""
+            if known is None:
+                text = f"{host}: nothing is known of its keys for sealed links; {REMEDY}"
+            elif self.own is not None and known.knows != self.own.kid:
+                text = f"{host} hasn't said that it knows this host's keys, so nothing is sealed for it; {REMEDY}"
+            elif known.ends < now + SOON:
+                text = f"{host}: what is known of it runs out on {_day(known.ends)}; {REMEDY}"
+            if text:
+                found.append(Problem("seal-keys", text, host))
         for host, environment in sorted(set(_read(links))):
-            last = max((key["exp"] for key in self.keys(host, environment)), default=None)
+            last, text = max((key["exp"] for key in self.keys(host, environment)), default=None), ""
             if last is None and self.of(host) is not None:
-                problems.append(f"{environment}@{host}: there is no key to seal for it; {REMEDY}")
+                text = f"{environment}@{host}: there is no key to seal for it; {REMEDY}"
             elif last is not None and last < now + SOON:
-                problems.append(f"{environment}@{host}: the last key to seal for it runs out on {_day(last)}; {REMEDY}")
-        return problems
+                text = f"{environment}@{host}: the last key to seal for it runs out on {_day(last)}; {REMEDY}"
+            if text:
+                found.append(Problem("seal-keys", text, f"{environment}@{host}", f"seal-keys:{host}"))
+        return found
 
 
 def read(layout: Layout, broker: Broker | None, links: Iterable[Link]) -> PeerKeys:

@@ -14,17 +14,19 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import msgspec
+
 from netspace import files, library_copy
 from netspace.layout import Layout
-from netspace.supervision import definitions, process
-from netspace.supervision.cgroup import payload_cgroup
-from netspace.supervision.daemon import oom, presence, protocol
-from netspace.supervision.definitions import SupervisorError, Trace
-from netspace.supervision.service import Service, State, Status, looked_at
+from netspace.supervision import definitions, memory_events, process
+from netspace.supervision.cgroup import payload_cgroups
+from netspace.supervision.daemon import presence, protocol
+from netspace.supervision.definitions import SupervisorError
+from netspace.supervision.service import Service, State, Status
 
 # Seconds to wait for an answer: the longest possible stop, and a reserve.
 PATIENCE = 3600.0 + 120.0
@@ -50,22 +52,15 @@ class DaemonSupervisor:
         names = definitions.defined(self.layout, names)
         traced = set(definitions.traced(self.layout, names))
         watched = bool(traced) and presence.attended(self.layout)
-        seen = {name: definitions.read_trace(self.layout, name) for name in names if name in traced}
-        found = {name: self._status(name, seen.get(name), watched) for name in names}
+        folder, cgroup, kills = definitions.traces(self.layout), payload_cgroups(self.layout), memory_events.reader()
+        found = {}
+        for name in names:
+            trace = _brief(f"{folder}/{name}.json") if name in traced else None
+            found[name] = _status(trace, watched, lambda name=name: kills(cgroup(name)))  # type: ignore[misc]
         failed = {name for name, status in found.items() if status.state == "failed"}
         # A failed service that shall no longer run is reported as stopped.
         stopped = failed - definitions.desired(self.layout) if failed else set()
         return {name: replace(status, state="stopped") if name in stopped else status for name, status in found.items()}
-
-    def _status(self, name: str, trace: Trace | None, watched: bool) -> Status:
-        """Return the status from *trace*, with the kernel's count of OOM kills.
-
-        :param watched: whether a daemon watches; if not, the process is checked too.
-        """
-        status = _status(trace, watched)
-        if trace is None or status.state != "running":
-            return status
-        return looked_at(replace(status, oom_kills=oom.since(trace, payload_cgroup(self.layout, name))))
 
     def define(self, services: Sequence[Service]) -> bool:
         wanted = definitions.validate(services)
@@ -224,14 +219,54 @@ class DaemonSupervisor:
             raise SupervisorError(f"the supervisor can't be started: {text or done.returncode}")
 
 
-def _status(trace: Trace | None, watched: bool) -> Status:
-    """Return the status from *trace*; if no daemon watches, check whether the process still runs."""
+class _Brief(msgspec.Struct, forbid_unknown_fields=True):
+    """A trace without its definition, which is most of it and isn't decoded (``definitions.Trace``)."""
+
+    state: str
+    pid: int
+    ticks: int
+    since: float
+    restarts: int
+    exit: str
+    service: msgspec.Raw
+    oom_kills: int = 0
+    oom_seen: int = 0
+
+
+_USUAL = 16384  # bytes that hold nearly every trace
+_decode = msgspec.json.Decoder(_Brief).decode
+
+
+def _brief(path: str) -> _Brief | None:
+    """Return the trace at *path*; None if there is none or it is invalid, as for ``definitions.read_trace``."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.read(fd, _USUAL)  # one read returns a whole file that is in memory
+        finally:
+            os.close(fd)
+        trace = _decode(content if len(content) < _USUAL else files.read(path, files.MAX_RECORD))
+    except (OSError, ValueError):
+        return None
+    return trace if trace.pid >= 0 and bytes(trace.service).startswith(b"{") else None
+
+
+def _status(trace: _Brief | None, watched: bool, kills: Callable[[], int]) -> Status:
+    """Return the status from *trace*, with the kernel's count of OOM kills.
+
+    :param watched: whether a daemon watches; if not, the process may have ended unnoticed.
+    :param kills: returns the kernel's count.
+    """
     if trace is None:
         return Status("stopped")
     state = STATES.get(trace.state, "failed")
-    pid = trace.pid if state == "running" else 0
-    if not watched and state in ("running", "starting"):
-        if state == "running" and process.alive(pid, trace.ticks):
-            return Status("running", pid, trace.since, trace.restarts, trace.exit, trace.oom_kills)
+    if state != "running":
+        if not watched and state == "starting":
+            return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
+        return Status(state, 0, trace.since, trace.restarts, trace.exit, trace.oom_kills)
+    process_ = process.stat(trace.pid) if trace.pid > 0 else None
+    if not watched and (process_ is None or process_.ticks != trace.ticks or process_.state in "ZX"):
         return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
-    return Status(state, pid, trace.since, trace.restarts, trace.exit, trace.oom_kills)
+    killed = trace.oom_kills + max(0, kills() - trace.oom_seen)
+    frozen = process_ is not None and process_.state == "T"
+    return Status("frozen" if frozen else state, trace.pid, trace.since, trace.restarts, trace.exit, killed)

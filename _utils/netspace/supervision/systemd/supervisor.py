@@ -19,7 +19,7 @@ from pathlib import Path
 from netspace import files, library_copy
 from netspace.errors import StateError
 from netspace.layout import Layout
-from netspace.supervision import definitions, memory_events, process
+from netspace.supervision import definitions, memory_events, process, weights
 from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.definitions import SupervisorError
 from netspace.supervision.service import Service, State, Status, looked_at
@@ -47,11 +47,8 @@ class Systemd:
         return self.folder / "multi-user.target.wants" / self._unit(name)
 
     def _ours(self, name: str) -> bool:
-        try:
-            with self._file(name).open("rb") as stream:
-                return stream.read(len(unit_file.HEADER)) == unit_file.HEADER.encode()
-        except OSError:
-            return False
+        path = self._file(name)
+        return path.exists() and _ours(path)
 
     def _defined(self) -> list[str]:
         prefix, suffix = self.layout.service(""), ".service"
@@ -118,7 +115,8 @@ class Systemd:
         changed = library_copy.install(self.layout)
         texts = {service.name: unit_file.render(self.layout, service, self.version) for service in services}
         texts["restore"] = unit_file.render_restore(self.layout, library_copy.command(self.layout, "restore"))
-        written, failed = files.write_all({self._file(name): text.encode() for name, text in texts.items()}, mode=0o644)
+        contents = {self._file(name): text.encode() for name, text in texts.items()} | self._weights()
+        written, failed = files.write_all(contents, mode=0o644)
         for error in failed.values():
             raise error
         linked = self._link(["restore"])
@@ -202,8 +200,21 @@ class Systemd:
                 self._wish("restore").parent.rmdir()
             self._halt(["restore"])
             self._erase(["restore"])
+            for path in self._weights():
+                files.remove(path)
+                if path.parent != self.folder:
+                    with contextlib.suppress(OSError):  # an operator has a file there, too
+                        path.parent.rmdir()
             self._run("stop", f"{self.layout.instance}.slice")  # systemd created it; this removes its cgroup
         library_copy.remove(self.layout)
+
+    def _weights(self) -> dict[Path, bytes]:
+        """Return the files of weights, but for one that is an operator's own."""
+        found = weights.units(self.layout, self.folder, unit_file.HEADER)
+        for path in found:
+            if path.parent != self.folder:
+                path.parent.mkdir(exist_ok=True, mode=0o755)
+        return {path: text.encode() for path, text in found.items() if _ours(path)}
 
     # -- plumbing ------------------------------------------------------------------------
     def _known(self, names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -279,6 +290,17 @@ class Systemd:
         if done.returncode:
             raise SupervisorError(f"systemctl {arguments[0]} failed: {done.stderr.strip()}")
         return done.stdout
+
+
+def _ours(path: Path) -> bool:
+    """Return whether netspace may write a file: it wrote it, or there is none."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(unit_file.HEADER)) == unit_file.HEADER.encode()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def end(note: str) -> str:

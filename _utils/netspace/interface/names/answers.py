@@ -1,0 +1,165 @@
+"""Answers about names: which addresses count, and for how long. Pure: times come in.
+
+Whoever owns a name chooses its addresses, so an answer is hostile input. These rules bound what it can do:
+
+1. An address that isn't public counts only if the rule's ``cidr`` lies in the same special block (RFC 6890). So a name
+   can't be turned to loopback, to the host's own network, or to a cloud's metadata service (DNS rebinding).
+2. Loopback, multicast, reserved and IPv4-mapped addresses never count, nor do the host's own.
+3. An answer has at most :data:`MOST` addresses, and a set at most ``spec.types.ADDRESSES_OF_NAME``.
+4. A time to live is between :data:`FLOOR` and :data:`CEILING`.
+
+An address counts until its time to live ends. If there is no new answer then, those of the last answer count for
+:data:`STALE` seconds more.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import msgspec
+
+from netspace.spec.types import ADDRESSES_OF_NAME
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+Code = Literal["", "name-absent", "name-refused", "name-unanswered"]
+"""Why the last question has no usable answer: there is no such name; the answer is unacceptable; there is none."""
+
+MOST = 64
+"""The most addresses of one family in an answer."""
+FLOOR, CEILING = 60.0, 86400.0
+"""Bounds of a time to live, in seconds."""
+STALE = 86400.0
+"""Seconds for which the last answer counts after its time to live, if no new one can be had."""
+RETRY, SLOWEST = 10.0, 300.0
+"""Seconds from a failed question to the next, at first and at most."""
+
+# RFC 6890 and IANA's registries of special-purpose addresses. Of IPv6, only 2000::/3 is public.
+_NEVER = tuple(
+    map(ipaddress.ip_network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4", "::/32", "ff00::/8"))
+)
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            *("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24"),
+            *("192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24"),
+            *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20", "fc00::/7", "fe80::/10"),
+            *("::/3", "4000::/2", "8000::/1"),
+        ),
+    )
+)
+
+
+class Known(msgspec.Struct, frozen=True):
+    """The state of one name in one family.
+
+    :param until: for each address the time at which its time to live ends, in seconds since the epoch.
+    :param current: the addresses of the last answer.
+    :param asked: when it was asked last.
+    :param due: when to ask next.
+    :param failures: questions in a row without a usable answer.
+    :param why: the reason of the last failure, for an operator.
+    """
+
+    until: dict[str, float] = {}
+    current: tuple[str, ...] = ()
+    asked: float = 0.0
+    due: float = 0.0
+    failures: int = 0
+    code: Code = ""
+    why: str = ""
+
+
+def answered(before: Known, addresses: Mapping[str, float], now: float) -> Known:
+    """Return the state after an answer.
+
+    :param addresses: the time to live of each address, in seconds. There are at most :data:`MOST`.
+    """
+    fresh = {one: now + min(max(ttl, FLOOR), CEILING) for one, ttl in sorted(addresses.items())}
+    earlier = {one: end for one, end in before.until.items() if one not in fresh and now < end <= now + CEILING}
+    lasting = sorted(earlier, key=lambda one: -earlier[one])[: ADDRESSES_OF_NAME - len(fresh)]
+    due = min(fresh.values(), default=now + FLOOR)
+    return Known({**{one: earlier[one] for one in lasting}, **fresh}, tuple(fresh), now, due)
+
+
+def failed(before: Known, code: Code, why: str, now: float) -> Known:
+    """Return the state after a question without a usable answer. The last answer stays until :func:`ends` is over."""
+    failures = min(before.failures + 1, 30)
+    due = now + min(RETRY * 2 ** (failures - 1), SLOWEST)
+    kept = {one: end for one, end in ends(before, now).items() if end > now}
+    until = {one: before.until[one] for one in kept}
+    current = tuple(one for one in before.current if one in kept)
+    return Known(until, current, now, due, failures, code, why)
+
+
+def ends(known: Known, now: float) -> dict[str, float]:
+    """Return when each address ceases to count. A clock that was set back prolongs none beyond the bounds."""
+    current = set(known.current)
+    return {
+        one: min(end, now + CEILING) + (STALE if one in current else 0.0)
+        for one, end in known.until.items()
+        if end + (STALE if one in current else 0.0) > now
+    }
+
+
+def overdue(known: Known, now: float) -> bool:
+    """Return whether it is time to ask. A clock that was set back delays no question."""
+    return not now < known.due <= now + CEILING
+
+
+def refusal(address: str, network: IpNetwork, own: Collection[str]) -> str:
+    """Return why an address of a name doesn't count; empty: it does.
+
+    :param network: the rule's ``cidr``; the whole family if the rule has none.
+    :param own: the host's own addresses.
+    """
+    parsed = ipaddress.ip_address(address)
+    if any(parsed in one for one in _NEVER):
+        return "is no address of another host"
+    if parsed not in network:
+        return f"is not in {network}"
+    if any(parsed in block and not _within(network, block) for block in _SPECIAL if block.version == parsed.version):
+        return "is not public; if it is right, give its network as the rule's cidr"
+    return "is this host's own" if str(parsed) in own else ""
+
+
+def _within(network: IpNetwork, block: IpNetwork) -> bool:
+    return network.version == block.version and network.subnet_of(block)  # type: ignore[arg-type]
+
+
+def counting(known: Known, network: IpNetwork, own: Collection[str], now: float) -> tuple[dict[str, float], list[str]]:
+    """Return the addresses that count now with the seconds that are left, and why others of them are refused."""
+    found, refused = {}, []
+    for address, end in ends(known, now).items():
+        if why := refusal(address, network, own):
+            refused.append(f"{address} {why}")
+        else:
+            found[address] = end - now
+    return found, refused
+
+
+def problem(name: str, families: Mapping[str, Known], now: float) -> str:
+    """Return what is wrong with a name, for an operator; empty if it is well.
+
+    :param families: its state in each family that is asked for.
+    """
+    if not families or all(not known.asked for known in families.values()):
+        return f"{name} was not looked up yet"
+    wrong = [known for known in families.values() if known.code]
+    there = [end for known in families.values() for end in ends(known, now).values()]
+    if not wrong and there:
+        return ""
+    why = wrong[0].why if wrong else "it has no address"
+    hours = max(max(there, default=now) - now, 0.0) / 3600
+    left = f"its last addresses count for {hours:.1f} h more" if there else "nothing passes by it"
+    return f"{name}: {why}; {left}"
+
+
+def code(families: Mapping[str, Known]) -> Code:
+    """Return the code of what is wrong with a name; empty if it is well, or was not looked up yet."""
+    found: list[Code] = [known.code for known in families.values() if known.code]
+    if found or not families or any(known.until or not known.asked for known in families.values()):
+        return found[0] if found else ""
+    return "name-absent"

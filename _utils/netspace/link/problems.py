@@ -1,0 +1,169 @@
+"""Problems of links as typed values: a stable code, how bad it is, what it is about, and its cause. Pure.
+
+A problem may be the consequence of another one: if the forwarder is down, no environment reaches the broker. Such a
+problem names its cause in ``depends_on``. :func:`causes` leaves consequences out, so that one dead broker is one
+problem. Programs compare codes; texts may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal, NamedTuple, cast
+
+Severity = Literal["error", "warning"]
+Code = Literal[
+    "authority-ends",
+    "bindings-flooded",
+    "broker-down",
+    "broker-exposed",
+    "broker-silent",
+    "certificates-due",
+    "cut-off",
+    "dead-letters",
+    "dead-letters-full",
+    "disk-alarm",
+    "entrance-shut",
+    "forwarder-down",
+    "host-unreachable",
+    "link-down",
+    "link-missing",
+    "mail-parked",
+    "mailbox-full",
+    "mailbox-missing",
+    "mailbox-unread",
+    "memory-alarm",
+    "node-down",
+    "renewer-down",
+    "seal-keys",
+]
+"""``docs/links.md`` explains each code."""
+
+_WARNINGS: frozenset[Code] = frozenset(
+    {
+        "authority-ends",
+        "bindings-flooded",
+        "broker-exposed",
+        "certificates-due",
+        "cut-off",
+        "dead-letters",
+        "dead-letters-full",
+        "mail-parked",
+        "mailbox-full",
+        "mailbox-unread",
+        "renewer-down",
+        "seal-keys",
+    }
+)
+"""Codes of problems that hinder no message yet. All others are errors: messages don't pass now."""
+
+
+class Problem(NamedTuple):
+    """One problem of links.
+
+    :param code: a stable word for programs.
+    :param text: the problem and its remedy, for an operator.
+    :param subject: the environment, link, host or node that it is about; empty: all links.
+    :param depends_on: the :attr:`key` of the problem that causes this one; empty if none does.
+    """
+
+    code: Code
+    text: str
+    subject: str = ""
+    depends_on: str = ""
+
+    @property
+    def severity(self) -> Severity:
+        return "warning" if self.code in _WARNINGS else "error"
+
+    @property
+    def key(self) -> str:
+        """Its identity: code and subject (``mailbox-full:orders``), without a number that changes."""
+        return f"{self.code}:{self.subject}" if self.subject else self.code
+
+    def row(self) -> dict[str, str]:
+        """Return it as plain values, as Salt's functions return it."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "subject": self.subject,
+            "depends_on": self.depends_on,
+            "text": self.text,
+        }
+
+
+def causes(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems whose cause is not itself among *problems*, in their order."""
+    listed = list(problems)
+    keys = {one.key for one in listed}
+    return [one for one in listed if one.depends_on not in keys]
+
+
+def broker(state: str, detail: str) -> list[Problem]:
+    """Return the problem of a broker in this state (``broker.access.BrokerState``); none if it runs."""
+    if state in ("running", "absent"):
+        return []
+    return [Problem("broker-down", f"the broker is {state}{': ' + detail if detail else ''}; links are unknown")]
+
+
+def forwarder(state: str | None, silent: str) -> list[Problem]:
+    """Return the problem of the forwarder.
+
+    :param state: the state of its service; None if there is none.
+    :param silent: why its process forwards nothing; empty if it does.
+    """
+    if state != "running":
+        return [Problem("forwarder-down", "the forwarder doesn't run: environments can't reach the broker")]
+    if silent:
+        text = f"the forwarder doesn't do its work ({silent}): environments can't reach the broker; apply again"
+        return [Problem("forwarder-down", text)]
+    return []
+
+
+def entrance(environment: str, text: str) -> Problem:
+    """Return the problem that programs of *environment* can't reach the broker."""
+    return Problem("entrance-shut", text, environment, "forwarder-down")
+
+
+def across(link: str, state: str, why: str, host: str = "") -> Problem:
+    """Return the problem of a link to another host.
+
+    :param state: ``missing`` (it isn't on the other broker), ``unknown`` or ``stalled``.
+    :param host: the host that can't be asked, if that is the reason.
+    """
+    code: Code = "link-missing" if state == "missing" else "link-down"
+    return Problem(code, f"{link}: {why}", link, f"host-unreachable:{host}" if host else "")
+
+
+def hosts(unreachable: Iterable[tuple[str, str]]) -> list[Problem]:
+    """Return a problem for each host that can't be asked.
+
+    :param unreachable: names of hosts, and why they can't be asked. Only the first reason of a host is told.
+    """
+    first: dict[str, str] = {}
+    for host, why in unreachable:
+        first.setdefault(host, why)
+    return [
+        Problem("host-unreachable", f"{host}'s broker can't be asked: {why}; links to it are unknown", host)
+        for host, why in sorted(first.items())
+    ]
+
+
+def cause_keys(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    """Return the keys of the causes among rows of problems, sorted. Equal lists: nothing new is wrong."""
+    return sorted({one.key for one in causes(map(from_row, rows))})
+
+
+def from_row(row: Mapping[str, str]) -> Problem:
+    """Return the problem of a row (:meth:`Problem.row`)."""
+    return Problem(cast(Code, row["code"]), row["text"], row["subject"], row["depends_on"])
+
+
+def rows(problems: Collection[Problem]) -> list[dict[str, str]]:
+    """Return them as plain values. ``depends_on`` is empty where the cause is not among them."""
+    keys = {one.key for one in problems}
+    return [one.row() if one.depends_on in keys else one._replace(depends_on="").row() for one in problems]
+
+
+def told(problems: Collection[Problem]) -> dict[str, object]:
+    """Return them for an operator and for programs: the causes' texts, and all problems as rows."""
+    return {"problems": [one.text for one in causes(problems)], "findings": rows(problems)}

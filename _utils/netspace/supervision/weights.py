@@ -1,0 +1,97 @@
+"""Weights of control groups: what a service gets of busy processors and disks, beside others.
+
+A limit bounds how much an environment may use, and says nothing of who is first. So all environments together count
+less than a program of the host's: applies, the broker and the forwarder go on while environments do their worst. A
+weight costs nothing on an idle machine. Written after cgroups(7) and the kernel's cgroup-v2 and sched-design-CFS pages.
+
+Without systemd the environments' common cgroup gets the weight. With systemd all of netspace's services are in one
+slice, which gets a weight, and a file beside the units of environments gives each of them less than the others there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from netspace.layout import Layout
+from netspace.supervision.cgroup import booted
+
+# The usual weight is 100 (version 1: 1024 shares).
+WEIGHT = 25
+SLICE = 50  # of all of netspace's services with systemd
+_SHARES = 256
+# Each kernel has some of these files: version 2 and version 1; `bfq` where a disk has that scheduler.
+_VALUES = {
+    "cpu.weight": str(WEIGHT),
+    "io.weight": f"default {WEIGHT}",
+    "io.bfq.weight": f"default {WEIGHT}",
+    "cpu.shares": str(_SHARES),
+    "blkio.bfq.weight": str(WEIGHT),
+}
+_HIERARCHIES = ("cpu.shares", "blkio.bfq.weight", "blkio.throttle.read_bps_device")
+
+
+def lower(layout: Layout, root: Path = Path("/sys/fs/cgroup")) -> list[str]:
+    """Give the environments' common cgroup its weight, where there is no systemd; make the cgroup if it is missing.
+
+    A kernel that has no such weight is left as it is. Writes nothing if the weight is there.
+
+    :param root: where the cgroup file systems are mounted; only tests set it.
+    :return: the files that were written.
+    """
+    if root == Path("/sys/fs/cgroup") and booted():
+        return []
+    written = []
+    for folder in _folders(root):
+        group = folder / layout.instance
+        with contextlib.suppress(OSError):  # no such controller, or not ours to change: limits hold without a weight
+            group.mkdir(exist_ok=True)
+        for name, value in _VALUES.items():
+            with contextlib.suppress(OSError):
+                if _differs(group / name, value):
+                    (group / name).write_text(value)
+                    written.append(str(group / name))
+    return written
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the root folders of the hierarchies that have a weight."""
+    control = root / "cgroup.subtree_control"
+    if not control.exists():
+        found = {path.parent for name in _HIERARCHIES for path in root.glob(f"*/{name}")}
+        return sorted(found)
+    for controller in ("cpu", "io"):
+        with contextlib.suppress(OSError):
+            if controller not in control.read_text().split():
+                control.write_text(f"+{controller}")
+    return [root]
+
+
+def _differs(file: Path, value: str) -> bool:
+    """Return whether a file of weights has another value; False if there is no such file.
+
+    :raises OSError: when it can't be read.
+    """
+    if not os.path.exists(file):
+        return False
+    first = file.read_text().splitlines()[:1]
+    return first != [value]
+
+
+def units(layout: Layout, folder: Path, header: str) -> dict[Path, str]:
+    """Return the files by which systemd gives the weights: the slice, and the part of environments' units.
+
+    systemd.unit(5): a folder that is named by a prefix of units' names belongs to all of them.
+
+    :param folder: systemd's folder of unit files.
+    :param header: their first line.
+    """
+
+    def weights(kind: str, weight: int) -> str:
+        return f"{header}\n[{kind}]\nCPUWeight={weight}\nIOWeight={weight}\n"
+
+    return {
+        folder / f"{layout.instance}.slice": weights("Slice", SLICE),
+        folder / f"{layout.service('environment')}-.service.d" / "weight.conf": weights("Service", WEIGHT),
+    }
