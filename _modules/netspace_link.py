@@ -232,11 +232,11 @@ def backup(file: str) -> dict[str, Any]:
 
         salt h1 netspace_link.backup /srv/backup/mail.tar
     """
-    from netspace.link.mail import archive
+    from netspace.link.mail import backup as mail
 
     try:
         host = Host(arguments.layout(__opts__))
-        return archive.save(host.layout, host.supervisor, Path(file), log.info)
+        return mail.save(host.layout, host.supervisor, Path(file), log.info)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -260,11 +260,11 @@ def restore(file: str) -> dict[str, Any]:
 
         salt h1 netspace_link.restore /srv/backup/mail.tar
     """
-    from netspace.link.mail import archive
+    from netspace.link.mail import backup as mail
 
     try:
         host = Host(arguments.layout(__opts__))
-        return archive.load(host.layout, host.supervisor, Path(file), log.info)
+        return mail.load(host.layout, host.supervisor, Path(file), log.info)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

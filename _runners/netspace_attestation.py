@@ -48,12 +48,13 @@ from netspace.attestation import ear, hsm, identity  # noqa: E402
 from netspace.attestation.endorsement import makers  # noqa: E402
 from netspace.attestation.evidence import key_fingerprint  # noqa: E402
 from netspace.attestation.fleet import bus as buses  # noqa: E402
-from netspace.attestation.fleet import fleet, groups, rounds, window  # noqa: E402
+from netspace.attestation.fleet import calls, fleet, groups, host_state, policies, rounds, window  # noqa: E402
 from netspace.attestation.learning import policy as learning  # noqa: E402
 from netspace.attestation.logs import ima as lists  # noqa: E402
 from netspace.attestation.policy import policy as rules  # noqa: E402
 from netspace.attestation.refusals import Refused, WrongSaltKey  # noqa: E402
 from netspace.attestation.registrar import audit_log, privacy_ca  # noqa: E402
+from netspace.attestation.registrar.authorities import Authorities  # noqa: E402
 from netspace.attestation.registrar.enrolment import Pending  # noqa: E402
 from netspace.attestation.registrar.registrar import Registrar  # noqa: E402
 from netspace.attestation.tee import roots as tee_roots  # noqa: E402
@@ -400,7 +401,7 @@ def ca_init(name: str = "netspace Privacy CA", root_elsewhere: bool = False) -> 
     root_elsewhere
         Create no root here. Defaults to False.
     """
-    return _answer(lambda: _registrar().init(time.time(), name=str(name), here=not root_elsewhere))
+    return _change_ca(lambda ca, now: ca.init(now, name=str(name), here=not root_elsewhere))
 
 
 def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
@@ -417,7 +418,7 @@ def ca_renew(name: str = "netspace Privacy CA") -> dict[str, Any]:
     name
         The intermediate's name.
     """
-    return _answer(lambda: _registrar().renew(time.time(), name=str(name)))
+    return _change_ca(lambda ca, now: ca.renew(now, name=str(name)))
 
 
 def ca_sign(request: str, root: str) -> dict[str, Any]:
@@ -471,7 +472,7 @@ def ca_import(certificate: str, root: str) -> dict[str, Any]:
     root
         A file with the root's certificate (PEM).
     """
-    return _answer(lambda: _registrar().adopt(_read(certificate, 64 * 1024), _read(root, 64 * 1024), time.time()))
+    return _change_ca(lambda ca, now: ca.adopt(_read(certificate, 64 * 1024), _read(root, 64 * 1024), now))
 
 
 def ca_status() -> dict[str, Any]:
@@ -560,7 +561,7 @@ def attest(target: str = "*", tgt_type: str = "glob") -> dict[str, Any]:
 
     return _answer(
         lambda: _attest(_minions(target, tgt_type), _fleet()),
-        lambda found: bool(found) and all(one["state"] == fleet.TRUSTED for one in found.values()),
+        lambda found: bool(found) and all(one["state"] == host_state.TRUSTED for one in found.values()),
     )
 
 
@@ -710,7 +711,7 @@ def learn(
         shown = {
             "group": group,
             "learned_from": minions,
-            "diff": _some(groups.diff(learned.before, learned.after)),
+            "diff": _some(policies.diff(learned.before, learned.after)),
             "notes": list(learned.notes),
             "signed": False,
         }
@@ -749,7 +750,7 @@ def policy_set(group: str, file: str) -> dict[str, Any]:
         except Refused:
             before = None  # the policy in force is unusable; the new one replaces it
         found = _put(made, str(group), data)
-        return {"group": str(group), "version": found.version, "diff": _some(groups.diff(before, data))}
+        return {"group": str(group), "version": found.version, "diff": _some(policies.diff(before, data))}
 
     return _answer(work)
 
@@ -865,7 +866,7 @@ def ear_token(minion: str) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        record = _fleet().record(str(minion))
+        record = _fleet().results.record(str(minion))
         if record is None:
             raise NetspaceError(f"{minion} was never attested")
         if time.time() > record["issued"] + ear.LIFETIME:
@@ -888,17 +889,27 @@ def _enrolled(minion: str, settings: dict[str, Any], trusted: Callable[[], maker
     registrar = _registrar(settings)
     found: list[dict[str, Any]] = []
 
-    def work() -> window.Work:
+    def work() -> calls.Work:
         found.append((yield from rounds.enrolled(registrar, minion, _credentials(registrar, trusted), _identities())))
 
     with _bus(settings) as bus:
-        window.Window(bus, window.Pace(1, 0.0, settings["timeout"])).run([(minion, work())])
+        window.Window(bus, calls.Pace(1, 0.0, settings["timeout"])).run([(minion, work())])
     return found[0]
 
 
 def _trusted(settings: dict[str, Any]) -> Callable[[], makers.Makers]:
     """Return a function that returns the makers' certificates. Only the function's first call reads their folder."""
     return functools.cache(lambda: makers.read(settings["roots"]))
+
+
+def _change_ca(change: Callable[[Authorities, float], dict[str, Any]]) -> dict[str, Any]:
+    """Change the Privacy CA, and return its new state with the number of enrolled hosts."""
+
+    def work() -> dict[str, Any]:
+        registrar = _registrar()
+        return {**change(registrar.ca, time.time()), "hosts": len(registrar.hosts())}
+
+    return _answer(work)
 
 
 def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> rounds.Ready:
@@ -917,8 +928,8 @@ def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> 
     return ready
 
 
-def _pace(settings: dict[str, Any]) -> window.Pace:
-    return window.Pace(settings["concurrency"], settings["jitter"], settings["timeout"])
+def _pace(settings: dict[str, Any]) -> calls.Pace:
+    return calls.Pace(settings["concurrency"], settings["jitter"], settings["timeout"])
 
 
 @contextlib.contextmanager
@@ -968,9 +979,9 @@ def _known(made: fleet.Fleet, pattern: str) -> list[str]:
     return sorted({*accepted, *(one for one in enrolled if fnmatch.fnmatchcase(one, pattern))})
 
 
-def _announce(made: fleet.Fleet, standing: fleet.HostState) -> None:
+def _announce(made: fleet.Fleet, standing: host_state.HostState) -> None:
     """Announce a change of state, in the registrar's log and then on Salt's bus."""
-    before = made.announced(standing)
+    before = made.results.announced(standing)
     if before is None:
         return
     import salt.utils.event

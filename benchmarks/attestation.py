@@ -46,9 +46,10 @@ from netspace.attestation.logs import ima
 from netspace.attestation.policy import policy
 from netspace.attestation.registrar import privacy_ca
 from netspace.attestation.tpm import structures
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import attestation_keys, verifier
 from netspace.attestation.verifier.appraisal import GoodBoot
-from netspace.attestation.verifier.verifier import Bound, Expected
+from netspace.attestation.verifier.attestation_keys import Bound
+from netspace.attestation.verifier.verifier import Expected
 
 ROOT = Path(__file__).resolve().parent.parent
 PCRS = boot_forge.PCRS["shim-grub"]
@@ -156,7 +157,7 @@ def measure(keylime: Path | None, hosts: int) -> tuple[dict[str, float], dict[st
     allowed = {path: [f"sha256:{digest.hex()}"] for path, digest in files[1:]}
     judged = policy.parse(rules)
     whole = policy.parse({**rules, "ima": {"files": allowed}})
-    bound = Bound(structures.public(tpm.public), structures.public(tpm.public), "", 3, "", verifier._SEAL)
+    bound = Bound(structures.public(tpm.public), structures.public(tpm.public), "", 3, "", attestation_keys._SEAL)
     attest, signature = tpm.quote(context.qualifying(), PCRS)
     attest10, signature10 = tpm.quote(context.qualifying(), (10,))
     made = Evidence("tpm", tpm.public, attest, signature, {pcr: values[pcr] for pcr in PCRS}, log)
@@ -224,10 +225,10 @@ class Fleet:
         self.runner, self.master = runner_bus.load(folder, {"groups": [group], "concurrency": 100})
         runner_bus.join(self.runner, self.ask)
         self.runner._minions = lambda target, kind: list(self.names)
-        self.runner._announce = lambda fleet, standing: fleet.announced(standing)
+        self.runner._announce = lambda fleet, standing: fleet.results.announced(standing)
         self.known, self.bytes, self.theirs = "", 0, 0.0
         fleet = self.runner._fleet()
-        fleet.registrar.init(time.time())
+        fleet.registrar.ca.init(time.time())
         fleet.policies.put("default", boot_forge.policy("shim-grub"))
         for name in self.names:
             self.enrol(fleet.registrar, name)
@@ -235,8 +236,8 @@ class Fleet:
     def enrol(self, registrar: Any, name: str) -> None:
         """As the registrar writes it after a credential was answered."""
         key = structures.public(self.tpm.public)
-        bound = Bound(key, key, "EK-ECC256", 3, "", verifier._SEAL)
-        issued = privacy_ca.issue(registrar._authority(), bound, time.time())
+        bound = Bound(key, key, "EK-ECC256", 3, "", attestation_keys._SEAL)
+        issued = privacy_ca.issue(registrar.ca.current(), bound, time.time())
         record = {
             "v": 1, "minion": name, "template": "EK-ECC256", "ek": key.fingerprint, "level": 3, "reason": "", "tpm": {},
             "ak": base64.b64encode(key.raw).decode(), "enrolled": time.time(), "pseudonym": issued.pseudonym,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from netspace import files, jose
 from netspace.attestation import hsm, signing_keys
+from netspace.attestation.clocks import SKEW
 from netspace.attestation.refusals import (
     Malformed,
     PolicyDowngraded,
@@ -34,7 +35,6 @@ from netspace.attestation.refusals import (
     ResultOtherBoot,
     ResultReplayed,
 )
-from netspace.attestation.result import SKEW
 from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:

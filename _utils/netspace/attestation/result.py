@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files
+from netspace.attestation.clocks import SKEW
 from netspace.errors import NetspaceError, StateError
 from netspace.layout import Layout
 
@@ -24,8 +25,6 @@ VERSION = 1
 # Seconds after which a host that judges itself appraises again; RETRY applies if it fell back to a software key.
 LIFETIME = 24 * 3600.0
 RETRY = 600.0
-# Seconds by which the clock may have been set back before a result is "from the future".
-SKEW = 300.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import msgspec
 import netspace
 from netspace.environment import record as records
 from netspace.environment.record import Record
-from netspace.environment.storage import disks
+from netspace.environment.storage import disk_sizes
 from netspace.index import Index
 from netspace.layout import Layout
 from netspace.spec.types import Environment
@@ -41,7 +41,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
 def of(record: Record) -> Claims:
     """Return the claims of an environment."""
     spec = record.spec
-    promised = sum(disks.sizes(spec).values())
+    promised = sum(disk_sizes.sizes(spec).values())
     return Claims(record.base, folders(spec), spec.after, promised, watched(spec), record.confined)
 
 

@@ -21,7 +21,7 @@ from netspace import files, paths
 from netspace.environment import record, runtimes
 from netspace.environment.container import oci_runtime
 from netspace.environment.reconciler import Environments
-from netspace.environment.storage import disks
+from netspace.environment.storage import disks, ext4
 from netspace.errors import MissingError, NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import NAME, NAME_RULE
@@ -152,7 +152,7 @@ def _write(source: Path, aside: Path) -> None:
     _run("cp", "--sparse=always", "--reflink=auto", "--no-target-directory", str(source), str(aside), bad=1)
     aside.chmod(0o600)
     try:
-        size, length = disks.size_of(aside), aside.stat().st_size
+        size, length = ext4.size_of(aside), aside.stat().st_size
     except ValueError as err:
         raise NetspaceError(f"{source}: it holds no ext4; take another copy") from err
     if size > length:

@@ -25,7 +25,7 @@ from netspace.environment.health import record as verdict
 from netspace.environment.observe import AS_DECLARED, Around, around, current, describe, own_disks
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record, RunState
-from netspace.environment.storage import disks, mounts
+from netspace.environment.storage import disk_sizes, mounts
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
@@ -279,7 +279,7 @@ def _judged(found: verdict.HealthVerdict) -> dict[str, Any]:
 
 def _disk_usage(layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> dict[str, Any]:
     used = {key: there.used for key, there in own_disks(layout, name, record, mounted).items()}
-    found: dict[str, Any] = {"disk": used.pop(disks.LAYER)} if disks.LAYER in used else {}
+    found: dict[str, Any] = {"disk": used.pop(disk_sizes.LAYER)} if disk_sizes.LAYER in used else {}
     return {**found, "volumes": used} if used else found
 
 

@@ -19,7 +19,7 @@ from netspace.environment.container.seccomp_profile import Profile
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.record import Failed, Previous, Record, RunState
 from netspace.environment.runtimes import USUAL, Runtime
-from netspace.environment.storage import disks, injected_files, mounts
+from netspace.environment.storage import disk_sizes, injected_files, mounts
 from netspace.environment.update import rolling, rollout
 from netspace.plan import Changes, Plan, Refusal, Step
 from netspace.spec import checks, parse
@@ -78,7 +78,7 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
     @property
     def sized(self) -> bool:
         """Whether it has file systems of its own."""
-        return bool(disks.sizes(self.spec))
+        return bool(disk_sizes.sizes(self.spec))
 
 
 class EnvironmentChange(msgspec.Struct, frozen=True):
@@ -477,24 +477,26 @@ def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:
 
 def _smaller(spec: Environment, seen: ObservedEnvironment) -> list[str]:
     """Return the keys of file systems that are smaller than recorded, by a crash while they grew or by hand."""
-    wanted = disks.sizes(spec)
-    return sorted(key for key, there in seen.disks.items() if key in wanted and there.size < disks.whole(wanted[key]))
+    wanted = disk_sizes.sizes(spec)
+    return sorted(
+        key for key, there in seen.disks.items() if key in wanted and there.size < disk_sizes.whole(wanted[key])
+    )
 
 
 def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> dict[str, str]:
     """Return the error of each environment with a file system size that this host can't keep or the content exceeds."""
     refused = {}
     for name, want in desired.items():
-        sizes = disks.sizes(want.spec)
+        sizes = disk_sizes.sizes(want.spec)
         seen = observed.environments.get(name)
         for key, size in sizes.items():
-            what = "limits:disk" if key == disks.LAYER else f"volume {key}: its size"
+            what = "limits:disk" if key == disk_sizes.LAYER else f"volume {key}: its size"
             if observed.unbounded:
                 refused[name] = f"{what} can't be kept on this host: {observed.unbounded}"
             elif (
                 seen is not None
                 and (held := seen.disks.get(key)) is not None
-                and (message := disks.overfull(size, held.used, held.files))
+                and (message := disk_sizes.overfull(size, held.used, held.files))
             ):
                 refused[name] = f"{what}: {message}"
     return refused
@@ -510,7 +512,7 @@ def _unconfined(desired: Mapping[str, DesiredEnvironment], observed: Observed) -
 def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> list[str]:
     """Return a note if all sizes together exceed the disk. That is no error, since few file systems are ever full."""
     kept = (its.promised for name, its in observed.claims.items() if name not in remove and name not in desired)
-    promised = sum(kept) + sum(size for want in desired.values() for size in disks.sizes(want.spec).values())
+    promised = sum(kept) + sum(size for want in desired.values() for size in disk_sizes.sizes(want.spec).values())
     if observed.budget is None or promised <= observed.budget:
         return []
     has, sizes = f"{observed.budget / 1024**3:.1f} GiB", f"{promised / 1024**3:.1f} GiB"

@@ -66,7 +66,7 @@ class Minion:
 @pytest.fixture
 def registrar(tmp_path: Path) -> Registrar:
     made = Registrar(tmp_path / "master")
-    made.init(time.time() - DAY)
+    made.ca.init(time.time() - DAY)
     return made
 
 

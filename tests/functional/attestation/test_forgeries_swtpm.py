@@ -14,8 +14,9 @@ from netspace.attestation.evidence import Context, Enrolment, Evidence, parse
 from netspace.attestation.minion import attester
 from netspace.attestation.tpm import credential, structures
 from netspace.attestation.tpm import device as tpm
-from netspace.attestation.verifier import verifier
-from netspace.attestation.verifier.verifier import Bound, Expected
+from netspace.attestation.verifier import attestation_keys, verifier
+from netspace.attestation.verifier.attestation_keys import Bound
+from netspace.attestation.verifier.verifier import Expected
 
 PCRS = (0, 1, 2, 3, 4, 5, 6, 7)
 
@@ -38,7 +39,7 @@ class Lab:
         return self.run(lambda device: attester.enrol(device, template))
 
     def bind(self, enrolment: Enrolment, ctx: Context) -> Bound:
-        challenge = verifier.challenge(enrolment, ctx, roots=[], pinned=None, now=time.time())
+        challenge = attestation_keys.challenge(enrolment, ctx, roots=[], pinned=None, now=time.time())
         opened = attester.Credential(enrolment.template, challenge.blob, challenge.encrypted)
         answer = self.run(lambda device: attester.activate(device, [opened], ctx))
         return challenge.redeem(answer, time.time())
@@ -158,7 +159,7 @@ def test_certificate_of_another_tpm(make_tpm: Callable, factory, other_factory, 
     one = Lab(make_tpm(factory).tcti, tmp_path / "lock").enrol()
     other = Lab(make_tpm(other_factory).tcti, tmp_path / "other-lock").enrol()
     with pytest.raises(refusals.WrongEndorsementCertificate):
-        verifier.challenge(
+        attestation_keys.challenge(
             dataclasses.replace(one, certificate=other.certificate), context(), roots=[], pinned=None, now=time.time()
         )
 

@@ -18,7 +18,7 @@ from netspace.attestation.minion import attester, self_appraisal, settings, soft
 from netspace.attestation.policy import policy
 from netspace.attestation.tpm import device as tpm
 from netspace.attestation.verifier import appraisal as judge
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import attestation_keys, verifier
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Attestation
@@ -59,7 +59,7 @@ class Host:
         lock = {"lock": self.lock}
         enrolment = tpm.run(self.tcti, attester.enrol, **lock)
         roots = makers.read(self.roots).roots
-        asked = verifier.challenge(enrolment, context, roots=roots, pinned=None, now=time.time())
+        asked = attestation_keys.challenge(enrolment, context, roots=roots, pinned=None, now=time.time())
         answer = tpm.run(
             self.tcti,
             lambda dev: attester.activate(

@@ -14,6 +14,8 @@ from support.attestation import runner_bus
 from support.attestation.runner_bus import Bus
 from support.waiting import until
 
+from netspace.attestation.registrar import host_record
+
 MINIONS = [f"web{number}" for number in range(5)]
 
 
@@ -57,7 +59,7 @@ def test_states_and_evidence_are_kept_in_redis_and_losing_them_costs_no_false_tr
     runner_bus.join(runner, bus.ask)
     monkeypatch.setattr(runner, "_minions", lambda target, kind: list(MINIONS))
     monkeypatch.setattr(runner, "_known", lambda fleet, pattern: list(MINIONS))
-    monkeypatch.setattr(runner, "_announce", lambda fleet, standing: fleet.announced(standing))
+    monkeypatch.setattr(runner, "_announce", lambda fleet, standing: fleet.results.announced(standing))
 
     found = runner.attest()
     assert {one["state"] for one in found.values()} == {"trusted"}, found
@@ -67,12 +69,12 @@ def test_states_and_evidence_are_kept_in_redis_and_losing_them_costs_no_false_tr
 
     # Another master's word, or noise, in the place of a result counts as nothing.
     stored = runner._Store()
-    key = runner.fleet.key_of("web1")
+    key = host_record.key_of("web1")
     good = stored.fetch("state", key)
     for forged in ({"jws": good["jws"][:-4] + "AAAA"}, {"jws": 7}, {"x": 1}):
         stored.store("state", key, forged)
         assert runner.status()["web1"]["state"] == "unknown", forged
-    stored.store("state", key, stored.fetch("state", runner.fleet.key_of("web2")))
+    stored.store("state", key, stored.fetch("state", host_record.key_of("web2")))
     assert runner.status()["web1"]["state"] == "unknown", "one host's result is not another's"
 
     # A restarted Redis has forgotten all: hosts are unknown, not green, and one run mends it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import re
@@ -15,7 +16,7 @@ from support.environments.environment_host import Host
 from netspace import files
 from netspace.environment import record as records
 from netspace.environment import user_ids
-from netspace.environment.storage import disks, mounts, rootfs
+from netspace.environment.storage import disks, loop, mounts, rootfs
 
 pytestmark = pytest.mark.root
 
@@ -177,7 +178,7 @@ SEAMS = (
         (os, name)
         for name in ("ftruncate", "truncate", "pwrite", "fsync", "rename", "replace", "mkdir", "rmdir", "chown")
     ),
-    *((os, "unlink"), (mounts, "mount"), (mounts, "unmount"), (files, "sync_all"), (disks.fcntl, "ioctl")),
+    *((os, "unlink"), (mounts, "mount"), (mounts, "unmount"), (files, "sync_all"), (fcntl, "ioctl")),
     *((records, "write"), (subprocess, "run")),
 )
 
@@ -263,7 +264,7 @@ def test_nothing_inside_tells_where_they_are_kept(host, writable):
 
 
 def test_a_host_without_loop_devices_says_so_and_changes_nothing(host, writable, monkeypatch):
-    monkeypatch.setattr(disks, "_CONTROL", Path("/nowhere"))
+    monkeypatch.setattr(loop, "CONTROL", Path("/nowhere"))
     plan = host.plan(
         {
             "web": host.desired("web", limits={"disk": "16M"}),

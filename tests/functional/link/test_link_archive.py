@@ -13,7 +13,7 @@ import pytest
 from support.links.link_world import World
 
 from netspace.errors import NetspaceError
-from netspace.link.mail import archive
+from netspace.link.mail import backup
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root
@@ -53,13 +53,13 @@ def send(world: World, *texts: bytes) -> None:
 
 
 def load(world: World, file: Path) -> None:
-    archive.load(world.layout, world.supervisor, file, lambda _: None)
+    backup.load(world.layout, world.supervisor, file, lambda _: None)
 
 
 def test_mail_comes_back_also_where_all_names_are_others(linked, file):
     texts = [b"letter %d" % number for number in range(100)]
     send(linked, *texts)
-    made = archive.save(linked.layout, linked.supervisor, file, lambda _: None)
+    made = backup.save(linked.layout, linked.supervisor, file, lambda _: None)
     assert made == {"file": str(file), "size": file.stat().st_size} and file.stat().st_mode & 0o777 == 0o600
     assert waiting(linked) == texts
     send(linked, b"since then")
@@ -119,7 +119,7 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
     with pytest.raises(NetspaceError, match="No such file"):
         load(linked, file.with_name("none"))
     with pytest.raises(NetspaceError, match="an absolute path"):
-        archive.save(linked.layout, linked.supervisor, Path("mail.tar"), lambda _: None)
+        backup.save(linked.layout, linked.supervisor, Path("mail.tar"), lambda _: None)
     assert linked.supervisor.observe()["broker"].pid == pid, "the broker was not stopped for any of them"
     assert not (linked.layout.broker / "restoring").exists()
     assert waiting(linked) == [b"here"]
@@ -129,14 +129,14 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
 def test_killed_restoration_is_finished_by_the_next_apply(linked, file, monkeypatch, moment):
     waiting(linked)
     send(linked, b"saved")
-    archive.save(linked.layout, linked.supervisor, file, lambda _: None)
+    backup.save(linked.layout, linked.supervisor, file, lambda _: None)
     waiting(linked)
     send(linked, b"later")
 
     child = os.fork()
     if not child:
         try:
-            where, step = (archive, "_exchange") if moment == "stopped" else (archive.node, "start")
+            where, step = (backup, "_exchange") if moment == "stopped" else (backup.node, "start")
             monkeypatch.setattr(where, step, lambda *_, **__: os._exit(9))
             load(linked, file)
         finally:
@@ -144,16 +144,16 @@ def test_killed_restoration_is_finished_by_the_next_apply(linked, file, monkeypa
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     linked.apply(LINK)
     assert waiting(linked) == [b"later" if moment == "stopped" else b"saved"]
-    archive._drop(linked.layout.broker / "restoring")  # as the next restoration does
+    backup._drop(linked.layout.broker / "restoring")  # as the next restoration does
 
 
 def test_if_the_broker_does_not_start_with_the_restored_mail_it_goes_on_with_the_former(linked, file, monkeypatch):
     waiting(linked)
     send(linked, b"saved")
-    archive.save(linked.layout, linked.supervisor, file, lambda _: None)
+    backup.save(linked.layout, linked.supervisor, file, lambda _: None)
     waiting(linked)
     send(linked, b"later")
-    start = archive.node.start
+    start = backup.node.start
     begun: list[bool] = []
 
     def failing(*told: Any) -> None:
@@ -163,7 +163,7 @@ def test_if_the_broker_does_not_start_with_the_restored_mail_it_goes_on_with_the
             raise NetspaceError("the broker ended while starting")
 
     with monkeypatch.context() as patched, pytest.raises(NetspaceError, match="ended while starting"):
-        patched.setattr(archive.node, "start", failing)
+        patched.setattr(backup.node, "start", failing)
         load(linked, file)
     assert len(begun) == 2 and not linked.plan(LINK).steps
     assert not (linked.layout.broker / "restoring").exists()

@@ -20,7 +20,7 @@ import pytest
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.mail import archive
+from netspace.link.mail import archive, backup
 
 pytestmark = pytest.mark.root
 
@@ -65,10 +65,10 @@ class Host:
         self.running = True
 
     def save(self) -> None:
-        archive.save(self.layout, self, self.file, print)  # type: ignore[arg-type]
+        backup.save(self.layout, self, self.file, print)  # type: ignore[arg-type]
 
     def load(self) -> None:
-        archive.load(self.layout, self, self.file, print)  # type: ignore[arg-type]
+        backup.load(self.layout, self, self.file, print)  # type: ignore[arg-type]
 
     def send(self, text: str) -> None:
         (self.mnesia / "queues/mail").write_text(text)
@@ -84,8 +84,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     root = Path(tempfile.mkdtemp(prefix="netspace-mail-", dir="/var/tmp"))  # the broker's user can get there
     root.chmod(0o755)
     made = Host(root)
-    monkeypatch.setattr(archive, "_own", lambda _: None)
-    monkeypatch.setattr(archive.node, "start", made.start)
+    monkeypatch.setattr(backup, "_own", lambda _: None)
+    monkeypatch.setattr(backup.node, "start", made.start)
     try:
         yield made
     finally:
@@ -127,7 +127,7 @@ def test_what_root_restores_lies_where_the_brokers_user_gets_only_once_the_node_
         outer = (host.layout.broker / restored).stat()
         assert (outer.st_uid, outer.st_mode & 0o777) == (0, 0o700), "and nobody else can exchange what is in it"
 
-    monkeypatch.setattr(archive, "_down", down)
+    monkeypatch.setattr(backup, "_down", down)
     host.load()
     assert not host.restoring.exists()
     assert {path.lstat().st_uid for path in host.mnesia.rglob("*")} == {host.user.pw_uid}
@@ -147,7 +147,7 @@ def test_a_link_in_place_of_the_data_is_neither_saved_nor_replaced(host):
 
 def test_a_link_that_takes_the_place_of_the_data_at_the_last_moment_is_put_back(host, monkeypatch):
     host.save()
-    folder = archive._folder
+    folder = archive.opened_folder
     checked: list[str] = []
 
     @contextlib.contextmanager
@@ -159,7 +159,7 @@ def test_a_link_that_takes_the_place_of_the_data_at_the_last_moment_is_put_back(
             host.mnesia.rename(host.data / "other")
             host.mnesia.symlink_to("/etc")
 
-    monkeypatch.setattr(archive, "_folder", swapped)
+    monkeypatch.setattr(archive, "opened_folder", swapped)
     with pytest.raises(NetspaceError, match="expected a folder of its own"):
         host.load()
     assert host.mnesia.is_symlink() and not host.restoring.exists()
@@ -245,7 +245,7 @@ def test_a_file_that_is_cut_or_changed_anywhere_is_refused_before_the_broker_sto
         b"".join([*parts, parts[-2]]),
     ]
     with monkeypatch.context() as patched:
-        patched.setattr(archive, "_down", lambda _: pytest.fail("the broker was stopped"))
+        patched.setattr(backup, "_down", lambda _: pytest.fail("the broker was stopped"))
         for content in (*cut, *flipped, *(one + bytes(10240) for one in moved)):
             assert content != whole
             host.file.write_bytes(content)
@@ -259,7 +259,7 @@ def test_a_file_that_is_cut_or_changed_anywhere_is_refused_before_the_broker_sto
 def test_keys_that_cannot_be_used_are_refused_before_the_broker_stops(host, monkeypatch):
     files.write_json(host.keys, {"key": "no hex"})
     host.save()
-    monkeypatch.setattr(archive, "_down", lambda _: pytest.fail("the broker was stopped"))
+    monkeypatch.setattr(backup, "_down", lambda _: pytest.fail("the broker was stopped"))
     with pytest.raises(NetspaceError, match="the keys of its names can't be used; take another backup"):
         host.load()
 
@@ -285,7 +285,7 @@ def test_a_folder_is_no_target_and_a_target_that_cannot_be_replaced_leaves_nothi
     host.file.mkdir()
     with pytest.raises(NetspaceError, match="it is a folder; name a file"):
         host.save()
-    monkeypatch.setattr(archive, "_writable", lambda _: None)
+    monkeypatch.setattr(backup, "_writable", lambda _: None)
     with pytest.raises(NetspaceError, match="the system refuses"):
         host.save()
     assert host.running and not host.file.with_name(".mail.tar.new").exists()
@@ -326,27 +326,27 @@ def test_if_the_broker_does_not_start_the_former_mail_and_keys_are_put_back(save
 
 
 def stopped(patched: pytest.MonkeyPatch, end: Callable[..., None]) -> None:
-    patched.setattr(archive, "_note", end)
+    patched.setattr(backup, "_note", end)
 
 
 def noted(patched: pytest.MonkeyPatch, end: Callable[..., None]) -> None:
-    patched.setattr(archive.names, "adopt", end)
+    patched.setattr(backup.names, "adopt", end)
 
 
 def adopted(patched: pytest.MonkeyPatch, end: Callable[..., None]) -> None:
-    patched.setattr(archive, "_exchange", end)
+    patched.setattr(backup, "_exchange", end)
 
 
 def exchanged(patched: pytest.MonkeyPatch, end: Callable[..., None]) -> None:
-    patched.setattr(archive.node, "start", end)
+    patched.setattr(backup.node, "start", end)
 
 
 def started(patched: pytest.MonkeyPatch, end: Callable[..., None]) -> None:
-    patched.setattr(archive, "_drop", lambda place: end() if place.exists() else None)
+    patched.setattr(backup, "_drop", lambda place: end() if place.exists() else None)
 
 
 def dropping(patched: pytest.MonkeyPatch, end: Callable[..., None]) -> None:
-    patched.setattr(archive.shutil, "rmtree", end)
+    patched.setattr(backup.shutil, "rmtree", end)
 
 
 @pytest.mark.parametrize("step", [stopped, noted, adopted, exchanged, started, dropping])

@@ -104,7 +104,7 @@ class Scene:
     def __init__(self, material: Material, folder: Path, chance: random.Random, make: Callable[[Path], Any]) -> None:
         self.material, self.chance = material, chance
         self.registrar = make(folder)
-        self.registrar.init(NOW)
+        self.registrar.ca.init(NOW)
         self.now = NOW
         self.makers = Makers((material.root_certificate,))
         self.bound: dict[str, tuple[str, bool]] = {}

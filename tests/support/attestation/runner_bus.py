@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from netspace.attestation import identity
 from netspace.attestation.evidence import Context, key_fingerprint
-from netspace.attestation.fleet.bus import Reply, Sent
+from netspace.attestation.fleet.calls import Reply, Sent
 from netspace.attestation.minion import attester, software_key
 from netspace.layout import Layout
 from support import checkout

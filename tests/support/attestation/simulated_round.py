@@ -24,10 +24,9 @@ if __name__ == "__main__":
     TESTS = Path(__file__).resolve().parents[2]
     sys.path[:0] = [str(TESTS), str(TESTS.parent / "_utils")]
 
-from netspace.attestation.fleet.bus import Reply, Sent
+from netspace.attestation.fleet.calls import Pace, Reply, Sent
 from netspace.attestation.fleet.origin import Unproved
 from netspace.attestation.fleet.rounds import Round
-from netspace.attestation.fleet.window import Pace
 
 START = 1_800_000_000.0
 # A short answer; what the simulated judge is given in the end.

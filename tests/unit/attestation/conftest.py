@@ -1,6 +1,6 @@
-"""A TPM in fifty lines: what a verifier sees of one, with keys that the test holds.
+"""A TPM in fifty lines: what a verifier sees of one, with keys that the test holds. And a fleet of one such host.
 
-Independent of the library where that matters: it opens credentials by itself.
+The TPM is independent of the library where that matters: it opens credentials by itself.
 """
 
 from __future__ import annotations
@@ -8,13 +8,21 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from support.attestation import runner_bus
+from support.attestation.honest_minion import MASTER, NOW, Minion, enrolled
+from support.attestation.small_fleet import Store
 
+from netspace.attestation import identity
 from netspace.attestation.evidence import Context, Enrolment, Evidence, Measurements
+from netspace.attestation.fleet import groups
+from netspace.attestation.fleet.fleet import Fleet
+from netspace.attestation.registrar.registrar import Registrar
 
 EK_ATTRIBUTES = 0x000300B2
 AK_ATTRIBUTES = 0x00050072
@@ -157,3 +165,35 @@ def fake_rsa_tpm() -> FakeTpm:
 @pytest.fixture
 def context() -> Context:
     return Context("verifier", "host", "session", bytes(range(32)))
+
+
+# -- a fleet of one host ---------------------------------------------------------------
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def made(tmp_path: Path, store: Store) -> Fleet:
+    registrar = Registrar(tmp_path / "master")
+    registrar.ca.init(NOW)
+    chosen = groups.parse([{"name": "web", "match": ["web*"], "minimum": "L2", "deadline": 7200}])
+    keys = identity.Identities(MASTER, lambda minion: runner_bus.SALT_PUBLIC)
+    return Fleet(registrar, MASTER, chosen, store, identities=keys)
+
+
+@pytest.fixture
+def minion(made: Fleet, fake_tpm: FakeTpm) -> Minion:
+    one = Minion("web1", fake_tpm)
+    enrolled(made.registrar, one, NOW)
+    return one
+
+
+@pytest.fixture
+def logged(minion: Minion) -> bytes:
+    """Give the TPM the values of a recorded boot; return the boot's log."""
+    from support.attestation.boot_forge import edited
+
+    log, pcrs = edited("shim-grub", lambda found: None)
+    minion.tpm.pcrs.update(pcrs)
+    return log

@@ -22,7 +22,7 @@ from netspace.attestation.evidence import Context
 from netspace.attestation.logs import events
 from netspace.attestation.policy import boot, policy
 from netspace.attestation.verifier import appraisal as judge
-from netspace.attestation.verifier import boot_rules, extensions, platform_rules, verifier
+from netspace.attestation.verifier import attestation_keys, boot_rules, extensions, platform_rules, verifier
 from netspace.attestation.verifier.extensions import Extension
 from netspace.attestation.verifier.verifier import Expected
 
@@ -172,7 +172,7 @@ def level(hole: Hole[Claim], tpm: Any) -> int:
     pcrs = tuple(sorted(sent.pcrs))
     tpm.pcrs = {**tpm.pcrs, **sent.pcrs}
     signed = dataclasses.replace(tpm.evidence(CONTEXT, pcrs), boot_log=sent.boot_log, systemd_log=sent.systemd_log)
-    made = verifier.challenge(tpm.enrolment(), CONTEXT, roots=[], pinned=None, now=NOW)
+    made = attestation_keys.challenge(tpm.enrolment(), CONTEXT, roots=[], pinned=None, now=NOW)
     bound = made.redeem(CONTEXT.activation(tpm.activate(made.blob, made.encrypted), made._key.name), NOW)
     rules = policy.Policy(1, worlds.FINGERPRINT, hole.world.rules, None)
     expected = Expected(CONTEXT, pcrs, None, None, rules, good_boot=hole.world.good)

@@ -16,8 +16,8 @@ import pytest
 import salt.cache
 import salt.utils.event
 from support.attestation import boot_forge, runner_bus
+from support.attestation.honest_minion import Minion, enrolled
 from support.attestation.runner_bus import Bus
-from test_registrar import Minion, enrolled
 
 from netspace.attestation.endorsement import makers
 from netspace.attestation.evidence import Context
@@ -138,7 +138,7 @@ class Measured:
             {"name": "default", "minimum": "L3", "pcrs": list(boot_forge.PCRS["shim-grub"])}
         ]
         made = runner._fleet()
-        made.registrar.init(time.time())
+        made.registrar.ca.init(time.time())
         enrolled(made.registrar, Minion("web1", tpm, self.master), time.time(), self.master)
         (path,) = (made.registrar.folder / "hosts").iterdir()
         path.write_text(json.dumps({**json.loads(path.read_text()), "level": 3, "reason": ""}))
@@ -311,7 +311,7 @@ def test_certificates_are_renewed_by_two_messages_whoever_is_away(
     hosts = {f"web{number}": Minion(f"web{number}", type(fake_tpm)(), master) for number in range(8)}
     monkeypatch.setattr(runner, "_minions", lambda target, kind: list(hosts))
     registrar = runner._fleet().registrar
-    registrar.init(time.time() - 90000)
+    registrar.ca.init(time.time() - 90000)
     for host in hosts.values():
         enrolled(registrar, host, time.time() - 86000, master)
     away, sent = {"web1", "web2", "web3"}, []
@@ -352,7 +352,7 @@ def test_enroll_reads_the_makers_folder_once_and_says_what_it_could_not_read(
 ) -> None:
     runner, _ = made
     host = Minion("web1", fake_tpm, runner._master())
-    runner._fleet().registrar.init(time.time())
+    runner._fleet().registrar.ca.init(time.time())
     roots = tmp_path / "roots"
     roots.mkdir()
     (roots / "odd.pem").write_text("nothing of a certificate")
@@ -376,7 +376,7 @@ def test_enroll_reads_the_makers_folder_once_and_says_what_it_could_not_read(
 def test_a_damaged_record_or_lost_roots_stop_no_other_host(made: tuple[Any, Bus], fake_tpm: Any) -> None:
     runner, bus = made
     registrar = runner._fleet().registrar
-    registrar.init(time.time() - 90000)
+    registrar.ca.init(time.time() - 90000)
     enrolled(registrar, Minion("web1", fake_tpm, bus.master), time.time() - 86000, bus.master)
     (path,) = (registrar.folder / "hosts").iterdir()
     whole = path.read_text()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from netspace.attestation import refusals
 from netspace.attestation.endorsement import ek_certificates, makers
 from netspace.attestation.endorsement.ek_certificates import Untrusted, check
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import attestation_keys
 from netspace.errors import NetspaceError
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
@@ -300,7 +300,7 @@ def test_mutations_are_untrusted(data: st.DataObject) -> None:
 
 def test_the_verifier_wants_the_certificate_of_this_key(fake_tpm, context) -> None:
     def level(certificate: bytes, lists: tuple[bytes, ...] = ()) -> int:
-        made = verifier.challenge(
+        made = attestation_keys.challenge(
             fake_tpm.enrolment(certificate=certificate),
             context,
             roots=[der(ROOT.certificate), der(SIGNING.certificate)],

@@ -18,7 +18,7 @@ from support.attestation.enrolment_material import Material
 from netspace.attestation import evidence
 from netspace.attestation.endorsement import ek_certificates
 from netspace.attestation.registrar import privacy_ca, registrar
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import attestation_keys
 
 FORGERIES = int(os.environ.get("NETSPACE_FORGERIES", "300"))
 FIRST = int(os.environ.get("NETSPACE_FORGERIES_FROM", "0"))
@@ -94,12 +94,12 @@ def without_signatures(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_attributes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(verifier, "check_attestation_key", lambda key: None)
+    patch.setattr(attestation_keys, "check_attestation_key", lambda key: None)
 
 
 def without_pin(patch: pytest.MonkeyPatch) -> None:
-    challenge = verifier.challenge
-    patch.setattr(verifier, "challenge", lambda *given, **named: challenge(*given, **{**named, "pinned": None}))
+    challenge = attestation_keys.challenge
+    patch.setattr(attestation_keys, "challenge", lambda *given, **named: challenge(*given, **{**named, "pinned": None}))
 
 
 def without_the_certificates_key(patch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def without_the_certificates_key(patch: pytest.MonkeyPatch) -> None:
             return str(err)
         return ""
 
-    patch.setattr(verifier, "_endorsed", endorsed)
+    patch.setattr(attestation_keys, "_endorsed", endorsed)
 
 
 def without_new_keys(patch: pytest.MonkeyPatch) -> None:

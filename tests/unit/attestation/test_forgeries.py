@@ -26,7 +26,7 @@ from netspace.attestation.evidence import Context, Evidence, parse
 from netspace.attestation.logs import events, ima
 from netspace.attestation.policy import policy
 from netspace.attestation.tpm.structures import Clock
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import attestation_keys, verifier
 from netspace.attestation.verifier.verifier import Expected
 
 NOW = 1_700_000_000.0
@@ -65,7 +65,7 @@ class Scene:
 
     def verdict(self, wire: Any) -> str:
         try:
-            made = verifier.challenge(self.tpm.enrolment(), CONTEXT, roots=[], pinned=None, now=NOW)
+            made = attestation_keys.challenge(self.tpm.enrolment(), CONTEXT, roots=[], pinned=None, now=NOW)
             bound = made.redeem(CONTEXT.activation(self.tpm.activate(made.blob, made.encrypted), made._key.name), NOW)
             if self.certified:
                 bound = dataclasses.replace(bound, level=3)

@@ -12,11 +12,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from support.attestation import runner_bus
-from test_registrar import MASTER, Minion
+from support.attestation.honest_minion import MASTER, Minion
 
 from netspace.attestation import identity, refusals
 from netspace.attestation.evidence import Context
-from netspace.attestation.fleet.bus import Reply, SaltBus
+from netspace.attestation.fleet.bus import SaltBus
+from netspace.attestation.fleet.calls import Reply
 from netspace.attestation.identity import Identities
 from netspace.attestation.tpm import structures
 from netspace.errors import NetspaceError
@@ -129,7 +130,7 @@ def test_salt_lets_a_minion_answer_in_anothers_name() -> None:
 def test_a_race_for_a_new_minion_binds_its_own_tpm(tmp_path: Path, fake_tpm: Any) -> None:
     """Another minion answers ``enroll`` and ``activate`` first, with a TPM of its own."""
     runner, master = runner_bus.load(tmp_path, {})
-    runner._registrar().init(time.time())
+    runner._registrar().ca.init(time.time())
     mine, evil = Minion("web1", fake_tpm, master), Minion("web1", type(fake_tpm)(), master)
 
     class Raced(runner_bus.AskedBus):
@@ -162,7 +163,7 @@ def test_a_race_for_a_new_minion_binds_its_own_tpm(tmp_path: Path, fake_tpm: Any
 
 def test_a_new_minion_that_only_others_speak_for_is_not_bound(tmp_path: Path, fake_tpm: Any) -> None:
     runner, master = runner_bus.load(tmp_path, {})
-    runner._registrar().init(time.time())
+    runner._registrar().ca.init(time.time())
     evil = Minion("web1", fake_tpm, master)
     runner_bus.join(runner, lambda minions, function, given: {"web1": (evil.enroll(given["asked"]["web1"]), "")})
     runner._salt_key = lambda minion: pem_public

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from support.attestation import boot_forge, boot_logs
+from support.attestation.judged_host import pem, signature
 from test_ima import OTHER, SIG, VERITY, VIOLATION, line, named, sized
-from test_judge import pem, signature
 
 from netspace.attestation.evidence import Evidence, Measurements
-from netspace.attestation.fleet import groups
+from netspace.attestation.fleet import policies
 from netspace.attestation.learning import policy as learning
 from netspace.attestation.learning.policy import Wish
 from netspace.attestation.logs import ima
@@ -83,7 +83,7 @@ def test_an_update_makes_the_list_longer_and_both_are_good() -> None:
     assert second.after["version"] == 2 and len(second.after["ima"]["files"]["/usr/bin/shop"]) == 2
     assert worth(second.after, old) == worth(second.after, new) == (5, "ok")
     added = hashlib.sha256(b"two").hexdigest()
-    assert groups.diff(second.before, second.after)[-1] == f"+ima:files:/usr/bin/shop: sha256:{added}"
+    assert policies.diff(second.before, second.after)[-1] == f"+ima:files:/usr/bin/shop: sha256:{added}"
 
 
 def test_the_old_has_an_end_where_that_is_asked_for() -> None:
@@ -98,7 +98,7 @@ def test_the_old_has_an_end_where_that_is_asked_for() -> None:
     assert second.after["until"] == {end: {"ima": {"files": {"/usr/bin/shop": [was]}}}}
     # A file that was not run this time is none that was replaced.
     assert "/usr/bin/rare" in second.after["ima"]["files"]
-    assert f"+until:{end}:ima:files:/usr/bin/shop: {was}" in groups.diff(second.before, second.after)
+    assert f"+until:{end}:ima:files:/usr/bin/shop: {was}" in policies.diff(second.before, second.after)
     last = policy.when(end)
     assert worth(second.after, old, last - 1) == worth(second.after, new, last - 1) == (5, "ok")
     assert worth(second.after, old, last) == (4, "ima-file") and worth(second.after, new, last) == (5, "ok")
@@ -233,7 +233,7 @@ def test_names_that_are_no_text_and_too_long_ones() -> None:
     evidence = booted("shim-grub", odd)
     found = learning.learn(None, {"gold": evidence}, LEARN)
     assert "/srv/\udcff\udcfe" in found.after["ima"]["files"] and max(map(len, found.after["ima"]["files"])) < 4097
-    "\n".join(groups.diff(None, found.after)).encode()  # may be shown
+    "\n".join(policies.diff(None, found.after)).encode()  # may be shown
     "\n".join(found.notes).encode()
     assert worth(found.after, evidence) == (4, "ima-file")
 
@@ -307,4 +307,4 @@ def test_keys_of_a_mapping_that_end_are_joined_by_path() -> None:
 def test_files_are_shown_a_line_each_removed_ones_too() -> None:
     one = {"version": 1, "ima": {"files": {"/a": ["sha256:" + DIGEST]}}}
     two = {"version": 2, "ima": {"files": {"/b": ["sha256:" + DIGEST]}}}
-    assert groups.diff(one, two)[-2:] == [f"-ima:files:/a: sha256:{DIGEST}", f"+ima:files:/b: sha256:{DIGEST}"]
+    assert policies.diff(one, two)[-2:] == [f"-ima:files:/a: sha256:{DIGEST}", f"+ima:files:/b: sha256:{DIGEST}"]

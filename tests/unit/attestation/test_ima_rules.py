@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from support.attestation import boot_logs
 from support.attestation.boot_forge import PCRS, record
+from support.attestation.judged_host import CONTENT, Host, add, allowed, line, pem, signature, whole
 from test_ima import ALL, NG, OLD, named, sized
 from test_ima import line as raw_line
-from test_judge import CONTENT, Host, add, allowed, line, pem, signature, whole
 
 from netspace.attestation import refusals
 from netspace.attestation.evidence import Evidence, Measurements

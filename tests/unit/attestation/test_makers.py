@@ -229,9 +229,9 @@ def test_a_revocation_list_in_damaged_pem_is_an_error(maker: Authority) -> None:
 
 
 def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context) -> None:  # type: ignore[no-untyped-def]
-    from netspace.attestation.verifier import verifier
+    from netspace.attestation.verifier import attestation_keys
 
-    made = verifier.challenge(
+    made = attestation_keys.challenge(
         fake_tpm.enrolment(), context, roots=[], pinned=None, now=0.0, unreadable=["NTC1.pem: odd"]
     )
     bound = made.redeem(context.activation(fake_tpm.activate(made.blob, made.encrypted), made._key.name), 0.0)

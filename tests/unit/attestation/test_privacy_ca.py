@@ -16,7 +16,8 @@ from netspace.attestation import refusals
 from netspace.attestation.evidence import Context
 from netspace.attestation.registrar import privacy_ca
 from netspace.attestation.registrar.privacy_ca import Authority
-from netspace.attestation.verifier import ak_certificate, verifier
+from netspace.attestation.verifier import ak_certificate, attestation_keys
+from netspace.attestation.verifier.attestation_keys import Bound
 from netspace.errors import NetspaceError
 
 NOW = 1_700_000_000.0
@@ -43,16 +44,16 @@ def ca(root: Authority) -> Authority:
 
 
 @pytest.fixture
-def bound(fake_tpm: Any, context: Context) -> verifier.Bound:
-    made = verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
+def bound(fake_tpm: Any, context: Context) -> Bound:
+    made = attestation_keys.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
     return made.redeem(context.activation(fake_tpm.activate(made.blob, made.encrypted), made._key.name), NOW)
 
 
-def check(issued: privacy_ca.Issued, bound: verifier.Bound, *trusted: Authority, now: float = NOW + HOUR, lists=None):
+def check(issued: privacy_ca.Issued, bound: Bound, *trusted: Authority, now: float = NOW + HOUR, lists=None):
     return ak_certificate.check(issued.certificate, bound.key.key(), [one.certificate for one in trusted], lists, now)
 
 
-def test_a_bound_key_is_certified_for_a_day(ca: Authority, bound: verifier.Bound) -> None:
+def test_a_bound_key_is_certified_for_a_day(ca: Authority, bound: Bound) -> None:
     issued = privacy_ca.issue(ca, bound, NOW)
     assert check(issued, bound, ca) == issued.pseudonym
     # In whole hours, for a second would tell one host's renewals from another's.
@@ -63,7 +64,7 @@ def test_a_bound_key_is_certified_for_a_day(ca: Authority, bound: verifier.Bound
             check(issued, bound, ca, now=now)
 
 
-def test_it_says_neither_which_host_nor_which_tpm(ca: Authority, bound: verifier.Bound) -> None:
+def test_it_says_neither_which_host_nor_which_tpm(ca: Authority, bound: Bound) -> None:
     first, second = privacy_ca.issue(ca, bound, NOW), privacy_ca.issue(ca, bound, NOW)
     assert first.pseudonym != second.pseudonym and first.serial != second.serial
     raw = first.certificate
@@ -74,7 +75,7 @@ def test_it_says_neither_which_host_nor_which_tpm(ca: Authority, bound: verifier
     assert bound.endorsement.fingerprint.encode() not in raw
 
 
-def test_openssl_agrees(ca: Authority, root: Authority, bound: verifier.Bound, tmp_path: Path) -> None:
+def test_openssl_agrees(ca: Authority, root: Authority, bound: Bound, tmp_path: Path) -> None:
     import shutil
     import subprocess
 
@@ -92,15 +93,15 @@ def test_openssl_agrees(ca: Authority, root: Authority, bound: verifier.Bound, t
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode != 0
 
 
-def test_certificate_of_another_key(ca: Authority, bound: verifier.Bound, fake_tpm: Any, context: Context) -> None:
+def test_certificate_of_another_key(ca: Authority, bound: Bound, fake_tpm: Any, context: Context) -> None:
     other = type(fake_tpm)()
-    made = verifier.challenge(other.enrolment(), context, roots=[], pinned=None, now=NOW)
+    made = attestation_keys.challenge(other.enrolment(), context, roots=[], pinned=None, now=NOW)
     theirs = made.redeem(context.activation(other.activate(made.blob, made.encrypted), made._key.name), NOW)
     with pytest.raises(refusals.WrongAttestationCertificate, match="another key"):
         check(privacy_ca.issue(ca, theirs, NOW), bound, ca)
 
 
-def test_certificate_by_another_ca(ca: Authority, bound: verifier.Bound) -> None:
+def test_certificate_by_another_ca(ca: Authority, bound: Bound) -> None:
     other = intermediate(privacy_ca.root("Test root", NOW))  # of the same names
     with pytest.raises(refusals.WrongAttestationCertificate, match="none of the CAs"):
         check(privacy_ca.issue(other, bound, NOW), bound, ca)
@@ -117,7 +118,7 @@ def test_a_cas_own_certificate_attests_nothing(ca: Authority, root: Authority) -
 
 
 @pytest.mark.parametrize(("is_ca", "good"), [(False, True), (True, False)])
-def test_an_attestation_key_that_is_called_a_ca(ca: Authority, bound: verifier.Bound, is_ca: bool, good: bool) -> None:
+def test_an_attestation_key_that_is_called_a_ca(ca: Authority, bound: Bound, is_ca: bool, good: bool) -> None:
     builder = privacy_ca._builder(privacy_ca._name("x"), ca.certificate.subject, NOW, DAY).public_key(bound.key.key())
     builder = builder.add_extension(x509.BasicConstraints(is_ca, None), True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(ak_certificate.USAGE)]), False)
@@ -128,13 +129,13 @@ def test_an_attestation_key_that_is_called_a_ca(ca: Authority, bound: verifier.B
         assert not good
 
 
-def test_rotation_old_and_new_are_trusted_together(ca: Authority, root: Authority, bound: verifier.Bound) -> None:
+def test_rotation_old_and_new_are_trusted_together(ca: Authority, root: Authority, bound: Bound) -> None:
     new = intermediate(root, "Privacy CA 2")
     for one in (ca, new):
         assert check(privacy_ca.issue(one, bound, NOW), bound, ca, new)
 
 
-def test_nothing_outlives_its_issuer(root: Authority, bound: verifier.Bound) -> None:
+def test_nothing_outlives_its_issuer(root: Authority, bound: Bound) -> None:
     short = intermediate(root, days=0.5)
     issued = privacy_ca.issue(short, bound, NOW)
     assert issued.expires == NOW + DAY / 2
@@ -146,7 +147,7 @@ def test_nothing_outlives_its_issuer(root: Authority, bound: verifier.Bound) -> 
     assert intermediate(brief).certificate.not_valid_after_utc == brief.certificate.not_valid_after_utc
 
 
-def test_revocation(ca: Authority, bound: verifier.Bound) -> None:
+def test_revocation(ca: Authority, bound: Bound) -> None:
     issued, other = privacy_ca.issue(ca, bound, NOW), privacy_ca.issue(ca, bound, NOW)
     good = privacy_ca.revocations(ca, {other.serial: NOW}, NOW)
     assert check(issued, bound, ca, lists=[good]) == issued.pseudonym
@@ -155,7 +156,7 @@ def test_revocation(ca: Authority, bound: verifier.Bound) -> None:
 
 
 @pytest.mark.parametrize("case", ["none", "old", "early", "another CA's", "noise", "changed"])
-def test_a_revocation_list_that_can_not_tell(ca: Authority, root: Authority, bound: verifier.Bound, case: str) -> None:
+def test_a_revocation_list_that_can_not_tell(ca: Authority, root: Authority, bound: Bound, case: str) -> None:
     lists: dict[str, list[bytes]] = {
         "none": [],
         "old": [privacy_ca.revocations(ca, {}, NOW - 2 * DAY)],
@@ -168,7 +169,7 @@ def test_a_revocation_list_that_can_not_tell(ca: Authority, root: Authority, bou
         check(privacy_ca.issue(ca, bound, NOW), bound, ca, lists=lists[case])
 
 
-def test_an_older_list_does_not_undo_a_newer_one(ca: Authority, bound: verifier.Bound) -> None:
+def test_an_older_list_does_not_undo_a_newer_one(ca: Authority, bound: Bound) -> None:
     issued = privacy_ca.issue(ca, bound, NOW)
     before = privacy_ca.revocations(ca, {}, NOW)
     after = privacy_ca.revocations(ca, {issued.serial: NOW + 60}, NOW + 60)
@@ -177,14 +178,14 @@ def test_an_older_list_does_not_undo_a_newer_one(ca: Authority, bound: verifier.
             check(issued, bound, ca, lists=lists)
 
 
-def test_only_an_intermediate_issues(root: Authority, ca: Authority, bound: verifier.Bound) -> None:
+def test_only_an_intermediate_issues(root: Authority, ca: Authority, bound: Bound) -> None:
     with pytest.raises(NetspaceError, match="intermediates alone"):
         privacy_ca.issue(root, bound, NOW)
     with pytest.raises(NetspaceError, match="take the request to the root"):
         privacy_ca.sign_request(ca, privacy_ca.request("x")[1], NOW)
 
 
-def test_what_may_not_be_adopted(root: Authority, ca: Authority, bound: verifier.Bound) -> None:
+def test_what_may_not_be_adopted(root: Authority, ca: Authority, bound: Bound) -> None:
     key, asked = privacy_ca.request("New")
     signed = privacy_ca.sign_request(root, asked, NOW, days=1)
     other = privacy_ca.root("Test root", NOW)
@@ -259,13 +260,13 @@ def test_a_folder_that_is_no_ca(ca: Authority, root: Authority, tmp_path: Path) 
 
 
 @pytest.fixture
-def made(ca: Authority, bound: verifier.Bound) -> list[privacy_ca.Issued]:
+def made(ca: Authority, bound: Bound) -> list[privacy_ca.Issued]:
     return [privacy_ca.issue(ca, bound, NOW)]
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
-def test_no_mutation_is_accepted(data: st.DataObject, ca: Authority, bound: verifier.Bound, made: list) -> None:
+def test_no_mutation_is_accepted(data: st.DataObject, ca: Authority, bound: Bound, made: list) -> None:
     genuine = made[0]
     raw = bytearray(genuine.certificate)
     at = data.draw(st.integers(0, 4095)) % len(raw)

@@ -4,66 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.attestation.honest_minion import DAY, MASTER, NOW, Minion, enrolled
 
 from netspace.attestation import refusals
 from netspace.attestation.endorsement.makers import Makers
-from netspace.attestation.evidence import Context, Enrolment, key_fingerprint, parse_enrolment
-from netspace.attestation.registrar import audit_log, privacy_ca
-from netspace.attestation.registrar.registrar import Registrar, keys_of
+from netspace.attestation.evidence import Enrolment, key_fingerprint, parse_enrolment
+from netspace.attestation.registrar import audit_log
+from netspace.attestation.registrar.host_record import keys_of
+from netspace.attestation.registrar.registrar import Registrar
 from netspace.attestation.tpm import structures
 from netspace.attestation.verifier import ak_certificate, offline
 from netspace.errors import NetspaceError, StateError
-
-NOW = 1_700_000_000.0
-DAY = 86400.0
-MASTER = "ab" * 32
-
-
-class Minion:
-    """A minion that answers honestly unless told otherwise."""
-
-    def __init__(self, name: str, tpm: Any, master: str = MASTER) -> None:
-        self.name, self.tpm, self.master = name, tpm, master
-        self.enrolment: Callable[[Any], Any] = lambda wire: wire
-        self.answer: Callable[[Any], Any] = lambda answer: answer
-        self.asked: list[str] = []
-
-    def enroll(self, asked: dict[str, Any]) -> Any:
-        self.asked.append(asked["template"])
-        period = bytes.fromhex(asked["period"])
-        self.tpm.take(period)
-        return self.enrolment(self.tpm.enrolment(tpm={"manufacturer": "TEST"}, period=period).wire())
-
-    def activate(self, blob: str, encrypted: str, session: str, nonce: str, period: str, **more: Any) -> Any:
-        self.tpm.take(bytes.fromhex(period))
-        secret = self.tpm.activate(base64.b64decode(blob), base64.b64decode(encrypted))
-        context = Context(self.master, self.name, session, bytes.fromhex(nonce))
-        answer = context.activation(secret, structures.public(self.tpm.ak_public).name)
-        return self.answer({"answer": answer.hex()})
-
-
-def enrolled(
-    registrar: Registrar, minion: Minion, now: float, master: str = MASTER, name: str = "", roots: Any = ()
-) -> dict[str, Any]:
-    """Enrol a minion like the runner.
-
-    :param name: the minion's id for the master; by default, the minion's own.
-    """
-    name = name or minion.name
-    makers = Makers(tuple(roots))
-    pending = registrar.begin(name, minion.enroll(registrar.request(name)), master, makers, now)
-    return registrar.finish(pending, minion.activate(**pending.wire()), now)
 
 
 @pytest.fixture
 def registrar(tmp_path: Path) -> Registrar:
     made = Registrar(tmp_path / "master")
-    made.init(NOW)
+    made.ca.init(NOW)
     return made
 
 
@@ -88,7 +49,7 @@ def test_a_minion_is_bound_and_certified(registrar: Registrar, minion: Minion) -
     certificate = base64.b64decode(record["certificate"])
     key = structures.public(minion.tpm.ak_public).key()
     lists = [registrar.revocations(NOW)]
-    assert ak_certificate.check(certificate, key, registrar.trusted(NOW), lists, NOW) == record["pseudonym"]
+    assert ak_certificate.check(certificate, key, registrar.ca.trusted(NOW), lists, NOW) == record["pseudonym"]
     assert b"web1" not in certificate and minion.tpm.ek_public not in certificate
     assert registrar.host("web1") == record and registrar.hosts() == [record]
     assert events(registrar) == [("ca-root", None), ("ca-intermediate", None), ("issued", "web1")]
@@ -361,10 +322,10 @@ def test_revocation(registrar: Registrar, minion: Minion) -> None:
     registrar.revoke("web1", "stolen", NOW)
     key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(record["certificate"])
     with pytest.raises(refusals.RevokedAttestationCertificate):
-        ak_certificate.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
+        ak_certificate.check(raw, key, registrar.ca.trusted(NOW), [registrar.revocations(NOW)], NOW)
     again = enroll(registrar, minion)
     key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(again["certificate"])
-    assert ak_certificate.check(raw, key, registrar.trusted(NOW), [registrar.revocations(NOW)], NOW)
+    assert ak_certificate.check(raw, key, registrar.ca.trusted(NOW), [registrar.revocations(NOW)], NOW)
     with pytest.raises(NetspaceError, match="not enrolled"):
         registrar.revoke("web9", "", NOW)
 
@@ -392,39 +353,6 @@ def test_others_check_a_quote_by_certificate_and_list_and_learn_a_pseudonym(
     assert check(now=NOW + DAY / 2, crl=registrar.revocations(NOW - DAY)).code == "ak-certificate-revoked"
     registrar.revoke("web1", "stolen", NOW)
     assert check(crl=registrar.revocations(NOW)).code == "ak-certificate-revoked"
-
-
-def test_a_renewed_ca_leaves_the_old_certificates_good(registrar: Registrar, minion: Minion) -> None:
-    record = enroll(registrar, minion)
-    registrar.renew(NOW + 1)
-    assert registrar.status(NOW)["retired"] == 1 and len(registrar.trusted(NOW)) == 2
-    key, raw = structures.public(minion.tpm.ak_public).key(), base64.b64decode(record["certificate"])
-    assert ak_certificate.check(raw, key, registrar.trusted(NOW), None, NOW) == record["pseudonym"]
-    assert len(registrar.trusted(NOW + 400 * DAY)) == 1
-    with pytest.raises(NetspaceError, match="has a CA"):
-        registrar.init(NOW)
-
-
-def test_a_root_elsewhere(tmp_path: Path, minion: Minion) -> None:
-    from cryptography.hazmat.primitives import serialization
-
-    registrar = Registrar(tmp_path / "master")
-    with pytest.raises(NetspaceError, match="ca_init"):
-        enroll(registrar, minion)
-    asked = registrar.init(NOW, here=False)
-    assert asked["requested"] and not asked["root_here"] and asked["ca"] is None
-    assert (tmp_path / "master/requested.pem").stat().st_mode & 0o777 == 0o600
-    root = privacy_ca.root("Root elsewhere", NOW)
-    pem = root.certificate.public_bytes(serialization.Encoding.PEM)
-    certificate = privacy_ca.sign_request(root, asked["request"].encode(), NOW)
-    with pytest.raises(NetspaceError, match="not by this root"):
-        other = privacy_ca.root("Root elsewhere", NOW).certificate.public_bytes(serialization.Encoding.PEM)
-        registrar.adopt(certificate, other, NOW)
-    found = registrar.adopt(certificate, pem, NOW)
-    assert not found["requested"] and found["ca"] == "CN=netspace Privacy CA"
-    assert enroll(registrar, minion)["level"] == 2
-    with pytest.raises(NetspaceError, match="no request is waiting"):
-        registrar.adopt(certificate, pem, NOW)
 
 
 def test_a_log_that_was_changed(registrar: Registrar, minion: Minion) -> None:
@@ -459,19 +387,6 @@ def test_a_damaged_book_is_to_be_restored_never_removed(registrar: Registrar, mi
     for look in (lambda: registrar.host("web1"), lambda: registrar.status(NOW)):
         with pytest.raises(StateError, match="restore it from a backup"):
             look()
-
-
-def test_the_cas_key_is_opened_by_what_signs_alone(
-    registrar: Registrar, minion: Minion, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A session with a key in a module takes a second, and many minions may begin an enrolment and never finish."""
-    opened: list[Path] = []
-    load = privacy_ca.load
-    monkeypatch.setattr(privacy_ca, "load", lambda folder, module: opened.append(folder) or load(folder, module))
-    pending = registrar.begin("web1", minion.enroll(registrar.request("web1")), MASTER, Makers(), NOW)
-    assert opened == []
-    registrar.finish(pending, minion.activate(**pending.wire()), NOW)
-    assert opened == [registrar.folder / "ca"]
 
 
 @pytest.mark.parametrize("key", ["", "AAAA", "no base64", None])

@@ -29,9 +29,10 @@ from support.attestation.simulated_round import (
     round_of,
 )
 
-from netspace.attestation.fleet import rounds, window
-from netspace.attestation.fleet.bus import Reply, Sent, Unreachable
-from netspace.attestation.fleet.window import Answer, Call, Pace, Window
+from netspace.attestation.fleet import calls, rounds, window
+from netspace.attestation.fleet.bus import Unreachable
+from netspace.attestation.fleet.calls import Answer, Call, Pace, Reply, Sent
+from netspace.attestation.fleet.window import Window
 
 DEADLINE = 7200
 
@@ -321,10 +322,10 @@ def test_slow_parts_give_their_room_to_those_who_wait() -> None:
     """There is room for one answer: the dripping host loses it, and the master fetches the others' answers."""
     ended: list[tuple[str, bool]] = []
 
-    def work(name: str) -> window.Work:
-        came = yield Call("part", "parts", 0, lane=window.PARTS, size=100)
+    def work(name: str) -> calls.Work:
+        came = yield Call("part", "parts", 0, lane=calls.PARTS, size=100)
         if came.crowded:
-            came = yield Call("part", "parts", 0, lane=window.PARTS, size=100)
+            came = yield Call("part", "parts", 0, lane=calls.PARTS, size=100)
         ended.append((name, not came.problem))
 
     hosts = {"drip": Host(0.1, 1, 59.0), **{f"web{one}": Host(0.1, 1, 0.5) for one in range(5)}}
@@ -337,15 +338,15 @@ def test_slow_parts_give_their_room_to_those_who_wait() -> None:
 def test_more_than_the_room_is_never_held() -> None:
     held: list[int] = []
 
-    def work() -> window.Work:
+    def work() -> calls.Work:
         for _ in range(3):
-            yield Call("part", "parts", 0, lane=window.PARTS, size=40)
-            held.append(made._lanes[window.PARTS].held)
+            yield Call("part", "parts", 0, lane=calls.PARTS, size=40)
+            held.append(made._lanes[calls.PARTS].held)
 
     hosts = {f"web{one}": Host(0.1, 1, 0.5) for one in range(20)}
     made = Window(SimulatedBus(hosts), Pace(), room=100)
     made.run((name, work()) for name in hosts)
-    assert len(held) == 60 and max(held) == 80 and made._lanes[window.PARTS].held == 0
+    assert len(held) == 60 and max(held) == 80 and made._lanes[calls.PARTS].held == 0
 
 
 def test_calls_with_other_common_arguments_go_by_another_message() -> None:
@@ -356,7 +357,7 @@ def test_calls_with_other_common_arguments_go_by_another_message() -> None:
             sent.append((",".join(minions), dict(arguments)))
             return super().send(minions, function, arguments)
 
-    def work(template: str) -> window.Work:
+    def work(template: str) -> calls.Work:
         yield Call("enroll", common={"template": template})
 
     Window(Seen(FEW), Pace()).run([("web1", work("a")), ("web2", work("b")), ("web3", work("a"))])
@@ -371,7 +372,7 @@ def test_minions_without_an_accepted_key_are_not_waited_for() -> None:
             sent = super().send([one for one in minions if one != "gone"], function, arguments)
             return type(sent)(sent.job, frozenset({"gone"}))
 
-    def work() -> window.Work:
+    def work() -> calls.Work:
         came.append((yield Call("answer", "challenges", {})))
 
     bus = Unknown({**FEW, "gone": AWAY})

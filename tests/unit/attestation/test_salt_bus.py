@@ -10,7 +10,8 @@ import salt.config
 import salt.utils.minions
 from support.attestation.simulated_round import AWAY, Host, SimulatedBus
 
-from netspace.attestation.fleet.bus import Reply, SaltBus, Sent, Unreachable, ask, hosts
+from netspace.attestation.fleet.bus import SaltBus, Unreachable, ask, hosts
+from netspace.attestation.fleet.calls import Reply, Sent
 
 
 class Events:

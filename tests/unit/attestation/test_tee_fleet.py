@@ -12,9 +12,9 @@ import pytest
 from cryptography import x509 as pyca
 from cryptography.hazmat.primitives.serialization import Encoding
 from support.attestation import runner_bus, tee_forge
+from support.attestation.honest_minion import MASTER, Minion, enrolled
+from support.attestation.small_fleet import BOOT, Store, answer
 from support.attestation.tee_forge import LAUNCH, NOW, Amd, Intel, rtmrs
-from test_fleet import BOOT, Store, answer
-from test_registrar import MASTER, Minion, enrolled
 from test_tee_ccel import EVENTS
 from test_tee_configfs import FakeKernel
 
@@ -22,13 +22,14 @@ from netspace.attestation import ear, refusals, result
 from netspace.attestation.endorsement import ek_certificates
 from netspace.attestation.evidence import Context, Evidence, TeeReport
 from netspace.attestation.evidence import parse as parse_evidence
-from netspace.attestation.fleet import fleet, groups
+from netspace.attestation.fleet import challenge, groups
 from netspace.attestation.fleet.fleet import Fleet
 from netspace.attestation.minion import attester, master_result, software_key
 from netspace.attestation.minion import settings as terms
 from netspace.attestation.policy import policy
 from netspace.attestation.reconciler import Attestations
-from netspace.attestation.registrar.registrar import Registrar, key_of
+from netspace.attestation.registrar.host_record import key_of
+from netspace.attestation.registrar.registrar import Registrar
 from netspace.attestation.tee import configfs, roots, x509
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
@@ -40,7 +41,7 @@ SECTION = {"snp": {"measurements": [LAUNCH.hex()]}}
 @pytest.fixture
 def made(tmp_path: Path) -> Fleet:
     registrar = Registrar(tmp_path / "master")
-    registrar.init(NOW)
+    registrar.ca.init(NOW)
     chosen = groups.parse([{"name": "web", "match": ["web*"], "minimum": "L3"}])
     maker = Amd()
     found = Fleet(registrar, MASTER, chosen, Store(), "1", lambda: maker.trust(maker.leaf()))
@@ -53,11 +54,11 @@ def key(tmp_path: Path) -> software_key.Key:
     return software_key.load(Layout(root=tmp_path / "host"))
 
 
-def context(asked: fleet.Asked) -> Context:
+def context(asked: challenge.Asked) -> Context:
     return Context(MASTER, asked.minion, asked.session, asked.nonce, binding=BOOT.encode())
 
 
-def guest(asked: fleet.Asked, key: software_key.Key, **changes: Any) -> dict[str, Any]:
+def guest(asked: challenge.Asked, key: software_key.Key, **changes: Any) -> dict[str, Any]:
     """Return the answer of a host without a TPM that is a confidential guest."""
     evidence = attester.by_key(key, context(asked))
     report = Amd().report(context(asked).report_data(evidence.key), **changes)
@@ -159,10 +160,10 @@ def test_a_trial_says_that_it_does_not_try_the_section(made: Fleet, fake_tpm: An
     enrolled(made.registrar, Minion("web1", fake_tpm), NOW)
     asked = made.ask("web1")
     made.judge(asked, answer(asked, fake_tpm), NOW)
-    record = made.record("web1")
+    record = made.results.record("web1")
     assert record is not None
     kept = {**record, "base": 3}
-    made._store.store("state", key_of("web1"), {"jws": made.signer.sign(ear.STATE, kept)})
+    made.results._store.store("state", key_of("web1"), {"jws": made.signer.sign(ear.STATE, kept)})
     with_section = policy.parse({"version": 3, "tee": SECTION})
     assert "is not tried here" in made.tried("web1", with_section)["reason"]
     assert "is not tried here" not in made.tried("web1", policy.parse({"version": 3}))["reason"]
@@ -323,7 +324,7 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(runner, "_announce", lambda *_: None)
     monkeypatch.setattr(runner, "_known", lambda made, pattern: ["web1"])
     made = runner._fleet()
-    made.registrar.init(NOW)
+    made.registrar.ca.init(NOW)
     made.policies.put("web", {"version": 1, "tee": {**SECTION, "rooted_key": True}})
     asked = made.ask("web1")
     key = software_key.load(Layout(root=tmp_path / "host"))

@@ -10,11 +10,12 @@ from support import checkout
 HERE = checkout.ROOT / "tests"
 FORGERIES = "unit/attestation/test_forgeries.py"
 EAR, FLEET, CHAINS = (f"unit/attestation/test_{name}.py" for name in ("ear", "fleet", "certificates"))
+RESULTS, POLICIES = "unit/attestation/test_results.py", "unit/attestation/test_policies.py"
 IMA = "unit/attestation/test_ima_rules.py"
-JUDGE = "unit/attestation/test_judge.py"
+JUDGE, LISTS = "unit/attestation/test_judge.py", "unit/attestation/test_judge_lists.py"
 ENROLMENT, MAKERS = "functional/attestation/test_enrolment_swtpm.py", "unit/attestation/test_makers.py"
 ADVERSARY = "unit/attestation/test_enrolment_adversary.py"
-BOOT = "unit/attestation/test_boot_threats.py"
+BOOT, L5 = "unit/attestation/test_boot_threats.py", "unit/attestation/test_l5_threats.py"
 ROUNDS, BUS, PARTS = (f"unit/attestation/test_{name}.py" for name in ("rounds", "salt_bus", "transfer"))
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
@@ -33,7 +34,7 @@ THREATS = {
     "truncated log": (FORGERIES, "truncated_log"),
     "reordered log": (FORGERIES, "reordered_log"),
     "log with an unmeasured event": (FORGERIES, "log_with_an_event_that_was_not_measured"),
-    "log of another boot claimed by its digest": (FLEET, "test_the_digest_of_a_log_proves_nothing_by_itself"),
+    "log of another boot claimed by its digest": (RESULTS, "test_the_digest_of_a_log_proves_nothing_by_itself"),
     "clock rollback": (FORGERIES, "clock_rolled_back"),
     "quote from another boot": (FORGERIES, "quote_from_an_earlier_boot"),
     "signature scheme swap": (FORGERIES, "signature_scheme_swapped"),
@@ -75,7 +76,7 @@ THREATS = {
     "an answer that is a bomb": (PARTS, "test_a_bomb_in_parts_costs_no_more_than_its_text"),
     "the master's clock set back": (FLEET, "test_a_result_from_the_future_is_stale"),
     "escape sequences in a log": (FLEET, "test_what_a_host_measured_moves_no_cursor"),
-    "a kernel that measures no programs": (JUDGE, "test_a_list_of_a_kernel_that_measures_no_programs"),
+    "a kernel that measures no programs": (LISTS, "test_a_list_of_a_kernel_that_measures_no_programs"),
     "a file called boot_aggregate": (IMA, "test_a_file_called_boot_aggregate_is_refused"),
     "a list typed by hand": (IMA, "test_a_first_line_that_quoted_pcrs_do_not_prove"),
     "a PCR extended after the start": (IMA, "test_a_pcr_that_was_extended_after_the_start_is_noticed"),
@@ -83,13 +84,13 @@ THREATS = {
     "a line measured into another PCR": (IMA, "test_lines_into_another_pcr_lower_and_never_raise"),
     "a master in between": (REGISTRAR, "test_a_master_in_between"),
     "a minion that lies in its grains": (FLEET, "test_a_minion_that_lies_in_its_grains"),
-    "a store that others write": (FLEET, "test_what_others_write_into_the_store_counts_as_nothing"),
+    "a store that others write": (RESULTS, "test_what_others_write_into_the_store_counts_as_nothing"),
     "EAR replayed on another minion": (EAR, "test_a_result_that_is_replayed_on_another_minion"),
     "EAR replayed later": (EAR, "test_a_result_of_another_challenge"),
     "EAR with alg none": (EAR, "test_alg_none_and_other_headers"),
     "downgraded policy version": (EAR, "test_a_result_by_a_lower_version_of_the_policy"),
-    "downgraded policy in force": (FLEET, "test_a_policys_version_never_falls"),
-    "policy by somebody else": (FLEET, "test_a_policy_that_the_verifier_did_not_sign"),
+    "downgraded policy in force": (POLICIES, "test_a_policys_version_never_falls"),
+    "policy by somebody else": (POLICIES, "test_a_policy_that_the_verifier_did_not_sign"),
     "a program moved into systemd's log": (BOOT, "test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log"),
     "a program under the name of an action": (BOOT, "test_a2_a_program_under_another_type_with_its_preimage"),
     "a file that is text": (BOOT, "test_a3_text_that_was_loaded_is_no_word_of_systemds"),
@@ -100,7 +101,7 @@ THREATS = {
     "a rule that rests on nothing": (BOOT, "test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused"),
     "an authority as a setting": (BOOT, "test_a8_an_authority_before_the_separator_is_no_setting"),
     "a kernel that no boot loader started": (BOOT, "test_f1_a_kernel_that_no_boot_loader_started"),
-    "a list by hand where nothing is measured": (BOOT, "test_l5_is_not_given_where_the_boot_is_left_unchecked"),
+    "a list by hand where nothing is measured": (L5, "test_l5_is_not_given_where_the_boot_is_left_unchecked"),
     "malformed logs, thousands": ("unit/attestation/test_fuzz.py", "test_mutated_inputs_are_read_or_refused"),
 }
 

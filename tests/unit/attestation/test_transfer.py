@@ -12,7 +12,7 @@ import pytest
 
 from netspace.attestation.evidence import PART
 from netspace.attestation.fleet import transfer
-from netspace.attestation.fleet.window import Answer, Call
+from netspace.attestation.fleet.calls import Answer, Call
 from netspace.attestation.refusals import Malformed
 
 MIB = 1024 * 1024

@@ -16,8 +16,9 @@ from netspace.attestation.evidence import Context, Evidence, Measurements, parse
 from netspace.attestation.minion import attester, software_key
 from netspace.attestation.tpm import structures
 from netspace.attestation.tpm.structures import Clock
-from netspace.attestation.verifier import verifier
-from netspace.attestation.verifier.verifier import Bound, Expected, Verified
+from netspace.attestation.verifier import attestation_keys, references, verifier
+from netspace.attestation.verifier.attestation_keys import Bound
+from netspace.attestation.verifier.verifier import Expected, Verified
 from netspace.layout import Layout
 
 PCRS = tuple(range(8))
@@ -26,7 +27,7 @@ FIXTURES = Path(__file__).parents[2] / "fixtures/eventlogs"
 
 
 def bind(tpm, context: Context, **changes: object) -> Bound:
-    made = verifier.challenge(tpm.enrolment(**changes), context, roots=[], pinned=None, now=NOW)
+    made = attestation_keys.challenge(tpm.enrolment(**changes), context, roots=[], pinned=None, now=NOW)
     answer = context.activation(tpm.activate(made.blob, made.encrypted), made._key.name)
     return made.redeem(answer, NOW)
 
@@ -189,25 +190,25 @@ def test_endorsement_key_attributes(fake_tpm, context: Context, bit: int) -> Non
 
 def test_pinned(fake_tpm, fake_rsa_tpm, context: Context) -> None:
     pinned = structures.public(fake_tpm.ek_public).fingerprint
-    verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=pinned, now=NOW)
+    attestation_keys.challenge(fake_tpm.enrolment(), context, roots=[], pinned=pinned, now=NOW)
     with pytest.raises(refusals.EndorsementKeyChanged):
-        verifier.challenge(fake_rsa_tpm.enrolment(), context, roots=[], pinned=pinned, now=NOW)
+        attestation_keys.challenge(fake_rsa_tpm.enrolment(), context, roots=[], pinned=pinned, now=NOW)
 
 
 def test_an_answer_counts_once_and_in_time(fake_tpm, context: Context) -> None:
-    made = verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
+    made = attestation_keys.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
     answer = context.activation(fake_tpm.activate(made.blob, made.encrypted), made._key.name)
     made.redeem(answer, NOW + 60)
     with pytest.raises(refusals.ChallengeExpired):
         made.redeem(answer, NOW)
-    made = verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
+    made = attestation_keys.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
     answer = context.activation(fake_tpm.activate(made.blob, made.encrypted), made._key.name)
     with pytest.raises(refusals.ChallengeExpired):
         made.redeem(answer, NOW + 61)
 
 
 def test_a_guessed_answer_spoils_the_challenge(fake_tpm, context: Context) -> None:
-    made = verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
+    made = attestation_keys.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
     with pytest.raises(refusals.WrongActivation):
         made.redeem(bytes(32), NOW)
     answer = context.activation(fake_tpm.activate(made.blob, made.encrypted), made._key.name)
@@ -216,7 +217,7 @@ def test_a_guessed_answer_spoils_the_challenge(fake_tpm, context: Context) -> No
 
 
 def test_an_answer_for_another_session(fake_tpm, context: Context) -> None:
-    made = verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
+    made = attestation_keys.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=NOW)
     secret = fake_tpm.activate(made.blob, made.encrypted)
     with pytest.raises(refusals.WrongActivation):
         made.redeem(dataclasses.replace(context, session="other").activation(secret, made._key.name), NOW)
@@ -304,7 +305,7 @@ def test_references_do_not_help_a_tpm_without_a_chain(booted, context: Context) 
 )
 def test_references_that_are_none(data: object) -> None:
     with pytest.raises(refusals.Malformed):
-        verifier.references(data)
+        references.parse(data)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -18,7 +18,7 @@ from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.record import Record
-from netspace.environment.storage import disks, mounts
+from netspace.environment.storage import disk_sizes, disks, mounts
 from netspace.environment.storage.disks import Disk
 from netspace.environment.user_ids import FIRST
 from netspace.errors import NetspaceError, SpecError
@@ -292,13 +292,13 @@ def test_a_volume_grows_in_place_and_changes_otherwise_by_a_restart():
 
 def test_what_is_not_as_recorded_is_repaired_in_place():
     want = desired(limits={"disk": "64M"})
-    (step,) = plan(want, want, differing=("memory",), disks={disks.LAYER: Disk(32 * MIB, 0)}).steps
+    (step,) = plan(want, want, differing=("memory",), disks={disk_sizes.LAYER: Disk(32 * MIB, 0)}).steps
     assert (step.action, step.data.tune, step.reason) == ("update", True, "not as it was declared: memory, layer")
-    assert plan(want, want, disks={disks.LAYER: Disk(64 * MIB, 0)}).steps == []
+    assert plan(want, want, disks={disk_sizes.LAYER: Disk(64 * MIB, 0)}).steps == []
 
 
 def test_no_size_is_below_what_is_held():
-    found = {disks.LAYER: Disk(64 * MIB, 30 * MIB), "/data": Disk(64 * MIB, 30 * MIB)}
+    found = {disk_sizes.LAYER: Disk(64 * MIB, 30 * MIB), "/data": Disk(64 * MIB, 30 * MIB)}
     told = plan(desired(limits={"disk": "64M"}), desired(limits={"disk": "32M"}), disks=found)
     assert told.steps == []
     assert told.refusals[0].message == "limits:disk: it holds 30.0 MiB already, 33554432 bytes have no room for that"
@@ -324,7 +324,7 @@ def test_a_layer_without_a_record_is_told_of():
 
 @given(st.integers(16 * MIB, 2**44))
 def test_a_file_system_has_room_for_less_than_its_size(size):
-    assert 0 < disks.room(size) < disks.whole(size) <= size
+    assert 0 < disk_sizes.room(size) < disk_sizes.whole(size) <= size
 
 
 @pytest.mark.parametrize(

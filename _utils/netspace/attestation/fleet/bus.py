@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from netspace.attestation.fleet.calls import Reply, Sent
 from netspace.errors import NetspaceError
 from netspace.text import REPLACEMENT, printable
 
@@ -20,31 +20,6 @@ MAX_PROBLEM = 1000
 
 class Unreachable(NetspaceError):
     """Error: the master did not accept a message."""
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A message that was sent and may still be answered.
-
-    :param job: Salt's job id; each :class:`Reply` to the message has it.
-    :param unknown: minions that the message can't reach, because the master has accepted no key of theirs.
-    """
-
-    job: str
-    unknown: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One minion's answer to one message.
-
-    :param problem: why the minion could not answer; empty if it could.
-    """
-
-    job: str
-    minion: str
-    value: Any
-    problem: str = ""
 
 
 class Bus(Protocol):

@@ -20,11 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from netspace import files
-from netspace.attestation.fleet import fleet, transfer
+from netspace.attestation.fleet import transfer
 from netspace.attestation.fleet.bus import Bus
-from netspace.attestation.fleet.fleet import Fleet, HostState
+from netspace.attestation.fleet.calls import TELL, Again, Answer, Call, Pace, Step, Task, Work
+from netspace.attestation.fleet.challenge import Asked
+from netspace.attestation.fleet.fleet import Fleet
+from netspace.attestation.fleet.host_state import UNKNOWN, HostState
 from netspace.attestation.fleet.origin import Unproved
-from netspace.attestation.fleet.window import TELL, Again, Answer, Call, Pace, Step, Task, Window, Work
+from netspace.attestation.fleet.results import LogLost
+from netspace.attestation.fleet.window import Window
 from netspace.attestation.identity import Identities
 from netspace.attestation.refusals import Malformed, Refused, WrongSaltKey
 from netspace.attestation.registrar.enrolment import Pending
@@ -110,7 +114,7 @@ class Round:
             due = self._fleet.certificate_due(minion, self._wall())
         except NetspaceError as err:  # a damaged record of one host must not end the round
             said = {"answered": False, "answer": str(err), "enforced": False, "enforcement": ""}
-            self._found[minion] = {"state": fleet.UNKNOWN, "level": "L0", **said}
+            self._found[minion] = {"state": UNKNOWN, "level": "L0", **said}
             return
         told = ""
         if due:
@@ -163,14 +167,14 @@ class Round:
                 if self._clock() - began > 2 * timeout:
                     self._slow.add(minion)
                 return record, came.problem or told
-            except fleet.LogLost as err:
+            except LogLost as err:
                 # The master lost its copy of the boot log, so the next try asks for the log again.
                 told = str(err)
             except NetspaceError as err:
                 return None, str(err)
         return None, told
 
-    def _judged(self, asked: fleet.Asked, timeout: float) -> Take:
+    def _judged(self, asked: Asked, timeout: float) -> Take:
         """Return a function that judges an answer to *asked*."""
 
         def take(first: Answer) -> Generator[Step, Answer, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from netspace.attestation.evidence import MAX_TEE, PART, from_hex
-from netspace.attestation.fleet.window import PARTS, Answer, Call, Step
+from netspace.attestation.fleet.calls import PARTS, Answer, Call, Step
 from netspace.attestation.logs import eventlog, ima, systemd
 from netspace.attestation.refusals import Malformed
 

@@ -27,19 +27,15 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.attestation.fleet.bus import Bus, Reply, Unreachable
+from netspace.attestation.fleet.bus import Bus, Unreachable
+from netspace.attestation.fleet.calls import ASK, PARTS, TELL, Again, Answer, Pace, Reply, Task
+from netspace.attestation.fleet.lanes import PART_PATIENCE, WAITING, Heard, Lane, Pulse, Running
 
-ASK, PARTS, TELL = "ask", "parts", "tell"
 _ABSENT = "absent"
-# Calls per slot that wait for their deadlines without a slot.
-LENT = 16
-# Fewest seconds for which a call may keep its slot, and seconds for which a part of a large answer may keep one.
-PATIENCE, PART_PATIENCE = 1.0, 2.0
 # Fewest seconds for which calls are collected into one message, because Salt sends each message to all minions.
 LINGER = 0.05
 # Seconds by which this process may be late in reading answers before a host counts as late.
@@ -50,167 +46,8 @@ BUSY = 1.0
 RETRY = 2.0
 # Bytes on disk for answers that are being fetched in parts.
 ROOM = 2 * 1024 * 1024 * 1024
-_SAMPLES = 128
 # Answers to one call that the work may refuse.
 REFUSED = 64
-# Answers to one call that are kept while the work handles an earlier one.
-WAITING = 8
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Pace at which the master asks its hosts; from the master's configuration.
-
-    :param concurrency: number of hosts that are asked at one time.
-    :param jitter: most seconds for which calls are collected before one message sends them.
-    :param timeout: seconds that a host may take for one call.
-    """
-
-    concurrency: int = 32
-    jitter: float = 1.0
-    timeout: float = 60.0
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a function on one minion.
-
-    :param each: name of the argument that maps each minion's id to its own *value*; empty if there is none.
-    :param common: arguments for all minions; only calls with equal ones share a message.
-    :param within: seconds that this call may take, if less than the timeout.
-    :param size: bytes that the minion's whole answer will take, in the lane ``parts``.
-    """
-
-    function: str
-    each: str = ""
-    value: Any = None
-    common: Mapping[str, Any] = field(default_factory=dict)
-    lane: str = ASK
-    within: float | None = None
-    size: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer to a :class:`Call`.
-
-    :param problem: why there is no answer; empty if there is one.
-    :param took: seconds since the call was sent.
-    :param silent: no answer came by the deadline.
-    :param crowded: the transfer was slow while others waited for its room, so it was ended; it may be tried once more.
-    """
-
-    value: Any = None
-    problem: str = ""
-    took: float = 0.0
-    silent: bool = False
-    crowded: bool = False
-
-
-@dataclass(frozen=True)
-class Again:
-    """Step that asks for the next answer to the last call, because the last answer was false.
-
-    Calls for parts do not count here.
-    """
-
-
-Step = Call | Again
-Work = Generator[Step, Answer, None]
-Task = tuple[str, Work]
-
-
-@dataclass
-class _Heard:
-    """A call that has been answered, kept because the work may ask for another answer.
-
-    :param replies: answers that came since.
-    :param refused: number of answers that the work refused.
-    """
-
-    call: Call
-    job: str
-    sent: float
-    until: float
-    replies: deque[Reply] = field(default_factory=lambda: deque(maxlen=WAITING))
-    refused: int = 0
-
-
-@dataclass(eq=False)
-class _Task:
-    """The work for one minion, and its state.
-
-    :param home: lane of its calls in ``ask``: present or absent hosts.
-    :param call: the call that it waits for. After it was sent, *sent* and *until* are its time and deadline, by the
-        bus's clock.
-    """
-
-    minion: str
-    work: Work
-    home: str
-    call: Call = field(default_factory=lambda: Call(""))
-    job: str = ""
-    sent: float = 0.0
-    until: float = 0.0
-    slot: bool = False
-    room: int = 0
-    heard: _Heard | None = None
-
-
-class _Pulse:
-    """Statistics of the time that answers take.
-
-    :param fixed: patience to use instead of the measured one.
-    """
-
-    def __init__(self, fixed: float | None = None) -> None:
-        self._fixed = fixed
-        self._took: deque[float] = deque(maxlen=_SAMPLES)
-        self._patience: float | None = None
-
-    def note(self, took: float) -> None:
-        self._took.append(took)
-        self._patience = None
-
-    def patience(self, timeout: float) -> float:
-        """Return the seconds after which a call loses its slot."""
-        if self._fixed is not None:
-            return self._fixed
-        if self._patience is None:
-            typical = sorted(self._took)[len(self._took) * 4 // 5] if self._took else timeout / 12
-            self._patience = min(max(3 * typical, PATIENCE), timeout)
-        return self._patience
-
-
-class _Lane:
-    """Slots for one kind of calls.
-
-    :param limit: number of slots; 0 for no limit.
-    :param jitter: most seconds for which its calls are collected, in addition to ``LINGER``.
-    :param room: bytes that its answers may take together; 0 if they need no room.
-    """
-
-    def __init__(self, limit: int, jitter: float, room: int = 0, pulse: _Pulse | None = None) -> None:
-        self.limit, self.jitter, self.room = limit, jitter, room
-        self.going: deque[_Task] = deque()  # tasks that wait for a slot only
-        self.coming: deque[_Task] = deque()  # tasks that wait for room, too
-        self.slots = self.lent = self.held = 0  # used slots, calls without a slot, used room
-        self.order: deque[tuple[_Task, str]] = deque()  # calls that were sent with a slot, the oldest first
-        self.pulse = _Pulse() if pulse is None else pulse
-
-    def free(self) -> bool:
-        return not self.limit or (self.slots < self.limit and self.lent < LENT * self.limit)
-
-    def next(self) -> _Task | None:
-        """Return the next task whose call may be sent, with its room reserved; None if there is none."""
-        if self.going:
-            return self.going.popleft()
-        if self.coming and (not self.held or self.held + self.coming[0].call.size <= self.room):
-            task = self.coming.popleft()
-            task.room = task.call.size
-            self.held += task.room
-            return task
-        return None
 
 
 @dataclass
@@ -224,26 +61,26 @@ class _Message:
     each: str
     common: Mapping[str, Any]
     due: float
-    tasks: list[_Task] = field(default_factory=list)
+    tasks: list[Running] = field(default_factory=list)
 
 
 class Window:
     """Sliding window over the work for many minions; see the module."""
 
     def __init__(self, bus: Bus, pace: Pace, room: int = ROOM) -> None:
-        slots, pulse = pace.concurrency, _Pulse()
+        slots, pulse = pace.concurrency, Pulse()
         self._bus, self._pace = bus, pace
         self._lanes = {
-            ASK: _Lane(slots, pace.jitter, pulse=pulse),
-            _ABSENT: _Lane(max(1, slots // 2), pace.jitter, pulse=pulse),
+            ASK: Lane(slots, pace.jitter, pulse=pulse),
+            _ABSENT: Lane(max(1, slots // 2), pace.jitter, pulse=pulse),
             # All hosts that send parts may be hostile at once, so this lane's patience is fixed, not measured.
-            PARTS: _Lane(max(1, slots // 4), 0.0, room, _Pulse(PART_PATIENCE)),
-            TELL: _Lane(0, pace.jitter),
+            PARTS: Lane(max(1, slots // 4), 0.0, room, Pulse(PART_PATIENCE)),
+            TELL: Lane(0, pace.jitter),
         }
         self._outbox: dict[tuple[str, str], _Message] = {}
-        self._out: dict[tuple[str, str], _Task] = {}
-        self._heard: dict[tuple[str, str], _Heard] = {}
-        self._deadlines: list[tuple[float, int, _Task, str]] = []
+        self._out: dict[tuple[str, str], Running] = {}
+        self._heard: dict[tuple[str, str], Heard] = {}
+        self._deadlines: list[tuple[float, int, Running, str]] = []
         self._number = itertools.count()
         self._reached = False
         self._failing: float | None = None
@@ -283,7 +120,7 @@ class Window:
                 self._take(reply)
 
     # -- a minion's work -------------------------------------------------------------
-    def _resume(self, task: _Task, answer: Answer | None) -> None:
+    def _resume(self, task: Running, answer: Answer | None) -> None:
         """Resume the work for a minion, and queue its next call."""
         try:
             step = next(task.work) if answer is None else task.work.send(answer)
@@ -302,7 +139,7 @@ class Window:
             self._leave(task)
         (lane.coming if lane.room and not task.room else lane.going).append(task)
 
-    def _another(self, task: _Task) -> Answer | None:
+    def _another(self, task: Running) -> Answer | None:
         """Return the next answer to the call that was answered last; None if the task waits for it."""
         heard = task.heard
         if heard is None:
@@ -320,22 +157,22 @@ class Window:
         heapq.heappush(self._deadlines, (task.until, next(self._number), task, task.job))
         return None
 
-    def _forget(self, task: _Task) -> None:
+    def _forget(self, task: Running) -> None:
         """Stop keeping further answers to the call that was answered last."""
         if task.heard is not None:
             self._heard.pop((task.heard.job, task.minion), None)
             task.heard = None
 
-    def _leave(self, task: _Task) -> None:
+    def _leave(self, task: Running) -> None:
         """Release the room that a task holds."""
         self._lanes[PARTS].held -= task.room
         task.room = 0
 
-    def _lane(self, task: _Task) -> _Lane:
+    def _lane(self, task: Running) -> Lane:
         return self._lanes[task.home if task.call.lane == ASK else task.call.lane]
 
     # -- sending ---------------------------------------------------------------------
-    def _fill(self, name: str, lane: _Lane, feed: Iterator[Task], now: float) -> None:
+    def _fill(self, name: str, lane: Lane, feed: Iterator[Task], now: float) -> None:
         """Give free slots to waiting tasks, or if none waits, begin the work for the next minion."""
         while lane.free():
             task = lane.next()
@@ -346,13 +183,13 @@ class Window:
                 begun = next(feed, None)
                 if begun is None:
                     return
-                self._resume(_Task(*begun, home=name), None)
+                self._resume(Running(*begun, home=name), None)
             else:
                 task.slot = True
                 lane.slots += 1
                 self._collect(task, lane, now)
 
-    def _evict(self, lane: _Lane) -> bool:
+    def _evict(self, lane: Lane) -> bool:
         """End the oldest call that lost its slot and holds room, because others wait for this room.
 
         Return whether there was such a call.
@@ -364,7 +201,7 @@ class Window:
         self._end(task, Answer(problem="it was slow while others waited", took=self._took(task), crowded=True))
         return True
 
-    def _collect(self, task: _Task, lane: _Lane, now: float) -> None:
+    def _collect(self, task: Running, lane: Lane, now: float) -> None:
         call = task.call
         key = (call.function, repr(call.common))
         if key not in self._outbox:
@@ -398,7 +235,7 @@ class Window:
         self._failing = now if self._failing is None else self._failing
         return not self._reached or now - self._failing > self._pace.timeout
 
-    def _post(self, message: _Message, tasks: Sequence[_Task]) -> None:
+    def _post(self, message: _Message, tasks: Sequence[Running]) -> None:
         arguments = dict(message.common)
         if message.each:
             arguments[message.each] = {task.minion: task.call.value for task in tasks}
@@ -433,12 +270,12 @@ class Window:
         took = self._took(task)
         if task.call.lane != PARTS and (task.heard is None or task.heard.job != task.job):
             self._forget(task)
-            task.heard = _Heard(task.call, task.job, task.sent, task.until)
+            task.heard = Heard(task.call, task.job, task.sent, task.until)
             self._heard[task.job, task.minion] = task.heard
         self._lane(task).pulse.note(took)
         self._end(task, Answer(reply.value, reply.problem, took))
 
-    def _end(self, task: _Task, answer: Answer) -> None:
+    def _end(self, task: Running, answer: Answer) -> None:
         """End a call: release its slot, and resume the minion's work with *answer*."""
         del self._out[task.job, task.minion]
         lane = self._lane(task)
@@ -474,7 +311,7 @@ class Window:
                     lane.slots -= 1
                     lane.lent += 1
 
-    def _took(self, task: _Task) -> float:
+    def _took(self, task: Running) -> float:
         return self._bus.clock() - task.sent
 
     def _pause(self) -> float:

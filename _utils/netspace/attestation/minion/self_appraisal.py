@@ -27,7 +27,7 @@ from netspace.layout import Layout
 
 if TYPE_CHECKING:
     from netspace.attestation.tpm.structures import Clock
-    from netspace.attestation.verifier.appraisal import References
+    from netspace.attestation.verifier.references import References
     from netspace.attestation.verifier.verifier import Verified
 
 VERIFIER = "self"
@@ -187,7 +187,7 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
     from netspace.attestation.endorsement import makers
     from netspace.attestation.tpm import structures
     from netspace.attestation.tpm.structures import Clock
-    from netspace.attestation.verifier import verifier
+    from netspace.attestation.verifier import attestation_keys, verifier
 
     known = pin(layout)
     context = _context(layout)
@@ -202,7 +202,7 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
     def exchange(device: tpm.Device) -> tuple[Enrolment, Verified, str]:
         enrolment = attester.enrol(device, known["template"] if known else None)
         enrolment = trusted.completed(enrolment, structures.endorsement(enrolment.endorsement).fingerprint)
-        challenge = verifier.challenge(
+        challenge = attestation_keys.challenge(
             enrolment,
             context,
             roots=trusted.roots,
@@ -232,12 +232,12 @@ def _remember(layout: Layout, template: str, fingerprint: str, clock: Clock) -> 
 def _references(path: str | None) -> References | None:
     if path is None:
         return None
-    from netspace.attestation.verifier import verifier
+    from netspace.attestation.verifier import references
 
     data = files.read_json(Path(path), "correct it (attestation:references)")
     if data is None:
         raise NetspaceError(f"attestation:references: {path} does not exist")
-    return verifier.references(data)
+    return references.parse(data)
 
 
 def _result(

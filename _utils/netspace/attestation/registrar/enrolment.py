@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from netspace.attestation.evidence import Context, Enrolment
 
 if TYPE_CHECKING:
-    from netspace.attestation.verifier.verifier import Challenge
+    from netspace.attestation.verifier.attestation_keys import Challenge
 
 
 @dataclass(frozen=True)

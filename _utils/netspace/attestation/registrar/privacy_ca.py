@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate, CertificateBuilder, KeyUsage, Name
 
-    from netspace.attestation.verifier.verifier import Bound
+    from netspace.attestation.verifier.attestation_keys import Bound
 
 HOURS = 24.0
 ROOT_DAYS, INTERMEDIATE_DAYS, LIST_HOURS = 3650.0, 365.0, 24.0

@@ -1,16 +1,16 @@
-"""Registrar on the master: the records of the Privacy CA, and of the TPM that each minion is bound to.
+"""Registrar on the master: the TPM that each minion is bound to, and the certificates of its attestation keys.
 
 ``Registrar.begin`` makes a credential that only a minion's TPM can open. ``finish`` takes the answer, binds the minion
 to the TPM, and has the attestation key certified. The records are in a folder that only the master's user can read::
 
-    root/                 the root, if it is on this master   (privacy_ca.save)
-    ca/                   the current intermediate            (privacy_ca.save)
-    requested.pem         key of a request that the root has not answered yet
-    retired.pem           earlier intermediates, until they expire
+    root/                 the root, if it is on this master                         (authorities)
+    ca/                   the current intermediate                                  (authorities)
+    requested.pem         key of a request that the root has not answered yet       (authorities)
+    retired.pem           earlier intermediates, until they expire                  (authorities)
     hosts/<hash>.json     a minion: TPM, attestation key, level, certificate
     owners/<key>.json     the owner of an endorsement key, or of an attestation key that has a certificate
     revoked.json          serial numbers and times of revoked certificates
-    audit.log             every change and refusal            (audit_log)
+    audit.log             every change and refusal                                  (audit_log)
 
 This module sends nothing to a minion. An endorsement key is bound to one minion, and a minion to one TPM, until
 ``release``. At a minion's first enrolment, its TPM proves all of its endorsement keys, so that no other minion can use
@@ -26,32 +26,27 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netspace import files
-from netspace.attestation import hsm, signing_keys
+from netspace.attestation import hsm
 from netspace.attestation.evidence import PERIOD, Context, Enrolment, from_hex, parse_enrolment
 from netspace.attestation.refusals import Malformed, Refused, SharedAttestationKey
 from netspace.attestation.registrar import audit_log, inventory, privacy_ca
+from netspace.attestation.registrar.authorities import Authorities
 from netspace.attestation.registrar.enrolment import Pending
-from netspace.attestation.registrar.privacy_ca import Authority
+from netspace.attestation.registrar.host_record import bound_key, key_of, keys_of
 from netspace.attestation.tpm import structures
-from netspace.attestation.verifier import verifier
-from netspace.errors import NetspaceError, unreadable
+from netspace.attestation.verifier import attestation_keys
+from netspace.errors import NetspaceError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.x509 import Certificate
-
     from netspace.attestation.endorsement.makers import Makers
-    from netspace.attestation.verifier.verifier import Certified
-
-NAME = "netspace Privacy CA"
+    from netspace.attestation.verifier.attestation_keys import Certified
 
 
 class Registrar:
@@ -68,75 +63,19 @@ class Registrar:
         self.module = module
         self.listed = listed
         self._requested: dict[str, bytes] = {}
-        self._seen: tuple[object, list[Certificate]] = (None, [])
+        self.ca = Authorities(folder, module)
         self.log = folder / "audit.log"
 
-    # -- the CA ---------------------------------------------------------------------
-    def init(self, now: float, *, name: str = NAME, here: bool = True) -> dict[str, Any]:
-        """Make the CA, and return its status.
-
-        :param here: make the root and the intermediate here; False: only make a request for a root on another machine.
-        :raises NetspaceError: when there is a CA already.
-        """
-        with files.locked(self.folder / "lock"):
-            if (self.folder / "ca").exists() or (self.folder / "root").exists():
-                raise NetspaceError(f"{self.folder} has a CA; 'ca_renew' makes its next intermediate")
-            if here:
-                self._log("ca-root", now, {"name": f"{name} root"})
-                made = privacy_ca.root(f"{name} root", now, key=self._new("root"))
-                privacy_ca.save(made, self.folder / "root")
-            return self._intermediate(name, now)
-
-    def renew(self, now: float, *, name: str = NAME) -> dict[str, Any]:
-        """Make the next intermediate. Certificates by the last one stay valid until they expire."""
-        with files.locked(self.folder / "lock"):
-            return self._intermediate(name, now)
-
-    def adopt(self, certificate: bytes, root: bytes, now: float) -> dict[str, Any]:
-        """Install the certificate (PEM) that a root on another machine made for the last request.
-
-        :raises NetspaceError: when it is not for that request, or not by *root*, or there is no request.
-        """
-        with files.locked(self.folder / "lock"):
-            path = self.folder / "requested.pem"
-            try:
-                raw = path.read_bytes()
-            except OSError as err:
-                raise NetspaceError(f"{path}: no request is waiting for a certificate: {type(err).__name__}") from err
-            key = signing_keys.private_key(raw, self.module, path)
-            self._install(privacy_ca.adopt(key, certificate, root, now), now)
-            files.remove(path)
-            return self.status(now)
-
     def status(self, now: float) -> dict[str, Any]:
-        """Return the state of the registrar: the CA, its key's place and its expiry, and the number of hosts."""
-        authority = self._authority() if (self.folder / "ca").exists() else None
-        return {
-            "ca": None if authority is None else authority.certificate.subject.rfc4514_string(),
-            "key": None if authority is None else (hsm.reference(authority.key) or b"a file").decode().strip(),
-            "until": None if authority is None else authority.certificate.not_valid_after_utc.timestamp(),
-            "root_here": (self.folder / "root").exists(),
-            "requested": (self.folder / "requested.pem").exists(),
-            "retired": len(self._retired(now)),
-            "hosts": len(self._hosts()),
-        }
-
-    def trusted(self, now: float) -> list[Certificate]:
-        """Return the trusted intermediates: the current one, and earlier ones until they expire."""
-        paths = self.folder / "ca/authority.pem", self.folder / "retired.pem"
-        stamps = tuple(_stamp(path) for path in paths)
-        if stamps != self._seen[0]:
-            # The certificates are needed for each host, so the files are read again only after a change. The keys are
-            # not needed here, so load_certificate() is used.
-            self._seen = stamps, [privacy_ca.load_certificate(self._ca()), *self._retired(0)]
-        return [one for one in self._seen[1] if one.not_valid_after_utc.timestamp() > now or one is self._seen[1][0]]
+        """Return the state of the registrar: that of the CA, and the number of hosts."""
+        return {**self.ca.status(now), "hosts": len(self._hosts())}
 
     def revocations(self, now: float) -> bytes:
         """Return a new revocation list (PEM) of the current intermediate."""
         revoked = {
             int(serial): since for serial, since in (files.read_json(self._revoked_path, files.KEPT) or {}).items()
         }
-        return privacy_ca.revocations(self._authority(), revoked, now)
+        return privacy_ca.revocations(self.ca.current(), revoked, now)
 
     # -- hosts ----------------------------------------------------------------------
     def request(self, minion: str) -> dict[str, Any]:
@@ -169,7 +108,7 @@ class Registrar:
         :param makers: the operator's trusted makers of TPMs.
         :raises Refused: when the TPM fails a check; the log records it.
         """
-        self._ca()
+        self.ca.place()
         with self._told(minion, now):
             known = self.host(minion)
             shown = parse_enrolment(enrolment)
@@ -181,7 +120,7 @@ class Registrar:
             shown = makers.completed(shown, endorsement)
             context = Context(master, minion, secrets.token_hex(8), secrets.token_bytes(32))
             pinned = known["ek"] if known else None
-            made = verifier.challenge(
+            made = attestation_keys.challenge(
                 shown,
                 context,
                 roots=makers.roots,
@@ -201,7 +140,7 @@ class Registrar:
         :raises Refused: when it is not the answer to *pending*; the log records the refusal.
         :raises NetspaceError: when the minion was enrolled, revoked or released meanwhile.
         """
-        authority, minion, enrolment = self._authority(), pending.minion, pending.enrolment
+        authority, minion, enrolment = self.ca.current(), pending.minion, pending.enrolment
         with self._told(minion, now):
             bound = pending.challenge.redeem(_answer(answer), now + time.monotonic() - pending.since)
             with files.locked(self.folder / "lock"):
@@ -318,12 +257,12 @@ class Registrar:
             key, certificate = (base64.b64decode(record[name], validate=True) for name in ("ak", "certificate"))
         except (KeyError, TypeError, ValueError) as err:
             raise NetspaceError(f"{self._path(str(record.get('minion')))}: not a record of an enrolment") from err
-        return verifier.certified(
+        return attestation_keys.certified(
             key,
             certificate,
             record["level"],
             record["reason"],
-            trusted=self.trusted(now),
+            trusted=self.ca.trusted(now),
             revoked="revoked" in record,
             now=now,
         )
@@ -391,88 +330,8 @@ class Registrar:
             raise NetspaceError(f"{minion} is not enrolled: netspace_attestation.enroll {minion}")
         return record
 
-    def _ca(self) -> Path:
-        """Return the folder of the current intermediate.
-
-        :raises NetspaceError: when there is no CA.
-        """
-        folder = self.folder / "ca"
-        if not folder.exists():
-            raise NetspaceError("there is no Privacy CA: netspace_attestation.ca_init")
-        return folder
-
-    def _authority(self) -> Authority:
-        """Return the current intermediate with its key. If a module has the key, this may be slow or fail."""
-        return privacy_ca.load(self._ca(), self.module)
-
-    def _new(self, use: str) -> EllipticCurvePrivateKey | None:
-        """Make a key in the hardware security module; None if there is no module, and the caller makes the key."""
-        return None if self.module is None else self.module.create(use)
-
     def _log(self, event: str, now: float, data: dict[str, Any]) -> None:
         audit_log.append(self.log, event, data, when=now)
-
-    def _intermediate(self, name: str, now: float) -> dict[str, Any]:
-        from cryptography.hazmat.primitives import serialization
-
-        key, asked = privacy_ca.request(name, self._new("ca"))
-        if (self.folder / "root").exists():
-            root = privacy_ca.load(self.folder / "root", self.module)
-            pem = root.certificate.public_bytes(serialization.Encoding.PEM)
-            self._install(privacy_ca.adopt(key, privacy_ca.sign_request(root, asked, now), pem, now), now)
-            return self.status(now)
-        self._log("ca-requested", now, {"name": name})
-        files.write(self.folder / "requested.pem", signing_keys.private_bytes(key), mode=0o600)
-        return {**self.status(now), "request": asked.decode()}
-
-    def _install(self, authority: Authority, now: float) -> None:
-        from cryptography.hazmat.primitives import serialization
-
-        self._log("ca-intermediate", now, {"serial": str(authority.certificate.serial_number)})
-        if (self.folder / "ca").exists():
-            before = [self._authority().certificate, *self._retired(now)]
-            pem = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in before)
-            files.write(self.folder / "retired.pem", pem, mode=0o644)
-        privacy_ca.save(authority, self.folder / "ca")
-
-    def _retired(self, now: float) -> list[Certificate]:
-        from cryptography import x509
-
-        try:
-            found = x509.load_pem_x509_certificates((self.folder / "retired.pem").read_bytes())
-        except FileNotFoundError:
-            return []
-        except unreadable() as err:
-            raise NetspaceError(f"{self.folder / 'retired.pem'}: {err}") from err
-        return [one for one in found if one.not_valid_after_utc.timestamp() > now]
-
-
-def bound_key(record: Mapping[str, Any]) -> structures.Public:
-    """Return the attestation key of a minion's record, even if its certificate is not valid.
-
-    :raises NetspaceError: when the record is malformed.
-    """
-    try:
-        return structures.public(base64.b64decode(record["ak"], validate=True))
-    except (KeyError, TypeError, ValueError, Malformed) as err:
-        raise NetspaceError(f"{record.get('minion')}: not a record of an enrolment") from err
-
-
-def keys_of(record: Mapping[str, Any]) -> list[str]:
-    """Return the fingerprints of all keys in a minion's record."""
-    return [record["ek"], *record.get("others", ()), bound_key(record).fingerprint]
-
-
-def key_of(minion: str) -> str:
-    """Return the file name for a minion: a hash, because a file's name cannot have all characters of a minion's."""
-    return hashlib.sha256(minion.encode()).hexdigest()[:32]
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        return files.stamp(path)
-    except OSError:
-        return None
 
 
 def _answer(data: Any) -> bytes:

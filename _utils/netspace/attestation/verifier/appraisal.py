@@ -23,9 +23,9 @@ from netspace.attestation.policy.policy import Policy
 from netspace.attestation.refusals import ImaUnfounded, NoImaPolicy, Refused
 from netspace.attestation.verifier import ima_rules
 from netspace.attestation.verifier.boot_rules import GoodBoot as GoodBoot
-from netspace.attestation.verifier.boot_rules import References as References
 from netspace.attestation.verifier.boot_rules import identity
 from netspace.attestation.verifier.boot_rules import judged_boot as judged_boot
+from netspace.attestation.verifier.references import References
 
 
 class Appraisal(NamedTuple):

@@ -68,8 +68,8 @@ from netspace.attestation.refusals import (
 )
 from netspace.attestation.verifier import extensions, platform_rules
 from netspace.attestation.verifier.extensions import Extension
+from netspace.attestation.verifier.references import References
 
-References = Mapping[int, Collection[bytes]]
 _UNTOUCHED = bytes(32)
 # PCRs with logged text come first: a command line that is known by its text is known by its digest in later PCRs.
 _ORDER = (8, 12, 9, 11, 13)

@@ -5,25 +5,20 @@ files: one per 16 KiB) on any host, whatever file system holds the state folder.
 environment shows its own file system. File systems share neither free space nor a journal.
 
 With CAP_SYS_RESOURCE, a file system is grown while in use. Without it, and to shrink, it is
-rewritten; a crash leaves either the old or the new one. The loop device bypasses the host's page
-cache (direct I/O). So an environment is charged for the memory and the disk I/O of all that it
-reads and writes.
+rewritten; a crash leaves either the old or the new one.
 
-Only *remove* deletes the content of a file system. Written after loop(4), ext4(5) and linux/loop.h.
+Only *remove* deletes the content of a file system.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import shutil
 import stat
-import struct
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -31,39 +26,22 @@ import msgspec
 
 from netspace import files
 from netspace.environment import runtimes
-from netspace.environment.storage import mounts
-from netspace.errors import MissingError, NetspaceError
+from netspace.environment.storage import disk_sizes, ext4, loop, mounts
+from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import checks
 from netspace.spec.types import Environment, Volume
 
-LAYER = "layer"
 LEAST = checks.DISK_SIZES[0]
 SUFFIX = ".ext4"
 _NEW = ".new"
 
-_BLOCK = 4096
-_BYTES_PER_FILE = 16384
-_JOURNAL = 4  # MiB, the minimum
 # ext4 leaves space at the end unused that is too small for the tables of another block group.
 _SLACK = 8 * 1024**2
 _OPTIONS = "discard,noinit_itable,errors=remount-ro"
-
-_LOOP_SET_CAPACITY = 0x4C07
-_LOOP_CONFIGURE = 0x4C0A
-_LOOP_CTL_GET_FREE = 0x4C82
-_LO_FLAGS_AUTOCLEAR = 4
-_LO_FLAGS_DIRECT_IO = 16
-_EXT4_IOC_RESIZE_FS = 0x40086610
-_CONTROL = Path("/dev/loop-control")
-_ATTEMPTS = 100
 _MEASURED = 60.0  # seconds allowed for measuring a folder
-_RELEASED = 2.0  # seconds allowed to the kernel for releasing an unmounted file system
 
 _CAP_SYS_RESOURCE = 24
-
-_SUPER_BLOCK = 1024
-_MAGIC = 0xEF53
 
 
 class DiskFile(msgspec.Struct, frozen=True):
@@ -102,7 +80,7 @@ class Disk(msgspec.Struct, frozen=True):
 def layer(layout: Layout, name: str, digest: str, size: int) -> DiskFile:
     """Return the place of the layer on the image *digest*."""
     file = layout.environment(name) / f"{digest[:16]}{SUFFIX}"
-    return DiskFile(LAYER, file, layout.disks(name) / LAYER, whole(size), "upper")
+    return DiskFile(disk_sizes.LAYER, file, layout.disks(name) / disk_sizes.LAYER, disk_sizes.whole(size), "upper")
 
 
 def volume(layout: Layout, name: str, one: Volume) -> DiskFile:
@@ -110,7 +88,7 @@ def volume(layout: Layout, name: str, one: Volume) -> DiskFile:
     assert one.size is not None
     own = checks.quoted(one.target)
     file = layout.volumes(name) / f"{own}{SUFFIX}"
-    return DiskFile(one.target, file, layout.disks(name) / f"volume-{own}", whole(one.size), "data")
+    return DiskFile(one.target, file, layout.disks(name) / f"volume-{own}", disk_sizes.whole(one.size), "data")
 
 
 def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[DiskFile]:
@@ -123,8 +101,8 @@ def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[Di
 
 def lacking() -> str:
     """Return why this host can't have file systems of a bounded size; empty if it can."""
-    if not _CONTROL.exists():
-        return f"there is no {_CONTROL} (is the kernel's loop module there?)"
+    if not loop.CONTROL.exists():
+        return f"there is no {loop.CONTROL} (is the kernel's loop module there?)"
     if shutil.which("mkfs.ext4", path=runtimes.SEARCHED) is None:
         return "the program mkfs.ext4 is missing: apt-get install e2fsprogs"
     return ""
@@ -147,11 +125,10 @@ def observe(place: DiskFile, mounted: Mapping[str, mounts.Mount]) -> Disk | None
     if mount is None or mount.kind != "ext4" or not mount.source.startswith("/dev/loop"):
         return None
     try:
-        backing = Path(f"/sys/block/{mount.source[5:]}/loop/backing_file").read_text().rstrip("\n")
-        if not os.path.samestat(os.stat(backing), os.stat(place.file)):
+        if not os.path.samestat(os.stat(loop.backing_file(mount.source)), os.stat(place.file)):
             return None
         system = os.statvfs(place.point)
-        size = size_of(Path(mount.source))
+        size = ext4.size_of(Path(mount.source))
         length = place.file.stat().st_size
     except (OSError, ValueError):
         return None
@@ -160,25 +137,6 @@ def observe(place: DiskFile, mounted: Mapping[str, mounts.Mount]) -> Disk | None
     else:
         size = max(size, length) if length > place.size else min(size, length)
     return Disk(size, (system.f_blocks - system.f_bfree) * system.f_frsize, system.f_files - system.f_ffree)
-
-
-def size_of(path: Path) -> int:
-    """Return the size in bytes of the ext4 in *path* (a file, or better its mounted device), by its super block."""
-    with path.open("rb", buffering=0) as stream:
-        block = os.pread(stream.fileno(), 1024, _SUPER_BLOCK)
-    if len(block) < 1024 or struct.unpack_from("<H", block, 0x38)[0] != _MAGIC:
-        raise ValueError(f"{path} holds no ext4")
-    (low,), (high,) = struct.unpack_from("<I", block, 0x4), struct.unpack_from("<I", block, 0x150)
-    (log,) = struct.unpack_from("<I", block, 0x18)
-    return int((high << 32 | low) << (10 + log))
-
-
-def sizes(spec: Environment) -> dict[str, int]:
-    """Return the declared sizes of an environment's own file systems, by their keys."""
-    found = {one.target: int(one.size) for one in spec.volumes if one.size is not None}
-    if spec.limits.disk is not None and not spec.read_only:
-        found[LAYER] = int(spec.limits.disk)
-    return found
 
 
 def budget(layout: Layout) -> int | None:
@@ -207,7 +165,7 @@ def ensure(place: DiskFile, owner: int, mode: int) -> None:
             # The mount flushes the device, so the whole file is on the disk before it gets its name:
             # a name that survives a power failure names a complete file system.
             aside = _aside(place)
-            _blank_file(aside, place.size)
+            ext4.make(aside, place.size)
             device = attach(aside, place.point)
             aside.replace(place.file)
         else:
@@ -227,7 +185,7 @@ def ensure(place: DiskFile, owner: int, mode: int) -> None:
 
 def _fits(place: DiskFile) -> bool:
     """Return whether the place's file has the declared size, or can grow to it without a rewrite."""
-    size, length = size_of(place.file), place.file.stat().st_size
+    size, length = ext4.size_of(place.file), place.file.stat().st_size
     if length > place.size or size > place.size:
         return False
     return grows() or (length == place.size and place.size < size + _SLACK)
@@ -242,7 +200,7 @@ def write(place: DiskFile, source: Path, owner: int, mode: int) -> None:
     beside = place.point.with_name(place.point.name + _NEW)
     detach(beside)
     try:
-        _blank_file(aside, place.size)
+        ext4.make(aside, place.size)
         with attached(aside, beside):
             _folder(beside / place.content, owner, mode)
             copy(source, beside / place.content)
@@ -286,14 +244,9 @@ def grow(place: DiskFile, device: str) -> None:
     """
     if place.file.stat().st_size < place.size:
         os.truncate(place.file, place.size)
-    with open(device, "rb", buffering=0) as stream:
-        fcntl.ioctl(stream, _LOOP_SET_CAPACITY, 0)
-    if size_of(Path(device)) < place.size and grows():
-        point = os.open(place.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.ioctl(point, _EXT4_IOC_RESIZE_FS, struct.pack("=Q", place.size // _BLOCK))
-        finally:
-            os.close(point)
+    loop.notice_size(device)
+    if ext4.size_of(Path(device)) < place.size and grows():
+        ext4.grow(place.point, place.size)
 
 
 def attach(file: Path, point: Path) -> str:
@@ -303,7 +256,7 @@ def attach(file: Path, point: Path) -> str:
         if stat.S_IMODE(folder.stat().st_mode) & 0o711 != 0o711:
             folder.chmod(0o711)
     point.mkdir(exist_ok=True, mode=0o700)
-    device, handle = _loop(file)
+    device, handle = loop.attach(file)
     try:
         mounts.mount(device, point, "ext4", mounts.NOSUID | mounts.NODEV, _OPTIONS)
     finally:
@@ -346,134 +299,10 @@ def attached(file: Path, point: Path) -> Iterator[None]:
         detach(point)
 
 
-def _loop(file: Path) -> tuple[str, int]:
-    """Return a new loop device on *file*, and an open handle of it.
-
-    The kernel frees the device once it is neither open nor mounted.
-    """
-    backing = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        _claim(file, backing)
-        config = bytearray(304)  # struct loop_config: fd, block_size, struct loop_info64 (lo_flags at 52), reserved
-        struct.pack_into("=II", config, 0, backing, 0)
-        struct.pack_into("=I", config, 8 + 52, _LO_FLAGS_AUTOCLEAR | _LO_FLAGS_DIRECT_IO)
-        for _ in range(_ATTEMPTS):
-            with _CONTROL.open("rb") as control:
-                device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-            handle = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.ioctl(handle, _LOOP_CONFIGURE, config)
-            except OSError as err:
-                os.close(handle)
-                if err.errno != errno.EBUSY:  # another process took it first
-                    raise
-            else:
-                return device, handle
-        raise OSError(errno.EBUSY, "no loop device is free")
-    finally:
-        os.close(backing)
-
-
-def _claim(file: Path, backing: int) -> None:
-    """Lock *file* for one loop device: two independent mounts of one ext4 would destroy it.
-
-    The device keeps its backing file open, and with it the lock. It does so as long as any process has
-    a file open in a mount of it, even after netspace has unmounted it.
-
-    :raises NetspaceError: when another device still has the lock.
-    """
-    deadline = time.monotonic() + _RELEASED
-    while True:
-        try:
-            fcntl.flock(backing, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                break
-        time.sleep(0.01)
-    device = next((name for name, path in _backing_files() if path == str(file)), "a loop device")
-    raise NetspaceError(
-        f"{file} is still in use by {device}: a process outside of the environment has a file or folder "
-        "in it open; end that one (a backup? a shell?) and apply again"
-    )
-
-
-def _backing_files() -> Iterator[tuple[str, str]]:
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):  # the device was just freed
-            yield f"/dev/{path.parts[3]}", path.read_text().rstrip("\n")
-
-
-def _blank_file(path: Path, size: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(handle, size)
-        for offset, content in _blank(size):
-            os.pwrite(handle, content, offset)
-    finally:
-        os.close(handle)
-
-
-@functools.lru_cache(maxsize=4)
-def _blank(size: int) -> tuple[tuple[int, bytes], ...]:
-    """Return the parts of an empty ext4 of this size that are not zero: offset and bytes. mkfs runs once per size."""
-    program = shutil.which("mkfs.ext4", path=runtimes.SEARCHED)
-    if program is None:
-        raise MissingError("the program mkfs.ext4", "install it: apt-get install e2fsprogs")
-    handle = os.memfd_create("ext4", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(handle, size)
-        done = subprocess.run(
-            [
-                *(program, "-q", "-F", "-b", str(_BLOCK), "-i", str(_BYTES_PER_FILE), "-I", "256", "-m", "0"),
-                *("-J", f"size={_JOURNAL}", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"),
-                f"/proc/self/fd/{handle}",
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            pass_fds=(handle,),
-            env={"PATH": runtimes.SEARCHED, "LC_ALL": "C"},
-        )
-        if done.returncode:
-            raise NetspaceError(f"mkfs.ext4: {done.stderr.decode(errors='replace').strip()}")
-        return tuple(_extents(handle, size))
-    finally:
-        os.close(handle)
-
-
-def _extents(handle: int, size: int) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at < size:
-        try:
-            at = os.lseek(handle, at, os.SEEK_DATA)
-        except OSError as err:
-            if err.errno == errno.ENXIO:  # nothing more
-                return
-            raise
-        end = os.lseek(handle, at, os.SEEK_HOLE)
-        yield at, os.pread(handle, end - at, at)
-        at = end
-
-
 def _folder(path: Path, owner: int, mode: int) -> None:
     path.mkdir(exist_ok=True)
     os.chown(path, owner, owner)
     path.chmod(mode)
-
-
-def whole(size: int) -> int:
-    """Return the size rounded down to whole blocks of a file system."""
-    return int(size) // _BLOCK * _BLOCK
-
-
-def overfull(size: int, used: int, files: int) -> str:
-    """Return why a file system of *size* can't hold so many bytes and files; empty if it can."""
-    if used > room(size):
-        return f"it holds {used / 1024**2:.1f} MiB already, {size} bytes have no room for that"
-    if files > most_files(size):
-        return f"it holds {files} files, {size} bytes have room for {most_files(size)}"
-    return ""
 
 
 def measure(folder: Path) -> tuple[int, int] | None:
@@ -493,13 +322,3 @@ def measure(folder: Path) -> tuple[int, int] | None:
         except (subprocess.TimeoutExpired, ValueError, IndexError):
             return None
     return found[0], found[1]
-
-
-def room(size: int) -> int:
-    """Return roughly the bytes that a file system of *size* has for content: all but its journal and tables."""
-    return size - size * 256 // _BYTES_PER_FILE - (_JOURNAL + 1) * 1024**2
-
-
-def most_files(size: int) -> int:
-    """Return roughly the number of files that a file system of *size* can have."""
-    return size // _BYTES_PER_FILE

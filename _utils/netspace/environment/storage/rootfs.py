@@ -14,7 +14,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from netspace.environment.storage import disks, init, mounts, tree_removal
+from netspace.environment.storage import disk_sizes, disks, init, mounts, tree_removal
 from netspace.environment.user_ids import COUNT, FIRST
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below
@@ -128,7 +128,7 @@ def check(layout: Layout, name: str, spec: Environment, digest: str) -> None:
         return
     content = layout.environment(name) / digest[:16] / "upper"
     held = disks.measure(content) if content.is_dir() else None
-    if held is not None and (message := disks.overfull(size, *held)):
+    if held is not None and (message := disk_sizes.overfull(size, *held)):
         raise NetspaceError(f"limits:disk: {message}")
 
 

@@ -1,23 +1,19 @@
-"""Backup and restoration of all mail of netspace's own broker, in one file. The broker is down for some seconds.
+"""Archive of all mail of netspace's own broker: the file that a backup is.
 
 The file is a tar archive. Its first member has the instance, RabbitMQ's version and the name keys of the data; the
 node's data follow. The last member has a digest of all others, because tar itself neither checks contents nor notices
-that members are missing. A restoration checks the whole archive before it stops the broker: the file must belong to
-root, be whole, of this instance and of no newer RabbitMQ, and contain only folders and regular files.
+that members are missing. An archive is accepted only if the file belongs to root, is whole, of this instance and of no
+newer RabbitMQ, and contains only folders and regular files.
 
 An attacker who has taken over the broker can change its data at any moment, also by processes that outlive the node. So
 the data are read by descriptors, without following a link, and extracted in a folder that only root can enter.
 
-A restoration exchanges the data by one rename, and deletes the former mail once the node runs with the restored mail.
-If the node doesn't start, the former mail is put back. A killed run leaves one of the two to the node, and the other
-in the folder ``restoring``. The next apply then starts the broker if needed, and renames queues. The next restoration
-removes the folder; if the broker can't start with the restored mail, it first puts the former mail back.
+Nothing here stops or starts the broker, or changes its data (:mod:`netspace.link.mail.backup`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import io
@@ -28,18 +24,15 @@ import re
 import shutil
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from netspace import files, paths
+from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link.broker import node
-from netspace.link.record import read
 from netspace.link.topology import names
-from netspace.spec.types import LocalBroker
-from netspace.supervision.service import Supervisor
 
 ABOUT = "about.json"
 END = "end.json"
@@ -52,93 +45,11 @@ MAX_DEPTH = 32  # levels of nested folders; each takes a descriptor
 RESERVE = 256 * 1024**2
 """Bytes that stay free on the disk: with less than 200 MB, the broker accepts no messages."""
 
-_FORMER = "former.json"
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_HERE = -100  # AT_FDCWD
 _VERSION = re.compile(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)")
 
 
-def save(layout: Layout, supervisor: Supervisor, target: Path, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Write the broker's mail to *target*; return ``file`` and ``size``. The broker is down meanwhile.
-
-    :raises NetspaceError: netspace has no broker of its own here, or *target* can't be written. The broker runs again.
-    """
-    with files.refusals_told(), files.locked(layout.lock):
-        spec = _own(layout)
-        _writable(target)
-        aside = target.with_name(f".{target.name}.new")
-        try:
-            try:
-                _down(supervisor)
-                _pack(layout, aside)
-            finally:
-                node.start(layout, spec, supervisor, progress)
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
-        files.sync_all(target.parent)
-        return {"file": str(target), "size": target.stat().st_size}
-
-
-def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Replace the broker's mail by the mail in *source*; return ``file`` and ``size``.
-
-    **Its present mail is lost.**
-
-    The record of links stays. The next apply removes undeclared objects from the restored data.
-
-    :raises NetspaceError: netspace has no broker of its own here, *source* can't be used, or the node doesn't start
-        with its mail. The present mail stays then.
-    """
-    with files.refusals_told(), files.locked(layout.lock):
-        spec = _own(layout)
-        place = _place(layout)
-        fresh = place.with_name("unpacked")
-        try:
-            _drop(fresh)
-            fresh.mkdir(mode=0o700)
-            size, keys = _unpack(layout, source, fresh / DATA)
-            # Only now, with a whole archive, may this give up mail.
-            _settle(layout, spec, supervisor, progress)
-            fresh.rename(place)
-            try:
-                _down(supervisor)
-                _note(layout)
-                if keys:
-                    names.adopt(layout, keys)
-                _exchange(layout)
-                node.start(layout, spec, supervisor, progress)
-            except BaseException:
-                _back(layout, supervisor)
-                node.start(layout, spec, supervisor, progress)
-                raise
-        except BaseException:
-            _drop(fresh)
-            if not _exchanged(place):
-                _drop(place)
-            raise
-        _drop(place)
-        return {"file": str(source), "size": size}
-
-
-def _own(layout: Layout) -> LocalBroker:
-    record = read(layout)
-    if not isinstance(record.broker, LocalBroker) or not record.links:
-        raise NetspaceError(
-            "there is no broker of netspace's own on this host; apply its links first, and back up a cluster of yours "
-            "by its own means"
-        )
-    node.available()
-    return record.broker
-
-
-def _down(supervisor: Supervisor) -> None:
-    if failed := supervisor.stop([node.NODE]):
-        raise NetspaceError(f"the broker can't be stopped: {'; '.join(failed.values())}")
-
-
 @contextlib.contextmanager
-def _folder(path: Path | str, within: int | None = None) -> Iterator[int]:
+def opened_folder(path: Path | str, within: int | None = None) -> Iterator[int]:
     """Open a folder, without following a link; *within* is the descriptor of the folder that contains it."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
@@ -150,90 +61,6 @@ def _folder(path: Path | str, within: int | None = None) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
-
-
-# -- exchanging the mail -----------------------------------------------------------
-
-
-def _place(layout: Layout) -> Path:
-    """Return the folder of a restoration: on the file system of the broker's data, and only root can enter it."""
-    return layout.broker / "restoring"
-
-
-def _note(layout: Layout) -> None:
-    """Record the restored data's inode, which shows later whether the data are exchanged, and the former name keys."""
-    place = _place(layout)
-    record = {"restored": os.lstat(place / DATA).st_ino, "names": names.exported(layout)}
-    files.write_json(place / _FORMER, record)
-    files.sync_all(place)
-
-
-def _exchanged(place: Path) -> bool:
-    """Return whether the former mail is in *place*, and the broker has the restored mail."""
-    record = files.read_json(place / _FORMER)
-    return record is not None and os.lstat(place / DATA).st_ino != record["restored"]
-
-
-def _settle(layout: Layout, spec: LocalBroker, supervisor: Supervisor, progress: Callable[[str], None]) -> None:
-    """Remove the rest of a killed restoration. If the node can't start with the restored mail, put the former back."""
-    place = _place(layout)
-    if _exchanged(place):
-        try:
-            node.start(layout, spec, supervisor, progress)
-        except NetspaceError as err:
-            progress(f"puts the mail back that a killed restoration replaced: {err}")
-            _back(layout, supervisor)
-            node.start(layout, spec, supervisor, progress)
-    _drop(place)
-
-
-def _back(layout: Layout, supervisor: Supervisor) -> None:
-    """Give the former mail back to the broker, with its name keys. Leave the broker stopped."""
-    place = _place(layout)
-    record = files.read_json(place / _FORMER)
-    if record is None:
-        return
-    if _exchanged(place):
-        _down(supervisor)
-        _exchange(layout)
-    if record["names"]:
-        names.adopt(layout, record["names"])
-    else:
-        names.forget(layout)
-
-
-def _drop(place: Path) -> None:
-    """Remove the folder of a restoration. Its record goes first, because the mail in it won't be whole any more."""
-    if place.exists():
-        files.remove(place / _FORMER)
-        files.sync_all(place)
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _exchange(layout: Layout) -> None:
-    """Exchange the broker's data with those in :func:`_place` atomically (renameat2(2))."""
-    aside = _place(layout) / DATA
-    libc = ctypes.CDLL(None, use_errno=True)
-    with _folder(layout.broker / "data") as data:
-        _ensure(aside.with_name("empty"), data)
-        with _folder(DATA, data):
-            pass
-        if libc.renameat2(_HERE, os.fsencode(aside), data, os.fsencode(DATA), _EXCHANGE) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"renameat2: {os.strerror(number)}", DATA)
-    with _folder(aside):  # the broker's user may have replaced it a moment ago
-        files.sync_all(aside.parent)
-
-
-def _ensure(empty: Path, data: int) -> None:
-    """Give a broker without a data folder an *empty* one."""
-    try:
-        os.stat(DATA, dir_fd=data, follow_symlinks=False)
-    except FileNotFoundError:
-        empty.mkdir(mode=0o700)
-        user = pwd.getpwnam(node.USER)
-        os.chown(empty, user.pw_uid, user.pw_gid, follow_symlinks=False)
-        os.rename(empty, DATA, dst_dir_fd=data)
 
 
 # -- making one --------------------------------------------------------------------
@@ -266,23 +93,16 @@ class _Digest:
         return {"members": self.members, "sha256": self._hash.hexdigest()}
 
 
-def _writable(target: Path) -> None:
-    if not paths.straight(target.parent):
-        raise NetspaceError(f"{target}: expected an absolute path without links and '..'")
-    if target.is_dir():
-        raise NetspaceError(f"{target}: it is a folder; name a file")
-    if found := paths.loose(target):
-        raise NetspaceError(
-            f"{target}: others of this host can write to {found}; name a file in a folder of root's alone"
-        )
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def pack(layout: Layout, aside: Path) -> None:
+    """Write the mail of a stopped broker to the file *aside*, which only root can read.
 
-
-def _pack(layout: Layout, aside: Path) -> None:
+    :raises NetspaceError: the disk has no room for it, or the broker's data contain something that the node doesn't
+        make.
+    """
     told = {"netspace": 1, "instance": layout.instance, "rabbitmq": _installed(), "names": names.exported(layout)}
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as stream, _folder(layout.broker / "data") as data:
-        with _folder(DATA, data) as folder:
+    with os.fdopen(handle, "wb") as stream, opened_folder(layout.broker / "data") as data:
+        with opened_folder(DATA, data) as folder:
             needed = sum(member.size + 2 * tarfile.BLOCKSIZE for member, _ in _found(folder, DATA))
             if shutil.disk_usage(aside.parent).free < needed + RESERVE:
                 raise NetspaceError(
@@ -370,7 +190,7 @@ def _installed() -> list[int]:
 # -- reading one -------------------------------------------------------------------
 
 
-def _unpack(layout: Layout, source: Path, aside: Path) -> tuple[int, dict[str, Any]]:
+def unpack(layout: Layout, source: Path, aside: Path) -> tuple[int, dict[str, Any]]:
     """Check the archive and extract its data to *aside*, owned by the node's user.
 
     :return: the archive's size, and the name keys in it.

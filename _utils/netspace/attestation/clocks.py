@@ -1,0 +1,6 @@
+"""Clocks of hosts and of the master: how much they may differ. Reads no clock."""
+
+from __future__ import annotations
+
+# Seconds by which a clock may have been set back before a result is "from the future".
+SKEW = 300.0

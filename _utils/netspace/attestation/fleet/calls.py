@@ -1,0 +1,104 @@
+"""The values that pass between the work for a minion, the window over many minions, and the bus.
+
+The work for one minion is a generator: it yields a :class:`Call` and is resumed with the :class:`Answer`
+(:mod:`netspace.attestation.fleet.window`). The bus returns :class:`Sent` for a message and brings each :class:`Reply`.
+
+Pure: nothing here sends, waits or has a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Lanes: of calls that make a host work, of calls for parts of large answers, and of calls that only tell it something.
+ASK, PARTS, TELL = "ask", "parts", "tell"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Pace at which the master asks its hosts; from the master's configuration.
+
+    :param concurrency: number of hosts that are asked at one time.
+    :param jitter: most seconds for which calls are collected before one message sends them.
+    :param timeout: seconds that a host may take for one call.
+    """
+
+    concurrency: int = 32
+    jitter: float = 1.0
+    timeout: float = 60.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a function on one minion.
+
+    :param each: name of the argument that maps each minion's id to its own *value*; empty if there is none.
+    :param common: arguments for all minions; only calls with equal ones share a message.
+    :param within: seconds that this call may take, if less than the timeout.
+    :param size: bytes that the minion's whole answer will take, in the lane ``parts``.
+    """
+
+    function: str
+    each: str = ""
+    value: Any = None
+    common: Mapping[str, Any] = field(default_factory=dict)
+    lane: str = ASK
+    within: float | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a :class:`Call`.
+
+    :param problem: why there is no answer; empty if there is one.
+    :param took: seconds since the call was sent.
+    :param silent: no answer came by the deadline.
+    :param crowded: the transfer was slow while others waited for its room, so it was ended; it may be tried once more.
+    """
+
+    value: Any = None
+    problem: str = ""
+    took: float = 0.0
+    silent: bool = False
+    crowded: bool = False
+
+
+@dataclass(frozen=True)
+class Again:
+    """Step that asks for the next answer to the last call, because the last answer was false.
+
+    Calls for parts do not count here.
+    """
+
+
+Step = Call | Again
+Work = Generator[Step, Answer, None]
+Task = tuple[str, Work]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message that was sent and may still be answered.
+
+    :param job: Salt's job id; each :class:`Reply` to the message has it.
+    :param unknown: minions that the message can't reach, because the master has accepted no key of theirs.
+    """
+
+    job: str
+    unknown: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One minion's answer to one message.
+
+    :param problem: why the minion could not answer; empty if it could.
+    """
+
+    job: str
+    minion: str
+    value: Any
+    problem: str = ""

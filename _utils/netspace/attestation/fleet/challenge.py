@@ -1,0 +1,55 @@
+"""A challenge to one minion: what it is asked, and what its answer is held against.
+
+Pure values. Nothing here sends a challenge or judges an answer (:mod:`netspace.attestation.fleet.fleet`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from netspace.attestation import identity
+from netspace.attestation.fleet.groups import Group
+from netspace.attestation.policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A challenge that waits for its answer. The caller passes answers to the judge until one is the host's own.
+
+    :param log: SHA-256 of the host's boot log that is kept here; None: the host must send its log.
+    :param listed: the host must send its whole measurement list, for learning.
+    :param host: the registrar's record at the time of the challenge. It names the attestation key that must sign.
+    :param signed: the minion's Salt key must sign the answer, too.
+    """
+
+    minion: str
+    group: Group
+    policy: Policy | None
+    session: str
+    nonce: bytes
+    ima_from: int | None
+    log: str | None = None
+    listed: bool = False
+    host: dict[str, Any] | None = None
+    signed: bool = False
+
+    def wire(self) -> dict[str, Any]:
+        """Return the message to the minion."""
+        period = (self.host or {}).get("period")
+        return {
+            "session": self.session,
+            "nonce": self.nonce.hex(),
+            "pcrs": list(self.group.pcrs),
+            "ima_from": self.ima_from,
+            "bootlog": self.log,
+            # Older minions don't know these fields, so each is sent only if it is needed.
+            **({} if self.policy is None or self.policy.tee is None else {"tee": True}),
+            **({"period": period} if period else {}),
+            **({"salt": True} if self.signed else {}),
+        }
+
+    @property
+    def exchange(self) -> dict[str, str]:
+        """The part of the challenge that the host's Salt key signs."""
+        return identity.exchange(self.session, self.nonce)

@@ -1,0 +1,220 @@
+"""Attestation keys that were proved to be in a TPM: by a credential at enrolment, later by their certificate.
+
+No file, no network, no TPM, no clock: the time is an argument. ``netspace.attestation.verifier.verifier`` has the
+rules. Only :meth:`Challenge.redeem` makes a :class:`Bound`, and only :func:`certified` makes a :class:`Certified`.
+Nothing here looks at a quote.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from netspace.attestation.endorsement import ek_certificates
+from netspace.attestation.evidence import Context, Enrolment
+from netspace.attestation.refusals import (
+    ChallengeExpired,
+    EndorsementKeyChanged,
+    Malformed,
+    RevokedAttestationCertificate,
+    WrongActivation,
+    WrongAttestationKey,
+    WrongEndorsementCertificate,
+)
+from netspace.attestation.tpm import credential, structures
+from netspace.attestation.tpm.structures import Public
+from netspace.attestation.verifier import ak_certificate
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+CHALLENGE_SECONDS = 60.0
+_SEAL = object()
+
+_AK_REQUIRED = (
+    structures.FIXED_TPM
+    | structures.FIXED_PARENT
+    | structures.SENSITIVE_DATA_ORIGIN
+    | structures.RESTRICTED
+    | structures.SIGN
+)
+_AK_FORBIDDEN = structures.DECRYPT | structures.ENCRYPTED_DUPLICATION
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An attestation key that was proved to be in the TPM of an endorsement key.
+
+    :param level: 3 if the endorsement certificate chains to a root, else 2.
+    :param reason: why the level is not 3.
+    :param others: further endorsement keys of the same TPM.
+    """
+
+    key: Public
+    endorsement: Public
+    template: str
+    level: int
+    reason: str
+    _seal: object = field(repr=False)
+    others: tuple[Public, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self._seal is not _SEAL:
+            raise TypeError("only Challenge.redeem makes a Bound")
+
+
+@dataclass(frozen=True)
+class Certified:
+    """An attestation key whose certificate shows that it was bound before; see :func:`certified`.
+
+    :param level: as in :class:`Bound`. *reason* likewise.
+    """
+
+    key: Public
+    level: int
+    reason: str
+    pseudonym: str
+    _seal: object = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self._seal is not _SEAL:
+            raise TypeError("only certified() makes a Certified")
+
+
+class Challenge:
+    """A credential for one enrolment; see :func:`challenge`.
+
+    ``blob`` and ``encrypted`` are sent to the host. ``others`` has such a pair for each of its other endorsement keys.
+    The answer depends on the secrets of all pairs, in this order.
+    """
+
+    def __init__(
+        self, key: Public, endorsements: Sequence[Public], template: str, trusted: str, context: Context, expires: float
+    ) -> None:
+        self._key = key
+        self._endorsement, *others = endorsements
+        self._others = tuple(others)
+        self._template = template
+        self._untrusted = trusted
+        self._expires = expires
+        shared = [secrets.token_bytes(32) for _ in endorsements]
+        self._answer: bytes | None = context.activation(b"".join(shared), key.name)
+        made = [credential.make(one, key.name, secret) for one, secret in zip(endorsements, shared, strict=True)]
+        (self.blob, self.encrypted), *rest = made
+        self.others = tuple(rest)
+
+    def redeem(self, answer: bytes, now: float) -> Bound:
+        """Check the host's answer. Can be called once.
+
+        :raises ChallengeExpired: when it is called too late, or a second time.
+        :raises WrongActivation: when the answer is wrong.
+        """
+        expected, self._answer = self._answer, None
+        if expected is None or now > self._expires:
+            raise ChallengeExpired(f"a credential is answered once, within {CHALLENGE_SECONDS:g} s")
+        if not hmac.compare_digest(expected, answer):
+            raise WrongActivation("the attestation key is not proved to be in the TPM of this endorsement key")
+        return Bound(
+            self._key,
+            self._endorsement,
+            self._template,
+            2 if self._untrusted else 3,
+            self._untrusted,
+            _SEAL,
+            self._others,
+        )
+
+
+def challenge(
+    enrolment: Enrolment,
+    context: Context,
+    *,
+    roots: Sequence[bytes],
+    pinned: str | None,
+    now: float,
+    lists: Sequence[bytes] = (),
+    unreadable: Sequence[str] = (),
+) -> Challenge:
+    """Check an enrolment's keys, and make the credential that binds them.
+
+    :param roots: DER certificates of trusted makers of TPMs.
+    :param pinned: fingerprint of the endorsement key that this host had before; None at first use.
+    :param lists: the makers' revocation lists, DER.
+    :param unreadable: the operator's certificates that can't be read; the reason names them if no root is found.
+    :raises Refused: see the module's rules.
+    """
+    endorsement = structures.endorsement(enrolment.endorsement)
+    untrusted = _endorsed(enrolment, endorsement, roots, lists, now)
+    if untrusted and unreadable:
+        untrusted += f"; among the roots can't be read: {', '.join(unreadable)}"[:500]
+    if pinned is not None and not hmac.compare_digest(pinned, endorsement.fingerprint):
+        raise EndorsementKeyChanged(
+            f"this host had the TPM {pinned[:16]}..., now it is {endorsement.fingerprint[:16]}..."
+        )
+    key = structures.public(enrolment.attestation)
+    check_attestation_key(key)
+    all_of_it = [endorsement, *(structures.endorsement(public) for _, public in enrolment.others)]
+    return Challenge(key, all_of_it, enrolment.template, untrusted, context, now + CHALLENGE_SECONDS)
+
+
+def _endorsed(
+    enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes], lists: Sequence[bytes], now: float
+) -> str:
+    """Return why no trusted maker certified the endorsement key; empty if one did.
+
+    :raises Refused: when the certificate is for another key, or was revoked.
+    """
+    if enrolment.certificate is None:
+        return "the TPM has no endorsement certificate"
+    try:
+        leaf = ek_certificates.der(enrolment.certificate)
+        certified = ek_certificates.public_key(leaf)
+        if certified != endorsement.key():
+            raise WrongEndorsementCertificate("the endorsement certificate is for another key")
+        ek_certificates.check(leaf, enrolment.chain, roots, now, lists)
+    except ek_certificates.Untrusted as err:
+        return str(err)
+    return ""
+
+
+def certified(
+    attestation: bytes,
+    certificate: bytes,
+    level: int,
+    reason: str,
+    *,
+    trusted: Sequence[Certificate],
+    revoked: bool,
+    now: float,
+) -> Certified:
+    """Check the certificate of an attestation key that the registrar recorded, and return the key.
+
+    :param level: level of the enrolment, with its *reason*.
+    :param trusted: intermediates of the Privacy CA.
+    :param revoked: whether the registrar has the certificate as revoked.
+    :raises Refused: when the certificate is not valid, or is for another key.
+    """
+    key = structures.public(attestation)
+    check_attestation_key(key)
+    pseudonym = ak_certificate.check(certificate, key.key(), trusted, None, now)
+    if revoked:
+        raise RevokedAttestationCertificate("the certificate of this host's attestation key was revoked")
+    if level not in (2, 3):
+        raise Malformed(f"an enrolment gives L2 or L3, not {level!r:.20}")
+    return Certified(key, level, reason, pseudonym, _SEAL)
+
+
+def check_attestation_key(key: Public) -> None:
+    """Check that *key* signs only data that its TPM made, and can't leave the TPM.
+
+    :raises WrongAttestationKey: when its attributes allow more.
+    """
+    if key.attributes & _AK_REQUIRED != _AK_REQUIRED or key.attributes & _AK_FORBIDDEN:
+        raise WrongAttestationKey(
+            f"attributes {key.attributes:08x}: it must be restricted, for signing alone, and fixed to its TPM"
+        )
+    if key.scheme is None or key.symmetric is not None:
+        raise WrongAttestationKey("the attestation key is not restricted to one signature scheme")
