@@ -28,7 +28,7 @@ _LARGEST = 2**62  # of a time: what is beyond is damage
 
 
 class Entry(NamedTuple):
-    """What follows *offset* in the log is from *moment* (seconds since the epoch) or later."""
+    """A note: the log's bytes from *offset* on are from *moment* (seconds since the epoch) or later."""
 
     offset: int
     moment: float
