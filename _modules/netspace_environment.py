@@ -258,7 +258,7 @@ def exec_(
     return _do(lambda operations: operations.exec(name, vector, timeout=timeout, stdin=stdin))
 
 
-def logs(name: str, lines: int = 100, since: str | float | None = None) -> list[str]:
+def logs(name: str, lines: int = 100, since: str | float | None = None, times: bool = False) -> list[str]:
     """
     Return the last lines that an environment's program wrote.
 
@@ -267,7 +267,7 @@ def logs(name: str, lines: int = 100, since: str | float | None = None) -> list[
     .. code-block:: bash
 
         salt '*' netspace_environment.logs web lines=20
-        salt '*' netspace_environment.logs web since=600
+        salt '*' netspace_environment.logs web since=600 times=True
 
     name
         The environment.
@@ -277,10 +277,16 @@ def logs(name: str, lines: int = 100, since: str | float | None = None) -> list[
 
     since
         Leave out older lines: a number of seconds ago, or a time such as ``2026-01-31T12:00:00``,
-        which is local time if it has no offset. **Only where systemd runs**: the log files that netspace
-        writes elsewhere have no times, and ``since`` is an error there.
+        which is local time if it has no offset.
+
+    times
+        Show when each line was written, and when the program was started. A line of the program is
+        ``TIME | line``, a start is ``TIME = start``. ``TIME`` is ISO 8601 in UTC, such as
+        ``2026-01-31T12:00:00.250+00:00``. It is ``-`` for a line that an earlier version wrote to a file.
+        Where systemd doesn't run, a time may be early by a tenth of a second. The program can forge neither
+        a time nor a start. Defaults to False.
     """
-    found: list[str] = _do(lambda operations: operations.logs(name, lines, since))["lines"]
+    found: list[str] = _do(lambda operations: operations.logs(name, lines, since, times))["lines"]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     assert salt("netspace_environment.logs", "orders", "lines=5") == ["serving"] * 2
     assert salt("netspace_environment.logs", "orders", "lines=1", "since=3600") == ["serving"]
     assert salt("netspace_environment.logs", "orders", f"since={later}") == ["serving"]
+    told = salt("netspace_environment.logs", "orders", "times=True")
+    assert [line.split(" ", 1)[1] for line in told] == ["= start", "| serving"] * 2
+    assert all(datetime.datetime.fromisoformat(line.split(" ")[0]).tzinfo for line in told)
 
     # A boot without Salt brings everything back, and what is declared to be stopped without its program.
     everything["environments"]["stranger"]["state"] = "stopped"

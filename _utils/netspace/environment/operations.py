@@ -8,19 +8,16 @@ of a variable or the content of a handed-out file.
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from netspace import files
-from netspace.environment import execute, moments, sigterm, user_ids
+from netspace.environment import execute, moments, output, sigterm, user_ids
 from netspace.environment import record as records
 from netspace.environment.container import oci_config, oci_runtime
-from netspace.environment.execute import MAX_OUTPUT
 from netspace.environment.health import record as verdict
 from netspace.environment.observe import AS_DECLARED, Around, around, current, describe, own_disks
 from netspace.environment.reconciler import Environments
@@ -155,11 +152,15 @@ class Operations:
                 if record.failed is not None:
                     records.write(self._layout, name, msgspec.structs.replace(record, failed=None))
 
-    def logs(self, name: str, lines: int = 100, since: str | float | None = None) -> dict[str, Any]:
+    def logs(
+        self, name: str, lines: int = 100, since: str | float | None = None, times: bool = False
+    ) -> dict[str, Any]:
         """Return the last *lines* lines of the program's output: ``{"lines": [...]}``; see :func:`text.harmless`.
 
-        :param since: leave out older lines; see :func:`moments.since`. Works only with a journal.
-        :raises NetspaceError: when *lines* is no whole number, *since* is no time, or there is no journal for *since*.
+        :param since: leave out older lines; see :func:`moments.since`.
+        :param times: begin lines with their times, and tell starts of the program; see :meth:`output.Line.stamped`.
+        :raises NetspaceError: when *lines* is no whole number, *since* is no time, or *since* is given and no line has
+            a time.
         """
         try:
             count = min(max(int(lines), 0), MAX_LINES)
@@ -169,10 +170,17 @@ class Operations:
         self.known([name])
         own = oci_runtime.output(self._layout, name)
         if not own.exists() and booted():
-            return {"lines": _journal(self._layout.service(oci_runtime.service_name(name)), count, begin)}
+            service = self._layout.service(oci_runtime.service_name(name))
+            return {"lines": output.shown(output.in_journal(service, count, begin, times) if count else [], times)}
+        found = output.in_files(own, count, times)
         if begin is not None:
-            raise NetspaceError(f"since: {own} is no journal and tells no times; leave it out, and choose by lines")
-        return {"lines": [harmless(line) for line in _last_lines(own, count)]}
+            if found and all(line.moment is None for line in found):
+                raise NetspaceError(
+                    f"since: {own} tells no times of these lines, which an earlier version wrote; leave it out, or "
+                    "restart the environment"
+                )
+            found = [line for line in found if line.moment is not None and line.moment >= begin]
+        return {"lines": output.shown(found, times)}
 
     def exec(
         self,
@@ -287,39 +295,3 @@ def _idle(statuses: Mapping[str, Status], name: str) -> bool:
     """Return whether an environment has to be started: it doesn't run, or is ending unnoticed by its supervisor."""
     status = statuses.get(oci_runtime.service_name(name), Status("stopped"))
     return status.state not in ("running", "starting") or (status.state == "running" and process.dying(status.pid))
-
-
-def _journal(service: str, count: int, begin: float | None) -> list[str]:
-    """Return the last *count* lines in the journal of a service's program, none from before *begin*."""
-    # The identifier leaves out systemd's own messages about the unit.
-    which = ["--unit", f"{service}.service", "--identifier", service]
-    if begin is not None:
-        which += ["--since", f"@{begin:.6f}"]
-    # Newest first: with --since, some versions of journalctl count --lines from the oldest.
-    done = subprocess.run(
-        ["journalctl", *which, "--reverse", "--lines", str(count), "--output", "cat", "--no-pager", "--quiet"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise NetspaceError(f"journalctl: {done.stderr.decode(errors='replace').strip()}")
-    told = done.stdout[:MAX_OUTPUT].decode(errors="replace").removesuffix("\n")
-    return harmless(told).split("\n")[:count][::-1] if count and told else []
-
-
-def _last_lines(path: Path, count: int) -> Sequence[str]:
-    """Return the file's last *count* lines; read no more of the file than needed."""
-    if not count or not path.exists():
-        return []
-    with files.opened(path) as stream:
-        end = stream.seek(0, os.SEEK_END)
-        size = count * _TAIL
-        while True:
-            start = max(end - size, 0)
-            stream.seek(start)
-            lines = stream.read(end - start).removesuffix(b"\n").split(b"\n")
-            # The first line may be cut, unless it is the file's first.
-            if start == 0 or len(lines) > count or size >= MAX_OUTPUT:
-                return [line.decode(errors="replace") for line in lines[-count:]]
-            size *= 2

@@ -98,7 +98,8 @@ def whole(given: Mapping[str, Any] | None, pillar: Mapping[str, Any]) -> Declara
     """
     data = pillar.get("netspace") if given is None else given
     if data is None:
-        raise SpecError([Problem("netspace", "nothing is declared: put a netspace: section into this minion's pillar")])
+        remedy = "put a netspace: section into this minion's pillar, and call saltutil.refresh_pillar"
+        raise SpecError([Problem("netspace", f"nothing is declared: {remedy}")])
     return parse.declaration(data)
 
 

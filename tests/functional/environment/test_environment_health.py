@@ -180,6 +180,16 @@ def test_what_comes_after_another_is_started_when_that_is_healthy(host: Host) ->
     assert row(host, "web")["since"] >= verdict.read(host.layout, "db").since
 
 
+def test_marks_go_with_the_process_that_watches(host: Host) -> None:
+    """Nobody would take a mark back when its program ends, and one that comes after it later would start at once."""
+    host.apply({"db": host.desired("db"), "web": host.desired("web", after=["db"])})
+    until(verdict.up(host.layout, "db").exists)
+    host.apply({"db": host.desired("db"), "web": host.desired("web")})
+    assert services.HEALTH not in host.supervisor.observe()
+    assert os.listdir(verdict.folder(host.layout)) == []
+    assert row(host, "db")["state"] == "running"
+
+
 def test_one_that_waits_in_vain_is_said_to_and_nothing_is_refused_for_it(host: Host, monkeypatch: Any) -> None:
     monkeypatch.setattr("netspace.environment.update.rollout._patience", lambda *_: 1.5)
     wanted = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import shutil
@@ -18,9 +19,11 @@ from support.waiting import until
 from netspace import files
 from netspace.environment import apply
 from netspace.environment import record as records
+from netspace.environment.container import oci_runtime
 from netspace.environment.storage import init, injected_files, mounts, rootfs
 from netspace.errors import NetspaceError
 from netspace.host import restore
+from netspace.supervision.daemon import log_times
 from netspace.supervision.definitions import desire, remove_trace
 
 pytestmark = pytest.mark.root
@@ -231,10 +234,7 @@ def test_present_leaves_running_or_stopped(host):
 def test_operations(host):
     host.run("web", command=shell(f"echo started; {STAY}"))
     until(lambda: host.operations.logs("web", 5) == {"lines": ["started"]})
-    with pytest.raises(
-        NetspaceError, match=r"^since: /var/log/netspace/environment-web\.log is no journal and tells no"
-    ):
-        host.operations.logs("web", since=600)
+    assert host.operations.logs("web", since=600) == {"lines": ["started"]}
     assert host.operations.stop(["web"]) == {"web": ""}
     assert host.operations.list()["web"]["state"] == "stopped"
     assert host.operations.list()["web"]["wanted"] == "stopped"
@@ -242,6 +242,17 @@ def test_operations(host):
         host.sh("web", "id")
     assert host.operations.start(["web"]) == {"web": ""}
     until(lambda: host.operations.logs("web", 5) == {"lines": ["started"] * 2})
+    told = [line.split(" ", 1) for line in host.operations.logs("web", times=True)["lines"]]
+    assert [rest for _, rest in told] == ["= start", "| started"] * 2
+    moments = [datetime.datetime.fromisoformat(stamp) for stamp, _ in told]
+    assert moments == sorted(moments) and {one.utcoffset() for one in moments} == {datetime.timedelta()}
+    second = host.operations.logs("web", since=told[2][0], times=True)["lines"]
+    assert [line.split(" ", 1)[1] for line in second] == ["= start", "| started"]
+    log = oci_runtime.output(host.layout, "web")
+    log_times.remove(log)  # as an earlier version left it
+    with pytest.raises(NetspaceError, match=r"^since: /var/log/netspace/environment-web\.log tells no times of these"):
+        host.operations.logs("web", since=600)
+    assert host.operations.logs("web", 1, times=True) == {"lines": ["- | started"]}
     with pytest.raises(NetspaceError, match="did you mean web"):
         host.operations.stop(["wbe"])
 

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.metadata
 import json
 import re
-import shlex
 import shutil
 import subprocess
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from support import checkout
+from support.hosts import as_written
+from support.hosts.as_written import PAGE, README, adjust, commands, section, settings
 from support.hosts.salt_modes import Salt, bare, configure
 
 from netspace import REQUIREMENTS
 
 pytestmark = pytest.mark.root
 
-PAGE = checkout.ROOT / "docs/installation.md"
 UPGRADE = checkout.ROOT / "docs/day-2/upgrade.md"
-README = checkout.ROOT / "README.md"
 SHOP = {
     "environments": {
         "orders": {"image": "dir:/srv/shop", "command": ["/bin/busybox", "sleep", "1000"], "stop_timeout": 1},
@@ -35,52 +29,9 @@ SHOP = {
 }
 
 
-def section(page: Path, title: str) -> str:
-    """Return the text of *page* below the heading *title*."""
-    return re.split(r"^## ", page.read_text().split(f"\n## {title}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
-
-
-def commands(text: str) -> list[list[str]]:
-    """Each command line of the ``sh`` blocks in *text*."""
-    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line]
-
-
-def settings(text: str) -> dict[str, Any]:
-    """Return the first ``yaml`` block in *text*."""
-    (block, *_) = re.findall(r"^( *)```yaml\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    found: dict[str, Any] = yaml.safe_load(block[1])
-    return found
-
-
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a wheel of each package that netspace needs and Salt doesn't: tests have no network."""
-    folder = tmp_path_factory.mktemp("wheels")
-    for name in REQUIREMENTS.keys() - {"cryptography"}:
-        pack(name, folder)
-    return folder
-
-
-def pack(name: str, folder: Path) -> None:
-    """Make a wheel of the package that is installed here."""
-    package = importlib.metadata.distribution(name)
-    tag = re.search(r"^Tag: (.*)$", package.read_text("WHEEL") or "", re.MULTILINE)
-    assert tag is not None and package.files is not None
-    info = f"{name}-{package.version}.dist-info"
-    names = [one for one in package.files if one.parts[0] == name and one.suffix != ".pyc"]
-    names += [
-        one for one in package.files if one.parts[0] == info and one.name in ("METADATA", "WHEEL", "top_level.txt")
-    ]
-    lines = []
-    with zipfile.ZipFile(folder / f"{name}-{package.version}-{tag[1]}.whl", "w") as wheel:
-        for one in names:
-            content = one.locate().read_bytes()
-            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-            lines.append(f"{one.as_posix()},sha256={digest},{len(content)}")
-            wheel.writestr(one.as_posix(), content)
-        wheel.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]) + "\n")
+    return as_written.wheels(tmp_path_factory.mktemp("wheels"))
 
 
 @pytest.fixture
@@ -101,12 +52,6 @@ def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> It
     yield salt
     if "netspace.teardown" in salt.call("sys.list_functions", "netspace")[0]:
         salt.call("netspace.teardown")
-
-
-def adjust(salt: Salt, **more: Any) -> None:
-    """Add settings to the configurations of minion and master."""
-    for path in (salt.config, salt.config.with_name("master")):
-        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **more}))
 
 
 def type_in(salt: Salt, words: list[str]) -> Any:
@@ -145,9 +90,10 @@ def test_readme_leads_from_bare_salt_to_environments(nothing: Salt) -> None:
     text = section(README, "Use it in a repository of your own")
     roots = settings(text)["file_roots"]["base"]
     adjust(nothing, file_roots={"base": [one.replace("/srv/netspace", str(nothing.source)) for one in roots]})
-    lines = commands(text)[:5]  # then comes a line about targets
+    lines = commands(text)[:6]  # then comes a line about targets
     assert [line[2:] for line in lines] == [
-        ["saltutil.sync_all"], ["state.apply", "netspace.packages"], ["netspace.check"],
+        ["saltutil.sync_all"], ["state.apply", "netspace.packages"],
+        ["saltutil.refresh_pillar", "wait=True"], ["netspace.check"],
         ["state.apply", "netspace", "test=True"], ["state.apply", "netspace"],
     ]  # fmt: skip
     type_in(nothing, lines[0])

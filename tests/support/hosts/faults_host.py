@@ -31,6 +31,7 @@ from netspace.host import restore
 from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.link.broker import node
+from netspace.link.broker.management import Management
 from netspace.link.topology.objects import POLICIES
 from netspace.spec import parse
 from netspace.spec.types import LocalBroker
@@ -49,7 +50,7 @@ VHOST = "shared"
 
 Declared = dict[str, Any]
 KINDS = ("attestation", "interfaces", "links", "environments")
-_TAG = re.compile(r"\b[0-9a-f]{32}\b")
+TAG = re.compile(r"\b[0-9a-f]{32}\b")
 _VARIES = (re.compile(r"[0-9a-f]{32,}"), re.compile(r"\b\d{3,}\b"))
 
 
@@ -128,7 +129,7 @@ def _files(*roots: Path) -> dict[str, str]:
                 value = json.loads(Path(path).read_bytes())
                 if path.startswith(f"{LAYOUT.run}/services/"):
                     del value["service"]  # as it was started: what needs no restart may have changed since
-                content = _TAG.sub("TAG", json.dumps(_steady(value), sort_keys=True))
+                content = TAG.sub("TAG", json.dumps(_steady(value), sort_keys=True))
         found[path] = f"{info.st_mode:o} {info.st_uid} {content}"
     return found
 
@@ -317,20 +318,8 @@ class World:
         whole["others"] = (self.others / "file").read_text()
         if not self.linked:
             return whole
-        with self.api() as api:
-            found = api.get("definitions")
-        whole["broker"] = {
-            kind: sorted(
-                _TAG.sub(
-                    "TAG",
-                    json.dumps({key: value for key, value in one.items() if "password" not in key}, sort_keys=True),
-                )
-                for one in found[kind]
-                # What all links need stays on a broker that isn't ours.
-                if not {one.get("name"), one.get("source")} & {"dead", "dead-late", *POLICIES}
-            )
-            for kind in ("users", "vhosts", "permissions", "queues", "exchanges", "bindings", "policies")
-        }
+        # What all links need stays on a broker that isn't ours.
+        whole["broker"] = objects(self.api(), {"dead", "dead-late", *POLICIES})
         return whole
 
     def rested(self) -> dict[str, Any]:
@@ -394,6 +383,23 @@ def _removed(cgroup: Path) -> bool:
             raise
         return False
     return True
+
+
+def objects(api: Management, without: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return a broker's objects by kind, but for those with these names; no passwords, and no names' random parts."""
+    with api:
+        found = api.get("definitions")
+    return {
+        kind: sorted(
+            TAG.sub(
+                "TAG",
+                json.dumps({key: value for key, value in one.items() if "password" not in key}, sort_keys=True),
+            )
+            for one in found[kind]
+            if not {one.get("name"), one.get("source")} & set(without)
+        )
+        for kind in ("users", "vhosts", "permissions", "queues", "exchanges", "bindings", "policies")
+    }
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ This module doesn't judge.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -88,6 +89,13 @@ def clear(layout: Layout, names: Iterable[str]) -> None:
     for name in names:
         for path in (up(layout, name), _path(layout, name), condemned(layout, name)):
             files.remove(path)
+
+
+def clear_all(layout: Layout) -> None:
+    """Remove all verdicts and marks. Nobody watches any more, so nobody would take a mark back at a program's end."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder(layout)):
+            files.remove(folder(layout) / name)
 
 
 def mark(path: Path, there: bool) -> None:

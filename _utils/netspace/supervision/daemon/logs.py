@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from netspace import files
+from netspace.supervision.daemon import log_times
 from netspace.text import printable
 
 SIZE = 10 * 1024 * 1024
@@ -63,6 +64,7 @@ def rotate(path: Path, limit: int = SIZE, old: int = OLD) -> bool:
         return False
     for number in range(old, 1, -1):
         with contextlib.suppress(FileNotFoundError):
+            log_times.moved(Path(f"{path}.{number - 1}"), Path(f"{path}.{number}"))
             os.rename(f"{path}.{number - 1}", f"{path}.{number}")
     source = os.open(path, os.O_RDWR | _CAREFUL)
     try:
@@ -74,6 +76,7 @@ def rotate(path: Path, limit: int = SIZE, old: int = OLD) -> bool:
                 offset += sent
         finally:
             os.close(target)
+        log_times.copied(path, Path(f"{path}.1"), total, total - limit)
         os.ftruncate(source, 0)
     finally:
         os.close(source)
@@ -82,9 +85,15 @@ def rotate(path: Path, limit: int = SIZE, old: int = OLD) -> bool:
 
 def remove(path: Path, old: int = OLD) -> None:
     """Remove *path* and the files that were rotated from it."""
-    for name in (str(path), *(f"{path}.{number}" for number in range(1, old + 1))):
+    for name in names(path, old):
+        log_times.remove(name)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def names(path: Path, old: int = OLD) -> list[Path]:
+    """Return the log's path, and those of the files that were rotated from it, the latest first."""
+    return [path, *(Path(f"{path}.{number}") for number in range(1, old + 1))]
 
 
 def tail(path: Path, offset: int) -> str:

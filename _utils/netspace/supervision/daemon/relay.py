@@ -15,10 +15,12 @@ import contextlib
 import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 
 from netspace.layout import Layout
 from netspace.supervision.daemon import logs
+from netspace.supervision.daemon.log_times import Times
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.units import Unit, Units
 
@@ -49,6 +51,7 @@ class Relay:
         self.units = units
         self.loop = loop
         self._pipes: dict[str, int] = {}
+        self._times: dict[str, Times] = {}
 
     def begin(self, unit: Unit) -> None:
         """Create a new pipe for a program that is about to be launched.
@@ -65,6 +68,8 @@ class Relay:
             os.fchmod(own, 0o600)
         finally:
             os.close(own)
+        with contextlib.suppress(OSError):  # a full disk
+            self._noted(unit, start=True)
         self.follow(unit)
 
     def follow(self, unit: Unit) -> None:
@@ -93,6 +98,7 @@ class Relay:
             self.follow(unit)
         self.drain(unit)
         self._close(unit)
+        self._times.pop(unit.name, None)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(pipe(self.units.layout, unit.name))
 
@@ -123,8 +129,17 @@ class Relay:
             return None
         # If the disk is full, the output is lost: a program must not wait for free space.
         with contextlib.suppress(OSError):
+            self._noted(unit)
             logs.append(unit.log, data)
         return len(data)
+
+    def _noted(self, unit: Unit, start: bool = False) -> None:
+        """Note the time of what is about to be written to the log.
+
+        :raises OSError: it can't be noted.
+        """
+        times = self._times.setdefault(unit.name, Times(unit.log))
+        times.note(logs.size(unit.log), time.time(), start)
 
     def _close(self, unit: Unit) -> None:
         descriptor = self._pipes.pop(unit.name, None)

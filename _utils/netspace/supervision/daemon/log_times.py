@@ -1,0 +1,151 @@
+"""Times of a log's lines, and the starts of its program: a file beside the log, which the daemon alone writes.
+
+A log has a program's bytes as they came, and nothing in it is read as a time or a mark. So no program can forge
+either, whatever it writes. Each entry of ``<log>.times`` has 16 bytes: an offset in the log, and microseconds since the
+epoch, doubled, plus 1 if the program was started then. All that follows the offset was read from the program at that
+time or later, up to the next entry's.
+
+Bounds: an entry each tenth of a second at most, and ``LIMIT`` bytes; then the older half is dropped, and the lines
+that it was about have no time. An entry that a full disk or a crash cut short is cut off when the next one is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from netspace import files
+
+LIMIT = 2 * 1024 * 1024
+APART = 0.1  # seconds between two entries
+_ENTRY = struct.Struct("<QQ")
+_CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LARGEST = 2**62  # of a time: what is beyond is damage
+
+
+class Entry(NamedTuple):
+    """A note: the log's bytes from *offset* on are from *moment* (seconds since the epoch) or later."""
+
+    offset: int
+    moment: float
+    start: bool
+
+
+def beside(log: Path) -> Path:
+    return Path(f"{log}.times")
+
+
+def read(log: Path, size: int) -> list[Entry]:
+    """Return the entries about the first *size* bytes of a log, in its order; none if there are none, or damaged ones.
+
+    A log that another than root owns was written by its program itself, under an earlier version: it has no times.
+    """
+    try:
+        with files.opened(beside(log)) as stream:
+            if os.stat(log).st_uid != os.fstat(stream.fileno()).st_uid:
+                return []
+            raw = stream.read(2 * LIMIT)
+    except OSError:
+        return []
+    found: list[Entry] = []
+    for offset, doubled in _ENTRY.iter_unpack(raw[: len(raw) - len(raw) % _ENTRY.size]):
+        if doubled > _LARGEST or (found and offset < found[-1].offset):
+            return []
+        if offset > size:  # an entry is written before what it is about
+            break
+        found.append(Entry(offset, (doubled >> 1) / 1e6, bool(doubled % 2)))
+    return found
+
+
+class Times:
+    """Writer of the entries about one log.
+
+    :param log: the log; the file beside it need not exist.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._path = beside(log)
+        self._offset, self._moment = -1, 0.0  # of the last entry; -1: it isn't known
+
+    def note(self, offset: int, moment: float, start: bool = False) -> None:
+        """Note that what follows *offset*, the log's present size, was read at *moment*, unless that is too soon.
+
+        :raises OSError: it can't be written; the next call mends the file.
+        """
+        soon = 0 <= moment - self._moment < APART
+        if soon and not start and 0 <= self._offset <= offset:  # a log that was rotated is shorter
+            return
+        known, self._offset = self._offset, -1
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _CAREFUL, 0o600)
+        try:
+            size = os.fstat(descriptor).st_size
+            if known < 0 or known > offset or size % _ENTRY.size:
+                size = _mended(descriptor, size, offset)
+            entry = _ENTRY.pack(offset, int(moment * 1e6) * 2 + start)
+            if size >= LIMIT:
+                _write(self._path, os.pread(descriptor, LIMIT // 2, size - LIMIT // 2) + entry)
+            elif os.pwrite(descriptor, entry, size) != len(entry):
+                raise OSError(errno.ENOSPC, "half an entry was written", str(self._path))
+        finally:
+            os.close(descriptor)
+        self._offset, self._moment = offset, moment
+
+
+def _mended(descriptor: int, size: int, offset: int) -> int:
+    """Cut off half an entry, and all entries if the last is about more than the log has; return the size."""
+    size -= size % _ENTRY.size
+    if size and _ENTRY.unpack(os.pread(descriptor, _ENTRY.size, size - _ENTRY.size))[0] > offset:
+        size = 0
+    os.ftruncate(descriptor, size)
+    return size
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step. A power cut may take it: then the lines have no times."""
+    aside = f"{path}.new"
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _CAREFUL, 0o600)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
+    os.rename(aside, path)
+
+
+def moved(log: Path, older: Path) -> None:
+    """Let the entries follow a log that is about to get another name."""
+    try:
+        os.rename(beside(log), beside(older))
+    except FileNotFoundError:
+        remove(older)
+
+
+def copied(log: Path, older: Path, size: int, cut: int) -> None:
+    """Give the entries about the first *size* bytes of *log* to its copy *older*, which lacks the first *cut* bytes.
+
+    *log* has none then, and is to be emptied next.
+    """
+    entries = read(log, size)
+    first = max((number for number, entry in enumerate(entries) if entry.offset <= cut), default=0)
+    remove(older)
+    if entries:
+        _write(
+            beside(older),
+            b"".join(
+                _ENTRY.pack(max(entry.offset - cut, 0), round(entry.moment * 1e6) * 2 + entry.start)
+                for entry in entries[first:]
+            ),
+        )
+    remove(log)
+
+
+def remove(log: Path) -> None:
+    """Remove what is noted about *log*."""
+    for path in (str(beside(log)), f"{beside(log)}.new"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
