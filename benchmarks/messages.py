@@ -115,7 +115,7 @@ def links(found: Found, folder: Path) -> None:
     from netspace.link.broker import node
     from netspace.spec.types import Link
 
-    kinds = {"disk": {}, "memory": {"durable": False}, "sealed": {"seal": True}}
+    kinds: dict[str, dict[str, Any]] = {"disk": {}, "memory": {"durable": False}, "sealed": {"seal": True}}
     world = World()
     try:
         names = [f"{kind}-{role}" for kind in kinds for role in ("answer", "drain")]
@@ -141,6 +141,7 @@ def links(found: Found, folder: Path) -> None:
         refused = node.evaluate(world.layout, world.broker, listen)
         assert not refused, refused
         admin = node.login(world.layout)
+        assert admin, "the broker keeps no login"
         login = folder / "login"  # no argument of a process: others could read it
         login.touch(mode=0o600)
         login.write_text(f"amqp://{admin.username}:{admin.password}@127.0.0.1:{PLAIN_PORT}/{world.layout.instance}")
