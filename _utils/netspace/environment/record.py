@@ -85,9 +85,9 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
-    """Return a digest of an environment's declaration without its ``state``."""
+    """Return a digest of an environment's declaration, without what doesn't change its program."""
     content = {
-        "spec": {key: value for key, value in parse.encode(own(spec)).items() if key != "state"},
+        "spec": {key: value for key, value in parse.encode(own(spec)).items() if key not in ("state", "settle")},
         "profile": "" if profile is None else profile.digest,
         "runtime": _encoded_runtime(runtime),
     }
