@@ -52,6 +52,7 @@ def measured() -> Iterator[dict[str, int]]:
     with promised.machine():
         for kind, environment in (("environment", PLAIN), ("veth", ONE)):
             found |= {f"{kind}.{key}": number for key, number in promised.added(environment).items()}
+        found["process.modules"] = promised.modules({"resident": ONE})
         alone = each_growth()
         for change, counts in each_change().items():
             found |= {f"{change}.{kind}": number for kind, number in asdict(counts).items()}
@@ -70,7 +71,7 @@ def measured() -> Iterator[dict[str, int]]:
         *("environment.processes", "environment.threads", "environment.descriptors", "environment.groups"),
         *("environment.namespaces", "environment.mounts", "environment.links", "environment.rules"),
         *("environment.disk-files", "environment.disk-bytes", "environment.memory-files", "environment.memory-bytes"),
-        *("veth.links", "veth.rules", "veth.mounts", "veth.disk-bytes"),
+        *("process.modules", "veth.links", "veth.rules", "veth.mounts", "veth.disk-bytes"),
         *(f"{change}.{kind}" for change in CHANGES for kind in KINDS),
         *("other.system-calls", "other.unchanged", "other.update", "other.restart"),
     ],

@@ -169,6 +169,13 @@ def system_calls_of(environments: Mapping[str, Any]) -> int:
     return sum(int(line[3]) for line in columns if line[-1] not in ("futex", "sched_yield", "restart_syscall"))
 
 
+def modules(environments: Mapping[str, Any]) -> int:
+    """Return the number of the library's modules that a process loads for an apply."""
+    last = "print(sum(name.partition('.')[0] == 'netspace' for name in sys.modules))"
+    command = [sys.executable, "-c", ALONE + last, str(LIBRARY), json.dumps([environments, []])]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def work(environments: Mapping[str, Any]) -> int:
     """Return the number of calls within the library that an apply makes in this process."""
     return calls(lambda: apply(environments))
