@@ -168,6 +168,10 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
     stop_timeout
         Seconds between SIGTERM and SIGKILL. Defaults to 10.
 
+    settle
+        Seconds that the program must stay up before the state calls it started; the state waits so long. Defaults to
+        0: a program that ends at once is an error, and one that waits for work has started.
+
     init
         Run a small program of the host (``catatonit``) as process 1, which forwards signals and reaps orphaned
         processes. A program that doesn't handle SIGTERM then ends at once, not after ``stop_timeout``. Defaults to

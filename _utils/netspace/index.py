@@ -127,9 +127,11 @@ class Index(Generic[T]):
                 file = entry.name
                 if file.endswith(".json") and not file.startswith("."):
                     try:
-                        found[file[:-5]] = _stamp(entry.stat())
+                        info = entry.stat()
                     except FileNotFoundError:  # removed meanwhile
                         continue
+                    # Without a call, since this is done for each record of the host at each change.
+                    found[file[:-5]] = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         return found
 
     def _read(self) -> dict[str, _Entry[T]]:

@@ -8,8 +8,7 @@ killed at any moment. An error of one environment doesn't stop the others.
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -26,18 +25,15 @@ from netspace.environment.observe import Observed
 from netspace.environment.plan import KIND, EnvironmentChange
 from netspace.environment.record import Record
 from netspace.environment.runtimes import USUAL
+from netspace.environment.starting import problems, start
 from netspace.environment.storage import injected_files, mounts, rootfs, volumes
 from netspace.environment.update import rolling, rollout
 from netspace.errors import NetspaceError, raise_any
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
-from netspace.supervision import weights
-from netspace.supervision.service import Status, Supervisor
+from netspace.supervision.service import Supervisor
 
 Give = Callable[[Mapping[str, int]], Mapping[str, str]]
-
-# Pauses (seconds) between looks at a batch that was just started; the looks end early once none of it runs.
-_LOOKS = (0.002, 0.003, 0.015, 0.08)
 
 
 class ApplyRun:
@@ -384,15 +380,14 @@ class ApplyRun:
                 )
         todo = self._left(lambda work: work.start)
         self._tried = set(todo)
-        self._fail(start(self.layout, self.supervisor, todo))
+        self._fail(start(self.layout, self.supervisor, todo, self._records))
         gated = [name for name, work in self._left(lambda work: work.start).items() if work.want.spec.after]
         if gated:
             waiting = rollout.awaited(self.layout, self.supervisor, gated, records.in_order(self.layout, gated))
             self._tried -= waiting.keys()
             self._fail(waiting)
             rest = [name for name in gated if name not in waiting]
-            statuses = self.supervisor.observe({oci_runtime.service_name(name) for name in rest})
-            self._fail(_ends(self.layout, statuses, rest))
+            self._fail(problems(self.layout, self.supervisor, rest, self._records))
 
     # -- updates that are on trial -------------------------------------------------
 
@@ -456,7 +451,7 @@ class ApplyRun:
             self.supervisor.define(
                 [self.making.service(name, before[name].spec, before[name].runtime, self._mounted) for name in todo]
             )
-            errors.update(start(self.layout, self.supervisor, todo))
+            errors.update(start(self.layout, self.supervisor, todo, before))
         except (NetspaceError, OSError) as err:
             errors.update(dict.fromkeys(todo, str(err)))
         for name, record in trials.items():
@@ -479,40 +474,6 @@ def halt(layout: Layout, names: Iterable[str]) -> None:
             mark.touch(mode=0o600)
 
 
-def start(layout: Layout, supervisor: Supervisor, names: Collection[str]) -> dict[str, str]:
-    """Start assembled environments; return the errors of those that don't run, by name."""
-    services = {oci_runtime.service_name(name): name for name in names}
-    if not services:
-        return {}
-    for name in names:
-        files.remove(oci_runtime.log(layout, name))
-    weights.lower(layout)
-    # A container that a runtime still knows from the last run would make the start fail.
-    unforgotten = [name for name in names if oci_runtime.known(layout, name)]
-    if unforgotten:
-        # The runtime also knows an environment that the supervisor is just starting: that one must not be deleted.
-        now, idle = supervisor.observe({oci_runtime.service_name(name) for name in unforgotten}), Status("stopped")
-        unforgotten = [
-            name
-            for name in unforgotten
-            if now.get(oci_runtime.service_name(name), idle).state not in ("running", "starting", "frozen")
-        ]
-    if unforgotten:
-        mounted, (made, _) = mounts.table(), records.read_each(layout, unforgotten)
-        used = {name: made[name].runtime if name in made else USUAL for name in unforgotten}
-        stuck = each(unforgotten, lambda name: oci_runtime.delete(layout, name, mounted, used[name]))
-        if stuck:
-            return {**stuck, **start(layout, supervisor, [name for name in names if name not in stuck])}
-    try:
-        failed = supervisor.start(list(services))
-        statuses = _after_a_moment(supervisor, services)
-    except (NetspaceError, OSError) as err:
-        return dict.fromkeys(names, str(err))
-    for name in names:
-        files.remove(oci_runtime.halt_mark(layout, name))
-    return _ends(layout, statuses, names, failed)
-
-
 def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
     """Call a method of the supervisor for these environments' services; return the errors, by environment."""
     services = {oci_runtime.service_name(name): name for name in names}
@@ -520,40 +481,3 @@ def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str])
         return {services[service]: error for service, error in call(list(services)).items()}
     except (NetspaceError, OSError) as err:
         return dict.fromkeys(services.values(), str(err))
-
-
-def _ends(
-    layout: Layout, statuses: Mapping[str, Status], names: Collection[str], failed: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Return the errors of just started environments that don't run, by name.
-
-    :param statuses: observed after the start, by service.
-    :param failed: the supervisor's errors, by service.
-    """
-    failed = failed or {}
-    errors = {}
-    for name in names:
-        service = oci_runtime.service_name(name)
-        status = statuses.get(service, Status("stopped"))
-        complaint = oci_runtime.failure(layout, name)
-        if complaint and status.state != "running":
-            errors[name] = f"can't be started: {complaint}"
-        elif service in failed:
-            errors[name] = failed[service]
-        elif status.state == "failed" or (status.state != "running" and status.exit not in ("", "exit 0")):
-            again = "; it is started again and again" if status.state == "starting" else ""
-            errors[name] = (
-                f"ended right after its start ({status.exit or 'no reason known'}){again}; its logs may say why"
-            )
-    return errors
-
-
-def _after_a_moment(supervisor: Supervisor, services: Collection[str]) -> dict[str, Status]:
-    """Return the statuses of just started services after a short wait, which ends early once none of them runs."""
-    statuses: dict[str, Status] = {}
-    for pause in _LOOKS:
-        time.sleep(pause)
-        statuses = supervisor.observe(services)
-        if not any(service in statuses and statuses[service].state == "running" for service in services):
-            break
-    return statuses

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -217,6 +216,8 @@ def each(items: Iterable[T], act: Callable[[T], object]) -> dict[T, str]:
     if len(todo) < 2:
         done = [attempt(item) for item in todo]
     else:
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(_THREADS) as pool:
             done = list(pool.map(attempt, todo))
     return {item: error for item, error in done if error}

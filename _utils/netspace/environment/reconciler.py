@@ -19,7 +19,7 @@ from netspace import files
 from netspace.environment import claims, observe, runtimes
 from netspace.environment import plan as compare
 from netspace.environment import record as records
-from netspace.environment.apply import ApplyRun, Give, halt, start
+from netspace.environment.apply import ApplyRun, Give, halt
 from netspace.environment.builder import Builder, each
 from netspace.environment.container import apparmor, oci_runtime
 from netspace.environment.health import record as verdict
@@ -28,6 +28,7 @@ from netspace.environment.images.remote import Remote
 from netspace.environment.observe import Observed
 from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.record import Record
+from netspace.environment.starting import start
 from netspace.environment.storage import mounts, rootfs, tree_removal, volumes
 from netspace.environment.update import rolling
 from netspace.errors import NetspaceError

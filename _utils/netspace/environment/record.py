@@ -91,12 +91,12 @@ _YOUNGER = {"apparmor": "prefer", "image_cache": "shared"}
 
 
 def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) -> str:
-    """Return a digest of an environment's declaration without its ``state``."""
+    """Return a digest of an environment's declaration, without what doesn't change its program."""
     content = {
         "spec": {
             key: value
             for key, value in parse.encode(own(spec)).items()
-            if key != "state" and (key not in _YOUNGER or value != _YOUNGER[key])
+            if key not in ("state", "settle") and (key not in _YOUNGER or value != _YOUNGER[key])
         },
         "profile": "" if profile is None else profile.digest,
         "runtime": _encoded_runtime(runtime),

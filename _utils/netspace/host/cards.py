@@ -50,7 +50,6 @@ class Cards(TrustGate):
         :param recorded: whether the specifications come from records, which lack the interfaces.
         """
         from netspace.environment.plan import DesiredEnvironment
-        from netspace.link.seal import keys as seals
 
         known = self.trust()
         cards: Callable[[str, Collection[Link]], dict[str, Any]] = _alone
@@ -73,6 +72,8 @@ class Cards(TrustGate):
             content = {**cards(name, own), "trust": level}
             handed: dict[str, bytes] = {"environment.json": files.encode(content)}
             if own and access is not None:
+                from netspace.link.seal import keys as seals
+
                 handed.update(access.files(name))
                 handed.update(seals.handed(name, own, keys))
             if spec.kernel is not None:

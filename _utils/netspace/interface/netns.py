@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from netspace import threads
+from netspace import mountpoint, threads
 
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
@@ -101,7 +101,10 @@ def unshare() -> None:
 
 def lacking(directory: Path) -> dict[str, bool]:
     """Return the parts that :func:`prepare` would create: ``folder``, ``mount``; empty if both exist."""
-    mounted = any(line.split(" ", 5)[4] == str(directory) for line in _mountinfo().splitlines())
+    try:
+        mounted = mountpoint.is_mounted(str(directory))
+    except mountpoint.UnknownError:
+        mounted = any(line.split(" ", 5)[4] == str(directory) for line in _mountinfo().splitlines())
     return {what: True for what, there in (("folder", directory.is_dir()), ("mount", mounted)) if not there}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from netspace.link.pki.certificates import ANCHORS, FILE, PASSWORD
 from netspace.link.topology import draining, objects
 from netspace.link.topology import peers as remote
 from netspace.link.topology.draining import DrainingQueue
@@ -98,6 +97,8 @@ def card(
 
 
 def _login(name: str, identity: str | None, server_name: str = SERVER_NAME) -> dict[str, Any]:
+    from netspace.link.pki.certificates import ANCHORS, FILE, PASSWORD
+
     if identity is None:
         return {"port": PORT, "username": account(name), "password_file": f"{FOLDER}/{PASSWORD}"}
     tls = {

@@ -165,6 +165,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
             # Less than a page per second is useless; the kernel counts operations in 32 bits.
             _between(problems, f"{path}:limits:io:{key}", rate, *((1, 2**32 - 1) if "ops" in key else (4096, 2**50)))
     _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
+    _between(problems, f"{path}:settle", spec.settle, 0, 600)
     problems += _health(spec, path)
     scheme, _, file = spec.seccomp.partition("file:")
     if spec.seccomp not in SECCOMP_PROFILES and (scheme or not clean(file)):

@@ -512,6 +512,7 @@ class Environment(Base, frozen=True):
         doesn't run.
     :param restart: ``always``, ``on-failure`` or ``never``.
     :param stop_timeout: seconds between SIGTERM and SIGKILL.
+    :param settle: seconds that the program must stay up before an apply counts it as started; the apply waits so long.
     :param init: whether process 1 is a small init from the host, which forwards signals to the program and reaps
         orphans. The program then ends at once by a SIGTERM that it doesn't handle.
     :param health: absent: it is healthy as long as it runs.
@@ -540,6 +541,7 @@ class Environment(Base, frozen=True):
     state: Literal["running", "stopped"] = "running"
     restart: Literal["always", "on-failure", "never"] = "on-failure"
     stop_timeout: float = 10.0
+    settle: float = 0.0
     init: bool = False
     health: Health | None = None
     after: tuple[str, ...] = ()

@@ -1,7 +1,9 @@
 """The kernel's OOM kills in control groups: their number, and immediate notices. Kills nothing.
 
 cgroup version 2 counts in ``memory.events`` and notifies by inotify(7); version 1 counts in
-``memory.oom_control`` and notifies by eventfd(2), through ``cgroup.event_control``.
+``memory.oom_control`` and notifies by eventfd(2), through ``cgroup.event_control``. An eventfd doesn't tell
+which group it was, and version 1 also notifies of each group that is removed. So each group has an eventfd of
+its own: a removal then costs a look at that group, and not at all groups.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import struct
 from collections.abc import Callable
 
@@ -59,11 +62,14 @@ class Notices:
         self._root = root
         self._unified = os.path.exists(f"{root}/cgroup.controllers")
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._watched: dict[int, str] = {}  # names by inotify's watch descriptor; version 1 reports no group
+        self._watched: dict[int, str] = {}  # names by inotify's watch descriptor, or by the group's eventfd
+        self._eventfds: dict[str, int] = {}  # only with version 1
+        self._poll: select.epoll | None = None
         if self._unified:
             self.fd = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         else:
-            self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._poll = select.epoll()  # is readable itself as long as one of the eventfds is
+            self.fd = self._poll.fileno()
 
     @staticmethod
     def _checked(result: int) -> int:
@@ -77,27 +83,43 @@ class Notices:
         If that fails, its kills are only counted.
         """
         with contextlib.suppress(OSError):
-            if self._unified:
+            if self._poll is None:
                 path = f"{self._root}{cgroup}/memory.events".encode()
                 self._watched[self._checked(self._libc.inotify_add_watch(self.fd, path, IN_MODIFY))] = name
-                return
-            folder = f"{self._root}/memory{cgroup}"
-            count = os.open(f"{folder}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                self._notify(name, f"{self._root}/memory{cgroup}", self._poll)
+
+    def _notify(self, name: str, folder: str, poll: select.epoll) -> None:
+        """Have the kernel write to an eventfd of this name when a process of the group *folder* is to be killed."""
+        self.forget(name)
+        count = os.open(f"{folder}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            control = os.open(f"{folder}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
             try:
-                control = os.open(f"{folder}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
+                own = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
                 try:
-                    os.write(control, f"{self.fd} {count}".encode())
-                finally:
-                    os.close(control)
+                    os.write(control, f"{own} {count}".encode())
+                    poll.register(own, select.EPOLLIN)
+                except OSError:
+                    os.close(own)
+                    raise
             finally:
-                os.close(count)
+                os.close(control)
+        finally:
+            os.close(count)
+        self._eventfds[name], self._watched[own] = own, name
+
+    def forget(self, name: str) -> None:
+        """Give back the descriptor for the group of *name*, which has ended. inotify does so by itself."""
+        own = self._eventfds.pop(name, None)
+        if own is not None:
+            del self._watched[own]
+            os.close(own)
 
     def heard(self) -> set[str] | None:
-        """Return the names whose groups the kernel has reported since the last call; None if it may be any group."""
-        if not self._unified:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.fd)
-            return None
+        """Return the names whose groups the kernel has reported since the last call; None: unknown, it may be any."""
+        if self._poll is not None:
+            return {self._watched[own] for own, _ in self._poll.poll(0) if self._read(own)}
         told = b""
         with contextlib.suppress(BlockingIOError):
             told = os.read(self.fd, 65536)
@@ -112,3 +134,11 @@ class Notices:
             elif watch in self._watched:
                 names.add(self._watched[watch])
         return names
+
+    @staticmethod
+    def _read(own: int) -> bool:
+        """Return whether the eventfd was written to, and reset it."""
+        try:
+            return os.eventfd_read(own) > 0
+        except BlockingIOError:
+            return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -20,6 +21,9 @@ MARK = "NETSPACE_SERVICE"
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 _MOST = 16 * 1024  # the most bytes that are read from a file
+# The kernel escapes a line feed in a process's name, so no name can look like one of these lines.
+_SWITCHES = re.compile(rb"^(?:non)?voluntary_ctxt_switches:\t(\d+)$", re.MULTILINE)
+MOST_ASLEEP = 256  # the most processes and threads that asleep() looks at
 PF_EXITING, PF_KTHREAD = 0x4, 0x200000  # of /proc/PID/stat's flags
 
 
@@ -115,6 +119,44 @@ def frozen(pid: int) -> bool:
     """Return whether a signal (SIGSTOP) has stopped *pid*, so that it waits for SIGCONT."""
     there = stat(pid) if pid > 0 else None
     return there is not None and there.state == "T"
+
+
+def asleep(pid: int, cgroup: str) -> int | None:
+    """Return how often the threads of *pid* and of its cgroup were switched, if all are asleep; else None.
+
+    If two calls return the same number, no thread has run in between. A thread that waits for a disk isn't asleep, nor
+    is one that could run and waits for a processor. So a program that returns a number twice waits for something else.
+
+    :param cgroup: of the program and all its children. If it can't be read, *pid* alone counts.
+    """
+    pids = _members(cgroup) or [str(pid)]
+    if len(pids) > MOST_ASLEEP:
+        return None
+    switches = threads = 0
+    for member in pids:
+        try:
+            tasks = os.listdir(f"/proc/{member}/task")
+        except OSError:  # it has ended meanwhile
+            return None
+        threads += len(tasks)
+        if threads > MOST_ASLEEP:
+            return None
+        for task in tasks:
+            text = _read(f"/proc/{member}/task/{task}/status")
+            if b"\nState:\tS" not in text:
+                return None
+            counts = _SWITCHES.findall(text)
+            if len(counts) != 2:
+                return None
+            switches += sum(map(int, counts))
+    return switches
+
+
+def _members(cgroup: str) -> list[str]:
+    for root in ("", "/memory", "/pids", "/cpu"):
+        if found := _read(f"/sys/fs/cgroup{root}{cgroup}/cgroup.procs").split():
+            return [pid.decode() for pid in found]
+    return []
 
 
 def thaw(pid: int) -> None:

@@ -17,8 +17,8 @@ from support.environments.environment_host import STAY, shell
 from support.waiting import until
 
 from netspace import files
-from netspace.environment import apply
 from netspace.environment import record as records
+from netspace.environment import starting
 from netspace.environment.container import oci_runtime
 from netspace.environment.storage import init, injected_files, mounts, rootfs
 from netspace.errors import NetspaceError
@@ -43,7 +43,7 @@ def fingerprint(*folders: Path) -> dict[str, tuple[int, int, int]]:
 
 def look_long(monkeypatch, looks):
     """Let looks take long, to see also what ends a while after its start: so many tenths of a second."""
-    monkeypatch.setattr(apply, "_LOOKS", (*apply._LOOKS, *[0.1] * looks))
+    monkeypatch.setattr(starting, "PATIENCE", starting.PATIENCE + looks / 10)
 
 
 def test_a_second_apply_plans_nothing_and_writes_nothing(host):
@@ -158,6 +158,29 @@ def test_a_program_that_can_not_run_is_a_clear_error(host, monkeypatch, keys, me
     assert message in outcomes["bad"].error
     assert outcomes["good"].error == ""
     assert host.kind.list()["good"]["state"] == "running"
+
+
+def test_program_that_waits_for_work_counts_as_started(host, monkeypatch):
+    monkeypatch.setattr(starting, "PATIENCE", 600.0)  # so long a busy program would be watched
+    began = time.monotonic()
+    assert host.apply({"web": host.desired("web")})["web"].error == ""
+    assert time.monotonic() - began < 600
+
+
+def test_settle_watches_a_program_that_sleeps_before_it_ends(host):
+    late = {"restart": "never", "command": shell("sleep 1; exit 3"), "settle": 300}
+    assert "ended right after its start (exit 3)" in host.apply({"job": host.desired("job", **late)})["job"].error
+    at_once = late | {"command": shell("sleep 600; exit 3"), "settle": 0}
+    assert host.apply({"job": host.desired("job", **at_once)})["job"].error == ""
+
+
+def test_settle_changes_without_a_restart(host):
+    host.run("web")
+    pid = host.pid("web")
+    (step,) = host.plan({"web": host.desired("web", settle=5)}).steps
+    assert (step.action, step.changes) == ("update", {"settle": {"old": 0.0, "new": 5.0}})
+    assert host.apply({"web": host.desired("web", settle=5)})["web"].error == ""
+    assert host.pid("web") == pid
 
 
 def test_the_reason_why_one_can_not_be_started_is_kept_and_each_apply_tries_it_again(host):

@@ -132,11 +132,12 @@ class Hierarchies:
 
     def __init__(self, mounted: Mapping[str, mounts.Mount], controllers: Collection[str]) -> None:
         self.controllers = controllers
-        self.unified = ROOT in mounted and mounted[ROOT].kind == "cgroup2"
+        there = mounts.below(ROOT, mounted)
+        self.unified = ROOT in there and there[ROOT].kind == "cgroup2"
         self.folders = {
             name: target
-            for target in mounted
-            if target.startswith(f"{ROOT}/") and mounted[target].kind == "cgroup"
+            for target, mount in there.items()
+            if target != ROOT and mount.kind == "cgroup"
             for name in target.rpartition("/")[2].split(",")
         }
 

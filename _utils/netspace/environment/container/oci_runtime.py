@@ -226,8 +226,8 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used:
 
 def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
     """Remove an environment's empty cgroup in every hierarchy, and the instance's when it was the last."""
-    for target in mounted:
-        if target.startswith(cgroups.ROOT) and mounted[target].kind in ("cgroup", "cgroup2"):
+    for target, mount in mounts.below(cgroups.ROOT, mounted).items():
+        if mount.kind in ("cgroup", "cgroup2"):
             for folder in (cgroup, f"/{layout.instance}"):
                 with contextlib.suppress(OSError):  # absent, or in use by another
                     os.rmdir(target + folder)
@@ -246,8 +246,8 @@ def remove_output(layout: Layout, name: str) -> None:
 def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:
     """Return the environment's usage: ``memory`` in bytes and ``pids``; empty if it doesn't run."""
     found = {}
-    for target in mounted:
-        if target.startswith(cgroups.ROOT) and mounted[target].kind in ("cgroup", "cgroup2"):
+    for target, mount in mounts.below(cgroups.ROOT, mounted).items():
+        if mount.kind in ("cgroup", "cgroup2"):
             for key, files in (("memory", ("memory.current", "memory.usage_in_bytes")), ("pids", ("pids.current",))):
                 for file in files:
                     with contextlib.suppress(OSError, ValueError):

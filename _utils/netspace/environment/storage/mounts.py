@@ -13,12 +13,13 @@ import errno
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from netspace import mountpoint
 from netspace.errors import NetspaceError
 from netspace.threads import in_thread
 
@@ -285,6 +286,52 @@ def table() -> Table:
     """Return this process's mounts."""
     with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
         return Table(stream.read())
+
+
+class Single(Mapping[str, Mount]):
+    """The mounts, each asked of the kernel when it is asked for; like :class:`Table`, which it reads if it must.
+
+    It takes less than a table as long as only some mounts are asked for. What it tells is what is mounted at that
+    moment, and not when it was made.
+    """
+
+    @functools.cached_property
+    def _table(self) -> Table:
+        return table()
+
+    def __getitem__(self, target: str) -> Mount:
+        try:
+            found = mountpoint.find(target)
+        except mountpoint.UnknownError:
+            return self._table[target]
+        if found is None:
+            raise KeyError(target)
+        return Mount(target, *found)
+
+    def __contains__(self, target: object) -> bool:
+        try:
+            return isinstance(target, str) and mountpoint.is_mounted(target)
+        except mountpoint.UnknownError:
+            return target in self._table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+
+def below(folder: str, mounted: Mapping[str, Mount]) -> dict[str, Mount]:
+    """Return the mounts at *folder* and in it, by target; not those of its folders."""
+    if isinstance(mounted, Single):
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            names = []
+        targets: Iterable[str] = (folder, *(f"{folder}/{name}" for name in sorted(names)))
+    else:
+        targets = [one for one in mounted if one == folder or one.rpartition("/")[0] == folder]
+    return {target: found for target in targets if (found := mounted.get(target)) is not None}
 
 
 def over(path: str, mounted: Mapping[str, Mount]) -> Mount:

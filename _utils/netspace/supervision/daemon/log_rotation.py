@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from netspace.supervision.daemon import logs
@@ -14,25 +15,54 @@ FASTEST = 0.5
 
 
 class Rotation:
-    """Rotation of the logs of all services that aren't idle, and of the daemon's own log."""
+    """Rotation of the logs of all services that aren't idle, and of the daemon's own log.
+
+    All of them are looked at regularly. Those of services that were started recently are looked at more often, and
+    alone: a start among a thousand services must not look at a thousand files.
+    """
 
     def __init__(self, units: Units, loop: Loop) -> None:
         self.units = units
         self.loop = loop
         self._growth: dict[Path, tuple[int, float]] = {}
         self._wait = FASTEST
-        self._timer = Timer(lambda: None)
+        self._young: set[Path] = set()
+        self._young_wait = FASTEST
+        self._young_timer: Timer | None = None
 
     def look(self) -> None:
-        """Rotate logs that are too large, and schedule the next check.
-
-        The next check comes sooner if a file grows fast, or if a program was started recently.
-        """
-        now = time.monotonic()
-        wait = min(2 * self._wait, SLOWEST)
+        """Rotate logs that are too large, and schedule the next check; it comes sooner if a file grows fast."""
         working = [self.units.by_name[name] for name in self.units.active]
         paths = {unit.log for unit in working if unit.service is not None}
-        for path in (*paths, self.units.layout.logs / "supervisor.log"):
+        self._wait = self._looked((*paths, self.units.layout.logs / "supervisor.log"), self._wait)
+        self.loop.after(self._wait, self.look)
+
+    def look_soon(self, path: Path) -> None:
+        """Look at this log soon, and then less and less often, because its program was just started."""
+        self._young.add(path)
+        if self._young_timer is not None:
+            if self._young_wait <= FASTEST:
+                return
+            self._young_timer.cancel()
+        self._young_wait = FASTEST
+        self._young_timer = self.loop.after(self._young_wait, self._look_at_young)
+
+    def _look_at_young(self) -> None:
+        self._young_wait = self._looked(self._young, self._young_wait)
+        if self._young_wait < SLOWEST:
+            self._young_timer = self.loop.after(self._young_wait, self._look_at_young)
+        else:  # from now on they are looked at with all others
+            self._young.clear()
+            self._young_timer = None
+
+    def _looked(self, paths: Iterable[Path], last: float) -> float:
+        """Rotate those of these logs that are too large; return the seconds until they must be looked at again.
+
+        :param last: the seconds since the last look.
+        """
+        now = time.monotonic()
+        wait = min(2 * last, SLOWEST)
+        for path in paths:
             try:
                 logs.rotate(path)
             except OSError as err:
@@ -43,16 +73,10 @@ class Rotation:
             if rate > 0:
                 wait = min(wait, (logs.SIZE - size) / rate / 2)
             self._growth[path] = (size, now)
-        self._wait = max(wait, FASTEST)
-        self._timer = self.loop.after(self._wait, self.look)
-
-    def look_soon(self) -> None:
-        if self._wait > FASTEST:
-            self._timer.cancel()
-            self._wait = FASTEST
-            self._timer = self.loop.after(self._wait, self.look)
+        return max(wait, FASTEST)
 
     def remove(self, path: Path) -> None:
         """Remove a log, and the files that were rotated from it."""
         self._growth.pop(path, None)
+        self._young.discard(path)
         logs.remove(path)

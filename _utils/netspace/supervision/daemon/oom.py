@@ -13,8 +13,8 @@ from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.units import Unit, Units
 
-# Seconds from the kernel's notice until the first and the second reading of the count. cgroup version 1 sends the
-# notice before the kernel has chosen a process, and also when a group is removed (mostly many at a time).
+# Seconds from the kernel's notice until the count is read, and until it is read again. cgroup version 1 sends the
+# notice before the kernel has chosen a process, and also when a group is removed.
 SOON, LATER = 0.1, 1.0
 
 
@@ -48,6 +48,7 @@ class OomTracker:
         if not self._detached(unit):
             return
         assert unit.service is not None
+        self.notices.forget(unit.name)
         # If the kernel kills the program below an init, the init exits with 137.
         killed = ("signal 9", "unknown", *(["exit 137"] if unit.service.init else []))
         if self._count(unit) and unit.exit in killed:

@@ -249,7 +249,7 @@ class Starter:
             self.units.note(unit, "running", "running")
             self.shortage.follow(unit)
         self.units.say(f"{unit.name}: started, process {unit.pid}")
-        self.logs.look_soon()
+        self.logs.look_soon(unit.log)
         self.units.tell(unit, "start")
         if not unit.wanted:
             self.ending.halt(unit)

@@ -1,0 +1,214 @@
+"""Start of assembled environments, and the first moments of their programs: which of them stay, and which end.
+
+An apply reports a program that ends right after its start. It learns of an end by a descriptor of the process
+(pidfd_open(2)), and it doesn't wait longer than it must: a program whose threads are all asleep, and have not run since
+the look before, has started and waits for work. One that is still at work is watched for ``PATIENCE`` seconds at most.
+``settle`` in a declaration makes the apply watch longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from netspace import files
+from netspace.environment import record as records
+from netspace.environment.builder import each
+from netspace.environment.container import oci_runtime
+from netspace.environment.record import Record
+from netspace.environment.runtimes import USUAL
+from netspace.environment.storage import mounts
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+from netspace.supervision import process, weights
+from netspace.supervision.cgroup import payload_cgroup
+from netspace.supervision.service import Status, Supervisor
+
+# Seconds to watch a program that is at work, or that runs on a kernel of its own, where its sleep can't be seen.
+PATIENCE = 0.1
+# Seconds until the supervisor must have noted an end that was seen here.
+NOTING = 10.0
+# The first pause between two looks (seconds); each is longer than the one before.
+_FIRST, _LONGER, _LONGEST = 0.001, 1.5, 0.1
+_DESCRIPTORS = 64  # the most programs whose end is waited for; of more, each look asks the kernel
+
+
+@dataclass
+class _Started:
+    """A program that runs since a moment ago.
+
+    :param until: when it needs no more watching, by the monotonic clock.
+    :param least: when it may be believed to stay, if it sleeps.
+    :param switches: its threads' context switches, by the last look, if all were asleep; else None.
+    """
+
+    status: Status
+    until: float
+    least: float
+    cgroup: str
+    seen: bool
+    pidfd: int = -1
+    switches: int | None = field(default=None)
+
+    def open(self) -> None:
+        """Get a descriptor that becomes readable when the program ends. Without one, each look asks the kernel."""
+        with contextlib.suppress(OSError):
+            self.pidfd = os.pidfd_open(self.status.pid)
+
+    def close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+
+    def ended(self) -> bool:
+        if self.pidfd >= 0:
+            poll = select.poll()  # unlike select(2), it takes any descriptor
+            poll.register(self.pidfd, select.POLLIN)
+            return bool(poll.poll(0))
+        there = process.stat(self.status.pid)
+        return there is None or there.state in "ZX"
+
+    def stays(self, now: float) -> bool:
+        """Return whether it is known to stay: it sleeps since the last look, or was watched long enough."""
+        if now >= self.until:
+            return True
+        if not self.seen or now < self.least:
+            return False
+        before, self.switches = self.switches, process.asleep(self.status.pid, self.cgroup)
+        return self.switches is not None and self.switches == before
+
+
+def start(
+    layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record] | None = None
+) -> dict[str, str]:
+    """Start assembled environments; return the errors of those that don't run, by name.
+
+    :param known: their records, if the caller has them.
+    """
+    services = {oci_runtime.service_name(name): name for name in names}
+    if not services:
+        return {}
+    if known is None:
+        known, _ = records.read_each(layout, names)
+    for name in names:
+        files.remove(oci_runtime.log(layout, name))
+    weights.lower(layout)
+    # A container that a runtime still knows from the last run would make the start fail.
+    unforgotten = [name for name in names if oci_runtime.known(layout, name)]
+    if unforgotten:
+        # The runtime also knows an environment that the supervisor is just starting: that one must not be deleted.
+        now, idle = supervisor.observe({oci_runtime.service_name(name) for name in unforgotten}), Status("stopped")
+        unforgotten = [
+            name
+            for name in unforgotten
+            if now.get(oci_runtime.service_name(name), idle).state not in ("running", "starting", "frozen")
+        ]
+    if unforgotten:
+        mounted = mounts.table()
+        used = {name: known[name].runtime if name in known else USUAL for name in unforgotten}
+        stuck = each(unforgotten, lambda name: oci_runtime.delete(layout, name, mounted, used[name]))
+        if stuck:
+            return {**stuck, **start(layout, supervisor, [name for name in names if name not in stuck], known)}
+    try:
+        failed = supervisor.start(list(services))
+        errors = problems(layout, supervisor, names, known, failed)
+    except (NetspaceError, OSError) as err:
+        return dict.fromkeys(names, str(err))
+    for name in names:
+        files.remove(oci_runtime.halt_mark(layout, name))
+    return errors
+
+
+def problems(
+    layout: Layout,
+    supervisor: Supervisor,
+    names: Collection[str],
+    known: Mapping[str, Record],
+    failed: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Watch just started environments until each is known to stay or has ended; return the errors, by name.
+
+    :param known: their records; one without a record is watched as if it ran on the host's kernel.
+    :param failed: the supervisor's errors of the start, by service.
+    """
+    failed = failed or {}
+    statuses = _watched(layout, supervisor, names, known)
+    errors = {}
+    for name in names:
+        service = oci_runtime.service_name(name)
+        status = statuses.get(service, Status("stopped"))
+        complaint = oci_runtime.failure(layout, name)
+        if complaint and status.state != "running":
+            errors[name] = f"can't be started: {complaint}"
+        elif service in failed:
+            errors[name] = failed[service]
+        elif status.state == "failed" or (status.state != "running" and status.exit not in ("", "exit 0")):
+            again = "; it is started again and again" if status.state == "starting" else ""
+            errors[name] = (
+                f"ended right after its start ({status.exit or 'no reason known'}){again}; its logs may say why"
+            )
+    return errors
+
+
+def _watched(
+    layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record]
+) -> dict[str, Status]:
+    """Return the statuses, by service, once each program is known to stay or its end is noted."""
+    began = time.monotonic()
+    statuses = supervisor.observe({oci_runtime.service_name(name) for name in names})
+    watched: dict[str, _Started] = {}
+    ended: dict[str, Status] = {}
+    for name in names:
+        service = oci_runtime.service_name(name)
+        status = statuses.get(service)
+        if status is None or status.state != "running":
+            continue
+        record = known.get(name)
+        settle = record.spec.settle if record is not None else 0.0
+        own_kernel = record is not None and record.runtime.module.OWN_KERNEL
+        watched[service] = _Started(
+            *(status, began + max(PATIENCE, settle), began + settle),
+            *(payload_cgroup(layout, service), not own_kernel),
+        )
+    try:
+        if len(watched) <= _DESCRIPTORS:
+            for one in watched.values():
+                one.open()
+        pause = _FIRST
+        while True:
+            now = time.monotonic()
+            for service, one in list(watched.items()):
+                if one.ended():
+                    ended[service] = one.status
+                elif not one.stays(now):
+                    continue
+                watched.pop(service).close()
+            if not watched:
+                break
+            descriptors = [one.pidfd for one in watched.values() if one.pidfd >= 0]
+            latest = max(one.until for one in watched.values())
+            select.select(descriptors, [], [], max(0.0, min(pause, latest - now)))
+            pause = min(pause * _LONGER, _LONGEST)
+    finally:
+        for one in watched.values():
+            one.close()
+    return {**statuses, **_noted(supervisor, ended)}
+
+
+def _noted(supervisor: Supervisor, ended: Mapping[str, Status]) -> dict[str, Status]:
+    """Return the statuses of programs that have ended, once the supervisor has noted that (or after ``NOTING``)."""
+    found: dict[str, Status] = {}
+    late, pause = time.monotonic() + NOTING, _FIRST
+    while ended.keys() - found.keys():
+        for service, now in supervisor.observe(ended.keys() - found.keys()).items():
+            if (now.state, now.pid) != ("running", ended[service].pid) or time.monotonic() > late:
+                found[service] = now
+        if ended.keys() - found.keys():
+            if time.monotonic() > late:  # its definition was removed meanwhile
+                break
+            time.sleep(pause)
+            pause = min(pause * _LONGER, _LONGEST)
+    return found

@@ -1,0 +1,100 @@
+"""SPECIFICATION.md: the largest inputs. One of that size is taken, and a larger one is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from support.specification import bound, largest
+
+from netspace import files
+from netspace.attestation.logs import eventlog, ima
+from netspace.errors import NetspaceError
+from netspace.spec import parse
+from netspace.supervision import process
+from netspace.supervision.daemon import protocol
+
+
+def declared(environment: dict[str, Any], name: str = "web") -> str:
+    """Return why a declaration of one environment is refused; empty if it is taken."""
+    try:
+        parse.declaration({"environments": {name: {"image": "tar:/x.tar", "command": ["/x"], **environment}}})
+    except NetspaceError as err:
+        return str(err)
+    return ""
+
+
+def test_largest_name_of_an_environment() -> None:
+    largest("largest.name", lambda size: declared({}, "a" * size))
+
+
+def test_largest_number_of_arguments() -> None:
+    largest("largest.arguments", lambda size: declared({"command": ["/x"] * size}))
+
+
+def test_largest_argument() -> None:
+    largest("largest.argument-bytes", lambda size: declared({"command": ["/x", "a" * size]}))
+
+
+def test_largest_number_of_variables() -> None:
+    largest("largest.variables", lambda size: declared({"env": {f"A{number}": "" for number in range(size)}}))
+
+
+def test_largest_number_of_published_ports() -> None:
+    def refusal(size: int) -> str:
+        ports = [f"{port}:{port}" for port in range(1, size + 1)]
+        return declared({"interface": {"kind": "veth", "publish": ports}})
+
+    largest("largest.published", refusal)
+
+
+def test_largest_settle() -> None:
+    largest("largest.settle", lambda seconds: declared({"settle": seconds}))
+
+
+def test_largest_record(tmp_path: Path) -> None:
+    def refusal(size: int) -> str:
+        path = tmp_path / "record.json"
+        path.write_text(json.dumps({"a": "b" * (size - len('{"a": ""}'))}))
+        assert path.stat().st_size == size
+        try:
+            files.read_json(path)
+        except NetspaceError as err:
+            assert "remove the file and apply again" in str(err)
+            return str(err)
+        return ""
+
+    largest("largest.record-bytes", refusal)
+
+
+def test_largest_number_of_services_in_one_request() -> None:
+    def refusal(size: int) -> str:
+        raw = protocol.render(protocol.Request("start", tuple(f"s{number}" for number in range(size))))
+        try:
+            protocol.parse_request(raw)
+        except ValueError as err:
+            return str(err)
+        return ""
+
+    largest("largest.services", refusal)
+
+
+def test_largest_boot_log() -> None:
+    def refusal(size: int) -> str:
+        try:
+            eventlog.parse(bytes(size))
+        except NetspaceError as err:  # zeros are no log: only the size matters here
+            return str(err) if "at most" in str(err) else ""
+        return ""
+
+    largest("largest.boot-log-bytes", refusal)
+
+
+def test_largest_list_of_ima() -> None:
+    most = bound("largest.ima-list-bytes")
+    assert most == ima.MAX_LIST  # a trial would take some hundred megabytes
+
+
+def test_largest_number_of_threads_whose_sleep_is_looked_at() -> None:
+    assert bound("largest.threads") == process.MOST_ASLEEP  # tests/unit/supervision/test_asleep.py tries more
