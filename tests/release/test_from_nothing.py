@@ -33,6 +33,8 @@ netspace:
   links:
     - {from: web, to: orders, pattern: request}
 """
+# With what Debian's installer puts on every machine, and the machine here calls: iproute2.
+INCLUDED = "systemd,systemd-sysv,dbus,iproute2"
 # Fetches what the packages depend on into the root's own cache, and installs nothing.
 FETCH = 'chroot "$1" sh -c "apt-get -q -y --download-only --no-install-recommends install /srv/*.deb && rm /srv/*.deb"'
 
@@ -43,13 +45,13 @@ def fresh(packages: list[Path]) -> Path:
     if shutil.which("mmdebstrap") is None:
         pytest.skip("mmdebstrap is not installed")
     control = (checkout.ROOT / "debian/control").read_bytes()
-    root = CACHE / hashlib.sha256(control + FETCH.encode()).hexdigest()[:16]
+    root = CACHE / hashlib.sha256(control + f"{INCLUDED}{FETCH}".encode()).hexdigest()[:16]
     if root.exists():
         return root
     shutil.rmtree(CACHE, ignore_errors=True)
     CACHE.mkdir(parents=True)
     made = CACHE / "new"
-    command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,nftables"]
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={INCLUDED}"]
     command += [f"--customize-hook=copy-in {package} /srv" for package in packages]
     command += [f"--customize-hook={FETCH}", "--skip=cleanup/apt", "--skip=output/dev", "trixie", str(made)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
