@@ -24,7 +24,6 @@ import io
 import json
 import os
 import pwd
-import re
 import shutil
 import stat
 import tarfile
@@ -35,7 +34,7 @@ from typing import IO, Any
 from netspace import files, paths
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import node
+from netspace.link.broker import node, plugin
 from netspace.link.record import read
 from netspace.link.topology import names
 from netspace.spec.types import LocalBroker
@@ -55,7 +54,6 @@ RESERVE = 256 * 1024**2
 _FORMER = "former.json"
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
-_VERSION = re.compile(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)")
 
 
 def save(layout: Layout, supervisor: Supervisor, target: Path, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -363,8 +361,7 @@ def _member(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
 
 
 def _installed() -> list[int]:
-    found = [_VERSION.fullmatch(path.name) for path in Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*")]
-    return max(([int(part) for part in one.groups()] for one in found if one), default=[])
+    return list(plugin.server())
 
 
 # -- reading one -------------------------------------------------------------------
