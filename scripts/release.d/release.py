@@ -139,6 +139,7 @@ def pack_again(sdist: Path, time: int) -> None:
 
 def build(out: Path, time: int, *, debian: bool) -> None:
     """Make all files of the release in *out*, which is empty."""
+    os.umask(0o022)  # a wheel has the modes of the files that it is made from
     variables = {"SOURCE_DATE_EPOCH": str(time), "PYTHONHASHSEED": "0"}
     with tempfile.TemporaryDirectory(prefix="netspace-release-", dir=ROOT / ".cache") as folder:
         source = Path(folder) / "netspace"
