@@ -26,5 +26,5 @@ setup(
         *(f"netspace.resources.netspace.{kind}" for kind in OVERLAYS),
         SLS,
     ],
-    package_data={SLS: ["netspace/*.sls", "netspace/*.yaml"]},
+    package_data={SLS: ["netspace/*.sls", "netspace/*.jinja", "netspace/*.yaml"]},
 )

@@ -41,7 +41,7 @@ REQUIREMENTS = {
     "dns": "dnspython>=2.3",
     "jeepney": "jeepney>=0.8",
     # joserfc 1.6 demands a newer cryptography than that of Salt's own packages with Python 3.10 (3006, 3007).
-    "joserfc": "joserfc>=1.3.5,<2" if sys.version_info >= (3, 11) else "joserfc>=1.3.5,<1.6",
+    "joserfc": "joserfc>=1.1,<2" if sys.version_info >= (3, 11) else "joserfc>=1.1,<1.6",
     "msgspec": "msgspec>=0.18",
     "pyroute2": "pyroute2>=0.7.7",
 }

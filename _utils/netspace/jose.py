@@ -101,10 +101,11 @@ def jwk(key: EllipticCurvePublicKey) -> dict[str, str]:
 
 
 def thumbprint(key: Mapping[str, str]) -> str:
-    """Return the thumbprint of a JWK (RFC 7638), which identifies a pinned key."""
-    from joserfc.jwk import thumbprint
+    """Return the thumbprint of a JWK (RFC 7638), which identifies a pinned key.
 
-    return thumbprint({name: key[name] for name in ("crv", "kty", "x", "y")})
+    :raises Unreadable: *key* is no point on P-256.
+    """
+    return _key(key["x"], key["y"]).thumbprint()
 
 
 def parse_jwk(data: Any) -> dict[str, str]:

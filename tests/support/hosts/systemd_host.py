@@ -84,7 +84,7 @@ exec unshare --cgroup --pid --ipc --uts --net --mount --fork --kill-child --prop
 INNER = r"""
 set -eu
 disk=$1 root=$1/root
-mount -t overlay -o "lowerdir=/,upperdir=$disk/upper,workdir=$disk/work" root "$root"
+mount -t overlay -o "lowerdir=$NETSPACE_LOWER,upperdir=$disk/upper,workdir=$disk/work" root "$root"
 for folder in /tmp; do [ -d "$folder" ] && mount --rbind "$folder" "$root$folder"; done
 mkdir -p "$root/var/lib/netspace" "$root/var/log/netspace"
 mount --bind "$disk/var/lib/netspace" "$root/var/lib/netspace"
@@ -136,10 +136,11 @@ class SystemdHost:
 
     :param disk: folder for the machine's writes, which survives :meth:`reboot`. Its file system must suit an overlay's
         upper layer (ext4, xfs, tmpfs; not an overlay).
+    :param base: the root that the machine sees and never changes; by default the real one.
     """
 
-    def __init__(self, disk: Path) -> None:
-        self.disk = disk
+    def __init__(self, disk: Path, base: Path = Path("/")) -> None:
+        self.disk, self.base = disk, base
         self.cgroup = f"systemd-host-{os.getpid()}-{id(self):x}"
         self.pid = 0
         self._unshare: subprocess.Popen[bytes] | None = None
@@ -173,6 +174,7 @@ class SystemdHost:
             self._unshare = subprocess.Popen(
                 # Whoever tests may be killed: then the machine goes with it.
                 ["setpriv", "--pdeathsig", "KILL", "bash", "-c", OUTER, "outer", str(self.disk), self.cgroup, INNER],
+                env={**os.environ, "NETSPACE_LOWER": str(self.base)},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,

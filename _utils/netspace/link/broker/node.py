@@ -353,6 +353,7 @@ def start(
         (the error contains the end of its log).
     """
     available()
+    plugin.check_server(plugin.server())
     status = supervisor.observe().get(NODE)
     if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)
@@ -381,8 +382,7 @@ def wait(
 
     :raises NetspaceError: the node ended, or *seconds* have passed; the error contains the end of its log.
     """
-    begun = time.monotonic()
-    said = 0.0
+    begun, said = time.monotonic(), 0.0
     with management(layout, spec, timeout=5.0) as api:
         while True:
             try:

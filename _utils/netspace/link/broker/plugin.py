@@ -28,6 +28,7 @@ RabbitMQ's package depends.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -44,6 +45,15 @@ NAME = "netspace_guard"
 COMPILER = Path("/usr/bin/erlc")
 ENTRIES = 64
 """Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
+
+SERVERS = Path("/usr/lib/rabbitmq/lib")
+UNKNOWN = (4, 3)
+"""The first RabbitMQ that the plugin does not know.
+
+Its parser of AMQP 1.0 has another function (``peek``), and tells a message of a client by another option
+(``{server_mode, _}``), so the plugin would take such a message for one of the broker's own and check it less. The
+plugin itself ends that node while it starts; :func:`check_server` says so before a node is stopped.
+"""
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
@@ -281,6 +291,27 @@ def sources() -> Mapping[str, str]:
         f"{mapper.MODULE}.erl": mapper.SOURCE,
         f"{NAME}.app": _APPLICATION,
     }
+
+
+def server(folder: Path = SERVERS) -> tuple[int, ...]:
+    """Return the version of the newest RabbitMQ that is installed; empty: none is."""
+    found = [
+        re.fullmatch(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)", path.name) for path in folder.glob("rabbitmq_server-*")
+    ]
+    return max((tuple(int(part) for part in one.groups()) for one in found if one), default=())
+
+
+def check_server(version: tuple[int, ...]) -> None:
+    """Check that the plugin knows this *version* of RabbitMQ.
+
+    :raises NetspaceError: it does not, so the node can't be started.
+    """
+    if version >= UNKNOWN:
+        shown = ".".join(map(str, version))
+        raise NetspaceError(
+            f"RabbitMQ {shown}: netspace's guard within the broker doesn't know this version, so the broker isn't "
+            "started; install RabbitMQ 4.0 (Debian 13 has it)"
+        )
 
 
 def place(folder: Path) -> Path:

@@ -20,7 +20,6 @@ import io
 import json
 import os
 import pwd
-import re
 import shutil
 import stat
 import tarfile
@@ -31,7 +30,7 @@ from typing import IO, Any
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import node
+from netspace.link.broker import node, plugin
 from netspace.link.topology import names
 
 ABOUT = "about.json"
@@ -44,8 +43,6 @@ MAX_MEMBERS = 200_000
 MAX_DEPTH = 32  # levels of nested folders; each takes a descriptor
 RESERVE = 256 * 1024**2
 """Bytes that stay free on the disk: with less than 200 MB, the broker accepts no messages."""
-
-_VERSION = re.compile(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)")
 
 
 @contextlib.contextmanager
@@ -183,8 +180,7 @@ def _member(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
 
 
 def _installed() -> list[int]:
-    found = [_VERSION.fullmatch(path.name) for path in Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*")]
-    return max(([int(part) for part in one.groups()] for one in found if one), default=[])
+    return list(plugin.server())
 
 
 # -- reading one -------------------------------------------------------------------

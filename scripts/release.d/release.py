@@ -1,0 +1,249 @@
+"""Make the files of a release and check them; see scripts/release.
+
+It never uploads, tags or commits. What it builds is a copy of the tracked files, with fixed modes and times, so neither
+the umask of a checkout nor a file that lies around gets into a release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+#: By name: the folder of its pyproject.toml.
+DISTRIBUTIONS = {"netspace": ".", "netspace-client": "client"}
+#: Files with addresses of the project itself.
+ADDRESSES = ("pyproject.toml", "client/pyproject.toml", "SECURITY.md", "CODE_OF_CONDUCT.md", "debian/control")
+#: pyroma's highest score.
+PERFECT = 10
+
+
+class Refused(Exception):
+    """A release that must not be made; the message says why."""
+
+
+def run(*command: str | Path, cwd: Path = ROOT, variables: Mapping[str, str] | None = None) -> str:
+    """Run a program; return what it prints.
+
+    :raises Refused: it fails.
+    """
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**os.environ, **(variables or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise Refused(f"{' '.join(map(str, command[:4]))}: exit {done.returncode}\n{done.stdout[-4000:]}")
+    return done.stdout
+
+
+# -- what fits together ----------------------------------------------------------------------------
+def versions(root: Path) -> dict[str, str]:
+    """Return the version by each place that has one.
+
+    The library's own line rules: Salt copies it to minions without git and without metadata of a package, so a version
+    that is made from tags when a wheel is built would be absent there.
+
+    :raises Refused: the places differ.
+    """
+    places = {
+        "_utils/netspace/__init__.py": r'^__version__ = "(.+)"$',
+        "client/pyproject.toml": r'^version = "(.+)"$',
+        "debian/changelog": r"^netspace \((.+?)(?:-\d+)?\) ",
+    }
+    found = {}
+    for name, pattern in places.items():
+        match = re.search(pattern, (root / name).read_text(), re.MULTILINE)
+        if match is None:
+            raise Refused(f"{name}: has no version; expected a line like {pattern}")
+        found[name] = match[1]
+    if len(set(found.values())) > 1:
+        raise Refused(f"version: differs: {found}; set all three to the same")
+    return found
+
+
+def tagged(root: Path, tags: Sequence[str]) -> list[str]:
+    """Return what is wrong with the version tags *tags* of this commit.
+
+    Without a tag nothing is: what is built is for tests then.
+    """
+    if not tags:
+        return []
+    version = versions(root)["_utils/netspace/__init__.py"]
+    problems = [
+        f"tag {tag}: the version is {version}; tag this commit v{version}" for tag in tags if tag != f"v{version}"
+    ]
+    heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
+    if not re.search(heading, (root / "CHANGELOG.md").read_text(), re.MULTILINE):
+        problems.append(f"CHANGELOG.md: has no heading '## [{version}] - YYYY-MM-DD'; name what is unreleased so")
+    for name in ADDRESSES:
+        if "example.org" in (root / name).read_text():
+            problems.append(f"{name}: names example.org; set the project's addresses")
+    return problems
+
+
+# -- building --------------------------------------------------------------------------------------
+def copy(target: Path) -> None:
+    """Copy the tracked files, as they stand now, to *target*, with modes that the checkout's umask doesn't change."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
+    for name in sorted(names.decode().split("\0")):
+        source, made = ROOT / name, target / name
+        if not name or not os.path.lexists(source):
+            continue
+        made.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        if source.is_symlink():
+            made.symlink_to(os.readlink(source))
+            continue
+        shutil.copyfile(source, made)
+        made.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+
+
+def pack_again(sdist: Path, time: int) -> None:
+    """Replace *sdist* by one with the same members, sorted, of nobody, and all of one time.
+
+    setuptools writes the builder's name and the present time into it; no setting keeps it from that.
+
+    :param time: seconds since the epoch.
+    """
+    made = sdist.with_suffix(".new")
+    with (
+        tarfile.open(sdist) as old,
+        made.open("wb") as raw,
+        gzip.GzipFile("", "wb", mtime=time, fileobj=raw) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in sorted(old.getmembers(), key=lambda one: one.name):
+            member.mtime, member.uid, member.gid, member.uname, member.gname = time, 0, 0, "", ""
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            member.pax_headers = {}
+            new.addfile(member, old.extractfile(member) if member.isreg() else None)
+    made.replace(sdist)
+
+
+def build(out: Path, time: int, *, debian: bool) -> None:
+    """Make all files of the release in *out*, which is empty."""
+    os.umask(0o022)  # a wheel has the modes of the files that it is made from
+    variables = {"SOURCE_DATE_EPOCH": str(time), "PYTHONHASHSEED": "0"}
+    with tempfile.TemporaryDirectory(prefix="netspace-release-", dir=ROOT / ".cache") as folder:
+        source = Path(folder) / "netspace"
+        copy(source)
+        for name in DISTRIBUTIONS.values():
+            run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source / name, variables=variables)
+        for sdist in out.glob("*.tar.gz"):
+            pack_again(sdist, time)
+        for wheel in sorted(out.glob("*.whl")):
+            bill_of_materials(wheel, Path(folder) / wheel.stem, out)
+        if debian:
+            clean = Path(folder) / "debian-source" / "netspace"
+            copy(clean)
+            package(clean, out)
+
+
+def bill_of_materials(wheel: Path, folder: Path, out: Path) -> None:
+    """Install *wheel* into a venv of its own, and write what is in there as CycloneDX."""
+    venv.create(folder, with_pip=False, clear=True)
+    python = folder / "bin/python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
+    run(*pip, "install", "--quiet", "--no-input", "--no-compile", wheel)
+    if wheel.name.startswith("netspace-"):
+        run(python, "-I", "-m", "netspace", "file-root")
+    name = wheel.name.split("-py3")[0].replace("_", "-")
+    made = out / f"{name}.cdx.json"
+    project = ROOT / DISTRIBUTIONS[name.rsplit("-", 1)[0]] / "pyproject.toml"
+    run(BIN / "cyclonedx-py", "environment", "--output-reproducible", "--sv", "1.6", "--pyproject", project,
+        "--mc-type", "library", "--of", "JSON", "-o", made, python)  # fmt: skip
+    document = json.loads(made.read_text())
+    # Where pip found the wheel is a path of this machine, and its time that of the build.
+    for component in document["components"]:
+        component.pop("externalReferences", None)
+    made.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def package(source: Path, out: Path) -> None:
+    """Build the Debian package of *source* into *out*."""
+    run("dpkg-buildpackage", "--build=binary", "--no-sign", "--no-check-builddeps", cwd=source,
+        variables={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})  # fmt: skip
+    for made in source.parent.glob("*.deb"):
+        shutil.copy(made, out / made.name)
+
+
+# -- checking --------------------------------------------------------------------------------------
+def check(out: Path) -> None:
+    """Have the field's tools look at the files in *out*.
+
+    :raises Refused: one of them finds something.
+    """
+    wheels, sdists = sorted(out.glob("*.whl")), sorted(out.glob("*.tar.gz"))
+    run(BIN / "twine", "check", "--strict", *wheels, *sdists)
+    run(BIN / "check-wheel-contents", *wheels)
+    for sdist in sdists:
+        said = run(BIN / "pyroma", "--min", str(PERFECT), sdist)
+        print(f"{sdist.name}: pyroma {re.search(r'Final rating: *(.*)', said)[1]}")  # type: ignore[index]
+
+
+def sums(out: Path) -> dict[str, str]:
+    """Return the sha256 of each file in *out* by its name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+
+
+def release(out: Path, *, twice: bool, debian: bool) -> None:
+    """Make the files, check them, and write SHA256SUMS.
+
+    :raises Refused: something does not fit, or the second time gives other bytes.
+    """
+    versions(ROOT)
+    tags = run("git", "tag", "--points-at", "HEAD", "--list", "v*").split()
+    if problems := tagged(ROOT, tags):
+        raise Refused("\n".join(problems))
+    time = int(run("git", "log", "-1", "--format=%ct"))
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    build(out, time, debian=debian)
+    check(out)
+    made = sums(out)
+    if twice:
+        with tempfile.TemporaryDirectory(prefix="netspace-again-", dir="/var/tmp") as folder:
+            os.umask(0o077)
+            build(Path(folder), time, debian=debian)
+            again = sums(Path(folder))
+        differing = [name for name in made.keys() | again.keys() if made.get(name) != again.get(name)]
+        if differing:
+            raise Refused(f"not reproducible: {', '.join(sorted(differing))}")
+        print(f"{len(made)} files: equal bytes when they are made again")
+    (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in made.items()))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/release", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / ".cache/dist")
+    parser.add_argument("--twice", action="store_true")
+    parser.add_argument("--deb", action="store_true")
+    options = parser.parse_args()
+    try:
+        release(options.out.resolve(), twice=options.twice, debian=options.deb)
+    except Refused as err:
+        print(f"release: {err}", file=sys.stderr)
+        return 1
+    print(*sorted(path.name for path in options.out.iterdir()), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The content of wheels, sdists and bills of materials."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from support import checkout
+
+from netspace import REQUIREMENTS, __version__
+
+
+def wheel(dist: Path, name: str) -> zipfile.ZipFile:
+    (found,) = dist.glob(f"{name}-*.whl")
+    return zipfile.ZipFile(found)
+
+
+def test_wheel_holds_library_plugins_and_sls(dist: Path) -> None:
+    held = {name for name in wheel(dist, "netspace").namelist() if ".dist-info/" not in name}
+    library, root = checkout.ROOT / "_utils", checkout.ROOT
+    wanted = {str(path.relative_to(library)) for path in library.rglob("*.py")}
+    for folder in checkout.PLUGIN_FOLDERS:
+        plugins = [path for path in (root / folder).rglob("*.py") if path.name != "__init__.py"]
+        wanted |= {f"netspace/{folder[1:]}/{path.relative_to(root / folder)}" for path in plugins}
+    wanted |= {f"netspace/sls/netspace/{path.name}" for path in (root / "states/netspace").iterdir()}
+    assert wanted - held == set()
+    strange = {name for name in held - wanted if not name.endswith("/__init__.py")}
+    assert strange == set()
+
+
+@pytest.mark.parametrize("name", ["netspace", "netspace_client"])
+def test_wheel_names_version_licence_and_addresses(dist: Path, name: str) -> None:
+    archive = wheel(dist, name)
+    info = f"{name}-{__version__}.dist-info"
+    said = archive.read(f"{info}/METADATA").decode()
+    assert re.search(rf"^Version: {re.escape(__version__)}$", said, re.MULTILINE)
+    assert "License-Expression: Apache-2.0" in said
+    assert len(re.findall("^Project-URL: ", said, re.MULTILINE)) == 4
+    assert f"{info}/licenses/LICENSE" in archive.namelist()
+
+
+def test_wheel_tells_salt_of_its_plugins(dist: Path) -> None:
+    said = wheel(dist, "netspace").read(f"netspace-{__version__}.dist-info/entry_points.txt").decode()
+    assert said.split("\n")[:2] == ["[salt.loader]", "netspace = netspace:loader_dirs"]
+
+
+@pytest.mark.parametrize("name", ["netspace", "netspace_client"])
+def test_sdist_holds_nothing_of_the_builder(dist: Path, name: str) -> None:
+    with tarfile.open(dist / f"{name}-{__version__}.tar.gz") as archive:
+        members = archive.getmembers()
+    assert {(one.uid, one.gid, one.uname, one.gname) for one in members} == {(0, 0, "", "")}
+    assert len({one.mtime for one in members}) == 1
+    assert {one.mode for one in members} <= {0o644, 0o755}
+    assert [one.name for one in members] == sorted(one.name for one in members)
+
+
+def test_sdist_holds_docs_and_changelog(dist: Path) -> None:
+    with tarfile.open(dist / f"netspace-{__version__}.tar.gz") as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"CHANGELOG.md", "SECURITY.md", "pillar.example", "docs/conf.py", "contrib/ansible/netspace.py"} <= held
+    assert not {name for name in held if "__pycache__" in name or name.startswith(("docs/_build", ".cache", ".venv"))}
+
+
+def test_bill_of_materials_names_each_dependency(dist: Path) -> None:
+    document = json.loads((dist / f"netspace-{__version__}.cdx.json").read_text())
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    named = {one["name"]: one["version"] for one in document["components"]}
+    assert REQUIREMENTS.keys() <= named.keys() and all(named.values())
+    assert str(checkout.ROOT) not in json.dumps(document)
+
+
+def test_sums_name_each_file(dist: Path) -> None:
+    named = {line.split("  ")[1] for line in (dist / "SHA256SUMS").read_text().splitlines()}
+    assert named == {path.name for path in dist.iterdir()} - {"SHA256SUMS"}

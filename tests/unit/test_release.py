@@ -1,0 +1,94 @@
+"""A release: one version everywhere, tags that fit, and packages that name what is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from netspace import REQUIREMENTS, __version__
+
+ROOT = Path(__file__).parents[2]
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("release_script", ROOT / "scripts/release.d/release.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+release = load()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return the files of this checkout that name a version, and a changelog with a heading for it."""
+    for name in {"_utils/netspace/__init__.py", "debian/changelog", *release.ADDRESSES}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text().replace("example.org", "netspace.test"))
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [{__version__}] - 2026-12-01\n")
+    return tmp_path
+
+
+def test_version_is_the_same_in_each_place() -> None:
+    assert set(release.versions(ROOT).values()) == {__version__}
+
+
+def test_version_that_differs_is_refused_by_place(tree: Path) -> None:
+    path = tree / "client/pyproject.toml"
+    path.write_text(path.read_text().replace(f'version = "{__version__}"', 'version = "9.9.9"'))
+    with pytest.raises(release.Refused, match=r"version: differs: .*'client/pyproject.toml': '9\.9\.9'"):
+        release.versions(tree)
+
+
+def test_tag_that_fits_is_accepted(tree: Path) -> None:
+    assert release.tagged(tree, [f"v{__version__}"]) == []
+    assert release.tagged(tree, []) == []
+
+
+def test_tag_of_another_version_is_refused(tree: Path) -> None:
+    assert release.tagged(tree, ["v9.9.9"]) == [
+        f"tag v9.9.9: the version is {__version__}; tag this commit v{__version__}"
+    ]
+
+
+def test_tag_without_a_heading_in_the_changelog_is_refused(tree: Path) -> None:
+    (tree / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n")
+    (problem,) = release.tagged(tree, [f"v{__version__}"])
+    assert problem.startswith("CHANGELOG.md: has no heading")
+
+
+def test_tag_with_example_addresses_is_refused(tree: Path) -> None:
+    (tree / "pyproject.toml").write_text('Homepage = "https://git.example.org/netspace"\n')
+    assert release.tagged(tree, [f"v{__version__}"]) == [
+        "pyproject.toml: names example.org; set the project's addresses"
+    ]
+
+
+# -- the Debian package ----------------------------------------------------------------------------
+def dependencies(package: str) -> dict[str, str]:
+    """Return what a package of debian/control depends on, with the version."""
+    text = (ROOT / "debian/control").read_text()
+    (stanza,) = [part for part in text.split("\n\n") if part.startswith(f"Package: {package}\n")]
+    field = re.search(r"^Depends:\n((?: .*\n)+)", stanza, re.MULTILINE)
+    assert field is not None
+    return {line.split()[0].rstrip(","): line.strip().rstrip(",") for line in field[1].splitlines()}
+
+
+def test_debian_package_depends_on_what_a_host_needs() -> None:
+    host = yaml.safe_load((ROOT / "states/netspace/packages.yaml").read_text())["host"]
+    assert set(host) <= dependencies("netspace").keys()
+
+
+def test_debian_library_depends_on_the_requirements() -> None:
+    named = dependencies("python3-netspace")
+    for name, requirement in REQUIREMENTS.items():
+        least = re.search(r">=([\d.]+)", requirement)
+        assert least is not None
+        assert named[f"python3-{name}"] == f"python3-{name} (>= {least[1]})"
