@@ -4,7 +4,7 @@
 
 Each part has a Salt of its own and, but for unit tests, which need no root, a host of its own (scripts/sandbox).
 What it writes is shown when it ends.
-Machines take a third of all processor time, so beside other folders only a third of their parts run, by turns from day
+Machines take a third of all processor time, so beside other folders only a fourth of their parts run, by turns from day
 to day; all of them alone (scripts/test vm), or with NETSPACE_MACHINES=all.
 Exits with 1 if one failed; its last line names those.
 """
@@ -35,7 +35,7 @@ PARTS = {
     "functional": {
         "links-afar": [
             f"tests/functional/link/test_link_{what}.py"
-            for what in ("remote", "buffered", "shared", "sealed_hosts", "renaming")
+            for what in ("remote", "remote_memory", "buffered", "shared", "sealed_hosts", "renaming")
         ],
         "host-killed": [f"tests/functional/host/test_host_{what}.py" for what in ("faults", "crash")],
         "host": ["tests/functional/host"],
@@ -71,7 +71,7 @@ MADE = {
 }
 
 # Parts of machines: those in one place run on one day, those in the next on the next.
-TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds", "vm"))
+TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds",), ("vm",))
 
 
 def command(paths: list[str], others: list[str]) -> list[str]:

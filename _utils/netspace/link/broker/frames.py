@@ -108,12 +108,14 @@ parse_many(Bytes, [server_mode] = Options) ->
     Sections = netspace_guard_parser:parse_many(Bytes, Options),
     netspace_guard_sections:carried(Sections),
     Sections;
-parse_many(Bytes, Options) ->
+parse_many(Bytes, [] = Options) ->
     %% A value takes a byte at least: their number is bounded by the message's size.
     try netspace_guard_bounds:values(Bytes, @DEPTH@ + 1, byte_size(Bytes))
     catch throw:{unbounded, Why} -> refuse(<<"amqp:decode-error">>, Why)
     end,
-    netspace_guard_parser:parse_many(Bytes, Options).
+    netspace_guard_parser:parse_many(Bytes, Options);
+%% Another RabbitMQ may tell a client's message by another option: unchecked, it must not get through.
+parse_many(_, _) -> refuse(<<"amqp:internal-error">>, "a message by an option of the parser that the guard lacks").
 
 behind(Bytes, Levels, Parts) ->
     try netspace_guard_bounds:value(Bytes, Levels, Parts)

@@ -51,8 +51,8 @@ UNKNOWN = (4, 3)
 """The first RabbitMQ that the plugin does not know.
 
 Its parser of AMQP 1.0 has another function (``peek``), and tells a message of a client by another option
-(``{server_mode, _}``), so the plugin would take such a message for one of the broker's own and check it less. The
-plugin itself ends that node while it starts; :func:`check_server` says so before a node is stopped.
+(``{server_mode, _}``), which the plugin refuses. The plugin itself ends that node while it starts;
+:func:`check_server` says so before a node is stopped.
 """
 
 _APPLICATION = """{application, netspace_guard, [
