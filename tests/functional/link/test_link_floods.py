@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pika
 import pytest
-from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker, NackError
 from support.links import amqp1, hostile
 from support.waiting import until
 
@@ -31,7 +31,8 @@ pytestmark = pytest.mark.root
 ASK = Link(source="web", target="orders", pattern="request")
 OTHER = Link(source="web", target="audit")
 TELL = Link(source="orders", target="audit")
-LINKS = (ASK, OTHER, TELL)
+QUICK = Link(source="audit", target="web", durable=False)
+LINKS = (ASK, OTHER, TELL, QUICK)
 MEMORY = 400_000_000  # what the broker may have here, so that filling it takes seconds
 PATIENCE = 60.0
 TIMES = 2.0
@@ -126,6 +127,45 @@ def test_who_has_the_broker_keep_too_much_is_cut_off_and_nobody_else_is_stopped(
             assert time.monotonic() < deadline, f"it goes on: {said}"
     # By AMQP 1.0 it writes without a look at what it is told, and may find the connection gone.
     assert attack.endswith("amqp_1") or any("keep too much" in one for one in said)
+    neighbour.pause()
+    assert neighbour.blocked == [], "the memory alarm never stopped it"
+    assert cut_offs(host, "orders") == 0
+
+
+@pytest.mark.exhaustion
+def test_reader_that_keeps_memory_unacknowledged_is_cut_off(host, neighbour):
+    """Two conspire: one sends through memory, the other takes all of it and acknowledges nothing."""
+    over = threading.Event()
+    lane, exchange = host.links.called.queue(QUICK), host.n("link.audit.web")
+
+    def take() -> None:
+        while not over.is_set():
+            with contextlib.suppress(AMQPError), host.client("web") as channel:
+                channel.basic_consume(lane, lambda *_: None)
+                while not over.is_set():
+                    channel.connection.process_data_events(0.1)
+
+    def pour() -> None:
+        body = b"x" * (MESSAGE_SIZE - 4096)
+        while not over.is_set():
+            with contextlib.suppress(AMQPError), host.client("audit") as channel:
+                while not over.is_set():
+                    with contextlib.suppress(NackError):
+                        channel.basic_publish(exchange, "", body, mandatory=True)
+
+    before = cut_offs(host, "web")
+    threads = [threading.Thread(target=work, daemon=True) for work in (take, pour)]
+    try:
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 3 * PATIENCE
+        while cut_offs(host, "web") < before + 3:
+            neighbour.pause()
+            assert time.monotonic() < deadline, "it goes on"
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(PATIENCE)
     neighbour.pause()
     assert neighbour.blocked == [], "the memory alarm never stopped it"
     assert cut_offs(host, "orders") == 0

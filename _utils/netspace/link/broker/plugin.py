@@ -180,26 +180,54 @@ memory(State = #{vain := Vain, ending := Ending}) ->
         %% Where nobody's connections are to blame, it is looked closely again once there is more.
         true when Used < Vain + ?LEAST -> State;
         true ->
-            case lists:reverse(lists:keysort(2, maps:to_list(held(Ending)))) of
+            Owners = owners(Ending),
+            Taken = taken(Owners),
+            case lists:reverse(lists:keysort(2, maps:to_list(held(Owners, Taken)))) of
                 [{User, Bytes} | _] when Bytes > ?LEAST ->
-                    cut(User, <<"has the broker keep too much for it">>, State);
+                    Queues = [Queue || {Whose, Queue, _} <- Taken, Whose =:= User],
+                    cut(User, <<"has the broker keep too much for it">>, Queues, State);
                 _ -> State#{vain := Used}
             end
     end.
 
-%% Bytes that the processes of each account's connections hold, but for those that are being ended.
-held(Ending) ->
-    Owners = maps:from_list(
+%% The supervisor of each connection, but for those that are being ended, and its account.
+owners(Ending) ->
+    maps:from_list(
         [{Supervisor, User} || {User, Reader, _} <- connections(), not is_map_key(Reader, Ending), is_environment(User),
-                               Supervisor <- lists:sublist(ancestors(Reader), 1)]),
-    lists:foldl(fun(Process, Sum) -> weigh(Process, Owners, Sum) end, #{}, processes()).
+                               Supervisor <- lists:sublist(ancestors(Reader), 1)]).
+
+%% Bytes that the processes of each account's connections hold, and those that queues in memory hold for it.
+held(Owners, Taken) ->
+    Own = [{User, size_of(Process)} || Process <- processes(), User <- [owner(Process, Owners)], User =/= nobody],
+    lists:foldl(fun({User, Bytes}, Sum) -> Sum#{User => maps:get(User, Sum, 0) + Bytes} end, #{},
+                Own ++ [{User, Bytes} || {User, _, Bytes} <- Taken]).
 
 %% All processes of a connection have its supervisor in common.
-weigh(Process, Owners, Sum) ->
+owner(Process, Owners) ->
     case [maps:get(One, Owners) || One <- ancestors(Process), is_map_key(One, Owners)] of
-        [User | _] -> Sum#{User => maps:get(User, Sum, 0) + size_of(Process)};
-        [] -> Sum
+        [User | _] -> User;
+        [] -> nobody
     end.
+
+%% Queues in memory that hold much, and the account that reads them. What it has taken and not acknowledged counts for
+%% no bound of the queue. A queue's process keeps an entry for each channel that took something of it.
+taken(Owners) ->
+    [{User, Queue, Bytes} || Queue <- rabbit_amqqueue:list_by_type(rabbit_classic_queue),
+                             Process <- [amqqueue:get_pid(Queue)], is_pid(Process),
+                             Bytes <- [size_of(Process)], Bytes > ?LEAST,
+                             User <- lists:sublist(readers(Process, Owners), 1)].
+
+readers(Process, Owners) ->
+    case process_info(Process, dictionary) of
+        {dictionary, Kept} ->
+            [User || {{ch, Channel}, _} <- Kept, User <- [owner(Channel, Owners)], User =/= nobody];
+        undefined -> []
+    end.
+
+%% What comes back to a queue when its reader is cut off is given up: else the reader takes it again, and more with it.
+empty(Queues) ->
+    [begin timer:sleep(Wait), [catch rabbit_amqqueue:purge(Queue) || Queue <- Queues] end
+     || Queues =/= [], Wait <- [0, 500]].
 
 connections() ->
     [{element(11, One), element(6, One), element(5, One)} || One <- rabbit_connection_tracking:list_on_node(node())].
@@ -220,7 +248,7 @@ size_of(Process) ->
 bound(Made = #{user_who_performed_action := User}, State) ->
     case is_environment(User) andalso
         length(rabbit_binding:list_for_destination(destination(Made))) > @ANSWERS@ + 1 of  % one is the queue's own
-        true -> cut(User, <<"binds more than @ANSWERS@ answers">>, undo(Made, State));
+        true -> cut(User, <<"binds more than @ANSWERS@ answers">>, [], undo(Made, State));
         false -> State
     end.
 
@@ -232,13 +260,14 @@ undo(Made = #{vhost := VHost, source_name := Source, routing_key := Key, argumen
 destination(#{vhost := VHost, destination_kind := Kind, destination_name := Name}) -> rabbit_misc:r(VHost, Kind, Name).
 
 %% -- cutting off ---------------------------------------------------------------
-cut(User, Why, State = #{ending := Ending, told := Told}) ->
+cut(User, Why, Queues, State = #{ending := Ending, told := Told}) ->
     case [{One, Name} || {Whose, One, Name} <- connections(), Whose =:= User, not is_map_key(One, Ending)] of
         [] -> State;
         Chosen ->
             rabbit_log:warning("netspace: ~ts is cut off: it ~ts", [User, Why]),
             Guard = self(),
-            [spawn(fun() -> close(Reader, Name, Why), Guard ! {ended, Reader} end) || {Reader, Name} <- Chosen],
+            [spawn(fun() -> close(Reader, Name, Why), empty(Queues), Guard ! {ended, Reader} end)
+             || {Reader, Name} <- Chosen],
             #{<<"times">> := Times} = maps:get(User, Told, #{<<"times">> => 0}),
             Entry = #{<<"why">> => Why, <<"times">> => Times + 1, <<"at">> => erlang:system_time(second)},
             Gone = maps:from_keys([Reader || {Reader, _} <- Chosen], true),
