@@ -74,7 +74,8 @@ def discover(opts: dict[str, Any]) -> list[str]:
     """
     Return the ids of this minion's targets: the environments that were applied with ``target: true`` and shall run.
 
-    The function also patches the minion, so that a target runs only jobs that name it (``netspace.addressing``).
+    The function also patches the minion, so that a target runs only jobs that name it
+    (``netspace.host.salt_addressing``).
     """
     from salt.minion import Minion
 

@@ -20,7 +20,7 @@ from netspace.environment import record as records
 from netspace.environment import services
 from netspace.environment.container import apparmor, cgroups, oci_config, seccomp, unikernel
 from netspace.environment.container import oci_runtime as runtime
-from netspace.environment.container.seccomp_profile import Profile
+from netspace.environment.container.seccomp_file import Profile
 from netspace.environment.images import Image, Store, copies
 from netspace.environment.observe import assembled, own_disks
 from netspace.environment.record import Record

@@ -15,7 +15,7 @@ from netspace import files
 from netspace.environment import claims, images
 from netspace.environment import record as records
 from netspace.environment.container import apparmor, unikernel
-from netspace.environment.container.seccomp_profile import Profile
+from netspace.environment.container.seccomp_file import Profile
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.record import Failed, Previous, Record, RunState
 from netspace.environment.runtimes import USUAL, Runtime

@@ -16,7 +16,7 @@ import msgspec
 
 from netspace import files
 from netspace.environment import runtimes
-from netspace.environment.container.seccomp_profile import Profile
+from netspace.environment.container.seccomp_file import Profile
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.runtimes import USUAL, Runtime

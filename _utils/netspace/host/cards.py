@@ -14,7 +14,7 @@ from netspace.spec import trust
 from netspace.spec.types import Declaration, Environment, Link
 
 if TYPE_CHECKING:
-    from netspace.environment.container.seccomp_profile import Profile
+    from netspace.environment.container.seccomp_file import Profile
     from netspace.environment.plan import DesiredEnvironment
     from netspace.environment.record import Record, RunState
     from netspace.environment.runtimes import Runtime

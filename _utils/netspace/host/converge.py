@@ -158,7 +158,7 @@ class Converge(Cards):
             return attended.joined(namespaces.joined(self._environments(declared, whole, test, state)))
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
-        from netspace.environment.container import seccomp_profile
+        from netspace.environment.container import seccomp_file
 
         looked = _runtimes(declared)
         verdicts = self._verdicts(trust.environments, declared, test)
@@ -180,7 +180,7 @@ class Converge(Cards):
             wanted[name] = Wanted(
                 msgspec.structs.replace(spec, attestation=required),
                 state if verdicts[name].allowed and spec.state != "stopped" else "stopped",
-                seccomp_profile.look(spec.seccomp),
+                seccomp_file.look(spec.seccomp),
                 looked[name],
             )
         remove = self.environments.names() - set(declared.environments) if whole else ()

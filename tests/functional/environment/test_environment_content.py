@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from netspace.environment import record as records
-from netspace.environment.container import seccomp_profile
+from netspace.environment.container import seccomp_file
 from netspace.environment.storage import tree_removal
 
 pytestmark = pytest.mark.root
@@ -140,11 +140,11 @@ def test_a_system_call_profile_can_t_be_swapped_by_another_user_of_the_host(tmp_
         (tmp_path / "link").symlink_to(profile)
         os.chmod(theirs, 0o755)
         for path in (profile, tmp_path / "link"):
-            found = seccomp_profile.look(f"file:{path}")
+            found = seccomp_file.look(f"file:{path}")
             assert found is not None
             assert found.error == ""
             os.chown(theirs, 1234, 0)
-            found = seccomp_profile.look(f"file:{path}")
+            found = seccomp_file.look(f"file:{path}")
             assert found is not None
             assert f"others can put another in its place: chown root {theirs} && chmod go-w {theirs}" in found.error
             os.chown(theirs, 0, 0)

@@ -38,9 +38,8 @@ from netspace.host.host import Host
 from netspace.nftables.ruleset import Ruleset
 from netspace.spec import parse
 from netspace.supervision import definitions, process
-from netspace.supervision.daemon import daemon, start
+from netspace.supervision.daemon import daemon, ending, start
 from netspace.supervision.daemon import presence as place
-from netspace.supervision.daemon import stop as ending
 
 pytestmark = pytest.mark.root
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from netspace import supervision
 from netspace.environment import runtimes, user_ids
-from netspace.environment.container import seccomp_profile, unikernel
+from netspace.environment.container import seccomp_file, unikernel
 from netspace.environment.operations import Operations
 from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
@@ -47,7 +47,7 @@ class Host:
         declared = {**usual, **keys}
         handed = {"environment.json": b"{}\n"} if files is None else files
         spec = parse.environment(name, declared)
-        profile = seccomp_profile.look(spec.seccomp)
+        profile = seccomp_file.look(spec.seccomp)
         named = spec.runtime or (runtimes.DEFAULT if spec.kernel is None else "qemu")
         runtime = runtimes.look(named, self.settings.get(named, {}))
         if spec.kernel is not None:

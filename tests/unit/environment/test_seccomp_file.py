@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netspace.environment.container import seccomp, seccomp_profile
-from netspace.environment.container.seccomp_profile import Profile
+from netspace.environment.container import seccomp, seccomp_file
+from netspace.environment.container.seccomp_file import Profile
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
@@ -25,7 +25,7 @@ ALLOW = {"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"}
 
 def read(machine="x86_64", kernel="6.1.0", **keys):
     content = json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [ALLOW], **keys}).encode()
-    return seccomp_profile.parse(content, "/p.json", machine, kernel)
+    return seccomp_file.parse(content, "/p.json", machine, kernel)
 
 
 def test_an_oci_profile_is_taken_as_it_is():
@@ -48,7 +48,7 @@ def test_an_oci_profile_is_taken_as_it_is():
 @pytest.mark.parametrize("name", seccomp.PROFILES)
 def test_our_own_profiles_are_understood_and_harmless(name):
     rules = seccomp.profile(name, "x86_64")
-    read_back = seccomp_profile.parse(json.dumps(rules).encode(), "/p.json", "x86_64", "6.1")
+    read_back = seccomp_file.parse(json.dumps(rules).encode(), "/p.json", "x86_64", "6.1")
     assert read_back.dangers == ()
     for call in ("clone", "socket", "keyctl", "read", "clone3"):
         for arguments in ((), (2, 1, 6), (0x10000000,)):
@@ -95,7 +95,7 @@ ARCHITECTURES = [
         ({"syscalls": [{**ALLOW, "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_IS"}]}]}, "SCMP_CMP_IS"),
         ({"syscalls": [{**ALLOW, "includes": {"minKernel": "new"}}]}, "no version"),
         ({"syscalls": [{**ALLOW, "excludes": {"minKernel": "5.1"}}]}, "excludes:minKernel"),
-        ({"syscalls": [ALLOW] * (seccomp_profile.MAX_RULES + 1)}, "more than 2000 rules"),
+        ({"syscalls": [ALLOW] * (seccomp_file.MAX_RULES + 1)}, "more than 2000 rules"),
         ({"architectures": ["SCMP_ARCH_AARCH64"]}, "not for this machine"),
         ({"architectures": ["SCMP_ARCH_X86_64"], "archMap": ARCHITECTURES}, "both"),
         ({"architectures": ["SCMP_ARCH_X86_64", "x"]}, "no architecture"),
@@ -110,7 +110,7 @@ def test_what_is_not_understood_is_refused(keys, message):
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.text(), st.lists).map(lambda v: json.dumps(v).encode()))
 def test_whatever_a_file_holds_is_an_error_or_a_profile(content):
     with pytest.raises(NetspaceError, match=r"^seccomp profile /p.json: "):
-        seccomp_profile.parse(content, "/p.json")
+        seccomp_file.parse(content, "/p.json")
 
 
 def test_dangers_are_named():
@@ -134,19 +134,19 @@ def test_dangers_are_named():
 def test_only_a_plain_file_that_nobody_else_can_change_is_read(tmp_path):
     path = tmp_path / "p.json"
     name = f"file:{path}"
-    assert "No such file" in seccomp_profile.look(name).error
+    assert "No such file" in seccomp_file.look(name).error
     path.write_text('{"defaultAction": "SCMP_ACT_ERRNO"}')
     path.chmod(0o644)
-    assert seccomp_profile.look(name).error == ""
+    assert seccomp_file.look(name).error == ""
     path.chmod(0o664)
-    assert "chmod go-w" in seccomp_profile.look(name).error
+    assert "chmod go-w" in seccomp_file.look(name).error
     path.chmod(0o600)
-    path.write_text(" " * (seccomp_profile.MAX_BYTES + 1))
-    assert "larger than 256 KiB" in seccomp_profile.look(name).error
+    path.write_text(" " * (seccomp_file.MAX_BYTES + 1))
+    assert "larger than 256 KiB" in seccomp_file.look(name).error
     path.unlink()
     os.mkfifo(path)
-    assert "no regular file" in seccomp_profile.look(name).error
-    assert seccomp_profile.look("strict") is None
+    assert "no regular file" in seccomp_file.look(name).error
+    assert seccomp_file.look("strict") is None
 
 
 @pytest.mark.parametrize("name", ["file:", "file:p.json", "file:/a/../b", "loose", "xfile:/a", "file:/a\0"])

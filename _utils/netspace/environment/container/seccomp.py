@@ -6,7 +6,7 @@ fails with EPERM, or with ENOSYS if a C library tests for the call and goes on w
 calls that neither profile lets through, whatever the program's capabilities: those that make namespaces or mounts,
 reach into another process or widen the kernel's attack surface. Some calls pass only with some arguments
 (``seccomp_arguments``). Landlock and seccomp stay allowed, so that a program can narrow itself further.
-``seccomp_profile`` reads an operator's own profiles; this module touches no file.
+``seccomp_file`` reads an operator's own profiles; this module touches no file.
 
 Written from the manual pages of section 2; the names of both architectures stand in one
 table, since a name unknown to one of them is skipped.

@@ -12,9 +12,9 @@ import time
 from netspace.errors import NetspaceError
 from netspace.supervision import definitions, process
 from netspace.supervision.daemon.children import Children
+from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.start import START_TIMEOUT, Starter, with_log
-from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import BY_MARK, Unit, Units
 from netspace.supervision.definitions import Trace
 

@@ -33,6 +33,7 @@ from netspace.supervision import definitions, process
 from netspace.supervision.daemon import logs, relay
 from netspace.supervision.daemon.adopt import Adoption
 from netspace.supervision.daemon.children import Children
+from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.oom import OomTracker
@@ -41,7 +42,6 @@ from netspace.supervision.daemon.relay import Relay
 from netspace.supervision.daemon.server import Server
 from netspace.supervision.daemon.standby import Standby, become_anew
 from netspace.supervision.daemon.start import Starter
-from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import Unit, Units
 
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from netspace.errors import NetspaceError
 from netspace.supervision import definitions
 from netspace.supervision.daemon import protocol
+from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop, Timer
 from netspace.supervision.daemon.start import Starter, with_log
-from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import Units
 
 REQUEST_TIMEOUT = 10.0  # seconds for a client to send its request

@@ -20,10 +20,10 @@ from netspace.supervision import definitions, process, restart_policy
 from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import logs, spawn
 from netspace.supervision.daemon.children import Children
+from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.oom import OomTracker
-from netspace.supervision.daemon.stop import Stopper
 from netspace.supervision.daemon.units import SETTLED, Unit, Units, Waiter
 from netspace.supervision.service import Service
 
