@@ -243,7 +243,7 @@ class OldRevocations(Limited):
 
 
 class UnknownSigner(Limited):
-    """A program of the boot that was trusted by a certificate that the policy does not list."""
+    """A booted program whose trust rests on a certificate that the policy does not list."""
 
     code = "boot-signer"
     remedy = "find out who signed what was booted; if that is intended, add its certificate to 'signers'"

@@ -56,7 +56,7 @@ class Used(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The result of one pool or of one storm."""
+    """The audit's result for one pool, or for one storm (a load that makes others wait)."""
 
     name: str
     group: Literal["pools", "waiting"]

@@ -48,7 +48,7 @@ class Finding(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """The sentence on the remedy. It depends on the code alone, so it can't contain a program's words."""
+        """The sentence on the remedy, selected by ``code`` alone: no program can put text into it."""
         return ADVICE[self.code]
 
 

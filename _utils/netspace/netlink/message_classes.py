@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 
 class MessageClass(Protocol):
-    """The part of a message class of pyroute2 that requests use."""
+    """What the requests of this library need of a message class of pyroute2."""
 
     data: bytearray
 

@@ -104,8 +104,8 @@ def _need_descriptors() -> None:
 def close(work: Callable[[], object], *, removed: bool) -> None:
     """Call *work*, which closes a netfilter socket; after a removal, call it in another thread.
 
-    The removal is complete before. But after a removal close() waits 10 ms or more, until no packet in flight can refer
-    to the removed objects.
+    The removal itself is complete before close() is called. But close() then waits 10 ms or more, until no packet in
+    flight can refer to the removed objects.
     """
     if removed:
         try:

@@ -166,7 +166,7 @@ def merged(first: Declaration | None, second: Declaration) -> Declaration:
 
 
 def _with(pillar: Mapping[str, Any], **parts: Any) -> Declaration:
-    """Return a declaration with the settings of ``pillar:netspace``, and with *parts*, its other fields by name."""
+    """Return a declaration with the settings of ``pillar:netspace``; *parts* are its other fields."""
     from msgspec.structs import replace
 
     section = pillar.get("netspace") or {}

@@ -76,7 +76,9 @@ def _group(data: Any, at: str, nodegroups: Mapping[str, Any], default: float) ->
     if not isinstance(match, list) or not match or any(not isinstance(one, str) or not one for one in match):
         raise NetspaceError(f"{at}:match: expected a list of patterns of minions' ids")
     if name == DEFAULT and match != ["*"]:
-        raise NetspaceError(f"{at}:match: the group {DEFAULT} is for all that no other group has")
+        raise NetspaceError(
+            f"{at}:match: leave it out; the group {DEFAULT} gets the minions that no other group matches"
+        )
     match = [term for one in match for term in _terms(one, f"{at}:match", nodegroups)]
     level = _LEVEL.fullmatch(str(data.get("minimum", "L2")))
     if level is None:

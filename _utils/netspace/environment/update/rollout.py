@@ -122,7 +122,7 @@ def awaited(
 
 
 def _after_stopped(name: str, known: Mapping[str, Record]) -> bool:
-    """Return whether *name* has an environment before it that is declared as stopped."""
+    """Return whether *name* must start after (key ``after``) an environment that is declared as stopped."""
     return any(other in known and known[other].spec.state == "stopped" for other in known[name].spec.after)
 
 

@@ -107,7 +107,7 @@ class Refresher:
         return {name for name, _ in self._wanted - before}
 
     def _fill(self, names: Collection[str], now: float) -> None:
-        """Fill the sets of these names. An apply may be about to load them: then it is tried again soon."""
+        """Fill the sets of these names. Try again soon if an apply has not loaded the sets yet."""
         if not names:
             return
         try:

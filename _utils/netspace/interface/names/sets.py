@@ -42,7 +42,7 @@ def rules(record: Record) -> list[Allow]:
 def contents(
     wanted: Iterable[Allow], known: Mapping[Key, Known], own: Collection[str], now: float
 ) -> tuple[Contents, dict[str, list[str]]]:
-    """Return the contents of the sets of these rules, and by name the addresses that are refused. Pure."""
+    """Return the contents of these rules' sets; and, for each name, the addresses that the rules don't accept. Pure."""
     found: Contents = {}
     refused: dict[str, list[str]] = {}
     for rule in wanted:

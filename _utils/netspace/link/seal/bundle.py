@@ -76,10 +76,10 @@ class Bundle(_Strict, frozen=True):
 
     :param host: the SPIFFE ID of that host.
     :param at: the time at which it made the bundle, in seconds since 1970.
-    :param ends: the end of its endorser's certification.
+    :param ends: when its endorser's certificate expires, in seconds since 1970.
     :param anchor: the trusted root (PEM) of the endorser's certificates.
     :param endorser: its endorser's public key (JWK), with its ``kid``.
-    :param knows: ``kid`` of this host's endorser that the other host knows; empty: it knows none.
+    :param knows: the ``kid`` by which the other host knows this host's endorser; empty: the endorser is unknown there.
     :param keys: public encryption keys of its environments, each with its expiry ``exp``.
     """
 
