@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 
 class MessageClass(Protocol):
-    """What the requests of this library need of a message class of pyroute2."""
+    """The part of a pyroute2 message class that the requests of this library need."""
 
     data: bytearray
 
