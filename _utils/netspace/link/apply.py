@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import structs
+
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import plan, record
@@ -237,6 +239,8 @@ class ApplyRun:
                 secrets |= dict.fromkeys(certified, "")
                 self._import(api, broker, diff.document(compared.wanted, change, vhost, secrets), accounts)
             self._delete(api, broker, change.last, accounts)
+            late = {key[3] for key in change.last if key[0] == "binding"}
+            formers = [structs.replace(one, since=time.time()) if one.queue in late else one for one in formers]
             if any(key[0] == "shovel" for key in (*change.revoke, *change.create, *change.change, *change.last)):
                 self._ensure_carriers(api, broker, vhost, after)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}

@@ -160,7 +160,7 @@ def _queues(
         awaited = link.to_host is None and link.target not in stopped
         if awaited and queue.get("messages") and not queue.get("consumers"):
             text = f"nobody reads the mailbox of {whose}: {queue['messages']} messages wait"
-            cause = next((key for key in ("forwarder-down", f"entrance-shut:{whose}") if key in known), "")
+            cause = next((key for key in ("forwarder-down", f"entrance-shut:{link.target}") if key in known), "")
             found.append(Problem("mailbox-unread", text, whose, cause))
     return found
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import threading
 import time
 from pathlib import Path
 
@@ -139,6 +141,38 @@ def test_no_waiting_message_is_lost_by_a_switch(host):
     send(host, ON_DISK, b"on disk again", delivery_mode=2)
     got = read(host, "audit", 3)
     assert sorted(got) == [("orders", b"in memory"), ("orders", b"on disk"), ("orders", b"on disk again")]
+
+
+def test_no_confirmed_message_is_lost_while_a_link_is_switched(host):
+    over, confirmed = threading.Event(), list[bytes]()
+
+    def pour() -> None:
+        with host.client("orders") as channel:
+            for number in itertools.count():
+                if over.is_set():
+                    return
+                body = str(number).encode()
+                channel.basic_publish(host.n("link.orders.audit"), "", body)  # not mandatory: as any client may do it
+                confirmed.append(body)
+
+    sender = threading.Thread(target=pour)
+    sender.start()
+    try:
+        for number in range(6):
+            more = len(confirmed) + 20
+            until(lambda more=more: len(confirmed) > more, patience=PATIENCE)
+            host.apply(KEPT, ASK, (ON_DISK, TELL)[number % 2])
+    finally:
+        over.set()
+        sender.join(PATIENCE)
+    queues = {host.n("mailbox.audit"), lane(host, TELL), *host.card("audit")["queues"]}
+    arrived = set[bytes]()
+    with host.client("audit") as channel:
+        for queue in queues:
+            while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
+                arrived.add(got[2])
+    assert len(confirmed) > 100
+    assert set(confirmed) - arrived == set()
 
 
 def test_what_waited_on_disk_outlives_a_switch_and_the_broker(host):

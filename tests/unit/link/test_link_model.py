@@ -94,6 +94,8 @@ class Broker:
             self.delete(key)
         passwords.update({name: f"secret of {name}" for name in objects.members(links)})
         self.post(diff.document(wanted, change, VHOST, passwords))
+        for key in change.last:
+            self.delete(key)
         return change
 
 
@@ -279,6 +281,32 @@ def test_a_mailbox_of_another_make_is_left_for_the_operator():
     change = diff.difference(objects.objects(links, CALLED), there, passwords)
     assert change.stuck == (("queue", N("mailbox.b")),)
     assert ("queue", N("mailbox.b")) not in {*change.create, *change.change}
+
+
+def test_link_gets_its_new_queue_before_it_leaves_the_old_one():
+    broker, passwords = Broker(), {}
+    broker.converge([Link(source="a", target="b"), Link(source="a", target="c")], set(), passwords)
+    foreign = ("binding", N("link.a.b"), "queue", N("mailbox.c"), "")
+    broker.objects[foreign] = {"arguments": {}}
+    links = [Link(source="a", target="b", durable=False), Link(source="a", target="c")]
+    there = objects.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
+    change = diff.difference(objects.objects(links, CALLED), there, passwords)
+    assert change.last == (("binding", N("link.a.b"), "queue", N("mailbox.b"), ""),)
+    assert foreign in change.revoke, "what leads to somebody else goes at once"
+    assert ("binding", N("link.a.b"), "queue", CALLED.queue(links[0]), "") in change.create
+
+
+@given(LINKS, LINKS)
+def test_link_that_is_revoked_keeps_no_binding(first, second):
+    broker = Broker()
+    broker.post(diff.document(*_everything(first, CALLED)))
+    wanted = objects.objects(second, CALLED)
+    there = objects.found(broker.definitions(), VHOST, objects.members([*first, *second]), whole=True)
+    change = diff.difference(wanted, there, dict.fromkeys(objects.members(first), "x"))
+    for key in change.last:
+        if key[0] == "binding":
+            assert ("exchange", key[1]) in wanted
+            assert environments_of(key[3], "mailbox", "lane")[-1] == environments_of(key[1], "link")[-1]
 
 
 def test_nothing_is_revoked_after_something_was_granted_in_its_place():

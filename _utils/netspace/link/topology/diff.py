@@ -11,7 +11,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,8 @@ class Difference:
     :param passwords: accounts whose password hash doesn't match the stored password.
     :param left: undeclared queues that may hold mail, by their whole name.
     :param stuck: queues that differ in arguments that can't be changed, and that may hold mail.
-    :param last: old exchanges and policies of dead letters, to delete once the policies name the new exchanges.
+    :param last: objects to delete after the import: old exchanges and policies of dead letters, once the policies name
+        the new exchanges; and the binding of a link to its former queue, once the link leads to its new one.
     """
 
     revoke: tuple[Key, ...] = ()
@@ -97,6 +98,8 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
         if not (key[0] == "binding" and (("exchange", key[1]) in gone or (key[2], key[3]) in gone))
         and not (key[0] == "permission" and ("user", key[1]) not in wanted and ("user", key[1]) in there.objects)
     ]
+    moved = [key for key in revoke if _moves(key, wanted, create)]
+    revoke = [key for key in revoke if key not in moved]
     revoke.sort(key=lambda key: (_REVOKE_ORDER[key[0]], key))
     stale = []
     for environment in sorted(key[1].partition(".")[2] for key in wanted if key[0] == "user"):
@@ -111,8 +114,22 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
         tuple(stale),
         tuple(sorted(left)),
         tuple(stuck),
-        tuple(_old_letters(wanted, there)),
+        (*moved, *_old_letters(wanted, there)),
     )
+
+
+def _moves(key: Key, wanted: Objects, create: Collection[Key]) -> bool:
+    """Check whether *key* binds a wanted link to its former queue, and the link is about to get another one.
+
+    Such a binding is deleted after the new one is made. A message that is sent just then may be in both queues, under
+    one id. If the old binding were deleted first, the message would be in none.
+    """
+    if key[0] != "binding" or key in wanted or ("exchange", key[1]) not in wanted:
+        return False
+    link = environments_of(key[1], "link")
+    if link is None or environments_of(key[3], *MAIL) not in (link, link[1:]):
+        return False
+    return any(other[:2] == key[:2] for other in create) and ("exchange", key[1]) not in create
 
 
 def undeclared(before: Objects, after: Objects) -> list[Key]:
