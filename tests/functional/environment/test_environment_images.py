@@ -358,23 +358,21 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_left(store, tmp_path, tar):
 
 
 def test_a_build_that_is_killed_is_made_good_by_the_next_run(host, tmp_path, image):
-    pipe = tmp_path / "slow.tar"
-    os.mkfifo(pipe)
-    code = f"""
+    code = """
 from netspace.environment.images import Store
 from netspace.layout import Layout
-with Store(Layout())._aside() as aside:
+with Store(Layout()).aside() as aside:
     (aside / "image").write_bytes(b"half")
-    open({str(pipe)!r}, "w").close()
+    print("half", flush=True)
     import time
-    time.sleep(60)
+    time.sleep(600)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    )
-    pipe.open().close()
-    process.kill()
-    process.wait()
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        half = process.stdout.readline()
+        process.kill()
+    assert half == "half\n"
     images = host.layout.images
     assert [path for path in images.iterdir() if path.name.startswith(".building-")]
     host.run("web")
