@@ -42,18 +42,19 @@ def settings(text: str) -> dict[str, Any]:
 
 def wheels(folder: Path) -> Path:
     """Fill a folder with a wheel of each package that netspace needs and Salt doesn't; return the folder."""
-    for name in REQUIREMENTS.keys() - {"cryptography"}:
-        pack(name, folder)
+    for module in REQUIREMENTS.keys() - {"cryptography"}:
+        pack(module, folder)
     return folder
 
 
-def pack(name: str, folder: Path) -> None:
-    """Make a wheel of the package that is installed here."""
+def pack(module: str, folder: Path) -> None:
+    """Make a wheel of the package that is installed here and brings *module*."""
+    (name,) = re.findall(r"^[\w-]+", REQUIREMENTS[module])
     package = importlib.metadata.distribution(name)
     tag = re.search(r"^Tag: (.*)$", package.read_text("WHEEL") or "", re.MULTILINE)
     assert tag is not None and package.files is not None
     info = f"{name}-{package.version}.dist-info"
-    names = [one for one in package.files if one.parts[0] == name and one.suffix != ".pyc"]
+    names = [one for one in package.files if one.parts[0] == module and one.suffix != ".pyc"]
     names += [
         one for one in package.files if one.parts[0] == info and one.name in ("METADATA", "WHEEL", "top_level.txt")
     ]
