@@ -20,6 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "isolation.md"
 CPU = "sys/devices/system/cpu"
 LSM, LOCKDOWN, KSM = "sys/kernel/security/lsm", "sys/kernel/security/lockdown", "sys/kernel/mm/ksm/run"
 APPARMOR, PARSER = "sys/module/apparmor/parameters/enabled", "usr/sbin/apparmor_parser"
+MODE = "sys/module/apparmor/parameters/mode"
 FAILED = {"run/netspace/apparmor-problem": "no", "sys/kernel/security/apparmor/profiles": ""}
 CGROUP2 = "sys/fs/cgroup/cgroup.controllers"
 
@@ -33,6 +34,7 @@ GOOD = {
     "proc/sys/user/max_user_namespaces": "96365",
     LSM: "lockdown,capability,landlock,yama,apparmor",
     APPARMOR: "Y",
+    MODE: "enforce",
     PARSER: "",
     LOCKDOWN: "none [integrity] confidentiality",
     KSM: "0",
@@ -121,9 +123,12 @@ def test_a_row_s_value_commands_no_terminal(tmp_path):
 @pytest.mark.parametrize(
     ("files", "outcome", "found"),
     [
-        ({APPARMOR: "Y", PARSER: ""}, "good", "on, with "),
-        ({APPARMOR: "Y"}, "weak", "on, without apparmor_parser"),
-        ({APPARMOR: "Y", PARSER: "", **FAILED}, "weak", "on, with "),
+        ({APPARMOR: "Y", MODE: "enforce", PARSER: ""}, "good", "on, with "),
+        ({APPARMOR: "Y", MODE: "kill", PARSER: ""}, "good", "on, with "),
+        ({APPARMOR: "Y", MODE: "complain", PARSER: ""}, "weak", "on, with "),
+        ({APPARMOR: "Y", PARSER: ""}, "weak", "on, with "),
+        ({APPARMOR: "Y", MODE: "enforce"}, "weak", "on, without apparmor_parser"),
+        ({APPARMOR: "Y", MODE: "enforce", PARSER: "", **FAILED}, "weak", "on, with "),
         ({APPARMOR: "N", PARSER: ""}, "weak", "off"),
         ({LSM: "capability,yama", PARSER: ""}, "weak", "not in this kernel: capability,yama"),
         ({LSM: "capability,apparmor", PARSER: ""}, "unknown", "can't be read"),

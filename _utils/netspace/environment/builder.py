@@ -194,7 +194,7 @@ class Builder:
 
         def complete(name: str) -> None:
             """Hand out the files again: a killed restoration may have ended after the configuration."""
-            self.confinement.ensure(known[name].confined)
+            self.confinement.ensure(known[name].confined, known[name].spec.apparmor == "require")
             self.hand_out(name, known[name], injected_files.read(self.layout, name))
 
         return {**each(lost, rebuild), **each(known.keys() - lost.keys(), complete)}

@@ -158,7 +158,7 @@ def observe(
                 environment_services.service(layout, name, record.spec, record.runtime, mounted, controllers)
             )
     redefined = supervisor.differing(services)
-    confining = apparmor.look(layout)
+    confining, loose = apparmor.look(layout), _loose(near, statuses)
     for name, record in near.items():
         status = statuses.get(oci_runtime.service_name(name))
         own = own_disks(layout, name, record, mounted)
@@ -175,7 +175,7 @@ def observe(
             current(layout, name, record, status),
             not (_down(status) and oci_runtime.failure(layout, name)),
             problem(layout, name, known, statuses),
-            _unconfined(record, status, confining),
+            _unconfined(record, name in loose, confining),
         )
     images_of = {unikernel.source(record.spec, record.runtime) for record in near.values()}
     images_of |= {record.failed.source for record in near.values() if record.failed is not None}
@@ -257,10 +257,20 @@ def _differing(
     return group.differing(record.spec.limits, devices(record.spec))
 
 
-def _unconfined(record: Record, status: Status | None, confining: apparmor.State) -> str:
+def _loose(known: Mapping[str, Record], statuses: Mapping[str, Status]) -> set[str]:
+    """Return the names of the environments whose program isn't under its AppArmor profile."""
+    programs = {}
+    for name, record in known.items():
+        status = statuses.get(oci_runtime.service_name(name))
+        if record.confined and status is not None and status.state == "running" and status.pid:
+            programs[name] = (record.confined, status.pid)
+    return apparmor.loose(programs)
+
+
+def _unconfined(record: Record, loose: bool, confining: apparmor.State) -> str:
     if not record.confined or confining.loaded is None:
         return ""
-    if status is not None and status.state == "running" and status.pid and apparmor.loose(record.confined, status.pid):
+    if loose:
         return "its program is no longer under its AppArmor profile"
     return "" if record.confined in confining.loaded else "its AppArmor profile is not loaded"
 

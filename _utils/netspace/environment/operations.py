@@ -35,7 +35,6 @@ from netspace.text import harmless, hint
 MAX_LINES = 10_000
 _LOOK = 0.1  # seconds between two looks while waiting
 _WELL = ("", "healthy")
-_TAIL = 256  # bytes of log read per wanted line, at first
 
 
 class Operations:

@@ -13,7 +13,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from netspace import files
 from netspace.environment.execute import MAX_OUTPUT
@@ -23,7 +23,10 @@ from netspace.supervision.daemon.log_times import Entry
 from netspace.text import harmless
 
 START = "start"
+CUT = "(this line is too long to be read from the journal; it and older lines are left out)"
 _TAIL = 256  # bytes of log read per wanted line, at first
+_WIDEST = MAX_OUTPUT  # bytes of an entry of the journal, as JSON; by default, a message of 48 KiB takes 300 KiB at most
+_SAID = 4096  # bytes of journalctl's error that are told
 # systemd's message that a unit was started: SD_MESSAGE_UNIT_STARTED in sd-messages.h.
 _STARTED = "39f53479d3a045ac8e11786248231fbf"
 
@@ -74,40 +77,42 @@ def _in_file(path: Path, count: int, starts: bool) -> list[Line]:
                 begin = max(end - size, 0)
                 stream.seek(begin)
                 raw = stream.read(end - begin)
-                lines = _split(raw, begin, entries, starts)
-                if begin == 0 or len(lines) > count or size >= MAX_OUTPUT:
+                lines = _last(raw, begin, entries, starts, count)
+                if begin == 0 or len(lines) == count or size >= MAX_OUTPUT:
                     break
                 size *= 2
             if os.fstat(stream.fileno()).st_size >= end:  # else it was rotated meanwhile
-                return lines[-count:]
+                return lines
 
 
-def _split(raw: bytes, begin: int, entries: Sequence[Entry], starts: bool) -> list[Line]:
-    """Split what a log has from the offset *begin* on into lines; a start ends a line, too.
+def _last(raw: bytes, begin: int, entries: Sequence[Entry], starts: bool, count: int) -> list[Line]:
+    """Return the last *count* lines of what a log has from the offset *begin* on; a start ends a line, too.
 
-    The first line, which may have lost its beginning, is left out unless it is the log's first.
+    A line's time is that of its last byte. With the time of the first, a program could write the first byte of a line
+    long before the rest, and the line would seem old. The first line, which may have lost its beginning, is left out
+    unless it is the log's first.
+
+    It makes no more lines than it returns: a program may have written line feeds alone.
     """
     offsets = [entry.offset for entry in entries]
-    found: list[Line] = []
-    position, end = begin, begin + len(raw)
-    boundaries = [entry for entry in entries if entry.start and begin <= entry.offset <= end]
-    for boundary in (*boundaries, None):
-        stop = end if boundary is None else boundary.offset
-        for text in _lines(raw[position - begin : stop - begin]):
-            place = bisect.bisect_right(offsets, position) - 1
-            if position > begin or begin == 0 or (boundaries and boundaries[0].offset == begin):
+    found: list[Line] = []  # the last first
+    stop = len(raw)
+    boundaries = [entry for entry in entries if entry.start and begin <= entry.offset <= begin + len(raw)]
+    whole = begin == 0 or (bool(boundaries) and boundaries[0].offset == begin)
+    for boundary in (*reversed(boundaries), None):
+        least = 0 if boundary is None else boundary.offset - begin
+        while stop > least and len(found) < count:
+            first = max(raw.rfind(b"\n", least, stop - 1) + 1, least)
+            if first > 0 or whole:
+                place = bisect.bisect_right(offsets, begin + stop - 1) - 1
                 moment = entries[place].moment if place >= 0 else None
-                found.append(Line(text.removesuffix(b"\n").decode(errors="replace"), moment))
-            position += len(text)
+                found.append(Line(raw[first:stop].removesuffix(b"\n").decode(errors="replace"), moment))
+            stop = first
+        if len(found) == count:
+            break
         if boundary is not None and starts:
             found.append(Line(START, boundary.moment, start=True))
-    return found
-
-
-def _lines(raw: bytes) -> list[bytes]:
-    """Split at line feeds alone, which stay."""
-    parts = raw.split(b"\n")
-    return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+    return found[::-1]
 
 
 # -- the journal ---------------------------------------------------------------------
@@ -124,18 +129,43 @@ def in_journal(service: str, count: int, begin: float | None, starts: bool) -> l
     # Newest first: with --since, some versions of journalctl count --lines from the oldest.
     options += ["--reverse", "--lines", str(count), "--no-pager", "--quiet", "--all"]
     options += ["--output", "json", "--output-fields", "MESSAGE,MESSAGE_ID,_PID"]
-    done = subprocess.run(["journalctl", *options, *which], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode != 0:
-        raise NetspaceError(f"journalctl: {done.stderr.decode(errors='replace').strip()}")
+    with open(os.memfd_create("journalctl"), "r+b") as said:  # a pipe that nobody reads would fill, and block it
+        with subprocess.Popen(
+            ["journalctl", *options, *which], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+        ) as process:
+            try:
+                assert process.stdout is not None
+                found, ended = _of_stream(process.stdout, count)
+                failed = ended and process.wait() != 0
+            finally:
+                process.kill()
+        if failed:
+            said.seek(0)
+            raise NetspaceError(f"journalctl: {said.read(_SAID).decode(errors='replace').strip()}")
+    return found[::-1]
+
+
+def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
+    """Return up to *count* lines of what journalctl writes, as JSON, and whether it wrote no more.
+
+    A message may be of any size, and JSON has each byte that is no text as a number. So no more is read than is kept,
+    and nothing of an entry that has more than ``_WIDEST`` bytes: a line tells that, and the reading ends.
+    """
     found: list[Line] = []
     left = MAX_OUTPUT
-    for raw in done.stdout.splitlines()[:count]:
+    while len(found) < count:
+        raw = stream.readline(_WIDEST)
+        if not raw.endswith(b"\n"):
+            if len(raw) < _WIDEST:
+                return found, True
+            found.append(Line(CUT, None))
+            break
         line = _of_journal(json.loads(raw))
         left -= len(line.text)
         if left < 0:
             break
         found.append(line)
-    return found[::-1]
+    return found, False
 
 
 def _of_journal(entry: dict[str, object]) -> Line:

@@ -65,7 +65,7 @@ class _Started:
 
     def ended(self) -> bool:
         if self.pidfd >= 0:
-            poll = select.poll()  # unlike select(2), it takes any descriptor
+            poll = select.poll()
             poll.register(self.pidfd, select.POLLIN)
             return bool(poll.poll(0))
         there = process.stat(self.status.pid)
@@ -188,9 +188,12 @@ def _watched(
                 watched.pop(service).close()
             if not watched:
                 break
-            descriptors = [one.pidfd for one in watched.values() if one.pidfd >= 0]
+            poll = select.poll()  # unlike select(2), it takes any descriptor
+            for one in watched.values():
+                if one.pidfd >= 0:
+                    poll.register(one.pidfd, select.POLLIN)
             latest = max(one.until for one in watched.values())
-            select.select(descriptors, [], [], max(0.0, min(pause, latest - now)))
+            poll.poll(1000 * max(0.0, min(pause, latest - now)))
             pause = min(pause * _LONGER, _LONGEST)
     finally:
         for one in watched.values():

@@ -114,12 +114,15 @@ class Notices:
         own = self._eventfds.pop(name, None)
         if own is not None:
             del self._watched[own]
+            # A child between fork and exec has a copy. While one is open, epoll reports the descriptor, closed or not.
+            if self._poll is not None:
+                self._poll.unregister(own)
             os.close(own)
 
     def heard(self) -> set[str] | None:
         """Return the names whose groups the kernel has reported since the last call; None: unknown, it may be any."""
         if self._poll is not None:
-            return {self._watched[own] for own, _ in self._poll.poll(0) if self._read(own)}
+            return {self._watched[own] for own, _ in self._poll.poll(0) if own in self._watched and self._read(own)}
         told = b""
         with contextlib.suppress(BlockingIOError):
             told = os.read(self.fd, 65536)

@@ -77,6 +77,29 @@ def test_notice_of_a_removal_names_only_its_group(groups: list[str], notices: me
     assert heard(notices) == {"orders"}
 
 
+@pytest.mark.skipif(
+    os.path.exists(f"{memory_events.ROOT}/cgroup.controllers"), reason="version 2 has no descriptor for each group"
+)
+def test_forgotten_group_that_a_child_holds_is_silent(groups: list[str], notices: memory_events.Notices) -> None:
+    for name, group in zip(("web", "orders"), groups, strict=True):
+        notices.watch(name, group)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:  # as it is before exec: all descriptors are open
+        os.close(theirs)
+        os.read(ours, 1)  # until the parent closes its end
+        os._exit(0)
+    try:
+        notices.forget("web")
+        folder(groups[0]).rmdir()  # the kernel tells that by the eventfd, which the child has
+        folder(groups[1]).rmdir()  # ... and this a moment later
+        assert heard(notices) == {"orders"}
+    finally:
+        os.close(theirs)
+        os.close(ours)
+        os.waitpid(child, 0)
+
+
 def test_notices_of_a_group_made_anew_leak_nothing(groups: list[str], notices: memory_events.Notices) -> None:
     notices.watch("web", groups[0])
     before = len(os.listdir("/proc/self/fd"))

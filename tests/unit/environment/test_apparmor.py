@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,7 @@ from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
 
+MODE = "sys/module/apparmor/parameters/mode"
 SECURITY = "sys/kernel/security/apparmor"
 # Lists what it is given, as the kernel would; fails if there is a file "broken".
 PARSER = """#!/bin/sh
@@ -33,6 +36,7 @@ def root(tmp_path: Path) -> Path:
     """Return the root of a host that has AppArmor and its parser, and another's profile."""
     for name, content in {
         "sys/module/apparmor/parameters/enabled": "Y\n",
+        MODE: "enforce\n",
         f"{SECURITY}/profiles": "firefox (enforce)\nnetspace-environment-mine (enforce)\n",
         "etc/apparmor.d/abi/4.0": "",
         "usr/sbin/apparmor_parser": PARSER.format(root=tmp_path, security=SECURITY),
@@ -75,10 +79,14 @@ def test_a_name_changes_with_the_text_of_its_profile():
     assert not apparmor_profile.pattern("other").fullmatch(newer)
 
 
-@pytest.mark.parametrize("missing", ["enabled", "list", "parser", "broken", "deaf"])
+@pytest.mark.parametrize("missing", ["enabled", "complain", "unconfined", "mode", "list", "parser", "broken", "deaf"])
 def test_a_missing_part_is_told_and_never_weakens_a_demand(root, layout, missing):
     if missing == "enabled":
         (root / "sys/module/apparmor/parameters/enabled").write_text("N\n")
+    elif missing in ("complain", "unconfined"):
+        (root / MODE).write_text(f"{missing}\n")
+    elif missing == "mode":
+        (root / MODE).unlink()
     elif missing == "list":
         (root / SECURITY / "profiles").unlink()
     elif missing == "parser":
@@ -87,6 +95,9 @@ def test_a_missing_part_is_told_and_never_weakens_a_demand(root, layout, missing
         (root / missing).touch()
     said = {
         "enabled": "switched off; boot a kernel",
+        "complain": "AppArmor is in mode 'complain', which refuses nothing; `echo enforce >/sys/module/apparmor/",
+        "unconfined": "AppArmor is in mode 'unconfined', which refuses nothing",
+        "mode": "AppArmor's mode can't be read",
         "list": "mount -t securityfs",
         "parser": "apt-get install apparmor",
         "broken": "AppArmor parser error: no such thing; reinstall the package apparmor",
@@ -143,3 +154,41 @@ def test_an_older_profile_is_loaded_from_its_kept_text(root, layout):
 def test_the_configuration_names_a_profile_only_if_there_is_one():
     assert "apparmorProfile" not in oci_config.process("web", spec())
     assert oci_config.process("web", spec(), confined="name")["apparmorProfile"] == "name"
+
+
+def test_mode_that_kills_confines_too(root, layout):
+    (root / MODE).write_text("kill\n")
+    assert apparmor.Confinement(layout).chosen(spec(apparmor="require"), USUAL)
+    assert apparmor.look(layout).problem == ""
+
+
+def test_demanded_profile_is_not_started_while_nothing_refuses(root, layout):
+    """The environment was made while AppArmor enforced; the mode changed since."""
+    confinement = apparmor.Confinement(layout)
+    name = confinement.chosen(spec(apparmor="require"), USUAL)
+    (root / MODE).write_text("complain\n")
+    with pytest.raises(NetspaceError, match="apparmor: AppArmor is in mode 'complain'"):
+        confinement.ensure(name, demanded=True)
+    confinement.ensure(name)
+    assert apparmor.look(layout).loaded == {name}, "what runs keeps its profile"
+
+
+def test_programs_come_under_their_profiles_in_one_wait(monkeypatch):
+    now, own = [1000.0], os.getpid()
+    labels = {own: ["unconfined"], 1: ["unconfined", "a"], os.getppid(): ["a"]}
+
+    def label(pid: int) -> str:
+        return labels[pid].pop(0) if len(labels[pid]) > 1 else labels[pid][0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(apparmor, "label", label)
+    monkeypatch.setattr(apparmor, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    programs = {f"lost-{number}": ("a", own) for number in range(5)}
+    found = apparmor.loose({**programs, "young": ("a", 1), "confined": ("a", os.getppid())})
+    assert found == set(programs)
+    assert 2 <= now[0] - 1000 < 2.1
+    assert apparmor.loose({}) == set()
+    monkeypatch.setitem(labels, 2**30, ["another"])
+    assert apparmor.loose({"ended": ("a", 2**30)}) == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,35 @@ def test_lines_have_times_and_starts_are_between_them(log: Path) -> None:
     begin(log, times, 103.0)
     write(log, times, b"four\n", 103.01)
     assert output.in_files(log, 10, starts=True) == [
-        Line("start", 100.0, start=True), Line("one", 101.0), Line("two", 101.0), Line("three", 102.0),
+        Line("start", 100.0, start=True), Line("one", 101.0), Line("two", 102.0), Line("three", 102.0),
         Line("start", 103.0, start=True), Line("four", 103.0),
     ]  # fmt: skip
     assert [line.text for line in output.in_files(log, 2, starts=False)] == ["three", "four"]
     assert output.in_files(log, 0, starts=True) == []
     assert Line("a", 1700000000.25).stamped() == "2023-11-14T22:13:20.250+00:00 | a"
     assert Line("start", 0.0, start=True).stamped() == "1970-01-01T00:00:00.000+00:00 = start"
+
+
+def test_line_has_the_time_of_its_end_whatever_was_begun(log: Path) -> None:
+    """A program leaves the first byte of its next line at the end of each write, to hide lines from ``since``."""
+    times = Times(log)
+    write(log, times, b"one\n2", 1.0)
+    write(log, times, b"-two\n3", 500.0)
+    write(log, times, b"-three\n4", 900.0)
+    found = [(line.text, line.moment) for line in output.in_files(log, 9, starts=False)]
+    assert found == [("one", 1.0), ("2-two", 500.0), ("3-three", 900.0), ("4", 900.0)]
+
+
+def test_log_of_line_feeds_alone_takes_little_memory(log: Path) -> None:
+    logs.append(log, b"\n" * (5 * 1024 * 1024) + b"last\n")
+    tracemalloc.start()
+    try:
+        found = output.in_files(log, 10_000, starts=False)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(found), found[0].text, found[-1].text) == (10_000, "", "last")
+    assert most < 32 * 1024**2
 
 
 def test_partial_line_ends_where_the_program_starts(log: Path) -> None:
@@ -85,6 +108,8 @@ def test_program_never_adds_a_start(
         write(log, times, data, number + 0.5)
     found = output.in_files(log, 10_000, starts=True)
     assert [line.moment for line in found if line.start] == [float(n) for n, (_, start) in enumerate(written) if start]
+    for count in range(1, len(found)):
+        assert output.in_files(log, count, starts=True) == found[-count:]
     told = "".join(line.text for line in found if not line.start)
     assert told == "".join(data.replace(b"\n", b"").decode(errors="replace") for data in _runs(written))
 
@@ -182,13 +207,3 @@ def test_log_of_its_program_has_no_times(log: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "stat", of_another)
     assert entries(log) == []
-
-
-def test_journal_entries_become_lines() -> None:
-    started = {"__REALTIME_TIMESTAMP": "1500000", "MESSAGE_ID": output._STARTED, "_PID": "1", "MESSAGE": "Started x."}
-    assert output._of_journal(started) == Line("start", 1.5, start=True)
-    assert output._of_journal({**started, "_PID": "7"}) == Line("Started x.", 1.5)
-    assert output._of_journal({**started, "_PID": "7", "MESSAGE": [97, 255]}) == Line("a\ufffd", 1.5)
-    assert output._of_journal({**started, "_PID": "7", "MESSAGE": None}) == Line("", 1.5)
-    (told,) = output.shown([Line("a\n1970-01-01T00:00:00.000+00:00 = start", 1.5)], times=True)
-    assert "\n" not in told

@@ -70,3 +70,27 @@ def test_one_that_is_about_to_end_is_known() -> None:
 def test_process_with_any_name_is_not_dying(name: bytes) -> None:
     with named(name):
         assert not process.dying(os.getpid())
+
+
+def test_forgotten_group_that_a_child_still_holds_is_silent(tmp_path: Path) -> None:
+    """A child between fork and exec has a copy of the descriptor; the kernel writes once the group is removed."""
+    for name in ("web", "orders"):
+        folder = tmp_path / "memory" / name
+        folder.mkdir(parents=True)
+        for file in ("memory.oom_control", "cgroup.event_control"):
+            (folder / file).touch()
+    notices = memory_events.Notices(str(tmp_path))
+    for name in ("web", "orders"):
+        notices.watch(name, f"/{name}")
+    told = (tmp_path / "memory/web/cgroup.event_control").read_text()
+    held = os.dup(int(told.split()[0]))
+    try:
+        notices.forget("web")
+        os.eventfd_write(held, 1)
+        assert notices.heard() == set()
+        os.eventfd_write(notices._eventfds["orders"], 1)
+        assert notices.heard() == {"orders"}
+    finally:
+        os.close(held)
+        notices.forget("orders")
+        os.close(notices.fd)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,8 @@ from netspace.spec.types import Environment
 PARSER, PACKAGE = "apparmor_parser", "apparmor"
 LACK = "apparmor"  # in runtimes.LACKS
 _SECURITY = "sys/kernel/security/apparmor"
+_MODE = "sys/module/apparmor/parameters/mode"
+_ENFORCING = ("enforce", "kill")  # in the other modes, AppArmor allows what a profile refuses, and only reports it
 _TIMEOUT = 300.0  # seconds that the parser may take; it needs some milliseconds
 _LARGEST = 4 * 1024**2  # bytes of the kernel's list of profiles
 _SETTLES = 2.0  # seconds within which a process that was just started is under its profile
@@ -78,12 +80,31 @@ def look(layout: Layout) -> State:
             f"the kernel's list of AppArmor profiles can't be read ({err.strerror}); "
             "`mount -t securityfs securityfs /sys/kernel/security`",
         )
-    missing = "" if parser(layout) else f"the program {PARSER} is missing; install it: apt-get install {PACKAGE}"
+    problem = toothless(layout)
+    if not problem and not parser(layout):
+        problem = f"the program {PARSER} is missing; install it: apt-get install {PACKAGE}"
     try:
         failed = files.read(_note(layout), 4096).decode(errors="replace")
     except OSError:
         failed = ""
-    return State(True, missing, failed, loaded)
+    return State(True, problem, failed, loaded)
+
+
+def toothless(layout: Layout) -> str:
+    """Return why the kernel's AppArmor, which is switched on, refuses nothing; empty if it enforces profiles.
+
+    The kernel lists a profile as enforced also while its mode for all profiles is ``complain``.
+    """
+    try:
+        mode = files.read(layout.root / _MODE, 64).decode(errors="replace").strip()
+    except OSError as err:
+        return f"AppArmor's mode can't be read ({err.strerror}); make /{_MODE} readable to root"
+    if mode in _ENFORCING:
+        return ""
+    return (
+        f"AppArmor is in mode {mode!r}, which refuses nothing; `echo enforce >/{_MODE}`, and remove `apparmor.mode` "
+        "from the kernel's command line"
+    )
 
 
 def label(pid: int) -> str:
@@ -98,19 +119,25 @@ def label(pid: int) -> str:
     return ""
 
 
-def loose(confined: str, pid: int) -> bool:
-    """Return whether a process that was started under the profile *confined* is not under it.
+def loose(programs: Mapping[str, tuple[str, int]]) -> set[str]:
+    """Return the names of the programs that are not under the profile that they were started under.
 
-    A program that is just being started comes under it at its first call. A process that has ended is not loose.
+    A program that is just being started comes under it at its first call: all get some seconds for that, together.
+    A process that has ended is not loose.
+
+    :param programs: profile and process of each, by name.
     """
-    until = time.monotonic() + _SETTLES
-    while (found := label(pid)) != confined:
-        if not found or not os.path.exists(f"/proc/{pid}"):
-            return False
-        if time.monotonic() >= until:
-            return True
+    left, until = dict(programs), time.monotonic() + _SETTLES
+    while True:
+        left = {name: (confined, pid) for name, (confined, pid) in left.items() if _astray(confined, pid)}
+        if not left or time.monotonic() >= until:
+            return set(left)
         time.sleep(0.02)
-    return False
+
+
+def _astray(confined: str, pid: int) -> bool:
+    found = label(pid)
+    return found not in ("", confined) and os.path.exists(f"/proc/{pid}")
 
 
 class Confinement:
@@ -145,13 +172,16 @@ class Confinement:
             log.warning("an environment runs without an AppArmor profile: %s", error)
         return ""
 
-    def ensure(self, name: str) -> None:
+    def ensure(self, name: str, demanded: bool = False) -> None:
         """Load the profile *name* unless it is loaded.
 
-        :raises NetspaceError: when it can't be loaded.
+        :param demanded: the declaration demands that it is enforced.
+        :raises NetspaceError: when it can't be loaded, or it is demanded and AppArmor refuses nothing.
         """
         if not name:
             return
+        if demanded and (error := toothless(self._layout)):
+            raise NetspaceError(f"apparmor: {error}")
         with self._lock:
             self._chosen.add(name)
             if name in (look(self._layout).loaded or ()):

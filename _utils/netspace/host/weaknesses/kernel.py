@@ -106,16 +106,17 @@ def profiles(seen: Readings) -> Row:
     outcome: Outcome = "unknown"
     found = said(seen.apparmor)
     if switched == "Y":
-        outcome = "good" if program and not seen.unloaded else "weak"
+        outcome = "good" if program and not seen.unloaded and not seen.toothless else "weak"
         found = f"on, with {program}" if program else "on, without apparmor_parser"
         found += f", which failed: {seen.unloaded}" if program and seen.unloaded else ""
+        found += f"; {seen.toothless}" if seen.toothless else ""
     elif switched or (seen.modules.text and "apparmor" not in seen.modules.text.split(",")):
         outcome, found = "weak", "off" if switched else f"not in this kernel: {said(seen.modules)}"
     return row(
         "AppArmor profile",
         outcome,
         found,
-        expected="on, with apparmor_parser",
+        expected="on and enforcing, with apparmor_parser",
         matters="environments",
         why="Environments run without a second lock. With it, the kernel refuses mounts, capabilities and user "
         "namespaces once more, also where a profile of your own lets the system calls through.",

@@ -34,6 +34,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     :param sysctls: by name with dots, all of ``weaknesses.SYSCTLS``.
     :param modules: ``/sys/kernel/security/lsm``.
     :param apparmor: ``/sys/module/apparmor/parameters/enabled``.
+    :param toothless: why AppArmor enforces no profile, if it is on; empty if it does.
     :param parser: the path of AppArmor's parser; empty if it is not installed.
     :param unloaded: why the last profile could not be loaded; empty if it could, or there was none.
     :param lockdown: ``/sys/kernel/security/lockdown``.
@@ -47,6 +48,7 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
     sysctls: Mapping[str, Reading]
     modules: Reading
     apparmor: Reading
+    toothless: str
     parser: str
     unloaded: str
     lockdown: Reading
@@ -73,6 +75,7 @@ def read(sysctls: Iterable[str], root: Path = Path("/")) -> Readings:
         sysctls={name: _text(root / path(name)[1:]) for name in sysctls},
         modules=_text(root / "sys/kernel/security/lsm"),
         apparmor=_text(root / "sys/module/apparmor/parameters/enabled"),
+        toothless=apparmor.toothless(Layout(root=root)),
         parser=apparmor.parser(Layout(root=root)) or "",
         unloaded=apparmor.look(Layout(root=root)).failed,
         lockdown=_text(root / "sys/kernel/security/lockdown"),
