@@ -46,10 +46,11 @@ class Batch:
     ``send`` returns as soon as there is room, before the broker has confirmed the message. The end of the block waits
     until all are confirmed, and raises :class:`BatchFailed` if some failed.
 
-    :ivar failed: by id, the error of each message that failed. Only after ``Timeout`` and ``Unreachable`` is it unknown
-        whether the message arrived.
-    :ivar repeated: ids of messages that were sent again because a connection was lost. The broker may have each of them
-        twice; netspace-client drops the second one, and another receiver recognizes it by its id.
+    :ivar failed: by id, the error of each message that failed. Its ``unknown`` tells whether the message may have
+        arrived.
+    :ivar repeated: ids of messages that were sent again because a connection was lost or the link was renamed. The
+        broker may have each of them twice; netspace-client drops the second one, and another receiver recognizes it by
+        its id.
     """
 
     def __init__(
@@ -140,8 +141,15 @@ class Batch:
     def _full(self) -> bool:
         return len(self._open) >= self._window or (self._bytes >= BYTES and len(self._open) > 0)
 
-    def _begin(self, id: str, peer: Peer, content: Content, urgent: bool, deadline: float) -> None:
+    def _begin(
+        self, id: str, peer: Peer, content: Content, urgent: bool, deadline: float, former: Parcel | None = None
+    ) -> None:
+        """Begin a message.
+
+        :param former: the parcel of the same message that ended before.
+        """
         outlet, parcel = self._sending.parcel(peer, content, id, urgent)
+        parcel.sent = former is not None and _unknown(former.error)
         parcel.tell = self._told
         self._open[parcel] = _Open(id, peer, content, urgent, outlet, deadline, len(parcel.body))
         self._bytes += len(parcel.body)
@@ -162,10 +170,10 @@ class Batch:
         again = self._sending.successor(one.peer) if isinstance(error, Revoked) else None
         if again is not None:
             try:
-                self._begin(one.id, again, one.content, one.urgent, one.deadline)
+                self._begin(one.id, again, one.content, one.urgent, one.deadline, parcel)
                 return
             except LinkError as err:
-                error = err
+                error = error if _unknown(error) else err
         if isinstance(error, Unroutable):
             error = Unreachable(f"{one.peer.called} has no mailbox ({error})")
         if error is not None:
@@ -186,3 +194,7 @@ class Batch:
             one.outlet.forget(parcel)
             parcel.error = one.outlet.late(self._timeout)
             self._told(parcel)
+
+
+def _unknown(error: Exception | None) -> bool:
+    return isinstance(error, LinkError) and error.unknown

@@ -187,7 +187,7 @@ class Mailbox:
         :param urgent: deliver it before other waiting messages: two urgent ones for each one that isn't urgent.
         :param id: the message's id. To repeat a message after an error that left its arrival unknown, give its id.
         :raises NotDeclared: there is no such link.
-        :raises Revoked: the link was revoked.
+        :raises Revoked: the link was revoked. If its ``unknown`` is true, the broker may have the message.
         :raises MailboxFull: the peer's mailbox is full.
         :raises Unreachable: the broker can't be reached. It may have the message.
         :raises Timeout: the broker doesn't confirm. It may have the message.
@@ -213,18 +213,25 @@ class Mailbox:
         else:
             await self._flight.acquire()  # at once
         try:
+            revoked: Revoked | None = None
             while True:
-                outlet, parcel = self._sending.parcel(peer, content, id, urgent, **more)
+                try:
+                    outlet, parcel = self._sending.parcel(peer, content, id, urgent, **more)
+                except LinkError as err:
+                    if revoked is not None and revoked.unknown:
+                        raise revoked from err
+                    raise
+                parcel.sent = revoked is not None and revoked.unknown
                 try:
                     await outlet.publish(parcel, max(0.0, deadline - _now()))
                     return id
                 except Unroutable as err:
                     raise Unreachable(f"{peer.called} has no mailbox ({err})") from None
-                except Revoked:
+                except Revoked as err:
                     again = self._sending.successor(peer)
                     if again is None:
                         raise
-                    peer = again
+                    peer, revoked = again, err
         finally:
             self._flight.release()
 

@@ -36,7 +36,8 @@ class Parcel:
 
     :ivar tell: called once with the parcel, when it is confirmed or has failed.
     :ivar error: the reason of its failure; None: it is confirmed.
-    :ivar repeated: it was sent again over a new channel, so the receiver's queue may have it twice.
+    :ivar sent: it was published, and may have arrived. Set it for one that continues such a message.
+    :ivar repeated: it was published again, so the receiver's queue may have it twice.
     """
 
     __slots__ = ("at", "body", "error", "key", "properties", "repeated", "returned", "sent", "settled", "tell")
@@ -216,8 +217,14 @@ class Outlet:
             if parcel.returned:
                 self._end(parcel, Unroutable(f"{self.what}: it leads to no mailbox"))
             else:
-                self._end(parcel, None if taken else MailboxFull(f"{self.what}: the mailbox took no more"))
+                self._end(parcel, None if taken else self._full(parcel))
         self._next(wire)
+
+    def _full(self, parcel: Parcel) -> LinkError:
+        """Return the error for a message that the broker didn't take."""
+        if parcel.repeated:  # perhaps its first copy is among those that fill the mailbox
+            return Timeout(f"{self.what}: the mailbox took no more; an earlier copy of the message may have arrived")
+        return MailboxFull(f"{self.what}: the mailbox took no more")
 
     def _returned(self, sent: dict[int, Parcel], identity: str | None) -> None:
         for parcel in sent.values():
@@ -232,8 +239,10 @@ class Outlet:
         err = None if closing.cancelled() else closing.exception()
         if isinstance(err, (ChannelNotFoundEntity, ChannelAccessRefused)):
             self._wire = None
-            for parcel in list(sent.values()):
-                self._end(parcel, Revoked(f"{self.what} is revoked ({err})"))
+            last = max(sent, default=0)
+            for tag, parcel in list(sent.items()):
+                # The broker reads in order: it has refused the last one or one before it, and nothing after that one.
+                self._end(parcel, self._revoked(err, parcel.repeated or tag != last))
         elif isinstance(err, ChannelPreconditionFailed):
             # The broker refuses one of the messages on the channel. Send them one by one to find out which.
             if len(sent) == 1 or self._one_by_one:
@@ -241,6 +250,12 @@ class Outlet:
                     self._end(parcel, Refused(f"{self.what}: the broker refuses the message: {err}"))
             self._one_by_one = True
         self._lose(wire)
+
+    def _revoked(self, err: Exception, unknown: bool) -> Revoked:
+        more = "; the message may have arrived" if unknown else ""
+        error = Revoked(f"{self.what} is revoked ({err}){more}")
+        error.unknown = unknown
+        return error
 
     def _lose(self, wire: Wire) -> None:
         """Give up a channel, and send unconfirmed messages through another."""
