@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -163,5 +163,67 @@ def test_batch_of_a_renamed_link_names_what_may_come_twice() -> None:
                 line.confirmed(3, True, False)
         assert batch.repeated == {"1", "2"}
         assert {id: type(error) for id, error in caught.value.failed.items()} == {"2": Timeout, "3": MailboxFull}
+
+    trial(play())
+
+
+# -- how a batch ends --------------------------------------------------------------------------
+def _source(error: Exception | None) -> Iterator[str]:
+    yield "1"
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize("source", ["refused", "source", "within"])
+def test_error_in_a_batch_has_its_failures_as_context(source: str) -> None:
+    async def pour(batch: Batch) -> None:
+        try:
+            async with batch:
+                for body in _source(KeyError("the source's own") if source == "source" else None):
+                    await batch.send(body, id=body)
+                if source == "refused":
+                    await batch.send("refused")
+                raise KeyError("the block's own") from None
+        finally:
+            assert batch.unconfirmed == 0
+
+    async def play() -> None:
+        session = Broke()
+        pouring = asyncio.create_task(pour(batch_of(Ways({"old": outlet_of(session)}))))
+        line = await session.line(0, 1)
+        line.confirmed(1, False, False)
+        with pytest.raises(Refused if source == "refused" else KeyError) as caught:
+            await pouring
+        failed = caught.value.__context__
+        assert isinstance(failed, BatchFailed) and list(failed.failed) == ["1"]
+        assert not caught.value.__suppress_context__
+        assert failed.__context__ is not caught.value
+
+    trial(play())
+
+
+@pytest.mark.parametrize("amid", ["block", "end"])
+def test_cancelled_batch_sends_nothing_again(amid: str) -> None:
+    async def pour(batch: Batch) -> None:
+        async with batch:
+            await batch.send("1")
+            await batch.send("2")
+            if amid == "block":
+                await asyncio.Event().wait()
+
+    async def play() -> None:
+        session = Broke()
+        outlet = outlet_of(session)
+        batch = batch_of(Ways({"old": outlet}))
+        pouring = asyncio.create_task(pour(batch))
+        line = await session.line(0, 2)
+        await asyncio.sleep(0)
+        pouring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pouring
+        assert outlet.idle and batch.unconfirmed == 0
+        line.end(ConnectionError())
+        begun(outlet, b"another")
+        assert (await session.line(1, 1)).bodies == [b"another"]
 
     trial(play())

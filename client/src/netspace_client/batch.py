@@ -44,7 +44,9 @@ class Batch:
     """Messages to one peer. Use: ``async with mailbox.batch("orders") as batch``, from one task.
 
     ``send`` returns as soon as there is room, before the broker has confirmed the message. The end of the block waits
-    until all are confirmed, and raises :class:`BatchFailed` if some failed.
+    until all are confirmed, and raises :class:`BatchFailed` if some failed. If an error leaves the block, the end waits
+    too, and the ``BatchFailed`` is the error's ``__context__``. If the task is cancelled, or by any other
+    ``BaseException``, it doesn't wait: messages that are unconfirmed may arrive, and are not sent again.
 
     :ivar failed: by id, the error of each message that failed. Its ``unknown`` tells whether the message may have
         arrived.
@@ -113,11 +115,14 @@ class Batch:
 
         :raises BatchFailed: some failed, now or earlier.
         """
+        await self._none_open()
+        if self.failed:
+            raise BatchFailed(self._count, self.failed)
+
+    async def _none_open(self) -> None:
         while self._open:
             self._free.clear()
             await self._free.wait()
-        if self.failed:
-            raise BatchFailed(self._count, self.failed)
 
     async def __aenter__(self) -> Batch:
         return self
@@ -127,14 +132,16 @@ class Batch:
     ) -> None:
         self._ended = True
         try:
-            if kind is None or issubclass(kind, Exception):
-                await self.confirmed()
-        except BatchFailed:
-            if kind is None:
-                raise
+            if error is None or isinstance(error, Exception):
+                await self._none_open()
         finally:
-            if self._late is not None:
-                self._late.cancel()
+            self._forget()
+        if self.failed:
+            failed = BatchFailed(self._count, self.failed)
+            if error is None:
+                raise failed
+            failed.__context__, failed.__suppress_context__ = error.__context__, error.__suppress_context__
+            error.__context__, error.__suppress_context__ = failed, error.__cause__ is not None
 
     # -- its messages ------------------------------------------------------------------
     @property
@@ -180,6 +187,15 @@ class Batch:
             self.failed[one.id] = error if isinstance(error, LinkError) else LinkError(repr(error))
         if not self._open or (not self._full and len(self._open) <= self._window * 3 // 4):
             self._free.set()
+
+    def _forget(self) -> None:
+        """Send no message again, and wait for none: the block was left, or its task is cancelled."""
+        if self._late is not None:
+            self._late.cancel()
+        for parcel, one in self._open.items():
+            one.outlet.forget(parcel)
+        self._open.clear()
+        self._bytes = 0
 
     def _overdue(self) -> None:
         """Give up the messages that weren't confirmed in time."""

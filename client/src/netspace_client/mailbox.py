@@ -263,6 +263,7 @@ class Mailbox:
         :param timeout: seconds to try each message, over lost connections and restarts of the broker.
         :raises BatchFailed: some failed; it has the error of each. All others are confirmed.
         :raises LinkError: as :meth:`Batch.send`, for the first one that can't be sent; later ones weren't taken.
+            So does an error of *bodies* itself. If earlier ones failed, its ``__context__`` is their ``BatchFailed``.
         """
         async with self.batch(link, window=window, timeout=timeout) as batch:
             if isinstance(bodies, AsyncIterable):
