@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiormq import spec
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from netspace_client import BatchFailed, LinkError, MailboxFull, Refused, Revoked, Timeout
 from netspace_client.batch import Batch
@@ -225,5 +225,38 @@ def test_cancelled_batch_sends_nothing_again(amid: str) -> None:
         line.end(ConnectionError())
         begun(outlet, b"another")
         assert (await session.line(1, 1)).bodies == [b"another"]
+
+    trial(play())
+
+
+# -- a message that the broker refuses ---------------------------------------------------------
+def test_after_a_refused_message_the_others_go_at_once() -> None:
+    async def play() -> None:
+        session = Broke()
+        parcels = begun(outlet_of(session), b"1", b"2", b"3", b"4", b"5")
+        (await session.line(0, 5)).end(ChannelPreconditionFailed("too large"))
+        line = await session.line(1, 1)
+        assert line.bodies == [b"1"], "one by one, to find the one that is refused"
+        line.confirmed(1, False, True)
+        assert line.bodies == [b"1", b"2"]
+        line.end(ChannelPreconditionFailed("too large"))
+        assert (await session.line(2, 3)).bodies == [b"3", b"4", b"5"]
+        assert [type(parcel.error) for parcel in parcels if parcel.settled] == [type(None), Refused]
+
+    trial(play())
+
+
+def test_after_the_last_suspect_all_others_go_at_once() -> None:
+    async def play() -> None:
+        session = Broke()
+        outlet = outlet_of(session)
+        parcels = begun(outlet, b"1", b"2")
+        line = await session.line(0, 2)
+        line.end(ChannelPreconditionFailed("too large"))
+        line = await session.line(1, 1)
+        begun(outlet, b"3", b"4")
+        outlet.forget(parcels[1])  # it was the one that is refused, and is too late by now
+        line.confirmed(1, False, True)
+        assert line.bodies == [b"1", b"3", b"4"]
 
     trial(play())

@@ -80,7 +80,7 @@ class Outlet:
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._look: asyncio.TimerHandle | None = None
-        self._one_by_one = False
+        self._suspects: set[Parcel] = set()
         self._closed = False
 
     @property
@@ -96,7 +96,7 @@ class Outlet:
         self._pending[parcel] = None
         if self._wire is None:
             self._reopen()
-        elif not self._one_by_one:
+        elif not self._suspects:
             self._put(self._wire, parcel)
 
     def forget(self, parcel: Parcel) -> None:
@@ -175,13 +175,19 @@ class Outlet:
         parcel.finish(error)
 
     def _next(self, wire: Wire) -> None:
-        """Send the next message, if they are sent one by one."""
-        if not self._one_by_one or wire is not self._wire:
+        """Send the next suspect, if they are sent one by one and none is on its way; after the last one all others."""
+        if not self._suspects or wire is not self._wire or self._sent:
             return
-        if self._pending:
-            self._put(wire, next(iter(self._pending)))
-        else:
-            self._one_by_one = False
+        first = next((parcel for parcel in self._pending if not parcel.settled), None)
+        if first is not None and first in self._suspects:
+            self._put(wire, first)
+            return
+        self._suspects.clear()
+        self._put_all(wire)
+
+    def _put_all(self, wire: Wire) -> None:
+        for parcel in [parcel for parcel in self._pending if not parcel.settled]:
+            self._put(wire, parcel)
 
     def _overdue(self) -> None:
         """Try another connection if a message wasn't confirmed in time.
@@ -245,10 +251,12 @@ class Outlet:
                 self._end(parcel, self._revoked(err, parcel.repeated or tag != last))
         elif isinstance(err, ChannelPreconditionFailed):
             # The broker refuses one of the messages on the channel. Send them one by one to find out which.
-            if len(sent) == 1 or self._one_by_one:
+            if len(sent) == 1:
                 for parcel in list(sent.values()):
                     self._end(parcel, Refused(f"{self.what}: the broker refuses the message: {err}"))
-            self._one_by_one = True
+                self._suspects.clear()
+            else:
+                self._suspects = set(sent.values())
         self._lose(wire)
 
     def _revoked(self, err: Exception, unknown: bool) -> Revoked:
@@ -293,6 +301,7 @@ class Outlet:
         wire.confirmed = lambda tag, multiple, taken: self._confirmed(wire, sent, tag, multiple, taken)
         wire.returned = lambda identity: self._returned(sent, identity)
         wire.channel.closing.add_done_callback(lambda closing: self._ended(wire, sent, closing))
-        parcels = [parcel for parcel in self._pending if not parcel.settled]
-        for parcel in parcels[:1] if self._one_by_one else parcels:
-            self._put(wire, parcel)
+        if self._suspects:
+            self._next(wire)
+        else:
+            self._put_all(wire)
