@@ -12,7 +12,7 @@ from aiormq import spec
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from netspace_client import BatchFailed, LinkError, MailboxFull, Refused, Revoked, Timeout
-from netspace_client.batch import Batch
+from netspace_client.batch import LARGEST, Batch
 from netspace_client.card import Broker, Peer
 from netspace_client.outlet import Outlet, Parcel
 from netspace_client.sending import Content, Sending
@@ -258,5 +258,34 @@ def test_after_the_last_suspect_all_others_go_at_once() -> None:
         outlet.forget(parcels[1])  # it was the one that is refused, and is too late by now
         line.confirmed(1, False, True)
         assert line.bodies == [b"1", b"3", b"4"]
+
+    trial(play())
+
+
+@pytest.mark.parametrize("window", [0, LARGEST + 1])
+def test_window_beyond_what_a_receiver_knows_is_refused(window: int) -> None:
+    with pytest.raises(ValueError, match=rf"window {window} is out of 1\.\.4096"):
+        batch_of(Ways({}), window=window)
+    batch_of(Ways({}), window=LARGEST)
+
+
+# -- a connection without confirmations --------------------------------------------------------
+def test_connection_is_kept_while_confirmations_come() -> None:
+    async def play() -> None:
+        session = Broke()
+        outlet = outlet_of(session)
+        parcels = begun(outlet, b"1", b"2", b"3")
+        line = await session.line(0, 3)
+        line.confirmed(1, False, True)
+        for parcel in parcels:
+            parcel.at -= 1000.0  # they wait for that long
+        outlet._overdue()
+        await asyncio.sleep(0)
+        assert session.left == [] and not line.closed
+        outlet._heard -= 1000.0
+        outlet._overdue()
+        assert (await session.line(1, 2)).bodies == [b"2", b"3"]
+        assert session.left == [line.channel.connection] and line.closed
+        await outlet.close()
 
     trial(play())

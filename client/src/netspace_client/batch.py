@@ -17,9 +17,13 @@ from netspace_client.card import Peer
 from netspace_client.errors import BatchFailed, Closed, LinkError, Revoked, Unreachable
 from netspace_client.outlet import Outlet, Parcel, Unroutable
 from netspace_client.sending import Content, Sending
+from netspace_client.window import SIZE
 
 WINDOW = 1024
 """The most messages of a batch that are unconfirmed at once."""
+LARGEST = SIZE // 2
+"""The largest window. After a lost connection the whole window is sent again, and a receiver that remembers ``SIZE``
+ids of a sender has to know each of them still, even if others came in between."""
 BYTES = 16 * 1024 * 1024
 """The most bytes of them; one message may always be unconfirmed."""
 
@@ -58,8 +62,8 @@ class Batch:
     def __init__(
         self, link: Callable[[], Peer], alive: Callable[[], None], sending: Sending, *, window: int, timeout: float
     ) -> None:
-        if window < 1:
-            raise ValueError(f"window {window}: it must be 1 at least")
+        if not 1 <= window <= LARGEST:
+            raise ValueError(f"window {window} is out of 1..{LARGEST}")
         self._link = link
         self._alive = alive
         self._sending = sending

@@ -61,7 +61,8 @@ class Mailbox:
     :param memory: the bytes of their bodies. Above it, no more messages are consumed until all are settled.
     :param in_flight: the most ``send`` calls that wait for the broker at once; more wait for their turn.
     :param window: the number of ids remembered for each sender, to drop duplicates.
-    :param confirm: seconds to wait for a confirmation; then the message is published again over a new connection.
+    :param confirm: seconds to wait for a confirmation. If messages wait and none was confirmed for so long, they are
+        published again over a new connection.
     """
 
     def __init__(
@@ -241,8 +242,9 @@ class Mailbox:
         Use: ``async with mailbox.batch("orders") as batch: await batch.send("sold")``.
 
         :param link: the peer's local name, or its own name.
-        :param window: the most messages that are unconfirmed at once.
+        :param window: the most messages that are unconfirmed at once; 4096 at most.
         :param timeout: seconds to try each message, over lost connections and restarts of the broker.
+        :raises ValueError: the window is out of 1..4096.
         """
         self._open()
         return Batch(lambda: self._host.peer(link), self._open, self._sending, window=window, timeout=timeout)
@@ -259,7 +261,7 @@ class Mailbox:
         """Send messages to a peer in their order; return their ids after the broker has confirmed them all.
 
         :param bodies: their bodies; they are taken as fast as the broker confirms.
-        :param window: the most messages that are unconfirmed at once.
+        :param window: the most messages that are unconfirmed at once; 4096 at most.
         :param timeout: seconds to try each message, over lost connections and restarts of the broker.
         :raises BatchFailed: some failed; it has the error of each. All others are confirmed.
         :raises LinkError: as :meth:`Batch.send`, for the first one that can't be sent; later ones weren't taken.

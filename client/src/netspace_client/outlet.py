@@ -62,7 +62,7 @@ class Outlet:
 
     :param what: its name in errors: ``the link to orders``.
     :param room: called before a channel is opened, to close idle ones of other outlets.
-    :param confirm: seconds to wait for a confirmation before trying another connection.
+    :param confirm: seconds without a confirmation, while messages wait for one, before trying another connection.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Outlet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._look: asyncio.TimerHandle | None = None
         self._suspects: set[Parcel] = set()
+        self._heard = 0.0
         self._closed = False
 
     @property
@@ -190,8 +191,9 @@ class Outlet:
             self._put(wire, parcel)
 
     def _overdue(self) -> None:
-        """Try another connection if a message wasn't confirmed in time.
+        """Try another connection if messages wait, and none was confirmed for ``confirm`` seconds.
 
+        As long as confirmations come, the path is only slow: over another connection all would be sent again.
         The node may have lost the majority of its cluster. Another connection may lead to another node.
         """
         self._look = None
@@ -199,7 +201,7 @@ class Outlet:
         if wire is None or oldest is None:
             return
         loop = asyncio.get_running_loop()
-        left = oldest.at + self._confirm - loop.time()
+        left = max(oldest.at, self._heard) + self._confirm - loop.time()
         if left > 0:
             self._look = loop.call_later(left, self._overdue)
             return
@@ -209,6 +211,8 @@ class Outlet:
 
     # -- what the broker says --------------------------------------------------------------
     def _confirmed(self, wire: Wire, sent: dict[int, Parcel], tag: int, multiple: bool, taken: bool) -> None:
+        if wire is self._wire:
+            self._heard = asyncio.get_running_loop().time()
         tags = [tag]
         if multiple:
             tags = []
@@ -297,7 +301,7 @@ class Outlet:
     def _begin_on(self, wire: Wire) -> None:
         """Send all unconfirmed messages on a new channel, in their order."""
         sent: dict[int, Parcel] = {}
-        self._wire, self._sent = wire, sent
+        self._wire, self._sent, self._heard = wire, sent, 0.0
         wire.confirmed = lambda tag, multiple, taken: self._confirmed(wire, sent, tag, multiple, taken)
         wire.returned = lambda identity: self._returned(sent, identity)
         wire.channel.closing.add_done_callback(lambda closing: self._ended(wire, sent, closing))
