@@ -34,6 +34,7 @@ from netspace_client import (
 )
 from netspace_client.inbox import Inbox, Waiter
 from netspace_client.monitor import Readers
+from netspace_client.outlet import Parcel
 from netspace_client.window import Window
 
 STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -150,6 +151,32 @@ def test_what_a_peer_may_have_is_not_sent_to_another_that_has_its_local_name_by_
             assert mailbox.card.called["shop"].name == "orders" and len(published) == 1
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_message_of_a_renamed_link_may_have_come_by_its_old_one(tmp_path, unknown):
+    place = tmp_path / "environment.json"
+    repeats = []
+
+    class Renamed:
+        """The way to a peer whose link gets another exchange amid the send."""
+
+        async def publish(self, parcel: Parcel, timeout: float) -> None:
+            repeats.append(parcel.sent)
+            if len(repeats) == 1:
+                place.write_text(json.dumps({**CARD, "peers": [{**CARD["peers"][1], "exchange": "another"}]}))
+                error = Revoked("so it is")
+                error.unknown = unknown
+                raise error
+
+    async def play() -> None:
+        place.write_text(json.dumps(CARD))
+        async with Mailbox(tmp_path) as mailbox:
+            mailbox._lines.outlet = lambda *about: Renamed()
+            await mailbox.send("audit", "x")
+
+    asyncio.run(play())
+    assert repeats == [False, unknown]
 
 
 def test_all_queues_are_read_and_a_sender_may_have_a_former_exchange():

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import aiormq.connection
 import pamqp.body
 import pamqp.commands
 import pamqp.frame
@@ -145,6 +146,47 @@ def test_no_amqp_ends_the_connection(raw: bytes) -> None:
         line.reader.feed_data(raw)
         with pytest.raises(AMQPConnectionError):
             await line.next()
+
+    trial(play())
+
+
+@pytest.mark.parametrize("size", [wire.LARGEST_BODY + 1, 2**64 - 1, 3])
+@pytest.mark.parametrize("piece", [b"more", b""])
+def test_body_of_a_wrong_size_ends_the_connection(size: int, piece: bytes) -> None:
+    async def play() -> None:
+        line = Line()
+        header = pamqp.header.ContentHeader(0, size, Basic.Properties())
+        line.feed(Basic.Deliver("c", 1, False, "link.a.b", ""), header)
+        line.feed(*[] if size > wire.LARGEST_BODY else [pamqp.body.ContentBody(piece)])
+        with pytest.raises(AMQPConnectionError):
+            await line.next()
+        assert line.got == []
+
+    trial(play())
+
+
+@pytest.mark.parametrize(("offered", "taken"), [(0, 2**20), (131072, 131072), (2**20 + 1, 2**20), (2**32 - 1, 2**20)])
+def test_no_larger_frames_are_agreed_than_are_read(offered: int, taken: int) -> None:
+    async def play() -> None:
+        line = Line()
+        line.feed(pamqp.commands.Connection.Tune(64, offered, 20), channel=0)
+        assert (await line.next()).frame_max == taken
+
+    trial(play())
+
+
+def test_connections_of_others_are_read_by_aiormq(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may use aiormq beside this library."""
+    monkeypatch.setattr(aiormq.connection, "FrameReceiver", aiormq.connection.FrameReceiver)
+
+    async def play() -> None:
+        with pytest.raises(AMQPConnectionError):
+            await wire.connect("amqp://127.0.0.1:1/")  # nobody listens there
+        reader = asyncio.StreamReader()
+        receiver = aiormq.connection.FrameReceiver(reader)
+        assert not isinstance(receiver, Receiver)
+        reader.feed_data(Heartbeat().marshal())
+        assert isinstance((await receiver.get_frame())[2], Heartbeat)
 
     trial(play())
 

@@ -62,7 +62,7 @@ class Arrivals:
         self._memory = memory
         self._followed: Card | None = None
         self._ears = Ears(lines, self._ear)
-        self._arrived: deque[tuple[str, Delivery]] = deque()
+        self._arrived: deque[tuple[str, Delivery, bool]] = deque()
         self._some = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
         self._unsettled: dict[tuple[str, str], Message] = {}
@@ -105,8 +105,8 @@ class Arrivals:
             left = self._left(delivery)
             if left is not None and (left > 0 or self._timers):
                 self._later(left, queue, delivery)
-            elif self._arrived or not self._take(queue, delivery):
-                self._put(queue, delivery)
+            else:
+                self._judge(queue, delivery)
 
         self._room_in[queue] = self._share
         return Ear(self._lines, session, queue, heard, self._share, self._forget_unnamed, in_order=True)
@@ -131,16 +131,17 @@ class Arrivals:
 
         def arrive() -> None:
             self._timers.discard(timer)
-            if self._arrived or not self._take(queue, delivery):
-                self._put(queue, delivery)
+            self._judge(queue, delivery)
 
         timer = asyncio.get_running_loop().call_later(left, arrive)
         self._timers.add(timer)
 
-    def _put(self, queue: str, delivery: Delivery) -> None:
-        """Have a delivery judged by ``sort``, which may wait, after all that are there already."""
-        self._arrived.append((queue, delivery))
-        self._some.set()
+    def _judge(self, queue: str, delivery: Delivery) -> None:
+        """Judge a delivery now, or have it judged by ``sort``, which may wait, after all that are there already."""
+        behind = bool(self._arrived)
+        if behind or not self._take(queue, delivery):
+            self._arrived.append((queue, delivery, not behind))
+            self._some.set()
 
     def _forget_unnamed(self) -> None:
         """Drop held messages without an id whose channel is closed.
@@ -177,8 +178,8 @@ class Arrivals:
             await self._some.wait()
             self._some.clear()
             while self._arrived:
-                queue, delivery = self._arrived[0]
-                if not self._take(queue, delivery):
+                queue, delivery, put_off = self._arrived[0]
+                if put_off or not self._take(queue, delivery):
                     await asyncio.sleep(1.0)
                     self._take(queue, delivery, again=True)
                 self._arrived.popleft()

@@ -17,9 +17,13 @@ from netspace_client.card import Peer
 from netspace_client.errors import BatchFailed, Closed, LinkError, Revoked, Unreachable
 from netspace_client.outlet import Outlet, Parcel, Unroutable
 from netspace_client.sending import Content, Sending
+from netspace_client.window import SIZE
 
 WINDOW = 1024
 """The most messages of a batch that are unconfirmed at once."""
+LARGEST = SIZE // 2
+"""The largest window. After a lost connection the whole window is sent again, and a receiver that remembers ``SIZE``
+ids of a sender has to know each of them still, even if others came in between."""
 BYTES = 16 * 1024 * 1024
 """The most bytes of them; one message may always be unconfirmed."""
 
@@ -44,19 +48,22 @@ class Batch:
     """Messages to one peer. Use: ``async with mailbox.batch("orders") as batch``, from one task.
 
     ``send`` returns as soon as there is room, before the broker has confirmed the message. The end of the block waits
-    until all are confirmed, and raises :class:`BatchFailed` if some failed.
+    until all are confirmed, and raises :class:`BatchFailed` if some failed. If an error leaves the block, the end waits
+    too, and the ``BatchFailed`` is the error's ``__context__``. If the task is cancelled, or by any other
+    ``BaseException``, it doesn't wait: messages that are unconfirmed may arrive, and are not sent again.
 
-    :ivar failed: by id, the error of each message that failed. Only after ``Timeout`` and ``Unreachable`` is it unknown
-        whether the message arrived.
-    :ivar repeated: ids of messages that were sent again because a connection was lost. The broker may have each of them
-        twice; netspace-client drops the second one, and another receiver recognizes it by its id.
+    :ivar failed: by id, the error of each message that failed. Its ``unknown`` tells whether the message may have
+        arrived.
+    :ivar repeated: ids of messages that were sent again because a connection was lost or the link was renamed. The
+        broker may have each of them twice; netspace-client drops the second one, and another receiver recognizes it by
+        its id.
     """
 
     def __init__(
         self, link: Callable[[], Peer], alive: Callable[[], None], sending: Sending, *, window: int, timeout: float
     ) -> None:
-        if window < 1:
-            raise ValueError(f"window {window}: it must be 1 at least")
+        if not 1 <= window <= LARGEST:
+            raise ValueError(f"window {window} is out of 1..{LARGEST}")
         self._link = link
         self._alive = alive
         self._sending = sending
@@ -112,11 +119,14 @@ class Batch:
 
         :raises BatchFailed: some failed, now or earlier.
         """
+        await self._none_open()
+        if self.failed:
+            raise BatchFailed(self._count, self.failed)
+
+    async def _none_open(self) -> None:
         while self._open:
             self._free.clear()
             await self._free.wait()
-        if self.failed:
-            raise BatchFailed(self._count, self.failed)
 
     async def __aenter__(self) -> Batch:
         return self
@@ -126,22 +136,31 @@ class Batch:
     ) -> None:
         self._ended = True
         try:
-            if kind is None or issubclass(kind, Exception):
-                await self.confirmed()
-        except BatchFailed:
-            if kind is None:
-                raise
+            if error is None or isinstance(error, Exception):
+                await self._none_open()
         finally:
-            if self._late is not None:
-                self._late.cancel()
+            self._forget()
+        if self.failed:
+            failed = BatchFailed(self._count, self.failed)
+            if error is None:
+                raise failed
+            failed.__context__, failed.__suppress_context__ = error.__context__, error.__suppress_context__
+            error.__context__, error.__suppress_context__ = failed, error.__cause__ is not None
 
     # -- its messages ------------------------------------------------------------------
     @property
     def _full(self) -> bool:
         return len(self._open) >= self._window or (self._bytes >= BYTES and len(self._open) > 0)
 
-    def _begin(self, id: str, peer: Peer, content: Content, urgent: bool, deadline: float) -> None:
+    def _begin(
+        self, id: str, peer: Peer, content: Content, urgent: bool, deadline: float, former: Parcel | None = None
+    ) -> None:
+        """Begin a message.
+
+        :param former: the parcel of the same message that ended before.
+        """
         outlet, parcel = self._sending.parcel(peer, content, id, urgent)
+        parcel.sent = former is not None and _unknown(former.error)
         parcel.tell = self._told
         self._open[parcel] = _Open(id, peer, content, urgent, outlet, deadline, len(parcel.body))
         self._bytes += len(parcel.body)
@@ -162,16 +181,25 @@ class Batch:
         again = self._sending.successor(one.peer) if isinstance(error, Revoked) else None
         if again is not None:
             try:
-                self._begin(one.id, again, one.content, one.urgent, one.deadline)
+                self._begin(one.id, again, one.content, one.urgent, one.deadline, parcel)
                 return
             except LinkError as err:
-                error = err
+                error = error if _unknown(error) else err
         if isinstance(error, Unroutable):
             error = Unreachable(f"{one.peer.called} has no mailbox ({error})")
         if error is not None:
             self.failed[one.id] = error if isinstance(error, LinkError) else LinkError(repr(error))
         if not self._open or (not self._full and len(self._open) <= self._window * 3 // 4):
             self._free.set()
+
+    def _forget(self) -> None:
+        """Send no message again, and wait for none: the block was left, or its task is cancelled."""
+        if self._late is not None:
+            self._late.cancel()
+        for parcel, one in self._open.items():
+            one.outlet.forget(parcel)
+        self._open.clear()
+        self._bytes = 0
 
     def _overdue(self) -> None:
         """Give up the messages that weren't confirmed in time."""
@@ -186,3 +214,7 @@ class Batch:
             one.outlet.forget(parcel)
             parcel.error = one.outlet.late(self._timeout)
             self._told(parcel)
+
+
+def _unknown(error: Exception | None) -> bool:
+    return isinstance(error, LinkError) and error.unknown

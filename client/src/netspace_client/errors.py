@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 
 class LinkError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library.
+
+    :ivar unknown: whether the message arrived is unknown. False: it didn't.
+    """
+
+    unknown = False
 
 
 class CardError(LinkError):
@@ -18,7 +23,10 @@ class NotDeclared(LinkError):
 
 
 class Revoked(LinkError):
-    """The link was revoked: the broker refuses the message."""
+    """The link was revoked: the broker refuses the message.
+
+    Messages that were on their way at that moment may have arrived; then ``unknown`` is true.
+    """
 
 
 class MailboxFull(LinkError):
@@ -28,6 +36,8 @@ class MailboxFull(LinkError):
 class Unreachable(LinkError):
     """The broker, or the peer's mailbox on it, could not be reached in time; whether a message arrived is unknown."""
 
+    unknown = True
+
 
 class NotAdmitted(Unreachable):
     """The broker answers but refuses our log-in: its host declares no link with this environment (yet)."""
@@ -35,6 +45,8 @@ class NotAdmitted(Unreachable):
 
 class Timeout(LinkError, TimeoutError):
     """The confirmation or the answer didn't come in time; whether a message arrived is unknown."""
+
+    unknown = True
 
 
 class Refused(LinkError):
@@ -48,13 +60,14 @@ class TooFast(LinkError):
 class BatchFailed(LinkError):
     """Some messages of a batch failed; all others are confirmed.
 
-    :ivar failed: by id, the error of each, in the order in which they failed.
+    :ivar failed: by id, the error of each, in the order in which they failed. ``unknown`` is true if it is of any.
     """
 
     def __init__(self, count: int, failed: Mapping[str, LinkError]) -> None:
         first = next(iter(failed.values()))
         super().__init__(f"{len(failed)} of {count} messages failed, the first: {first}")
         self.failed = dict(failed)
+        self.unknown = any(error.unknown for error in failed.values())
 
 
 class InboxFull(LinkError):

@@ -61,7 +61,8 @@ class Mailbox:
     :param memory: the bytes of their bodies. Above it, no more messages are consumed until all are settled.
     :param in_flight: the most ``send`` calls that wait for the broker at once; more wait for their turn.
     :param window: the number of ids remembered for each sender, to drop duplicates.
-    :param confirm: seconds to wait for a confirmation; then the message is published again over a new connection.
+    :param confirm: seconds to wait for a confirmation. If messages wait and none was confirmed for so long, they are
+        published again over a new connection.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class Mailbox:
         :param urgent: deliver it before other waiting messages: two urgent ones for each one that isn't urgent.
         :param id: the message's id. To repeat a message after an error that left its arrival unknown, give its id.
         :raises NotDeclared: there is no such link.
-        :raises Revoked: the link was revoked.
+        :raises Revoked: the link was revoked. If its ``unknown`` is true, the broker may have the message.
         :raises MailboxFull: the peer's mailbox is full.
         :raises Unreachable: the broker can't be reached. It may have the message.
         :raises Timeout: the broker doesn't confirm. It may have the message.
@@ -213,18 +214,25 @@ class Mailbox:
         else:
             await self._flight.acquire()  # at once
         try:
+            revoked: Revoked | None = None
             while True:
-                outlet, parcel = self._sending.parcel(peer, content, id, urgent, **more)
+                try:
+                    outlet, parcel = self._sending.parcel(peer, content, id, urgent, **more)
+                except LinkError as err:
+                    if revoked is not None and revoked.unknown:
+                        raise revoked from err
+                    raise
+                parcel.sent = revoked is not None and revoked.unknown
                 try:
                     await outlet.publish(parcel, max(0.0, deadline - _now()))
                     return id
                 except Unroutable as err:
                     raise Unreachable(f"{peer.called} has no mailbox ({err})") from None
-                except Revoked:
+                except Revoked as err:
                     again = self._sending.successor(peer)
                     if again is None:
                         raise
-                    peer = again
+                    peer, revoked = again, err
         finally:
             self._flight.release()
 
@@ -234,8 +242,9 @@ class Mailbox:
         Use: ``async with mailbox.batch("orders") as batch: await batch.send("sold")``.
 
         :param link: the peer's local name, or its own name.
-        :param window: the most messages that are unconfirmed at once.
+        :param window: the most messages that are unconfirmed at once; 4096 at most.
         :param timeout: seconds to try each message, over lost connections and restarts of the broker.
+        :raises ValueError: the window is out of 1..4096.
         """
         self._open()
         return Batch(lambda: self._host.peer(link), self._open, self._sending, window=window, timeout=timeout)
@@ -252,10 +261,11 @@ class Mailbox:
         """Send messages to a peer in their order; return their ids after the broker has confirmed them all.
 
         :param bodies: their bodies; they are taken as fast as the broker confirms.
-        :param window: the most messages that are unconfirmed at once.
+        :param window: the most messages that are unconfirmed at once; 4096 at most.
         :param timeout: seconds to try each message, over lost connections and restarts of the broker.
         :raises BatchFailed: some failed; it has the error of each. All others are confirmed.
         :raises LinkError: as :meth:`Batch.send`, for the first one that can't be sent; later ones weren't taken.
+            So does an error of *bodies* itself. If earlier ones failed, its ``__context__`` is their ``BatchFailed``.
         """
         async with self.batch(link, window=window, timeout=timeout) as batch:
             if isinstance(bodies, AsyncIterable):

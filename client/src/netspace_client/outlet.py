@@ -36,7 +36,8 @@ class Parcel:
 
     :ivar tell: called once with the parcel, when it is confirmed or has failed.
     :ivar error: the reason of its failure; None: it is confirmed.
-    :ivar repeated: it was sent again over a new channel, so the receiver's queue may have it twice.
+    :ivar sent: it was published, and may have arrived. Set it for one that continues such a message.
+    :ivar repeated: it was published again, so the receiver's queue may have it twice.
     """
 
     __slots__ = ("at", "body", "error", "key", "properties", "repeated", "returned", "sent", "settled", "tell")
@@ -61,7 +62,7 @@ class Outlet:
 
     :param what: its name in errors: ``the link to orders``.
     :param room: called before a channel is opened, to close idle ones of other outlets.
-    :param confirm: seconds to wait for a confirmation before trying another connection.
+    :param confirm: seconds without a confirmation, while messages wait for one, before trying another connection.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class Outlet:
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._look: asyncio.TimerHandle | None = None
-        self._one_by_one = False
+        self._suspects: set[Parcel] = set()
+        self._heard = 0.0
         self._closed = False
 
     @property
@@ -95,7 +97,7 @@ class Outlet:
         self._pending[parcel] = None
         if self._wire is None:
             self._reopen()
-        elif not self._one_by_one:
+        elif not self._suspects:
             self._put(self._wire, parcel)
 
     def forget(self, parcel: Parcel) -> None:
@@ -174,17 +176,24 @@ class Outlet:
         parcel.finish(error)
 
     def _next(self, wire: Wire) -> None:
-        """Send the next message, if they are sent one by one."""
-        if not self._one_by_one or wire is not self._wire:
+        """Send the next suspect, if they are sent one by one and none is on its way; after the last one all others."""
+        if not self._suspects or wire is not self._wire or self._sent:
             return
-        if self._pending:
-            self._put(wire, next(iter(self._pending)))
-        else:
-            self._one_by_one = False
+        first = next((parcel for parcel in self._pending if not parcel.settled), None)
+        if first is not None and first in self._suspects:
+            self._put(wire, first)
+            return
+        self._suspects.clear()
+        self._put_all(wire)
+
+    def _put_all(self, wire: Wire) -> None:
+        for parcel in [parcel for parcel in self._pending if not parcel.settled]:
+            self._put(wire, parcel)
 
     def _overdue(self) -> None:
-        """Try another connection if a message wasn't confirmed in time.
+        """Try another connection if messages wait, and none was confirmed for ``confirm`` seconds.
 
+        As long as confirmations come, the path is only slow: over another connection all would be sent again.
         The node may have lost the majority of its cluster. Another connection may lead to another node.
         """
         self._look = None
@@ -192,7 +201,7 @@ class Outlet:
         if wire is None or oldest is None:
             return
         loop = asyncio.get_running_loop()
-        left = oldest.at + self._confirm - loop.time()
+        left = max(oldest.at, self._heard) + self._confirm - loop.time()
         if left > 0:
             self._look = loop.call_later(left, self._overdue)
             return
@@ -202,6 +211,8 @@ class Outlet:
 
     # -- what the broker says --------------------------------------------------------------
     def _confirmed(self, wire: Wire, sent: dict[int, Parcel], tag: int, multiple: bool, taken: bool) -> None:
+        if wire is self._wire:
+            self._heard = asyncio.get_running_loop().time()
         tags = [tag]
         if multiple:
             tags = []
@@ -216,8 +227,14 @@ class Outlet:
             if parcel.returned:
                 self._end(parcel, Unroutable(f"{self.what}: it leads to no mailbox"))
             else:
-                self._end(parcel, None if taken else MailboxFull(f"{self.what}: the mailbox took no more"))
+                self._end(parcel, None if taken else self._full(parcel))
         self._next(wire)
+
+    def _full(self, parcel: Parcel) -> LinkError:
+        """Return the error for a message that the broker didn't take."""
+        if parcel.repeated:  # perhaps its first copy is among those that fill the mailbox
+            return Timeout(f"{self.what}: the mailbox took no more; an earlier copy of the message may have arrived")
+        return MailboxFull(f"{self.what}: the mailbox took no more")
 
     def _returned(self, sent: dict[int, Parcel], identity: str | None) -> None:
         for parcel in sent.values():
@@ -232,15 +249,25 @@ class Outlet:
         err = None if closing.cancelled() else closing.exception()
         if isinstance(err, (ChannelNotFoundEntity, ChannelAccessRefused)):
             self._wire = None
-            for parcel in list(sent.values()):
-                self._end(parcel, Revoked(f"{self.what} is revoked ({err})"))
+            last = max(sent, default=0)
+            for tag, parcel in list(sent.items()):
+                # The broker reads in order: it has refused the last one or one before it, and nothing after that one.
+                self._end(parcel, self._revoked(err, parcel.repeated or tag != last))
         elif isinstance(err, ChannelPreconditionFailed):
             # The broker refuses one of the messages on the channel. Send them one by one to find out which.
-            if len(sent) == 1 or self._one_by_one:
+            if len(sent) == 1:
                 for parcel in list(sent.values()):
                     self._end(parcel, Refused(f"{self.what}: the broker refuses the message: {err}"))
-            self._one_by_one = True
+                self._suspects.clear()
+            else:
+                self._suspects = set(sent.values())
         self._lose(wire)
+
+    def _revoked(self, err: Exception, unknown: bool) -> Revoked:
+        more = "; the message may have arrived" if unknown else ""
+        error = Revoked(f"{self.what} is revoked ({err}){more}")
+        error.unknown = unknown
+        return error
 
     def _lose(self, wire: Wire) -> None:
         """Give up a channel, and send unconfirmed messages through another."""
@@ -274,10 +301,11 @@ class Outlet:
     def _begin_on(self, wire: Wire) -> None:
         """Send all unconfirmed messages on a new channel, in their order."""
         sent: dict[int, Parcel] = {}
-        self._wire, self._sent = wire, sent
+        self._wire, self._sent, self._heard = wire, sent, 0.0
         wire.confirmed = lambda tag, multiple, taken: self._confirmed(wire, sent, tag, multiple, taken)
         wire.returned = lambda identity: self._returned(sent, identity)
         wire.channel.closing.add_done_callback(lambda closing: self._ended(wire, sent, closing))
-        parcels = [parcel for parcel in self._pending if not parcel.settled]
-        for parcel in parcels[:1] if self._one_by_one else parcels:
-            self._put(wire, parcel)
+        if self._suspects:
+            self._next(wire)
+        else:
+            self._put_all(wire)

@@ -29,7 +29,9 @@ log = logging.getLogger("netspace_client")
 CHUNK = 256 * 1024
 """Bytes that are read at once, and that are gathered before they are written."""
 LARGEST = 1024 * 1024
-"""The most bytes of a frame. RabbitMQ's have 128 KiB."""
+"""The most bytes of a frame, which a broker that offers more is told. RabbitMQ offers 128 KiB by itself."""
+LARGEST_BODY = 512 * 1024 * 1024
+"""The most bytes of a message: RabbitMQ's bound of ``max_message_size`` (https://www.rabbitmq.com/docs/configure)."""
 QUIET = 1.0
 """Seconds after which aiormq is told that frames arrive, if it got none itself."""
 PATIENCE = 0.002
@@ -133,10 +135,14 @@ class Wire:
                 told = self._on_method(payload)
             elif kind == HEADER and self._method:
                 self._header, self._left = payload, codec.body_size(payload)
+                if self._left > LARGEST_BODY:
+                    raise ValueError(f"a message of {self._left} bytes; {LARGEST_BODY} at most")
                 told = self._whole()
             elif kind == BODY and self._header:
                 self._parts.append(payload)
                 self._left -= len(payload)
+                if self._left < 0 or not payload:
+                    raise ValueError("a message of another size than its header tells")
                 told = self._whole()
             else:
                 return False
@@ -205,9 +211,6 @@ class Receiver(aiormq.connection.FrameReceiver):
         self._size = 0
         self._due: asyncio.Handle | None = None
         self._soon = False
-        made = _MADE.get()
-        if made is not None:
-            made.append(self)
 
     async def __anext__(self) -> Any:
         return await self.get_frame()
@@ -256,9 +259,12 @@ class Receiver(aiormq.connection.FrameReceiver):
                     continue
                 head = data[start : start + 7]
                 try:
-                    return pamqp.frame.unmarshal(head + frames.harmless(head, data[start + 7 : at]))
+                    found = pamqp.frame.unmarshal(head + frames.harmless(head, data[start + 7 : at]))
                 except PAMQPException as err:
                     raise AMQPConnectionError(str(err)) from err
+                if isinstance(found[2], spec.Connection.Tune):  # aiormq accepts what it is offered
+                    found[2].frame_max = min(found[2].frame_max or LARGEST, LARGEST)
+                return found
         finally:
             self._at = at
         return None
@@ -299,9 +305,21 @@ class Receiver(aiormq.connection.FrameReceiver):
             transport.write(raw)
 
 
+class _Chosen(aiormq.connection.FrameReceiver):
+    """The receiver of any connection of aiormq: a :class:`Receiver` within ``connect``, else aiormq's own."""
+
+    def __new__(cls, reader: asyncio.StreamReader) -> Any:
+        made = _MADE.get()
+        if made is None:
+            return super().__new__(cls)
+        made.append(Receiver(reader))
+        return made[-1]
+
+
 async def connect(url: str, **options: Any) -> tuple[Any, Receiver]:
     """Connect by aiormq; return the connection and the receiver of its frames."""
-    aiormq.connection.FrameReceiver = Receiver  # type: ignore[misc]  # the only hook that all versions have
+    # The only hook that all versions have is global. So it leaves the connections of others as they are.
+    aiormq.connection.FrameReceiver = _Chosen  # type: ignore[misc]
     made: list[Receiver] = []
     before = _MADE.set(made)
     try:
