@@ -114,6 +114,24 @@ def test_failures_keep_the_last_answer_for_a_bounded_time(answer: dict[str, int]
     assert not answers.ends(known, NOW + CEILING + STALE)
 
 
+@pytest.mark.parametrize("code", ["name-absent", "name-refused"])
+def test_answer_of_no_use_ends_the_last_ones_stay(code: answers.Code) -> None:
+    known = answers.answered(Known(), {"151.101.2.132": 300.0}, NOW)
+    known = answers.failed(known, code, "said so", NOW + 100)
+    assert answers.ends(known, NOW + 299) == {"151.101.2.132": NOW + 300}, "the time to live holds"
+    assert not answers.ends(known, NOW + 300)
+    assert answers.code({"ipv4": known}) == code and "said so" in answers.problem(NAME, {"ipv4": known}, NOW + 300)
+    silent = answers.failed(known, "name-unanswered", "silent", NOW + 200)
+    assert not answers.ends(silent, NOW + 300), "nor does silence afterwards prolong it"
+
+
+def test_absent_name_is_asked_again_like_an_empty_answer() -> None:
+    known = Known()
+    for _ in range(5):
+        known = answers.failed(known, "name-absent", "no such name", NOW)
+    assert known.due == NOW + FLOOR and known.failures == 0
+
+
 @given(ttls, st.floats(-(10.0**9), 10.0**9))
 def test_clock_that_jumps_neither_prolongs_nor_delays(ttl: int, jump: float) -> None:
     known = answers.answered(Known(), {"151.101.2.132": float(ttl)}, NOW)

@@ -8,8 +8,8 @@ Whoever owns a name chooses its addresses, so an answer is hostile input. These 
 3. An answer has at most :data:`MOST` addresses, and a set at most ``spec.types.ADDRESSES_OF_NAME``.
 4. A time to live is between :data:`FLOOR` and :data:`CEILING`.
 
-An address counts until its time to live ends. If there is no new answer then, those of the last answer count for
-:data:`STALE` seconds more.
+An address counts until its time to live ends. If no resolver answers then, those of the last answer count for
+:data:`STALE` seconds more. That there is no such name is an answer, too: one without an address.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST = 64
 FLOOR, CEILING = 60.0, 86400.0
 """Bounds of a time to live, in seconds."""
 STALE = 86400.0
-"""Seconds for which the last answer counts after its time to live, if no new one can be had."""
+"""Seconds for which the last answer counts after its time to live, if no resolver answers."""
 RETRY, SLOWEST = 10.0, 300.0
 """Seconds from a failed question to the next, at first and at most."""
 
@@ -85,12 +85,18 @@ def answered(before: Known, addresses: Mapping[str, float], now: float) -> Known
 
 
 def failed(before: Known, code: Code, why: str, now: float) -> Known:
-    """Return the state after a question without a usable answer. The last answer stays until :func:`ends` is over."""
+    """Return the state after a question without a usable answer.
+
+    The last answer outlives its time to live only if there is none: ``name-unanswered``.
+    """
+    if code == "name-absent":
+        return msgspec.structs.replace(answered(before, {}, now), code=code, why=why)
     failures = min(before.failures + 1, 30)
     due = now + min(RETRY * 2 ** (failures - 1), SLOWEST)
-    kept = {one: end for one, end in ends(before, now).items() if end > now}
-    until = {one: before.until[one] for one in kept}
-    current = tuple(one for one in before.current if one in kept)
+    last = before if code == "name-unanswered" else msgspec.structs.replace(before, current=())
+    kept = ends(last, now)
+    until = {one: last.until[one] for one in kept}
+    current = tuple(one for one in last.current if one in kept)
     return Known(until, current, now, due, failures, code, why)
 
 
