@@ -256,6 +256,57 @@ def test_damaged_record_counts_as_none(tmp_path: Path, content: str) -> None:
     assert record.read(layout) == {}
 
 
+def test_most_names_with_hostile_answers_can_be_read_again(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    layout.state.mkdir(parents=True)
+    texts = [str(ipaddress.ip_address(2**128 - 1 - number)) for number in range(ADDRESSES_OF_NAME)]
+    until = dict.fromkeys(texts, NOW + 1 / 3)
+    most = Known(
+        until, tuple(texts[: answers.MOST]), NOW + 1 / 3, NOW + 1 / 3, 30, "name-unanswered", "\U0001f600" * 200
+    )
+    label = "a" * 63
+    names = [(f"{number:061}.{label}.{label}.{label}", "ipv6") for number in range(record.KEYS)]
+    known = record.bounded(dict.fromkeys(names, most))
+    assert sum(len(one.until) for one in known.values()) == record.ADDRESSES
+    record.write(layout, known)
+    assert record.path(layout).stat().st_size <= record.MOST
+    assert record.read(layout) == known
+
+
+def test_earlier_addresses_are_the_first_to_go() -> None:
+    now = {f"151.101.2.{number}": NOW + 60 for number in range(4)}
+    earlier = {f"151.101.3.{number}": NOW + 60 + number for number in range(200)}
+    known = Known({**earlier, **now}, tuple(now))
+    assert record.bounded({(NAME, "ipv4"): known})[NAME, "ipv4"] is known, "there is room"
+    full = {(f"n{number}.org", "ipv4"): known for number in range(record.ADDRESSES // 8)}
+    (cut,) = set(map(repr, record.bounded(full).values()))
+    assert cut == repr(
+        Known({**now, **{f"151.101.3.{number}": NOW + 60 + number for number in range(199, 195, -1)}}, tuple(now))
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"version": 2, "names": {}}', '{"version": 2, "names": {"a.b": {"ipv4": {"until": {"1.2.3.4": 9.0}}}}}'],
+)
+def test_record_of_another_version_counts_as_none(tmp_path: Path, content: str) -> None:
+    layout = Layout(root=tmp_path)
+    layout.state.mkdir(parents=True)
+    record.path(layout).write_text(content)
+    assert record.read(layout) == {}
+    record.path(layout).write_text(content.replace("2", "1", 1))
+    assert bool(record.read(layout)) == ("a.b" in content)
+
+
+def test_record_that_is_too_large_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(root=tmp_path)
+    layout.state.mkdir(parents=True)
+    record.write(layout, {(NAME, "ipv4"): answers.answered(Known(), {"151.101.2.132": 300.0}, NOW)})
+    assert record.read(layout)
+    monkeypatch.setattr(record, "MOST", record.path(layout).stat().st_size - 1)
+    assert record.read(layout) == {}
+
+
 # -- reach ------------------------------------------------------------------------------------
 def world(*pinned: str, **rule: object) -> reach.World:
     named = {NAME: tuple(map(ipaddress.ip_network, pinned))} if pinned else {}

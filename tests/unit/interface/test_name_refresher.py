@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,8 +30,8 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """Keep the names whose sets are filled; the kernel's part is a functional test's."""
     found: list[set[str]] = []
 
-    def fill(layout: Layout, names: Collection[str], now: float) -> dict[str, str]:
-        found.append(set(names))
+    def fill(layout: Layout, names: Collection[str], now: float, known: Mapping[Key, Known]) -> dict[str, str]:
+        found.append({name for name in names if any(key[0] == name and one.until for key, one in known.items())})
         return {}
 
     monkeypatch.setattr(sets, "fill", fill)
@@ -139,3 +139,57 @@ def test_name_without_a_rule_is_forgotten(layout: Layout, servers: Servers) -> N
     files.remove(records.path(layout, "good"))
     watch.step(NOW + 1)
     assert watch.known == record.read(layout) == {}
+
+
+def test_full_disk_keeps_no_answer_from_the_sets(
+    layout: Layout,
+    servers: Servers,
+    filled: list[set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    declare(layout, "good", NAME)
+    watch = Refresher(layout, servers.ask)
+
+    def full(path: Path, content: bytes, *, mode: int = 0o600, owner: tuple[int, int] | None = None) -> bool:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write", full)
+        watch.step(NOW)
+        watch.step(NOW + 1)
+    assert filled == [{NAME}] and capsys.readouterr().err.count("No space left") == 1
+    watch.step(NOW + 2)
+    assert record.read(layout) == watch.known != {}
+
+
+def test_names_over_the_bound_are_told(
+    layout: Layout, servers: Servers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "KEYS", 2)
+    declare(layout, "b", "b.example.org", "c.example.org")
+    watch = Refresher(layout, servers.ask)
+    watch.step(NOW)
+    declare(layout, "a", "a.example.org")  # it takes nobody's place
+    watch.step(NOW + 1)
+    assert {name for name, _ in watch.known} == {"b.example.org", "c.example.org"}
+    assert "more than 2 names; 1 are not looked up" in capsys.readouterr().err
+    told = sets.described(records.some(layout, ["a"])["a"], watch.known, (), NOW)
+    assert told["a.example.org"]["problem"]["code"] == "name-refused"
+
+
+def test_hostile_answers_stay_within_the_bound_and_are_told(
+    layout: Layout, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "ADDRESSES", answers.MOST)
+    declare(layout, "good", NAME, "a.many.example")
+
+    def ask(name: str, family: str, configuration: Path) -> dict[str, float]:
+        many = {f"151.102.1.{number}": 300.0 for number in range(answers.MOST)}
+        return {PUBLIC: 300.0} if name == NAME else many
+
+    watch = Refresher(layout, ask)
+    watch.step(NOW)
+    assert watch.known[NAME, "ipv4"].until.keys() == {PUBLIC} and not watch.known[NAME, "ipv4"].code
+    refused = watch.known["a.many.example", "ipv4"]
+    assert len(refused.until) == answers.MOST // 2 and refused.code == "name-refused" and "32 of them" in refused.why

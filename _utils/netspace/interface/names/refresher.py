@@ -124,6 +124,8 @@ class Refresher:
         self._wanted: dict[Key, set[str]] = {}
         self._stamp: tuple[int, ...] = ()
         self._unfilled: set[str] = set()
+        self._unwritten = False
+        self._unread: dict[str, str] = {}
         self._told: dict[str, str] = {}
 
     def step(self, now: float) -> None:
@@ -134,11 +136,23 @@ class Refresher:
         changed = self._reread()
         answered = self._answers(now)
         changed |= {name for name, _ in answered}
-        if gone := self.known.keys() - self._wanted.keys():
-            self.known = {key: one for key, one in self.known.items() if key not in gone}
+        gone = self.known.keys() - self._wanted.keys()
         if answered or gone:
+            kept = record.bounded({key: one for key, one in self.known.items() if key not in gone})
+            changed |= {key[0] for key in kept if kept[key] is not self.known[key]}
+            self.known, self._unwritten = kept, True
+        self._tell(self._unread | self._write() | self._fill(changed | self._unfilled, now))
+
+    def _write(self) -> dict[str, str]:
+        """Write the answers if they have changed. A full disk keeps no answer from the sets."""
+        if not self._unwritten:
+            return {}
+        try:
             record.write(self.layout, self.known)
-        self._fill(changed | self._unfilled, now)
+        except OSError as err:
+            return {"record": f"{record.path(self.layout)}: {err}; the answers are lost at the next start"}
+        self._unwritten = False
+        return {}
 
     def _answers(self, now: float) -> set[Key]:
         """Ask what is due; return the questions that are over, at the latest after :data:`GATHER`."""
@@ -182,25 +196,30 @@ class Refresher:
             names = files.record_names(self.layout.records(records.KIND))
             every = records.some(self.layout, names)
         except (NetspaceError, OSError) as err:
-            self._tell({"records": str(err)})
+            self._unread = {"records": str(err)}
             return set()
-        before, self._stamp = self._wanted, stamp
-        self._wanted = {}
+        before, self._stamp, self._unread = self._wanted, stamp, {}
+        wanted: dict[Key, set[str]] = {}
         for environment, one in every.items():
             for key in record.asked_for([one.interface]):
-                self._wanted.setdefault(key, set()).add(environment)
-        return {name for name, _ in self._wanted.keys() - before.keys()}
+                wanted.setdefault(key, set()).add(environment)
+        if len(wanted) > record.KEYS:  # those that were looked up already stay
+            kept = sorted(wanted, key=lambda key: (key not in before, key not in self.known, key))[: record.KEYS]
+            self._unread = {"rules": f"more than {record.KEYS} names; {len(wanted) - len(kept)} are not looked up"}
+            wanted = {key: wanted[key] for key in kept}
+        self._wanted = wanted
+        return {name for name, _ in wanted.keys() - before.keys()}
 
-    def _fill(self, names: Collection[str], now: float) -> None:
+    def _fill(self, names: Collection[str], now: float) -> dict[str, str]:
         """Fill the sets of these names. Try again soon if an apply has not loaded the sets yet."""
         if not names:
-            return
+            return {}
         try:
-            errors = sets.fill(self.layout, names, now)
+            errors = sets.fill(self.layout, names, now, self.known)
         except (NetspaceError, OSError) as err:
             errors = {"host": str(err)}
         self._unfilled = set(names) if errors else set()
-        self._tell(errors)
+        return errors
 
     def _tell(self, errors: dict[str, str]) -> None:
         for name, error in errors.items():

@@ -70,7 +70,9 @@ def described(
         families = {family: known[name, family] for family in map(match.family, mine) if (name, family) in known}
         filled, refused = contents(mine, known, own, now)
         about: dict[str, Any] = {"addresses": sorted({one for addresses in filled.values() for one in addresses})}
-        if text := answers.problem(name, families, now):
+        if not families and (why := known_answers.unkept(known)):
+            about["problem"] = {"code": "name-refused", "text": f"{name}: {why}"}
+        elif text := answers.problem(name, families, now):
             about["problem"] = {"code": answers.code(families) or "name-new", "text": text}
         elif against := refused.get(name):
             text = f"{name}: {'; '.join(sorted(set(against))[:_TOLD])}"
@@ -101,9 +103,16 @@ def own_addresses() -> set[str]:
         return {str(ipaddress.ip_interface(one.text).ip) for one in host.addresses()}
 
 
-def fill_host(layout: Layout, now: float, names: Collection[str] | None = None, there: Collection[str] = ()) -> None:
+def fill_host(
+    layout: Layout,
+    now: float,
+    names: Collection[str] | None = None,
+    there: Collection[str] = (),
+    known: Mapping[Key, Known] | None = None,
+) -> None:
     """Fill the sets of the host's table.
 
+    :param known: what is known of names; None: what the record says.
     :param names: only sets of these names; None: of all.
     :param there: the sets that the table has; empty: all that the recorded interfaces need.
     :raises NftablesError: the kernel refused; a set that isn't there (yet) is a reason.
@@ -116,25 +125,34 @@ def fill_host(layout: Layout, now: float, names: Collection[str] | None = None, 
         for rule in rules(record)
         if (names is None or rule.name in names) and (not there or _set(rule) in there)
     ]
-    _fill(layout, wanted, own_addresses() if wanted else (), now)
+    _fill(layout, wanted, own_addresses() if wanted else (), now, known)
 
 
 def fill_here(
-    layout: Layout, record: Record, own: Collection[str], now: float, names: Collection[str] | None = None
+    layout: Layout,
+    record: Record,
+    own: Collection[str],
+    now: float,
+    names: Collection[str] | None = None,
+    known: Mapping[Key, Known] | None = None,
 ) -> None:
     """Fill the sets of the table in the calling thread's namespace, which is that of *record*.
 
     :param own: the host's own addresses (:func:`own_addresses`).
+    :param known: what is known of names; None: what the record says.
     :raises NftablesError: the kernel refused.
     """
-    _fill(layout, [rule for rule in rules(record) if names is None or rule.name in names], own, now)
+    _fill(layout, [rule for rule in rules(record) if names is None or rule.name in names], own, now, known)
 
 
-def fill(layout: Layout, names: Collection[str], now: float) -> dict[str, str]:
-    """Fill all sets of these names; return the errors by environment, and that of the host's table as ``host``."""
+def fill(layout: Layout, names: Collection[str], now: float, known: Mapping[Key, Known]) -> dict[str, str]:
+    """Fill all sets of these names; return the errors by environment, and that of the host's table as ``host``.
+
+    :param known: what is known of names.
+    """
     errors: dict[str, str] = {}
     try:
-        fill_host(layout, now, names)
+        fill_host(layout, now, names, known=known)
     except OSError as err:
         errors["host"] = str(err)
     every = records.some(layout, _recorded(layout))
@@ -149,7 +167,7 @@ def fill(layout: Layout, names: Collection[str], now: float) -> dict[str, str]:
         for name, record in inside.items():
             try:
                 netns.enter(layout.netns(name))
-                fill_here(layout, record, own, now, names)
+                fill_here(layout, record, own, now, names, known)
             except OSError as err:
                 errors[name] = str(err)
 
@@ -168,8 +186,10 @@ def _recorded(layout: Layout) -> set[str]:
     return files.record_names(layout.records(records.KIND))
 
 
-def _fill(layout: Layout, wanted: Collection[Allow], own: Collection[str], now: float) -> None:
+def _fill(
+    layout: Layout, wanted: Collection[Allow], own: Collection[str], now: float, known: Mapping[Key, Known] | None
+) -> None:
     if not wanted:
         return
-    found, _ = contents(wanted, known_answers.read(layout), own, now)
+    found, _ = contents(wanted, known_answers.read(layout) if known is None else known, own, now)
     library.run(text(layout.nft_table, found), removes=True)
