@@ -161,9 +161,10 @@ def test_rebinding_to_what_is_not_public_opens_nothing(
     assert known["problem"]["code"] == "name-refused" and hostile[kind][0] in known["problem"]["text"]
 
 
-def test_hosts_public_address_is_never_a_names(bench: Bench, server: tuple[NameServer, Path]) -> None:
+@pytest.mark.parametrize("own", [f"{PUBLIC}/32", f"{OTHER}/24"])
+def test_hosts_address_or_neighbour_is_never_a_names(bench: Bench, server: tuple[NameServer, Path], own: str) -> None:
     zone, configuration = server
-    run(f"ip addr add {PUBLIC}/32 dev lo")
+    run(f"ip addr add {own} dev lo")
     try:
         zone.has(NAME, PUBLIC)
         bench.make(a=veth(out()))
@@ -171,7 +172,7 @@ def test_hosts_public_address_is_never_a_names(bench: Bench, server: tuple[NameS
         assert elements() == set()
         assert reaches(bench.path("a"), None, PUBLIC) is None
     finally:
-        run(f"ip addr del {PUBLIC}/32 dev lo")
+        run(f"ip addr del {own} dev lo")
 
 
 def test_gateway_is_not_reached_by_a_name(bench: Bench, server: tuple[NameServer, Path]) -> None:
@@ -186,7 +187,12 @@ def test_cidr_lets_private_addresses_of_it_pass(bench: Bench, outside: Path, ser
     zone, configuration = server
     zone.has(NAME, WIRE["ipv4"][1], "10.9.9.9")
     bench.make(a=veth(out(cidr=WORLD["ipv4"])))
-    looking(configuration).step(time.time())
+    watch = looking(configuration)
+    watch.step(time.time())
+    assert elements() == set(), "the host itself is in this network, and the rule's is wider"
+    assert "in this host's network" in bench.kind.inspect("a")["names"][NAME]["problem"]["text"]
+    bench.make(a=veth(out(cidr="198.18.0.0/30")))
+    watch.step(time.time())
     assert elements() == {WIRE["ipv4"][1]}
     assert meets(bench.path("a"), outside, WIRE["ipv4"][1])
 

@@ -13,7 +13,7 @@ from netspace.errors import SpecError
 from netspace.interface.firewall import host_rules
 from netspace.interface.match import name_set
 from netspace.interface.names import answers, record, sets
-from netspace.interface.names.answers import CEILING, FLOOR, STALE, Known
+from netspace.interface.names.answers import CEILING, FLOOR, STALE, Known, Own
 from netspace.interface.record import Record
 from netspace.layout import Layout
 from netspace.spec import checks, parse, reach
@@ -70,17 +70,40 @@ def spec(**rule: object) -> Filtered:
     ],
 )
 def test_address_counts_only_where_it_may_be_meant(address: str, network: str, counts: bool) -> None:
-    assert (answers.refusal(address, ipaddress.ip_network(network), ()) == "") == counts
+    assert (answers.refusal(address, ipaddress.ip_network(network), Own()) == "") == counts
+
+
+@pytest.mark.parametrize(
+    ("own", "address", "network", "counts"),
+    [
+        ("151.101.2.7/24", "151.101.2.132", "0.0.0.0/0", False),
+        ("151.101.2.7/24", "151.101.3.132", "0.0.0.0/0", True),
+        ("151.101.2.7/24", "151.101.2.132", "151.101.0.0/16", False),
+        ("151.101.2.7/24", "151.101.2.132", "151.101.2.0/24", True),
+        ("151.101.2.7/24", "151.101.2.132", "151.101.2.132/32", True),
+        ("151.101.2.7/24", "151.101.2.7", "151.101.2.0/24", False),
+        ("151.101.2.7/32", "151.101.2.132", "0.0.0.0/0", True),
+        ("2a04:4e42::7/64", "2a04:4e42::644", "::/0", False),
+        ("2a04:4e42::7/64", "2a04:4e42:1::644", "::/0", True),
+        ("2a04:4e42::7/64", "2a04:4e42::644", "2a04:4e42::/64", True),
+        ("2a04:4e42::7/128", "2a04:4e42::644", "::/0", True),
+        ("10.1.2.7/24", "10.1.2.132", "10.0.0.0/8", False),
+        ("10.1.2.7/24", "10.9.2.132", "10.0.0.0/8", True),
+    ],
+)
+def test_neighbour_of_the_host_counts_only_if_meant(own: str, address: str, network: str, counts: bool) -> None:
+    said = answers.refusal(address, ipaddress.ip_network(network), Own.of([own]))
+    assert (said == "") == counts and ("this host's" in said) == (not counts)
 
 
 @given(addresses)
 def test_address_that_is_not_public_never_counts_unasked(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
-    if not answers.refusal(str(address), WHOLE[address.version], ()):
+    if not answers.refusal(str(address), WHOLE[address.version], Own()):
         assert address.is_global and not address.is_multicast and not address.is_private and not address.is_loopback
         assert getattr(address, "ipv4_mapped", None) is None and getattr(address, "sixtofour", None) is None
-        assert answers.refusal(str(address), WHOLE[address.version], {str(address)}) == "is this host's own"
+        assert answers.refusal(str(address), WHOLE[address.version], Own.of([str(address)])) == "is this host's own"
 
 
 @given(st.lists(st.tuples(st.dictionaries(addresses.map(str), ttls, max_size=answers.MOST), st.integers(0, 10**6))))
@@ -224,10 +247,10 @@ def test_sets_hold_what_each_rule_may_mean() -> None:
     known = {(NAME, "ipv4"): answers.answered(Known(), {"151.101.2.132": 300.0, "10.1.2.3": 300.0}, NOW)}
     private = record_of(spec(cidr="10.0.0.0/8"))
     public = record_of(spec())
-    found, refused = sets.contents(sets.rules(public), known, {"10.9.9.9"}, NOW)
+    found, refused = sets.contents(sets.rules(public), known, Own.of(["10.9.9.9"]), NOW)
     assert found[name_set(NAME, "0.0.0.0/0", "ipv4")].keys() == {"151.101.2.132"}
     assert "10.1.2.3 is not public" in refused[NAME][0]
-    found, _ = sets.contents(sets.rules(private), known, {"10.1.2.3"}, NOW)
+    found, _ = sets.contents(sets.rules(private), known, Own.of(["10.1.2.3"]), NOW)
     assert found == {name_set(NAME, "10.0.0.0/8", "ipv4"): {}}, "the host's own address never counts"
 
 

@@ -174,7 +174,7 @@ def test_names_over_the_bound_are_told(
     watch.step(NOW + 1)
     assert {name for name, _ in watch.known} == {"b.example.org", "c.example.org"}
     assert "more than 2 names; 1 are not looked up" in capsys.readouterr().err
-    told = sets.described(records.some(layout, ["a"])["a"], watch.known, (), NOW)
+    told = sets.described(records.some(layout, ["a"])["a"], watch.known, answers.Own(), NOW)
     assert told["a.example.org"]["problem"]["code"] == "name-refused"
 
 

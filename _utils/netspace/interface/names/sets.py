@@ -16,7 +16,7 @@ from netspace.interface import record as records
 from netspace.interface.firewall import netns_table
 from netspace.interface.names import answers
 from netspace.interface.names import record as known_answers
-from netspace.interface.names.answers import Known
+from netspace.interface.names.answers import Known, Own
 from netspace.interface.names.record import Key
 from netspace.interface.record import Record
 from netspace.layout import Layout
@@ -40,7 +40,7 @@ def rules(record: Record) -> list[Allow]:
 
 
 def contents(
-    wanted: Iterable[Allow], known: Mapping[Key, Known], own: Collection[str], now: float
+    wanted: Iterable[Allow], known: Mapping[Key, Known], own: Own, now: float
 ) -> tuple[Contents, dict[str, list[str]]]:
     """Return the contents of these rules' sets; and, for each name, the addresses that the rules don't accept. Pure."""
     found: Contents = {}
@@ -56,9 +56,7 @@ def contents(
     return found, refused
 
 
-def described(
-    record: Record, known: Mapping[Key, Known], own: Collection[str], now: float
-) -> dict[str, dict[str, Any]]:
+def described(record: Record, known: Mapping[Key, Known], own: Own, now: float) -> dict[str, dict[str, Any]]:
     """Return, for each name in the interface's rules, its present addresses and what is wrong with it. Pure.
 
     ``problem`` has a ``code``: one of :data:`answers.Code`, or ``name-new`` before the first answer.
@@ -97,10 +95,10 @@ def _seconds(left: float) -> int:
     return min(max(math.ceil(left), 1), int(answers.CEILING + answers.STALE))
 
 
-def own_addresses() -> set[str]:
-    """Return the host's own addresses."""
+def own_addresses() -> Own:
+    """Return the host's own addresses and networks."""
     with Socket() as host:
-        return {str(ipaddress.ip_interface(one.text).ip) for one in host.addresses()}
+        return Own.of(one.text for one in host.addresses())
 
 
 def fill_host(
@@ -125,20 +123,20 @@ def fill_host(
         for rule in rules(record)
         if (names is None or rule.name in names) and (not there or _set(rule) in there)
     ]
-    _fill(layout, wanted, own_addresses() if wanted else (), now, known)
+    _fill(layout, wanted, own_addresses() if wanted else Own(), now, known)
 
 
 def fill_here(
     layout: Layout,
     record: Record,
-    own: Collection[str],
+    own: Own,
     now: float,
     names: Collection[str] | None = None,
     known: Mapping[Key, Known] | None = None,
 ) -> None:
     """Fill the sets of the table in the calling thread's namespace, which is that of *record*.
 
-    :param own: the host's own addresses (:func:`own_addresses`).
+    :param own: what :func:`own_addresses` returns.
     :param known: what is known of names; None: what the record says.
     :raises NftablesError: the kernel refused.
     """
@@ -161,7 +159,7 @@ def fill(layout: Layout, names: Collection[str], now: float, known: Mapping[Key,
         for name, record in every.items()
         if netns_table.is_inside(record) and any(rule.name in names for rule in rules(record))
     }
-    own = own_addresses() if inside else set()
+    own = own_addresses() if inside else Own()
 
     def each() -> None:
         for name, record in inside.items():
@@ -186,9 +184,7 @@ def _recorded(layout: Layout) -> set[str]:
     return files.record_names(layout.records(records.KIND))
 
 
-def _fill(
-    layout: Layout, wanted: Collection[Allow], own: Collection[str], now: float, known: Mapping[Key, Known] | None
-) -> None:
+def _fill(layout: Layout, wanted: Collection[Allow], own: Own, now: float, known: Mapping[Key, Known] | None) -> None:
     if not wanted:
         return
     found, _ = contents(wanted, known_answers.read(layout) if known is None else known, own, now)
