@@ -14,6 +14,7 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
+import msgspec
 import pytest
 from support.interfaces.interface_bench import WIRE, WORLD, Bench, meets, reaches, run, veth
 from support.interfaces.lan_bench import FAR, NETWORK, bridged
@@ -23,6 +24,7 @@ from support.waiting import until
 from netspace import files
 from netspace.host.host import Host
 from netspace.interface import forwarding
+from netspace.interface import record as records
 from netspace.interface.names import answers, record, refresher, resolver, sets
 from netspace.interface.names.refresher import Refresher
 from netspace.interface.record import Volatile
@@ -209,6 +211,41 @@ def test_filter_inside_has_the_addresses(bench: Bench, lan: Path, server: tuple[
     bench.apply(desired)  # its table is loaded whole
     assert elements(where=bench.path("a").name) == {FAR["ipv4"]}
     assert not bench.plan(desired).steps
+
+
+def test_missing_set_keeps_no_other_name_closed(bench: Bench, public: Path, server: tuple[NameServer, Path]) -> None:
+    zone, configuration = server
+    zone.has(NAME, PUBLIC)
+    zone.has("new.example.org", OTHER)
+    bench.make(a=veth(out()))
+    # As after an apply that was killed between its record and its table.
+    loaded, path = records.read_one(bench.layout, "a"), records.path(bench.layout, "a")
+    assert loaded is not None
+    more = msgspec.structs.replace(loaded, interface=parse.interface(veth(out(), out(name="new.example.org"))))
+    files.write_json(path, more.encoded())
+    watch = looking(configuration)
+    watch.step(time.time())
+    assert elements() == {PUBLIC}
+    assert {name for name, _ in watch.known} == {NAME, "new.example.org"}
+    desired = bench.desired(a=veth(out(), out(name="new.example.org")))
+    bench.apply(desired)
+    assert elements() == {PUBLIC, OTHER}
+    run("nft delete table inet netspace")
+    errors = sets.fill(bench.layout, [NAME], time.time(), watch.known)
+    assert "No such file" in errors["host"]
+
+
+def test_apply_keeps_the_hosts_own_address_out_inside(bench: Bench, lan: Path, server: tuple[NameServer, Path]) -> None:
+    zone, configuration = server
+    run(f"ip addr add {PUBLIC}/32 dev lo")
+    try:
+        zone.has(NAME, PUBLIC, OTHER)
+        bench.make(a=bridged(7, out()))
+        looking(configuration).step(time.time())
+        bench.apply(bench.desired(a=bridged(7, out(), connections=7)))  # its table is loaded whole, and filled
+        assert elements(where=bench.path("a").name) == {OTHER}
+    finally:
+        run(f"ip addr del {PUBLIC}/32 dev lo")
 
 
 # -- answers of those who mean harm ---------------------------------------------------------------

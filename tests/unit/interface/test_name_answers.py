@@ -225,6 +225,17 @@ def test_table_matches_a_set_for_each_family() -> None:
     assert not table.sets["host"].elements
 
 
+@pytest.mark.parametrize(("named", "leads"), [({"name": NAME}, False), ({}, True)])
+def test_name_within_the_gateway_alone_never_leads_to_it(named: dict[str, str], leads: bool) -> None:
+    rule = {"direction": "out", "cidr": "10.203.0.1/32", "port": 443, **named}
+    parsed = parse.interface({"kind": "veth", "allow": [rule]})
+    assert isinstance(parsed, Filtered)
+    four = {"ipv4": "10.203.0.5"}, {"ipv4": "10.203.0.1"}
+    table = host_rules.build([host_rules.HostFiltered("web", "ns0", "02:00:00:00:00:01", *four, parsed.allow)])
+    assert bool(table.sets["host"].elements) == leads
+    assert table.sets["out"].elements
+
+
 def test_rules_without_a_name_keep_their_chains_names() -> None:
     allow = parse.interface({"kind": "veth", "allow": [{"direction": "out", "cidr": "198.51.100.0/24", "port": 443}]})
     assert isinstance(allow, Filtered)

@@ -1,4 +1,4 @@
-"""Sets of the packet filters with the present addresses of names. Each is filled in one transaction.
+"""Sets of the packet filters with the present addresses of names. Those of a table are filled in one transaction.
 
 The sets are part of the tables that an apply loads (``firewall.host_rules.name_sets``). The kernel removes an address
 when its time is over, even if no process of netspace runs then.
@@ -6,6 +6,7 @@ when its time is over, even if no process of netspace runs then.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -22,6 +23,7 @@ from netspace.interface.record import Record
 from netspace.layout import Layout
 from netspace.netlink.connection import Socket
 from netspace.nftables import library, words
+from netspace.nftables.ruleset import Ruleset
 from netspace.spec.types import Allow, Filtered
 from netspace.threads import in_thread
 
@@ -113,7 +115,7 @@ def fill_host(
     :param known: what is known of names; None: what the record says.
     :param names: only sets of these names; None: of all.
     :param there: the sets that the table has; empty: all that the recorded interfaces need.
-    :raises NftablesError: the kernel refused; a set that isn't there (yet) is a reason.
+    :raises NftablesError: the kernel refused. If sets aren't there (yet), this is raised once the others are filled.
     """
     every = records.some(layout, _recorded(layout))
     wanted = [
@@ -138,7 +140,7 @@ def fill_here(
 
     :param own: what :func:`own_addresses` returns.
     :param known: what is known of names; None: what the record says.
-    :raises NftablesError: the kernel refused.
+    :raises NftablesError: as for :func:`fill_host`.
     """
     _fill(layout, [rule for rule in rules(record) if names is None or rule.name in names], own, now, known)
 
@@ -188,4 +190,15 @@ def _fill(layout: Layout, wanted: Collection[Allow], own: Own, now: float, known
     if not wanted:
         return
     found, _ = contents(wanted, known_answers.read(layout) if known is None else known, own, now)
-    library.run(text(layout.nft_table, found), removes=True)
+    try:
+        library.run(text(layout.nft_table, found), removes=True)
+    except library.NftablesError as err:
+        if err.errno != errno.ENOENT:
+            raise
+        # An apply may have been killed between its record and its table. The other names don't wait for the next one.
+        with Ruleset() as ruleset:
+            there = ruleset.sets(layout.nft_table, "inet")
+        if present := {name: addresses for name, addresses in found.items() if name in there}:
+            library.run(text(layout.nft_table, present), removes=True)
+        if present != found:
+            raise
