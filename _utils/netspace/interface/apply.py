@@ -29,6 +29,7 @@ from netspace.interface import record as records
 from netspace.interface.endpoints import INSIDE_INDEX, Endpoint, Endpoints
 from netspace.interface.firewall import host_table, netns_table
 from netspace.interface.names import sets
+from netspace.interface.names.answers import Own
 from netspace.interface.observe import ObservedInterface
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
@@ -129,7 +130,7 @@ class ApplyRun:
         self.layout = layout
         self.errors: dict[str, str] = {}
         self.volatile = Volatile.read(layout)
-        self._own: set[str] = set()  # the host's addresses, if rules for names need them
+        self._own = Own()  # the host's addresses, if rules for names need them
 
     def run(self, steps: Sequence[Step]) -> list[Outcome]:
         work = {step.name: step.data for step in steps if isinstance(step.data, InterfaceChange)}

@@ -29,7 +29,7 @@ from netspace.interface.firewall import host_table
 from netspace.interface.firewall import netns_table as guards
 from netspace.interface.names import record as known_answers
 from netspace.interface.names import sets
-from netspace.interface.names.answers import Known
+from netspace.interface.names.answers import Known, Own
 from netspace.interface.names.record import Key
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
@@ -66,7 +66,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param taken: the program that holds the port, for each port that is newly published and in use.
     :param others: the claims of all other interfaces.
     :param names: what is known of the names in rules.
-    :param own: the host's own addresses, if anything is known of names.
+    :param own: the host's own addresses and networks, if anything is known of names.
     :param now: the time of the observation, in seconds since the epoch.
     """
 
@@ -82,7 +82,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     taken: Mapping[HostPort, str] = msgspec.field(default_factory=dict)
     others: Mapping[str, Claims] = msgspec.field(default_factory=dict)
     names: Mapping[Key, Known] = msgspec.field(default_factory=dict)
-    own: Collection[str] = ()
+    own: Own = msgspec.field(default_factory=Own)
     now: float = 0.0
 
     @functools.cached_property
@@ -168,7 +168,7 @@ def observe(
         taken=_taken(declared, everybody.values()),
         others={name: its for name, its in everybody.items() if name not in known},
         names=names,
-        own=sets.own_addresses() if names else (),
+        own=sets.own_addresses() if names else Own(),
         now=time.time(),
     )
 

@@ -9,6 +9,7 @@ Sources: ``linux/netfilter/nf_tables.h``, ``linux/netfilter/nfnetlink.h``.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import socket
 import struct
@@ -107,6 +108,18 @@ class Ruleset:
             if not there:  # a dump of objects in a missing table is an error
                 return None
         return structure.hexdigest(), _sum(elements)
+
+    def sets(self, table: str, family: str) -> set[str]:
+        """Return the names of the sets and maps in *table* of this family; none if there is no such table."""
+        named = table.encode() + b"\0"
+        asked = _ask(_GETSET, FAMILIES[family], attribute(1, named))
+        try:
+            found = [dict(attributes(body, 4)) for body in self._socket.dump(asked)]
+        except OSError as err:
+            if err.errno == errno.ENOENT:
+                return set()
+            raise
+        return {bytes(one[2]).rstrip(b"\0").decode() for one in found if bytes(one[1]) == named}
 
     def confirmed(self, table: str, generation: int, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
         """Return the digests of :meth:`listed` if the ruleset is still at *generation*; else None."""

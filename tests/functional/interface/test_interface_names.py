@@ -14,6 +14,7 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
+import msgspec
 import pytest
 from support.interfaces.interface_bench import WIRE, WORLD, Bench, meets, reaches, run, veth
 from support.interfaces.lan_bench import FAR, NETWORK, bridged
@@ -23,6 +24,7 @@ from support.waiting import until
 from netspace import files
 from netspace.host.host import Host
 from netspace.interface import forwarding
+from netspace.interface import record as records
 from netspace.interface.names import answers, record, refresher, resolver, sets
 from netspace.interface.names.refresher import Refresher
 from netspace.interface.record import Volatile
@@ -161,9 +163,10 @@ def test_rebinding_to_what_is_not_public_opens_nothing(
     assert known["problem"]["code"] == "name-refused" and hostile[kind][0] in known["problem"]["text"]
 
 
-def test_hosts_public_address_is_never_a_names(bench: Bench, server: tuple[NameServer, Path]) -> None:
+@pytest.mark.parametrize("own", [f"{PUBLIC}/32", f"{OTHER}/24"])
+def test_hosts_address_or_neighbour_is_never_a_names(bench: Bench, server: tuple[NameServer, Path], own: str) -> None:
     zone, configuration = server
-    run(f"ip addr add {PUBLIC}/32 dev lo")
+    run(f"ip addr add {own} dev lo")
     try:
         zone.has(NAME, PUBLIC)
         bench.make(a=veth(out()))
@@ -171,7 +174,7 @@ def test_hosts_public_address_is_never_a_names(bench: Bench, server: tuple[NameS
         assert elements() == set()
         assert reaches(bench.path("a"), None, PUBLIC) is None
     finally:
-        run(f"ip addr del {PUBLIC}/32 dev lo")
+        run(f"ip addr del {own} dev lo")
 
 
 def test_gateway_is_not_reached_by_a_name(bench: Bench, server: tuple[NameServer, Path]) -> None:
@@ -186,7 +189,12 @@ def test_cidr_lets_private_addresses_of_it_pass(bench: Bench, outside: Path, ser
     zone, configuration = server
     zone.has(NAME, WIRE["ipv4"][1], "10.9.9.9")
     bench.make(a=veth(out(cidr=WORLD["ipv4"])))
-    looking(configuration).step(time.time())
+    watch = looking(configuration)
+    watch.step(time.time())
+    assert elements() == set(), "the host itself is in this network, and the rule's is wider"
+    assert "in this host's network" in bench.kind.inspect("a")["names"][NAME]["problem"]["text"]
+    bench.make(a=veth(out(cidr="198.18.0.0/30")))
+    watch.step(time.time())
     assert elements() == {WIRE["ipv4"][1]}
     assert meets(bench.path("a"), outside, WIRE["ipv4"][1])
 
@@ -203,6 +211,41 @@ def test_filter_inside_has_the_addresses(bench: Bench, lan: Path, server: tuple[
     bench.apply(desired)  # its table is loaded whole
     assert elements(where=bench.path("a").name) == {FAR["ipv4"]}
     assert not bench.plan(desired).steps
+
+
+def test_missing_set_keeps_no_other_name_closed(bench: Bench, public: Path, server: tuple[NameServer, Path]) -> None:
+    zone, configuration = server
+    zone.has(NAME, PUBLIC)
+    zone.has("new.example.org", OTHER)
+    bench.make(a=veth(out()))
+    # As after an apply that was killed between its record and its table.
+    loaded, path = records.read_one(bench.layout, "a"), records.path(bench.layout, "a")
+    assert loaded is not None
+    more = msgspec.structs.replace(loaded, interface=parse.interface(veth(out(), out(name="new.example.org"))))
+    files.write_json(path, more.encoded())
+    watch = looking(configuration)
+    watch.step(time.time())
+    assert elements() == {PUBLIC}
+    assert {name for name, _ in watch.known} == {NAME, "new.example.org"}
+    desired = bench.desired(a=veth(out(), out(name="new.example.org")))
+    bench.apply(desired)
+    assert elements() == {PUBLIC, OTHER}
+    run("nft delete table inet netspace")
+    errors = sets.fill(bench.layout, [NAME], time.time(), watch.known)
+    assert "No such file" in errors["host"]
+
+
+def test_apply_keeps_the_hosts_own_address_out_inside(bench: Bench, lan: Path, server: tuple[NameServer, Path]) -> None:
+    zone, configuration = server
+    run(f"ip addr add {PUBLIC}/32 dev lo")
+    try:
+        zone.has(NAME, PUBLIC, OTHER)
+        bench.make(a=bridged(7, out()))
+        looking(configuration).step(time.time())
+        bench.apply(bench.desired(a=bridged(7, out(), connections=7)))  # its table is loaded whole, and filled
+        assert elements(where=bench.path("a").name) == {OTHER}
+    finally:
+        run(f"ip addr del {PUBLIC}/32 dev lo")
 
 
 # -- answers of those who mean harm ---------------------------------------------------------------

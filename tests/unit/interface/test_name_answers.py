@@ -13,7 +13,7 @@ from netspace.errors import SpecError
 from netspace.interface.firewall import host_rules
 from netspace.interface.match import name_set
 from netspace.interface.names import answers, record, sets
-from netspace.interface.names.answers import CEILING, FLOOR, STALE, Known
+from netspace.interface.names.answers import CEILING, FLOOR, STALE, Known, Own
 from netspace.interface.record import Record
 from netspace.layout import Layout
 from netspace.spec import checks, parse, reach
@@ -70,17 +70,40 @@ def spec(**rule: object) -> Filtered:
     ],
 )
 def test_address_counts_only_where_it_may_be_meant(address: str, network: str, counts: bool) -> None:
-    assert (answers.refusal(address, ipaddress.ip_network(network), ()) == "") == counts
+    assert (answers.refusal(address, ipaddress.ip_network(network), Own()) == "") == counts
+
+
+@pytest.mark.parametrize(
+    ("own", "address", "network", "counts"),
+    [
+        ("151.101.2.7/24", "151.101.2.132", "0.0.0.0/0", False),
+        ("151.101.2.7/24", "151.101.3.132", "0.0.0.0/0", True),
+        ("151.101.2.7/24", "151.101.2.132", "151.101.0.0/16", False),
+        ("151.101.2.7/24", "151.101.2.132", "151.101.2.0/24", True),
+        ("151.101.2.7/24", "151.101.2.132", "151.101.2.132/32", True),
+        ("151.101.2.7/24", "151.101.2.7", "151.101.2.0/24", False),
+        ("151.101.2.7/32", "151.101.2.132", "0.0.0.0/0", True),
+        ("2a04:4e42::7/64", "2a04:4e42::644", "::/0", False),
+        ("2a04:4e42::7/64", "2a04:4e42:1::644", "::/0", True),
+        ("2a04:4e42::7/64", "2a04:4e42::644", "2a04:4e42::/64", True),
+        ("2a04:4e42::7/128", "2a04:4e42::644", "::/0", True),
+        ("10.1.2.7/24", "10.1.2.132", "10.0.0.0/8", False),
+        ("10.1.2.7/24", "10.9.2.132", "10.0.0.0/8", True),
+    ],
+)
+def test_neighbour_of_the_host_counts_only_if_meant(own: str, address: str, network: str, counts: bool) -> None:
+    said = answers.refusal(address, ipaddress.ip_network(network), Own.of([own]))
+    assert (said == "") == counts and ("this host's" in said) == (not counts)
 
 
 @given(addresses)
 def test_address_that_is_not_public_never_counts_unasked(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
-    if not answers.refusal(str(address), WHOLE[address.version], ()):
+    if not answers.refusal(str(address), WHOLE[address.version], Own()):
         assert address.is_global and not address.is_multicast and not address.is_private and not address.is_loopback
         assert getattr(address, "ipv4_mapped", None) is None and getattr(address, "sixtofour", None) is None
-        assert answers.refusal(str(address), WHOLE[address.version], {str(address)}) == "is this host's own"
+        assert answers.refusal(str(address), WHOLE[address.version], Own.of([str(address)])) == "is this host's own"
 
 
 @given(st.lists(st.tuples(st.dictionaries(addresses.map(str), ttls, max_size=answers.MOST), st.integers(0, 10**6))))
@@ -112,6 +135,24 @@ def test_failures_keep_the_last_answer_for_a_bounded_time(answer: dict[str, int]
         assert now < known.due <= now + answers.SLOWEST
         assert answers.problem(NAME, {"ipv4": known}, now)
     assert not answers.ends(known, NOW + CEILING + STALE)
+
+
+@pytest.mark.parametrize("code", ["name-absent", "name-refused"])
+def test_answer_of_no_use_ends_the_last_ones_stay(code: answers.Code) -> None:
+    known = answers.answered(Known(), {"151.101.2.132": 300.0}, NOW)
+    known = answers.failed(known, code, "said so", NOW + 100)
+    assert answers.ends(known, NOW + 299) == {"151.101.2.132": NOW + 300}, "the time to live holds"
+    assert not answers.ends(known, NOW + 300)
+    assert answers.code({"ipv4": known}) == code and "said so" in answers.problem(NAME, {"ipv4": known}, NOW + 300)
+    silent = answers.failed(known, "name-unanswered", "silent", NOW + 200)
+    assert not answers.ends(silent, NOW + 300), "nor does silence afterwards prolong it"
+
+
+def test_absent_name_is_asked_again_like_an_empty_answer() -> None:
+    known = Known()
+    for _ in range(5):
+        known = answers.failed(known, "name-absent", "no such name", NOW)
+    assert known.due == NOW + FLOOR and known.failures == 0
 
 
 @given(ttls, st.floats(-(10.0**9), 10.0**9))
@@ -184,6 +225,17 @@ def test_table_matches_a_set_for_each_family() -> None:
     assert not table.sets["host"].elements
 
 
+@pytest.mark.parametrize(("named", "leads"), [({"name": NAME}, False), ({}, True)])
+def test_name_within_the_gateway_alone_never_leads_to_it(named: dict[str, str], leads: bool) -> None:
+    rule = {"direction": "out", "cidr": "10.203.0.1/32", "port": 443, **named}
+    parsed = parse.interface({"kind": "veth", "allow": [rule]})
+    assert isinstance(parsed, Filtered)
+    four = {"ipv4": "10.203.0.5"}, {"ipv4": "10.203.0.1"}
+    table = host_rules.build([host_rules.HostFiltered("web", "ns0", "02:00:00:00:00:01", *four, parsed.allow)])
+    assert bool(table.sets["host"].elements) == leads
+    assert table.sets["out"].elements
+
+
 def test_rules_without_a_name_keep_their_chains_names() -> None:
     allow = parse.interface({"kind": "veth", "allow": [{"direction": "out", "cidr": "198.51.100.0/24", "port": 443}]})
     assert isinstance(allow, Filtered)
@@ -206,10 +258,10 @@ def test_sets_hold_what_each_rule_may_mean() -> None:
     known = {(NAME, "ipv4"): answers.answered(Known(), {"151.101.2.132": 300.0, "10.1.2.3": 300.0}, NOW)}
     private = record_of(spec(cidr="10.0.0.0/8"))
     public = record_of(spec())
-    found, refused = sets.contents(sets.rules(public), known, {"10.9.9.9"}, NOW)
+    found, refused = sets.contents(sets.rules(public), known, Own.of(["10.9.9.9"]), NOW)
     assert found[name_set(NAME, "0.0.0.0/0", "ipv4")].keys() == {"151.101.2.132"}
     assert "10.1.2.3 is not public" in refused[NAME][0]
-    found, _ = sets.contents(sets.rules(private), known, {"10.1.2.3"}, NOW)
+    found, _ = sets.contents(sets.rules(private), known, Own.of(["10.1.2.3"]), NOW)
     assert found == {name_set(NAME, "10.0.0.0/8", "ipv4"): {}}, "the host's own address never counts"
 
 
@@ -235,6 +287,57 @@ def test_damaged_record_counts_as_none(tmp_path: Path, content: str) -> None:
     layout = Layout(root=tmp_path)
     layout.state.mkdir(parents=True)
     record.path(layout).write_text(content)
+    assert record.read(layout) == {}
+
+
+def test_most_names_with_hostile_answers_can_be_read_again(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    layout.state.mkdir(parents=True)
+    texts = [str(ipaddress.ip_address(2**128 - 1 - number)) for number in range(ADDRESSES_OF_NAME)]
+    until = dict.fromkeys(texts, NOW + 1 / 3)
+    most = Known(
+        until, tuple(texts[: answers.MOST]), NOW + 1 / 3, NOW + 1 / 3, 30, "name-unanswered", "\U0001f600" * 200
+    )
+    label = "a" * 63
+    names = [(f"{number:061}.{label}.{label}.{label}", "ipv6") for number in range(record.KEYS)]
+    known = record.bounded(dict.fromkeys(names, most))
+    assert sum(len(one.until) for one in known.values()) == record.ADDRESSES
+    record.write(layout, known)
+    assert record.path(layout).stat().st_size <= record.MOST
+    assert record.read(layout) == known
+
+
+def test_earlier_addresses_are_the_first_to_go() -> None:
+    now = {f"151.101.2.{number}": NOW + 60 for number in range(4)}
+    earlier = {f"151.101.3.{number}": NOW + 60 + number for number in range(200)}
+    known = Known({**earlier, **now}, tuple(now))
+    assert record.bounded({(NAME, "ipv4"): known})[NAME, "ipv4"] is known, "there is room"
+    full = {(f"n{number}.org", "ipv4"): known for number in range(record.ADDRESSES // 8)}
+    (cut,) = set(map(repr, record.bounded(full).values()))
+    assert cut == repr(
+        Known({**now, **{f"151.101.3.{number}": NOW + 60 + number for number in range(199, 195, -1)}}, tuple(now))
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"version": 2, "names": {}}', '{"version": 2, "names": {"a.b": {"ipv4": {"until": {"1.2.3.4": 9.0}}}}}'],
+)
+def test_record_of_another_version_counts_as_none(tmp_path: Path, content: str) -> None:
+    layout = Layout(root=tmp_path)
+    layout.state.mkdir(parents=True)
+    record.path(layout).write_text(content)
+    assert record.read(layout) == {}
+    record.path(layout).write_text(content.replace("2", "1", 1))
+    assert bool(record.read(layout)) == ("a.b" in content)
+
+
+def test_record_that_is_too_large_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(root=tmp_path)
+    layout.state.mkdir(parents=True)
+    record.write(layout, {(NAME, "ipv4"): answers.answered(Known(), {"151.101.2.132": 300.0}, NOW)})
+    assert record.read(layout)
+    monkeypatch.setattr(record, "MOST", record.path(layout).stat().st_size - 1)
     assert record.read(layout) == {}
 
 

@@ -3,19 +3,21 @@
 Whoever owns a name chooses its addresses, so an answer is hostile input. These rules bound what it can do:
 
 1. An address that isn't public counts only if the rule's ``cidr`` lies in the same special block (RFC 6890). So a name
-   can't be turned to loopback, to the host's own network, or to a cloud's metadata service (DNS rebinding).
+   can't be turned to loopback, to a private network, or to a cloud's metadata service (DNS rebinding).
 2. Loopback, multicast, reserved and IPv4-mapped addresses never count, nor do the host's own.
-3. An answer has at most :data:`MOST` addresses, and a set at most ``spec.types.ADDRESSES_OF_NAME``.
-4. A time to live is between :data:`FLOOR` and :data:`CEILING`.
+3. An address in a network of one of the host's interfaces counts only if the rule's ``cidr`` lies in that network.
+   Packets reach these neighbours under the host's address, which they may trust.
+4. An answer has at most :data:`MOST` addresses, and a set at most ``spec.types.ADDRESSES_OF_NAME``.
+5. A time to live is between :data:`FLOOR` and :data:`CEILING`.
 
-An address counts until its time to live ends. If there is no new answer then, those of the last answer count for
-:data:`STALE` seconds more.
+An address counts until its time to live ends. If no resolver answers then, those of the last answer count for
+:data:`STALE` seconds more. That there is no such name is an answer, too: one without an address.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -31,7 +33,7 @@ MOST = 64
 FLOOR, CEILING = 60.0, 86400.0
 """Bounds of a time to live, in seconds."""
 STALE = 86400.0
-"""Seconds for which the last answer counts after its time to live, if no new one can be had."""
+"""Seconds for which the last answer counts after its time to live, if no resolver answers."""
 RETRY, SLOWEST = 10.0, 300.0
 """Seconds from a failed question to the next, at first and at most."""
 
@@ -50,6 +52,20 @@ _SPECIAL = tuple(
         ),
     )
 )
+
+
+class Own(msgspec.Struct, frozen=True):
+    """The host's own addresses, and the networks that its interfaces are in. One address is no network."""
+
+    addresses: frozenset[str] = frozenset()
+    networks: tuple[IpNetwork, ...] = ()
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Own:
+        """Return those of addresses with their prefixes, such as ``198.51.100.7/24``."""
+        every = [ipaddress.ip_interface(one) for one in texts]
+        networks = {one.network for one in every if one.network.num_addresses > 1}
+        return cls(frozenset(str(one.ip) for one in every), tuple(sorted(networks, key=str)))
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -85,12 +101,18 @@ def answered(before: Known, addresses: Mapping[str, float], now: float) -> Known
 
 
 def failed(before: Known, code: Code, why: str, now: float) -> Known:
-    """Return the state after a question without a usable answer. The last answer stays until :func:`ends` is over."""
+    """Return the state after a question without a usable answer.
+
+    The last answer outlives its time to live only if there is none: ``name-unanswered``.
+    """
+    if code == "name-absent":
+        return msgspec.structs.replace(answered(before, {}, now), code=code, why=why)
     failures = min(before.failures + 1, 30)
     due = now + min(RETRY * 2 ** (failures - 1), SLOWEST)
-    kept = {one: end for one, end in ends(before, now).items() if end > now}
-    until = {one: before.until[one] for one in kept}
-    current = tuple(one for one in before.current if one in kept)
+    last = before if code == "name-unanswered" else msgspec.structs.replace(before, current=())
+    kept = ends(last, now)
+    until = {one: last.until[one] for one in kept}
+    current = tuple(one for one in last.current if one in kept)
     return Known(until, current, now, due, failures, code, why)
 
 
@@ -109,11 +131,10 @@ def overdue(known: Known, now: float) -> bool:
     return not now < known.due <= now + CEILING
 
 
-def refusal(address: str, network: IpNetwork, own: Collection[str]) -> str:
+def refusal(address: str, network: IpNetwork, own: Own) -> str:
     """Return why an address of a name doesn't count; empty: it does.
 
     :param network: the rule's ``cidr``; the whole family if the rule has none.
-    :param own: the host's own addresses.
     """
     parsed = ipaddress.ip_address(address)
     if any(parsed in one for one in _NEVER):
@@ -122,14 +143,19 @@ def refusal(address: str, network: IpNetwork, own: Collection[str]) -> str:
         return f"is not in {network}"
     if any(parsed in block and not _within(network, block) for block in _SPECIAL if block.version == parsed.version):
         return "is not public; if it is right, give its network as the rule's cidr"
-    return "is this host's own" if str(parsed) in own else ""
+    if str(parsed) in own.addresses:
+        return "is this host's own"
+    for near in own.networks:
+        if parsed in near and not _within(network, near):
+            return f"is in this host's network {near}; if it is right, give that network, or a part, as the rule's cidr"
+    return ""
 
 
 def _within(network: IpNetwork, block: IpNetwork) -> bool:
     return network.version == block.version and network.subnet_of(block)  # type: ignore[arg-type]
 
 
-def counting(known: Known, network: IpNetwork, own: Collection[str], now: float) -> tuple[dict[str, float], list[str]]:
+def counting(known: Known, network: IpNetwork, own: Own, now: float) -> tuple[dict[str, float], list[str]]:
     """Return the addresses that count now with the seconds that are left, and why others of them are refused."""
     found, refused = {}, []
     for address, end in ends(known, now).items():

@@ -1,6 +1,8 @@
 """Known answers about names, on disk: they count after a reboot, before the network is there.
 
-``<state>/names.json`` is written by the resolver's process alone (``refresher``), and read by all others.
+``<state>/names.json`` is written by the resolver's process alone (``refresher``), and read by all others. Whoever owns
+a name chooses how many addresses it has. So there are bounds over all names, :data:`KEYS` and :data:`ADDRESSES`. Within
+these the file never has more than the :data:`MOST` bytes that a reader accepts.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ from pathlib import Path
 import msgspec
 
 from netspace import files
-from netspace.errors import StateError
 from netspace.interface.names import answers
 from netspace.interface.names.answers import IpNetwork, Known
 from netspace.layout import Layout
-from netspace.spec.types import Filtered, Interface
+from netspace.spec.types import ADDRESSES_OF_NAME, Filtered, Interface
 
 VERSION = 1
+KEYS = 16384
+"""The most names of a host that are looked up; a name in both families counts twice."""
+ADDRESSES = 65536
+"""The most addresses that are kept on a host; at least :data:`KEYS`, so that each name may have some."""
+MOST = 32 * 1024 * 1024
+"""The most bytes of the file. A name takes about 1300, with its longest text; an address 110."""
 Key = tuple[str, str]
 """A name, and ``ipv4`` or ``ipv6``."""
 
@@ -35,13 +42,15 @@ def path(layout: Layout) -> Path:
 def read(layout: Layout) -> dict[Key, Known]:
     """Return all known answers. A damaged file counts as none: the names are then asked again."""
     try:
-        value = files.read_json(path(layout))
-        found = msgspec.convert(value, _File) if value is not None else _File(VERSION)
+        raw = files.read(path(layout), MOST + 1)
+        if len(raw) > MOST:
+            return {}
+        found = msgspec.json.decode(raw, type=_File)
         for families in found.names.values():
             for known in families.values():
                 for address in known.until:
                     ipaddress.ip_address(address)
-    except (StateError, OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if found.version != VERSION:
         return {}
@@ -50,15 +59,39 @@ def read(layout: Layout) -> dict[Key, Known]:
 
 def begin(layout: Layout) -> None:
     """Make the file, without an answer."""
-    files.write_json(path(layout), msgspec.to_builtins(_File(VERSION)))
+    write(layout, {})
 
 
 def write(layout: Layout, known: Mapping[Key, Known]) -> None:
-    """Write the answers. An apply removes the file, with the service (``host.parts``)."""
+    """Write the answers that :func:`bounded` returned. An apply removes the file, with the service (``host.parts``)."""
     names: dict[str, dict[str, Known]] = {}
-    for (name, family), one in sorted(known.items()):
+    for (name, family), one in known.items():
         names.setdefault(name, {})[family] = one
-    files.write_json(path(layout), msgspec.to_builtins(_File(VERSION, names)))
+    files.write(path(layout), msgspec.json.encode(_File(VERSION, names), order="sorted") + b"\n")
+
+
+def bounded(known: Mapping[Key, Known]) -> dict[Key, Known]:
+    """Return the answers with at most :data:`ADDRESSES` addresses. Pure.
+
+    If there are more, the names with the most lose some, first those of earlier answers. A name that loses addresses of
+    its last answer has the code ``name-refused``.
+
+    :param known: the answers for at most :data:`KEYS` names.
+    """
+    most = ADDRESSES_OF_NAME
+    while most > 1 and sum(min(len(one.until), most) for one in known.values()) > ADDRESSES:
+        most //= 2
+    return {key: one if len(one.until) <= most else _cut(one, most) for key, one in known.items()}
+
+
+def _cut(known: Known, most: int) -> Known:
+    current = known.current[:most]
+    earlier = sorted(known.until.keys() - set(known.current), key=lambda one: (-known.until[one], one))
+    until = {one: known.until[one] for one in (*current, *earlier[: most - len(current)]) if one in known.until}
+    if len(known.current) <= most:
+        return msgspec.structs.replace(known, until=until)
+    why = f"it has {len(known.current)} addresses; with so many names on this host, {most} of them count"
+    return msgspec.structs.replace(known, until=until, current=current, code="name-refused", why=why)
 
 
 def asked_for(interfaces: Iterable[Interface]) -> set[Key]:
@@ -71,6 +104,11 @@ def asked_for(interfaces: Iterable[Interface]) -> set[Key]:
         if rule.name is not None
         for network in rule.networks
     }
+
+
+def unkept(known: Mapping[Key, Known]) -> str:
+    """Return why a name that isn't among the answers is not looked up; empty if it will be."""
+    return f"this host's rules have more than {KEYS} names; remove some" if len(known) >= KEYS else ""
 
 
 def networks(layout: Layout, now: float) -> dict[str, tuple[IpNetwork, ...]]:

@@ -3,6 +3,10 @@
 It is a service like the watch of health: the supervisor keeps it running, and there is one only while some rule has a
 name. It learns the names from the interfaces' records, writes answers to ``record``, and fills the sets of the packet
 filters. If it is killed, the kernel lets the known addresses pass until they end.
+
+Each answer counts as soon as it comes, so that a silent name server delays no other name. The questions that are open
+at once are bounded: all together, those of one environment, those of one owner of names, and those that had no answer
+last time.
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from netspace import files, library_copy
@@ -29,7 +33,12 @@ NAME = "names"
 """The service's name."""
 LOOK = 1.0
 """Seconds between two checks whether records have changed."""
-THREADS = 8
+GATHER = 1.0
+"""The most seconds in which a check waits for answers; what comes later, the next check takes."""
+THREADS = 16
+"""Questions that are open at once."""
+OF_ENVIRONMENT, OF_OWNER, OF_SILENT = 4, 2, 4
+"""Of these, the most of one environment; of names with the same two last labels; that had no answer last time."""
 
 Ask = Callable[[str, str, Path], dict[str, float]]
 
@@ -45,43 +54,130 @@ def service(layout: Layout) -> Service:
     )
 
 
+class Here(Executor):
+    """An executor without threads: each call is over when ``submit`` returns."""
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]  # typeshed's signature has a ParamSpec
+        done: Future[object] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except BaseException as err:  # result() raises it
+            done.set_exception(err)
+        return done
+
+
+def chosen(
+    due: Collection[Key], going: Collection[Key], about: Mapping[Key, Known], of: Mapping[Key, Collection[str]]
+) -> list[Key]:
+    """Return the questions to ask now: names that answered last time first, then those that have waited longest. Pure.
+
+    :param due: the names to ask for.
+    :param going: the questions that are open.
+    :param about: what is known of each name.
+    :param of: the environments whose rules have each name. A question counts as the one's with the fewest open ones.
+    """
+    counts: dict[tuple[str, str], int] = {}
+
+    def uses(key: Key) -> dict[tuple[str, str], int]:
+        """Return what a question counts as, each with its bound."""
+        environments = sorted(("environment", one) for one in of.get(key, ()))
+        found = {("all", ""): THREADS, ("owner", ".".join(key[0].split(".")[-2:])): OF_OWNER}
+        if environments:
+            found[min(environments, key=lambda one: counts.get(one, 0))] = OF_ENVIRONMENT
+        if about.get(key, Known()).failures:
+            found["silent", ""] = OF_SILENT
+        return found
+
+    def count(one: Iterable[tuple[str, str]]) -> None:
+        for each in one:
+            counts[each] = counts.get(each, 0) + 1
+
+    for key in sorted(going):
+        count(uses(key))
+
+    def order(key: Key) -> tuple[bool, float, Key]:
+        known = about.get(key, Known())
+        return known.failures > 0, known.due, key
+
+    found = []
+    for key in sorted(set(due) - set(going), key=order):
+        used = uses(key)
+        if all(counts.get(one, 0) < most for one, most in used.items()):
+            found.append(key)
+            count(used)
+    return found
+
+
 class Refresher:
     """The names that are asked for, and what is known of them.
 
     :param ask: asks a resolver; see ``resolver.ask``.
+    :param pool: runs the questions; without one, each is over before the next begins.
     """
 
-    def __init__(self, layout: Layout, ask: Ask = resolver.ask) -> None:
+    def __init__(self, layout: Layout, ask: Ask = resolver.ask, pool: Executor | None = None) -> None:
         self.layout = layout
         self.known = record.read(layout)
         self._ask = ask
-        self._wanted: set[Key] = set()
+        self._pool = Here() if pool is None else pool
+        self._going: dict[Key, Future[dict[str, float]]] = {}
+        self._wanted: dict[Key, set[str]] = {}
         self._stamp: tuple[int, ...] = ()
         self._unfilled: set[str] = set()
+        self._unwritten = False
+        self._unread: dict[str, str] = {}
         self._told: dict[str, str] = {}
 
-    def step(self, now: float, map_: Callable[..., object] = map) -> None:
-        """Look up what is due, write it, and fill the sets.
+    def step(self, now: float) -> None:
+        """Look up what is due, write the answers that have come, and fill the sets.
 
         :param now: seconds since the epoch.
-        :param map_: calls a function for each of several values, like ``map``; a pool's does it at once for all.
         """
-        fresh = self._reread()
-        due = sorted(key for key in self._wanted if answers.overdue(self.known.get(key, Known()), now))
-        changed = {name for name, _ in due} | fresh
-        if due:
-            found = dict(zip(due, map_(lambda key: self._looked_up(key, now), due), strict=True))  # type: ignore[call-overload]
-            self.known.update(found)
-        if gone := self.known.keys() - self._wanted:
-            self.known = {key: one for key, one in self.known.items() if key not in gone}
-        if due or gone:
-            record.write(self.layout, self.known)
-        self._fill(changed | self._unfilled, now)
+        changed = self._reread()
+        answered = self._answers(now)
+        changed |= {name for name, _ in answered}
+        gone = self.known.keys() - self._wanted.keys()
+        if answered or gone:
+            kept = record.bounded({key: one for key, one in self.known.items() if key not in gone})
+            changed |= {key[0] for key in kept if kept[key] is not self.known[key]}
+            self.known, self._unwritten = kept, True
+        self._tell(self._unread | self._write() | self._fill(changed | self._unfilled, now))
 
-    def _looked_up(self, key: Key, now: float) -> Known:
+    def _write(self) -> dict[str, str]:
+        """Write the answers if they have changed. A full disk keeps no answer from the sets."""
+        if not self._unwritten:
+            return {}
+        try:
+            record.write(self.layout, self.known)
+        except OSError as err:
+            return {"record": f"{record.path(self.layout)}: {err}; the answers are lost at the next start"}
+        self._unwritten = False
+        return {}
+
+    def _answers(self, now: float) -> set[Key]:
+        """Ask what is due; return the questions that are over, at the latest after :data:`GATHER`."""
+        over: set[Key] = set()
+        end = time.monotonic() + GATHER
+        while True:
+            due = [key for key in self._wanted if answers.overdue(self.known.get(key, Known()), now)]
+            for key in chosen(due, self._going, self.known, self._wanted):
+                self._going[key] = self._pool.submit(self._ask, *key, self.layout.root / "etc/resolv.conf")
+            done = {key: future for key, future in self._going.items() if future.done()}
+            for key, future in done.items():
+                del self._going[key]
+                if key in self._wanted:
+                    self.known[key] = self._state(key, future, now)
+                    over.add(key)
+            left = end - time.monotonic()
+            if left <= 0 or not (done or self._going):
+                return over
+            if not done:
+                wait(self._going.values(), left, FIRST_COMPLETED)
+
+    def _state(self, key: Key, future: Future[dict[str, float]], now: float) -> Known:
         before = self.known.get(key, Known())
         try:
-            return answers.answered(before, self._ask(*key, self.layout.root / "etc/resolv.conf"), now)
+            return answers.answered(before, future.result(), now)
         except resolver.UnansweredError as err:
             return answers.failed(before, err.code, err.why, now)
 
@@ -100,22 +196,30 @@ class Refresher:
             names = files.record_names(self.layout.records(records.KIND))
             every = records.some(self.layout, names)
         except (NetspaceError, OSError) as err:
-            self._tell({"records": str(err)})
+            self._unread = {"records": str(err)}
             return set()
-        before, self._stamp = self._wanted, stamp
-        self._wanted = record.asked_for(one.interface for one in every.values())
-        return {name for name, _ in self._wanted - before}
+        before, self._stamp, self._unread = self._wanted, stamp, {}
+        wanted: dict[Key, set[str]] = {}
+        for environment, one in every.items():
+            for key in record.asked_for([one.interface]):
+                wanted.setdefault(key, set()).add(environment)
+        if len(wanted) > record.KEYS:  # those that were looked up already stay
+            kept = sorted(wanted, key=lambda key: (key not in before, key not in self.known, key))[: record.KEYS]
+            self._unread = {"rules": f"more than {record.KEYS} names; {len(wanted) - len(kept)} are not looked up"}
+            wanted = {key: wanted[key] for key in kept}
+        self._wanted = wanted
+        return {name for name, _ in wanted.keys() - before.keys()}
 
-    def _fill(self, names: Collection[str], now: float) -> None:
+    def _fill(self, names: Collection[str], now: float) -> dict[str, str]:
         """Fill the sets of these names. Try again soon if an apply has not loaded the sets yet."""
         if not names:
-            return
+            return {}
         try:
-            errors = sets.fill(self.layout, names, now)
+            errors = sets.fill(self.layout, names, now, self.known)
         except (NetspaceError, OSError) as err:
             errors = {"host": str(err)}
         self._unfilled = set(names) if errors else set()
-        self._tell(errors)
+        return errors
 
     def _tell(self, errors: dict[str, str]) -> None:
         for name, error in errors.items():
@@ -130,10 +234,10 @@ def main(layout: Layout) -> int:
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
-    refresher = Refresher(layout)
     with ThreadPoolExecutor(THREADS) as pool:
+        refresher = Refresher(layout, pool=pool)
         while not over.is_set():
-            refresher.step(time.time(), pool.map)
+            refresher.step(time.time())
             over.wait(LOOK)
         pool.shutdown(wait=False, cancel_futures=True)
     return 0

@@ -1,4 +1,4 @@
-"""Sets of the packet filters with the present addresses of names. Each is filled in one transaction.
+"""Sets of the packet filters with the present addresses of names. Those of a table are filled in one transaction.
 
 The sets are part of the tables that an apply loads (``firewall.host_rules.name_sets``). The kernel removes an address
 when its time is over, even if no process of netspace runs then.
@@ -6,6 +6,7 @@ when its time is over, even if no process of netspace runs then.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -16,12 +17,13 @@ from netspace.interface import record as records
 from netspace.interface.firewall import netns_table
 from netspace.interface.names import answers
 from netspace.interface.names import record as known_answers
-from netspace.interface.names.answers import Known
+from netspace.interface.names.answers import Known, Own
 from netspace.interface.names.record import Key
 from netspace.interface.record import Record
 from netspace.layout import Layout
 from netspace.netlink.connection import Socket
 from netspace.nftables import library, words
+from netspace.nftables.ruleset import Ruleset
 from netspace.spec.types import Allow, Filtered
 from netspace.threads import in_thread
 
@@ -40,7 +42,7 @@ def rules(record: Record) -> list[Allow]:
 
 
 def contents(
-    wanted: Iterable[Allow], known: Mapping[Key, Known], own: Collection[str], now: float
+    wanted: Iterable[Allow], known: Mapping[Key, Known], own: Own, now: float
 ) -> tuple[Contents, dict[str, list[str]]]:
     """Return the contents of these rules' sets; and, for each name, the addresses that the rules don't accept. Pure."""
     found: Contents = {}
@@ -56,9 +58,7 @@ def contents(
     return found, refused
 
 
-def described(
-    record: Record, known: Mapping[Key, Known], own: Collection[str], now: float
-) -> dict[str, dict[str, Any]]:
+def described(record: Record, known: Mapping[Key, Known], own: Own, now: float) -> dict[str, dict[str, Any]]:
     """Return, for each name in the interface's rules, its present addresses and what is wrong with it. Pure.
 
     ``problem`` has a ``code``: one of :data:`answers.Code`, or ``name-new`` before the first answer.
@@ -70,7 +70,9 @@ def described(
         families = {family: known[name, family] for family in map(match.family, mine) if (name, family) in known}
         filled, refused = contents(mine, known, own, now)
         about: dict[str, Any] = {"addresses": sorted({one for addresses in filled.values() for one in addresses})}
-        if text := answers.problem(name, families, now):
+        if not families and (why := known_answers.unkept(known)):
+            about["problem"] = {"code": "name-refused", "text": f"{name}: {why}"}
+        elif text := answers.problem(name, families, now):
             about["problem"] = {"code": answers.code(families) or "name-new", "text": text}
         elif against := refused.get(name):
             text = f"{name}: {'; '.join(sorted(set(against))[:_TOLD])}"
@@ -95,18 +97,25 @@ def _seconds(left: float) -> int:
     return min(max(math.ceil(left), 1), int(answers.CEILING + answers.STALE))
 
 
-def own_addresses() -> set[str]:
-    """Return the host's own addresses."""
+def own_addresses() -> Own:
+    """Return the host's own addresses and networks."""
     with Socket() as host:
-        return {str(ipaddress.ip_interface(one.text).ip) for one in host.addresses()}
+        return Own.of(one.text for one in host.addresses())
 
 
-def fill_host(layout: Layout, now: float, names: Collection[str] | None = None, there: Collection[str] = ()) -> None:
+def fill_host(
+    layout: Layout,
+    now: float,
+    names: Collection[str] | None = None,
+    there: Collection[str] = (),
+    known: Mapping[Key, Known] | None = None,
+) -> None:
     """Fill the sets of the host's table.
 
+    :param known: what is known of names; None: what the record says.
     :param names: only sets of these names; None: of all.
     :param there: the sets that the table has; empty: all that the recorded interfaces need.
-    :raises NftablesError: the kernel refused; a set that isn't there (yet) is a reason.
+    :raises NftablesError: the kernel refused. If sets aren't there (yet), this is raised once the others are filled.
     """
     every = records.some(layout, _recorded(layout))
     wanted = [
@@ -116,25 +125,34 @@ def fill_host(layout: Layout, now: float, names: Collection[str] | None = None, 
         for rule in rules(record)
         if (names is None or rule.name in names) and (not there or _set(rule) in there)
     ]
-    _fill(layout, wanted, own_addresses() if wanted else (), now)
+    _fill(layout, wanted, own_addresses() if wanted else Own(), now, known)
 
 
 def fill_here(
-    layout: Layout, record: Record, own: Collection[str], now: float, names: Collection[str] | None = None
+    layout: Layout,
+    record: Record,
+    own: Own,
+    now: float,
+    names: Collection[str] | None = None,
+    known: Mapping[Key, Known] | None = None,
 ) -> None:
     """Fill the sets of the table in the calling thread's namespace, which is that of *record*.
 
-    :param own: the host's own addresses (:func:`own_addresses`).
-    :raises NftablesError: the kernel refused.
+    :param own: what :func:`own_addresses` returns.
+    :param known: what is known of names; None: what the record says.
+    :raises NftablesError: as for :func:`fill_host`.
     """
-    _fill(layout, [rule for rule in rules(record) if names is None or rule.name in names], own, now)
+    _fill(layout, [rule for rule in rules(record) if names is None or rule.name in names], own, now, known)
 
 
-def fill(layout: Layout, names: Collection[str], now: float) -> dict[str, str]:
-    """Fill all sets of these names; return the errors by environment, and that of the host's table as ``host``."""
+def fill(layout: Layout, names: Collection[str], now: float, known: Mapping[Key, Known]) -> dict[str, str]:
+    """Fill all sets of these names; return the errors by environment, and that of the host's table as ``host``.
+
+    :param known: what is known of names.
+    """
     errors: dict[str, str] = {}
     try:
-        fill_host(layout, now, names)
+        fill_host(layout, now, names, known=known)
     except OSError as err:
         errors["host"] = str(err)
     every = records.some(layout, _recorded(layout))
@@ -143,13 +161,13 @@ def fill(layout: Layout, names: Collection[str], now: float) -> dict[str, str]:
         for name, record in every.items()
         if netns_table.is_inside(record) and any(rule.name in names for rule in rules(record))
     }
-    own = own_addresses() if inside else set()
+    own = own_addresses() if inside else Own()
 
     def each() -> None:
         for name, record in inside.items():
             try:
                 netns.enter(layout.netns(name))
-                fill_here(layout, record, own, now, names)
+                fill_here(layout, record, own, now, names, known)
             except OSError as err:
                 errors[name] = str(err)
 
@@ -168,8 +186,19 @@ def _recorded(layout: Layout) -> set[str]:
     return files.record_names(layout.records(records.KIND))
 
 
-def _fill(layout: Layout, wanted: Collection[Allow], own: Collection[str], now: float) -> None:
+def _fill(layout: Layout, wanted: Collection[Allow], own: Own, now: float, known: Mapping[Key, Known] | None) -> None:
     if not wanted:
         return
-    found, _ = contents(wanted, known_answers.read(layout), own, now)
-    library.run(text(layout.nft_table, found), removes=True)
+    found, _ = contents(wanted, known_answers.read(layout) if known is None else known, own, now)
+    try:
+        library.run(text(layout.nft_table, found), removes=True)
+    except library.NftablesError as err:
+        if err.errno != errno.ENOENT:
+            raise
+        # An apply may have been killed between its record and its table. The other names don't wait for the next one.
+        with Ruleset() as ruleset:
+            there = ruleset.sets(layout.nft_table, "inet")
+        if present := {name: addresses for name, addresses in found.items() if name in there}:
+            library.run(text(layout.nft_table, present), removes=True)
+        if present != found:
+            raise
