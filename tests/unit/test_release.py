@@ -89,6 +89,6 @@ def test_debian_package_depends_on_what_a_host_needs() -> None:
 def test_debian_library_depends_on_the_requirements() -> None:
     named = dependencies("python3-netspace")
     for name, requirement in REQUIREMENTS.items():
-        least = re.search(r">=([\d.]+)", requirement)
-        assert least is not None
-        assert named[f"python3-{name}"] == f"python3-{name} (>= {least[1]})"
+        found = re.match(r"([\w-]+)>=([\d.]+)", requirement)
+        assert found is not None, name
+        assert named[f"python3-{found[1]}"] == f"python3-{found[1]} (>= {found[2]})"

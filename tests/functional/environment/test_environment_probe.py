@@ -109,7 +109,7 @@ def weakened(monkeypatch, tmp_path_factory):
 
     process = oci_config.process
     monkeypatch.setattr(oci_config, "config", weak)
-    monkeypatch.setattr(oci_config, "process", lambda *arguments: {**process(*arguments), "rlimits": []})
+    monkeypatch.setattr(oci_config, "process", lambda *given, **more: {**process(*given, **more), "rlimits": []})
     return shared
 
 

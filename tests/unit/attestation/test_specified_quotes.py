@@ -5,14 +5,14 @@ from __future__ import annotations
 from support.specification import calls, hold
 
 from netspace.attestation.evidence import Context
-from netspace.attestation.verifier import verifier
+from netspace.attestation.verifier import attestation_keys, verifier
 from netspace.attestation.verifier.verifier import Expected
 
 PCRS = tuple(range(8))
 
 
 def test_calls_to_verify_a_quote(fake_tpm, context: Context) -> None:
-    made = verifier.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=1e9)
+    made = attestation_keys.challenge(fake_tpm.enrolment(), context, roots=[], pinned=None, now=1e9)
     answer = context.activation(fake_tpm.activate(made.blob, made.encrypted), made._key.name)
     bound, evidence, expected = made.redeem(answer, 1e9), fake_tpm.evidence(context), Expected(context, PCRS)
     verifier.verify_quote(evidence, bound, expected)  # what is kept for the next one is kept now
