@@ -103,14 +103,21 @@ def _require() -> None:
 
 
 def _installed(name: str) -> bool:
-    """Return whether *name* can be imported now, even if it was installed a moment ago."""
+    """Return whether the package *name* can be imported now, even if it was installed a moment ago."""
     from importlib import invalidate_caches
-    from importlib.util import find_spec
 
-    if find_spec(name) is not None:
+    if _is_package(name):
         return True
     invalidate_caches()
-    return find_spec(name) is not None
+    return _is_package(name)
+
+
+def _is_package(name: str) -> bool:
+    """Return whether *name* is a package. Salt's loader adds its folders to the path, which have a module ``dns``."""
+    from importlib.util import find_spec
+
+    found = find_spec(name)
+    return found is not None and found.submodule_search_locations is not None
 
 
 def _warn_of_two(plugin_file: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from vmlab import image
 
+import netspace
 from netspace import REQUIREMENTS, library_copy
 from netspace.__main__ import main
 from netspace.layout import Layout
@@ -102,3 +103,11 @@ def test_requirements_are_equal_wherever_they_are_named() -> None:
     other_salt = (ROOT / "scripts/test").read_text().partition("pip install")[2].partition("pytest")[0].split()
     others = [module.get(one, one) for one in other_salt]
     assert [one for one in others if one in REQUIREMENTS] == sorted(REQUIREMENTS)
+
+
+def test_module_of_salt_is_no_package_that_is_needed(tmp_path, monkeypatch):
+    (tmp_path / "needed_here.py").write_text("")
+    (tmp_path / "needed_too").mkdir()
+    (tmp_path / "needed_too/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [netspace._installed(name) for name in ("needed_here", "needed_too", "needed_never")] == [False, True, False]

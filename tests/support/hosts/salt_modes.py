@@ -153,9 +153,15 @@ def bare(folder: Path) -> Path:
         except OSError:
             shutil.copy2(source, destination)
 
-    needed = [f"{name}*" for name in REQUIREMENTS if name != "cryptography"]  # which Salt needs itself
-    unwanted = shutil.ignore_patterns(*needed, "__pycache__", "netspace*")
-    shutil.copytree(sysconfig.get_path("purelib"), target, dirs_exist_ok=True, ignore=unwanted, copy_function=link)
+    installed = sysconfig.get_path("purelib")
+    needed = shutil.ignore_patterns(*(f"{name}*" for name in REQUIREMENTS if name != "cryptography"))  # Salt needs it
+
+    def unwanted(folder: str, names: list[str]) -> set[str]:
+        """Leave out whole packages; Salt has modules of the same names, such as ``salt.utils.dns``."""
+        ours = needed(folder, names) if folder == installed else set()
+        return ours | shutil.ignore_patterns("__pycache__", "netspace*")(folder, names)
+
+    shutil.copytree(installed, target, dirs_exist_ok=True, ignore=unwanted, copy_function=link)
     return folder / "bin" / "python"
 
 
