@@ -113,9 +113,15 @@ def _installed(name: str) -> bool:
 
 
 def _is_package(name: str) -> bool:
-    """Return whether *name* is a package. Salt's loader adds its folders to the path, which have a module ``dns``."""
+    """Return whether *name* is a package.
+
+    Salt's loader adds its folders to the path. One of them has a module ``dns``, which Salt then imports by that name
+    if the package isn't there. It must not stand in the package's way once that is installed.
+    """
     from importlib.util import find_spec
 
+    if name in sys.modules and not hasattr(sys.modules[name], "__path__"):
+        del sys.modules[name]
     found = find_spec(name)
     return found is not None and found.submodule_search_locations is not None
 

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,15 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     (tmp_path / "wheels").mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(as_written.wheels(tmp_path / "wheels")))
-    made = Fleet(tmp_path)
-    made.declare({})
-    try:
-        yield made
-        made.typed(["salt", "shop1", "netspace.teardown"])
-    finally:
-        made.stop()
+    # Salt's sockets lie in there, and a path of a socket has 107 bytes at most (unix(7)).
+    with tempfile.TemporaryDirectory(prefix="day-") as folder:
+        made = Fleet(Path(folder))
+        made.declare({})
+        try:
+            yield made
+            made.typed(["salt", "shop1", "netspace.teardown"])
+        finally:
+            made.stop()
 
 
 def declared() -> dict[str, Any]:

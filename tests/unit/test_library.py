@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -111,3 +112,5 @@ def test_module_of_salt_is_no_package_that_is_needed(tmp_path, monkeypatch):
     (tmp_path / "needed_too/__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     assert [netspace._installed(name) for name in ("needed_here", "needed_too", "needed_never")] == [False, True, False]
+    monkeypatch.setitem(sys.modules, "needed_too", importlib.import_module("needed_here"))
+    assert netspace._installed("needed_too"), "as soon as it is there"
