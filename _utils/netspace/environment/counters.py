@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 from netspace.environment.container.cgroups import ROOT, Hierarchies
+from netspace.supervision.cgroup import file_value
 
 Counter = Literal["memory", "processor_seconds", "processes", "memory_hits", "process_hits", "throttled_seconds"]
 """
@@ -81,20 +81,9 @@ def _separate(hierarchies: Hierarchies) -> dict[Counter, _Place]:
 
 
 def _value(path: str, word: bytes) -> float | None:
-    """Return the number in a file, or that after *word*; None if there is none. Files of cgroups are short."""
+    """Return the number in a file, or that after *word*; None if there is none."""
+    content = file_value(path, word)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        content = os.read(fd, 4096)
-    except OSError:  # the cgroup was removed
-        return None
-    finally:
-        os.close(fd)
-    if word:
-        content = (b"\n" + content).partition(b"\n" + word + b" ")[2].partition(b"\n")[0]
-    try:
-        return float(content)
+        return None if content is None else float(content)
     except ValueError:
         return None

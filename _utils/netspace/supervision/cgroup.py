@@ -11,6 +11,24 @@ if TYPE_CHECKING:
     from netspace.layout import Layout
 
 
+def file_value(path: str, word: bytes = b"") -> bytes | None:
+    """Return the content of a control group's file, or what follows *word* on its line; None if it can't be read.
+
+    :param word: the first word of a line, as in ``memory.events``. If no line begins with it, the result is empty.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        content = os.read(fd, 4096)  # these files are short
+    except OSError:  # the group was removed
+        return None
+    finally:
+        os.close(fd)
+    return (b"\n" + content).partition(b"\n" + word + b" ")[2].partition(b"\n")[0] if word else content
+
+
 def booted() -> bool:
     """Return whether systemd is this machine's PID 1 (sd_booted(3))."""
     return os.path.isdir("/run/systemd/system")

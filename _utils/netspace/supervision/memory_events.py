@@ -15,6 +15,8 @@ import select
 import struct
 from collections.abc import Callable
 
+from netspace.supervision.cgroup import file_value
+
 ROOT = "/sys/fs/cgroup"
 
 IN_MODIFY, IN_IGNORED = 0x2, 0x8000
@@ -41,18 +43,8 @@ def reader() -> Callable[[str], int]:
 
 def _count(path: str) -> int | None:
     """Return the number of kills in a file; None if it can't be read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        content = os.read(fd, 4096)
-    except OSError:  # the group was removed
-        return None
-    finally:
-        os.close(fd)
-    number = (b"\n" + content).partition(b"\noom_kill ")[2].partition(b"\n")[0]
-    return int(number) if number.isdigit() else 0
+    number = file_value(path, b"oom_kill")
+    return None if number is None else int(number) if number.isdigit() else 0
 
 
 class Notices:

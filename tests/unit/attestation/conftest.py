@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from support.attestation import runner_bus
 from support.attestation.honest_minion import MASTER, NOW, Minion, enrolled
+from support.attestation.judged_host import BOOTS, Host
 from support.attestation.small_fleet import Store
 
 from netspace.attestation import identity
@@ -168,6 +169,23 @@ def context() -> Context:
 
 
 # -- a fleet of one host ---------------------------------------------------------------
+@pytest.fixture
+def registrar(tmp_path: Path) -> Registrar:
+    made = Registrar(tmp_path / "master")
+    made.ca.init(NOW)
+    return made
+
+
+@pytest.fixture
+def host(fake_tpm: FakeTpm, context: Context) -> Host:
+    return Host(fake_tpm, context)
+
+
+@pytest.fixture(params=BOOTS)
+def either(request: pytest.FixtureRequest, fake_tpm: FakeTpm, context: Context) -> Host:
+    return Host(fake_tpm, context, request.param)
+
+
 @pytest.fixture
 def store() -> Store:
     return Store()

@@ -17,13 +17,6 @@ from netspace.errors import NetspaceError
 
 
 @pytest.fixture
-def registrar(tmp_path: Path) -> Registrar:
-    made = Registrar(tmp_path / "master")
-    made.ca.init(NOW)
-    return made
-
-
-@pytest.fixture
 def minion(fake_tpm) -> Minion:
     return Minion("web1", fake_tpm)
 

@@ -27,16 +27,6 @@ from netspace.attestation.verifier import boot_rules, extensions, platform_rules
 from netspace.attestation.verifier.verifier import Expected
 
 
-@pytest.fixture
-def host(fake_tpm, context: Context) -> Host:
-    return Host(fake_tpm, context)
-
-
-@pytest.fixture(params=BOOTS)
-def either(request: pytest.FixtureRequest, fake_tpm, context: Context) -> Host:
-    return Host(fake_tpm, context, request.param)
-
-
 def test_real_boots_reach_l4(either: Host) -> None:
     found = either.appraise(boot_forge.policy(either.boot))
     assert (found.level, found.code) == (4, "ima-policy-none"), found

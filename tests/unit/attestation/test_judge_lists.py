@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from support.attestation import boot_logs
 from support.attestation.boot_forge import PCRS
 from support.attestation.judged_host import (
-    BOOTS,
     CONTENT,
     Host,
     add,
@@ -23,21 +22,10 @@ from support.attestation.judged_host import (
 )
 
 from netspace.attestation import refusals
-from netspace.attestation.evidence import Context
 from netspace.attestation.logs import ima
 from netspace.attestation.policy import policy
 from netspace.attestation.verifier import appraisal, verifier
 from netspace.attestation.verifier.verifier import Expected
-
-
-@pytest.fixture
-def host(fake_tpm, context: Context) -> Host:
-    return Host(fake_tpm, context)
-
-
-@pytest.fixture(params=BOOTS)
-def either(request: pytest.FixtureRequest, fake_tpm, context: Context) -> Host:
-    return Host(fake_tpm, context, request.param)
 
 
 def test_a_list_that_the_policy_allows_gives_l5(either: Host) -> None:
