@@ -62,7 +62,7 @@ class Delivery:
 
     @property
     def properties(self) -> spec.Basic.Properties:
-        """Its properties, chosen by the sender; none if they can't be decoded."""
+        """The message's properties, which its sender chose; empty if they can't be decoded."""
         if self._about is None:
             self._about = codec.properties(self._header)
         return self._about

@@ -200,7 +200,7 @@ class _Plainly:
 class World:
     """One host with foreign things on it.
 
-    :param folder: a folder of root's, for images, volumes and foreign files.
+    :param folder: a folder that root owns, for images, volumes and foreign files.
     :param linked: whether there is a foreign broker, and the declaration has links on it.
     """
 

@@ -33,7 +33,7 @@ Contents = dict[str, dict[str, float]]
 
 
 def rules(record: Record) -> list[Allow]:
-    """Return the interface's rules for names, each for one family that it has."""
+    """Return the interface's rules for names: one rule for each address family that the interface has."""
     spec = record.interface
     if not isinstance(spec, Filtered):
         return []
