@@ -79,7 +79,7 @@ def test_sandbox_whose_folder_is_not_root_s_alone_refuses(spoiled: str, own: Pat
 
 
 def test_sandbox_removes_no_folder_but_its_own(own: Path, tmp_path: Path) -> None:
-    another = tmp_path / "another's"
+    another = tmp_path / "another"
     another.mkdir()
     own.mkdir(mode=0o700)
     (own / "made").write_text(f"{another}\n/var/lib/netspace\n")
