@@ -30,7 +30,7 @@ from netspace.spec.types import Environment
 from netspace.supervision import process
 from netspace.supervision.cgroup import booted
 from netspace.supervision.service import Status, Supervisor
-from netspace.text import harmless, hint
+from netspace.text import hint
 
 MAX_LINES = 10_000
 _LOOK = 0.1  # seconds between two looks while waiting
@@ -215,14 +215,8 @@ class Operations:
         if folder is not None:
             spec = msgspec.structs.replace(spec, working_dir=folder)
         fed = stdin.encode() if isinstance(stdin, str) else stdin
-        done = execute.enter(self._layout, name, msgspec.structs.replace(record, spec=spec), arguments, timeout, fed)
-        return {
-            "retcode": done.retcode,
-            "stdout": harmless(done.stdout.decode(errors="replace")),
-            "stderr": harmless(done.stderr.decode(errors="replace")),
-            "truncated": done.truncated,
-            "timed_out": done.timed_out,
-        }
+        ran = msgspec.structs.replace(record, spec=spec)
+        return execute.enter(self._layout, name, ran, arguments, timeout, fed).shown()
 
     def known(self, names: Collection[str]) -> dict[str, Record]:
         """Return the records of these environments.

@@ -24,8 +24,10 @@ from netspace.text import harmless
 
 START = "start"
 CUT = "(this line is too long to be read from the journal; it and older lines are left out)"
+UNREADABLE = "(this line can't be read from the journal)"
 _TAIL = 256  # bytes of log read per wanted line, at first
 _WIDEST = MAX_OUTPUT  # bytes of an entry of the journal, as JSON; by default, a message of 48 KiB takes 300 KiB at most
+_LATEST = 2**37  # seconds since the epoch: a calendar has them
 _SAID = 4096  # bytes of journalctl's error that are told
 # systemd's message that a unit was started: SD_MESSAGE_UNIT_STARTED in sd-messages.h.
 _STARTED = "39f53479d3a045ac8e11786248231fbf"
@@ -160,7 +162,7 @@ def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
                 return found, True
             found.append(Line(CUT, None))
             break
-        line = _of_journal(json.loads(raw))
+        line = _of_journal(raw)
         left -= len(line.text)
         if left < 0:
             break
@@ -168,14 +170,21 @@ def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
     return found, False
 
 
-def _of_journal(entry: dict[str, object]) -> Line:
-    moment = int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6
-    if entry.get("_PID") == "1" and entry.get("MESSAGE_ID") == _STARTED:
-        return Line(START, moment, start=True)
-    message = entry.get("MESSAGE")
-    if isinstance(message, list):  # bytes that are no UTF-8
-        message = bytes(message).decode(errors="replace")
-    return Line(str(message or ""), moment)
+def _of_journal(raw: bytes) -> Line:
+    """Return the line of an entry, as JSON. An entry that can't be understood costs no other one."""
+    try:
+        entry = json.loads(raw)
+        moment = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        if not 0 <= moment < _LATEST:
+            return Line(UNREADABLE, None)
+        if entry.get("_PID") == "1" and entry.get("MESSAGE_ID") == _STARTED:
+            return Line(START, moment, start=True)
+        message = entry.get("MESSAGE")
+        if isinstance(message, list):  # bytes that are no UTF-8
+            message = bytes(message).decode(errors="replace")
+        return Line(str(message or ""), moment)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Line(UNREADABLE, None)
 
 
 # -- both ------------------------------------------------------------------------------

@@ -40,8 +40,7 @@ from netspace.attestation.tpm import pcr_values, structures
 from netspace.attestation.verifier import appraisal, offline
 from netspace.errors import NetspaceError
 from support.attestation import boot_forge, boot_logs, tee_fuzz
-
-INTERESTING = [0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF]
+from support.mutation import mutate
 
 
 def _log(raw: bytes) -> None:
@@ -222,28 +221,6 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
             [boot_logs.read("uki/quote.pcr"), text, b'{"sha256": {"0": "' + b"00" * 32 + b'"}}'],
         ),
     }
-
-
-def mutate(chance: random.Random, genuine: bytes) -> bytes:
-    raw = bytearray(genuine)
-    for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
-        at = chance.randrange(len(raw) + 1)
-        kind = chance.randrange(7)
-        if kind == 0 and at < len(raw):
-            raw[at] ^= 1 << chance.randrange(8)
-        elif kind == 1 and at < len(raw):
-            raw[at] = chance.choice(INTERESTING)
-        elif kind == 2:
-            del raw[at : at + chance.randrange(1, 9)]
-        elif kind == 3:
-            raw[at:at] = chance.randbytes(chance.randrange(1, 9))
-        elif kind == 4:  # a number that a length may be
-            raw[at : at + 4] = struct.pack(chance.choice("<>") + "I", chance.choice((0, 1, 0xFFFF, 1 << 31, 2**32 - 1)))
-        elif kind == 5:  # a piece of it once more
-            raw[at:at] = raw[chance.randrange(len(raw) + 1) :][: chance.randrange(64)]
-        else:
-            del raw[at:]
-    return bytes(raw)
 
 
 def run(count: int, seed: int) -> dict[str, dict[str, Any]]:

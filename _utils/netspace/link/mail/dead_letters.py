@@ -62,12 +62,20 @@ class Letter:
 
         :param payload: include the first ``SHOWN`` bytes of its payload.
         """
-        about: dict[str, Any] = {"link": self.link, "reason": self.reason, "died": self.died, "bytes": self.size}
+        about: dict[str, Any] = {
+            "link": self.link,
+            "reason": printable(self.reason[:256]),
+            "died": self.died,
+            "bytes": self.size,
+        }
         for key in ("message_id", "content_type"):
             if key in self.properties:
                 about[key] = printable(str(self.properties[key])[:256])
         if payload:
-            raw = base64.b64decode(self.payload)[:SHOWN]
+            try:
+                raw = base64.b64decode(self.payload)[:SHOWN]
+            except ValueError:  # the broker always sends base64; a letter that can't be read costs no other one
+                raw = b""
             about["payload"] = printable(raw.decode(errors="backslashreplace"), kept="\n\t")
         return about
 
@@ -297,14 +305,15 @@ def letter(got: Mapping[str, Any]) -> Letter:
     queue, reason = headers.get("x-first-death-queue"), headers.get("x-first-death-reason")
     history = headers.get("x-death")
     deaths = map(_object, history if isinstance(history, list) else ())
+    size, payload = got.get("payload_bytes"), got.get("payload")
     died = next((one.get("time") for one in deaths if one.get("queue") == queue), 0)
     return Letter(
         link=came_by(str(headers.get("x-first-death-exchange"))),
         reason=str(reason or UNKNOWN),
         died=died if isinstance(died, int) else 0,
-        size=int(got.get("payload_bytes") or 0),
+        size=size if isinstance(size, int) else 0,
         properties=properties,
-        payload=got.get("payload") or "",
+        payload=payload if isinstance(payload, str) else "",
     )
 
 

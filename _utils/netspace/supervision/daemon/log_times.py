@@ -24,7 +24,7 @@ LIMIT = 2 * 1024 * 1024
 APART = 0.1  # seconds between two entries
 _ENTRY = struct.Struct("<QQ")
 _CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LARGEST = 2**62  # of a time: what is beyond is damage
+_LARGEST = 2**58  # of a time: what is beyond is damage, and no calendar has more than the year 9999
 
 
 class Entry(NamedTuple):
