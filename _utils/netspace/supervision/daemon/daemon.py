@@ -37,7 +37,7 @@ from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.oom import OomTracker
-from netspace.supervision.daemon.presence import lock_path, socket_path
+from netspace.supervision.daemon.presence import hold, lock_path, socket_path
 from netspace.supervision.daemon.relay import Relay
 from netspace.supervision.daemon.server import Server
 from netspace.supervision.daemon.standby import Standby, become_anew
@@ -201,6 +201,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
             return 1
         if not foreground and held is None:
             _detach(layout, keep={lock, tell})
+        hold(lock)
         daemon = Daemon(layout, version, foreground)
 
         def ready() -> None:

@@ -9,6 +9,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from netspace import files
 from netspace.layout import Layout
 from netspace.supervision import process
 
@@ -27,16 +28,25 @@ def attended(layout: Layout) -> bool:
 
 
 def holder(layout: Layout) -> int:
-    """Return the PID of the daemon that holds the lock (proc_locks(5)); 0 if there is none or it is unknown."""
+    """Return the PID of the daemon, as the daemon wrote it into the lock file; 0 if the file holds none.
+
+    The list of all locks (proc_locks(5)) would tell it too. But an environment can hold any number of locks, and the
+    kernel then takes seconds to write that list.
+    """
     try:
-        info = lock_path(layout).stat()
-        with open("/proc/locks") as stream:
-            locks = [line.split() for line in stream]
+        written = files.read(lock_path(layout), 16).strip()
     except OSError:
         return 0
-    lock = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
-    held = (words[4] for words in locks if len(words) > 5 and words[1::2][:3] == ["FLOCK", "WRITE", lock])
-    return int(next(held, "0"))
+    return int(written) if written.isdigit() else 0
+
+
+def hold(lock: int) -> None:
+    """Write this process's PID into the lock file.
+
+    :param lock: the descriptor that holds the lock.
+    """
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, b"%d\n" % os.getpid(), 0)
 
 
 def running(layout: Layout) -> bool:
