@@ -31,7 +31,7 @@ def lock(layout: Layout) -> Iterator[int]:
 
 def test_holder_is_known_without_the_list_of_all_locks(layout: Layout, lock: int, monkeypatch) -> None:
     os.write(lock, b"an older and longer content of the file")
-    presence.note_holder(lock)
+    presence.hold(lock)
     # An environment can make that list so long that reading it takes seconds.
     monkeypatch.setattr(presence, "_listed", lambda _: pytest.fail("the list was read"))
     assert presence.holder(layout) == os.getpid()
@@ -44,6 +44,6 @@ def test_holder_is_found_where_the_file_tells_none(content: bytes, layout: Layou
 
 
 def test_holder_is_nobody_once_the_lock_is_free(layout: Layout, lock: int) -> None:
-    presence.note_holder(lock)
+    presence.hold(lock)
     fcntl.flock(lock, fcntl.LOCK_UN)
     assert presence.holder(layout) == 0

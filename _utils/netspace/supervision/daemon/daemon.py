@@ -37,7 +37,7 @@ from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.oom import OomTracker
-from netspace.supervision.daemon.presence import lock_path, note_holder, socket_path
+from netspace.supervision.daemon.presence import hold, lock_path, socket_path
 from netspace.supervision.daemon.relay import Relay
 from netspace.supervision.daemon.server import Server
 from netspace.supervision.daemon.standby import Standby, become_anew
@@ -199,7 +199,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
                 time.sleep(0.01)
         else:
             return 1
-        note_holder(lock)
+        hold(lock)
         if not foreground and held is None:
             _detach(layout, keep={lock, tell})
         daemon = Daemon(layout, version, foreground)

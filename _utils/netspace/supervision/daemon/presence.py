@@ -27,7 +27,7 @@ def attended(layout: Layout) -> bool:
     return running(layout) and not process.frozen(holder(layout))
 
 
-def note_holder(lock: int) -> None:
+def hold(lock: int) -> None:
     """Write into the lock's file that this process holds it: its PID, and the ticks of its start.
 
     :param lock: a descriptor that holds the lock, open for writing.

@@ -19,7 +19,7 @@ from typing import NoReturn
 from netspace.layout import Layout
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.loop import Loop
-from netspace.supervision.daemon.presence import lock_path, note_holder
+from netspace.supervision.daemon.presence import hold, lock_path
 
 # Seconds between two starts of a stand-by process or supervisor: if it ends at once, it must not use up a processor.
 PAUSE = 1.0
@@ -77,7 +77,7 @@ def _stand_by(layout: Layout) -> NoReturn:
     began = time.monotonic()
     lock = os.open(lock_path(layout), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    note_holder(lock)
+    hold(lock)
     time.sleep(max(0.0, began + PAUSE - time.monotonic()))
     sys.stderr.write("the supervisor has ended; the stand-by process takes over\n")
     become_anew(lock)
