@@ -17,6 +17,7 @@ from netspace.link import plan, record
 from netspace.link.broker import access, loopback, node
 from netspace.link.broker.management import Management, RefusedError
 from netspace.link.forwarder import ports, process
+from netspace.link.mail.parked import has_mail
 from netspace.link.pki import authority, certificates, renewer
 from netspace.link.pki import passwords as credentials
 from netspace.link.pki.certificates import Accounts
@@ -244,7 +245,7 @@ class ApplyRun:
             if any(key[0] == "shovel" for key in (*change.revoke, *change.create, *change.change, *change.last)):
                 self._ensure_carriers(api, broker, vhost, after)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}
-            empty = {name for name in empty if not _has_mail(api, vhost, name)}
+            empty = {name for name in empty if not has_mail(api, vhost, name)}
             for name in empty:
                 api.delete("queues", vhost, name)
             reading = {one.queue for one in formers}
@@ -338,7 +339,7 @@ class ApplyRun:
         # These counts are up to 5 s old, and unacknowledged mail returns to its queue only when its consumer's
         # connection has ended. So try to get a message from each queue, and again 0.2 s later.
         for _ in range(2):
-            full |= {name for name in queues if name not in full and _has_mail(api, vhost, name)}
+            full |= {name for name in queues if name not in full and has_mail(api, vhost, name)}
             time.sleep(0.2)
         for name in queues.keys() - full:
             api.delete("queues", vhost, name)
@@ -447,13 +448,3 @@ def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
             for one in api.get(*where, query="columns=routing_key,properties_key") or []:
                 if one.get("routing_key") == routing_key:
                     api.delete(*where, one["properties_key"])
-
-
-def _has_mail(api: Management, vhost: str, queue: str) -> bool:
-    """Check whether a message can be got from *queue* (it is requeued). True too if the broker refuses."""
-    body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
-    try:
-        got = api.post("queues", vhost, queue, "get", body=body)
-    except RefusedError:
-        return True
-    return bool(got)

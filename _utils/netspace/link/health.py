@@ -15,7 +15,7 @@ from netspace.link import peer_status, plan, problems
 from netspace.link.broker import access, loopback
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
-from netspace.link.mail import dead_letters
+from netspace.link.mail import dead_letters, parked
 from netspace.link.pki import authority, certificates, renewer
 from netspace.link.problems import Problem
 from netspace.link.record import Record, read
@@ -40,11 +40,13 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     :param stopped: environments that are stopped on purpose, so that nothing reads their mailboxes.
     """
     record = read(layout)
-    found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked)]
     if record.broker is None or not record.links:
+        found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked)]
         none = None if names.DEAD in record.parked else 0
         return {"ok": not found, **problems.told(found), "dead": none, "late": none}
     dead = late = None
+    gone = parked.emptied(layout, record)
+    found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked, gone)]
     services = supervisor.observe()
     members = objects.members(record.links.values())
     found += _ways(layout, services, members)

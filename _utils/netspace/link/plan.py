@@ -52,6 +52,7 @@ class Observed:
     :param names: the desired names of objects; None: their key is still to be made.
     :param unnamed: why the desired names can't be computed; *names* are then the recorded ones. Empty: they can.
     :param drained: draining queues that are empty.
+    :param emptied: recorded owners of parked mail that have none any more.
     :param installed: the files of our node are those of the recorded broker.
     :param silent: why the forwarder forwards nothing, though its process runs; empty: it forwards.
     :param config: the forwarder's configuration.
@@ -71,6 +72,7 @@ class Observed:
     names: Names | None = None
     unnamed: str = ""
     drained: tuple[str, ...] = ()
+    emptied: tuple[str, ...] = ()
     now: float = 0.0
     passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
     installed: bool = True
@@ -106,7 +108,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     before = observed.record.links
     after = {name: link for name, link in before.items() if name not in remove}
     after.update({link.name: link for link in desired.links})
-    notes = parked_notes(observed.record.parked)
+    notes = parked_notes(observed.record.parked, observed.emptied)
     if not before and not after:
         return Plan(notes=notes)
     # If no link is desired, the broker stays the recorded one.
@@ -154,6 +156,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
 
     broker_changes = _broker_changes(work)
     if after:
+        accounts.update({f"parked:{owner}": {"old": "mail", "new": None} for owner in observed.emptied})
         unneeded = {"old": "bound to answers beyond what asking needs", "new": "made anew"}
         accounts.update({shown(":".join(key)): unneeded for key in observed.flooded})
         entering = sorted(model.members(after.values()) - model.members(before.values()))
@@ -379,7 +382,9 @@ def _forwarder_changes(layout: Layout, work: LinkChange) -> dict[str, dict[str, 
     return changes
 
 
-def parked_notes(parked: Sequence[str]) -> list[str]:
-    if not parked:
+def parked_notes(parked: Sequence[str], emptied: Collection[str] = ()) -> list[str]:
+    """Return a text that names the owners of *parked* mail, without those that have none any more."""
+    left = [owner for owner in parked if owner not in emptied]
+    if not left:
         return []
-    return [f"mail is parked, because no link leads there any more, in the mailboxes of: {', '.join(parked)}"]
+    return [f"mail is parked, because no link leads there any more, in the mailboxes of: {', '.join(left)}"]

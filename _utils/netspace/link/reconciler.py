@@ -213,6 +213,7 @@ class Links:
             names=called,
             unnamed=unnamed,
             drained=reach.drained(self.layout, record, now) if state == "running" else (),
+            emptied=parked.emptied(self.layout, record) if state == "running" else (),
             now=now,
             passwords=passwords.read_all(self.layout),
             installed=not isinstance(record.broker, LocalBroker) or node.installed(self.layout, record.broker),
