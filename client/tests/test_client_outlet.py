@@ -127,6 +127,28 @@ def test_message_not_taken_may_have_arrived_if_repeated(lost: bool, error: type[
     trial(play())
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
+def test_refused_message_may_have_arrived_if_a_copy_was_lost(lost: bool, together: bool) -> None:
+    async def play() -> None:
+        session = Broke()
+        (parcel, *others) = begun(outlet_of(session), *((b"1", b"2") if together else (b"1",)))
+        line = await session.line(0, 1 + together)
+        if lost:  # the broker may have taken the first copy, and takes less since
+            line.end(ConnectionError())
+            line = await session.line(1, 1 + together)
+        line.end(ChannelPreconditionFailed("too large"))
+        if together:  # which of them it refuses is tried out, and leaves no doubt by itself
+            (await session.line(1 + lost, 1)).end(ChannelPreconditionFailed("too large"))
+        while not parcel.settled:
+            await asyncio.sleep(0)
+        assert isinstance(parcel.error, Refused)
+        assert parcel.error.unknown is lost
+        assert not any(other.settled for other in others)
+
+    trial(play())
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_revoked_link_tells_which_messages_may_have_arrived(lost: bool) -> None:
     async def play() -> None:

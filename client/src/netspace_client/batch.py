@@ -160,7 +160,7 @@ class Batch:
         :param former: the parcel of the same message that ended before.
         """
         outlet, parcel = self._sending.parcel(peer, content, id, urgent)
-        parcel.sent = former is not None and _unknown(former.error)
+        parcel.continues(former is not None and _unknown(former.error))
         parcel.tell = self._told
         self._open[parcel] = _Open(id, peer, content, urgent, outlet, deadline, len(parcel.body))
         self._bytes += len(parcel.body)

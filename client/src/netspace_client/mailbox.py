@@ -222,7 +222,7 @@ class Mailbox:
                     if revoked is not None and revoked.unknown:
                         raise revoked from err
                     raise
-                parcel.sent = revoked is not None and revoked.unknown
+                parcel.continues(revoked is not None and revoked.unknown)
                 try:
                     await outlet.publish(parcel, max(0.0, deadline - _now()))
                     return id
