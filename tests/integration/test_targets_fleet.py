@@ -320,12 +320,14 @@ def commands() -> list[tuple[str, ...]]:
     )
 
 
-def test_each_command_of_the_pages_for_all_hosts_is_answered_by_hosts_alone(fleet: Fleet) -> None:
+def test_each_command_of_the_pages_for_all_hosts_is_answered_by_hosts_alone(fleet: Fleet, tmp_path: Path) -> None:
     every = commands()
     assert len(every) > 50 and {("netspace.teardown",), ("mine.send", "netspace_link.public_key")} <= set(every)
     for function, *arguments in every:
         # The packages and files of this machine are not the test's.
         arguments = [one for one in arguments if not one.startswith("file=")]
+        if "netspace_link.public_key" in (function, *arguments):
+            arguments.append(f"folder={tmp_path}")
         if arguments and arguments[0].startswith("netspace.packages"):
             arguments.append("test=True")
         found = fleet.everywhere(function, *arguments)
