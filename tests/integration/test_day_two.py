@@ -228,6 +228,13 @@ def test_every_key_is_rotated(fleet: Fleet) -> None:
     assert fleet.salt("h1", "netspace_link.health")["ok"], fleet.salt("h1", "netspace_link.health")
 
 
+def test_published_service_is_reached_from_another_machine(fleet: Fleet) -> None:
+    fleet.follow("publish")  # the page's curl is at the master, which is no host
+    listed = fleet.salt("h1", "netspace_environment.list")
+    assert "site" not in listed and "web" in listed
+    assert fleet.master.run("curl", "-s", "--max-time", "5", "http://198.51.100.1/web.py").code == 7  # refused
+
+
 def kid(fleet: Fleet) -> str:
     found: str = json.loads(fleet.master.must("salt-run", "--out=json", "netspace_attestation.jwks"))["keys"][0]["kid"]
     return found

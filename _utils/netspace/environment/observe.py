@@ -92,6 +92,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param initless: why no environment can have an init here; empty if one can.
     :param others: the claims of all other environments.
     :param confining: the state of AppArmor on this host.
+    :param programless: environments whose image lacks their program, each with the error.
     """
 
     environments: Mapping[str, ObservedEnvironment]
@@ -111,6 +112,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     initless: str = ""
     others: Mapping[str, Claims] = msgspec.field(default_factory=dict)
     confining: apparmor.State = apparmor.State()
+    programless: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @functools.cached_property
     def claims(self) -> dict[str, Claims]:

@@ -146,6 +146,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         if _builds(want, observed.environments.get(name))
         and (why := observed.missing.get(want.image) or _source(want, observed).error)
     }
+    refused |= {name: why for name, why in observed.programless.items() if name in desired and name not in refused}
     notes += _unslowed(desired, observed)
     notes += _unconfined(desired, observed)
     notes += _promised(desired, observed, remove)

@@ -209,7 +209,7 @@ class Links:
             detail=detail,
             definitions=definitions,
             flooded=flooded,
-            stalled=reach.stalled(self.layout, record.broker, definitions),
+            ended=reach.ended(self.layout, record.broker, definitions) if state == "running" else (),
             names=called,
             unnamed=unnamed,
             drained=reach.drained(self.layout, record, now) if state == "running" else (),

@@ -60,6 +60,7 @@ def test_environment_moves_to_another_host_in_one_apply(salt: Salt, image: Path)
 def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> None:
     declared = shop(image)
     declared["environments"]["web"]["image"] = "tar:/srv/absent.tar"
+    declared["environments"]["orders"]["command"] = ["/usr/bin/pyton3", "/demo/orders.py"]
     declared["environments"]["stranger"]["interface"] = {
         "kind": "macvlan", "parent": "absent0", "ipv4": "198.51.100.7/24",
     }  # fmt: skip
@@ -69,9 +70,12 @@ def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> 
     problems = {one["path"]: one["message"] for one in json.loads(done.stdout)["local"]["problems"]}
     assert "/srv/absent.tar" in problems["netspace:environments:web"], problems
     assert "absent0" in problems["netspace:environments:stranger:interface"], problems
+    (lacking,) = [message for message in problems.values() if "pyton3" in message]
+    assert lacking.endswith(f"image tar:{image} has no /usr/bin/pyton3; name a program that it has"), lacking
     tested = salt.apply(declared, "test=True")
     assert tested["netspace environments"]["result"] is False
     assert "/srv/absent.tar" in tested["netspace environments"]["comment"]
+    assert "has no /usr/bin/pyton3" in tested["netspace environments"]["comment"]
     # Salt is not told to look for targets: what it takes is said, and nothing fails.
     declared = shop(image)
     declared["environments"]["web"]["target"] = True

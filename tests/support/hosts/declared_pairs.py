@@ -1,8 +1,8 @@
-"""Pairs of declarations for one host, at random: all that a declaration may say there, and what may change in it.
+"""Declarations for one host, at random: all that a declaration may say there, and what may change in it.
 
-The first is drawn from nothing. The second is another one, or the first after some changes: an environment gone, or
-under another name, or with its interface swapped for another's. What two environments may take from one another moves
-between them: an address, a port of the host, a folder, the ends of links, an order.
+Some are drawn from nothing. The others are an earlier one after some changes: an environment gone, or under another
+name, or with its interface swapped for another's. What two environments may take from one another moves between them:
+an address, a port of the host, a folder, the ends of links, an order.
 
 A declaration says nothing that netspace keeps on purpose, such as an address that it chose itself.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ class Draft:
     links: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
+def walk(number: int) -> Iterator[tuple[int, int]]:
+    """Yield each ordered pair of the numbers below *number* once; each pair begins where the one before it ended.
+
+    The pairs of the numbers below a smaller one come first. (An Euler circuit of the complete directed graph.)
+    """
+    for new in range(1, number):
+        # From 0 to the new one and back, by way of each other one: 0 new 1 new 2 new ... new 0.
+        for old in range(new):
+            yield old, new
+            yield new, (old + 1) % new
+
+
 class Chooser:
     """Draws declarations.
 
@@ -66,11 +79,17 @@ class Chooser:
         self._brokers = brokers
         self._kinds = kinds
 
-    def pair(self) -> tuple[Declared, Declared]:
-        """Draw two declarations."""
-        first = self._draft()
-        second = self._draft() if self._often(0.4) else self._changed(first)
-        return self._declared(first), self._declared(second)
+    def several(self, number: int) -> list[Declared]:
+        """Draw *number* declarations, all different; of the same seed, fewer are the first of more."""
+        drafts = [self._draft()]
+        made = [self._declared(drafts[0])]
+        while len(made) < number:
+            draft = self._draft() if self._often(0.4) else self._changed(self._choose(drafts))
+            declared = self._declared(draft)
+            if declared not in made:
+                drafts.append(draft)
+                made.append(declared)
+        return made
 
     # -- a whole one ---------------------------------------------------------------------
     def _draft(self) -> Draft:

@@ -328,13 +328,10 @@ def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
         raise NetspaceError(f"the broker can't be told of new certificates: {why}")
 
 
-def restart_carriers(layout: Layout, spec: LocalBroker) -> None:
-    """Restart the shovel plugin of a running node.
-
-    RabbitMQ itself never restarts the process that runs all shovels, once that has ended (``access.stalled``).
-    """
-    if why := evaluate(layout, spec, "application:stop(rabbitmq_shovel), ok = application:start(rabbitmq_shovel)."):
-        raise NetspaceError(f"what carries mail to other hosts can't be started anew: {why}")
+def restart_plugin(layout: Layout, spec: LocalBroker, name: str) -> None:
+    """Restart a plugin of a running node: RabbitMQ itself never does (``access.ended``)."""
+    if why := evaluate(layout, spec, f"application:stop({name}), ok = application:start({name})."):
+        raise NetspaceError(f"the broker's plugin {name} can't be started anew: {why}")
 
 
 def start(
