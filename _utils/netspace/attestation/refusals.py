@@ -28,7 +28,7 @@ class Refused(NetspaceError):
 
 
 class Malformed(Refused):
-    """Bytes that are not the structure they claim to be: too short, too long, out of bounds."""
+    """Bytes that do not have the form of the structure that they claim to be: too short, too long, out of bounds."""
 
     code = "malformed"
 
@@ -46,7 +46,7 @@ class WrongType(Refused):
 
 
 class WrongScheme(Refused):
-    """A signature by another scheme or hash than the key is restricted to, or by a weak one."""
+    """A signature by a weak scheme or hash, or by another one than the key is restricted to."""
 
     code = "scheme"
 
@@ -76,7 +76,7 @@ class WrongDigest(Refused):
 
 
 class ClockRolledBack(Refused):
-    """A TPM whose counters are lower than before: it is another TPM, or was restored or cleared."""
+    """A TPM whose counters are lower than before: another TPM, or a TPM that was restored or cleared."""
 
     code = "clock"
     remedy = f"if the TPM was cleared on purpose, {_FORGET}"
@@ -96,7 +96,7 @@ class WrongAttestationKey(Refused):
 
 
 class UnknownAttestationKey(Refused):
-    """Evidence that another key signed than the one bound to this TPM."""
+    """Evidence signed by a key other than the one that is bound to this TPM."""
 
     code = "ak-unknown"
     remedy = f"if the TPM was replaced or the host installed anew, {_FORGET}"
@@ -122,7 +122,7 @@ class WrongEndorsementCertificate(Refused):
 
 
 class RevokedEndorsementCertificate(Refused):
-    """An endorsement certificate, or one on its path, that its maker revoked."""
+    """An endorsement certificate that its maker revoked, or whose path has a certificate that its maker revoked."""
 
     code = "ek-revoked"
     remedy = "ask the TPM's maker why; a TPM with a known flaw needs new firmware and a new certificate, or replacing"
@@ -136,7 +136,7 @@ class EndorsementKeyChanged(Refused):
 
 
 class WrongActivation(Refused):
-    """An attestation key that was not proved to be in the TPM of this endorsement key."""
+    """An attestation key without proof that it is in the TPM of this endorsement key."""
 
     code = "activation"
 
@@ -229,7 +229,7 @@ class Uncovered(Limited):
 
 
 class SecureBootOff(Limited):
-    """A boot with Secure Boot off, in setup, audit or debug mode, or not proved to be on."""
+    """A boot with Secure Boot off, in setup, audit or debug mode, or without proof that Secure Boot is on."""
 
     code = "secure-boot"
     remedy = "enrol keys and turn Secure Boot on in the firmware"

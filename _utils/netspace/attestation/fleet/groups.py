@@ -26,8 +26,8 @@ class Group:
     """A group of hosts that one policy judges.
 
     :param match: terms that match minions' ids: patterns (``*``, ``?``, ``[]``), and Salt's ``E@<regular expression>``
-        and ``L@<id>,<id>``. No term matches a host's claims about itself.
-    :param minimum: the lowest level of a *trusted* host; a host below it is *degraded*.
+        and ``L@<id>,<id>``. No term matches by grains or pillar, because a host can claim any value there.
+    :param minimum: the lowest level of a *trusted* host; a host below this level is *degraded*.
     :param deadline: seconds for which a result counts, here and at the host.
     """
 
@@ -41,9 +41,11 @@ class Group:
 def parse(
     data: Any, nodegroups: Mapping[str, Any] | None = None, deadline: float = Group.deadline
 ) -> tuple[Group, ...]:
-    """Return the groups in the master's configuration, in order: a minion belongs to the first that matches its id.
+    """Return the groups of the master's configuration, in order.
 
-    The group ``default`` is last and matches every minion. It may be configured, too, to change its values.
+    A minion belongs to the first group that matches its id.
+
+    The group ``default`` is last and matches every minion. The configuration may name it, too, to change its values.
 
     :param nodegroups: the master's nodegroups. A term ``N@<name>`` is replaced by the terms of that nodegroup.
     :param deadline: seconds for which a result counts in groups that configure no deadline.
@@ -105,7 +107,7 @@ def _matches(minion: str, term: str) -> bool:
 
 
 def _terms(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> list[str]:
-    """Return *one* as a list of terms: itself, or the terms of the nodegroup that it names.
+    """Return *one* as a list of terms: the term itself, or the terms of the nodegroup that it names.
 
     :raises NetspaceError: for a term that matches by grains, pillar or addresses, since a host may influence these.
     """

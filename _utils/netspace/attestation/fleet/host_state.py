@@ -1,7 +1,7 @@
 """The current state of a host, computed from the record of its last result and the time.
 
-Pure: no file, no clock, no signature; the caller has checked that the verifier made the record. The state is computed
-at each read, so hosts become stale when the verifier stops.
+The state is computed at each read, so hosts become stale when the verifier stops. Pure: no file, no clock, no
+signature. The caller has checked that the verifier made the record.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STALE, FAILED, REVOKED = "stale", "failed", "revoked"
 class HostState:
     """A host's current state.
 
-    :param record: the last result that this verifier made; None if there is none.
+    :param record: the last result that this verifier made; None if this verifier made no result.
     """
 
     minion: str
@@ -91,5 +91,5 @@ def state(
 
 
 def deadline(record: Mapping[str, Any], group: Group) -> float:
-    """Return the end of a result's validity: the signed deadline, or earlier if the group's deadline is shorter now."""
+    """Return the end of a result's validity: the signed deadline, or the group's deadline if that is earlier now."""
     return float(min(record["deadline"], record["issued"] + group.deadline))

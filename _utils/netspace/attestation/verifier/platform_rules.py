@@ -100,7 +100,7 @@ def read(extended: Sequence[Extension]) -> Platform:
 def _setting(found: Platform, read: events.Variable | None) -> None:
     """Record a measurement from before the separator: a known variable, or the authority of a trusted driver.
 
-    :raises UnexpectedEvent: for anything else.
+    :raises UnexpectedEvent: for any other measurement.
     """
     if read is None or read.name not in _NAMESPACES.get(read.guid, ()):
         name = "none" if read is None else f"{read.name[:40]!r}"
@@ -122,7 +122,7 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
 def _authority(found: Platform, read: events.Variable | None) -> None:
     """Record a measurement from after the separator: the authority of a started program, or a variable of shim's.
 
-    :raises UnexpectedEvent: for anything else.
+    :raises UnexpectedEvent: for any other measurement.
     :raises ShimInsecure: when shim's variable turns verification off.
     """
     if read is None:
@@ -165,7 +165,8 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
 def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
     """Check that each recorded ``SbatLevel`` refuses the generations that the policy refuses.
 
-    A level must precede shim's first trust decision. Root can add a level later, so a later one alone proves nothing.
+    A level must precede shim's first trust decision. Root can add levels later, so a level after that decision alone
+    proves nothing.
 
     :raises OldShimLevel: when the first level is missing, or a level is too low.
     """
@@ -185,10 +186,10 @@ def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
 
 
 def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
-    """Judge PCR 14: shim's lists of keys are known, and its verification is on.
+    """Judge PCR 14: shim's lists of keys are known, and shim verifies what it starts.
 
     The byte 1 is the value of ``MokListTrusted`` (since shim 15.5), and of ``MokSBState`` if verification is off. So
-    its digest is allowed once; a second one is refused.
+    the digest of this byte is allowed once; a second one is refused.
 
     :raises Refused: for the first measurement that the policy does not allow.
     """
