@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netspace.errors import NetspaceError
 from netspace.host.parts import Parts
 from netspace.spec import suggest
 from netspace.spec.suggest import Kind, Refused
-from netspace.spec.types import Allow, Cidr, Interface
+from netspace.spec.types import Allow, Cidr, Interface, Link
 from netspace.text import hint
 
 if TYPE_CHECKING:
     from netspace.interface.refusals import Refusal
+    from netspace.link.broker.refusals import Refusal as Vain
 
 _REST = {
     "rest": "no rule lets this protocol or message pass, or too many peers and ports were refused",
     "forged": "the source isn't the environment's own address",
 }
+_OFF = "audit isn't true"
 _UNSEEN: Mapping[Kind, str] = {
-    "messages": "netspace doesn't record them",
     "system calls": "the kernel tells of them by one queue for the whole host, which a flood would fill",
     "files": "the kernel tells nobody of a refused access",
 }
@@ -33,12 +34,14 @@ class Record(NamedTuple):
     :param unseen: for each kind that isn't recorded, the reason.
     :param interface: its interface as it was applied.
     :param host: the host's own addresses, as the environment sees them.
+    :param links: the links as they were applied.
     """
 
     refused: list[Refused]
     unseen: Mapping[Kind, str]
     interface: Interface | None
     host: frozenset[str]
+    links: tuple[Link, ...] = ()
 
 
 def record(host: Parts, name: str) -> Record:
@@ -47,18 +50,44 @@ def record(host: Parts, name: str) -> Record:
     :raises NetspaceError: there is no such environment, or a record can't be read.
     """
     from netspace.interface import refusals
+    from netspace.link.mail.refused import InVain, asked_in_vain
 
     known = host.environments.names() | host.interfaces.names()
     if name not in known:
         raise NetspaceError(f"there is no environment {name}; {hint(name, known)}")
     packets = refusals.refusals(host.layout, name)
+    messages = asked_in_vain(host.layout, name) if _audited(host, name) else InVain([], _OFF)
     unseen: dict[Kind, str] = dict(_UNSEEN)
     if packets.unseen:
         unseen["packets"] = packets.unseen
+    if messages.unseen:
+        unseen["messages"] = messages.unseen
     interface, gateways = None, frozenset[str]()
     if packets.record is not None:
         interface, gateways = packets.record.interface, frozenset(packets.record.gateways.values())
-    return Record([_packets(one) for one in packets.found], unseen, interface, gateways)
+    found = [_packets(one) for one in packets.found]
+    found += [_message(name, one, host.environments.names()) for one in messages.refusals]
+    return Record(sorted(found, key=lambda one: one.first), unseen, interface, gateways, tuple(host.links.recorded()))
+
+
+def _audited(host: Parts, name: str) -> bool:
+    """Return whether the environment was applied with ``audit``."""
+    there = host.environments.recorded([name]).get(name)
+    return there is not None and there.spec.audit
+
+
+def _message(name: str, one: Vain, known: Collection[str]) -> Refused:
+    """Return a refusal of the broker, with the link that would permit it.
+
+    Only an attempt to send to a link's exchange has one, and only if the sender is *name* itself.
+    """
+    from netspace.link.topology.names import environments_of
+
+    told = Refused("messages", one.what, one.times, one.first, one.last)
+    ends = environments_of(one.exchange, "link") if one.exchange else None
+    if ends is not None and len(ends) == 2 and ends[0] == name and ends[1] in known and ends[1] != name:
+        return told._replace(part=Link(source=name, target=ends[1]))
+    return told._replace(why="no link permits it")
 
 
 def _packets(one: Refusal) -> Refused:
@@ -94,7 +123,7 @@ def refused(host: Parts, name: str) -> dict[str, Any]:
                 "count": one.times,
                 "first": one.first,
                 "last": one.last,
-                "permitted_now": one.part is not None and suggest.permitted(one.part, known.interface),
+                "permitted_now": one.part is not None and suggest.permitted(one.part, known.interface, known.links),
                 "why": one.why,
             }
             for one in known.refused
@@ -110,7 +139,7 @@ def counts(host: Parts, name: str) -> dict[str, int]:
     known = record(host, name)
     found: dict[str, int] = {}
     for one in known.refused:
-        if one.part is None or not suggest.permitted(one.part, known.interface):
+        if one.part is None or not suggest.permitted(one.part, known.interface, known.links):
             found[one.kind] = found.get(one.kind, 0) + one.times
     return found
 
@@ -121,4 +150,4 @@ def suggestion(host: Parts, name: str) -> str:
     :raises NetspaceError: see :func:`record`.
     """
     known = record(host, name)
-    return suggest.text(name, known.interface, known.host, known.refused, known.unseen)
+    return suggest.text(name, known.interface, known.host, known.refused, known.unseen, known.links)
