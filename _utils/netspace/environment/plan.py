@@ -30,7 +30,10 @@ KIND = "environment"
 
 # Keys whose change needs no restart: only the supervisor, the appraisal or Salt uses them.
 _LIVE = frozenset(
-    {"state", "restart", "stop_timeout", "settle", "attestation", "source_hash", "health", "after", "update", "target"}
+    {
+        *("state", "restart", "stop_timeout", "settle", "attestation", "source_hash", "health", "after", "update"),
+        *("target", "audit"),
+    }
 )
 # Limits that are changed in place: the kernel keeps them in cgroups.
 _TUNED = ("limits:memory", "limits:cpus", "limits:io")

@@ -39,6 +39,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     :param alone: the things that only one interface of the host can have: (key, thing).
     :param agreed: values that all interfaces with the same subject must agree about: (key, subject, value).
     :param tunnels: UDP ports of the host that its tunnel uses: (key, port).
+    :param audit: whether its refused packets are recorded.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     alone: tuple[tuple[str, str], ...] = ()
     agreed: tuple[tuple[str, str, str], ...] = ()
     tunnels: tuple[tuple[str, int], ...] = ()
+    audit: bool = False
 
     @property
     def allow(self) -> tuple[Allow, ...]:
@@ -103,6 +105,7 @@ def of(record: Record) -> Claims:
         tuple(spec.claims()),
         tuple(spec.shares()),
         tuple(spec.listens()),
+        isinstance(spec, Filtered) and spec.audit,
     )
 
 

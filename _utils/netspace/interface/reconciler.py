@@ -352,6 +352,7 @@ class Interfaces:
                 its.allow,
                 its.connections,
                 its.publish,
+                its.audit,
             )
             for name, its in known.items()
             if its.connections and its.kind in kinds.filtered("host")

@@ -442,11 +442,14 @@ class Filtered(Interface, frozen=True):
     :param rate: the most bits per second that it may send (``10M``); absent: unlimited.
     :param connections: the most connections that may be open at once, from it and to it together; connections by
         published ports are counted apart, with the same bound.
+    :param audit: refused packets are recorded, and no more pass (``netspace.refused``). An environment's ``audit``
+        sets it.
     """
 
     allow: tuple[Allow, ...] = ()
     rate: Rate | None = None
     connections: int = 1024
+    audit: bool = False
 
 
 class Health(Base, frozen=True):
@@ -520,6 +523,8 @@ class Environment(Base, frozen=True):
     :param attestation: absent: the host's default.
     :param target: whether Salt may address the environment as ``T@netspace:MINION-NAME``, and so run
         commands and apply states in it. **The default is no.**
+    :param audit: what it is refused is recorded, and nothing more is permitted: ``netspace.refused`` shows the record,
+        and ``netspace.suggest`` the declaration that would permit it.
     """
 
     image: str = ""
@@ -548,6 +553,14 @@ class Environment(Base, frozen=True):
     update: Update = Update()
     attestation: Requirement | None = None
     target: bool = False
+    audit: bool = False
+
+    @property
+    def audited_interface(self) -> Any:
+        """Its interface, with its ``audit``."""
+        if not self.audit or not isinstance(self.interface, Filtered):
+            return self.interface
+        return msgspec.structs.replace(self.interface, audit=True)
 
 
 class Link(Base, frozen=True):
@@ -698,4 +711,4 @@ class Declaration(Base, frozen=True):
     @property
     def interfaces(self) -> dict[str, Interface]:
         """The interface of each environment, by the environment's name."""
-        return {name: environment.interface for name, environment in self.environments.items()}
+        return {name: environment.audited_interface for name, environment in self.environments.items()}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import listening, node, plugin
+from netspace.link.broker import listening, node, plugin, refusals
 from netspace.link.broker.management import Login, Management, RefusedError, TooLargeError, UnreachableError
 from netspace.link.pki import authority, certificates
 from netspace.link.pki.certificates import Accounts
@@ -218,6 +218,12 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
         return tuple(("exchange", name) for name in sorted(own))
     whole = isinstance(broker, LocalBroker)
     return tuple(objects.flooded(found, objects.members(links.values()), whole=whole))
+
+
+def refused_to(layout: Layout, broker: LocalBroker, api: Management, name: str) -> list[refusals.Refusal]:
+    """Return what the broker refused to an environment."""
+    account = accounts(layout, broker).there(names.account(name))
+    return refusals.decoded(api.get("global-parameters", refusals.parameter(account)))
 
 
 def cut_off(layout: Layout, broker: LocalBroker, api: Management) -> dict[str, dict[str, Any]]:
