@@ -1,6 +1,6 @@
-"""The four JOSE operations for seals, each with one algorithm, by ``joserfc``.
+"""Signatures and keys of seals, each of one algorithm, by ``joserfc``; encryption is in ``agreement``.
 
-Decryption and verification raise only :class:`SealError`. Sizes of headers and bodies are bounded.
+Verification raises only :class:`SealError`. Sizes of headers and bodies are bounded.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ import base64
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netspace_client.errors import CardError, SealError
 
-SIGN, WRAP, ENCRYPT = "ES256", "ECDH-ES+A256KW", "A256GCM"
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+
+SIGN = "ES256"
 MAX_PART = 8192
 MAX_BODY = 8 * 1024 * 1024
 """The most bytes of a body. Sealed, it fits into the broker's limit of 16 MiB."""
@@ -21,42 +24,42 @@ MAX_SEALED = MAX_BODY * 16 // 9 + 2 * MAX_PART
 
 
 class Jose:
-    """The operations: sign, verify, encrypt and decrypt."""
+    """The operations: sign, verify, and import keys."""
 
     def __init__(self) -> None:
-        from joserfc import jwe, jws
+        from joserfc import jws
         from joserfc.jwk import ECKey
 
         class Signatures(jws.JWSRegistry):
             max_header_length = MAX_PART
             max_payload_length = MAX_SEALED
 
-        class Encryptions(jwe.JWERegistry):
-            max_protected_header_length = MAX_PART
-            max_ciphertext_length = MAX_SEALED
-
-        self._jws, self._jwe = jws, jwe
+        self._jws, self._import = jws, ECKey.import_key
         # A cache of the keys in use: importing a key takes as long as signing with it.
         self._made = functools.lru_cache(maxsize=64)(lambda members: ECKey.import_key(dict(members)))
         # ``seal`` checks the members of headers; joserfc's registry doesn't know netspace's members.
         self._signatures = Signatures(algorithms=[SIGN], strict_check_header=False)
-        self._encryptions = Encryptions(algorithms=[WRAP, ENCRYPT], strict_check_header=False)
 
     def _key(self, jwk: Mapping[str, str]) -> Any:
         return self._made(tuple(jwk.items()))
 
+    def private(self, jwk: Mapping[str, str]) -> EllipticCurvePrivateKey:
+        """Return a private key of ours; it is cached."""
+        found: EllipticCurvePrivateKey = self._key(jwk).private_key
+        return found
+
+    def public(self, jwk: Mapping[str, str]) -> EllipticCurvePublicKey:
+        """Return a public key; it is cached."""
+        found: EllipticCurvePublicKey = self._key(jwk).public_key
+        return found
+
+    def imported(self, jwk: Mapping[str, str]) -> EllipticCurvePublicKey:
+        """Return a public key that is used once. A point that isn't on the curve raises any exception."""
+        found: EllipticCurvePublicKey = self._import(dict(jwk)).public_key
+        return found
+
     def sign(self, header: dict[str, Any], body: bytes, key: Mapping[str, str]) -> str:
         return self._jws.serialize_compact(header, body, self._key(key), registry=self._signatures)
-
-    def encrypt(self, header: dict[str, Any], text: str, key: Mapping[str, str]) -> bytes:
-        return self._jwe.encrypt_compact(header, text, self._key(key), registry=self._encryptions).encode()
-
-    def decrypt(self, raw: bytes, key: Mapping[str, str]) -> bytes:
-        try:
-            found = self._jwe.decrypt_compact(raw, self._key(key), registry=self._encryptions)
-        except Exception as err:  # a forged message may raise anything here
-            raise SealError(f"it can't be decrypted: {type(err).__name__}") from None
-        return found.plaintext or b""
 
     def verify(self, raw: bytes, key: Mapping[str, str]) -> bytes:
         try:
