@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 from hypothesis import given
 from hypothesis import strategies as st
-from joserfc import jwe
+from joserfc import jwe, jws
 from test_client_seal import KEYS, LETTER, MINE, NOW, STEADY, THEIRS, key, made
 
 from netspace_client import SealError, agreement, codec, jose, seal
@@ -84,11 +84,14 @@ def test_former_seals_in_a_mailbox_are_still_opened():
 def test_a_library_opens_each_message_of_a_session():
     """Before there were sessions, joserfc opened all seals."""
     ways = jwe.JWERegistry(algorithms=["ECDH-ES+A256KW", "A256GCM"], strict_check_header=False)
+    signed = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
     sessions = Sessions()
     for number in range(3):
         raw = sealed(sessions, number)
         found = jwe.decrypt_compact(raw, key(MINE["orders"], "enc"), registry=ways)
         assert found.plaintext == agreement.decrypt(raw, MINE["orders"], Agreed(), "web").text
+        inner = jws.deserialize_compact(found.plaintext, key(MINE["web"], "sig"), registry=signed)
+        assert inner.payload == f"secret {number}".encode()
         assert found.protected.keys() == {"alg", "enc", "kid", "typ", "cty", "epk"}
         assert found.protected["epk"].keys() == {"kty", "crv", "x", "y"}
 
@@ -103,6 +106,38 @@ def test_a_session_in_any_order_is_opened(order, forgets):
         if at == forgets:
             agreed = Agreed()
         assert opened(raws[number], number, agreed) == f"secret {number}".encode()
+
+
+def test_a_signature_in_another_form_is_refused():
+    work, mine = jose.loaded(), MINE["web"].find("sig", "web-sig-0").jwk
+    raw = work.sign({"alg": "ES256"}, b"body", mine)
+    assert work.verify(raw, mine) == b"body"
+    said, _, signature = raw.rpartition(b".")
+    halves = jose.segment(signature)
+    der = utils.encode_dss_signature(*(int.from_bytes(half, "big") for half in (halves[:32], halves[32:])))
+    for odd in (b"", der, halves[:63], halves + b"\0", bytes(64), halves[:32] + bytes(32), b"\xff" * 64, halves[::-1]):
+        with pytest.raises(SealError, match="doesn't hold"):
+            work.verify(said + b"." + jose.encoded(odd), mine)
+    for odd in (b"", b"x", said, raw + b".", said + b".." + signature, b"." + raw, signature):
+        with pytest.raises(SealError):
+            work.verify(odd, mine)
+    for member, value in (("x", mine["y"]), ("x", "A" * 43), ("y", "!"), ("y", "A" * 64), ("x", "\ud800")):
+        with pytest.raises(SealError, match="doesn't hold"):
+            work.verify(raw, {**mine, member: value})
+
+
+def test_a_coordinate_without_its_leading_zeros_is_read():
+    """Joserfc before 1.6 writes it so, also in ephemeral keys."""
+    number = next(
+        number
+        for number in range(1, 5000)
+        if ec.derive_private_key(number, ec.SECP256R1()).public_key().public_numbers().x < 1 << 248
+    )
+    public = ec.derive_private_key(number, ec.SECP256R1()).public_key()
+    numbers = public.public_numbers()
+    jwk = {"x": jose.encoded(numbers.x.to_bytes(31, "big")).decode()}
+    jwk["y"] = jose.encoded(numbers.y.to_bytes(32, "big")).decode()
+    assert jose.loaded().imported(jwk) == public
 
 
 # -- the life of a session --------------------------------------------------------------------------
@@ -285,7 +320,7 @@ def points() -> list[Any]:
 @pytest.mark.parametrize("epk", points())
 def test_an_ephemeral_key_that_is_none_is_refused(epk):
     """A point that isn't on the curve could give away the receiver's key."""
-    with pytest.raises(SealError, match=r"ephemeral|decrypted"):
+    with pytest.raises(SealError, match=r"ephemeral|decrypted|read"):
         opened(with_header(sealed(Sessions(), 0), epk=epk), 0)
 
 

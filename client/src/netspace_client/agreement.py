@@ -15,9 +15,6 @@ The JWE is assembled here from primitives of ``cryptography``, because no librar
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -87,7 +84,7 @@ class Sessions:
         # Random, not counted: a program that was copied while it ran has the same content keys twice.
         vector = os.urandom(_VECTOR)
         sealed = AESGCM(key).encrypt(vector, text, session.header)
-        return b".".join((session.header, wrapped, *map(_encoded, (vector, sealed[:-_TAG], sealed[-_TAG:]))))
+        return b".".join((session.header, wrapped, *map(jose.encoded, (vector, sealed[:-_TAG], sealed[-_TAG:]))))
 
 
 def _begun(reader: Key, now: float) -> _Session:
@@ -97,12 +94,14 @@ def _begun(reader: Key, now: float) -> _Session:
 
     ours = ec.generate_private_key(ec.SECP256R1())
     public = ours.public_key().public_numbers()
-    x, y = (_encoded(number.to_bytes(32, "big")).decode() for number in (public.x, public.y))
+    x, y = (jose.encoded(number.to_bytes(32, "big")).decode() for number in (public.x, public.y))
     epk = {"kty": "EC", "crv": "P-256", "x": x, "y": y}
     header = {"alg": WRAP, "enc": ENCRYPT, "kid": reader.kid, "typ": TYPE, "cty": "JWS", "epk": epk}
     agreed = _agree(ours, jose.loaded().public(reader.jwk))
-    keys = [(key, _encoded(aes_key_wrap(agreed, key))) for key in (os.urandom(_CONTENT_KEY) for _ in range(MESSAGES))]
-    return _Session(_encoded(json.dumps(header, separators=(",", ":")).encode()), now, keys)
+    keys = [
+        (key, jose.encoded(aes_key_wrap(agreed, key))) for key in (os.urandom(_CONTENT_KEY) for _ in range(MESSAGES))
+    ]
+    return _Session(jose.header_of(header), now, keys)
 
 
 class Agreed:
@@ -159,7 +158,7 @@ def decrypt(raw: bytes, mine: Ring, agreed: Agreed, sender: str) -> Decrypted:
     key = agreed.known(sender, header)
     if key is None:
         key = _agreed(header, mine)
-    wrapped, vector, text, tag = map(_decoded, parts[1:])
+    wrapped, vector, text, tag = map(jose.segment, parts[1:])
     if (len(wrapped), len(vector), len(tag)) != (_CONTENT_KEY + 8, _VECTOR, _TAG):
         raise SealError("it can't be decrypted: a part has another size")
     try:
@@ -199,21 +198,3 @@ def _agree(private: EllipticCurvePrivateKey, public: EllipticCurvePublicKey) -> 
     from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 
     return ConcatKDFHash(hashes.SHA256(), 32, _PURPOSE).derive(private.exchange(ECDH(), public))
-
-
-def _encoded(raw: bytes) -> bytes:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=")
-
-
-def _decoded(encoded: bytes) -> bytes:
-    """Decode base64url in its one spelling (RFC 7515, appendix C).
-
-    :raises SealError: it is spelled otherwise.
-    """
-    try:
-        raw = base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
-    except binascii.Error:
-        raise SealError("it can't be read: a part isn't in base64url") from None
-    if _encoded(raw) != encoded:
-        raise SealError("it can't be read: a part is in base64url, but in another spelling")
-    return raw

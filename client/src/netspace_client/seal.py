@@ -142,7 +142,7 @@ def seal(
             raise SealError("our key isn't endorsed for other hosts (any more): this host's links have to be applied")
         signed |= {"edt": signer.endorsement, "exp": min(stamp + LIFE, ends)}
     inner = work.sign(signed, body, signer.jwk)
-    return (Sessions() if sessions is None else sessions).encrypt(inner.encode(), reader, now)
+    return (Sessions() if sessions is None else sessions).encrypt(inner, reader, now)
 
 
 def open_sealed(

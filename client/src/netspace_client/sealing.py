@@ -62,7 +62,7 @@ class Sealing:
         """
         raw, kind = content
         if sealed is not None:
-            envelope = sealed.envelope(self._host.card.name, to, use, id, correlation_id or "", ours=True)
+            envelope = sealed.envelope(self._host.known.name, to, use, id, correlation_id or "", ours=True)
             afar = sealed.endorser is not None
             ours, now = self._host.keys, time.time()
             raw = seal.seal(raw, kind, envelope, ours, sealed.keys, now, afar=afar, sessions=self._sessions)
@@ -86,7 +86,7 @@ class Sealing:
             return None
         about = delivery.properties
         ids = (about.message_id or "", about.correlation_id or "")
-        envelope = sealed.envelope(self._host.card.name, sender, use, *ids, ours=False)
+        envelope = sealed.envelope(self._host.known.name, sender, use, *ids, ours=False)
         mine = self._host.keys
         if mine is not self._mine:  # what was agreed with a key is forgotten with the key
             self._mine, self._agreed = mine, Agreed()
