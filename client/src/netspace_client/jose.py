@@ -9,7 +9,6 @@ Verification raises only :class:`SealError`. Sizes of headers and bodies are bou
 
 from __future__ import annotations
 
-import base64
 import binascii
 import functools
 import json
@@ -29,6 +28,8 @@ MAX_SEALED = MAX_BODY * 16 // 9 + 2 * MAX_PART
 
 _NUMBER = 32
 """Bytes of a coordinate, of a private key, and of each half of a signature."""
+# ``base64`` does the same by two more calls for each part, of which a message has seven.
+_TO_URL, _FROM_URL = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
 _written = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -110,7 +111,7 @@ def _number(text: str) -> int:
 
 def encoded(raw: bytes) -> bytes:
     """Encode in base64url (RFC 7515, 2)."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+    return binascii.b2a_base64(raw, newline=False).translate(_TO_URL).rstrip(b"=")
 
 
 def segment(text: bytes) -> bytes:
@@ -119,7 +120,7 @@ def segment(text: bytes) -> bytes:
     :raises SealError: it is something else, or spelled otherwise.
     """
     try:
-        raw = base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+        raw = binascii.a2b_base64(text.translate(_FROM_URL) + b"=" * (-len(text) % 4))
     except binascii.Error:
         raise SealError("it can't be read: a part isn't in base64url") from None
     if encoded(raw) != text:
