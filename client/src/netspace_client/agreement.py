@@ -113,7 +113,7 @@ class Agreed:
     def known(self, sender: str, header: bytes) -> bytes | None:
         """Return the agreed key of an encoded header; None: it isn't remembered."""
         theirs = self._of.get(sender)
-        return None if theirs is None or len(header) > LONGEST else theirs.get(header)
+        return None if theirs is None else theirs.get(header)
 
     def remember(self, sender: str, header: bytes, key: bytes) -> None:
         """Remember an agreed key. To be called only after a message of *sender* with this header was accepted."""
