@@ -12,7 +12,7 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import peer_status, plan, problems
-from netspace.link.broker import access, loopback
+from netspace.link.broker import access, loopback, node
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
 from netspace.link.mail import dead_letters
@@ -45,7 +45,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
         none = None if names.DEAD in record.parked else 0
         return {"ok": not found, **problems.told(found), "dead": none, "late": none}
     dead = late = None
-    services = supervisor.observe()
+    services = supervisor.observe([node.NODE, process.NAME, renewer.NAME])
     members = objects.members(record.links.values())
     found += _ways(layout, services, members)
     found += _keys(layout, record, members)
