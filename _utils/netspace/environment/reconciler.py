@@ -138,6 +138,7 @@ class Environments:
         :param observed: the observation that the steps were planned from, if the lock was held since.
         :param gone: called once the programs of all removed environments have ended.
         """
+        self._index.begin()
         applying = ApplyRun(
             *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
         )

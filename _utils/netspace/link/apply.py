@@ -395,7 +395,7 @@ class ApplyRun:
 
     def _tell_trust(self, broker: LocalBroker) -> None:
         """Have the running broker and forwarder load the new trusted certificates."""
-        services = self.supervisor.observe()
+        services = self.supervisor.observe([node.NODE, process.NAME])
         running = {name for name, status in services.items() if status.state == "running"}
         if node.NODE in running:
             node.reread_certificates(self.layout, broker)

@@ -12,7 +12,7 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import peer_status, plan, problems
-from netspace.link.broker import access, loopback
+from netspace.link.broker import access, loopback, node
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
 from netspace.link.mail import dead_letters, parked
@@ -47,7 +47,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     dead = late = None
     gone = parked.emptied(layout, record)
     found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked, gone)]
-    services = supervisor.observe()
+    services = supervisor.observe([node.NODE, process.NAME, renewer.NAME])
     members = objects.members(record.links.values())
     found += _ways(layout, services, members)
     found += _keys(layout, record, members)

@@ -192,7 +192,7 @@ class Links:
         record = read(self.layout)
         if record.broker is None or not record.links:
             return Observed(record)
-        services = self.supervisor.observe()
+        services = self.supervisor.observe([node.NODE, process.NAME, renewer.NAME])
         state, detail, definitions, flooded = reach.ask(self.layout, record, services)
         config, carrier = process.current(self.layout), services.get(process.NAME)
         now = time.time()

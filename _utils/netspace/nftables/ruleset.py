@@ -94,16 +94,17 @@ class Ruleset:
         after = self.generation()
         return after if since is not None and after == (since + 1 & 0xFFFFFFFF or 1) else None  # it is never 0
 
-    def listed(self, table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
+    def listed(self, table: str, family: int = socket.AF_UNSPEC, *, elements: bool = True) -> tuple[str, str] | None:
         """Return two digests of *table* as the kernel holds it; None if there is no such table.
 
         The first digest covers everything but the elements of sets, the second covers these elements. Elements that
         packets have added are left out.
 
         :param family: list only tables of this family; AF_UNSPEC: of all families.
+        :param elements: False: leave the second digest out.
         """
         structure = hashlib.sha256()
-        elements: dict[str, list[bytes]] = {}
+        held: dict[str, list[bytes]] = {}
         there = False
         named = table.encode() + b"\0"
         own = attribute(1, named)
@@ -118,16 +119,16 @@ class Ruleset:
                 for key, value in values.items():
                     if key not in counted:
                         structure.update(struct.pack("=HH", key, len(value)) + value)
-                if type_ == _GETSET and not int.from_bytes(values.get(_FLAGS, b""), "big") & _DYNAMIC:
+                if elements and type_ == _GETSET and not int.from_bytes(values.get(_FLAGS, b""), "big") & _DYNAMIC:
                     name = bytes(values[2])
-                    found = elements.setdefault(f"{body[0]} {name.rstrip(bytes(1)).decode()}", [])
+                    found = held.setdefault(f"{body[0]} {name.rstrip(bytes(1)).decode()}", [])
                     for part in self._socket.dump(_ask(_GETELEMENT, body[0], own + attribute(2, name))):
                         for key, value in attributes(part, 4):
                             if key == 3:
                                 found += (_told(element) for _, element in attributes(value))
             if not there:  # a dump of objects in a missing table is an error
                 return None
-        return structure.hexdigest(), _sum(elements)
+        return structure.hexdigest(), _sum(held)
 
     def sets(self, table: str, family: str) -> set[str]:
         """Return the names of the sets and maps in *table* of this family; none if there is no such table."""
@@ -155,10 +156,12 @@ class Ruleset:
                 raise
         return [one for one in found if one.packets]
 
-    def confirmed(self, table: str, generation: int, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
+    def confirmed(
+        self, table: str, generation: int, family: int = socket.AF_UNSPEC, *, elements: bool = True
+    ) -> tuple[str, str] | None:
         """Return the digests of :meth:`listed` if the ruleset is still at *generation*; else None."""
         try:
-            found = self.listed(table, family)
+            found = self.listed(table, family, elements=elements)
         except OSError:  # the table was removed meanwhile
             return None
         return found if self.generation() == generation else None

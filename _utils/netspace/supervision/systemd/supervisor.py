@@ -50,7 +50,14 @@ class Systemd:
         path = self._file(name)
         return path.exists() and _ours(path)
 
-    def _defined(self) -> list[str]:
+    def _defined(self, among: Collection[str] | None = None) -> list[str]:
+        """Return the names of the defined services, sorted.
+
+        :param among: names to look up, one by one; None: all names, by reading one directory.
+        """
+        if among is not None:
+            plain = {name for name in among if definitions.NAME.fullmatch(name)} - definitions.RESERVED
+            return sorted(name for name in plain if self._ours(name))
         prefix, suffix = self.layout.service(""), ".service"
         try:
             entries = os.listdir(self.folder)
@@ -98,7 +105,7 @@ class Systemd:
 
     # -- the contract ----------------------------------------------------------------
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
-        names = [name for name in self._defined() if names is None or name in names]
+        names = self._defined(names)
         return {
             name: looked_at(_status(shown, self._wanted(name), self._noted(name), self._kills(name)))
             for name, shown in self._show(names).items()
