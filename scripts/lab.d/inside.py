@@ -1,0 +1,57 @@
+"""First program of a lab's host: it mounts the host's disk and names, and keeps the Salt daemon running.
+
+usage: inside.py HOME DAEMON
+
+``scripts/sandbox`` starts it. *HOME* is the host's folder on this machine. *DAEMON* is ``salt-master`` or
+``salt-minion``.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# What survives a power failure. The sandbox has an empty file system in memory there.
+KEPT = ("/var/lib/netspace", "/var/lib/netspace-broker", "/var/log/netspace")
+PAUSE = 2.0  # seconds before an ended daemon is started again
+
+
+def mount_disk(home: Path) -> None:
+    """Mount the host's folders for what netspace keeps."""
+    for target in KEPT:
+        folder = home / "disk" / Path(target).name
+        if not folder.exists():
+            folder.mkdir(parents=True, mode=0o700)
+        subprocess.run(["mount", "--bind", str(folder), target], check=True)
+
+
+def mount_names(home: Path) -> None:
+    """Mount the lab's names of hosts, and no name server: the machine's own can't be reached from here."""
+    for source, target in ((home.parent / "names", "/etc/hosts"), (Path("/dev/null"), "/etc/resolv.conf")):
+        subprocess.run(["mount", "--bind", str(source), target], check=True)
+
+
+def keep_running(command: list[str]) -> None:
+    """Start *command*, and start it again whenever it ends. Never returns."""
+    while True:
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+        time.sleep(PAUSE)
+
+
+def main() -> None:
+    home, daemon = Path(sys.argv[1]), sys.argv[2]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at `lab up` ends no host
+    socket.sethostname(home.name)
+    Path("/run/salt").mkdir(exist_ok=True)
+    mount_disk(home)
+    mount_names(home)
+    (home / "ready").touch()
+    keep_running([str(Path(sys.executable).with_name(daemon)), f"--config-dir={home / 'etc'}"])
+
+
+if __name__ == "__main__":
+    main()
