@@ -88,6 +88,7 @@ PURE = {
     "link.topology.spiffe",
     "plan",
     "spec.hosts",
+    "spec.minion_terms",
     "spec.never",
     "spec.paths",
     "spec.publish",
