@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 
 from netspace.errors import SpecError
 from netspace.fleet import never, parse, place
-from netspace.fleet.types import AUTHORITY, Fleet, HostEntry, LinkEntry, Move, Problem, Published, broker_address
+from netspace.fleet.types import (
+    AUTHORITY,
+    Fleet,
+    HostEntry,
+    LinkEntry,
+    Missing,
+    Move,
+    Problem,
+    Published,
+    broker_address,
+)
 from netspace.spec import parse as spec
 from netspace.spec.types import Declaration, Interface
 
@@ -26,16 +36,18 @@ MAX_LINKS = 1_000_000
 class Compiled(NamedTuple):
     """The result for a whole fleet.
 
+    :param declared: the declaration; None: it can't be parsed.
     :param slices: by minion, the pillar.
     :param placed: the hosts of each environment.
     :param missing: what the fleet waits for, though its declaration is right.
     :param problems: what is wrong. If there are any, the slices must not be used.
     """
 
+    declared: Fleet | None
     slices: Mapping[str, Mapping[str, Any]]
     placed: Mapping[str, tuple[str, ...]]
     moves: tuple[Move, ...]
-    missing: tuple[str, ...]
+    missing: tuple[Missing, ...]
     problems: tuple[Problem, ...]
 
 
@@ -88,19 +100,25 @@ def fleet(
     problems = _once(problems)
     if declared.never and not problems:
         problems += never.problems(_search(declared, ways, placement.hosts, parsed), declared.never)
-    return Compiled(slices, placement.hosts, placement.moves, tuple(missing), tuple(problems))
+    return Compiled(declared, slices, placement.hosts, placement.moves, tuple(missing), tuple(problems))
 
 
-def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[str]) -> dict[str, Published]:
+def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[Missing]) -> dict[str, Published]:
     """Return what each joined host has published, by the host's name; add to *missing* what the others have to do."""
-    joined = {}
-    for host in declared.hosts:
-        facts = published.get(declared.minion(host))
+    joined: dict[str, Published] = {}
+    keys: dict[str, str] = {}
+    known = [(host, published.get(declared.minion(host))) for host in declared.hosts]
+    for host, facts in sorted(known, key=lambda pair: pair[1].joined if pair[1] is not None else 0.0):
+        again = f"salt-run netspace_fleet.join {host}"
         if facts is None:
-            missing.append(f"{host} hasn't joined: salt-run netspace_fleet.join {host}")
+            missing.append(Missing(host, f"{host} hasn't joined: {again}"))
         elif facts.trust_domain != declared.trust_domain(host):
             why = f"{host} joined as {facts.trust_domain}, and is declared as {declared.trust_domain(host)}"
-            missing.append(f"{why}: salt-run netspace_fleet.join {host}")
+            missing.append(Missing(host, f"{why}: {again}"))
+        elif keys.setdefault(facts.public_key, host) != host:
+            missing.append(
+                Missing(host, f"{host} has the key of {keys[facts.public_key]}: give it its own, then {again}")
+            )
         else:
             joined[host] = facts
     return joined

@@ -22,6 +22,8 @@ from netspace.fleet.types import FleetError, Problem
 
 FOLDER = "/var/lib/netspace-master/fleet"
 MAX_FILES = 256
+REGISTER = "what hosts published"
+"""The path of problems that lie in no file of the declaration: a damaged file of the register."""
 _NESTED = 16
 SALT = "salt://"
 
@@ -129,16 +131,18 @@ class FleetDeclaration:
     def _compile(self) -> tuple[Compiled, Inputs]:
         stamps: dict[str, Stamp] = {str(self.register.folder): in_force.settled(self.register.folder)}
         published, damaged = self.register.read_all()
-        problems = [Problem("", "hosts", reason) for reason in damaged]
+        problems = list[Problem]()
         names: dict[str, str | None] = {}
         documents = self._documents(stamps, names, problems)
         inputs = Inputs(stamps, names, self._context)
         if problems:
-            return Compiled({}, {}, (), (), tuple(problems)), inputs
+            return Compiled(None, {}, {}, (), (), tuple(problems)), inputs
         try:
-            return compiler.fleet(documents, published, self._nodegroups, self.store.placed()), inputs
+            found = compiler.fleet(documents, published, self._nodegroups, self.store.placed())
+            unread = tuple(Problem("", REGISTER, reason) for reason in damaged)
+            return found._replace(problems=(*found.problems, *unread)), inputs
         except FleetError as err:
-            return Compiled({}, {}, (), (), err.problems), inputs
+            return Compiled(None, {}, {}, (), (), err.problems), inputs
 
     def _documents(
         self, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]

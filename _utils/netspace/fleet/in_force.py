@@ -62,7 +62,6 @@ class Manifest(msgspec.Struct, frozen=True):
     generation: str
     inputs: Inputs
     slices: dict[str, tuple[int, int]]
-    missing: tuple[str, ...] = ()
     version: int = 1
 
 
@@ -152,7 +151,7 @@ class Store:
         generation = hashlib.sha256(content + placed).hexdigest()[:16]
         files.write(self.folder / f"slices-{generation}", content)
         files.write(self.folder / f"placed-{generation}.json", placed)
-        manifest = Manifest(generation, inputs, places, compiled.missing)
+        manifest = Manifest(generation, inputs, places)
         files.write(self._manifest, msgspec.json.encode(manifest))
         files.remove(self._refused)
         for path in self.folder.iterdir():

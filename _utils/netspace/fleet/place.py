@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from netspace.errors import NetspaceError
 from netspace.fleet.targets import Targets
-from netspace.fleet.types import Fleet, Move, Placing, Problem, Published
+from netspace.fleet.types import Fleet, Missing, Move, Placing, Problem, Published
 from netspace.spec.types import LevelName
 
 
@@ -29,7 +29,7 @@ class Placement(NamedTuple):
 
     hosts: Mapping[str, tuple[str, ...]]
     moves: tuple[Move, ...]
-    missing: tuple[str, ...]
+    missing: tuple[Missing, ...]
     problems: tuple[Problem, ...]
 
 
@@ -75,7 +75,7 @@ def place(
     targets = Targets(fleet, published, nodegroups)
     levels = {host: level(fleet, published, host) for host in fleet.hosts}
     placed: dict[str, tuple[str, ...]] = {}
-    moves, missing, problems = list[Move](), list[str](), list[Problem]()
+    moves, missing, problems = list[Move](), list[Missing](), list[Problem]()
     for name, (file, placing, _) in fleet.environments.items():
         try:
             matching = targets.match(placing.terms)
@@ -90,7 +90,7 @@ def place(
         if not chosen or len(chosen) < wanted:
             text = _too_few(placing, wanted, candidates)
             if candidates.waiting:
-                missing.append(f"{name}: {text}")
+                missing.append(Missing(name, f"{name}: {text}"))
             else:
                 problems.append(Problem(file, f"environments:{name}:on", text))
         if name in previous and set(previous[name]) != set(chosen):

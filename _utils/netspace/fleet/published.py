@@ -70,7 +70,10 @@ class Register:
         if reason := check(facts):
             raise NetspaceError(f"{facts.minion:.100}: {reason}")
         with files.locked(self.folder.parent / ".lock"):
-            old = self.read(facts.minion) if self.path(facts.minion).exists() else None
+            try:
+                old = self.read(facts.minion)
+            except StateError:
+                old = None  # damaged: replace it
             if old is not None and msgspec.structs.replace(old, joined=facts.joined) == facts:
                 return False
             return files.write(self.path(facts.minion), msgspec.json.format(msgspec.json.encode(facts)) + b"\n")

@@ -216,6 +216,16 @@ class Move(NamedTuple):
     reason: str
 
 
+class Missing(NamedTuple):
+    """Something that the fleet waits for, though its declaration is right.
+
+    :param subject: the host or environment that waits.
+    """
+
+    subject: str
+    text: str
+
+
 def broker_address(text: str) -> str | None:
     """Return the ``<address>:<port>`` of a broker whose port may be left out; None if *text* is neither."""
     try:

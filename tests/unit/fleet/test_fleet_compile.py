@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fleet.fleets import fleets, public_key, published
 
@@ -74,16 +75,25 @@ def test_a_host_that_has_not_joined_is_named_and_left_out() -> None:
     assert "links" not in section(compiled, "h1")
     assert section(compiled, "h2")["broker"] == {"kind": "local", "host": "h2"}
     assert list(section(compiled, "h2")["environments"]) == ["orders"]
-    assert compiled.missing == ("h2 hasn't joined: salt-run netspace_fleet.join h2",)
+    assert [one.text for one in compiled.missing] == ["h2 hasn't joined: salt-run netspace_fleet.join h2"]
 
 
 def test_a_host_that_joined_under_another_name_has_to_join_again() -> None:
     compiled = made(TWO_HOSTS, {**published(["h1"]), **published(["h2"], "example.org")})
     assert "hosts" not in section(compiled, "h1")["broker"]
     (missing,) = compiled.missing
-    assert "h2 joined as h2.example.org, and is declared as h2.netspace.internal" in missing
+    assert "h2 joined as h2.example.org, and is declared as h2.netspace.internal" in missing.text
 
 
+def test_a_host_that_claims_anothers_key_stops_nobody_else() -> None:
+    facts = published(["h1", "h2"], joined=1.0)
+    facts["h2"] = msgspec.structs.replace(facts["h1"], minion="h2", trust_domain="h2.netspace.internal", joined=2.0)
+    compiled = made(TWO_HOSTS, facts)
+    assert "hosts" not in section(compiled, "h1")["broker"]
+    assert compiled.missing[0].text.startswith("h2 has the key of h1")
+
+
+@settings(max_examples=40, deadline=None)
 @given(fleets(), st.data())
 def test_a_slice_has_nothing_of_others(data: dict[str, Any], draws: st.DataObject) -> None:
     joined = draws.draw(st.sets(st.sampled_from(sorted(data["hosts"]))))
@@ -114,6 +124,7 @@ def test_a_slice_has_nothing_of_others(data: dict[str, Any], draws: st.DataObjec
             assert link["content_type"] not in text or own & {link["from"], link["to"]}
 
 
+@settings(max_examples=40, deadline=None)
 @given(fleets())
 def test_both_ends_of_a_link_agree(data: dict[str, Any]) -> None:
     compiled = made(data)

@@ -234,6 +234,15 @@ def test_a_file_server_names_and_finds_files(tmp_path: Path) -> None:
     assert declared.apply() is not None
 
 
+def test_a_damaged_record_changes_nothing_and_is_named(declared: FleetDeclaration) -> None:
+    declared.register.write(published(["h1"])["h1"])
+    before = declared.answer("h1").pillar
+    declared.register.write(published(["h2"])["h2"])
+    declared.register.path("h1").write_text("{")
+    answer = declared.answer("h1")
+    assert answer.pillar == before and answer.alarm is not None and "h1.json" in answer.alarm.problems[0][2]
+
+
 # -- what hosts have published ----------------------------------------------------------
 def test_what_is_published_is_read_back_and_written_once(tmp_path: Path) -> None:
     register = Register(tmp_path / "hosts")
@@ -245,6 +254,7 @@ def test_what_is_published_is_read_back_and_written_once(tmp_path: Path) -> None
     assert register.read_all() == ({}, [])
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.text("ab./\\%\0é ", min_size=1, max_size=300))
 def test_no_minions_id_leads_out_of_the_folder(name: str) -> None:
     path = Register(Path("/srv/hosts")).path(name)
@@ -271,7 +281,7 @@ def test_malformed_facts_are_refused_and_named(tmp_path: Path, key: str, value: 
             register.read("h1")
 
 
-@settings(max_examples=50)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_facts_or_are_refused(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
