@@ -88,10 +88,11 @@ def write_minion(home: Path) -> None:
     _write(home, "minion", more)
 
 
-def write_master(home: Path, served: Path) -> None:
+def write_master(home: Path, served: Path, fleet: Path) -> None:
     """Write the configuration of the master.
 
-    :param served: folder of images and of ``fleet.sls``.
+    :param served: folder whose files every minion may fetch: images, and the operator's own states.
+    :param fleet: file of the fleet's declaration, outside of that folder, because no minion may learn of all.
     """
     more = {
         "interface": "0.0.0.0",  # noqa: S104 -- the lab's network leads nowhere
@@ -100,6 +101,8 @@ def write_master(home: Path, served: Path) -> None:
         "pillar_roots": {"base": [str(served / "pillar")]},
         "worker_threads": 3,
         "timeout": 30,
+        "ext_pillar": [{"netspace": str(fleet)}],
+        "netspace.fleet": {"folder": str(home / "fleet")},
         "netspace.link": {"root": str(home / "root")},
     }
     _write(home, "master", more)

@@ -8,6 +8,7 @@ usage: inside.py HOME DAEMON
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,18 +22,27 @@ PAUSE = 2.0  # seconds before an ended daemon is started again
 
 
 def mount_disk(home: Path) -> None:
-    """Mount the host's folders for what netspace keeps."""
+    """Mount the host's folders for what netspace keeps, and an ``/etc`` of its own."""
     for target in KEPT:
         folder = home / "disk" / Path(target).name
         if not folder.exists():
             folder.mkdir(parents=True, mode=0o700)
-        subprocess.run(["mount", "--bind", str(folder), target], check=True)
+        _mount(folder, target)
+    etc = home / "disk/etc"
+    if not etc.exists():
+        aside = home / "disk/etc.new"
+        shutil.rmtree(aside, ignore_errors=True)
+        subprocess.run(["cp", "--archive", "/etc", str(aside)], check=True)
+        shutil.rmtree(aside / "netspace", ignore_errors=True)  # the machine's own
+        aside.rename(etc)
+    _mount(etc, "/etc")
+    # The lab's names of hosts, and no name server: the machine's own can't be reached from here.
+    _mount(home.parent / "names", "/etc/hosts")
+    _mount(Path("/dev/null"), "/etc/resolv.conf")
 
 
-def mount_names(home: Path) -> None:
-    """Mount the lab's names of hosts, and no name server: the machine's own can't be reached from here."""
-    for source, target in ((home.parent / "names", "/etc/hosts"), (Path("/dev/null"), "/etc/resolv.conf")):
-        subprocess.run(["mount", "--bind", str(source), target], check=True)
+def _mount(source: Path, target: str) -> None:
+    subprocess.run(["mount", "--bind", str(source), target], check=True)
 
 
 def keep_running(command: list[str]) -> None:
@@ -48,7 +58,6 @@ def main() -> None:
     socket.sethostname(home.name)
     Path("/run/salt").mkdir(exist_ok=True)
     mount_disk(home)
-    mount_names(home)
     (home / "ready").touch()
     keep_running([str(Path(sys.executable).with_name(daemon)), f"--config-dir={home / 'etc'}"])
 

@@ -29,6 +29,7 @@ from switch import Switch
 
 FOLDER = Path(os.environ.get("NETSPACE_LAB") or ROOT / ".cache/lab").absolute()
 SERVED = FOLDER / "srv"
+FLEET = FOLDER / "fleet.yaml"
 PATIENCE = 300.0  # seconds until all minions answer
 NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]|[a-z]")  # also a network interface's name: 15 bytes
 
@@ -68,7 +69,7 @@ def up(arguments: list[str]) -> int:
             switch_on(name, address, switch, lock)
     say("waiting until each minion answers")
     await_minions(set(addresses), "up")
-    say(f"up in {time.monotonic() - began:.0f} s; the fleet is declared in {SERVED / 'fleet.sls'}")
+    say(f"up in {time.monotonic() - began:.0f} s; the fleet is declared in {FLEET}")
     return 0
 
 
@@ -108,17 +109,16 @@ def prepare(addresses: dict[str, str], file: Path | None, text: str) -> None:
     image = SERVED / "images/shop.tar"
     if not image.exists():
         shutil.copyfile(ROOT / ".cache/demo.tar", image)
-    fleet = SERVED / "fleet.sls"
-    if file is not None and not (fleet.is_symlink() and fleet.readlink() == file.absolute()):
-        fleet.unlink(missing_ok=True)
-        fleet.symlink_to(file.absolute())
-    elif file is None and not fleet.exists():
-        fleet.write_text(text)
+    if file is not None and not (FLEET.is_symlink() and FLEET.readlink() == file.absolute()):
+        FLEET.unlink(missing_ok=True)
+        FLEET.symlink_to(file.absolute())
+    elif file is None and not FLEET.exists():
+        FLEET.write_text(text)
     for name in ("master", *addresses):
         home = FOLDER / name
         home.mkdir(mode=0o700, exist_ok=True)
         if name == "master":
-            config.write_master(home, SERVED)
+            config.write_master(home, SERVED, FLEET)
         else:
             config.write_minion(home)
     names = {"localhost": "127.0.0.1", "ip6-localhost": "::1", "master": MASTER, **addresses}
@@ -191,6 +191,7 @@ def on_master(program: str, arguments: list[str]) -> NoReturn:
 
 def enter(name: str, command: list[str]) -> NoReturn:
     which = host(one_of(name))
+    os.environ["PYTHONPATH"] = str(ROOT / "_utils")  # for the tables of netspace's output
     os.environ["SALT_CONFIG_DIR"] = str(which.home / "etc")
     which.enter(command)
 

@@ -128,8 +128,8 @@ def test_wrong_arguments_are_refused_and_change_nothing(lab: Lab, arguments: tup
     ],
 )
 def test_a_file_without_usable_hosts_is_refused_by_path(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "fleet.sls").write_text(text)
+    (tmp_path / "fleet.yaml").write_text(text)
     refused = Lab(tmp_path / "lab")
-    printed = refused.do("up", str(tmp_path / "fleet.sls"), code=1)
-    assert f"lab: {tmp_path / 'fleet.sls'}: " in printed and message in printed
+    printed = refused.do("up", str(tmp_path / "fleet.yaml"), code=1)
+    assert f"lab: {tmp_path / 'fleet.yaml'}: " in printed and message in printed
     assert not refused.folder.exists()
