@@ -1,4 +1,4 @@
-"""First program of a lab's host: it mounts the host's disk and names, and keeps the Salt daemon running.
+"""First program of a lab's host: it mounts the host's disk, restores environments, and keeps the Salt daemon running.
 
 usage: inside.py HOME DAEMON
 
@@ -18,6 +18,9 @@ from pathlib import Path
 
 # What survives a power failure. The sandbox has an empty file system in memory there.
 KEPT = ("/var/lib/netspace", "/var/lib/netspace-broker", "/var/log/netspace")
+LIBRARY = Path("/var/lib/netspace/lib/current")
+CABLE = "eth0"
+PATIENCE = 60.0  # seconds for the lab's command to lay the cable
 PAUSE = 2.0  # seconds before an ended daemon is started again
 
 
@@ -45,6 +48,22 @@ def _mount(source: Path, target: str) -> None:
     subprocess.run(["mount", "--bind", str(source), target], check=True)
 
 
+def await_network() -> None:
+    """Wait until the host has an address: the lab's command lays the cable."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        shown = subprocess.run(["ip", "-brief", "address", "show", "dev", CABLE], capture_output=True, text=True).stdout
+        if "/32" in shown or "/128" in shown:
+            return
+        time.sleep(0.1)
+
+
+def restore() -> None:
+    """Restore what netspace ran before the host was switched off, as an init does (docs/supervision.md)."""
+    if LIBRARY.exists():
+        subprocess.run([sys.executable, "-I", str(LIBRARY), "restore"], stdin=subprocess.DEVNULL, check=False)
+
+
 def keep_running(command: list[str]) -> None:
     """Start *command*, and start it again whenever it ends. Never returns."""
     while True:
@@ -59,6 +78,8 @@ def main() -> None:
     Path("/run/salt").mkdir(exist_ok=True)
     mount_disk(home)
     (home / "ready").touch()
+    await_network()
+    restore()
     keep_running([str(Path(sys.executable).with_name(daemon)), f"--config-dir={home / 'etc'}"])
 
 

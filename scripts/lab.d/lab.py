@@ -55,12 +55,17 @@ def up(arguments: list[str]) -> int:
         raise Failed("up: --hosts is for the default fleet; FILE declares its own hosts")
     if chosen.hosts is not None and not 1 <= chosen.hosts <= MOST:
         raise Failed(f"up: --hosts {chosen.hosts} is not between 1 and {MOST}")
-    text = _read(chosen.file) if chosen.file else config.default_fleet(chosen.hosts or 2)
-    addresses = declared(text, str(chosen.file or "the default fleet"))
+    if chosen.file:
+        text = _read(chosen.file)
+    elif FLEET.exists() and not chosen.hosts:
+        text = _read(FLEET)
+    else:
+        text = config.default_fleet(chosen.hosts or 2)
+    addresses = declared(text, str(chosen.file or (FLEET if FLEET.exists() else "the default fleet")))
     began = time.monotonic()
     with locked(create=True) as lock:
-        if (FOLDER / "hosts.json").exists() and known() != addresses:
-            raise Failed("up: a lab with other hosts is up; end it first: lab down")
+        if (FOLDER / "hosts.json").exists():
+            let_go(addresses)
         prepare(addresses, chosen.file, text)
         switch = Switch(FOLDER)
         switch.start(lock)
@@ -71,6 +76,21 @@ def up(arguments: list[str]) -> int:
     await_minions(set(addresses), "up")
     say(f"up in {time.monotonic() - began:.0f} s; the fleet is declared in {FLEET}")
     return 0
+
+
+def let_go(addresses: dict[str, str]) -> None:
+    """Forget hosts that are off and no longer declared.
+
+    :raises Failed: if a host that is on is no longer declared, or a host's address is another one.
+    """
+    for name, address in known().items():
+        if addresses.get(name) == address:
+            continue
+        if name in addresses:
+            raise Failed(f"up: {name} has the address {address}; keep it, or end the lab: lab down")
+        if host(name).init():
+            raise Failed(f"up: {name} is on and no longer declared; switch it off: lab kill {name}")
+        discard(FOLDER / name)
 
 
 def declared(text: str, where: str) -> dict[str, str]:

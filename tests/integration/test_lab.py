@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -48,6 +50,12 @@ class Lab:
         command = f"timeout 3 bash -c '<{MASTER_PORT}' && echo reached || echo cut"
         return self.do("sh", name, "bash", "-c", command).splitlines()[-1] == "reached"
 
+    def asks(self, text: str) -> str:
+        """Return what web prints when it asks orders, without the number of the order."""
+        ask = f"/usr/bin/python3 /demo/web.py {text}"
+        printed = self.salt("h1", "netspace_environment.exec", "web", ask)["h1"]["stdout"].strip()
+        return re.sub(r"^order \d+ ", "", printed)
+
 
 def traces() -> list[str]:
     """Return all that a lab could leave on this machine."""
@@ -73,7 +81,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     finally:
         made.do("down")
     assert not made.folder.exists()
-    until(lambda: traces() == before, "nothing is left")
+    with contextlib.suppress(AssertionError):
+        until(lambda: traces() == before)
+    assert traces() == before
 
 
 def test_minions_answer_with_the_plugins_of_the_checkout(lab: Lab) -> None:
@@ -91,7 +101,16 @@ def test_a_cut_parts_two_hosts_and_mend_joins_them(lab: Lab) -> None:
     assert lab.reaches_master("h1")
 
 
-def test_a_killed_host_keeps_its_disk_and_nothing_else(lab: Lab) -> None:
+def test_a_declared_fleet_is_joined_applied_and_comes_back(lab: Lab) -> None:
+    lab.do("salt-run", "netspace_fleet.join", "h1", "h2")
+    applied = lab.salt("*", "state.apply", "netspace")
+    assert [state["comment"] for host in applied.values() for state in host.values() if not state["result"]] == []
+    assert lab.asks("3 pears") == "for web@h1: 3 pears, thank you"
+    lab.do("cut", "h1", "h2")
+    assert "refused: the broker doesn't answer" in lab.asks("4 plums")
+    lab.do("mend", "h1", "h2")
+    assert lab.asks("4 plums") == "for web@h1: 4 plums, thank you"
+    # As a power failure does: what runs is lost, the disk is kept, and a boot restores what ran.
     lab.do("sh", "h2", "touch", "/var/lib/netspace/kept", "/run/lost")
     lab.do("kill", "h2")
     assert "off" in lab.do("status").splitlines()[2]
@@ -99,7 +118,7 @@ def test_a_killed_host_keeps_its_disk_and_nothing_else(lab: Lab) -> None:
     lab.do("start", "h2")
     found = lab.do("sh", "h2", "ls", "/var/lib/netspace", "/run")
     assert "kept" in found and "lost" not in found
-    assert lab.salt("h2", "test.ping") == {"h2": True}
+    until(lambda: lab.asks("5 figs") == "for web@h1: 5 figs, thank you", "orders answers again", patience=120)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +127,7 @@ def test_a_killed_host_keeps_its_disk_and_nothing_else(lab: Lab) -> None:
         (("sh", "h9"), "h9: the lab has no such host; it has master, h1, h2"),
         (("cut", "h1"), "cut: it needs two hosts"),
         (("cut", "h1", "h1"), "h1 is named twice"),
-        (("up", "--hosts", "3"), "a lab with other hosts is up; end it first: lab down"),
+        (("up", "--hosts", "1"), "h2 is on and no longer declared; switch it off: lab kill h2"),
     ],
 )
 def test_wrong_arguments_are_refused_and_change_nothing(lab: Lab, arguments: tuple[str, ...], message: str) -> None:
