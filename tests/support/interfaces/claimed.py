@@ -41,6 +41,7 @@ def _of(name: str, drawn: dict[str, Any]) -> Claims:
         msgspec.json.encode(parse.encode(allow)).decode() if allow else "",
         drawn["connections"],
         (f"{8000 + number}:80", f"127.0.0.1:{9000 + number}:53/udp")[: drawn["published"]],
+        audit=drawn["audit"],
     )
 
 
@@ -51,6 +52,7 @@ _DRAWN = st.fixed_dictionaries(
         "families": st.sampled_from([["ipv4", "ipv6"], ["ipv4"]]),
         "connections": st.sampled_from([64, 1024]),
         "published": st.sampled_from([0, 0, 1, 2]),
+        "audit": st.sampled_from([False, False, False, True]),
         "outside": st.sampled_from(["192.0.2.1", "192.0.2.2"]),
     }
 )
