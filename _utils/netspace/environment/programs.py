@@ -18,7 +18,6 @@ from netspace.environment.images import Store, sources
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.plan import DesiredEnvironment
-from netspace.environment.storage import guest_files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
@@ -41,7 +40,13 @@ def lacking(
     found = {}
     for name, want in desired.items():
         seen = observed.environments.get(name)
-        if want.state != "running" or want.kept or want.spec.kernel or not _starts(want, seen):
+        source = observed.sources.get(want.image)
+        renewed = seen is not None and source is not None and source.identity not in ("", seen.record.image.identity)
+        if seen is not None and not renewed and seen.record.spec == want.spec:
+            status = seen.status
+            if status is not None and status.state == "running":
+                continue  # no call for each of the others
+        if want.state != "running" or want.kept or want.spec.kernel or not (renewed or _starts(want, seen)):
             continue
         if want.image not in looks:
             looks[want.image] = _look(store, want.image, observed, deep)
@@ -49,7 +54,7 @@ def lacking(
         if look is None:
             continue
         has, defaults = look
-        if _layered(name, want, seen, observed):
+        if not renewed and _layered(name, want, seen, observed):
             has = _either(has, _within(str(layout.bundle(name) / "rootfs")))
         if why := _lack(want.spec, defaults, has):
             found[name] = (
@@ -96,6 +101,7 @@ def _look(store: Store, image: str, observed: Observed, deep: bool) -> tuple[Has
 
 def _within(root: str) -> Has:
     """Return a look into a root on this host, which may be hostile."""
+    from netspace.environment.storage import guest_files
 
     def has(path: str) -> bool:
         try:

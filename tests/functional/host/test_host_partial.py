@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hosts.whole_host import ASK, IDLE, Salt, all_true, changes, python, shop
@@ -90,6 +92,27 @@ def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> 
 
     salt.declare(shop(image))
     assert salt("netspace.check") == {"valid": True, "problems": []}
+
+
+def test_dry_run_sees_that_an_image_lacks_a_program(salt: Salt, tmp_path: Path) -> None:
+    """Another program of the same image, then another content of the same source; what runs goes on."""
+    source = tmp_path / "root"
+    (source / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", source / "bin/busybox")
+    web = {"image": f"dir:{source}", "command": ["/bin/busybox", "sleep", "1000"], "stop_timeout": 1}
+    declared: dict[str, Any] = {"environments": {"web": web}}
+    all_true(salt.apply(declared))
+    before = salt("netspace_environment.list")["web"]["pid"]
+    declared["environments"]["web"]["command"] = ["/bin/wrk"]
+    for arguments in (["test=True"], []):
+        states = salt.apply(declared, *arguments)
+        assert states["netspace environments"]["result"] is False
+        assert f"image dir:{source} has no /bin/wrk" in states["netspace environments"]["comment"], states
+    assert salt("netspace_environment.list")["web"]["pid"] == before
+    declared["environments"]["web"]["command"] = ["/bin/busybox", "sleep", "1000"]
+    (source / "bin/busybox").rename(source / "bin/box")
+    states = salt.apply(declared, "test=True")
+    assert "has no /bin/busybox" in states["netspace environments"]["comment"], states
 
 
 def test_exec_takes_words_text_or_list(salt: Salt, image: Path) -> None:
