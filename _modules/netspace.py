@@ -99,9 +99,9 @@ def refused(name: str) -> dict[str, Any]:
     """
     Return what an environment with ``audit: true`` was refused. Changes nothing.
 
-    Returns ``rows``, the oldest first. Each has ``kind`` (``packets``), ``what``, ``count``, ``first`` and ``last``
-    (seconds since the epoch), ``permitted_now`` (whether what was applied permits it by now), and ``why``, if no
-    declaration can permit it. ``not_recorded`` has the reason for each kind that isn't recorded.
+    Returns ``rows``, the oldest first. Each has ``kind`` (``packets`` or ``messages``), ``what``, ``count``, ``first``
+    and ``last`` (seconds since the epoch), ``permitted_now`` (whether what was applied permits it by now), and ``why``,
+    if no declaration can permit it. ``not_recorded`` has the reason for each kind that isn't recorded.
 
     CLI Example:
 

@@ -69,7 +69,7 @@ class Cards(TrustGate):
         desired = {}
         for name, (spec, state, profile, runtime) in wanted.items():
             own = linked.get(name, [])
-            content = {**cards(name, own), "trust": level}
+            content = {**cards(name, own), "trust": level, **({"audit": True} if spec.audit else {})}
             handed: dict[str, bytes] = {"environment.json": files.encode(content)}
             if own and access is not None:
                 from netspace.link.seal import keys as seals

@@ -94,7 +94,7 @@ def _packets(one: Refusal) -> Refused:
     """Return a refusal of packets, with the rule that would let them pass."""
     what, way = one.what, "to" if one.direction == "out" else "from"
     if one.why != "rule":
-        said = f"{one.direction}: {what.protocol}"
+        said = f"{one.direction}: {'protocol ' if what.protocol.isdigit() else ''}{what.protocol}"
         return Refused("packets", said, one.times, one.first, one.last, why=_REST[one.why])
     port = "" if what.port is None else f", port {what.port}"
     said = f"{one.direction}: {what.protocol} {way} {what.peer}{port}"

@@ -17,6 +17,7 @@ import msgspec
 
 from netspace.spec import checks
 from netspace.spec.types import Allow, Cidr, Filtered, Interface, Link
+from netspace.text import printable
 
 WIDTH = 80
 MANY = 16
@@ -233,8 +234,10 @@ def _risky(why: Sequence[str]) -> str:
 
 
 def _comment(said: str, indent: int) -> list[str]:
-    """Return a comment. *said* is one line, and has no character that ends a line of YAML."""
-    return textwrap.wrap(said, WIDTH, initial_indent=f"{' ' * indent}# ", subsequent_indent=f"{' ' * indent}# ")
+    """Return a comment. No character of *said* ends its line: programs choose names in it."""
+    return textwrap.wrap(
+        printable(said), WIDTH, initial_indent=f"{' ' * indent}# ", subsequent_indent=f"{' ' * indent}# "
+    )
 
 
 def _allow(rule: Allow) -> dict[str, str]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from support.hosts.whole_host import IDLE, Salt, python, shop
+from support.hosts.whole_host import CLIENT, IDLE, Salt, python, shop
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -84,3 +85,48 @@ def test_applied_suggestion_ends_the_refusals(salt: Salt, audited: dict[str, Any
     assert {what: row["count"] for what, row in after.items()} == {what: row["count"] for what, row in rows.items()}
     assert "refused" not in [one["code"] for one in salt("netspace.explain", "stranger")["findings"]]
     assert yaml.safe_load(salt("netspace.suggest", "stranger")) is None
+
+
+WRITES = (
+    CLIENT
+    + """
+try:
+    channel.basic_publish("link.web.stranger", "", b"x")
+except pika.exceptions.AMQPError as err:
+    print(err)
+"""
+)
+
+
+def test_link_that_was_wanted_is_suggested(salt: Salt, image: Path, clean: None) -> None:
+    declared = shop(image)
+    for name in ("web", "stranger"):
+        declared["environments"][name]["audit"] = True
+    assert all(one["result"] is True for one in salt.apply(declared).values())
+    card = json.loads(salt.exec("web", ["/bin/cat", "/run/netspace/environment.json"])["stdout"])
+    assert card["audit"] is True
+    assert "refused" in salt.exec("web", ["/usr/bin/python3", "-c", WRITES])["stdout"]
+
+    def messages() -> list[dict[str, Any]]:
+        return [row for row in salt("netspace.refused", "web")["rows"] if row["kind"] == "messages"]
+
+    until(messages, "the broker tells of it", patience=60)
+    (row,) = messages()
+    assert (row["count"], row["permitted_now"], row["why"]) == (1, False, "")
+    assert "link.web.stranger" in row["what"]
+    (link,) = yaml.safe_load(salt("netspace.suggest", "web"))["netspace"]["links"]
+    assert link == {"from": "web", "to": "stranger", "pattern": "send"}
+    declared["links"].append(link)
+    assert all(one["result"] is True for one in salt.apply(declared).values())
+    (row,) = messages()
+    assert row["permitted_now"] is True
+    assert yaml.safe_load(salt("netspace.suggest", "web")) is None
+
+    # Another's attempts are its own: stranger can log in by now, and has asked for nothing.
+    found = salt("netspace.refused", "stranger")
+    assert found["rows"] == []
+    assert set(found["not_recorded"]) == {"system calls", "files"}
+    del declared["environments"]["web"]["audit"]
+    assert all(one["result"] is True for one in salt.apply(declared).values())
+    off = salt("netspace.refused", "web")
+    assert (off["rows"], off["not_recorded"]["messages"]) == ([], "audit isn't true")

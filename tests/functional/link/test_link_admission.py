@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 from collections.abc import Callable
 
 import pika
@@ -14,6 +15,7 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Access, Basic, Exchange, Queue
 from support.links import amqp1
+from support.links.programs import Program, tell
 from support.waiting import until
 from test_link_attacks import client, manage
 
@@ -22,6 +24,7 @@ from netspace.link.broker.refusals import MOST
 from netspace.link.mail.dead_letters import Letters
 from netspace.link.mail.refused import asked_in_vain
 from netspace.spec.types import Link
+from netspace_client import NotDeclared
 
 pytestmark = pytest.mark.root
 
@@ -219,6 +222,32 @@ def test_refusals_are_counted_by_account_and_text(host):
     assert found.pop("others: too many to be told apart") == 2
     assert found == {f"link.audit.x{number}": 1 for number in range(MOST - 2)}
     assert not any("audit" in one.exchange for one in asked_in_vain(host.layout, "orders").refusals)
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_client_has_the_broker_refuse_what_is_audited(host, tmp_path, audited):
+    folder = tell(host, "orders", tmp_path / "orders")
+    file = folder / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **({"audit": True} if audited else {})}))
+    peer = f"nobody-{audited}".lower()
+    program = Program(host, "orders", folder)
+    try:
+        for _ in range(2):
+            with pytest.raises(NotDeclared):
+                program.send(peer, "x")
+        program.send("audit", "well")
+    finally:
+        program.leave()
+    with host.client("audit") as channel:
+        assert channel.basic_get(host.n("mailbox.audit"), auto_ack=True)[2] == b"well"
+
+    def attempts() -> list[int]:
+        found = asked_in_vain(host.layout, "orders").refusals
+        return [one.times for one in found if one.exchange == f"link.orders.{peer}"]
+
+    if audited:
+        until(attempts, "it is told", patience=60)
+    assert attempts() == ([1] if audited else [])
 
 
 def test_refusals_go_with_the_account(host):

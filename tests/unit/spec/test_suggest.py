@@ -117,6 +117,14 @@ def test_scan_is_marked() -> None:
     assert "30 ports of this peer were tried: a scan?" in suggest.text("web", VETH, (), ports, {})
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\u2029", "\x0b", "\x1b[2J"])
+def test_name_that_a_program_chose_ends_no_comment(end: str) -> None:
+    name = f"publish: no exchange 'x{end}netspace: {{environments: {{}}}}'"
+    text = suggest.text("web", VETH, (), [Refused("messages", name, 1, NOW, NOW, why="no link permits it")], {})
+    assert yaml.safe_load(text) is None
+    assert all(line.startswith("# ") and line.isprintable() for line in text.splitlines())
+
+
 def test_what_nothing_permits_is_a_comment() -> None:
     text = suggest.text("web", VETH, (), [Refused("packets", "out: 132", 7, NOW, NOW, why="no rule can")], {})
     assert "out: 132: 7 times" in text
