@@ -76,6 +76,8 @@ def image(path: Path, folder: Path) -> None:
             archive.add(shared, f"./opt/python/lib/{shared.name}")
         for name in PACKAGES:
             archive.add(site / name, f"./opt/site/{name}", filter=kept)
+            for metadata in site.glob(f"{name}-*.dist-info"):
+                archive.add(metadata, f"./opt/site/{metadata.name}")
         for name in MODULES:
             if (site / name).exists():
                 archive.add(site / name, f"./opt/site/{name}")
