@@ -272,24 +272,29 @@ def _missing(compiled: Compiled, fleet: Fleet, host: str, timeout: int) -> list[
     others = {end for link in fleet.links if {link.source, link.target} & ends for end in (link.source, link.target)}
     concerned = {host} | ends | {other for end in others for other in compiled.placed.get(end, ())}
     missing = [one.text for one in compiled.missing if one.subject in concerned]
-    sealed = joining.sealed_peers(compiled.slices[minion]["netspace"])
+    sealed = {fleet.minion(peer): peer for peer in joining.sealed_peers(compiled.slices[minion]["netspace"])}
     if sealed:
-        found = _exchanged([minion, *sorted(fleet.minion(peer) for peer in sealed)], timeout)
-        if found["problems"]:
-            problems = "; ".join(found["problems"][:5])
-            again = "apply the pillar there (state.apply netspace), then salt-run netspace_link.exchange_seals"
-            missing.append(f"seals: {problems}; {again}")
+        problems, answers = _exchanged([minion, *sorted(sealed)], timeout)
+        missing += [f"seals: {problem}" for problem in problems[:5]]
+        missing += joining.unapplied(answers, minion, host, sealed)
     return missing
 
 
-def _exchanged(minions: Sequence[str], timeout: int) -> dict[str, Any]:
+def _exchanged(minions: Sequence[str], timeout: int) -> tuple[list[str], dict[str, Any]]:
+    """Exchange seals between hosts; return the problems, and the last answers of the minions."""
     from netspace.link.seal.exchange import exchange
 
-    def hand(minion: str, bundles: Sequence[str]) -> Any:
-        answers = _ask([minion], "netspace_link.seal_adopt", {"bundles": list(bundles)}, timeout)
-        return answers.get(minion, NetspaceError(f"did not answer within {timeout} s"))
+    answers: dict[str, Any] = {}
 
-    return exchange(lambda: _ask(list(minions), "netspace_link.seal_bundles", {}, timeout), hand)
+    def ask() -> dict[str, Any]:
+        answers.update(_ask(list(minions), "netspace_link.seal_bundles", {}, timeout))
+        return answers
+
+    def hand(minion: str, bundles: Sequence[str]) -> Any:
+        adopted = _ask([minion], "netspace_link.seal_adopt", {"bundles": list(bundles)}, timeout)
+        return adopted.get(minion, NetspaceError(f"did not answer within {timeout} s"))
+
+    return exchange(ask, hand)["problems"], answers
 
 
 def _ask(minions: list[str], function: str, arguments: dict[str, Any], timeout: int) -> dict[str, Any]:

@@ -108,6 +108,25 @@ def sealed_peers(settings: Mapping[str, Any]) -> set[str]:
     return found - {""}
 
 
+def unapplied(answers: Mapping[str, Any], minion: str, host: str, peers: Mapping[str, str]) -> list[str]:
+    """Return a text for each host that has not applied its sealed links yet, and so has no keys to exchange.
+
+    :param answers: of ``netspace_link.seal_bundles``, by minion; an exception where a minion failed.
+    :param minion: the minion of the *host* that joins.
+    :param peers: the names of the hosts with which it has sealed links, by their minions.
+    """
+    found = []
+    wanted = {minion: set(peers.values()), **{peer: {host} for peer in peers}}
+    for one, others in wanted.items():
+        said = answers.get(one)
+        given = said.get("bundles") if isinstance(said, dict) else None
+        if one not in answers:
+            found.append(f"seals: {one} did not answer; join again when it does")
+        elif isinstance(given, dict) and not others & set(given):
+            found.append(f"seals: {one} has not applied its links: salt {one} state.apply netspace; then join again")
+    return found
+
+
 def _certified(root: Root, request: str, domain: str) -> str:
     root.make(NAME)
     return root.certify(request, domain)

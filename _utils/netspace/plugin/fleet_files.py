@@ -6,7 +6,6 @@ minion: no grains, no pillar, no id. Otherwise a minion could decide by its grai
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.fleet.declaration import FOLDER, SALT, FleetDeclaration, Sources
 
+_SERVERS: dict[str, Any] = {}
 _OF_MINION = ("grains", "pillar", "minion_id", "id", "pillarenv", "saltenv", "pillar_override")
 
 
@@ -36,7 +36,7 @@ def declaration(
     clean.update(grains={}, pillar={}, id="master")
 
     def find(name: str) -> str | None:
-        found = served().find_file(name.removeprefix(SALT), "base")
+        found = _served(fileserver, clean).find_file(name.removeprefix(SALT), "base")
         return str(found["path"]) or None
 
     def render(path: str) -> Any:
@@ -44,9 +44,16 @@ def declaration(
         lists = clean.get("renderer_blacklist"), clean.get("renderer_whitelist")
         return template(path, renderers(clean, {}), pipe, *lists)
 
-    served = functools.cache(lambda: fileserver(clean))
     nodegroups = opts.get("nodegroups") or {}
     return FleetDeclaration(file, folder(opts), Sources(find, render), nodegroups)
+
+
+def _served(fileserver: Callable[[dict[str, Any]], Any], opts: dict[str, Any]) -> Any:
+    """Return this process's file server of a configuration: to make one takes longer than all else in a request."""
+    key = repr([(name, opts.get(name)) for name in ("conf_file", "cachedir", "file_roots", "fileserver_backend")])
+    if key not in _SERVERS:
+        _SERVERS[key] = fileserver(opts)
+    return _SERVERS[key]
 
 
 def folder(opts: Mapping[str, Any]) -> Path:

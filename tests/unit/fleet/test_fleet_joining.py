@@ -160,3 +160,17 @@ def test_peers_of_sealed_links_are_named() -> None:
         {"from": "web", "to": "log@h4"}, {"from": "web", "to": "db", "seal": True},
     ]  # fmt: skip
     assert joining.sealed_peers({"links": links}) == {"h2", "h3"}
+
+
+def test_hosts_that_have_not_applied_are_named() -> None:
+    peers = {"m2": "h2", "m3": "h3", "m4": "h4", "m5": "h5"}
+    answers: dict[str, Any] = {
+        "m1": {"bundles": {"h2": "x"}}, "m2": {"bundles": {"h1": "x"}}, "m3": {"bundles": {}},
+        "m4": NetspaceError("no"),
+    }  # fmt: skip
+    texts = joining.unapplied(answers, "m1", "h1", peers)
+    assert [text.split(";")[0] for text in texts] == [
+        "seals: m3 has not applied its links: salt m3 state.apply netspace", "seals: m5 did not answer",
+    ]  # fmt: skip
+    answers["m1"] = {"bundles": {}}
+    assert joining.unapplied(answers, "m1", "h1", peers)[0].startswith("seals: m1 has not applied its links")
