@@ -125,6 +125,8 @@ def remove(layout: Layout) -> None:
 
 # The files' stamps of the library that the copy was made of, or compared with, as a digest.
 _SOURCE = "source"
+# The names of folders in which pip, Debian and Salt have packages.
+_PACKAGES = ("site-packages", "dist-packages", "extras-")
 # A file system counts time in steps of at most 10 ms: a younger file (seconds) may change again and keep its stamp.
 _SETTLED = 0.05
 
@@ -188,12 +190,14 @@ def _files(origin: str) -> tuple[dict[str, str], dict[str, int], str]:
                 elif entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
                     todo.append((entry.path, name))
     settled = newest < time.time_ns() - int(_SETTLED * 1e9)
-    text = repr((sorted(stamps), sys.executable, [(path, _changed(path)) for path in sys.path]))
+    # A package that is installed elsewhere gives the starter another folder to name.
+    packages = [(path, _changed(path)) for path in sys.path if os.path.basename(path).startswith(_PACKAGES)]
+    text = repr((sorted(stamps), sys.executable, packages))
     return found, folders, hashlib.sha256(text.encode()).hexdigest() if settled else ""
 
 
 def _changed(path: str) -> int:
-    """Return when a folder of the import path was changed: then the starter may have to name other folders."""
+    """Return when a folder was changed, in nanoseconds; 0 if there is none."""
     try:
         return os.stat(path).st_mtime_ns
     except OSError:
