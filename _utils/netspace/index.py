@@ -104,7 +104,7 @@ class Index(Generic[T]):
         :raises StateError: a record can't be decoded.
         """
         self._noted = self._read()
-        self._seen = _folder(self._folder)  # in this order: a seal of before would not be that of the folder any more
+        self._seen = _stamp_at(self._folder)  # in this order: a seal of before would not be that of the folder any more
         known = self._noted.entries
         if sealed and self._seen is not None and self._seen == self._noted.seal:
             self._fresh = set(self._noted.young)
@@ -112,7 +112,7 @@ class Index(Generic[T]):
         else:
             known = self._thorough(known)
             self._weight = None
-            if _folder(self._folder) != self._seen:
+            if _stamp_at(self._folder) != self._seen:
                 self._seen = None
         self._known = known
         return {name: entry.claims for name, entry in known.items()}
@@ -146,7 +146,7 @@ class Index(Generic[T]):
         if seen is None or known is None or (watch := folder_watch.begin(self._folder)) is None:
             return
         self._watch = watch
-        same = _folder(self._folder) == seen
+        same = _stamp_at(self._folder) == seen
         if same and seen != self._noted.seal:
             # A file system counts time in steps, so this folder may have changed within the step in which it was read.
             same = self._stamps() == {name: entry.stamp for name, entry in known.items()}
@@ -206,19 +206,16 @@ class Index(Generic[T]):
     def _sealed(self, names: set[str], known: dict[str, _Entry[T]]) -> Stamp | None:
         """Seal the records' folder; return its stamp, or None if it may have changed by others since it was read."""
         seal = self._noted.seal
-        if seal is not None and known == self._noted.entries and _folder(self._folder) == seal:
+        if seal is not None and known == self._noted.entries and _stamp_at(self._folder) == seal:
             return seal
         if self._watch is None:
             return None
         now = time.time_ns()
         os.utime(self._folder, ns=(now, now))
-        seal = _folder(self._folder)
+        seal = _stamp_at(self._folder)
         for name in names:
-            try:
-                same = name in known and known[name].stamp == _stamp(os.stat(self._folder / f"{name}.json"))
-            except FileNotFoundError:
-                same = name not in known
-            if not same:
+            there = _stamp_at(self._folder / f"{name}.json")
+            if there != (known[name].stamp if name in known else None):
                 return None
         return seal if self._watch.touched(names) else None
 
@@ -260,8 +257,8 @@ def _stamp(info: os.stat_result) -> Stamp:
     return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
-def _folder(path: Path) -> Stamp | None:
-    """Return the stamp of the records' folder; None if there is none."""
+def _stamp_at(path: Path) -> Stamp | None:
+    """Return the stamp of a record or of the records' folder; None if there is none."""
     try:
         return _stamp(os.stat(path))
     except OSError:

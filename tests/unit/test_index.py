@@ -174,6 +174,13 @@ def test_sealed_records_are_neither_decoded_nor_looked_at(bench, monkeypatch):
     assert bench.run(later=False, change=("b", 4)) == {"a": Claims(3), "b": Claims(1)}
     assert bench.run(later=False) == {"a": Claims(3), "b": Claims(4)}
     assert bench.decoded == ["b"]
+    index = bench.index()
+    index.read(sealed=True)
+    index.begin()
+    files.remove(bench.folder / "b.json")
+    index.note(["b"])
+    assert bench.run(later=False) == {"a": Claims(3)}
+    assert bench.decoded == ["b"]
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile", "after"])

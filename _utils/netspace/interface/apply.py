@@ -100,7 +100,7 @@ class Firewall(msgspec.Struct, frozen=True):
     :param before: the table in the kernel, if it is known; then only the difference is changed.
     :param whole: returns the complete tables, before and after, if *before* and *table* are only the parts of them that
         differ, and of all others what they share with these.
-    :param mark: see ``claims.mark``.
+    :param notes: see ``of_claims.notes``.
     :param led: publications, with the addresses they lead to, that may be missing in the kernel's table.
     """
 
@@ -108,7 +108,7 @@ class Firewall(msgspec.Struct, frozen=True):
     before: Table | None = None
     led: Sequence[Led] = ()
     whole: Callable[[], Sequence[Table]] | None = None
-    mark: str = ""
+    notes: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -284,7 +284,7 @@ class ApplyRun:
                 try:
                     self.volatile.firewall = host_table.put(
                         *(self.layout.nft_table, todo.table, todo.before, before),
-                        *(todo.whole, todo.mark),
+                        *(todo.whole, todo.notes),
                     )
                     conntrack.forget_stale(todo.led)
                     self._name(step.name, todo.table)

@@ -118,7 +118,7 @@ def weigh(name: str, its: Claims) -> int:
     if its.kind in kinds.filtered("inside"):
         content: object = (*sorted(its.addresses.values()),)
     elif its.connections and its.kind in kinds.filtered("host"):
-        addresses, gateways = ((*sorted(of.items()),) for of in (its.addresses, its.gateways))
+        addresses, gateways = sorted(its.addresses.items()), sorted(its.gateways.items())
         content = its.host_end, addresses, gateways, its.rules, its.connections, its.ports, its.audit
     else:
         content = ()
@@ -127,7 +127,7 @@ def weigh(name: str, its: Claims) -> int:
 
 def mark(weight: int) -> str:
     """Return the mark of the host's packet filter, from the sum of what :func:`weigh` returns; empty: no part in it."""
-    return hashlib.sha256(f"{_VERSION} {netspace.LOADED} {weight:x}".encode()).hexdigest() if weight else ""
+    return hashlib.sha256(f"{_VERSION} {weight:x}".encode()).hexdigest() if weight else ""
 
 
 def index(layout: Layout) -> Index[Claims]:

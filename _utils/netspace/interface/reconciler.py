@@ -349,16 +349,19 @@ class Interfaces:
 
         :param changed: the environments whose claims may have changed.
         """
-        loaded, intact = observed.volatile.firewall, observed.firewall == "intact"
-        marked, before = str(loaded.get("mark", "")), observed.weight
+        loaded, intact, before = observed.volatile.firewall, observed.firewall == "intact", observed.weight
         mark = claims.mark(_weight(after) if before is None else before + _moved(changed, observed.claims, after))
-        if intact and mark and marked == mark:
+        if intact and of_claims.loaded(self.layout, after, mark, loaded):
             return None
-        if intact and before is not None and marked and marked == claims.mark(before):
+        if (
+            intact
+            and before is not None
+            and of_claims.loaded(self.layout, observed.claims, claims.mark(before), loaded)
+        ):
             then, now = of_claims.parts(self.layout, observed.claims, after, changed)
-            todo = Firewall(now, then, mark=mark, whole=lambda: self._tables(observed.claims, after))
+            todo = Firewall(now, then, whole=lambda: self._tables(observed.claims, after))
         else:
-            todo = Firewall(of_claims.table(self.layout, after), mark=mark)
+            todo = Firewall(of_claims.table(self.layout, after))
             if todo.digest == loaded.get("rendered", "") and observed.firewall == (
                 "intact" if todo.digest else "absent"
             ):
@@ -373,8 +376,9 @@ class Interfaces:
         had = {} if todo.before is None else observed.claims
         led = [one for name, its in after.items() if its.ports and its != had.get(name) for one in its.led]
         known_led = [one for its in had.values() if its.ports for one in its.led] if led else []
-        todo = msgspec.structs.replace(todo, led=[one for one in led if one not in known_led])
-        was = marked or str(loaded.get("rendered", ""))
+        noted = of_claims.notes(self.layout, after, mark) if mark else {}
+        todo = msgspec.structs.replace(todo, led=[one for one in led if one not in known_led], notes=noted)
+        was = str(loaded.get("mark") or loaded.get("rendered", ""))
         old = {"intact": was[:12], "changed": "changed by hand", "absent": "absent"}
         change = {"old": old[observed.firewall], "new": mark[:12] if todo.table.chains else "absent"}
         if change["old"] == change["new"]:

@@ -5,7 +5,6 @@ Pure. Every check returns the problems that it finds; an empty result means that
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import ipaddress
 import math
@@ -210,6 +209,8 @@ def _health(spec: Environment, path: str) -> list[Problem]:
 
 def no_environment(name: str, names: Collection[str]) -> str:
     """Return the problem of a reference to an undeclared environment, with the nearest declared name."""
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=1)
     return f"there is no environment {name}" + (f"; did you mean {near[0]}?" if near else "")
 

@@ -7,7 +7,6 @@ valid name. All problems are reported at once.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import types
@@ -278,6 +277,8 @@ def _problem(err: msgspec.ValidationError, data: Any, of: Any, path: str) -> Pro
 
 
 def _suggest(name: str, names: list[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"; did you mean {near[0]}?"

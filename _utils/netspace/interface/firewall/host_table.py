@@ -65,14 +65,14 @@ def put(
     before: Table | None,
     loaded: Mapping[str, Any],
     whole: Whole | None = None,
-    mark: str = "",
+    notes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Load *table* under this name, in one transaction; return the facts to record in ``Volatile``.
 
     :param before: the table that *loaded* describes; if the kernel still holds it, only the difference is changed.
     :param whole: returns the complete tables, before and after, if *before* and *table* are the parts of them that
         matter for the difference.
-    :param mark: a digest of what the table was made from, to be noted with it.
+    :param notes: what the caller knows the table by, to be noted in place of digests of the complete table.
     :raises MissingError: the kernel lacks a feature.
     :raises NetspaceError: the kernel refused the table; nothing has changed.
     """
@@ -81,7 +81,9 @@ def put(
             facts = _put(ruleset, name, table, before, loaded, whole)
     except OSError as err:
         raise explained(err) from err
-    return facts | {"mark": mark} if facts and mark else facts
+    if not facts or not notes:
+        return facts
+    return {**{key: value for key, value in facts.items() if key not in ("rendered", "elements")}, **notes}
 
 
 def _put(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import netspace
 from netspace.interface import claims, endpoints, kinds
 from netspace.interface.claims import Claims
 from netspace.interface.firewall import host_rules
@@ -56,6 +57,39 @@ def parts(
         some.setdefault(name if alone else _class(its), name)
     shared = {name: before[name] for name in some.values()}
     return table(layout, shared | own[0]), table(layout, shared | own[1])
+
+
+def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, str]:
+    """Return what tells later whether the table of *known* is loaded: see :func:`loaded`.
+
+    :param mark: see ``claims.mark``.
+    """
+    return {"mark": mark, "by": _library(), "sample": _sample(layout, known)}
+
+
+def loaded(layout: Layout, known: Mapping[str, Claims], mark: str, noted: Mapping[str, object]) -> bool:
+    """Return whether the table that was noted is the one that this library makes for *known*, without making it.
+
+    The same version of the library makes the same table of the same claims. Another version is asked for the table of
+    one interface of each class.
+
+    :param mark: of *known*.
+    """
+    if not mark or noted.get("mark") != mark:
+        return False
+    return noted.get("by") == _library() or noted.get("sample") == _sample(layout, known)
+
+
+def _library() -> str:
+    return " ".join(map(str, netspace.LOADED))
+
+
+def _sample(layout: Layout, known: Mapping[str, Claims]) -> str:
+    some: dict[object, str] = {}
+    for name, its in known.items():
+        kind = _class(its), len(its.ports)
+        some[kind] = min(name, some.get(kind, name))
+    return table(layout, {name: known[name] for name in sorted(some.values())}).digest
 
 
 def _class(its: Claims) -> object:
