@@ -26,9 +26,10 @@ pytestmark = pytest.mark.root
 
 @dataclass
 class Fleet:
-    """A master and two minions, ``a`` and ``b``; the sockets of their TPMs.
+    """A master and two minions, ``a`` and ``b``, each with the socket of a TPM.
 
-    Each TPM has an endorsement certificate by a maker of its own; the master knows ``a``'s in *roots*.
+    Each TPM has an endorsement certificate by a maker of its own. The master trusts only the maker of ``a``'s TPM
+    (*roots*).
 
     :param makers: the certificates of each TPM's maker.
     """
