@@ -144,7 +144,7 @@ def test_a_key_that_the_module_would_give_away_is_not_used(module: hsm.Module) -
     [
         ({"token": "none"}, "token 'none'"),
         ({"module": "/nonexistent.so"}, "nonexistent"),
-        ({"pin_file": "/nonexistent"}, "it is to hold the PIN"),
+        ({"pin_file": "/nonexistent"}, "put the PIN into this file"),
     ],
 )
 def test_what_is_wrong_is_said_and_never_the_pin(token: dict[str, str], change: dict[str, str], message: str) -> None:

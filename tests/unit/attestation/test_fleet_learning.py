@@ -54,14 +54,14 @@ def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(made: Fleet, 
     attest(made, minion, session="other")
     with pytest.raises(NetspaceError, match="attest this host successfully"):
         made.learn(["web1"], Wish())
-    with pytest.raises(NetspaceError, match="default, web: learn from those of one"):
+    with pytest.raises(NetspaceError, match="default, web: learn from the hosts of one"):
         made.learn(["web1", "db1"], Wish())
     asked = made.ask("web7")
     made.judge(asked, by_software(asked, software_key.load(Layout(root=tmp_path / "soft"))), NOW)
     with pytest.raises(NetspaceError, match="has no TPM"):
         made.learn(["web7"], Wish())
     attest(made, minion)
-    with pytest.raises(NetspaceError, match="list was not brought"):
+    with pytest.raises(NetspaceError, match="sent no measurement list"):
         made.learn(["web1"], Wish(ima=True))
     many = [f"web{number}" for number in range(fleet.MAX_LISTED + 1)]
     with pytest.raises(NetspaceError, match="32 at a time"):

@@ -61,7 +61,7 @@ def test_a_golden_host_with_its_real_list_reaches_l5_by_what_was_learned(boot: s
     listed = {file.path for entry in ima.parse(evidence.ima.lines) if (file := ima.file(entry))}  # type: ignore[union-attr]
     assert {path.encode() for path in found.after["ima"]["files"]} == listed - {b"boot_aggregate"}
     assert worth(found.after, evidence) == (5, "ok")
-    assert not any("would not be reached" in note for note in found.notes)
+    assert not any("is not reached" in note for note in found.notes)
     # Another program is refused, and the same program with another content.
     assert worth(found.after, booted(boot, line(b"ima-ng", named(b"/usr/bin/other")))) == (4, "ima-file")
     known = next(iter(found.after["ima"]["files"])).encode()
@@ -190,7 +190,7 @@ def test_what_is_learned_of_others_lists_allows_what_it_can() -> None:
     lines = ima.canonical((folder / "rust-keylime/ascii_runtime_measurements").read_bytes())
     evidence = booted("shim-grub", lines=lines)
     found = learning.learn(None, {"other": evidence}, LEARN)
-    weak = [note for note in found.notes if "no digest of SHA-256 or better" in note]
+    weak = [note for note in found.notes if "without a digest of SHA-256 or better" in note]
     assert weak and "ima" not in found.after, "its digests are SHA-1: none can be listed"
     excluded = {**found.after, "ima": {"exclude": ["/*bin/*", "/lib*", "/etc/*", "/usr/*", "/init", "/run/*"]}}
     assert worth(excluded, evidence) == (4, "ima-aggregate"), "IMA found no TPM when that host started"

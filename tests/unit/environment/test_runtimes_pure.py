@@ -150,7 +150,7 @@ def test_an_unknown_runtime_is_an_error_with_its_path() -> None:
     assert message == (
         "netspace:environments:web:runtime: 'docker' is not a runtime for images; choose from crun, runc, runsc"
     )
-    assert problems({"runtimes": {"default": "x"}})[0].startswith("netspace:runtimes:default: 'x' is no runtime")
+    assert problems({"runtimes": {"default": "x"}})[0].startswith("netspace:runtimes:default: 'x' is not a runtime")
     assert problems({"runtimes": {"runx": {}}}) == ["netspace:runtimes:runx: unknown; did you mean runc?"]
     (message,) = problems({"runtimes": {"runsc": {"platfrom": "kvm"}}})
     assert message == "netspace:runtimes:runsc:platfrom: unknown; did you mean platform?"
