@@ -59,7 +59,7 @@ CARD = "{{ grains.id }} {{ grains.environment }} {{ pillar.told }} {{ salt['cmd.
 
 @dataclass
 class Fleet:
-    """A master and its minion, whose pillar declares ``web`` (a target) and ``shy`` (none)."""
+    """A master and its minion. The minion's pillar declares ``web``, which is a target, and ``shy``, which is not."""
 
     cli: SaltCli
     run: SaltRun
@@ -267,7 +267,7 @@ def test_a_host_and_its_targets_each_return_for_themselves(fleet: Fleet) -> None
 
 
 def test_a_fleet_wide_command_and_a_batch_are_for_hosts_alone(fleet: Fleet) -> None:
-    """An operator's command gives one answer and the right exit code."""
+    """Run an operator's command on all hosts: it gives one answer per host and the right exit code."""
     for arguments in (
         ("netspace_environment.list",),
         ("state.single", "test.nop", "name=hello"),

@@ -113,7 +113,7 @@ def signer(folder: Path, module: hsm.Module | None = None) -> Signer:
             files.write(path, signing_keys.private_bytes(made), mode=0o600)
     info = path.lstat()
     if info.st_mode & 0o077 or info.st_uid != os.geteuid():
-        raise NetspaceError(f"{path}: must be its user's alone: chmod go= it, and ask who has read it")
+        raise NetspaceError(f"{path}: other users can access this file; run chmod go= on it, and find out who read it")
     return Signer(signing_keys.private_key(path.read_bytes(), module, path))
 
 
@@ -198,18 +198,18 @@ def check(
     claims = opened(token, RESULT, keys)
     told = _told(claims)
     if not hmac.compare_digest(told.minion.encode(), minion.encode()):
-        raise ResultElsewhere(f"a result for {told.minion:.80}, not for {minion}")
+        raise ResultElsewhere(f"the result is for {told.minion:.80}, not for {minion}")
     if not nonce or not hmac.compare_digest(told.nonce.encode(), nonce.encode()):
-        raise ResultReplayed("a result of another challenge than this host answered last")
+        raise ResultReplayed("the result does not belong to the challenge that this host answered last")
     if not boot or told.boot != boot:
-        raise ResultOtherBoot("a result of another boot")
+        raise ResultOtherBoot("the result is for another boot of this host")
     if now > claims["exp"] or now > told.deadline:
-        raise ResultExpired("the result has expired; if it was made just now, compare the clocks of host and master")
+        raise ResultExpired("the result has expired; if the master just made it, compare the clocks of host and master")
     if claims["iat"] > now + SKEW:
         raise ResultExpired("the result is from the future: compare the clocks of host and master")
     if told.version < versions.get(told.group, 0):
         raise PolicyDowngraded(
-            f"judged by version {told.version} of the policy {told.group}, after version {versions[told.group]}"
+            f"the policy {told.group} has version {told.version}; version {versions[told.group]} was in force"
         )
     return told
 
@@ -221,7 +221,7 @@ def _told(claims: Mapping[str, Any]) -> AppraisalClaims:
     if set(claims) != names or claims["eat_profile"] != PROFILE or not isinstance(host, dict):
         raise Malformed("not a result with the claims of this profile")
     if any(type(claims[name]) is not int for name in ("iat", "exp")) or claims["exp"] - claims["iat"] > LIFETIME:
-        raise Malformed("a result without a time, or for longer than results are")
+        raise Malformed(f"the result lacks a time, or is valid for more than {LIFETIME:.0f} s")
     try:
         told = AppraisalClaims(
             minion=_typed(claims["sub"], str),
@@ -238,22 +238,22 @@ def _told(claims: Mapping[str, Any]) -> AppraisalClaims:
             tee=_typed(host.get("netspace_tee", {}), dict),
         )
     except KeyError as err:
-        raise Malformed(f"a result without {err.args[0]}") from err
+        raise Malformed(f"the result lacks {err.args[0]}") from err
     if not 0 <= told.level <= 5 or not 0 <= told.minimum <= 5 or told.version < 0:
-        raise Malformed("a result with a level or a version out of bounds")
+        raise Malformed("the result's level or version is out of bounds")
     if host.get("ear_status") != told.status:
-        raise Malformed("a result whose status contradicts its level")
+        raise Malformed("the result's status contradicts its level")
     return told
 
 
 def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise Malformed(f"a result with {value!r:.40} where {kind.__name__} is expected")
+        raise Malformed(f"the result has {value!r:.40}; expected {kind.__name__}")
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as err:  # JSON can hold half of a surrogate pair, which is no text
-            raise Malformed(f"a result with {value!r:.40}, which is no text") from err
+            raise Malformed(f"the result has {value!r:.40}; expected a text") from err
     return value
 
 

@@ -229,7 +229,7 @@ def parse(data: Any) -> Evidence:
     if not isinstance(data, Mapping) or set(data) - {"tee"} != keys:
         raise Malformed(f"evidence: expected a mapping with {', '.join(sorted(keys))}")
     if type(data["v"]) is not int or data["v"] != 1 or data["bank"] != BANK or data["env"] != []:
-        raise Malformed("evidence: an unknown version or bank, or environments' events, which version 1 has not")
+        raise Malformed("evidence: expected version 1, bank sha256 and no events of environments")
     kind = data["kind"]
     if kind not in ("tpm", "software"):
         raise Malformed(f"evidence: unknown kind {kind!r:.40}")
@@ -260,7 +260,7 @@ def parse_enrolment(data: Any) -> Enrolment:
     if not isinstance(data, Mapping) or set(data) != keys:
         raise Malformed(f"enrolment: expected a mapping with {', '.join(sorted(keys))}")
     if type(data["v"]) is not int or data["v"] != 2:
-        raise Malformed("enrolment: an unknown version; give master and minion the same netspace")
+        raise Malformed("enrolment: an unknown version; install the same netspace on master and minion")
     chain, told, others = data["chain"], data["tpm"], data["others"]
     if not isinstance(chain, list) or len(chain) > MAX_CHAIN:
         raise Malformed(f"enrolment: chain is not a list of at most {MAX_CHAIN}")
@@ -350,7 +350,7 @@ def _ima(data: Any) -> Measurements:
     if not isinstance(data, Mapping) or set(data) != keys:
         raise Malformed(f"evidence: ima: expected a mapping with {', '.join(sorted(keys))}")
     if type(data["first"]) is not int or not 0 <= data["first"] < 2**31:
-        raise Malformed("evidence: ima: first is no line's number")
+        raise Malformed("evidence: ima: first: expected the number of a line")
     return Measurements(
         _bytes(data["attest"], 4096, "ima:attest"),
         _bytes(data["sig"], 4096, "ima:sig"),
@@ -407,7 +407,7 @@ def _bytes(text: Any, limit: int, name: str) -> bytes:
 def _pcr(key: Any) -> int:
     if isinstance(key, str) and key in PCR_NAMES:
         return int(key)
-    raise Malformed(f"evidence: {key!r:.40} is no PCR")
+    raise Malformed(f"evidence: {key!r:.40}: expected a PCR, 0 to 23")
 
 
 def _value(value: Any) -> bytes:

@@ -147,10 +147,10 @@ def _pin(chosen: Module) -> str:
     try:
         info = path.lstat()
         if info.st_mode & 0o077 or info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
-            raise NetspaceError(f"{path}: must be its user's alone: chmod go= it")
+            raise NetspaceError(f"{path}: other users can access this file; run chmod go= on it")
         return path.read_text().rstrip("\n")
     except OSError as err:
-        raise NetspaceError(f"{path}: {err.strerror}: it is to hold the PIN") from err
+        raise NetspaceError(f"{path}: {err.strerror}; put the PIN into this file") from err
 
 
 def _key(chosen: Module, label: str, public: EllipticCurvePublicKey) -> EllipticCurvePrivateKey:

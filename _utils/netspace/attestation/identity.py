@@ -133,7 +133,7 @@ def sign(pem: bytes, message: bytes) -> str:
     except (ValueError, TypeError, UnsupportedAlgorithm) as err:
         raise NetspaceError(f"the minion's Salt key can't be read: {err}") from err
     if not isinstance(key, rsa.RSAPrivateKey):
-        raise NetspaceError("the minion's Salt key is no RSA key")
+        raise NetspaceError("the minion's Salt key is not an RSA key")
     return key.sign(message, _padding(), hashes.SHA256()).hex()
 
 
@@ -149,7 +149,9 @@ def check(pem: bytes, message: bytes, signature: Any) -> None:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     if signature is None:
-        raise WrongSaltKey("no signature by the minion's Salt key; give master and minion the same netspace")
+        raise WrongSaltKey(
+            "the message has no signature by the minion's Salt key; install the same netspace on master and minion"
+        )
     raw = None
     if isinstance(signature, str) and len(signature) <= 2 * _MOST:
         raw = from_hex(signature, len(signature) // 2)

@@ -34,14 +34,14 @@ def expand(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> 
         found = nodegroups.get(rest)
         words = found.split() if isinstance(found, str) else found
         if not isinstance(words, list) or not words or depth > 8 or any(not isinstance(word, str) for word in words):
-            raise NetspaceError(f"{at}: {one!r:.80}: not one of the master's nodegroups, or one that names itself")
+            raise NetspaceError(f"{at}: {one!r:.80}: expected a nodegroup of the master that does not contain itself")
         joined = [word for word in words if word != "or"]
         if any(word in ("and", "not", "(", ")") for word in joined):
-            raise NetspaceError(f"{at}: {one!r:.80}: a nodegroup of more than ids joined by 'or'")
+            raise NetspaceError(f"{at}: {one!r:.80}: the nodegroup may only join ids by 'or'")
         return [term for word in joined for term in expand(word, at, nodegroups, depth + 1)]
     if kind not in ("E", "L"):
         raise NetspaceError(
-            f"{at}: {one!r:.80}: a host may say what it likes of itself: match by its id (glob, E@, L@, N@)"
+            f"{at}: {one!r:.80}: hosts can choose their grains and pillar; match by the minion's id (glob, E@, L@, N@)"
         )
     if kind == "E":
         try:

@@ -1,10 +1,10 @@
-"""Declarations for one host, at random: all that a declaration may say there, and what may change in it.
+"""Random declarations for one host, with all keys that a declaration may have, and the changes between them.
 
-Some are drawn from nothing. The others are an earlier one after some changes: an environment gone, or under another
-name, or with its interface swapped for another's. What two environments may take from one another moves between them:
-an address, a port of the host, a folder, the ends of links, an order.
+Some declarations are drawn from nothing. The others are an earlier one after some changes: an environment removed, or
+renamed, or with its interface swapped for another environment's. Things that only one environment may have move between
+environments: an address, a port of the host, a folder, the ends of links, an order.
 
-A declaration says nothing that netspace keeps on purpose, such as an address that it chose itself.
+No declaration has a value that netspace keeps on purpose after a change, such as an address that it chose itself.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ FOLDERS = ("one", "two")
 
 @dataclass
 class Draft:
-    """A declaration that is still being drawn.
+    """A declaration that is not complete yet.
 
     :param environments: settings by name.
-    :param links: the sender's name for the receiver, by both ends; empty: it has none of its own.
+    :param links: the sender's name for the receiver, by both ends; empty if the link has no such name.
     """
 
     broker: Declared | None
@@ -64,11 +64,11 @@ def walk(number: int) -> Iterator[tuple[int, int]]:
 
 
 class Chooser:
-    """Draws declarations.
+    """Source of random declarations.
 
-    :param folder: where images and volumes are.
+    :param folder: folder of images and volumes.
     :param image: a root with busybox.
-    :param brokers: what ``broker`` may be.
+    :param brokers: possible values of ``broker``.
     :param kinds: the kinds of interface that this kernel has.
     """
 
@@ -229,7 +229,7 @@ class Chooser:
 
     # -- as a declaration -------------------------------------------------------------------
     def _declared(self, draft: Draft) -> Declared:
-        """Return what a host would take: of what only one may have, the first one has it."""
+        """Return a declaration that a host accepts: of several claims for the same thing, the first one wins."""
         made: Declared = {"attestation": {"policy": "off"}, "environments": {}}
         taken: set[str] = set()
         names = sorted(draft.environments)
@@ -256,7 +256,7 @@ class Chooser:
         return {"from": one, "to": other, **way, **({"as": local} if local else {})}
 
     def _tell_apart(self, links: list[Declared]) -> None:
-        """Leave each sender one link at most by each name of its own."""
+        """Remove links until no sender uses the same name for two receivers."""
         seen: set[tuple[str, str]] = set()
         for link in links:
             if "as" in link:
@@ -266,7 +266,7 @@ class Chooser:
                     seen.add((link["from"], link["as"]))
 
     def _place(self, interface: Declared, taken: set[str]) -> None:
-        """Give an interface addresses and ports that no other one has."""
+        """Give an interface addresses and ports that no other interface has."""
         place = interface.pop("place", None)
         if place is None:
             return

@@ -48,11 +48,11 @@ def from_pem(text: bytes) -> Pem:
         place = f"PEM at byte {(begun or boundary).start()}"
         if boundary[1] == b"BEGIN":
             if begun is not None:
-                found.problems.append(f"{place}: a block that does not end")
+                found.problems.append(f"{place}: the block has no END line")
             begun = boundary
             continue
         if begun is None or begun[2] is None or begun[2] != boundary[2]:
-            found.problems.append(f"{place}: a block whose first and last lines are not a pair")
+            found.problems.append(f"{place}: the END line does not match a BEGIN line")
         else:
             try:
                 found.contents.append(_base64(text[begun.end() : boundary.start()]))
@@ -60,7 +60,7 @@ def from_pem(text: bytes) -> Pem:
                 found.problems.append(f"{place}: {err}")
         begun = None
     if begun is not None:
-        found.problems.append(f"PEM at byte {begun.start()}: a block that does not end")
+        found.problems.append(f"PEM at byte {begun.start()}: the block has no END line")
     return found
 
 

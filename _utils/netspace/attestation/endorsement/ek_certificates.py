@@ -337,4 +337,4 @@ def _check_leaf(certificate: Certificate, when: datetime.datetime) -> None:
         if isinstance(value, x509.KeyUsage) and not (value.key_encipherment or value.key_agreement):
             raise Untrusted("the endorsement certificate's key usage does not allow decryption")
         if isinstance(value, x509.ExtendedKeyUsage) and _EK_USAGE not in [usage.dotted_string for usage in value]:
-            raise Untrusted("the endorsement certificate is for another use: it lacks tcg-kp-EKCertificate")
+            raise Untrusted("the endorsement certificate is for another use; it lacks tcg-kp-EKCertificate")

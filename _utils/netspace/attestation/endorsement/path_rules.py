@@ -57,9 +57,9 @@ def no_issuer(issuer: Certificate, depth: int) -> str:
         basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound as err:
-        return f"the issuer is no CA: {err}"
+        return f"the issuer is not a CA: {err}"
     if not basic.ca or not usage.key_cert_sign:
         return "the issuer may not sign certificates"
     if basic.path_length is not None and depth > basic.path_length:
-        return f"more than {basic.path_length} intermediates below an issuer that allows no more"
+        return f"the issuer allows at most {basic.path_length} intermediates below it"
     return ""

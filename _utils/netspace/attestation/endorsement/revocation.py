@@ -41,5 +41,5 @@ def by_newest(lists: Sequence[CertificateRevocationList], number: int, when: dat
     begins, ends = newest.last_update_utc, newest.next_update_utc
     good = ends is not None and begins <= when + SKEW and when <= ends
     return Verdict(
-        None if entry is None else entry.revocation_date_utc, "" if good else f"is good from {begins} to {ends}"
+        None if entry is None else entry.revocation_date_utc, "" if good else f"is valid only from {begins} to {ends}"
     )

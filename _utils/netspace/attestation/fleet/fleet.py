@@ -268,7 +268,7 @@ class Fleet:
             )
         pinned = self._pinned(asked.minion)
         if pinned is not None and pinned != evidence.key.hex():
-            raise UnknownAttestationKey("a software key, but another than the one that this minion had at first")
+            raise UnknownAttestationKey("the software key differs from the first key of this minion")
         verifier.verify_software(evidence, evidence.key, context)
         if pinned is None and self.identities is not None:
             self.identities.answer(asked.minion, asked.exchange, answer)
@@ -328,24 +328,28 @@ class Fleet:
         :raises NetspaceError: when the minions are of several groups, or the last evidence of a minion can't be used.
         """
         if wish.ima and len(minions) > MAX_LISTED:
-            raise NetspaceError(f"{len(minions)} hosts: measurement lists are learned from {MAX_LISTED} at a time")
+            raise NetspaceError(
+                f"{len(minions)} hosts: measurement lists can be learned from at most {MAX_LISTED} hosts at a time"
+            )
         chosen = {self.group(minion).name for minion in minions}
         if len(chosen) != 1:
-            raise NetspaceError(f"hosts of the groups {', '.join(sorted(chosen))}: learn from those of one at a time")
+            raise NetspaceError(
+                f"hosts of the groups {', '.join(sorted(chosen))}: learn from the hosts of one group at a time"
+            )
         boots = {}
         for minion in minions:
             record = self.results.record(minion)
             if record is None or record["level"] == 0:
-                why = "it was never attested" if record is None else record["reason"]
-                raise NetspaceError(f"{minion}: {why}: nothing is learned from it")
+                why = "the host was never attested" if record is None else record["reason"]
+                raise NetspaceError(f"{minion}: {why}; attest this host successfully first")
             if record["kind"] != "tpm":
-                raise NetspaceError(f"{minion} has no TPM: there is nothing to learn from it")
+                raise NetspaceError(f"{minion}: the host has no TPM, so nothing can be learned; leave it out")
             if wish.ima:
-                evidence, problem = self._listed.get(minion), "its measurement list was not brought"
+                evidence, problem = self._listed.get(minion), "the host sent no measurement list"
             else:
                 evidence, problem = self.results.evidence(record)
             if evidence is None:
-                raise NetspaceError(f"{minion}: {problem}: attest it")
+                raise NetspaceError(f"{minion}: {problem}; attest this host")
             boots[minion] = evidence
         (group,) = chosen
         return group, learning.learn(self.policies.data(group), boots, wish)
@@ -358,10 +362,10 @@ class Fleet:
         """
         record = self.results.record(minion)
         if record is None or not record["level"] or record["kind"] != "tpm":
-            return _trial(None, None, "evidence-none", "there is no genuine quote of this host")
+            return _trial(None, None, "evidence-none", "this host has sent no genuine quote")
         old = record["level"] if listed else min(record["level"], 4)
         if listed:
-            evidence, problem = self._listed.pop(minion, None), "its measurement list was not brought"
+            evidence, problem = self._listed.pop(minion, None), "the host sent no measurement list"
         else:
             evidence, problem = self.results.evidence(record)
         if evidence is None:
@@ -391,7 +395,7 @@ def _answer(data: Any) -> tuple[str, Evidence]:
         raise Malformed("answer: expected boot and evidence")
     boot = _boot(data)
     if not boot:
-        raise Malformed("answer: boot is no boot's id")
+        raise Malformed("answer: boot: expected the id of a boot")
     return boot, parse_evidence(data["evidence"])
 
 

@@ -58,7 +58,7 @@ def parse(
     for number, one in enumerate(data):
         group = _group(one, f"{at}:{number}", nodegroups or {}, deadline)
         if group.name in found:
-            raise NetspaceError(f"{at}:{number}: {group.name} is there already")
+            raise NetspaceError(f"{at}:{number}: the group {group.name} is declared twice")
         found[group.name] = group
     last = found.pop(DEFAULT, Group(deadline=deadline))
     return (*found.values(), last)

@@ -63,7 +63,11 @@ def state(
     :param host: the registrar's record.
     """
     if host is not None and "revoked" in host:
-        return REVOKED, "its certificate was revoked", f"netspace_attestation.enroll {minion}, once it is good again"
+        return (
+            REVOKED,
+            "its certificate was revoked",
+            f"netspace_attestation.enroll {minion}, once the host is good again",
+        )
     ours = record is not None and (
         record["kind"] == "software" if host is None else record["kind"] == "tpm" and same_tpm(record, host)
     )
@@ -71,21 +75,29 @@ def state(
         if host is None:
             return (
                 UNKNOWN,
-                "it is not enrolled, and was not attested",
-                (f"netspace_attestation.enroll {minion}, and attest it; attest it at once if it has no TPM"),
+                "the host is not enrolled, and was never attested",
+                (f"netspace_attestation.enroll {minion}, then attest it; without a TPM, only attest it"),
             )
-        return ENROLLED, "its TPM is known, and it was not attested since", f"netspace_attestation.attest {minion}"
+        return (
+            ENROLLED,
+            "the host is enrolled, and was not attested since then",
+            f"netspace_attestation.attest {minion}",
+        )
     if record["level"] == 0:
         return FAILED, record["reason"], record["remedy"]
     if record["issued"] > now + SKEW:
         return (
             STALE,
-            "its last result is from the future: compare the master's clock",
+            "the last result is from the future; check the master's clock",
             (f"netspace_attestation.attest {minion}, once the clock is right"),
         )
     if now > deadline(record, group):
         late = int(now - deadline(record, group))
-        return STALE, f"no evidence since its deadline, {late} s ago", f"netspace_attestation.attest {minion}"
+        return (
+            STALE,
+            f"the last result expired {late} s ago, and no new evidence came",
+            f"netspace_attestation.attest {minion}",
+        )
     name = TRUSTED if record["level"] >= group.minimum else DEGRADED
     return name, record["reason"], record["remedy"]
 

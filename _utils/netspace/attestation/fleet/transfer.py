@@ -71,7 +71,7 @@ class Parts:
         """
         text = data.get("text") if isinstance(data, Mapping) and set(data) == {"text"} else None
         if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= PART:
-            raise Malformed(f"answer: part {self._came} is none")
+            raise Malformed(f"answer: part {self._came}: expected an ASCII text of at most {PART} characters")
         self._file.write(text.encode())
         self._digest_now.update(text.encode())
         self._came += 1
@@ -86,7 +86,7 @@ class Parts:
         :raises Malformed: when the parts do not match the announced digest, or are not JSON.
         """
         if self._digest_now.digest() != self._digest:
-            raise Malformed("answer: the parts are not of the answer that was announced")
+            raise Malformed("answer: the parts do not match the announced digest")
         self._file.seek(0)
         return parse(self._file.read())
 
@@ -131,11 +131,11 @@ def _filled(parts: Parts, timeout: float) -> Generator[Step, Answer, Answer]:
         came = yield Call("part", "parts", parts.next, lane=PARTS, within=may - spent, size=parts.size)
         spent += came.took
         if came.silent and spent >= may:
-            return dataclasses.replace(came, problem=f"its answer took more than {may:.0f} s")
+            return dataclasses.replace(came, problem=f"the host needed more than {may:.0f} s for its answer")
         if came.problem:
             return came
         try:
             parts.add(came.value)
         except OSError as err:  # a full disk must not end the round
-            return dataclasses.replace(came, problem=f"there is no place for its answer: {err}")
+            return dataclasses.replace(came, problem=f"the master can't store the answer: {err}")
     return came

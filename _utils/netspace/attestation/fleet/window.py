@@ -198,7 +198,14 @@ class Window:
         if not slow:
             return False
         task = min(slow, key=lambda one: one.sent)
-        self._end(task, Answer(problem="it was slow while others waited", took=self._took(task), crowded=True))
+        self._end(
+            task,
+            Answer(
+                problem="the transfer was slow, and other hosts waited for its room",
+                took=self._took(task),
+                crowded=True,
+            ),
+        )
         return True
 
     def _collect(self, task: Running, lane: Lane, now: float) -> None:
@@ -251,7 +258,7 @@ class Window:
                 self._lane(task).order.append((task, task.job))
         for task in tasks:
             if task.minion in sent.unknown:
-                self._end(task, Answer(problem="the master has no accepted key of it", silent=True))
+                self._end(task, Answer(problem="the master has accepted no key of this minion", silent=True))
 
     # -- answers and deadlines -------------------------------------------------------
     def _take(self, reply: Reply) -> None:

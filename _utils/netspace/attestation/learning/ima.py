@@ -72,7 +72,7 @@ def _host(
     try:
         entries = _entries(evidence)
     except Refused as err:
-        found.notes.append(f"{host}: {err}: nothing is learned from its measurement list")
+        found.notes.append(f"{host}: {err}; nothing was learned from this host's measurement list")
         return
     first = ima.boot_aggregate(entries)
     own: dict[bytes, set[bytes]] = {}
@@ -115,15 +115,19 @@ def _host(
     if violations:
         found.notes.append(f"{host}: {violations} files were written while they were measured")
     if elsewhere:
-        found.notes.append(f"{host}: {elsewhere} lines are in other PCRs than 10, so nothing proves them")
+        found.notes.append(f"{host}: {elsewhere} lines are in PCRs other than 10, so the quote does not prove them")
     if changed:
-        found.notes.append(f"{host}: changed while it ran, so think of 'exclude': {_some(changed)}")
+        found.notes.append(f"{host}: files changed while the host ran; consider 'exclude' for {_some(changed)}")
     if weak:
-        found.notes.append(f"{host}: no digest of SHA-256 or better, only 'exclude' can allow: {_some(sorted(weak))}")
+        found.notes.append(
+            f"{host}: only 'exclude' can allow files without a digest of SHA-256 or better: {_some(sorted(weak))}"
+        )
     for why, number in sorted(misnamed.items()):
-        found.notes.append(f"{host}: {number} later lines are called boot_aggregate, which can't be learned: {why}")
+        found.notes.append(f"{host}: {number} later lines have the name boot_aggregate, which can't be learned: {why}")
     for key, number in sorted(unknown.items()):
-        found.notes.append(f"{host}: {number} files are signed by the key {key}: with it (keys) they need no digest")
+        found.notes.append(
+            f"{host}: {number} files are signed by the key {key}; if 'keys' lists this key, the files need no digest"
+        )
 
 
 def _entries(evidence: Evidence) -> list[ima.Entry]:

@@ -40,11 +40,11 @@ GROUPS = (
 _HEADS = {"applications": "applications", "secure_boot": "signers", "kernels": "kernels"}
 # The consequence of leaving out a group, by the group's first rule.
 _WITHOUT = {
-    "applications": "PCR 4 is known only by its value: L4 ends with the next boot loader or kernel",
-    "secure_boot": "PCR 7 is known only by its value: L4 ends with shim's next key, revocation list or level",
-    "kernels": "loaded files are known only by the values of quoted PCRs among 8 to 12: "
-    "L4 ends with the next file, and L5 rests on all of them",
-    "command_lines": "the command line is known only by its digest or the value of its PCR",
+    "applications": "the policy has only values for PCR 4, so the next update of boot loader or kernel ends L4",
+    "secure_boot": "the policy has only values for PCR 7, so a new key, revocation list or level of shim ends L4",
+    "kernels": "the policy has only values for loaded files (PCRs 8 to 12), so the next changed file ends L4, "
+    "and L5 rests on all of these values",
+    "command_lines": "the policy has only the command line's digest, or its PCR's value",
 }
 # Rules that are extended together with another rule.
 _WITH = {
@@ -124,7 +124,7 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
         if run.files or run.entries or run.keys:
             ima_learning.add(after.setdefault("ima", {}), run)
     if wish.until and len(told) < len(boots):
-        notes.append("some boot logs could not be read, so entries that they may show stay valid")
+        notes.append("some boot logs could not be read; entries that may be in these logs stay valid")
     elif wish.until:
         passing = {
             "boot": _retired(boot, told.values(), boots.values()),
@@ -142,7 +142,7 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
     for host, evidence in sorted(boots.items()):
         worth = appraisal.appraise(evidence, tried, None)
         if worth.level < limit:
-            notes.append(f"{host}: L{worth.level + 1} would not be reached: {worth.reason}")
+            notes.append(f"{host}: L{worth.level + 1} is not reached: {worth.reason}")
     if old is not None and {**after, "version": 0} == {**old, "boot": old.get("boot") or {}, "version": 0}:
         return Learned(old, old, tuple(notes))
     after["version"] += 1
@@ -200,7 +200,9 @@ def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
     needs = _boot(boot).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]
-    notes += [f"PCR {pcr} is not unchecked any more: {needs[pcr]} rests on it" for pcr in before if pcr in needs]
+    notes += [
+        f"PCR {pcr} was removed from 'unchecked', because {needs[pcr]} rests on it" for pcr in before if pcr in needs
+    ]
     known = {int(pcr) for pcr in boot.get("pcrs", {})}
     after += sorted(set().union(*(one.unled for one in told)) - known - set(after))
     if after != before:
@@ -211,12 +213,12 @@ def _told(host: str, evidence: Evidence, notes: list[str]) -> Told | None:
     try:
         found = boot_learning.told(evidence)
     except Refused as err:
-        notes.append(f"{host}: {err}: the policy gets only plain values, which each update changes")
+        notes.append(f"{host}: {err}; the policy gets only plain values, which each update changes")
         return None
     if found.unled:
         notes.append(
-            f"{host}: the log does not lead to the values of PCRs {', '.join(map(str, sorted(found.unled)))}: "
-            "they stay unchecked, so a change of firmware or settings there goes unnoticed"
+            f"{host}: the log does not explain the values of PCRs {', '.join(map(str, sorted(found.unled)))}: "
+            "these stay unchecked, so a change of firmware or settings in them goes unnoticed"
         )
     return found
 
@@ -231,7 +233,7 @@ def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told],
             return  # the last group, without command lines, writes the note
         for key in needed:
             if not one.rules.get(key):
-                _left_out(host, group, one.problems.get(key, "the log shows nothing for it"), notes)
+                _left_out(host, group, one.problems.get(key, "the log has no measurement for this rule"), notes)
                 return
     rules: dict[str, Any] = {}
     for key in group:

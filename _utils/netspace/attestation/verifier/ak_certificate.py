@@ -47,7 +47,7 @@ def check(
         raise WrongAttestationCertificate("the certificate is for another key")
     issuer = next((one for one in trusted if _by(found, one)), None)
     if issuer is None:
-        raise WrongAttestationCertificate("the certificate is by none of the CAs that are trusted")
+        raise WrongAttestationCertificate("no trusted CA issued the certificate")
     pseudonym = _attests(found)
     problem = issuing(issuer, now)
     if problem:

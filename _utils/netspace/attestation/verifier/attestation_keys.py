@@ -214,7 +214,7 @@ def check_attestation_key(key: Public) -> None:
     """
     if key.attributes & _AK_REQUIRED != _AK_REQUIRED or key.attributes & _AK_FORBIDDEN:
         raise WrongAttestationKey(
-            f"attributes {key.attributes:08x}: it must be restricted, for signing alone, and fixed to its TPM"
+            f"attributes {key.attributes:08x}: expected a key that is restricted, only signs, and is fixed to its TPM"
         )
     if key.scheme is None or key.symmetric is not None:
         raise WrongAttestationKey("the attestation key is not restricted to one signature scheme")

@@ -124,7 +124,7 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     touched = (policy.judged | policy.needs.keys()) & quoted.keys()
     for pcr in sorted(touched - replayed.keys()):
         if quoted[pcr] != _UNTOUCHED:
-            raise LogMismatch(f"PCR {pcr} has a value, and no log has an event for it")
+            raise LogMismatch(f"PCR {pcr} was extended, but no log has an event for it")
     extended = logs.of(touched)
     if policy.secure_boot or policy.dbx or policy.sbat or policy.signers is not None:
         platform_rules.check(extended[7], policy)
@@ -294,6 +294,6 @@ def _refuse(pcr: int, one: Extension) -> None:
         raise UnknownCommandLine(f"command line {line[:200]!r} matches no pattern")
     if one.kind is None:
         raise UnexpectedEvent(
-            f"{said} is not listed by the policy, and none of systemd's own words (the log calls it {one.claimed})"
+            f"{said} is neither listed by the policy nor one of systemd's own words (the log calls it {one.claimed})"
         )
     raise UnknownFile(f"{said} was loaded or run (the log calls it {one.claimed})")

@@ -116,18 +116,18 @@ def _check_aggregate(entries: Sequence[Entry], evidence: Evidence, at_start: Cal
         raise NothingMeasured("nothing was measured into PCR 10: the kernel has no IMA")
     digest = ima.boot_aggregate(entries)
     if digest is None:
-        raise WrongAggregate("the list does not begin with the PCRs' values at boot")
+        raise WrongAggregate("the list does not begin with the PCR values at boot")
     algorithm, _, value = digest.partition(b":\0")
     if not value.strip(b"\0"):
         raise WrongAggregate("IMA found no TPM when it started")
     if algorithm != BANK.encode():
         said = algorithm.decode("ascii", "replace")[:20]
-        raise UnprovedAggregate(f"the list begins with PCRs of the bank {said}, and those of {BANK} are quoted")
+        raise UnprovedAggregate(f"the list begins with PCR values of the bank {said}, but the quote is of {BANK}")
     missing = [pcr for pcr in AGGREGATED if pcr not in evidence.pcrs]
     if missing:
-        raise UnprovedAggregate(f"the list begins with the values of PCRs 0 to 9, and PCR {missing[0]} is not quoted")
+        raise UnprovedAggregate(f"the list begins with the values of PCRs 0 to 9, but PCR {missing[0]} is not quoted")
     if value != _digest(at_start()):
-        raise WrongAggregate("the list begins with the PCR values of another boot, or one was extended since")
+        raise WrongAggregate("the list begins with the PCR values of another boot, or a PCR was extended since")
 
 
 def _digest(values: Values) -> bytes:

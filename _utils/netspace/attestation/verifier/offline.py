@@ -204,7 +204,10 @@ def _verify(
     report.passed("structure", "TPMS_ATTEST of type quote, made by a TPM (magic)")
     trusted, public = key(ak)
     if public is None:
-        report.skipped("ak-attributes", "PEM tells no attributes: was the key restricted, could it leave its TPM?")
+        report.skipped(
+            "ak-attributes",
+            "PEM has no TPM attributes, so it is unknown whether the key is restricted and bound to its TPM",
+        )
     else:
         attestation_keys.check_attestation_key(public)
         report.passed("ak-attributes", "restricted, signs only, fixed to its TPM")
@@ -259,7 +262,7 @@ def _judge(report: Report, values: Values | None, logs: Logs, policy: Policy) ->
     evidence = Evidence("tpm", b"", b"", b"", quoted, logs.boot or None, logs.systemd or None, made)
     found = appraisal.appraise(evidence, policy, None)
     if policy.tee is not None:
-        report.skipped("tee-none", "the policy demands a TEE, and a quote alone tells nothing of one: verify_tee")
+        report.skipped("tee-none", "the policy demands a TEE, which a quote does not prove; use verify_tee")
     if found.level >= 4:
         report.passed("policy", "the boot is as the policy says")
     if found.level == 5:

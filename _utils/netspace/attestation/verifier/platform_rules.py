@@ -113,7 +113,7 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
     if read.name in measured.KEY_LISTS:
         lists = events.signatures(read.data)
         if lists is None:
-            raise UnexpectedEvent(f"PCR 7: {read.name} is no list of keys")
+            raise UnexpectedEvent(f"PCR 7: {read.name} is not a list of keys")
         if read.name == "dbx":
             found.revoked = lists[1]
     found.settings[read.name] = read.data
@@ -126,7 +126,7 @@ def _authority(found: Platform, read: events.Variable | None) -> None:
     :raises ShimInsecure: when shim's variable turns verification off.
     """
     if read is None:
-        raise UnexpectedEvent("PCR 7: an event after the separator that is no variable")
+        raise UnexpectedEvent("PCR 7: an event after the separator does not hold a variable")
     if read.guid == SHIM and read.name in ("MokSBState", "MokDBState") and len(read.data) == 1:
         if read.data != b"\0":
             raise ShimInsecure(f"{read.name}: shim is set not to verify what it starts")
@@ -156,7 +156,9 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
         found = measured.digest(certificate)
         listed = found in (policy.signers or ()) or (len(one.data) == 48 and certificate in (policy.applications or ()))
         if not listed:
-            raise UnknownSigner(f"{one.name[:40]}: trusted for the certificate {found.hex()}, which is not a signer's")
+            raise UnknownSigner(
+                f"{one.name[:40]}: was trusted because of the certificate {found.hex()}, which 'signers' does not list"
+            )
         firmware += one.guid == events.SECURITY
     if not firmware:
         raise UnknownSigner("the firmware verified nothing that it booted")

@@ -40,9 +40,9 @@ def own_quote(evidence: Evidence, key: Public, context: Context) -> Quote:
     :raises Refused: when *key* did not sign the quote, or the quote is for another challenge.
     """
     if evidence.kind != "tpm":
-        raise UnknownAttestationKey(f"evidence by a {evidence.kind} key, where a TPM's is expected")
+        raise UnknownAttestationKey(f"the evidence is by a {evidence.kind} key; expected a TPM's key")
     if evidence.key != key.raw:
-        raise UnknownAttestationKey("evidence by another key than the one bound to this TPM")
+        raise UnknownAttestationKey("the key that signed the evidence is not the one bound to this TPM")
     return _signed(evidence.attest, evidence.signature, key, context)
 
 

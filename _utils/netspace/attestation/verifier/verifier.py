@@ -206,7 +206,7 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     if evidence.kind != "software" or evidence.key != key:
-        raise UnknownAttestationKey("evidence by another key than this host's")
+        raise UnknownAttestationKey("the key that signed the evidence is not this host's key")
     logs = evidence.boot_log, evidence.known_log, evidence.systemd_log, evidence.ima
     if len(key) != 32 or evidence.pcrs or any(one is not None for one in logs):
         raise Malformed("a software key's evidence claims nothing about PCRs, the boot or what ran after it")
