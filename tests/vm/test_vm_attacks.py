@@ -1,4 +1,4 @@
-"""What once succeeded inside an environment, on cgroup v2 under systemd, by each runtime; and an audit there."""
+"""Attacks that once succeeded inside an environment, on cgroup v2 under systemd, by each runtime, and an audit."""
 
 from __future__ import annotations
 
