@@ -25,15 +25,12 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.link.pki.root import Root  # noqa: E402
+from netspace.link.pki.root import NAME, Root, configured  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
 
 __virtualname__ = "netspace_link"
-
-ROOT = "/var/lib/netspace-master/link-root"
-NAME = "netspace links"
 
 
 def __virtual__() -> str:
@@ -200,10 +197,7 @@ def _signed(request: str, trust_domain: str) -> str:
 
 
 def _root() -> Root:
-    given = __opts__.get("netspace.link") or {}
-    if not isinstance(given, dict) or set(given) - {"root"} or not isinstance(given.get("root", ROOT), str):
-        raise NetspaceError("master configuration: netspace.link: expected only root, a folder")
-    return Root(Path(given.get("root", ROOT)))
+    return configured(__opts__.get("netspace.link"))
 
 
 def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) -> Any:

@@ -30,12 +30,16 @@ class Line:
         )
         self.closed = False
         self.bodies: list[bytes] = []
+        self.flushed: list[int] = []
         self.confirmed: Callable[[int, bool, bool], None] = lambda tag, multiple, taken: None
         self.returned: Callable[[str | None], None] = lambda identity: None
 
     def publish(self, method: bytes, about: spec.Basic.Properties, body: bytes) -> int:
         self.bodies.append(body)
         return len(self.bodies)
+
+    def flush(self) -> None:
+        self.flushed.append(len(self.bodies))
 
     def shut(self) -> None:
         self.closed = True
@@ -107,6 +111,32 @@ def batch_of(ways: Ways, *, window: int = 1024, timeout: float = 60.0) -> Batch:
 
 def trial(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 60))
+
+
+def test_a_message_alone_is_written_at_once_and_others_together() -> None:
+    async def play() -> None:
+        broke = Broke()
+        outlet = outlet_of(broke)
+
+        def sent(body: bytes) -> asyncio.Task[None]:
+            return asyncio.create_task(outlet.publish(Parcel(body, spec.Basic.Properties()), 60))
+
+        first = sent(b"1")
+        line = await broke.line(0, 1)
+        line.confirmed(1, False, True)
+        await first
+        line.flushed.clear()
+        alone = sent(b"2")
+        await asyncio.sleep(0)
+        assert line.flushed == [2]
+        more = [sent(b"3"), sent(b"4")]
+        await broke.line(0, 4)
+        assert line.flushed == [2]
+        line.confirmed(4, True, True)
+        await asyncio.gather(alone, *more)
+        await outlet.close()
+
+    trial(play())
 
 
 # -- whether a message arrived -----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A real master passes the seals of two real minions between them: the runner, over Salt's bus."""
+"""A real master passes the seals of two real minions between them, by the runner over Salt's bus."""
 
 from __future__ import annotations
 

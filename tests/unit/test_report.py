@@ -114,6 +114,25 @@ def test_thing_with_the_states_name_does_not_hide_it() -> None:
     )
 
 
+BROKEN = "the broker ended while starting; the end of its log:\neaddrinuse\nkilled"
+
+
+def test_problem_of_many_things_is_told_whole_once() -> None:
+    steps = [Step("link", f"web.orders{number}", "create", {}) for number in range(9)]
+    result = Result(Plan(steps), [Outcome(step, BROKEN) for step in steps])
+    returned = state_return.rows("links", result, "link", (), test=False, most=100)
+    assert returned["comment"].count("eaddrinuse") == 1
+    assert "create link web.orders4 and 4 more: the broker ended" in returned["comment"]
+    for number, row in enumerate(returned["sub_state_run"]):
+        assert row["comment"] == f"create link web.orders{number}: {BROKEN.splitlines()[0]}" and row["result"] is False
+
+
+def test_problem_of_one_thing_alone_is_told_whole_in_its_row() -> None:
+    result = Result(Plan([MEMORY, NEW]), [Outcome(MEMORY, BROKEN), Outcome(NEW)])
+    rows = state_return.rows("all", result, "environment", (), test=False, most=9)["sub_state_run"]
+    assert any(row["name"] == "web" and BROKEN in row["comment"] for row in rows)
+
+
 @pytest.mark.parametrize("most", [-1, True, "100", None])
 def test_number_of_rows_is_a_number(most: object) -> None:
     assert arguments.rows({}) == arguments.ROWS

@@ -77,7 +77,7 @@ class Operations:
         user = oci_config.user_of(record.spec, record.image.defaults)
         cgroup = self._kind.making.cgroup(name)
         inside = self._layout.inside(name)
-        mounted = mounts.table()
+        mounted = mounts.Single()
         return {
             **describe(self._layout, name, self._around([name])),
             "spec": spec,

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import claims, observe, runtimes
+from netspace.environment import claims, observe, programs, runtimes
 from netspace.environment import plan as compare
 from netspace.environment import record as records
 from netspace.environment.apply import ApplyRun, Give, halt
@@ -94,6 +94,14 @@ class Environments:
             sized=sized,
         )
 
+    def with_programs(self, desired: Mapping[str, DesiredEnvironment], observed: Observed, *, deep: bool) -> Observed:
+        """Return *observed* with the desired environments whose image lacks their program.
+
+        :param deep: also read images that would have to be built.
+        """
+        lacking = programs.lacking(self.layout, self.store, desired, observed, deep=deep)
+        return msgspec.structs.replace(observed, programless=lacking) if lacking else observed
+
     def note(self, names: Iterable[str]) -> None:
         """Note the records of these environments in the index, since they may have changed. The caller has the lock."""
         self._index.note(names)
@@ -130,6 +138,7 @@ class Environments:
         :param observed: the observation that the steps were planned from, if the lock was held since.
         :param gone: called once the programs of all removed environments have ended.
         """
+        self._index.begin()
         applying = ApplyRun(
             *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
         )

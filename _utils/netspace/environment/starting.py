@@ -107,7 +107,7 @@ def start(
             if now.get(oci_runtime.service_name(name), idle).state not in ("running", "starting", "frozen")
         ]
     if unforgotten:
-        mounted = mounts.table()
+        mounted: Mapping[str, mounts.Mount] = mounts.Single() if len(unforgotten) == 1 else mounts.table()
         used = {name: known[name].runtime if name in known else USUAL for name in unforgotten}
         stuck = each(unforgotten, lambda name: oci_runtime.delete(layout, name, mounted, used[name]))
         if stuck:

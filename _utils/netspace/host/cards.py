@@ -69,7 +69,7 @@ class Cards(TrustGate):
         desired = {}
         for name, (spec, state, profile, runtime) in wanted.items():
             own = linked.get(name, [])
-            content = {**cards(name, own), "trust": level}
+            content = {**cards(name, own), "trust": level, **({"audit": True} if spec.audit else {})}
             handed: dict[str, bytes] = {"environment.json": files.encode(content)}
             if own and access is not None:
                 from netspace.link.seal import keys as seals
@@ -125,7 +125,7 @@ class Cards(TrustGate):
         if not known:
             return Result(Plan())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
-        result = self._run_environments(self._as_recorded(known, withheld), (), test)
+        result = self._run_environments(self._as_recorded(known, withheld), (), test, programs=False)
         # Refusals are reported when the environments themselves are applied.
         return Result(msgspec.structs.replace(result.plan, refusals=()), result.outcomes)
 
@@ -136,9 +136,11 @@ class Cards(TrustGate):
         test: bool,
         purge: bool = False,
         gone: Callable[[], None] | None = None,
+        programs: bool = True,
     ) -> Result:
         """Observe, plan and apply environments. One observation is enough, since the lock is held.
 
+        :param programs: refuse an environment whose image lacks its program.
         :param gone: called once the programs of removed environments have ended.
         """
         observed = self.environments.observe(
@@ -146,6 +148,8 @@ class Cards(TrustGate):
             {one.image for one in desired.values()},
             sized=any(one.sized for one in desired.values()),
         )
+        if programs:
+            observed = self.environments.with_programs(desired, observed, deep=test)
 
         def apply(steps: Sequence[Step]) -> list[Outcome]:
             return self.environments.apply(steps, purge=purge, observed=observed, gone=gone)

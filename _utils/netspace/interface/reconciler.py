@@ -20,7 +20,7 @@ from netspace.interface import record as records
 from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceChange
 from netspace.interface.claims import Claims
 from netspace.interface.endpoints import Endpoints
-from netspace.interface.firewall import host_rules, netns_table
+from netspace.interface.firewall import netns_table, of_claims
 from netspace.interface.names import sets
 from netspace.interface.observe import Observed, ObservedInterface, expected, observe, place
 from netspace.interface.record import Record
@@ -230,7 +230,11 @@ class Interfaces:
         if everybody != before:
             others = {name: record for name, record in near.items() if name not in new}
             changes += self._neighbours(others, observed, everybody, before)
-        host = [step for step in (self._firewall(after, observed), self._forwarding(after, near, observed)) if step]
+        host = [
+            step
+            for step in (self._firewall({*new, *gone}, after, observed), self._forwarding(after, near, observed))
+            if step
+        ]
         notes = [
             f"{key} is set to {change['new']}: this concerns the whole host"
             for step in host
@@ -340,50 +344,55 @@ class Interfaces:
         )
         return Step("interface", name, action, changes, reason, work)
 
-    def _table(self, known: Mapping[str, Claims]) -> Table:
-        """Return the host's nftables table for these interfaces."""
-        return host_rules.build([
-            host_rules.HostFiltered(
-                name,
-                its.host_end,
-                endpoints.mac(self.layout.instance, name),
-                its.addresses,
-                its.gateways,
-                its.allow,
-                its.connections,
-                its.publish,
-            )
-            for name, its in known.items()
-            if its.connections and its.kind in kinds.filtered("host")
-        ], claims.elsewhere(known.values()))  # fmt: skip
+    def _firewall(self, changed: Collection[str], after: Mapping[str, Claims], observed: Observed) -> Step | None:
+        """Return the step that loads the host's table for *after*; None if it is loaded already.
 
-    def _firewall(self, after: Mapping[str, Claims], observed: Observed) -> Step | None:
-        loaded = observed.volatile.firewall
-        todo = Firewall(self._table(after))
-        if todo.digest == loaded.get("rendered", "") and observed.firewall == ("intact" if todo.digest else "absent"):
+        :param changed: the environments whose claims may have changed.
+        """
+        loaded, intact, before = observed.volatile.firewall, observed.firewall == "intact", observed.weight
+        mark = claims.mark(_weight(after) if before is None else before + _moved(changed, observed.claims, after))
+        if intact and of_claims.loaded(self.layout, after, mark, loaded):
             return None
-        if not todo.digest and not loaded:
-            return None
-        if todo.digest and observed.firewall == "intact":
-            # If a run was killed after it wrote records and before it loaded the table, the records describe another
-            # table than the loaded one.
-            before = self._table(observed.claims)
-            todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
-        known = {} if todo.before is None else observed.claims
-        led = [one for name, its in after.items() if its.ports and its != known.get(name) for one in its.led]
-        had = [one for its in known.values() if its.ports for one in its.led] if led else []
-        todo = msgspec.structs.replace(todo, led=[one for one in led if one not in had])
-        old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
-        change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
+        if (
+            intact
+            and before is not None
+            and of_claims.loaded(self.layout, observed.claims, claims.mark(before), loaded)
+        ):
+            then, now = of_claims.parts(self.layout, observed.claims, after, changed)
+            todo = Firewall(now, then, whole=lambda: self._tables(observed.claims, after))
+        else:
+            todo = Firewall(of_claims.table(self.layout, after))
+            if todo.digest == loaded.get("rendered", "") and observed.firewall == (
+                "intact" if todo.digest else "absent"
+            ):
+                return None
+            if not todo.digest and not loaded:
+                return None
+            if todo.digest and intact:
+                # If a run was killed after it wrote records and before it loaded the table, the records describe
+                # another table than the loaded one.
+                known = of_claims.table(self.layout, observed.claims)
+                todo = msgspec.structs.replace(todo, before=known if known.digest == loaded.get("rendered") else None)
+        had = {} if todo.before is None else observed.claims
+        led = [one for name, its in after.items() if its.ports and its != had.get(name) for one in its.led]
+        known_led = [one for its in had.values() if its.ports for one in its.led] if led else []
+        noted = of_claims.notes(self.layout, after, mark) if mark else {}
+        todo = msgspec.structs.replace(todo, led=[one for one in led if one not in known_led], notes=noted)
+        was = str(loaded.get("mark") or loaded.get("rendered", ""))
+        old = {"intact": was[:12], "changed": "changed by hand", "absent": "absent"}
+        change = {"old": old[observed.firewall], "new": mark[:12] if todo.table.chains else "absent"}
         if change["old"] == change["new"]:
             change["old"] = "not confirmed"
         return Step("interface", FIREWALL, "change", {"table": change}, data=todo)
 
+    def _tables(self, *known: Mapping[str, Claims]) -> tuple[Table, ...]:
+        return tuple(of_claims.table(self.layout, its) for its in known)
+
     def _forwarding(self, after: Mapping[str, Claims], near: Mapping[str, Record], observed: Observed) -> Step | None:
+        host = kinds.filtered("host")
         needed = {
             family
-            for its in after.values()
-            if (its.rules or its.ports) and its.kind in kinds.filtered("host")
+            for its in claims.alike(its for its in after.values() if (its.rules or its.ports) and its.kind in host)
             for family in its.forwarded
             if family in its.addresses
         }
@@ -407,6 +416,7 @@ class Interfaces:
         """Apply *steps*, batched. A failure is in its step's outcome, and the other steps go on."""
         if not steps:
             return []
+        self._index.begin()
         outcomes = ApplyRun(self.layout).run(steps)
         self._index.note(step.name for step in steps if isinstance(step.data, InterfaceChange))
         return outcomes
@@ -444,6 +454,16 @@ class Interfaces:
         refused = _refused({name: record.interface for name, record in known.items()}, observed)
         possible = {name: record for name, record in known.items() if name not in refused}
         return _refusing(refused, self._plan(possible, (), observed))
+
+
+def _weight(known: Mapping[str, Claims]) -> int:
+    return sum(claims.weigh(name, its) for name, its in known.items())
+
+
+def _moved(changed: Collection[str], before: Mapping[str, Claims], after: Mapping[str, Claims]) -> int:
+    """Return by how much the weight of all interfaces differs after a change of these."""
+    of = [{name: known[name] for name in changed if name in known} for known in (before, after)]
+    return _weight(of[1]) - _weight(of[0])
 
 
 def _unresolved(wanted: Mapping[str, Record], observed: Observed) -> list[str]:

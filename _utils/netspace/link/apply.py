@@ -14,7 +14,7 @@ from msgspec import structs
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import plan, record
-from netspace.link.broker import access, loopback, node
+from netspace.link.broker import access, loopback, node, plugin
 from netspace.link.broker.management import Management, RefusedError
 from netspace.link.forwarder import ports, process
 from netspace.link.mail.parked import has_mail
@@ -205,8 +205,11 @@ class ApplyRun:
             node.start(self.layout, broker, self.supervisor, self.progress, deaf=deaf)
             if after:  # the former ports are free now
                 loopback.ensure(self.layout, broker)
-        elif work.observed.stalled and isinstance(broker, LocalBroker):
-            node.restart_carriers(self.layout, broker)
+        elif isinstance(broker, LocalBroker):
+            for name in work.observed.ended:
+                node.restart_plugin(self.layout, broker, name)
+            if plugin.NAME in work.observed.ended:
+                access.await_guard(self.layout, broker)
         vhost = access.vhost(self.layout, broker)
         before = work.observed.record
         accounts = access.accounts(self.layout, broker)
@@ -304,22 +307,22 @@ class ApplyRun:
     def _ensure_carriers(self, api: Management, broker: Broker, vhost: str, after: Mapping[str, Link]) -> None:
         """Wait until the broker lists its shovels; restart the shovel plugin if it lists none.
 
-        A change of one shovel may end the process that runs all of them (``access.stalled``), shortly after the broker
+        A change of one shovel may end the process that runs all of them (``access.ended``), shortly after the broker
         accepted the change.
         """
         if not isinstance(broker, LocalBroker) or not any(map(objects.carried, after.values())):
             return
         if access.carriers_ended(api, vhost):
-            node.restart_carriers(self.layout, broker)
+            node.restart_plugin(self.layout, broker, access.SHOVELS)
 
     def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
-        """Change a shovel; if our broker refuses, restart its shovel plugin (``access.stalled``) and try once more."""
+        """Change a shovel; if our broker refuses, restart its shovel plugin (``access.ended``) and try once more."""
         try:
             do()
         except RefusedError:
             if not isinstance(broker, LocalBroker):
                 raise
-            node.restart_carriers(self.layout, broker)
+            node.restart_plugin(self.layout, broker, access.SHOVELS)
             do()
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
@@ -392,7 +395,7 @@ class ApplyRun:
 
     def _tell_trust(self, broker: LocalBroker) -> None:
         """Have the running broker and forwarder load the new trusted certificates."""
-        services = self.supervisor.observe()
+        services = self.supervisor.observe([node.NODE, process.NAME])
         running = {name for name, status in services.items() if status.state == "running"}
         if node.NODE in running:
             node.reread_certificates(self.layout, broker)

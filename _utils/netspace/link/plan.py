@@ -48,7 +48,7 @@ class Observed:
     :param definitions: the broker's definitions with our names of accounts; None: it doesn't run, or some objects are
         *flooded*.
     :param flooded: objects with excess bindings, which must be recreated first (``objects.flooded``).
-    :param stalled: the process that runs all shovels to other hosts has ended for good.
+    :param ended: plugins that have ended in a running broker (``access.ended``).
     :param names: the desired names of objects; None: their key is still to be made.
     :param unnamed: why the desired names can't be computed; *names* are then the recorded ones. Empty: they can.
     :param drained: draining queues that are empty.
@@ -68,7 +68,7 @@ class Observed:
     detail: str = ""
     definitions: Mapping[str, Any] | None = field(default=None, repr=False)
     flooded: tuple[Key, ...] = ()
-    stalled: bool = False
+    ended: tuple[str, ...] = ()
     names: Names | None = None
     unnamed: str = ""
     drained: tuple[str, ...] = ()
@@ -338,8 +338,8 @@ def _broker_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
         changes["state"] = {"old": observed.broker, "new": "running"}
     if observed.loopback == "changed":
         changes["ports"] = {"old": "open to local users", "new": "root's, the broker's and the forwarder's"}
-    if observed.stalled:
-        changes["carriers to other hosts"] = {"old": "ended", "new": "running"}
+    for name in observed.ended:
+        changes["carriers to other hosts" if name == access.SHOVELS else "guard"] = {"old": "ended", "new": "running"}
     return changes
 
 

@@ -192,7 +192,7 @@ class Links:
         record = read(self.layout)
         if record.broker is None or not record.links:
             return Observed(record)
-        services = self.supervisor.observe()
+        services = self.supervisor.observe([node.NODE, process.NAME, renewer.NAME])
         state, detail, definitions, flooded = reach.ask(self.layout, record, services)
         config, carrier = process.current(self.layout), services.get(process.NAME)
         now = time.time()
@@ -209,7 +209,7 @@ class Links:
             detail=detail,
             definitions=definitions,
             flooded=flooded,
-            stalled=reach.stalled(self.layout, record.broker, definitions),
+            ended=reach.ended(self.layout, record.broker, definitions) if state == "running" else (),
             names=called,
             unnamed=unnamed,
             drained=reach.drained(self.layout, record, now) if state == "running" else (),

@@ -14,6 +14,8 @@ from netspace.errors import NetspaceError
 from netspace.plan import Outcome, Refusal, Result, Step, changes_by_name
 
 MAX_LISTED = 20
+MAX_TOGETHER = 5
+"""Steps that are named before the one problem that all of them failed for."""
 
 Kind = Literal["environment", "interface", "link"]
 
@@ -69,7 +71,8 @@ def rows(name: str, result: Result, kind: Kind, things: Iterable[str], *, test: 
     for thing in shown:
         if found[thing].steps:
             whole["changes"][thing[1]] = ", ".join(step.action for step in found[thing].steps)
-    whole["sub_state_run"] = [_row(name, kind, thing, found[thing], test) for thing in shown]
+    shared = {error for error, failed in _by_error(result.failures).items() if len(failed) > 1}
+    whole["sub_state_run"] = [_row(name, kind, thing, found[thing], test, shared) for thing in shown]
     return whole
 
 
@@ -87,11 +90,24 @@ class _Found(NamedTuple):
         return None if test and self.steps else True
 
     def troubles(self) -> list[str]:
-        failed = [f"{failure.step}: {failure.error}" for failure in self.failures]
+        failed = [f"{_together(steps)}: {error}" for error, steps in _by_error(self.failures).items()]
         return failed + [f"{refusal.kind} {refusal.name}: {refusal.message}" for refusal in self.refusals]
 
     def rank(self) -> int:
         return 0 if self.failures or self.refusals else 1 if self.steps else 2
+
+
+def _by_error(failures: Iterable[Outcome]) -> dict[str, list[Step]]:
+    """Return the failed steps by their problem: that of a broker that is down, say, many have in common."""
+    found: dict[str, list[Step]] = {}
+    for failure in failures:
+        found.setdefault(str(failure.error), []).append(failure.step)
+    return found
+
+
+def _together(steps: Sequence[Step]) -> str:
+    more = len(steps) - MAX_TOGETHER
+    return ", ".join(map(str, steps[:MAX_TOGETHER])) + (f" and {more} more" if more > 0 else "")
 
 
 def _steps(result: Result, test: bool) -> list[Step]:
@@ -99,9 +115,21 @@ def _steps(result: Result, test: bool) -> list[Step]:
     return done or (list(result.plan.steps) if test else [])
 
 
-def _row(name: str, kind: Kind, thing: tuple[str, str], found: _Found, test: bool) -> dict[str, Any]:
-    """Return the row of one thing, in the form that a state about it alone would have."""
-    told = [*found.troubles(), *(f"would {step}" if test else str(step) for step in found.steps)]
+def _row(
+    name: str, kind: Kind, thing: tuple[str, str], found: _Found, test: bool, shared: Collection[str]
+) -> dict[str, Any]:
+    """Return the row of one thing, in the form that a state about it alone would have.
+
+    :param shared: problems that others have, too. The state tells all their lines once, the row only the first.
+    """
+    brief = [
+        Outcome(failure.step, failure.error.splitlines()[0]) if failure.error in shared else failure
+        for failure in found.failures
+    ]
+    told = [
+        *found._replace(failures=brief).troubles(),
+        *(f"would {step}" if test else str(step) for step in found.steps),
+    ]
     gone = any(step.action == "remove" for step in found.steps)
     return {
         "name": thing[1],

@@ -134,6 +134,8 @@ class Outlet:
         late = loop.call_later(timeout, lambda: parcel.finish(self.late(timeout)))
         try:
             self.begin(parcel)
+            if self._wire is not None and len(self._pending) == 1:
+                self._wire.flush()  # it is alone, so it gains nothing by waiting for a turn of the event loop
             await done
         finally:
             late.cancel()

@@ -1,4 +1,4 @@
-"""The plugins through Salt's own loader: what an operator calls."""
+"""The attestation plugins, called by Salt's own loader like an operator's calls."""
 
 from __future__ import annotations
 

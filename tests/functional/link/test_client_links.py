@@ -366,8 +366,12 @@ def test_the_examples_work_as_they_stand_and_are_short(town):
     assert all(len((CLIENT / f"examples/{name}.py").read_text().splitlines()) <= 30 for name in ("echo", "asker"))
     serving = town.example("orders", "echo")
     try:
+        web = town.program("web")
+        for body in (b"\xff\xfe no text", b"", b"\0" * 1000):  # no message ends a service
+            web.run(web.mailbox.send("orders", body))
         asking = town.example("web", "asker", "orders", "hello")
         assert asking.communicate(timeout=60) == ("web said HELLO\n", "")
+        assert serving.poll() is None
     finally:
         serving.kill()
         serving.communicate()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 from collections.abc import Callable
 
 import pika
@@ -14,12 +15,16 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Access, Basic, Exchange, Queue
 from support.links import amqp1
+from support.links.programs import Program, tell
 from support.waiting import until
 from test_link_attacks import client, manage
 
-from netspace.link.broker import admission, node
+from netspace.link.broker import access, admission, node, refusals
+from netspace.link.broker.refusals import MOST
 from netspace.link.mail.dead_letters import Letters
+from netspace.link.mail.refused import asked_in_vain
 from netspace.spec.types import Link
+from netspace_client import NotDeclared
 
 pytestmark = pytest.mark.root
 
@@ -48,9 +53,11 @@ def _unharmed(host):
     assert host.plan(ASK, TELL).steps == []
 
 
-def refusal(host, ask: Callable[[pika.adapters.blocking_connection.BlockingChannel], object]) -> tuple[int, str]:
+def refusal(
+    host, ask: Callable[[pika.adapters.blocking_connection.BlockingChannel], object], name: str = "web"
+) -> tuple[int, str]:
     """Return the error with which the broker closes the channel, within seconds."""
-    with host.client("web") as channel:
+    with host.client(name) as channel:
         channel.connection.call_later(20, lambda: channel.connection.close())
         with pytest.raises(ChannelClosedByBroker) as caught:
             ask(channel)
@@ -198,6 +205,66 @@ def test_what_a_card_does_need_is_admitted(host):
         channel.basic_ack(delivery.delivery_tag)
         channel.tx_rollback()
         channel.tx_commit()
+
+
+# -- what is recorded ------------------------------------------------------------------------
+def test_refusals_are_counted_by_account_and_text(host):
+    for exchange in (*["link.audit.web"] * 3, "amq.topic", *(f"link.audit.x{number}" for number in range(MOST))):
+        refusal(host, lambda channel, exchange=exchange: channel.basic_publish(exchange, "", b"x"), "audit")
+
+    def counted() -> dict[str, int]:
+        return {one.exchange or one.what: one.times for one in asked_in_vain(host.layout, "audit").refusals}
+
+    until(lambda: sum(counted().values()) == MOST + 4, "all are told", patience=60)
+    found = counted()
+    assert found.pop("link.audit.web") == 3
+    assert found.pop("basic.publish: basic.publish is not for 'amq.topic' (access_refused)") == 1
+    assert found.pop("others: too many to be told apart") == 2
+    assert found == {f"link.audit.x{number}": 1 for number in range(MOST - 2)}
+    assert not any("audit" in one.exchange for one in asked_in_vain(host.layout, "orders").refusals)
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_client_has_the_broker_refuse_what_is_audited(host, tmp_path, audited):
+    folder = tell(host, "orders", tmp_path / "orders")
+    file = folder / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **({"audit": True} if audited else {})}))
+    peer = f"nobody-{audited}".lower()
+    program = Program(host, "orders", folder)
+    try:
+        for _ in range(2):
+            with pytest.raises(NotDeclared):
+                program.send(peer, "x")
+        program.send("audit", "well")
+    finally:
+        program.leave()
+    with host.client("audit") as channel:
+        assert channel.basic_get(host.n("mailbox.audit"), auto_ack=True)[2] == b"well"
+
+    def attempts() -> list[int]:
+        found = asked_in_vain(host.layout, "orders").refusals
+        return [one.times for one in found if one.exchange == f"link.orders.{peer}"]
+
+    if audited:
+        until(attempts, "it is told", patience=60)
+    assert attempts() == ([1] if audited else [])
+
+
+def test_refusals_go_with_the_account(host):
+    host.environment("guest")
+    host.apply(ASK, TELL, Link(source="guest", target="orders"))
+    refusal(host, lambda channel: channel.basic_publish("link.guest.web", "", b"x"), "guest")
+    until(lambda: asked_in_vain(host.layout, "guest").refusals, "it is told", patience=60)
+    account = access.accounts(host.layout, host.broker).there("env.guest")
+
+    def kept() -> bool:
+        with access.management(host.layout, host.broker) as api:
+            return api.get("global-parameters", refusals.parameter(account)) is not None
+
+    assert kept()
+    host.apply(ASK, TELL)
+    until(lambda: not kept(), "it is forgotten", patience=60)
+    assert asked_in_vain(host.layout, "guest").unseen == "it has no link, so it can't log in to the broker"
 
 
 # -- messages that can't be read ------------------------------------------------------------

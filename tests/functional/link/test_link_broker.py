@@ -63,6 +63,10 @@ def test_the_documented_example_asks_and_answers_and_sends(host, tmp_path):
     cards = {name: host.write_cards(name, tmp_path / name) for name in ("web", "orders", "audit")}
     answering = host.run_inside("orders", code, "answer", cards=cards["orders"])
     try:
+        with host.client("web") as channel:  # no message ends a service
+            for body in (b"\xff\xfe no text", b"", b"\0" * 1000):
+                about = pika.BasicProperties(reply_to=f"{host.n('reply.orders')}/\x7f", correlation_id="\ufffd" * 60)
+                channel.basic_publish(host.n("link.web.orders"), "", body, about, mandatory=True)
         asking = host.run_inside("web", code, "request", "orders", "how much?", cards=cards["web"])
         said, complaint = asking.communicate(timeout=60)
         assert said.strip() == "web asked how much?", complaint

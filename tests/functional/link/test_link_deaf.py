@@ -19,7 +19,7 @@ from support.links.link_world import World
 from support.waiting import until
 
 from netspace.layout import Layout
-from netspace.link.broker import listening, node
+from netspace.link.broker import access, listening, node, plugin
 from netspace.link.pki import authority
 from netspace.spec.types import Link, LocalBroker
 
@@ -135,6 +135,22 @@ def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch
     assert next(late, None) is None
     assert world.supervisor.observe()[node.NODE].pid == before
     assert health(world)["ok"], health(world)
+
+
+def test_broker_whose_guard_ended_is_told_and_gets_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ goes on without a plugin that failed too often; nothing else would tell that bounds are gone."""
+    world.environment("web", "orders")
+    world.apply(TELL)
+    assert world.plan(TELL).steps == []
+    monkeypatch.setattr(access, "BOOTED_SECONDS", 0.0)  # it does so for a minute; nobody waits for that here
+    before = world.supervisor.observe()[node.NODE].pid
+    world.evaluate(f"ok = application:stop({plugin.NAME}).")
+    until(lambda: [one["code"] for one in health(world)["findings"]] == ["guard-down"], pause=0.2)
+    (step,) = world.plan(TELL).steps
+    assert (step.name, step.changes) == ("broker", {"guard": {"old": "ended", "new": "running"}})
+    world.apply(TELL)
+    assert health(world)["ok"] and world.plan(TELL).steps == []
+    assert world.supervisor.observe()[node.NODE].pid == before, "no connection was ended for it"
 
 
 def test_a_broker_that_is_short_of_space_is_told(world: World) -> None:

@@ -263,13 +263,16 @@ def run(host, name: str, folder: Path, *command: str) -> str:
     if not cards.exists():
         host.write_cards(name, cards)
     program = [*host.place(name, str(cards)), *command]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, errors="replace", timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def try_out(host, folder: Path, *program: str) -> None:
-    """Try what each example can: send, also to a local name, read all queues, refuse strangers, and tell problems."""
+    """Try what each example can: send, also to a local name, read all queues, refuse strangers, and tell problems.
+
+    No message ends it.
+    """
     host.apply(TELL, Link(source="web", target="audit", local="log", length=5))
     assert run(host, "orders", folder, *program, "send", "audit", "sold") == ""
     assert run(host, "web", folder, *program, "send", "log", "by a lane") == ""
@@ -287,6 +290,11 @@ def try_out(host, folder: Path, *program: str) -> None:
     assert run(host, "audit", folder / "later", *program, "receive") == "web: genuine"
     until(lambda: Letters(host.layout).count()["count"] == 1)
     Letters(host.layout).discard()
+
+    with host.client("web") as channel:
+        for body in (b"\xff\xfe no text", b""):
+            channel.basic_publish(host.n("link.web.audit"), "", body, mandatory=True)
+            assert run(host, "audit", folder / "later", *program, "receive").startswith("web:")
 
     for words, complaint in ((["send", "nobody", "x"], "no link to nobody"), ([], "send PEER TEXT")):
         with pytest.raises(AssertionError, match=complaint):

@@ -51,7 +51,7 @@ def _log(raw: bytes) -> None:
 
 
 def _judged(values: dict[int, bytes], rules: policy.Policy) -> Callable[[bytes], None]:
-    """Return a parser that judges a log by the log's own values, so that it reaches the policy."""
+    """Return a parser that judges a log by the log's own values, so that the judge gets as far as the policy."""
 
     def work(raw: bytes) -> None:
         log = parse_log(raw)
@@ -73,7 +73,7 @@ def _public(raw: bytes) -> None:
 
 
 def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """Return *parse*, with its refusals turned into the general kind."""
+    """Return *parse* with each of its refusals replaced by the general kind of refusal."""
 
     def work(raw: bytes) -> None:
         try:
@@ -226,7 +226,7 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
 def run(count: int, seed: int) -> dict[str, dict[str, Any]]:
     """Try *count* inputs.
 
-    :raises AssertionError: when a parser does a forbidden thing; the error has the input.
+    :raises AssertionError: when a parser accepts or raises what it must not; the error has the input.
     """
     chance = random.Random(seed)
     found: dict[str, dict[str, Any]] = {}

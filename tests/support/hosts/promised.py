@@ -1,4 +1,4 @@
-"""Counts on a host of a test's own: what one environment adds, and what one change among others costs.
+"""Counts on a host that belongs to one test: additions by one environment, and the cost of one change among others.
 
 The image is at a path of its own, so that records have the same size everywhere.
 """
@@ -60,7 +60,7 @@ class Counted:
     """System calls of one use of the library in a process of its own, by kind.
 
     :param opened: files that were opened for writing.
-    :param netlink: netlink messages, those that only ask too.
+    :param netlink: netlink messages, including queries.
     :param mounts: mounts made, moved and removed.
     """
 
@@ -98,7 +98,7 @@ def machine() -> Iterator[None]:
 
 
 def things() -> dict[str, int]:
-    """Count what there is on this host."""
+    """Count all objects on the host, by kind."""
     layout = Layout()
     pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
     found: Counter[str] = Counter(processes=len(pids))
@@ -124,7 +124,7 @@ def things() -> dict[str, int]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that lie on its own file system. The index is no file of one environment."""
+    """Yield the files on a folder's own file system. Leave out the index, which belongs to no one environment."""
     device = folder.lstat().st_dev
     for parent, folders, files in os.walk(folder):
         here = Path(parent)
@@ -133,7 +133,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def added(environment: Mapping[str, Any]) -> dict[str, int]:
-    """Return what one more environment adds, once it has a lasting state; then remove it."""
+    """Return the objects that one more environment adds once its state is stable; then remove it."""
     before = things()
     apply({"one": environment})
     after = things()

@@ -104,7 +104,7 @@ def decode(raw: bytes, at: int = 0) -> tuple[Any, int]:
 
 
 class RefusedError(Exception):
-    """The peer ended the link, session or connection; the text is the condition that it gave."""
+    """Error: the peer ended the link, session or connection. The text is the condition that the peer gave."""
 
 
 class Client:

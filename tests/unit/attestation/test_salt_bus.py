@@ -65,7 +65,7 @@ def bus(client: Client) -> SaltBus:
 
 
 def test_a_message_goes_to_those_who_are_named(client: Client, bus: SaltBus) -> None:
-    """A minion's id may look like a pattern."""
+    """Send a message to exactly the named minion, even if its id looks like a pattern."""
     assert client.sent == [(["web1", "web2"], "netspace_attestation.answer", {"challenges": {}}, "list", 60, False)]
 
 
@@ -151,7 +151,7 @@ def test_one_message_ends_once_all_have_answered() -> None:
 
 
 def test_what_a_minion_says_that_it_manages_is_no_host(tmp_path: Path) -> None:
-    """Salt has two lists: accepted keys, and resources, which contain any claim of a minion."""
+    """Leave out resources, which contain any claim of a minion; only accepted keys are hosts."""
     opts = salt.config.master_config(None)
     paths = {"root_dir": str(tmp_path), "pki_dir": str(tmp_path / "pki"), "cachedir": str(tmp_path / "cache")}
     opts = {**opts, **paths, "__role": "master", "resource_index_primary_capacity": 1024}

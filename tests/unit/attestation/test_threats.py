@@ -1,4 +1,4 @@
-"""Every threat that the verifier must withstand, and the test that is named after it."""
+"""Every threat that the verifier must withstand, each with the test of the same name."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def test_refused_with_the_path(kind: str, more: dict[str, Any], key: str, said: 
         ),
         (declared("vxlan"), declared("wireguard", listen_port=4789), "listen_port", "UDP port 4789 is wireguard's"),
         (declared("macvlan"), declared("ipvlan", ipv4="198.51.100.8/24"), "kind", "the use of eth1 is ipvlan here"),
-        (declared("ipvlan"), declared("ipvlan", ipv4="198.51.100.8/24", mode="l3"), "mode", "must be the same"),
+        (declared("ipvlan"), declared("ipvlan", ipv4="198.51.100.8/24", mode="l3"), "mode", "give both the same value"),
     ],
 )
 def test_what_two_cannot_have_is_refused_with_the_path(

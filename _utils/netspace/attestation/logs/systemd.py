@@ -27,7 +27,7 @@ class Record:
 
     :param digests: by the bank's name.
     :param kind: systemd's name for the type of event, e.g. ``phase``.
-    :param text: the text that systemd claims to have measured; see :meth:`proved`.
+    :param text: the text that systemd measured, by its own claim; see :meth:`proved`.
     """
 
     pcr: int
@@ -36,7 +36,7 @@ class Record:
     text: str
 
     def proved(self, bank: str) -> bool:
-        """Return whether the digest in *bank* matches the text. Only then was the text measured."""
+        """Return whether the digest in *bank* matches the text. Without a match, the text was not measured."""
         return self.digests.get(bank) == hashlib.new(bank, self.text.encode()).digest()
 
     def describe(self) -> dict[str, Any]:

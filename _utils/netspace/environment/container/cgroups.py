@@ -269,7 +269,7 @@ def disk(path: Path) -> Device | None:
     try:
         number = os.stat(_existing(path)).st_dev
         if os.major(number) == 0:  # no device of its own: for btrfs and others, the mount names the device
-            source = mounts.over(str(path), mounts.table()).source
+            source = mounts.over(str(path), mounts.Single()).source
             if not source.startswith("/dev/"):
                 return None
             number = os.stat(source).st_rdev

@@ -345,7 +345,7 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
     before = current(layout)
     config = _install(layout, wanted)
     supervisor.define([service(layout)])
-    status = supervisor.observe().get(NAME)
+    status = supervisor.observe([NAME]).get(NAME)
     running = status is not None and status.state == "running" and haproxy.socket_path(layout).exists()
     # A restart ends all connections, so haproxy gets more time to answer here than in a health check.
     if running and not haproxy.silent(layout, haproxy.DEAD_SECONDS):
@@ -369,7 +369,7 @@ def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str,
 
     If haproxy already runs, do as :func:`apply`. Returns as :func:`apply` does.
     """
-    status = supervisor.observe().get(NAME)
+    status = supervisor.observe([NAME]).get(NAME)
     if status is not None and status.state == "running":
         return apply(layout, wanted, supervisor)
     files.write(served_file(layout), _install(layout, wanted).encode())
@@ -417,7 +417,7 @@ def _sever(layout: Layout, gone: Collection[str]) -> None:
 
 def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None:
     def ended() -> bool:
-        status = supervisor.observe().get(NAME)
+        status = supervisor.observe([NAME]).get(NAME)
         return status is None or status.state in ("failed", "stopped")
 
     if not haproxy.serves(layout, seconds, ended):
@@ -434,6 +434,6 @@ def _complaint(layout: Layout) -> str:
 
 def remove(layout: Layout, supervisor: Supervisor) -> None:
     """Stop the forwarder, and remove its service and its files."""
-    if NAME in supervisor.observe():
+    if NAME in supervisor.observe([NAME]):
         raise_any(supervisor.remove([NAME]))
     shutil.rmtree(folder(layout), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Paths of the supervisor of a host without systemd, and a check whether it runs.
+"""Paths of the supervisor of a host without systemd, and a check whether the supervisor runs.
 
 Most runs need only this check, so they don't import the supervisor's other modules.
 """

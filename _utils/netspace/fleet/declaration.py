@@ -1,0 +1,218 @@
+"""A fleet's declaration as the master serves it: it reads the files, compiles them, and hands out slices.
+
+The one class here is what the plugins call. It never imports Salt: they hand in the functions that find and render
+files.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import netspace
+from netspace.errors import NetspaceError, StateError
+from netspace.fleet import compile as compiler
+from netspace.fleet import in_force
+from netspace.fleet.compile import Compiled
+from netspace.fleet.in_force import Inputs, Manifest, Refusal, Stamp
+from netspace.fleet.published import Register
+from netspace.fleet.types import FleetError, Problem
+
+FOLDER = "/var/lib/netspace-master/fleet"
+MAX_FILES = 256
+REGISTER = "what hosts published"
+"""The path of problems that lie in no file of the declaration: a damaged file of the register."""
+_NESTED = 16
+SALT = "salt://"
+
+
+class Sources(NamedTuple):
+    """Salt's part in reading a declaration.
+
+    :param find: returns the path of a file on the master's file server, by ``salt://`` name; None if there is none.
+    :param render: renders a file by Salt's renderers. Any exception is a problem of the file.
+    """
+
+    find: Callable[[str], str | None]
+    render: Callable[[str], Any]
+
+
+class Answer(NamedTuple):
+    """The answer to a minion's request.
+
+    :param pillar: its slice; None: it is no host of the fleet.
+    :param alarm: a declaration that was refused by this very request; None if there is no news.
+    """
+
+    pillar: dict[str, Any] | None
+    alarm: Refusal | None
+
+
+class _Now(NamedTuple):
+    """The state of the declaration in its present files.
+
+    :param manifest: what is in force: it, or the last good one before it.
+    :param refusal: why it is refused.
+    :param news: True if it was refused just now.
+    """
+
+    manifest: Manifest | None
+    refusal: Refusal | None
+    news: bool
+
+
+class FleetDeclaration:
+    """The declaration that begins in the file *root*.
+
+    :param root: an absolute path, or ``salt://...``.
+    :param folder: where the master keeps what it learned of hosts, and what is in force.
+    :param nodegroups: the master's.
+    """
+
+    def __init__(self, root: str, folder: Path, sources: Sources, nodegroups: Mapping[str, object]) -> None:
+        if not root.startswith(("/", SALT)) or "\0" in root:
+            raise NetspaceError(f"ext_pillar: netspace: {root!r:.200}: name a file by its absolute path, or salt://...")
+        self.root = root
+        self.register = Register(folder / "hosts")
+        self.store = in_force.store(folder / "compiled")
+        self._sources = sources
+        self._nodegroups = nodegroups
+        self._context = in_force.context(netspace.__version__, str(netspace.LOADED), root, dict(nodegroups))
+
+    def answer(self, minion: str) -> Answer:
+        """Return the pillar of a minion: of the declaration as it is now, or of the last good one.
+
+        :raises NetspaceError: the declaration is refused, and no earlier one is in force.
+        """
+        now = self._now()
+        if now.manifest is None:
+            raise NetspaceError("the fleet's declaration is refused, and none is in force; the master's log has more")
+        alarm = now.refusal if now.news else None
+        try:
+            return Answer(self.store.slice(now.manifest, minion), alarm)
+        except StateError:  # another process may have put the next one in force at this moment
+            again = self._now().manifest
+            if again is None or again.generation == now.manifest.generation:
+                raise
+            return Answer(self.store.slice(again, minion), alarm)
+
+    def apply(self) -> Refusal | None:
+        """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused."""
+        return self._now().refusal
+
+    def check(self) -> Compiled:
+        """Compile the declaration as it is now, without putting it in force."""
+        return self._compile()[0]
+
+    def _now(self) -> _Now:
+        known = self._known()
+        if known is not None:
+            return known
+        with self.store.lock():
+            known = self._known()  # of another process, which had the lock
+            if known is not None:
+                return known
+            compiled, inputs = self._compile()
+            if compiled.problems:
+                return _Now(self.store.current().manifest, self.store.refuse(compiled.problems, inputs), True)
+            return _Now(self.store.commit(compiled, inputs), None, False)
+
+    def _known(self) -> _Now | None:
+        """Return what is in force for the present files; None if they have to be compiled."""
+        manifest, refusal = self.store.current()
+        if refusal is not None and in_force.fresh(refusal.inputs, self._context, self._find):
+            return _Now(manifest, refusal, False)
+        if manifest is not None and in_force.fresh(manifest.inputs, self._context, self._find):
+            return _Now(manifest, None, False)
+        return None
+
+    def _compile(self) -> tuple[Compiled, Inputs]:
+        stamps: dict[str, Stamp] = {str(self.register.folder): in_force.settled(self.register.folder)}
+        published, damaged = self.register.read_all()
+        problems = list[Problem]()
+        names: dict[str, str | None] = {}
+        documents = self._documents(stamps, names, problems)
+        inputs = Inputs(stamps, names, self._context)
+        if problems:
+            return Compiled(None, {}, {}, (), (), tuple(problems)), inputs
+        try:
+            found = compiler.fleet(documents, published, self._nodegroups, self.store.placed())
+            unread = tuple(Problem("", REGISTER, reason) for reason in damaged)
+            return found._replace(problems=(*found.problems, *unread)), inputs
+        except FleetError as err:
+            return Compiled(None, {}, {}, (), (), err.problems), inputs
+
+    def _documents(
+        self, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]
+    ) -> dict[str, Any]:
+        """Return the content of the first file and of all that it includes, by name."""
+        documents: dict[str, Any] = {}
+        waiting = [(self.root, 0)]
+        while waiting:
+            name, depth = waiting.pop(0)
+            if name in documents:
+                continue
+            if len(documents) == MAX_FILES or depth > _NESTED:
+                problems.append(
+                    Problem(name, "", f"more than {MAX_FILES} files, or {_NESTED} of which one includes the next")
+                )
+                break
+            documents[name] = data = self._read(name, stamps, names, problems)
+            if not isinstance(data, Mapping):
+                if name not in {one.file for one in problems}:
+                    problems.append(Problem(name, "", f"expected a mapping, got {type(data).__name__}"))
+                continue
+            for key in ("include", "uses"):
+                for index, other in enumerate(_listed(data.get(key), name, key, problems)):
+                    found = _beside(name, other, self.root)
+                    if found is None:
+                        why = (
+                            f"{other!r:.200}: expected the name of a file, which lies where {self.root} does, or below"
+                        )
+                        problems.append(Problem(name, f"{key}:{index}", why))
+                    elif key == "include":
+                        waiting.append((found, depth + 1))
+                    else:
+                        self._note(found, stamps, names)
+        return {name: data for name, data in documents.items() if isinstance(data, Mapping)}
+
+    def _read(self, name: str, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]) -> Any:
+        path = self._note(name, stamps, names)
+        if path is None or stamps[path] is None:
+            problems.append(Problem(name, "", "there is no such file"))
+            return None
+        try:
+            return self._sources.render(path)
+        except Exception as err:  # any error of a renderer, of which each has its own
+            problems.append(Problem(name, "", f"{type(err).__name__}: {err}"))
+            return None
+
+    def _note(self, name: str, stamps: dict[str, Stamp], names: dict[str, str | None]) -> str | None:
+        """Note a file as an input; return its path."""
+        names[name] = path = self._find(name)
+        if path is not None:
+            stamps[path] = in_force.settled(path)
+        return path
+
+    def _find(self, name: str) -> str | None:
+        return self._sources.find(name) if name.startswith(SALT) else name
+
+
+def _listed(data: Any, name: str, key: str, problems: list[Problem]) -> list[Any]:
+    if data is None or isinstance(data, list):
+        return data or []
+    problems.append(Problem(name, key, f"expected a list of files, got {type(data).__name__}"))
+    return []
+
+
+def _beside(name: str, other: Any, root: str) -> str | None:
+    """Return the name of a file that is named relative to another one; None unless it lies beside *root* or below."""
+    if not isinstance(other, str) or not other or other.startswith("/") or "://" in other or "\0" in other:
+        return None
+    scheme = SALT if name.startswith(SALT) else ""
+    joined = posixpath.normpath(posixpath.join(posixpath.dirname(name.removeprefix(SALT)), other))
+    folder = posixpath.dirname(root.removeprefix(SALT))
+    inside = joined.startswith(f"{folder.rstrip('/')}/") if folder else joined.split("/")[0] != ".."
+    return f"{scheme}{joined}" if inside else None

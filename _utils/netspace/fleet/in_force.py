@@ -1,0 +1,216 @@
+"""The compiled declaration that is in force, on the master's disk.
+
+A declaration is compiled once for all minions and all processes of the master. A request then costs a look at the times
+of its files, and the reading of one slice. A declaration with problems replaces nothing: the last good one stays in
+force, and the problems are kept beside it, so that they are reported once and not compiled again for each request.
+
+=====================  ==================================================================================
+``in-force.json``      the inputs' times, and where the slice of each minion lies. Replaced last, by a rename
+``slices-<id>``        the slices, one after the other
+``placed-<id>.json``   the hosts of each environment
+``refused.json``       the newest declaration that was refused: its inputs and problems
+=====================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from netspace import files
+from netspace.errors import StateError
+from netspace.fleet.compile import Compiled
+from netspace.fleet.types import Problem
+
+Stamp = tuple[int, int, int] | None
+"""Time of change (ns), size and inode of a file; None: there is no file."""
+
+MAX_REFUSED = 100
+"""The most problems that are kept."""
+SETTLED = 20_000_000
+"""Nanoseconds after which another change of a file has another time: two ticks of the slowest kernel clock (100 Hz)."""
+_MOST = 1 << 30
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What a declaration was compiled from.
+
+    :param files: the stamp of each file by its path.
+    :param names: the path of each file by its name in the declaration; None: there was no such file.
+    :param context: a digest of whatever else counts.
+    """
+
+    files: dict[str, Stamp]
+    names: dict[str, str | None]
+    context: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The content of ``in-force.json``.
+
+    :param slices: where each minion's slice begins, and its length.
+    """
+
+    generation: str
+    inputs: Inputs
+    slices: dict[str, tuple[int, int]]
+    version: int = 1
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The content of ``refused.json``.
+
+    :param count: the number of all problems, of which only the first are kept.
+    """
+
+    inputs: Inputs
+    problems: tuple[tuple[str, str, str], ...]
+    count: int
+    since: float
+    version: int = 1
+
+
+class Current(NamedTuple):
+    """The state of the store."""
+
+    manifest: Manifest | None
+    refusal: Refusal | None
+
+
+@functools.lru_cache(8)
+def store(folder: Path) -> Store:
+    """Return this process's store of a folder, which remembers what it has decoded."""
+    return Store(folder)
+
+
+class Store:
+    """The compiled declaration in *folder*."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._manifest, self._refused = folder / "in-force.json", folder / "refused.json"
+        self._seen: dict[Path, tuple[Stamp, Any]] = {}
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the right to compile."""
+        return files.locked(self.folder / ".lock")
+
+    def current(self) -> Current:
+        """Return what is in force, and what was refused.
+
+        A damaged file counts as absent: it is made again by the next compilation.
+        """
+        return Current(self._known(self._manifest, Manifest), self._known(self._refused, Refusal))
+
+    def slice(self, manifest: Manifest, minion: str) -> dict[str, Any] | None:
+        """Return the pillar of a minion; None if it is no host of the fleet.
+
+        :raises StateError: the slices are damaged.
+        """
+        place = manifest.slices.get(minion)
+        if place is None:
+            return None
+        path = self.folder / f"slices-{manifest.generation}"
+        try:
+            with open(path, "rb") as stream:
+                raw = os.pread(stream.fileno(), place[1], place[0])
+            found: dict[str, Any] = msgspec.json.decode(raw)
+        except (OSError, ValueError) as err:
+            raise StateError(f"{path}: {err}; remove {self._manifest} to compile it again") from err
+        return found
+
+    def placed(self) -> dict[str, tuple[str, ...]]:
+        """Return the hosts of each environment as they are in force; empty if nothing is, or it is damaged."""
+        manifest = self.current().manifest
+        if manifest is None:
+            return {}
+        try:
+            raw = files.read(self.folder / f"placed-{manifest.generation}.json", _MOST)
+            return msgspec.json.decode(raw, type=dict[str, tuple[str, ...]])
+        except (OSError, ValueError):
+            return {}
+
+    def commit(self, compiled: Compiled, inputs: Inputs) -> Manifest:
+        """Put a compiled declaration in force; the caller holds the lock. Killed at any moment, the old one stays."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parts, places, at = [], {}, 0
+        for minion, pillar in compiled.slices.items():
+            raw = msgspec.json.encode(pillar)
+            parts.append(raw)
+            places[minion] = (at, len(raw))
+            at += len(raw)
+        content, placed = b"".join(parts), msgspec.json.encode(compiled.placed)
+        generation = hashlib.sha256(content + placed).hexdigest()[:16]
+        files.write(self.folder / f"slices-{generation}", content)
+        files.write(self.folder / f"placed-{generation}.json", placed)
+        manifest = Manifest(generation, inputs, places)
+        files.write(self._manifest, msgspec.json.encode(manifest))
+        files.remove(self._refused)
+        for path in self.folder.iterdir():
+            if ("slices-" in path.name or "placed-" in path.name) and generation not in path.name:
+                files.remove(path)
+        return manifest
+
+    def refuse(self, problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
+        """Remember a declaration with problems; the caller holds the lock."""
+        kept = tuple((one.file, one.path, one.reason) for one in problems[:MAX_REFUSED])
+        refusal = Refusal(inputs, kept, len(problems), time.time())
+        files.write(self._refused, msgspec.json.encode(refusal))
+        return refusal
+
+    def _known(self, path: Path, of: type[Any]) -> Any:
+        """Return the content of a file, decoded once for each state of the file; None if it is absent or damaged."""
+        now = stamp(path)
+        before = self._seen.get(path)
+        if before is None or before[0] != now:
+            found = None
+            with contextlib.suppress(OSError, ValueError):
+                found = msgspec.json.decode(files.read(path, _MOST), type=of) if now is not None else None
+            before = self._seen[path] = (now, found)
+        return before[1]
+
+
+def stamp(path: Path | str) -> Stamp:
+    """Return the stamp of a file or folder; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def settled(path: Path | str) -> Stamp:
+    """Return the stamp of a file that is about to be read, and that any later change will change.
+
+    A file that changed a moment ago may change again within the same tick of the kernel's clock: wait for the next one.
+    """
+    found = stamp(path)
+    while found is not None and 0 <= time.time_ns() - found[0] < SETTLED:
+        time.sleep(SETTLED / 1e9)
+        found = stamp(path)
+    return found
+
+
+def fresh(inputs: Inputs, context: str, find: Callable[[str], str | None]) -> bool:
+    """Return whether nothing has changed since a declaration was compiled.
+
+    :param find: returns the path of a file by its name in the declaration.
+    """
+    if inputs.context != context:
+        return False
+    if any(find(name) != path for name, path in inputs.names.items()):
+        return False
+    return all(stamp(path) == known for path, known in inputs.files.items())
+
+
+def context(*parts: Mapping[str, object] | str) -> str:
+    """Return a digest of what counts for a compilation besides its files."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

@@ -1,0 +1,83 @@
+"""A fleet's declaration by Salt's file server and renderers, which the plugins hand in. Imports no Salt.
+
+A declaration is compiled once for all minions, whichever of them asks first. So it is rendered without anything of that
+minion: no grains, no pillar, no id. Otherwise a minion could decide by its grains what others are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.fleet.declaration import FOLDER, SALT, FleetDeclaration, Sources
+
+_SERVERS: dict[str, Any] = {}
+_OF_MINION = ("grains", "pillar", "minion_id", "id", "pillarenv", "saltenv", "pillar_override")
+
+
+def declaration(
+    opts: Mapping[str, Any],
+    file: str,
+    fileserver: Callable[[dict[str, Any]], Any],
+    renderers: Callable[..., Any],
+    template: Callable[..., Any],
+) -> FleetDeclaration:
+    """Return the declaration that begins in *file*.
+
+    :param opts: the master's configuration.
+    :param fileserver: ``salt.fileserver.Fileserver``.
+    :param renderers: ``salt.loader.render``.
+    :param template: ``salt.template.compile_template``.
+    :raises NetspaceError: the configuration is wrong.
+    """
+    clean = {key: value for key, value in opts.items() if key not in _OF_MINION}
+    clean.update(grains={}, pillar={}, id="master")
+
+    def find(name: str) -> str | None:
+        found = _served(fileserver, clean).find_file(name.removeprefix(SALT), "base")
+        return str(found["path"]) or None
+
+    def render(path: str) -> Any:
+        pipe = clean.get("renderer", "jinja|yaml")
+        lists = clean.get("renderer_blacklist"), clean.get("renderer_whitelist")
+        return template(path, renderers(clean, {}), pipe, *lists)
+
+    nodegroups = opts.get("nodegroups") or {}
+    return FleetDeclaration(file, folder(opts), Sources(find, render), nodegroups)
+
+
+def _served(fileserver: Callable[[dict[str, Any]], Any], opts: dict[str, Any]) -> Any:
+    """Return this process's file server of a configuration: to make one takes longer than all else in a request."""
+    key = repr([(name, opts.get(name)) for name in ("conf_file", "cachedir", "file_roots", "fileserver_backend")])
+    if key not in _SERVERS:
+        _SERVERS[key] = fileserver(opts)
+    return _SERVERS[key]
+
+
+def folder(opts: Mapping[str, Any]) -> Path:
+    """Return the folder where the master keeps what it knows of the fleet (``netspace.fleet: {folder: ...}``).
+
+    :raises NetspaceError: the configuration is wrong.
+    """
+    given = opts.get("netspace.fleet") or {}
+    if not isinstance(given, Mapping) or set(given) - {"folder"} or not isinstance(given.get("folder", FOLDER), str):
+        raise NetspaceError("master configuration: netspace.fleet: expected only folder, an absolute path")
+    path = Path(given.get("folder", FOLDER))
+    if not path.is_absolute():
+        raise NetspaceError(f"master configuration: netspace.fleet:folder: {path}: expected an absolute path")
+    return path
+
+
+def root(opts: Mapping[str, Any]) -> str:
+    """Return the first file of the fleet's declaration, as ``ext_pillar`` of the master's configuration names it.
+
+    :raises NetspaceError: it names none, or several.
+    """
+    listed = opts.get("ext_pillar") or []
+    found = [one["netspace"] for one in listed if isinstance(one, Mapping) and "netspace" in one]
+    if len(found) != 1 or not isinstance(found[0], str):
+        remedy = "add '- netspace: salt://fleet.yaml', once, under ext_pillar"
+        raise NetspaceError(f"master configuration: ext_pillar: no fleet's file is named; {remedy}")
+    return found[0]

@@ -1,0 +1,98 @@
+"""The external pillar by Salt's own loader, file server and renderers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import salt.config
+import salt.loader
+from support import checkout
+from support.fleet.fleets import published
+
+from netspace.errors import NetspaceError
+from netspace.fleet.published import Register
+
+FLEET = """
+{% set names = ["h1", "h2"] %}
+include: [shop.yaml]
+hosts:
+{%- for name in names %}
+  {{ name }}: {address: 198.51.100.{{ loop.index }}}
+{%- endfor %}
+"""
+SHOP = """
+environments:
+  web:    {on: h1, image: tar:salt://images/shop.tar, command: [/usr/bin/web]}
+  orders: {on: h2, image: tar:salt://images/shop.tar, command: [/usr/bin/orders]}
+links:
+  - {from: web, to: orders, pattern: request, seal: true}
+"""
+
+
+class Master:
+    """A master's configuration, with a file server on a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "fleet").mkdir()
+        (folder / "fleet/init.sls").write_text(FLEET)
+        (folder / "fleet/shop.yaml").write_text(SHOP)
+        self.opts: dict[str, Any] = salt.config.apply_master_config(
+            {
+                "root_dir": str(folder),
+                "cachedir": str(folder / "cache"),
+                "sock_dir": str(folder),
+                "file_roots": {"base": [str(folder)]},
+                "netspace.fleet": {"folder": str(folder / "kept")},
+                "pillar_dirs": [str(checkout.ROOT / "_pillar")],
+            }
+        )
+
+    def pillar(self, minion: str, grains: dict[str, Any] | None = None, file: str = "salt://fleet/init.sls") -> Any:
+        """Return what one minion gets, as Salt asks for it: by options with the minion's id and grains."""
+        opts = {**self.opts, "id": minion, "minion_id": minion, "grains": grains or {}, "pillarenv": "dev"}
+        return salt.loader.pillars(opts, {})["netspace"](minion, {"netspace": {"stolen": True}}, file)
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Master:
+    made = Master(tmp_path)
+    for facts in published(["h1", "h2"]).values():
+        Register(tmp_path / "kept/hosts").write(facts)
+    return made
+
+
+@pytest.mark.parametrize("file", ["salt://fleet/init.sls", "{folder}/fleet/init.sls"])
+def test_jinja_and_includes_make_the_slice(master: Master, file: str) -> None:
+    found = master.pillar("h1", file=file.format(folder=master.folder))["netspace"]
+    assert found["links"] == [{"from": "web", "to": "orders@h2", "pattern": "request", "seal": True, "as": "orders"}]
+    assert found["broker"]["hosts"]["h2"]["address"] == "198.51.100.2:5671"
+    assert master.pillar("stranger", file=file.format(folder=master.folder)) == {}
+
+
+def test_grains_of_the_minion_that_asks_count_for_nothing(master: Master) -> None:
+    hosts = "hosts: {h1: {address: 198.51.100.1, minion: 'is-{{ grains }}-{{ opts.id }}-{{ pillar }}'}}"
+    (master.folder / "fleet/init.sls").write_text(hosts)
+    found = master.pillar("is-{}-master-{}", {"role": "db"})
+    assert found["netspace"]["broker"] == {"kind": "local", "host": "h1"}
+
+
+def test_functions_of_the_minion_that_asks_are_not_there(master: Master, caplog: pytest.LogCaptureFixture) -> None:
+    (master.folder / "fleet/init.sls").write_text("domain: {{ salt['grains.get']('role') }}")
+    with caplog.at_level(logging.ERROR), pytest.raises(NetspaceError, match="none is in force"):
+        master.pillar("h1", {"role": "a.example.org"})
+    assert "SaltRenderError" in caplog.text
+
+
+def test_a_broken_declaration_is_an_alarm_and_changes_nothing(master: Master, caplog: pytest.LogCaptureFixture) -> None:
+    before = master.pillar("h1")
+    (master.folder / "fleet/shop.yaml").write_text(SHOP.replace("to: orders", "to: order"))
+    with caplog.at_level(logging.ERROR):
+        assert master.pillar("h1") == before
+    assert "salt://fleet/shop.yaml: links:0:to: no environment is called 'order'" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.ERROR):
+        assert master.pillar("h2") and not caplog.records
