@@ -1,4 +1,4 @@
-"""What once succeeded inside an environment is refused or bounded, under each runtime, and costs root nothing."""
+"""Attacks that once succeeded inside an environment are refused or bounded under each runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What once succeeded inside an environment, tried again: by row of the report, whether it was refused, or its bound.
+"""Attacks that once succeeded inside an environment, tried again: by row, whether one was refused, or its bound.
 
 A program for the inside, with Python's standard library alone. It prints one line of JSON, and then holds what it got.
 ``root`` makes a root that has it, for any image, and ``ROWS`` says of what each row takes away.
