@@ -64,7 +64,7 @@ def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(made: Fleet, 
     with pytest.raises(NetspaceError, match="sent no measurement list"):
         made.learn(["web1"], Wish(ima=True))
     many = [f"web{number}" for number in range(fleet.MAX_LISTED + 1)]
-    with pytest.raises(NetspaceError, match="32 at a time"):
+    with pytest.raises(NetspaceError, match="at most 32 hosts at a time"):
         made.learn(many, Wish(ima=True))
 
 
