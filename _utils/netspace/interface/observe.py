@@ -11,7 +11,7 @@ import functools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -176,11 +176,16 @@ def observe(
         guards=guarded,
         taken=_taken(declared, everybody.values()),
         others={name: its for name, its in everybody.items() if name not in known},
-        weight=None if only is None else index.weight(),
+        # Not if somebody has overwritten a record in place: the sum is that of the noted claims.
+        weight=index.weight() if only is not None and all(_as_noted(known, everybody)) else None,
         names=names,
         own=sets.own_addresses() if names else Own(),
         now=time.time(),
     )
+
+
+def _as_noted(known: Mapping[str, Record], noted: Mapping[str, Claims]) -> Iterator[bool]:
+    return (claims.of(record) == noted.get(name) for name, record in known.items())
 
 
 def _taken(declared: Iterable[Interface], known: Iterable[Claims]) -> dict[HostPort, str]:
