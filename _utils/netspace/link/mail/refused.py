@@ -49,7 +49,7 @@ def refused(layout: Layout, environment: str) -> Refused:
 
 
 class InVain(NamedTuple):
-    """What an environment asked the broker for in vain.
+    """The requests of an environment that the broker refused.
 
     :param refusals: the oldest first.
     :param unseen: why nothing is recorded; empty if it is.
