@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
-from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap, aes_key_wrap
 from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jwe, jws
@@ -115,11 +117,27 @@ def test_a_signature_in_another_form_is_refused():
     said, _, signature = raw.rpartition(b".")
     halves = jose.segment(signature)
     der = utils.encode_dss_signature(*(int.from_bytes(half, "big") for half in (halves[:32], halves[32:])))
-    for odd in (b"", der, halves[:63], halves + b"\0", bytes(64), halves[:32] + bytes(32), b"\xff" * 64, halves[::-1]):
+    longer = halves[:32] + b"\0" + halves[32:]  # the same numbers
+    for odd in (
+        b"",
+        der,
+        longer,
+        halves[:63],
+        halves + b"\0",
+        bytes(64),
+        halves[:32] + bytes(32),
+        b"\xff" * 64,
+        halves[::-1],
+    ):
         with pytest.raises(SealError, match="doesn't hold"):
             work.verify(said + b"." + jose.encoded(odd), mine)
     for odd in (b"", b"x", said, raw + b".", said + b".." + signature, b"." + raw, signature):
         with pytest.raises(SealError):
+            work.verify(odd, mine)
+    for parts in (b"header", said + b".more"):
+        pair = utils.decode_dss_signature(work.private(mine).sign(parts, ec.ECDSA(hashes.SHA256())))
+        odd = parts + b"." + jose.encoded(b"".join(half.to_bytes(32, "big") for half in pair))
+        with pytest.raises(SealError, match="doesn't hold"):
             work.verify(odd, mine)
     for member, value in (("x", mine["y"]), ("x", "A" * 43), ("y", "!"), ("y", "A" * 64), ("x", "\ud800")):
         with pytest.raises(SealError, match="doesn't hold"):
@@ -138,6 +156,9 @@ def test_a_coordinate_without_its_leading_zeros_is_read():
     jwk = {"x": jose.encoded(numbers.x.to_bytes(31, "big")).decode()}
     jwk["y"] = jose.encoded(numbers.y.to_bytes(32, "big")).decode()
     assert jose.loaded().imported(jwk) == public
+    longer = jose.encoded(numbers.x.to_bytes(33, "big")).decode()
+    with pytest.raises(ValueError, match="33 bytes"):
+        jose.loaded().imported({**jwk, "x": longer})
 
 
 # -- the life of a session --------------------------------------------------------------------------
@@ -331,6 +352,22 @@ def test_a_part_of_another_size_is_refused(part):
         changed = [*parts[:part], base64.urlsafe_b64encode(bytes(size)).rstrip(b"="), *parts[part + 1 :]]
         with pytest.raises(SealError, match="decrypted"):
             opened(b".".join(changed), 0)
+
+
+def test_sizes_that_the_primitives_would_take_are_refused():
+    """Whoever agreed with the receiver's key can use a shorter key, a longer vector, or move the tag's beginning."""
+    found = agreement.decrypt(sealed(Sessions(), 0), MINE["orders"], Agreed(), "web")
+
+    def encrypted(key_size: int, vector_size: int, moved: int) -> bytes:
+        content_key, vector = bytes(key_size), bytes(vector_size)
+        text = AESGCM(content_key).encrypt(vector, found.text, found.header)
+        pieces = (aes_key_wrap(found.key, content_key), vector, text[: -16 - moved], text[-16 - moved :])
+        return b".".join((found.header, *map(jose.encoded, pieces)))
+
+    assert opened(encrypted(32, 12, 0), 0) == b"secret 0"
+    for sizes in ((16, 12, 0), (24, 12, 0), (32, 16, 0), (32, 8, 0), (32, 12, 1), (32, 12, -1)):
+        with pytest.raises(SealError, match="another size"):
+            opened(encrypted(*sizes), 0)
 
 
 def test_another_spelling_of_a_part_is_refused():
