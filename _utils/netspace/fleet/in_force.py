@@ -41,7 +41,7 @@ _MOST = 1 << 30
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """What a declaration was compiled from.
+    """The files and settings from which a declaration was compiled.
 
     :param files: the stamp of each file by its path.
     :param names: the path of each file by its name in the declaration; None: there was no such file.

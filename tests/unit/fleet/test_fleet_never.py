@@ -62,7 +62,7 @@ def test_a_published_port_of_another_host_is_a_way() -> None:
     assert reasons([], never, environments) == []
 
 
-def test_a_network_outside_is_reached_through_another_environment() -> None:
+def test_a_network_outside_is_reached_through_another() -> None:
     out = {"kind": "veth", "allow": [{"direction": "out", "cidr": "203.0.113.0/24"}]}
     environments = {"orders": {"on": "h2", **IMAGE, "interface": out}}
     (reason,) = reasons(CHAIN, [{"from": "web", "to": "203.0.113.7"}], environments)
