@@ -16,20 +16,14 @@ MOST = 200
 def default_fleet(hosts: int) -> str:
     """Return the declaration of *hosts* hosts: two environments with a sealed link, on the first and the last one."""
     addresses = "\n".join(f"  h{number}: {{address: 198.51.100.{number}}}" for number in range(1, hosts + 1))
-    image = "image: tar:salt://images/shop.tar"
+    image = "tar:salt://images/shop.tar"
     return f"""\
 # The fleet of the lab. Change it, then apply.
 hosts:
 {addresses}
 environments:
-  web:
-    on: h1
-    {image}
-    command: [/usr/bin/python3, /demo/web.py]
-  orders:
-    on: h{hosts}
-    {image}
-    command: [/usr/bin/python3, /demo/orders.py]
+  web:    {{on: h1, image: {image}, command: [/usr/bin/web]}}
+  orders: {{on: h{hosts}, image: {image}, command: [/usr/bin/orders]}}
 links:
   - {{from: web, to: orders, pattern: request, seal: true}}
 """
