@@ -18,7 +18,7 @@ import msgspec
 
 from netspace import sockets
 from netspace.index import Index
-from netspace.interface import claimed_rules, claims, forwarding, kernel_support, kinds
+from netspace.interface import claims, forwarding, host_filter, kernel_support, kinds
 from netspace.interface import endpoints as ends
 from netspace.interface import netns as namespaces
 from netspace.interface import record as records
@@ -160,7 +160,7 @@ def observe(
         """Return the digest of the elements of the loaded table, if the records still describe it."""
         known_ = sum(claims.weigh(name, its) for name, its in everybody.items())
         same = claims.mark(known_) == volatile.firewall.get("mark")
-        return claimed_rules.table(layout, everybody).elements if same else None
+        return host_filter.table(layout, everybody).elements if same else None
 
     links, live, guarded = _links(layout, linked, known, kept, needed, volatile, doomed)
     names = known_answers.read(layout)
