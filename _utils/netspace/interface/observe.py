@@ -18,14 +18,14 @@ import msgspec
 
 from netspace import sockets
 from netspace.index import Index
-from netspace.interface import claims, forwarding, kernel_support, kinds
+from netspace.interface import claims, forwarding, host_filter, kernel_support, kinds
 from netspace.interface import endpoints as ends
 from netspace.interface import netns as namespaces
 from netspace.interface import record as records
 from netspace.interface.claims import Claims
 from netspace.interface.endpoints import Endpoint, EndpointContext, Endpoints
 from netspace.interface.firewall import host_rules as firewall
-from netspace.interface.firewall import host_table, of_claims
+from netspace.interface.firewall import host_table
 from netspace.interface.firewall import netns_table as guards
 from netspace.interface.names import record as known_answers
 from netspace.interface.names import sets
@@ -160,7 +160,7 @@ def observe(
         """Return the digest of the elements of the loaded table, if the records still describe it."""
         known_ = sum(claims.weigh(name, its) for name, its in everybody.items())
         same = claims.mark(known_) == volatile.firewall.get("mark")
-        return of_claims.table(layout, everybody).elements if same else None
+        return host_filter.table(layout, everybody).elements if same else None
 
     links, live, guarded = _links(layout, linked, known, kept, needed, volatile, doomed)
     names = known_answers.read(layout)

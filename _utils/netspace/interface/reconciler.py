@@ -15,12 +15,12 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.interface import addresses, claims, endpoints, forwarding, kinds
+from netspace.interface import addresses, claims, endpoints, forwarding, host_filter, kinds
 from netspace.interface import record as records
 from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceChange
 from netspace.interface.claims import Claims
 from netspace.interface.endpoints import Endpoints
-from netspace.interface.firewall import netns_table, of_claims
+from netspace.interface.firewall import netns_table
 from netspace.interface.names import sets
 from netspace.interface.observe import Observed, ObservedInterface, expected, observe, place
 from netspace.interface.record import Record
@@ -351,17 +351,17 @@ class Interfaces:
         """
         loaded, intact, before = observed.volatile.firewall, observed.firewall == "intact", observed.weight
         mark = claims.mark(_weight(after) if before is None else before + _moved(changed, observed.claims, after))
-        if intact and of_claims.loaded(self.layout, after, mark, loaded):
+        if intact and host_filter.loaded(self.layout, after, mark, loaded):
             return None
         if (
             intact
             and before is not None
-            and of_claims.loaded(self.layout, observed.claims, claims.mark(before), loaded)
+            and host_filter.loaded(self.layout, observed.claims, claims.mark(before), loaded)
         ):
-            then, now = of_claims.parts(self.layout, observed.claims, after, changed)
+            then, now = host_filter.parts(self.layout, observed.claims, after, changed)
             todo = Firewall(now, then, whole=lambda: self._tables(observed.claims, after))
         else:
-            todo = Firewall(of_claims.table(self.layout, after))
+            todo = Firewall(host_filter.table(self.layout, after))
             if todo.digest == loaded.get("rendered", "") and observed.firewall == (
                 "intact" if todo.digest else "absent"
             ):
@@ -371,12 +371,12 @@ class Interfaces:
             if todo.digest and intact:
                 # If a run was killed after it wrote records and before it loaded the table, the records describe
                 # another table than the loaded one.
-                known = of_claims.table(self.layout, observed.claims)
+                known = host_filter.table(self.layout, observed.claims)
                 todo = msgspec.structs.replace(todo, before=known if known.digest == loaded.get("rendered") else None)
         had = {} if todo.before is None else observed.claims
         led = [one for name, its in after.items() if its.ports and its != had.get(name) for one in its.led]
         known_led = [one for its in had.values() if its.ports for one in its.led] if led else []
-        noted = of_claims.notes(self.layout, after, mark) if mark else {}
+        noted = host_filter.notes(self.layout, after, mark) if mark else {}
         todo = msgspec.structs.replace(todo, led=[one for one in led if one not in known_led], notes=noted)
         was = str(loaded.get("mark") or loaded.get("rendered", ""))
         old = {"intact": was[:12], "changed": "changed by hand", "absent": "absent"}
@@ -386,7 +386,7 @@ class Interfaces:
         return Step("interface", FIREWALL, "change", {"table": change}, data=todo)
 
     def _tables(self, *known: Mapping[str, Claims]) -> tuple[Table, ...]:
-        return tuple(of_claims.table(self.layout, its) for its in known)
+        return tuple(host_filter.table(self.layout, its) for its in known)
 
     def _forwarding(self, after: Mapping[str, Claims], near: Mapping[str, Record], observed: Observed) -> Step | None:
         host = kinds.filtered("host")

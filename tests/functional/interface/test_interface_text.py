@@ -19,9 +19,9 @@ from support import checkout
 from support.interfaces.claimed import changes
 
 from netspace.errors import MissingError, NetspaceError
-from netspace.interface import netns
+from netspace.interface import host_filter, netns
 from netspace.interface.claims import Claims
-from netspace.interface.firewall import host_table, of_claims
+from netspace.interface.firewall import host_table
 from netspace.interface.firewall.host_rules import HostFiltered, build
 from netspace.layout import Layout
 from netspace.nftables import library
@@ -182,9 +182,9 @@ def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[tuple[list[H
 def test_a_change_by_parts_ends_where_a_whole_load_does(steps: list[Change]) -> None:
     def compare() -> None:
         for before, after, changed in steps:
-            whole = [of_claims.table(LAYOUT, known) for known in (before, after)]
+            whole = [host_filter.table(LAYOUT, known) for known in (before, after)]
             loaded = host_table.put(NAME, whole[0], None, {})
-            parts = of_claims.parts(LAYOUT, before, after, changed)
+            parts = host_filter.parts(LAYOUT, before, after, changed)
             loaded = host_table.put(NAME, parts[1], parts[0], loaded, lambda whole=whole: whole, {"mark": "m"})
             by_parts = listing()
             assert loaded.get("mark", "") == ("m" if whole[1].chains else "")
@@ -201,8 +201,8 @@ def test_parts_on_a_changed_ruleset_still_give_the_whole_table() -> None:
     def compare() -> None:
         before = {f"e{n}": Claims("veth", {"ipv4": f"10.203.1.{n}"}, {}, f"ns{n}", connections=64) for n in range(1, 5)}
         after = {name: its for name, its in before.items() if name != "e1"}
-        whole = [of_claims.table(LAYOUT, known) for known in (before, after)]
-        parts = of_claims.parts(LAYOUT, before, after, {"e1"})
+        whole = [host_filter.table(LAYOUT, known) for known in (before, after)]
+        parts = host_filter.parts(LAYOUT, before, after, {"e1"})
         loaded = host_table.put(NAME, whole[0], None, {})
         nft("add", "table", "ip", "somebody")  # so the generation is another
         loaded = host_table.put(NAME, parts[1], parts[0], loaded, lambda: whole)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from support.interfaces.claimed import changes
 
-from netspace.interface import claims
+from netspace.interface import claims, host_filter
 from netspace.interface.claims import Claims
-from netspace.interface.firewall import of_claims
 from netspace.layout import Layout
 from netspace.nftables.table import difference
 
@@ -24,8 +23,8 @@ def lines(text: str) -> list[str]:
 @given(changes())
 def test_parts_differ_exactly_as_the_complete_tables_do(change: Change) -> None:
     before, after, changed = change
-    whole = [of_claims.table(LAYOUT, known) for known in (before, after)]
-    parts = of_claims.parts(LAYOUT, before, after, changed)
+    whole = [host_filter.table(LAYOUT, known) for known in (before, after)]
+    parts = host_filter.parts(LAYOUT, before, after, changed)
     assert bool(parts[1].chains) == bool(whole[1].chains)
     if whole[0].chains and whole[1].chains:  # else the table is loaded or removed as a whole
         assert sorted(lines(difference("t", *parts))) == sorted(lines(difference("t", *whole)))
@@ -41,7 +40,7 @@ def weight(known: dict[str, Claims]) -> int:
 def test_equal_marks_mean_equal_tables(change: Change) -> None:
     before, after, _ = change
     if claims.mark(weight(before)) == claims.mark(weight(after)):
-        assert of_claims.table(LAYOUT, before).digest == of_claims.table(LAYOUT, after).digest
+        assert host_filter.table(LAYOUT, before).digest == host_filter.table(LAYOUT, after).digest
     elif before == after:
         raise AssertionError("the same claims have one mark")
 
@@ -50,5 +49,5 @@ def test_thousand_alike_interfaces_make_a_small_table() -> None:
     before = {f"e{n}": Claims("veth", {"ipv4": f"10.203.{n // 250}.{n % 250 + 2}"}, {}, f"ns{n}", connections=64)
               for n in range(1000)}  # fmt: skip
     after = {**before, "one": Claims("veth", {"ipv4": "10.203.9.9"}, {}, "ns9999", connections=64)}
-    parts = of_claims.parts(LAYOUT, before, after, {"one"})
+    parts = host_filter.parts(LAYOUT, before, after, {"one"})
     assert [len(table.sets["ends"].elements) for table in parts] == [1, 2]
