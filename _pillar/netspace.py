@@ -5,13 +5,17 @@ The pillar of one host, out of a fleet's declaration
 One file declares the hosts of a fleet, their environments and the links between these. Each minion gets what its host
 needs, and nothing of others: see the page on fleets.
 
-The master's configuration names the file, on the master's disk or on its file server::
+The master's configuration names the file::
 
     ext_pillar:
-      - netspace: salt://fleet.yaml          # or /srv/fleet/fleet.yaml
+      - netspace: /srv/fleet/fleet.yaml
 
     netspace.fleet:
       folder: /var/lib/netspace-master/fleet   # the default: what hosts published, and what is in force
+      served: false                            # true: the file may be one that every minion can read
+
+Every minion can read the files in ``file_roots`` and gitfs. A declaration there, also by a name ``salt://...``, is
+refused unless ``served`` is true.
 
 A declaration with a problem changes nothing: minions go on to get the last good one. The problems are in the master's
 log, and an event ``netspace/fleet/refused`` comes once for each version of the files.
@@ -55,7 +59,7 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], file: str) -> dict[str, A
         The minion's other pillar. It isn't read, because a minion can put values into it.
 
     file
-        The first file of the declaration: an absolute path, or ``salt://...``.
+        The first file of the declaration: an absolute path; or ``salt://...``, if ``served`` is true.
     """
     import salt.fileserver
     import salt.loader

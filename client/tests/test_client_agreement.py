@@ -355,7 +355,7 @@ def test_a_part_of_another_size_is_refused(part):
 
 
 def test_sizes_that_the_primitives_would_take_are_refused():
-    """Whoever agreed with the receiver's key can use a shorter key, a longer vector, or move the tag's beginning."""
+    """A forger that agreed with the receiver's key can shorten the key, lengthen the vector, or move the tag."""
     found = agreement.decrypt(sealed(Sessions(), 0), MINE["orders"], Agreed(), "web")
 
     def encrypted(key_size: int, vector_size: int, moved: int) -> bytes:

@@ -6,6 +6,7 @@ minion: no grains, no pillar, no id. Otherwise a minion could decide by its grai
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ def declaration(
     :param fileserver: ``salt.fileserver.Fileserver``.
     :param renderers: ``salt.loader.render``.
     :param template: ``salt.template.compile_template``.
-    :raises NetspaceError: the configuration is wrong.
+    :raises NetspaceError: the configuration is wrong, or every minion could read the file.
     """
+    _kept_from_minions(opts, file)
     clean = {key: value for key, value in opts.items() if key not in _OF_MINION}
     clean.update(grains={}, pillar={}, id="master")
 
@@ -61,13 +63,33 @@ def folder(opts: Mapping[str, Any]) -> Path:
 
     :raises NetspaceError: the configuration is wrong.
     """
-    given = opts.get("netspace.fleet") or {}
-    if not isinstance(given, Mapping) or set(given) - {"folder"} or not isinstance(given.get("folder", FOLDER), str):
-        raise NetspaceError("master configuration: netspace.fleet: expected only folder, an absolute path")
-    path = Path(given.get("folder", FOLDER))
+    path = Path(_settings(opts).get("folder", FOLDER))
     if not path.is_absolute():
         raise NetspaceError(f"master configuration: netspace.fleet:folder: {path}: expected an absolute path")
     return path
+
+
+def _settings(opts: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = opts.get("netspace.fleet") or {}
+    if not isinstance(given, Mapping) or set(given) - {"folder", "served"}:
+        raise NetspaceError("master configuration: netspace.fleet: expected only folder and served")
+    if not isinstance(given.get("folder", FOLDER), str) or not isinstance(given.get("served", False), bool):
+        raise NetspaceError("master configuration: netspace.fleet: expected a path as folder, true or false as served")
+    return given
+
+
+def _kept_from_minions(opts: Mapping[str, Any], file: str) -> None:
+    """Refuse a file that Salt's file server hands to every minion that asks, unless the operator allows it.
+
+    :raises NetspaceError: the file is served.
+    """
+    if _settings(opts).get("served", False):
+        return
+    folders = [str(one) for listed in (opts.get("file_roots") or {}).values() for one in listed]
+    real = os.path.realpath(file)
+    if file.startswith(SALT) or any(real.startswith(f"{os.path.realpath(one).rstrip('/')}/") for one in folders):
+        remedy = "name a file outside of file_roots, or set netspace.fleet: {served: true}"
+        raise NetspaceError(f"ext_pillar: netspace: {file:.200}: every minion can read this file; {remedy}")
 
 
 def root(opts: Mapping[str, Any]) -> str:
@@ -78,6 +100,6 @@ def root(opts: Mapping[str, Any]) -> str:
     listed = opts.get("ext_pillar") or []
     found = [one["netspace"] for one in listed if isinstance(one, Mapping) and "netspace" in one]
     if len(found) != 1 or not isinstance(found[0], str):
-        remedy = "add '- netspace: salt://fleet.yaml', once, under ext_pillar"
+        remedy = "add '- netspace: /srv/fleet/fleet.yaml', once, under ext_pillar"
         raise NetspaceError(f"master configuration: ext_pillar: no fleet's file is named; {remedy}")
     return found[0]

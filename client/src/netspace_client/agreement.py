@@ -49,7 +49,7 @@ _PURPOSE = len(WRAP).to_bytes(4, "big") + WRAP.encode() + bytes(8) + (256).to_by
 
 @dataclass
 class _Session:
-    """The result of a key agreement, as far as further messages need it.
+    """The rest of an agreement.
 
     :param header: the encoded header, the same in all of its messages.
     :param keys: content keys to be used, each with its wrapped and encoded form.
@@ -130,7 +130,7 @@ class Agreed:
 
 @dataclass(frozen=True)
 class Decrypted:
-    """The content of an encryption. It is not verified yet, since anybody can encrypt.
+    """The content of an encryption: not yet verified, since anybody can encrypt.
 
     :param header: the encoded header; *key*: the agreed key that follows from it.
     """

@@ -79,7 +79,7 @@ def test_several_files_are_one_declaration() -> None:
         ([{"links": [{"from": "a", "to": "b", "reach": "any"}]}], "0.yaml", "links:0:reach", "one, each"),
         ([{"never": [{"from": "a", "to": "b"}]}], "0.yaml", "never:0:from", "no environment is called"),
         ([{"never": [{"from": "10.0.0.0/8", "to": "0.0.0.0/0"}]}], "0.yaml", "never:0", "neither end"),
-        ([{"never": [{"from": "a", "to": "127.0.0.1"}]}], "0.yaml", "never:0:to", "no machine outside"),
+        ([{"never": [{"from": "a", "to": "127.0.0.1"}]}], "0.yaml", "never:0:to", "machines outside can't have"),
         ([{"never": [{"from": "a", "to": "10.0.0.0/8", "by": "messages"}]}], "0.yaml", "never:0:by", "name packets"),
         ([{"trusted_grains": ["a b"]}], "0.yaml", "trusted_grains", "can't be a grain's name"),
     ],

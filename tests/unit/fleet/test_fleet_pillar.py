@@ -46,7 +46,7 @@ class Master:
                 "cachedir": str(folder / "cache"),
                 "sock_dir": str(folder),
                 "file_roots": {"base": [str(folder)]},
-                "netspace.fleet": {"folder": str(folder / "kept")},
+                "netspace.fleet": {"folder": str(folder / "kept"), "served": True},
                 "pillar_dirs": [str(checkout.ROOT / "_pillar")],
             }
         )
@@ -71,6 +71,17 @@ def test_jinja_and_includes_make_the_slice(master: Master, file: str) -> None:
     assert found["links"] == [{"from": "web", "to": "orders@h2", "pattern": "request", "seal": True, "as": "orders"}]
     assert found["broker"]["hosts"]["h2"]["address"] == "198.51.100.2:5671"
     assert master.pillar("stranger", file=file.format(folder=master.folder)) == {}
+
+
+@pytest.mark.parametrize(
+    "file", ["salt://fleet/init.sls", "{folder}/fleet/init.sls", "{folder}/other/../fleet/init.sls"]
+)
+def test_a_file_that_every_minion_can_read_is_refused(master: Master, file: str) -> None:
+    master.opts["netspace.fleet"] = {"folder": str(master.folder / "kept")}
+    with pytest.raises(NetspaceError, match="every minion can read this file; name a file outside of file_roots"):
+        master.pillar("h1", file=file.format(folder=master.folder))
+    master.opts["file_roots"] = {"base": [str(master.folder / "served")]}
+    assert master.pillar("h1", file=f"{master.folder}/fleet/init.sls")
 
 
 def test_grains_of_the_minion_that_asks_count_for_nothing(master: Master) -> None:

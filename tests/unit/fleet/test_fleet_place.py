@@ -61,8 +61,8 @@ def test_a_minions_id_matches_as_the_hosts_name_does() -> None:
         ("G@role:web", "a grain is what a host says of itself"),
         ("N@grains", "hosts can choose their grains and pillar"),
         ("I@role:web", "hosts can choose their grains and pillar"),
-        ("N@both", "more than ids"),
-        ("N@none", "not one of the master's nodegroups"),
+        ("N@both", "may only join ids"),
+        ("N@none", "expected a nodegroup of the master"),
         ("E@(", "unterminated"),
     ],
 )
