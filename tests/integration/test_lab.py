@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support import checkout
 from support.waiting import until
 
 pytestmark = pytest.mark.root
 
 LAB = checkout.ROOT / "scripts/lab"
+PAGE = checkout.ROOT / "docs/fleet.md"
+ANSWER = "orders@h2: sealed: thank you, web@h1, for the sealed order of {}"
 MASTER_PORT = "/dev/tcp/198.51.100.254/4505"
 
 
 class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.fleet = folder / "fleet.yaml"
         self.environment = {**os.environ, "NETSPACE_LAB": str(folder)}
 
     def do(self, *arguments: str, code: int = 0) -> str:
@@ -50,11 +54,21 @@ class Lab:
         command = f"timeout 3 bash -c '<{MASTER_PORT}' && echo reached || echo cut"
         return self.do("sh", name, "bash", "-c", command).splitlines()[-1] == "reached"
 
+    def runner(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        printed = self.do("salt-run", "--out=json", *arguments, code=code)
+        answer: dict[str, Any] = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]
+        return answer
+
+    def apply(self) -> int:
+        """Apply the pillar of both hosts; return how many things changed."""
+        states = [state for host in self.salt("*", "state.apply", "netspace").values() for state in host.values()]
+        assert [state["comment"] for state in states if state["result"] is not True] == []
+        return sum(len(state["changes"]) for state in states)
+
     def asks(self, text: str) -> str:
-        """Return what web prints when it asks orders, without the number of the order."""
-        ask = f"/usr/bin/python3 /demo/web.py {text}"
-        printed = self.salt("h1", "netspace_environment.exec", "web", ask)["h1"]["stdout"].strip()
-        return re.sub(r"^order \d+ ", "", printed)
+        """Return what web on h1 prints when it asks orders."""
+        found = self.salt("h1", "netspace_environment.exec", "web", f"/usr/bin/web {text}")["h1"]
+        return str(found["stdout"] or found["stderr"]).strip()
 
 
 def traces() -> list[str]:
@@ -101,15 +115,32 @@ def test_a_cut_parts_two_hosts_and_mend_joins_them(lab: Lab) -> None:
     assert lab.reaches_master("h1")
 
 
-def test_a_declared_fleet_is_joined_applied_and_comes_back(lab: Lab) -> None:
-    lab.do("salt-run", "netspace_fleet.join", "h1", "h2")
-    applied = lab.salt("*", "state.apply", "netspace")
-    assert [state["comment"] for host in applied.values() for state in host.values() if not state["result"]] == []
-    assert lab.asks("3 pears") == "for web@h1: 3 pears, thank you"
+def test_the_pages_lines_carry_a_sealed_request_across(lab: Lab) -> None:
+    (page,) = re.findall(r"^```yaml\n(# the whole of a fleet.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert yaml.safe_load(page) == yaml.safe_load(lab.fleet.read_text())
+    checked = lab.runner("netspace_fleet.check")
+    assert checked["ok"] and len(checked["missing"]) == 2, checked
+    joined = lab.runner("netspace_fleet.join", "h1", "h2")
+    assert all(one["changes"].keys() == {"authority", "public_key"} for one in joined.values()), joined
+    assert all("state.apply" in str(one["missing"]) for one in joined.values()), joined
+    lab.apply()
+    again = lab.runner("netspace_fleet.join", "h1", "h2")
+    assert again == {host: {"changes": {}, "missing": []} for host in ("h1", "h2")}, again
+    assert lab.runner("netspace_fleet.check")["missing"] == []
+    until(lambda: lab.asks("3 pears") == ANSWER.format("3 pears"), patience=120)
+    assert lab.apply() == 0, "applied again, it changes nothing"
+    # Each minion has its own part of the declaration, and no other; nor can it fetch the whole.
+    for host, own in (("h1", "web"), ("h2", "orders")):
+        assert lab.salt(host, "pillar.keys", "netspace:environments") == {host: [own]}
+        listed = lab.salt(host, "cp.list_master")[host]
+        assert "images/shop.tar" in listed and not any("fleet" in name for name in listed)
+
+
+def test_a_cut_and_a_power_failure_lose_no_link(lab: Lab) -> None:
     lab.do("cut", "h1", "h2")
-    assert "refused: the broker doesn't answer" in lab.asks("4 plums")
+    assert lab.asks("4 plums").startswith("no answer: ")
     lab.do("mend", "h1", "h2")
-    assert lab.asks("4 plums") == "for web@h1: 4 plums, thank you"
+    until(lambda: lab.asks("4 plums") == ANSWER.format("4 plums"), patience=120)
     # As a power failure does: what runs is lost, the disk is kept, and a boot restores what ran.
     lab.do("sh", "h2", "touch", "/var/lib/netspace/kept", "/run/lost")
     lab.do("kill", "h2")
@@ -118,7 +149,28 @@ def test_a_declared_fleet_is_joined_applied_and_comes_back(lab: Lab) -> None:
     lab.do("start", "h2")
     found = lab.do("sh", "h2", "ls", "/var/lib/netspace", "/run")
     assert "kept" in found and "lost" not in found
-    until(lambda: lab.asks("5 figs") == "for web@h1: 5 figs, thank you", "orders answers again", patience=120)
+    until(lambda: lab.asks("5 figs") == ANSWER.format("5 figs"), "orders answers again", patience=120)
+
+
+def test_a_broken_declaration_leaves_the_last_good_one(lab: Lab) -> None:
+    before, text = lab.runner("netspace_fleet.slice", "h1"), lab.fleet.read_text()
+    lab.fleet.write_text(text.replace("to: orders", "to: order"))
+    try:
+        checked = lab.runner("netspace_fleet.check", code=1)
+        (problem,) = checked["problems"]
+        assert (problem["file"], problem["path"]) == (str(lab.fleet), "links:0:to")
+        assert lab.runner("netspace_fleet.slice", "h1") == before
+        assert "problems" in lab.runner("netspace_fleet.join", "h1", code=1)["error"]
+    finally:
+        lab.fleet.write_text(text)
+
+
+def test_a_host_that_leaves_has_no_links_and_joins_again(lab: Lab) -> None:
+    assert lab.runner("netspace_fleet.leave", "h2") == {"h2": {"left": True, "apply": ["h1"]}}
+    assert "hosts" not in lab.runner("netspace_fleet.slice", "h1")["netspace"]["broker"]
+    back = lab.runner("netspace_fleet.join", "h2")
+    assert "authority" in back["h2"]["changes"] or "public_key" in back["h2"]["changes"], back
+    assert lab.runner("netspace_fleet.slice", "h1")["netspace"]["links"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import asyncio
 import signal
 import sys
 
-from netspace_client import Error, Mailbox
+from netspace_client import LinkError, Mailbox
 
 
 async def ask(text):
@@ -18,7 +18,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 if len(sys.argv) > 1:
     try:
         asyncio.run(ask(" ".join(sys.argv[1:])))
-    except (Error, OSError, TimeoutError) as err:
+    except (LinkError, OSError) as err:
         sys.exit(f"no answer: {err or type(err).__name__}")
 else:
     while True:
