@@ -3,8 +3,9 @@ A fleet in one declaration, on the master
 =========================================
 
 ``check`` tells whether the declaration is right, ``join`` brings hosts into the fleet and ``leave`` takes them out of
-it. ``slice`` shows what one minion gets. The declaration's file is named in the master's configuration, under
-``ext_pillar``: see the page on fleets. On a refusal, the command's exit status is 1.
+it. ``slice`` shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's
+file is named in the master's configuration, under ``ext_pillar``: see the page on fleets. On a refusal, the command's
+exit status is 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.fleet import joining  # noqa: E402
 from netspace.fleet.compile import Compiled  # noqa: E402
 from netspace.fleet.declaration import REGISTER, FleetDeclaration  # noqa: E402
-from netspace.fleet.types import Fleet  # noqa: E402
+from netspace.fleet.reach import Reach  # noqa: E402
+from netspace.fleet.types import Fleet, Problem  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
 from netspace.plugin import fleet_files  # noqa: E402
 
@@ -94,6 +96,72 @@ def slice_(minion: str) -> dict[str, Any]:
         return answer.pillar
 
     return _answer(work)
+
+
+def can(source: str, target: str) -> dict[str, Any]:
+    """
+    Tell whether one end of the fleet may reach another by messages or packets, and by which rule of the declaration.
+
+    Return the keys of ``netspace.can``. The answer is that of the declaration's files as they are now.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.can web orders
+        salt-run --out=netspace netspace_fleet.can web@h1 198.51.100.7
+
+    source
+        An environment (all its replicas), one replica (``web@h1``), or an address or network outside.
+
+    target
+        Likewise. One of the two must be an environment.
+    """
+    return _answer(lambda: _reach().can(source, target))
+
+
+def paths_to(end: str) -> dict[str, Any]:
+    """
+    Return everything in the fleet that may reach an end, directly or by way of other environments.
+
+    Return the keys of ``netspace.paths_to``. The answer is that of the declaration's files as they are now.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.paths_to vault
+
+    end
+        An environment (all its replicas), one replica (``vault@h2``), or an address or network outside.
+    """
+    return _answer(lambda: _reach().paths_to(end))
+
+
+def graph(form: str = "mermaid") -> str | dict[str, Any]:
+    """
+    Return a picture of the fleet as text: hosts, their environments, and who may reach whom.
+
+    It shows the declaration's files as they are now. Equal declarations have equal pictures.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=newline_values_only netspace_fleet.graph
+        salt-run --out=newline_values_only netspace_fleet.graph form=dot | dot -Tsvg > fleet.svg
+        salt-run --out=newline_values_only netspace_fleet.graph form=html > fleet.html
+
+    form
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: a page with a drawing and a table, which needs nothing else.
+        Defaults to ``mermaid``.
+    """
+    from netspace.plugin.fleet_picture import picture
+
+    try:
+        return picture(form, _reach())
+    except (NetspaceError, OSError, ValueError) as err:
+        return {"error": str(err), "retcode": 1}
 
 
 def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
@@ -230,6 +298,25 @@ def _declaration() -> FleetDeclaration:
     )
 
 
+def _reach() -> Reach:
+    """Return who may reach whom.
+
+    :raises NetspaceError: the declaration has problems.
+    """
+    compiled = _declaration().check(edges=True)
+    _sound(compiled.problems)
+    return Reach(compiled.edges, compiled.placed)
+
+
+def _sound(problems: Sequence[Problem]) -> None:
+    """Refuse a declaration with problems.
+
+    :raises NetspaceError: there are some.
+    """
+    if problems:
+        raise NetspaceError(f"{len(problems)} problems (the first: {problems[0]}): salt-run netspace_fleet.check")
+
+
 def _compiled(declaration: FleetDeclaration, but: str = "") -> tuple[Compiled, Fleet]:
     """Return the declaration as it is now.
 
@@ -237,9 +324,9 @@ def _compiled(declaration: FleetDeclaration, but: str = "") -> tuple[Compiled, F
     :raises NetspaceError: it has problems.
     """
     compiled = declaration.check()
-    problems = [one for one in compiled.problems if one.path != but]
-    if problems or compiled.declared is None:
-        raise NetspaceError(f"{len(problems)} problems (the first: {problems[0]}): salt-run netspace_fleet.check")
+    _sound([one for one in compiled.problems if one.path != but])
+    if compiled.declared is None:
+        raise NetspaceError("the declaration can't be parsed: salt-run netspace_fleet.check")
     return compiled, compiled.declared
 
 

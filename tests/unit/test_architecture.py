@@ -86,6 +86,7 @@ PURE = {
     "errors",
     "fleet.never",
     "fleet.place",
+    "fleet.reach",
     "fleet.targets",
     "fleet.types",
     "interface.names.answers",

@@ -27,6 +27,7 @@ from netspace.fleet.types import (
     broker_address,
 )
 from netspace.spec import parse as spec
+from netspace.spec.reach import Edge
 from netspace.spec.types import Declaration, Interface
 
 MAX_LINKS = 1_000_000
@@ -41,6 +42,7 @@ class Compiled(NamedTuple):
     :param placed: the hosts of each environment.
     :param missing: what the fleet waits for, though its declaration is right.
     :param problems: what is wrong. If there are any, the slices must not be used.
+    :param edges: who may reach whom; empty unless :func:`fleet` was asked for it.
     """
 
     declared: Fleet | None
@@ -49,6 +51,7 @@ class Compiled(NamedTuple):
     moves: tuple[Move, ...]
     missing: tuple[Missing, ...]
     problems: tuple[Problem, ...]
+    edges: tuple[Edge, ...] = ()
 
 
 class _Way(NamedTuple):
@@ -68,6 +71,8 @@ def fleet(
     published: Mapping[str, Published],
     nodegroups: Mapping[str, object],
     previous: Mapping[str, tuple[str, ...]],
+    *,
+    edges: bool = False,
 ) -> Compiled:
     """Compile a whole declaration.
 
@@ -75,6 +80,7 @@ def fleet(
     :param published: what hosts have published, by minion.
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
+    :param edges: whether to compute who may reach whom. Assertions (``never``) need it in any case.
     :raises FleetError: the declaration can't be parsed.
     """
     declared = parse.fleet(documents)
@@ -98,9 +104,11 @@ def fleet(
         except SpecError as err:
             problems += [made.located(*one) for one in err.problems]
     problems = _once(problems)
-    if declared.never and not problems:
-        problems += never.problems(_search(declared, ways, placement.hosts, parsed), declared.never)
-    return Compiled(declared, slices, placement.hosts, placement.moves, tuple(missing), tuple(problems))
+    between: tuple[Edge, ...] = ()
+    if (declared.never or edges) and not problems:
+        between = _edges(declared, ways, parsed)
+        problems += never.problems(never.Search(between, placement.hosts), declared.never)
+    return Compiled(declared, slices, placement.hosts, placement.moves, tuple(missing), tuple(problems), between)
 
 
 def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[Missing]) -> dict[str, Published]:
@@ -255,9 +263,8 @@ class _Slice:
         return Problem(entry_.file, f"hosts:{self._host}:{rest}", reason)
 
 
-def _search(
-    declared: Fleet, ways: Iterable[_Way], placed: Mapping[str, tuple[str, ...]], parsed: Mapping[str, Declaration]
-) -> never.Search:
+def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declaration]) -> tuple[Edge, ...]:
+    """Return who may reach whom."""
     interfaces: dict[str, Interface] = {}
     for host, one in parsed.items():
         interfaces |= {f"{name}@{host}": made for name, made in one.interfaces.items() if made is not None}
@@ -270,7 +277,7 @@ def _search(
         )
         for way in ways
     )
-    return never.Search([*never.links(ends), *never.packets(declared, interfaces)], placed)
+    return (*never.links(ends), *never.packets(declared, interfaces))
 
 
 def _once(problems: Iterable[Problem]) -> list[Problem]:

@@ -102,9 +102,12 @@ class FleetDeclaration:
         """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused."""
         return self._now().refusal
 
-    def check(self) -> Compiled:
-        """Compile the declaration as it is now, without putting it in force."""
-        return self._compile()[0]
+    def check(self, *, edges: bool = False) -> Compiled:
+        """Compile the declaration as it is now, without putting it in force.
+
+        :param edges: whether to compute who may reach whom.
+        """
+        return self._compile(edges=edges)[0]
 
     def _now(self) -> _Now:
         known = self._known()
@@ -128,7 +131,7 @@ class FleetDeclaration:
             return _Now(manifest, None, False)
         return None
 
-    def _compile(self) -> tuple[Compiled, Inputs]:
+    def _compile(self, *, edges: bool = False) -> tuple[Compiled, Inputs]:
         stamps: dict[str, Stamp] = {str(self.register.folder): in_force.settled(self.register.folder)}
         published, damaged = self.register.read_all()
         problems = list[Problem]()
@@ -138,7 +141,7 @@ class FleetDeclaration:
         if problems:
             return Compiled(None, {}, {}, (), (), tuple(problems)), inputs
         try:
-            found = compiler.fleet(documents, published, self._nodegroups, self.store.placed())
+            found = compiler.fleet(documents, published, self._nodegroups, self.store.placed(), edges=edges)
             unread = tuple(Problem("", REGISTER, reason) for reason in damaged)
             return found._replace(problems=(*found.problems, *unread)), inputs
         except FleetError as err:

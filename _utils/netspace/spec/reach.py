@@ -368,3 +368,41 @@ def _apart(world: World, one: str, other: str) -> str:
     shared = world.interfaces[one].network()
     both = f" (both are on {shared})" if shared and shared == world.interfaces[other].network() else ""
     return f"packets between environments of one host are always dropped{both}"
+
+
+# -- plain values ---------------------------------------------------------------------------
+def summary(source: str, target: str, found: Sequence[Edge], through: Sequence[Edge]) -> str:
+    """Return a sentence that says whether one end may reach another.
+
+    :param found: the edges that lead directly to the target.
+    :param through: the path by way of other environments; empty if there is none.
+    """
+    if any(not edge.answers for edge in found):
+        return f"{source} can reach {target}"
+    if found:
+        return f"{source} can only answer {target}"
+    if through:
+        return f"{source} can reach {target} only by way of {', '.join(edge.target for edge in through[:-1])}"
+    return f"{source} can not reach {target}"
+
+
+def plain(edge: Edge) -> dict[str, object]:
+    """Return an edge as plain values."""
+    return {
+        "by": edge.by,
+        "from": edge.source,
+        "to": edge.target,
+        "answers": edge.answers,
+        "rule": edge.rule,
+        "what": edge.what,
+    }
+
+
+def plain_path(path: Sequence[Edge]) -> dict[str, object]:
+    """Return a path as plain values."""
+    return {
+        "from": path[0].source,
+        "answers": any(edge.answers for edge in path),
+        "through": [edge.target for edge in path[:-1]],
+        "rules": [plain(edge) for edge in path],
+    }

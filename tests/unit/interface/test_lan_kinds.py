@@ -132,11 +132,21 @@ def test_refused_with_the_path(kind: str, more: dict[str, Any], key: str, said: 
 @pytest.mark.parametrize(
     ("one", "other", "key", "said"),
     [
-        (declared("macvlan"), declared("macvlan", ipv4="198.51.100.7/25"), "ipv4", "198.51.100.7 on eth1 already belongs to a"),
+        (
+            declared("macvlan"),
+            declared("macvlan", ipv4="198.51.100.7/25"),
+            "ipv4",
+            "198.51.100.7 on eth1 already belongs to a",
+        ),
         (declared("ipvlan"), declared("ipvlan"), "ipv4", "198.51.100.7 on eth1"),
         (declared("bridge"), declared("bridge"), "ipv4", "198.51.100.7 on br0"),
         (declared("vlan"), declared("vlan", ipv4="198.51.100.8/24"), "id", "vlan 7 on eth1 already belongs to a"),
-        (declared("vxlan"), declared("vxlan", remote="203.0.113.3"), "id", "vxlan 42 at UDP port 4789 already belongs to a"),
+        (
+            declared("vxlan"),
+            declared("vxlan", remote="203.0.113.3"),
+            "id",
+            "vxlan 42 at UDP port 4789 already belongs to a",
+        ),
         (
             declared("wireguard", listen_port=51820),
             declared("wireguard", listen_port=51820),
