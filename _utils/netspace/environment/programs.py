@@ -16,6 +16,7 @@ from pathlib import Path
 from netspace.environment.container import oci_config
 from netspace.environment.images import Store, sources
 from netspace.environment.images.sources import Defaults
+from netspace.environment.images.tree import Tree
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.plan import DesiredEnvironment
 from netspace.errors import NetspaceError
@@ -25,8 +26,11 @@ from netspace.spec.types import Environment
 # What every environment has mounted there, so that an image says nothing about it.
 _COVERED = ("/dev", "/proc", "/run", "/sys", "/tmp")  # noqa: S108 (inside)
 
-Has = Callable[[str], bool]
-"""Whether there is something at this path of a root; also True where that is not certain."""
+Has = Callable[[str, bool], bool]
+"""Whether there is something at this path of a root; also True where that is not certain.
+
+The second argument: whether a link at the path's end is followed.
+"""
 
 
 def lacking(
@@ -55,7 +59,10 @@ def lacking(
             continue
         has, defaults = look
         if not renewed and _layered(name, want, seen, observed):
-            has = _either(has, _within(str(layout.bundle(name) / "rootfs")))
+            rootfs = str(layout.bundle(name) / "rootfs")
+            if rootfs not in observed.mounted:
+                continue  # a run that was killed left the folder; the layer may have the program
+            has = _either(has, _within(rootfs))
         if why := _lack(want.spec, defaults, has):
             found[name] = (
                 f"netspace:environments:{name}:command: image {want.image} has no {why}; name a program that it has"
@@ -96,20 +103,33 @@ def _look(store: Store, image: str, observed: Observed, deep: bool) -> tuple[Has
             tree, defaults = source.listed(location, Path(scratch))
     except (NetspaceError, OSError):  # the plan tells of it, or the build will
         return None
-    return lambda path: tree.find(os.fsencode(path)) is not None, defaults
+    return _listed(tree), defaults
+
+
+def _listed(tree: Tree) -> Has:
+    """Return a look into an image that isn't built."""
+
+    def has(path: str, follow: bool) -> bool:
+        if follow:
+            return tree.find(os.fsencode(path)) is not None
+        folder = tree.find(os.fsencode(posixpath.dirname(path)))
+        return folder is not None and os.fsencode(posixpath.basename(path)) in folder.children
+
+    return has
 
 
 def _within(root: str) -> Has:
     """Return a look into a root on this host, which may be hostile."""
     from netspace.environment.storage import guest_files
 
-    def has(path: str) -> bool:
+    def has(path: str, follow: bool) -> bool:
+        flags = os.O_PATH | (0 if follow else os.O_NOFOLLOW)
         try:
             folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return True
         try:
-            os.close(guest_files.opened(folder, path, os.O_PATH, one_file_system=True))
+            os.close(guest_files.opened(folder, path, flags, one_file_system=True))
         except OSError as err:
             return err.errno not in (errno.ENOENT, errno.ENOTDIR)
         finally:
@@ -120,7 +140,7 @@ def _within(root: str) -> Has:
 
 
 def _either(one: Has, other: Has) -> Has:
-    return lambda path: one(path) or other(path)
+    return lambda path, follow: one(path, follow) or other(path, follow)
 
 
 def _lack(spec: Environment, defaults: Defaults, has: Has) -> str:
@@ -138,10 +158,10 @@ def _lack(spec: Environment, defaults: Defaults, has: Has) -> str:
         where = f"{program} in {path}"
     covered = (*_COVERED, *(volume.target for volume in spec.volumes))
     for place in places:
-        if posixpath.normpath(place) != place or _below(place, covered) or has(place):
+        if posixpath.normpath(place) != place or _below(place, covered) or has(place, False):
             return ""
-        # A link may lead to where something is mounted: the folder must be there, and be the image's own.
-        if spec.volumes and not has(posixpath.dirname(place)):
+        # The folder may be a link to where a volume is mounted.
+        if spec.volumes and not has(posixpath.dirname(place), True):
             return ""
     return where if places else ""
 

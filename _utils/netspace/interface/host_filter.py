@@ -45,6 +45,8 @@ def parts(
 
     :param changed: the environments whose claims may differ; those of all others are the same in both.
     """
+    if _publishes(before) != _publishes(after):  # then each filtered interface has an element more or less
+        return table(layout, before), table(layout, after)
     own = [{name: known[name] for name in changed if name in known} for known in (before, after)]
     addresses = {address for one in own for its in one.values() for address in its.addresses.values()}
     inside = kinds.filtered("inside")
@@ -57,6 +59,10 @@ def parts(
         some.setdefault(name if alone else _class(its), name)
     shared = {name: before[name] for name in some.values()}
     return table(layout, shared | own[0]), table(layout, shared | own[1])
+
+
+def _publishes(known: Mapping[str, Claims]) -> bool:
+    return any(its.ports for its in known.values())
 
 
 def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, str]:
@@ -87,9 +93,14 @@ def _library() -> str:
 def _sample(layout: Layout, known: Mapping[str, Claims]) -> str:
     some: dict[object, str] = {}
     for name, its in known.items():
-        kind = _class(its), len(its.ports)
+        kind = _class(its), its.audit, (*sorted(map(_form, its.ports)),)
         some[kind] = min(name, some.get(kind, name))
     return table(layout, {name: known[name] for name in sorted(some.values())}).digest
+
+
+def _form(port: str) -> tuple[str, int, bool]:
+    """Return what decides which rules a published port has: protocol, whether it names an address, and its family."""
+    return port.partition("/")[2], port.count(":"), "[" in port
 
 
 def _class(its: Claims) -> object:

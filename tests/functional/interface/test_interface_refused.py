@@ -153,6 +153,9 @@ def test_scan_fills_its_own_record_alone(bench: Bench, outside: Path) -> None:
     ports = {one.what.port for one in found if one.why == "rule"}
     assert ports == set(range(1, recording.MOST + 1))
     assert any(one.why == "rest" for one in found), "what the full set can't take is counted by protocol"
+    # Also not what it sends to the other one: that would fill the other's record.
+    send(bench.path("a"), bench.address("b", "ipv4"), *range(1, 50))
+    until(lambda: any(one.neighbour == "b" or one.why == "rest" for one in refusals.refusals(bench.layout, "a").found))
     becomes(bench, {("rule", "out", "udp", far, "53", "")}, "b")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from netspace.environment import programs
@@ -23,8 +25,7 @@ def tree() -> Tree:
 
 def lack(defaults: Defaults = Defaults(), **declared: object) -> str:  # noqa: B008 (immutable)
     spec: Environment = parse.environment("web", {"image": "dir:/srv/shop", **declared})
-    made = tree()
-    return programs._lack(spec, defaults, lambda path: made.find(path.encode()) is not None)
+    return programs._lack(spec, defaults, programs._listed(tree()))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,16 @@ def test_program_in_a_volume_is_not_missed() -> None:
     assert lack(command=["/data/wab"], volumes=volumes) == ""
     assert lack(command=["/opt/tool/wab"], volumes=volumes) == "", "a link leads there"
     assert lack(command=["/opt/tool/wab"]) == "/opt/tool/wab"
+    assert lack(command=["/opt/tool"], volumes=volumes) == "", "a link to the program itself"
     assert lack(command=["/usr/bin/wab"], volumes=volumes) == "/usr/bin/wab"
+
+
+def test_link_in_a_root_counts_as_a_program(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/app").symlink_to("/opt/app/bin/app")
+    has = programs._within(str(tmp_path))
+    assert has("/bin/app", False) and not has("/bin/app", True)
+    assert has("/bin", True) and not has("/bin/none", False)
 
 
 def test_program_is_sought_where_image_and_declaration_say() -> None:

@@ -309,8 +309,8 @@ def _recorded(
         f"meta nfproto {fam} fib daddr type != local iifname vmap @audited.{it}" for fam, it in unforwarded.items()
     ]
     chains["genuine"] = Chain([*beyond, "accept"])
-    # What one environment sends to another is refused for both.
-    chains["between"] = Chain(["iifname vmap @audited.out", "oifname vmap @audited.in", "drop"])
+    # Only the sender's record has what one environment sends to another: else a neighbour could fill the receiver's.
+    chains["between"] = Chain(["iifname vmap @audited.out", "drop"])
 
 
 def _limits(

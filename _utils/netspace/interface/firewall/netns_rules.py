@@ -121,7 +121,8 @@ def _judged(guarded: NetnsFiltered, *, outwards: bool) -> list[Rule]:
         mine, theirs = ("saddr", "daddr") if outwards else ("daddr", "saddr")
         rules.append(f"{family.word} {mine} != {own} drop")
         others = f"{family.word} {theirs} @others_{name}"
-        rules += [f"{others} {one}" for one in (*recorded, "drop")]
+        # Only the sender's record has what another environment sends: else a neighbour could fill the receiver's.
+        rules += [f"{others} {one}" for one in (*(recorded if outwards else ()), "drop")]
         for direction in ("out", "in"):
             original = (direction == "out") == outwards
             way, then = ("original", "goto opened") if original else ("reply", "accept")

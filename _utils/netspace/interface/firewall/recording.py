@@ -1,8 +1,9 @@
 """Rules that record which packets of an interface were refused (``audit: true``). Pure.
 
-The rules accept nothing. They stand right before the rules that drop, and each interface has sets of its own, which
-only its own packets fill: the sets are bounded, so an environment that scans a network costs a fixed memory, and no
-other environment's record. Each element counts its packets, and knows the times of the first and the last one.
+The rules accept nothing. They stand right before the rules that drop, and each interface has sets of its own. Other
+environments' packets are never recorded there; machines outside can fill the sets of direction ``in``, and only those.
+The sets are bounded, so a scan of a network costs a fixed memory. Each element counts its packets, and knows the times
+of the first and the last one.
 
 A packet is recorded with its protocol, peer and port if an ``allow`` rule could let it through: the first packet of a
 TCP connection, a UDP packet, an ICMP echo request. All others, and those that the full set can't take, are counted by
