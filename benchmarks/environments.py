@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/environments.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
-It goes on a host of its own by itself (``scripts/sandbox``). Progress is told on stderr. In each
+It starts a host of its own (``scripts/sandbox``). Progress is told on stderr. In each
 round a thing and its peers are measured one after the other, so that what else this machine does
 burdens all of them; medians are told. What is compared:
 

@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/growth.py [--json | --markdown] [--counts N,N] [--rules] [--rounds N] [--profile FOLDER]
 
-It goes on a host of its own by itself (``scripts/sandbox``). The others are real: static busybox that sleeps, each
+It starts a host of its own (``scripts/sandbox``). The others are real: static busybox that sleeps, each
 with an interface of kind veth (``--rules``: and ten rules that let it out). They are made in batches, untimed. Then, in
 each round, one more is made, found unchanged when it is named alone, changed while it runs (its memory), changed so
 that it restarts (a variable), and removed. Each is a call of the library with a ``Host`` of its own, as Salt's states

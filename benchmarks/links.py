@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/links.py [--json] [--environments N] [--rounds N] [--messages N] [--salt N]
 
-It goes on a host of its own by itself (``scripts/sandbox``). Management is measured by the library, with a real
+It starts a host of its own (``scripts/sandbox``). Management is measured by the library, with a real
 broker, the forwarder and a namespace for each environment; three links go out of each. Its peer, Salt's
 ``rabbitmq_user``, runs ``rabbitmqctl`` several times for each user: a few are made that way, on the same broker, and
 the time is scaled to all accounts (queues, exchanges and bindings, for which Salt has no state, are left out).

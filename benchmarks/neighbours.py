@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/neighbours.py [--json | --markdown] [--minutes M] [--ways A,B] [--rounds N] [--messages N]
 
-It goes on a host of its own by itself (``scripts/sandbox``): a real broker, real environments of the demo's
+It starts a host of its own (``scripts/sandbox``): a real broker, real environments of the demo's
 image (``scripts/demo-image``). ``web`` asks ``orders`` by a request link, over and over; the 99th percentile of
 a round is told. An apply makes one more environment, with an interface. Meanwhile ``worst`` does one of these:
 

@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/packets.py [--json] [--count N] [--rounds N] [--times N]
 
-It goes on a host of its own by itself (``scripts/sandbox``).
+It starts a host of its own (``scripts/sandbox``).
 A datagram goes from one environment through the host's packet filter to the host, and back, as
 often as it can; first with that environment alone, then among others with rules of their own.
 Medians of several rounds. The target: no dearer than a tenth, whatever the number.

@@ -361,11 +361,13 @@ class ApplyRun:
                 if changed and there is not None:
                     self.supervisor.stop([own.name])
                 if errors := self.supervisor.start([own.name]):
-                    raise NetspaceError(f"what watches health does not run: {errors[own.name]}")
+                    raise NetspaceError(f"the service that watches health does not run: {errors[own.name]}")
                 rollout.watched(self.layout, self.supervisor)  # it may have been killed, and be starting again
             else:
                 if there is not None and (errors := self.supervisor.remove([environment_services.HEALTH])):
-                    raise NetspaceError(f"what watches health does not end: {errors[environment_services.HEALTH]}")
+                    raise NetspaceError(
+                        f"the service that watches health does not end: {errors[environment_services.HEALTH]}"
+                    )
                 verdict.clear_all(self.layout)
         except (NetspaceError, OSError) as err:
             needy = self._left(lambda work: claims.watched(work.want.spec))

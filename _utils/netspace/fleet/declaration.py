@@ -1,7 +1,7 @@
-"""A fleet's declaration as the master serves it: it reads the files, compiles them, and hands out slices.
+"""A fleet's declaration as the master serves it: files are read, compiled, and handed out in slices.
 
-The one class here is what the plugins call. It never imports Salt: they hand in the functions that find and render
-files.
+The plugins use the class :class:`FleetDeclaration`, and give it the functions that find and render files. So this
+module never imports Salt.
 """
 
 from __future__ import annotations

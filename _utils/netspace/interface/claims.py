@@ -67,7 +67,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def led(self) -> list[Led]:
-        """Its publications, each with the addresses that it leads to."""
+        """The interface's publications, each with the interface's addresses, to which the publication leads."""
         return [(one, self.addresses) for one in self.publish]
 
     @property

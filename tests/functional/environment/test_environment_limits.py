@@ -1,6 +1,6 @@
-"""Every limit that is no disk's: exceeded by one environment while its neighbour goes on; changed; lost and repaired.
+"""Every limit but the sizes of disks: one environment exceeds it while its neighbour goes on.
 
-The kernel's own counters tell, never a clock.
+Each limit is also changed, lost and repaired. The kernel's counters and the order of events decide, not a fixed time.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ DIRECT = {
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize(("key", "rate"), [("read", "256K"), ("read_ops", 4), ("write_ops", 4)])
 def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, writable, key, rate):
-    """Two do as much at once, past the page cache; the bounded one is not done when the other is."""
+    """Two environments do the same work at once, past the page cache; the bounded one is not done when the other is."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
     host.run("web", image=writable, limits={"io": {key: rate}})
@@ -257,7 +257,7 @@ def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, 
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("limits", [{}, {"disk": "64M"}])
 def test_writing_is_slowed_down_and_the_neighbour_s_is_not(host, writable, limits):
-    """Two write as much at once; the bounded one is not done when the other is."""
+    """Two environments write the same amount at the same time; the bounded one is not done when the other is."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
     host.run("web", image=writable, limits={**limits, "io": {"write": "256K"}})

@@ -78,7 +78,7 @@ class Town:
         return self.programs[-1]
 
     def example(self, name: str, which: str, *arguments: str) -> subprocess.Popen[str]:
-        """Return one of the client's examples, as it stands, in a process of its own inside *name*."""
+        """Run one of the client's examples, unchanged, inside the environment *name*; return its process."""
         path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
         code = path + (CLIENT / f"examples/{which}.py").read_text()
         return self.world.run_inside(name, code, *arguments, cards=str(self.folder / name))

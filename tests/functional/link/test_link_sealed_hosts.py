@@ -108,7 +108,7 @@ def test_neither_broker_sees_anything_of_what_it_carries(linked, program):
 
 
 def test_what_another_environment_of_the_same_host_seals_is_not_taken_for_it(linked, program):
-    """The forger's own host endorsed its key, for its own name."""
+    """The host endorsed the forger's key, but for the forger's name (``shop``), not for ``web``."""
     h1, h2, _ = linked
     web, shop, vault = program(h1, "web"), program(h1, "shop"), program(h2, "vault")
     exchanges = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}

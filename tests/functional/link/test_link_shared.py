@@ -51,7 +51,7 @@ class Fleet:
         return self.programs[-1]
 
     def node(self, name: str, by: str = "n2") -> str:
-        """Return the node that an environment's program is connected to, as the node *by* knows it."""
+        """Return the node to which an environment's program is connected, according to the node *by*."""
         found: list[str] = []
 
         def told() -> bool:

@@ -39,7 +39,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Salt]:
-    """A Salt without netspace and what it needs, without a master; pip finds the packages in a folder."""
+    """A Salt without a master that has neither netspace nor the packages that netspace needs.
+
+    Pip finds packages in a folder.
+    """
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     shop = tmp_path / "shop"

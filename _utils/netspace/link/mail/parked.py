@@ -26,9 +26,9 @@ MAIL = "mail"
 
 
 def emptied(layout: Layout, known: Record) -> tuple[str, ...]:
-    """Return the recorded owners of parked mail that certainly have none any more.
+    """Return the recorded owners of parked mail whose parked mail is certainly gone.
 
-    A link in memory has its mail in a queue that is empty once the broker has ended. If the broker doesn't answer, no
+    That happens to a link in memory: its queue is empty after the broker has ended. If the broker doesn't answer, no
     owner is returned.
     """
     if not known.parked or known.broker is None or not known.links:

@@ -112,7 +112,7 @@ def promised(keys: Keys, now: float) -> list[dict[str, Any]]:
 
 
 def awaited(keys: Keys, now: float) -> bool:
-    """Return whether other hosts may still use these keys, so that sealed messages for them may come."""
+    """Return whether other hosts may still seal messages with these keys, so that the keys must be kept."""
     known = any("endorsement" in key for key in keys)
     return known and any(key["use"] == "enc" and now < key["nbf"] + endorser.PROMISE + KEEP for key in keys)
 
