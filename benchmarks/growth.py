@@ -63,7 +63,7 @@ class World:
         assert result.ok, next(iter(result.failures))
 
     def grow(self, count: int) -> None:
-        """Make others until there are as many as *count*."""
+        """Make other environments until *count* of them exist."""
         for start in range(self.others, count, BATCH):
             self.apply({f"other{number}": self.one for number in range(start, min(start + BATCH, count))})
         self.others = count

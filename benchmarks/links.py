@@ -95,7 +95,7 @@ class Host:
 
 
 def manage(host: Host, rounds: Rounds) -> None:
-    """From nothing, nothing to do, one more, one less while its sender sends."""
+    """Measure applies: of all links, of no change, of one link more, and of one less while its sender sends."""
     from netspace.spec.types import Link
 
     every = host.declared()
@@ -121,7 +121,7 @@ def manage(host: Host, rounds: Rounds) -> None:
 
 
 class Told:
-    """A sender that sends without end, and notes when it hears that it may no longer."""
+    """A sender that sends without end, and notes when the broker first refuses a message of the revoked link."""
 
     def __init__(self, host: Host, link: Any) -> None:
         from netspace.link.broker.management import Management

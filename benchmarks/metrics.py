@@ -31,7 +31,7 @@ TARGET = 50.0
 
 
 def make(count: int, pid: int) -> None:
-    """Make what is read of *count* environments."""
+    """Make the files of *count* environments from which the metrics are read."""
     from netspace import files
     from netspace.environment import record as records
     from netspace.environment.container import oci_runtime

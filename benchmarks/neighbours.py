@@ -147,7 +147,7 @@ class World:
         return done
 
     def _did(self, *what: str, stdin: str = "") -> bool:
-        """Run a script to its end; return whether it came to that, or was killed."""
+        """Run a script; return whether it ended with success, and was not killed."""
         return bool(self._run(*what, stdin=stdin)["retcode"] == 0)
 
     def round_trip(self) -> float:
@@ -191,7 +191,7 @@ class World:
 
 
 def _programs() -> str:
-    """Return what takes, each file by its name."""
+    """Return the programs that take resources, by file name, as JSON."""
     import netspace
 
     folder = Path(netspace.__file__).parent / "environment" / "audit"

@@ -76,7 +76,7 @@ def round_trip(path: Path, gateway: str, times: int) -> float:
 
 
 def measure(options: argparse.Namespace) -> tuple[float, float]:
-    """Microseconds alone and among the others."""
+    """Return the microseconds per packet, with the environment alone and among the others."""
     from netspace.interface.reconciler import DesiredInterfaces, Interfaces
     from netspace.layout import Layout
 

@@ -328,7 +328,7 @@ def sandboxes(names: Sequence[str]) -> Iterator[dict[str, Sandbox]]:
 
 @contextlib.contextmanager
 def _left_out(made: dict[str, Sandbox], name: str) -> Iterator[None]:
-    """Leave an engine out from here on if it can't go on."""
+    """Drop an engine from the remaining measurements if the engine fails."""
     try:
         yield
     except engines.Missing as err:

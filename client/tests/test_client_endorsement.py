@@ -77,7 +77,7 @@ def held(name: str, token: str | None) -> Ring:
 
 
 def known(name: str, **more: Any) -> Ring:
-    """Return the keys that another host tells of an environment: those to encrypt, and no others."""
+    """Return the keys that another host gives for an environment: only its encryption keys."""
     return ring([{**one, **more} for one in KEYS[name] if one["use"] == "enc"], "keys")
 
 

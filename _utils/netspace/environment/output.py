@@ -1,4 +1,4 @@
-"""Output of environments' programs: its last lines, their times, and the starts of the program between them.
+"""Output of environments' programs: the last lines, the times of lines, and the starts of the program between lines.
 
 The journal has them where systemd runs, else the files that netspace's own supervisor writes. In neither is a time or a
 start read from what a program wrote. Reads only.

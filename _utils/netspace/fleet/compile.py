@@ -201,7 +201,7 @@ class _Slice:
         return {**getattr(self._fleet.defaults, key), **getattr(self._fleet.hosts[host].spec, key)}
 
     def _link(self, way: _Way) -> dict[str, Any]:
-        """Return one link as this host declares it: its own environments are named without a host."""
+        """Return one link as this host declares the link: the host's own environments are named without a host."""
         body = dict(way.entry.body)
         source, target = way.entry.source, way.entry.target
         if way.source == way.target:
@@ -281,5 +281,5 @@ def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declarati
 
 
 def _once(problems: Iterable[Problem]) -> list[Problem]:
-    """Return the problems without repetitions: each replica has those of its environment."""
+    """Return the problems without repetitions: each replica has the problems of its environment."""
     return list(dict.fromkeys(problems))

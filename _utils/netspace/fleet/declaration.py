@@ -82,7 +82,7 @@ class FleetDeclaration:
         self._context = in_force.context(netspace.__version__, str(netspace.LOADED), root, dict(nodegroups))
 
     def answer(self, minion: str) -> Answer:
-        """Return the pillar of a minion: of the declaration as it is now, or of the last good one.
+        """Return the pillar of a minion, from the present declaration, or from the last good one.
 
         :raises NetspaceError: the declaration is refused, and no earlier one is in force.
         """
@@ -103,7 +103,7 @@ class FleetDeclaration:
         return self._now().refusal
 
     def check(self, *, edges: bool = False) -> Compiled:
-        """Compile the declaration as it is now, without putting it in force.
+        """Compile the present declaration, without putting it in force.
 
         :param edges: whether to compute who may reach whom.
         """
@@ -211,7 +211,7 @@ def _listed(data: Any, name: str, key: str, problems: list[Problem]) -> list[Any
 
 
 def _beside(name: str, other: Any, root: str) -> str | None:
-    """Return the name of a file that is named relative to another one; None unless it lies beside *root* or below."""
+    """Return the name of a file that is given relative to another one; None unless it lies beside *root* or below."""
     if not isinstance(other, str) or not other or other.startswith("/") or "://" in other or "\0" in other:
         return None
     scheme = SALT if name.startswith(SALT) else ""

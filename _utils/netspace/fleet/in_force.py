@@ -87,7 +87,7 @@ class Current(NamedTuple):
 
 @functools.lru_cache(8)
 def store(folder: Path) -> Store:
-    """Return this process's store of a folder, which remembers what it has decoded."""
+    """Return this process's store of a folder. The store remembers decoded files."""
     return Store(folder)
 
 
@@ -128,7 +128,7 @@ class Store:
         return found
 
     def placed(self) -> dict[str, tuple[str, ...]]:
-        """Return the hosts of each environment as they are in force; empty if nothing is, or it is damaged."""
+        """Return the hosts of each environment in the declaration in force; empty if it is absent or damaged."""
         manifest = self.current().manifest
         if manifest is None:
             return {}

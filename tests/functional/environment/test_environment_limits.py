@@ -136,7 +136,7 @@ def swap(disk: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("swap")
 def test_what_would_fit_with_swap_is_killed_all_the_same(pair):
-    """Its neighbour, whose limit of both is lifted by hand, lives from the swap: so there is some."""
+    """The neighbour, whose limit on memory and swap is lifted by hand, does fit with the swap: so swap exists."""
     if not Path(group(pair, "neighbour")._file("memory.memsw.limit_in_bytes")).exists():
         pytest.skip("the kernel does not account swap in cgroups of version 1; version 2 is tried in a booted machine")
     limits = {"memory": "32M", "tmp": "96M"}
@@ -212,7 +212,7 @@ def test_the_folders_in_memory_are_full_at_their_size(pair, key, folder):
 
 
 def test_the_number_of_files_in_memory_is_bounded(pair):
-    """Their names and inodes are the environment's own memory, so these are full before the host's is."""
+    """The files' names and inodes use the environment's own memory, which is full before the host's memory is."""
     pair.run("web", limits={"memory": "16M", "tmp": "4K"}, restart="never")
     out = pair.sh("web", "echo begun; cd /tmp; i=0; while touch $i; do i=$((i+1)); done 2>&1; echo made $i")
     assert goes_on(pair)

@@ -179,7 +179,7 @@ def test_two_are_never_beside_where_they_would_share_something(runs: Host, tmp_p
 
 def test_a_stop_by_hand_ends_what_a_killed_run_left_beside(runs: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
-        """As SIGKILL: nobody catches it."""
+        """An error that, like SIGKILL, nobody catches."""
 
     def killed(*_: Any) -> None:
         raise Killed

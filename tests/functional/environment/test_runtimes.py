@@ -158,7 +158,7 @@ def test_one_killed_from_outside_leaves_nothing_and_comes_back(host: Host, other
 
 @pytest.fixture
 def killed(host: Host, one: str) -> Iterator[None]:
-    """A program in the runtime's place that kills it in the middle of its first four launches."""
+    """A program in the runtime's place that kills the real runtime in the middle of each of the first four launches."""
     folder, real = Path("/run/killed"), runtimes.look(one, {}).program
     # By then it has made what it may leave; anywhere, and beside what may be left already.
     seen = "runsc-*" if one == "runsc" else "*"
@@ -186,7 +186,7 @@ exit 137
 
 
 def sockets_elsewhere() -> Iterator[Path]:
-    """Yield the sockets that runsc puts elsewhere when something is in its way."""
+    """Yield runsc's sockets in /run and /tmp, where runsc puts them if something occupies their usual place."""
     for folder in ("/run", "/tmp"):
         yield from Path(folder).glob("runsc-*.sock")
 

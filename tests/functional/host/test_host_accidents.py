@@ -46,7 +46,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """Nothing of netspace before; after, what is left by a teardown must be nothing."""
+    """Start without anything of netspace; after the test, a teardown must leave nothing."""
     faults_host.warm_up()
     with World(tmp_path / "world", linked=False) as made:
         assert apply(faults_host.teardown) == []

@@ -109,7 +109,7 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
 
 
 def keys(salt, name):
-    """Return how many keys an environment has of its own, and how many of the other end of its sealed link."""
+    """Return the number of an environment's own keys, and of the keys of its sealed link's other end."""
     told = salt.exec(name, ["/usr/bin/python3", "-c", KEYS])
     assert told["retcode"] == 0, told
     return tuple(json.loads(told["stdout"]))
@@ -124,7 +124,7 @@ print(json.dumps([len(json.load(open(card["seal"]["keys_file"]))["keys"]), len(o
 
 
 def own(files):
-    """Return all but the broker's data, which it writes as it lives, and logs."""
+    """Return *files* without logs and without the broker's data, which the broker always changes."""
     return {path: value for path, value in files.items() if "broker" not in path and not path.startswith("/var/log/")}
 
 

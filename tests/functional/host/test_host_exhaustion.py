@@ -1,4 +1,4 @@
-"""``netspace_environment.exhaust``: who goes short of what, told rightly, and nothing left of it."""
+"""``netspace_environment.exhaust``: it reports rightly who goes short of which resource, and leaves nothing behind."""
 
 from __future__ import annotations
 

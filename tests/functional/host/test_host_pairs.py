@@ -99,7 +99,7 @@ class Host(World):
 
 
 def _card(path: Path) -> str:
-    """Return what an environment is told of its links, without names and public keys that are made anew."""
+    """Return an environment's card, without random names and public keys, which differ each time."""
     card = json.loads(path.read_bytes())
     for peer in (*card["peers"], *card["senders"]):
         if "seal" in peer:
@@ -115,7 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def nothing(world: Host) -> dict[str, Any]:
-    """A look at the host before anything was declared; the teardown before it makes what every teardown leaves."""
+    """The host's state before any declaration, but after a teardown, because a teardown leaves some things behind."""
     removed()
     return world.rested()
 
@@ -151,7 +151,7 @@ def removed() -> None:
 
 @dataclass
 class Tour:
-    """Declarations by number, and how the host looks with each of them if nothing was declared before.
+    """Declarations by number, and for each one the host's state if nothing was declared before.
 
     :ivar told: what is wrong.
     """

@@ -35,7 +35,7 @@ PEER = {
 
 
 def attacked(image):
-    """Shop with a victim to aim at, and an attacker with a link and an interface of its own."""
+    """Return the shop's declaration with a victim, and with an attacker that has a link and an interface."""
     declared = shop(image)
     every = [
         {"direction": direction, "cidr": cidr, "protocol": protocol}

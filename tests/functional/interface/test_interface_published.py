@@ -43,7 +43,7 @@ _KIND = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 
 def asked(client: Path | None, address: str, port: int, protocol: str) -> str | None:
-    """Ask the echo of a server (see :func:`serving`); return the asker as the server saw it, None without an answer."""
+    """Ask an echo server (see :func:`serving`); return the client's address as the server saw it; None: no answer."""
     kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
 
     def ask() -> str | None:
@@ -345,7 +345,7 @@ def test_nor_by_having_sent_from_it_before_it_was_published(bench: Bench, outsid
 def test_environments_connect_from_ports_that_nobody_can_publish(
     bench: Bench, outside: Path, publish: list[str], family: str
 ) -> None:
-    """The ports of the host's own programs are none of them either."""
+    """The source ports are neither publishable ports nor ports of the host's own programs."""
     far = WIRE[family][1]
     out = [{"direction": "out", "cidr": ANY[family], "protocol": protocol} for protocol in ("tcp", "udp")]
     bench.make(a=veth(publish=publish), b=veth(*out))
@@ -367,7 +367,7 @@ USERS_PORTS = itertools.count(4321)
 
 @contextlib.contextmanager
 def silent(path: Path) -> Iterator[None]:
-    """Have a user's host give no answer to what it hasn't asked for, as behind a firewall."""
+    """Have the host at *path* send no refusals (TCP resets), as a host behind a firewall."""
     inside = f"ip netns exec {path.name} nft"
     run(f"{inside} add table inet silent")
     run(f"{inside} add chain inet silent out {{ type filter hook output priority 0; }}")

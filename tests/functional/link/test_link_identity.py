@@ -1,4 +1,4 @@
-"""Logins at the broker: by certificates, with their renewal and end; by passwords where they are asked for."""
+"""Logins at the broker: by certificates, with their renewal and expiry, and by passwords where these are declared."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_fleets_intermediate_issues(host, tmp_path):
 
 
 def intermediate(folder: Path) -> None:
-    """A root of a fleet, and an intermediate by it."""
+    """Make a fleet's root, and an intermediate authority that the root issued."""
     commands = """
         openssl ecparam -name prime256v1 -genkey -noout -out root.key
         openssl req -x509 -new -key root.key -subj /CN=fleet -addext keyUsage=critical,keyCertSign -out root.pem

@@ -52,7 +52,7 @@ def guesses(h1, there: Iterable[str]) -> set[str]:
 
 
 def found(connection: pika.BlockingConnection, names: Iterable[str]) -> set[str]:
-    """Return those of the names that the broker has a queue or an exchange of."""
+    """Return the names among *names* for which the broker has a queue or an exchange."""
     told = set()
     for name in names:
         for kind in KINDS:

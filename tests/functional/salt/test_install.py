@@ -1,4 +1,4 @@
-"""The installation page and the README, run as they are written, in a Salt without anything else."""
+"""The installation page and the README, run word for word, in a Salt without anything else."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def type_in(salt: Salt, words: list[str]) -> Any:
-    """Run one command of a page: ``salt '*'`` as ``salt-call``, programs and paths as they are here."""
+    """Run one command of a page: ``salt '*'`` becomes ``salt-call``, and paths are adapted to this machine."""
     words = [word.replace("/srv/netspace", str(salt.source)) for word in words]
     if words[:2] == ["salt", "*"]:
         returned, log = salt.call(*words[2:])
@@ -82,7 +82,7 @@ def type_in(salt: Salt, words: list[str]) -> Any:
 
 
 def follow(salt: Salt, lines: list[list[str]]) -> None:
-    """Type in *lines*; each state that they apply must do as it says."""
+    """Run *lines*, commands of a page; each applied state must succeed."""
     for words in lines:
         returned = type_in(salt, words)
         if "state.apply" in words:

@@ -45,7 +45,7 @@ def notices() -> Iterator[memory_events.Notices]:
 
 
 def heard(notices: memory_events.Notices) -> set[str]:
-    """Wait for a notice; return whose groups it names."""
+    """Wait for a notice; return the services whose groups it names."""
     assert select.select([notices.fd], [], [], 60)[0], "no notice came"
     names = notices.heard()
     assert names is not None, "the notice names no group"

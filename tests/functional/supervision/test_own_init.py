@@ -1,4 +1,4 @@
-"""The documentation's script for an init other than systemd runs as it stands there, with the Python of the tests."""
+"""The documentation's script for an init other than systemd runs unchanged, with the Python of the tests."""
 
 from __future__ import annotations
 

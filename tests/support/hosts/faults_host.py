@@ -158,7 +158,7 @@ def _steady(value: Any) -> Any:
 
 
 class _Plainly:
-    """A supervisor for foreign programs that only starts and stops them; see ``supervision.Supervisor``."""
+    """A supervisor that only starts and stops foreign programs; see ``supervision.Supervisor``."""
 
     def __init__(self) -> None:
         self.known: dict[str, Service] = {}

@@ -120,7 +120,7 @@ def label(pid: int) -> str:
 
 
 def loose(programs: Mapping[str, tuple[str, int]]) -> set[str]:
-    """Return the names of the programs that are not under the profile that they were started under.
+    """Return the names of the programs that are not under the profile chosen at their start.
 
     A program that is just being started comes under it at its first call: all get some seconds for that, together.
     A process that has ended is not loose.

@@ -79,7 +79,7 @@ def chosen(
     counts: dict[tuple[str, str], int] = {}
 
     def uses(key: Key) -> dict[tuple[str, str], int]:
-        """Return what a question counts as, each with its bound."""
+        """Return the groups in which a question is counted, each with its bound."""
         environments = sorted(("environment", one) for one in of.get(key, ()))
         found = {("all", ""): THREADS, ("owner", ".".join(key[0].split(".")[-2:])): OF_OWNER}
         if environments:
@@ -109,7 +109,7 @@ def chosen(
 
 
 class Refresher:
-    """The names that are asked for, and what is known of them.
+    """The names to look up, and the known answers.
 
     :param ask: asks a resolver; see ``resolver.ask``.
     :param pool: runs the questions; without one, each is over before the next begins.

@@ -48,7 +48,7 @@ def emptied(layout: Layout, known: Record) -> tuple[str, ...]:
 
 
 def has_mail(api: Management, vhost: str, queue: str) -> bool:
-    """Check whether a message can be got from *queue* (it is requeued). True too if the broker refuses."""
+    """Check whether *queue* has a message (which is requeued). True too if the broker refuses."""
     body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
     try:
         got = api.post("queues", vhost, queue, "get", body=body)

@@ -68,7 +68,7 @@ class Names:
     pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
-        """Return a digest of each key: this host's own under ``""``, those shared with other hosts of *links* by host.
+        """Return a digest of each key: this host's own key under ``""``, keys shared with hosts of *links* by host.
 
         The digests reveal a change of a key, but not the key.
         """
