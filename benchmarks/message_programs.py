@@ -363,7 +363,7 @@ class Redis:
 
 
 def void(_: object) -> None:
-    """Do nothing with an answer that nobody waits for."""
+    """Ignore an answer for which nobody waits."""
 
 
 class Resp:

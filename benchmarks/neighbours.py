@@ -102,7 +102,7 @@ def ways() -> dict[str, str]:
 
 
 class World:
-    """Three environments, a broker, and what is timed of them."""
+    """Three environments, a broker, and the measured times."""
 
     def __init__(self, messages: int) -> None:
         from support.hosts.whole_host import CLIENT, IMAGE, SERVE, python

@@ -33,7 +33,7 @@ PATHS = ("bare", "near", "direct", "buffered")
 
 
 class Bare:
-    """A connection of nobody's: from h1 to a mailbox on h2's broker, without TLS, forwarders and libraries of ours."""
+    """A bare connection from h1 to a mailbox on h2's broker, without TLS, forwarders and libraries of ours."""
 
     def __init__(self, h1: Any, h2: Any, target: str) -> None:
         from support.links.linked_hosts import ADDRESSES

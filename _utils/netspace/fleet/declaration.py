@@ -123,7 +123,7 @@ class FleetDeclaration:
             return _Now(self.store.commit(compiled, inputs), None, False)
 
     def _known(self) -> _Now | None:
-        """Return what is in force for the present files; None if they have to be compiled."""
+        """Return the known state for the present files; None if the files have to be compiled."""
         manifest, refusal = self.store.current()
         if refusal is not None and in_force.fresh(refusal.inputs, self._context, self._find):
             return _Now(manifest, refusal, False)

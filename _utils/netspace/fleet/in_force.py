@@ -104,7 +104,7 @@ class Store:
         return files.locked(self.folder / ".lock")
 
     def current(self) -> Current:
-        """Return what is in force, and what was refused.
+        """Return the declaration in force, and the last refusal.
 
         A damaged file counts as absent: it is made again by the next compilation.
         """
@@ -212,5 +212,5 @@ def fresh(inputs: Inputs, context: str, find: Callable[[str], str | None]) -> bo
 
 
 def context(*parts: Mapping[str, object] | str) -> str:
-    """Return a digest of what counts for a compilation besides its files."""
+    """Return a digest of all inputs of a compilation except its files."""
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

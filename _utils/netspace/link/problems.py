@@ -1,4 +1,4 @@
-"""Problems of links as typed values: a stable code, how bad it is, what it is about, and its cause. Pure.
+"""Problems of links as typed values: a stable code, a severity, a subject, and a cause. Pure.
 
 A problem may be the consequence of another one: if the forwarder is down, no environment reaches the broker. Such a
 problem names its cause in ``depends_on``. :func:`causes` leaves consequences out, so that one dead broker is one

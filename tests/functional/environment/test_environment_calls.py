@@ -347,7 +347,7 @@ json.dump([refused, answers], sys.stdout)
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_nobody_holds_up_or_spies_on_the_host_by_an_argument(host_of, profile):
-    """A lease makes everybody wait who opens the file. Huge, merged and cached pages belong to the whole host."""
+    """A lease makes others wait when they open the file. Huge, merged and cached pages belong to the whole host."""
     refused, passed = call(host_of(profile), profile, {}, ARGUMENTS)
     assert len(refused) == 10 and set(refused.values()) == {"EPERM"}, refused
     assert len(passed) == 10 and set(passed.values()) == {"done"}, passed

@@ -340,7 +340,7 @@ def test_variables_are_never_shown(host):
 
 
 def reboot(host) -> None:
-    """Take away what a reboot takes: processes, mounts, /run."""
+    """Simulate a reboot: end processes, and remove mounts and /run."""
     host.supervisor.stop([f"environment-{name}" for name in host.kind.names()])
     for target in mounts.table():
         if Path(target).is_relative_to(host.layout.run):

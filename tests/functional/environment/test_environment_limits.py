@@ -31,7 +31,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @pytest.fixture
 def pair(host: Host) -> Host:
-    """Host with a neighbour beside what is tested."""
+    """Host with a neighbour beside the tested environment."""
     host.run("neighbour")
     return host
 
@@ -63,7 +63,7 @@ def read(host: Host, name: str, file: str) -> str:
 
 
 def settle(condition: Callable[[], bool]) -> bool:
-    """Return whether a condition comes to hold; wait generously, since time is not what is tested."""
+    """Return whether *condition* becomes true; wait generously, since these tests don't test times."""
     for _ in range(600):
         if condition():
             return True
@@ -122,7 +122,7 @@ def test_what_nobody_reads_from_connections_is_bounded(pair, debian):
 
 @pytest.fixture
 def swap(disk: Path) -> Iterator[None]:
-    """Swap of the machine for a while: more than what is tested may have, and last in order."""
+    """Swap of the machine for the test's duration: more than the tested environments may use, used last."""
     file = disk / "swap"
     file.touch(mode=0o600)
     with file.open("wb") as stream:

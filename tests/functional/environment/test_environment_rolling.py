@@ -1,4 +1,4 @@
-"""Rolling updates: the new one beside the old one; one that fails is never noticed; what is killed is repaired."""
+"""Rolling updates: a second instance beside the first; nobody notices a failed update; a killed run is repaired."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def runs(host: Host) -> Host:
 
 
 def left(host: Host) -> list[str]:
-    """Return all that is there of a second instance."""
+    """Return all traces of a second instance."""
     found = [name for name in host.supervisor.observe() if "NEXT" in name]
     found += [one for kind in host.traces().values() for one in kind if "NEXT" in one]
     return [*found, *record.updating(host.layout)]

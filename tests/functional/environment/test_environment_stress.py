@@ -30,7 +30,7 @@ IDLE = shell("while :; do sleep 1; done")
 
 @pytest.fixture(scope="module")
 def stressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with stress-ng, what it loads, and a folder to write to."""
+    """A root with stress-ng, its libraries, and a folder to write to."""
     return stressing.fill(tmp_path_factory.mktemp("stressed"))
 
 

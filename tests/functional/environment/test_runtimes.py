@@ -1,4 +1,4 @@
-"""The same declaration under each runtime: it runs, is bounded, answers, stops and is changed to another alike."""
+"""The same declaration under each runtime: it runs, is bounded, answers and stops, and can change the runtime."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_a_missing_runtime_is_refused_in_the_plan(host: Host) -> None:
 
 
 def test_the_filter_holds_but_for_exec_under_runsc(host: Host, one: str) -> None:
-    """Under runsc the filter is for the program and its children, and not for what is run beside them."""
+    """Under runsc the filter covers the program and its children, but not a command that ``exec`` runs."""
     attempt = "unshare -U true 2>/dev/null && echo done"  # which no profile lets through
     host.run("web", runtime=one, command=shell(f"({attempt}); echo tried; {STAY}"))
     until(lambda: "tried" in host.operations.logs("web")["lines"], patience=60)

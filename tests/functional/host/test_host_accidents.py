@@ -1,4 +1,4 @@
-"""Accidents on a host: scarce resources, what is taken away, programs that hang: a clear error or a repair.
+"""Accidents on a host (scarce resources, lost files, programs that hang) end with a clear error or a repair.
 
 After each of them the next apply, with no help between, makes the host as declared, and the
 teardown leaves it as it was, with all that is somebody else's.

@@ -164,7 +164,7 @@ def test_states_by_hand_make_the_same_host(salt, image):
 
 
 def test_states_by_hand_can_be_aggregated(salt, image, tmp_path):
-    """Each state still has its own result and changes, and one that is wrong fails alone."""
+    """Each state still has its own result and changes, and a wrong state fails alone."""
     names = [f"batch-{number}" for number in range(4)]
     states = {
         name: {

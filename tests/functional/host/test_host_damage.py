@@ -58,7 +58,7 @@ def teardown() -> list[str]:
 
 
 def records() -> list[Path]:
-    """Return every record of ours: what is JSON and not handed out."""
+    """Return all our records: every JSON file except files for environments."""
     found = [path for folder in (LAYOUT.state, LAYOUT.run) for path in folder.rglob("*.json")]
     return sorted(
         path

@@ -56,7 +56,7 @@ KEYS = (f"{LAYOUT.records('link')}/authority.json", f"{LAYOUT.state}/seals/")
 
 
 class Host(World):
-    """A host with parents for every kind of interface, without what its history may change.
+    """A host with parents for every kind of interface; its observed state leaves out what its history may change.
 
     :ivar stopped: environments that are declared to be stopped: they may have run before.
     :ivar own: netspace's own broker, if that was applied last.
@@ -135,7 +135,7 @@ def kinds(world: Host) -> list[str]:
 
 
 def done(declared: Declared) -> list[str]:
-    """Apply a declaration; return what is wrong with that."""
+    """Apply a declaration; return the errors."""
     ran = faultpoints.run(lambda: faults_host.converge(declared), traced=False)
     if ran.error:
         return [ran.error]
@@ -164,7 +164,7 @@ class Tour:
     told: list[str] = field(default_factory=list)
 
     def apply(self, one: int) -> list[str]:
-        """Apply a declaration; return what is wrong with that."""
+        """Apply a declaration; return the errors."""
         declared = self.declared[one]
         wrong = done(declared)
         broker = declared.get("broker", {})
@@ -189,7 +189,7 @@ class Tour:
                 self.tell(f"left by a teardown of {one}: {differing}", one)
 
     def step(self, one: int) -> list[str]:
-        """Apply a declaration over what there is; return what is wrong then."""
+        """Apply a declaration over the present state; return the errors and the differences from the wanted state."""
         wrong = self.apply(one)
         if differing := self.world.settled(self.wanted[one]):
             wrong.append(f"the host differs: {differing}")

@@ -1,4 +1,4 @@
-"""Kinds on somebody's network, with real packets: an outside that is a namespace behind the host's NIC.
+"""Kinds of interface on an external network, with real packets: the outside is a namespace behind the host's NIC.
 
 Kinds that this kernel lacks are skipped, with the reason; that they are refused in words, whatever
 the kernel has, is tested besides.
@@ -342,7 +342,7 @@ def test_drift_is_seen_and_repaired(bench: Bench, lan: Lan, spoil: Callable[[Ben
 
 
 def test_a_link_that_has_no_name_yet_is_completed(bench: Bench, lan: Lan) -> None:
-    """A run that is killed leaves such a link; before Linux 6.16 no table can name a link that isn't called so."""
+    """A killed run leaves such a link; before Linux 6.16 no table can name a link before the link has this name."""
     desired = bench.make(a=lan.spec())
     where = f"ip -n {bench.path('a').name}"
     run(f"{where} link set eth0 down")

@@ -1,4 +1,4 @@
-"""Published ports: whoever reaches the host reaches the environment by them, and no environment reaches another."""
+"""Published ports: who can reach the host can reach the environment by these ports; other environments can't."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def delivered(sender: Path, receiver: Path, host: str) -> bool:
 
 
 def at(host: str, port: int) -> str:
-    """Return an address and a port as a publication has them."""
+    """Return an address and a port in the form of a publication."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -379,7 +379,7 @@ def silent(path: Path) -> Iterator[None]:
 
 
 def served(bench: Bench, outside: Path, family: str, protocol: str, port: int) -> str:
-    """Ask from one port of the user's; return what comes back first: the user's address if ``a`` answers."""
+    """Ask from one fixed port of the user; return the first answer: the user's address, if ``a`` answers."""
     near, _ = WIRE[family]
     with bound(outside, family, protocol, port) as user, serving(bench.path("a"), INSIDE):
         user.settimeout(1 if protocol == "udp" else 5)
@@ -494,7 +494,7 @@ def test_a_port_that_a_program_has_is_refused(
 
 
 def test_its_own_ports_are_looked_for_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read no socket where nothing is newly published: a program that takes such a port later is in nobody's way."""
+    """Read no socket if no port is newly published: a program that takes a published port later disturbs nothing."""
     desired = bench.make(a=veth(publish=SERVED))
     monkeypatch.setattr(sockets, "listeners", lambda *_: pytest.fail("sockets were read"))
     assert not bench.plan(desired).steps

@@ -144,7 +144,7 @@ class Guest:
         return ""
 
     def settle(self) -> None:
-        """Find the gateway; ask again, since a link that came up a moment ago may lose what is sent."""
+        """Find the gateway; repeat the question, since a link that came up a moment ago may lose packets."""
 
         def found() -> str:
             self.gateway_mac = self.ask("ipv4")

@@ -73,7 +73,7 @@ PREFIX = "amq.rabbitmq.reply-to"
 
 
 def process(name: str) -> str:
-    """Return the name of a direct reply's queue that makes RabbitMQ call one of its own processes."""
+    """Return a direct-reply queue's name that makes RabbitMQ call its own process *name*."""
     term = bytes([131, 119, len(name)]) + name.encode()
     return f"{PREFIX}.{base64.b64encode(term).decode()}.x"
 

@@ -42,7 +42,7 @@ def host(world):
 
 @pytest.fixture(autouse=True)
 def _unharmed(host):
-    """After each attack the broker has what was declared, and a neighbour's mail arrives."""
+    """Check after each attack that the broker has the declared objects, and that a neighbour's mail arrives."""
     yield
     assert host.plan(ASK, TELL, BOUNDED).steps == []
     with host.client("orders") as channel:
@@ -290,7 +290,7 @@ def test_management_is_refused_over_amqp_1(host, managed):
 
 # -- the wire ---------------------------------------------------------------------------
 def closed(secured: ssl.SSLSocket) -> bool:
-    """Read what the broker says until it closes the connection; then return True."""
+    """Read until the broker closes the connection; then return True."""
     try:
         while secured.recv(65536):
             pass

@@ -28,7 +28,7 @@ LINK = Link(source="a", target="b", pattern="request")
 
 @pytest.fixture
 def shared(world, tmp_path):
-    """Our own broker, seen by another instance as somebody else's."""
+    """Our own broker, declared by another instance as a foreign broker."""
     world.environment("web", "orders")
     world.apply(Link(source="web", target="orders"), broker=OURS)
     login = broker.login(world.layout)

@@ -34,7 +34,7 @@ def linked(world: World) -> None:
 
 
 def says(world: World, *, health: str = "", why: str = "", unplanned: bool = True) -> None:
-    """Check what is told: all is well, or by *health* and by the link's reason what isn't."""
+    """Check the reports: all is well, or *health* is among the problems and *why* in the link's reason."""
     told, listed = world.links.health(), world.links.list()["links"][TELL.name]
     assert told["ok"] == (not health), told
     assert any(health in one for one in told["problems"]) or not health, told

@@ -54,7 +54,7 @@ def cards(host, tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _well(host):
-    """Afterwards the broker has what was declared, and no mail that nobody knows of."""
+    """Check after each test that the broker has the declared objects, and that no unknown mail is left."""
     yield
     host.no_mail()
     until(lambda: host.plan(*LINKS).steps == [], "the broker has what was declared", patience=PATIENCE)

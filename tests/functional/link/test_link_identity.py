@@ -269,7 +269,7 @@ def run(host, name: str, folder: Path, *command: str) -> str:
 
 
 def try_out(host, folder: Path, *program: str) -> None:
-    """Try what each example can: send, also to a local name, read all queues, refuse strangers, and tell problems.
+    """Try all that each example can do: send, also to a local name, read all queues, refuse strangers, report problems.
 
     No message ends it.
     """

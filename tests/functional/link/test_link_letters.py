@@ -38,7 +38,7 @@ def host(world):
 
 
 def test_dead_letters_are_kept_however_often_they_are_looked_at(host):
-    """A quorum queue drops what was delivered 20 times in vain, and looking is a delivery."""
+    """A quorum queue drops a message after 20 deliveries in vain, and each look at the message is a delivery."""
     send(host, TELL, b"secret", message_id="m-1", content_type="text/plain")
     refuse(host, "audit")
     letters(host, 1)

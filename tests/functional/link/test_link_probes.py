@@ -1,4 +1,4 @@
-"""A host that is taken over finds out at another host only what is between the two."""
+"""A host that is taken over learns at another host only about the links between the two hosts."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ DOOMED = Link(source="web", target="audit")
 
 
 class Refused(Exception):
-    """The broker ended what was sent on."""
+    """The broker closed the channel or link on which a message was sent."""
 
 
 class Speaker(Protocol):

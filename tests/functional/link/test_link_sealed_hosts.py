@@ -287,7 +287,7 @@ def test_a_bundle_that_is_changed_older_or_of_nobody_is_refused(linked):
 
 
 def test_a_link_that_is_revoked_for_a_while_is_as_it_was(linked, program):
-    """Trust may be lost and come back, without a master: what waits in the outbox can still be read, and more sent."""
+    """Trust may be lost and return without a master: mail in the outbox stays readable, and new mail can be sent."""
     h1, h2, cable = linked
     web = program(h1, "web")
     cable.cut()

@@ -85,7 +85,7 @@ class Attacker:
         raise AssertionError(f"{what} {name}: that was not refused")
 
     def slower(self, what: str, kinds: Mapping[str, Callable[[], str]]) -> dict[str, int]:
-        """Return how often each kind of name took longer than nobody's; all must be answered alike."""
+        """Return how often each kind of name took longer than a nonexistent name; all answers must be equal."""
         dice = random.Random(1)
         found = dict.fromkeys(kinds, 0)
         for _ in range(TIMES):

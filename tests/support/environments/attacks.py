@@ -33,7 +33,7 @@ MODULES = (
 
 
 class Succeeded(Exception):
-    """The attack got what it wanted."""
+    """The attack succeeded."""
 
 
 def call(number: int, *arguments: int | bytes) -> int:
@@ -63,7 +63,7 @@ def lease_on_its_own_file() -> str:
 
 
 def _as_many(take: Callable[[], object], most: int) -> str:
-    """Take until an error; what was taken is held."""
+    """Take units until an error; hold the taken units."""
     for number in range(most):
         try:
             take()

@@ -55,7 +55,7 @@ class Refused(Exception):
 
 
 class Place:
-    """A folder in memory for readers that take a file, and what they need besides."""
+    """A folder in memory for readers of files, with other files that these readers need."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -406,7 +406,7 @@ def objects(api: Management, without: Collection[str] = ()) -> dict[str, list[st
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the differences by part. For lists and mappings, return only items that one of the two lacks."""
+    """Return the differences by part. For lists and mappings, return only items that are missing on one side."""
     found: dict[str, Any] = {}
     for key in old.keys() | new.keys():
         before, after = old.get(key), new.get(key)

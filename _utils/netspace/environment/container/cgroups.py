@@ -191,7 +191,7 @@ class Group:
         return tuple(found)
 
     def change(self, spec: Limits, devices: Collection[Device]) -> None:
-        """Set a running environment's limits to what *spec* says.
+        """Set a running environment's limits to the limits in *spec*.
 
         :raises NetspaceError: when a limit can't be set; the others are still set.
         """

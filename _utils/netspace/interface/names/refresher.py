@@ -129,7 +129,7 @@ class Refresher:
         self._told: dict[str, str] = {}
 
     def step(self, now: float) -> None:
-        """Look up what is due, write the answers that have come, and fill the sets.
+        """Look up the names that are due, write the new answers, and fill the sets.
 
         :param now: seconds since the epoch.
         """
@@ -155,7 +155,7 @@ class Refresher:
         return {}
 
     def _answers(self, now: float) -> set[Key]:
-        """Ask what is due; return the questions that are over, at the latest after :data:`GATHER`."""
+        """Ask the due questions; return the finished questions, at the latest after :data:`GATHER`."""
         over: set[Key] = set()
         end = time.monotonic() + GATHER
         while True:

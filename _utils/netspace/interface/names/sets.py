@@ -136,7 +136,7 @@ def fill_here(
     names: Collection[str] | None = None,
     known: Mapping[Key, Known] | None = None,
 ) -> None:
-    """Fill the sets of the table in the calling thread's namespace, which is that of *record*.
+    """Fill the sets of the table in the calling thread's namespace, which is the namespace of *record*.
 
     :param own: what :func:`own_addresses` returns.
     :param known: what is known of names; None: what the record says.
