@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/channels.py [--json | --markdown] [--channels A,B] [--slots N]
 
-It goes on a host of its own by itself (``scripts/sandbox``), with two environments of the demo's image
+It starts a host of its own (``scripts/sandbox``), with two environments of the demo's image
 (``scripts/demo-image``), without an interface or a link. Both know when it begins. In each slot of time ``sender`` does
 something if the bit is 1, and ``receiver`` notes one number; the host knows the bits. Half of the slots teach it the
 threshold between 0 and 1, the others are judged. With a part *e* of wrong bits, a slot carries 1 - H(e) bits (the

@@ -76,7 +76,7 @@ def peak() -> int:
 
 
 def worker(folder: Path, what: str) -> dict[str, float]:
-    """Measure in a process of its own: a compilation, or slices of what is in force."""
+    """Measure a compilation, or slices of the declaration in force; run in a process of its own."""
     import salt.config
     import salt.fileserver
     import salt.loader

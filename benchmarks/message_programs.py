@@ -293,7 +293,7 @@ async def windowed(begin: Callable[[], asyncio.Future[bytes]], most: int, count:
 
 
 async def poured_within(begin: Callable[[], asyncio.Future[bytes]], seconds: float) -> dict[str, float]:
-    """Return confirmed messages in a second, by each number of unconfirmed ones."""
+    """Return confirmed messages in a second, for each permitted number of unconfirmed messages."""
 
     def within(most: int) -> Callable[[int], Awaitable[None]]:
         return lambda count: windowed(begin, most, count)
@@ -363,7 +363,7 @@ class Redis:
 
 
 def void(_: object) -> None:
-    """Do nothing with an answer that nobody waits for."""
+    """Ignore an answer for which nobody waits."""
 
 
 class Resp:

@@ -371,7 +371,7 @@ def test_sizes_that_the_primitives_would_take_are_refused():
 
 
 def test_another_spelling_of_a_part_is_refused():
-    """Otherwise a message would have several forms, by which others may tell repetitions apart."""
+    """Otherwise a message would have several forms, by which others could distinguish its repetitions."""
     parts = sealed(Sessions(), 0).split(b".")
     for odd in (parts[4] + b"=", parts[4][:-1] + b"B", parts[4][:9] + b" " + parts[4][9:]):
         with pytest.raises(SealError, match="base64url"):
@@ -424,7 +424,7 @@ def test_what_is_remembered_is_bounded():
 
 
 def test_what_is_remembered_saves_the_agreement(monkeypatch):
-    """For a message whose header is known no key is imported and none agreed on."""
+    """For a message with a known header, no key is imported and no key is agreed on."""
     sessions, agreed = Sessions(), Agreed()
     raws = [sealed(sessions, number) for number in range(3)]
     opened(raws[0], 0, agreed)

@@ -71,13 +71,13 @@ def signed(header: dict[str, Any], claims: dict[str, Any], key: ECKey) -> str:
 
 
 def held(name: str, token: str | None) -> Ring:
-    """Return an environment's own keys, with an endorsement of the one to sign."""
+    """Return an environment's own keys; the signing key has the endorsement *token*, if there is one."""
     keys = [{**one, **({"endorsement": token} if one["use"] == "sig" and token else {})} for one in KEYS[name]]
     return ring(keys, "keys", private=True)
 
 
 def known(name: str, **more: Any) -> Ring:
-    """Return the keys that another host tells of an environment: those to encrypt, and no others."""
+    """Return the keys that another host gives for an environment: only its encryption keys."""
     return ring([{**one, **more} for one in KEYS[name] if one["use"] == "enc"], "keys")
 
 

@@ -186,7 +186,10 @@ def _other_template(chance: random.Random, rules: Rules) -> Line:
 
 @functools.cache
 def _digest_like_a_path() -> bytes:
-    """Return a digest that has an excluded name where the template ``ima`` has the path."""
+    """Return a digest with ``/v`` at its bytes 8 and 9.
+
+    Read as the template ``ima``, the line's path would begin there and be excluded.
+    """
     tried = (hashlib.sha256(b"evil %d" % number).digest() for number in itertools.count())
     return next(digest for digest in tried if digest[8:10] == b"/v")
 

@@ -59,7 +59,7 @@ class Operations:
         return self._kind.list()
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """Return all that is known of one environment.
+        """Return all known facts about one environment.
 
         The keys are those of :meth:`list` and ``spec`` (values of variables hidden), ``user`` (``inside``,
         ``host``), ``apparmor`` (its profile; empty: none), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``,

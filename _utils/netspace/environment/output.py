@@ -1,4 +1,4 @@
-"""Output of environments' programs: its last lines, their times, and the starts of the program between them.
+"""Output of environments' programs: the last lines, the times of lines, and the starts of the program between lines.
 
 The journal has them where systemd runs, else the files that netspace's own supervisor writes. In neither is a time or a
 start read from what a program wrote. Reads only.
@@ -88,7 +88,7 @@ def _in_file(path: Path, count: int, starts: bool) -> list[Line]:
 
 
 def _last(raw: bytes, begin: int, entries: Sequence[Entry], starts: bool, count: int) -> list[Line]:
-    """Return the last *count* lines of what a log has from the offset *begin* on; a start ends a line, too.
+    """Return the last *count* lines of a log after the offset *begin*; a start of the program ends a line, too.
 
     A line's time is that of its last byte. With the time of the first, a program could write the first byte of a line
     long before the rest, and the line would seem old. The first line, which may have lost its beginning, is left out
@@ -148,7 +148,7 @@ def in_journal(service: str, count: int, begin: float | None, starts: bool) -> l
 
 
 def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
-    """Return up to *count* lines of what journalctl writes, as JSON, and whether it wrote no more.
+    """Return up to *count* lines of journalctl's output (JSON), and whether it has no more.
 
     A message may be of any size, and JSON has each byte that is no text as a number. So no more is read than is kept,
     and nothing of an entry that has more than ``_WIDEST`` bytes: a line tells that, and the reading ends.

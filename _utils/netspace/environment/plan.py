@@ -75,12 +75,12 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
 
     @property
     def image(self) -> str:
-        """The image source of its root."""
+        """The image source of the environment's root."""
         return unikernel.source(self.spec, self.runtime)
 
     @property
     def sized(self) -> bool:
-        """Whether it has file systems of its own."""
+        """Whether the environment has file systems of its own."""
         return bool(disk_sizes.sizes(self.spec))
 
 
@@ -329,7 +329,7 @@ class _Folders:
                 self._above.setdefault(folder, (owner, source))
 
     def taken(self, folders: Iterable[str]) -> str:
-        """Return the error if another environment has one of *folders*, or one below or above it; else empty."""
+        """Return the error if another environment has one of *folders*, or a folder below or above one; else empty."""
         for source in folders:
             path, *above = self._upwards(source)
             hits = [self._above.get(path), *(self._given.get(folder) for folder in (path, *above))]

@@ -73,7 +73,7 @@ class Environments:
         return records.read(self.layout) if names is None else records.some(self.layout, names)
 
     def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
-        """Return the records that can be understood, and the errors of the others, by name.
+        """Return the readable records, and the errors of all other records, by name.
 
         For operations that handle each environment separately.
         """
@@ -162,7 +162,7 @@ class Environments:
         return rolling.erase(self.layout, self.supervisor, records.updating(self.layout))
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start assembled environments; return the errors of those that don't run, by name."""
+        """Start assembled environments; return, by name, the error of each environment that doesn't run."""
         return start(self.layout, self.supervisor, names)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:

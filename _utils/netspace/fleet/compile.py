@@ -112,7 +112,7 @@ def fleet(
 
 
 def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[Missing]) -> dict[str, Published]:
-    """Return what each joined host has published, by the host's name; add to *missing* what the others have to do."""
+    """Return the facts that joined hosts have published, by host name; add to *missing* what other hosts have to do."""
     joined: dict[str, Published] = {}
     keys: dict[str, str] = {}
     known = [(host, published.get(declared.minion(host))) for host in declared.hosts]
@@ -201,7 +201,7 @@ class _Slice:
         return {**getattr(self._fleet.defaults, key), **getattr(self._fleet.hosts[host].spec, key)}
 
     def _link(self, way: _Way) -> dict[str, Any]:
-        """Return one link as this host declares it: its own environments are named without a host."""
+        """Return one link as this host declares the link: the host's own environments are named without a host."""
         body = dict(way.entry.body)
         source, target = way.entry.source, way.entry.target
         if way.source == way.target:
@@ -229,7 +229,7 @@ class _Slice:
         return broker
 
     def _remote(self, other: str, leads_there: bool) -> dict[str, Any]:
-        """Return what this host has to know of another one."""
+        """Return the facts that this host has to know about another host."""
         host = self._fleet.hosts[other].spec
         found = {"trust_domain": self._fleet.trust_domain(other), "public_key": self._joined[other].public_key}
         if leads_there and host.address is not None:
@@ -281,5 +281,5 @@ def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declarati
 
 
 def _once(problems: Iterable[Problem]) -> list[Problem]:
-    """Return the problems without repetitions: each replica has those of its environment."""
+    """Return the problems without repetitions: each replica has the problems of its environment."""
     return list(dict.fromkeys(problems))

@@ -1,7 +1,7 @@
-"""A fleet's declaration as the master serves it: it reads the files, compiles them, and hands out slices.
+"""A fleet's declaration as the master serves it: files are read, compiled, and handed out in slices.
 
-The one class here is what the plugins call. It never imports Salt: they hand in the functions that find and render
-files.
+The plugins use the class :class:`FleetDeclaration`, and give it the functions that find and render files. So this
+module never imports Salt.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class FleetDeclaration:
         self._context = in_force.context(netspace.__version__, str(netspace.LOADED), root, dict(nodegroups))
 
     def answer(self, minion: str) -> Answer:
-        """Return the pillar of a minion: of the declaration as it is now, or of the last good one.
+        """Return the pillar of a minion, from the present declaration, or from the last good one.
 
         :raises NetspaceError: the declaration is refused, and no earlier one is in force.
         """
@@ -103,7 +103,7 @@ class FleetDeclaration:
         return self._now().refusal
 
     def check(self, *, edges: bool = False) -> Compiled:
-        """Compile the declaration as it is now, without putting it in force.
+        """Compile the present declaration, without putting it in force.
 
         :param edges: whether to compute who may reach whom.
         """
@@ -123,7 +123,7 @@ class FleetDeclaration:
             return _Now(self.store.commit(compiled, inputs), None, False)
 
     def _known(self) -> _Now | None:
-        """Return what is in force for the present files; None if they have to be compiled."""
+        """Return the known state for the present files; None if the files have to be compiled."""
         manifest, refusal = self.store.current()
         if refusal is not None and in_force.fresh(refusal.inputs, self._context, self._find):
             return _Now(manifest, refusal, False)
@@ -211,7 +211,7 @@ def _listed(data: Any, name: str, key: str, problems: list[Problem]) -> list[Any
 
 
 def _beside(name: str, other: Any, root: str) -> str | None:
-    """Return the name of a file that is named relative to another one; None unless it lies beside *root* or below."""
+    """Return the name of a file that is given relative to another one; None unless it lies beside *root* or below."""
     if not isinstance(other, str) or not other or other.startswith("/") or "://" in other or "\0" in other:
         return None
     scheme = SALT if name.startswith(SALT) else ""

@@ -87,7 +87,7 @@ class Current(NamedTuple):
 
 @functools.lru_cache(8)
 def store(folder: Path) -> Store:
-    """Return this process's store of a folder, which remembers what it has decoded."""
+    """Return this process's store of a folder. The store remembers decoded files."""
     return Store(folder)
 
 
@@ -104,7 +104,7 @@ class Store:
         return files.locked(self.folder / ".lock")
 
     def current(self) -> Current:
-        """Return what is in force, and what was refused.
+        """Return the declaration in force, and the last refusal.
 
         A damaged file counts as absent: it is made again by the next compilation.
         """
@@ -128,7 +128,7 @@ class Store:
         return found
 
     def placed(self) -> dict[str, tuple[str, ...]]:
-        """Return the hosts of each environment as they are in force; empty if nothing is, or it is damaged."""
+        """Return the hosts of each environment in the declaration in force; empty if it is absent or damaged."""
         manifest = self.current().manifest
         if manifest is None:
             return {}
@@ -212,5 +212,5 @@ def fresh(inputs: Inputs, context: str, find: Callable[[str], str | None]) -> bo
 
 
 def context(*parts: Mapping[str, object] | str) -> str:
-    """Return a digest of what counts for a compilation besides its files."""
+    """Return a digest of all inputs of a compilation except its files."""
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

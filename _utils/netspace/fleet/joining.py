@@ -151,7 +151,7 @@ def _kept(request: str, old: Published | None, domain: str, root: Root) -> str |
 
 
 def _grain(value: object) -> str | None:
-    """Return a grain's value as a word that a pattern can match; None if it has none, or a value of several words."""
+    """Return a grain's value as a word that a pattern can match; None if there is no value, or one of several words."""
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         return None
     return str(value)[:MAX_GRAIN]

@@ -78,7 +78,10 @@ class _Reading:
         return ()
 
     def named(self, data: Any, path: str, what: str, owners: dict[str, str]) -> Iterable[tuple[str, str, Any]]:
-        """Yield name, path and value of each entry whose name is possible and not declared in *owners* already."""
+        """Yield name, path and value of each entry whose name is valid and not yet in *owners*.
+
+        Add its name there, and refuse the other entries.
+        """
         for name, value in self.mapping(data, path).items():
             where = f"{path}:{name}"
             if not isinstance(name, str) or not NAME.fullmatch(name):

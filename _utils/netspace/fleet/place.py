@@ -52,7 +52,7 @@ def choose(key: str, hosts: Iterable[str]) -> str:
 
 
 def level(fleet: Fleet, published: Mapping[str, Published], host: str) -> LevelName | None:
-    """Return the level of a host that ``at_least`` counts: the declared one, else that of when it joined."""
+    """Return the level of a host that ``at_least`` counts: the declared level, else the level at its joining."""
     declared = fleet.hosts[host].spec.level
     if declared is not None:
         return declared
@@ -125,7 +125,7 @@ def _candidates(
 def _chosen(
     fleet: Fleet, name: str, placing: Placing, possible: tuple[str, ...], wanted: int, previous: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the hosts of one environment, by name: those that it has, then those with the highest scores."""
+    """Return the hosts of one environment, by name: first its present hosts, then the hosts with the highest scores."""
     if len(possible) <= wanted:
         return possible
     among = set(possible)

@@ -41,14 +41,14 @@ class Register:
         return self.folder / f"{name}.json"
 
     def read(self, minion: str) -> Published | None:
-        """Return what a minion has published; None if nothing.
+        """Return the facts that a minion has published; None if there are none.
 
         :raises StateError: the file is damaged.
         """
         return _read(self.path(minion))
 
     def read_all(self) -> tuple[dict[str, Published], list[str]]:
-        """Return what is published, by minion, and the problems of damaged files, which count as absent."""
+        """Return the published facts, by minion, and the problems of damaged files, which count as absent."""
         found, problems = {}, []
         for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
             try:
@@ -63,7 +63,7 @@ class Register:
         return found, problems
 
     def write(self, facts: Published) -> bool:
-        """Store what a minion has published; return whether it differs from before.
+        """Store the facts that a minion has published; return whether they differ from before.
 
         :raises NetspaceError: a value is malformed.
         """

@@ -1,4 +1,4 @@
-"""Reachability in a fleet, as it is declared: who may reach whom, over all hosts. Pure.
+"""Reachability in a declared fleet: who may reach whom, over all hosts. Pure.
 
 An end is an environment (``orders``: all its replicas), one replica (``orders@h2``), or an address or network outside.
 """

@@ -1,4 +1,7 @@
-"""Cards of a host's environments, and their other files. The record of links says what a card lists."""
+"""Cards and other files that a host hands to its environments.
+
+A card lists the recorded links; in a test of the whole host, the permitted ones.
+"""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
 
 
 def _off(facts: Facts) -> bool:
-    """Return whether it is declared to be stopped, and doesn't run. A stopped one needs neither trust nor an image."""
+    """Return whether the environment is declared stopped, and doesn't run. Then it needs neither trust nor an image."""
     wanted = facts.declared or facts.applied
     return wanted is not None and wanted.state == "stopped" and facts.row.get("state") in (None, "stopped")
 
@@ -288,7 +288,7 @@ def _interface(host: Host, name: str) -> dict[str, Any]:
 
 
 def _links(host: Host, name: str) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Return the rows of its links, and the problems that some of them depend on."""
+    """Return the rows of the environment's links, and the problems on which some rows depend."""
     from netspace.link.problems import from_row
 
     if not any(name in (link.source, link.target) for link in host.links.recorded()):

@@ -196,7 +196,7 @@ class Parts:
         return Result(Plan([step]), [Outcome(step)])
 
     def _tidy(self, test: bool) -> None:
-        """Remove the leftovers of a killed audit or update. If that fails for an update, the next run reports it."""
+        """Remove leftovers of a killed audit or update. If an update's leftovers stay, the next run reports that."""
         if test:
             return
         if self.layout.records("audits").is_dir():

@@ -37,7 +37,7 @@ def applied(host: Parts) -> World:
 
 
 def _world(host: Parts, declared: Declaration | None) -> World:
-    """Return the interfaces and links of a declaration; without one, those that were applied last."""
+    """Return the interfaces and links of a declaration; without one, the interfaces and links of the last apply."""
     return applied(host) if declared is None else reach.declared(declared)
 
 

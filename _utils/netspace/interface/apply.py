@@ -275,7 +275,7 @@ class ApplyRun:
 
     # -- the host as a whole -----------------------------------------------------------
     def _filter(self, steps: Sequence[Step]) -> bool:
-        """Load the packet filter, if that is a step; return whether the desired one is loaded."""
+        """Load the packet filter, if a step says so; return whether the desired filter is loaded."""
         for step in steps:
             if isinstance(step.data, Firewall):
                 todo, before = step.data, self.volatile.firewall
@@ -295,7 +295,7 @@ class ApplyRun:
         return True
 
     def _name(self, step: str, table: Table) -> None:
-        """Fill the sets of names, which are empty in a table that was loaded whole, from what is known."""
+        """Fill the sets of names from the known answers: in a table that was loaded whole, the sets are empty."""
         try:
             if any(one.expiring for one in table.sets.values()):
                 sets.fill_host(self.layout, time.time(), there=table.sets)

@@ -57,27 +57,27 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     @property
     def allow(self) -> tuple[Allow, ...]:
-        """The rules that it declares, each for one family (``Allow.each``)."""
+        """The rules that the interface declares, each for one family (``Allow.each``)."""
         return _rules(self.rules) if self.rules else ()
 
     @property
     def publish(self) -> tuple[Publication, ...]:
-        """The ports of the host that are forwarded to it."""
+        """The ports of the host that are forwarded to the interface."""
         return tuple(map(Publication, self.ports))
 
     @property
     def led(self) -> list[Led]:
-        """Its publications, each with the addresses that it leads to."""
+        """The interface's publications, each with the interface's addresses, to which the publication leads."""
         return [(one, self.addresses) for one in self.publish]
 
     @property
     def forwarded(self) -> frozenset[str]:
-        """The families in which the host forwards packets for it."""
+        """The families in which the host forwards packets for the interface."""
         return host_rules.forwarded(self.allow, self.gateways, self.publish)
 
     @property
     def exclusive(self) -> bool:
-        """True if another interface can conflict with it by more than its addresses."""
+        """True if another interface can conflict with this interface by more than addresses."""
         return bool(self.ports or self.alone or self.agreed or self.tunnels)
 
     # The methods of a declared interface: see netspace.spec.publish.Claimant.

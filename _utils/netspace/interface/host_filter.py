@@ -41,7 +41,7 @@ def table(layout: Layout, known: Mapping[str, Claims]) -> Table:
 def parts(
     layout: Layout, before: Mapping[str, Claims], after: Mapping[str, Claims], changed: Collection[str]
 ) -> tuple[Table, Table]:
-    """Return two tables that differ exactly as those of *before* and *after* do.
+    """Return two tables that differ exactly as the host's tables for *before* and *after* differ.
 
     :param changed: the environments whose claims may differ; those of all others are the same in both.
     """

@@ -272,7 +272,7 @@ def _links(
 def _named(
     layout: Layout, host: Socket, wanted: Mapping[str, Endpoints], known: Mapping[str, Record]
 ) -> list[Link] | None:
-    """Return the links of these interfaces' host ends, each looked up by its name; None if that doesn't find them all.
+    """Return the links of these interfaces' host ends, each looked up by its name; None if any link isn't found so.
 
     In that case a link was renamed or is gone, or the kind of its interface has no end on the host.
     """

@@ -61,7 +61,7 @@ class Interfaces:
         return files.record_names(self.layout.records(records.KIND), among)
 
     def recorded(self, names: Collection[str]) -> dict[str, Interface]:
-        """Return the interfaces of those of *names* that have one, as they were applied."""
+        """Return the applied interfaces of *names*, without names that have none."""
         return {name: record.interface for name, record in records.some(self.layout, names).items()}
 
     def observe(
@@ -83,7 +83,7 @@ class Interfaces:
         return observe(self.layout, self._index, only, declared, doomed)
 
     def named(self, without: Collection[str] = ()) -> bool:
-        """Return whether a rule of a recorded interface has a name; those of *without* don't count."""
+        """Return whether a rule of a recorded interface has a name; interfaces of *without* don't count."""
         there = ((name, its) for name, its in self._index.read().items() if name not in without)
         return any(rule.name is not None for _, its in there if '"name":"' in its.rules for rule in its.allow)
 
@@ -450,7 +450,7 @@ class Interfaces:
         return self._again(observed.records, observed)
 
     def _again(self, known: Mapping[str, Record], observed: Observed) -> Plan:
-        """Return the plan for recorded interfaces; those that this host can't have any more are refused."""
+        """Return the plan for recorded interfaces; interfaces that this host can't have any more are refused."""
         refused = _refused({name: record.interface for name, record in known.items()}, observed)
         possible = {name: record for name, record in known.items() if name not in refused}
         return _refusing(refused, self._plan(possible, (), observed))
@@ -467,7 +467,7 @@ def _moved(changed: Collection[str], before: Mapping[str, Claims], after: Mappin
 
 
 def _unresolved(wanted: Mapping[str, Record], observed: Observed) -> list[str]:
-    """Return notes on names in rules that have no good answer now. Nobody is asked for them."""
+    """Return notes on names in rules that have no good answer now. No resolver is asked."""
     found: set[str] = set()
     for record in wanted.values():
         for about in sets.described(record, observed.names, observed.own, observed.now).values():

@@ -326,7 +326,7 @@ class ApplyRun:
             do()
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
-        """Delete undeclared queues. Delete those with mail only for a *purge*.
+        """Delete undeclared queues, but queues with mail only for a *purge*.
 
         :return: the owners of the queues that stay.
         """
@@ -406,7 +406,7 @@ class ApplyRun:
 
 
 def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """Return the fingerprints to record during the change: those of the names that certainly exist on the broker."""
+    """Return the fingerprints to record during the change: of the names that certainly exist on the broker."""
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 

@@ -238,7 +238,7 @@ class Comparison:
     change: Difference
 
     def formers(self, observed: Observed) -> list[DrainingQueue]:
-        """Return the draining queues after the change: those that aren't empty yet."""
+        """Return the draining queues after the change: every draining queue that isn't empty yet."""
         known = observed.record.former
         found = draining.find(self.there, self.wanted, self.after, known, observed.now)
         return [one for one in found if one.queue not in observed.drained]
@@ -383,7 +383,7 @@ def _forwarder_changes(layout: Layout, work: LinkChange) -> dict[str, dict[str, 
 
 
 def parked_notes(parked: Sequence[str], emptied: Collection[str] = ()) -> list[str]:
-    """Return a text that names the owners of *parked* mail, without those that have none any more."""
+    """Return a text that names the owners of *parked* mail, without owners whose mail is gone."""
     left = [owner for owner in parked if owner not in emptied]
     if not left:
         return []

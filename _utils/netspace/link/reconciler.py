@@ -68,7 +68,7 @@ class Links:
 
     @property
     def called(self) -> Names:
-        """The recorded names of the broker's objects; without a record, those of netspace's first versions."""
+        """The recorded names of the broker's objects; without a record, the names of netspace's first versions."""
         return names.used(self.layout, self.recorded_broker())
 
     def cards(
@@ -95,7 +95,7 @@ class Links:
         return seals.read_all(self.layout)
 
     def renew_keys(self, environments: Collection[str], lead: float = seals.LEAD) -> list[str]:
-        """Make new keys for those of *environments* that have keys; return their names.
+        """Make new keys for the environments of *environments* that have keys; return the names of these.
 
         The caller must rewrite the cards, which don't have the new keys yet.
         """

@@ -1,4 +1,4 @@
-"""Picture of a fleet as it is declared: its hosts, their environments, and who may reach whom. Pure."""
+"""Picture of a declared fleet: the hosts, the hosts' environments, and who may reach whom. Pure."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Sessions:
 
 
 def _begun(reader: Key, now: float) -> _Session:
-    """Agree with a receiver's key on another one, and make the content keys of a session."""
+    """Agree on a key with a receiver's key, and make the content keys of a session."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 

@@ -93,7 +93,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Sender:
-    """An environment that may send to this one. It alone can publish into *exchange*.
+    """An environment that may send to this one. The sender alone can publish into *exchange*.
 
     Several may have the same name: when a link's exchange was renamed, messages from the old one are still read.
 
@@ -139,7 +139,7 @@ class Card:
 
     @property
     def brokers(self) -> list[Broker]:
-        """All brokers in the card: the environment's own, and that of each peer's link."""
+        """All brokers in the card: the environment's own broker, and the broker of each peer's link."""
         own = [] if self.broker is None else [self.broker]
         return own + [peer.broker for peer in self.peers.values()]
 

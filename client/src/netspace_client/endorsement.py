@@ -72,7 +72,7 @@ def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -
     except UnknownKey:
         raise UnknownKey(f"it is endorsed by a key that isn't known to be {endorser.id}'s; {REMEDY}") from None
     if now >= by.until:
-        raise UnknownKey(f"what is known of {endorser.id} has run out; {REMEDY}")
+        raise UnknownKey(f"the known key of {endorser.id} has expired; {REMEDY}")
     claims = _claims(raw, tuple(by.jwk.items()))
     if claims.keys() != _CLAIMS or claims["iss"] != endorser.id or claims["sub"] != sender:
         raise SealError(f"its endorsement isn't of {sender} by {endorser.id}")

@@ -62,7 +62,7 @@ class Jose:
         return self._public(jwk["x"], jwk["y"])
 
     def imported(self, jwk: Mapping[str, str]) -> EllipticCurvePublicKey:
-        """Return a public key that is used once; it raises as :meth:`public` does."""
+        """Return a public key that is used once; the same errors are raised as by :meth:`public`."""
         return self._public_key(jwk["x"], jwk["y"])
 
     def _public_key(self, x: str, y: str) -> EllipticCurvePublicKey:
@@ -115,7 +115,7 @@ def encoded(raw: bytes) -> bytes:
 
 
 def segment(text: bytes) -> bytes:
-    """Decode base64url in its one spelling.
+    """Decode base64url, only in its canonical spelling.
 
     :raises SealError: it is something else, or spelled otherwise.
     """

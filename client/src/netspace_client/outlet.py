@@ -103,7 +103,7 @@ class Outlet:
         return self._wire is not None
 
     def begin(self, parcel: Parcel) -> None:
-        """Publish a message, after all that were begun before. Its end is told by the parcel."""
+        """Publish a message, after all messages that were begun before. The parcel reports how the message ended."""
         self._pending[parcel] = None
         if self._wire is None:
             self._reopen()
@@ -188,7 +188,7 @@ class Outlet:
         parcel.finish(error)
 
     def _next(self, wire: Wire) -> None:
-        """Send the next suspect, if they are sent one by one and none is on its way; after the last one all others."""
+        """Send the next suspect message, if suspects go singly and none is under way; after the last, the rest."""
         if not self._suspects or wire is not self._wire or self._sent:
             return
         first = next((parcel for parcel in self._pending if not parcel.settled), None)

@@ -1,4 +1,4 @@
-"""A host judges itself by a real (software) TPM, and reaches the level that it deserves."""
+"""A host judges itself by a real (software) TPM, and gets the level that the evidence proves."""
 
 from __future__ import annotations
 

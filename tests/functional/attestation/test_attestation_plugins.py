@@ -36,7 +36,7 @@ def load() -> Callable[..., Any]:
 
 @pytest.fixture
 def host() -> Any:
-    """The real layout, which the sandbox keeps private."""
+    """The layout with the real paths of a host; the sandbox gives the test its own folders there."""
     layout = Layout()
     kind = Attestations(layout)
     yield layout

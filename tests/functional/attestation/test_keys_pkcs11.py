@@ -24,7 +24,7 @@ LIBRARIES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.s
 
 @pytest.fixture(scope="module")
 def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A token for all tests of this file. A process can't unload the module that it has loaded."""
+    """A token for all tests of this file, because a process can't unload a loaded PKCS #11 module."""
     pytest.importorskip("pkcs11", reason="pip install python-pkcs11")
     library = next((path for path in LIBRARIES if Path(path).exists()), None)
     if library is None or shutil.which("softhsm2-util") is None:

@@ -1,4 +1,4 @@
-"""A host whose TPM has measured a recorded boot and the programs after it. Its evidence reaches L5, and keeps L5."""
+"""A host whose TPM has measured a recorded boot and later programs. Its evidence reaches L5, and keeps L5."""
 
 from __future__ import annotations
 

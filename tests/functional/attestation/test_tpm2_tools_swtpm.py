@@ -20,7 +20,7 @@ PCRS = "sha256:0,1,2,3,4,5,6,7"
 
 
 class Tools:
-    """tpm2-tools at one TPM, in a folder of their own."""
+    """The programs of tpm2-tools, run for one TPM in one folder."""
 
     def __init__(self, tcti: str, folder: Path) -> None:
         self.folder = folder

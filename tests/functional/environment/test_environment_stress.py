@@ -30,7 +30,7 @@ IDLE = shell("while :; do sleep 1; done")
 
 @pytest.fixture(scope="module")
 def stressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with stress-ng, what it loads, and a folder to write to."""
+    """A root with stress-ng, its libraries, and a folder to write to."""
     return stressing.fill(tmp_path_factory.mktemp("stressed"))
 
 
@@ -50,7 +50,7 @@ def test_the_host_is_as_it_was_after_each_stressor(host: Host, stressed: Path, p
 
 
 def test_what_is_not_as_it_was_is_seen(tmp_path: Path):
-    """A test of the test: each of these changes is one that a stressor could make, if it could."""
+    """A test of the test: each change that a stressor might make to the host is detected."""
     before = host_state.look()
     again = host_state.look()
     assert again.bounded["descriptors"] == before.bounded["descriptors"]

@@ -56,7 +56,7 @@ KEYS = (f"{LAYOUT.records('link')}/authority.json", f"{LAYOUT.state}/seals/")
 
 
 class Host(World):
-    """A host with parents for every kind of interface, without what its history may change.
+    """A host with parents for every kind of interface; its observed state leaves out what its history may change.
 
     :ivar stopped: environments that are declared to be stopped: they may have run before.
     :ivar own: netspace's own broker, if that was applied last.
@@ -99,7 +99,7 @@ class Host(World):
 
 
 def _card(path: Path) -> str:
-    """Return what an environment is told of its links, without names and public keys that are made anew."""
+    """Return an environment's card, without random names and public keys, which differ each time."""
     card = json.loads(path.read_bytes())
     for peer in (*card["peers"], *card["senders"]):
         if "seal" in peer:
@@ -115,7 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def nothing(world: Host) -> dict[str, Any]:
-    """A look at the host before anything was declared; the teardown before it makes what every teardown leaves."""
+    """The host's state before any declaration, but after a teardown, because a teardown leaves some things behind."""
     removed()
     return world.rested()
 
@@ -135,7 +135,7 @@ def kinds(world: Host) -> list[str]:
 
 
 def done(declared: Declared) -> list[str]:
-    """Apply a declaration; return what is wrong with that."""
+    """Apply a declaration; return the errors."""
     ran = faultpoints.run(lambda: faults_host.converge(declared), traced=False)
     if ran.error:
         return [ran.error]
@@ -151,7 +151,7 @@ def removed() -> None:
 
 @dataclass
 class Tour:
-    """Declarations by number, and how the host looks with each of them if nothing was declared before.
+    """Declarations by number, and for each one the host's state if nothing was declared before.
 
     :ivar told: what is wrong.
     """
@@ -164,7 +164,7 @@ class Tour:
     told: list[str] = field(default_factory=list)
 
     def apply(self, one: int) -> list[str]:
-        """Apply a declaration; return what is wrong with that."""
+        """Apply a declaration; return the errors."""
         declared = self.declared[one]
         wrong = done(declared)
         broker = declared.get("broker", {})
@@ -189,7 +189,7 @@ class Tour:
                 self.tell(f"left by a teardown of {one}: {differing}", one)
 
     def step(self, one: int) -> list[str]:
-        """Apply a declaration over what there is; return what is wrong then."""
+        """Apply a declaration over the present state; return the errors and the differences from the wanted state."""
         wrong = self.apply(one)
         if differing := self.world.settled(self.wanted[one]):
             wrong.append(f"the host differs: {differing}")

@@ -95,7 +95,7 @@ def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> 
 
 
 def test_dry_run_sees_that_an_image_lacks_a_program(salt: Salt, tmp_path: Path) -> None:
-    """Another program of the same image, then another content of the same source; what runs goes on."""
+    """Change the program with the same image, then the content of the same source; running programs go on."""
     source = tmp_path / "root"
     (source / "bin").mkdir(parents=True)
     shutil.copy("/bin/busybox", source / "bin/busybox")

@@ -1,4 +1,4 @@
-"""The sandbox of tests and benchmarks: no other user has a say in it, and what runs inside ends with its shell."""
+"""The sandbox of tests and benchmarks: no other user can affect it, and programs inside end with its shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One environment's interface on a host with others: these are neither looked at nor forgotten."""
+"""One environment's interface on a host with others: an apply neither inspects the others nor forgets them."""
 
 from __future__ import annotations
 

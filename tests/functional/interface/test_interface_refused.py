@@ -116,7 +116,7 @@ def test_refused_without_any_rule_is_recorded(bench: Bench, outside: Path, famil
 
 
 def test_answer_is_no_attempt(bench: Bench, outside: Path) -> None:
-    """A rule that is removed cuts its connections; their packets ask for no rule of their own."""
+    """Packets of a connection that a removed rule cut don't count as attempts that need a rule."""
     far = WIRE["ipv4"][1]
     entered = {"direction": "in", "cidr": far, "protocol": "udp", "port": 7}
     bench.make(a=veth(entered, audit=True))

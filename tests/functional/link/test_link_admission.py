@@ -41,7 +41,10 @@ def host(world):
 
 @pytest.fixture(autouse=True)
 def _unharmed(host):
-    """Check after each test that the very same node runs, with what was declared, and a neighbour's mail arrives."""
+    """Check after each test that the broker's node is unharmed, and that a neighbour's mail arrives.
+
+    The node still has the same process and the declared objects.
+    """
     before = host.supervisor.observe()[node.NODE].pid
     with host.client("orders") as neighbour:
         yield
@@ -70,7 +73,7 @@ PREFIX = "amq.rabbitmq.reply-to"
 
 
 def process(name: str) -> str:
-    """Return the name of a direct reply's queue that makes RabbitMQ call one of its own processes."""
+    """Return a direct-reply queue's name that makes RabbitMQ call its own process *name*."""
     term = bytes([131, 119, len(name)]) + name.encode()
     return f"{PREFIX}.{base64.b64encode(term).decode()}.x"
 
@@ -135,7 +138,7 @@ def test_direct_replies_are_refused_over_amqp_1(host, name):
 
 # -- all that isn't needed ------------------------------------------------------------------
 def told(host, method: pika.amqp_object.Method) -> tuple[int, str]:
-    """Return the broker's answer to a method, sent as it is."""
+    """Send *method* past pika's own functions, and return the error with which the broker closes the channel."""
 
     def ask(channel: pika.adapters.blocking_connection.BlockingChannel) -> None:
         channel.connection._impl._send_method(channel.channel_number, method)

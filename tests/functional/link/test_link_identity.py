@@ -1,4 +1,4 @@
-"""Logins at the broker: by certificates, with their renewal and end; by passwords where they are asked for."""
+"""Logins at the broker: by certificates, with their renewal and expiry, and by passwords where these are declared."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_fleets_intermediate_issues(host, tmp_path):
 
 
 def intermediate(folder: Path) -> None:
-    """A root of a fleet, and an intermediate by it."""
+    """Make a fleet's root, and an intermediate authority that the root issued."""
     commands = """
         openssl ecparam -name prime256v1 -genkey -noout -out root.key
         openssl req -x509 -new -key root.key -subj /CN=fleet -addext keyUsage=critical,keyCertSign -out root.pem
@@ -269,7 +269,7 @@ def run(host, name: str, folder: Path, *command: str) -> str:
 
 
 def try_out(host, folder: Path, *program: str) -> None:
-    """Try what each example can: send, also to a local name, read all queues, refuse strangers, and tell problems.
+    """Try all that each example can do: send, also to a local name, read all queues, refuse strangers, report problems.
 
     No message ends it.
     """

@@ -1,4 +1,4 @@
-"""The installation page and the README, run as they are written, in a Salt without anything else."""
+"""The installation page and the README, run word for word, in a Salt without anything else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Salt]:
-    """A Salt without netspace and what it needs, without a master; pip finds the packages in a folder."""
+    """A Salt without a master that has neither netspace nor the packages that netspace needs.
+
+    Pip finds packages in a folder.
+    """
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     shop = tmp_path / "shop"
@@ -58,7 +61,7 @@ def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def type_in(salt: Salt, words: list[str]) -> Any:
-    """Run one command of a page: ``salt '*'`` as ``salt-call``, programs and paths as they are here."""
+    """Run one command of a page: ``salt '*'`` becomes ``salt-call``, and paths are adapted to this machine."""
     words = [word.replace("/srv/netspace", str(salt.source)) for word in words]
     if words[:2] == ["salt", "*"]:
         returned, log = salt.call(*words[2:])
@@ -79,7 +82,7 @@ def type_in(salt: Salt, words: list[str]) -> Any:
 
 
 def follow(salt: Salt, lines: list[list[str]]) -> None:
-    """Type in *lines*; each state that they apply must do as it says."""
+    """Run *lines*, commands of a page; each applied state must succeed."""
     for words in lines:
         returned = type_in(salt, words)
         if "state.apply" in words:

@@ -82,7 +82,7 @@ def test_start_stop_start(direct: DaemonSupervisor, layout: Layout, tmp_path: Pa
 
 
 def test_what_is_about_to_end_is_started_again(direct: DaemonSupervisor, tmp_path: Path) -> None:
-    """Whoever killed it and asks for its start is not told that it runs because its end isn't seen yet."""
+    """A start right after a kill doesn't report a running program just because its end isn't noticed yet."""
     full = tmp_path / "full"
     hold = f"x = bytearray(1 << 28); open({str(full)!r}, 'w'); import time; time.sleep(1000)"
     direct.define([Service("a", (sys.executable, "-c", hold), restart="never")])

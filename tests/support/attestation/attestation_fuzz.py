@@ -87,7 +87,7 @@ def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
 
 
 def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """Return a parser of messages from Salt's bus, which gets them as JSON."""
+    """Return a parser of messages from Salt's bus, whose input is the messages as JSON."""
 
     def work(raw: bytes) -> None:
         try:

@@ -40,7 +40,7 @@ def packed(found: list[Event]) -> bytes:
 
 
 def measured(pcr: int, kind: int, data: bytes, of: bytes | None = None) -> Event:
-    """Return an event whose digest is the one of *data*, or of *of* if given."""
+    """Return an event whose digest is the digest of *data*, or of *of* if given."""
     return Event(pcr, kind, {"sha256": hashlib.sha256(data if of is None else of).digest()}, data)
 
 

@@ -373,7 +373,7 @@ def play(
 
 
 def shortest(scene: list[Move], fails: Callable[[list[Move]], bool]) -> list[Move]:
-    """Return the smallest part of *scene* that still fails: moves, and changes of a move."""
+    """Return a part of *scene* that still fails, and no longer would without any one of its moves or their changes."""
     shorter = True
     while shorter:
         shorter = False

@@ -1,4 +1,4 @@
-"""Environments that run ``attacks`` as their program, under each runtime, and what they may find."""
+"""Environments that run ``attacks`` as their program, under each runtime, and the outcomes that are permitted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def declared(root: Path, command: list[str], runtime: str) -> dict[str, Any]:
 
 
 def found(lines: Iterable[str]) -> dict[str, str] | None:
-    """Return the outcomes that an attacker printed; None: it hasn't yet."""
+    """Return the outcomes that an attacker printed; None: nothing is printed yet."""
     told = [line.removeprefix(attacks.MARK) for line in lines if line.startswith(attacks.MARK)]
     return dict(json.loads(told[-1])) if told else None
 

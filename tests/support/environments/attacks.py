@@ -1,4 +1,4 @@
-"""Attacks that once succeeded inside an environment, tried again: by row, whether one was refused, or its bound.
+"""Attacks that once succeeded inside an environment, tried again: for each row, whether it is refused, or its bound.
 
 A program for the inside, with Python's standard library alone. It prints one line of JSON, and then holds what it got.
 ``root`` makes a root that has it, for any image, and ``ROWS`` says of what each row takes away.
@@ -33,7 +33,7 @@ MODULES = (
 
 
 class Succeeded(Exception):
-    """The attack got what it wanted."""
+    """The attack succeeded."""
 
 
 def call(number: int, *arguments: int | bytes) -> int:
@@ -63,7 +63,7 @@ def lease_on_its_own_file() -> str:
 
 
 def _as_many(take: Callable[[], object], most: int) -> str:
-    """Take until an error; what was taken is held."""
+    """Take units until an error; hold the taken units."""
     for number in range(most):
         try:
             take()
@@ -90,7 +90,7 @@ def space_for_its_output() -> str:
 
 
 def unread_data() -> str:
-    """Fill connections over its own lo that nobody reads, for 256 MiB at most."""
+    """Fill connections over the environment's own lo that nobody reads, with 256 MiB at most."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     held, total, block, until = [], 0, bytes(MIB), time.monotonic() + 5
     while total < 256 * MIB and time.monotonic() < until and len(held) < 400:
@@ -206,7 +206,7 @@ def outcome(attack: Callable[[], str]) -> str:
 
 
 def apart(attack: Callable[[], str]) -> str:
-    """Run an attack in a process of its own, which may be killed for it."""
+    """Run an attack in a process of its own, which the kernel may kill for the attack."""
     reads, writes = os.pipe()
     pid = os.fork()
     if not pid:

@@ -55,7 +55,7 @@ class Refused(Exception):
 
 
 class Place:
-    """A folder in memory for readers that take a file, and what they need besides."""
+    """A folder in memory for readers of files, with other files that these readers need."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,7 +89,10 @@ def _times(place: Place, raw: bytes) -> Iterator[str]:
 
 
 def _journal(raw: bytes) -> Iterator[str]:
-    """Read a program's output from journalctl, which has what is no text as numbers (systemd.journal-fields(7))."""
+    """Read a program's output from journalctl.
+
+    It writes output that isn't text as a list of numbers (systemd.journal-fields(7)).
+    """
     text = raw.decode(errors="replace")
     message: Any = text if text.encode() == raw and text.isprintable() else list(raw)
     entry = {"__REALTIME_TIMESTAMP": "1790000000000000", "MESSAGE": message, "_PID": "7"}

@@ -54,7 +54,7 @@ def one(read: Reader, raw: bytes) -> bool:
 
 
 def damaged(chance: random.Random, genuine: bytes) -> bytes:
-    """Return an input that is one step or a few from a genuine one."""
+    """Return a genuine input after one change or a few."""
     if genuine[:1] in (b"[", b"{") and chance.random() < 0.5:
         with contextlib.suppress(ValueError, RecursionError):
             return mutate_json(chance, genuine)

@@ -54,7 +54,7 @@ def chosen(sample: int) -> list[tuple[str, list[str]]]:
 
 
 def fill(root: Path) -> Path:
-    """Make *root* a root with stress-ng, what it loads, and a folder to write to; return it."""
+    """Make *root* a root with stress-ng, the libraries that it loads, and a folder to write to; return *root*."""
     root.chmod(0o755)
     program = shutil.which("stress-ng") or ""
     loaded = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
@@ -71,7 +71,7 @@ def fill(root: Path) -> Path:
 
 
 def stress(operations: Operations, name: str, stressor: str, patience: float = PATIENCE) -> str:
-    """Run one stressor in two processes of an environment; return how it went, in a few words."""
+    """Run one stressor in two processes of an environment; return the result, in a few words."""
     options = ["-t", str(SECONDS), "--temp-path", "/work", "--oomable", "--no-rand-seed"]
     command = ["/usr/bin/stress-ng", f"--{stressor}", "2", *options]
     try:
@@ -105,7 +105,7 @@ def each(
 
 
 def wrong(before: host_state.State, settled: float = SETTLED) -> dict[str, Any]:
-    """Return what differs on the host from *before*, once that which takes its time has had it."""
+    """Return the differences of the host from *before*, after slow changes back have had time to happen."""
     found: dict[str, Any] = {}
 
     def same() -> bool:

@@ -37,7 +37,7 @@ def written(folder: Path, nodegroups: Mapping[str, object] | None = None) -> Fle
 
 @st.composite
 def fleets(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw a fleet. Names have equal lengths and each value has a mark, so that a search finds what is whose."""
+    """Draw a fleet. Names have equal lengths, and each value has its owner's mark, which a search can find."""
     hosts = [f"host{number:02}" for number in range(draw(st.integers(1, 5)))]
     names = [f"env{number:02}" for number in range(draw(st.integers(0, 7)))]
     some = st.lists(st.sampled_from(hosts), min_size=1, max_size=3, unique=True)

@@ -158,7 +158,7 @@ def _steady(value: Any) -> Any:
 
 
 class _Plainly:
-    """A supervisor for foreign programs that only starts and stops them; see ``supervision.Supervisor``."""
+    """A supervisor that only starts and stops foreign programs; see ``supervision.Supervisor``."""
 
     def __init__(self) -> None:
         self.known: dict[str, Service] = {}
@@ -406,7 +406,7 @@ def objects(api: Management, without: Collection[str] = ()) -> dict[str, list[st
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the differences by part. For lists and mappings, return only items that one of the two lacks."""
+    """Return the differences by part. For lists and mappings, return only items that are missing on one side."""
     found: dict[str, Any] = {}
     for key in old.keys() | new.keys():
         before, after = old.get(key), new.get(key)

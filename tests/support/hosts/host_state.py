@@ -80,7 +80,7 @@ def changed(before: State, after: State) -> dict[str, object]:
 
 
 def _shares() -> dict[str, int]:
-    """Return the number of units that root gets from each pool of the kernel when it asks for a few."""
+    """Return the number of units that root gets from each pool of the kernel when root asks for a few."""
     with tempfile.TemporaryDirectory() as folder:
         program = exhaust.Program(folder)
         try:

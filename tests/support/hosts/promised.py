@@ -143,7 +143,7 @@ def added(environment: Mapping[str, Any]) -> dict[str, int]:
 
 
 def counted(environments: Mapping[str, Any], *removed: str) -> Counted:
-    """Apply *environments*, or remove those of *removed*, under strace."""
+    """Apply *environments*, or remove the environments of *removed*, under strace."""
     command = [sys.executable, "-B", "-c", ALONE, str(LIBRARY), json.dumps([environments, removed])]
     trace = FOLDER / "trace"
     seen = system_calls.of(command, trace)

@@ -213,11 +213,11 @@ class Client:
         return parts
 
     def _until(self, code: int) -> Any:
-        """Read frames until one of *code*; return its fields."""
+        """Read frames until a frame of *code*; return the fields of this frame."""
         return self._frame(code)[0]
 
     def _frame(self, code: int) -> tuple[Any, bytes]:
-        """Read frames until one of *code*; return its fields and its payload."""
+        """Read frames until a frame of *code*; return the fields and the payload of this frame."""
         while True:
             size, offset, *_ = struct.unpack(">IBBH", self._read(8))
             body = self._read(size - 8)[(offset - 2) * 4 :]

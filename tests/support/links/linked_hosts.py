@@ -102,7 +102,7 @@ def as_broker(whose: World, there: World, certificate: str | Path | None = None)
 
 @contextlib.contextmanager
 def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
-    """Make the two hosts; *folder* is for their authorities. They leave nothing behind."""
+    """Make the two hosts, which leave nothing behind; *folder* is for their authorities."""
     root = Root(folder / "root")
     root.make("tests' root of links")
     # Names of their own, for their folders are on this machine's disk.

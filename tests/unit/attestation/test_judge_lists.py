@@ -126,7 +126,10 @@ def test_the_list_of_another_boot(host: Host) -> None:
 
 
 def test_a_list_of_a_kernel_that_measures_no_programs(host: Host) -> None:
-    """Judge a list of modules only, as Secure Boot alone makes it: short, and without a bad line."""
+    """Judge a list that has only kernel modules after its first line, as with Secure Boot alone.
+
+    It is short, and each of its lines is good.
+    """
     entries = ima.parse(host.lines)
     modules = [entry for entry in entries if (found := ima.file(entry)) and found.path.endswith(b".ko")]
     host.lines = b"".join(

@@ -1,4 +1,4 @@
-"""Configurations as they are rendered, the management client, and plans without a broker."""
+"""Rendered configurations, the management client, and plans without a broker."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Wish:
         dropped.
     :param ima: also learn which files may run; needs the whole measurement list of each host.
     :param keys: certificates or public keys (PEM) that may have signed files.
-    :param until: the end of the entries that no boot shows; empty: the entries have no end.
+    :param until: the end that entries get if none of the given boots shows them; empty: they get no end.
     """
 
     now: float = 0.0

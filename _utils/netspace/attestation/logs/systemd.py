@@ -90,7 +90,7 @@ def _record(part: bytes, number: int) -> Record | None:
     if not isinstance(digests, list) or not 1 <= len(digests) <= 16:
         raise refuse("no list of 1 to 16 digests")
     if data.get("content_type") != "systemd" or not isinstance(content, dict):
-        raise refuse("not by systemd")
+        raise refuse("its content is not of systemd's type")
     values: dict[str, bytes] = {}
     for one in digests:
         name, digest = (one.get("hashAlg"), one.get("digest")) if isinstance(one, dict) else (None, None)

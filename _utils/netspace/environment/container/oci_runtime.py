@@ -229,7 +229,7 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used:
 
 
 def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
-    """Remove an environment's empty cgroup in every hierarchy, and the instance's when it was the last."""
+    """Remove an environment's empty cgroup in every hierarchy, and with the last one the instance's cgroup."""
     for target, mount in mounts.below(cgroups.ROOT, mounted).items():
         if mount.kind in ("cgroup", "cgroup2"):
             for folder in (cgroup, f"/{layout.instance}"):
@@ -238,7 +238,7 @@ def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mou
 
 
 def remove_output(layout: Layout, name: str) -> None:
-    """Remove the program's output file and its rotated ones."""
+    """Remove the program's output file and the files rotated from it."""
     own = output(layout, name)
     with contextlib.suppress(FileNotFoundError):
         first, others = own.name, f"{own.name}."

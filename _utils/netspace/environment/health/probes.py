@@ -29,7 +29,7 @@ def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
 
 
 def judged(done: execute.Done, timeout: float) -> Found:
-    """Judge the result of the check's program; of one that failed, tell the last line that it wrote. Pure."""
+    """Judge the result of the check's program; if the program failed, give the last line of its output. Pure."""
     if done.timed_out:
         return False, f"no answer within {timeout:g} s"
     if done.retcode == 0:

@@ -55,7 +55,7 @@ class Budget:
         self._names = 0
 
     def refuse(self, message: str) -> NetspaceError:
-        """Return the error to raise; what it quotes of the image is harmless to a terminal."""
+        """Return the error to raise; its quotations from the image are harmless to a terminal."""
         return NetspaceError(f"image source {self.where}: {harmless(message)}")
 
     def take_bytes(self, count: int) -> None:

@@ -101,7 +101,9 @@ def _notes(content: bytes) -> Iterator[bytes]:
     (table,) = struct.unpack_from("<Q", content, 32)
     size, count = struct.unpack_from("<HH", content, 54)
     if size < 56 or count > _MOST:
-        raise ValueError(f"{count} program headers of {size} bytes")
+        raise ValueError(
+            f"{count} program headers of {size} bytes each: expected at most {_MOST}, of at least 56 bytes"
+        )
     left = _MOST_NOTES
     for at in range(table, table + size * count, size):
         kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", content, at)

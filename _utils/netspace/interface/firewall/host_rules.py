@@ -254,7 +254,7 @@ def _judged(end: str, original: str, reply: str) -> list[Rule]:
 def _allowed(
     ruled: Sequence[HostFiltered], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Add the chains with rules, and the maps that lead to them. Interfaces with the same rules share a chain."""
+    """Add the chains with rules, and the maps that lead to the chains. Interfaces with the same rules share a chain."""
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:

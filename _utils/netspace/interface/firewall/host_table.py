@@ -156,7 +156,7 @@ def _structure(ruleset: Ruleset, name: str, generation: int | None) -> str | Non
 
 
 def _facts(table: Table, generation: int | None, structure: str | None, complete: bool = True) -> dict[str, Any]:
-    """Return the facts to note; without digests of the table if it is only a part of what was loaded."""
+    """Return the facts to note; without digests of the table if the table is only a part of the loaded rules."""
     digests = {"rendered": table.digest, "elements": table.elements} if complete else {}
     return {**digests, "boot": _boot(), "generation": generation, "structure": structure}
 

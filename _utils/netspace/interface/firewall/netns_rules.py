@@ -104,7 +104,7 @@ def render(guarded: NetnsFiltered) -> tuple[Table, ...]:
 
 
 def _judged(guarded: NetnsFiltered, *, outwards: bool) -> list[Rule]:
-    """Return the rules for packets that the environment sends, or those that it receives."""
+    """Return the rules for packets that the environment sends, or for packets that it receives."""
     recorded = [f"jump {recording.chain('', 'out' if outwards else 'in')}"] if guarded.audit else []
     rules = [f"{'oif' if outwards else 'iif'} {_LOOPBACK} accept"]
     # Hop limit 255: neighbour discovery never comes from beyond the link (RFC 4861 section 7.1).

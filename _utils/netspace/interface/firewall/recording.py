@@ -32,7 +32,7 @@ Why = Literal["rule", "rest", "forged"]
 
 
 class Place(NamedTuple):
-    """A set in which refused packets are recorded, and what they have in common.
+    """A set in which refused packets are recorded, and the common properties of these packets.
 
     :param why: ``rule``: no rule of ``allow`` covers them. ``rest``: no rule could, or the set of those was full.
         ``forged``: their source isn't the environment's.
@@ -87,7 +87,7 @@ def sets(owner: str) -> dict[str, Collection]:
 
 
 def rules(owner: str, direction: Direction, *, tracked: bool) -> list[Rule]:
-    """Return the rules of :func:`chain`. They come back to the rule that drops.
+    """Return the rules of :func:`chain`. After these rules, processing returns to the rule that drops the packet.
 
     :param tracked: connections are tracked, so that an answer isn't taken for a connection's first packet.
     """

@@ -320,7 +320,7 @@ def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
 
 
 def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
-    """Have a running node reload its certificate files now; by itself it does so every two minutes.
+    """Have a running node reload its certificate files now; by itself, the node reloads them every two minutes.
 
     Established connections stay.
     """
@@ -403,7 +403,7 @@ def wait(
 
 
 def log_tail(layout: Layout, lines: int = 20) -> str:
-    """Return the end of the node's log; if that is empty, the end of its output."""
+    """Return the end of the node's log; if the log is empty, the end of the node's output."""
     for path in (layout.broker / "log/broker.log", layout.logs / "broker.log"):
         try:
             with files.opened(path) as stream:

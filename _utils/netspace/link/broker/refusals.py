@@ -99,7 +99,7 @@ def parameter(account: str) -> str:
 
 
 def decoded(value: Mapping[str, Any] | None) -> list[Refusal]:
-    """Return the refusals in the broker's global parameter; those of an unexpected form are left out."""
+    """Return the refusals in the broker's global parameter; refusals of an unexpected form are left out."""
     found = []
     for text, about in ((value or {}).get("value") or {}).items():
         try:

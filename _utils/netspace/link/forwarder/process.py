@@ -112,7 +112,7 @@ def command(layout: Layout) -> tuple[str, ...]:
 
 
 def namespaces(layout: Layout, environments: Collection[str]) -> dict[str, int]:
-    """Return the inode number of each environment's network namespace; those without one are left out."""
+    """Return the inode number of each environment's network namespace; environments without one are left out."""
     found = {}
     for name in environments:
         with contextlib.suppress(OSError):
@@ -193,7 +193,7 @@ def with_something(layout: Layout, config: str) -> str:
 
 
 def _to_broker(layout: Layout, wanted: Wanted) -> list[str]:
-    """Return the backends to the broker: for clients that use TLS, and for those that can't."""
+    """Return the backends to the broker: for clients that use TLS, and for clients that can't."""
     lines = ["backend broker", *_servers(wanted.broker)]
     if isinstance(wanted.broker, LocalBroker) and len(wanted.certified) < len(wanted.namespaces):
         anchors = certificates.server_folder(layout) / certificates.ANCHORS

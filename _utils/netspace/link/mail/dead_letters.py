@@ -119,7 +119,7 @@ class Letters:
         }
 
     def queues(self, api: Management) -> list[str]:
-        """Return the queues of dead letters, those with old names first because their messages are older."""
+        """Return the queues of dead letters, first the queues with old names, whose messages are older."""
         today = (self.called.dead, self.called.late)
         there = [one["name"] for one in api.get("queues", self.vhost, query="columns=name") or []]
         ours = names.is_dead if isinstance(self.broker, LocalBroker) else (*today, self.called.again).__contains__
@@ -322,7 +322,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _get(api: Management, vhost: str, queue: str, number: int, truncate: int) -> list[dict[str, Any]]:
-    """Return the first messages of a queue, which stay in it."""
+    """Return the first messages of a queue; they stay in the queue."""
     body = {"count": number, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": truncate}
     return api.post("queues", vhost, queue, "get", body=body, timeout=60.0) or []
 

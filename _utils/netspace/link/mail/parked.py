@@ -26,9 +26,9 @@ MAIL = "mail"
 
 
 def emptied(layout: Layout, known: Record) -> tuple[str, ...]:
-    """Return the recorded owners of parked mail that certainly have none any more.
+    """Return the recorded owners of parked mail whose parked mail is certainly gone.
 
-    A link in memory has its mail in a queue that is empty once the broker has ended. If the broker doesn't answer, no
+    That happens to a link in memory: its queue is empty after the broker has ended. If the broker doesn't answer, no
     owner is returned.
     """
     if not known.parked or known.broker is None or not known.links:
@@ -48,7 +48,7 @@ def emptied(layout: Layout, known: Record) -> tuple[str, ...]:
 
 
 def has_mail(api: Management, vhost: str, queue: str) -> bool:
-    """Check whether a message can be got from *queue* (it is requeued). True too if the broker refuses."""
+    """Check whether *queue* has a message (which is requeued). True too if the broker refuses."""
     body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
     try:
         got = api.post("queues", vhost, queue, "get", body=body)
