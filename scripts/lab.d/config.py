@@ -94,7 +94,8 @@ def write_master(home: Path, served: Path, fleet: Path) -> None:
         "file_roots": {"base": [str(ROOT / "states"), str(served)]},
         "pillar_roots": {"base": [str(served / "pillar")]},
         "worker_threads": 3,
-        "timeout": 30,
+        "timeout": 60,  # many hosts share one machine
+        "gather_job_timeout": 120,
         "ext_pillar": [{"netspace": str(fleet)}],
         "netspace.fleet": {"folder": str(home / "fleet")},
         "netspace.link": {"root": str(home / "root")},

@@ -38,10 +38,11 @@ class Host:
         return remembered(self.home / "pid")
 
     def init(self) -> int:
-        """Return the PID, on this machine, of the host's first process; 0 if the host is off."""
+        """Return the PID, on this machine, of the host's first process; 0 if the host is off or still starts."""
         top = self.sandbox()
-        # The shell's child is unshare, which waits for the first process.
-        return child(child(top)) if top else 0
+        # The shell's child is unshare, which waits for the first process. Before that it has other children.
+        first = child(child(top)) if top else 0
+        return first if first and _apart(first) and (self.home / "ready").exists() else 0
 
     def start(self, lock: int) -> None:
         """Switch the host on, and wait until its network can be connected.
@@ -63,8 +64,9 @@ class Host:
 
     def kill(self) -> None:
         """Switch the host off at once, as a power failure does, and wait until the machine has cleaned up after it."""
-        top, first = self.sandbox(), self.init()
-        if first:
+        top = self.sandbox()
+        first = child(child(top)) if top else 0
+        if first and _apart(first):
             os.kill(first, signal.SIGKILL)
         elif top:
             os.kill(top, signal.SIGTERM)
@@ -97,6 +99,14 @@ class Host:
             raise Failed(
                 f"{self.name}: {' '.join(command)}: no end within {timeout:.0f} s; see {self.home}/log"
             ) from err
+
+
+def _apart(pid: int) -> bool:
+    """Return whether a process has another network than this one: else its namespaces may be the machine's own."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    except OSError:
+        return False
 
 
 def _control_groups(pid: int) -> list[Path]:

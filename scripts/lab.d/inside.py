@@ -41,7 +41,9 @@ def mount_disk(home: Path) -> None:
     _mount(etc, "/etc")
     # The lab's names of hosts, and no name server: the machine's own can't be reached from here.
     _mount(home.parent / "names", "/etc/hosts")
-    _mount(Path("/dev/null"), "/etc/resolv.conf")
+    resolver = Path("/etc/resolv.conf")  # it may be a link into /run
+    resolver.unlink(missing_ok=True)
+    resolver.touch()
 
 
 def _mount(source: Path, target: str) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +31,11 @@ from switch import Switch
 FOLDER = Path(os.environ.get("NETSPACE_LAB") or ROOT / ".cache/lab").absolute()
 SERVED = FOLDER / "srv"
 FLEET = FOLDER / "fleet.yaml"
+MARK = FOLDER / ".netspace-lab"
+"""The file that says that the folder is a lab's, so that ``down`` removes nothing else."""
 PATIENCE = 300.0  # seconds until all minions answer
 NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]|[a-z]")  # also a network interface's name: 15 bytes
+RESERVED = {"master", "names", "srv", "lab", "lo", "all", "default"}  # folders, interfaces and words of ip(8)
 
 
 def main() -> int:
@@ -55,18 +59,23 @@ def up(arguments: list[str]) -> int:
         raise Failed("up: --hosts is for the default fleet; FILE declares its own hosts")
     if chosen.hosts is not None and not 1 <= chosen.hosts <= MOST:
         raise Failed(f"up: --hosts {chosen.hosts} is not between 1 and {MOST}")
-    if chosen.file:
-        text = _read(chosen.file)
-    elif FLEET.exists() and not chosen.hosts:
-        text = _read(FLEET)
+    file: Path | None = chosen.file
+    if file is not None and FLEET.exists() and file.resolve() == FLEET.resolve():
+        file = None  # it is the lab's own
+    if file is not None and FLEET.exists() and not FLEET.is_symlink():
+        raise Failed(f"up: this lab declares its fleet in {FLEET}; edit that file, or end the lab: lab down")
+    if chosen.hosts and FLEET.exists():
+        raise Failed(f"up: --hosts is for a new lab; edit {FLEET}, or end the lab: lab down")
+    if file is not None or FLEET.exists():
+        text, where = _read(file or FLEET), str(file or FLEET)
     else:
-        text = config.default_fleet(chosen.hosts or 2)
-    addresses = declared(text, str(chosen.file or (FLEET if FLEET.exists() else "the default fleet")))
+        text, where = config.default_fleet(chosen.hosts or 2), "the default fleet"
+    addresses = declared(text, where)
     began = time.monotonic()
     with locked(create=True) as lock:
         if (FOLDER / "hosts.json").exists():
             let_go(addresses)
-        prepare(addresses, chosen.file, text)
+        prepare(addresses, file, text)
         switch = Switch(FOLDER)
         switch.start(lock)
         for name, address in {"master": MASTER, **addresses}.items():
@@ -91,6 +100,7 @@ def let_go(addresses: dict[str, str]) -> None:
         if host(name).init():
             raise Failed(f"up: {name} is on and no longer declared; switch it off: lab kill {name}")
         discard(FOLDER / name)
+        (FOLDER / "master/pki/minions" / name).unlink(missing_ok=True)  # it comes back with another key
 
 
 def declared(text: str, where: str) -> dict[str, str]:
@@ -110,7 +120,7 @@ def declared(text: str, where: str) -> dict[str, str]:
     addresses: dict[str, str] = {}
     for name, host_ in hosts.items():
         address = host_.get("address") if isinstance(host_, dict) else None
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name == "master":
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
             raise Failed(f"{where}: hosts: {name!r} is no name for a host of a lab; use a short one, such as h1")
         try:
             value = str(ipaddress.ip_address(str(address)))
@@ -258,6 +268,8 @@ def down(arguments: list[str]) -> int:
     none("down", arguments)
     if not FOLDER.exists():
         return 0
+    if not MARK.exists():
+        raise Failed(f"down: {FOLDER} is no lab's folder; nothing is removed")
     with locked():
         # Also hosts that a killed `up` has started and not yet written down.
         for home in sorted(FOLDER.iterdir()):
@@ -266,6 +278,23 @@ def down(arguments: list[str]) -> int:
         Switch(FOLDER).stop()
         discard(FOLDER)
     return 0
+
+
+def own() -> None:
+    """Make the lab's folder, or check that it is one.
+
+    :raises Failed: it is somebody else's, or has other files.
+    """
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        FOLDER.mkdir(mode=0o700)
+    info = FOLDER.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise Failed(f"up: {FOLDER} must be a folder of root's with mode 0700; remove it, or set NETSPACE_LAB")
+    if not MARK.exists():
+        if any(FOLDER.iterdir()):
+            raise Failed(f"up: {FOLDER} has files and is no lab's folder; set NETSPACE_LAB to another one")
+        MARK.touch()
 
 
 # -- helpers ------------------------------------------------------------------------
@@ -327,7 +356,7 @@ def say(text: str) -> None:
 def locked(*, create: bool = False) -> Iterator[int]:
     """Hold the lab's lock, so that no two commands change the lab at the same time; return its descriptor."""
     if create:
-        FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own()
     try:
         descriptor = os.open(FOLDER, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -46,7 +46,7 @@ class Lab:
         return done.stdout
 
     def salt(self, target: str, *arguments: str) -> dict[str, Any]:
-        printed = self.do("salt", "--out=json", "--static", "--timeout=60", target, *arguments)
+        printed = self.do("salt", "--out=json", "--static", "--timeout=600", target, *arguments)
         answer: dict[str, Any] = json.loads(printed)
         return answer
 
@@ -179,7 +179,8 @@ def test_a_host_that_leaves_has_no_links_and_joins_again(lab: Lab) -> None:
         (("sh", "h9"), "h9: the lab has no such host; it has master, h1, h2"),
         (("cut", "h1"), "cut: it needs two hosts"),
         (("cut", "h1", "h1"), "h1 is named twice"),
-        (("up", "--hosts", "1"), "h2 is on and no longer declared; switch it off: lab kill h2"),
+        (("up", "--hosts", "1"), "--hosts is for a new lab; edit "),
+        (("up", str(PAGE)), "this lab declares its fleet in "),
     ],
 )
 def test_wrong_arguments_are_refused_and_change_nothing(lab: Lab, arguments: tuple[str, ...], message: str) -> None:
@@ -193,7 +194,7 @@ def test_wrong_arguments_are_refused_and_change_nothing(lab: Lab, arguments: tup
     [
         ("hosts: []", "it declares no hosts"),
         ("hosts: {h1: {address: x}}", "hosts: h1: address: 'x' is no IP address"),
-        ("hosts: {master: {address: 198.51.100.9}}", "'master' is no name for a host of a lab"),
+        ("hosts: {srv: {address: 198.51.100.9}}", "'srv' is no name for a host of a lab"),
         ("hosts: {h1: {address: 198.51.100.254}}", "198.51.100.254 is taken"),
         ("hosts: {a: {address: 198.51.100.9}, b: {address: 198.51.100.9}}", "198.51.100.9 is taken"),
     ],
@@ -204,3 +205,12 @@ def test_a_file_without_usable_hosts_is_refused_by_path(tmp_path: Path, text: st
     printed = refused.do("up", str(tmp_path / "fleet.yaml"), code=1)
     assert f"lab: {tmp_path / 'fleet.yaml'}: " in printed and message in printed
     assert not refused.folder.exists()
+
+
+def test_a_folder_that_is_no_labs_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir(mode=0o700)
+    (tmp_path / "lab/work").write_text("mine")
+    other = Lab(tmp_path / "lab")
+    assert "has files and is no lab's folder" in other.do("up", code=1)
+    assert "is no lab's folder; nothing is removed" in other.do("down", code=1)
+    assert (tmp_path / "lab/work").read_text() == "mine"
