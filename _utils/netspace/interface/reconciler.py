@@ -349,15 +349,13 @@ class Interfaces:
 
         :param changed: the environments whose claims may have changed.
         """
-        loaded, intact, before = observed.volatile.firewall, observed.firewall == "intact", observed.weight
-        mark = claims.mark(_weight(after) if before is None else before + _moved(changed, observed.claims, after))
+        loaded, intact = observed.volatile.firewall, observed.firewall == "intact"
+        known = observed.weight
+        before = _weight(observed.claims) if known is None else known
+        mark = claims.mark(_weight(after) if known is None else known + _moved(changed, observed.claims, after))
         if intact and host_filter.loaded(self.layout, after, mark, loaded):
             return None
-        if (
-            intact
-            and before is not None
-            and host_filter.loaded(self.layout, observed.claims, claims.mark(before), loaded)
-        ):
+        if intact and host_filter.loaded(self.layout, observed.claims, claims.mark(before), loaded):
             then, now = host_filter.parts(self.layout, observed.claims, after, changed)
             todo = Firewall(now, then, whole=lambda: self._tables(observed.claims, after))
         else:
@@ -371,15 +369,15 @@ class Interfaces:
             if todo.digest and intact:
                 # If a run was killed after it wrote records and before it loaded the table, the records describe
                 # another table than the loaded one.
-                known = host_filter.table(self.layout, observed.claims)
-                todo = msgspec.structs.replace(todo, before=known if known.digest == loaded.get("rendered") else None)
+                was = host_filter.table(self.layout, observed.claims)
+                todo = msgspec.structs.replace(todo, before=was if was.digest == loaded.get("rendered") else None)
         had = {} if todo.before is None else observed.claims
         led = [one for name, its in after.items() if its.ports and its != had.get(name) for one in its.led]
         known_led = [one for its in had.values() if its.ports for one in its.led] if led else []
         noted = host_filter.notes(self.layout, after, mark) if mark else {}
         todo = msgspec.structs.replace(todo, led=[one for one in led if one not in known_led], notes=noted)
-        was = str(loaded.get("mark") or loaded.get("rendered", ""))
-        old = {"intact": was[:12], "changed": "changed by hand", "absent": "absent"}
+        named = str(loaded.get("mark") or loaded.get("rendered", ""))
+        old = {"intact": named[:12], "changed": "changed by hand", "absent": "absent"}
         change = {"old": old[observed.firewall], "new": mark[:12] if todo.table.chains else "absent"}
         if change["old"] == change["new"]:
             change["old"] = "not confirmed"
