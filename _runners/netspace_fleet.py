@@ -385,19 +385,26 @@ def _exchanged(minions: Sequence[str], timeout: int) -> tuple[list[str], dict[st
 
 
 def _ask(minions: list[str], function: str, arguments: dict[str, Any], timeout: int) -> dict[str, Any]:
-    """Return the answers that come within *timeout* seconds, by minion; an error for a minion that failed."""
+    """Return the minions' own answers within *timeout* seconds, by minion; an error for a minion that failed."""
+    import salt.cache
     import salt.client
+    import salt.utils.verify
     from salt.exceptions import SaltException
 
-    from netspace.attestation.fleet import bus
+    from netspace.attestation import identity
+    from netspace.attestation.fleet import bus, own_answers
+    from netspace.plugin import salt_keys
 
-    module, _, name = function.rpartition(".")
+    identities = identity.Identities(
+        salt_keys.master(__opts__),
+        lambda minion: salt_keys.accepted(__opts__, minion, salt.utils.verify.valid_id, salt.cache.Cache),
+    )
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            replies = bus.ask(bus.SaltBus(client, module, timeout, SaltException), minions, name, arguments, timeout)
+            salt_bus = bus.SaltBus(client, own_answers.MODULE, timeout, SaltException)
+            return own_answers.ask(salt_bus, identities, minions, function, arguments, timeout)
     except SaltException as err:
         raise NetspaceError(f"{', '.join(minions)}: can't be asked: {err}") from err
-    return {minion: NetspaceError(reply.problem) if reply.problem else reply.value for minion, reply in replies.items()}
 
 
 def _answer(work: Callable[[], dict[str, Any]], good: Callable[[dict[str, Any]], bool] = bool) -> dict[str, Any]:

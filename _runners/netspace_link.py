@@ -212,20 +212,27 @@ def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) 
 def _ask(
     target: str | list[str], tgt_type: str, function: str, arguments: dict[str, Any], timeout: int
 ) -> dict[str, Any]:
-    """Return the answers that come within *timeout* seconds, by minion; an error for a minion that failed."""
+    """Return the minions' own answers within *timeout* seconds, by minion; an error for a minion that failed."""
+    import salt.cache
     import salt.client
     import salt.utils.minions
+    import salt.utils.verify
     from salt.exceptions import SaltException
 
-    from netspace.attestation.fleet import bus
+    from netspace.attestation import identity
+    from netspace.attestation.fleet import bus, own_answers
+    from netspace.plugin import salt_keys
 
     minions = bus.hosts(salt.utils.minions.CkMinions(__opts__), target, tgt_type)
     if not minions:
         return {}
+    identities = identity.Identities(
+        salt_keys.master(__opts__),
+        lambda minion: salt_keys.accepted(__opts__, minion, salt.utils.verify.valid_id, salt.cache.Cache),
+    )
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            salt_bus = bus.SaltBus(client, "netspace_link", timeout, SaltException)
-            replies = bus.ask(salt_bus, minions, function, arguments, timeout)
+            salt_bus = bus.SaltBus(client, own_answers.MODULE, timeout, SaltException)
+            return own_answers.ask(salt_bus, identities, minions, f"netspace_link.{function}", arguments, timeout)
     except SaltException as err:
         raise NetspaceError(f"{target} can't be asked: {err}") from err
-    return {minion: NetspaceError(reply.problem) if reply.problem else reply.value for minion, reply in replies.items()}

@@ -1,10 +1,10 @@
-"""Signatures with a minion's Salt key: they prove which minion enrolled a TPM or answered a challenge.
+"""Signatures with a minion's Salt key: they prove which minion enrolled a TPM, or answered a challenge or a call.
 
 Salt's event bus does not prove the sender of a message. A minion can send an event under another minion's tag
 (``_minion_event``), and a return in another minion's name (``_syndic_return``; from Salt 3008 on also ``resource_id``).
 So each minion signs its enrolments and answers with its own Salt key (``pki/minion/minion.pem``), which the master
 accepted. This signature is needed where no other signature proves the sender: at enrolment, for a software key that the
-master sees for the first time, and for evidence that is refused.
+master sees for the first time, for evidence that is refused, and for calls of functions (``fleet.own_answers``).
 
 The signature is RSASSA-PSS with SHA-256 (RFC 8017, 8.1). Salt itself signs only with PKCS #1 v1.5. So a signature by
 Salt is never valid here, and a signature made here is never valid for Salt.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # The field of an answer that holds the signature.
 FIELD = "salt"
-ENROLMENT, ACTIVATION, ANSWER = "enrolment", "activation", "answer"
+ENROLMENT, ACTIVATION, ANSWER, CALL = "enrolment", "activation", "answer", "call"
 _PREFIX = b"netspace, by a minion's Salt key, 1\0"
 _MOST = 1024  # bytes of the longest signature: RSA with 8192 bits
 
@@ -72,6 +72,21 @@ class Identities:
         check(pem, statement(ANSWER, self.master, minion, {**digest(answer), **asked}), answer.get(FIELD))
         return True
 
+    def call(self, minion: str, asked: Mapping[str, Any], told: Any) -> None:
+        """Check that a minion itself answered a call of a function.
+
+        Unlike the others it refuses if this master lacks the minion's Salt key: nothing else proves such an answer.
+
+        :param asked: the call: its function, arguments and nonce.
+        :raises Refused: when *minion*'s Salt key did not sign this answer to this call.
+        """
+        if not isinstance(told, Mapping):
+            raise Malformed("call: expected a mapping")
+        pem = self.keys(minion)
+        if pem is None:
+            raise WrongSaltKey(f"this master has no Salt key of {minion}, which is a minion of another master")
+        check(pem, called(self.master, minion, asked, told), told.get(FIELD))
+
     def _checked(self, kind: str, minion: str, data: Any, more: Mapping[str, str]) -> dict[str, Any]:
         if not isinstance(data, Mapping):
             raise Malformed(f"{kind}: expected a mapping")
@@ -102,10 +117,19 @@ def digest(answer: Mapping[str, Any]) -> dict[str, str]:
 def statement(kind: str, master: str, minion: str, data: Mapping[str, Any]) -> bytes:
     """Return the bytes that a minion signs.
 
-    :param kind: ``ENROLMENT``, ``ACTIVATION`` or ``ANSWER``.
+    :param kind: ``ENROLMENT``, ``ACTIVATION``, ``ANSWER`` or ``CALL``.
     :raises Malformed: when JSON cannot represent *data*.
     """
     return _PREFIX + _canonical(kind, [kind, master, minion, dict(data)])
+
+
+def called(master: str, minion: str, asked: Mapping[str, Any], told: Mapping[str, Any]) -> bytes:
+    """Return the bytes that a minion signs in answer to a call of a function.
+
+    :param told: the answer; its signature is left out.
+    :raises Malformed: when JSON cannot represent the call or the answer.
+    """
+    return statement(CALL, master, minion, {"asked": dict(asked), **digest(told)})
 
 
 def _canonical(kind: str, data: Any) -> bytes:

@@ -186,7 +186,7 @@ def test_the_runner_knows_accepted_keys_alone(tmp_path: Path, driver: str) -> No
         (tmp_path / "pki" / folder / minion).write_bytes(b"pem")
     assert runner._salt_key("web1") == b"pem"
     for minion in ("web2", "../minions/web1", "", "web3"):
-        with pytest.raises(runner.WrongSaltKey, match="no accepted Salt key"):
+        with pytest.raises(refusals.WrongSaltKey, match="no accepted Salt key"):
             runner._salt_key(minion)
     runner.__opts__["order_masters"] = True
     assert runner._salt_key("web3") is None

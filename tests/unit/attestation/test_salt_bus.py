@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import salt.config
 import salt.utils.minions
-from support.attestation.simulated_round import AWAY, Host, SimulatedBus
 
-from netspace.attestation.fleet.bus import SaltBus, Unreachable, ask, hosts
+from netspace.attestation.fleet.bus import SaltBus, Unreachable, hosts
 from netspace.attestation.fleet.calls import Reply, Sent
 
 
@@ -128,26 +127,6 @@ def test_a_master_that_is_down_is_an_error(client: Client, bus: SaltBus) -> None
     client.event.connected = False
     with pytest.raises(Unreachable, match="event bus"):
         bus.send(["web1"], "answer", {})
-
-
-class Endless(SimulatedBus):
-    """A bus on which ``evil`` sends events all the time, before the answer."""
-
-    def receive(self, seconds: float) -> Reply | None:
-        self.now += 1
-        return super().receive(0) or Reply("other", "evil", None)
-
-
-def test_a_minion_that_is_always_at_work_holds_up_nobody() -> None:
-    bus = Endless({"web1": Host(1.0), "evil": AWAY})
-    found = ask(bus, ["web1", "evil"], "tell", {}, 60)
-    assert {minion: reply.value for minion, reply in found.items()} == {"web1": {"stored": True}}
-    assert 60 <= bus.now < 62
-
-
-def test_one_message_ends_once_all_have_answered() -> None:
-    bus = SimulatedBus({"web1": Host(1.0), "web2": Host(3.0)})
-    assert set(ask(bus, ["web1", "web2"], "tell", {}, 60)) == {"web1", "web2"} and bus.now == 3.0
 
 
 def test_what_a_minion_says_that_it_manages_is_no_host(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 One message asks many minions, and one stream of events brings the answers to all open messages. No function here
 waits for a job to end, so no minion delays the answers of others. Salt's own client is an argument.
+
+**A reply proves nothing about who made it.** Whoever acts on one checks a signature first: ``origin``, ``own_answers``.
 """
 
 from __future__ import annotations
@@ -126,21 +128,3 @@ def hosts(known: Any, target: Any, tgt_type: str) -> list[str]:
     """
     accepted = known._pki_minions()
     return [minion for minion in known.check_minions(target, tgt_type)["minions"] if minion in accepted]
-
-
-def ask(
-    bus: Bus, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
-) -> dict[str, Reply]:
-    """Send one message, and return the answers that came within *timeout* seconds, by minion.
-
-    Salt's own call waits as long as a minion reports that its job still runs. So one minion could delay all others.
-    """
-    sent = bus.send(minions, function, arguments)
-    waiting, found = set(minions) - sent.unknown, dict[str, Reply]()
-    last = bus.clock() + timeout
-    while waiting and bus.clock() < last:
-        reply = bus.receive(last - bus.clock())
-        if reply is not None and reply.job == sent.job and reply.minion in waiting:
-            waiting.discard(reply.minion)
-            found[reply.minion] = reply
-    return found
