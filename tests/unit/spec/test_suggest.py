@@ -126,8 +126,10 @@ def test_name_that_a_program_chose_ends_no_comment(end: str) -> None:
     assert all(line.startswith("# ") and line.isprintable() for line in text.splitlines())
 
 
-WORDS = ("y n yes no on off true false null None ~ 1 0 123 1e5 1_000 0x1f 0b1 0o7 017 1.5 .inf .nan 12:30:45 "
-         "2001-01-01 = << - a b-1").split()  # fmt: skip
+WORDS = [
+    *("y", "n", "yes", "no", "on", "off", "true", "false", "null", "None", "~", "=", "<<", "-", "a", "b-1"),
+    *("1", "0", "123", "1e5", "1_000", "0x1f", "0b1", "0o7", "017", "1.5", ".inf", ".nan", "12:30:45", "2001-01-01"),
+]
 SPELLINGS = st.sampled_from(WORDS).flatmap(lambda word: st.sampled_from([word, word.upper(), word.capitalize()]))
 NAMES = SPELLINGS | st.from_regex(r"[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?", fullmatch=True)
 HOSTS = st.from_regex(r"(?:\*\.)?[a-z0-9]{1,5}(?:\.[a-z0-9]{1,5}){0,2}", fullmatch=True)
