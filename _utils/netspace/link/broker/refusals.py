@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from netspace.text import printable
 
@@ -126,6 +126,6 @@ def decoded(value: Any) -> list[Refusal]:
     return sorted(found, key=lambda one: (one.first, one.what))
 
 
-def _is_number(value: Any, most: int) -> bool:
+def _is_number(value: Any, most: int) -> TypeGuard[float]:
     """Return whether *value* is a number from 0 to *most*. No NaN is."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
