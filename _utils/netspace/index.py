@@ -136,12 +136,12 @@ class Index(Generic[T]):
         return known
 
     def begin(self) -> None:
-        """Watch the records' folder until :meth:`note`, so that the index can be sealed.
+        """Watch the records' folder until :meth:`note` or :meth:`end`, so that the index can be sealed.
 
         To be called after :meth:`read` and before the caller changes the first record, with the lock held. Another
         program's change in between then costs the seal.
         """
-        self._end()
+        self.end()
         seen, known = self._seen, self._known
         if seen is None or known is None or (watch := folder_watch.begin(self._folder)) is None:
             return
@@ -151,9 +151,10 @@ class Index(Generic[T]):
             # A file system counts time in steps, so this folder may have changed within the step in which it was read.
             same = self._stamps() == {name: entry.stamp for name, entry in known.items()}
         if not same:
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Watch no longer. To be called if the run that :meth:`begin` was for ended without :meth:`note`."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -169,7 +170,7 @@ class Index(Generic[T]):
             with contextlib.suppress(StateError, OSError):
                 self._note(set(names))
         finally:
-            self._end()
+            self.end()
 
     def _note(self, names: set[str]) -> None:
         if self._known is None:

@@ -483,3 +483,8 @@ def test_two_ends_use_a_session_until_their_keys_change(tmp_path, monkeypatch):
     assert carried(5) == b"5"
     assert orders._agreed is not former  # what was agreed with a key that is gone is gone, too
     assert len(counted) == 3
+    replaced = {name: made(name, 1.0) for name in ("web", "orders")}
+    for name, other in (("web", "orders"), ("orders", "web")):
+        end(tmp_path / name, name, other, replaced)
+    assert carried(6) == b"6"
+    assert jose.loaded()._private.cache_info().currsize <= 2  # one of each end; the former ones are gone

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -13,9 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netspace import files
+from netspace.environment.reconciler import Environments
 from netspace.errors import StateError
 from netspace.index import Index
+from netspace.interface.reconciler import Interfaces
 from netspace.layout import Layout
+from netspace.plan import Step
 
 NAMES = st.sampled_from(["a", "b", "c"])
 HISTORY = st.lists(
@@ -225,3 +229,28 @@ def test_a_read_alone_writes_nothing(bench):
     bench.write("a", 1)
     bench.run(killed=True)
     assert not bench.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["interface", "environment"])
+def test_apply_that_fails_leaves_no_descriptor(tmp_path, monkeypatch, kind):
+    layout = Layout(root=tmp_path)
+    index = Index(layout, "things", Claims, "1", lambda name: Claims())
+    layout.records("things").mkdir(parents=True)
+    if kind == "interface":
+        reconciler, module = Interfaces(layout), "netspace.interface.reconciler"
+    else:
+        reconciler, module = Environments(layout, cast(Any, None)), "netspace.environment.reconciler"
+    monkeypatch.setattr(reconciler, "_index", index)
+    begun = []
+
+    def fails(*args, **more):
+        begun.append(index._watch)
+        raise RuntimeError
+
+    monkeypatch.setattr(f"{module}.ApplyRun", fails)
+    index.read()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(RuntimeError):
+        reconciler.apply([Step(kind, "a", "create")])
+    assert begun != [None]
+    assert os.listdir("/proc/self/fd") == before

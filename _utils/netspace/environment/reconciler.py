@@ -138,12 +138,15 @@ class Environments:
         :param observed: the observation that the steps were planned from, if the lock was held since.
         :param gone: called once the programs of all removed environments have ended.
         """
-        self._index.begin()
-        applying = ApplyRun(
-            *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
-        )
-        outcomes = applying.run()
-        self.note(step.name for step in steps)
+        try:
+            self._index.begin()
+            applying = ApplyRun(
+                *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
+            )
+            outcomes = applying.run()
+            self.note(step.name for step in steps)
+        finally:
+            self._index.end()
         return outcomes
 
     def plan_purge(self, names: Collection[str]) -> Plan:

@@ -414,9 +414,12 @@ class Interfaces:
         """Apply *steps*, batched. A failure is in its step's outcome, and the other steps go on."""
         if not steps:
             return []
-        self._index.begin()
-        outcomes = ApplyRun(self.layout).run(steps)
-        self._index.note(step.name for step in steps if isinstance(step.data, InterfaceChange))
+        try:
+            self._index.begin()
+            outcomes = ApplyRun(self.layout).run(steps)
+            self._index.note(step.name for step in steps if isinstance(step.data, InterfaceChange))
+        finally:
+            self._index.end()
         return outcomes
 
     def own(self, owners: Mapping[str, int]) -> dict[str, str]:

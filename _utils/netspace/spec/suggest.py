@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -22,6 +24,9 @@ from netspace.text import printable
 WIDTH = 80
 MANY = 16
 """Ports of one peer from which on it is called a scan."""
+# Plain texts that YAML reads as texts. A number or a time begins otherwise; the words are those of YAML 1.1.
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _TOLD = 32  # refusals that nothing can permit, which are listed
 # Services that give power over a machine, or pass much on. IANA's registry of service names and ports.
 _POWERFUL = {
@@ -180,7 +185,7 @@ def text(
     if wanted or asked:
         lines.append("netspace:")
     if wanted and isinstance(interface, Filtered):
-        lines += ["  environments:", f"    {name}:", "      interface:"]
+        lines += ["  environments:", f"    {_scalar(name)}:", "      interface:"]
         lines += [f"        kind: {type(interface).__struct_config__.tag}", "        allow:"]
         for rule in interface.allow:
             lines += [*_comment("there now", 10), *_item(_allow(rule), 10)]
@@ -194,7 +199,7 @@ def text(
         for one in asked:
             assert isinstance(one.part, Link)
             lines += [*_comment(_times([one]), 4), *_comment(_risky(["its messages reach another environment"]), 4)]
-            lines += _item({"from": one.part.source, "to": one.part.target, "pattern": one.part.pattern}, 4)
+            lines += _item(_link(one.part), 4)
     return "\n".join([*lines, *_tail(open_), ""])
 
 
@@ -244,11 +249,21 @@ def _allow(rule: Allow) -> dict[str, str]:
     values = {
         "direction": rule.direction,
         "cidr": None if rule.cidr is None else f'"{_network(rule.cidr)}"',
-        "name": rule.name,
+        "name": None if rule.name is None else _scalar(rule.name),
         "protocol": rule.protocol,
         "port": f'"{rule.port}"' if isinstance(rule.port, str) else rule.port,
     }
     return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _link(link: Link) -> dict[str, str]:
+    return {"from": _scalar(link.source), "to": _scalar(link.target), "pattern": link.pattern}
+
+
+def _scalar(name: str) -> str:
+    """Return a name as YAML, quoted if it would be read as something else: ``no``, ``123``, ``1e5``."""
+    plain = _PLAIN.fullmatch(name) is not None and name.lower() not in _WORDS
+    return name if plain else json.dumps(name, ensure_ascii=False)
 
 
 def _network(cidr: Cidr) -> str:

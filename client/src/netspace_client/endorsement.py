@@ -77,7 +77,7 @@ def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -
     if claims.keys() != _CLAIMS or claims["iss"] != endorser.id or claims["sub"] != sender:
         raise SealError(f"its endorsement isn't of {sender} by {endorser.id}")
     begins, until = claims["nbf"], claims["exp"]
-    if not all(isinstance(time, (int, float)) and not isinstance(time, bool) for time in (begins, until)):
+    if not (jose.is_time(begins) and jose.is_time(until)):
         raise SealError("its endorsement has no time")
     if not (begins < until and now < until):
         raise SealError("its endorsement has ended")

@@ -28,6 +28,7 @@ MAX_SEALED = MAX_BODY * 16 // 9 + 2 * MAX_PART
 
 _NUMBER = 32
 """Bytes of a coordinate, of a private key, and of each half of a signature."""
+_LATEST = 2**53
 # ``base64`` does the same by two more calls for each part, of which a message has seven.
 _TO_URL, _FROM_URL = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
 _written = json.JSONEncoder(separators=(",", ":")).encode
@@ -45,6 +46,10 @@ class Jose:
         # Caches of the keys in use: importing a key takes as long as signing with it.
         self._private = functools.lru_cache(maxsize=256)(self._private_key)
         self._public = functools.lru_cache(maxsize=256)(self._public_key)
+
+    def forget(self) -> None:
+        """Forget all private keys. Those that are still used are imported again."""
+        self._private.cache_clear()
 
     def private(self, jwk: Mapping[str, str]) -> EllipticCurvePrivateKey:
         """Return a private key of ours.
@@ -165,6 +170,11 @@ def loaded() -> Jose:
                 f"a link is sealed, which needs cryptography (netspace-client's extra 'seal'): {err}"
             ) from err
     return _made[0]
+
+
+def is_time(value: Any) -> bool:
+    """Return whether a header member is a time: seconds since 1970, so few that sums and differences are floats."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LATEST  # NaN isn't
 
 
 def text(header: Mapping[str, Any], name: str) -> str:

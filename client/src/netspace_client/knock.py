@@ -34,15 +34,18 @@ class Knocks:
             return
         if _PEER.fullmatch(peer):
             self._asked.add(peer)
-            self._lines.later(self._refused(f"link.{about.name}.{peer}"))
+            self._lines.later(self._refused(peer))
 
-    async def _refused(self, exchange: str) -> None:
+    async def _refused(self, peer: str) -> None:
         broker = self._host.card.broker
         if broker is None:
             return
         with contextlib.suppress(LinkError, *FAILURES):
             channel = await self._lines.session(broker).channel()
             try:
-                await answer(channel.basic_publish(b"", exchange=exchange, routing_key=""))
+                about = self._host.card  # the link may have been declared meanwhile: it would get an empty message
+                if about.audit and peer not in about.called:
+                    exchange = f"link.{about.name}.{peer}"
+                    await answer(channel.basic_publish(b"", exchange=exchange, routing_key=""))
             finally:
                 await hang_up(channel)

@@ -183,7 +183,7 @@ def open_sealed(
     if header["typ"] != _TYPE or said != envelope:
         raise SealError(f"it was sealed as {said}, but came as {envelope}")
     at, until = header["iat"], header["exp"]
-    if not all(isinstance(time, (int, float)) and not isinstance(time, bool) for time in (at, until)):
+    if not (jose.is_time(at) and jose.is_time(until)):
         raise SealError("it has no time")
     if not (at <= now + SKEW and now < until <= at + LIFE + 1):
         raise SealError(f"it doesn't hold now: sealed {now - at:.0f} s ago, for {until - at:.0f} s")

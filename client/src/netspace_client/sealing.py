@@ -8,7 +8,7 @@ import time
 
 from aiormq import spec
 
-from netspace_client import seal
+from netspace_client import jose, seal
 from netspace_client.agreement import Agreed, Sessions
 from netspace_client.card import Sender
 from netspace_client.errors import LinkError, SealError
@@ -64,7 +64,7 @@ class Sealing:
         if sealed is not None:
             envelope = sealed.envelope(self._host.known.name, to, use, id, correlation_id or "", ours=True)
             afar = sealed.endorser is not None
-            ours, now = self._host.keys, time.time()
+            ours, now = self._keys(), time.time()
             raw = seal.seal(raw, kind, envelope, ours, sealed.keys, now, afar=afar, sessions=self._sessions)
             kind = seal.CONTENT_TYPE
         about = spec.Basic.Properties(
@@ -87,15 +87,21 @@ class Sealing:
         about = delivery.properties
         ids = (about.message_id or "", about.correlation_id or "")
         envelope = sealed.envelope(self._host.known.name, sender, use, *ids, ours=False)
-        mine = self._host.keys
-        if mine is not self._mine:  # what was agreed with a key is forgotten with the key
-            self._mine, self._agreed = mine, Agreed()
+        mine = self._keys()
         found = seal.open_sealed(
             delivery.body, envelope, mine, sealed.keys, time.time(), sealed.endorser, agreed=self._agreed
         )
         if self._window.too_old(sender, found.at):
             raise SealError("it is older than the oldest id that is remembered: it may have come before")
         return found
+
+    def _keys(self) -> Ring:
+        """Return our newest keys. If they were replaced, forget the former ones, and what was agreed with them."""
+        mine = self._host.keys
+        if mine is not self._mine:
+            self._mine, self._agreed = mine, Agreed()
+            jose.loaded().forget()
+        return mine
 
     def may_wait(self, sender: Sender) -> bool:
         """Return whether to wait a second for the host's newer files, because a key of *sender*'s message is unknown.

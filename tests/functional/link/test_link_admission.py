@@ -227,6 +227,22 @@ def test_refusals_are_counted_by_account_and_text(host):
     assert not any("audit" in one.exchange for one in asked_in_vain(host.layout, "orders").refusals)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_refusals_that_wait_to_be_counted_are_bounded(host, there):
+    """The guard is busy, or away as while its supervisor starts it; and its filter of the log stays."""
+    said = """#{level => error, meta => #{}, msg => {"Channel error on connection ~tp (~ts, ~ts, ~ts, ~ts), ~tp:~n~ts",
+                [self(), <<"c">>, <<"v">>, <<"nobody">>, 1, "operation"]}}"""
+    host.evaluate(
+        "Guard = whereis(netspace_guard), ok = sys:suspend(Guard), "
+        + ("" if there else "true = unregister(netspace_guard), ")
+        + f"try [netspace_guard:plain({said}, []) || _ <- lists:seq(1, 5000)], "
+        "{message_queue_len, Waiting} = process_info(Guard, message_queue_len), "
+        + ("true = Waiting >= 1000, true = Waiting < 1100 " if there else "true = Waiting < 1000 ")
+        + f"after {'ok' if there else 'true = register(netspace_guard, Guard)'}, ok = sys:resume(Guard) end, "
+        "#{filters := Filters} = logger:get_primary_config(), {_, _} = lists:keyfind(netspace_guard, 1, Filters)."
+    )
+
+
 @pytest.mark.parametrize("audited", [True, False])
 def test_client_has_the_broker_refuse_what_is_audited(host, tmp_path, audited):
     folder = tell(host, "orders", tmp_path / "orders")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from netspace.spec import parse, suggest
@@ -123,6 +124,28 @@ def test_name_that_a_program_chose_ends_no_comment(end: str) -> None:
     text = suggest.text("web", VETH, (), [Refused("messages", name, 1, NOW, NOW, why="no link permits it")], {})
     assert yaml.safe_load(text) is None
     assert all(line.startswith("# ") and line.isprintable() for line in text.splitlines())
+
+
+WORDS = [
+    *("y", "n", "yes", "no", "on", "off", "true", "false", "null", "None", "~", "=", "<<", "-", "a", "b-1"),
+    *("1", "0", "123", "1e5", "1_000", "0x1f", "0b1", "0o7", "017", "1.5", ".inf", ".nan", "12:30:45", "2001-01-01"),
+]
+SPELLINGS = st.sampled_from(WORDS).flatmap(lambda word: st.sampled_from([word, word.upper(), word.capitalize()]))
+NAMES = SPELLINGS | st.from_regex(r"[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?", fullmatch=True)
+HOSTS = st.from_regex(r"(?:\*\.)?[a-z0-9]{1,5}(?:\.[a-z0-9]{1,5}){0,2}", fullmatch=True)
+
+
+@given(NAMES, NAMES, HOSTS | SPELLINGS)
+@example("no", "1e5", "1.5")
+@example("123", "on", "*.example.org")
+def test_names_are_read_as_they_are(name: str, other: str, host: str) -> None:
+    rule = msgspec.structs.replace(VETH.allow[0], name=host)
+    interface = msgspec.structs.replace(VETH, allow=(rule,))
+    asked = Refused("messages", "it", 1, NOW, NOW, Link(source=name, target=other))
+    read = yaml.safe_load(suggest.text(name, interface, (), [seen(part("out", "1.1.1.1")), asked], {}))["netspace"]
+    assert list(read["environments"]) == [name]
+    assert read["environments"][name]["interface"]["allow"][0]["name"] == host
+    assert read["links"] == [{"from": name, "to": other, "pattern": "send"}]
 
 
 def test_what_nothing_permits_is_a_comment() -> None:

@@ -20,7 +20,8 @@ made, and makes queues without a leader elect one.
 
 Log: clients choose their own names, so the plugin replaces characters in the log that end a line or control a terminal.
 
-Refusals: :mod:`netspace.link.broker.refusals` counts what accounts ask for in vain.
+Refusals: :mod:`netspace.link.broker.refusals` counts what accounts ask for in vain, as far as the plugin has
+time for it.
 
 The plugin reports the accounts whose connections it closes. The reports are in the log, and in a global parameter of
 the broker, which ``health`` reads. The plugin is written in Erlang and compiled on the host, by the compiler on which
@@ -92,6 +93,7 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
 -define(TOLD, 100).               % accounts that are told of
 -define(ELECTIONS, 60).           % seconds after the start in which queues without a leader choose one
+-define(WAITING, 1000).           % what waits for the guard when it is told of no more refusals
 
 start(_, _) -> supervisor:start_link(?MODULE, supervisor).
 stop(_) -> ok.
@@ -142,9 +144,21 @@ handle_info(_, State) -> {noreply, State}.
 %% -- the log -------------------------------------------------------------------
 %% What a client calls itself is logged as it is: no line ends in it, and no terminal is steered by it.
 plain(Event = #{msg := {"Channel error on connection" ++ _, [_, _, _, User, _, Text]}}, _) when is_binary(User) ->
-    gen_server:cast(?MODULE, {refused, User, netspace_guard_refusals:plain(Text)}),
+    catch refused(User, Text),  % a filter that fails is removed
     cleaned(Event);
 plain(Event, _) -> cleaned(Event).
+
+%% Accounts ask for more than the guard has time for, and its looks at the memory wait behind that.
+refused(User, Text) ->
+    case whereis(?MODULE) of
+        undefined -> ok;
+        Guard ->
+            case process_info(Guard, message_queue_len) of
+                {message_queue_len, Waiting} when Waiting < ?WAITING ->
+                    gen_server:cast(Guard, {refused, User, netspace_guard_refusals:plain(Text)});
+                _ -> ok
+            end
+    end.
 
 cleaned(Event = #{msg := {Format, Arguments}}) when is_list(Arguments), Format =/= string, Format =/= report ->
     Event#{msg := {Format, [text(One) || One <- Arguments]}};

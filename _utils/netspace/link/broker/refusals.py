@@ -2,7 +2,8 @@
 
 RabbitMQ logs each error that ends a channel of AMQP 0-9-1, with the account. The plugin's filter of the log notes
 them, however much of the log is written. It counts them by account and text, so that an operator sees what an
-environment asked for in vain. Over AMQP 1.0, RabbitMQ logs no such errors.
+environment asked for in vain. While a thousand refusals wait to be counted, further ones aren't. Over AMQP 1.0,
+RabbitMQ logs no such errors.
 
 The texts are chosen by environments. An account has at most :data:`MOST`; what comes then is counted together. The
 broker keeps them on disk, some accounts' in a second, until the account is deleted or the broker starts again.
@@ -13,12 +14,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
+
+from netspace.text import printable
 
 MODULE = "netspace_guard_refusals"
 MOST = 32
 """The most texts of one account that are counted apart; one more stands for all others."""
 OTHERS = "others"
+
+_LONG = 300  # characters of a refusal
+_MANY, _LATE = 2**40, 2**37  # a count; seconds since the epoch, of which a calendar has a date
 
 _SAID = re.compile(r"operation ([a-z._]{1,40}) caused a channel exception ([a-z_]{1,40}): (.{0,240})")
 # RabbitMQ's words about what the reader knows: the one virtual host, and the account.
@@ -60,14 +66,15 @@ tell(State = #{waiting := Waiting, counted := Counted, told := Before}) ->
         Before -> State;
         Now ->
             {Later, Next} = lists:split(max(0, length(Waiting) - ?TOLD), Waiting),
-            [rabbit_runtime_parameters:set_global(name(User), maps:get(User, Counted), <<"netspace_guard">>)
+            %% What the broker can't keep now is told with the account's next refusal.
+            [catch rabbit_runtime_parameters:set_global(name(User), maps:get(User, Counted), <<"netspace_guard">>)
              || User <- Next],
             State#{waiting := Later, told := Now}
     end.
 
 %% An account's name may be longer than a name may be here.
 name(User) ->
-    binary_to_atom(<<"netspace_refused.", (binary:encode_hex(crypto:hash(md5, User), lowercase))/binary>>).
+    binary_to_atom(<<"netspace_refused.", (binary:encode_hex(crypto:hash(sha256, User), lowercase))/binary>>).
 
 plain(Text) ->
     case unicode:characters_to_list(Text) of
@@ -95,16 +102,18 @@ class Refusal(NamedTuple):
 
 def parameter(account: str) -> str:
     """Return the name of the broker's global parameter with the refusals of *account*."""
-    return f"netspace_refused.{hashlib.md5(account.encode(), usedforsecurity=False).hexdigest()}"
+    return f"netspace_refused.{hashlib.sha256(account.encode()).hexdigest()}"
 
 
-def decoded(value: Mapping[str, Any] | None) -> list[Refusal]:
+def decoded(value: Any) -> list[Refusal]:
     """Return the refusals in the broker's global parameter; refusals of an unexpected form are left out."""
+    kept = value.get("value") if isinstance(value, Mapping) else None
     found = []
-    for text, about in ((value or {}).get("value") or {}).items():
-        try:
-            times, first, last = int(about["times"]), float(about["first"]), float(about["last"])
-        except (KeyError, TypeError, ValueError):
+    for text, about in kept.items() if isinstance(kept, Mapping) else ():
+        if not (isinstance(text, str) and isinstance(about, Mapping)):
+            continue
+        times, first, last = (about.get(name) for name in ("times", "first", "last"))
+        if not (_is_number(times, _MANY) and _is_number(first, _LATE) and _is_number(last, _LATE)):
             continue
         said = _SAID.fullmatch(text)
         if said is None:
@@ -113,5 +122,10 @@ def decoded(value: Mapping[str, Any] | None) -> list[Refusal]:
             what = f"{said[1]}: {_KNOWN.sub('', said[3])} ({said[2]})"
             wanted = _EXCHANGE.match(said[3]) if said[1] == "basic.publish" else None
             exchange = "" if wanted is None else wanted["name"]
-        found.append(Refusal(what, exchange, times, first, last))
+        found.append(Refusal(printable(what)[:_LONG], printable(exchange), int(times), float(first), float(last)))
     return sorted(found, key=lambda one: (one.first, one.what))
+
+
+def _is_number(value: Any, most: int) -> TypeGuard[float]:
+    """Return whether *value* is a number from 0 to *most*. No NaN is."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
