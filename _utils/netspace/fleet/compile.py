@@ -72,6 +72,7 @@ def fleet(
     nodegroups: Mapping[str, object],
     previous: Mapping[str, tuple[str, ...]],
     *,
+    remembered: Mapping[str, tuple[str, ...]] | None = None,
     edges: bool = False,
 ) -> Compiled:
     """Compile a whole declaration.
@@ -80,11 +81,12 @@ def fleet(
     :param published: what hosts have published, by minion.
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
+    :param remembered: the last hosts of environments that run nowhere now.
     :param edges: whether to compute who may reach whom. Assertions (``never``) need it in any case.
     :raises FleetError: the declaration can't be parsed.
     """
     declared = parse.fleet(documents)
-    placement = place.place(declared, published, nodegroups, previous)
+    placement = place.place(declared, published, nodegroups, previous, remembered)
     problems = list(placement.problems)
     ways = list(_ways(declared, placement.hosts, problems))
     slices: dict[str, Mapping[str, Any]] = {}

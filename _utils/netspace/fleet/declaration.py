@@ -7,7 +7,8 @@ files.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ MAX_FILES = 256
 REGISTER = "what hosts published"
 """The path of problems that lie in no file of the declaration: a damaged file of the register."""
 _NESTED = 16
+_TRIES = 5
 SALT = "salt://"
 
 
@@ -56,11 +58,13 @@ class _Now(NamedTuple):
     :param manifest: what is in force: it, or the last good one before it.
     :param refusal: why it is refused.
     :param news: True if it was refused just now.
+    :param changing: True if a file was written a moment ago, so that it waits for its end.
     """
 
     manifest: Manifest | None
     refusal: Refusal | None
     news: bool
+    changing: bool = False
 
 
 class FleetDeclaration:
@@ -99,8 +103,16 @@ class FleetDeclaration:
             return Answer(self.store.slice(again, minion), alarm)
 
     def apply(self) -> Refusal | None:
-        """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused."""
-        return self._now().refusal
+        """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused.
+
+        :raises NetspaceError: its files go on changing.
+        """
+        for _ in range(_TRIES):
+            now = self._now()
+            if not now.changing:
+                return now.refusal
+            time.sleep(in_force.UNCHANGED / 1e9)
+        raise NetspaceError(f"{self.root}: it, or what it includes, goes on changing; repeat this when it is written")
 
     def check(self, *, edges: bool = False) -> Compiled:
         """Compile the declaration as it is now, without putting it in force.
@@ -118,9 +130,16 @@ class FleetDeclaration:
             if known is not None:
                 return known
             compiled, inputs = self._compile()
+            manifest = self.store.current().manifest
+            if manifest is not None and not self._written(inputs):
+                return _Now(manifest, None, False, True)
             if compiled.problems:
-                return _Now(self.store.current().manifest, self.store.refuse(compiled.problems, inputs), True)
+                return _Now(manifest, self.store.refuse(compiled.problems, inputs), True)
             return _Now(self.store.commit(compiled, inputs), None, False)
+
+    def _written(self, *of: Inputs) -> bool:
+        """Return whether the files are written to their end, as far as their times tell."""
+        return in_force.unchanged({path for one in of for path in one.files} - {str(self.register.folder)})
 
     def _known(self) -> _Now | None:
         """Return what is in force for the present files; None if they have to be compiled."""
@@ -129,6 +148,8 @@ class FleetDeclaration:
             return _Now(manifest, refusal, False)
         if manifest is not None and in_force.fresh(manifest.inputs, self._context, self._find):
             return _Now(manifest, None, False)
+        if manifest is not None and not self._written(*filter(None, (manifest.inputs, refusal and refusal.inputs))):
+            return _Now(manifest, None, False, True)
         return None
 
     def _compile(self, *, edges: bool = False) -> tuple[Compiled, Inputs]:
@@ -141,11 +162,25 @@ class FleetDeclaration:
         if problems:
             return Compiled(None, {}, {}, (), (), tuple(problems)), inputs
         try:
-            found = compiler.fleet(documents, published, self._nodegroups, self.store.placed(), edges=edges)
-            unread = tuple(Problem("", REGISTER, reason) for reason in damaged)
-            return found._replace(problems=(*found.problems, *unread)), inputs
+            placed, gone = self.store.placed(), self.store.remembered()
+            found = compiler.fleet(documents, published, self._nodegroups, placed, remembered=gone, edges=edges)
+            unread = (Problem("", REGISTER, reason) for reason in damaged)
+            return found._replace(problems=(*found.problems, *unread, *self._vanished(found, documents))), inputs
         except FleetError as err:
             return Compiled(None, {}, {}, (), (), err.problems), inputs
+
+    def _vanished(self, found: Compiled, documents: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield a problem if no host or environment is left, and no file says that this is meant."""
+        manifest = self.store.current().manifest
+        if manifest is None or found.declared is None:
+            return
+        for key, was, now in (
+            ("hosts", len(manifest.slices), found.declared.hosts),
+            ("environments", len(self.store.placed()), found.declared.environments),
+        ):
+            if was and not now and not any(isinstance(one.get(key), Mapping) for one in documents.values()):
+                why = f"there are none, and {was} are in force; if that is meant, write `{key}: {{}}`"
+                yield Problem(self.root, key, why)
 
     def _documents(
         self, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]
@@ -187,10 +222,13 @@ class FleetDeclaration:
             problems.append(Problem(name, "", "there is no such file"))
             return None
         try:
-            return self._sources.render(path)
+            found = self._sources.render(path)
         except Exception as err:  # any error of a renderer, of which each has its own
             problems.append(Problem(name, "", f"{type(err).__name__}: {err}"))
             return None
+        if found is None or found == {}:
+            problems.append(Problem(name, "", "the file is empty; if that is meant, write `links: []` into it"))
+        return found
 
     def _note(self, name: str, stamps: dict[str, Stamp], names: dict[str, str | None]) -> str | None:
         """Note a file as an input; return its path."""

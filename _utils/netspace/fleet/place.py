@@ -65,13 +65,16 @@ def place(
     published: Mapping[str, Published],
     nodegroups: Mapping[str, object],
     previous: Mapping[str, tuple[str, ...]],
+    remembered: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Placement:
     """Return the hosts of each environment.
 
     :param published: by minion.
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
+    :param remembered: the last hosts of environments that run nowhere now.
     """
+    before = {**(remembered or {}), **previous}
     targets = Targets(fleet, published, nodegroups)
     levels = {host: level(fleet, published, host) for host in fleet.hosts}
     placed: dict[str, tuple[str, ...]] = {}
@@ -84,7 +87,7 @@ def place(
             continue
         candidates = _candidates(fleet, levels, placing, matching)
         wanted = len(candidates.possible) if placing.replicas == "all" else placing.replicas
-        chosen = _chosen(fleet, name, placing, candidates.possible, wanted, previous.get(name, ()))
+        chosen = _chosen(fleet, name, placing, candidates.possible, wanted, before.get(name, ()))
         if chosen:
             placed[name] = chosen
         if not chosen or len(chosen) < wanted:
