@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from netspace.errors import NetspaceError
-from netspace.fleet.targets import Targets
+from netspace.fleet.targets import Targets, Waiting
 from netspace.fleet.types import Fleet, Missing, Move, Placing, Problem, Published
 from netspace.spec.types import LevelName
 
@@ -82,6 +82,10 @@ def place(
     for name, (file, placing, _) in fleet.environments.items():
         try:
             matching = targets.match(placing.terms)
+        except Waiting as err:
+            missing.append(Missing(name, f"{name}: {err}"))
+            moves += [Move(name, previous[name], (), str(err))] if name in previous else []
+            continue
         except NetspaceError as err:
             problems.append(Problem(file, f"environments:{name}:on", str(err).removeprefix("on: ")))
             continue
@@ -92,7 +96,7 @@ def place(
             placed[name] = chosen
         if not chosen or len(chosen) < wanted:
             text = _too_few(placing, wanted, candidates)
-            if candidates.waiting:
+            if candidates.waiting or targets.waits(placing.terms):
                 missing.append(Missing(name, f"{name}: {text}"))
             else:
                 problems.append(Problem(file, f"environments:{name}:on", text))
