@@ -112,9 +112,7 @@ def fleet(documents: Mapping[str, Any]) -> Fleet:
             if key not in KEYS:
                 reading.refuse(str(key), f"unknown; there are {', '.join(KEYS)}")
             elif data[key] is None and key in _EMPTY:
-                reading.refuse(
-                    key, f"nothing follows, as in a file that is cut off; leave it out or write {_EMPTY[key]}"
-                )
+                reading.refuse(key, f"no value, as in a file that is cut off; leave it out or write {_EMPTY[key]}")
         for key in _SINGLE:
             if data.get(key) is not None and single.setdefault(key, (file, data[key]))[0] != file:
                 reading.refuse(key, f"stands in {single[key][0]}, too; keep one of the two")
