@@ -20,7 +20,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +35,9 @@ T = TypeVar("T")
 
 Stamp = tuple[int, int, int] | None
 """Time of change (ns), size and inode of a file; None: there is no file."""
+
+Change = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Mapping[str, Any]]]
+"""A change of what minions have under ``netspace``."""
 
 MAX_REFUSED = 100
 """The most problems that are kept."""
@@ -116,6 +119,7 @@ class Store:
         self.folder = folder
         self._manifest, self._refused = folder / "in-force.json", folder / "refused.json"
         self._seen: dict[Path, tuple[Stamp, Any]] = {}
+        self.paused = 0.0  # until when nothing is compiled, by time.monotonic
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the right to compile."""
@@ -144,6 +148,25 @@ class Store:
         except (OSError, ValueError) as err:
             raise StateError(f"{path}: {err}; remove {self._manifest} to compile it again") from err
         return found
+
+    def sections(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield what each minion has under ``netspace``.
+
+        :raises StateError: the slices are damaged.
+        """
+        for minion in manifest.slices:
+            yield minion, (self.slice(manifest, minion) or {})["netspace"]
+
+    def cut(self, change: Change) -> None:
+        """Change the slices in force, and nothing else; the caller holds the lock.
+
+        :raises StateError: they are damaged.
+        """
+        manifest = self.current().manifest
+        if manifest is not None:
+            changed = change(dict(self.sections(manifest)))
+            slices = {minion: {"netspace": section} for minion, section in changed.items()}
+            self._put(slices, self.placed(), self._gone(), manifest.inputs)
 
     def placed(self) -> dict[str, tuple[str, ...]]:
         """Return the hosts of each environment as they are in force; empty if nothing is, or it is damaged."""

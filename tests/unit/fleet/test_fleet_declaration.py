@@ -71,6 +71,7 @@ def test_a_slice_is_compiled_once_for_all(declared: FleetDeclaration, tmp_path: 
 def test_a_change_of_any_input_is_compiled(declared: FleetDeclaration, tmp_path: Path, compiled: list[int]) -> None:
     write(tmp_path, {**GOOD, "include": ["more/more.yaml"], "uses": ["words.jinja"]})
     write(tmp_path, {"environments": {"log": {"on": "h1", **IMAGE}}}, "more/more.yaml")
+    write(tmp_path, " ", "words.jinja")
     assert environments(declared) == ["web", "log"]
     changes: list[Callable[[], object]] = [
         lambda: write(tmp_path, {"environments": {"till": {"on": "h1", **IMAGE}}}, "more/more.yaml"),
@@ -131,6 +132,7 @@ def test_a_check_puts_nothing_in_force(declared: FleetDeclaration, tmp_path: Pat
         ({"include": ["salt://a"]}, "include:0", "or below"),
         ({"include": "more.yaml"}, "include", "expected a list"),
         ({"include": ["more.yaml"]}, "", "there is no such file"),
+        ({"uses": ["words.jinja"]}, "uses:0", "words.jinja: there is no such file"),
         ("{", "", "ParserError"),
         ("- a", "", "expected a mapping, got list"),
     ],
