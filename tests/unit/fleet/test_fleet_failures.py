@@ -1,4 +1,4 @@
-"""What goes wrong on the master: full disks, lost files, and declarations that can't be compiled."""
+"""Failures on the master: full disks, lost files, and declarations that can't be compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 from support.fleet.fleets import published
 
 from netspace.errors import StateError
-from netspace.fleet import declaration as declarations
+from netspace.fleet import compile as compiler
 from netspace.fleet import in_force
 from netspace.fleet.declaration import FleetDeclaration, Sources
 from netspace.fleet.in_force import Refusal
@@ -51,7 +51,7 @@ def place(tmp_path: Path) -> Place:
     ("where", "name", "data"),
     [
         (in_force.Store, "commit", MORE), (in_force.Store, "lock", MORE), (in_force.Store, "refuse", "{"),
-        (declarations.compiler, "fleet", MORE),
+        (compiler, "fleet", MORE),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RecursionError("too deep")])
