@@ -168,3 +168,22 @@ def test_an_alarm_goes_to_the_bus_once(master: Master) -> None:
         )
         assert made.apply() is not None
     assert [(data["count"], tag) for data, tag in fired] == [(1, "netspace/fleet/refused")]
+
+
+def test_the_runner_tells_of_a_broken_file_and_cuts_a_host_out(
+    master: Master, caplog: pytest.LogCaptureFixture
+) -> None:
+    opts = {
+        **master.opts,
+        "ext_pillar": [{"netspace": "salt://fleet/init.sls"}],
+        "runner_dirs": [str(checkout.ROOT / "_runners")],
+    }
+    runner = salt.loader.runner(opts)
+    assert "h2" in runner["netspace_fleet.slice"]("h1")["netspace"]["broker"]["hosts"]
+    (master.folder / "fleet/shop.yaml").write_text("{")
+    assert runner["netspace_fleet.slice"]("h1")["netspace"]["links"]
+    assert "refused: salt://fleet/shop.yaml" in caplog.text
+    found = runner["netspace_fleet.leave"]("h2")
+    assert found["h2"].pop("warning") and found == {"h2": {"left": True, "apply": ["h1"]}}
+    assert "links" not in runner["netspace_fleet.slice"]("h1")["netspace"]
+    assert runner["netspace_fleet.leave"]("h7")["retcode"] == 1
