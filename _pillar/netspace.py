@@ -23,7 +23,6 @@ log, and an event ``netspace/fleet/refused`` comes once for each version of the 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ import netspace
 
 netspace.refresh(__file__)
 
-from netspace.fleet.in_force import Refusal  # noqa: E402
+from netspace.errors import NetspaceError  # noqa: E402
 from netspace.plugin import fleet_files  # noqa: E402
 
 if TYPE_CHECKING:
@@ -64,23 +63,18 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], file: str) -> dict[str, A
     import salt.fileserver
     import salt.loader
     import salt.template
+    import salt.utils.event
 
-    declared = fleet_files.declaration(
-        __opts__, file, salt.fileserver.Fileserver, salt.loader.render, salt.template.compile_template
-    )
-    answer = declared.answer(minion_id)
-    if answer.alarm is not None:
-        _alarm(answer.alarm)
-    return answer.pillar or {}
-
-
-def _alarm(refusal: Refusal) -> None:
-    """Tell of a declaration that is refused, in the log and on Salt's bus. Neither goes to a minion."""
-    for file, path, reason in refusal.problems:
-        log.error("netspace: the fleet's declaration is refused: %s: %s: %s", file, path, reason)
-    with contextlib.suppress(Exception):  # a masterless minion has no bus; the log has it in any case
-        import salt.utils.event
-
-        data = {"problems": [list(one) for one in refusal.problems[:20]], "count": refusal.count}
-        with salt.utils.event.get_event("master", opts=__opts__, listen=False) as bus:
-            bus.fire_event(data, "netspace/fleet/refused")
+    try:
+        declared = fleet_files.declaration(
+            __opts__,
+            file,
+            salt.fileserver.Fileserver,
+            salt.loader.render,
+            salt.template.compile_template,
+            salt.utils.event.get_event,
+        )
+        return declared.answer(minion_id).pillar or {}
+    except Exception as err:  # Salt would show its text to the minion
+        log.error("netspace: %s: no pillar of the fleet: %s: %s", minion_id, type(err).__name__, err)
+    raise NetspaceError("no pillar of the fleet can be served; the master's log has more")

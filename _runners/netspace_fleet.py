@@ -18,7 +18,7 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.fleet import joining  # noqa: E402
+from netspace.fleet import joining, leaving  # noqa: E402
 from netspace.fleet.compile import Compiled  # noqa: E402
 from netspace.fleet.declaration import REGISTER, FleetDeclaration  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
@@ -221,8 +221,10 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     """
     Take hosts out of the fleet: from the next apply on, no other host has links to or from them.
 
-    Return for each host whether it had joined, and the hosts that have to apply their pillar. Take the host out of the
-    declaration, too, for its environments to be placed elsewhere.
+    It works whatever state the declaration is in: if that has problems, the slices in force are cut, and there is a
+    ``warning``. Return for each host whether it had joined (``left``), and the hosts that have to apply their pillar.
+    The exit status is 1 if a host has an ``error``. Take the host out of the declaration, too, for its environments to
+    be placed elsewhere.
 
     CLI Example:
 
@@ -239,25 +241,10 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        declaration = _declaration()
-        compiled, fleet = _compiled(declaration)
-        found = {}
-        for name in hosts:
-            host = _host(fleet, str(name))
-            minion = fleet.minion(host) if host is not None else str(name)
-            facts = declaration.register.read(minion)
-            if host is None and facts is None:
-                raise NetspaceError(f"{name} is no host of the fleet, and hasn't joined; nothing to do")
-            peers = _peers(compiled, minion)
-            left = declaration.register.remove(minion)
-            if left and release and facts is not None:
-                configured(__opts__.get("netspace.link")).release(facts.trust_domain)
-            found[str(name)] = {"left": left, "apply": sorted(fleet.minion(peer) for peer in peers)}
-        if (refusal := declaration.apply()) is not None:
-            raise NetspaceError(f"{refusal.count} problems: salt-run netspace_fleet.check")
-        return found
+        root = configured(__opts__.get("netspace.link")) if release else None
+        return leaving.leave(_declaration(), list(map(str, hosts)), root)
 
-    return _answer(work)
+    return _answer(work, lambda found: bool(found) and not any("error" in one for one in found.values()))
 
 
 class _Minion:
@@ -288,6 +275,7 @@ def _declaration() -> FleetDeclaration:
     import salt.fileserver
     import salt.loader
     import salt.template
+    import salt.utils.event
 
     return fleet_files.declaration(
         __opts__,
@@ -295,6 +283,7 @@ def _declaration() -> FleetDeclaration:
         salt.fileserver.Fileserver,
         salt.loader.render,
         salt.template.compile_template,
+        salt.utils.event.get_event,
     )
 
 
@@ -344,12 +333,6 @@ def _named(fleet: Fleet, hosts: Iterable[str]) -> list[str]:
     if not names:
         raise NetspaceError("name one host or several")
     return list(dict.fromkeys(host for _, host in names if host is not None))
-
-
-def _peers(compiled: Compiled, minion: str) -> set[str]:
-    """Return the hosts with links to or from a host."""
-    section = compiled.slices.get(minion, {}).get("netspace", {})
-    return set(section.get("broker", {}).get("hosts", {}))
 
 
 def _missing(compiled: Compiled, fleet: Fleet, host: str, timeout: int) -> list[str]:

@@ -81,6 +81,7 @@ def worker(folder: Path, what: str) -> dict[str, float]:
     import salt.fileserver
     import salt.loader
     import salt.template
+    import salt.utils.event
 
     from netspace.plugin import fleet_files
 
@@ -89,13 +90,18 @@ def worker(folder: Path, what: str) -> dict[str, float]:
             "root_dir": str(folder),
             "cachedir": str(folder / "cache"),
             "file_roots": {"base": [str(folder)]},
-            "netspace.fleet": {"folder": str(folder / "kept")},
+            "netspace.fleet": {"folder": str(folder / "kept"), "served": True},
         }
     )
 
     def declaration() -> Any:
         return fleet_files.declaration(
-            opts, "salt://fleet.yaml", salt.fileserver.Fileserver, salt.loader.render, salt.template.compile_template
+            opts,
+            "salt://fleet.yaml",
+            salt.fileserver.Fileserver,
+            salt.loader.render,
+            salt.template.compile_template,
+            salt.utils.event.get_event,
         )
 
     before = peak()

@@ -10,6 +10,8 @@ and the links between them are not.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +34,8 @@ from netspace.spec.types import Declaration, Interface
 
 MAX_LINKS = 1_000_000
 """The most links between single instances of environments."""
+_TRIED = 8
+"""The hosts with whose settings an environment that runs nowhere yet is parsed."""
 
 
 class Compiled(NamedTuple):
@@ -72,6 +76,7 @@ def fleet(
     nodegroups: Mapping[str, object],
     previous: Mapping[str, tuple[str, ...]],
     *,
+    remembered: Mapping[str, tuple[str, ...]] | None = None,
     edges: bool = False,
 ) -> Compiled:
     """Compile a whole declaration.
@@ -80,11 +85,12 @@ def fleet(
     :param published: what hosts have published, by minion.
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
+    :param remembered: the last hosts of environments that run nowhere now.
     :param edges: whether to compute who may reach whom. Assertions (``never``) need it in any case.
     :raises FleetError: the declaration can't be parsed.
     """
     declared = parse.fleet(documents)
-    placement = place.place(declared, published, nodegroups, previous)
+    placement = place.place(declared, published, nodegroups, previous, remembered)
     problems = list(placement.problems)
     ways = list(_ways(declared, placement.hosts, problems))
     slices: dict[str, Mapping[str, Any]] = {}
@@ -96,13 +102,19 @@ def fleet(
         by_host.setdefault(way.source, []).append(way)
         if way.target != way.source:
             by_host.setdefault(way.target, []).append(way)
+    later = {host: _placeholder(declared, host) for host in declared.hosts if host not in joined} | joined
     for host, names in _instances(declared, placement.hosts).items():
         made = _Slice(declared, host, names, by_host.get(host, ()), joined)
         slices[declared.minion(host)] = {"netspace": made.section}
-        try:
-            parsed[host] = spec.declaration(made.section)
-        except SpecError as err:
-            problems += [made.located(*one) for one in err.problems]
+        found, wrong = made.parsed()
+        if found is not None:
+            parsed[host] = found
+        problems += wrong
+        if len(joined) < len(later):  # what it will be when all hosts have joined
+            problems += _Slice(declared, host, names, by_host.get(host, ()), later).parsed()[1]
+    for name in declared.environments:
+        if name not in placement.hosts:
+            problems += _unplaced(declared, name, later)
     problems = _once(problems)
     between: tuple[Edge, ...] = ()
     if (declared.never or edges) and not problems:
@@ -130,6 +142,30 @@ def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[M
         else:
             joined[host] = facts
     return joined
+
+
+def _placeholder(declared: Fleet, host: str) -> Published:
+    """Return what a host may publish when it joins: its links are checked with that until then."""
+    key = base64.urlsafe_b64encode(hashlib.sha256(host.encode()).digest()).decode().rstrip("=")
+    return Published(minion=declared.minion(host), trust_domain=declared.trust_domain(host), chain="", public_key=key)
+
+
+def _unplaced(declared: Fleet, name: str, joined: Mapping[str, Published]) -> list[Problem]:
+    """Return the problems of an environment that runs nowhere yet, and of its links, if no host is without them."""
+    first: list[Problem] = []
+    reachable = [host for host, (_, one) in declared.hosts.items() if one.address is not None]
+    for host in list(declared.hosts)[:_TRIED]:
+        far = next((other for other in reachable[:2] if other != host), None)
+        ways = [
+            _Way(entry, *((host, far) if entry.source == name else (far, host)), True)
+            for entry in declared.links
+            if far is not None and host in reachable and name in (entry.source, entry.target)
+        ]
+        problems = _Slice(declared, host, (name,), ways, joined).parsed()[1]
+        if not problems:
+            return []
+        first = first or problems
+    return first
 
 
 def _instances(declared: Fleet, placed: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
@@ -196,6 +232,13 @@ class _Slice:
             "links": links,
         }
         self.section = {key: value for key, value in self.section.items() if value}
+
+    def parsed(self) -> tuple[Declaration | None, list[Problem]]:
+        """Return the slice as its minion parses it, or the problems."""
+        try:
+            return spec.declaration(self.section), []
+        except SpecError as err:
+            return None, [self.located(*one) for one in err.problems]
 
     def _settings(self, host: str, key: str) -> dict[str, Any]:
         return {**getattr(self._fleet.defaults, key), **getattr(self._fleet.hosts[host].spec, key)}

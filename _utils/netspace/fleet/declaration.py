@@ -7,7 +7,8 @@ module never imports Salt.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from netspace.errors import NetspaceError, StateError
 from netspace.fleet import compile as compiler
 from netspace.fleet import in_force
 from netspace.fleet.compile import Compiled
-from netspace.fleet.in_force import Inputs, Manifest, Refusal, Stamp
+from netspace.fleet.in_force import Change, Inputs, Manifest, Refusal, Stamp
 from netspace.fleet.published import Register
 from netspace.fleet.types import FleetError, Problem
 
@@ -25,6 +26,9 @@ MAX_FILES = 256
 REGISTER = "what hosts published"
 """The path of problems that lie in no file of the declaration: a damaged file of the register."""
 _NESTED = 16
+_TRIES = 5
+PAUSE = 30.0
+"""Seconds for which what is in force is served after a failure, before the next attempt."""
 SALT = "salt://"
 
 
@@ -33,17 +37,23 @@ class Sources(NamedTuple):
 
     :param find: returns the path of a file on the master's file server, by ``salt://`` name; None if there is none.
     :param render: renders a file by Salt's renderers. Any exception is a problem of the file.
+    :param tell: tells the operator why a declaration isn't put in force.
+    :param exposed: returns why a file must not be read, by its path; empty if it may be.
+    :param context: what *exposed* goes by.
     """
 
     find: Callable[[str], str | None]
     render: Callable[[str], Any]
+    tell: Callable[[Refusal], None] = lambda refusal: None
+    exposed: Callable[[str], str] = lambda path: ""
+    context: str = ""
 
 
 class Answer(NamedTuple):
     """The answer to a minion's request.
 
     :param pillar: its slice; None: it is no host of the fleet.
-    :param alarm: a declaration that was refused by this very request; None if there is no news.
+    :param alarm: a declaration that was refused by this very request, as the operator was told; None: there is no news.
     """
 
     pillar: dict[str, Any] | None
@@ -56,11 +66,13 @@ class _Now(NamedTuple):
     :param manifest: what is in force: it, or the last good one before it.
     :param refusal: why it is refused.
     :param news: True if it was refused just now.
+    :param changing: True if a file was written a moment ago, so that it waits for its end.
     """
 
     manifest: Manifest | None
     refusal: Refusal | None
     news: bool
+    changing: bool = False
 
 
 class FleetDeclaration:
@@ -79,28 +91,66 @@ class FleetDeclaration:
         self.store = in_force.store(folder / "compiled")
         self._sources = sources
         self._nodegroups = nodegroups
-        self._context = in_force.context(netspace.__version__, str(netspace.LOADED), root, dict(nodegroups))
+        self._context = in_force.context(
+            netspace.__version__, str(netspace.LOADED), root, dict(nodegroups), sources.context
+        )
 
     def answer(self, minion: str) -> Answer:
         """Return the pillar of a minion, from the present declaration, or from the last good one.
 
         :raises NetspaceError: the declaration is refused, and no earlier one is in force.
         """
-        now = self._now()
+        now = self._served()
         if now.manifest is None:
             raise NetspaceError("the fleet's declaration is refused, and none is in force; the master's log has more")
         alarm = now.refusal if now.news else None
         try:
             return Answer(self.store.slice(now.manifest, minion), alarm)
-        except StateError:  # another process may have put the next one in force at this moment
-            again = self._now().manifest
-            if again is None or again.generation == now.manifest.generation:
+        except StateError as err:
+            return Answer(self.store.slice(self._again(now.manifest, err), minion), alarm)
+
+    def _again(self, manifest: Manifest, error: StateError) -> Manifest:
+        """Return what is in force after another process changed it at this moment, or after its slices were damaged."""
+        with self.store.lock():
+            current = self.store.current().manifest
+            if current is not None and current.generation != manifest.generation:
+                return current
+            compiled, inputs = self._compile()
+            if compiled.problems or not self._written(inputs):
+                raise error
+            return self.store.commit(compiled, inputs)
+
+    def _served(self) -> _Now:
+        """Return what is in force, whatever happens while a newer one is compiled."""
+        manifest = self.store.current().manifest
+        if manifest is not None and time.monotonic() < self.store.paused:
+            return _Now(manifest, None, False)
+        try:
+            return self._now()
+        except Exception as err:  # a full disk, and whatever else must not take the pillar from all minions
+            self.store.paused = time.monotonic() + PAUSE
+            reason = f"can't be compiled or put in force: {type(err).__name__}: {err}"
+            self._sources.tell(Refusal(Inputs({}, {}, ""), ((self.root, "", reason),), 1, time.time()))
+            if manifest is None:
                 raise
-            return Answer(self.store.slice(again, minion), alarm)
+            return _Now(manifest, None, False)
+
+    def cut(self, change: Change) -> None:
+        """Change the slices in force, without looking at the declaration."""
+        with self.store.lock():
+            self.store.cut(change)
 
     def apply(self) -> Refusal | None:
-        """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused."""
-        return self._now().refusal
+        """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused.
+
+        :raises NetspaceError: its files go on changing.
+        """
+        for _ in range(_TRIES):
+            now = self._now()
+            if not now.changing:
+                return now.refusal
+            time.sleep(in_force.UNCHANGED / 1e9)
+        raise NetspaceError(f"{self.root}: it, or what it includes, goes on changing; repeat this when it is written")
 
     def check(self, *, edges: bool = False) -> Compiled:
         """Compile the present declaration, without putting it in force.
@@ -118,9 +168,18 @@ class FleetDeclaration:
             if known is not None:
                 return known
             compiled, inputs = self._compile()
+            manifest = self.store.current().manifest
+            if manifest is not None and not self._written(inputs):
+                return _Now(manifest, None, False, True)
             if compiled.problems:
-                return _Now(self.store.current().manifest, self.store.refuse(compiled.problems, inputs), True)
+                refusal = self.store.refuse(compiled.problems, inputs)
+                self._sources.tell(refusal)
+                return _Now(manifest, refusal, True)
             return _Now(self.store.commit(compiled, inputs), None, False)
+
+    def _written(self, *of: Inputs) -> bool:
+        """Return whether the files are written to their end, as far as their times tell."""
+        return in_force.unchanged({path for one in of for path in one.files} - {str(self.register.folder)})
 
     def _known(self) -> _Now | None:
         """Return the known state for the present files; None if the files have to be compiled."""
@@ -129,6 +188,9 @@ class FleetDeclaration:
             return _Now(manifest, refusal, False)
         if manifest is not None and in_force.fresh(manifest.inputs, self._context, self._find):
             return _Now(manifest, None, False)
+        known = [one.inputs for one in (manifest, refusal) if one is not None]
+        if manifest is not None and not self._written(*known):
+            return _Now(manifest, None, False, True)
         return None
 
     def _compile(self, *, edges: bool = False) -> tuple[Compiled, Inputs]:
@@ -141,11 +203,25 @@ class FleetDeclaration:
         if problems:
             return Compiled(None, {}, {}, (), (), tuple(problems)), inputs
         try:
-            found = compiler.fleet(documents, published, self._nodegroups, self.store.placed(), edges=edges)
-            unread = tuple(Problem("", REGISTER, reason) for reason in damaged)
-            return found._replace(problems=(*found.problems, *unread)), inputs
+            placed, gone = self.store.placed(), self.store.remembered()
+            found = compiler.fleet(documents, published, self._nodegroups, placed, remembered=gone, edges=edges)
+            unread = (Problem("", REGISTER, reason) for reason in damaged)
+            return found._replace(problems=(*found.problems, *unread, *self._vanished(found, documents))), inputs
         except FleetError as err:
             return Compiled(None, {}, {}, (), (), err.problems), inputs
+
+    def _vanished(self, found: Compiled, documents: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield a problem if no host or environment is left, and no file says that this is meant."""
+        manifest = self.store.current().manifest
+        if manifest is None or found.declared is None:
+            return
+        for key, was, now in (
+            ("hosts", len(manifest.slices), found.declared.hosts),
+            ("environments", len(self.store.placed()), found.declared.environments),
+        ):
+            if was and not now and not any(isinstance(one.get(key), Mapping) for one in documents.values()):
+                why = f"there are none, and {was} are in force; if that is meant, write `{key}: {{}}`"
+                yield Problem(self.root, key, why)
 
     def _documents(
         self, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]
@@ -177,20 +253,28 @@ class FleetDeclaration:
                         problems.append(Problem(name, f"{key}:{index}", why))
                     elif key == "include":
                         waiting.append((found, depth + 1))
-                    else:
-                        self._note(found, stamps, names)
+                    elif reason := self._unreadable(self._note(found, stamps, names), stamps):
+                        problems.append(Problem(name, f"{key}:{index}", f"{found}: {reason}"))
         return {name: data for name, data in documents.items() if isinstance(data, Mapping)}
 
     def _read(self, name: str, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]) -> Any:
         path = self._note(name, stamps, names)
-        if path is None or stamps[path] is None:
-            problems.append(Problem(name, "", "there is no such file"))
+        if reason := self._unreadable(path, stamps):
+            problems.append(Problem(name, "", reason))
             return None
         try:
-            return self._sources.render(path)
+            found = self._sources.render(str(path))
         except Exception as err:  # any error of a renderer, of which each has its own
             problems.append(Problem(name, "", f"{type(err).__name__}: {err}"))
             return None
+        if found is None or found == {}:
+            problems.append(Problem(name, "", "the file is empty; if that is meant, write `links: []` into it"))
+        return found
+
+    def _unreadable(self, path: str | None, stamps: Mapping[str, Stamp]) -> str:
+        if path is None or stamps[path] is None:
+            return "there is no such file"
+        return self._sources.exposed(path)
 
     def _note(self, name: str, stamps: dict[str, Stamp], names: dict[str, str | None]) -> str | None:
         """Note a file as an input; return its path."""

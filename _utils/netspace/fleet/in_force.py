@@ -8,6 +8,7 @@ force, and the problems are kept beside it, so that they are reported once and n
 ``in-force.json``      the inputs' times, and where the slice of each minion lies. Replaced last, by a rename
 ``slices-<id>``        the slices, one after the other
 ``placed-<id>.json``   the hosts of each environment
+``gone-<id>.json``     the last hosts of environments that run nowhere any more, for some time
 ``refused.json``       the newest declaration that was refused: its inputs and problems
 =====================  ==================================================================================
 """
@@ -19,9 +20,9 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -30,13 +31,23 @@ from netspace.errors import StateError
 from netspace.fleet.compile import Compiled
 from netspace.fleet.types import Problem
 
+T = TypeVar("T")
+
 Stamp = tuple[int, int, int] | None
 """Time of change (ns), size and inode of a file; None: there is no file."""
+
+Change = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Mapping[str, Any]]]
+"""A change of what minions have under ``netspace``."""
 
 MAX_REFUSED = 100
 """The most problems that are kept."""
 SETTLED = 20_000_000
 """Nanoseconds after which another change of a file has another time: two ticks of the slowest kernel clock (100 Hz)."""
+UNCHANGED = 2_000_000_000
+"""Nanoseconds for which a file must be unchanged before minions get what is in it: it may be half-written."""
+REMEMBERED = 30 * 24 * 3600
+"""Seconds for which the hosts of an environment are remembered after it is gone, so that it returns to its mailbox."""
+MAX_REMEMBERED = 20_000
 _MOST = 1 << 30
 
 
@@ -51,6 +62,16 @@ class Inputs(msgspec.Struct, frozen=True):
     files: dict[str, Stamp]
     names: dict[str, str | None]
     context: str
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """The last hosts of an environment that runs nowhere any more.
+
+    :param since: seconds since 1970.
+    """
+
+    hosts: tuple[str, ...]
+    since: float
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -98,6 +119,7 @@ class Store:
         self.folder = folder
         self._manifest, self._refused = folder / "in-force.json", folder / "refused.json"
         self._seen: dict[Path, tuple[Stamp, Any]] = {}
+        self.paused = 0.0  # until when nothing is compiled, by time.monotonic
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the right to compile."""
@@ -127,37 +149,81 @@ class Store:
             raise StateError(f"{path}: {err}; remove {self._manifest} to compile it again") from err
         return found
 
+    def sections(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield what each minion has under ``netspace``.
+
+        :raises StateError: the slices are damaged.
+        """
+        for minion in manifest.slices:
+            yield minion, (self.slice(manifest, minion) or {})["netspace"]
+
+    def cut(self, change: Change) -> None:
+        """Change the slices in force, and nothing else; the caller holds the lock.
+
+        :raises StateError: they are damaged.
+        """
+        manifest = self.current().manifest
+        if manifest is not None:
+            changed = change(dict(self.sections(manifest)))
+            slices = {minion: {"netspace": section} for minion, section in changed.items()}
+            self._put(slices, self.placed(), self._gone(), manifest.inputs)
+
     def placed(self) -> dict[str, tuple[str, ...]]:
         """Return the hosts of each environment in the declaration in force; empty if it is absent or damaged."""
-        manifest = self.current().manifest
-        if manifest is None:
-            return {}
-        try:
-            raw = files.read(self.folder / f"placed-{manifest.generation}.json", _MOST)
-            return msgspec.json.decode(raw, type=dict[str, tuple[str, ...]])
-        except (OSError, ValueError):
-            return {}
+        return self._beside("placed", dict[str, tuple[str, ...]])
+
+    def remembered(self) -> dict[str, tuple[str, ...]]:
+        """Return the last hosts of environments that run nowhere any more."""
+        return {name: one.hosts for name, one in self._gone().items()}
 
     def commit(self, compiled: Compiled, inputs: Inputs) -> Manifest:
         """Put a compiled declaration in force; the caller holds the lock. Killed at any moment, the old one stays."""
+        gone = {name: Gone(hosts, time.time()) for name, hosts in self.placed().items()} | self._gone()
+        gone = {name: one for name, one in gone.items() if name not in compiled.placed}
+        newest = sorted(gone, key=lambda name: gone[name].since, reverse=True)[:MAX_REMEMBERED]
+        made = self._put(compiled.slices, compiled.placed, {name: gone[name] for name in sorted(newest)}, inputs)
+        files.remove(self._refused)
+        return made
+
+    def _put(
+        self,
+        slices: Mapping[str, Mapping[str, Any]],
+        placed: Mapping[str, tuple[str, ...]],
+        gone: Mapping[str, Gone],
+        inputs: Inputs,
+    ) -> Manifest:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         parts, places, at = [], {}, 0
-        for minion, pillar in compiled.slices.items():
+        for minion, pillar in slices.items():
             raw = msgspec.json.encode(pillar)
             parts.append(raw)
             places[minion] = (at, len(raw))
             at += len(raw)
-        content, placed = b"".join(parts), msgspec.json.encode(compiled.placed)
-        generation = hashlib.sha256(content + placed).hexdigest()[:16]
-        files.write(self.folder / f"slices-{generation}", content)
-        files.write(self.folder / f"placed-{generation}.json", placed)
+        contents = {"slices-{}": b"".join(parts)}
+        contents |= {"placed-{}.json": msgspec.json.encode(placed), "gone-{}.json": msgspec.json.encode(gone)}
+        generation = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
+        for name, content in contents.items():
+            files.write(self.folder / name.format(generation), content)
         manifest = Manifest(generation, inputs, places)
         files.write(self._manifest, msgspec.json.encode(manifest))
-        files.remove(self._refused)
         for path in self.folder.iterdir():
-            if ("slices-" in path.name or "placed-" in path.name) and generation not in path.name:
+            if path.name.startswith(("slices-", "placed-", "gone-")) and generation not in path.name:
                 files.remove(path)
         return manifest
+
+    def _gone(self) -> dict[str, Gone]:
+        found = self._beside("gone", dict[str, Gone])
+        return {name: one for name, one in found.items() if time.time() - one.since < REMEMBERED}
+
+    def _beside(self, what: str, of: type[T]) -> T:
+        """Return the content of a file of what is in force; empty if nothing is, or it is damaged."""
+        manifest = self.current().manifest
+        if manifest is not None:
+            with contextlib.suppress(OSError, ValueError):
+                return msgspec.json.decode(
+                    files.read(self.folder / f"{what}-{manifest.generation}.json", _MOST), type=of
+                )
+        return of()
 
     def refuse(self, problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
         """Remember a declaration with problems; the caller holds the lock."""
@@ -197,6 +263,12 @@ def settled(path: Path | str) -> Stamp:
         time.sleep(SETTLED / 1e9)
         found = stamp(path)
     return found
+
+
+def unchanged(paths: Iterable[str]) -> bool:
+    """Return whether no file has changed for some time. A time in the future counts as long ago."""
+    stamps = [stamp(path) for path in paths]
+    return not any(one is not None and 0 <= time.time_ns() - one[0] < UNCHANGED for one in stamps)
 
 
 def fresh(inputs: Inputs, context: str, find: Callable[[str], str | None]) -> bool:

@@ -76,11 +76,13 @@ def join(
     if old is None or old.public_key != public:
         changes["public_key"] = {"old": old.public_key if old else None, "new": public}
     grains = {grain: _grain(minion.call("grains.get", key=grain)) for grain in fleet.trusted_grains}
-    level: LevelName | None = old.level if old is not None else None
+    same = old is not None and (old.trust_domain, old.public_key) == (domain, public)
+    level: LevelName | None = old.level if old is not None and same else None
     if settings.get("attestation", {}).get("verifier") == "master":
         try:
             level = _level(minion.attest())
         except NetspaceError as err:
+            level = None  # what an earlier attestation said counts no longer
             missing.append(f"attestation: {err}; then join again")
     if level != (old.level if old else None):
         changes["level"] = {"old": old.level if old else None, "new": level}

@@ -2,7 +2,8 @@
 
 A path goes from environment to environment, because the program of each could pass on what it gets. Each step is a
 link; or a rule of an interface that lets packets out to a network; or such a rule that covers another host's address,
-and a port that an environment publishes there. Steps that only carry answers count with ``flow``.
+and a port that an environment publishes there. A host whose address isn't declared may have any. Steps that only carry
+answers count with ``flow``.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ def packets(fleet: Fleet, interfaces: Mapping[str, Interface]) -> Iterator[Edge]
     :param interfaces: by ``<environment>@<host>``.
     """
     world = World(frozenset(interfaces), interfaces)
-    doors: dict[IpAddress, list[tuple[str, Publication]]] = {}
+    doors: dict[IpAddress | None, list[tuple[str, Publication]]] = {}
     for name, spec in interfaces.items():
         address = _address(fleet, host_of(name) or "")
-        if address is not None and isinstance(spec, Filtered) and published(spec):
+        if isinstance(spec, Filtered) and published(spec):
             doors.setdefault(address, []).extend((name, one) for one in published(spec))
-    covered = functools.cache(lambda networks: [one for one in doors if any(one in network for network in networks)])
+    covered = functools.cache(
+        lambda networks: [one for one in doors if one is None or any(one in network for network in networks)]
+    )
     for name, spec in interfaces.items():
         if not isinstance(spec, Filtered):
             continue

@@ -36,6 +36,8 @@ T = TypeVar("T")
 KEYS = ("hosts", "environments", "links", "never", "defaults", "domain", "trusted_grains", "include", "uses")
 _SINGLE = ("defaults", "domain", "trusted_grains")
 """Keys that stand in one file of a declaration, because two values of one could contradict each other."""
+_EMPTY = {"hosts": "{}", "environments": "{}", "links": "[]", "never": "[]"}
+"""How to write that there are none."""
 _PLACING = ("on", "replicas", "spread", "at_least")
 _DERIVED = ("host", "hosts", "listen", "trust_domain")
 _REMEDY = "leave it out: it is derived from the fleet's hosts and links"
@@ -112,6 +114,8 @@ def fleet(documents: Mapping[str, Any]) -> Fleet:
         for key in data:
             if key not in KEYS:
                 reading.refuse(str(key), f"unknown; there are {', '.join(KEYS)}")
+            elif data[key] is None and key in _EMPTY:
+                reading.refuse(key, f"no value, as in a file that is cut off; leave it out or write {_EMPTY[key]}")
         for key in _SINGLE:
             if data.get(key) is not None and single.setdefault(key, (file, data[key]))[0] != file:
                 reading.refuse(key, f"stands in {single[key][0]}, too; keep one of the two")

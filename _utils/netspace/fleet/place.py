@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from netspace.errors import NetspaceError
-from netspace.fleet.targets import Targets
+from netspace.fleet.targets import Targets, Waiting
 from netspace.fleet.types import Fleet, Missing, Move, Placing, Problem, Published
 from netspace.spec.types import LevelName
 
@@ -65,13 +65,16 @@ def place(
     published: Mapping[str, Published],
     nodegroups: Mapping[str, object],
     previous: Mapping[str, tuple[str, ...]],
+    remembered: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Placement:
     """Return the hosts of each environment.
 
     :param published: by minion.
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
+    :param remembered: the last hosts of environments that run nowhere now.
     """
+    before = {**(remembered or {}), **previous}
     targets = Targets(fleet, published, nodegroups)
     levels = {host: level(fleet, published, host) for host in fleet.hosts}
     placed: dict[str, tuple[str, ...]] = {}
@@ -79,17 +82,21 @@ def place(
     for name, (file, placing, _) in fleet.environments.items():
         try:
             matching = targets.match(placing.terms)
+        except Waiting as err:
+            missing.append(Missing(name, f"{name}: {err}"))
+            moves += [Move(name, previous[name], (), str(err))] if name in previous else []
+            continue
         except NetspaceError as err:
             problems.append(Problem(file, f"environments:{name}:on", str(err).removeprefix("on: ")))
             continue
         candidates = _candidates(fleet, levels, placing, matching)
         wanted = len(candidates.possible) if placing.replicas == "all" else placing.replicas
-        chosen = _chosen(fleet, name, placing, candidates.possible, wanted, previous.get(name, ()))
+        chosen = _chosen(fleet, name, placing, candidates.possible, wanted, before.get(name, ()))
         if chosen:
             placed[name] = chosen
         if not chosen or len(chosen) < wanted:
             text = _too_few(placing, wanted, candidates)
-            if candidates.waiting:
+            if candidates.waiting or targets.waits(placing.terms):
                 missing.append(Missing(name, f"{name}: {text}"))
             else:
                 problems.append(Problem(file, f"environments:{name}:on", text))

@@ -24,7 +24,6 @@ MAX_CHAIN = 16 * 1024
 MAX_GRAIN = 255
 MAX_NAME = 200
 _PUBLIC = re.compile(r"[A-Za-z0-9_-]{43}")
-_REMEDY = "salt-run netspace_fleet.join makes it again"
 
 
 class Register:
@@ -54,7 +53,7 @@ class Register:
             try:
                 one = _read(path)
                 if one is not None and self.path(one.minion) != path:
-                    raise StateError(f"{path}: is about {one.minion!r:.100}; {_REMEDY}")
+                    raise StateError(f"{path}: is about {one.minion!r:.100}; {_remedy(path)}")
             except StateError as err:
                 problems.append(str(err))
                 continue
@@ -99,6 +98,11 @@ def check(facts: Published) -> str:
     return ""
 
 
+def _remedy(path: Path) -> str:
+    minion = urllib.parse.unquote(path.name.removesuffix(".json"))
+    return f"salt-run netspace_fleet.join {minion} makes it again, salt-run netspace_fleet.leave {minion} removes it"
+
+
 def _read(path: Path) -> Published | None:
     try:
         raw = files.read(path, MAX_FILE + 1)
@@ -111,7 +115,7 @@ def _read(path: Path) -> Published | None:
             raise ValueError(f"larger than {MAX_FILE} bytes")
         facts = msgspec.json.decode(raw, type=Published)
     except (ValueError, RecursionError) as err:  # msgspec's errors are ValueErrors
-        raise StateError(f"{path}: {err}; {_REMEDY}") from err
+        raise StateError(f"{path}: {err}; {_remedy(path)}") from err
     if reason := check(facts):
-        raise StateError(f"{path}: {reason}; {_REMEDY}")
+        raise StateError(f"{path}: {reason}; {_remedy(path)}")
     return facts

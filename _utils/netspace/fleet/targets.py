@@ -19,6 +19,10 @@ from netspace.spec import minion_terms
 _GLOB = frozenset("*?[")
 
 
+class Waiting(NetspaceError):
+    """A term that matches no host yet, and may match one when it has joined."""
+
+
 class Targets:
     """Matches of terms, each computed once.
 
@@ -35,16 +39,39 @@ class Targets:
         """Return the hosts that one of *terms* matches, by name.
 
         :raises NetspaceError: a term is refused, or matches no host.
+        :raises Waiting: none matches yet.
         """
         if len(terms) == 1:
             return self._one(terms[0])
-        return tuple(sorted({host for term in terms for host in self._one(term)}))
+        found, waiting = set[str](), None
+        for term in terms:
+            try:
+                found |= set(self._one(term))
+            except Waiting as err:
+                waiting = err
+        if waiting is not None and not found:
+            raise waiting
+        return tuple(sorted(found))
+
+    def waits(self, terms: tuple[str, ...]) -> bool:
+        """Return whether more hosts may match when they have joined."""
+        return any(term.startswith("G@") and self._unknown(term[2:].rpartition(":")[0]) for term in terms)
+
+    def _unknown(self, grain: str) -> list[str]:
+        """Return the hosts of which a grain isn't known."""
+        known = {host: self._published.get(self._fleet.minion(host)) for host in self._fleet.hosts}
+        return [host for host, facts in known.items() if facts is None or grain not in facts.grains]
 
     def _one(self, term: str) -> tuple[str, ...]:
         if term in self._fleet.hosts:
             return (term,)
         if term not in self._found:
             self._found[term] = self._matched(term)
+        if not self._found[term] and self.waits((term,)):
+            hosts = self._unknown(term[2:].rpartition(":")[0])
+            more = f" and {len(hosts) - 3} more" if len(hosts) > 3 else ""
+            remedy = f"salt-run netspace_fleet.join {' '.join(hosts[:3])}"
+            raise Waiting(f"{term!r:.100} matches no host yet; that grain isn't known of {len(hosts)}: {remedy}{more}")
         if not self._found[term]:
             alone = not set(term) & _GLOB and term[1:2] != "@"
             what = "is neither a host nor a host's minion id" if alone else "matches no host"

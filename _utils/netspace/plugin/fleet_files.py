@@ -6,15 +6,21 @@ minion: no grains, no pillar, no id. Otherwise a minion could decide by its grai
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.fleet.declaration import FOLDER, SALT, FleetDeclaration, Sources
+from netspace.fleet.in_force import Refusal
+
+log = logging.getLogger(__name__)
 
 _SERVERS: dict[str, Any] = {}
+_REFUSED = "every minion can read this file; name a file outside of file_roots, or set netspace.fleet: {served: true}"
 _OF_MINION = ("grains", "pillar", "minion_id", "id", "pillarenv", "saltenv", "pillar_override")
 
 
@@ -24,6 +30,7 @@ def declaration(
     fileserver: Callable[[dict[str, Any]], Any],
     renderers: Callable[..., Any],
     template: Callable[..., Any],
+    event: Callable[..., Any],
 ) -> FleetDeclaration:
     """Return the declaration that begins in *file*.
 
@@ -31,9 +38,12 @@ def declaration(
     :param fileserver: ``salt.fileserver.Fileserver``.
     :param renderers: ``salt.loader.render``.
     :param template: ``salt.template.compile_template``.
+    :param event: ``salt.utils.event.get_event``.
     :raises NetspaceError: the configuration is wrong, or every minion could read the file.
     """
-    _kept_from_minions(opts, file)
+    folders = _served_folders(opts)
+    if reason := "" if folders is None else _REFUSED if file.startswith(SALT) else _exposed(folders, file):
+        raise NetspaceError(f"ext_pillar: netspace: {file:.200}: {reason}")
     clean = {key: value for key, value in opts.items() if key not in _OF_MINION}
     clean.update(grains={}, pillar={}, id="master")
 
@@ -46,8 +56,20 @@ def declaration(
         lists = clean.get("renderer_blacklist"), clean.get("renderer_whitelist")
         return template(path, renderers(clean, {}), pipe, *lists)
 
+    def tell(refusal: Refusal) -> None:
+        for where in refusal.problems:
+            log.error("netspace: the fleet's declaration is refused: %s", ": ".join(filter(None, where)))
+        with contextlib.suppress(Exception):  # a masterless minion has no bus; the log has it in any case
+            data = {"problems": [list(one) for one in refusal.problems[:20]], "count": refusal.count}
+            with event("master", opts=dict(opts), listen=False) as bus:
+                bus.fire_event(data, "netspace/fleet/refused")
+
+    def exposed(path: str) -> str:
+        return "" if folders is None else _exposed(folders, path)
+
     nodegroups = opts.get("nodegroups") or {}
-    return FleetDeclaration(file, folder(opts), Sources(find, render), nodegroups)
+    sources = Sources(find, render, tell, exposed, repr(folders))
+    return FleetDeclaration(file, folder(opts), sources, nodegroups)
 
 
 def _served(fileserver: Callable[[dict[str, Any]], Any], opts: dict[str, Any]) -> Any:
@@ -78,18 +100,17 @@ def _settings(opts: Mapping[str, Any]) -> Mapping[str, Any]:
     return given
 
 
-def _kept_from_minions(opts: Mapping[str, Any], file: str) -> None:
-    """Refuse a file that Salt's file server hands to every minion that asks, unless the operator allows it.
-
-    :raises NetspaceError: the file is served.
-    """
+def _served_folders(opts: Mapping[str, Any]) -> list[str] | None:
+    """Return the folders whose files Salt's file server hands to every minion; None: the operator allows any."""
     if _settings(opts).get("served", False):
-        return
-    folders = [str(one) for listed in (opts.get("file_roots") or {}).values() for one in listed]
+        return None
+    return [str(one) for listed in (opts.get("file_roots") or {}).values() for one in listed]
+
+
+def _exposed(folders: Iterable[str], file: str) -> str:
+    """Return why a file must not be part of the declaration; empty if it may be."""
     real = os.path.realpath(file)
-    if file.startswith(SALT) or any(real.startswith(f"{os.path.realpath(one).rstrip('/')}/") for one in folders):
-        remedy = "name a file outside of file_roots, or set netspace.fleet: {served: true}"
-        raise NetspaceError(f"ext_pillar: netspace: {file:.200}: every minion can read this file; {remedy}")
+    return _REFUSED if any(real.startswith(f"{os.path.realpath(one).rstrip('/')}/") for one in folders) else ""
 
 
 def root(opts: Mapping[str, Any]) -> str:

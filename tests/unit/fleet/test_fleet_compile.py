@@ -205,3 +205,33 @@ def test_assertions_are_the_masters_alone() -> None:
     data["environments"]["vault"] = {"on": "h2", **IMAGE}
     data["never"] = [{"from": "orders", "to": "vault"}, {"from": "web", "to": "vault"}]
     assert "never" not in json.dumps(made(data).slices)
+
+
+@pytest.mark.parametrize(
+    ("broken", "path"),
+    [
+        ({"links": [{"from": "web", "to": "orders", "patern": "request"}]}, "links:0"),
+        ({"environments": {"vault": {"on": "G@role:db", **IMAGE, "comand": "x"}}}, "environments:vault"),
+        (
+            {
+                "environments": {"vault": {"on": "G@role:db", **IMAGE}},
+                "links": [{"from": "vault", "to": "orders", "patern": "request"}],
+            },
+            "links:0",
+        ),
+    ],
+)
+def test_what_would_break_at_the_first_join_is_a_problem_before(broken: dict[str, Any], path: str) -> None:
+    data = {**yaml.safe_load(TWO_HOSTS), "trusted_grains": ["role"]}
+    data |= {**broken, "environments": data["environments"] | broken.get("environments", {})}
+    for joined in ((), ("h1",), ("h1", "h2")):
+        problems = made(data, published(joined)).problems
+        assert problems and all(one.path.startswith(path) for one in problems), problems
+
+
+def test_an_environment_that_runs_nowhere_yet_may_need_the_settings_of_some_host() -> None:
+    data = yaml.safe_load(TWO_HOSTS)
+    data["trusted_grains"] = ["role"]
+    data["environments"]["vault"] = {"on": "G@role:db", **IMAGE}
+    data["links"] += [{"from": "web", "to": "vault", "seal": True}, {"from": "vault", "to": "orders"}]
+    assert made(data, {}).problems == ()

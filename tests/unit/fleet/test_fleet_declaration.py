@@ -47,9 +47,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     done: list[int] = []
     whole: Callable[..., Any] = FleetDeclaration._compile
 
-    def counted(self: FleetDeclaration) -> Any:
+    def counted(self: FleetDeclaration, **more: Any) -> Any:
         done.append(1)
-        return whole(self)
+        return whole(self, **more)
 
     monkeypatch.setattr(FleetDeclaration, "_compile", counted)
     return done
@@ -71,6 +71,7 @@ def test_a_slice_is_compiled_once_for_all(declared: FleetDeclaration, tmp_path: 
 def test_a_change_of_any_input_is_compiled(declared: FleetDeclaration, tmp_path: Path, compiled: list[int]) -> None:
     write(tmp_path, {**GOOD, "include": ["more/more.yaml"], "uses": ["words.jinja"]})
     write(tmp_path, {"environments": {"log": {"on": "h1", **IMAGE}}}, "more/more.yaml")
+    write(tmp_path, " ", "words.jinja")
     assert environments(declared) == ["web", "log"]
     changes: list[Callable[[], object]] = [
         lambda: write(tmp_path, {"environments": {"till": {"on": "h1", **IMAGE}}}, "more/more.yaml"),
@@ -131,6 +132,7 @@ def test_a_check_puts_nothing_in_force(declared: FleetDeclaration, tmp_path: Pat
         ({"include": ["salt://a"]}, "include:0", "or below"),
         ({"include": "more.yaml"}, "include", "expected a list"),
         ({"include": ["more.yaml"]}, "", "there is no such file"),
+        ({"uses": ["words.jinja"]}, "uses:0", "words.jinja: there is no such file"),
         ("{", "", "ParserError"),
         ("- a", "", "expected a mapping, got list"),
     ],
@@ -295,3 +297,70 @@ def test_facts_that_cannot_be_are_not_stored(tmp_path: Path) -> None:
     with pytest.raises(NetspaceError, match="no public key"):
         register.write(Published(minion="h1", trust_domain="h1.example.org", chain="", public_key="x\n"))
     assert not (tmp_path / "hosts").exists()
+
+
+# -- a file that is caught half-written -------------------------------------------------
+def test_an_environment_that_was_gone_returns_to_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole: dict[str, Any] = {"hosts": {"h1": None}}
+    whole["environments"] = {f"e{number}": {"on": "h*", **IMAGE} for number in range(9)}
+    write(tmp_path, whole)
+    declared = written(tmp_path)
+    assert len(environments(declared)) == 9
+    cut = {**whole, "hosts": dict.fromkeys(["h1", "h2", "h3"]), "environments": {"e0": whole["environments"]["e0"]}}
+    for known in (True, False):
+        write(tmp_path, cut)
+        assert environments(declared) == ["e0"]
+        write(tmp_path, {**cut, "links": []})  # another generation in between
+        assert environments(declared) == ["e0"] and declared.check().moves == ()
+        if not known:
+            monkeypatch.setattr(in_force, "REMEMBERED", 0)
+        write(tmp_path, {**cut, "environments": whole["environments"]})
+        assert (len(environments(declared)) == 9) is known
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("", ""), ("{}", ""), ("hosts:\n", "hosts"), ("hosts: {h1: }\nenvironments:\n", "environments"),
+        ("hosts: {h1: }\n", "environments"), ("environments: {}\n", "hosts"),
+        ("hosts: {h1: }\nenvironments: {}\nlinks:\n", "links"),
+    ],
+)  # fmt: skip
+def test_what_a_cut_off_file_would_remove_is_refused(
+    declared: FleetDeclaration, tmp_path: Path, text: str, path: str
+) -> None:
+    assert environments(declared) == ["web"]
+    write(tmp_path, text)
+    assert (refusal := declared.apply()) is not None and path in [one[1] for one in refusal.problems]
+    assert environments(declared) == ["web"]
+    write(tmp_path, "hosts: {}\nenvironments: {}\n")  # it's meant
+    assert declared.apply() is None and declared.answer("h1").pillar is None
+
+
+def test_a_file_that_changed_a_moment_ago_waits(
+    declared: FleetDeclaration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: list[int]
+) -> None:
+    environments(declared)
+    monkeypatch.setattr(in_force, "UNCHANGED", 3600 * 10**9)
+    more = {**GOOD, "include": ["more.yaml"]}
+    write(tmp_path, more)
+    write(tmp_path, {"environments": {"log": {"on": "h1", **IMAGE}}}, "more.yaml")
+    assert environments(declared) == ["web"] and len(compiled) == 1
+    declared.register.write(published(["h1"])["h1"])
+    assert environments(declared) == ["web"] and len(compiled) == 1
+    assert list(declared.check().placed) == ["web", "db", "log"]  # at once
+    os.utime(tmp_path / "fleet.yaml", (1, 1))
+    assert environments(declared) == ["web"]  # the other file may be half-written
+    monkeypatch.setattr("time.sleep", lambda seconds: os.utime(tmp_path / "more.yaml", (1, 1)))
+    assert declared.apply() is None and environments(declared) == ["web", "log"]
+
+
+def test_files_that_go_on_changing_are_not_put_in_force(
+    declared: FleetDeclaration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments(declared)
+    monkeypatch.setattr(in_force, "UNCHANGED", 3600 * 10**9)
+    write(tmp_path, WRONG)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(NetspaceError, match="goes on changing; repeat this when it is written"):
+        declared.apply()

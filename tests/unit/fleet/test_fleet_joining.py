@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support.fleet.fleets import published
 
@@ -117,7 +118,19 @@ def test_attestation_by_the_master_tells_the_level(place: Place) -> None:
     place.minion.level = "L7"
     assert "is no trust level" in place.join(**MASTER).missing[0]
     facts = place.register.read("h1.example.org")
+    assert facts is not None and facts.level is None
+
+
+@pytest.mark.parametrize("key", ["trust_domain", "public_key"])
+def test_a_level_is_that_of_one_key_and_name(place: Place, key: str) -> None:
+    place.minion.level = "L3"
+    place.join(**MASTER)
+    facts = place.register.read("h1.example.org")
     assert facts is not None and facts.level == "L3"
+    assert place.join().changes == {}  # both are the same
+    value = published(["other"])["other"].public_key if key == "public_key" else "old.example.org"
+    place.register.write(msgspec.structs.replace(facts, **{key: value}))
+    assert place.join().changes["level"] == {"old": "L3", "new": None}
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ IMAGE = {"image": "tar:/srv/shop.tar"}
 HOSTS = {"h1": {"address": "198.51.100.1"}, "h2": {"address": "198.51.100.2"}}
 
 
-def reasons(links: Any, never: Any, environments: Any = None, joined: Any = ("h1", "h2")) -> list[str]:
+def reasons(
+    links: Any, never: Any, environments: Any = None, joined: Any = ("h1", "h2"), hosts: Any = None
+) -> list[str]:
     names = {"web": "h1", "orders": "h2", "vault": "h1", "log": "h2"}
     data = {
-        "hosts": HOSTS,
+        "hosts": hosts or HOSTS,
         "environments": {name: {"on": host, **IMAGE} for name, host in names.items()} | (environments or {}),
         "links": links,
         "never": never,
@@ -60,6 +62,18 @@ def test_a_published_port_of_another_host_is_a_way() -> None:
     assert reasons([], [{**never[0], "by": "messages"}], environments) == []
     out["allow"][0]["port"] = 80  # type: ignore[index]
     assert reasons([], never, environments) == []
+
+
+def test_a_host_without_an_address_may_have_any() -> None:
+    out = {"direction": "out", "cidr": "203.0.113.0/24", "port": 443}
+    environments = {
+        "log": {"on": "h2", **IMAGE, "interface": {"kind": "veth", "allow": [out]}},
+        "vault": {"on": "h1", **IMAGE, "interface": {"kind": "veth", "publish": ["443:8443"]}},
+    }
+    never = [{"from": "log", "to": "vault"}]
+    assert reasons([], never, environments) == []
+    (reason,) = reasons([], never, environments, hosts={"h1": None, "h2": None})
+    assert "log@h2 -> vault@h1: tcp 443 to a published port" in reason
 
 
 def test_a_network_outside_is_reached_through_another() -> None:

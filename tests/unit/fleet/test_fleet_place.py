@@ -75,8 +75,21 @@ def test_a_grain_counts_once_the_declaration_trusts_it() -> None:
     data = {**declared("G@role:we*", replicas="all"), "trusted_grains": ["role"]}
     joined = {**published(["h1", "h2"], grains={"role": "web"}), **published(["h3"], grains={"role": "db"})}
     assert placed(data, joined=joined).hosts["web"] == ("h1", "h2")
+    few = placed({**declared("G@role:we*", replicas=4), "trusted_grains": ["role"]}, joined=joined)
+    assert "2 of 4 hosts are possible" in few.missing[0].text and few.problems == ()
     data["trusted_grains"] = ["os"]
     assert placed(data, joined=joined).problems
+
+
+def test_a_trusted_grain_waits_for_hosts_that_have_not_joined() -> None:
+    data = {**declared("G@role:web"), "trusted_grains": ["role"]}
+    found = placed(data, joined=published(["h1"]), previous={"web": ("h2",)})
+    assert found.problems == () and found.hosts == {} and found.moves[0].new == ()
+    assert "isn't known of 4: salt-run netspace_fleet.join h1 h2 h3 and 1 more" in found.missing[0].text
+    other = published(["h1", "h2", "h3", "h4"], grains={"role": "db"})
+    assert "matches no host; declare the host" in placed(data, joined=other).problems[0].reason
+    data["environments"]["web"]["on"] = ["G@role:web", "h3"]
+    assert placed(data).hosts["web"] == ("h3",)
 
 
 def test_only_hosts_of_the_level_are_possible() -> None:

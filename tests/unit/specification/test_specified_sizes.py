@@ -110,7 +110,7 @@ def test_largest_number_of_files_of_a_fleet(tmp_path: Path) -> None:
         names = [f"{number}.yaml" for number in range(size - 1)]
         (tmp_path / "fleet.yaml").write_text(yaml.safe_dump({"include": names}))
         for name in names:
-            (tmp_path / name).write_text("{}")
+            (tmp_path / name).write_text("links: []")
             os.utime(tmp_path / name, (1, 1))  # long ago, so that nobody waits for the clock
         return "; ".join(map(str, written(tmp_path).check().problems))
 
