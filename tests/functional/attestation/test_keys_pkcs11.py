@@ -161,7 +161,7 @@ def test_a_wrong_pin_and_one_that_others_can_read(token: dict[str, str], tmp_pat
     pin.chmod(0o644)
     found = hsm.module({**token, "pin_file": str(pin)})
     assert found is not None
-    with pytest.raises(NetspaceError, match="its user's alone"):
+    with pytest.raises(NetspaceError, match="other users can access this file; run chmod go="):
         found.create("test")
     pin.chmod(0o600)
     with pytest.raises(NetspaceError, match=r"(?i)pin"):

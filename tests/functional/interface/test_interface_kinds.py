@@ -493,7 +493,7 @@ def test_addresses_of_another_that_stands_are_refused(bench: Bench, wire: None) 
     bench.make(a=lan.spec())
     plan = bench.plan(bench.desired(b=lan.spec()))
     assert not plan.steps
-    assert plan.refusals[0].message == f"{OURS['ipv4']} on {NIC} is a's already"
+    assert plan.refusals[0].message == f"{OURS['ipv4']} on {NIC} already belongs to a"
 
 
 def test_a_private_key_is_the_roots_alone_and_shown_nowhere(bench: Bench, wire: None) -> None:

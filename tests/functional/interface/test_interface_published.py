@@ -506,7 +506,7 @@ def test_a_port_of_one_that_is_applied_already_is_refused(bench: Bench) -> None:
     bench.make(a=veth(publish=SERVED))
     (refusal,) = bench.plan(bench.desired(b=veth(publish=["198.18.0.1:443:80"]))).refusals
     assert refusal.name == "b"
-    assert "a:interface:publish:0 has 443/tcp already" in refusal.message
+    assert "a:interface:publish:0 already uses 443/tcp" in refusal.message
     assert not bench.plan(bench.desired(a=veth(), b=veth(publish=["198.18.0.1:443:80"]))).refusals
 
 
