@@ -45,7 +45,9 @@ def parts(
 
     :param changed: the environments whose claims may differ; those of all others are the same in both.
     """
-    if _publishes(before) != _publishes(after):  # then each filtered interface has an element more or less
+    if _reaching(before) != _reaching(
+        after
+    ):  # then each interface, filtered here or inside, has an element more or less
         return table(layout, before), table(layout, after)
     own = [{name: known[name] for name in changed if name in known} for known in (before, after)]
     addresses = {address for one in own for its in one.values() for address in its.addresses.values()}
@@ -61,8 +63,11 @@ def parts(
     return table(layout, shared | own[0]), table(layout, shared | own[1])
 
 
-def _publishes(known: Mapping[str, Claims]) -> bool:
-    return any(its.ports for its in known.values())
+def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
+    """Return whether any interface that the host filters has a rule or published port, and whether any has a port."""
+    host = kinds.filtered("host")
+    mine = [its for its in known.values() if its.connections and its.kind in host and (its.rules or its.ports)]
+    return bool(mine), any(its.ports for its in mine)
 
 
 def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, str]:
