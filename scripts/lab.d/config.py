@@ -95,7 +95,7 @@ def write_master(home: Path, served: Path, fleet: Path) -> None:
         "pillar_roots": {"base": [str(served / "pillar")]},
         "worker_threads": 3,
         "timeout": 60,  # many hosts share one machine
-        "gather_job_timeout": 120,
+        "gather_job_timeout": 30,
         "ext_pillar": [{"netspace": str(fleet)}],
         "netspace.fleet": {"folder": str(home / "fleet")},
         "netspace.link": {"root": str(home / "root")},

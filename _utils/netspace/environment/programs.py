@@ -12,16 +12,19 @@ import posixpath
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from netspace.environment.container import oci_config
 from netspace.environment.images import Store, sources
 from netspace.environment.images.sources import Defaults
-from netspace.environment.images.tree import Tree
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.plan import DesiredEnvironment
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment
+
+if TYPE_CHECKING:
+    from netspace.environment.images.tree import Tree
 
 # What every environment has mounted there, so that an image says nothing about it.
 _COVERED = ("/dev", "/proc", "/run", "/sys", "/tmp")  # noqa: S108 (inside)
