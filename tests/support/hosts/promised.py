@@ -134,12 +134,28 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def added(environment: Mapping[str, Any]) -> dict[str, int]:
     """Return the objects that one more environment adds once its state is stable; then remove it."""
-    before = things()
+    before = _stable()
     apply({"one": environment})
     after = things()
     remove("one")
-    until(lambda: {**things(), "logs-bytes": 0} == {**before, "logs-bytes": 0})
+    until(lambda: _unlogged(things()) == _unlogged(before), "the host has other objects than before")
     return {key: after.get(key, 0) - before.get(key, 0) for key in after}
+
+
+def _stable() -> dict[str, int]:
+    """Count all objects once their numbers stay: a new supervisor still starts its stand-by process."""
+    found: list[dict[str, int]] = [things()]
+
+    def stays() -> bool:
+        found.append(things())
+        return _unlogged(found[-1]) == _unlogged(found[-2])
+
+    until(stays, "the host's objects change without end", pause=0.5)
+    return found[-1]
+
+
+def _unlogged(found: dict[str, int]) -> dict[str, int]:
+    return {**found, "logs-bytes": 0}
 
 
 def counted(environments: Mapping[str, Any], *removed: str) -> Counted:
