@@ -95,26 +95,20 @@ class Search:
     def violation(self, spec: Assertion) -> tuple[Edge, ...]:
         """Return a shortest path that violates an assertion; empty if there is none."""
         known = [edge for edge in self._edges if spec.by in (None, edge.by) and (spec.flow or not edge.answers)]
-        onwards: dict[str, list[Edge]] = {}
-        for edge in known:
-            onwards.setdefault(edge.source, []).append(edge)
         sources, targets = self._ends(spec.source), self._ends(spec.target)
-        if reach.network(spec.source) is None:
-            front: list[tuple[Edge, ...]] = [(edge,) for source in sources for edge in onwards.get(source, ())]
-        else:
-            front = [(edge,) for edge in known if reach.touches(self._world, edge, edge.source, spec.source)]
-        seen = set(sources)
-        while front:
-            further: list[tuple[Edge, ...]] = []
-            for path in front:
-                here = path[-1].target
-                if here in targets or (not targets and reach.touches(self._world, path[-1], here, spec.target)):
-                    return path
-                if here in self._world.environments and here not in seen:
-                    seen.add(here)
-                    further += [(*path, edge) for edge in onwards.get(here, ())]
-            front = further
-        return ()
+        outside = reach.network(spec.source) is not None
+
+        def begins(edge: Edge) -> bool:
+            if outside:
+                return reach.touches(self._world, edge, edge.source, spec.source)
+            return edge.source in sources
+
+        def ends(edge: Edge) -> bool:
+            return edge.target in targets or (
+                not targets and reach.touches(self._world, edge, edge.target, spec.target)
+            )
+
+        return reach.shortest(known, self._world.environments, sources, begins, ends)
 
     def _ends(self, end: str) -> frozenset[str]:
         """Return the environments that an end names, ``<environment>@<host>``; none for a network."""

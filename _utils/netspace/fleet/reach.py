@@ -41,7 +41,15 @@ class Reach(NamedTuple):
             raise NetspaceError(f"{first.name} and {second.name}: neither is an environment of the fleet; name one")
         found = [edge for edge in self.edges if first.begins(world, edge) and second.ends(world, edge)]
         begins = any(not edge.answers for edge in found)
-        through = () if found else self._path(world, first, second)
+        through: tuple[Edge, ...] = ()
+        if not found:
+            through = reach.shortest(
+                self.edges,
+                world.environments,
+                first.replicas,
+                lambda edge: first.begins(world, edge),
+                lambda edge: second.ends(world, edge),
+            )
         kinds = {edge.by for edge in found}
         why = {"messages": "no link leads there", "packets": "no rule of an interface lets them pass"}
         return {
@@ -63,45 +71,9 @@ class Reach(NamedTuple):
         :raises NetspaceError: the end is unknown.
         """
         world, end = self.world, self._end(target)
-        backwards: dict[str, list[Edge]] = {}
-        for edge in self.edges:
-            backwards.setdefault(edge.target, []).append(edge)
-        front: list[tuple[Edge, ...]] = [(edge,) for edge in self.edges if end.ends(world, edge)]
-        paths, seen = list(front), {*end.replicas, *(path[0].source for path in front)}
-        expanded = set(end.replicas)
-        while front:
-            further: list[tuple[Edge, ...]] = []
-            for path in front:
-                here = path[0].source
-                if here not in world.environments or here in expanded:
-                    continue
-                expanded.add(here)
-                for edge in backwards.get(here, ()):
-                    if edge.source not in seen:
-                        seen.add(edge.source)
-                        further.append((edge, *path))
-            paths += further
-            front = further
+        last = [edge for edge in self.edges if end.ends(world, edge)]
+        paths = reach.leading(last, self.edges, world.environments, end.replicas)
         return {"paths_to": end.name, "paths": [reach.plain_path(path) for path in paths]}
-
-    def _path(self, world: World, first: _End, second: _End) -> tuple[Edge, ...]:
-        """Return a shortest path by way of other environments; empty if there is none."""
-        onwards: dict[str, list[Edge]] = {}
-        for edge in self.edges:
-            onwards.setdefault(edge.source, []).append(edge)
-        front: list[tuple[Edge, ...]] = [(edge,) for edge in self.edges if first.begins(world, edge)]
-        seen = set(first.replicas)
-        while front:
-            further: list[tuple[Edge, ...]] = []
-            for path in front:
-                here = path[-1].target
-                if second.ends(world, path[-1]):
-                    return path
-                if here in world.environments and here not in seen:
-                    seen.add(here)
-                    further += [(*path, edge) for edge in onwards.get(here, ())]
-            front = further
-        return ()
 
     def _end(self, given: object) -> _End:
         """Return an end in canonical form.

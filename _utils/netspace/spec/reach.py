@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -272,39 +272,75 @@ def leads(world: World, edge: Edge, source: str, target: str) -> bool:
 
 def path(world: World, known: Sequence[Edge], source: str, target: str) -> tuple[Edge, ...]:
     """Return a shortest path from *source* to *target* through environments of this host; empty if there is none."""
-    onwards: dict[str, list[Edge]] = {}
-    for edge in known:
-        onwards.setdefault(edge.source, []).append(edge)
-    reached: dict[str, tuple[Edge, ...]] = {}
-    front: list[tuple[Edge, ...]] = [(edge,) for edge in known if touches(world, edge, edge.source, source)]
-    while front:
-        further: list[tuple[Edge, ...]] = []
-        for way in front:
-            here = way[-1].target
-            if touches(world, way[-1], here, target):
-                return way
-            if here in world.environments and here != source and here not in reached:
-                reached[here] = way
-                further += [(*way, edge) for edge in onwards.get(here, ())]
-        front = further
-    return ()
+    return shortest(
+        known,
+        world.environments,
+        {source},
+        lambda edge: touches(world, edge, edge.source, source),
+        lambda edge: touches(world, edge, edge.target, target),
+    )
 
 
 def paths_to(world: World, target: str) -> list[tuple[Edge, ...]]:
     """Return the paths that lead to *target*: every direct edge, and a shortest path from each other end."""
     known = edges(world)
-    backwards: dict[str, list[Edge]] = {}
+    # The addresses of a name in a rule are the name's own ways.
+    followed = [edge for edge in known if not (edge.name and named(target))]
+    last = [edge for edge in known if touches(world, edge, edge.target, target)]
+    return leading(last, followed, world.environments, {target})
+
+
+def shortest(
+    known: Iterable[Edge],
+    environments: Set[str],
+    source: Set[str],
+    begins: Callable[[Edge], bool],
+    ends: Callable[[Edge], bool],
+) -> tuple[Edge, ...]:
+    """Return a shortest path through environments; empty if there is none.
+
+    :param source: the names of the end that the path begins at; it doesn't come back to them.
+    :param begins: whether an edge leads from that end.
+    :param ends: whether an edge leads to the other end.
+    """
+    onwards: dict[str, list[Edge]] = {}
+    front: list[tuple[Edge, ...]] = []
     for edge in known:
-        if not (edge.name and named(target)):  # the addresses of names are the names' own ways
-            backwards.setdefault(edge.target, []).append(edge)
-    found: list[tuple[Edge, ...]] = [(edge,) for edge in known if touches(world, edge, edge.target, target)]
-    front, seen = list(found), {target, *(way[0].source for way in found)}
-    expanded: set[str] = {target}
+        onwards.setdefault(edge.source, []).append(edge)
+        if begins(edge):
+            front.append((edge,))
+    seen = set(source)
+    while front:
+        further: list[tuple[Edge, ...]] = []
+        for way in front:
+            here = way[-1].target
+            if ends(way[-1]):
+                return way
+            if here in environments and here not in seen:
+                seen.add(here)
+                further += [(*way, edge) for edge in onwards.get(here, ())]
+        front = further
+    return ()
+
+
+def leading(
+    last: Iterable[Edge], followed: Iterable[Edge], environments: Set[str], target: Set[str]
+) -> list[tuple[Edge, ...]]:
+    """Return all *last* edges as paths, and a shortest path that ends with one of them from each other end.
+
+    :param followed: the edges that lead to the source of a path.
+    :param target: the names of the end that *last* lead to.
+    """
+    backwards: dict[str, list[Edge]] = {}
+    for edge in followed:
+        backwards.setdefault(edge.target, []).append(edge)
+    front: list[tuple[Edge, ...]] = [(edge,) for edge in last]
+    found, seen, expanded = list(front), {*target, *(way[0].source for way in front)}, set(target)
     while front:
         further: list[tuple[Edge, ...]] = []
         for way in front:
             here = way[0].source
-            if here not in world.environments or here in expanded:
+            if here not in environments or here in expanded:
                 continue
             expanded.add(here)
             for edge in backwards.get(here, ()):
