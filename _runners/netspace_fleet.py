@@ -10,7 +10,7 @@ exit status is 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -18,13 +18,13 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.fleet import joining, leaving  # noqa: E402
-from netspace.fleet.compile import Compiled  # noqa: E402
-from netspace.fleet.declaration import REGISTER, FleetDeclaration  # noqa: E402
+from netspace.fleet import hosts as fleet_hosts  # noqa: E402
+from netspace.fleet import join_hosts, leaving  # noqa: E402
+from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
-from netspace.fleet.types import Fleet, Problem  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
 from netspace.plugin import fleet_files  # noqa: E402
+from netspace.plugin.minions import Minions, OneMinion, Salt  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -192,27 +192,14 @@ def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
     """
 
     def work() -> dict[str, Any]:
-        declaration = _declaration()
-        compiled, fleet = _compiled(declaration, but=REGISTER)  # which joining repairs
-        names = _named(fleet, hosts)
-        found: dict[str, Any] = {}
-        root = configured(__opts__.get("netspace.link"))
-        for host in names:
-            settings = compiled.slices[fleet.minion(host)]["netspace"]
-            minion = _Minion(fleet.minion(host), timeout)
-            try:
-                joined = joining.join(fleet, host, settings, declaration.register, root, minion)
-            except (NetspaceError, OSError, ValueError) as err:
-                found[host] = {"error": str(err)}
-                continue
-            found[host] = {"changes": joined.changes, "missing": joined.missing}
-        if (refusal := declaration.apply()) is not None:
-            raise NetspaceError(f"{refusal.count} problems: salt-run netspace_fleet.check")
-        after, _ = _compiled(declaration)
-        for host in names:
-            if "missing" in found[host]:
-                found[host]["missing"] += _missing(after, fleet, host, timeout)
-        return found
+        minions, root = _minions(), configured(__opts__.get("netspace.link"))
+        return join_hosts.join(
+            _declaration(),
+            hosts,
+            root,
+            lambda minion: OneMinion(minions, minion, timeout, __salt__),
+            lambda asked, function, arguments: minions.ask(asked, function, arguments, timeout),
+        )
 
     return _answer(work, lambda found: not any("error" in one for one in found.values()))
 
@@ -247,30 +234,6 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     return _answer(work, lambda found: bool(found) and not any("error" in one for one in found.values()))
 
 
-class _Minion:
-    """One minion on Salt's bus, and the runners about it."""
-
-    def __init__(self, minion: str, timeout: int) -> None:
-        self._minion, self._timeout = minion, timeout
-
-    def call(self, function: str, **arguments: Any) -> Any:
-        answers = _ask([self._minion], function, arguments, self._timeout)
-        answer = answers.get(self._minion, NetspaceError(f"no answer within {self._timeout} s; is its key accepted?"))
-        if isinstance(answer, NetspaceError):
-            raise NetspaceError(f"{self._minion}: {function}: {answer}")
-        return answer
-
-    def attest(self) -> str:
-        for function, arguments in (("enroll", (self._minion,)), ("attest", ([self._minion], "list"))):
-            found = __salt__[f"netspace_attestation.{function}"](*arguments)
-            if "error" in found:
-                raise NetspaceError(f"netspace_attestation.{function}: {found['error']}")
-        standing = found.get(self._minion)
-        if not isinstance(standing, dict) or "level" not in standing:
-            raise NetspaceError(f"netspace_attestation.attest: {self._minion} did not answer")
-        return str(standing["level"])
-
-
 def _declaration() -> FleetDeclaration:
     import salt.fileserver
     import salt.loader
@@ -292,102 +255,25 @@ def _reach() -> Reach:
 
     :raises NetspaceError: the declaration has problems.
     """
-    compiled = _declaration().check(edges=True)
-    _sound(compiled.problems)
+    compiled, _ = fleet_hosts.compiled(_declaration(), edges=True)
     return Reach(compiled.edges, compiled.placed)
 
 
-def _sound(problems: Sequence[Problem]) -> None:
-    """Refuse a declaration with problems.
-
-    :raises NetspaceError: there are some.
-    """
-    if problems:
-        raise NetspaceError(f"{len(problems)} problems (the first: {problems[0]}): salt-run netspace_fleet.check")
-
-
-def _compiled(declaration: FleetDeclaration, but: str = "") -> tuple[Compiled, Fleet]:
-    """Return the declaration as it is now.
-
-    :param but: the path of problems that don't matter.
-    :raises NetspaceError: it has problems.
-    """
-    compiled = declaration.check()
-    _sound([one for one in compiled.problems if one.path != but])
-    if compiled.declared is None:
-        raise NetspaceError("the declaration can't be parsed: salt-run netspace_fleet.check")
-    return compiled, compiled.declared
-
-
-def _host(fleet: Fleet, name: str) -> str | None:
-    """Return the host that a name or a minion's id means; None if there is none."""
-    if name in fleet.hosts:
-        return name
-    return next((host for host in fleet.hosts if fleet.minion(host) == name), None)
-
-
-def _named(fleet: Fleet, hosts: Iterable[str]) -> list[str]:
-    names = [(str(name), _host(fleet, str(name))) for name in hosts]
-    if unknown := [name for name, host in names if host is None]:
-        raise NetspaceError(f"{', '.join(unknown)}: no host of the fleet; declare it under hosts first")
-    if not names:
-        raise NetspaceError("name one host or several")
-    return list(dict.fromkeys(host for _, host in names if host is not None))
-
-
-def _missing(compiled: Compiled, fleet: Fleet, host: str, timeout: int) -> list[str]:
-    """Return what a joined host still lacks, after an exchange of seals with its peers."""
-    minion = fleet.minion(host)
-    ends = {name for name, placed in compiled.placed.items() if host in placed}
-    others = {end for link in fleet.links if {link.source, link.target} & ends for end in (link.source, link.target)}
-    concerned = {host} | ends | {other for end in others for other in compiled.placed.get(end, ())}
-    missing = [one.text for one in compiled.missing if one.subject in concerned]
-    sealed = {fleet.minion(peer): peer for peer in joining.sealed_peers(compiled.slices[minion]["netspace"])}
-    if sealed:
-        problems, answers = _exchanged([minion, *sorted(sealed)], timeout)
-        missing += [f"seals: {problem}" for problem in problems[:5]]
-        missing += joining.unapplied(answers, minion, host, sealed)
-    return missing
-
-
-def _exchanged(minions: Sequence[str], timeout: int) -> tuple[list[str], dict[str, Any]]:
-    """Exchange seals between hosts; return the problems, and the last answers of the minions."""
-    from netspace.link.seal.exchange import exchange
-
-    answers: dict[str, Any] = {}
-
-    def ask() -> dict[str, Any]:
-        answers.update(_ask(list(minions), "netspace_link.seal_bundles", {}, timeout))
-        return answers
-
-    def hand(minion: str, bundles: Sequence[str]) -> Any:
-        adopted = _ask([minion], "netspace_link.seal_adopt", {"bundles": list(bundles)}, timeout)
-        return adopted.get(minion, NetspaceError(f"did not answer within {timeout} s"))
-
-    return exchange(ask, hand)["problems"], answers
-
-
-def _ask(minions: list[str], function: str, arguments: dict[str, Any], timeout: int) -> dict[str, Any]:
-    """Return the minions' own answers within *timeout* seconds, by minion; an error for a minion that failed."""
+def _minions() -> Minions:
     import salt.cache
     import salt.client
+    import salt.utils.minions
     import salt.utils.verify
     from salt.exceptions import SaltException
 
-    from netspace.attestation import identity
-    from netspace.attestation.fleet import bus, own_answers
-    from netspace.plugin import salt_keys
-
-    identities = identity.Identities(
-        salt_keys.master(__opts__),
-        lambda minion: salt_keys.accepted(__opts__, minion, salt.utils.verify.valid_id, salt.cache.Cache),
+    parts = Salt(
+        salt.client.get_local_client,
+        SaltException,
+        salt.utils.verify.valid_id,
+        salt.cache.Cache,
+        salt.utils.minions.CkMinions,
     )
-    try:
-        with salt.client.get_local_client(mopts=__opts__) as client:
-            salt_bus = bus.SaltBus(client, own_answers.MODULE, timeout, SaltException)
-            return own_answers.ask(salt_bus, identities, minions, function, arguments, timeout)
-    except SaltException as err:
-        raise NetspaceError(f"{', '.join(minions)}: can't be asked: {err}") from err
+    return Minions(__opts__, parts)
 
 
 def _answer(work: Callable[[], dict[str, Any]], good: Callable[[dict[str, Any]], bool] = bool) -> dict[str, Any]:

@@ -26,6 +26,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.link.pki.root import NAME, Root, configured  # noqa: E402
+from netspace.plugin.minions import Minions, Salt  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -97,9 +98,10 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
     """
 
     def work() -> bool:
-        request = _asked(minion, "authority_request", {"folder": folder}, timeout)
+        minions = _minions()
+        request = minions.asked(minion, "netspace_link.authority_request", {"folder": folder}, timeout)
         chain = _signed(str(request), trust_domain)
-        return bool(_asked(minion, "authority_adopt", {"chain": chain, "folder": folder}, timeout))
+        return bool(minions.asked(minion, "netspace_link.authority_adopt", {"chain": chain, "folder": folder}, timeout))
 
     return _answer(work)
 
@@ -168,11 +170,13 @@ def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60)
     """
     from netspace.link.seal.exchange import exchange
 
+    minions = _minions()
+
     def ask() -> dict[str, Any]:
-        return _ask(target, tgt_type, "seal_bundles", {}, timeout)
+        return minions.ask(minions.targeted(target, tgt_type), "netspace_link.seal_bundles", {}, timeout)
 
     def hand(minion: str, bundles: Sequence[str]) -> Any:
-        answers = _ask([minion], "list", "seal_adopt", {"bundles": list(bundles)}, timeout)
+        answers = minions.ask([minion], "netspace_link.seal_adopt", {"bundles": list(bundles)}, timeout)
         return answers.get(minion, NetspaceError(f"did not answer within {timeout} s"))
 
     try:
@@ -200,39 +204,18 @@ def _root() -> Root:
     return configured(__opts__.get("netspace.link"))
 
 
-def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) -> Any:
-    answers = _ask([minion], "list", function, arguments, timeout)  # pass a list: an id may look like a pattern
-    if minion not in answers:
-        raise NetspaceError(f"{minion} did not answer within {timeout} s")
-    if isinstance(answers[minion], NetspaceError):
-        raise NetspaceError(f"{minion}: {answers[minion]}")
-    return answers[minion]
-
-
-def _ask(
-    target: str | list[str], tgt_type: str, function: str, arguments: dict[str, Any], timeout: int
-) -> dict[str, Any]:
-    """Return the minions' own answers within *timeout* seconds, by minion; an error for a minion that failed."""
+def _minions() -> Minions:
     import salt.cache
     import salt.client
     import salt.utils.minions
     import salt.utils.verify
     from salt.exceptions import SaltException
 
-    from netspace.attestation import identity
-    from netspace.attestation.fleet import bus, own_answers
-    from netspace.plugin import salt_keys
-
-    minions = bus.hosts(salt.utils.minions.CkMinions(__opts__), target, tgt_type)
-    if not minions:
-        return {}
-    identities = identity.Identities(
-        salt_keys.master(__opts__),
-        lambda minion: salt_keys.accepted(__opts__, minion, salt.utils.verify.valid_id, salt.cache.Cache),
+    parts = Salt(
+        salt.client.get_local_client,
+        SaltException,
+        salt.utils.verify.valid_id,
+        salt.cache.Cache,
+        salt.utils.minions.CkMinions,
     )
-    try:
-        with salt.client.get_local_client(mopts=__opts__) as client:
-            salt_bus = bus.SaltBus(client, own_answers.MODULE, timeout, SaltException)
-            return own_answers.ask(salt_bus, identities, minions, f"netspace_link.{function}", arguments, timeout)
-    except SaltException as err:
-        raise NetspaceError(f"{target} can't be asked: {err}") from err
+    return Minions(__opts__, parts)

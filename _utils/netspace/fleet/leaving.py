@@ -11,10 +11,9 @@ from typing import Any
 
 from netspace.errors import NetspaceError, StateError
 from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.hosts import CHECK
 from netspace.fleet.types import AUTHORITY, Fleet
 from netspace.link.pki.root import Root
-
-CHECK = "salt-run netspace_fleet.check"
 
 
 def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None) -> dict[str, Any]:

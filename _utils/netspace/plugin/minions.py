@@ -1,0 +1,98 @@
+"""Minions as a master's runner asks them: by accepted keys, over Salt's bus, with signed answers. Imports no Salt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from netspace.attestation import identity
+from netspace.attestation.fleet import bus, own_answers
+from netspace.errors import NetspaceError
+from netspace.plugin import salt_keys
+
+
+class Salt(NamedTuple):
+    """Functions and classes of Salt, which a runner hands in.
+
+    :param client: ``salt.client.get_local_client``.
+    :param refused: ``salt.exceptions.SaltException``.
+    :param valid_id: ``salt.utils.verify.valid_id``.
+    :param cache: ``salt.cache.Cache``.
+    :param known: ``salt.utils.minions.CkMinions``.
+    """
+
+    client: Callable[..., AbstractContextManager[Any]]
+    refused: type[Exception]
+    valid_id: Callable[[Any, str], bool]
+    cache: Callable[..., Any]
+    known: Callable[[Mapping[str, Any]], Any]
+
+
+class Minions:
+    """All minions of a master.
+
+    :param opts: the master's configuration.
+    """
+
+    def __init__(self, opts: Mapping[str, Any], salt: Salt) -> None:
+        self._opts, self._salt = opts, salt
+
+    def targeted(self, target: str | Sequence[str], tgt_type: str) -> list[str]:
+        """Return the minions that match one of Salt's targets and whose keys the master accepted."""
+        return bus.hosts(self._salt.known(self._opts), target, tgt_type)
+
+    def ask(
+        self, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
+    ) -> dict[str, Any]:
+        """Return the minions' own answers within *timeout* seconds, by minion; an error for a minion that failed.
+
+        :param function: one of :data:`own_answers.SIGNED`.
+        :raises NetspaceError: nobody can be asked.
+        """
+        if not minions:
+            return {}
+        identities = identity.Identities(
+            salt_keys.master(self._opts),
+            lambda minion: salt_keys.accepted(self._opts, minion, self._salt.valid_id, self._salt.cache),
+        )
+        try:
+            with self._salt.client(mopts=self._opts) as client:
+                salt_bus = bus.SaltBus(client, own_answers.MODULE, int(timeout), self._salt.refused)
+                return own_answers.ask(salt_bus, identities, minions, function, arguments, timeout)
+        except self._salt.refused as err:
+            raise NetspaceError(f"{', '.join(list(minions)[:5])}: can't be asked: {err}") from err
+
+    def asked(self, minion: str, function: str, arguments: Mapping[str, Any], timeout: float) -> Any:
+        """Return one minion's own answer.
+
+        :raises NetspaceError: it failed, or did not answer.
+        """
+        answers = self.ask([minion], function, arguments, timeout)
+        answer = answers.get(minion, NetspaceError(f"no answer within {timeout} s; is its key accepted?"))
+        if isinstance(answer, NetspaceError):
+            raise NetspaceError(f"{minion}: {function}: {answer}")
+        return answer
+
+
+class OneMinion:
+    """One minion that joins a fleet, and the runners about it.
+
+    :param runners: the master's runners, by name.
+    """
+
+    def __init__(self, minions: Minions, minion: str, timeout: float, runners: Mapping[str, Any]) -> None:
+        self._minions, self._minion, self._timeout, self._runners = minions, minion, timeout, runners
+
+    def call(self, function: str, **arguments: Any) -> Any:
+        return self._minions.asked(self._minion, function, arguments, self._timeout)
+
+    def attest(self) -> str:
+        for function, arguments in (("enroll", (self._minion,)), ("attest", ([self._minion], "list"))):
+            found = self._runners[f"netspace_attestation.{function}"](*arguments)
+            if "error" in found:
+                raise NetspaceError(f"netspace_attestation.{function}: {found['error']}")
+        standing = found.get(self._minion)
+        if not isinstance(standing, dict) or "level" not in standing:
+            raise NetspaceError(f"netspace_attestation.attest: {self._minion} did not answer")
+        return str(standing["level"])
