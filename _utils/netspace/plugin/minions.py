@@ -69,7 +69,9 @@ class Minions:
         :raises NetspaceError: it failed, or did not answer.
         """
         answers = self.ask([minion], function, arguments, timeout)
-        answer = answers.get(minion, NetspaceError(f"no answer within {timeout} s; is its key accepted?"))
+        if minion not in answers:
+            raise NetspaceError(f"{minion} did not answer {function} within {timeout} s; is its key accepted?")
+        answer = answers[minion]
         if isinstance(answer, NetspaceError):
             raise NetspaceError(f"{minion}: {function}: {answer}")
         return answer
