@@ -280,11 +280,11 @@ def apply(plan: str, *hosts: str, timeout: int = 900) -> dict[str, Any]:
 
     .. code-block:: bash
 
-        salt-run --out=netspace netspace_fleet.apply 0f3c2b1a99887766
-        salt-run netspace_fleet.apply 0f3c2b1a99887766 h1 h2
+        salt-run --out=netspace netspace_fleet.apply p0f3c2b1a9988776
+        salt-run netspace_fleet.apply p0f3c2b1a9988776 h1 h2
 
     plan
-        The id from :py:func:`plan`. Put quotes around one of digits alone: ``plan='"0123456789012345"'``.
+        The id from :py:func:`plan`.
 
     hosts
         Hosts of the plan. Without any, all.
@@ -347,7 +347,7 @@ def diff(first: str, second: str) -> dict[str, Any]:
 
     .. code-block:: bash
 
-        salt-run --out=netspace netspace_fleet.diff 0f3c2b1a99887766 8877660f3c2b1a99
+        salt-run --out=netspace netspace_fleet.diff p0f3c2b1a9988776 p8877660f3c2b1a9
 
     first, second
         Ids from :py:func:`plan`.
