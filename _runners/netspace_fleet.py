@@ -27,7 +27,7 @@ from netspace.fleet.hosts import Outcome  # noqa: E402
 from netspace.fleet.planning import records, work  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
-from netspace.plugin import fleet_files  # noqa: E402
+from netspace.plugin import arguments, fleet_files  # noqa: E402
 from netspace.plugin.minions import Minions, OneMinion, Salt  # noqa: E402
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def graph(form: str = "mermaid") -> str | dict[str, Any]:
         return {"error": str(err), "retcode": 1}
 
 
-def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
+def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
     """
     Bring hosts into the fleet. Joining a host again changes nothing, or does what was still missing.
 
@@ -196,6 +196,7 @@ def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
     timeout
         Seconds to wait for each answer of a minion.
     """
+    arguments.refuse_others(others)
 
     def found() -> dict[str, Any]:
         minions, root = _minions(), configured(__opts__.get("netspace.link"))
@@ -204,13 +205,13 @@ def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
             hosts,
             root,
             lambda minion: OneMinion(minions, minion, timeout, __salt__),
-            lambda asked, function, arguments: minions.ask(asked, function, arguments, timeout),
+            lambda asked, function, given: minions.ask(asked, function, given, timeout),
         )
 
     return _answer(found, lambda found: not any("error" in one for one in found.values()))
 
 
-def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
+def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any]:
     """
     Take hosts out of the fleet: from the next apply on, no other host has links to or from them.
 
@@ -232,6 +233,7 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     release
         Whether another machine may get the host's trust domain. **It revokes nothing**: see ``netspace_link.release``.
     """
+    arguments.refuse_others(others)
 
     def found() -> dict[str, Any]:
         root = configured(__opts__.get("netspace.link")) if release else None
@@ -240,7 +242,7 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     return _answer(found, lambda found: bool(found) and not any("error" in one for one in found.values()))
 
 
-def plan(*hosts: str, timeout: int = 120) -> dict[str, Any]:
+def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
     """
     Return what an apply would change on all hosts, or on some. Changes nothing.
 
@@ -265,10 +267,11 @@ def plan(*hosts: str, timeout: int = 120) -> dict[str, Any]:
     timeout
         Seconds that a host may take.
     """
+    arguments.refuse_others(others)
     return _answer(lambda: records.told(work.make(_declaration(), list(hosts), _minions(), timeout)))
 
 
-def apply(plan: str, *hosts: str, timeout: int = 900) -> dict[str, Any]:
+def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[str, Any]:
     """
     Apply exactly a plan. A host whose plan is no longer the same refuses, changes nothing, and is named.
 
@@ -292,6 +295,7 @@ def apply(plan: str, *hosts: str, timeout: int = 900) -> dict[str, Any]:
     timeout
         Seconds that a host may take.
     """
+    arguments.refuse_others(others)
 
     def done() -> dict[str, Any]:
         declaration = _declaration()
@@ -303,7 +307,7 @@ def apply(plan: str, *hosts: str, timeout: int = 900) -> dict[str, Any]:
     return _answer(done, lambda found: not found["failed"])
 
 
-def drift(*hosts: str, timeout: int = 120) -> dict[str, Any]:
+def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
     """
     Return what differs on hosts though nothing new is declared: what was changed by hand, is gone, or ended.
 
@@ -323,6 +327,7 @@ def drift(*hosts: str, timeout: int = 120) -> dict[str, Any]:
     timeout
         Seconds that a host may take.
     """
+    arguments.refuse_others(others)
 
     def found() -> dict[str, Any]:
         record = work.drift(_declaration(), list(hosts), _minions(), timeout)
