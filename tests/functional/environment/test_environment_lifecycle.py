@@ -273,7 +273,7 @@ def test_operations(host):
     assert [line.split(" ", 1)[1] for line in second] == ["= start", "| started"]
     log = oci_runtime.output(host.layout, "web")
     log_times.remove(log)  # as an earlier version left it
-    with pytest.raises(NetspaceError, match=r"^since: /var/log/netspace/environment-web\.log tells no times of these"):
+    with pytest.raises(NetspaceError, match=r"^since: /var/log/netspace/environment-web\.log has no times for these"):
         host.operations.logs("web", since=600)
     assert host.operations.logs("web", 1, times=True) == {"lines": ["- | started"]}
     with pytest.raises(NetspaceError, match="did you mean web"):

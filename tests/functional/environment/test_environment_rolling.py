@@ -118,7 +118,7 @@ def test_one_that_fails_is_never_noticed(runs: Host, script: str, reason: str) -
     before = runs.kind.list()["web"]
     bad = desired(runs, script, update={"deadline": 1 if script == STAY else 60})
     outcome = runs.apply({"web": bad})["web"]
-    assert f"the update was not made: started beside the one that runs on, {reason}" in outcome.error
+    assert f"the update was not made: its second instance failed: {reason}" in outcome.error
     assert runs.kind.list()["web"] == before
     assert [one for one in left(runs) if "/log/" not in one] == []
     # It is not tried again, and a retry tries it.

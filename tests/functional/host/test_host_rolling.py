@@ -107,7 +107,7 @@ def test_no_question_is_lost_by_an_update_and_a_failed_one_is_not_noticed(salt: 
     states, counted = meanwhile(salt, lambda: salt.apply(deaf))
     failed = states["netspace environments"]
     assert failed["result"] is False
-    assert "the update was not made: started beside the one that runs on, it was not healthy" in failed["comment"]
+    assert "the update was not made: its second instance failed: it was not healthy" in failed["comment"]
     assert set(counted["by"]) == {"two"}
     assert salt("netspace_environment.list") == second
     again = salt.apply(deaf)["netspace environments"]

@@ -387,11 +387,11 @@ def test_no_environment_makes_its_link_irrevocable(flooded):
 
 def test_bindings_beyond_need_are_removed_and_named(flooded):
     told = flooded.links.list()["broker"]["detail"]
-    assert "bindings that asking doesn't need" in told
+    assert "excess bindings to answers" in told
     assert shown(told) == told, "names that can't be guessed aren't told"
     plan = flooded.apply(*LINKS)
     assert [step.name for step in plan.steps] == ["broker"]
-    assert "made anew" in str(plan.steps[0].changes)
+    assert "created again" in str(plan.steps[0].changes)
     assert answers_bound(flooded) == []
     assert not flooded.plan(*LINKS).steps
     with flooded.client("web") as channel:

@@ -126,7 +126,7 @@ def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
             channel.basic_publish(world.n("link.orders.audit"), "", b"kept", about, mandatory=True)
         assert world.plan(ASK, TELL).steps == []
     (step,) = world.plan(ASK, TELL).steps
-    assert step.name == "broker" and "started anew" in step.changes["configuration"]["new"]
+    assert step.name == "broker" and "restarted" in step.changes["configuration"]["new"]
     world.apply(ASK, TELL)
     assert world.plan(ASK, TELL).steps == []
     assert node.FORMER not in world.supervisor.observe()

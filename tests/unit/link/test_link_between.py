@@ -398,7 +398,7 @@ def spoken(fleet: Fleet, said: dict[str, Any], kind: str = bundles.KIND) -> str:
     ("change", "why"),
     [
         ({"use": "sig"}, "use"),
-        ({"kid": "A" * 43}, "bears another's name"),
+        ({"kid": "A" * 43}, r"has the name \(kid\) of another key"),
         ({"kid": "../../etc/passwd"}, "kid"),
         ({"crv": "P-384"}, "crv"),
         ({"x": "A" * 43}, "key"),
@@ -647,11 +647,11 @@ def test_what_lacks_is_told_with_the_remedy(fleet):
     fleet.adopt(fleet.bundle(knows=own, at=NOW + 2, vault=enc(), log=enc()))
     assert lacking() == []
     soon = NOW + endorser.PROMISE - peers.SOON + 60
-    assert [text.partition(" runs out on")[0] for text in lacking(soon)] == [
+    assert [text.partition(" expires on")[0] for text in lacking(soon)] == [
         "log@h2: the last key to seal for it",
         "vault@h2: the last key to seal for it",
     ]
-    assert any("what is known of it runs out on" in text for text in lacking(fleet.known["h2"].ends - DAY))
+    assert any("its endorser's certificate expires on" in text for text in lacking(fleet.known["h2"].ends - DAY))
     assert PeerKeys().lacking([Link(source="a", target="b", seal=True)], NOW) == []
 
 
