@@ -50,9 +50,7 @@ def save(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
         _idle(layout, supervisor, name)
         own = _own(layout.volumes(name))
         if not own:
-            raise NetspaceError(
-                f"{name}: it has no volume with a size; `netspace_volume.list` shows all"
-            )
+            raise NetspaceError(f"{name}: it has no volume with a size; `netspace_volume.list` shows all")
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = {}
         for file in own:

@@ -1,4 +1,4 @@
-"""Volumes are copied and put back whole, and only while nobody writes to them."""
+"""Volumes are copied and restored completely, and only while no program writes to them."""
 
 from __future__ import annotations
 

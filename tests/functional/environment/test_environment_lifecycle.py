@@ -32,7 +32,7 @@ NOTHING = {"mounts": [], "files": [], "cgroups": [], "processes": []}
 
 
 def fingerprint(*folders: Path) -> dict[str, tuple[int, int, int]]:
-    """Inode, mtime and ctime of everything: equal, when nothing was written."""
+    """Return inode, mtime and ctime of every file: they are equal if nothing was written."""
     found = {}
     for folder in folders:
         for path in [folder, *folder.rglob("*")]:
@@ -456,7 +456,7 @@ def test_beside_a_hybrid_cgroup_layout_crun_runs_and_the_mount_stays(host):
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """An error that stands for the end of the process."""
 
 
 FAULTS = [

@@ -1,4 +1,4 @@
-"""Links between hosts: names, objects, certificates, kinds of transport. No broker, no network."""
+"""Links between hosts: names, objects, certificates, direct and buffered transport. No broker, no network."""
 
 from __future__ import annotations
 
