@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from netspace.errors import NetspaceError, short
+from netspace.fleet.policy import Policy
 from netspace.spec import hosts
 from netspace.spec.types import Base, By, LevelName
 
@@ -166,6 +167,7 @@ class Fleet(NamedTuple):
     """A whole declaration, of one file or several.
 
     :param settings_file: the file with ``defaults``.
+    :param rollout: the policy of rollouts, unless an operator gives another.
     """
 
     hosts: Mapping[str, HostEntry]
@@ -176,6 +178,7 @@ class Fleet(NamedTuple):
     domain: str = DOMAIN
     trusted_grains: tuple[str, ...] = ()
     settings_file: str = ""
+    rollout: Policy = Policy()
 
     def minion(self, host: str) -> str:
         """Return the id of a host's minion."""
