@@ -152,3 +152,15 @@ def test_what_waits_behind_a_failure_is_told(tmp_path: Path) -> None:
     found = control.start(master.journal, Changes("9f", hosts, {}, new), policy, master.edges)
     assert found["state"] == "done" and not control.good(found) and found["bad"] == ["h2"]
     assert found["held"] == {"h1": "waits for h2"} and found["hosts"] == {"waiting": 1, "good": 1, "failed": 1}
+
+
+def test_arguments_are_checked_like_the_declaration() -> None:
+    chosen = control.chosen(Policy(), {"canary": "h1", "max_fail": "10%"}, ["h1"])
+    assert chosen == Policy(canary=("h1",), max_fail="10%")
+    for wrong, reason in (
+        ({"canary": "h9"}, "canary: h9: no host"),
+        ({"step": 0}, "step: 0"),
+        ({"gate": "luck"}, "luck"),
+    ):
+        with pytest.raises(NetspaceError, match=reason):
+            control.chosen(Policy(), wrong, ["h1"])

@@ -15,7 +15,7 @@ from support.fleet.simulated import Killer, Simulated, rolled_out
 from netspace.errors import NetspaceError
 from netspace.fleet.hosts import Outcome
 from netspace.fleet.policy import Pace
-from netspace.fleet.rollout import machine, records
+from netspace.fleet.rollout import machine, progress, records
 from netspace.fleet.rollout.journal import ASKED, Asked, Journal
 from netspace.fleet.rollout.machine import Edges, Event
 from netspace.fleet.rollout.records import Group, Started
@@ -179,7 +179,9 @@ def test_pause_waits_for_the_verdict_of_a_batch(tmp_path: Path) -> None:
     edges = Edges(hosts, tell, lambda seconds: None)
     machine.run(journal, rollout, edges)
     assert rollout.paused and statuses(rollout) == {"a": "good", "b": "waiting"} and journal.asked() is None
-    assert [event.what for event in told] == ["begins: 2 hosts", *["prepared"] * 2, "applied", "good", "paused"]
+    assert [event.what for event in told] == [
+        *("begins: 2 hosts", "prepared", "prepared", "a apply (0 of 2 hosts are good)", "applied", "good", "paused")
+    ]
     again = journal.read()
     assert again is not None and again.paused and statuses(again) == statuses(rollout)
 
@@ -224,3 +226,13 @@ def test_without_a_gate_what_applied_is_good(tmp_path: Path) -> None:
     rollout = journal.begin(Started(begin.plan, pace, begin.batches, {}, 0.0))
     machine.run(journal, rollout, Edges(hosts, wait=lambda _: None))
     assert statuses(rollout) == {"a": "good"}
+
+
+def test_progress_is_a_line_and_an_event_without_more() -> None:
+    event = Event("h1", "FAILED", "no answer")
+    assert progress.line(event) == "h1: FAILED: no answer" and progress.line(Event("", "paused")) == "rollout: paused"
+    tag, data = progress.message("9f", event)
+    assert tag == "netspace/fleet/rollout/9f/h1"
+    assert data == {"plan": "9f", "host": "h1", "what": "FAILED", "reason": "no answer", "ok": False}
+    assert progress.message("9f", Event("", "paused"))[0] == "netspace/fleet/rollout/9f"
+    assert len(str(progress.message("9f", Event("h1", "FAILED", "x" * 10_000)))) < 600

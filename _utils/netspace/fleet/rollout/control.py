@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from netspace.errors import NetspaceError
@@ -15,6 +15,7 @@ from netspace.fleet.rollout.machine import Edges
 from netspace.fleet.rollout.order import Order, Sections, order
 from netspace.fleet.rollout.records import Group, Started
 from netspace.fleet.rollout.state import BAD, Rollout, Status
+from netspace.spec import parse
 
 MAX_SHOWN = 1000
 """The most hosts and notes that are shown of one kind."""
@@ -39,6 +40,18 @@ class Changes(NamedTuple):
     hosts: tuple[str, ...]
     old: Sections
     new: Sections
+
+
+def chosen(declared: Policy, arguments: Mapping[str, Any], hosts: Collection[str]) -> Policy:
+    """Return the declared policy with the arguments that an operator gave for one rollout.
+
+    :param hosts: of the fleet.
+    :raises NetspaceError: an argument is wrong.
+    """
+    found: Policy = parse.convert(policies.merged(declared, arguments), Policy, "rollout")
+    if problems := policies.wrong(found, hosts):
+        raise NetspaceError("; ".join(f"{key}: {reason}" for key, reason in problems))
+    return found
 
 
 def start(journal: Journal, changes: Changes, policy: Policy, edges: MakeEdges) -> dict[str, Any]:

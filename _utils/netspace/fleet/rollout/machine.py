@@ -16,6 +16,8 @@ from netspace.fleet.rollout.journal import Journal
 from netspace.fleet.rollout.state import Action, Rollout, Status
 
 OPERATOR = "the operator stopped it"
+SHOWN = 5
+"""The most hosts of a batch that are named."""
 LOOK = 1.0
 """Seconds between two looks at what an operator asks for, while hosts settle."""
 
@@ -93,6 +95,7 @@ class _Machine:
             case Action.APPLY:
                 if any(rollout.hosts[host] is Status.WAITING for host in step.hosts):
                     self._write(records.Sent(hosts=step.hosts))
+                self._edges.tell(Event("", self._batch(step.hosts)))
                 told = self._edges.hosts.apply(step.hosts)
                 self._outcomes(records.Applied(outcomes=records.outcomes(step.hosts, told)), "applied")
             case Action.JUDGE:
@@ -113,6 +116,11 @@ class _Machine:
                 self._write(records.Ended(at=self._edges.clock()))
                 counts = ", ".join(f"{count} {what}" for what, count in rollout.counts().items())
                 self._edges.tell(Event("", f"has ended: {counts}", rollout.stopping or ""))
+
+    def _batch(self, hosts: Sequence[str]) -> str:
+        named = ", ".join(hosts[:SHOWN]) + (f" and {len(hosts) - SHOWN} more" if len(hosts) > SHOWN else "")
+        good = len(self._rollout.those(Status.GOOD))
+        return f"{named} apply ({good} of {len(self._rollout.hosts)} hosts are good)"
 
     def _stopping(self, take_back: bool) -> records.Stopping:
         step = self._rollout.stop(OPERATOR, take_back=take_back)
