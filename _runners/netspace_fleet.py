@@ -3,9 +3,10 @@ A fleet in one declaration, on the master
 =========================================
 
 ``check`` tells whether the declaration is right, ``join`` brings hosts into the fleet and ``leave`` takes them out of
-it. ``slice`` shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's
-file is named in the master's configuration, under ``ext_pillar``: see the page on fleets. On a refusal, the command's
-exit status is 1.
+it. ``replace`` puts another machine in a host's place, and ``drain`` moves environments away from a host. ``slice``
+shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's file is named
+in the master's configuration, under ``ext_pillar``: see the page on fleets. On a refusal, the command's exit status
+is 1.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
 from netspace.plugin import fleet_files  # noqa: E402
-from netspace.plugin.minions import Minions, OneMinion, Salt  # noqa: E402
+from netspace.plugin.minions import Minions, OneMinion, Salt, forget_tpm  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -232,6 +233,66 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
         return leaving.leave(_declaration(), list(map(str, hosts)), root)
 
     return _answer(work, lambda found: bool(found) and not any("error" in one for one in found.values()))
+
+
+def replace(host: str, timeout: int = 60) -> dict[str, Any]:
+    """
+    Let another machine take the place of a host. Replacing a host again changes nothing, or does what was missing.
+
+    If the machine that answers hasn't the key that the master certified, or none answers, the host leaves, and its
+    trust domain and its TPM are released. Then the machine joins. A machine with the certified key only joins.
+
+    Return the keys of ``leave`` and of ``join``. The exit status is 1 if no machine can join yet.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.replace h2
+
+    host
+        The host's name, or the id of its minion.
+
+    timeout
+        Seconds to wait for each answer of a minion.
+    """
+
+    def work() -> dict[str, Any]:
+        minions = _minions()
+        return replacing.replace(
+            _declaration(),
+            host,
+            configured(__opts__.get("netspace.link")),
+            lambda minion: OneMinion(minions, minion, timeout, __salt__),
+            lambda minion: forget_tpm(__salt__, minion),
+            lambda asked, function, arguments: minions.ask(asked, function, arguments, timeout),
+        )
+
+    return _answer(work, lambda found: not any("error" in one for one in found.values()))
+
+
+def drain(*hosts: str, undo: bool = False) -> dict[str, Any]:
+    """
+    Place the environments of hosts elsewhere, as far as their placement allows, until the drain is undone.
+
+    Return ``changed``; ``drained``: all drained hosts; ``moves``: the environments that move; ``stay``: those that
+    can't, with the reason; and ``apply``: the minions that have another pillar then. If the fleet would have a problem,
+    nothing is changed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.drain h2
+        salt-run netspace_fleet.drain h2 undo=True
+
+    hosts
+        Names of hosts, or ids of their minions.
+
+    undo
+        Whether these hosts may have environments again. Nothing moves back by itself.
+    """
+    return _answer(lambda: draining.drain(_declaration(), hosts, undo=undo))
 
 
 def _declaration() -> FleetDeclaration:

@@ -15,6 +15,7 @@ from netspace.fleet import replacing
 from netspace.link.pki import root as roots
 from netspace.link.pki.root import Root
 from netspace.link.topology import pair_keys
+from netspace.plugin.minions import forget_tpm
 
 IMAGE = {"image": "tar:/srv/shop.tar"}
 FLEET = {
@@ -146,3 +147,12 @@ def test_what_is_no_request_counts_as_another_machine(fleet: Fleet) -> None:
         replacing.replace(
             fleet.declared, "h9", fleet.root, lambda minion: fleet.machine, fleet.released.append, fleet.ask
         )
+
+
+@pytest.mark.parametrize(
+    "found", [{"minion": "h2"}, {"error": "h2 is not enrolled, and no software key of it is known: nothing to release"}]
+)
+def test_a_tpm_that_is_not_known_needs_no_release(found: dict[str, str]) -> None:
+    forget_tpm({"netspace_attestation.release": lambda minion: found}, "h2")
+    with pytest.raises(NetspaceError, match="release h2: no space left"):
+        forget_tpm({"netspace_attestation.release": lambda minion: {"error": "no space left"}}, "h2")
