@@ -167,6 +167,7 @@ class Fleet(NamedTuple):
     """A whole declaration, of one file or several.
 
     :param settings_file: the file with ``defaults``.
+    :param planned: whether changes are planned first (``apply: planned``).
     :param rollout: the policy of rollouts, unless an operator gives another.
     """
 
@@ -178,6 +179,7 @@ class Fleet(NamedTuple):
     domain: str = DOMAIN
     trusted_grains: tuple[str, ...] = ()
     settings_file: str = ""
+    planned: bool = False
     rollout: Policy = Policy()
 
     def minion(self, host: str) -> str:
