@@ -412,12 +412,12 @@ def rollout(
     .. code-block:: bash
 
         salt-run netspace_fleet.rollout
-        salt-run netspace_fleet.rollout 0f3c2b1a99887766
-        salt-run netspace_fleet.rollout 0f3c2b1a99887766 canary=h1,h2 step=10 max_fail=5% settle=60
-        salt-run netspace_fleet.rollout 0f3c2b1a99887766 test=True
+        salt-run netspace_fleet.rollout p0f3c2b1a9988776
+        salt-run netspace_fleet.rollout p0f3c2b1a9988776 canary=h1,h2 step=10 max_fail=5% settle=60
+        salt-run netspace_fleet.rollout p0f3c2b1a9988776 test=True
 
     plan
-        The id from :py:func:`plan`. Put quotes around one of digits alone.
+        The id from :py:func:`plan`.
 
     canary, step, max_fail, settle, gate
         In place of the declared values of ``rollout``. ``gate=none`` judges nothing.
@@ -551,13 +551,13 @@ def replace(host: str, timeout: int = 60) -> dict[str, Any]:
             configured(__opts__.get("netspace.link")),
             lambda minion: OneMinion(minions, minion, timeout, __salt__),
             lambda minion: forget_tpm(__salt__, minion),
-            lambda asked, function, arguments: minions.ask(asked, function, arguments, timeout),
+            lambda asked, function, given: minions.ask(asked, function, given, timeout),
         )
 
     return _answer(done, lambda found: not any("error" in one for one in found.values()))
 
 
-def drain(*hosts: str, undo: bool = False) -> dict[str, Any]:
+def drain(*hosts: str, undo: bool = False, **others: object) -> dict[str, Any]:
     """
     Place the environments of hosts elsewhere, as far as their placement allows, until the drain is undone.
 
@@ -578,6 +578,7 @@ def drain(*hosts: str, undo: bool = False) -> dict[str, Any]:
     undo
         Whether these hosts may have environments again. Nothing moves back by itself.
     """
+    arguments.refuse_others(others)
     return _answer(lambda: draining.drain(_declaration(), hosts, undo=undo))
 
 

@@ -141,7 +141,7 @@ def test_what_cannot_be_taken_back_is_not_rolled_out(tmp_path: Path) -> None:
     with pytest.raises(NetspaceError, match="without `apply: planned`"):
         planned.changes(declaration, plan)
     with pytest.raises(NetspaceError, match="no such plan"):
-        planned.changes(declaration, "0" * 16)
+        planned.changes(declaration, f"p{'0' * 15}")
 
 
 def test_many_plans_meanwhile_leave_that_of_a_rollout(master: Master) -> None:
