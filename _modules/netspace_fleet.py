@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace_fleet"
 
+_SUBJECTS = ("health", "trust")
+
 
 def __virtual__() -> str:
     return __virtualname__
@@ -106,7 +108,32 @@ def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, 
     return plans.outcome(result)
 
 
-def ailing() -> list[str]:
+def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
+    """
+    Build the images of a declaration that is applied later; return why this host isn't ready to apply it.
+
+    What runs goes on as it is.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace_fleet.prepare
+
+    generation
+        A candidate of the master's declaration. Defaults to what is in force.
+
+    gate
+        With ``trust`` among its words, lack of trust for a declared environment is a reason. Defaults to that.
+    """
+    try:
+        wanted = arguments.whole(_section(generation), {})
+        return _host().prepare(wanted, trusted="trust" in _gate(gate))
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def ailing(gate: list[str] | None = None) -> list[str]:
     """
     Return why this host isn't well: unhealthy environments, and environments for which it lacks trust. Changes nothing.
 
@@ -115,11 +142,19 @@ def ailing() -> list[str]:
     .. code-block:: bash
 
         salt '*' netspace_fleet.ailing
+        salt '*' netspace_fleet.ailing gate='[health]'
+
+    gate
+        The subjects that count: ``health``, ``trust``, or both, which is the default.
     """
     try:
-        return _host().ailing()
+        return _host().ailing(health="health" in _gate(gate), trusted="trust" in _gate(gate))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
+
+
+def _gate(words: list[str] | None) -> tuple[str, ...]:
+    return _SUBJECTS if words is None else tuple(map(str, words))
 
 
 def _host() -> Host:

@@ -4,15 +4,17 @@ A fleet in one declaration, on the master
 
 ``check`` tells whether the declaration is right, ``join`` brings hosts into the fleet and ``leave`` takes them out of
 it. ``plan`` shows what would change on all hosts, ``apply`` does exactly that, ``drift`` shows what changed by hand.
-``slice`` shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's
-file is named in the master's configuration, under ``ext_pillar``: see the page on fleets. On a refusal, the command's
-exit status is 1.
+``rollout`` applies a plan batch by batch. ``replace`` puts another machine in a host's place, and ``drain`` moves
+environments away from a host. ``slice`` shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may
+reach whom. The declaration's file is named in the master's configuration, under ``ext_pillar``: see the page on fleets.
+On a refusal, the command's exit status is 1.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -20,15 +22,19 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.fleet import draining, join_hosts, leaving, replacing  # noqa: E402
 from netspace.fleet import hosts as fleet_hosts  # noqa: E402
-from netspace.fleet import join_hosts, leaving  # noqa: E402
 from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.hosts import Outcome  # noqa: E402
 from netspace.fleet.planning import records, work  # noqa: E402
+from netspace.fleet.policy import Pace  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
+from netspace.fleet.rollout import control, planned, progress  # noqa: E402
+from netspace.fleet.rollout.journal import Journal  # noqa: E402
+from netspace.fleet.rollout.machine import Edges, Event  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
 from netspace.plugin import arguments, fleet_files  # noqa: E402
-from netspace.plugin.minions import Minions, OneMinion, Salt  # noqa: E402
+from netspace.plugin.minions import Minions, OneMinion, Salt, forget_tpm  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -378,6 +384,202 @@ def _event(tag: str, data: dict[str, Any]) -> None:
 
     with salt.utils.event.get_event("master", opts=__opts__, listen=False) as bus:
         bus.fire_event(data, tag)
+
+
+def rollout(
+    plan: str = "",
+    canary: Any = None,
+    step: Any = None,
+    max_fail: Any = None,
+    settle: Any = None,
+    gate: Any = None,
+    timeout: int = 900,
+    test: bool = False,
+) -> dict[str, Any]:
+    """
+    Apply exactly a plan, batch by batch, and judge each batch before the next one. Or show the last rollout.
+
+    Without a plan's id, return the state of the last rollout: ``plan``; ``state`` (``running``, ``paused``,
+    ``interrupted``, ``stopping``, ``done`` or ``stopped``); ``hosts``, the number of them in each state; ``bad``, the
+    hosts that are not known to be good; ``failed`` and ``held``, hosts with their reasons; and ``why`` it stopped. With
+    an id, return that when the rollout has ended or is paused. The exit status is 1 unless all hosts are good then.
+
+    A line for each step of each host goes to stderr, and an event to Salt's bus, with the tag
+    ``netspace/fleet/rollout/<plan>/<host>``. The page on fleets tells the order, the gate and the bound of bad hosts.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.rollout
+        salt-run netspace_fleet.rollout p0f3c2b1a9988776
+        salt-run netspace_fleet.rollout p0f3c2b1a9988776 canary=h1,h2 step=10 max_fail=5% settle=60
+        salt-run netspace_fleet.rollout p0f3c2b1a9988776 test=True
+
+    plan
+        The id from :py:func:`plan`.
+
+    canary, step, max_fail, settle, gate
+        In place of the declared values of ``rollout``. ``gate=none`` judges nothing.
+
+    timeout
+        Seconds that a host may take for each step.
+
+    test
+        Whether to show the batches, and begin nothing.
+    """
+
+    def done() -> dict[str, Any]:
+        if not plan:
+            return control.status(_journal())
+        declaration = _declaration()
+        fleet = fleet_hosts.compiled(declaration)[1]
+        given = {"canary": canary, "step": step, "max_fail": max_fail, "settle": settle, "gate": gate}
+        policy = control.chosen(fleet.rollout, given, fleet.hosts)
+        changes = planned.changes(declaration, plan)
+        if test:
+            return control.preview(changes, policy)
+        return control.start(_journal(), changes, policy, _edges(timeout))
+
+    return _answer(done, control.good if plan else lambda found: "error" not in found)
+
+
+def pause() -> dict[str, Any]:
+    """
+    Have the rollout pause once the batch that is under way is judged; return its state.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.pause
+    """
+    return _answer(lambda: control.pause(_journal()))
+
+
+def resume(timeout: int = 900) -> dict[str, Any]:
+    """
+    Go on with the rollout that was paused, or whose process was killed; return its state at the end.
+
+    A host that was found good isn't asked again.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.resume
+
+    timeout
+        Seconds that a host may take for each step.
+    """
+    return _answer(lambda: control.resume(_journal(), _edges(timeout)), control.good)
+
+
+def stop(take_back: bool = False, timeout: int = 900) -> dict[str, Any]:
+    """
+    Stop the rollout for good, whether it runs, is paused or was killed; return its state.
+
+    Hosts that are not known to be good get back what they had.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.stop
+        salt-run netspace_fleet.stop take_back=True
+
+    take_back
+        Whether the good hosts of the last batch get back what they had, too.
+
+    timeout
+        Seconds that a host may take for each step.
+    """
+    return _answer(lambda: control.stop(_journal(), _edges(timeout), take_back=take_back))
+
+
+def _journal() -> Journal:
+    return Journal(fleet_files.folder(__opts__) / "rollout")
+
+
+def _edges(timeout: int) -> control.MakeEdges:
+    def made(plan: str, pace: Pace) -> Edges:
+        def tell(event: Event) -> None:
+            print(progress.line(event), file=sys.stderr, flush=True)
+            try:
+                _event(*progress.message(plan, event))
+            except Exception as err:  # the bus must not decide whether a rollout goes on
+                log.warning("netspace: an event of the rollout was not sent: %s", err)
+
+        def attest(minions: Sequence[str]) -> None:
+            found = __salt__["netspace_attestation.attest"](list(minions), "list")
+            if "error" in found:
+                raise NetspaceError(f"netspace_attestation.attest: {found['error']}")
+
+        hosts = planned.RolledOut(_declaration(), plan, _minions(), attest, pace.gate, timeout)
+        return Edges(hosts, tell)
+
+    return made
+
+
+def replace(host: str, timeout: int = 60) -> dict[str, Any]:
+    """
+    Let another machine take the place of a host. Replacing a host again changes nothing, or does what was missing.
+
+    If the machine that answers hasn't the key that the master certified, or none answers, the host leaves, and its
+    trust domain and its TPM are released. Then the machine joins. A machine with the certified key only joins.
+
+    Return the keys of ``leave`` and of ``join``. The exit status is 1 if no machine can join yet.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.replace h2
+
+    host
+        The host's name, or the id of its minion.
+
+    timeout
+        Seconds to wait for each answer of a minion.
+    """
+
+    def done() -> dict[str, Any]:
+        minions = _minions()
+        return replacing.replace(
+            _declaration(),
+            host,
+            configured(__opts__.get("netspace.link")),
+            lambda minion: OneMinion(minions, minion, timeout, __salt__),
+            lambda minion: forget_tpm(__salt__, minion),
+            lambda asked, function, given: minions.ask(asked, function, given, timeout),
+        )
+
+    return _answer(done, lambda found: not any("error" in one for one in found.values()))
+
+
+def drain(*hosts: str, undo: bool = False, **others: object) -> dict[str, Any]:
+    """
+    Place the environments of hosts elsewhere, as far as their placement allows, until the drain is undone.
+
+    Return ``changed``; ``drained``: all drained hosts; ``moves``: the environments that move; ``stay``: those that
+    can't, with the reason; and ``apply``: the minions that have another pillar then. If the fleet would have a problem,
+    nothing is changed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.drain h2
+        salt-run netspace_fleet.drain h2 undo=True
+
+    hosts
+        Names of hosts, or ids of their minions.
+
+    undo
+        Whether these hosts may have environments again. Nothing moves back by itself.
+    """
+    arguments.refuse_others(others)
+    return _answer(lambda: draining.drain(_declaration(), hosts, undo=undo))
 
 
 def _declaration() -> FleetDeclaration:

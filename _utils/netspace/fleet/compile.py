@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netspace.errors import SpecError
@@ -77,6 +77,7 @@ def fleet(
     previous: Mapping[str, tuple[str, ...]],
     *,
     remembered: Mapping[str, tuple[str, ...]] | None = None,
+    drained: Collection[str] = (),
     edges: bool = False,
 ) -> Compiled:
     """Compile a whole declaration.
@@ -86,11 +87,12 @@ def fleet(
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
     :param remembered: the last hosts of environments that run nowhere now.
+    :param drained: hosts that get an environment only if no other host is possible.
     :param edges: whether to compute who may reach whom. Assertions (``never``) need it in any case.
     :raises FleetError: the declaration can't be parsed.
     """
     declared = parse.fleet(documents)
-    placement = place.place(declared, published, nodegroups, previous, remembered)
+    placement = place.place(declared, published, nodegroups, previous, remembered, drained)
     problems = list(placement.problems)
     ways = list(_ways(declared, placement.hosts, problems))
     slices: dict[str, Mapping[str, Any]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from netspace.errors import NetspaceError, StateError
 from netspace.fleet import compile as compiler
 from netspace.fleet import in_force
 from netspace.fleet.compile import Compiled
+from netspace.fleet.drained import Drained
 from netspace.fleet.given import Candidate, GivenSlices
 from netspace.fleet.in_force import Change, Inputs, Manifest, Refusal, Stamp
 from netspace.fleet.published import Register
@@ -89,6 +90,7 @@ class FleetDeclaration:
             raise NetspaceError(f"ext_pillar: netspace: {root!r:.200}: name a file by its absolute path, or salt://...")
         self.root = root
         self.register = Register(folder / "hosts")
+        self.drained = Drained(folder / "drained.json")
         self.store = in_force.store(folder / "compiled")
         self.given = GivenSlices(folder / "compiled")
         self._sources = sources
@@ -193,12 +195,13 @@ class FleetDeclaration:
             time.sleep(in_force.UNCHANGED / 1e9)
         raise NetspaceError(f"{self.root}: it, or what it includes, goes on changing; repeat this when it is written")
 
-    def check(self, *, edges: bool = False) -> Compiled:
+    def check(self, *, edges: bool = False, drained: Collection[str] | None = None) -> Compiled:
         """Compile the present declaration, without putting it in force.
 
         :param edges: whether to compute who may reach whom.
+        :param drained: the hosts that would be drained; None: those that are.
         """
-        return self._compile(edges=edges)[0]
+        return self._compile(edges=edges, drained=drained)[0]
 
     def _now(self) -> _Now:
         known = self._known()
@@ -225,7 +228,9 @@ class FleetDeclaration:
 
     def _written(self, *of: Inputs) -> bool:
         """Return whether the files are written to their end, as far as their times tell."""
-        return in_force.unchanged({path for one in of for path in one.files} - {str(self.register.folder)})
+        return in_force.unchanged(
+            {path for one in of for path in one.files} - {str(self.register.folder), str(self.drained.path)}
+        )
 
     def _known(self) -> _Now | None:
         """Return the known state for the present files; None if the files have to be compiled."""
@@ -239,10 +244,16 @@ class FleetDeclaration:
             return _Now(manifest, None, False, True)
         return None
 
-    def _compile(self, *, edges: bool = False) -> tuple[Compiled, Inputs]:
-        stamps: dict[str, Stamp] = {str(self.register.folder): in_force.settled(self.register.folder)}
+    def _compile(self, *, edges: bool = False, drained: Collection[str] | None = None) -> tuple[Compiled, Inputs]:
+        own = (self.register.folder, self.drained.path)
+        stamps: dict[str, Stamp] = {str(path): in_force.settled(path) for path in own}
         published, damaged = self.register.read_all()
         problems = list[Problem]()
+        if drained is None:
+            try:
+                drained = self.drained.read()
+            except StateError as err:
+                problems.append(Problem("", "what is drained", str(err)))
         names: dict[str, str | None] = {}
         documents = self._documents(stamps, names, problems)
         inputs = Inputs(stamps, names, self._context)
@@ -251,7 +262,9 @@ class FleetDeclaration:
         try:
             known = self.given if self.given.active() else self.store
             placed, gone = known.placed(), known.remembered()
-            found = compiler.fleet(documents, published, self._nodegroups, placed, remembered=gone, edges=edges)
+            found = compiler.fleet(
+                documents, published, self._nodegroups, placed, remembered=gone, drained=drained or (), edges=edges
+            )
             unread = (Problem("", REGISTER, reason) for reason in damaged)
             return found._replace(problems=(*found.problems, *unread, *self._vanished(found, documents))), inputs
         except FleetError as err:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from netspace.errors import SpecError
+from netspace.fleet import policy
+from netspace.fleet.policy import Policy
 from netspace.fleet.types import (
     DOMAIN,
     MAX_TERMS,
@@ -33,8 +35,11 @@ from netspace.spec.types import NAME, NAME_RULE, Broker
 
 T = TypeVar("T")
 
-KEYS = ("hosts", "environments", "links", "never", "defaults", "domain", "trusted_grains", "apply", "include", "uses")
-_SINGLE = ("defaults", "domain", "trusted_grains", "apply")
+KEYS = (
+    *("hosts", "environments", "links", "never", "defaults", "domain", "trusted_grains", "apply", "rollout"),
+    *("include", "uses"),
+)
+_SINGLE = ("defaults", "domain", "trusted_grains", "apply", "rollout")
 """Keys that stand in one file of a declaration, because two values of one could contradict each other."""
 APPLY = ("at-once", "planned")
 _EMPTY = {"hosts": "{}", "environments": "{}", "links": "[]", "never": "[]"}
@@ -140,6 +145,7 @@ def fleet(documents: Mapping[str, Any]) -> Fleet:
         _Reading(file, problems).refuse("apply", f"{when!r:.40} is not possible here; choose from {', '.join(APPLY)}")
     settings_file = single.get("defaults", ("",))[0]
     result = Fleet(named, environments, tuple(links), tuple(never), *settings, settings_file, planned=when == "planned")
+    result = result._replace(rollout=_rollout(single, named, problems))
     _check_names(result, owners, problems)
     if problems:
         raise FleetError(problems)
@@ -162,6 +168,16 @@ def _settings(single: Mapping[str, tuple[str, Any]], problems: list[Problem]) ->
         if not _GRAIN.fullmatch(grain):
             reading.refuse("trusted_grains", f"{grain!r:.80} can't be a grain's name")
     return defaults, domain, grains
+
+
+def _rollout(single: Mapping[str, tuple[str, Any]], known: Iterable[str], problems: list[Problem]) -> Policy:
+    """Return the declared policy of rollouts."""
+    file, value = single.get("rollout", ("", {}))
+    reading = _Reading(file, problems)
+    found = reading.convert(value, Policy, "rollout") or Policy()
+    for key, why in policy.wrong(found, known):
+        reading.refuse(f"rollout:{key}", why)
+    return found
 
 
 def _check_host(reading: _Reading, where: str, host: Host) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from netspace.errors import NetspaceError
 from netspace.fleet.targets import Targets, Waiting
 from netspace.fleet.types import Fleet, Missing, Move, Placing, Problem, Published
 from netspace.spec.types import LevelName
+
+STAYS = "stays on the drained"
 
 
 class Placement(NamedTuple):
@@ -66,6 +68,7 @@ def place(
     nodegroups: Mapping[str, object],
     previous: Mapping[str, tuple[str, ...]],
     remembered: Mapping[str, tuple[str, ...]] | None = None,
+    drained: Collection[str] = (),
 ) -> Placement:
     """Return the hosts of each environment.
 
@@ -73,6 +76,7 @@ def place(
     :param nodegroups: the master's nodegroups.
     :param previous: the hosts of each environment until now.
     :param remembered: the last hosts of environments that run nowhere now.
+    :param drained: hosts that get an environment only if no other host is possible.
     """
     before = {**(remembered or {}), **previous}
     targets = Targets(fleet, published, nodegroups)
@@ -90,8 +94,14 @@ def place(
             problems.append(Problem(file, f"environments:{name}:on", str(err).removeprefix("on: ")))
             continue
         candidates = _candidates(fleet, levels, placing, matching)
-        wanted = len(candidates.possible) if placing.replicas == "all" else placing.replicas
-        chosen = _chosen(fleet, name, placing, candidates.possible, wanted, before.get(name, ()))
+        free = tuple(host for host in candidates.possible if host not in drained)
+        last = tuple(host for host in candidates.possible if host in drained)
+        wanted = len(free or last) if placing.replicas == "all" else placing.replicas
+        chosen = _chosen(fleet, name, placing, free, wanted, before.get(name, ()))
+        if last and len(chosen) < wanted:
+            stay = _chosen(fleet, name, placing, last, wanted - len(chosen), before.get(name, ()))
+            chosen = tuple(sorted((*chosen, *stay)))
+            missing.append(Missing(name, f"{name}: {STAYS} {', '.join(stay)}: no other host is possible"))
         if chosen:
             placed[name] = chosen
         if not chosen or len(chosen) < wanted:
@@ -101,7 +111,8 @@ def place(
             else:
                 problems.append(Problem(file, f"environments:{name}:on", text))
         if name in previous and set(previous[name]) != set(chosen):
-            moves.append(Move(name, previous[name], chosen, _why(fleet, candidates, matching, previous[name], chosen)))
+            why = _why(fleet, candidates, matching, previous[name], chosen, drained)
+            moves.append(Move(name, previous[name], chosen, why))
     moves += [
         Move(name, old, (), "it is no longer declared")
         for name, old in previous.items()
@@ -162,7 +173,12 @@ def _too_few(placing: Placing, wanted: int, candidates: _Candidates) -> str:
 
 
 def _why(
-    fleet: Fleet, candidates: _Candidates, matching: tuple[str, ...], old: tuple[str, ...], new: tuple[str, ...]
+    fleet: Fleet,
+    candidates: _Candidates,
+    matching: tuple[str, ...],
+    old: tuple[str, ...],
+    new: tuple[str, ...],
+    drained: Collection[str],
 ) -> str:
     """Return the reason for a change of an environment's hosts."""
     reasons = []
@@ -173,6 +189,8 @@ def _why(
             reasons.append(f"`on` no longer matches {host}")
         elif host in candidates.refused:
             reasons.append(candidates.refused[host])
+        elif host in drained:
+            reasons.append(f"{host} is drained")
     if len(old) != len(new):
         reasons.append(f"{len(new)} replicas instead of {len(old)}")
     return "; ".join(reasons)

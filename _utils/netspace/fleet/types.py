@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from netspace.errors import NetspaceError, short
+from netspace.fleet.policy import Policy
 from netspace.spec import hosts
 from netspace.spec.types import Base, By, LevelName
 
@@ -167,6 +168,7 @@ class Fleet(NamedTuple):
 
     :param settings_file: the file with ``defaults``.
     :param planned: whether changes are planned first (``apply: planned``).
+    :param rollout: the policy of rollouts, unless an operator gives another.
     """
 
     hosts: Mapping[str, HostEntry]
@@ -178,6 +180,7 @@ class Fleet(NamedTuple):
     trusted_grains: tuple[str, ...] = ()
     settings_file: str = ""
     planned: bool = False
+    rollout: Policy = Policy()
 
     def minion(self, host: str) -> str:
         """Return the id of a host's minion."""

@@ -11,13 +11,13 @@ Every method holds the instance's lock, except with ``test``, which writes nothi
 from __future__ import annotations
 
 from netspace.host.drift import Drift
-from netspace.host.images import Images
 from netspace.host.planned import Planned
+from netspace.host.preparation import Preparation
 from netspace.host.removal import Removal
 from netspace.host.seals import Seals
 
 
-class Host(Planned, Drift, Removal, Seals, Images):
+class Host(Planned, Drift, Removal, Seals, Preparation):
     """This host, under one instance's names.
 
     :param layout: the instance's paths and names.

@@ -43,11 +43,14 @@ class Planned(Overview):
             finally:
                 self._guard = None
 
-    def ailing(self) -> list[str]:
-        """Return why this host isn't well: unhealthy environments, and those that lack trust. Changes nothing."""
-        rows = self.environments.list()
+    def ailing(self, *, health: bool = True, trusted: bool = True) -> list[str]:
+        """Return why this host isn't well: unhealthy environments, and those that lack trust. Changes nothing.
+
+        :param health: whether health counts.
+        :param trusted: whether trust counts.
+        """
         found = []
-        for name, row in rows.items():
+        for name, row in self.environments.list().items() if health else ():
             if row.get("problem"):
                 found.append(f"{name}: {row['problem']}")
             elif row.get("declared_stopped") is True and row["state"] == "stopped":
@@ -55,8 +58,8 @@ class Planned(Overview):
             elif row["state"] != "running" or row.get("health") not in ("", None, "healthy") or row.get("flapping"):
                 word = "flapping" if row.get("flapping") else row.get("health") or ""
                 found.append(f"{name}: {row['state']}{f', {word}' if word else ''}")
-        known, _ = self.environments.readable()
-        lacking = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
+        known, _ = self.environments.readable() if trusted else ({}, {})
+        lacking = trust.withheld({name: record.spec for name, record in known.items()}, self.trust()) if known else {}
         return found + [f"{name}: {reason}" for name, reason in sorted(lacking.items())]
 
 

@@ -136,3 +136,15 @@ class OneMinion:
         if not isinstance(standing, dict) or "level" not in standing:
             raise NetspaceError(f"netspace_attestation.attest: {self._minion} did not answer")
         return str(standing["level"])
+
+
+def forget_tpm(runners: Mapping[str, Any], minion: str) -> None:
+    """Release the TPM or software key by which a minion was attested, if there is one.
+
+    :param runners: the master's runners, by name.
+    :raises NetspaceError: it can't be released.
+    """
+    found = runners["netspace_attestation.release"](minion)
+    error = str(found.get("error", ""))
+    if error and not error.endswith("nothing to release"):
+        raise NetspaceError(f"netspace_attestation.release {minion}: {error}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import fcntl
 import json
+import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +114,31 @@ def test_what_ails_a_host_is_told(salt: Salt, image: Path) -> None:
     until(lambda: salt("netspace_fleet.ailing") == [], patience=120)
     salt("netspace_environment.stop", "web")
     assert [one.split(":")[0] for one in salt("netspace_fleet.ailing")] == ["web"]
+    assert salt("netspace_fleet.ailing", "gate=[trust]") == []
     salt("netspace_environment.start", "web")
     until(lambda: salt("netspace_fleet.ailing") == [], patience=120)
+
+
+def test_a_host_prepares_and_its_plan_stays_the_same(salt: Salt, image: Path, tmp_path: Path) -> None:
+    all_true(salt.apply(shop(image)))
+    newer = tmp_path / "newer.tar"
+    shutil.copy(image, newer)
+    with tarfile.open(newer, "a") as archive:
+        archive.addfile(tarfile.TarInfo("usr/share/newer"))
+    declared = shop(image)
+    declared["environments"]["stranger"]["image"] = f"tar:{newer}"
+    plan, before = planned(salt, declared), running(salt)
+    assert salt("netspace_fleet.prepare") == [] == salt("netspace_fleet.prepare")
+    sources = [source for row in salt("netspace_image.list").values() for source in row["sources"]]
+    assert f"tar:{newer}" in sources
+    assert planned(salt, declared) == plan and running(salt) == before
+    assert applied(salt, plan)["applied"] is True
+    declared["environments"]["web"]["image"] = f"tar:{tmp_path}/none.tar"
+    declared["environments"]["stranger"]["attestation"] = {"policy": "require", "minimum": "L5"}
+    planned(salt, declared)
+    gates = {gate: salt("netspace_fleet.prepare", f"gate=[{gate}]") for gate in ("health", "trust")}
+    assert [one.split(":")[0] for one in gates["health"]] == ["web"] and "none.tar" in gates["health"][0]
+    assert [one.split(":")[0] for one in gates["trust"]] == ["web", "stranger"] and "L5" in gates["trust"][1]
 
 
 def test_a_drift_needs_no_declaration(salt: Salt, image: Path) -> None:

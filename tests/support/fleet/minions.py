@@ -18,6 +18,7 @@ class Minions:
     :ivar away: minions that don't answer.
     :ivar failing: minions on which each step fails.
     :ivar ailing: what is wrong on each minion.
+    :ivar unready: why each minion isn't ready to apply.
     :ivar told: functions that were called without waiting, each with its minions.
     :ivar asked: functions that were called, each with its minion.
     """
@@ -28,6 +29,7 @@ class Minions:
         self.away: set[str] = set()
         self.failing: set[str] = set()
         self.ailing: dict[str, list[str]] = {}
+        self.unready: dict[str, list[str]] = {}
         self.told: list[tuple[str, list[str]]] = []
         self.asked: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda function, minion: None
@@ -70,7 +72,11 @@ class Minions:
         self.has[minion] = dict(section.get("environments", {}))
         return plans.outcome(Result(plan, [Outcome(step) for step in plan.steps]))
 
-    def netspace_fleet_ailing(self, minion: str) -> Any:
+    def netspace_fleet_prepare(self, minion: str, generation: str = "", gate: Sequence[str] = ()) -> Any:
+        self.slice(minion, generation)
+        return self.unready.get(minion, [])
+
+    def netspace_fleet_ailing(self, minion: str, gate: Sequence[str] = ()) -> Any:
         return self.ailing.get(minion, [])
 
     def slice(self, minion: str, generation: str) -> dict[str, Any]:

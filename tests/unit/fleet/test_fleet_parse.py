@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from netspace.fleet import parse
+from netspace.fleet.policy import Policy
 from netspace.fleet.types import FleetError, broker_address
 
 IMAGE = {"image": "tar:/srv/shop.tar"}
@@ -81,12 +82,26 @@ def test_several_files_are_one_declaration() -> None:
         ([{"never": [{"from": "10.0.0.0/8", "to": "0.0.0.0/0"}]}], "0.yaml", "never:0", "neither end"),
         ([{"never": [{"from": "a", "to": "127.0.0.1"}]}], "0.yaml", "never:0:to", "machines outside can't have"),
         ([{"never": [{"from": "a", "to": "10.0.0.0/8", "by": "messages"}]}], "0.yaml", "never:0:by", "name packets"),
+        ([{"rollout": {"max_fial": 1}}], "0.yaml", "rollout:max_fial", "did you mean max_fail?"),
+        ([{"rollout": {"max_fail": 0}}], "0.yaml", "rollout:max_fail", "no host can change"),
+        ([{"rollout": {"step": "half"}}], "0.yaml", "rollout:step", "a percentage such as 10%"),
+        ([{"rollout": {"step": []}}], "0.yaml", "rollout:step", "expected"),
+        ([{"rollout": {"canary": ["h9"]}}], "0.yaml", "rollout:canary", "h9: no host of the fleet"),
+        ([{"rollout": {"gate": ["luck"]}}], "0.yaml", "rollout:gate:0", "choose from health, trust"),
+        ([{"rollout": {"settle": -1}}], "0.yaml", "rollout:settle", "expected 0 to"),
+        ([{"rollout": {}}, {"rollout": {}}], "1.yaml", "rollout", "stands in 0.yaml, too"),
         ([{"trusted_grains": ["a b"]}], "0.yaml", "trusted_grains", "can't be a grain's name"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_has_its_place(documents: list[Any], file: str, path: str, reason: str) -> None:
     found = refused(*documents)
     assert any((one[0], one[1]) == (file, path) and reason in one[2] for one in found), found
+
+
+def test_a_rollouts_policy_is_read() -> None:
+    data = {"hosts": {"h1": None}, "rollout": {"canary": ["h1"], "step": "25%", "max_fail": 3, "settle": 5, "gate": []}}
+    assert parse.fleet({"a": data}).rollout == Policy(canary=("h1",), step="25%", max_fail=3, settle=5.0, gate=())
+    assert parse.fleet({"a": {"hosts": {"h1": None}}}).rollout == Policy()
 
 
 def test_at_least_is_required_where_the_environment_starts() -> None:

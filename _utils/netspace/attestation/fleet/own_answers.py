@@ -28,6 +28,7 @@ SIGNED = frozenset(
         "netspace_fleet.ailing",
         "netspace_fleet.apply",
         "netspace_fleet.plan",
+        "netspace_fleet.prepare",
         "netspace_link.authority_adopt",
         "netspace_link.authority_request",
         "netspace_link.public_key",

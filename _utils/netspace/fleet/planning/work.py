@@ -161,6 +161,7 @@ class PlannedHosts:
     """Hosts of a plan (:class:`netspace.fleet.hosts.Hosts`) over Salt's bus.
 
     :param told: called with each host and its outcome, as it comes.
+    :param gate: what must be right with a host that is healthy.
     """
 
     def __init__(
@@ -170,9 +171,11 @@ class PlannedHosts:
         minions: Minions,
         timeout: float,
         told: Callable[[str, Outcome], None] = lambda host, outcome: None,
+        gate: Sequence[str] = ("health", "trust"),
     ) -> None:
         self._declaration, self._given, self._record = declaration, declaration.given, record
         self._minions, self._timeout, self._told = minions, timeout, told
+        self._gate = list(gate)
 
     def apply(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
         """Apply exactly the hosts' plans. A host gets its slice for good when it has applied it.
@@ -252,7 +255,7 @@ class PlannedHosts:
                 raise NetspaceError("its answer tells of no health")
             return Outcome(not answer, "; ".join(str(one)[:MAX_TOLD] for one in answer[:3]))
 
-        self._ask("netspace_fleet.ailing", known, lambda some: {}, judged, found)
+        self._ask("netspace_fleet.ailing", known, lambda some: {"gate": self._gate}, judged, found)
         return found
 
     # -- steps ------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+"""Draining: a host's environments go elsewhere, as far as their placement allows, before somebody works on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.fleet import hosts as fleet_hosts
+from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.place import STAYS
+
+
+def drain(declaration: FleetDeclaration, names: Iterable[object], *, undo: bool) -> dict[str, Any]:
+    """Drain hosts, or, with *undo*, let them have environments again; return what moves, and what can't.
+
+    With *undo* nothing moves back by itself: an environment stays where it is.
+
+    :param names: of hosts, or ids of their minions.
+    :raises NetspaceError: the declaration has problems, or would have some; then nothing is changed.
+    """
+    before, fleet = fleet_hosts.compiled(declaration)
+    hosts = fleet_hosts.named(fleet, names)
+    known = declaration.drained.read()
+    new = known - set(hosts) if undo else known | set(hosts)
+    after = declaration.check(drained=new)
+    if after.problems:
+        raise NetspaceError(
+            f"nothing is changed, because it would be {len(after.problems)} problems: {after.problems[0]}"
+        )
+    changed = declaration.drained.change(hosts, undo=undo)
+    if (refusal := declaration.apply()) is not None:
+        raise NetspaceError(f"{refusal.count} problems: {fleet_hosts.CHECK}")
+    concerned = {name for name, placed in before.placed.items() if set(placed) & set(hosts)}
+    concerned |= {name for name, placed in after.placed.items() if set(placed) & set(hosts)}
+    different = {minion for minion in after.slices if before.slices.get(minion) != after.slices[minion]}
+    return {
+        "changed": changed,
+        "drained": sorted(new & set(fleet.hosts)),
+        "moves": [
+            {"environment": one.environment, "old": list(one.old), "new": list(one.new), "reason": one.reason}
+            for one in after.moves
+            if one.environment in concerned
+        ],
+        "stay": [one.text for one in after.missing if STAYS in one.text and one.subject in concerned],
+        "apply": sorted(different),
+    }

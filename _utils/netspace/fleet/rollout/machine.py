@@ -1,0 +1,157 @@
+"""Machine of a rollout: it takes one step after the other, and writes each into the journal.
+
+It may be killed at any moment. The next run goes on from the journal: a host that was found good isn't asked again, and
+a host whose answer isn't in the journal is. The same plan, applied twice, changes nothing the second time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from netspace.fleet.hosts import Hosts, Outcome
+from netspace.fleet.rollout import records
+from netspace.fleet.rollout.journal import Journal
+from netspace.fleet.rollout.state import Action, Rollout, Status
+
+OPERATOR = "the operator stopped it"
+SHOWN = 5
+"""The most hosts of a batch that are named."""
+LOOK = 1.0
+"""Seconds between two looks at what an operator asks for, while hosts settle."""
+
+
+class RolloutHosts(Hosts, Protocol):
+    """Hosts on which a rollout acts, with the preparation that comes first."""
+
+    def prepare(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        """Attest each host, and let it fetch the images of its plan. What it runs goes on as it is."""
+
+
+class Event(NamedTuple):
+    """News of one host, or of the whole rollout.
+
+    :param host: empty: the whole rollout.
+    :param what: a few words, such as ``applied``.
+    :param reason: of a failure; else empty.
+    """
+
+    host: str
+    what: str
+    reason: str = ""
+
+
+class Edges(NamedTuple):
+    """Everything that the machine reaches beyond the journal.
+
+    :param tell: tells operators some news.
+    :param wait: waits for some seconds.
+    :param clock: returns seconds since 1970.
+    """
+
+    hosts: RolloutHosts
+    tell: Callable[[Event], None] = lambda event: None
+    wait: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.time
+
+
+def run(journal: Journal, rollout: Rollout, edges: Edges) -> None:
+    """Carry a rollout out until it has ended or is paused; the caller holds the journal's lock.
+
+    :raises NetspaceError: the hosts can't be asked at all, for example because the master is down. The rollout can be
+        resumed.
+    """
+    machine = _Machine(journal, rollout, edges)
+    while rollout.ended is None and not rollout.paused:
+        machine.step()
+
+
+class _Machine:
+    def __init__(self, journal: Journal, rollout: Rollout, edges: Edges) -> None:
+        self._journal, self._rollout, self._edges = journal, rollout, edges
+
+    def step(self) -> None:
+        """Take the next step, or the one that an operator asks for instead."""
+        rollout = self._rollout
+        step = rollout.next()
+        asked = self._journal.asked()
+        if asked is not None and rollout.stopping is not None:
+            self._journal.answered()
+        elif asked in ("stop", "stop-and-take-back"):
+            self._write(self._stopping(asked == "stop-and-take-back"))
+            self._journal.answered()
+            return
+        elif asked == "pause" and not rollout.those(Status.SENT, Status.APPLIED):  # else after the batch is judged
+            self._write(records.Paused())
+            self._journal.answered()
+            self._edges.tell(Event("", "paused"))
+            return
+        match step.action:
+            case Action.PREPARE:
+                self._edges.tell(Event("", f"begins: {len(step.hosts)} hosts"))
+                told = self._edges.hosts.prepare(step.hosts)
+                self._outcomes(records.Prepared(outcomes=records.outcomes(step.hosts, told)), "prepared")
+            case Action.APPLY:
+                if any(rollout.hosts[host] is Status.WAITING for host in step.hosts):
+                    self._write(records.Sent(hosts=step.hosts))
+                self._edges.tell(Event("", self._batch(step.hosts)))
+                told = self._edges.hosts.apply(step.hosts)
+                self._outcomes(records.Applied(outcomes=records.outcomes(step.hosts, told)), "applied")
+            case Action.JUDGE:
+                if self._settled():
+                    told = self._judged(step.hosts)
+                    self._outcomes(records.Judged(outcomes=records.outcomes(step.hosts, told)), "good")
+            case Action.STOP:
+                self._write(records.Stopping(why=step.why, hosts=step.hosts))
+                self._edges.tell(Event("", f"stops, {len(step.hosts)} hosts are taken back", step.why))
+            case Action.TAKE_BACK:
+                told = self._edges.hosts.take_back(step.hosts)
+                self._outcomes(records.TakenBack(outcomes=records.outcomes(step.hosts, told)), "taken back")
+            case Action.CHECK:
+                self._edges.wait(rollout.started.pace.settle)
+                told = self._judged(step.hosts)
+                self._outcomes(records.Checked(outcomes=records.outcomes(step.hosts, told)), "good as before")
+            case Action.END:
+                self._write(records.Ended(at=self._edges.clock()))
+                counts = ", ".join(f"{count} {what}" for what, count in rollout.counts().items())
+                self._edges.tell(Event("", f"has ended: {counts}", rollout.stopping or ""))
+
+    def _batch(self, hosts: Sequence[str]) -> str:
+        named = ", ".join(hosts[:SHOWN]) + (f" and {len(hosts) - SHOWN} more" if len(hosts) > SHOWN else "")
+        good = len(self._rollout.those(Status.GOOD))
+        return f"{named} apply ({good} of {len(self._rollout.hosts)} hosts are good)"
+
+    def _stopping(self, take_back: bool) -> records.Stopping:
+        step = self._rollout.stop(OPERATOR, take_back=take_back)
+        self._edges.tell(Event("", f"stops, {len(step.hosts)} hosts are taken back", step.why))
+        return records.Stopping(why=step.why, hosts=step.hosts)
+
+    def _judged(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        if not self._rollout.started.pace.gate:
+            return dict.fromkeys(hosts, Outcome(True))
+        return self._edges.hosts.healthy(hosts)
+
+    def _settled(self) -> bool:
+        """Wait for as long as hosts settle; return False at once if an operator asks to stop meanwhile."""
+        left = self._rollout.started.pace.settle
+        while left > 0:
+            if self._journal.asked() in ("stop", "stop-and-take-back"):
+                return False
+            self._edges.wait(min(left, LOOK))
+            left -= LOOK
+        return True
+
+    def _outcomes(
+        self,
+        record: records.Prepared | records.Applied | records.Judged | records.TakenBack | records.Checked,
+        good: str,
+    ) -> None:
+        self._write(record)
+        for host, reason in record.outcomes.items():
+            self._edges.tell(Event(host, "FAILED" if reason else good, reason))
+
+    def _write(self, record: records.Entry) -> None:
+        """Write a record, and then take it up: what isn't on the disk hasn't happened."""
+        self._journal.append(record)
+        self._rollout.take(record)

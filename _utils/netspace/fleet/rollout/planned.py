@@ -1,0 +1,145 @@
+"""Hosts of a kept plan as a rollout acts on them: over Salt's bus, by the plan's candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.hosts import Outcome
+from netspace.fleet.planning import work
+from netspace.fleet.planning.records import PlanRecord
+from netspace.fleet.planning.work import Calls, Heard, PlannedHosts
+from netspace.fleet.policy import Gate
+from netspace.fleet.rollout.control import Changes
+
+Attest = Callable[[Sequence[str]], None]
+"""Attests minions; raises ``NetspaceError`` if that isn't possible at all."""
+
+
+def changes(declaration: FleetDeclaration, plan: object) -> Changes:
+    """Return what a kept plan changes.
+
+    :raises NetspaceError: there is no such plan, or it can't be taken back because changes aren't planned first.
+    """
+    record = work.plans_of(declaration).read(plan)
+    if not record.generation:
+        raise NetspaceError(
+            "without `apply: planned` in the fleet's file, hosts get a saved change at once, and nothing is kept that "
+            "could be taken back; write that line, plan, and roll that plan out; or use netspace_fleet.apply"
+        )
+    hosts = record.changing()
+    given = declaration.given.sections()
+    old = {host: given.get(record.hosts[host].minion, {}) for host in hosts}
+    new = {host: _section(declaration, record, host) for host in hosts}
+    return Changes(record.id, tuple(hosts), old, new)
+
+
+def _section(declaration: FleetDeclaration, record: PlanRecord, host: str) -> Mapping[str, Any]:
+    """Return what a host will have under ``netspace``."""
+    found = declaration.given.candidate_slice(record.generation, record.hosts[host].minion) or {}
+    section: Mapping[str, Any] = found.get("netspace", {})
+    return section
+
+
+class _Noting:
+    """Minions that remember whether they could not be asked at all.
+
+    ``PlannedHosts`` counts each host as failed then. A rollout must not: the hosts are as they were, and it goes on
+    when the master is there again.
+    """
+
+    def __init__(self, minions: work.Minions) -> None:
+        self._minions = minions
+        self._down: NetspaceError | None = None
+
+    def each(self, function: str, calls: Calls, timeout: float, heard: Heard) -> None:
+        try:
+            self._minions.each(function, calls, timeout, heard)
+        except NetspaceError as err:
+            self._down = err
+            raise
+
+    def tell(self, function: str, minions: Sequence[str]) -> None:
+        self._minions.tell(function, minions)
+
+    @contextmanager
+    def up(self) -> Iterator[None]:
+        """Raise what prevented the asking, at the end."""
+        self._down = None
+        yield
+        if self._down is not None:
+            raise self._down
+
+
+class RolledOut:
+    """Hosts of a kept plan (:class:`netspace.fleet.rollout.machine.RolloutHosts`).
+
+    :param plan: the plan's id.
+    :param gate: what must be right with a host that has changed.
+    :param timeout: seconds that a host may take for each step.
+    """
+
+    def __init__(
+        self,
+        declaration: FleetDeclaration,
+        plan: str,
+        minions: work.Minions,
+        attest: Attest,
+        gate: Sequence[Gate],
+        timeout: float,
+    ) -> None:
+        self._declaration, self._plan, self._attest = declaration, plan, attest
+        self._gate, self._timeout = tuple(gate), timeout
+        self._minions = _Noting(minions)
+
+    def prepare(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        """Attest the hosts that the master attests, and have all build their images."""
+        record = self._record()
+        asked = [host for host in hosts if _section(self._declaration, record, host)]
+        found = {host: Outcome(True) for host in hosts if host not in asked}  # it only loses its slice
+        if "trust" in self._gate:
+            by_master = [
+                record.hosts[host].minion
+                for host in asked
+                if _section(self._declaration, record, host).get("attestation", {}).get("verifier") == "master"
+            ]
+            if by_master:
+                self._attest(by_master)
+        host_of = {record.hosts[host].minion: host for host in asked}
+
+        def heard(minion: str, answer: Any) -> None:
+            found[host_of[minion]] = _ready(answer)
+
+        calls = [(list(host_of), {"generation": record.generation, "gate": list(self._gate)})]
+        self._minions.each("netspace_fleet.prepare", calls, self._timeout, heard)
+        return found
+
+    def apply(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        with self._minions.up():
+            return self._hosts().apply(hosts)
+
+    def take_back(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        with self._minions.up():
+            return self._hosts().take_back(hosts)
+
+    def healthy(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        with self._minions.up():
+            return self._hosts().healthy(hosts)
+
+    def _hosts(self) -> PlannedHosts:
+        return PlannedHosts(self._declaration, self._record(), self._minions, self._timeout, gate=self._gate)
+
+    def _record(self) -> PlanRecord:
+        """Return the plan. Each reading keeps it among those that were used last."""
+        return work.plans_of(self._declaration).read(self._plan)
+
+
+def _ready(answer: Any) -> Outcome:
+    if isinstance(answer, NetspaceError):
+        return Outcome(False, str(answer)[: work.MAX_TOLD])
+    if not isinstance(answer, list):
+        return Outcome(False, "its answer tells of no preparation; synchronise it (saltutil.sync_all)")
+    return Outcome(not answer, "; ".join(str(one)[: work.MAX_TOLD] for one in answer[:3]))

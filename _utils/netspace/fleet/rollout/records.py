@@ -1,0 +1,132 @@
+"""Records of a rollout's journal. Pure.
+
+A journal begins with :class:`Started`. Each later record tells of one step. ``Sent`` and ``Stopping`` are written
+before what they tell of, the others after it. So whatever was under way when the master was killed is known.
+
+Outcomes are reasons of failure by host; empty: it succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import msgspec
+
+from netspace.fleet.hosts import Outcome
+from netspace.fleet.policy import Pace
+from netspace.text import REPLACEMENT, printable
+
+MAX_REASON = 300
+"""Characters of a reason that are kept."""
+MAX_HOSTS = 100_000
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="step"):
+    """Base of all records."""
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A planned batch."""
+
+    hosts: tuple[str, ...]
+    canary: bool = False
+
+
+class Started(Record, frozen=True, tag="started"):
+    """The rollout began.
+
+    :param plan: the plan's id.
+    :param before: for each host those that must be good before it changes.
+    :param at: seconds since 1970.
+    """
+
+    plan: str
+    pace: Pace
+    batches: tuple[Group, ...]
+    before: dict[str, tuple[str, ...]]
+    at: float
+    version: Literal[1] = 1
+
+
+class Prepared(Record, frozen=True, tag="prepared"):
+    """Hosts were attested, and fetched their images, or failed to."""
+
+    outcomes: dict[str, str]
+
+
+class Sent(Record, frozen=True, tag="sent"):
+    """Hosts are about to be told to apply."""
+
+    hosts: tuple[str, ...]
+
+
+class Applied(Record, frozen=True, tag="applied"):
+    """Hosts applied, or failed to."""
+
+    outcomes: dict[str, str]
+
+
+class Judged(Record, frozen=True, tag="judged"):
+    """The gate judged hosts that had applied."""
+
+    outcomes: dict[str, str]
+
+
+class Stopping(Record, frozen=True, tag="stopping"):
+    """The rollout stops. Hosts are about to be taken back."""
+
+    why: str
+    hosts: tuple[str, ...]
+
+
+class TakenBack(Record, frozen=True, tag="taken-back"):
+    """Hosts were taken back, or failed to."""
+
+    outcomes: dict[str, str]
+
+
+class Checked(Record, frozen=True, tag="checked"):
+    """The gate judged hosts that were taken back."""
+
+    outcomes: dict[str, str]
+
+
+class Paused(Record, frozen=True, tag="paused"):
+    """The operator paused the rollout."""
+
+
+class Resumed(Record, frozen=True, tag="resumed"):
+    """The operator resumed the rollout."""
+
+
+class Ended(Record, frozen=True, tag="ended"):
+    """Nothing is left to do.
+
+    :param at: seconds since 1970.
+    """
+
+    at: float
+
+
+Told = Prepared | Applied | Judged | TakenBack | Checked
+Entry = Started | Sent | Stopping | Paused | Resumed | Ended | Told
+
+
+def outcomes(hosts: Collection[str], told: Mapping[str, Outcome]) -> dict[str, str]:
+    """Return what was told of exactly these hosts, as records have it."""
+    found = {}
+    for host in hosts:
+        one = told.get(host, Outcome(False, "no answer"))
+        reason = printable(one.reason[:MAX_REASON], instead=REPLACEMENT)
+        found[host] = "" if one.ok else reason or "it failed, and gave no reason"
+    return found
+
+
+def decode(line: bytes) -> Entry:
+    """Return the record in a line of a journal.
+
+    :raises ValueError: it is none.
+    """
+    found: Entry = msgspec.json.decode(line, type=Entry)
+    return found
