@@ -354,7 +354,8 @@ def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
 
     asked
         ``function``, ``arguments`` and ``nonce``. The functions are ``authority_request``, ``authority_adopt``,
-        ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module, and ``grains.get``.
+        ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module, ``grains.get``, ``netspace.explain`` and
+        ``netspace.glance``.
 
     CLI Example:
 

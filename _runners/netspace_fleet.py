@@ -3,14 +3,16 @@ A fleet in one declaration, on the master
 =========================================
 
 ``check`` tells whether the declaration is right, ``join`` brings hosts into the fleet and ``leave`` takes them out of
-it. ``slice`` shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's
-file is named in the master's configuration, under ``ext_pillar``: see the page on fleets. On a refusal, the command's
-exit status is 1.
+it. ``slice`` shows what one minion gets. ``status``, ``list`` and ``explain`` ask the hosts for their state. ``can``,
+``paths_to`` and ``graph`` show who may reach whom. The declaration's file is named in the master's configuration, under
+``ext_pillar``: see the page on fleets. On a refusal, the command's exit status is 1.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -18,9 +20,12 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.fleet import explain as fleet_explain  # noqa: E402
 from netspace.fleet import hosts as fleet_hosts  # noqa: E402
 from netspace.fleet import join_hosts, leaving  # noqa: E402
-from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
+from netspace.fleet import seen as hosts_seen  # noqa: E402
+from netspace.fleet import status as fleet_status  # noqa: E402
+from netspace.fleet.declaration import FOLDER, FleetDeclaration  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
 from netspace.plugin import fleet_files  # noqa: E402
@@ -32,8 +37,10 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace_fleet"
 
-__func_alias__ = {"slice_": "slice"}
+__func_alias__ = {"slice_": "slice", "list_": "list"}
 
+SECONDS = 20
+"""Seconds in which hosts must have answered, unless others are named."""
 MAX_SHOWN = 1000
 """The most problems and moves that are shown."""
 
@@ -94,6 +101,85 @@ def slice_(minion: str) -> dict[str, Any]:
         if answer.pillar is None:
             raise NetspaceError(f"{minion} is no host of the fleet; declare it under hosts")
         return answer.pillar
+
+    return _answer(work)
+
+
+def status(timeout: int = SECONDS) -> dict[str, Any]:
+    """
+    Return the state of each host, and what needs attention there, the most important first.
+
+    All hosts are asked at once, and answer within ``timeout`` seconds or are named as ``unseen``. The function shows
+    what the declaration's files say now. If they have problems, it shows what is in force, with a note.
+
+    Return ``hosts``. Each has ``state`` (``well``, ``attention`` or ``unseen``), ``trust``, the number of
+    ``environments`` that are ``expected`` there and that are ``well``, and ``attention``. Trust has ``level``,
+    ``evidence`` (the time of the evidence) and ``why``; ``by`` tells whose word it is: that of the ``master``'s
+    verifier, or the ``host``'s own. ``nowhere`` has the environments that no host runs, with the reason. **All other
+    words are the host's own.** The answers are signed, so no minion answers for another.
+
+    The exit status is 1 if anything needs attention.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.status
+        salt-run --out=json netspace_fleet.status timeout=5
+
+    timeout
+        Seconds to wait for answers. Defaults to 20.
+    """
+    return _answer(lambda: fleet_status.status(*_now(timeout)), lambda found: fleet_status.good(found))
+
+
+def list_(timeout: int = SECONDS) -> dict[str, Any]:
+    """
+    Return each environment of the fleet on each of its hosts, with its state; those that need attention first.
+
+    Return a list, ``environments``. Each row has ``environment``, ``host``, ``mark`` (``well``, ``odd``, ``bad``,
+    ``off``: stopped as declared, or ``unknown``: the host did not answer), ``state``, ``health``, ``since``,
+    ``restarts``, and ``text``, the reason. The words are the hosts' own, as those of ``status``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.list
+
+    timeout
+        Seconds to wait for answers. Defaults to 20.
+    """
+    return _answer(lambda: fleet_status.listed(*_now(timeout)))
+
+
+def explain(environment: str, timeout: int = SECONDS) -> dict[str, Any]:
+    """
+    Explain why an environment runs on its hosts and on no others, and why it works there or doesn't.
+
+    Return ``placement`` with the reasons, and ``hosts`` with ``netspace.explain`` of each host where it should run; or
+    an ``error``, if the host doesn't answer in time. Log lines and states are the hosts' own words.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.explain web
+
+    environment
+        Its name.
+
+    timeout
+        Seconds to wait for answers. Defaults to 20.
+    """
+
+    def work() -> dict[str, Any]:
+        minions, seconds = _minions(), _seconds(timeout)
+        return fleet_explain.explain(
+            _declaration(),
+            str(environment),
+            lambda asked, function, arguments: minions.ask(asked, function, arguments, seconds),
+        )
 
     return _answer(work)
 
@@ -248,6 +334,45 @@ def _declaration() -> FleetDeclaration:
         salt.template.compile_template,
         salt.utils.event.get_event,
     )
+
+
+def _now(timeout: object) -> tuple[fleet_status.Expected, fleet_status.Now]:
+    """Return what should run, and what each host and the master's verifier say of it.
+
+    :raises NetspaceError: nobody can be asked, or there is no declaration.
+    """
+    seconds, fleet = _seconds(timeout), fleet_status.expected(_declaration())
+    given = _minions().ask(list(fleet.hosts.values()), "netspace.glance", {}, seconds)
+    seen = hosts_seen.answers(list(fleet.hosts.values()), given, seconds)
+    verdicts = _verdicts()
+    if verdicts.get("valid") is False:
+        fleet = fleet._replace(notes=(*fleet.notes, f"the verifier's results can't be read: {verdicts.get('reason')}"))
+        verdicts = {}
+    by_host = {host: seen[minion] for host, minion in fleet.hosts.items()}
+    return fleet, fleet_status.Now(by_host, verdicts, time.time())
+
+
+def _verdicts() -> dict[str, Any]:
+    """Return the state of each minion by the master's verifier; none if it never judged any.
+
+    Without its key it never did, and ``netspace_attestation.status`` would make one.
+    """
+    settings = __opts__.get("netspace.attestation") or {}
+    folder = settings.get("folder") if isinstance(settings, dict) else None
+    if not (Path(str(folder or Path(FOLDER).parent)) / "verifier.pem").exists():
+        return {}
+    found: dict[str, Any] = __salt__["netspace_attestation.status"]()
+    return found
+
+
+def _seconds(timeout: object) -> int:
+    """Return a time limit.
+
+    :raises NetspaceError: it is none.
+    """
+    if type(timeout) is not int or not 1 <= timeout <= 3600:
+        raise NetspaceError(f"timeout: {str(timeout)!r:.40}: expected 1 to 3600 whole seconds")
+    return timeout
 
 
 def _reach() -> Reach:

@@ -87,6 +87,7 @@ PURE = {
     "fleet.never",
     "fleet.place",
     "fleet.reach",
+    "fleet.seen",
     "fleet.targets",
     "fleet.types",
     "interface.names.answers",

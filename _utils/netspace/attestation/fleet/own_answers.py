@@ -25,6 +25,8 @@ MODULE, FUNCTION = "netspace_link", "signed_answer"
 SIGNED = frozenset(
     {
         "grains.get",
+        "netspace.explain",
+        "netspace.glance",
         "netspace_link.authority_adopt",
         "netspace_link.authority_request",
         "netspace_link.public_key",
