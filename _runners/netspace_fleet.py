@@ -224,28 +224,39 @@ def paths_to(end: str) -> dict[str, Any]:
     return _answer(lambda: _reach().paths_to(end))
 
 
-def graph(form: str = "mermaid") -> str | dict[str, Any]:
+def graph(form: str = "mermaid", format: str = "", live: bool = False, timeout: int = SECONDS) -> str | dict[str, Any]:
     """
     Return a picture of the fleet as text: hosts, their environments, and who may reach whom.
 
-    It shows the declaration's files as they are now. Equal declarations have equal pictures.
+    It shows the declaration's files as they are now; with ``live``, the state of hosts, environments and links as well.
+    Equal declarations have equal pictures.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run --out=newline_values_only netspace_fleet.graph
-        salt-run --out=newline_values_only netspace_fleet.graph form=dot | dot -Tsvg > fleet.svg
-        salt-run --out=newline_values_only netspace_fleet.graph form=html > fleet.html
+        salt-run --out=newline_values_only netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
+        salt-run --out=newline_values_only netspace_fleet.graph format=html live=True > fleet.html
 
     form
-        ``mermaid``, ``dot`` (Graphviz), or ``html``: a page with a drawing and a table, which needs nothing else.
-        Defaults to ``mermaid``.
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a browser, which needs nothing else. It has a search,
+        filters, and the details of each thing. Defaults to ``mermaid``.
+
+    format
+        The same as ``form``, and counts before it.
+
+    live
+        Ask all hosts for their state, as ``status`` does. Only ``html`` shows it. Defaults to ``False``.
+
+    timeout
+        Seconds to wait for answers. Defaults to 20.
     """
     from netspace.plugin.fleet_picture import picture
 
     try:
-        return picture(form, _reach())
+        compiled, _ = fleet_hosts.compiled(_declaration(), edges=True)
+        return picture(format or form, compiled, _now(timeout)[1] if live is True else None)
     except (NetspaceError, OSError, ValueError) as err:
         return {"error": str(err), "retcode": 1}
 
