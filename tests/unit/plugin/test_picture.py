@@ -146,6 +146,7 @@ def test_page_holds_the_graph_and_no_markup_of_texts(drawn: Graph) -> None:
     read = Reader(page(drawn))
     assert {name for name, _ in read.elements} <= TAGS, "a text has become an element"
     assert {key for _, given in read.elements for key in given} <= ATTRIBUTES, "a text has become an attribute"
+    assert not set("<>&") & set(read.scripts[0]), "a text could end the element, or begin a comment in it"
     assert len(read.scripts) == 2 and read.scripts[1] == script.TEXT
     data = json.loads(read.scripts[0])
     assert [row[0] for row in data["n"]] == [printable(node.name) for node in drawn.nodes]

@@ -256,8 +256,8 @@ addEventListener('keydown', e => {
 });
 addEventListener('resize', show);
 
-fit(whole);
 seek();
+fit(whole);
 const at = decodeURIComponent(location.hash.slice(1)), of = {n: N, b: G, l: L}[at[0]];
 if (of && at[1] === '=') {
   const x = of.find(y => y.name === at.slice(2));
