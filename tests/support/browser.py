@@ -162,7 +162,7 @@ class Page:
     def picture(self, file: Path) -> None:
         """Write what is seen, as PNG or WebP by the file's name."""
         form = file.suffix.removeprefix(".")
-        more = {"quality": 80} if form == "webp" else {}
+        more = {"quality": 60} if form == "webp" else {}
         file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format=form, **more)["data"]))
 
     def close(self) -> None:
