@@ -225,10 +225,14 @@ class Store:
                 )
         return of()
 
+    def forget(self) -> None:
+        """Forget the declaration in force, which something else has replaced."""
+        files.remove(self._manifest)
+        files.remove(self._refused)
+
     def refuse(self, problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
         """Remember a declaration with problems; the caller holds the lock."""
-        kept = tuple((one.file, one.path, one.reason) for one in problems[:MAX_REFUSED])
-        refusal = Refusal(inputs, kept, len(problems), time.time())
+        refusal = refused(problems, inputs)
         files.write(self._refused, msgspec.json.encode(refusal))
         return refusal
 
@@ -242,6 +246,12 @@ class Store:
                 found = msgspec.json.decode(files.read(path, _MOST), type=of) if now is not None else None
             before = self._seen[path] = (now, found)
         return before[1]
+
+
+def refused(problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
+    """Return the refusal of a declaration with problems."""
+    kept = tuple((one.file, one.path, one.reason) for one in problems[:MAX_REFUSED])
+    return Refusal(inputs, kept, len(problems), time.time())
 
 
 def stamp(path: Path | str) -> Stamp:

@@ -43,8 +43,16 @@ def join(
     after, _ = fleet_hosts.compiled(declaration)
     for host, one in found.items():
         if "missing" in one:
-            one["missing"] += _missing(after, fleet, host, ask)
+            one["missing"] += [*_waiting(declaration, after, fleet, host), *_missing(after, fleet, host, ask)]
     return found
+
+
+def _waiting(declaration: FleetDeclaration, compiled: Compiled, fleet: Fleet, host: str) -> list[str]:
+    """Return a text if a host waits for a plan, as with ``apply: planned`` it does."""
+    minion = fleet.minion(host)
+    if not declaration.given.active() or declaration.given.has(minion, compiled.slices.get(minion)):
+        return []
+    return [f"{host}: what is declared for it waits for a plan: salt-run netspace_fleet.plan, and apply"]
 
 
 def _missing(compiled: Compiled, fleet: Fleet, host: str, ask: Ask) -> list[str]:

@@ -53,12 +53,15 @@ class Now(NamedTuple):
 
 
 def expected(declaration: FleetDeclaration) -> Expected:
-    """Return what the declaration's files expect now; if they have problems, what is in force.
+    """Return what the declaration's files expect now.
+
+    If they have problems, or changes are planned first, it is what hosts have in force.
 
     :raises NetspaceError: they have problems, and nothing is in force.
     """
     found = declaration.check()
-    if found.declared is not None and not found.problems:
+    planned = declaration.given.active()
+    if found.declared is not None and not found.problems and not planned:
         declared = found.declared
         return Expected(
             {host: declared.minion(host) for host in declared.hosts},
@@ -66,11 +69,10 @@ def expected(declaration: FleetDeclaration) -> Expected:
             frozenset(name for name, one in declared.environments.items() if one.body.get("state") == "stopped"),
             {one.subject: one.text for one in reversed(found.missing)},
         )
-    manifest = declaration.store.current().manifest
     problem = f"the declaration has {len(found.problems)} problems: salt-run netspace_fleet.check"
-    if manifest is None:
+    sections = declaration.sections()
+    if not sections and not planned:
         raise NetspaceError(problem)
-    sections = dict(declaration.store.sections(manifest))
     minions = {str(section["broker"]["host"]): minion for minion, section in sections.items()}
     placed: dict[str, tuple[str, ...]] = {}
     off = set[str]()
@@ -78,7 +80,13 @@ def expected(declaration: FleetDeclaration) -> Expected:
         for name, body in sections[minion].get("environments", {}).items():
             placed[name] = (*placed.get(name, ()), host)
             off |= {name} if body.get("state") == "stopped" else set()
-    return Expected(minions, placed, frozenset(off), {}, (f"{problem}. What is in force is shown",))
+    waiting: dict[str, str] = {}
+    for host in found.declared.hosts if found.declared is not None else ():
+        if host not in minions:
+            minions[host] = found.declared.minion(host) if found.declared is not None else host
+            waiting[host] = "nothing was applied there yet: salt-run netspace_fleet.plan"
+    notes = (f"{problem}. What is in force is shown",) if found.problems else ()
+    return Expected(minions, placed, frozenset(off), waiting, notes)
 
 
 def status(fleet: Expected, now: Now) -> dict[str, Any]:

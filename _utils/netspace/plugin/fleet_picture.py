@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from netspace.fleet import seen as hosts_seen
 from netspace.fleet.compile import Compiled
@@ -13,34 +13,11 @@ from netspace.fleet.status import Expected, Now
 from netspace.fleet.types import Fleet, LinkEntry
 from netspace.plugin.graph import rendered
 from netspace.plugin.picture.model import Arrow, Change, Facts, Graph, Group, Node
+from netspace.plugin.picture.planned import Planned, PlannedChange
 from netspace.spec.reach import Edge
 
 _LINK_KEYS = ("seal", "rate", "via", "ttl", "length", "full", "durable", "size", "content_type", "monitor", "as")
 _WHOSE = {"master": "told by the master's verifier", "host": "told by the host itself", "nobody": "told by nobody"}
-
-
-class PlannedChange(NamedTuple):
-    """A change that a plan would make on one host.
-
-    :param name: the environment; for a link ``<from>.<to>``, as its host names it (``web.orders@h2``).
-    :param text: the change in words.
-    """
-
-    host: str
-    kind: Literal["environment", "link"]
-    name: str
-    change: Literal["added", "changed", "removed"]
-    text: str = ""
-
-
-class Planned(NamedTuple):
-    """A plan for the whole fleet, as a picture shows it.
-
-    :param id: the plan's.
-    """
-
-    id: str
-    changes: Sequence[PlannedChange]
 
 
 def picture(form: object, compiled: Compiled, now: Now | None = None, planned: Planned | None = None) -> str:
@@ -73,7 +50,7 @@ def graph(compiled: Compiled, now: Now | None = None, planned: Planned | None = 
     links = {f"{one.file}: {one.path}": one for one in fleet.links}
     arrows = [_arrow(edge, replicas, links.get(edge.rule), live, changes) for edge in begun]
     arrows += _new_arrows(arrows, {node.name for node in nodes}, changes)
-    groups = [_group(fleet, host, live) for host in sorted(fleet.hosts)]
+    groups = [_group(fleet, host, live, changes) for host in sorted(fleet.hosts)]
     known = set(fleet.hosts)
     groups += [Group(host) for host in sorted({node.group for node in nodes if node.group} - known)]
     return Graph(nodes, arrows, groups, "Fleet", _notes(compiled, now, planned))
@@ -87,7 +64,9 @@ def _notes(compiled: Compiled, now: Now | None, planned: Planned | None) -> list
         unseen = sum(one.glance is None for one in now.seen.values())
         notes = [f"State of {at}, in the hosts' own words. A trust level says whose word it is."]
         notes += [f"{unseen} of {len(now.seen)} hosts did not answer."] if unseen else []
-    notes += [f"Changes of plan {planned.id}."] if planned is not None else []
+    if planned is not None:
+        notes.append(f"Changes of plan {planned.id}.")
+        notes += [f"{host} has no plan: {why}" for host, why in sorted(planned.silent.items())[:5]]
     return [*notes, *(one.text for one in compiled.missing[:5])]
 
 
@@ -117,7 +96,11 @@ class _Changes:
     def __init__(self, planned: Planned | None) -> None:
         self._environments: dict[str, PlannedChange] = {}
         self._links: dict[tuple[str, str], PlannedChange] = {}
+        self._hosts: dict[str, PlannedChange] = {}
         for one in planned.changes if planned is not None else ():
+            if one.kind == "host":
+                self._hosts[one.host] = one
+                continue
             if one.kind == "environment":
                 self._environments[f"{one.name}@{one.host}"] = one
                 continue
@@ -134,6 +117,9 @@ class _Changes:
 
     def link(self, source: str, target: str) -> PlannedChange | None:
         return self._links.get((source, target))
+
+    def host(self, name: str) -> PlannedChange | None:
+        return self._hosts.get(name)
 
     def links(self) -> Iterable[tuple[tuple[str, str], PlannedChange]]:
         return sorted(self._links.items())
@@ -222,7 +208,7 @@ def _new_arrows(arrows: Iterable[Arrow], nodes: set[str], changes: _Changes) -> 
     ]
 
 
-def _group(fleet: Fleet, host: str, live: _Live | None) -> Group:
+def _group(fleet: Fleet, host: str, live: _Live | None, changes: _Changes) -> Group:
     spec = fleet.hosts[host].spec
     facts: list[tuple[str, str]] = []
     level, mark = "", None
@@ -243,14 +229,16 @@ def _group(fleet: Fleet, host: str, live: _Live | None) -> Group:
     elif spec.level is not None:
         level = spec.level
         facts.append(("trust", f"{level}, as declared"))
+    planned = changes.host(host)
     facts += [
+        ("plan", planned.text if planned is not None else ""),
         ("minion", fleet.minion(host)),
         ("address", spec.address or ""),
         ("trust domain", fleet.trust_domain(host)),
         ("labels", ", ".join(f"{key}: {value}" for key, value in spec.labels.items())),
         ("file", fleet.hosts[host].file),
     ]
-    return Group(host, level, mark, "", facts)
+    return Group(host, level, mark, planned.change if planned is not None else "", facts)
 
 
 def _moment(seconds: float | None) -> str:

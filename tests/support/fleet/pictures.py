@@ -10,7 +10,7 @@ from netspace.fleet import compile as compiler
 from netspace.fleet.compile import Compiled
 from netspace.fleet.seen import Glance, Seen
 from netspace.fleet.status import Now
-from netspace.plugin.fleet_picture import Planned, PlannedChange
+from netspace.plugin.picture.planned import Planned, PlannedChange
 from support.fleet.fleets import published
 
 MOMENT = 1_795_000_000.0
