@@ -246,8 +246,8 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
         salt-call --out=newline_values_only netspace.graph form=dot | dot -Tsvg > reach.svg
 
     form
-        ``mermaid``, ``dot`` (Graphviz), or ``html``: a page with a drawing and a table, which needs nothing else.
-        Defaults to ``mermaid``.
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page with a drawing, a search and details, which needs
+        nothing else. Defaults to ``mermaid``.
 
     declared
         Draw ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkout
+from support.fleet import pictures
 from support.fleet.fleets import published, written
 
 from netspace.attestation.fleet import own_answers
@@ -197,3 +199,13 @@ def test_a_broken_declaration_shows_what_is_in_force(tmp_path: Path) -> None:
 def test_an_answer_of_wrong_form_is_no_answer() -> None:
     (found,) = seen.answers(["m"], {"m": {"trust": {"level": "L9"}}}, 1).values()
     assert found == Seen(None, found.problem) and "can't be understood" in found.problem
+
+
+def test_the_page_shows_the_table_of_the_pictures_fleet() -> None:
+    made = pictures.compiled(pictures.shop())
+    now, declared = pictures.seen(made), made.declared
+    assert declared is not None
+    off = frozenset(name for name, one in declared.environments.items() if one.body.get("state") == "stopped")
+    fleet = Expected({host: declared.minion(host) for host in declared.hosts}, made.placed, off)
+    lines = views.render(status.status(fleet, now), views.Screen(now.time, tables.plain)) or []
+    assert "\n".join(["```", *lines, "```"]) in (checkout.ROOT / "docs/fleet-picture.md").read_text()
