@@ -32,7 +32,7 @@ from netspace.fleet.hosts import Outcome  # noqa: E402
 from netspace.fleet.planning import records, work  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
-from netspace.plugin import fleet_files  # noqa: E402
+from netspace.plugin import arguments, fleet_files  # noqa: E402
 from netspace.plugin.minions import Minions, OneMinion, Salt  # noqa: E402
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def graph(
         return {"error": str(err), "retcode": 1}
 
 
-def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
+def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
     """
     Bring hosts into the fleet. Joining a host again changes nothing, or does what was still missing.
 
@@ -302,6 +302,7 @@ def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
     timeout
         Seconds to wait for each answer of a minion.
     """
+    arguments.refuse_others(others)
 
     def found() -> dict[str, Any]:
         minions, root = _minions(), configured(__opts__.get("netspace.link"))
@@ -310,13 +311,13 @@ def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
             hosts,
             root,
             lambda minion: OneMinion(minions, minion, timeout, __salt__),
-            lambda asked, function, arguments: minions.ask(asked, function, arguments, timeout),
+            lambda asked, function, given: minions.ask(asked, function, given, timeout),
         )
 
     return _answer(found, lambda found: not any("error" in one for one in found.values()))
 
 
-def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
+def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any]:
     """
     Take hosts out of the fleet: from the next apply on, no other host has links to or from them.
 
@@ -338,6 +339,7 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     release
         Whether another machine may get the host's trust domain. **It revokes nothing**: see ``netspace_link.release``.
     """
+    arguments.refuse_others(others)
 
     def found() -> dict[str, Any]:
         root = configured(__opts__.get("netspace.link")) if release else None
@@ -346,7 +348,7 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     return _answer(found, lambda found: bool(found) and not any("error" in one for one in found.values()))
 
 
-def plan(*hosts: str, timeout: int = 120) -> dict[str, Any]:
+def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
     """
     Return what an apply would change on all hosts, or on some. Changes nothing.
 
@@ -371,10 +373,11 @@ def plan(*hosts: str, timeout: int = 120) -> dict[str, Any]:
     timeout
         Seconds that a host may take.
     """
+    arguments.refuse_others(others)
     return _answer(lambda: records.told(work.make(_declaration(), list(hosts), _minions(), timeout)))
 
 
-def apply(plan: str, *hosts: str, timeout: int = 900) -> dict[str, Any]:
+def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[str, Any]:
     """
     Apply exactly a plan. A host whose plan is no longer the same refuses, changes nothing, and is named.
 
@@ -386,11 +389,11 @@ def apply(plan: str, *hosts: str, timeout: int = 900) -> dict[str, Any]:
 
     .. code-block:: bash
 
-        salt-run --out=netspace netspace_fleet.apply 0f3c2b1a99887766
-        salt-run netspace_fleet.apply 0f3c2b1a99887766 h1 h2
+        salt-run --out=netspace netspace_fleet.apply p0f3c2b1a9988776
+        salt-run netspace_fleet.apply p0f3c2b1a9988776 h1 h2
 
     plan
-        The id from :py:func:`plan`. Put quotes around one of digits alone: ``plan='"0123456789012345"'``.
+        The id from :py:func:`plan`.
 
     hosts
         Hosts of the plan. Without any, all.
@@ -398,6 +401,7 @@ def apply(plan: str, *hosts: str, timeout: int = 900) -> dict[str, Any]:
     timeout
         Seconds that a host may take.
     """
+    arguments.refuse_others(others)
 
     def done() -> dict[str, Any]:
         declaration = _declaration()
@@ -409,7 +413,7 @@ def apply(plan: str, *hosts: str, timeout: int = 900) -> dict[str, Any]:
     return _answer(done, lambda found: not found["failed"])
 
 
-def drift(*hosts: str, timeout: int = 120) -> dict[str, Any]:
+def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
     """
     Return what differs on hosts though nothing new is declared: what was changed by hand, is gone, or ended.
 
@@ -429,6 +433,7 @@ def drift(*hosts: str, timeout: int = 120) -> dict[str, Any]:
     timeout
         Seconds that a host may take.
     """
+    arguments.refuse_others(others)
 
     def found() -> dict[str, Any]:
         record = work.drift(_declaration(), list(hosts), _minions(), timeout)
@@ -453,7 +458,7 @@ def diff(first: str, second: str) -> dict[str, Any]:
 
     .. code-block:: bash
 
-        salt-run --out=netspace netspace_fleet.diff 0f3c2b1a99887766 8877660f3c2b1a99
+        salt-run --out=netspace netspace_fleet.diff p0f3c2b1a9988776 p8877660f3c2b1a9
 
     first, second
         Ids from :py:func:`plan`.

@@ -43,7 +43,8 @@ def test_each_planned_change_is_applied_as_planned(salt: Salt, image: Path) -> N
     other["environments"]["more"] = {**whole["environments"]["stranger"], "interface": {"kind": "none"}}
     del smaller["environments"]["orders"]
     smaller["links"] = []
-    for declared in (whole, other, smaller, {"environments": {}}, whole):
+    nothing: dict[str, Any] = {"environments": {}}
+    for declared in (whole, other, smaller, nothing, whole):
         plan = planned(salt, declared)
         assert plan["steps"] and planned(salt, declared) == plan, "it stays the same as long as nothing changes"
         done = applied(salt, plan)
@@ -98,8 +99,10 @@ def test_the_plan_is_compared_under_the_lock(salt: Salt, image: Path) -> None:
             "the apply waits for the lock",
             patience=120,
         )
-        address = salt("netspace_interface.list")["stranger"]["netns"]
-        subprocess.run(["ip", "netns", "exec", Path(address).name, "ip", "link", "set", "lo", "down"], check=True)
+        netns = Path(salt("netspace_interface.list")["stranger"]["netns"]).name
+        listed = subprocess.run(["ip", "-n", netns, "-j", "link"], check=True, capture_output=True).stdout
+        (name,) = [one["ifname"] for one in json.loads(listed) if one["ifname"] != "lo"]
+        subprocess.run(["ip", "-n", netns, "link", "del", name], check=True)
     output, _ = apply.communicate(timeout=300)
     assert apply.returncode != 0 and "no longer the same" in output, output
 

@@ -7,6 +7,7 @@ declaration, the steps and the refusals, and the minion's id. So two plans of a 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -15,8 +16,8 @@ import msgspec
 from netspace.errors import NetspaceError
 from netspace.plan import Plan, Result
 
-ID = 16
-"""Hex digits of a plan's id."""
+ID = re.compile(r"p[0-9a-f]{15}")
+"""A plan's id. It begins with a letter, so that a command line takes it for no number."""
 MAX_STEPS = 50_000
 MAX_ANSWER = 512 * 1024
 """The most bytes of a host's plan that pass over Salt's bus whole. Of a longer one, the steps pass without changes."""
@@ -170,7 +171,7 @@ def received(answer: object) -> HostPlan:
 def identity(plans: Mapping[str, HostPlan]) -> str:
     """Return the id of a fleet's plan: a hash of all hosts' plans, by host."""
     pairs = sorted((host, plan.digest) for host, plan in plans.items())
-    return hashlib.sha256(encoded(pairs)).hexdigest()[:ID]
+    return f"p{hashlib.sha256(encoded(pairs)).hexdigest()[:15]}"
 
 
 def fold(plans: Mapping[str, HostPlan]) -> list[Entry]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,6 @@ from netspace.fleet.planning.plans import HostPlan
 MAX_PLANS = 16
 """Plans that are kept: those that were made, applied or compared last."""
 _MOST = 1 << 30
-_ID = re.compile(rf"[0-9a-f]{{{plans.ID}}}")
 
 
 class HostRecord(msgspec.Struct, frozen=True):
@@ -90,8 +88,8 @@ class Plans:
 
         :raises NetspaceError: there is none, or it is damaged.
         """
-        if not isinstance(name, str) or not _ID.fullmatch(name):
-            raise NetspaceError(f"{name!r:.80} is no plan's id: use that which netspace_fleet.plan tells, in quotes")
+        if not isinstance(name, str) or not plans.ID.fullmatch(name):
+            raise NetspaceError(f"{name!r:.80} is no plan's id: use that which netspace_fleet.plan tells")
         path = self._path(name)
         try:
             found = msgspec.json.decode(files.read(path, _MOST), type=PlanRecord)
@@ -111,7 +109,7 @@ class Plans:
         return found - {""}
 
     def _by_use(self) -> list[Path]:
-        found = [path for path in self.folder.glob("*.json") if _ID.fullmatch(path.stem)]
+        found = [path for path in self.folder.glob("*.json") if plans.ID.fullmatch(path.stem)]
         return sorted(found, key=lambda path: -path.stat().st_mtime_ns)
 
     def _path(self, name: str) -> Path:

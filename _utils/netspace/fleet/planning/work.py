@@ -215,7 +215,7 @@ class PlannedHosts:
         asked = []
         for host in dict.fromkeys(hosts):
             known = self._record.hosts.get(host)
-            if not self._record.generation or known is None:
+            if not self._record.generation or known is None or not self._given.active():
                 why = "it isn't in the plan" if known is None else "only with `apply: planned` is the former slice kept"
                 self._note(found, host, Outcome(False, why))
                 continue
@@ -264,6 +264,8 @@ class PlannedHosts:
             return Outcome(False, f"it has no plan{f': {why}' if why else ''}; plan again")
         if not self._record.generation:
             return None if known.plan.steps else Outcome(True, "nothing to do")
+        if not self._given.active():
+            return Outcome(False, "changes aren't planned first any more; plan again")
         if self._given.candidate(self._record.generation) is None:
             return Outcome(False, "the plan's candidate isn't kept any more; plan again")
         now = self._given.digest_of(known.minion)
