@@ -246,7 +246,7 @@ def graph(
         salt-run --out=newline_values_only netspace_fleet.graph
         salt-run --out=newline_values_only netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
         salt-run --out=newline_values_only netspace_fleet.graph format=html live=True > fleet.html
-        salt-run --out=newline_values_only netspace_fleet.graph format=html plan="'3f9c0a1b2c3d4e5f'" > plan.html
+        salt-run --out=newline_values_only netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
 
     form
         ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a browser, which needs nothing else. It has a search,

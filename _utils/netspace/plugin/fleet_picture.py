@@ -71,7 +71,7 @@ def _notes(compiled: Compiled, now: Now | None, planned: Planned | None) -> list
 
 
 class _Live(NamedTuple):
-    """What hosts say of themselves, beside what is expected of them."""
+    """Words of hosts about themselves, beside what is expected of them."""
 
     expected: Expected
     now: Now

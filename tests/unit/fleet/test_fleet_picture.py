@@ -107,14 +107,14 @@ def test_a_plans_steps_become_one_change_for_each_thing() -> None:
 
 def test_a_kept_plan_marks_what_it_adds_and_cuts() -> None:
     plan = HostPlan("0" * 64, "0" * 64, STEPS)
-    record = PlanRecord("0123456789abcdef", 0.0, "", False, {"h3": HostRecord("h3", plan)}, {"h4": "no answer"})
+    record = PlanRecord("p0123456789abcde", 0.0, "", False, {"h3": HostRecord("h3", plan)}, {"h4": "no answer"})
     made = shop(planned=of_record(record))
     changes = {node.name: node.change for node in made.nodes if node.change}
     assert changes == {"orders@h3": "changed", "old@h3": "removed", "new@h3": "added"}
     arrows = {(arrow.source, arrow.target): arrow.change for arrow in made.arrows if arrow.change}
     assert arrows == {("orders@h3", "old@h3"): "removed", ("orders@h3", "vault@h4"): "changed"}
     assert {group.name: group.change for group in made.groups if group.change} == {"h3": "changed"}
-    assert made.notes[1:3] == ["Changes of plan 0123456789abcdef.", "h4 has no plan: no answer"]
+    assert made.notes[1:3] == ["Changes of plan p0123456789abcde.", "h4 has no plan: no answer"]
 
 
 def test_equal_fleets_have_equal_pages() -> None:

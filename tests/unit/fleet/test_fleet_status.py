@@ -196,6 +196,25 @@ def test_a_broken_declaration_shows_what_is_in_force(tmp_path: Path) -> None:
         status.expected(made)
 
 
+def test_changes_that_wait_for_a_plan_are_not_expected_yet(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(FILE)
+    made = written(tmp_path)
+    made.register.folder.mkdir(parents=True)
+    for facts in published(["h1", "h2", "h3"]).values():
+        made.register.write(facts)
+    assert made.apply() is None
+    before = status.expected(made)
+    file.write_text(
+        f"apply: planned\n{FILE}  new: {{on: h1, image: 'tar:/srv/shop.tar'}}\n".replace("h3: {", "h4: {}, h3: {")
+    )
+    made.answer("h1")  # from here on changes are planned first
+    after = status.expected(made)
+    assert after.placed == before.placed and after.off == before.off and after.notes == ()
+    assert set(after.hosts) == {"h1", "h2", "h3", "h4"}
+    assert after.waiting == {"h4": "nothing was applied there yet: salt-run netspace_fleet.plan"}
+
+
 def test_an_answer_of_wrong_form_is_no_answer() -> None:
     (found,) = seen.answers(["m"], {"m": {"trust": {"level": "L9"}}}, 1).values()
     assert found == Seen(None, found.problem) and "can't be understood" in found.problem
