@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import msgspec
+
 from netspace.errors import NetspaceError
 from netspace.fleet.compile import Compiled
 from netspace.fleet.declaration import FleetDeclaration
@@ -14,6 +16,9 @@ from netspace.text import hint, printable
 
 MOST = 20
 """The most hosts whose reasons are told."""
+
+LONGEST = 256 * 1024
+"""The most bytes of a host's explanation that are passed on."""
 
 Ask = Callable[[Collection[str], str, Mapping[str, Any]], Mapping[str, Any]]
 """Returns the minions' own answers to a function, by minion; an exception for a minion that failed."""
@@ -69,9 +74,17 @@ def _told(name: str, minion: str, said: Mapping[str, Any]) -> dict[str, Any]:
     answer = said.get(minion, NetspaceError(f"{minion} did not answer in time"))
     if isinstance(answer, NetspaceError):
         return {"error": printable(str(answer))}
-    if not isinstance(answer, Mapping) or answer.get("explains") != name:
+    if not isinstance(answer, Mapping) or answer.get("explains") != name or _size(answer) > LONGEST:
         return {"error": f"the answer of {minion} can't be understood; synchronise it"}
     return dict(answer)
+
+
+def _size(answer: object) -> int:
+    """Return the bytes of an answer; that of one that is no plain value is endless."""
+    try:
+        return len(msgspec.json.encode(answer))
+    except (TypeError, ValueError, RecursionError):
+        return LONGEST + 1
 
 
 def _summary(name: str, told: Mapping[str, Mapping[str, Any]]) -> str:

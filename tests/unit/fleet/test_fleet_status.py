@@ -173,6 +173,8 @@ def test_an_explanation_has_the_placements_reasons(tmp_path: Path) -> None:
     assert both["placement"]["reason"] == "these are all hosts that `on` matches and that are possible"
     assert "error" in both["hosts"]["h3"], "an answer about another environment doesn't count"
     assert explain.explain(made, "two", lambda *_: {})["hosts"]["h2"] == {"error": "h2 did not answer in time"}
+    long = {"h2": {"explains": "two", "state": "running", "log": ["x" * 300_000]}}
+    assert "can't be understood" in explain.explain(made, "two", lambda *_: long)["hosts"]["h2"]["error"]
     with pytest.raises(NetspaceError, match=r"the fleet has no environment wep; did you mean web\?"):
         explain.explain(made, "wep", ask)
 
