@@ -28,7 +28,8 @@ def picture(form: object, compiled: Compiled, now: Now | None = None, planned: P
     :param planned: a plan whose changes are shown; None: none is.
     :raises NetspaceError: there is no such form.
     """
-    return rendered(form, graph(compiled, now, planned))
+    whole = str(form) == "html"  # the others show neither states nor changes
+    return rendered(form, graph(compiled, now if whole else None, planned if whole else None))
 
 
 def graph(compiled: Compiled, now: Now | None = None, planned: Planned | None = None) -> Graph:

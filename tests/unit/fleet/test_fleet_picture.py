@@ -117,6 +117,14 @@ def test_a_kept_plan_marks_what_it_adds_and_cuts() -> None:
     assert made.notes[1:3] == ["Changes of plan p0123456789abcde.", "h4 has no plan: no answer"]
 
 
+def test_other_forms_have_no_state_and_no_plan() -> None:
+    made = pictures.compiled(pictures.shop())
+    for form in ("dot", "mermaid"):
+        assert fleet_picture.picture(form, made, pictures.seen(made), pictures.planned()) == fleet_picture.picture(
+            form, made
+        )
+
+
 def test_equal_fleets_have_equal_pages() -> None:
     one, other = (pictures.compiled(pictures.large(60, 6)) for _ in range(2))
     assert fleet_picture.picture("html", one, pictures.seen(one)) == fleet_picture.picture(
