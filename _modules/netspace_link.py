@@ -355,7 +355,7 @@ def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
     asked
         ``function``, ``arguments`` and ``nonce``. The functions are ``authority_request``, ``authority_adopt``,
         ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module; ``plan``, ``prepare``, ``apply`` and
-        ``ailing`` of ``netspace_fleet``; and ``grains.get``.
+        ``ailing`` of ``netspace_fleet``; ``explain`` and ``glance`` of ``netspace``; and ``grains.get``.
 
     CLI Example:
 

@@ -129,6 +129,12 @@ def test_the_pages_lines_carry_a_sealed_request_across(lab: Lab) -> None:
     assert lab.runner("netspace_fleet.check")["missing"] == []
     until(lambda: lab.asks("3 pears") == ANSWER.format("3 pears"), patience=120)
     assert lab.apply() == 0, "applied again, it changes nothing"
+    seen = lab.runner("netspace_fleet.status")
+    assert seen["summary"] == "2 of 2 hosts are well, and 2 of 2 replicas of environments", seen
+    page = lab.do("salt-run", "--out=newline_values_only", "netspace_fleet.graph", "format=html", "live=True")
+    assert page.startswith("<!DOCTYPE html>") and "State of 20" in page and '"orders@h2"' in page, page[:500]
+    explained = lab.runner("netspace_fleet.explain", "orders")
+    assert explained["placement"]["hosts"] == ["h2"] and explained["hosts"]["h2"]["state"] == "running", explained
     # Each minion has its own part of the declaration, and no other; nor can it fetch the whole.
     for host, own in (("h1", "web"), ("h2", "orders")):
         assert lab.salt(host, "pillar.keys", "netspace:environments") == {host: [own]}
@@ -145,6 +151,9 @@ def test_a_cut_and_a_power_failure_lose_no_link(lab: Lab) -> None:
     lab.do("sh", "h2", "touch", "/var/lib/netspace/kept", "/run/lost")
     lab.do("kill", "h2")
     assert "off" in lab.do("status").splitlines()[2]
+    seen = lab.runner("netspace_fleet.list", "timeout=30")
+    rows = {row["environment"]: (row["host"], row["mark"]) for row in seen["environments"]}
+    assert rows == {"web": ("h1", rows["web"][1]), "orders": ("h2", "unknown")}, "a host that is off is not waited for"
     assert "it is off; start it: lab start h2" in lab.do("sh", "h2", "true", code=1)
     lab.do("start", "h2")
     found = lab.do("sh", "h2", "ls", "/var/lib/netspace", "/run")

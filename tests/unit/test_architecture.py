@@ -89,6 +89,7 @@ PURE = {
     "fleet.policy",
     "fleet.reach",
     "fleet.rollout.order",
+    "fleet.seen",
     "fleet.targets",
     "fleet.types",
     "interface.names.answers",

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import netspace
 from netspace.errors import NetspaceError, StateError
 from netspace.fleet import compile as compiler
-from netspace.fleet import in_force
+from netspace.fleet import in_force, place
 from netspace.fleet.compile import Compiled
 from netspace.fleet.drained import Drained
 from netspace.fleet.given import Candidate, GivenSlices
 from netspace.fleet.in_force import Change, Inputs, Manifest, Refusal, Stamp
+from netspace.fleet.place import Reasons
 from netspace.fleet.published import Register
-from netspace.fleet.types import FleetError, Problem
+from netspace.fleet.types import Fleet, FleetError, Problem
 
 FOLDER = "/var/lib/netspace-master/fleet"
 MAX_FILES = 256
@@ -202,6 +203,10 @@ class FleetDeclaration:
         :param drained: the hosts that would be drained; None: those that are.
         """
         return self._compile(edges=edges, drained=drained)[0]
+
+    def reasons(self, fleet: Fleet, name: str) -> Reasons:
+        """Return why a declared environment runs on its hosts and on no others."""
+        return place.reasons(fleet, self.register.read_all()[0], self._nodegroups, name)
 
     def _now(self) -> _Now:
         known = self._known()

@@ -62,6 +62,34 @@ def level(fleet: Fleet, published: Mapping[str, Published], host: str) -> LevelN
     return facts.level if facts is not None else None
 
 
+class Reasons(NamedTuple):
+    """The hosts that one environment could run on, and why others can't have it.
+
+    :param possible: the hosts that match and are possible.
+    :param refused: the reason for each host that matches and isn't possible.
+    :param problem: why no host matches; empty if one does.
+    """
+
+    possible: tuple[str, ...]
+    refused: Mapping[str, str]
+    problem: str = ""
+
+
+def reasons(fleet: Fleet, published: Mapping[str, Published], nodegroups: Mapping[str, object], name: str) -> Reasons:
+    """Return why an environment runs where it does.
+
+    :param name: one that is declared.
+    """
+    placing = fleet.environments[name].placing
+    try:
+        matching = Targets(fleet, published, nodegroups).match(placing.terms)
+    except NetspaceError as err:
+        return Reasons((), {}, str(err))
+    levels = {host: level(fleet, published, host) for host in matching}
+    found = _candidates(fleet, levels, placing, matching)
+    return Reasons(found.possible, found.refused)
+
+
 def place(
     fleet: Fleet,
     published: Mapping[str, Published],

@@ -25,6 +25,8 @@ MODULE, FUNCTION = "netspace_link", "signed_answer"
 SIGNED = frozenset(
     {
         "grains.get",
+        "netspace.explain",
+        "netspace.glance",
         "netspace_fleet.ailing",
         "netspace_fleet.apply",
         "netspace_fleet.plan",
