@@ -349,12 +349,14 @@ def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
     """
     Call a function for the master, and sign its answer: Salt's bus does not prove which minion answered.
 
-    The runners ``netspace_link`` and ``netspace_fleet`` ask by this. Return ``answer``, or ``error`` if the function
-    failed, and ``salt``: the signature of the call and its answer by this minion's Salt key, in hex.
+    The runners ``netspace_link``, ``netspace_fleet`` and ``netspace_trust`` ask by this. Return ``answer``, or
+    ``error`` if the function failed, and ``salt``: the signature of the call and its answer by this minion's Salt key,
+    in hex.
 
     asked
         ``function``, ``arguments`` and ``nonce``. The functions are ``authority_request``, ``authority_adopt``,
-        ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module, and ``grains.get``.
+        ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module, ``netspace_trust.revise``, and
+        ``grains.get``.
 
     CLI Example:
 

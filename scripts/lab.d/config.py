@@ -99,6 +99,13 @@ def write_master(home: Path, served: Path, fleet: Path) -> None:
         "ext_pillar": [{"netspace": str(fleet)}],
         "netspace.fleet": {"folder": str(home / "fleet")},
         "netspace.link": {"root": str(home / "root")},
+        # The lab's hosts have no TPM, so they reach L1.
+        "netspace.attestation": {
+            "folder": str(home / "attestation"),
+            "timeout": 60,
+            "jitter": 0,
+            "groups": [{"name": "default", "minimum": "L1"}],
+        },
     }
     _write(home, "master", more)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netspace.errors import SpecError
-from netspace.fleet import never, parse, place
+from netspace.fleet import never, parse, place, trust
 from netspace.fleet.types import (
     AUTHORITY,
     Fleet,
@@ -42,7 +42,7 @@ class Compiled(NamedTuple):
     """The result for a whole fleet.
 
     :param declared: the declaration; None: it can't be parsed.
-    :param slices: by minion, the pillar.
+    :param slices: by minion, the pillar under ``netspace``, and what ``trust.noted`` says of it under ``trust``.
     :param placed: the hosts of each environment.
     :param missing: what the fleet waits for, though its declaration is right.
     :param problems: what is wrong. If there are any, the slices must not be used.
@@ -105,7 +105,7 @@ def fleet(
     later = {host: _placeholder(declared, host) for host in declared.hosts if host not in joined} | joined
     for host, names in _instances(declared, placement.hosts).items():
         made = _Slice(declared, host, names, by_host.get(host, ()), joined)
-        slices[declared.minion(host)] = {"netspace": made.section}
+        slices[declared.minion(host)] = made.pillar
         found, wrong = made.parsed()
         if found is not None:
             parsed[host] = found
@@ -232,6 +232,8 @@ class _Slice:
             "links": links,
         }
         self.section = {key: value for key, value in self.section.items() if value}
+        beside = trust.noted(declared, host, zip(self._links, links, strict=True))
+        self.pillar = {"netspace": self.section, **({"trust": beside} if beside else {})}
 
     def parsed(self) -> tuple[Declaration | None, list[Problem]]:
         """Return the slice as its minion parses it, or the problems."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import netspace
 from netspace.errors import NetspaceError, StateError
 from netspace.fleet import compile as compiler
-from netspace.fleet import in_force
+from netspace.fleet import in_force, trust, trust_book
 from netspace.fleet.compile import Compiled
 from netspace.fleet.in_force import Change, Inputs, Manifest, Refusal, Stamp
 from netspace.fleet.published import Register
@@ -89,6 +89,7 @@ class FleetDeclaration:
         self.root = root
         self.register = Register(folder / "hosts")
         self.store = in_force.store(folder / "compiled")
+        self.trust = trust_book.book(folder)
         self._sources = sources
         self._nodegroups = nodegroups
         self._context = in_force.context(
@@ -98,16 +99,20 @@ class FleetDeclaration:
     def answer(self, minion: str) -> Answer:
         """Return the pillar of a minion, from the present declaration, or from the last good one.
 
-        :raises NetspaceError: the declaration is refused, and no earlier one is in force.
+        It has no links to or from a host that the master distrusts, unless these are declared to stay.
+
+        :raises NetspaceError: the declaration is refused, and no earlier one is in force; or the book of trust is
+            damaged.
         """
         now = self._served()
         if now.manifest is None:
             raise NetspaceError("the fleet's declaration is refused, and none is in force; the master's log has more")
         alarm = now.refusal if now.news else None
         try:
-            return Answer(self.store.slice(now.manifest, minion), alarm)
+            whole = self.store.slice(now.manifest, minion)
         except StateError as err:
-            return Answer(self.store.slice(self._again(now.manifest, err), minion), alarm)
+            whole = self.store.slice(self._again(now.manifest, err), minion)
+        return Answer(None if whole is None else trust.served(whole, minion, self.trust.read().hosts), alarm)
 
     def _again(self, manifest: Manifest, error: StateError) -> Manifest:
         """Return what is in force after another process changed it at this moment, or after its slices were damaged."""

@@ -133,7 +133,7 @@ class Store:
         return Current(self._known(self._manifest, Manifest), self._known(self._refused, Refusal))
 
     def slice(self, manifest: Manifest, minion: str) -> dict[str, Any] | None:
-        """Return the pillar of a minion; None if it is no host of the fleet.
+        """Return the slice of a minion, and what is noted beside it; None if it is no host of the fleet.
 
         :raises StateError: the slices are damaged.
         """
@@ -164,8 +164,9 @@ class Store:
         """
         manifest = self.current().manifest
         if manifest is not None:
-            changed = change(dict(self.sections(manifest)))
-            slices = {minion: {"netspace": section} for minion, section in changed.items()}
+            before = {minion: self.slice(manifest, minion) or {} for minion in manifest.slices}
+            changed = change({minion: one["netspace"] for minion, one in before.items()})
+            slices = {minion: {**before[minion], "netspace": section} for minion, section in changed.items()}
             self._put(slices, self.placed(), self._gone(), manifest.inputs)
 
     def placed(self) -> dict[str, tuple[str, ...]]:
