@@ -18,6 +18,9 @@ from netspace.fleet.targets import Targets, Waiting
 from netspace.fleet.types import Fleet, Missing, Move, Placing, Problem, Published
 from netspace.spec.types import LevelName
 
+MAX_SCORES = 20_000_000
+"""The most hosts that all environments together choose among: a hash for each."""
+
 
 class Placement(NamedTuple):
     """The hosts of each environment.
@@ -79,6 +82,7 @@ def place(
     levels = {host: level(fleet, published, host) for host in fleet.hosts}
     placed: dict[str, tuple[str, ...]] = {}
     moves, missing, problems = list[Move](), list[Missing](), list[Problem]()
+    scores = 0
     for name, (file, placing, _) in fleet.environments.items():
         try:
             matching = targets.match(placing.terms)
@@ -91,6 +95,11 @@ def place(
             continue
         candidates = _candidates(fleet, levels, placing, matching)
         wanted = len(candidates.possible) if placing.replicas == "all" else placing.replicas
+        scores += len(candidates.possible) if len(candidates.possible) > wanted else 0
+        if scores > MAX_SCORES:
+            why = f"environments choose among more than {MAX_SCORES} hosts; name fewer hosts in each on"
+            problems.append(Problem(file, f"environments:{name}:on", why))
+            break
         chosen = _chosen(fleet, name, placing, candidates.possible, wanted, before.get(name, ()))
         if chosen:
             placed[name] = chosen
