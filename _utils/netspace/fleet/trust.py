@@ -63,7 +63,7 @@ class Book(msgspec.Struct, frozen=True):
 
 
 class HostTrust(NamedTuple):
-    """What the master's own result says about a host now.
+    """State of a host by the master's own result.
 
     :param state: ``trusted``, or another state of an attested host.
     """
