@@ -355,8 +355,8 @@ def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
 
     asked
         ``function``, ``arguments`` and ``nonce``. The functions are ``authority_request``, ``authority_adopt``,
-        ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module, ``netspace_trust.revise``, and
-        ``grains.get``.
+        ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module, ``plan``, ``apply`` and ``ailing`` of
+        ``netspace_fleet``, ``netspace_trust.revise``, and ``grains.get``.
 
     CLI Example:
 

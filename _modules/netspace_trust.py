@@ -14,16 +14,18 @@ import netspace
 
 netspace.refresh(__file__)
 
-from salt.exceptions import CommandExecutionError  # noqa: E402
+from salt.exceptions import CommandExecutionError, SaltException  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import revise as revision  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments  # noqa: E402
+from netspace.plugin import arguments, own_pillar  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
+    __grains__: dict[str, Any]
     __opts__: dict[str, Any]
+    __pillar__: dict[str, Any]
     __salt__: dict[str, Any]
 
 __virtualname__ = "netspace_trust"
@@ -58,16 +60,13 @@ def revise(hosts: list[str], own: bool = False) -> list[str]:
         raise CommandExecutionError(f"hosts: {hosts!r:.100}: expected a list of names")
     try:
         # A job has the pillar of the time when the minion last refreshed it.
-        made = salt.pillar.get_pillar(__opts__, __opts__["grains"], __opts__["id"], __opts__.get("saltenv"))
-        pillar = made.compile_pillar()
-        if pillar.get("_errors"):
-            raise NetspaceError(f"the master can't compile this minion's pillar: {'; '.join(pillar['_errors'])}")
-        declared = arguments.whole(None, pillar)
+        section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, "")
+        declared = arguments.whole(section, {})
         host = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
         result = revision.whole(host, declared) if own else revision.links(host, declared, hosts)
         if own and result.outcomes:
-            arguments.tell_targets(__salt__, __opts__, pillar)
-    except NetspaceError as err:
+            arguments.tell_targets(__salt__, __opts__, __pillar__)
+    except (NetspaceError, SaltException) as err:
         raise CommandExecutionError(str(err)) from err
     finally:
         __salt__["saltutil.refresh_pillar"]()

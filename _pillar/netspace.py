@@ -31,7 +31,7 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.plugin import fleet_files  # noqa: E402
+from netspace.plugin import fleet_files, own_pillar  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -45,7 +45,9 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def ext_pillar(minion_id: str, pillar: dict[str, Any], file: str) -> dict[str, Any]:
+def ext_pillar(
+    minion_id: str, pillar: dict[str, Any], file: str, extra_minion_data: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """
     Return the pillar of one minion.
 
@@ -59,6 +61,10 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], file: str) -> dict[str, A
 
     file
         The first file of the declaration: an absolute path; or ``salt://...``, if ``served`` is true.
+
+    extra_minion_data
+        What the minion adds to its request: ``{netspace: {candidate: ID}}`` asks for its slice of a planned change that
+        isn't in force (``apply: planned``).
     """
     import salt.fileserver
     import salt.loader
@@ -74,6 +80,10 @@ def ext_pillar(minion_id: str, pillar: dict[str, Any], file: str) -> dict[str, A
             salt.template.compile_template,
             salt.utils.event.get_event,
         )
+        if generation := own_pillar.candidate(extra_minion_data):
+            if __opts__.get("pillar_cache"):
+                raise NetspaceError("pillar_cache would serve a candidate as if it were in force; turn it off")
+            return {**declared.planned_pillar(generation, minion_id), own_pillar.MARK: generation}
         return declared.answer(minion_id).pillar or {}
     except Exception as err:  # Salt would show its text to the minion
         log.error("netspace: %s: no pillar of the fleet: %s: %s", minion_id, type(err).__name__, err)

@@ -3,13 +3,15 @@ A fleet in one declaration, on the master
 =========================================
 
 ``check`` tells whether the declaration is right, ``join`` brings hosts into the fleet and ``leave`` takes them out of
-it. ``slice`` shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's
+it. ``plan`` shows what would change on all hosts, ``apply`` does exactly that, ``drift`` shows what changed by hand.
+``slice`` shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's
 file is named in the master's configuration, under ``ext_pillar``: see the page on fleets. On a refusal, the command's
 exit status is 1.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +23,18 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.fleet import hosts as fleet_hosts  # noqa: E402
 from netspace.fleet import join_hosts, leaving  # noqa: E402
 from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
+from netspace.fleet.hosts import Outcome  # noqa: E402
+from netspace.fleet.planning import records, work  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
-from netspace.plugin import fleet_files  # noqa: E402
+from netspace.plugin import arguments, fleet_files  # noqa: E402
 from netspace.plugin.minions import Minions, OneMinion, Salt  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
     __salt__: dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace_fleet"
 
@@ -57,22 +63,22 @@ def check() -> dict[str, Any]:
         salt-run netspace_fleet.check
     """
 
-    def work() -> dict[str, Any]:
+    def found() -> dict[str, Any]:
         compiled = _declaration().check()
-        found: dict[str, Any] = {"ok": not compiled.problems}
+        told: dict[str, Any] = {"ok": not compiled.problems}
         if compiled.declared is not None:
-            found["hosts"] = len(compiled.declared.hosts)
-            found["environments"] = len(compiled.declared.environments)
-            found["links"] = len(compiled.declared.links)
-        found["problems"] = [one._asdict() for one in compiled.problems[:MAX_SHOWN]]
-        found["missing"] = [one.text for one in compiled.missing[:MAX_SHOWN]]
-        found["moves"] = [
+            told["hosts"] = len(compiled.declared.hosts)
+            told["environments"] = len(compiled.declared.environments)
+            told["links"] = len(compiled.declared.links)
+        told["problems"] = [one._asdict() for one in compiled.problems[:MAX_SHOWN]]
+        told["missing"] = [one.text for one in compiled.missing[:MAX_SHOWN]]
+        told["moves"] = [
             {"environment": one.environment, "old": list(one.old), "new": list(one.new), "reason": one.reason}
             for one in compiled.moves[:MAX_SHOWN]
         ]
-        return found
+        return told
 
-    return _answer(work, lambda found: bool(found["ok"]))
+    return _answer(found, lambda found: bool(found["ok"]))
 
 
 def slice_(minion: str) -> dict[str, Any]:
@@ -89,13 +95,13 @@ def slice_(minion: str) -> dict[str, Any]:
         The minion's id.
     """
 
-    def work() -> dict[str, Any]:
+    def found() -> dict[str, Any]:
         answer = _declaration().answer(str(minion))
         if answer.pillar is None:
-            raise NetspaceError(f"{minion} is no host of the fleet; declare it under hosts")
+            raise NetspaceError(f"{minion} gets nothing of the fleet; declare it under hosts, or plan and apply")
         return answer.pillar
 
-    return _answer(work)
+    return _answer(found)
 
 
 def can(source: str, target: str) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def graph(form: str = "mermaid") -> str | dict[str, Any]:
         return {"error": str(err), "retcode": 1}
 
 
-def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
+def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
     """
     Bring hosts into the fleet. Joining a host again changes nothing, or does what was still missing.
 
@@ -190,21 +196,22 @@ def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
     timeout
         Seconds to wait for each answer of a minion.
     """
+    arguments.refuse_others(others)
 
-    def work() -> dict[str, Any]:
+    def found() -> dict[str, Any]:
         minions, root = _minions(), configured(__opts__.get("netspace.link"))
         return join_hosts.join(
             _declaration(),
             hosts,
             root,
             lambda minion: OneMinion(minions, minion, timeout, __salt__),
-            lambda asked, function, arguments: minions.ask(asked, function, arguments, timeout),
+            lambda asked, function, given: minions.ask(asked, function, given, timeout),
         )
 
-    return _answer(work, lambda found: not any("error" in one for one in found.values()))
+    return _answer(found, lambda found: not any("error" in one for one in found.values()))
 
 
-def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
+def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any]:
     """
     Take hosts out of the fleet: from the next apply on, no other host has links to or from them.
 
@@ -226,12 +233,151 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     release
         Whether another machine may get the host's trust domain. **It revokes nothing**: see ``netspace_link.release``.
     """
+    arguments.refuse_others(others)
 
-    def work() -> dict[str, Any]:
+    def found() -> dict[str, Any]:
         root = configured(__opts__.get("netspace.link")) if release else None
         return leaving.leave(_declaration(), list(map(str, hosts)), root)
 
-    return _answer(work, lambda found: bool(found) and not any("error" in one for one in found.values()))
+    return _answer(found, lambda found: bool(found) and not any("error" in one for one in found.values()))
+
+
+def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
+    """
+    Return what an apply would change on all hosts, or on some. Changes nothing.
+
+    Each host tells the dry run of its own states. Equal changes are one entry, with the things and hosts that have it.
+
+    Return ``plan``, the id for :py:func:`apply`; ``counts``; ``changes``, each with ``kind``, ``action``, ``changes``
+    by key, ``reason`` and ``places`` (each of ``names`` on each of ``hosts``); ``withheld``, what hosts leave out on
+    purpose; ``without_plan``, hosts by the reason for which they have no plan; and ``moves``. The id is a hash of all
+    hosts' plans. If the declaration has ``apply: planned``, the plan is that of the declaration's files as they are
+    now, which give no host anything yet.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.plan
+        salt-run --out=json netspace_fleet.plan h1 h2
+
+    hosts
+        Names of hosts, or ids of their minions. Without any, all.
+
+    timeout
+        Seconds that a host may take.
+    """
+    arguments.refuse_others(others)
+    return _answer(lambda: records.told(work.make(_declaration(), list(hosts), _minions(), timeout)))
+
+
+def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[str, Any]:
+    """
+    Apply exactly a plan. A host whose plan is no longer the same refuses, changes nothing, and is named.
+
+    Each host computes its plan again, under the lock under which it applies it. Return ``applied``, the plan's id;
+    ``counts``; ``done`` and ``failed``, hosts by reason. The exit status is 1 if a host failed. Repeated, it does what
+    was left.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.apply p0f3c2b1a9988776
+        salt-run netspace_fleet.apply p0f3c2b1a9988776 h1 h2
+
+    plan
+        The id from :py:func:`plan`.
+
+    hosts
+        Hosts of the plan. Without any, all.
+
+    timeout
+        Seconds that a host may take.
+    """
+    arguments.refuse_others(others)
+
+    def done() -> dict[str, Any]:
+        declaration = _declaration()
+        record = work.plans_of(declaration).read(plan)
+        chosen = list(map(str, hosts)) or record.changing()
+        acting = work.PlannedHosts(declaration, record, _minions(), timeout, _progress)
+        return records.applied(record, acting.apply(chosen))
+
+    return _answer(done, lambda found: not found["failed"])
+
+
+def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
+    """
+    Return what differs on hosts though nothing new is declared: what was changed by hand, is gone, or ended.
+
+    Return the keys of :py:func:`plan`, with ``drift`` in place of ``plan``. If anything differs, or a host does not
+    answer, the exit status is 1, and Salt's bus has an event ``netspace/fleet/drift`` with ``drift``, ``counts``, and
+    ``hosts``, the first 100 that differ. The id stays the same as long as the differences do.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.drift
+
+    hosts
+        Names of hosts, or ids of their minions. Without any, all.
+
+    timeout
+        Seconds that a host may take.
+    """
+    arguments.refuse_others(others)
+
+    def found() -> dict[str, Any]:
+        record = work.drift(_declaration(), list(hosts), _minions(), timeout)
+        told = records.told(record, what="drift")
+        if _differs(told):
+            differing = sorted({*record.changing(), *record.silent})[:100]
+            _event("netspace/fleet/drift", {"drift": record.id, "counts": told["counts"], "hosts": differing})
+        return told
+
+    return _answer(found, lambda told: not _differs(told))
+
+
+def diff(first: str, second: str) -> dict[str, Any]:
+    """
+    Tell what differs between two plans. Changes nothing, and asks no host.
+
+    Return ``dropped`` (what the first plan alone would do) and ``added`` (the second alone), in the form of ``changes``
+    of :py:func:`plan`; ``without_plan`` and ``with_plan``, hosts that have a plan in one of them alone; and
+    ``redeclared``, hosts whose declaration differs though the steps are the same.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.diff p0f3c2b1a9988776 p8877660f3c2b1a9
+
+    first, second
+        Ids from :py:func:`plan`.
+    """
+
+    def compared() -> dict[str, Any]:
+        kept = work.plans_of(_declaration())
+        return records.compared(kept.read(first), kept.read(second))
+
+    return _answer(compared)
+
+
+def _differs(told: dict[str, Any]) -> bool:
+    return bool(told["changes"] or told["withheld"] or told["without_plan"])
+
+
+def _progress(host: str, outcome: Outcome) -> None:
+    log.info("netspace: %s: %s", host, outcome.reason or ("done" if outcome.ok else "failed"))
+
+
+def _event(tag: str, data: dict[str, Any]) -> None:
+    import salt.utils.event
+
+    with salt.utils.event.get_event("master", opts=__opts__, listen=False) as bus:
+        bus.fire_event(data, tag)
 
 
 def _declaration() -> FleetDeclaration:
@@ -276,10 +422,10 @@ def _minions() -> Minions:
     return Minions(__opts__, parts)
 
 
-def _answer(work: Callable[[], dict[str, Any]], good: Callable[[dict[str, Any]], bool] = bool) -> dict[str, Any]:
-    """Return the result of *work*, with Salt's key for the exit status if it isn't good; never raise."""
+def _answer(asked: Callable[[], dict[str, Any]], good: Callable[[dict[str, Any]], bool] = bool) -> dict[str, Any]:
+    """Return the result of *asked*, with Salt's key for the exit status if it isn't good; never raise."""
     try:
-        found = work()
+        found = asked()
     except (NetspaceError, OSError, ValueError) as err:
         return {"error": str(err), "retcode": 1}
     return found if good(found) else {**found, "retcode": 1}

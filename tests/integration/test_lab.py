@@ -231,6 +231,52 @@ def test_a_host_that_leaves_has_no_links_and_joins_again(lab: Lab) -> None:
     assert lab.runner("netspace_fleet.slice", "h1")["netspace"]["links"]
 
 
+def test_a_plan_is_applied_exactly_or_the_host_refuses(lab: Lab) -> None:
+    lab.apply()
+    text = lab.fleet.read_text()
+    changed = text.replace("command: [", "limits: {memory: 96M}, command: [")
+    lab.fleet.write_text(f"{changed}\napply: planned\n")
+    plan = lab.runner("netspace_fleet.plan")
+    assert plan["counts"]["change"] == 2 and plan["without_plan"] == [], plan
+    (entry,) = [one for one in plan["changes"] if one["kind"] == "environment"]
+    assert entry["changes"].keys() == {"limits:memory"}, entry
+    assert entry["places"] == [{"names": ["orders"], "hosts": ["h2"]}, {"names": ["web"], "hosts": ["h1"]}]
+    assert lab.runner("netspace_fleet.plan")["plan"] == plan["plan"]
+    assert lab.apply() == 0, "what is only saved gives no host anything"
+    # Changed by hand, h2 refuses, and h1 does its plan.
+    lab.salt("h2", "netspace_environment.stop", "orders")
+    applied = lab.runner("netspace_fleet.apply", plan["plan"], code=1)
+    assert applied["done"] == [{"reason": "", "hosts": ["h1"]}], applied
+    ((reason, hosts),) = [(one["reason"], one["hosts"]) for one in applied["failed"]]
+    assert hosts == ["h2"] and "its plan is no longer the same" in reason
+    given = {host: str(lab.runner("netspace_fleet.slice", host)) for host in ("h1", "h2")}
+    assert "96M" in given["h1"] and "96M" not in given["h2"]
+    heard = subprocess.Popen(
+        [LAB, "salt-run", "--out=json", "state.event", "netspace/fleet/drift", "count=1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=lab.environment,
+    )
+    drift = lab.runner("netspace_fleet.drift", code=1)
+    assert [place["hosts"] for one in drift["changes"] for place in one["places"]] == [["h2"]], drift
+    try:
+        until(lambda: lab.runner("netspace_fleet.drift", code=1) and heard.poll() is not None, patience=120)
+    finally:
+        heard.kill()
+        printed, _ = heard.communicate()
+    assert drift["drift"] in printed and '"h2"' in printed
+    again = lab.runner("netspace_fleet.plan")
+    told = lab.do("salt-run", "--out=netspace", "netspace_fleet.diff", plan["plan"], again["plan"])
+    assert "alone would:" in told and "h1" in told and max(map(len, told.splitlines())) <= 80
+    assert lab.runner("netspace_fleet.apply", again["plan"])["counts"] == {"hosts": 1, "done": 1, "failed": 0}
+    assert lab.runner("netspace_fleet.drift")["changes"] == []
+    assert lab.apply() == 0, "a highstate agrees"
+    lab.fleet.write_text(text)
+    back = lab.runner("netspace_fleet.plan")
+    assert lab.runner("netspace_fleet.apply", back["plan"])["counts"]["failed"] == 0
+    assert "96M" not in str(lab.runner("netspace_fleet.slice", "h2")) and lab.apply() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -17,6 +17,7 @@ from netspace.errors import NetspaceError, StateError
 from netspace.fleet import compile as compiler
 from netspace.fleet import in_force, trust, trust_book
 from netspace.fleet.compile import Compiled
+from netspace.fleet.given import Candidate, GivenSlices
 from netspace.fleet.in_force import Change, Inputs, Manifest, Refusal, Stamp
 from netspace.fleet.published import Register
 from netspace.fleet.types import FleetError, Problem
@@ -90,6 +91,7 @@ class FleetDeclaration:
         self.register = Register(folder / "hosts")
         self.store = in_force.store(folder / "compiled")
         self.trust = trust_book.book(folder)
+        self.given = GivenSlices(folder / "compiled")
         self._sources = sources
         self._nodegroups = nodegroups
         self._context = in_force.context(
@@ -99,20 +101,45 @@ class FleetDeclaration:
     def answer(self, minion: str) -> Answer:
         """Return the pillar of a minion, from the present declaration, or from the last good one.
 
-        It has no links to or from a host that the master distrusts, unless these are declared to stay.
+        Where changes are planned first, it is what the minion was given, and the declaration isn't looked at. It has no
+        links to or from a host that the master distrusts, unless these are declared to stay.
 
         :raises NetspaceError: the declaration is refused, and no earlier one is in force; or the book of trust is
             damaged.
         """
+        if self.given.active():
+            return Answer(self._trusted(self.given.pillar(minion), minion), None)
         now = self._served()
+        alarm = now.refusal if now.news else None
+        if self.given.active():
+            return Answer(self._trusted(self.given.pillar(minion), minion), alarm)
         if now.manifest is None:
             raise NetspaceError("the fleet's declaration is refused, and none is in force; the master's log has more")
-        alarm = now.refusal if now.news else None
         try:
             whole = self.store.slice(now.manifest, minion)
         except StateError as err:
             whole = self.store.slice(self._again(now.manifest, err), minion)
-        return Answer(None if whole is None else trust.served(whole, minion, self.trust.read().hosts), alarm)
+        return Answer(self._trusted(whole, minion), alarm)
+
+    def planned_pillar(self, generation: str, minion: str) -> dict[str, Any]:
+        """Return the pillar that a minion would have by a candidate.
+
+        :raises NetspaceError: the candidate isn't kept, or the book of trust is damaged.
+        """
+        return self._trusted(self.given.candidate_slice(generation, minion), minion) or {}
+
+    def _trusted(self, whole: dict[str, Any] | None, minion: str) -> dict[str, Any] | None:
+        return None if whole is None else trust.served(whole, minion, self.trust.read().hosts)
+
+    def wholes(self) -> dict[str, dict[str, Any]]:
+        """Return the slice of each minion by what is in force, and what is noted beside it.
+
+        :raises StateError: that is damaged.
+        """
+        if self.given.active():
+            return self.given.pillars()
+        manifest = self.store.current().manifest
+        return dict(self.store.pillars(manifest)) if manifest is not None else {}
 
     def _again(self, manifest: Manifest, error: StateError) -> Manifest:
         """Return what is in force after another process changed it at this moment, or after its slices were damaged."""
@@ -140,20 +167,53 @@ class FleetDeclaration:
                 raise
             return _Now(manifest, None, False)
 
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Return what each minion has under ``netspace`` by what is in force.
+
+        :raises StateError: that is damaged.
+        """
+        if self.given.active():
+            return self.given.sections()
+        manifest = self.store.current().manifest
+        return dict(self.store.sections(manifest)) if manifest is not None else {}
+
     def cut(self, change: Change) -> None:
         """Change the slices in force, without looking at the declaration."""
         with self.store.lock():
-            self.store.cut(change)
+            if self.given.active():
+                self.given.cut(change)
+            else:
+                self.store.cut(change)
 
     def apply(self) -> Refusal | None:
         """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused.
 
+        Where changes are planned first, nothing is put in force.
+
         :raises NetspaceError: its files go on changing.
         """
         for _ in range(_TRIES):
+            if self.given.active():
+                compiled, inputs = self._compile()
+                return in_force.refused(compiled.problems, inputs) if compiled.problems else None
             now = self._now()
             if not now.changing:
                 return now.refusal
+            time.sleep(in_force.UNCHANGED / 1e9)
+        raise NetspaceError(f"{self.root}: it, or what it includes, goes on changing; repeat this when it is written")
+
+    def candidate(self) -> tuple[Compiled, Candidate | None]:
+        """Compile the declaration, and keep it as a candidate; None if it has problems.
+
+        :raises NetspaceError: its files go on changing.
+        """
+        for _ in range(_TRIES):
+            with self.store.lock():
+                compiled, inputs = self._compile()
+                if compiled.problems:
+                    return compiled, None
+                if self._written(inputs):
+                    return compiled, self.given.keep(compiled, inputs)
             time.sleep(in_force.UNCHANGED / 1e9)
         raise NetspaceError(f"{self.root}: it, or what it includes, goes on changing; repeat this when it is written")
 
@@ -180,6 +240,11 @@ class FleetDeclaration:
                 refusal = self.store.refuse(compiled.problems, inputs)
                 self._sources.tell(refusal)
                 return _Now(manifest, refusal, True)
+            if compiled.declared is not None and compiled.declared.planned:
+                sections = self.store.sections(manifest) if manifest is not None else ()
+                self.given.begin({minion: {"netspace": section} for minion, section in sections})
+                self.store.forget()
+                return _Now(manifest, None, False)
             return _Now(self.store.commit(compiled, inputs), None, False)
 
     def _written(self, *of: Inputs) -> bool:
@@ -208,7 +273,8 @@ class FleetDeclaration:
         if problems:
             return Compiled(None, {}, {}, (), (), tuple(problems)), inputs
         try:
-            placed, gone = self.store.placed(), self.store.remembered()
+            known = self.given if self.given.active() else self.store
+            placed, gone = known.placed(), known.remembered()
             found = compiler.fleet(documents, published, self._nodegroups, placed, remembered=gone, edges=edges)
             unread = (Problem("", REGISTER, reason) for reason in damaged)
             return found._replace(problems=(*found.problems, *unread, *self._vanished(found, documents))), inputs
@@ -218,11 +284,14 @@ class FleetDeclaration:
     def _vanished(self, found: Compiled, documents: Mapping[str, Any]) -> Iterator[Problem]:
         """Yield a problem if no host or environment is left, and no file says that this is meant."""
         manifest = self.store.current().manifest
-        if manifest is None or found.declared is None:
+        planned = self.given.active()
+        if (manifest is None and not planned) or found.declared is None:
             return
+        hosts = len(self.given.sections()) if planned else len(manifest.slices) if manifest is not None else 0
+        placed = (self.given if planned else self.store).placed()
         for key, was, now in (
-            ("hosts", len(manifest.slices), found.declared.hosts),
-            ("environments", len(self.store.placed()), found.declared.environments),
+            ("hosts", hosts, found.declared.hosts),
+            ("environments", len(placed), found.declared.environments),
         ):
             if was and not now and not any(isinstance(one.get(key), Mapping) for one in documents.values()):
                 why = f"there are none, and {was} are in force; if that is meant, write `{key}: {{}}`"

@@ -151,13 +151,21 @@ class Store:
             raise StateError(f"{path}: {err}; remove {self._manifest} to compile it again") from err
         return found
 
+    def pillars(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the slice of each minion, and what is noted beside it.
+
+        :raises StateError: the slices are damaged.
+        """
+        for minion in manifest.slices:
+            yield minion, self.slice(manifest, minion) or {}
+
     def sections(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield what each minion has under ``netspace``.
 
         :raises StateError: the slices are damaged.
         """
-        for minion in manifest.slices:
-            yield minion, (self.slice(manifest, minion) or {})["netspace"]
+        for minion, pillar in self.pillars(manifest):
+            yield minion, pillar["netspace"]
 
     def cut(self, change: Change) -> None:
         """Change the slices in force, and nothing else; the caller holds the lock.
@@ -166,7 +174,7 @@ class Store:
         """
         manifest = self.current().manifest
         if manifest is not None:
-            before = {minion: self.slice(manifest, minion) or {} for minion in manifest.slices}
+            before = dict(self.pillars(manifest))
             changed = change({minion: one["netspace"] for minion, one in before.items()})
             slices = {minion: {**before[minion], "netspace": section} for minion, section in changed.items()}
             try:
@@ -258,10 +266,14 @@ class Store:
                 )
         return of()
 
+    def forget(self) -> None:
+        """Forget the declaration in force, which something else has replaced."""
+        files.remove(self._manifest)
+        files.remove(self._refused)
+
     def refuse(self, problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
         """Remember a declaration with problems; the caller holds the lock."""
-        kept = tuple((one.file, one.path, one.reason) for one in problems[:MAX_REFUSED])
-        refusal = Refusal(inputs, kept, len(problems), time.time())
+        refusal = refused(problems, inputs)
         files.write(self._refused, msgspec.json.encode(refusal))
         return refusal
 
@@ -275,6 +287,12 @@ class Store:
                 found = msgspec.json.decode(files.read(path, _MOST), type=of) if now is not None else None
             before = self._seen[path] = (now, found)
         return before[1]
+
+
+def refused(problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
+    """Return the refusal of a declaration with problems."""
+    kept = tuple((one.file, one.path, one.reason) for one in problems[:MAX_REFUSED])
+    return Refusal(inputs, kept, len(problems), time.time())
 
 
 def stamp(path: Path | str) -> Stamp:

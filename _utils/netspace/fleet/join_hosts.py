@@ -47,8 +47,16 @@ def join(
         if host not in now.hosts or now.minion(host) != fleet.minion(host):
             one["missing"].append(f"the declaration of {host} changed meanwhile; join again if it is still a host")
             continue
-        one["missing"] += _missing(after, now, host, ask)
+        one["missing"] += [*_waiting(declaration, after, now, host), *_missing(after, now, host, ask)]
     return found
+
+
+def _waiting(declaration: FleetDeclaration, compiled: Compiled, fleet: Fleet, host: str) -> list[str]:
+    """Return a text if a host waits for a plan, as with ``apply: planned`` it does."""
+    minion = fleet.minion(host)
+    if not declaration.given.active() or declaration.given.has(minion, compiled.slices.get(minion)):
+        return []
+    return [f"{host}: what is declared for it waits for a plan: salt-run netspace_fleet.plan, and apply"]
 
 
 def _missing(compiled: Compiled, fleet: Fleet, host: str, ask: Ask) -> list[str]:

@@ -31,27 +31,30 @@ def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None
         if not known and not declaration.register.path(minion).exists():
             raise NetspaceError(f"{name} is no host of the fleet, and hasn't joined; nothing to do")
     found = {name: _left(declaration, minion, fleet, in_force, root) for name, minion in minions.items()}
-    _put_in_force(declaration, list(minions.values()), found)
+    hosts = {minion: _host(minion, fleet, in_force) for minion in minions.values()}
+    _put_in_force(declaration, hosts, found)
     return found
 
 
 def hosts_in_force(declaration: FleetDeclaration) -> dict[str, dict[str, Any]]:
     """Return what is in force, by minion, under ``netspace``; empty if nothing is or it is damaged."""
-    manifest = declaration.store.current().manifest
     try:
-        return dict(declaration.store.sections(manifest)) if manifest is not None else {}
+        return declaration.sections()
     except StateError:
         return {}
 
 
-def without(slices: Mapping[str, Mapping[str, Any]], minion: str) -> dict[str, dict[str, Any]]:
+def without(
+    slices: Mapping[str, Mapping[str, Any]], minion: str, name_of_host: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Return slices as if a host had not joined: the links between it and other hosts are left out.
 
     :param slices: by minion, under ``netspace``.
+    :param name_of_host: None: as its slice tells.
     """
-    if minion not in slices:
+    host = slices[minion]["broker"]["host"] if minion in slices else name_of_host
+    if host is None:
         return {name: dict(one) for name, one in slices.items()}
-    host = slices[minion]["broker"]["host"]
     found = {}
     for name, section in slices.items():
         broker = dict(section["broker"])
@@ -91,6 +94,12 @@ def _minion(name: str, fleet: Fleet | None, in_force: Mapping[str, Mapping[str, 
     return next((minion for minion, one in in_force.items() if one["broker"]["host"] == name), name)
 
 
+def _host(minion: str, fleet: Fleet | None, in_force: Mapping[str, Mapping[str, Any]]) -> str | None:
+    if minion in in_force:
+        return str(in_force[minion]["broker"]["host"])
+    return next((host for host in fleet.hosts if fleet.minion(host) == minion), None) if fleet is not None else None
+
+
 def _left(
     declaration: FleetDeclaration,
     minion: str,
@@ -120,17 +129,25 @@ def _left(
     return found
 
 
-def _put_in_force(declaration: FleetDeclaration, minions: list[str], found: dict[str, Any]) -> None:
-    """Put in force what is declared; if that can't be done, what was, without the hosts."""
+def _put_in_force(declaration: FleetDeclaration, hosts: Mapping[str, str | None], found: dict[str, Any]) -> None:
+    """Put in force what is declared; if that can't be done, what was, without the hosts.
+
+    Where changes are planned first, what is declared waits for its plan, but the hosts are cut out at once.
+
+    :param hosts: by minion.
+    """
     try:
         refusal = declaration.apply()
-        if refusal is None:
+        if refusal is None and not declaration.given.active():
             return
-        why = f"the declaration has {refusal.count} problems: {CHECK}"
+        if refusal is None:
+            why = "what else the declaration changes waits for its plan: salt-run netspace_fleet.plan"
+        else:
+            why = f"the declaration has {refusal.count} problems: {CHECK}"
     except Exception as err:  # a renderer's, or the disk's: the hosts must be cut out in any case
         why = f"the declaration can't be compiled: {type(err).__name__}: {err}"
     try:
-        declaration.cut(lambda slices: _without_all(slices, minions))
+        declaration.cut(lambda slices: _without_all(slices, hosts))
     except (NetspaceError, OSError, ValueError) as err:
         for one in found.values():
             one["error"] = f"removed, but the slices in force still have it: {err}; {why}"
@@ -139,7 +156,9 @@ def _put_in_force(declaration: FleetDeclaration, minions: list[str], found: dict
         one["warning"] = f"the slices that were in force are in force without it; {why}"
 
 
-def _without_all(slices: Mapping[str, Mapping[str, Any]], minions: Iterable[str]) -> Mapping[str, Mapping[str, Any]]:
-    for minion in minions:
-        slices = without(slices, minion)
+def _without_all(
+    slices: Mapping[str, Mapping[str, Any]], hosts: Mapping[str, str | None]
+) -> Mapping[str, Mapping[str, Any]]:
+    for minion, host in hosts.items():
+        slices = without(slices, minion, host)
     return slices

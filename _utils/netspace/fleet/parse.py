@@ -33,9 +33,10 @@ from netspace.spec.types import NAME, NAME_RULE, Broker
 
 T = TypeVar("T")
 
-KEYS = ("hosts", "environments", "links", "never", "defaults", "domain", "trusted_grains", "include", "uses")
-_SINGLE = ("defaults", "domain", "trusted_grains")
+KEYS = ("hosts", "environments", "links", "never", "defaults", "domain", "trusted_grains", "apply", "include", "uses")
+_SINGLE = ("defaults", "domain", "trusted_grains", "apply")
 """Keys that stand in one file of a declaration, because two values of one could contradict each other."""
+APPLY = ("at-once", "planned")
 _EMPTY = {"hosts": "{}", "environments": "{}", "links": "[]", "never": "[]"}
 """How to write that there are none."""
 _PLACING = ("on", "replicas", "spread", "at_least")
@@ -134,7 +135,11 @@ def fleet(documents: Mapping[str, Any]) -> Fleet:
             if asserted is not None and _check_assertion(reading, where, asserted):
                 never.append(AssertionEntry(file, where, asserted))
     settings = _settings(single, problems)
-    result = Fleet(named, environments, tuple(links), tuple(never), *settings, single.get("defaults", ("",))[0])
+    file, when = single.get("apply", ("", "at-once"))
+    if when not in APPLY:
+        _Reading(file, problems).refuse("apply", f"{when!r:.40} is not possible here; choose from {', '.join(APPLY)}")
+    settings_file = single.get("defaults", ("",))[0]
+    result = Fleet(named, environments, tuple(links), tuple(never), *settings, settings_file, planned=when == "planned")
     _check_names(result, owners, problems)
     if problems:
         raise FleetError(problems)

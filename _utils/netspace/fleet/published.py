@@ -35,10 +35,7 @@ class Register:
 
     def path(self, minion: str) -> Path:
         """Return the file of a minion; the name of no minion leads out of the folder."""
-        name = urllib.parse.quote(minion, safe="")
-        if len(name) > MAX_NAME:
-            name = hashlib.sha256(minion.encode()).hexdigest()
-        return self.folder / f"{name}.json"
+        return self.folder / file_name(minion)
 
     def read(self, minion: str) -> Published | None:
         """Return the facts that a minion has published; None if there are none.
@@ -95,6 +92,14 @@ class Register:
         """Forget a minion; return whether anything was stored."""
         with files.locked(self.folder.parent / ".lock"):
             return files.remove(self.path(minion))
+
+
+def file_name(minion: str) -> str:
+    """Return the name of a file about a minion; it leads out of no folder."""
+    name = urllib.parse.quote(minion, safe="")
+    if len(name) > MAX_NAME:
+        name = hashlib.sha256(minion.encode()).hexdigest()
+    return f"{name}.json"
 
 
 def check(facts: Published) -> str:

@@ -114,12 +114,11 @@ def judged(declaration: FleetDeclaration) -> dict[str, Subject]:
 
     :raises NetspaceError: nothing is in force, or it is damaged.
     """
-    manifest = declaration.store.current().manifest
-    if manifest is None:
-        raise NetspaceError("no declaration of the fleet is in force yet; salt-run netspace_fleet.check")
     found = {}
-    for minion in manifest.slices:
-        pillar = declaration.store.slice(manifest, minion) or {}
+    wholes = declaration.wholes()
+    if not wholes:
+        raise NetspaceError("nothing of the fleet's declaration is in force yet; salt-run netspace_fleet.check")
+    for minion, pillar in wholes.items():
         host = trust.judged_host(pillar)
         if host is not None:
             found[minion] = Subject(host, pillar)
@@ -139,7 +138,7 @@ def _seen(
 
     :param asked: when the look was asked for, by a monotonic clock; None: expired hosts were asked again just now.
     """
-    book, manifest = declaration.trust, declaration.store.current().manifest
+    book = declaration.trust
     with book.looking():
         due = _begun.due(book, chosen, float("inf") if asked is None else asked)
         try:
@@ -159,8 +158,8 @@ def _seen(
             for peer in concerned(subject, minion, before, after):
                 wanted.setdefault(peer, []).append(subject.host)
         after = trust.to_wait(after, wanted)
-        if whole and manifest is not None:
-            after = trust.pruned(after, manifest.slices)
+        if whole:
+            after = trust.pruned(after, declaration.wholes())
         book.write(after)
     for minion in changes:
         distrust = after.hosts.get(minion)

@@ -178,6 +178,7 @@ class Fleet(NamedTuple):
     """A whole declaration, of one file or several.
 
     :param settings_file: the file with ``defaults``.
+    :param planned: whether changes are planned first (``apply: planned``).
     """
 
     hosts: Mapping[str, HostEntry]
@@ -188,6 +189,7 @@ class Fleet(NamedTuple):
     domain: str = DOMAIN
     trusted_grains: tuple[str, ...] = ()
     settings_file: str = ""
+    planned: bool = False
 
     def minion(self, host: str) -> str:
         """Return the id of a host's minion."""

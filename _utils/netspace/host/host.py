@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from netspace.host.drift import Drift
 from netspace.host.images import Images
-from netspace.host.overview import Overview
+from netspace.host.planned import Planned
 from netspace.host.removal import Removal
 from netspace.host.seals import Seals
 
 
-class Host(Overview, Drift, Removal, Seals, Images):
+class Host(Planned, Drift, Removal, Seals, Images):
     """This host, under one instance's names.
 
     :param layout: the instance's paths and names.

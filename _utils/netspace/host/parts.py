@@ -44,6 +44,8 @@ class Parts:
         self.layout = layout
         self.progress = progress
         self.remote = remote
+        self._holds = False
+        self._guard: Callable[[Plan], None] | None = None
 
     @functools.cached_property
     def supervisor(self) -> Supervisor:
@@ -78,9 +80,28 @@ class Parts:
     # -- applying one kind ---------------------------------------------------------------
     @contextlib.contextmanager
     def _lock(self, test: bool) -> Iterator[None]:
-        """Hold the lock, except in a test; turn system errors into netspace's errors."""
-        with files.refusals_told(), contextlib.nullcontext() if test else files.locked(self.layout.lock):
-            yield
+        """Hold the lock, except in a test; turn system errors into netspace's errors.
+
+        Within it, the same object may take the lock again.
+        """
+        with files.refusals_told():
+            if test or self._holds:
+                yield
+                return
+            with files.locked(self.layout.lock):
+                self._holds = True
+                try:
+                    yield
+                finally:
+                    self._holds = False
+
+    def _permit(self, plan: Plan) -> None:
+        """Refuse a plan that isn't permitted, before it is applied (:mod:`netspace.host.planned`).
+
+        :raises NetspaceError: a step isn't permitted.
+        """
+        if self._guard is not None:
+            self._guard(plan)
 
     def _run(
         self,
@@ -99,6 +120,7 @@ class Parts:
         plan = kind.plan(desired, kind.observe() if seen is None else seen, remove)
         if test or not plan.steps:
             return Result(plan)
+        self._permit(plan)
         return Result(plan, (apply or kind.apply)(plan.steps))
 
     def _run_interfaces(self, desired: DesiredInterfaces, remove: Collection[str], test: bool) -> Result:
@@ -107,7 +129,10 @@ class Parts:
         plan = self.interfaces.plan(desired, seen, remove)
         if self.interfaces.concerns_all(plan):
             plan = self.interfaces.plan(desired, self.interfaces.observe(desired, doomed=remove), remove)
-        return Result(plan) if test or not plan.steps else Result(plan, self.interfaces.apply(plan.steps))
+        if test or not plan.steps:
+            return Result(plan)
+        self._permit(plan)
+        return Result(plan, self.interfaces.apply(plan.steps))
 
     def _remove_interfaces(self, names: Collection[str], test: bool) -> Result:
         from netspace.interface.reconciler import DesiredInterfaces

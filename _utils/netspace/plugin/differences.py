@@ -15,9 +15,9 @@ from netspace.plugin.tables import Cell, Paint, Row, prose, text
 
 Against = Literal["declaration", "last apply"]
 
-_INTERRUPTS = ("remove", "rebuild", "restart", "stop")
+INTERRUPTS = ("remove", "rebuild", "restart", "stop")
 """Actions that end a program or its connections."""
-_WHOLE = ("create", "remove")
+WHOLE = ("create", "remove")
 """Actions on a whole thing, whose keys a table doesn't list."""
 _WORDS: Mapping[str, tuple[str, str, str]] = {
     "declaration": ("declared", "the host is as declared", "differ from the declaration"),
@@ -80,21 +80,21 @@ def lines(found: Mapping[str, object], paint: Paint) -> list[str]:
 def _row(kind: str, name: str, parts: Sequence[Mapping[str, object]]) -> Row:
     """Return the row of one thing, with the reason and each key below it."""
     action, reason = text(parts[0]["action"]), prose(parts[0]["reason"])
-    interrupts = action in _INTERRUPTS
+    interrupts = action in INTERRUPTS
     notes = [Cell(reason, "dim")] if reason else []
-    if action not in _WHOLE:
+    if action not in WHOLE:
         notes += [
-            Cell(f"{text(one['key'])}: {_value(one['old'])} -> {_value(one['new'])}") for one in parts if one["key"]
+            Cell(f"{text(one['key'])}: {as_line(one['old'])} -> {as_line(one['new'])}") for one in parts if one["key"]
         ]
     return Row(0 if interrupts else 1, [Cell(kind), Cell(name), Cell(action, "bad" if interrupts else "warn")], notes)
 
 
-def _value(value: object, depth: int = 2) -> str:
+def as_line(value: object, depth: int = 2) -> str:
     """Return a value as one line; a nested value is shown by its first parts."""
     if value is None or (isinstance(value, list | tuple | Mapping) and not value):
         return "nothing"
     if depth and isinstance(value, Mapping):
-        return ", ".join(f"{text(key)}={_value(value[key], depth - 1)}" for key in list(value)[:_MOST])
+        return ", ".join(f"{text(key)}={as_line(value[key], depth - 1)}" for key in list(value)[:_MOST])
     if depth and isinstance(value, list | tuple):
-        return ", ".join(_value(one, depth - 1) for one in value[:_MOST])
+        return ", ".join(as_line(one, depth - 1) for one in value[:_MOST])
     return text(value)

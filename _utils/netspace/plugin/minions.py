@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from netspace.attestation import identity
 from netspace.attestation.fleet import bus, own_answers
+from netspace.attestation.fleet.calls import Pace, Task
+from netspace.attestation.fleet.window import Window
 from netspace.errors import NetspaceError
 from netspace.plugin import salt_keys
+
+CONCURRENCY, JITTER = 32, 0.2
+"""Hosts that are asked at one time, and the most seconds for which questions are collected into one message."""
+ACCEPTED = 60
+"""Seconds that the master may take to accept a message."""
+
+Calls = Sequence[tuple[Sequence[str], Mapping[str, Any]]]
 
 
 class Salt(NamedTuple):
@@ -52,14 +62,42 @@ class Minions:
         """
         if not minions:
             return {}
-        identities = identity.Identities(
+        with self._bus(minions, own_answers.MODULE, timeout) as salt_bus:
+            return own_answers.ask(salt_bus, self._identities(), minions, function, arguments, timeout)
+
+    def each(self, function: str, calls: Calls, timeout: float, heard: Callable[[str, Any], None]) -> None:
+        """Call a function on many minions, each at its own speed: :class:`netspace.fleet.planning.work.Minions`."""
+        minions = [minion for some, _ in calls for minion in some]
+        if not minions:
+            return
+        identities = self._identities()
+
+        def tasks() -> Iterator[Task]:
+            for some, arguments in calls:
+                asked = own_answers.call(function, arguments)
+                for minion in some:
+                    yield minion, own_answers.work(identities, asked, minion, heard)
+
+        with self._bus(minions, own_answers.MODULE, ACCEPTED) as salt_bus:
+            Window(salt_bus, Pace(CONCURRENCY, JITTER, timeout)).run(tasks())
+
+    def tell(self, function: str, minions: Collection[str]) -> None:
+        """Call a function on minions, without waiting for its end."""
+        module, _, name = function.partition(".")
+        with self._bus(minions, module, ACCEPTED) as salt_bus:
+            salt_bus.send(minions, name, {})
+
+    def _identities(self) -> identity.Identities:
+        return identity.Identities(
             salt_keys.master(self._opts),
             lambda minion: salt_keys.accepted(self._opts, minion, self._salt.valid_id, self._salt.cache),
         )
+
+    @contextlib.contextmanager
+    def _bus(self, minions: Collection[str], module: str, timeout: float) -> Iterator[bus.SaltBus]:
         try:
             with self._salt.client(mopts=self._opts) as client:
-                salt_bus = bus.SaltBus(client, own_answers.MODULE, int(timeout), self._salt.refused)
-                return own_answers.ask(salt_bus, identities, minions, function, arguments, timeout)
+                yield bus.SaltBus(client, module, int(timeout), self._salt.refused)
         except self._salt.refused as err:
             raise NetspaceError(f"{', '.join(list(minions)[:5])}: can't be asked: {err}") from err
 

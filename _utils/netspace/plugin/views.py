@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from netspace.plugin import differences, explanation, reachability, tables
+from netspace.plugin import differences, explanation, fleet_plans, reachability, tables
 from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, sequence, text
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -288,6 +288,18 @@ def _differences(data: object, screen: Screen) -> list[str]:
     return differences.lines(mapping(data), screen.paint)
 
 
+def _plan(data: object, screen: Screen) -> list[str]:
+    return fleet_plans.plan(mapping(data), screen.paint)
+
+
+def _applied(data: object, screen: Screen) -> list[str]:
+    return fleet_plans.applied(mapping(data), screen.paint)
+
+
+def _compared(data: object, screen: Screen) -> list[str]:
+    return fleet_plans.compared(mapping(data), screen.paint)
+
+
 _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Screen], list[str]]], ...] = (
     (_rows_have("state", "restarts", "health", "problem"), _environments),
     (_rows_have("state", "kind", "addresses", "netns"), _interfaces),
@@ -300,6 +312,10 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_has("paths_to", "paths"), _paths),
     (_has("refusals_of", "rows", "not_recorded"), _refused),
     (_has("compared_with", "differences", "refused"), _differences),
+    (_has("plan", "counts", "changes", "moves"), _plan),
+    (_has("drift", "counts", "changes", "moves"), _plan),
+    (_has("applied", "counts", "done", "failed"), _applied),
+    (_has("plans", "dropped", "added", "redeclared"), _compared),
     (_has("trust", "environments", "links", "supervised"), _overview),
     (_has("broker", "links", "mailboxes"), _links),
     (_has("level", "verifier", "reason", "expires"), _trust),

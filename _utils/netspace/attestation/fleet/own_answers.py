@@ -14,7 +14,7 @@ from typing import Any
 
 from netspace.attestation import identity
 from netspace.attestation.fleet.bus import Bus
-from netspace.attestation.fleet.calls import Reply
+from netspace.attestation.fleet.calls import Again, Call, Reply, Work
 from netspace.attestation.refusals import Refused
 from netspace.errors import NetspaceError
 from netspace.text import REPLACEMENT, printable
@@ -25,6 +25,9 @@ MODULE, FUNCTION = "netspace_link", "signed_answer"
 SIGNED = frozenset(
     {
         "grains.get",
+        "netspace_fleet.ailing",
+        "netspace_fleet.apply",
+        "netspace_fleet.plan",
         "netspace_link.authority_adopt",
         "netspace_link.authority_request",
         "netspace_link.public_key",
@@ -54,7 +57,7 @@ def ask(
     :param function: one of :data:`SIGNED`.
     :return: a ``NetspaceError`` for a minion that failed, and for one in whose name only unproved answers came.
     """
-    asked = {"function": function, "arguments": dict(arguments), "nonce": secrets.token_hex(NONCE)}
+    asked = call(function, arguments)
     sent = bus.send(minions, FUNCTION, {"asked": asked})
     waiting, found = set(minions) - sent.unknown, dict[str, Any]()
     unproved: dict[str, str] = {}
@@ -70,11 +73,44 @@ def ask(
             continue
         waiting.discard(reply.minion)
     for minion in waiting & set(unproved):
-        found[minion] = NetspaceError(
-            f"nothing proves that what came is this minion's answer ({unproved[minion]}); synchronise it "
-            f"(salt {minion} saltutil.sync_all), or find out which minion answers in its name"
-        )
+        found[minion] = _nobody(minion, unproved[minion])
     return found
+
+
+def work(
+    identities: identity.Identities,
+    asked: Mapping[str, Any],
+    minion: str,
+    heard: Callable[[str, Any], None],
+) -> Work:
+    """Do the work of one call to one minion, for a :class:`~netspace.attestation.fleet.window.Window`.
+
+    :param asked: the call, from :func:`call`.
+    :param heard: called once with the minion and its own answer; or with a ``NetspaceError``, if it failed or did not
+        answer.
+    """
+    unproved = ""
+    answer = yield Call(FUNCTION, common={"asked": dict(asked)})
+    while not answer.silent:
+        try:
+            heard(minion, _own(identities, asked, Reply("", minion, answer.value, answer.problem)))
+            return
+        except Refused as err:
+            unproved = answer.problem or str(err)
+        answer = yield Again()
+    heard(minion, _nobody(minion, unproved) if unproved else NetspaceError(answer.problem))
+
+
+def call(function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call, with a nonce of its own."""
+    return {"function": function, "arguments": dict(arguments), "nonce": secrets.token_hex(NONCE)}
+
+
+def _nobody(minion: str, unproved: str) -> NetspaceError:
+    return NetspaceError(
+        f"nothing proves that what came is this minion's answer ({unproved}); synchronise it "
+        f"(salt {minion} saltutil.sync_all), or find out which minion answers in its name"
+    )
 
 
 def _own(identities: identity.Identities, asked: Mapping[str, Any], reply: Reply) -> Any:

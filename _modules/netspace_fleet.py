@@ -1,0 +1,143 @@
+"""
+A host as part of a fleet
+=========================
+
+The master's runner ``netspace_fleet`` calls these functions, for ``plan``, ``apply``, ``drift`` and rollouts. It asks
+by ``netspace_link.signed_answer``, so that each answer is this minion's own. See the page on fleets.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from salt.exceptions import CommandExecutionError  # noqa: E402
+
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import arguments, own_pillar  # noqa: E402
+from netspace.plugin.fileserver import SaltFiles  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __grains__: dict[str, Any]
+    __pillar__: dict[str, Any]
+    __salt__: dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "netspace_fleet"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
+    """
+    Return what an apply would do on this host. Changes nothing.
+
+    Returns ``digest`` (of the whole plan), ``declared`` (digest of the declaration), ``steps`` and ``withheld``. If the
+    plan is longer than 512 KiB, ``brief`` is true and the steps have no ``changes``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace_fleet.plan
+
+    generation
+        A candidate of the master's declaration. Defaults to what is in force.
+
+    applied
+        Compare with what was applied last, not with pillar: a change by hand is a step then, a new declaration isn't.
+    """
+    from netspace.fleet.planning import plans
+
+    try:
+        host, minion = _host(), arguments.minion(__opts__)
+        if applied:
+            found = plans.host_plan(minion, None, host.drift())
+        else:
+            section = _section(generation)
+            found = plans.host_plan(minion, section, host.diff(arguments.whole(section, {})))
+        return plans.plain(found)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, Any]:
+    """
+    Apply the declaration to this host, if its plan is the expected one.
+
+    The plan is computed again under the lock under which it is applied. If it isn't expected, this function fails, and
+    changes nothing. Returns ``applied`` (whether every step succeeded), ``withheld`` (the number of things that the
+    plan omits, for example for lack of trust), ``steps`` (the number of steps done) and ``reason``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace_fleet.apply
+
+    generation
+        A candidate of the master's declaration. Defaults to what is in force.
+
+    expected
+        Digests of plans, of which this host's must be one. Without it, any plan is applied.
+    """
+    from netspace.fleet.planning import plans
+
+    try:
+        minion, section = arguments.minion(__opts__), _section(generation)
+        wanted = arguments.whole(section, {})
+        some = None if expected is None else frozenset(map(str, expected))
+        result = _host().apply_planned(
+            wanted, None if some is None else lambda found: plans.host_plan(minion, section, found).digest in some
+        )
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+    if result.outcomes:
+        arguments.tell_targets(__salt__, __opts__, __pillar__)
+    return plans.outcome(result)
+
+
+def ailing() -> list[str]:
+    """
+    Return why this host isn't well: unhealthy environments, and environments for which it lacks trust. Changes nothing.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' netspace_fleet.ailing
+    """
+    try:
+        return _host().ailing()
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def _host() -> Host:
+    return Host(arguments.layout(__opts__), log.info, remote=SaltFiles(__salt__, __opts__))
+
+
+def _section(generation: str) -> dict[str, Any]:
+    """Return this host's declaration from the master.
+
+    :raises NetspaceError: there is none.
+    """
+    import salt.pillar
+    from salt.exceptions import SaltException
+
+    try:
+        section = own_pillar.fetch(__opts__, __grains__, salt.pillar.get_pillar, generation)
+    except SaltException as err:
+        raise NetspaceError(f"the master gave no pillar: {err}") from err
+    if section is None:
+        raise NetspaceError("nothing is declared for this host")
+    return dict(section)

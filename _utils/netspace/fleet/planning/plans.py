@@ -1,0 +1,289 @@
+"""Hosts' plans, and one plan of a fleet: folded, and named by a hash. Pure.
+
+A host's plan is what an apply of its declaration would do there: the dry run of its states. Its digest covers the
+declaration, the steps and the refusals, and the minion's id. So two plans of a host are the same if their digests are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from netspace.errors import NetspaceError
+from netspace.plan import Plan, Result
+
+ID = re.compile(r"p[0-9a-f]{15}")
+"""A plan's id. It begins with a letter, so that a command line takes it for no number."""
+MAX_STEPS = 50_000
+MAX_ANSWER = 512 * 1024
+"""The most bytes of a host's plan that pass over Salt's bus whole. Of a longer one, the steps pass without changes."""
+MAX_BRIEF = 16 * 1024 * 1024
+
+_Word = Annotated[str, msgspec.Meta(max_length=4096)]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One step of a host's plan; see :class:`netspace.plan.Step`."""
+
+    kind: _Word
+    name: _Word
+    action: _Word
+    changes: dict[str, Any] = msgspec.field(default_factory=dict)
+    reason: _Word = ""
+
+
+class Withheld(msgspec.Struct, frozen=True):
+    """A declared thing that a host's plan omits on purpose; see :class:`netspace.plan.Refusal`."""
+
+    kind: _Word
+    name: _Word
+    message: _Word
+
+
+class HostPlan(msgspec.Struct, frozen=True):
+    """The plan of one host, as its minion tells it.
+
+    :param declared: the digest of the declaration that it leads to.
+    :param brief: whether the changes of its steps were too long to send.
+    """
+
+    digest: _Digest
+    declared: _Digest
+    steps: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
+    withheld: Annotated[tuple[Withheld, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
+    brief: bool = False
+
+
+class Places(NamedTuple):
+    """Names and hosts: each of the names on each of the hosts."""
+
+    names: tuple[str, ...]
+    hosts: tuple[str, ...]
+
+
+class Entry(NamedTuple):
+    """The same change of things, on all hosts that have it in their plans.
+
+    :param places: the names of the things, and the hosts. No name and host are in two places.
+    """
+
+    kind: str
+    action: str
+    changes: Mapping[str, Any]
+    reason: str
+    places: tuple[Places, ...]
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return tuple(sorted({host for place in self.places for host in place.hosts}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted({name for place in self.places for name in place.names}))
+
+
+def encoded(value: Any) -> bytes:
+    """Return the one encoding of a value: keys and sets are sorted."""
+    return msgspec.json.encode(value, enc_hook=str, order="deterministic")
+
+
+def host_plan(minion: str, declared: Any, plan: Plan) -> HostPlan:
+    """Return the plan of this host, for the master.
+
+    :param declared: the declaration, as in pillar.
+    """
+    steps = [Change(one.kind, one.name, one.action, _plain(one.changes), one.reason) for one in plan.steps]
+    withheld = tuple(Withheld(one.kind, one.name, one.message[:4096]) for one in plan.refusals)
+    cut = tuple(msgspec.structs.replace(one, name=one.name[:4096], reason=one.reason[:4096]) for one in steps)
+    hashed = hashlib.sha256(encoded(declared)).hexdigest()
+    digest = hashlib.sha256(encoded((minion, hashed, cut, withheld))).hexdigest()
+    found = HostPlan(digest, hashed, cut, withheld)
+    if len(msgspec.json.encode(found)) <= MAX_ANSWER:
+        return found
+    brief = tuple(msgspec.structs.replace(one, changes={}) for one in cut)
+    return HostPlan(digest, hashed, brief, withheld, True)
+
+
+def plain(found: HostPlan) -> dict[str, Any]:
+    """Return a host's plan as plain values, for Salt's bus."""
+    values: dict[str, Any] = msgspec.to_builtins(found)
+    return values
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """What an apply did on a host, as its minion tells it.
+
+    :param applied: whether every step succeeded.
+    :param withheld: the number of declared things that the plan omits.
+    :param steps: the number of steps that were done.
+    """
+
+    applied: bool
+    withheld: int
+    steps: int
+    reason: _Word = ""
+
+
+def outcome(result: Result) -> dict[str, Any]:
+    """Return what an apply did, for the master."""
+    failed = [f"{one.step}: {one.error}" for one in result.failures]
+    omitted = [f"{one.kind} {one.name}: {one.message}" for one in result.plan.refusals]
+    reason = "; ".join([*failed[:3], *omitted[:3]])
+    done = sum(not one.error for one in result.outcomes)
+    found: dict[str, Any] = msgspec.to_builtins(Applied(not failed, len(omitted), done, reason[:4096]))
+    return found
+
+
+def told_outcome(answer: object) -> Applied:
+    """Return what an apply did, from the answer of a minion, which may be anything.
+
+    :raises NetspaceError: it tells of no apply.
+    """
+    try:
+        return msgspec.convert(answer, Applied, strict=True)
+    except (ValueError, TypeError, RecursionError) as err:
+        raise NetspaceError(f"its answer tells of no apply: {err}; synchronise it (saltutil.sync_all)") from err
+
+
+def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.json.decode(encoded(dict(changes)))
+    return plain
+
+
+def received(answer: object) -> HostPlan:
+    """Return a host's plan from the answer of its minion, which may be anything.
+
+    :raises NetspaceError: it is no plan.
+    """
+    try:
+        if len(encoded(answer)) > 2 * MAX_ANSWER + MAX_BRIEF:
+            raise ValueError("it is too long")
+        return msgspec.convert(answer, HostPlan, strict=True)
+    except (ValueError, TypeError, RecursionError) as err:  # msgspec's errors are ValueErrors
+        raise NetspaceError(f"its answer is no plan: {err}; synchronise it (saltutil.sync_all)") from err
+
+
+def identity(plans: Mapping[str, HostPlan]) -> str:
+    """Return the id of a fleet's plan: a hash of all hosts' plans, by host."""
+    pairs = sorted((host, plan.digest) for host, plan in plans.items())
+    return f"p{hashlib.sha256(encoded(pairs)).hexdigest()[:15]}"
+
+
+def fold(plans: Mapping[str, HostPlan]) -> list[Entry]:
+    """Return the steps of all plans. Equal changes of any things on any hosts are one entry."""
+    hosts: dict[tuple[bytes, str], list[str]] = {}
+    shown: dict[bytes, Change] = {}
+    for host, plan in sorted(plans.items()):
+        for step in plan.steps:
+            key = encoded((step.kind, step.action, step.changes, step.reason))
+            shown.setdefault(key, step)
+            where = hosts.setdefault((key, step.name), [])
+            if not where or where[-1] != host:
+                where.append(host)
+    names: dict[bytes, dict[tuple[str, ...], list[str]]] = {}
+    for (key, name), where in sorted(hosts.items(), key=lambda one: one[0][1]):
+        names.setdefault(key, {}).setdefault(tuple(where), []).append(name)
+    found = []
+    for key, places in names.items():
+        step = shown[key]
+        whole = tuple(sorted(Places(tuple(some), where) for where, some in places.items()))
+        found.append(Entry(step.kind, step.action, step.changes, step.reason, whole))
+    return sorted(found, key=lambda one: (-len(one.hosts), one.kind, one.action, one.names, encoded(one.changes)))
+
+
+def withheld(plans: Mapping[str, HostPlan]) -> list[tuple[Withheld, tuple[str, ...]]]:
+    """Return what hosts' plans omit on purpose, each with the hosts that say so, in order of their names."""
+    found: dict[Withheld, list[str]] = {}
+    for host, plan in sorted(plans.items()):
+        for one in dict.fromkeys(plan.withheld):
+            found.setdefault(one, []).append(host)
+    return [(one, tuple(hosts)) for one, hosts in found.items()]
+
+
+def by_reason(reasons: Mapping[str, str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return hosts by the reason that each has, the most frequent one first."""
+    found: dict[str, list[str]] = {}
+    for host, reason in sorted(reasons.items()):
+        found.setdefault(reason, []).append(host)
+    return [(reason, tuple(found[reason])) for reason in sorted(found, key=lambda one: (-len(found[one]), one))]
+
+
+def told(entry: Entry) -> dict[str, Any]:
+    """Return an entry for operators and programs."""
+    return {
+        "kind": entry.kind,
+        "action": entry.action,
+        "changes": dict(entry.changes),
+        "reason": entry.reason,
+        "hosts": len(entry.hosts),
+        "places": [{"names": list(one.names), "hosts": list(one.hosts)} for one in entry.places],
+    }
+
+
+class Comparison(NamedTuple):
+    """What differs between two plans of a fleet.
+
+    :param dropped: what the first plan alone would do, on the hosts where the second wouldn't.
+    :param added: what the second plan alone would do.
+    :param without: hosts that have a plan in the first alone.
+    :param with_plan: hosts that have a plan in the second alone.
+    :param redeclared: hosts of both whose declaration differs though the steps are the same.
+    """
+
+    dropped: list[Entry]
+    added: list[Entry]
+    without: tuple[str, ...]
+    with_plan: tuple[str, ...]
+    redeclared: tuple[str, ...]
+
+
+def compare(first: Mapping[str, HostPlan], second: Mapping[str, HostPlan]) -> Comparison:
+    """Return what differs between two plans of a fleet."""
+    both = sorted(first.keys() & second.keys())
+    return Comparison(
+        fold({host: _less(plan, second.get(host)) for host, plan in first.items()}),
+        fold({host: _less(plan, first.get(host)) for host, plan in second.items()}),
+        tuple(sorted(first.keys() - second.keys())),
+        tuple(sorted(second.keys() - first.keys())),
+        tuple(
+            host
+            for host in both
+            if first[host].declared != second[host].declared and _keys(first[host]) == _keys(second[host])
+        ),
+    )
+
+
+def _less(plan: HostPlan, other: HostPlan | None) -> HostPlan:
+    """Return a plan with only the steps that another one hasn't."""
+    known = _keys(other) if other is not None else frozenset()
+    return msgspec.structs.replace(plan, steps=tuple(one for one in plan.steps if encoded(one) not in known))
+
+
+def _keys(plan: HostPlan) -> frozenset[bytes]:
+    return frozenset(encoded(one) for one in plan.steps)
+
+
+def words(entry: Entry, value: Callable[[object], str], most: int = 3) -> str:
+    """Return an entry in one sentence: ``412 hosts: environment web: restart (image 9f -> 3c)``.
+
+    :param value: returns a value as one line.
+    :param most: the most names and keys that are named.
+    """
+    hosts, names = entry.hosts, entry.names
+    where = f"{len(hosts)} hosts" if len(hosts) > 1 else hosts[0]
+    shown = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    keys = [f"{key} {value(_side(one, 'old'))} -> {value(_side(one, 'new'))}" for key, one in entry.changes.items()]
+    more = [f"{len(keys) - most} more keys"] if len(keys) > most else []
+    why = [entry.reason] if entry.reason else []
+    detail = "; ".join([*why, *keys[:most], *more])
+    plural = "s" if len(names) > 1 else ""
+    return f"{where}: {entry.kind}{plural} {shown}: {entry.action}" + (f" ({detail})" if detail else "")
+
+
+def _side(change: object, side: str) -> object:
+    return change.get(side) if isinstance(change, Mapping) else None

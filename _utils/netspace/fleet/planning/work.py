@@ -1,0 +1,346 @@
+"""A plan of a fleet made and applied: the master asks the hosts' minions, and gives each host its slice.
+
+A minion's answers are its own: each is signed (``own_answers``). A false one would let an operator apply what nobody
+has looked at, or let a rollout go on from a host that failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from netspace.errors import NetspaceError
+from netspace.fleet import given, hosts
+from netspace.fleet.compile import Compiled
+from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.given import NONE, Candidate
+from netspace.fleet.hosts import Outcome
+from netspace.fleet.planning import plans
+from netspace.fleet.planning.plans import Change, HostPlan
+from netspace.fleet.planning.records import HostRecord, PlanRecord, Plans
+
+BATCH = 32
+"""Hosts in one message that has values of each of them."""
+MAX_TOLD = 300
+Heard = Callable[[str, Any], None]
+Calls = Sequence[tuple[Sequence[str], Mapping[str, Any]]]
+
+
+class Minions(Protocol):
+    """The minions of a fleet."""
+
+    def each(self, function: str, calls: Calls, timeout: float, heard: Heard) -> None:
+        """Call a function on many minions, each at its own speed.
+
+        :param calls: minions, and the arguments for them.
+        :param heard: called with each minion and its own answer, as it comes; or with a ``NetspaceError`` for one that
+            failed or did not answer in time.
+        :raises NetspaceError: nobody can be asked.
+        """
+
+    def tell(self, function: str, minions: Sequence[str]) -> None:
+        """Call a function on minions, without waiting for its end."""
+
+
+def make(declaration: FleetDeclaration, names: Sequence[object], minions: Minions, timeout: float) -> PlanRecord:
+    """Make a plan of the whole fleet, or of some hosts, and keep it.
+
+    :param names: hosts, or ids of their minions; empty: all.
+    :raises NetspaceError: the declaration has problems, or nobody can be asked.
+    """
+    compiled, candidate = _compiled(declaration)
+    if compiled.declared is None:
+        raise NetspaceError(f"the declaration can't be parsed: {hosts.CHECK}")
+    fleet = compiled.declared
+    of = {host: fleet.minion(host) for host in (hosts.named(fleet, names) if names else fleet.hosts)}
+    generation = candidate.generation if candidate is not None else ""
+    found, silent = _gathered(of, {"generation": generation}, minions, timeout)
+    new = candidate.digests if candidate is not None else {}
+    old = {minion: declaration.given.digest_of(minion) if candidate is not None else "" for minion in of.values()}
+    records = {
+        host: HostRecord(of[host], plan, old[of[host]], new.get(of[host], "")) for host, plan in sorted(found.items())
+    }
+    if candidate is not None and not names:
+        records |= _leaving(declaration, set(candidate.digests))
+    record = PlanRecord(
+        plans.identity({host: one.plan for host, one in records.items()}),
+        time.time(),
+        generation,
+        candidate is not None and not fleet.planned,
+        records,
+        silent,
+        tuple((one.environment, one.reason) for one in compiled.moves[:1000]),
+    )
+    store = plans_of(declaration)
+    with declaration.store.lock():
+        store.keep(record)
+        declaration.given.forget(store.generations())
+    return record
+
+
+def drift(declaration: FleetDeclaration, names: Sequence[object], minions: Minions, timeout: float) -> PlanRecord:
+    """Return the plan with nothing newly declared; it isn't kept.
+
+    Where changes are planned first, each host compares with what it was given. Else it compares with what it applied
+    last, because a changed declaration is in force as soon as it is saved.
+
+    :raises NetspaceError: the declaration can't be parsed, or nobody can be asked.
+    """
+    planned = declaration.given.active()
+    sections = declaration.sections()
+    known = {str(section["broker"]["host"]): minion for minion, section in sections.items()}
+    wanted = [str(name) for name in names]
+    of = {host: one for host, one in known.items() if not wanted or host in wanted or one in wanted}
+    if unknown := [name for name in wanted if name not in of and name not in of.values()]:
+        raise NetspaceError(f"{', '.join(unknown)}: no host that was given anything")
+    found, silent = _gathered(of, {"applied": not planned}, minions, timeout)
+    records = {host: HostRecord(of[host], plan) for host, plan in sorted(found.items())}
+    return PlanRecord(plans.identity(found), time.time(), "", False, records, silent)
+
+
+def plans_of(declaration: FleetDeclaration) -> Plans:
+    """Return the plans that the master keeps."""
+    return Plans(declaration.store.folder / "plans")
+
+
+def _compiled(declaration: FleetDeclaration) -> tuple[Compiled, Candidate | None]:
+    """Compile the declaration; where changes are planned first, as a candidate, else put it in force.
+
+    :raises NetspaceError: it has problems.
+    """
+    if not declaration.given.active() and (refusal := declaration.apply()) is not None:
+        raise NetspaceError(f"{refusal.count} problems: {hosts.CHECK}")
+    if not declaration.given.active():
+        return hosts.compiled(declaration)[0], None
+    compiled, candidate = declaration.candidate()
+    hosts.sound(compiled.problems)
+    return compiled, candidate
+
+
+def _leaving(declaration: FleetDeclaration, declared: set[str]) -> dict[str, HostRecord]:
+    """Return plans of hosts that are declared no longer: they lose their slices, and what runs there goes on."""
+    found = {}
+    why = "it is declared no longer and gets no pillar of the fleet; what runs there goes on"
+    for minion, section in declaration.given.sections().items():
+        if minion not in declared:
+            host, old = str(section["broker"]["host"]), declaration.given.digest_of(minion)
+            hashed = hashlib.sha256(plans.encoded((minion, NONE))).hexdigest()
+            digest = hashlib.sha256(plans.encoded((minion, old, NONE))).hexdigest()
+            plan = HostPlan(digest, hashed, (Change("host", host, "leave", {}, why),))
+            found[host] = HostRecord(minion, plan, old, NONE)
+    return found
+
+
+def _gathered(
+    of: Mapping[str, str], arguments: Mapping[str, Any], minions: Minions, timeout: float
+) -> tuple[dict[str, HostPlan], dict[str, str]]:
+    """Return the hosts' plans, and the reason for each host that has none.
+
+    :param of: the minions of the hosts.
+    """
+    host_of = {minion: host for host, minion in of.items()}
+    found: dict[str, HostPlan] = {}
+    silent: dict[str, str] = {}
+
+    def heard(minion: str, answer: Any) -> None:
+        host = host_of[minion]
+        try:
+            if isinstance(answer, NetspaceError):
+                raise answer
+            found[host] = plans.received(answer)
+        except NetspaceError as err:
+            silent[host] = str(err)[:MAX_TOLD]
+
+    minions.each("netspace_fleet.plan", [(list(of.values()), arguments)], timeout, heard)
+    return found, silent
+
+
+class PlannedHosts:
+    """Hosts of a plan (:class:`netspace.fleet.hosts.Hosts`) over Salt's bus.
+
+    :param told: called with each host and its outcome, as it comes.
+    """
+
+    def __init__(
+        self,
+        declaration: FleetDeclaration,
+        record: PlanRecord,
+        minions: Minions,
+        timeout: float,
+        told: Callable[[str, Outcome], None] = lambda host, outcome: None,
+    ) -> None:
+        self._declaration, self._given, self._record = declaration, declaration.given, record
+        self._minions, self._timeout, self._told = minions, timeout, told
+
+    def apply(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        """Apply exactly the hosts' plans. A host gets its slice for good when it has applied it.
+
+        Killed before that, the host has applied a slice that the master doesn't give it yet: the next apply of its
+        pillar takes that back, and a repeated apply of the plan finds nothing left to do and gives it the slice.
+        """
+        found: dict[str, Outcome] = {}
+        asked = []
+        for host in dict.fromkeys(hosts):
+            outcome = self._before(host)
+            if outcome is None:
+                asked.append(host)
+            else:
+                self._note(found, host, outcome)
+        generation = self._record.generation
+
+        def arguments(some: Sequence[str]) -> dict[str, Any]:
+            return {"generation": generation, "expected": [self._record.hosts[host].plan.digest for host in some]}
+
+        def judged(host: str, answer: Any) -> Outcome:
+            done = plans.told_outcome(answer)
+            if not done.applied:
+                return Outcome(False, done.reason)
+            self._promote(host)
+            return Outcome(True, done.reason)
+
+        self._ask("netspace_fleet.apply", asked, arguments, judged, found)
+        if generation:
+            self._refresh([self._record.hosts[host].minion for host in asked if found[host].ok])
+            self._settle()
+        return found
+
+    def take_back(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        """Give the hosts the slices that they had when the plan was made, and apply these.
+
+        A host that failed half-way, and so was not given the plan's slice, applies what it has.
+        """
+        found: dict[str, Outcome] = {}
+        asked = []
+        for host in dict.fromkeys(hosts):
+            known = self._record.hosts.get(host)
+            if not self._record.generation or known is None or not self._given.active():
+                why = "it isn't in the plan" if known is None else "only with `apply: planned` is the former slice kept"
+                self._note(found, host, Outcome(False, why))
+                continue
+            try:
+                with self._declaration.store.lock():
+                    self._given.take_back(known.minion, known.new, known.old)
+            except (NetspaceError, OSError) as err:
+                self._note(found, host, Outcome(False, str(err)))
+                continue
+            if self._given.digest_of(known.minion) == NONE:
+                why = "it had no slice before; what was applied goes on: salt-call netspace.teardown removes it"
+                self._note(found, host, Outcome(False, why))
+            else:
+                asked.append(host)
+
+        def judged(host: str, answer: Any) -> Outcome:
+            done = plans.told_outcome(answer)
+            return Outcome(done.applied, done.reason)
+
+        self._ask("netspace_fleet.apply", asked, lambda some: {}, judged, found)
+        self._refresh([self._record.hosts[host].minion for host in asked])
+        return found
+
+    def healthy(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
+        """Tell whether the hosts' environments are healthy, and none lacks the trust that it requires."""
+        found: dict[str, Outcome] = {}
+        known = [host for host in dict.fromkeys(hosts) if host in self._record.hosts]
+        for host in dict.fromkeys(hosts):
+            if host not in self._record.hosts:
+                found[host] = Outcome(False, "it isn't in the plan")
+
+        def judged(host: str, answer: Any) -> Outcome:
+            if not isinstance(answer, list):
+                raise NetspaceError("its answer tells of no health")
+            return Outcome(not answer, "; ".join(str(one)[:MAX_TOLD] for one in answer[:3]))
+
+        self._ask("netspace_fleet.ailing", known, lambda some: {}, judged, found)
+        return found
+
+    # -- steps ------------------------------------------------------------------------
+    def _before(self, host: str) -> Outcome | None:
+        """Return the outcome for a host that needs no asking; None for any other."""
+        known = self._record.hosts.get(host)
+        if known is None:
+            why = self._record.silent.get(host)
+            return Outcome(False, f"it has no plan{f': {why}' if why else ''}; plan again")
+        if not self._record.generation:
+            return None if known.plan.steps else Outcome(True, "nothing to do")
+        if not self._given.active():
+            return Outcome(False, "changes aren't planned first any more; plan again")
+        if self._given.candidate(self._record.generation) is None:
+            return Outcome(False, "the plan's candidate isn't kept any more; plan again")
+        now = self._given.digest_of(known.minion)
+        if now == known.new and (now != known.old or not known.plan.steps):
+            return Outcome(True, "it has that already")
+        if now not in (known.old, known.new):
+            return Outcome(False, "it was given another slice since; plan again")
+        if known.new == NONE:
+            try:
+                self._promote(host)
+            except (NetspaceError, OSError) as err:
+                return Outcome(False, str(err))
+            return Outcome(True, "it gets no pillar of the fleet any more")
+        return None
+
+    def _promote(self, host: str) -> None:
+        """Give a host its slice of the candidate.
+
+        :raises NetspaceError: it was given another one meanwhile.
+        """
+        known = self._record.hosts[host]
+        if not self._record.generation:
+            return
+        with self._declaration.store.lock():
+            raw = None
+            if known.new != NONE:
+                raw = given.encoded(self._given.candidate_slice(self._record.generation, known.minion))
+            self._given.promote(known.minion, raw, known.old)
+
+    def _settle(self) -> None:
+        if self._record.ends:
+            with self._declaration.store.lock():
+                self._given.settle(self._record.generation, self._given.sections(), self._declaration.store)
+
+    def _refresh(self, minions: Sequence[str]) -> None:
+        if minions:
+            self._minions.tell("saltutil.refresh_pillar", minions)
+
+    def _ask(
+        self,
+        function: str,
+        asked: Sequence[str],
+        arguments: Callable[[Sequence[str]], Mapping[str, Any]],
+        judged: Callable[[str, Any], Outcome],
+        found: dict[str, Outcome],
+    ) -> None:
+        """Ask hosts, and note an outcome for each of them.
+
+        :param judged: returns the outcome of an answer, or raises ``NetspaceError``.
+        """
+        host_of = {self._record.hosts[host].minion: host for host in asked}
+
+        def heard(minion: str, answer: Any) -> None:
+            host = host_of[minion]
+            try:
+                if isinstance(answer, NetspaceError):
+                    raise answer
+                self._note(found, host, judged(host, answer))
+            except (NetspaceError, OSError) as err:
+                self._note(found, host, Outcome(False, str(err)[:MAX_TOLD]))
+
+        calls = [([self._record.hosts[host].minion for host in some], arguments(some)) for some in _parts(asked)]
+        why = "it was not asked"
+        try:
+            self._minions.each(function, calls, self._timeout, heard)
+        except NetspaceError as err:
+            why = str(err)[:MAX_TOLD]
+        for host in asked:
+            if host not in found:
+                self._note(found, host, Outcome(False, why))
+
+    def _note(self, found: dict[str, Outcome], host: str, outcome: Outcome) -> None:
+        found[host] = outcome
+        self._told(host, outcome)
+
+
+def _parts(hosts: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (hosts[start : start + BATCH] for start in range(0, len(hosts), BATCH))

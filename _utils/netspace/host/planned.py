@@ -1,0 +1,77 @@
+"""Apply of a plan that was looked at before: exactly that plan, or nothing. And whether a host is well afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from netspace.errors import NetspaceError
+from netspace.host.overview import Overview
+from netspace.plan import Plan, Result
+from netspace.spec import trust
+from netspace.spec.types import Declaration
+
+
+class PlanChanged(NetspaceError):
+    """Error: the host's plan is no longer the one that was looked at."""
+
+
+class Planned(Overview):
+    """Apply of a whole declaration if its plan is as expected."""
+
+    def apply_planned(self, declared: Declaration, expected: Callable[[Plan], bool] | None) -> Result:
+        """Apply a whole declaration; first compute its plan again, under the lock.
+
+        The lock is held from the comparison to the end. Something else than netspace can still change the host
+        meanwhile. So each kind, too, compares the steps that it is about to take with the plan.
+
+        :param expected: tells whether a plan is the one that was looked at; None: any plan is. A plan without steps
+            always is: the host is as declared.
+        :raises PlanChanged: it isn't, and nothing was changed; or a step turned up later, and ``applied`` of the error
+            says what was done before.
+        """
+        with self._lock(False):
+            if expected is not None:
+                plan = self.diff(declared)
+                if plan.steps and not expected(plan):
+                    raise PlanChanged(f"its plan is no longer the same ({_brief(plan)}); plan again")
+                self._guard = _only(plan)
+            try:
+                found = Result(Plan())
+                for apply in self.each_kind(declared).values():
+                    found = found.joined(apply())
+                return found
+            finally:
+                self._guard = None
+
+    def ailing(self) -> list[str]:
+        """Return why this host isn't well: unhealthy environments, and those that lack trust. Changes nothing."""
+        rows = self.environments.list()
+        found = []
+        for name, row in rows.items():
+            if row.get("problem"):
+                found.append(f"{name}: {row['problem']}")
+            elif row.get("declared_stopped") is True and row["state"] == "stopped":
+                continue
+            elif row["state"] != "running" or row.get("health") not in ("", None, "healthy") or row.get("flapping"):
+                word = "flapping" if row.get("flapping") else row.get("health") or ""
+                found.append(f"{name}: {row['state']}{f', {word}' if word else ''}")
+        known, _ = self.environments.readable()
+        lacking = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
+        return found + [f"{name}: {reason}" for name, reason in sorted(lacking.items())]
+
+
+def _only(plan: Plan) -> Callable[[Plan], None]:
+    """Return a function that refuses a plan with a step that *plan* hasn't."""
+    known = {(step.kind, step.name, step.action) for step in plan.steps}
+
+    def check(about_to: Plan) -> None:
+        new = [step for step in about_to.steps if (step.kind, step.name, step.action) not in known]
+        if new:
+            raise PlanChanged(f"the host changed while its plan was applied: {new[0]} isn't in the plan; plan again")
+
+    return check
+
+
+def _brief(plan: Plan) -> str:
+    count = len(plan.steps)
+    return f"now {count} change{'s' if count != 1 else ''}: {plan.steps[0]}, ..." if count else "now it has no changes"

@@ -1,0 +1,58 @@
+"""A minion's own pillar, asked of the master afresh: as it is, or as it would be. Imports no Salt.
+
+The master answers a request for pillar with what it encrypts for that minion's key. So a slice that isn't in force yet
+passes by the way that all pillar passes: no other minion, and no job cache, gets anything of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from netspace.errors import NetspaceError
+
+ASKED = "netspace"
+"""The key of the request's extra data."""
+MARK = "netspace_candidate"
+"""The key of a pillar that tells which candidate it has."""
+GENERATION = re.compile(r"[0-9a-f]{16}")
+
+
+def fetch(opts: Mapping[str, Any], grains: Mapping[str, Any], get: Callable[..., Any], generation: str) -> Any:
+    """Return the value of ``netspace`` in this minion's pillar; None if there is none.
+
+    :param get: ``salt.pillar.get_pillar``.
+    :param generation: of a candidate; empty: the pillar in force.
+    :raises NetspaceError: the master can't render the pillar, or has no such candidate.
+    """
+    extra = {ASKED: {"candidate": generation}} if generation else None
+    own = dict(opts)
+    asked = get(
+        own,
+        dict(grains),
+        own["id"],
+        own.get("saltenv"),
+        pillarenv=own.get("pillarenv"),
+        extra_minion_data=extra,
+    )
+    pillar = asked.compile_pillar()
+    if not isinstance(pillar, Mapping) or pillar.get("_errors"):
+        raise NetspaceError("the master can't render this minion's pillar; the master's log has more")
+    if generation and pillar.get(MARK) != generation:
+        raise NetspaceError(f"the master gave no candidate {generation}; plan again")
+    return pillar.get("netspace")
+
+
+def candidate(extra: object) -> str:
+    """Return the candidate that a minion's request for pillar asks for; empty if it asks for none.
+
+    :raises NetspaceError: the request is malformed.
+    """
+    asked = extra.get(ASKED) if isinstance(extra, Mapping) else None
+    if asked is None:
+        return ""
+    found = asked.get("candidate") if isinstance(asked, Mapping) else None
+    if not isinstance(found, str) or not GENERATION.fullmatch(found):
+        raise NetspaceError("the request names no candidate")
+    return found

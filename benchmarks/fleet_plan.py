@@ -1,0 +1,195 @@
+"""A plan of a fleet of 1,000 hosts with ten environments each, whose image is another one now.
+
+usage: python benchmarks/fleet_plan.py [--json | --markdown] [--hosts N] [--rounds N]
+
+It needs no root. The declaration, its compilation, the hosts' plans (by the planner of environments), the signatures of
+their answers, the window over these, the folding and the table are real. Hosts and Salt's bus are simulated,
+and their time isn't counted. What is measured, in this process's processor time:
+
+*gathered* -- the answers of all hosts: asked, received, their signatures verified, parsed. The peer is the bare
+verification of as many RSA signatures.
+
+*folded* -- the plan's id, its folding and its table. The peer is the encoding of all plans as JSON.
+
+*whole* -- a plan with all that, the compilation of the declaration, and the storing of the plan.
+
+*lines* -- lines of the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import bench
+import msgspec
+from bench import ROOT, Rounds, line, say
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from fleet import declare
+from support.fleet.fleets import written
+
+from netspace.attestation import identity
+from netspace.attestation.fleet import own_answers
+from netspace.attestation.fleet.bus import Bus
+from netspace.attestation.fleet.calls import Reply, Sent
+from netspace.environment.images import Image, Seen
+from netspace.environment.images.sources import Defaults
+from netspace.environment.observe import Observed, ObservedEnvironment
+from netspace.environment.plan import DesiredEnvironment
+from netspace.environment.reconciler import Environments
+from netspace.environment.record import Record
+from netspace.environment.storage import injected_files
+from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.planning import plans, records, work
+from netspace.plan import Plan
+from netspace.plugin import tables, views
+from netspace.plugin.minions import Minions
+from netspace.spec import parse
+from netspace.supervision.service import Status
+
+LINES, SECONDS = 40, 10_000.0
+MASTER = "ab" * 32
+FILES = {"environment.json": b"{}"}
+KEY = rsa.generate_private_key(65537, 2048)
+PRIVATE = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def host_plan(section: Mapping[str, Any]) -> Plan:
+    """Return the plan of a host that runs the declared environments with another image."""
+    wanted, seen = {}, {}
+    for name, body in section["environments"].items():
+        new = parse.environment(name, body)
+        old = msgspec.structs.replace(new, image="tar:/srv/images/former.tar")
+        image = Image("d" * 64, "i", Defaults())
+        wanted[name] = DesiredEnvironment(new, FILES, {"links": []})
+        record = Record(old, "running", 100_000, image, "c", "r", {"links": []})
+        seen[name] = ObservedEnvironment(record, Status("running", pid=7), True, injected_files.digests(FILES))
+    sources = {one.spec.image: Seen("j") for one in wanted.values() if one.spec.image is not None}
+    return Environments.plan(wanted, Observed(seen, sources, "r"))
+
+
+class SimulatedBus:
+    """A bus on which all minions answer at once. The time of their work is counted by itself."""
+
+    def __init__(self, declaration: FleetDeclaration) -> None:
+        self._declaration, self._replies, self._jobs = declaration, list[Reply](), 0
+        self.theirs = 0.0
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        begin = time.process_time()
+        self._jobs += 1
+        for minion in minions:
+
+            def plan(generation: str, minion: str = minion) -> Any:
+                pillar = self._declaration.given.candidate_slice(generation, minion)
+                section = pillar["netspace"] if pillar is not None else {}
+                return plans.plain(plans.host_plan(minion, section, host_plan(section)))
+
+            functions = {"netspace_fleet.plan": plan}
+            told = own_answers.answer(arguments["asked"], functions, MASTER, minion, lambda: PRIVATE)
+            self._replies.append(Reply(str(self._jobs), minion, told))
+        self.theirs += time.process_time() - begin
+        return Sent(str(self._jobs))
+
+    def receive(self, seconds: float) -> Reply | None:
+        if self._replies:
+            return self._replies.pop(0)
+        time.sleep(min(seconds, 0.01))
+        return None
+
+
+class SimulatedMinions(Minions):
+    """Minions on a simulated bus."""
+
+    def __init__(self, bus: SimulatedBus) -> None:
+        self.bus, self.gathered = bus, 0.0
+
+    def each(self, *arguments: Any, **more: Any) -> None:
+        begin, theirs = time.process_time(), self.bus.theirs
+        super().each(*arguments, **more)
+        self.gathered += time.process_time() - begin - (self.bus.theirs - theirs)
+
+    def _identities(self) -> identity.Identities:
+        return identity.Identities(MASTER, lambda minion: PUBLIC)
+
+    @contextlib.contextmanager
+    def _bus(self, minions: Collection[str], module: str, timeout: float) -> Iterator[Bus]:  # type: ignore[override]
+        yield self.bus
+
+
+def verified(count: int) -> float:
+    """Return the milliseconds that the bare verification of signatures takes."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding
+
+    form = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256().digest_size)
+    signature = KEY.sign(b"x", form, hashes.SHA256())
+    begin = time.process_time()
+    for _ in range(count):
+        KEY.public_key().verify(signature, b"x", form, hashes.SHA256())
+    return (time.process_time() - begin) * 1000
+
+
+def measure(folder: Path, hosts: int, rounds: Rounds) -> int:
+    """Make one plan; return the lines of its table."""
+    bus = SimulatedBus(written(folder))
+    minions = SimulatedMinions(bus)
+    begin = time.process_time()
+    record = work.make(written(folder), (), minions, 60)
+    rounds.note("whole", (time.process_time() - begin - bus.theirs) * 1000)
+    rounds.note("gathered", minions.gathered * 1000)
+    assert len(record.hosts) == hosts and not record.silent, record.silent
+    found = record.plans
+    begin = time.process_time()
+    plans.identity(found)
+    shown = views.render(records.told(record), views.Screen(0.0, tables.plain))
+    rounds.note("folded", (time.process_time() - begin) * 1000)
+    begin = time.process_time()
+    hashlib.sha256(json.dumps([plans.plain(one) for one in found.values()]).encode())
+    rounds.note("json", (time.process_time() - begin) * 1000)
+    rounds.note("verified", verified(hosts))
+    assert shown is not None
+    return len(shown)
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__)
+    parser.add_argument("--hosts", type=int, default=1000, help="number of hosts (default 1000)")
+    options = parser.parse_args()
+    bench.note_load()
+    rounds, shown = Rounds(), 0
+    with tempfile.TemporaryDirectory(prefix="fleet-plan-") as name:
+        folder = Path(name)
+        declare(folder, options.hosts * 10)
+        path = folder / "fleet.yaml"
+        path.write_text(path.read_text() + "apply: planned\n")
+        for turn in range(options.rounds):
+            say(f"{options.hosts} hosts, round {turn + 1} of {options.rounds}")
+            shown = measure(folder, options.hosts, rounds)
+    middle = rounds.middle
+    lines = {
+        "gathered": line(middle("gathered"), "ms", "bare verification", middle("verified")),
+        "folded": line(middle("folded"), "ms", "as JSON", middle("json")),
+        "whole": line(middle("whole"), "ms", "nothing", 0.0, limit=SECONDS),
+        "lines": line(float(shown), "lines", "nothing", 0.0, limit=float(LINES)),
+    }
+    bench.tell(lines, options, "medians of processor time")
+
+
+if __name__ == "__main__":
+    main()
