@@ -241,8 +241,7 @@ class FleetDeclaration:
                 self._sources.tell(refusal)
                 return _Now(manifest, refusal, True)
             if compiled.declared is not None and compiled.declared.planned:
-                sections = self.store.sections(manifest) if manifest is not None else ()
-                self.given.begin({minion: {"netspace": section} for minion, section in sections})
+                self.given.begin(dict(self.store.pillars(manifest)) if manifest is not None else {})
                 self.store.forget()
                 return _Now(manifest, None, False)
             return _Now(self.store.commit(compiled, inputs), None, False)

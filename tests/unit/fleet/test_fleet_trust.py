@@ -348,3 +348,20 @@ def test_a_cut_leaves_what_other_hosts_have(data: dict[str, Any], draws: st.Data
                 expected["broker"].pop(key, None)
         assert served == expected
         assert trust.served(whole, host, {})["netspace"] == whole["netspace"]
+
+
+def test_what_was_given_and_what_is_planned_is_cut(declared: FleetDeclaration, master: Master, tmp_path: Path) -> None:
+    """Distrust a host where changes are planned first: slices in force are the given ones, and a candidate waits."""
+    write(tmp_path, {**FLEET, "apply": "planned"})
+    assert declared.answer("h1").pillar is not None and declared.given.active()
+    _, candidate = declared.candidate()
+    assert candidate is not None
+    master.results["m2"] = FAILED
+    assert list(trust_watch.look(declared, master)["distrusted"]) == ["h2"]
+    assert peers(declared) == ["h3"] and peers(declared, "m2") == []
+    planned = declared.planned_pillar(candidate.generation, "h1")
+    assert list(planned) == ["netspace"] and list(planned["netspace"]["broker"]["hosts"]) == ["h3"]
+    leaving.leave(declared, ["h3"], None)
+    assert peers(declared) == []
+    master.results["m2"] = GOOD
+    assert trust_watch.look(declared, master)["distrusted"] == {} and peers(declared) == ["h2"]
