@@ -85,6 +85,10 @@ def _applied(url: str, tpm: str) -> dict[str, Any]:
     )
     reply = admission_http.post(url, admission_http.OPEN, {"minion": minion, "key": public.decode()})
     session, master = str(reply.get("session", "")), str(reply.get("master", ""))
+    if session and (Path(__opts__["pki_dir"]) / "minion_master.pub").exists():
+        known = salt_keys.minions_master(__opts__)
+        if known != master:
+            raise NetspaceError(f"{url} is the service of another master ({master:.16}...) than this minion's")
     for _ in range(MAX_CALLS):
         call = admission.replied(reply)
         if call is None:

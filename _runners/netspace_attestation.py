@@ -651,7 +651,7 @@ def _desk() -> admission.Desk:
         _master(),
         lambda minion: salt_keys.pending(__opts__, minion, valid_id),
         _admitting,
-        lambda claim: salt_keys.accept(__opts__, claim.minion, claim.key, valid_id),
+        lambda claim: _accept(claim, valid_id),
         _admitted,
     )
 
@@ -666,17 +666,26 @@ def _admitting(claim: admission.Claim) -> admission.Work:
     return admission.admitting(made, _credentials(made.registrar, _trusted(settings), name), claim.minion)
 
 
+def _accept(claim: admission.Claim, valid_id: Callable[[Any, str], bool]) -> None:
+    _registrar().note("admission", _verdict(claim), time.time())  # before the deed, as all of the log
+    salt_keys.accept(__opts__, claim.minion, claim.key, valid_id)
+
+
 def _admitted(claim: admission.Claim, refused: str) -> None:
-    """Tell the verdict on a claim, in the registrar's log and then on Salt's bus."""
+    """Tell the verdict on a claim on Salt's bus, and a refusal in the registrar's log first."""
     import salt.utils.event
 
-    data = {"minion": claim.minion, "key": key_fingerprint(claim.key), "reason": refused[:1000]}
-    verdict = "refused" if refused else "accepted"
-    _registrar().note(f"admission-{verdict}", data, time.time())
+    data = {**_verdict(claim), "reason": refused[:1000]}
+    if refused:
+        _registrar().note("admission-refused", data, time.time())
     with salt.utils.event.get_event("master", opts=__opts__, listen=False) as bus:
-        bus.fire_event(data, f"netspace/admission/{claim.minion}/{verdict}")
+        bus.fire_event(data, f"netspace/admission/{claim.minion}/{'refused' if refused else 'accepted'}")
         if not refused:  # as Salt's own acceptance does
             bus.fire_event({"result": True, "act": "accept", "id": claim.minion}, "salt/key")
+
+
+def _verdict(claim: admission.Claim) -> dict[str, Any]:
+    return {"minion": claim.minion, "key": key_fingerprint(claim.key)}
 
 
 def states(minions: list[str]) -> dict[str, Any]:

@@ -118,10 +118,9 @@ class _Master:
     @staticmethod
     def _run(function: str, *arguments: Any) -> dict[str, Any]:
         found: dict[str, Any] = __salt__[f"netspace_attestation.{function}"](*arguments)
-        if "valid" in found:
+        if found.get("valid") is False:  # a minion may be called so, and then it is a mapping
             raise NetspaceError(f"netspace_attestation.{function}: {found.get('reason', found)}")
-        found.pop("retcode", None)
-        return found
+        return {minion: one for minion, one in found.items() if isinstance(one, dict)}
 
 
 def _declaration() -> FleetDeclaration:

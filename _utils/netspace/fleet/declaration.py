@@ -131,6 +131,20 @@ class FleetDeclaration:
     def _trusted(self, whole: dict[str, Any] | None, minion: str) -> dict[str, Any] | None:
         return None if whole is None else trust.served(whole, minion, self.trust.read().hosts)
 
+    def whole(self, minion: str) -> dict[str, Any] | None:
+        """Return the slice of one minion by what is in force, and what is noted beside it; None if it has none.
+
+        :raises StateError: that is damaged.
+        """
+        if self.given.active():
+            return self.given.pillar(minion)
+        manifest = self.store.current().manifest
+        return self.store.slice(manifest, minion) if manifest is not None else None
+
+    def stamps(self) -> tuple[Stamp, ...]:
+        """Return stamps that change with every change of what is in force."""
+        return in_force.stamp(self.given.folder), in_force.stamp(self.store.folder)
+
     def wholes(self) -> dict[str, dict[str, Any]]:
         """Return the slice of each minion by what is in force, and what is noted beside it.
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from netspace.errors import NetspaceError, StateError
 from netspace.fleet import joining, trust
 from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.in_force import Stamp
 from netspace.fleet.trust import Book, HostTrust
 from netspace.fleet.trust_book import TrustBook
 from netspace.link.seal.exchange import exchange
@@ -55,14 +56,30 @@ class Master(Protocol):
         """Tell the operator of a change."""
 
 
-class Subject(NamedTuple):
-    """A host that the master judges, as it is in force.
+class Judged:
+    """The hosts that the master judges, as they are in force. A slice is read only when it is asked for.
 
-    :param pillar: its slice, and what is noted beside it.
+    :param hosts: their names, by minion.
     """
 
-    host: str
-    pillar: Mapping[str, Any]
+    def __init__(self, declaration: FleetDeclaration, hosts: Mapping[str, str]) -> None:
+        self.hosts = hosts
+        self._declaration = declaration
+        self._pillars: dict[str, Mapping[str, Any]] = {}
+
+    def pillar(self, minion: str) -> Mapping[str, Any]:
+        """Return a host's slice, and what is noted beside it."""
+        if minion not in self._pillars:
+            found = self._declaration.whole(minion)
+            if found is None or "trust" not in found:
+                raise StateError(f"{minion}: what is in force changed meanwhile; look again")
+            self._pillars[minion] = found
+        return self._pillars[minion]
+
+    def peers(self, minion: str) -> Mapping[str, str]:
+        """Return the minions of a host's peers, by name."""
+        found: Mapping[str, str] = self.pillar(minion)["trust"]["minions"]
+        return found
 
 
 class _Begun:
@@ -79,6 +96,8 @@ class _Begun:
 
 
 _begun = _Begun()
+_known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str]]] = {}
+"""By book: stamps of what is in force, the judged hosts by minion, and all minions."""
 
 
 def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -89,46 +108,49 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
     :raises NetspaceError: nothing is in force, or the results can't be read. Nothing is changed then.
     """
     asked = time.monotonic()
-    subjects = judged(declaration)
-    chosen = {minion for minion, one in subjects.items() if not names or minion in names or one.host in names}
+    hosts = judged(declaration)
+    chosen = {minion for minion, host in hosts.hosts.items() if not names or minion in names or host in names}
     book = declaration.trust
     if names and not chosen:
-        return shown(declaration, {}, subjects)
-    news, after = _seen(declaration, master, subjects, chosen, whole=not names, asked=asked)
-    failed = _told(declaration, master, subjects, news)
+        return shown(declaration, {}, hosts)
+    news, after = _seen(declaration, master, hosts, chosen, whole=not names, asked=asked)
+    failed = _told(declaration, master, hosts, news)
     if not names:
-        silent = sorted(set(after.expiring) & set(subjects))
+        silent = sorted(set(after.expiring) & set(hosts.hosts))
         if silent:
             master.attest(silent)
-            news, after = _seen(declaration, master, subjects, set(subjects), whole=True, asked=None)
-            failed |= _told(declaration, master, subjects, news)
+            news, after = _seen(declaration, master, hosts, chosen, whole=True, asked=None)
+            failed |= _told(declaration, master, hosts, news)
         with book.telling() as mine:
-            waiting = {minion: hosts for minion, hosts in book.read().waiting.items() if minion not in failed}
+            waiting = {minion: names for minion, names in book.read().waiting.items() if minion not in failed}
             if mine:
-                failed |= _told(declaration, master, subjects, waiting)
-    return shown(declaration, failed, subjects)
+                failed |= _told(declaration, master, hosts, waiting)
+    return shown(declaration, failed, hosts)
 
 
-def judged(declaration: FleetDeclaration) -> dict[str, Subject]:
-    """Return the hosts in force that the master judges, by minion.
+def judged(declaration: FleetDeclaration) -> Judged:
+    """Return the hosts in force that the master judges.
+
+    All slices are read once for each state of what is in force, so that a forged event costs a look at a file's time.
 
     :raises NetspaceError: nothing is in force, or it is damaged.
     """
-    found = {}
-    wholes = declaration.wholes()
-    if not wholes:
-        raise NetspaceError("nothing of the fleet's declaration is in force yet; salt-run netspace_fleet.check")
-    for minion, pillar in wholes.items():
-        host = trust.judged_host(pillar)
-        if host is not None:
-            found[minion] = Subject(host, pillar)
-    return found
+    now = declaration.stamps()
+    known = _known.get(declaration.trust.path)
+    if known is None or known[0] != now:
+        wholes = declaration.wholes()
+        if not wholes:
+            raise NetspaceError("nothing of the fleet's declaration is in force yet; salt-run netspace_fleet.check")
+        named = {minion: trust.judged_host(pillar) for minion, pillar in wholes.items()}
+        found = {minion: host for minion, host in named.items() if host is not None}
+        known = _known[declaration.trust.path] = now, found, frozenset(wholes)
+    return Judged(declaration, known[1])
 
 
 def _seen(
     declaration: FleetDeclaration,
     master: Master,
-    subjects: Mapping[str, Subject],
+    hosts: Judged,
     chosen: Collection[str],
     *,
     whole: bool,
@@ -146,53 +168,54 @@ def _seen(
         except StateError:
             if not whole:
                 raise
-            before, due = Book(), list(subjects)
+            before, due = Book(), list(hosts.hosts)
         states = master.states(due) if due else {}
-        after = trust.decide(before, subjects, states, time.time(), whole=whole, asked=asked is None)
+        after = trust.decide(before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None)
         changes = trust.changed(before.hosts, after.hosts)
         wanted: dict[str, list[str]] = {}
         for minion in changes:
-            subject = subjects.get(minion)
-            if subject is None:
+            if minion not in hosts.hosts:
                 continue  # it is no longer in force, and its peers' slices have no links to it
-            for peer in concerned(subject, minion, before, after):
-                wanted.setdefault(peer, []).append(subject.host)
+            for peer in concerned(hosts, minion, before, after):
+                wanted.setdefault(peer, []).append(hosts.hosts[minion])
         after = trust.to_wait(after, wanted)
         if whole:
-            after = trust.pruned(after, declaration.wholes())
+            after = trust.pruned(after, _known[book.path][2])
         book.write(after)
     for minion in changes:
         distrust = after.hosts.get(minion)
-        host = subjects[minion].host if minion in subjects else minion
-        data = {"host": host, "minion": minion, **({} if distrust is None else msgspec.to_builtins(distrust))}
+        data = {
+            "host": hosts.hosts.get(minion, minion),
+            "minion": minion,
+            **({} if distrust is None else msgspec.to_builtins(distrust)),
+        }
         master.tell("restored" if distrust is None else "distrusted", data)
-    return {minion: {host: after.waiting[minion][host] for host in hosts} for minion, hosts in wanted.items()}, after
+    return {minion: {host: after.waiting[minion][host] for host in names} for minion, names in wanted.items()}, after
 
 
-def concerned(subject: Subject, minion: str, before: Book, after: Book) -> set[str]:
+def concerned(hosts: Judged, minion: str, before: Book, after: Book) -> set[str]:
     """Return the minions whose links change with the trust in one host, and the host's own."""
-    beside = subject.pillar["trust"]
     cuts = [
-        trust.cut(subject.pillar, minion, {minion: book.hosts[minion]}) if minion in book.hosts else {}
+        trust.cut(hosts.pillar(minion), minion, {minion: book.hosts[minion]}) if minion in book.hosts else {}
         for book in (before, after)
     ]
     others = {other for name, other in {**cuts[0], **cuts[1]}.items() if (name in cuts[0]) != (name in cuts[1])}
-    return {minion, *(beside["minions"][other] for other in others)}
+    return {minion, *(hosts.peers(minion)[other] for other in others)}
 
 
 def _told(
     declaration: FleetDeclaration,
     master: Master,
-    subjects: Mapping[str, Subject],
+    hosts: Judged,
     waiting: Mapping[str, Mapping[str, int]],
 ) -> dict[str, str]:
     """Tell minions to revise their links, and note which did; return why others didn't, by minion."""
-    groups = _groups(subjects, waiting)
+    groups = _groups(hosts.hosts, waiting)
     failed: dict[str, str] = {}
     done: dict[str, Mapping[str, int]] = {}
-    for (hosts, own), minions in groups.items():
+    for (names, own), minions in groups.items():
         try:
-            answers = master.ask(minions, REVISE, {"hosts": list(hosts), "own": own})
+            answers = master.ask(minions, REVISE, {"hosts": list(names), "own": own})
         except NetspaceError as err:
             failed |= dict.fromkeys(minions, str(err))
             continue
@@ -205,12 +228,12 @@ def _told(
     if done:
         with declaration.trust.looking():
             declaration.trust.write(trust.confirmed(declaration.trust.read(), done))
-        failed |= _exchanged(declaration, master, subjects, {host for hosts in done.values() for host in hosts})
+        failed |= _exchanged(declaration, master, hosts, {host for names in done.values() for host in names})
     return {minion: text[: trust.MAX_REASON] for minion, text in failed.items()}
 
 
 def _groups(
-    subjects: Mapping[str, Subject], waiting: Mapping[str, Mapping[str, int]]
+    judged_hosts: Mapping[str, str], waiting: Mapping[str, Mapping[str, int]]
 ) -> dict[tuple[tuple[str, ...], bool], list[str]]:
     """Return the minions to tell, by the hosts that they are told of, and whether their own host is one of these.
 
@@ -219,29 +242,29 @@ def _groups(
     groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for few in (True, False):
         groups = {}
-        for minion, hosts in waiting.items():
-            own = minion in subjects and subjects[minion].host in hosts
-            groups.setdefault((tuple(sorted(hosts)) if few else (), own), []).append(minion)
+        for minion, names in waiting.items():
+            own = judged_hosts.get(minion) in names
+            groups.setdefault((tuple(sorted(names)) if few else (), own), []).append(minion)
         if len(groups) <= MOST_GROUPS:
             break
     return dict(sorted(groups.items(), key=lambda group: group[0][::-1]))
 
 
 def _exchanged(
-    declaration: FleetDeclaration, master: Master, subjects: Mapping[str, Subject], hosts: Collection[str]
+    declaration: FleetDeclaration, master: Master, hosts: Judged, changed: Collection[str]
 ) -> dict[str, str]:
     """Exchange the keys of sealed links that were restored: a host forgets the keys of a peer that is cut.
 
-    :param hosts: the hosts of which minions were told.
+    :param changed: the hosts of which minions were told.
     :return: what failed, under the runner that does it again.
     """
     distrusted = declaration.trust.read().hosts
     minions = set[str]()
-    for minion, subject in subjects.items():
-        if subject.host in hosts and minion not in distrusted:
-            section = trust.served(subject.pillar, minion, distrusted)["netspace"]
+    for minion, host in hosts.hosts.items():
+        if host in changed and minion not in distrusted:
+            section = trust.served(hosts.pillar(minion), minion, distrusted)["netspace"]
             if peers := joining.sealed_peers(section):
-                minions |= {minion, *(subject.pillar["trust"]["minions"][peer] for peer in peers)}
+                minions |= {minion, *(hosts.peers(minion)[peer] for peer in peers)}
     if not minions:
         return {}
 
@@ -253,7 +276,7 @@ def _exchanged(
     return {SEALS: "; ".join(problems)} if problems else {}
 
 
-def shown(declaration: FleetDeclaration, failed: Mapping[str, str], subjects: Mapping[str, Subject]) -> dict[str, Any]:
+def shown(declaration: FleetDeclaration, failed: Mapping[str, str], hosts: Judged) -> dict[str, Any]:
     """Return the present state as plain values.
 
     :param failed: why minions didn't revise their links, by minion.
@@ -261,22 +284,22 @@ def shown(declaration: FleetDeclaration, failed: Mapping[str, str], subjects: Ma
     book = declaration.trust.read()
     distrusted = {}
     for minion, one in sorted(book.hosts.items()):
-        subject = subjects.get(minion)
-        if subject is None:
+        if minion not in hosts.hosts:
             continue
-        cut = sorted(trust.cut(subject.pillar, minion, {minion: one}))
-        every = sorted(trust.named(link) for link in subject.pillar["netspace"].get("links", ()) if trust.far(link))
-        distrusted[subject.host] = {
+        pillar = hosts.pillar(minion)
+        cut = sorted(trust.cut(pillar, minion, {minion: one}))
+        every = sorted(trust.named(link) for link in pillar["netspace"].get("links", ()) if trust.far(link))
+        distrusted[hosts.hosts[minion]] = {
             **msgspec.to_builtins(one),
             "minion": minion,
             "cut": cut,
             "reported": [name for name in every if name not in cut],
         }
     return {
-        "hosts": len(subjects),
+        "hosts": len(hosts.hosts),
         "distrusted": distrusted,
         "asked_again": {
-            subjects[minion].host: at for minion, at in sorted(book.expiring.items()) if minion in subjects
+            hosts.hosts[minion]: since for minion, since in sorted(book.expiring.items()) if minion in hosts.hosts
         },
         "waiting": {
             **dict.fromkeys(sorted(book.waiting), "it is told again at the next look"),

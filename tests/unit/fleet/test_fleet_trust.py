@@ -267,8 +267,7 @@ def test_a_change_while_a_minion_was_told_is_told_again() -> None:
 
 def test_many_changes_are_few_messages() -> None:
     waiting = {f"m{number}": {f"h{number}": 1, f"h{number + 1}": 1} for number in range(50)}
-    subjects = {f"m{number}": trust_watch.Subject(f"h{number}", {}) for number in range(25)}
-    groups = trust_watch._groups(subjects, waiting)
+    groups = trust_watch._groups({f"m{number}": f"h{number}" for number in range(25)}, waiting)
     assert list(groups.items()) == [(((), False), list(waiting)[25:]), (((), True), list(waiting)[:25])]
 
 
