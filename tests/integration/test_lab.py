@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,8 @@ def test_a_host_that_loses_trust_loses_its_links(lab: Lab, record_property: Call
     until(lambda: lab.asks("6 nuts") == ANSWER.format("6 nuts"), patience=120)
 
     def links(host: str) -> str:
-        return (lab.folder / host / "disk/netspace/link/applied.json").read_text()
+        path = lab.folder / host / "disk/netspace/link/applied.json"
+        return path.read_text() if path.exists() else ""  # a host without links has no record
 
     def judged(state: str) -> float:
         """Return when the master judged h2, so that its bus had the event."""
@@ -194,12 +196,13 @@ def test_a_host_that_loses_trust_loses_its_links(lab: Lab, record_property: Call
         assert last["data"]["new"] == state, last
         return float(last["time"])
 
-    # Somebody copied h2's disk, or took its place: another key answers.
+    assert "orders@h2" in links("h1")
+    # Somebody took h2's place: another key answers.
     kept = "/var/lib/netspace/attestation/key"
     lab.do("sh", "h2", "mv", f"{kept}.json", f"{kept}.kept")
     assert lab.runner("netspace_attestation.attest", "h2", code=1)["h2"]["state"] == "failed"
     until(lambda: "orders@h2" not in links("h1"), "h1 has no link to h2", patience=120)
-    took = (lab.folder / "h1/disk/netspace/link/applied.json").stat().st_mtime - judged("failed")
+    took = time.time() - judged("failed")
     record_property("seconds from the event to the cut", took)
     print(f"cut {took:.1f} s after the event")
     assert not lab.asks("7 figs").startswith("orders@h2")
