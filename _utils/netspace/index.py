@@ -96,6 +96,7 @@ class Index(Generic[T]):
         self._noted: _File[T] = _File(version, {})
         self._known: dict[str, T] | None = None
         self._stamped: _Stamps | None = None  # the stamps of `_known`; None: those of `_noted`
+        self._decoded: _Stamps | None = None  # the noted stamps, once they were needed
         self._seen: Stamp | None = None  # the records' folder when `_known` was read; None: it changed meanwhile
         self._fresh: set[str] = set()  # records that may be too young to be noted
         self._watch: folder_watch.Watch | None = None
@@ -106,7 +107,7 @@ class Index(Generic[T]):
         :param sealed: the seal suffices.
         :raises StateError: a record can't be decoded.
         """
-        self._noted = self._read()
+        self._noted, self._decoded = self._read(), None
         self._seen = _stamp_at(self._folder)  # in this order: a seal of before would not be that of the folder any more
         if sealed and self._seen is not None and self._seen == self._noted.seal:
             self._known, self._stamped = self._noted.claims, None
@@ -126,13 +127,16 @@ class Index(Generic[T]):
         return self._weight
 
     def _valid_stamps(self) -> _Stamps:
-        """Return the stamps of the records that :meth:`read` found."""
-        if self._stamped is None:
-            self._stamped = _stamps_of(self._noted.stamps)
-        return self._stamped
+        """Return the stamps of the records that :meth:`read` found. By the seal, they are the noted ones."""
+        return self._noted_stamps() if self._stamped is None else self._stamped
+
+    def _noted_stamps(self) -> _Stamps:
+        if self._decoded is None:
+            self._decoded = _stamps_of(self._noted.stamps)
+        return self._decoded
 
     def _thorough(self) -> tuple[dict[str, T], _Stamps]:
-        noted, stamps, young = self._noted.claims, _stamps_of(self._noted.stamps), set(self._noted.young)
+        noted, stamps, young = self._noted.claims, self._noted_stamps(), set(self._noted.young)
         known, valid = {}, {}
         self._fresh = set()
         for name, stamp in sorted(self._stamps().items()):
@@ -198,30 +202,31 @@ class Index(Generic[T]):
                     known[name], stamps[name] = claims, stamp
                     come += self._weigh(name, claims)
         if added:
-            known = dict(sorted(known.items()))
+            known = {name: known[name] for name in sorted(known)}
         self._fresh |= names
         until = self._now() - int(SETTLED * 1e9)
         young = sorted(name for name in self._fresh & known.keys() if max(stamps[name][2:]) >= until)
-        seal = self._sealed(names, stamps, known == self._noted.claims)
+        same = known == self._noted.claims and stamps == self._noted_stamps()
+        seal = self._sealed(names, stamps, same)
         if seal is None:
             for name in young:
                 del known[name], stamps[name]
             young = []
         weight = self.weight() - gone + come if seal is not None else 0
-        text = msgspec.Raw(msgspec.json.encode(stamps, order="sorted"))
+        text = msgspec.Raw(msgspec.json.encode(stamps))
         new = _File(self._version, known, text, seal, young, f"{weight:x}" if weight else "")
         if new != self._noted:
             content = msgspec.json.encode(new)
             files.write(self._path, _digest(content) + content)
-            self._noted = new
+            self._noted, self._decoded = new, stamps
 
     def _sealed(self, names: set[str], stamps: _Stamps, same: bool) -> Stamp | None:
         """Seal the records' folder; return its stamp, or None if it may have changed by others since it was read.
 
-        :param same: the claims are the noted ones.
+        :param same: nothing differs from what is noted.
         """
         seal = self._noted.seal
-        if seal is not None and same and stamps == _stamps_of(self._noted.stamps) and _stamp_at(self._folder) == seal:
+        if seal is not None and same and _stamp_at(self._folder) == seal:
             return seal
         if self._watch is None:
             return None

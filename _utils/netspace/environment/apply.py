@@ -137,8 +137,7 @@ class ApplyRun:
             if self._purge:
                 volumes.erase(self.layout, name)
             oci_runtime.remove_cgroups(self.layout, self.making.cgroup(name), self._mounted)
-            for instance in (name, self.layout.beside(name)):
-                oci_runtime.remove_output(self.layout, instance)
+            oci_runtime.remove_output(self.layout, name, self.layout.beside(name))
             files.remove(records.path(self.layout, name))
 
         doomed = [name for name in self._removals if name not in self.errors]

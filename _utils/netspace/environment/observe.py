@@ -195,7 +195,7 @@ def observe(
         disks.grows(),
         disks.budget(layout) if sized or any(map(claims.PROMISED, everybody.values())) else None,
         not devices(Environment(image="")),
-        frozenset(rootfs.layers(layout, about) - everybody.keys()),
+        frozenset(name for name in rootfs.layers(layout, about) if name not in everybody),
         mounted,
         watched,
         time.time(),
