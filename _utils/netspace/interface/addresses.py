@@ -55,7 +55,8 @@ def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mappi
     held = dict(zip(others.values(), others, strict=True))
     while True:
         result = _allocate(network, wanted, recorded, held)
-        given = {one for one in result.addresses.values() if one not in held}  # so each round adds to held, and the loop ends
+        # So each round adds to held, and the loop ends.
+        given = {one for one in result.addresses.values() if one not in held}
         # A refused name keeps its recorded address, so no other name may get it.
         kept = {recorded[name]: name for name in result.refused.keys() & recorded.keys() if recorded[name] in given}
         if not kept:
