@@ -47,19 +47,18 @@ ENTRIES = 64
 """Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
 
 SERVERS = Path("/usr/lib/rabbitmq/lib")
-UNKNOWN = (4, 3)
+UNKNOWN = (4, 4)
 """The first RabbitMQ that the plugin does not know.
 
-Its parser of AMQP 1.0 has another function (``peek``), and tells a message of a client by another option
-(``{server_mode, _}``), which the plugin refuses. The plugin itself ends that node while it starts;
+The plugin ends a node whose parser of AMQP 1.0 has other functions than those it knows, while that node starts;
 :func:`check_server` says so before a node is stopped.
 """
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
     {modules, [netspace_guard, netspace_guard_admission, netspace_guard_as_management, netspace_guard_as_parser,
-               netspace_guard_bounds, netspace_guard_events, netspace_guard_frames, netspace_guard_mapper,
-               netspace_guard_sections]},
+               netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_events, netspace_guard_frames,
+               netspace_guard_mapper, netspace_guard_sections]},
     {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -339,7 +338,7 @@ def check_server(version: tuple[int, ...]) -> None:
         shown = ".".join(map(str, version))
         raise NetspaceError(
             f"RabbitMQ {shown}: netspace's guard within the broker doesn't know this version, so the broker isn't "
-            "started; install RabbitMQ 4.0 (Debian 13 has it)"
+            "started; install RabbitMQ 4.0 to 4.3 (Debian 13 has 4.0)"
         )
 
 
