@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -21,6 +22,11 @@ import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 #: By name: the folder of its pyproject.toml.
@@ -29,6 +35,7 @@ DISTRIBUTIONS = {"netspace": ".", "netspace-client": "client"}
 ADDRESSES = ("pyproject.toml", "client/pyproject.toml", "SECURITY.md", "CODE_OF_CONDUCT.md", "debian/control")
 #: pyroma's highest score.
 PERFECT = 10
+_LINK = re.compile(r"(?<=\]\()(?!https?://|mailto:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 
 
 class Refused(Exception):
@@ -101,7 +108,10 @@ def tagged(root: Path, tags: Sequence[str]) -> list[str]:
 
 # -- building --------------------------------------------------------------------------------------
 def copy(target: Path) -> None:
-    """Copy the tracked files, as they stand now, to *target*, with modes that the checkout's umask doesn't change."""
+    """Copy the tracked files, as they stand now, to *target*, with modes that the checkout's umask doesn't change.
+
+    A release is made from one copy, so an edit meanwhile changes nothing of it.
+    """
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     for name in sorted(names.decode().split("\0")):
         source, made = ROOT / name, target / name
@@ -113,6 +123,36 @@ def copy(target: Path) -> None:
             continue
         shutil.copyfile(source, made)
         made.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
+
+
+def published(text: str, folder: str, files: str) -> str:
+    """Return a page with links that work wherever it is shown; an index of packages has none of the other files.
+
+    :param text: Markdown.
+    :param folder: where the page is, as a path in the repository.
+    :param files: the address below which the files of the repository can be read; ends with a slash.
+    :raises Refused: a link leads to no file of the repository.
+    """
+
+    def absolute(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, match[1]))
+        if path.startswith("..") or not (ROOT / path).exists():
+            raise Refused(f"{posixpath.join(folder, 'README.md')}: links to {match[1]}, which is no file here")
+        return f"{files}{path}{match[2] or ''}"
+
+    return _LINK.sub(absolute, text)
+
+
+def with_whole_links(source: Path) -> None:
+    """Make the links of each distribution's README in *source* absolute.
+
+    The changelog's address, which each pyproject.toml has, tells where the files of the repository can be read.
+    """
+    for folder in DISTRIBUTIONS.values():
+        project = tomllib.loads((source / folder / "pyproject.toml").read_text())["project"]
+        files = project["urls"]["Changelog"].removesuffix("CHANGELOG.md")
+        page = source / folder / project["readme"]
+        page.write_text(published(page.read_text(), folder, files))
 
 
 def pack_again(sdist: Path, time: int) -> None:
@@ -137,13 +177,16 @@ def pack_again(sdist: Path, time: int) -> None:
     made.replace(sdist)
 
 
-def build(out: Path, time: int, *, debian: bool) -> None:
-    """Make all files of the release in *out*, which is empty."""
+def build(tree: Path, out: Path, time: int, *, debian: bool) -> None:
+    """Make all files of the release in *out*, which is empty.
+
+    :param tree: the copy of the tracked files.
+    """
     os.umask(0o022)  # a wheel has the modes of the files that it is made from
     variables = {"SOURCE_DATE_EPOCH": str(time), "PYTHONHASHSEED": "0"}
     with tempfile.TemporaryDirectory(prefix="netspace-release-", dir=ROOT / ".cache") as folder:
         source = Path(folder) / "netspace"
-        copy(source)
+        shutil.copytree(tree, source, symlinks=True)
         for name in DISTRIBUTIONS.values():
             run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source / name, variables=variables)
         for sdist in out.glob("*.tar.gz"):
@@ -152,7 +195,7 @@ def build(out: Path, time: int, *, debian: bool) -> None:
             bill_of_materials(wheel, Path(folder) / wheel.stem, out)
         if debian:
             clean = Path(folder) / "debian-source" / "netspace"
-            copy(clean)
+            shutil.copytree(tree, clean, symlinks=True)
             package(clean, out)
 
 
@@ -177,11 +220,44 @@ def bill_of_materials(wheel: Path, folder: Path, out: Path) -> None:
 
 
 def package(source: Path, out: Path) -> None:
-    """Build the Debian package of *source* into *out*."""
+    """Build the Debian packages of *source* into *out*."""
     run("dpkg-buildpackage", "--build=binary", "--no-sign", "--no-check-builddeps", cwd=source,
         variables={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})  # fmt: skip
     for made in source.parent.glob("*.deb"):
         shutil.copy(made, out / made.name)
+
+
+def previous() -> tuple[str, str]:
+    """Return the commit of the version before this one, and what its Debian package is called as a version.
+
+    That is the last tag. While there is none, it is the commit that first had a Debian package.
+    """
+    here = f"v{versions(ROOT)['_utils/netspace/__init__.py']}"
+    tags = run("git", "tag", "--list", "v*", "--merged", "HEAD", "--sort=-version:refname").split()
+    if earlier := [tag for tag in tags if tag != here]:
+        return earlier[0], earlier[0].removeprefix("v")
+    (*_, first) = run("git", "log", "--diff-filter=A", "--format=%H", "HEAD", "--", "debian/changelog").split()
+    return first, f"{here.removeprefix('v')}~first"
+
+
+def build_previous(out: Path) -> None:
+    """Make the Debian packages of the version before this one in *out*, which an upgrade is tried from."""
+    commit, version = previous()
+    mark = out / "FROM"
+    if mark.exists() and mark.read_text() == f"{commit}\n":
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    os.umask(0o022)
+    with tempfile.TemporaryDirectory(prefix="netspace-previous-", dir=ROOT / ".cache") as folder:
+        source = Path(folder) / "netspace"
+        source.mkdir()
+        run("git", "archive", "--output", Path(folder) / "source.tar", commit)
+        run("tar", "-C", source, "-xf", Path(folder) / "source.tar")
+        log = source / "debian/changelog"
+        log.write_text(re.sub(r"^netspace \(.*?\)", f"netspace ({version})", log.read_text(), count=1))
+        package(source, out)
+    mark.write_text(f"{commit}\n")
 
 
 # -- checking --------------------------------------------------------------------------------------
@@ -215,18 +291,23 @@ def release(out: Path, *, twice: bool, debian: bool) -> None:
     time = int(run("git", "log", "-1", "--format=%ct"))
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    build(out, time, debian=debian)
-    check(out)
-    made = sums(out)
-    if twice:
-        with tempfile.TemporaryDirectory(prefix="netspace-again-", dir="/var/tmp") as folder:
-            os.umask(0o077)
-            build(Path(folder), time, debian=debian)
-            again = sums(Path(folder))
-        differing = [name for name in made.keys() | again.keys() if made.get(name) != again.get(name)]
-        if differing:
-            raise Refused(f"not reproducible: {', '.join(sorted(differing))}")
-        print(f"{len(made)} files: equal bytes when they are made again")
+    os.umask(0o022)
+    with tempfile.TemporaryDirectory(prefix="netspace-tree-", dir=ROOT / ".cache") as held:
+        tree = Path(held) / "netspace"
+        copy(tree)
+        with_whole_links(tree)
+        build(tree, out, time, debian=debian)
+        check(out)
+        made = sums(out)
+        if twice:
+            with tempfile.TemporaryDirectory(prefix="netspace-again-", dir="/var/tmp") as folder:
+                os.umask(0o077)
+                build(tree, Path(folder), time, debian=debian)
+                again = sums(Path(folder))
+            differing = [name for name in made.keys() | again.keys() if made.get(name) != again.get(name)]
+            if differing:
+                raise Refused(f"not reproducible: {', '.join(sorted(differing))}")
+            print(f"{len(made)} files: equal bytes when they are made again")
     (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in made.items()))
 
 
@@ -235,8 +316,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / ".cache/dist")
     parser.add_argument("--twice", action="store_true")
     parser.add_argument("--deb", action="store_true")
+    parser.add_argument("--previous", type=Path)
     options = parser.parse_args()
     try:
+        if options.previous:
+            build_previous(options.previous.resolve())
         release(options.out.resolve(), twice=options.twice, debian=options.deb)
     except Refused as err:
         print(f"release: {err}", file=sys.stderr)

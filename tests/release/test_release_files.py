@@ -43,6 +43,15 @@ def test_wheel_names_version_licence_and_addresses(dist: Path, name: str) -> Non
     assert f"{info}/licenses/LICENSE" in archive.namelist()
 
 
+@pytest.mark.parametrize("name", ["netspace", "netspace_client"])
+def test_links_of_a_readme_work_on_an_index(dist: Path, name: str) -> None:
+    """An index shows the README alone, so each link is an address, or leads to a heading of the page itself."""
+    said = wheel(dist, name).read(f"{name}-{__version__}.dist-info/METADATA").decode()
+    links = re.findall(r"\]\(([^)]+)\)", said)
+    assert any("/docs/" in link for link in links)
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+
+
 def test_wheel_tells_salt_of_its_plugins(dist: Path) -> None:
     said = wheel(dist, "netspace").read(f"netspace-{__version__}.dist-info/entry_points.txt").decode()
     assert said.split("\n")[:2] == ["[salt.loader]", "netspace = netspace:loader_dirs"]

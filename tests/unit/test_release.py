@@ -71,6 +71,22 @@ def test_tag_with_example_addresses_is_refused(tree: Path) -> None:
     ]
 
 
+# -- the long description ---------------------------------------------------------------------------
+FILES = "https://netspace.test/file/"
+
+
+def test_link_to_a_file_of_the_repository_is_made_whole() -> None:
+    text = "[a](docs/links.md#limits), [b](https://other.test/x), [c](#use)"
+    assert release.published(text, "", FILES) == text.replace("docs/", f"{FILES}docs/")
+    assert release.published("[d](../docs)", "client", FILES) == f"[d]({FILES}docs)"
+
+
+@pytest.mark.parametrize("link", ["docs/missing.md", "../elsewhere"])
+def test_link_to_no_file_of_the_repository_is_refused(link: str) -> None:
+    with pytest.raises(release.Refused, match=r"links to .*, which is no file here"):
+        release.published(f"[a]({link})", "", FILES)
+
+
 # -- the Debian package ----------------------------------------------------------------------------
 def dependencies(package: str) -> dict[str, str]:
     """Return what a package of debian/control depends on, with the version."""
@@ -84,6 +100,14 @@ def dependencies(package: str) -> dict[str, str]:
 def test_debian_package_depends_on_what_a_host_needs() -> None:
     host = yaml.safe_load((ROOT / "states/netspace/packages.yaml").read_text())["host"]
     assert set(host) <= dependencies("netspace").keys()
+
+
+def test_debian_package_is_built_with_what_is_provisioned() -> None:
+    text = (ROOT / "debian/control").read_text().split("\n\n")[0]
+    wanted = set(re.findall(r"^ ([\w-]+)", text[text.index("Build-Depends") :], re.MULTILINE))
+    named = {"debhelper-compat": "debhelper", "dh-sequence-python3": "dh-python"}
+    listed = yaml.safe_load((ROOT / "states/netspace/packages.yaml").read_text())["release"]
+    assert {named.get(name, name) for name in wanted} <= set(listed)
 
 
 def test_debian_library_depends_on_the_requirements() -> None:
