@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
-__outputter__ = dict.fromkeys(("overview", "explain", "can", "paths_to", "diff", "drift"), "netspace")
+__outputter__ = dict.fromkeys(("overview", "explain", "refused", "can", "paths_to", "diff", "drift"), "netspace")
 
 T = TypeVar("T")
 
@@ -91,6 +91,56 @@ def explain(name: str) -> dict[str, Any]:
         invalid = f"invalid ({len(err.problems)} problems): see netspace.check"
     try:
         return explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def refused(name: str) -> dict[str, Any]:
+    """
+    Return what an environment with ``audit: true`` was refused. Changes nothing.
+
+    Returns ``rows``, the oldest first. Each has ``kind`` (``packets`` or ``messages``), ``what``, ``count``, ``first``
+    and ``last`` (seconds since the epoch), ``permitted_now`` (whether what was applied permits it by now), and ``why``,
+    if no declaration can permit it. ``not_recorded`` has the reason for each kind that isn't recorded.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace.refused web
+
+    name
+        The environment.
+    """
+    from netspace.host import refused as record
+
+    try:
+        return record.refused(Host(arguments.layout(__opts__)), name)
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def suggest(name: str) -> str:
+    """
+    Return the lines of a declaration, as YAML, that would permit what an environment was refused. Changes nothing.
+
+    No line permits more than what was refused. A comment before each line says how often, and ``RISKY`` with the
+    reason if it opens more than a service of the Internet. Keep the lines that the environment needs, put them into
+    pillar, and apply. The page :doc:`audit </audit>` has an example.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --out=newline_values_only netspace.suggest web
+
+    name
+        The environment.
+    """
+    from netspace.host import refused as record
+
+    try:
+        return record.suggestion(Host(arguments.layout(__opts__)), name)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 

@@ -8,7 +8,6 @@ Shows the host's trust level, and makes evidence for a verifier.
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -19,13 +18,13 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace import files  # noqa: E402
 from netspace.attestation import identity  # noqa: E402
-from netspace.attestation.evidence import Context, key_fingerprint  # noqa: E402
+from netspace.attestation.evidence import Context  # noqa: E402
 from netspace.attestation.evidence import period as read_period  # noqa: E402
 from netspace.attestation.minion import attester, master_result, self_appraisal, settings, software_key  # noqa: E402
 from netspace.attestation.reconciler import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
-from netspace.plugin import arguments  # noqa: E402
+from netspace.plugin import arguments, salt_keys  # noqa: E402
 from netspace.spec import parse  # noqa: E402
 
 if TYPE_CHECKING:
@@ -199,11 +198,7 @@ def _signed(kind: str, data: dict[str, Any], more: dict[str, str]) -> dict[str, 
 
 
 def _salt_key() -> bytes:
-    path = Path(__opts__["pki_dir"]) / "minion.pem"
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise NetspaceError(f"{path}: {err.strerror}: this minion's Salt key can't be read") from err
+    return salt_keys.own(__opts__)
 
 
 def _credential(given: dict[str, Any]) -> attester.Credential:
@@ -219,11 +214,7 @@ def _settings() -> tuple[Layout, dict[str, Any]]:
 
 def _master() -> str:
     """Return the fingerprint of the key of the master that this minion accepted."""
-    path = Path(__opts__["pki_dir"]) / "minion_master.pub"
-    try:
-        return key_fingerprint(path.read_bytes())
-    except OSError as err:
-        raise NetspaceError(f"{path}: {err.strerror}: this minion has accepted no master's key") from err
+    return salt_keys.minions_master(__opts__)
 
 
 def forget() -> dict[str, Any]:

@@ -25,10 +25,11 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
 from netspace.link.mail.dead_letters import LetterFilter, Letters  # noqa: E402
 from netspace.link.reconciler import Links  # noqa: E402
-from netspace.plugin import arguments  # noqa: E402
+from netspace.plugin import arguments, salt_keys  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
+    __salt__: dict[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -341,6 +342,33 @@ def public_key(folder: str = "/etc/netspace/authority") -> str:
     try:
         return pair_keys.public(_folder(folder))
     except (NetspaceError, OSError) as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """
+    Call a function for the master, and sign its answer: Salt's bus does not prove which minion answered.
+
+    The runners ``netspace_link`` and ``netspace_fleet`` ask by this. Return ``answer``, or ``error`` if the function
+    failed, and ``salt``: the signature of the call and its answer by this minion's Salt key, in hex.
+
+    asked
+        ``function``, ``arguments`` and ``nonce``. The functions are ``authority_request``, ``authority_adopt``,
+        ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module, and ``grains.get``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace_link.signed_answer '{function: netspace_link.public_key, arguments: {}, nonce: "00"}'
+    """
+    from netspace.attestation.fleet import own_answers
+
+    try:
+        master = salt_keys.minions_master(__opts__)
+        minion = str(__opts__["id"])
+        return own_answers.answer(asked, __salt__, master, minion, lambda: salt_keys.own(__opts__))
+    except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
 

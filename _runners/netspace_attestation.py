@@ -46,13 +46,12 @@ netspace.refresh(__file__)
 from netspace import files  # noqa: E402
 from netspace.attestation import ear, hsm, identity  # noqa: E402
 from netspace.attestation.endorsement import makers  # noqa: E402
-from netspace.attestation.evidence import key_fingerprint  # noqa: E402
 from netspace.attestation.fleet import bus as buses  # noqa: E402
 from netspace.attestation.fleet import calls, fleet, groups, host_state, policies, rounds, window  # noqa: E402
 from netspace.attestation.learning import policy as learning  # noqa: E402
 from netspace.attestation.logs import ima as lists  # noqa: E402
 from netspace.attestation.policy import policy as rules  # noqa: E402
-from netspace.attestation.refusals import Refused, WrongSaltKey  # noqa: E402
+from netspace.attestation.refusals import Refused  # noqa: E402
 from netspace.attestation.registrar import audit_log, privacy_ca  # noqa: E402
 from netspace.attestation.registrar.authorities import Authorities  # noqa: E402
 from netspace.attestation.registrar.enrolment import Pending  # noqa: E402
@@ -61,6 +60,7 @@ from netspace.attestation.tee import roots as tee_roots  # noqa: E402
 from netspace.attestation.verifier import ak_certificate, offline  # noqa: E402
 from netspace.attestation.verifier import tee_offline as tees  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
+from netspace.plugin import salt_keys  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -1084,23 +1084,10 @@ def _salt_key(minion: str) -> bytes | None:
 
     :raises WrongSaltKey: when this master accepted no key of the minion.
     """
+    import salt.cache
     import salt.utils.verify
 
-    pem: bytes | None = None
-    if salt.utils.verify.valid_id(__opts__, minion):
-        driver = __opts__.get("keys.cache_driver")
-        if driver not in (None, "localfs_key"):  # from Salt 3008 on, keys may lie elsewhere
-            import salt.cache
-
-            found = salt.cache.Cache(__opts__, driver=driver).fetch("keys", minion) or {}
-            pem = str(found["pub"]).encode() if found.get("state") == "accepted" else None
-        else:
-            folder = __opts__.get("cluster_pki_dir") if __opts__.get("cluster_id") else __opts__["pki_dir"]
-            path = Path(str(folder)) / "minions" / minion
-            pem = path.read_bytes() if path.is_file() else None
-    if pem is None and not __opts__.get("order_masters"):
-        raise WrongSaltKey(f"the master has no accepted Salt key of {minion}")
-    return pem
+    return salt_keys.accepted(__opts__, minion, salt.utils.verify.valid_id, salt.cache.Cache)
 
 
 def _registrar(settings: Mapping[str, Any] | None = None) -> Registrar:
@@ -1131,11 +1118,7 @@ def _settings() -> dict[str, Any]:
 
 def _master() -> str:
     """Return the fingerprint of this master's public key, by which minions know it."""
-    path = Path(__opts__["pki_dir"]) / "master.pub"
-    try:
-        return key_fingerprint(path.read_bytes())
-    except OSError as err:
-        raise NetspaceError(f"{path}: {err.strerror}: minions know the master by this key; start it once") from err
+    return salt_keys.master(__opts__)
 
 
 def _shown(record: dict[str, Any]) -> dict[str, Any]:

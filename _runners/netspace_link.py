@@ -25,15 +25,12 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.link.pki.root import Root  # noqa: E402
+from netspace.link.pki.root import NAME, Root, configured  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
 
 __virtualname__ = "netspace_link"
-
-ROOT = "/var/lib/netspace-master/link-root"
-NAME = "netspace links"
 
 
 def __virtual__() -> str:
@@ -200,10 +197,7 @@ def _signed(request: str, trust_domain: str) -> str:
 
 
 def _root() -> Root:
-    given = __opts__.get("netspace.link") or {}
-    if not isinstance(given, dict) or set(given) - {"root"} or not isinstance(given.get("root", ROOT), str):
-        raise NetspaceError("master configuration: netspace.link: expected only root, a folder")
-    return Root(Path(given.get("root", ROOT)))
+    return configured(__opts__.get("netspace.link"))
 
 
 def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) -> Any:
@@ -218,20 +212,27 @@ def _asked(minion: str, function: str, arguments: dict[str, Any], timeout: int) 
 def _ask(
     target: str | list[str], tgt_type: str, function: str, arguments: dict[str, Any], timeout: int
 ) -> dict[str, Any]:
-    """Return the answers that come within *timeout* seconds, by minion; an error for a minion that failed."""
+    """Return the minions' own answers within *timeout* seconds, by minion; an error for a minion that failed."""
+    import salt.cache
     import salt.client
     import salt.utils.minions
+    import salt.utils.verify
     from salt.exceptions import SaltException
 
-    from netspace.attestation.fleet import bus
+    from netspace.attestation import identity
+    from netspace.attestation.fleet import bus, own_answers
+    from netspace.plugin import salt_keys
 
     minions = bus.hosts(salt.utils.minions.CkMinions(__opts__), target, tgt_type)
     if not minions:
         return {}
+    identities = identity.Identities(
+        salt_keys.master(__opts__),
+        lambda minion: salt_keys.accepted(__opts__, minion, salt.utils.verify.valid_id, salt.cache.Cache),
+    )
     try:
         with salt.client.get_local_client(mopts=__opts__) as client:
-            salt_bus = bus.SaltBus(client, "netspace_link", timeout, SaltException)
-            replies = bus.ask(salt_bus, minions, function, arguments, timeout)
+            salt_bus = bus.SaltBus(client, own_answers.MODULE, timeout, SaltException)
+            return own_answers.ask(salt_bus, identities, minions, f"netspace_link.{function}", arguments, timeout)
     except SaltException as err:
         raise NetspaceError(f"{target} can't be asked: {err}") from err
-    return {minion: NetspaceError(reply.problem) if reply.problem else reply.value for minion, reply in replies.items()}

@@ -213,7 +213,7 @@ def measure(keylime: Path | None, hosts: int) -> tuple[dict[str, float], dict[st
 
 
 class Fleet:
-    """HOSTS hosts behind the runner's bus: each answers by a TPM with the recorded boot. Their signing is not ours."""
+    """HOSTS hosts behind the runner's bus, each with a TPM and the recorded boot. Their signing isn't counted."""
 
     def __init__(self, folder: Path, hosts: int) -> None:
         from support.attestation import runner_bus  # needs Salt
@@ -234,7 +234,7 @@ class Fleet:
             self.enrol(fleet.registrar, name)
 
     def enrol(self, registrar: Any, name: str) -> None:
-        """As the registrar writes it after a credential was answered."""
+        """Write a host's record, as the registrar does after the host has answered a credential."""
         key = structures.public(self.tpm.public)
         bound = Bound(key, key, "EK-ECC256", 3, "", attestation_keys._SEAL)
         issued = privacy_ca.issue(registrar.ca.current(), bound, time.time())

@@ -51,7 +51,7 @@ def arguments(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
 
 
 def on_a_host_of_its_own() -> None:
-    """Go on in ``scripts/sandbox``: this process becomes it, unless it runs there already."""
+    """Go on in ``scripts/sandbox``: replace this process by the sandbox, unless this process runs in one already."""
     if os.environ.get(_INSIDE):
         return
     if os.geteuid() != 0:
@@ -94,7 +94,7 @@ def disk(*, in_memory: bool) -> Iterator[Path]:
 
 
 def processor() -> float:
-    """Milliseconds of processor time that all in the sandbox has used so far: what else runs here doesn't count."""
+    """Return the milliseconds of processor time that all programs in the sandbox have used so far; no others count."""
     version1, version2 = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage"), Path("/sys/fs/cgroup/cpu.stat")
     if version1.exists():
         return int(version1.read_text()) / 1e6

@@ -140,7 +140,7 @@ def enter(path: Path) -> None:
 
 
 def new_namespace(path: Path) -> None:
-    """Make one for the calling thread, and keep it at *path*."""
+    """Make a network namespace for the calling thread, and keep the namespace at *path*."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0))
     _call(_libc.unshare(_NEWNET))
     mounts.mount("/proc/thread-self/ns/net", path, "none", mounts.BIND)
@@ -208,7 +208,7 @@ class Environment:
         self.namespace = Path("/run/netns") / f"hand{number}"
 
     def network(self) -> None:
-        """Its namespace, pair, addresses and routes, and nothing else."""
+        """Make the environment's namespace, pair, addresses and routes, and nothing else."""
         host = os.open("/proc/self/ns/net", os.O_RDONLY)
 
         def inside() -> None:
@@ -256,7 +256,7 @@ class Environment:
         return code
 
     def run(self) -> None:
-        """From start to exit."""
+        """Run the program, from its start to its exit."""
         self.crun("run", "--bundle", str(self.bundle), self.bundle.name)
 
     def start(self) -> None:

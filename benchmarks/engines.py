@@ -62,7 +62,7 @@ class Engine:
         self.server: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start its server, if it has one, and import the image.
+        """Start the engine's server, if the engine has one, and import the image.
 
         :raises Missing: when it doesn't work here.
         """
@@ -94,7 +94,7 @@ class Engine:
         return False
 
     def stop(self) -> None:
-        """End its server; the sandbox's end removes the rest."""
+        """End the engine's server; the sandbox's end removes the rest."""
         if self.server is not None:
             self.server.send_signal(signal.SIGTERM)
             self.server.wait(60)

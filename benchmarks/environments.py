@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/environments.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
-It goes on a host of its own by itself (``scripts/sandbox``). Progress is told on stderr. In each
+It starts a host of its own (``scripts/sandbox``). Progress is told on stderr. In each
 round a thing and its peers are measured one after the other, so that what else this machine does
 burdens all of them; medians are told. What is compared:
 
@@ -71,7 +71,7 @@ def declared(root: Path, count: int, prefix: str = "bench") -> dict[str, Any]:
 
 # -- one environment --------------------------------------------------------------------
 class One:
-    """One environment of ours and one by hand, from nothing to nothing."""
+    """Measure one environment of ours and one by hand, from nothing to nothing."""
 
     def __init__(self, folder: Path, root: Path) -> None:
         from by_hand import Environment
@@ -137,7 +137,7 @@ class One:
                 hand.drop()
 
     def program(self, rounds: Rounds) -> None:
-        """Only the program, in what is made already: ours and crun by hand."""
+        """Measure only the program, in an environment that exists already: ours, and crun by hand."""
         self._apply({"one": self._spec(["/bin/true"])})
         supervisor = self.host.supervisor
         with rounds.timed("program"):
@@ -251,7 +251,7 @@ class Salt:
         return json.loads(done.stdout)["local"]
 
     def floor(self, rounds: Rounds) -> None:
-        """Note what Salt alone takes for four states that do nothing, beyond ``test.ping``."""
+        """Note the time and processor time that Salt takes for four states without effect, beyond ``test.ping``."""
         values = []
         for arguments in (("test.ping",), (f"--file-root={self.nothing}", "state.apply", "nothing")):
             start, used = time.perf_counter(), bench.processor()
@@ -263,7 +263,7 @@ class Salt:
         rounds.note("nop cpu", nothing_cpu - ping_cpu)
 
     def apply(self) -> int:
-        """Apply what is declared; return how many things changed."""
+        """Apply the declaration; return how many things changed."""
         states = self.call("state.apply", "netspace")
         assert isinstance(states, dict), states
         wrong = [state["comment"] for state in states.values() if state["result"] is not True]
@@ -309,7 +309,7 @@ def used() -> float:
 
 
 def settled() -> float:
-    """:func:`used`, once what is released late (by RCU, by work queues) is released."""
+    """Return :func:`used` after the kernel has released what it releases late (by RCU, by work queues)."""
     values = []
     for _ in range(6):
         time.sleep(0.5)

@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/growth.py [--json | --markdown] [--counts N,N] [--rules] [--rounds N] [--profile FOLDER]
 
-It goes on a host of its own by itself (``scripts/sandbox``). The others are real: static busybox that sleeps, each
+It starts a host of its own (``scripts/sandbox``). The others are real: static busybox that sleeps, each
 with an interface of kind veth (``--rules``: and ten rules that let it out). They are made in batches, untimed. Then, in
 each round, one more is made, found unchanged when it is named alone, changed while it runs (its memory), changed so
 that it restarts (a variable), and removed. Each is a call of the library with a ``Host`` of its own, as Salt's states
@@ -63,7 +63,7 @@ class World:
         assert result.ok, next(iter(result.failures))
 
     def grow(self, count: int) -> None:
-        """Make others until there are as many as *count*."""
+        """Make other environments until *count* of them exist."""
         for start in range(self.others, count, BATCH):
             self.apply({f"other{number}": self.one for number in range(start, min(start + BATCH, count))})
         self.others = count

@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/interfaces.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
-It goes on a host of its own by itself (``scripts/sandbox``). Peers, in turn with ours within each
+It starts a host of its own (``scripts/sandbox``). Peers, in turn with ours within each
 round: the same links, addresses and routes by hand-packed netlink and nothing else (the floor,
 ``by_hand.py``: no record, no packet filter, no settings), and by ``ip -batch``. Namespaces are made
 beforehand for all three; what they cost is a line of its own, beside ``ip netns add``. Medians of the rounds.

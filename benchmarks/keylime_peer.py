@@ -77,7 +77,7 @@ class Keylime:
         return said
 
     def time(self, name: str) -> float:
-        """Seconds of processor time that it takes once."""
+        """Return the seconds of processor time that Keylime takes for the work *name*."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{name}\n")
         self._process.stdin.flush()

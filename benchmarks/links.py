@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/links.py [--json] [--environments N] [--rounds N] [--messages N] [--salt N]
 
-It goes on a host of its own by itself (``scripts/sandbox``). Management is measured by the library, with a real
+It starts a host of its own (``scripts/sandbox``). Management is measured by the library, with a real
 broker, the forwarder and a namespace for each environment; three links go out of each. Its peer, Salt's
 ``rabbitmq_user``, runs ``rabbitmqctl`` several times for each user: a few are made that way, on the same broker, and
 the time is scaled to all accounts (queues, exchanges and bindings, for which Salt has no state, are left out).
@@ -95,7 +95,7 @@ class Host:
 
 
 def manage(host: Host, rounds: Rounds) -> None:
-    """From nothing, nothing to do, one more, one less while its sender sends."""
+    """Measure applies: of all links, of no change, of one link more, and of one less while its sender sends."""
     from netspace.spec.types import Link
 
     every = host.declared()
@@ -121,7 +121,7 @@ def manage(host: Host, rounds: Rounds) -> None:
 
 
 class Told:
-    """A sender that sends without end, and notes when it hears that it may no longer."""
+    """A sender that sends without end, and notes when the broker first refuses a message of the revoked link."""
 
     def __init__(self, host: Host, link: Any) -> None:
         from netspace.link.broker.management import Management

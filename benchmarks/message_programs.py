@@ -275,10 +275,7 @@ class Nats:
 
     async def pour(self, seconds: float) -> Any:
         await self._open()
-        return {
-            "sends": await poured(lambda count: windowed(self._begin, AT_ONCE, count), seconds),
-            "pipelined": await poured(lambda count: windowed(self._begin, WINDOW, count), seconds),
-        }
+        return await poured_within(self._begin, seconds)
 
     def _begin(self) -> asyncio.Future[bytes]:
         return self._request(f"{self._name}.asked", BODY)
@@ -293,6 +290,15 @@ async def windowed(begin: Callable[[], asyncio.Future[bytes]], most: int, count:
         last.append(begin())
         last[-1].add_done_callback(lambda _: room.release())
     await asyncio.gather(*last)
+
+
+async def poured_within(begin: Callable[[], asyncio.Future[bytes]], seconds: float) -> dict[str, float]:
+    """Return confirmed messages in a second, for each permitted number of unconfirmed messages."""
+
+    def within(most: int) -> Callable[[int], Awaitable[None]]:
+        return lambda count: windowed(begin, most, count)
+
+    return {name: await poured(within(most), seconds) for name, most in (("sends", AT_ONCE), ("pipelined", WINDOW))}
 
 
 # -- Redis streams -------------------------------------------------------------------------
@@ -350,17 +356,14 @@ class Redis:
 
     async def pour(self, seconds: float) -> Any:
         await self._open()
-        return {
-            "sends": await poured(lambda count: windowed(self._begin, AT_ONCE, count), seconds),
-            "pipelined": await poured(lambda count: windowed(self._begin, WINDOW, count), seconds),
-        }
+        return await poured_within(self._begin, seconds)
 
     def _begin(self) -> asyncio.Future[bytes]:
         return self._add("asked", BODY)
 
 
 def void(_: object) -> None:
-    """Do nothing with an answer that nobody waits for."""
+    """Ignore an answer for which nobody waits."""
 
 
 class Resp:

@@ -1,16 +1,15 @@
-"""The processor time of ``netspace.metrics`` on a host with 1,000 environments, beside the bare reading of its sources.
+"""The processor time of ``netspace.metrics`` with 1,000 environments, compared with bare reads of the same files.
 
 usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N]
 
-It goes on a host of its own by itself (``scripts/sandbox``). The environments have what a look reads, and nothing more:
-record, definition, trace of a running process, health mark and cgroup. The process is one for all of them. What is
+It starts a host of its own (``scripts/sandbox``). The environments have only what the metrics are read
+from: record, definition, trace of a running process, health mark and cgroup. All of them share one process. What is
 compared:
 
-*all metrics* -- from nothing to the text, as a call of the function does after its imports. The peer is the floor:
-each file that it needs (traces, and three of the cgroup), opened, read and closed by bare system calls, without a look
-at the content.
+*all metrics* -- what a call of the function costs after its imports. Its peer is the least possible cost: to open, read
+and close each needed file (traces, and three of each cgroup) by bare system calls, without a look at the content.
 
-*the text alone* -- the text from values that are there already.
+*the text alone* -- writing the text from values that were read before.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ TARGET = 50.0
 
 
 def make(count: int, pid: int) -> None:
-    """Make what is read of *count* environments."""
+    """Make the files of *count* environments from which the metrics are read."""
     from netspace import files
     from netspace.environment import record as records
     from netspace.environment.container import oci_runtime

@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/neighbours.py [--json | --markdown] [--minutes M] [--ways A,B] [--rounds N] [--messages N]
 
-It goes on a host of its own by itself (``scripts/sandbox``): a real broker, real environments of the demo's
+It starts a host of its own (``scripts/sandbox``): a real broker, real environments of the demo's
 image (``scripts/demo-image``). ``web`` asks ``orders`` by a request link, over and over; the 99th percentile of
 a round is told. An apply makes one more environment, with an interface. Meanwhile ``worst`` does one of these:
 
@@ -102,7 +102,7 @@ def ways() -> dict[str, str]:
 
 
 class World:
-    """Three environments, a broker, and what is timed of them."""
+    """Three environments, a broker, and the measured times."""
 
     def __init__(self, messages: int) -> None:
         from support.hosts.whole_host import CLIENT, IMAGE, SERVE, python
@@ -147,7 +147,7 @@ class World:
         return done
 
     def _did(self, *what: str, stdin: str = "") -> bool:
-        """Run a script to its end; return whether it came to that, or was killed."""
+        """Run a script; return whether it ended with success, and was not killed."""
         return bool(self._run(*what, stdin=stdin)["retcode"] == 0)
 
     def round_trip(self) -> float:
@@ -191,7 +191,7 @@ class World:
 
 
 def _programs() -> str:
-    """Return what takes, each file by its name."""
+    """Return the programs that take resources, by file name, as JSON."""
     import netspace
 
     folder = Path(netspace.__file__).parent / "environment" / "audit"

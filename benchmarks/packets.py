@@ -2,7 +2,7 @@
 
 usage: sudo python benchmarks/packets.py [--json] [--count N] [--rounds N] [--times N]
 
-It goes on a host of its own by itself (``scripts/sandbox``).
+It starts a host of its own (``scripts/sandbox``).
 A datagram goes from one environment through the host's packet filter to the host, and back, as
 often as it can; first with that environment alone, then among others with rules of their own.
 Medians of several rounds. The target: no dearer than a tenth, whatever the number.
@@ -76,7 +76,7 @@ def round_trip(path: Path, gateway: str, times: int) -> float:
 
 
 def measure(options: argparse.Namespace) -> tuple[float, float]:
-    """Microseconds alone and among the others."""
+    """Return the microseconds per packet, with the environment alone and among the others."""
     from netspace.interface.reconciler import DesiredInterfaces, Interfaces
     from netspace.layout import Layout
 

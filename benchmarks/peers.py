@@ -192,7 +192,7 @@ class Served:
 
 
 def serve(name: str) -> None:
-    """Do what each line of the input says, and answer with a line."""
+    """Execute the order in each input line, and answer each with a line."""
     with bench.disk(in_memory=False) as folder:
         root = image(folder)
         engines.add_program(root)
@@ -254,7 +254,7 @@ class Sandbox:
 
 # -- messages ---------------------------------------------------------------------------------
 def messages(folder: Path) -> dict[str, Any]:
-    """Return what the forwarder and the broker use for 1,000 messages a second."""
+    """Return the processor time and memory of the forwarder and the broker at 1,000 messages a second."""
     import asyncio
 
     from link_client import BODY, _programs
@@ -328,7 +328,7 @@ def sandboxes(names: Sequence[str]) -> Iterator[dict[str, Sandbox]]:
 
 @contextlib.contextmanager
 def _left_out(made: dict[str, Sandbox], name: str) -> Iterator[None]:
-    """Leave an engine out from here on if it can't go on."""
+    """Drop an engine from the remaining measurements if the engine fails."""
     try:
         yield
     except engines.Missing as err:
@@ -389,7 +389,7 @@ def measure(options: argparse.Namespace, made: dict[str, Sandbox], rounds: Round
 
 
 def rows(rounds: Rounds, options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Return what was measured -> engine -> unit -> the median."""
+    """Return medians: by the name of the measurement, by engine, by unit."""
     counts = sorted(int(one) for one in options.counts.split(","))
     keys: dict[str, tuple[str, tuple[str, ...]]] = {"run": ("from nothing to nothing", ("ms", "cpu"))}
     keys |= {f"{step} {count}": (f"{step} among {count}", ("ms", "cpu")) for step in STEPS for count in counts}

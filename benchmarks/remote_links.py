@@ -33,7 +33,7 @@ PATHS = ("bare", "near", "direct", "buffered")
 
 
 class Bare:
-    """A connection of nobody's: from h1 to a mailbox on h2's broker, without TLS, forwarders and libraries of ours."""
+    """A bare connection from h1 to a mailbox on h2's broker, without TLS, forwarders and libraries of ours."""
 
     def __init__(self, h1: Any, h2: Any, target: str) -> None:
         from support.links.linked_hosts import ADDRESSES
@@ -108,7 +108,7 @@ async def many(path: Any, count: int) -> float:
 
 @contextlib.contextmanager
 def fleet(folder: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Each path by its name, and how a message that was sent over the buffered one is waited for."""
+    """Yield each path by its name, and a function that waits for a message sent over the buffered path."""
     from support.links.linked_hosts import hosts
     from support.links.programs import Program, tell
 
@@ -149,7 +149,7 @@ async def _nothing(_: Any) -> None:
 
 
 def carried(path: Any, later: Any, count: int) -> tuple[float, float]:
-    """Of a buffered link: milliseconds until one message is there, and how many arrive in a second."""
+    """Return, for a buffered link, the milliseconds until one message arrives, and the messages per second."""
 
     async def take(number: int) -> None:
         for _ in range(number):

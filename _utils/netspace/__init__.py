@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 
 __version__ = "0.1.0"
 
@@ -20,19 +21,24 @@ __version__ = "0.1.0"
 PLUGIN_KINDS = ("modules", "states", "grains", "runners", "pillar", "beacons", "engines", "resources", "output")
 
 
-def _stamp(directory: str) -> tuple[int, int]:
-    """Return the newest mtime and the number of the library's source files under *directory*."""
-    newest = count = 0
+def _stamp(directory: str) -> tuple[int, int, int]:
+    """Return the newest mtime, the number and a checksum of the library's source files under *directory*.
+
+    The checksum covers each file's path, size and mtime, because two versions may have the same newest file.
+    """
+    newest = count = checksum = 0
     stack = [directory]
     while stack:
         with os.scandir(stack.pop()) as entries:
             for entry in entries:
                 if entry.name.endswith(".py"):
-                    newest = max(newest, entry.stat().st_mtime_ns)
+                    info = entry.stat()
+                    newest = max(newest, info.st_mtime_ns)
                     count += 1
+                    checksum ^= zlib.crc32(f"{entry.path[len(directory) :]} {info.st_size} {info.st_mtime_ns}".encode())
                 elif entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
                     stack.append(entry.path)
-    return newest, count
+    return newest, count, checksum
 
 
 #: Python packages that the library needs and Salt may not include, with pip's requirement for each.
@@ -47,7 +53,7 @@ REQUIREMENTS = {
 }
 
 _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
-#: Newest modification time and number of the library's files, as this process loaded them.
+#: Newest modification time, number and checksum of the library's files, as this process loaded them.
 LOADED = _stamp(_DIRECTORY)
 _warned: set[str] = set()
 _present: set[str] = set()

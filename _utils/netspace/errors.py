@@ -14,7 +14,7 @@ class NetspaceError(Exception):
     """Base of all errors of netspace; the message is for the operator."""
 
 
-def _short(text: str, most: int = 400) -> str:
+def short(text: str, most: int = 400) -> str:
     """Return *text*, without its middle if it is longer than *most* characters."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
@@ -26,7 +26,7 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"{_short(self.path)}: {_short(self.message)}"
+        return f"{short(self.path)}: {short(self.message)}"
 
 
 class SpecError(NetspaceError):

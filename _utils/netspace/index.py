@@ -3,9 +3,16 @@
 Such values are names, user ids, addresses and folders. A change of one environment takes the values of all others from
 the index, and decodes only the affected records.
 
-The records are authoritative. An index entry is valid only while its record is the same file: same inode, size and
-times. A record without a valid entry is decoded, and the next run that changes something adds it to the index. So a
-lost, damaged or outdated index costs time, but never gives a wrong answer. The same holds for an index of another
+The records are authoritative. There are two ways to check the index against them:
+
+* *Thoroughly*: an entry is valid only while its record is the same file: same inode, size and times. A record without
+  a valid entry is decoded, and the next run that changes something adds it to the index.
+* *By the seal*: the run that writes the index gives the records' folder a time of its own, and notes it. Whoever
+  creates, replaces or removes a record afterwards changes that time. While the time is the noted one, all entries are
+  valid. This takes as long for ten thousand records as for one. It can't see that a program overwrites a record in
+  place, which netspace never does. Without a valid seal, the check is thorough.
+
+So a lost, damaged or outdated index costs time, but never gives a wrong answer. The same holds for an index of another
 version. The index lies under ``/run``, so a reboot removes it.
 """
 
@@ -16,11 +23,12 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 
-from netspace import files
+from netspace import files, folder_watch
 from netspace.errors import StateError
 from netspace.layout import Layout, below
 
@@ -34,14 +42,24 @@ T = TypeVar("T")
 Stamp = tuple[int, int, int, int]
 
 
-class _Entry(msgspec.Struct, Generic[T], frozen=True, array_like=True):
+class _Entry(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
     stamp: Stamp
     claims: T
 
 
-class _File(msgspec.Struct, Generic[T], frozen=True):
+class _File(msgspec.Struct, Generic[T], frozen=True, omit_defaults=True):
+    """The index's file.
+
+    :param seal: the stamp of the records' folder, if the entries are those of all its records.
+    :param young: the records that were too young to be noted. Their entries are valid by the seal only.
+    :param weight: the sum of all records' weights, hexadecimal.
+    """
+
     version: str
     entries: dict[str, _Entry[T]]
+    seal: Stamp | None = None
+    young: list[str] = []
+    weight: str = ""
 
 
 class Index(Generic[T]):
@@ -52,6 +70,7 @@ class Index(Generic[T]):
     :param version: the version of the entries; an index of another version is ignored.
     :param claims: decodes the record of this name and returns the value for its entry; None if the record is gone.
     :param now: the clock, in nanoseconds since the epoch; only tests set it.
+    :param weigh: returns a number for a record's name and value; see :meth:`weight`.
     """
 
     def __init__(
@@ -62,6 +81,7 @@ class Index(Generic[T]):
         version: str,
         claims: Callable[[str], T | None],
         now: Callable[[], int] = time.time_ns,
+        weigh: Callable[[str, T], int] = lambda name, value: 0,
     ) -> None:
         self._folder = layout.records(kind)
         self._path = below(layout.run / "index", f"{kind}.json")
@@ -69,24 +89,75 @@ class Index(Generic[T]):
         self._version = version
         self._claims = claims
         self._now = now
-        self._noted: dict[str, _Entry[T]] = {}
+        self._weigh = weigh
+        self._weight: int | None = None
+        self._noted: _File[T] = _File(version, {})
         self._known: dict[str, _Entry[T]] | None = None
+        self._seen: Stamp | None = None  # the records' folder when `_known` was read; None: it changed meanwhile
+        self._fresh: set[str] = set()  # records that may be too young to be noted
+        self._watch: folder_watch.Watch | None = None
 
-    def read(self) -> dict[str, T]:
+    def read(self, *, sealed: bool = False) -> dict[str, T]:
         """Return the value of every record, ordered by the record's name; decode records without a valid entry.
 
+        :param sealed: the seal suffices.
         :raises StateError: a record can't be decoded.
         """
         self._noted = self._read()
-        known = {}
-        for name, stamp in sorted(self._stamps().items()):
-            entry = self._noted.get(name)
-            if entry is None or entry.stamp != stamp:
-                entry = self._decoded(name, stamp)
-            if entry is not None:
-                known[name] = entry
+        self._seen = _stamp_at(self._folder)  # in this order: a seal of before would not be that of the folder any more
+        known = self._noted.entries
+        if sealed and self._seen is not None and self._seen == self._noted.seal:
+            self._fresh = set(self._noted.young)
+            self._weight = int(self._noted.weight or "0", 16)
+        else:
+            known = self._thorough(known)
+            self._weight = None
+            if _stamp_at(self._folder) != self._seen:
+                self._seen = None
         self._known = known
         return {name: entry.claims for name, entry in known.items()}
+
+    def weight(self) -> int:
+        """Return the sum of the weights of all records that :meth:`read` found."""
+        if self._weight is None:
+            self._weight = sum(self._weigh(name, entry.claims) for name, entry in (self._known or {}).items())
+        return self._weight
+
+    def _thorough(self, noted: dict[str, _Entry[T]]) -> dict[str, _Entry[T]]:
+        young, known = set(self._noted.young), {}
+        self._fresh = set()
+        for name, stamp in sorted(self._stamps().items()):
+            entry = noted.get(name)
+            if entry is None or entry.stamp != stamp or name in young:
+                entry = self._decoded(name, stamp)
+                self._fresh.add(name)
+            if entry is not None:
+                known[name] = entry
+        return known
+
+    def begin(self) -> None:
+        """Watch the records' folder until :meth:`note` or :meth:`end`, so that the index can be sealed.
+
+        To be called after :meth:`read` and before the caller changes the first record, with the lock held. Another
+        program's change in between then costs the seal.
+        """
+        self.end()
+        seen, known = self._seen, self._known
+        if seen is None or known is None or (watch := folder_watch.begin(self._folder)) is None:
+            return
+        self._watch = watch
+        same = _stamp_at(self._folder) == seen
+        if same and seen != self._noted.seal:
+            # A file system counts time in steps, so this folder may have changed within the step in which it was read.
+            same = self._stamps() == {name: entry.stamp for name, entry in known.items()}
+        if not same:
+            self.end()
+
+    def end(self) -> None:
+        """Watch no longer. To be called if the run that :meth:`begin` was for ended without :meth:`note`."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def note(self, names: Iterable[str] = ()) -> None:
         """Write the index if it is out of date. The caller must have held the lock since :meth:`read`.
@@ -95,26 +166,59 @@ class Index(Generic[T]):
 
         :param names: the records that the caller may have changed since :meth:`read`.
         """
-        with contextlib.suppress(StateError, OSError):
-            self._note(names)
+        try:
+            with contextlib.suppress(StateError, OSError):
+                self._note(set(names))
+        finally:
+            self.end()
 
-    def _note(self, names: Iterable[str]) -> None:
+    def _note(self, names: set[str]) -> None:
         if self._known is None:
             self.read()
-            names = ()  # they were read just now, after the changes
-        known = self._known or {}
+            names = set()  # they were read just now, after the changes
+        known = dict(self._known or {})
+        added, gone, come = False, 0, 0
         for name in names:
-            known.pop(name, None)
+            added = added or name not in known
+            if (old := known.pop(name, None)) is not None:
+                gone += self._weigh(name, old.claims)
             with contextlib.suppress(FileNotFoundError):
                 stamp = _stamp(os.stat(self._folder / f"{name}.json"))
                 if (entry := self._decoded(name, stamp)) is not None:
                     known[name] = entry
+                    come += self._weigh(name, entry.claims)
+        if added:
+            known = dict(sorted(known.items()))
+        self._fresh |= names
         until = self._now() - int(SETTLED * 1e9)
-        kept = {name: entry for name, entry in known.items() if max(entry.stamp[2:]) < until}
-        if kept != self._noted:
-            content = msgspec.json.encode(_File(self._version, kept))
+        young = sorted(name for name in self._fresh & known.keys() if max(known[name].stamp[2:]) >= until)
+        seal = self._sealed(names, known)
+        if seal is None:
+            for name in young:
+                del known[name]
+            young = []
+        weight = self.weight() - gone + come if seal is not None else 0
+        new = _File(self._version, known, seal, young, f"{weight:x}" if weight else "")
+        if new != self._noted:
+            content = msgspec.json.encode(new)
             files.write(self._path, _digest(content) + content)
-            self._noted = kept
+            self._noted = new
+
+    def _sealed(self, names: set[str], known: dict[str, _Entry[T]]) -> Stamp | None:
+        """Seal the records' folder; return its stamp, or None if it may have changed by others since it was read."""
+        seal = self._noted.seal
+        if seal is not None and known == self._noted.entries and _stamp_at(self._folder) == seal:
+            return seal
+        if self._watch is None:
+            return None
+        now = time.time_ns()
+        os.utime(self._folder, ns=(now, now))
+        seal = _stamp_at(self._folder)
+        for name in names:
+            there = _stamp_at(self._folder / f"{name}.json")
+            if there != (known[name].stamp if name in known else None):
+                return None
+        return seal if self._watch.touched(names) else None
 
     def _decoded(self, name: str, stamp: Stamp) -> _Entry[T] | None:
         claims = self._claims(name)
@@ -134,23 +238,32 @@ class Index(Generic[T]):
                     found[file[:-5]] = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         return found
 
-    def _read(self) -> dict[str, _Entry[T]]:
+    def _read(self) -> _File[T]:
+        nothing: _File[T] = _File(self._version, {})
         try:
             whole = files.read(self._path, _LARGEST)
         except OSError:
-            return {}
+            return nothing
         content = whole[_DIGEST:]
         if whole[:_DIGEST] != _digest(content):
-            return {}
+            return nothing
         try:
-            noted = msgspec.json.decode(content, type=_File[self._form])  # type: ignore[name-defined]
+            noted: _File[T] = msgspec.json.decode(content, type=_File[self._form])  # type: ignore[name-defined]
         except (msgspec.DecodeError, RecursionError):  # made by a version that noted other values
-            return {}
-        return noted.entries if noted.version == self._version else {}
+            return nothing
+        return noted if noted.version == self._version else nothing
 
 
 def _stamp(info: os.stat_result) -> Stamp:
     return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def _stamp_at(path: Path) -> Stamp | None:
+    """Return the stamp of a record or of the records' folder; None if there is none."""
+    try:
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
 
 
 def _digest(content: bytes) -> bytes:

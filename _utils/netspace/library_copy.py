@@ -79,11 +79,15 @@ def install(layout: Layout) -> bool:
     folders, known = _known
     if there and known == before and _unchanged(folders):
         return False
-    files, folders = _files(str(origin))
+    files, folders, stamp = _files(str(origin))
+    if there and stamp and _noted(layout, before) == stamp:
+        _known = (folders, before)
+        return False
     contents = {**_contents(files), "__main__.py": STARTER.format(folders=_folders()).encode()}
     digest = _digest(contents)
     _known = (folders, digest)
     if there and before == digest:
+        _note(layout, digest, stamp)
         return False
     layout.library.mkdir(parents=True, exist_ok=True, mode=0o700)
     aside = layout.library / f".{digest}.{os.getpid()}"
@@ -100,6 +104,7 @@ def install(layout: Layout) -> bool:
         link.unlink()
     link.symlink_to(digest)
     os.rename(link, layout.library / "current")
+    _note(layout, digest, stamp)
     # Keep the previous version: a process that runs it may still import from it.
     for entry in os.listdir(layout.library):
         if entry not in (digest, before, "current"):
@@ -118,6 +123,33 @@ def remove(layout: Layout) -> None:
     shutil.rmtree(layout.library, ignore_errors=True)
 
 
+# The files' stamps of the library that the copy was made of, or compared with, as a digest.
+_SOURCE = "source"
+# The names of folders in which pip, Debian and Salt have packages.
+_PACKAGES = ("site-packages", "dist-packages", "extras-")
+# A file system counts time in steps of at most 10 ms: a younger file (seconds) may change again and keep its stamp.
+_SETTLED = 0.05
+
+
+def _noted(layout: Layout, version: str) -> str:
+    try:
+        return (layout.library / version / _SOURCE).read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def _note(layout: Layout, version: str, stamp: str) -> None:
+    """Note the stamps of the source, so that the next process needs not read all its files; empty: they are too young.
+
+    The file is replaced at once: the reader of a part would only read all files.
+    """
+    if stamp:
+        aside = layout.library / version / f".{_SOURCE}.{os.getpid()}"
+        with contextlib.suppress(OSError):
+            aside.write_text(stamp)
+            aside.rename(layout.library / version / _SOURCE)
+
+
 # The folders of the last digest, with their modification times, and the digest. This process notices a replaced file,
 # because its folder's time changes. Only the next process and ``netspace.refresh`` notice a file that is edited in
 # place.
@@ -131,9 +163,17 @@ def _unchanged(folders: Mapping[str, int]) -> bool:
         return False
 
 
-def _files(origin: str) -> tuple[dict[str, str], dict[str, int]]:
-    """Return the paths of the library's files by their names in the copy, and their folders' modification times."""
+def _files(origin: str) -> tuple[dict[str, str], dict[str, int], str]:
+    """Return the library's files: paths by their names in the copy, their folders' modification times, and a digest.
+
+    The digest is that of the paths, inodes, sizes and times of all files; empty if one of them changed just now.
+    """
+    import hashlib
+    import time
+
     found: dict[str, str] = {}
+    stamps: list[tuple[object, ...]] = []
+    newest = 0
     folders: dict[str, int] = {}
     todo = [(origin, "netspace")]
     while todo:
@@ -144,9 +184,24 @@ def _files(origin: str) -> tuple[dict[str, str], dict[str, int]]:
                 name = f"{inside}/{entry.name}"
                 if entry.name.endswith(".py") and entry.is_file():
                     found[name] = entry.path
+                    info = entry.stat()
+                    newest = max(newest, info.st_mtime_ns, info.st_ctime_ns)
+                    stamps.append((entry.path, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns))
                 elif entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
                     todo.append((entry.path, name))
-    return found, folders
+    settled = newest < time.time_ns() - int(_SETTLED * 1e9)
+    # A package that is installed elsewhere gives the starter another folder to name.
+    packages = [(path, _changed(path)) for path in sys.path if os.path.basename(path).startswith(_PACKAGES)]
+    text = repr((sorted(stamps), sys.executable, packages))
+    return found, folders, hashlib.sha256(text.encode()).hexdigest() if settled else ""
+
+
+def _changed(path: str) -> int:
+    """Return when a folder was changed, in nanoseconds; 0 if there is none."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _contents(files: Mapping[str, str]) -> dict[str, bytes]:

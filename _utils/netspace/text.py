@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -34,5 +33,7 @@ def hint(name: str, known: Collection[str], most: int | None = None) -> str:
 
     :param most: the greatest number of known names to list; None: no bound.
     """
+    import difflib
+
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known)[:most]) or 'none'}"

@@ -71,13 +71,13 @@ def signed(header: dict[str, Any], claims: dict[str, Any], key: ECKey) -> str:
 
 
 def held(name: str, token: str | None) -> Ring:
-    """Return an environment's own keys, with an endorsement of the one to sign."""
+    """Return an environment's own keys; the signing key has the endorsement *token*, if there is one."""
     keys = [{**one, **({"endorsement": token} if one["use"] == "sig" and token else {})} for one in KEYS[name]]
     return ring(keys, "keys", private=True)
 
 
 def known(name: str, **more: Any) -> Ring:
-    """Return the keys that another host tells of an environment: those to encrypt, and no others."""
+    """Return the keys that another host gives for an environment: only its encryption keys."""
     return ring([{**one, **more} for one in KEYS[name] if one["use"] == "enc"], "keys")
 
 
@@ -110,8 +110,10 @@ def test_what_a_host_endorsed_for_its_environment_is_opened():
         ({"nbf": NOW + 61}, "before its key was endorsed"),
         ({"exp": "soon"}, "no time"),
         ({"exp": True}, "no time"),
-        ({"exp": float("nan")}, "has ended"),
-        ({"nbf": float("nan")}, "has ended"),
+        ({"exp": float("nan")}, "no time"),
+        ({"nbf": float("nan")}, "no time"),
+        ({"exp": 10**400}, "no time"),
+        ({"nbf": -(10**400)}, "no time"),
         ({"nbf": ...}, "isn't of"),
         ({"extra": 1}, "isn't of"),
         ({"cnf": {}}, "of no key"),

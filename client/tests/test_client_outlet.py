@@ -30,12 +30,16 @@ class Line:
         )
         self.closed = False
         self.bodies: list[bytes] = []
+        self.flushed: list[int] = []
         self.confirmed: Callable[[int, bool, bool], None] = lambda tag, multiple, taken: None
         self.returned: Callable[[str | None], None] = lambda identity: None
 
     def publish(self, method: bytes, about: spec.Basic.Properties, body: bytes) -> int:
         self.bodies.append(body)
         return len(self.bodies)
+
+    def flush(self) -> None:
+        self.flushed.append(len(self.bodies))
 
     def shut(self) -> None:
         self.closed = True
@@ -109,6 +113,32 @@ def trial(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 60))
 
 
+def test_a_message_alone_is_written_at_once_and_others_together() -> None:
+    async def play() -> None:
+        broke = Broke()
+        outlet = outlet_of(broke)
+
+        def sent(body: bytes) -> asyncio.Task[None]:
+            return asyncio.create_task(outlet.publish(Parcel(body, spec.Basic.Properties()), 60))
+
+        first = sent(b"1")
+        line = await broke.line(0, 1)
+        line.confirmed(1, False, True)
+        await first
+        line.flushed.clear()
+        alone = sent(b"2")
+        await asyncio.sleep(0)
+        assert line.flushed == [2]
+        more = [sent(b"3"), sent(b"4")]
+        await broke.line(0, 4)
+        assert line.flushed == [2]
+        line.confirmed(4, True, True)
+        await asyncio.gather(alone, *more)
+        await outlet.close()
+
+    trial(play())
+
+
 # -- whether a message arrived -----------------------------------------------------------------
 @pytest.mark.parametrize(("lost", "error"), [(False, MailboxFull), (True, Timeout)])
 def test_message_not_taken_may_have_arrived_if_repeated(lost: bool, error: type[LinkError]) -> None:
@@ -123,6 +153,28 @@ def test_message_not_taken_may_have_arrived_if_repeated(lost: bool, error: type[
         with pytest.raises(error) as caught:
             await sending
         assert caught.value.unknown is lost
+
+    trial(play())
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
+def test_refused_message_may_have_arrived_if_a_copy_was_lost(lost: bool, together: bool) -> None:
+    async def play() -> None:
+        session = Broke()
+        (parcel, *others) = begun(outlet_of(session), *((b"1", b"2") if together else (b"1",)))
+        line = await session.line(0, 1 + together)
+        if lost:  # the broker may have taken the first copy, and takes less since
+            line.end(ConnectionError())
+            line = await session.line(1, 1 + together)
+        line.end(ChannelPreconditionFailed("too large"))
+        if together:  # which of them it refuses is tried out, and leaves no doubt by itself
+            (await session.line(1 + lost, 1)).end(ChannelPreconditionFailed("too large"))
+        while not parcel.settled:
+            await asyncio.sleep(0)
+        assert isinstance(parcel.error, Refused)
+        assert parcel.error.unknown is lost
+        assert not any(other.settled for other in others)
 
     trial(play())
 

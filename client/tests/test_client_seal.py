@@ -67,7 +67,7 @@ def test_what_is_sealed_is_opened_as_it_was(body, kind):
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Envelope)])
 def test_nothing_outside_can_be_changed(name):
-    """Another link, sender, receiver, kind, id or question than it was sealed for."""
+    """Another link, sender, receiver, kind, id or question than the message was sealed for."""
     raw = sealed()
     with pytest.raises(SealError, match="it was sealed as"):
         opened(raw, dataclasses.replace(LETTER, **{name: "another"}))
@@ -121,6 +121,10 @@ def test_a_forgery_differs_from_a_seal_by_its_header_alone():
         ({"iat": True}, {}),
         ({"iat": "now"}, {}),
         ({"iat": float("nan")}, {}),
+        ({"iat": 10**400}, {}),
+        ({"iat": -(10**400)}, {}),
+        ({"iat": NOW - 10, "exp": 10**400}, {}),
+        ({"iat": float("-inf")}, {}),
         ({"exp": float("inf")}, {}),
         ({"exp": NOW + 2 * LIFE}, {}),
         ({"exp": ...}, {}),

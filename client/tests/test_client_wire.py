@@ -25,7 +25,7 @@ STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Channel:
-    """As much of aiormq's channel as a wire looks at."""
+    """A stand-in for aiormq's channel, with only the parts that a wire uses."""
 
     max_content_size = 8
 

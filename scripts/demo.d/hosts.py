@@ -114,7 +114,7 @@ class Host:
         (more / "demo.conf").write_text(json.dumps({"id": self.name, "pillar_roots": {"base": [str(pillar)]}}))
 
     def apply(self) -> int:
-        """Apply it; return how many things changed."""
+        """Apply this host's declaration; return how many things changed."""
         result = self.salt("state.apply", "netspace")
         if not isinstance(result, dict):
             raise Failed(f"{self.name}: {result}")
@@ -250,7 +250,7 @@ def show() -> None:
                 if sent["retcode"] == 0:
                     break
             else:
-                raise Failed(f"till could not send: {sent['stdout']}{sent['stderr']}")
+                raise Failed(f"the environment till could not send: {sent['stdout']}{sent['stderr']}")
             say(f"   till: {sent['stdout'].strip()} (its own broker has it)")
             say(f"   answered after {ask(h1, '4 plums'):.1f} s")
         with step("What was sent while it was away has arrived"):

@@ -108,7 +108,7 @@ def tagged(root: Path, tags: Sequence[str]) -> list[str]:
 
 # -- building --------------------------------------------------------------------------------------
 def copy(target: Path) -> None:
-    """Copy the tracked files, as they stand now, to *target*, with modes that the checkout's umask doesn't change.
+    """Copy the tracked files, with their present content, to *target*; their modes don't depend on the umask.
 
     A release is made from one copy, so an edit meanwhile changes nothing of it.
     """

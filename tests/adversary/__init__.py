@@ -1,7 +1,7 @@
 """An adversary of the verifier: worlds in which the verifier must refuse, a forger with all rights, and a search.
 
 ``search`` has no code about boots: it tries moves, keeps claims that get further, and reports the shortest sequence of
-moves that deceives the verifier. Two kinds of worlds use it:
+moves that deceives the verifier. Two kinds of worlds use the search:
 
 - Boots. ``boots`` and ``bad_boots`` make the measurements of a TPM, ``policies`` the verifier's demands, ``claims`` and
   ``forger`` the moves on logs and PCRs; ``worlds`` combines them.

@@ -1,6 +1,6 @@
-"""Bad boots of many kinds, derived at random from good ones: a policy's rules have to refuse them.
+"""Bad boots of many kinds, derived at random from good ones. A policy's rules have to refuse each of them.
 
-Each function takes a good boot and returns a bad one with an honest log; None where this boot can't be bad in this way.
+Each function takes a good boot and returns a bad one with an honest log, or None if this boot can't be bad in this way.
 The bad entries are marked ``bad``.
 """
 
@@ -36,7 +36,7 @@ def _where(boot: Boot, take: Callable[[Entry], bool]) -> list[int]:
 
 
 def _put(chance: random.Random, boot: Boot, entries: Sequence[Entry], near: Sequence[int], replace: float) -> Boot:
-    """Put *entries* in place of one of the events *near*, before it or after it; or at the end."""
+    """Put *entries* in place of one of the events *near*, or before it, or after it; or at the end."""
     new = [dataclasses.replace(one, mark=f"bad{number}") for number, one in enumerate(entries)]
     told = list(boot.events)
     if not near or chance.random() < 0.2:
@@ -64,7 +64,7 @@ def _ended(chance: random.Random, boot: Boot) -> Boot:
 
 
 def image(chance: random.Random) -> bytes:
-    """Return the Authenticode hash input of an unknown program: it begins like a PE file."""
+    """Return the Authenticode hash input of an unknown program. The input begins like a PE file."""
     return b"MZ" + bytes(58) + struct.pack("<I", 64) + b"PE\0\0" + chance.randbytes(chance.choice((100, 700)))
 
 
@@ -103,7 +103,7 @@ def signer(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def archive(path: str, text: str) -> bytes:
-    """Return a cpio archive with one file, all in text."""
+    """Return a cpio archive with one file, written as text."""
     found = b""
     for name, data, mode in ((path, text.encode(), 0o100755), ("TRAILER!!!", b"", 0)):
         numbers = (1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
@@ -284,7 +284,7 @@ def shim_insecure(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def old_shim(chance: random.Random, boot: Boot) -> Boot | None:
-    """Use an old shim by the same signer (12 and older), which measures little or nothing; it starts any program."""
+    """Use an old shim by the same signer (12 and older). It measures little or nothing, and starts any program."""
     found = _unverified(chance, boot)
     if found is None or not found.bad():
         return None
@@ -355,7 +355,7 @@ def old_sbat(chance: random.Random, boot: Boot) -> Boot | None:
 
 
 def older(level: bytes, lowest: Mapping[str, int]) -> bool:
-    """Return whether the variable SbatLevel allows a lower generation than *lowest* demands."""
+    """Return whether the variable SbatLevel allows a generation lower than *lowest*."""
     read = events.variable(level)
     lines = [line.split(",") for line in (read.data if read else b"").decode("ascii").splitlines()]
     told = {name: int(number) for name, number, *_ in lines}

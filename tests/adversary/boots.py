@@ -1,4 +1,4 @@
-"""Boots as a TPM sees them: recorded good boots, and bad boots of many kinds, derived from them at random.
+"""Boots from a TPM's point of view: recorded good boots, and bad boots of many kinds, derived from them at random.
 
 In this module, the log of a bad boot is honest: each entry has the type and data that firmware, boot loader or systemd
 would log, and the hashed content, if the attacker knows it. Nothing is forged.
@@ -33,10 +33,10 @@ FORMS = ("kernel_cmdline: ", "grub_kernel_cmdline ", "grub_cmd: ", "grub_linuxef
 class Entry:
     """One measurement, and its record in a log.
 
-    :param mark: its name for moves; ``bad`` and a number for the bad entries of a boot.
+    :param mark: the entry's name for moves; ``bad`` and a number for the bad entries of a boot.
     :param type: type of the boot log's event; *data* is the event's data.
     :param content: the hashed content, if it is known.
-    :param kind: the type in systemd's log; *text* is its text.
+    :param kind: the type in systemd's log; *text* is the text of that record.
     """
 
     mark: str
@@ -161,7 +161,7 @@ def _older(boot: Boot) -> tuple[Entry, ...]:
 
 
 def _entry(uki: Boot, passed: Entry) -> Boot:
-    """Return a boot by an entry of systemd-boot: the kernel is a separate program, and gets its line from the entry."""
+    """Return a boot by an entry of systemd-boot. The kernel is a separate program, and gets its line from the entry."""
     program = Entry("kernel", 4, hashlib.sha256(b"kernel").digest(), APPLICATION, bytes(32))
     told = []
     for one in uki.events:
@@ -192,7 +192,7 @@ def others() -> tuple[Boot, ...]:
 
 
 def _named(entry: Entry, content: bytes) -> Entry:
-    """Return the entry with its content, if that is *content*."""
+    """Return the entry with *content* if its digest is of *content*; else unchanged."""
     hit = entry.content is None and hashlib.sha256(content).digest() == entry.digest
     return dataclasses.replace(entry, content=content) if hit else entry
 

@@ -1,4 +1,4 @@
-"""A forger's claim (the logs that he sends, and his extensions), and his knowledge."""
+"""A forger's claim (the logs that he sends, and his extensions), and the data that he knows."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def honest(boot: Boot) -> Claim:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """The knowledge of a forger: good boots and the policy.
+    """Data that a forger knows: good boots and the policy.
 
     :param good: a boot that the verifier accepts.
     :param digests: digests that the policy allows.

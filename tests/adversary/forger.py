@@ -1,8 +1,8 @@
 """A forger's moves on boot logs and PCRs.
 
-He is root on the host after the boot. He writes each log that is sent, and extends any PCR with any digest, before
-systemd measures or after it. He can't undo an extension. Rarely, a move makes the logs lead to other values than those
-of the PCRs: the replay refuses such a claim at once.
+The forger is root on the host after the boot. He writes each log that is sent, and extends any PCR with any digest,
+before systemd measures or afterwards. He can't undo an extension. In rare cases, a move makes the logs' replay differ
+from the PCRs: the verifier refuses such a claim at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ REMARKS = (
 
 # -- how one measurement is told -------------------------------------------------------
 def tellings(chance: random.Random, know: Knowledge, entry: Entry) -> bytes:
-    """Return data with which an event may look harmless; the hashed content itself looks best."""
+    """Return data that makes an event look harmless; the hashed content itself looks best."""
     how = chance.randrange(10)
     content = entry.content
     if content is not None and how < 6:
@@ -150,7 +150,7 @@ def _text(entry: Entry) -> str:
 
 # -- which log, which place ------------------------------------------------------------
 def carry(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Move the last events of a PCR to systemd's log: its records follow the boot log, so the replay is the same."""
+    """Move the last events of a PCR to systemd's log. Its records follow the boot log, so the replay is the same."""
     entry = _pick(chance, [one for one in claim.events if one.type != NO_ACTION], know)
     if entry is None:
         return None
@@ -191,7 +191,7 @@ def fetch(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] |
 
 
 def reorder(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Move an event to another place; mostly only past events of other PCRs, which no replay notices."""
+    """Move an event to another place; mostly only across events of other PCRs, which no replay notices."""
     entry = _pick(chance, claim.events, know)
     if entry is None:
         return None
@@ -249,7 +249,7 @@ def _extended(claim: Claim, entries: Sequence[Entry], early: bool, spoken: bool)
 
 
 def _extension(chance: random.Random, know: Knowledge) -> Entry:
-    """Return a digest that looks good somewhere, and a record of it."""
+    """Return a digest that is good in some PCR, and a record of it."""
     how = chance.randrange(10)
     if how < 3:
         one = chance.choice([one for one in know.good.events if one.type != NO_ACTION])
@@ -281,7 +281,7 @@ def _extension(chance: random.Random, know: Knowledge) -> Entry:
 
 
 def again(chance: random.Random, know: Knowledge, claim: Claim) -> Move[Claim] | None:
-    """Extend a PCR with the measurements of a good boot that this boot lacks, and record them as a good boot does."""
+    """Extend a PCR with the measurements of a good boot that this boot lacks, and record them like a good boot."""
     pcr = know.likely(chance)
     there = {one.digest for one in (*claim.events, *claim.words) if one.pcr == pcr}
     entries = [one for one in know.good.events if one.pcr == pcr and one.type != NO_ACTION]

@@ -32,7 +32,7 @@ def sized(data: bytes) -> bytes:
 
 
 class Line(NamedTuple):
-    """A line in a message."""
+    """A line in a forger's message."""
 
     data: bytes
     template: bytes = b"ima-sig"
@@ -87,7 +87,7 @@ GOOD = _recorded()[1:]
 
 
 class Extend(NamedTuple):
-    """One extension of a PCR. :ivar kernel: made by the kernel, so the forger can't leave it out."""
+    """One extension of a PCR. :ivar kernel: the kernel made it, so the forger can't leave it out."""
 
     pcr: int
     digest: bytes
@@ -96,7 +96,7 @@ class Extend(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One answer. :ivar upto: length of the tape at its time; :ivar earlier: made in the good boot before."""
+    """One answer. :ivar upto: length of the tape at that time; :ivar earlier: it is of an earlier, good boot."""
 
     upto: int
     first: int
@@ -106,7 +106,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Claim:
-    """The forger's actions and messages. :ivar log: the boot's events in his log."""
+    """The forger's actions and messages. :ivar log: the boot's events in the forger's log."""
 
     tape: tuple[Extend, ...]
     rounds: tuple[Round, ...]
@@ -126,14 +126,14 @@ def start_values(values: dict[int, bytes] | None = None) -> dict[int, bytes]:
 
 
 def first_lines(values: dict[int, bytes]) -> tuple[Line, ...]:
-    """Return the list of a kernel that found these PCRs; all its lines are good."""
+    """Return the list of a kernel that started with these PCR values; all its lines are good."""
     aggregate = hashlib.sha256(b"".join(values[pcr] for pcr in range(10))).digest()
     return (file(b"boot_aggregate", aggregate), *GOOD)
 
 
 @dataclass(frozen=True)
 class Known:
-    """The forger's knowledge of his boot. :ivar bad: number of the first bad line; :ivar start: PCRs at its start."""
+    """The forger's data on his boot. :ivar bad: number of the first bad line; :ivar start: PCRs at its start."""
 
     bad: int
     start: dict[int, bytes]

@@ -55,7 +55,10 @@ def _on_lines(name: str, said: str, change: Callable[[list[Line]], None], which:
 
 
 def _at(world: Known, chance: random.Random, claim: Claim) -> int:
-    """Return the number of a line in the last answer: 6 times of 10 the first bad line if it is there, else any."""
+    """Return the number of a line in the last answer.
+
+    In 6 of 10 cases it is the first bad line, if present; else any line.
+    """
     lines = claim.rounds[-1].lines
     here = world.bad - claim.rounds[-1].first
     if 0 <= here < len(lines) and chance.random() < 0.6:
@@ -100,7 +103,7 @@ def _relabel(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 
 
 def _as_old(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
-    """Return the move that claims the template ``ima`` for the same data: the hash is equal if the length fits."""
+    """Return the move that claims the template ``ima`` for the same data. The hash stays equal if the length fits."""
 
     def change(line: Line) -> Line:
         data = line.data[:20] + sized(line.data[20:276].rstrip(b"\0") if chance_bit else line.data[20:276])
@@ -142,7 +145,7 @@ def _resign(world: Known, chance: random.Random, claim: Claim) -> Move[Claim]:
 def _appended(
     name: str, said: str, more: Callable[[Claim], Sequence[tuple[Extend, Line | None, Event | None]]]
 ) -> Move[Claim]:
-    """Extend PCRs by hand, and add lines for that."""
+    """Extend PCRs by hand, and add lines for these extensions."""
 
     def apply(claim: Claim) -> Claim:
         steps = more(claim)

@@ -1,8 +1,8 @@
 """Real measurement lists with a bad event, and a forger who wants L5.
 
 A *tape* has the real extensions of PCRs since the kernel started, in order. The forger can't change the kernel's part
-of it, but he is root, so he may extend any PCR later. He may send any list, in any number of answers, each with a
-genuine quote of that moment; the last answer is after the bad event.
+of the tape, but he is root, so he may extend any PCR later. He may send any list, in any number of answers, each with a
+genuine quote of that moment. The last answer comes after the bad event.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _BAD_BOOTS: dict[Any, str] = {}
 def whole(
     evidence: Evidence, rules: policy.Policy, boot: tuple[int, int], start: ima.State | None
 ) -> tuple[str, ima.State | None]:
-    """Ask the verifier for L5; return its reason to refuse (empty if it grants L5), and its memory."""
+    """Ask the verifier for L5. Return its reason for a refusal (empty if it grants L5), and the state that it keeps."""
     key = (rules.fingerprint, evidence.boot_log, tuple(sorted(evidence.pcrs.items())))
     if key in _BAD_BOOTS:  # the list is not looked at
         return _BAD_BOOTS[key], None
@@ -75,7 +75,7 @@ def whole(
 def list_alone(
     evidence: Evidence, rules: policy.Policy, boot: tuple[int, int], start: ima.State | None
 ) -> tuple[str, ima.State | None]:
-    """Judge only the list: the boot counts as good, whatever its logs say."""
+    """Judge only the list. The boot counts as good, whatever its logs contain."""
     # Not above: the search runs on older checkouts, too, that have no such module.
     from netspace.attestation.verifier import ima_rules
 
@@ -186,7 +186,10 @@ def _other_template(chance: random.Random, rules: Rules) -> Line:
 
 @functools.cache
 def _digest_like_a_path() -> bytes:
-    """Return a digest that contains an excluded name at the place of the path in the template ``ima``."""
+    """Return a digest with ``/v`` at its bytes 8 and 9.
+
+    Read as the template ``ima``, the line's path would begin there and be excluded.
+    """
     tried = (hashlib.sha256(b"evil %d" % number).digest() for number in itertools.count())
     return next(digest for digest in tried if digest[8:10] == b"/v")
 
@@ -228,7 +231,7 @@ def split(world: ListWorld, at: int) -> Claim:
 
 
 def make(chance: random.Random, kinds: Sequence[str] = KINDS, ask: Judge = whole) -> ListWorld | str:
-    """Return a world in which something bad happened, or the reason why there is none."""
+    """Return a world with a bad event, or the reason why no such world could be made."""
     kind = chance.choice(kinds)
     rules: Rules = {"files": {}, "keys": [PEM]}
     for line in GOOD[:-1]:

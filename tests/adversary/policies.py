@@ -45,7 +45,7 @@ TRUE = hashlib.sha256(b"\1").hexdigest()
 
 
 class Unfit(Exception):
-    """There is no such policy; the text says why."""
+    """Error: there is no such policy; the text has the reason."""
 
 
 def evidence(boot: Boot, pcrs: tuple[int, ...]) -> Evidence:
@@ -68,7 +68,7 @@ def _learned(names: tuple[str, ...], pcrs: tuple[int, ...]) -> dict[str, Any]:
 def make(chance: random.Random, boot: Boot, without: tuple[str, ...] = ()) -> tuple[str, policy.Boot, tuple[int, ...]]:
     """Return a policy for *boot*, with its name and the PCRs that are quoted.
 
-    :raises Unfit: when there is no such policy, or the library refuses it as unsafe.
+    :raises Unfit: when there is no such policy, or the library refuses the policy as unsafe.
     """
     pcrs = chance.choice(SETS)
     own = "uki" if boot.name.startswith("uki") else "shim-grub"

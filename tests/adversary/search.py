@@ -1,8 +1,8 @@
-"""Search for moves by which a forger deceives a verifier, and for the shortest sequence of them.
+"""Search for moves by which a forger deceives a verifier, and for the shortest sequence of such moves.
 
 The search doesn't depend on the kind of evidence. A :class:`World` gives the honest claim, proposes moves and asks the
-verifier. The search goes on with a claim if it got as far as the claim before it and is refused for a new reason. So it
-finds only sequences in which each move except the last changes the reason.
+verifier. The search continues with a claim if it got as far as the previous claim and is refused for a new reason. So
+the search finds only sequences in which each move except the last changes the reason.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class World(Protocol[Claim]):
     """A scene: the real events, the verifier's demands, and the forger's possible moves.
 
     :ivar kind: the kind of the bad event, for counting.
-    :ivar name: the whole world, for people.
+    :ivar name: a description of the whole world, for people.
     :ivar promised: whether the verifier's rules forbid the bad event. Then the verifier may believe no claim, not even
     the honest one. Otherwise nothing bad happened by these rules, and the world is only counted.
     :ivar hopeless: beginnings of refusals after which no further move is useful.
@@ -57,7 +57,7 @@ class World(Protocol[Claim]):
         """Return the claim of an honest sender."""
 
     def propose(self, chance: random.Random, claim: Claim) -> Move[Claim]:
-        """Return a move that may be of use after *claim*."""
+        """Return a move that may be useful after *claim*."""
 
     def refusal(self, claim: Claim) -> str:
         """Return why the verifier refuses *claim*; empty if the verifier believes the claim.
@@ -68,10 +68,10 @@ class World(Protocol[Claim]):
 
 @runtime_checkable
 class Ordered(Protocol):
-    """A world whose verifier checks in a known order: breaking an earlier check is no progress."""
+    """A world whose verifier checks in a fixed order. A claim that fails an earlier check is no progress."""
 
     def progress(self, refusal: str) -> int:
-        """Return how far the verifier came until this refusal."""
+        """Return the number of checks that the verifier passed before this refusal."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Hole(Generic[Claim]):
     """A claim that deceives the verifier.
 
     :param moves: the shortest known sequence; empty if the verifier believes the honest claim.
-    :param after: number of forgeries tried in this world before.
+    :param after: number of forgeries that were tried in this world before.
     """
 
     world: World[Claim]
@@ -92,7 +92,7 @@ class Hole(Generic[Claim]):
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """The kind and the moves' names: holes of one shape are mostly the same hole."""
+        """The kind and the moves' names. Holes of the same shape are mostly the same hole."""
         return (self.world.kind, *(move.name for move in self.moves))
 
     def __str__(self) -> str:
@@ -166,12 +166,12 @@ def shortest(world: World[Claim], moves: Sequence[Move[Claim]]) -> tuple[Move[Cl
 
 
 def _nowhere(refusal: str) -> int:
-    """Return the same progress for every refusal: without a known order of checks, none is further than another."""
+    """Return the same progress for every refusal, because the checks have no known order."""
     return 0
 
 
 def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[Claim]) -> Hole[Claim] | None:
-    """Try *count* forgeries in *world*, until the verifier believes one; return that one, shortened."""
+    """Try *count* forgeries in *world* until the verifier believes one; return this forgery, shortened."""
     far = world.progress if isinstance(world, Ordered) else _nowhere
     first = world.refusal(world.honest())
     known: list[tuple[tuple[Move[Claim], ...], Claim, int]] = [((), world.honest(), far(first))]
@@ -200,9 +200,9 @@ def hunt(world: World[Claim], chance: random.Random, count: int, report: Report[
 def campaign(
     make: Callable[[random.Random], World[Claim] | str], count: int, seed: int, each: int = 100
 ) -> Report[Claim]:
-    """Try *count* forgeries in ever new worlds.
+    """Try *count* forgeries, in a new world after every few forgeries.
 
-    :param make: returns a world, or why there is none this time.
+    :param make: returns a world, or the reason why it could make none.
     :param each: number of forgeries per world.
     """
     chance = random.Random(seed)

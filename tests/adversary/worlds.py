@@ -1,4 +1,4 @@
-"""Worlds of boots: a bad boot, a policy that a good one satisfies, and a forger in between.
+"""Worlds of boots: a bad boot, a policy that a good boot satisfies, and a forger in between.
 
 Reaching L4 is a failure in two cases: the policy has a rule against the bad entry (``bad_boots.RULES``), even if
 nothing is forged; or the bad entry was measured into a PCR for which the policy demands plain values. Any other world
@@ -66,7 +66,7 @@ class BootWorld:
         return boots.extended(self._before, (*claim.early, *self._words, *claim.late))
 
     def refusal(self, claim: Claim) -> str:
-        """Return why the claim gets no L4, by a judge who remembers the good boot of the same host."""
+        """Return why the claim gets no L4. The judge remembers the good boot of the same host."""
         found = appraisal.appraise(self.evidence(claim), _whole(self.rules), None, good=self.good)
         return "" if found.level > 3 else f"{found.code}: {found.reason}"
 
@@ -97,7 +97,7 @@ def promised(kind: str, boot: Boot, rules: policy.Boot, quoted: tuple[int, ...])
 
 
 def by_value(boot: Boot, rules: policy.Boot) -> bool:
-    """Return whether the policy has a value for the PCR of the bad entry: then no forged log helps."""
+    """Return whether the policy has a value for the PCR of the bad entry, so that no forged log helps."""
     return any(one.pcr in rules.pcrs for one in boot.bad())
 
 
@@ -112,7 +112,7 @@ def make(
     foreign: float = 0.5,
     without: tuple[str, ...] = (),
 ) -> BootWorld | str:
-    """Return a new world, or why there is none this time.
+    """Return a new world, or the reason why this attempt made none.
 
     :param foreign: share of worlds that use another machine's log, if there are such logs.
     :param without: rules that no policy has.

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def devices_stay_the_hosts() -> Iterator[None]:
-    """The runtime gives its standard streams to the environment's user: the host's /dev/null must never be one."""
+    """Check that no runtime gives the host's /dev/null, as a standard stream, to an environment's user."""
     yield
     owner = os.stat("/dev/null").st_uid
     if owner != 0:

@@ -1,4 +1,4 @@
-"""Reactor and schedule, exactly as on the page: the master attests a host after its start, and again by schedule."""
+"""Reactor and schedule, exactly as on the page: the master attests a host after the host's start, and by schedule."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PAGE = checkout.ROOT / "docs/attestation-fleet.md"
 
 
 def snippet(begins: str) -> str:
-    """Return the page's only YAML block that begins with *begins*."""
-    blocks = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    """Return the page's only YAML or Jinja block that begins with *begins*."""
+    blocks = re.findall(r"```(?:yaml|jinja)\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (found,) = (block for block in blocks if block.startswith(begins))
     return str(found)
 

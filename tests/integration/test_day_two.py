@@ -86,7 +86,7 @@ class Fleet:
         self._git("-c", "user.name=n", "-c", "user.email=n@example.org", "commit", "--quiet", "--message", version)
 
     def follow(self, page: str, first: str = "", last: str = "") -> None:
-        """Take the steps of a page: all, or from the section *first* on, or up to the section *last*."""
+        """Take the steps of a page: all steps, or from the section *first* on, or up to the section *last*."""
         text = (DOCS / f"{page}.md").read_text()
         if first:
             text = text[text.index(f"\n## {first}\n") :]
@@ -120,7 +120,7 @@ class Fleet:
         return done.out
 
     def salt(self, host: str, *arguments: str) -> Any:
-        """Call a function of a minion, apart from the pages."""
+        """Call a function of a minion that is not a step of a page."""
         done = self.master.run("salt", "--out=json", "--static", host, *arguments)
         return json.loads(done.out)[host]
 
@@ -131,13 +131,16 @@ class Fleet:
         return str(done["stdout"])
 
     def pids(self) -> dict[str, int]:
-        """Return the process of each environment."""
+        """Return the process id of each environment."""
         return {
             name: one["pid"] for host in HOSTS for name, one in self.salt(host, "netspace_environment.list").items()
         }
 
     def _seen(self, wanted: str, said: dict[str, str]) -> None:
-        """Check the output that a page promises. Repeat steps that only look: they may be a moment early."""
+        """Check the output that a page promises.
+
+        Repeat steps that change nothing, because they may come a moment too early.
+        """
         last = list(said)[-1]
         deadline = time.monotonic() + SETTLED
         while (line := pages.lacking(wanted, "".join(said.values()))) is not None:
@@ -226,6 +229,13 @@ def test_every_key_is_rotated(fleet: Fleet) -> None:
     assert kid(fleet) != had
     assert fleet.machines["h1"].read("/var/lib/netspace/link/names.json") != keys
     assert fleet.salt("h1", "netspace_link.health")["ok"], fleet.salt("h1", "netspace_link.health")
+
+
+def test_published_service_is_reached_from_another_machine(fleet: Fleet) -> None:
+    fleet.follow("publish")  # the page's curl is at the master, which is no host
+    listed = fleet.salt("h1", "netspace_environment.list")
+    assert "site" not in listed and "web" in listed
+    assert fleet.master.run("curl", "-s", "--max-time", "5", "http://198.51.100.1/web.py").code == 7  # refused
 
 
 def kid(fleet: Fleet) -> str:

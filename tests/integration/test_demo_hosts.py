@@ -1,4 +1,4 @@
-"""``scripts/demo --hosts``: two hosts, each with a Salt of its own, and a request across, as an operator sees it."""
+"""``scripts/demo --hosts`` as an operator sees it: two hosts, each with its own Salt, and a request between them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The first day, as README and the installation page have it: from a Salt with nothing else to a link that answers.
+"""The first day by README and the installation page: from a Salt without any addition to a link that answers.
 
-A real master and a real minion ``shop1``, in a Python with Salt alone. What is typed is extracted from the pages; its
-paths are this test's. The pillar is README's own, with an image and programs that exist here, and without a TPM.
+A real master and a real minion ``shop1``, in a Python that has only Salt. The test extracts the commands from the
+pages, and replaces only their paths. The pillar is README's own, with an image and programs that exist on the test
+machine, and without a TPM.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ pytestmark = [
 ]
 
 USE = "Use it in a repository of your own"
+PATIENCE = 1200  # seconds; a line that installs packages runs a dozen processes of pip
 PROGRAMS = {"orders": python(SERVE), "web": python(IDLE)}
 
 
 class Fleet:
-    """A master and its minion, in a Python that has Salt alone."""
+    """A master and its minion, in a Python that has only Salt."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,7 +96,7 @@ class Fleet:
         return [str(self.python), "-c", code, "-c", str(self.folder), *words]
 
     def typed(self, words: list[str], check: bool = True) -> tuple[int, str]:
-        """Type in one line of a page; return its exit status and what it printed."""
+        """Type one line of a page; return its exit status and its output."""
         words = [word.replace("/srv/netspace", str(self.source)) for word in words]
         scripts = {"salt": "salt_main", "salt-run": "salt_run"}
         pythons = {"salt-pip": [str(self.python), "-m", "pip"], "/opt/saltstack/salt/bin/python3": [str(self.python)]}
@@ -104,7 +106,11 @@ class Fleet:
             # Nothing is fetched here but what the test itself offers.
             offline = ["--no-build-isolation"] if words[1] == "install" else []
             command = [*pythons[words[0]], *words[1:], *offline]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=PATIENCE)
+        except subprocess.TimeoutExpired as err:
+            log = (self.folder / "var/log/salt/minion").read_text()[-5000:]
+            raise AssertionError(f"{words}: not done in {PATIENCE} s; the minion's log ends with:\n{log}") from err
         if check:
             told = (words, done.stdout, done.stderr)
             assert done.returncode == 0, told
@@ -113,7 +119,7 @@ class Fleet:
         return done.returncode, done.stdout
 
     def json(self, *words: str) -> Any:
-        """Return what one function of the minion returns."""
+        """Return the value of one function of the minion."""
         _, told = self.typed(["salt", "--out=json", "--static", *words])
         (value,) = json.loads(told).values()
         return value
@@ -137,7 +143,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
 
 
 def declared() -> dict[str, Any]:
-    """Return README's pillar; its page tells what it takes to have ``web`` as a target."""
+    """Return README's pillar, with the settings by which README makes ``web`` a target."""
     (block,) = re.findall(r"^```yaml\n(# pillar/shop\.sls\n.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
     pillar: dict[str, Any] = yaml.safe_load(block)
     del pillar["netspace"]["attestation"]  # of a TPM
@@ -151,7 +157,7 @@ def declared() -> dict[str, Any]:
 
 
 def by_folder(fleet: Fleet) -> list[list[str]]:
-    """Give netspace to Salt as README has it first; return the lines that are left."""
+    """Make netspace available to Salt in README's first way; return README's remaining lines."""
     text = section(README, USE)
     roots = settings(text)["file_roots"]["base"]
     fleet.adjust("master", file_roots={"base": [one.replace("/srv/netspace", str(fleet.source)) for one in roots]})
@@ -162,7 +168,7 @@ def by_folder(fleet: Fleet) -> list[list[str]]:
 
 
 def by_pip(fleet: Fleet) -> list[list[str]]:
-    """Give netspace to Salt by the page's section on pip; return README's lines after that."""
+    """Make netspace available to Salt by the page's section on pip; return README's lines after that."""
     fleet.start()  # as it was before
     for words in commands(section(PAGE, "By pip")):
         _, printed = fleet.typed(words)
@@ -178,6 +184,10 @@ def test_readme_leads_to_answer_and_target(fleet: Fleet, way: Any) -> None:
         ["state.apply", "netspace.packages"], ["saltutil.refresh_pillar", "wait=True"], ["netspace.check"],
         ["state.apply", "netspace", "test=True"], ["state.apply", "netspace"],
     ]  # fmt: skip
+    # One operator writes the pillar, with its target, before a host has what netspace needs; the other one afterwards.
+    if way is by_folder:
+        fleet.declare(declared())
+        fleet.typed(refresh)
     fleet.typed(packages)
     fleet.declare(declared())
     for line in (refresh, check, dry, apply):

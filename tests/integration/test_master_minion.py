@@ -118,7 +118,10 @@ def test_an_image_is_fetched_from_the_master_once(fleet: Fleet) -> None:
 
 
 def test_a_sync_makes_new_library_code_live_without_a_restart(fleet: Fleet) -> None:
-    """salt#66354: Salt reloads plugins, and would keep the library they imported."""
+    """Make new library code live.
+
+    Salt reloads plugins but keeps the imported library (salt#66354), so this needs care.
+    """
     fleet.call("saltutil.sync_all")
     pid = fleet.minion.pid
     before = fleet.fails("netspace.check", f"declaration={json.dumps(DECLARATION)}")["problems"][0]["message"]

@@ -26,9 +26,10 @@ pytestmark = pytest.mark.root
 
 @dataclass
 class Fleet:
-    """A master and two minions, ``a`` and ``b``; the sockets of their TPMs.
+    """A master and two minions, ``a`` and ``b``, each with the socket of a TPM.
 
-    Each TPM has an endorsement certificate by a maker of its own; the master knows ``a``'s in *roots*.
+    Each TPM has an endorsement certificate by a maker of its own. The master trusts only the maker of ``a``'s TPM
+    (*roots*).
 
     :param makers: the certificates of each TPM's maker.
     """
@@ -196,4 +197,4 @@ def test_a_fleet_is_enrolled_and_one_tpm_can_not_serve_two(fleet: Fleet) -> None
 
 def test_a_minion_that_is_not_there_or_is_a_pattern(fleet: Fleet) -> None:
     found, status = fleet.runner("enroll", "*")
-    assert (found["code"], status) == ("input", 1) and "no accepted key" in found["reason"], found
+    assert (found["code"], status) == ("input", 1) and "accepted no key" in found["reason"], found

@@ -1,22 +1,32 @@
-"""A real master passes the seals of two real minions between them: the runner, over Salt's bus."""
+"""A real master passes the seals of two real minions between them, and certifies them, over Salt's bus.
+
+One of the minions answers in the other's name.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import salt.config
+import salt.utils.event
+from cryptography import x509
 from saltfactories.manager import FactoriesManager
 from saltfactories.utils import random_string
 from support import checkout
 
 from netspace.layout import Layout
 from netspace.link.pki import authority
-from netspace.link.pki.root import Root, adopt, request
+from netspace.link.pki.root import BUNDLE, Root, adopt, request
 from netspace.link.record import Record, write
 from netspace.link.seal import bundle, endorser, keys
 from netspace.spec import hosts as words
@@ -41,6 +51,7 @@ class Fleet:
                 "file_roots": {"base": [str(source)]},
                 "runner_dirs": [str(source / "_runners")],
                 "utils_dirs": [str(source / "_utils")],
+                "netspace.link": {"root": str(folder / "masters")},
             },
         )
         self.minions = {
@@ -70,8 +81,11 @@ class Fleet:
             hosts={other: RemoteHost(trust_domain=f"{other}.example.org", address="198.51.100.2:5671")},
         )
 
+    def runner(self, *words: str) -> Any:
+        return self.master.salt_run_cli(timeout=240).run(*words)
+
     def exchange(self, *arguments: str) -> Any:
-        return self.master.salt_run_cli(timeout=120).run("netspace_link.exchange_seals", *arguments)
+        return self.runner("netspace_link.exchange_seals", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +130,99 @@ def test_what_lacks_is_told_and_the_exit_status_says_so(fleet: Fleet) -> None:
     fleet.layouts["h1"].records("bundles").joinpath("h2.json").unlink()
     # Which had said meanwhile that it knows nothing of the other any more.
     assert fleet.exchange().data == {"exchanged": {"h1": ["h2"], "h2": ["h1"]}, "problems": []}
+
+
+class Forger:
+    """Root of h2, who answers each call of h1 in h1's name before h1 can, with what h2 wants.
+
+    It hears of a job from the master's own event, where root would read what the master publishes to all minions. What
+    it says goes the way of any minion: ``event.fire_master`` on h2.
+    """
+
+    def __init__(self, fleet: Fleet, answer: Any) -> None:
+        self.fleet, self.answer = fleet, answer
+        self.fired: list[str] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Forger:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        opts = dict(self.fleet.master.config)
+        victim, evil = (self.fleet.minions[name].id for name in HOSTS)
+        cli = self.fleet.master.salt_cli(timeout=120)
+        with salt.utils.event.get_event("master", opts=opts, sock_dir=opts["sock_dir"], listen=True) as events:
+            while not self._ended.is_set():
+                event = events.get_event(wait=0.5, tag="salt/job/", match_type="startswith", full=True)
+                if event is None or not event["tag"].endswith("/new") or event["data"]["minions"] != [victim]:
+                    continue
+                job = event["data"]["jid"]
+                data = {"id": victim, "jid": job, "return": self.answer, "retcode": 0, "success": True}
+                tag = f"salt/job/{job}/ret/{victim}"
+                # Without preload, Salt wraps the data in a mapping with the sender's id.
+                preload = json.dumps({"events": [{"tag": tag, "data": data}]})
+                done = cli.run("event.fire_master", "{}", tag, f"preload={preload}", minion_tgt=evil)
+                assert done.data is True, done
+                self.fired.append(tag)
+
+
+def test_what_h2_answers_for_h1_is_passed_over(fleet: Fleet, tmp_path: Path) -> None:
+    """Certify h1 while h2 answers with a request of its own, in h1's name; Salt puts that on the bus.
+
+    h1 is stopped until the forged answer is out.
+    """
+    h1, folder = fleet.minions["h1"], tmp_path / "h1"
+    evil = request(tmp_path / "evil")
+    running = processes(h1.pid)
+    opts = dict(fleet.master.config)
+    heard: list[str] = []
+
+    with (
+        Forger(fleet, {"answer": evil, "salt": "00" * 256}) as forger,
+        salt.utils.event.get_event("master", opts=opts, sock_dir=opts["sock_dir"], listen=True) as events,
+        stopped(running) as go_on,
+    ):
+        done: list[Any] = []
+        words = ("netspace_link.certify", h1.id, "h1.example.net", f"folder={folder}", "timeout=120")
+        asking = threading.Thread(target=lambda: done.append(fleet.runner(*words)))
+        asking.start()
+        event = events.get_event(wait=120, tag=f"salt/job/*/ret/{h1.id}", match_type="fnmatch", full=True)
+        assert event is not None and event["data"]["return"]["answer"] == evil, "Salt let the forged answer through"
+        heard.append(event["tag"])
+        time.sleep(1)  # for the runner to hear it, too
+        go_on()
+        asking.join()
+    assert heard[0] in forger.fired
+    assert (done[0].returncode, done[0].data) == (0, True), done[0]
+    own, _ = x509.load_pem_x509_certificates((folder / BUNDLE).read_bytes())
+    assert own.public_key() == x509.load_pem_x509_csr(request(folder).encode()).public_key()
+    assert own.public_key() != x509.load_pem_x509_csr(evil.encode()).public_key()
+    given = fleet.runner("netspace_link.certified").data
+    assert list(given) == ["h1.example.net"]
+
+
+@contextlib.contextmanager
+def stopped(running: list[psutil.Process]) -> Iterator[Any]:
+    """Stop processes until the yielded function is called, or the block ends."""
+
+    def go_on() -> None:
+        for one in running:
+            one.resume()
+
+    for one in running:
+        one.suspend()
+    try:
+        yield go_on
+    finally:
+        go_on()
+
+
+def processes(pid: int) -> list[psutil.Process]:
+    top = psutil.Process(pid)
+    return [top, *top.children(recursive=True)]

@@ -1,9 +1,9 @@
-"""Pages of the documentation as the steps that their reader has to take.
+"""Pages of the documentation, as the steps that their reader has to take.
 
 A page's fenced blocks are its steps, in order:
 
 - ``sh``: commands, which must succeed.
-- ``text``: lines that the commands before it have printed, in this order; ``...`` matches anything.
+- ``text``: lines that the preceding commands have printed, in this order; ``...`` matches anything.
 - any other block with the first line ``# /a/path``: the content of that file. With ``# in /a/path``, each line replaces
   the line of that file with the same words before ``=``.
 """
@@ -52,7 +52,7 @@ def commands(text: str) -> list[str]:
 def edited(content: str, lines: str) -> str:
     """Replace in *content* each line that begins like one of *lines*.
 
-    :raises ValueError: there is no such line, or more than one.
+    :raises ValueError: when no line, or more than one line, begins like it.
     """
     for line in lines.splitlines():
         beginning = line.partition("=")[0]
@@ -65,7 +65,7 @@ def edited(content: str, lines: str) -> str:
 
 
 def lacking(wanted: str, printed: str) -> str | None:
-    """Return the first line of *wanted* that is missing in *printed*, after the lines before it; None if none is."""
+    """Return the first line of *wanted* that *printed* lacks after the preceding lines; None if none is lacking."""
     left = [line.strip() for line in printed.splitlines()]
     for line in wanted.splitlines():
         if not line.strip():

@@ -1,4 +1,4 @@
-"""Shares of the cases that a test enumerates: a different one each day, so that some days try all cases.
+"""Shares of the cases that a test enumerates: a different share each day, so that some days together try all cases.
 
 With ``NETSPACE_FAULTS`` set to ``all`` or ``kinds``, a test tries all cases, and so repeats a failure of another day.
 """

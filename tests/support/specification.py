@@ -1,4 +1,7 @@
-"""SPECIFICATION.md as data: the bound of each of its lines. A test asks here, so text and test can't differ."""
+"""SPECIFICATION.md as data: the bound of each of its lines.
+
+Tests read bounds from here, so text and test can't differ.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _LINE = re.compile(r"^\| `([a-z]+(?:[.-][a-z0-9]+)+)` \| ([^|]+) \| ([0-9,]+) \|
 def lines(text: str) -> dict[str, int]:
     """Return the bounds in the page's text, by key.
 
-    :raises ValueError: a key has two lines.
+    :raises ValueError: when a key has two lines.
     """
     found: dict[str, int] = {}
     for key, _, bound in _LINE.findall(text):
@@ -41,9 +44,9 @@ def hold(key: str, measured: int) -> None:
 
 
 def largest(key: str, refusal: Callable[[int], str]) -> None:
-    """Fail unless the size in this line is the largest that is taken.
+    """Fail unless the size in this line is the largest size that is accepted.
 
-    :param refusal: tries an input of this size; returns the refusal's text, empty if it was taken.
+    :param refusal: tries an input of this size; returns the refusal's text, or an empty text if the input was accepted.
     """
     most = bound(key)
     taken, refused = refusal(most), refusal(most + 1)

@@ -65,7 +65,7 @@ def test_a_local_name_is_told_whom_it_is_for(host: Host) -> None:
 
 def test_a_link_by_itself_can_not_have_the_local_name_of_one_that_was_applied(host: Host) -> None:
     other = Link(source="a", target="c", local="shop")
-    with pytest.raises(SpecError, match=r"a\.c:as: shop is what a calls b already; remove that link,"):
+    with pytest.raises(SpecError, match=r"a\.c:as: a already uses shop for b; remove that link,"):
         host.converge_links(declared(other))
     assert any("remove that link," in note for note in host.converge_links(declared(other), test=True).plan.notes)
 

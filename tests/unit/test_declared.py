@@ -27,7 +27,7 @@ def test_a_link_can_be_named_by_its_ends():
 def test_two_that_clash_are_refused_together():
     volume = {"image": "tar:/x", "volumes": [{"source": "/srv/data", "target": "/data"}]}
     first = arguments.one_environment("a", volume, {})
-    with pytest.raises(SpecError, match="/srv/data is handed to a already"):
+    with pytest.raises(SpecError, match="/srv/data already belongs to a"):
         arguments.merged(first, arguments.one_environment("b", volume, {}))
 
 

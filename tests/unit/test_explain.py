@@ -61,6 +61,7 @@ def test_well_environment_has_no_finding() -> None:
         (WELL._replace(cut_off={"times": 3, "why": "bound too much", "at": 1}), "cut-off", "warning",
          "netspace_environment.logs web"),
         (WELL._replace(dead={"web.b": {"rejected": 2}}), "dead-letters", "warning", "netspace_link.dead_letters"),
+        (WELL._replace(refused={"packets": 7}), "refused", "note", "netspace.suggest web"),
     ],
 )  # fmt: skip
 def test_cause_has_code_severity_and_command(facts: Facts, code: str, severity: str, command: str) -> None:

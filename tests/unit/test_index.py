@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -13,9 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netspace import files
+from netspace.environment.reconciler import Environments
 from netspace.errors import StateError
 from netspace.index import Index
+from netspace.interface.reconciler import Interfaces
 from netspace.layout import Layout
+from netspace.plan import Step
 
 NAMES = st.sampled_from(["a", "b", "c"])
 HISTORY = st.lists(
@@ -30,7 +34,14 @@ HISTORY = st.lists(
         st.tuples(st.just("leave half an index")),
         st.tuples(st.just("lose the index")),
         st.tuples(st.just("another version"), st.sampled_from(["1", "2"])),
-        st.tuples(st.just("a run"), st.booleans(), st.booleans(), st.none() | st.tuples(NAMES, st.integers(0, 9))),
+        st.tuples(
+            st.just("a run"),
+            st.booleans(),
+            st.booleans(),
+            st.none() | st.tuples(NAMES, st.integers(0, 9)),
+            st.booleans(),
+            st.none() | st.tuples(NAMES, st.integers(0, 9)),
+        ),
     ),
     max_size=30,
 )
@@ -51,6 +62,7 @@ class Bench:
         self.ticks = 1_000_000_000
         self.version = "1"
         self.old = None
+        self.overwritten = False  # a record was written in place, which no seal shows
 
     def index(self, later=True):
         now = time.time_ns() + (10**10 if later else 0)
@@ -68,18 +80,24 @@ class Bench:
         path = self.folder / f"{name}.json"
         if in_place and path.exists():
             path.write_text(json.dumps({"base": base}))
+            self.overwritten = True
         else:
             files.write_json(path, {"base": base})
         self.ticks += 1  # a clock of such steps that no two contents share one
         os.utime(path, (self.ticks, self.ticks))
 
-    def run(self, later=True, killed=False, change=None):
+    def run(self, later=True, killed=False, change=None, sealed=True, others=None):
+        """Read the index, change a record, and note that; meanwhile somebody *others* may change another record."""
         index = self.index(later)
-        found = index.read()
+        found = index.read(sealed=sealed and not self.overwritten)
+        index.begin()
         if change is not None:
             self.write(*change)
+        if others is not None:
+            self.write(*others)
         if not killed:
             index.note([change[0]] if change is not None else [])
+            self.overwritten = False
         return found
 
     def do(self, what, *how):
@@ -89,6 +107,7 @@ class Bench:
             files.remove(self.folder / f"{how[0]}.json")
         elif what == "damage a record" and (path := self.folder / f"{how[0]}.json").exists():
             path.write_text("{")
+            self.overwritten = True
         elif what == "another version":
             self.version = how[0]
         elif what == "leave half an index":
@@ -145,11 +164,93 @@ def test_an_unchanged_record_is_decoded_once(bench):
 
 def test_a_record_of_just_now_is_decoded_again(bench):
     bench.write("a", 1)
-    assert bench.run(later=False) == bench.run(later=False) == {"a": Claims(1)}
+    assert bench.run(later=False, sealed=False) == bench.run(later=False, sealed=False) == {"a": Claims(1)}
     assert bench.decoded == ["a", "a"]  # it may have been changed within one step of the clock
+
+
+def test_sealed_records_are_neither_decoded_nor_looked_at(bench, monkeypatch):
+    for name in "ab":
+        bench.write(name, 1)
+    bench.run(change=("a", 2))
+    bench.run(change=("a", 3))
+    bench.decoded.clear()
+    monkeypatch.setattr(Index, "_stamps", lambda self: pytest.fail("it looked at all records"))
+    assert bench.run(later=False, change=("b", 4)) == {"a": Claims(3), "b": Claims(1)}
+    assert bench.run(later=False) == {"a": Claims(3), "b": Claims(4)}
+    assert bench.decoded == ["b"]
+    index = bench.index()
+    index.read(sealed=True)
+    index.begin()
+    files.remove(bench.folder / "b.json")
+    index.note(["b"])
+    assert bench.run(later=False) == {"a": Claims(3)}
+    assert bench.decoded == ["b"]
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "after"])
+@pytest.mark.parametrize("what", ["write", "remove", "write another"])
+def test_change_by_others_of_a_sealed_folder_is_seen(bench, when, what):
+    def others():
+        bench.do(*{"write": ("write", "b", 7), "remove": ("remove", "b"), "write another": ("write", "c", 7)}[what])
+
+    for name in "ab":
+        bench.write(name, 1)
+    bench.run(change=("a", 2))
+    index = bench.index()
+    index.read(sealed=True)
+    if when == "before":
+        others()
+    index.begin()
+    bench.write("a", 3)
+    if when == "meanwhile":
+        others()
+    index.note(["a"])
+    if when == "after":
+        others()
+    assert bench.index().read(sealed=True) == bench.truth()
+
+
+def test_sum_of_weights_is_that_of_all_records(bench):
+    def index():
+        return Index(bench.layout, "things", Claims, "1", bench.claims, weigh=lambda name, its: its.base)
+
+    for change in (("a", 1), ("b", 20), ("a", 300), ("c", 4000), None):
+        one = index()
+        found = one.read(sealed=True)
+        assert one.weight() == sum(its.base for its in found.values())
+        one.begin()
+        if change is not None:
+            bench.write(*change)
+            one.note([change[0]])
+    assert found == {"a": Claims(300), "b": Claims(20), "c": Claims(4000)}
 
 
 def test_a_read_alone_writes_nothing(bench):
     bench.write("a", 1)
     bench.run(killed=True)
     assert not bench.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["interface", "environment"])
+def test_apply_that_fails_leaves_no_descriptor(tmp_path, monkeypatch, kind):
+    layout = Layout(root=tmp_path)
+    index = Index(layout, "things", Claims, "1", lambda name: Claims())
+    layout.records("things").mkdir(parents=True)
+    if kind == "interface":
+        reconciler, module = Interfaces(layout), "netspace.interface.reconciler"
+    else:
+        reconciler, module = Environments(layout, cast(Any, None)), "netspace.environment.reconciler"
+    monkeypatch.setattr(reconciler, "_index", index)
+    begun = []
+
+    def fails(*args, **more):
+        begun.append(index._watch)
+        raise RuntimeError
+
+    monkeypatch.setattr(f"{module}.ApplyRun", fails)
+    index.read()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(RuntimeError):
+        reconciler.apply([Step(kind, "a", "create")])
+    assert begun != [None]
+    assert os.listdir("/proc/self/fd") == before

@@ -33,6 +33,34 @@ def test_installed_once_and_exact(tmp_path: Path) -> None:
     assert not layout.library.exists()
 
 
+def test_an_unchanged_library_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, layout, read = tmp_path / "origin", Layout(root=tmp_path), []
+    origin.mkdir()
+    (origin / "a.py").write_text("A = 1")
+    contents = library_copy._contents
+    monkeypatch.setattr(library_copy, "source", lambda: origin)
+    monkeypatch.setattr(library_copy, "_contents", lambda files: read.append(len(files)) or contents(files))
+    monkeypatch.setattr(library_copy, "_SETTLED", 0.0)
+
+    def in_another_process() -> bool:
+        monkeypatch.setattr(library_copy, "_known", ({}, ""))
+        return library_copy.install(layout)
+
+    assert in_another_process()
+    first = library_copy.installed(layout)
+    assert not in_another_process()
+    assert read == [1]
+    (origin / "a.py").write_text("A = 2")  # in place, and of the same size
+    os.utime(origin / "a.py", (1, 1))
+    assert in_another_process()
+    assert library_copy.installed(layout) != first
+    monkeypatch.setattr(library_copy, "_SETTLED", 3600.0)
+    (layout.library / "current" / "source").unlink()
+    assert not in_another_process()
+    assert not in_another_process()
+    assert read == [1, 1, 1, 1], "a file of just now may change again, and look the same"
+
+
 def test_a_changed_one_is_switched_to_and_two_versions_stay(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
     library_copy.install(layout)

@@ -15,7 +15,10 @@ LISTED = yaml.safe_load((STATES / "netspace/packages.yaml").read_text())
 
 
 def render(family: str, *runtimes: str) -> dict[str, Any]:
-    """Return the SLS as Salt would for a host without any package, whose environments name *runtimes*."""
+    """Render the SLS as Salt does on a host that has no packages and whose environments name *runtimes*.
+
+    Return its data.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(STATES), extensions=["jinja2.ext.do", SerializerExtension], autoescape=False
     )

@@ -1,4 +1,4 @@
-"""Docstrings begin with a verb in the imperative, or with the noun that the thing is."""
+"""Docstrings begin with a verb in the imperative, or with the noun that the thing is, never with a pronoun."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("_*", "benchmarks", "client", "contrib", "examples", "scripts", "tests")
-RIDDLE = re.compile(r"(What|Who|Whose|Which|How|Why|Where)\b")
+RIDDLE = re.compile(r"(What|Who|Whose|Which|How|Why|Where|There|Then|So|They|These|Those|None)\b")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -44,7 +44,7 @@ def learn(machine: Machine, salt: Salt) -> None:
 def test_a_measured_boot_is_trusted_and_another_command_line_is_not(
     clone: Callable[[str], Machine], lab: Lab, tmp_path: Path
 ) -> None:
-    """One boot serves for the host's own appraisal and for its master's."""
+    """Appraise one boot by the host itself and by its master."""
     machine = clone("measured")
     salt = Salt(machine)
     assert salt.apply(vault("L4", **TPM))["netspace environments"]["result"] is False

@@ -2,8 +2,8 @@
 
 The agent is a separate program that uses only the standard library. The machine starts it at boot with the virtio port
 that leads to the driver. Requests and replies are a line of JSON each. Every request runs in a thread of its own, so
-that a long command doesn't delay others. The agent obeys every request, because only the test is at the port's other
-end.
+that a long command doesn't delay other requests. The agent obeys every request, because only the test is at the port's
+other end.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def text(data: bytes | None) -> str:
 
 
 def serve(path: str) -> None:
-    """Answer requests for ever."""
+    """Answer requests without end."""
     port = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Flavours of machines: how each boots, and its means of attestation."""
+"""Flavours of machines: how each flavour boots, and its means of attestation."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 They are built once, in ``.cache/vm``, from the host's package sources; nothing is installed on the host. ``root.img``
 is the root file system (ext4), ``vmlinuz`` and ``initrd`` start it, ``esp.img`` starts them by shim and GRUB as Secure
-Boot requires. They don't contain the checkout: it is copied into a running machine, so a change of the code needs no
-new build.
+Boot requires. These files don't contain the checkout: it is copied into a running machine, so a change of the code
+needs no new build.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class Image:
 
 
 def build(*, say: bool = True) -> Image:
-    """Return the image; build it if there is none of exactly this recipe.
+    """Return the image; build it if no image of exactly this recipe exists.
 
-    :raises RuntimeError: a tool failed; the message has the end of its output.
+    :raises RuntimeError: when a tool failed; the message has the end of the tool's output.
     """
     made = CACHE / hashlib.sha256(Path(__file__).read_bytes() + _agent()).hexdigest()[:16]
     image = Image(made / "root.img", made / "vmlinuz", made / "initrd", made / "esp.img")

@@ -1,7 +1,7 @@
-"""One virtual machine: switch it on, run commands in it, pull the plug, save and resume it.
+"""One virtual machine: switch it on, run commands in it, cut its power, save and resume it.
 
-A machine writes only to its folder; it only reads the image from which it began. A resumed machine is ready within a
-second, with its TPM.
+A machine writes only to its folder. It never writes to the image from which it began. A resumed machine is ready within
+a second, with its TPM.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Done:
 class Machine:
     """A machine of one flavour; the context manager switches it off.
 
-    :param folder: folder for its disk, its firmware's variables and its TPM. The machine uses existing files in it (of
-        a clone, or of an earlier run).
+    :param folder: folder for the machine's disk, its firmware's variables and its TPM. The machine uses existing files
+        in this folder (of a clone, or of an earlier run).
     :param command_line: the kernel's command line.
     :param tpm: state of a TPM as it leaves the factory; if absent, a blank TPM.
     """
@@ -108,7 +108,7 @@ class Machine:
         self.run("systemctl", "is-system-running", "--wait", check=False, timeout=PATIENCE)
 
     def reboot(self) -> None:
-        """Reboot in an orderly way, and wait until it is up again."""
+        """Reboot in an orderly way, and wait until the machine is up again."""
         before = self.run("cat", "/proc/sys/kernel/random/boot_id").out
         self._told("reboot")
         deadline = time.monotonic() + PATIENCE
@@ -123,7 +123,7 @@ class Machine:
         self.wait()
 
     def cut(self) -> None:
-        """Pull the plug. Data that has reached its disk stays."""
+        """Cut the power. Data that has reached the disk stays."""
         for stream in (self._qmp, self._port):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -142,7 +142,7 @@ class Machine:
         self.cut()
 
     def _told(self, what: str) -> None:
-        """Make systemd end everything, a moment later: the agent ends early, and must answer first."""
+        """Make systemd end everything after a moment, because the agent ends early and must answer first."""
         self.sh(f"(sleep 0.5; exec systemctl --no-block {what}) >/dev/null 2>&1 </dev/null &")
 
     def save(self, folder: Path) -> None:
@@ -193,8 +193,8 @@ class Machine:
     ) -> Done:
         """Run a command as root.
 
-        :raises AssertionError: the command failed, and *check* is set; the error has its output.
-        :raises RuntimeError: the command didn't end, or the machine doesn't answer.
+        :raises AssertionError: when the command failed, and *check* is set; the error has the command's output.
+        :raises RuntimeError: when the command didn't end, or the machine doesn't answer.
         """
         request = {
             "argv": argv,
@@ -236,7 +236,7 @@ class Machine:
         return base64.b64decode(reply["data"])
 
     def console(self) -> str:
-        """Return the end of its output on the serial console."""
+        """Return the end of the machine's output on the serial console."""
         with contextlib.suppress(OSError):
             return (self.folder / "console").read_text(errors="replace")[-3000:]
         return ""

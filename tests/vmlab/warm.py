@@ -1,4 +1,4 @@
-"""Server for calls of Salt inside a virtual machine: Salt is set up once, and each call is a fork, like a minion's job.
+"""Server for calls of Salt inside a virtual machine. Salt is set up once, and each call is a fork, like a minion's job.
 
 This is a separate program. On an emulated machine, importing and setting up Salt takes most of a call. The program
 listens on the socket that is its argument. A request is a line of JSON with function and arguments of a ``salt-call``;
@@ -74,7 +74,7 @@ def answer(caller: salt.cli.caller.BaseCaller, request: list[str]) -> dict[str, 
 
 
 def serve(path: str) -> None:
-    """Answer for ever."""
+    """Answer requests without end."""
     caller = prepared()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.new")

@@ -1,4 +1,4 @@
-"""Clocks of hosts and of the master: how much they may differ. Reads no clock."""
+"""Bounds on the difference between the clocks of hosts and of the master. Reads no clock."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """A verifier's result as a signed token: EAR (draft-ietf-rats-ear-04), JWT, ES256.
 
-The verifier calls :func:`make`, and the host :func:`check`. Only :func:`signer` reads a file; nothing reads a clock.
-There is one algorithm and one form of header, so nothing is negotiated (``netspace.jose``).
+The verifier calls :func:`make`, and the host calls :func:`check`. Only :func:`signer` reads a file; nothing reads a
+clock. There is one algorithm and one form of header, so nothing is negotiated (``netspace.jose``).
 
-A host accepts a result only if all of this holds. :func:`check` checks it in this order:
+A host accepts a result only if all of these conditions hold. :func:`check` checks them in this order:
 
-1. one of the pinned keys signed the result, and its header, claims and sizes are those that :func:`make` writes;
-2. it is for this host, and has the nonce of the challenge that the host answered last. The caller deletes that nonce;
-3. it is of this boot, has not expired (ten minutes), and is not from the future;
-4. its policy's version is not lower than the last one of the same group.
+1. one of the pinned keys signed the result, and its header, claims and sizes have the form that :func:`make` writes;
+2. the result is for this host, and has the nonce of the challenge that the host answered last. The caller deletes that
+   nonce;
+3. the result is of this boot, has not expired (ten minutes), and is not from the future;
+4. the version of the result's policy is not lower than the last version of the same group.
 
 Each refusal has its code (``netspace.attestation.refusals``).
 """
@@ -49,7 +50,7 @@ RESULT, POLICY, STATE = "JWT", "netspace-policy", "netspace-state"
 
 @dataclass(frozen=True)
 class Signer:
-    """The verifier's key. It is neither Salt's nor the Privacy CA's."""
+    """The verifier's key. Neither Salt nor the Privacy CA uses this key."""
 
     key: EllipticCurvePrivateKey
 
@@ -58,7 +59,10 @@ class Signer:
         return jose.jwk(self.key.public_key())
 
     def sign(self, kind: str, payload: Mapping[str, Any]) -> str:
-        """Return *payload* as a JWS (compact form). Its header names *kind*, so it can't pass as another kind."""
+        """Return *payload* as a JWS (compact form).
+
+        The header names *kind*, so the token can't pass as one of another kind.
+        """
         return jose.sign(self.key, kind, payload)
 
 
@@ -69,7 +73,8 @@ class AppraisalClaims:
     :param level: 0 to 5; 0: the verifier refused the evidence.
     :param minimum: the level that the host's group demands.
     :param deadline: end of the result's validity at the host, seconds since the epoch.
-    :param tee: the confidential guest that the result rests on (kind, measurement, TCB, code); empty for none.
+    :param tee: the confidential guest that the result rests on (kind, measurement, TCB, code); empty if there is no
+        guest.
     """
 
     minion: str
@@ -87,16 +92,16 @@ class AppraisalClaims:
 
     @property
     def status(self) -> str:
-        """The EAR status. It is affirming only if a TPM or TEE proves the level, and the group's minimum is reached."""
+        """EAR status: affirming only if a TPM or TEE proves the level, and the level reaches the minimum."""
         if self.level == 0:
             return CONTRAINDICATED
         return AFFIRMING if self.level >= max(self.minimum, 2) else WARNING
 
 
 def signer(folder: Path, module: hsm.Module | None = None) -> Signer:
-    """Return the key in *folder*. Create it if there is none (mode 0600).
+    """Return the key in *folder*. If the folder has no key, create one (mode 0600).
 
-    :param module: the hardware module that creates a new key; the file holds a reference to it then.
+    :param module: hardware security module that creates a new key; the file then holds a reference to the key.
     :raises NetspaceError: when other users can read the file, or when it holds no key.
     """
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -108,7 +113,7 @@ def signer(folder: Path, module: hsm.Module | None = None) -> Signer:
             files.write(path, signing_keys.private_bytes(made), mode=0o600)
     info = path.lstat()
     if info.st_mode & 0o077 or info.st_uid != os.geteuid():
-        raise NetspaceError(f"{path}: must be its user's alone: chmod go= it, and ask who has read it")
+        raise NetspaceError(f"{path}: other users can access this file; run chmod go= on it, and find out who read it")
     return Signer(signing_keys.private_key(path.read_bytes(), module, path))
 
 
@@ -121,7 +126,7 @@ def opened(token: Any, kind: str, keys: Collection[Mapping[str, str]], limit: in
     """Return the payload of a token that one of *keys* (JWK) signed.
 
     :raises Malformed: when *token* is malformed.
-    :raises ResultForged: when it has another kind or algorithm, or when none of the keys signed it.
+    :raises ResultForged: when the token has another kind or algorithm, or when none of *keys* signed it.
     """
     try:
         return jose.opened(token, kind, keys, limit)
@@ -182,10 +187,10 @@ def check(
     now: float,
     versions: Mapping[str, int],
 ) -> AppraisalClaims:
-    """Check a result by the module's rules, at the host that it is for, and return its content.
+    """Check a result by the module's rules, and return its content. The receiving host calls this function.
 
     :param keys: the pinned keys (JWK).
-    :param nonce: the nonce of the challenge that this host answered last; empty for none.
+    :param nonce: the nonce of the challenge that this host answered last; empty if there is no such challenge.
     :param boot: this boot's id.
     :param versions: the last policy's version, by group.
     :raises Refused: for the first rule that the result breaks.
@@ -193,18 +198,18 @@ def check(
     claims = opened(token, RESULT, keys)
     told = _told(claims)
     if not hmac.compare_digest(told.minion.encode(), minion.encode()):
-        raise ResultElsewhere(f"a result for {told.minion:.80}, not for {minion}")
+        raise ResultElsewhere(f"the result is for {told.minion:.80}, not for {minion}")
     if not nonce or not hmac.compare_digest(told.nonce.encode(), nonce.encode()):
-        raise ResultReplayed("a result of another challenge than this host answered last")
+        raise ResultReplayed("the result does not belong to the challenge that this host answered last")
     if not boot or told.boot != boot:
-        raise ResultOtherBoot("a result of another boot")
+        raise ResultOtherBoot("the result is for another boot of this host")
     if now > claims["exp"] or now > told.deadline:
-        raise ResultExpired("the result has expired; if it was made just now, compare the clocks of host and master")
+        raise ResultExpired("the result has expired; if the master just made it, compare the clocks of host and master")
     if claims["iat"] > now + SKEW:
         raise ResultExpired("the result is from the future: compare the clocks of host and master")
     if told.version < versions.get(told.group, 0):
         raise PolicyDowngraded(
-            f"judged by version {told.version} of the policy {told.group}, after version {versions[told.group]}"
+            f"the policy {told.group} has version {told.version}; version {versions[told.group]} was in force"
         )
     return told
 
@@ -216,7 +221,7 @@ def _told(claims: Mapping[str, Any]) -> AppraisalClaims:
     if set(claims) != names or claims["eat_profile"] != PROFILE or not isinstance(host, dict):
         raise Malformed("not a result with the claims of this profile")
     if any(type(claims[name]) is not int for name in ("iat", "exp")) or claims["exp"] - claims["iat"] > LIFETIME:
-        raise Malformed("a result without a time, or for longer than results are")
+        raise Malformed(f"the result lacks a time, or is valid for more than {LIFETIME:.0f} s")
     try:
         told = AppraisalClaims(
             minion=_typed(claims["sub"], str),
@@ -233,29 +238,29 @@ def _told(claims: Mapping[str, Any]) -> AppraisalClaims:
             tee=_typed(host.get("netspace_tee", {}), dict),
         )
     except KeyError as err:
-        raise Malformed(f"a result without {err.args[0]}") from err
+        raise Malformed(f"the result lacks {err.args[0]}") from err
     if not 0 <= told.level <= 5 or not 0 <= told.minimum <= 5 or told.version < 0:
-        raise Malformed("a result with a level or a version out of bounds")
+        raise Malformed("the result's level or version is out of bounds")
     if host.get("ear_status") != told.status:
-        raise Malformed("a result whose status contradicts its level")
+        raise Malformed("the result's status contradicts its level")
     return told
 
 
 def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise Malformed(f"a result with {value!r:.40} where {kind.__name__} is expected")
+        raise Malformed(f"the result has {value!r:.40}; expected {kind.__name__}")
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as err:  # JSON can hold half of a surrogate pair, which is no text
-            raise Malformed(f"a result with {value!r:.40}, which is no text") from err
+            raise Malformed(f"the result has {value!r:.40}; expected a text") from err
     return value
 
 
 def parse_jwk(data: Any) -> dict[str, str]:
     """Return a public key on P-256 as JWK.
 
-    :raises Malformed: when *data* is no such key.
+    :raises Malformed: when *data* is not a public key on P-256.
     """
     try:
         return jose.parse_jwk(data)

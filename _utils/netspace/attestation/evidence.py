@@ -48,14 +48,14 @@ PART = 384 * 1024
 
 @dataclass(frozen=True)
 class Context:
-    """The request that one piece of evidence is bound to. Attester and verifier must use the same.
+    """The request that one piece of evidence is bound to. Attester and verifier must use equal contexts.
 
     :param verifier: fingerprint of the verifier's key; ``self`` if the host judges itself.
     :param host: the host's identity with this verifier.
     :param session: the verifier's id for this exchange.
     :param nonce: 16 to 64 random bytes, used once.
     :param environments: head of the log of environments' events; empty if there is no log.
-    :param binding: a further value that the evidence is bound to, such as the id of the boot; empty for none.
+    :param binding: a further value that the evidence is bound to, such as the id of the boot; may be empty.
     """
 
     verifier: str
@@ -108,10 +108,11 @@ class Enrolment:
 
     :param template: name of the endorsement key's template, e.g. ``EK-ECC256``.
     :param endorsement: TPMT_PUBLIC of the endorsement key.
-    :param certificate: content of the NV index with the endorsement key's certificate; None if there is none.
+    :param certificate: content of the NV index with the endorsement key's certificate; None if the TPM has no
+        certificate.
     :param chain: intermediates, DER.
     :param attestation: TPMT_PUBLIC of the attestation key.
-    :param tpm: manufacturer, firmware and the like, as the TPM reports them; not proved.
+    :param tpm: manufacturer, firmware and similar claims of the TPM; not proved.
     :param period: the bytes from which the TPM derived the attestation key; empty if the host judges itself.
     :param others: the TPM's other endorsement keys: template and TPMT_PUBLIC of each.
     """
@@ -142,7 +143,9 @@ class Enrolment:
 
 @dataclass(frozen=True)
 class Measurements:
-    """IMA's list, and a quote of PCR 10 alone. The kernel goes on measuring, so the list may be ahead of the quote.
+    """IMA's list, and a quote of PCR 10 alone.
+
+    The kernel continues to measure, so the list may have lines after the quote.
 
     :param value: value of PCR 10, SHA-256 bank.
     :param first: number of the first line in *lines*.
@@ -160,10 +163,10 @@ class Measurements:
 class TeeReport:
     """A confidential guest's report, which covers :meth:`Context.report_data`.
 
-    :param provider: the kernel's name for the report's format. It only selects the parser.
-    :param certificates: the certificates that the host gave to its guest; empty for none.
-    :param log: the guest's boot log (CCEL) without the padding of its area. An area without a readable log is sent
-        unchanged. None if there is no area.
+    :param provider: the kernel's name for the report's format. The name only selects the parser.
+    :param certificates: the certificates that the host gave to its guest; empty if the host gave none.
+    :param log: the guest's boot log (CCEL) without the padding of its memory area. An area without a readable log is
+        sent unchanged. None if there is no area.
     """
 
     provider: str
@@ -181,10 +184,10 @@ class Evidence:
     :param attest: TPMS_ATTEST, or the prefixed qualifying data.
     :param signature: TPMT_SIGNATURE, or the 64 bytes of the Ed25519 signature.
     :param pcrs: values of the quoted PCRs, SHA-256 bank.
-    :param boot_log: the firmware's log, if there is one.
-    :param systemd_log: systemd's measurement log, if there is one.
+    :param boot_log: the firmware's log, if the host has one.
+    :param systemd_log: systemd's measurement log, if the host has one.
     :param ima: the kernel's measurements, if the verifier asked for them.
-    :param known_log: SHA-256 of the firmware's log, instead of the log: the challenge said that the verifier has it.
+    :param known_log: SHA-256 of the firmware's log, sent instead of a log that the verifier has already.
     :param tee: a confidential guest's report, if the verifier asked for it.
     """
 
@@ -226,7 +229,7 @@ def parse(data: Any) -> Evidence:
     if not isinstance(data, Mapping) or set(data) - {"tee"} != keys:
         raise Malformed(f"evidence: expected a mapping with {', '.join(sorted(keys))}")
     if type(data["v"]) is not int or data["v"] != 1 or data["bank"] != BANK or data["env"] != []:
-        raise Malformed("evidence: an unknown version or bank, or environments' events, which version 1 has not")
+        raise Malformed("evidence: expected version 1, bank sha256 and no events of environments")
     kind = data["kind"]
     if kind not in ("tpm", "software"):
         raise Malformed(f"evidence: unknown kind {kind!r:.40}")
@@ -257,7 +260,7 @@ def parse_enrolment(data: Any) -> Enrolment:
     if not isinstance(data, Mapping) or set(data) != keys:
         raise Malformed(f"enrolment: expected a mapping with {', '.join(sorted(keys))}")
     if type(data["v"]) is not int or data["v"] != 2:
-        raise Malformed("enrolment: an unknown version; give master and minion the same netspace")
+        raise Malformed("enrolment: an unknown version; install the same netspace on master and minion")
     chain, told, others = data["chain"], data["tpm"], data["others"]
     if not isinstance(chain, list) or len(chain) > MAX_CHAIN:
         raise Malformed(f"enrolment: chain is not a list of at most {MAX_CHAIN}")
@@ -280,9 +283,9 @@ def parse_enrolment(data: Any) -> Enrolment:
 
 
 def period(text: Any) -> bytes:
-    """Return the period of an attestation key from its wire form: 16 bytes in hex, or nothing.
+    """Return the period of an attestation key from its wire form: 16 bytes in hex, or an empty text.
 
-    :raises Malformed: for anything else.
+    :raises Malformed: for any other value.
     """
     raw = b"" if text == "" else from_hex(text, PERIOD)
     if raw is None:
@@ -301,9 +304,11 @@ def _short(text: Any) -> bool:
 
 
 def key_fingerprint(pem: bytes) -> str:
-    """Return the fingerprint of a master's public key. Master and minion each compute it, and name the master by it.
+    """Return the fingerprint of a master's public key.
 
-    :raises Malformed: when *pem* is no key.
+    Master and minion both compute this fingerprint, and it names the master.
+
+    :raises Malformed: when *pem* is not a public key.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -322,7 +327,7 @@ def _log_wire(made: Evidence) -> str | dict[str, str] | None:
 
 
 def _known(data: Any) -> str | None:
-    """Return the digest that was sent instead of a log; None for a log."""
+    """Return the digest, if the host sent a digest instead of its log; None if the host sent the log."""
     if not isinstance(data, Mapping):
         return None
     if set(data) != {"sha256"} or from_hex(data["sha256"], 32) is None:
@@ -345,7 +350,7 @@ def _ima(data: Any) -> Measurements:
     if not isinstance(data, Mapping) or set(data) != keys:
         raise Malformed(f"evidence: ima: expected a mapping with {', '.join(sorted(keys))}")
     if type(data["first"]) is not int or not 0 <= data["first"] < 2**31:
-        raise Malformed("evidence: ima: first is no line's number")
+        raise Malformed("evidence: ima: first: expected the number of a line")
     return Measurements(
         _bytes(data["attest"], 4096, "ima:attest"),
         _bytes(data["sig"], 4096, "ima:sig"),
@@ -402,7 +407,7 @@ def _bytes(text: Any, limit: int, name: str) -> bytes:
 def _pcr(key: Any) -> int:
     if isinstance(key, str) and key in PCR_NAMES:
         return int(key)
-    raise Malformed(f"evidence: {key!r:.40} is no PCR")
+    raise Malformed(f"evidence: {key!r:.40}: expected a PCR, 0 to 23")
 
 
 def _value(value: Any) -> bytes:
@@ -413,7 +418,10 @@ def _value(value: Any) -> bytes:
 
 
 def from_hex(text: Any, size: int) -> bytes | None:
-    """Parse *size* bytes in hex. Return None for any other text, and for blanks, which ``fromhex`` accepts."""
+    """Parse *size* bytes in hex.
+
+    Return None for any other text, also for text with blanks, which ``fromhex`` would accept.
+    """
     if isinstance(text, str) and len(text) == 2 * size:
         try:
             raw = bytes.fromhex(text)

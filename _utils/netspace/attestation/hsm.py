@@ -1,9 +1,9 @@
 """Signing keys in a hardware security module (PKCS#11): created and used in the module, which never exports them.
 
-The master's configuration may put the keys of the Privacy CA and the verifier there. A key's file then holds a
-reference (RFC 7512, ``pkcs11:token=...;object=...``) instead of the key. Only such a master needs ``python-pkcs11``,
-which is imported when such a key is used. A key that the module would export is refused. The PIN comes from a file that
-only its owner can read, and appears in no message.
+The master's configuration may put the keys of the Privacy CA and the verifier into such a module. A key's file then
+holds a reference (RFC 7512, ``pkcs11:token=...;object=...``) instead of the key. Only such a master needs
+``python-pkcs11``, which is imported when such a key is used. A key that the module would export is refused. The PIN
+comes from a file that only its owner can read, and appears in no message.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Module:
     pin: str
 
     def create(self, use: str) -> EllipticCurvePrivateKey:
-        """Create a key on P-256 that can't be exported, and return it.
+        """Create a key on P-256 that can't be exported, and return the key.
 
         :param use: the key's purpose; part of its label.
         """
@@ -68,7 +68,8 @@ class Module:
     def load(self, label: str) -> EllipticCurvePrivateKey:
         """Return the key with this label.
 
-        :raises NetspaceError: when there is none, when it is not on P-256, or when the module would export it.
+        :raises NetspaceError: when there is no such key, when the key is not on P-256, or when the module would export
+            it.
         """
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -87,9 +88,9 @@ class Module:
 
 
 def module(data: Any) -> Module | None:
-    """Return the module in the master's configuration (``{module, token, pin_file}``); None for null.
+    """Return the module in the master's configuration (``{module, token, pin_file}``); None if *data* is None.
 
-    :raises NetspaceError: for anything else.
+    :raises NetspaceError: when *data* is neither None nor such a mapping.
     """
     at = "master configuration: netspace.attestation:pkcs11"
     if data is None:
@@ -146,14 +147,14 @@ def _pin(chosen: Module) -> str:
     try:
         info = path.lstat()
         if info.st_mode & 0o077 or info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
-            raise NetspaceError(f"{path}: must be its user's alone: chmod go= it")
+            raise NetspaceError(f"{path}: other users can access this file; run chmod go= on it")
         return path.read_text().rstrip("\n")
     except OSError as err:
-        raise NetspaceError(f"{path}: {err.strerror}: it is to hold the PIN") from err
+        raise NetspaceError(f"{path}: {err.strerror}; put the PIN into this file") from err
 
 
 def _key(chosen: Module, label: str, public: EllipticCurvePublicKey) -> EllipticCurvePrivateKey:
-    """Return a private key with which ``cryptography`` can sign certificates.
+    """Return a private key object that ``cryptography`` uses to sign certificates.
 
     The class is defined in this function because ``cryptography`` is imported late.
     """

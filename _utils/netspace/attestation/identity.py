@@ -1,13 +1,13 @@
-"""Signatures with a minion's Salt key: they prove which minion enrolled a TPM or answered a challenge.
+"""Signatures with a minion's Salt key: they prove which minion enrolled a TPM, or answered a challenge or a call.
 
-Salt's event bus does not prove who sent a message. A minion can send an event under another minion's tag
+Salt's event bus does not prove the sender of a message. A minion can send an event under another minion's tag
 (``_minion_event``), and a return in another minion's name (``_syndic_return``; from Salt 3008 on also ``resource_id``).
 So each minion signs its enrolments and answers with its own Salt key (``pki/minion/minion.pem``), which the master
-accepted. This signature is needed where nothing else proves the sender: at enrolment, for a software key that is seen
-for the first time, and for evidence that is refused.
+accepted. This signature is needed where no other signature proves the sender: at enrolment, for a software key that the
+master sees for the first time, for evidence that is refused, and for calls of functions (``fleet.own_answers``).
 
-The signature is RSASSA-PSS with SHA-256 (RFC 8017, 8.1). Salt itself signs only with PKCS #1 v1.5, so neither
-signature can pass for the other.
+The signature is RSASSA-PSS with SHA-256 (RFC 8017, 8.1). Salt itself signs only with PKCS #1 v1.5. So a signature by
+Salt is never valid here, and a signature made here is never valid for Salt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # The field of an answer that holds the signature.
 FIELD = "salt"
-ENROLMENT, ACTIVATION, ANSWER = "enrolment", "activation", "answer"
+ENROLMENT, ACTIVATION, ANSWER, CALL = "enrolment", "activation", "answer", "call"
 _PREFIX = b"netspace, by a minion's Salt key, 1\0"
 _MOST = 1024  # bytes of the longest signature: RSA with 8192 bits
 
@@ -46,23 +46,23 @@ class Identities:
     keys: Keys
 
     def enrolment(self, minion: str, shown: Any) -> dict[str, Any]:
-        """Check the signature of an enrolment, and return the enrolment without it.
+        """Check the signature of an enrolment, and return the enrolment without its signature.
 
         If this master does not have the minion's Salt key, the signature is not checked.
 
-        :raises Refused: when *minion*'s Salt key did not sign it.
+        :raises Refused: when *minion*'s Salt key did not sign the enrolment.
         """
         return self._checked(ENROLMENT, minion, shown, {})
 
     def activation(self, context: Context, opened: Any) -> dict[str, Any]:
-        """Check the signature of an answer to a credential, and return the answer without it; see :meth:`enrolment`."""
+        """Check the signature of an answer to a credential like :meth:`enrolment`, and return the bare answer."""
         return self._checked(ACTIVATION, context.host, opened, exchange(context.session, context.nonce))
 
     def answer(self, minion: str, asked: Mapping[str, str], answer: Any) -> bool:
         """Check the signature of an answer to a challenge; return False if this master lacks the minion's Salt key.
 
         :param asked: :func:`exchange` of the challenge.
-        :raises Refused: when *minion*'s Salt key did not sign it.
+        :raises Refused: when *minion*'s Salt key did not sign the answer.
         """
         pem = self.keys(minion)
         if pem is None:
@@ -71,6 +71,21 @@ class Identities:
             raise Malformed("answer: expected a mapping")
         check(pem, statement(ANSWER, self.master, minion, {**digest(answer), **asked}), answer.get(FIELD))
         return True
+
+    def call(self, minion: str, asked: Mapping[str, Any], told: Any) -> None:
+        """Check that a minion itself answered a call of a function.
+
+        Unlike the others it refuses if this master lacks the minion's Salt key: nothing else proves such an answer.
+
+        :param asked: the call: its function, arguments and nonce.
+        :raises Refused: when *minion*'s Salt key did not sign this answer to this call.
+        """
+        if not isinstance(told, Mapping):
+            raise Malformed("call: expected a mapping")
+        pem = self.keys(minion)
+        if pem is None:
+            raise WrongSaltKey(f"this master has no Salt key of {minion}, which is a minion of another master")
+        check(pem, called(self.master, minion, asked, told), told.get(FIELD))
 
     def _checked(self, kind: str, minion: str, data: Any, more: Mapping[str, str]) -> dict[str, Any]:
         if not isinstance(data, Mapping):
@@ -83,7 +98,10 @@ class Identities:
 
 
 def exchange(session: str, nonce: bytes) -> dict[str, str]:
-    """Return the fields that identify one exchange. They are signed, so no statement can be replayed in another."""
+    """Return the fields that identify one exchange.
+
+    Each statement signs them, so it can't be replayed in another exchange.
+    """
     return {"session": session, "nonce": nonce.hex()}
 
 
@@ -97,12 +115,21 @@ def digest(answer: Mapping[str, Any]) -> dict[str, str]:
 
 
 def statement(kind: str, master: str, minion: str, data: Mapping[str, Any]) -> bytes:
-    """Return the bytes that are signed.
+    """Return the bytes that a minion signs.
 
-    :param kind: ``ENROLMENT``, ``ACTIVATION`` or ``ANSWER``.
+    :param kind: ``ENROLMENT``, ``ACTIVATION``, ``ANSWER`` or ``CALL``.
     :raises Malformed: when JSON cannot represent *data*.
     """
     return _PREFIX + _canonical(kind, [kind, master, minion, dict(data)])
+
+
+def called(master: str, minion: str, asked: Mapping[str, Any], told: Mapping[str, Any]) -> bytes:
+    """Return the bytes that a minion signs in answer to a call of a function.
+
+    :param told: the answer; its signature is left out.
+    :raises Malformed: when JSON cannot represent the call or the answer.
+    """
+    return statement(CALL, master, minion, {"asked": dict(asked), **digest(told)})
 
 
 def _canonical(kind: str, data: Any) -> bytes:
@@ -130,7 +157,7 @@ def sign(pem: bytes, message: bytes) -> str:
     except (ValueError, TypeError, UnsupportedAlgorithm) as err:
         raise NetspaceError(f"the minion's Salt key can't be read: {err}") from err
     if not isinstance(key, rsa.RSAPrivateKey):
-        raise NetspaceError("the minion's Salt key is no RSA key")
+        raise NetspaceError("the minion's Salt key is not an RSA key")
     return key.sign(message, _padding(), hashes.SHA256()).hex()
 
 
@@ -146,7 +173,9 @@ def check(pem: bytes, message: bytes, signature: Any) -> None:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     if signature is None:
-        raise WrongSaltKey("no signature by the minion's Salt key; give master and minion the same netspace")
+        raise WrongSaltKey(
+            "the message has no signature by the minion's Salt key; install the same netspace on master and minion"
+        )
     raw = None
     if isinstance(signature, str) and len(signature) <= 2 * _MOST:
         raw = from_hex(signature, len(signature) // 2)

@@ -1,7 +1,7 @@
 """Kind ``attestation``: observe, plan and apply the attestation of this host.
 
-This kind has one object, named ``host``. Its step is ``appraise``, which is planned when there is no valid
-result. Only the appraisal shows the level, so the plan does not predict it. The outcome's step has the change.
+This kind has one object, named ``host``. Its only step is ``appraise``, which is planned when there is no valid
+result. Only the appraisal shows the level, so the plan does not predict the level; the outcome's step has the change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAME = "host"
 class Observed:
     """The last result, and the facts that decide whether it is still valid.
 
-    :param problem: why the recorded result can't be read; empty if it can, or if none is recorded.
+    :param problem: why the recorded result can't be read; empty if no result is recorded or the result can be read.
     :param sources: current fingerprint of the files that the result's settings name.
     :param present: whether the folder of the attestation's records exists.
     """
@@ -52,7 +52,7 @@ class Attestations:
         self.layout = layout
 
     def observe(self) -> Observed:
-        """Read the result, the boot id and the stamps of files. This needs neither TPM nor cryptography."""
+        """Read the result, the boot id and the stamps of files. This needs neither a TPM nor ``cryptography``."""
         found: Result | None = None
         problem = ""
         try:
@@ -160,7 +160,7 @@ class Attestations:
 
 
 def _due(chosen: Mapping[str, Any], observed: Observed) -> str:
-    """Return why an appraisal is due; empty when none is."""
+    """Return why an appraisal is due; empty when no appraisal is due."""
     if observed.problem:
         return observed.problem
     found = observed.result
@@ -186,7 +186,7 @@ def _renew(found: Result | None) -> str:
 
 
 def _changes(before: Result | None, after: Result) -> dict[str, dict[str, Any]]:
-    """Return the changes by an appraisal: always the time, and the level if it differs."""
+    """Return the changes by an appraisal: always the time, and the level if the level differs."""
     changes: dict[str, dict[str, Any]] = {}
     old = f"L{before.level}" if before else None
     if old != f"L{after.level}":

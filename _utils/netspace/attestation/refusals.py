@@ -12,7 +12,7 @@ from netspace.errors import NetspaceError
 
 # Commands that delete the record of a host's TPM: on its master, or on the host itself.
 _FORGET = (
-    "have the old one forgotten: netspace_attestation.release, enroll and attest on its master; "
+    "forget the old TPM or key: netspace_attestation.release, enroll and attest on the master; "
     "'salt-call netspace_attestation.forget' where the host judges itself. Else find out who answered"
 )
 
@@ -21,14 +21,14 @@ class Refused(NetspaceError):
     """Evidence that was refused. ``code`` names the cause; the message describes the finding."""
 
     code: ClassVar[str] = "refused"
-    remedy: ClassVar[str] = "find out who made this evidence, and of what"
+    remedy: ClassVar[str] = "find out who made this evidence, and from which data"
 
     def __str__(self) -> str:
         return f"{super().__str__()} [{self.code}]"
 
 
 class Malformed(Refused):
-    """Bytes that are not the structure they claim to be: too short, too long, out of bounds."""
+    """Bytes that do not have the form of the structure that they claim to be: too short, too long, out of bounds."""
 
     code = "malformed"
 
@@ -46,7 +46,7 @@ class WrongType(Refused):
 
 
 class WrongScheme(Refused):
-    """A signature by another scheme or hash than the key is restricted to, or by a weak one."""
+    """A signature by a weak scheme or hash, or by another one than the key is restricted to."""
 
     code = "scheme"
 
@@ -76,7 +76,7 @@ class WrongDigest(Refused):
 
 
 class ClockRolledBack(Refused):
-    """A TPM whose counters are lower than before: it is another TPM, or was restored or cleared."""
+    """A TPM whose counters are lower than before: another TPM, or a TPM that was restored or cleared."""
 
     code = "clock"
     remedy = f"if the TPM was cleared on purpose, {_FORGET}"
@@ -86,7 +86,10 @@ class ResetWithinBoot(Refused):
     """A TPM that was reset while its host kept running, so that its PCRs no longer describe this boot."""
 
     code = "tpm-reset"
-    remedy = "restart the host; if it comes again, look for a device on the TPM's bus, or for firmware that resets it"
+    remedy = (
+        "restart the host; if the TPM is reset again, look for a device on the TPM's bus, or for firmware "
+        "that resets it"
+    )
 
 
 class WrongAttestationKey(Refused):
@@ -96,7 +99,7 @@ class WrongAttestationKey(Refused):
 
 
 class UnknownAttestationKey(Refused):
-    """Evidence that another key signed than the one bound to this TPM."""
+    """Evidence signed by a key other than the one that is bound to this TPM."""
 
     code = "ak-unknown"
     remedy = f"if the TPM was replaced or the host installed anew, {_FORGET}"
@@ -106,7 +109,7 @@ class WrongHierarchy(Refused):
     """A quote by a key that is not a primary key of the TPM's endorsement hierarchy."""
 
     code = "ak-hierarchy"
-    remedy = "give master and minion the same netspace; else find out what made this key"
+    remedy = "install the same netspace on master and minion; else find out what made this key"
 
 
 class WrongEndorsementKey(Refused):
@@ -122,10 +125,12 @@ class WrongEndorsementCertificate(Refused):
 
 
 class RevokedEndorsementCertificate(Refused):
-    """An endorsement certificate, or one on its path, that its maker revoked."""
+    """An endorsement certificate that its maker revoked, or whose path has a certificate that its maker revoked."""
 
     code = "ek-revoked"
-    remedy = "ask the TPM's maker why; a TPM with a known flaw needs new firmware and a new certificate, or replacing"
+    remedy = (
+        "ask the TPM's maker why; a TPM with a known flaw needs new firmware and a new certificate, or a replacement"
+    )
 
 
 class EndorsementKeyChanged(Refused):
@@ -136,7 +141,7 @@ class EndorsementKeyChanged(Refused):
 
 
 class WrongActivation(Refused):
-    """An attestation key that was not proved to be in the TPM of this endorsement key."""
+    """An attestation key without proof that it is in the TPM of this endorsement key."""
 
     code = "activation"
 
@@ -195,7 +200,7 @@ class NoChain(Limited):
 
     code = "ek-untrusted"
     remedy = (
-        "put the TPM's maker's certificate into the folder of roots (attestation:roots; a master's is "
+        "put the certificate of the TPM's maker into the folder of roots (attestation:roots; a master's is "
         "netspace.attestation:roots in its configuration), and enrol the host again"
     )
 
@@ -211,7 +216,7 @@ class NoBootLog(Limited):
     """Evidence without the boot log that references or the policy need."""
 
     code = "log-none"
-    remedy = "boot by UEFI with a TPM that the firmware knows"
+    remedy = "boot by UEFI, with a TPM that the firmware supports"
 
 
 class UnknownValue(Limited):
@@ -229,7 +234,7 @@ class Uncovered(Limited):
 
 
 class SecureBootOff(Limited):
-    """A boot with Secure Boot off, in setup, audit or debug mode, or not proved to be on."""
+    """A boot with Secure Boot off, in setup, audit or debug mode, or without proof that Secure Boot is on."""
 
     code = "secure-boot"
     remedy = "enrol keys and turn Secure Boot on in the firmware"
@@ -246,7 +251,9 @@ class UnknownSigner(Limited):
     """A booted program whose trust rests on a certificate that the policy does not list."""
 
     code = "boot-signer"
-    remedy = "find out who signed what was booted; if that is intended, add its certificate to 'signers'"
+    remedy = (
+        "find out who signed the booted program; if the program is intended, add the signer's certificate to 'signers'"
+    )
 
 
 class ShimInsecure(Limited):
@@ -288,28 +295,28 @@ class UnexpectedEvent(Limited):
     """An event that does not belong in its PCR, or whose data does not match its digest."""
 
     code = "boot-event"
-    remedy = "find out what measured it; firmware that measures otherwise needs plain values for this PCR"
+    remedy = "find out which program measured it; firmware with other measurements needs plain values for this PCR"
 
 
 class NoImaPolicy(Limited):
     """A good boot without a policy for the programs that run after it."""
 
     code = "ima-policy-none"
-    remedy = "add a section 'ima' to the policy: what may run"
+    remedy = "add a section 'ima' to the policy, with the files that may run"
 
 
 class ImaUnfounded(Limited):
     """An IMA policy whose rules for the boot do not establish which kernel wrote the list, or what it measures."""
 
     code = "ima-unfounded"
-    remedy = "let the policy judge programs, what they load and the command line, and quote PCRs 0 to 9, 11 and 12"
+    remedy = "let the policy judge programs, loaded files and the command line, and quote PCRs 0 to 9, 11 and 12"
 
 
 class NoList(Limited):
     """Evidence without the measurement list and its quote of PCR 10, which the IMA policy needs."""
 
     code = "ima-none"
-    remedy = "boot with ima_policy=tcb, and let the evidence bring the list"
+    remedy = "boot with ima_policy=tcb, so that the host can send the list"
 
 
 class ListGap(Limited):
@@ -323,7 +330,7 @@ class WrongAggregate(Limited):
     """A measurement list that does not begin with the digest of this boot's PCR values."""
 
     code = "ima-aggregate"
-    remedy = "the kernel's TPM driver must be there before IMA starts: build it in"
+    remedy = "use a kernel with a built-in TPM driver, so that IMA finds the TPM when it starts"
 
 
 class UnprovedAggregate(Limited):
@@ -339,7 +346,7 @@ class NothingMeasured(Limited):
     """A measurement list that is empty or lacks process 1: the kernel does not measure programs."""
 
     code = "ima-unmeasured"
-    remedy = "boot with ima_policy=tcb, and let the policy's command_lines ask for it"
+    remedy = "boot with ima_policy=tcb, and demand that in the policy's command_lines"
 
 
 class UnknownFileRun(Limited):
@@ -374,14 +381,17 @@ class ExpiredAttestationCertificate(Refused):
     """A certificate of an attestation key, or its CA's, that is not valid now."""
 
     code = "ak-certificate-expired"
-    remedy = "let the host have a new certificate; check the clocks"
+    remedy = "renew the host's certificate; check the clocks"
 
 
 class RevokedAttestationCertificate(Refused):
     """An attestation key's certificate that was revoked, or a revocation list that is missing or too old."""
 
     code = "ak-certificate-revoked"
-    remedy = "if the list is too old: make a new one; else find out why it was revoked, and enrol the host again"
+    remedy = (
+        "if the revocation list is too old, make a new one; else find out why the certificate was revoked, "
+        "and enrol the host again"
+    )
 
 
 class SharedEndorsementKey(Refused):
@@ -395,7 +405,7 @@ class SharedAttestationKey(Refused):
     """An attestation key that another minion has, or that this minion has a certificate for already."""
 
     code = "ak-shared"
-    remedy = "give master and minion the same netspace; else find out which hosts share a TPM"
+    remedy = "install the same netspace on master and minion; else find out which hosts share a TPM"
 
 
 class UnlistedEndorsementKey(Refused):
@@ -412,7 +422,7 @@ class WrongSaltKey(Refused):
     """A message in a minion's name without a signature by its Salt key."""
 
     code = "salt-key"
-    remedy = "give master and minion the same netspace; else find out which minion answers in this one's name"
+    remedy = "install the same netspace on master and minion; else find out which minion answers in this one's name"
 
 
 class ResultForged(Refused):
@@ -426,7 +436,7 @@ class ResultElsewhere(Refused):
     """A result for another host."""
 
     code = "result-host"
-    remedy = "find out who sent it"
+    remedy = "find out who sent the result"
 
 
 class ResultReplayed(Refused):
@@ -454,7 +464,10 @@ class PolicyDowngraded(Refused):
     """A policy with a lower version than was in force before, or a result by such a policy."""
 
     code = "policy-downgrade"
-    remedy = "give the policy a higher version; if nobody meant to change it, find out who put an old one back"
+    remedy = (
+        "give the policy a higher version; if nobody changed the policy on purpose, find out who restored an "
+        "old version"
+    )
 
 
 class PolicyForged(Refused):
@@ -487,9 +500,7 @@ class TeeCertificate(Refused):
     """A TEE report whose certificate is for another processor, firmware version (TCB) or kind of key."""
 
     code = "tee-certificate"
-    remedy = (
-        "let the host's certificate table be written anew: its firmware was updated, or the table is another host's"
-    )
+    remedy = "renew the host's certificate table: the host's firmware was updated, or the table belongs to another host"
 
 
 class TeeRevoked(Refused):
@@ -548,7 +559,7 @@ class TeeRules(Limited):
     """A guest whose launch settings the policy does not allow."""
 
     code = "tee-policy"
-    remedy = "start the guest as the policy's section 'tee' says, or change that"
+    remedy = "start the guest with settings that the policy's section 'tee' allows, or change the policy"
 
 
 class TeeLog(Limited):

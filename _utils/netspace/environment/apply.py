@@ -101,7 +101,7 @@ class ApplyRun:
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
     def _claims(self) -> dict[str, Claims]:
-        """Return all environments' present claims: the observed ones with this run's changes, or else those on disk."""
+        """Return all environments' present claims: observed claims with this run's changes, or else claims on disk."""
         if self._observed is None:
             return claims.index(self.layout).read()
         known = {name: its for name, its in self._observed.claims.items() if name not in self._removed}
@@ -323,7 +323,7 @@ class ApplyRun:
         return self._give(owners) if owners and self._give is not None else {}
 
     def _define(self) -> None:
-        """Define all services at once; stop those that must not run, so that no boot starts them either."""
+        """Define all services at once; stop services that must not run, so that no boot starts them either."""
         left = self._left()
         if not left:
             return
@@ -361,11 +361,13 @@ class ApplyRun:
                 if changed and there is not None:
                     self.supervisor.stop([own.name])
                 if errors := self.supervisor.start([own.name]):
-                    raise NetspaceError(f"what watches health does not run: {errors[own.name]}")
+                    raise NetspaceError(f"the service that watches health does not run: {errors[own.name]}")
                 rollout.watched(self.layout, self.supervisor)  # it may have been killed, and be starting again
             else:
                 if there is not None and (errors := self.supervisor.remove([environment_services.HEALTH])):
-                    raise NetspaceError(f"what watches health does not end: {errors[environment_services.HEALTH]}")
+                    raise NetspaceError(
+                        f"the service that watches health does not end: {errors[environment_services.HEALTH]}"
+                    )
                 verdict.clear_all(self.layout)
         except (NetspaceError, OSError) as err:
             needy = self._left(lambda work: claims.watched(work.want.spec))
@@ -392,7 +394,7 @@ class ApplyRun:
     # -- updates that are on trial -------------------------------------------------
 
     def _prove(self) -> None:
-        """Check whether updates on trial are healthy, and take back those that aren't.
+        """Check whether updates on trial are healthy, and take unhealthy updates back.
 
         An update that had an error and was not started in this run stays on trial for the next run.
         """

@@ -127,7 +127,7 @@ class Builder:
         return self._configure(name, record)
 
     def _image(self, record: Record) -> contextlib.AbstractContextManager[Path]:
-        """Return the mounted image of an environment's root: the one that all share, or a copy."""
+        """Return the mounted image of an environment's root: the shared image, or a copy of it."""
         digest = record.image.digest
         if record.spec.image_cache == "own":
             return copies.mounted(self.store, digest)
@@ -141,7 +141,7 @@ class Builder:
         return hashlib.sha256(content).hexdigest()
 
     def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:
-        """Set the limits of an assembled environment, which may run, to those of its record.
+        """Set the limits of an assembled environment, which may run, to the limits in its record.
 
         :raises NetspaceError: when a limit can't be changed in place.
         """

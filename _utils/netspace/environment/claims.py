@@ -19,7 +19,7 @@ from netspace.spec.types import Environment
 _VERSION = "1"  # raise it whenever `of` finds something else in the same record
 
 
-class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One environment's claims on the host.
 
     :param base: host id of its id 0.

@@ -64,7 +64,7 @@ def save(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
 
 
 def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict[str, dict[str, Any]]:
-    """Put the environment's volumes back from *folder*; return them by target.
+    """Put the environment's volumes back from *folder*; return the volumes by target.
 
     **Their present content is lost.**
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from netspace import files
 from netspace.environment.container import oci_config, oci_runtime
@@ -27,6 +27,7 @@ from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.supervision import process as processes
 from netspace.supervision.cgroup import payload_cgroup
+from netspace.text import harmless
 
 MAX_OUTPUT = 1024 * 1024
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP of pidfd_send_signal(2)
@@ -42,6 +43,16 @@ class Done:
     stderr: bytes
     truncated: bool
     timed_out: bool
+
+    def shown(self) -> dict[str, Any]:
+        """Return the result for an operator: its outputs are texts that are harmless to a terminal."""
+        return {
+            "retcode": self.retcode,
+            "stdout": harmless(self.stdout.decode(errors="replace")),
+            "stderr": harmless(self.stderr.decode(errors="replace")),
+            "truncated": self.truncated,
+            "timed_out": self.timed_out,
+        }
 
 
 def enter(

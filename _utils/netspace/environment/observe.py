@@ -92,6 +92,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param initless: why no environment can have an init here; empty if one can.
     :param others: the claims of all other environments.
     :param confining: the state of AppArmor on this host.
+    :param programless: environments whose image lacks their program, each with the error.
     """
 
     environments: Mapping[str, ObservedEnvironment]
@@ -111,6 +112,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     initless: str = ""
     others: Mapping[str, Claims] = msgspec.field(default_factory=dict)
     confining: apparmor.State = apparmor.State()
+    programless: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @functools.cached_property
     def claims(self) -> dict[str, Claims]:
@@ -140,7 +142,7 @@ def observe(
     :param wanted: images that may have to be built; :attr:`Observed.missing` has those that can't be.
     :param sized: a desired environment has file systems of its own.
     """
-    everybody = index.read()
+    everybody = index.read(sealed=about is not None)
     near = records.some(layout, everybody if about is None else everybody.keys() & set(about))
     known = near | records.some(
         layout, {other for record in near.values() for other in record.spec.after} - near.keys()
@@ -193,7 +195,7 @@ def observe(
         disks.grows(),
         disks.budget(layout) if sized or any(its.promised for its in everybody.values()) else None,
         not devices(Environment(image="")),
-        frozenset(rootfs.layers(layout) - everybody.keys()),
+        frozenset(rootfs.layers(layout, about) - everybody.keys()),
         mounted,
         watched,
         time.time(),

@@ -30,7 +30,7 @@ from netspace.spec.types import Environment
 from netspace.supervision import process
 from netspace.supervision.cgroup import booted
 from netspace.supervision.service import Status, Supervisor
-from netspace.text import harmless, hint
+from netspace.text import hint
 
 MAX_LINES = 10_000
 _LOOK = 0.1  # seconds between two looks while waiting
@@ -59,7 +59,7 @@ class Operations:
         return self._kind.list()
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """Return all that is known of one environment.
+        """Return all known facts about one environment.
 
         The keys are those of :meth:`list` and ``spec`` (values of variables hidden), ``user`` (``inside``,
         ``host``), ``apparmor`` (its profile; empty: none), ``ids`` (``base``, ``count``), ``cgroup``, ``netns``,
@@ -77,7 +77,7 @@ class Operations:
         user = oci_config.user_of(record.spec, record.image.defaults)
         cgroup = self._kind.making.cgroup(name)
         inside = self._layout.inside(name)
-        mounted = mounts.table()
+        mounted = mounts.Single()
         return {
             **describe(self._layout, name, self._around([name])),
             "spec": spec,
@@ -215,14 +215,8 @@ class Operations:
         if folder is not None:
             spec = msgspec.structs.replace(spec, working_dir=folder)
         fed = stdin.encode() if isinstance(stdin, str) else stdin
-        done = execute.enter(self._layout, name, msgspec.structs.replace(record, spec=spec), arguments, timeout, fed)
-        return {
-            "retcode": done.retcode,
-            "stdout": harmless(done.stdout.decode(errors="replace")),
-            "stderr": harmless(done.stderr.decode(errors="replace")),
-            "truncated": done.truncated,
-            "timed_out": done.timed_out,
-        }
+        ran = msgspec.structs.replace(record, spec=spec)
+        return execute.enter(self._layout, name, ran, arguments, timeout, fed).shown()
 
     def known(self, names: Collection[str]) -> dict[str, Record]:
         """Return the records of these environments.

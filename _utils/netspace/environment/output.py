@@ -1,4 +1,4 @@
-"""Output of environments' programs: its last lines, their times, and the starts of the program between them.
+"""Output of environments' programs: the last lines, the times of lines, and the starts of the program between lines.
 
 The journal has them where systemd runs, else the files that netspace's own supervisor writes. In neither is a time or a
 start read from what a program wrote. Reads only.
@@ -24,8 +24,10 @@ from netspace.text import harmless
 
 START = "start"
 CUT = "(this line is too long to be read from the journal; it and older lines are left out)"
+UNREADABLE = "(this line can't be read from the journal)"
 _TAIL = 256  # bytes of log read per wanted line, at first
 _WIDEST = MAX_OUTPUT  # bytes of an entry of the journal, as JSON; by default, a message of 48 KiB takes 300 KiB at most
+_LATEST = 2**37  # seconds since the epoch: a calendar has them
 _SAID = 4096  # bytes of journalctl's error that are told
 # systemd's message that a unit was started: SD_MESSAGE_UNIT_STARTED in sd-messages.h.
 _STARTED = "39f53479d3a045ac8e11786248231fbf"
@@ -86,7 +88,7 @@ def _in_file(path: Path, count: int, starts: bool) -> list[Line]:
 
 
 def _last(raw: bytes, begin: int, entries: Sequence[Entry], starts: bool, count: int) -> list[Line]:
-    """Return the last *count* lines of what a log has from the offset *begin* on; a start ends a line, too.
+    """Return the last *count* lines of a log after the offset *begin*; a start of the program ends a line, too.
 
     A line's time is that of its last byte. With the time of the first, a program could write the first byte of a line
     long before the rest, and the line would seem old. The first line, which may have lost its beginning, is left out
@@ -146,7 +148,7 @@ def in_journal(service: str, count: int, begin: float | None, starts: bool) -> l
 
 
 def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
-    """Return up to *count* lines of what journalctl writes, as JSON, and whether it wrote no more.
+    """Return up to *count* lines of journalctl's output (JSON), and whether it has no more.
 
     A message may be of any size, and JSON has each byte that is no text as a number. So no more is read than is kept,
     and nothing of an entry that has more than ``_WIDEST`` bytes: a line tells that, and the reading ends.
@@ -160,7 +162,7 @@ def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
                 return found, True
             found.append(Line(CUT, None))
             break
-        line = _of_journal(json.loads(raw))
+        line = _of_journal(raw)
         left -= len(line.text)
         if left < 0:
             break
@@ -168,14 +170,21 @@ def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
     return found, False
 
 
-def _of_journal(entry: dict[str, object]) -> Line:
-    moment = int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6
-    if entry.get("_PID") == "1" and entry.get("MESSAGE_ID") == _STARTED:
-        return Line(START, moment, start=True)
-    message = entry.get("MESSAGE")
-    if isinstance(message, list):  # bytes that are no UTF-8
-        message = bytes(message).decode(errors="replace")
-    return Line(str(message or ""), moment)
+def _of_journal(raw: bytes) -> Line:
+    """Return the line of an entry, as JSON. An entry that can't be understood costs no other one."""
+    try:
+        entry = json.loads(raw)
+        moment = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        if not 0 <= moment < _LATEST:
+            return Line(UNREADABLE, None)
+        if entry.get("_PID") == "1" and entry.get("MESSAGE_ID") == _STARTED:
+            return Line(START, moment, start=True)
+        message = entry.get("MESSAGE")
+        if isinstance(message, list):  # bytes that are no UTF-8
+            message = bytes(message).decode(errors="replace")
+        return Line(str(message or ""), moment)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Line(UNREADABLE, None)
 
 
 # -- both ------------------------------------------------------------------------------

@@ -30,7 +30,10 @@ KIND = "environment"
 
 # Keys whose change needs no restart: only the supervisor, the appraisal or Salt uses them.
 _LIVE = frozenset(
-    {"state", "restart", "stop_timeout", "settle", "attestation", "source_hash", "health", "after", "update", "target"}
+    {
+        *("state", "restart", "stop_timeout", "settle", "attestation", "source_hash", "health", "after", "update"),
+        *("target", "audit"),
+    }
 )
 # Limits that are changed in place: the kernel keeps them in cgroups.
 _TUNED = ("limits:memory", "limits:cpus", "limits:io")
@@ -72,12 +75,12 @@ class DesiredEnvironment(msgspec.Struct, frozen=True):
 
     @property
     def image(self) -> str:
-        """The image source of its root."""
+        """The image source of the environment's root."""
         return unikernel.source(self.spec, self.runtime)
 
     @property
     def sized(self) -> bool:
-        """Whether it has file systems of its own."""
+        """Whether the environment has file systems of its own."""
         return bool(disk_sizes.sizes(self.spec))
 
 
@@ -146,6 +149,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         if _builds(want, observed.environments.get(name))
         and (why := observed.missing.get(want.image) or _source(want, observed).error)
     }
+    refused |= {name: why for name, why in observed.programless.items() if name in desired and name not in refused}
     notes += _unslowed(desired, observed)
     notes += _unconfined(desired, observed)
     notes += _promised(desired, observed, remove)
@@ -262,6 +266,8 @@ def _unordered(
 
     Validation finds this within one declaration; here also environments that were declared separately count.
     """
+    if not any(want.spec.after for want in desired.values()):
+        return {}
     after = {name: its.after for name, its in observed.claims.items() if name not in remove}
     after |= {name: want.spec.after for name, want in desired.items()}
     refused = {
@@ -286,6 +292,8 @@ def _taken(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove
     that were declared separately, and one folder under two names (bind mounts).
     """
     refused: dict[str, str] = {}
+    if not any(claims.folders(want.spec) for want in desired.values()):
+        return refused
     while True:
         # A refused environment keeps its present folders, which can be the reason to refuse another one.
         kept = _Folders(observed.mounted)
@@ -321,7 +329,7 @@ class _Folders:
                 self._above.setdefault(folder, (owner, source))
 
     def taken(self, folders: Iterable[str]) -> str:
-        """Return the error if another environment has one of *folders*, or one below or above it; else empty."""
+        """Return the error if another environment has one of *folders*, or a folder below or above one; else empty."""
         for source in folders:
             path, *above = self._upwards(source)
             hits = [self._above.get(path), *(self._given.get(folder) for folder in (path, *above))]
@@ -511,9 +519,11 @@ def _unconfined(desired: Mapping[str, DesiredEnvironment], observed: Observed) -
 
 def _promised(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: Collection[str]) -> list[str]:
     """Return a note if all sizes together exceed the disk. That is no error, since few file systems are ever full."""
+    if observed.budget is None:
+        return []
     kept = (its.promised for name, its in observed.claims.items() if name not in remove and name not in desired)
     promised = sum(kept) + sum(size for want in desired.values() for size in disk_sizes.sizes(want.spec).values())
-    if observed.budget is None or promised <= observed.budget:
+    if promised <= observed.budget:
         return []
     has, sizes = f"{observed.budget / 1024**3:.1f} GiB", f"{promised / 1024**3:.1f} GiB"
     return [f"layers and volumes may hold {sizes}, more than the disk has for them ({has}): a full one fails them all"]

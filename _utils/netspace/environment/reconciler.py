@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from netspace import files
-from netspace.environment import claims, observe, runtimes
+from netspace.environment import claims, observe, programs, runtimes
 from netspace.environment import plan as compare
 from netspace.environment import record as records
 from netspace.environment.apply import ApplyRun, Give, halt
@@ -73,7 +73,7 @@ class Environments:
         return records.read(self.layout) if names is None else records.some(self.layout, names)
 
     def readable(self) -> tuple[dict[str, Record], dict[str, str]]:
-        """Return the records that can be understood, and the errors of the others, by name.
+        """Return the readable records, and the errors of all other records, by name.
 
         For operations that handle each environment separately.
         """
@@ -93,6 +93,14 @@ class Environments:
             *(self.making.controllers, self.making.devices, about, wanted),
             sized=sized,
         )
+
+    def with_programs(self, desired: Mapping[str, DesiredEnvironment], observed: Observed, *, deep: bool) -> Observed:
+        """Return *observed* with the desired environments whose image lacks their program.
+
+        :param deep: also read images that would have to be built.
+        """
+        lacking = programs.lacking(self.layout, self.store, desired, observed, deep=deep)
+        return msgspec.structs.replace(observed, programless=lacking) if lacking else observed
 
     def note(self, names: Iterable[str]) -> None:
         """Note the records of these environments in the index, since they may have changed. The caller has the lock."""
@@ -130,11 +138,15 @@ class Environments:
         :param observed: the observation that the steps were planned from, if the lock was held since.
         :param gone: called once the programs of all removed environments have ended.
         """
-        applying = ApplyRun(
-            *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
-        )
-        outcomes = applying.run()
-        self.note(step.name for step in steps)
+        try:
+            self._index.begin()
+            applying = ApplyRun(
+                *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
+            )
+            outcomes = applying.run()
+            self.note(step.name for step in steps)
+        finally:
+            self._index.end()
         return outcomes
 
     def plan_purge(self, names: Collection[str]) -> Plan:
@@ -153,7 +165,7 @@ class Environments:
         return rolling.erase(self.layout, self.supervisor, records.updating(self.layout))
 
     def start(self, names: Collection[str]) -> dict[str, str]:
-        """Start assembled environments; return the errors of those that don't run, by name."""
+        """Start assembled environments; return, by name, the error of each environment that doesn't run."""
         return start(self.layout, self.supervisor, names)
 
     def stop(self, names: Collection[str]) -> dict[str, str]:

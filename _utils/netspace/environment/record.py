@@ -189,7 +189,7 @@ def read(layout: Layout) -> dict[str, Record]:
 
 
 def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
-    """Return the records of those of *names* that have one.
+    """Return the existing records of *names*, by name.
 
     :raises StateError: naming a record that can't be understood.
     """
@@ -214,7 +214,7 @@ def in_order(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
 
 
 def read_each(layout: Layout, names: Collection[str] | None = None) -> tuple[dict[str, Record], dict[str, str]]:
-    """Return the records that can be understood, and the errors of the others, both by the environment's name.
+    """Return the readable records, and the errors of all other records, both by the environment's name.
 
     :param names: of those that may have one; None: of all.
     """

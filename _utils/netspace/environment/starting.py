@@ -72,7 +72,7 @@ class _Started:
         return there is None or there.state in "ZX"
 
     def stays(self, now: float) -> bool:
-        """Return whether it is known to stay: it sleeps since the last look, or was watched long enough."""
+        """Return whether the program is known to stay: it sleeps since the last look, or was watched long enough."""
         if now >= self.until:
             return True
         if not self.seen or now < self.least:
@@ -84,7 +84,7 @@ class _Started:
 def start(
     layout: Layout, supervisor: Supervisor, names: Collection[str], known: Mapping[str, Record] | None = None
 ) -> dict[str, str]:
-    """Start assembled environments; return the errors of those that don't run, by name.
+    """Start assembled environments; return, by name, the error of each environment that doesn't run.
 
     :param known: their records, if the caller has them.
     """
@@ -107,7 +107,7 @@ def start(
             if now.get(oci_runtime.service_name(name), idle).state not in ("running", "starting", "frozen")
         ]
     if unforgotten:
-        mounted = mounts.table()
+        mounted: Mapping[str, mounts.Mount] = mounts.Single() if len(unforgotten) == 1 else mounts.table()
         used = {name: known[name].runtime if name in known else USUAL for name in unforgotten}
         stuck = each(unforgotten, lambda name: oci_runtime.delete(layout, name, mounted, used[name]))
         if stuck:

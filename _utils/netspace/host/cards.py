@@ -1,4 +1,7 @@
-"""Cards of a host's environments, and their other files. The record of links says what a card lists."""
+"""Cards and other files that a host hands to its environments.
+
+A card lists the recorded links; in a test of the whole host, the permitted ones.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class Cards(TrustGate):
         desired = {}
         for name, (spec, state, profile, runtime) in wanted.items():
             own = linked.get(name, [])
-            content = {**cards(name, own), "trust": level}
+            content = {**cards(name, own), "trust": level, **({"audit": True} if spec.audit else {})}
             handed: dict[str, bytes] = {"environment.json": files.encode(content)}
             if own and access is not None:
                 from netspace.link.seal import keys as seals
@@ -125,7 +128,7 @@ class Cards(TrustGate):
         if not known:
             return Result(Plan())
         withheld = trust.withheld({name: record.spec for name, record in known.items()}, self.trust())
-        result = self._run_environments(self._as_recorded(known, withheld), (), test)
+        result = self._run_environments(self._as_recorded(known, withheld), (), test, programs=False)
         # Refusals are reported when the environments themselves are applied.
         return Result(msgspec.structs.replace(result.plan, refusals=()), result.outcomes)
 
@@ -136,9 +139,11 @@ class Cards(TrustGate):
         test: bool,
         purge: bool = False,
         gone: Callable[[], None] | None = None,
+        programs: bool = True,
     ) -> Result:
         """Observe, plan and apply environments. One observation is enough, since the lock is held.
 
+        :param programs: refuse an environment whose image lacks its program.
         :param gone: called once the programs of removed environments have ended.
         """
         observed = self.environments.observe(
@@ -146,6 +151,8 @@ class Cards(TrustGate):
             {one.image for one in desired.values()},
             sized=any(one.sized for one in desired.values()),
         )
+        if programs:
+            observed = self.environments.with_programs(desired, observed, deep=test)
 
         def apply(steps: Sequence[Step]) -> list[Outcome]:
             return self.environments.apply(steps, purge=purge, observed=observed, gone=gone)

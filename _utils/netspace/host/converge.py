@@ -113,7 +113,7 @@ class Converge(Cards):
             return attended.joined(result)
 
     def _name_clashes(self, declared: Collection[Link]) -> list[Problem]:
-        """Return the conflicts of declared links' local names with those of recorded links."""
+        """Return the conflicts between local names of declared links and local names of recorded links."""
         links = {**self._linked().links, **{link.name: link for link in declared}}
         return [Problem(f"{name}:as", message) for name, message in checks.local_names(links.values()).items()]
 

@@ -68,6 +68,7 @@ class Facts(NamedTuple):
     :param problems: the problems that some of its links depend on.
     :param cut_off: see ``link.mail.refused``.
     :param dead: see ``link.mail.refused``.
+    :param refused: how often it was refused something that ``audit`` records, by kind; without what is permitted now.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Facts(NamedTuple):
     problems: Sequence[Problem] = ()
     cut_off: Mapping[str, Any] = {}
     dead: Mapping[str, Mapping[str, int]] = {}
+    refused: Mapping[str, int] = {}
 
 
 def causes(facts: Facts) -> list[Finding]:
@@ -126,7 +128,7 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
 
 
 def _off(facts: Facts) -> bool:
-    """Return whether it is declared to be stopped, and doesn't run. A stopped one needs neither trust nor an image."""
+    """Return whether the environment is declared stopped, and doesn't run. Then it needs neither trust nor an image."""
     wanted = facts.declared or facts.applied
     return wanted is not None and wanted.state == "stopped" and facts.row.get("state") in (None, "stopped")
 
@@ -204,6 +206,9 @@ def _parts(facts: Facts) -> Iterator[Finding]:
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         text = f"dead letters of {name}: {told}"
         yield Finding("dead-letters", "warning", text, "netspace_link.dead_letters")
+    if facts.refused:
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(facts.refused.items()))
+        yield Finding("refused", "note", f"it was refused {told}", f"netspace.suggest {facts.name}")
 
 
 def explain(host: Host, name: str, declared: Declaration | None, invalid: str = "") -> dict[str, Any]:
@@ -243,6 +248,7 @@ def explain(host: Host, name: str, declared: Declaration | None, invalid: str = 
         problems=problems,
         cut_off={} if refused is None else refused.cut_off,
         dead={} if refused is None else refused.dead,
+        refused=_audited(host, name) if record is not None else {},
     )
     return _told(host, facts, level, invalid)
 
@@ -282,7 +288,7 @@ def _interface(host: Host, name: str) -> dict[str, Any]:
 
 
 def _links(host: Host, name: str) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Return the rows of its links, and the problems that some of them depend on."""
+    """Return the rows of the environment's links, and the problems on which some rows depend."""
     from netspace.link.problems import from_row
 
     if not any(name in (link.source, link.target) for link in host.links.recorded()):
@@ -303,6 +309,14 @@ def _refused(host: Host, name: str) -> Refused:
     from netspace.link.mail import refused
 
     return refused.refused(host.layout, name)
+
+
+def _audited(host: Host, name: str) -> dict[str, int]:
+    from netspace.host import refused
+
+    with contextlib.suppress(NetspaceError):  # netspace.refused says why it can't be read
+        return refused.counts(host, name)
+    return {}
 
 
 def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any]:
@@ -330,6 +344,7 @@ def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any
         "limits": _limits(host, facts),
         "interface": {key: facts.interface[key] for key in ("kind", "state", "addresses") if key in facts.interface},
         "links": list(facts.links),
+        "refused": dict(facts.refused),
         "findings": [{**one._asdict(), "advice": one.advice} for one in found],
         "log": _last_lines(host, facts),
     }

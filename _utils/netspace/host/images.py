@@ -1,4 +1,4 @@
-"""Images of a host: built, removed and pruned; and operations on its environments."""
+"""Images of a host: built, removed and pruned; and operations on the host's environments."""
 
 from __future__ import annotations
 

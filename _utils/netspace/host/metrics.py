@@ -78,7 +78,7 @@ def _states(statuses: Mapping[str, Status | None]) -> Iterator[Family]:
 
 
 def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
-    """Return the health of environments with a check. The watcher keeps a file for each, and marks healthy ones."""
+    """Return the health of environments with a check. The watcher keeps a file for each one, and marks healthy ones."""
     from netspace.environment.health import record as verdict
 
     try:

@@ -132,8 +132,7 @@ class Parts:
         :param desired: the interfaces that were applied.
         :param others: the environments whose recorded interface doesn't count.
         """
-        from netspace import library_copy
-        from netspace.interface.names import record, refresher
+        from netspace.interface.names import record
 
         file = record.path(self.layout)
         wanted = bool(record.asked_for(desired))
@@ -141,6 +140,9 @@ class Parts:
             if not file.exists():
                 return Result(Plan())
             wanted = self.interfaces.named(others)
+        from netspace import library_copy
+        from netspace.interface.names import refresher  # most hosts have no such rule
+
         if wanted and not test:
             library_copy.install(self.layout)
         status = self.supervisor.observe([refresher.NAME]).get(refresher.NAME)
@@ -194,7 +196,7 @@ class Parts:
         return Result(Plan([step]), [Outcome(step)])
 
     def _tidy(self, test: bool) -> None:
-        """Remove the leftovers of a killed audit or update. If that fails for an update, the next run reports it."""
+        """Remove leftovers of a killed audit or update. If an update's leftovers stay, the next run reports that."""
         if test:
             return
         if self.layout.records("audits").is_dir():

@@ -12,7 +12,7 @@ import msgspec
 from netspace.errors import NetspaceError, Problem
 from netspace.host.parts import Parts
 from netspace.spec import never, reach
-from netspace.spec.reach import Edge, World
+from netspace.spec.reach import World
 from netspace.spec.types import Declaration, Interface, Link, Never
 from netspace.text import hint
 
@@ -37,7 +37,7 @@ def applied(host: Parts) -> World:
 
 
 def _world(host: Parts, declared: Declaration | None) -> World:
-    """Return the interfaces and links of a declaration; without one, those that were applied last."""
+    """Return the interfaces and links of a declaration; without one, the interfaces and links of the last apply."""
     return applied(host) if declared is None else reach.declared(declared)
 
 
@@ -79,14 +79,14 @@ def can(host: Parts, source: object, target: object, declared: Declaration | Non
         raise NetspaceError(f"{first} and {second}: neither is an environment of this host; name one that is")
     found = reach.answer(world, first, second)
     return {
-        "summary": _summary(first, second, found),
+        "summary": reach.summary(first, second, found.edges, found.through),
         "from": first,
         "to": second,
         "can": found.begins,
         "answers": any(edge.answers for edge in found.edges),
-        "rules": [_plain(edge) for edge in found.edges],
+        "rules": [reach.plain(edge) for edge in found.edges],
         "why_not": dict(found.why_not),
-        "through": [_plain(edge) for edge in found.through],
+        "through": [reach.plain(edge) for edge in found.through],
     }
 
 
@@ -100,15 +100,7 @@ def paths_to(host: Parts, target: object, declared: Declaration | None = None) -
     end = _end(world, target)
     return {
         "paths_to": end,
-        "paths": [
-            {
-                "from": path[0].source,
-                "answers": any(edge.answers for edge in path),
-                "through": [edge.target for edge in path[:-1]],
-                "rules": [_plain(edge) for edge in path],
-            }
-            for path in reach.paths_to(world, end)
-        ],
+        "paths": [reach.plain_path(path) for path in reach.paths_to(world, end)],
     }
 
 
@@ -118,11 +110,8 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
     :param declared: draw this declaration; None: what was applied.
     :raises NetspaceError: there is no such form.
     """
-    from netspace.plugin.graph import FORMS, Arrow, Graph, Node, Sort
+    from netspace.plugin.graph import Arrow, Node, Sort, rendered
 
-    render = FORMS.get(str(form))
-    if render is None:
-        raise NetspaceError(f"form: there is no {str(form)!r:.100}; choose from {', '.join(FORMS)}")
     world = _world(host, declared)
     # The name stands for its addresses.
     begun = [edge for edge in reach.edges(world) if not edge.answers and not edge.name]
@@ -134,7 +123,7 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
 
     ends = sorted(world.environments | {end for edge in begun for end in (edge.source, edge.target)})
     arrows = [Arrow(edge.source, edge.target, edge.what, edge.rule) for edge in begun]
-    return render(Graph([Node(end, sort(end)) for end in ends], arrows))
+    return rendered(form, [Node(end, sort(end)) for end in ends], arrows)
 
 
 def _end(world: World, given: object) -> str:
@@ -155,24 +144,3 @@ def _end(world: World, given: object) -> str:
     if end not in known:
         raise NetspaceError(f"there is no environment {end:.100}; {hint(end, known, most=20)}")
     return end
-
-
-def _summary(source: str, target: str, found: reach.Answer) -> str:
-    if found.begins:
-        return f"{source} can reach {target}"
-    if found.edges:
-        return f"{source} can only answer {target}"
-    if found.through:
-        return f"{source} can reach {target} only by way of {', '.join(edge.target for edge in found.through[:-1])}"
-    return f"{source} can not reach {target}"
-
-
-def _plain(edge: Edge) -> dict[str, Any]:
-    return {
-        "by": edge.by,
-        "from": edge.source,
-        "to": edge.target,
-        "answers": edge.answers,
-        "rule": edge.rule,
-        "what": edge.what,
-    }

@@ -54,7 +54,7 @@ def correct(minion: type) -> None:
     setattr(minion, _KEPT, originals)
 
     def target_load(self: Any, load: dict[str, Any]) -> bool:
-        """Return whether the job is for this host or its targets; mark in *load* which of them it is for."""
+        """Return whether the job is for this host or its targets; note in *load* for which of these it is."""
         taken: bool = originals["_target_load"](self, load)
         kind, targets = load.get("tgt_type", "glob"), bool(load.get("resource_targets"))
         # Salt sets no mark in a load that is not a job.

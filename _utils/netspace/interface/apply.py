@@ -98,17 +98,23 @@ class Firewall(msgspec.Struct, frozen=True):
     """The packet filter to load.
 
     :param before: the table in the kernel, if it is known; then only the difference is changed.
+    :param whole: returns the complete tables, before and after, if *before* and *table* are only the parts of them that
+        differ, and of all others what they share with these.
+    :param notes: see ``host_filter.notes``.
     :param led: publications, with the addresses they lead to, that may be missing in the kernel's table.
     """
 
     table: Table
     before: Table | None = None
     led: Sequence[Led] = ()
+    whole: Callable[[], Sequence[Table]] | None = None
+    notes: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """Digest of the table; empty if no table is wanted."""
-        return self.table.digest if self.table.chains else ""
+        """Digest of the complete table; empty if no table is wanted."""
+        table = self.table if self.whole is None else self.whole()[-1]
+        return table.digest if table.chains else ""
 
 
 class Forwarding(msgspec.Struct, frozen=True):
@@ -269,14 +275,17 @@ class ApplyRun:
 
     # -- the host as a whole -----------------------------------------------------------
     def _filter(self, steps: Sequence[Step]) -> bool:
-        """Load the packet filter, if that is a step; return whether the desired one is loaded."""
+        """Load the packet filter, if a step says so; return whether the desired filter is loaded."""
         for step in steps:
             if isinstance(step.data, Firewall):
                 todo, before = step.data, self.volatile.firewall
                 self.volatile.firewall = {"rendered": "being loaded"}
                 self.volatile.write(self.layout)
                 try:
-                    self.volatile.firewall = host_table.put(self.layout.nft_table, todo.table, todo.before, before)
+                    self.volatile.firewall = host_table.put(
+                        *(self.layout.nft_table, todo.table, todo.before, before),
+                        *(todo.whole, todo.notes),
+                    )
                     conntrack.forget_stale(todo.led)
                     self._name(step.name, todo.table)
                 except NetspaceError as err:
@@ -286,7 +295,7 @@ class ApplyRun:
         return True
 
     def _name(self, step: str, table: Table) -> None:
-        """Fill the sets of names, which are empty in a table that was loaded whole, from what is known."""
+        """Fill the sets of names from the known answers: in a table that was loaded whole, the sets are empty."""
         try:
             if any(one.expiring for one in table.sets.values()):
                 sets.fill_host(self.layout, time.time(), there=table.sets)

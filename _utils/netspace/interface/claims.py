@@ -7,8 +7,9 @@ record is decoded only if the index has no valid entry for it.
 from __future__ import annotations
 
 import functools
+import hashlib
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -26,7 +27,7 @@ from netspace.spec.types import Allow, Filtered
 _VERSION = "1"  # raise it whenever `of` finds something else in the same record
 
 
-class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Names, addresses, ports and rules of one interface that concern the rest of the host.
 
     :param kind: the name of its kind.
@@ -39,6 +40,7 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     :param alone: the things that only one interface of the host can have: (key, thing).
     :param agreed: values that all interfaces with the same subject must agree about: (key, subject, value).
     :param tunnels: UDP ports of the host that its tunnel uses: (key, port).
+    :param audit: whether its refused packets are recorded.
     """
 
     kind: str
@@ -51,30 +53,31 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     alone: tuple[tuple[str, str], ...] = ()
     agreed: tuple[tuple[str, str, str], ...] = ()
     tunnels: tuple[tuple[str, int], ...] = ()
+    audit: bool = False
 
     @property
     def allow(self) -> tuple[Allow, ...]:
-        """The rules that it declares, each for one family (``Allow.each``)."""
+        """The rules that the interface declares, each for one family (``Allow.each``)."""
         return _rules(self.rules) if self.rules else ()
 
     @property
     def publish(self) -> tuple[Publication, ...]:
-        """The ports of the host that are forwarded to it."""
+        """The ports of the host that are forwarded to the interface."""
         return tuple(map(Publication, self.ports))
 
     @property
     def led(self) -> list[Led]:
-        """Its publications, each with the addresses that it leads to."""
+        """The interface's publications, each with the interface's addresses, to which the publication leads."""
         return [(one, self.addresses) for one in self.publish]
 
     @property
     def forwarded(self) -> frozenset[str]:
-        """The families in which the host forwards packets for it."""
+        """The families in which the host forwards packets for the interface."""
         return host_rules.forwarded(self.allow, self.gateways, self.publish)
 
     @property
     def exclusive(self) -> bool:
-        """True if another interface can conflict with it by more than its addresses."""
+        """True if another interface can conflict with this interface by more than addresses."""
         return bool(self.ports or self.alone or self.agreed or self.tunnels)
 
     # The methods of a declared interface: see netspace.spec.publish.Claimant.
@@ -103,7 +106,28 @@ def of(record: Record) -> Claims:
         tuple(spec.claims()),
         tuple(spec.shares()),
         tuple(spec.listens()),
+        isinstance(spec, Filtered) and spec.audit,
     )
+
+
+def weigh(name: str, its: Claims) -> int:
+    """Return a number for one interface's part in the host's packet filter; 0 if it has none.
+
+    Equal sums of these numbers mean equal filters (:func:`mark`).
+    """
+    if its.kind in kinds.filtered("inside"):
+        content: object = (*sorted(its.addresses.values()),)
+    elif its.connections and its.kind in kinds.filtered("host"):
+        addresses, gateways = sorted(its.addresses.items()), sorted(its.gateways.items())
+        content = its.host_end, addresses, gateways, its.rules, its.connections, its.ports, its.audit
+    else:
+        content = ()
+    return int.from_bytes(hashlib.sha256(repr((name, content)).encode()).digest(), "big") if content else 0
+
+
+def mark(weight: int) -> str:
+    """Return the mark of the host's packet filter, from the sum of what :func:`weigh` returns; empty: no part in it."""
+    return hashlib.sha256(f"{_VERSION} {weight:x}".encode()).hexdigest() if weight else ""
 
 
 def index(layout: Layout) -> Index[Claims]:
@@ -115,7 +139,7 @@ def index(layout: Layout) -> Index[Claims]:
 
     # A removed kind makes every entry void, so that its records are decoded again, and refused.
     version = " ".join([_VERSION, str(netspace.LOADED), *sorted(kinds.modules())])
-    return Index(layout, records.KIND, Claims, version, claims)
+    return Index(layout, records.KIND, Claims, version, claims, weigh=weigh)
 
 
 @functools.lru_cache(4096)
@@ -127,6 +151,11 @@ def _rules(text: str) -> tuple[Allow, ...]:
 def numbers(known: Iterable[Claims]) -> Sequence[tuple[int, int]]:
     """Return the addresses of all interfaces that the host's table doesn't filter, as sorted (version, number)."""
     return sorted((address.version, int(address)) for address in map(ipaddress.ip_address, elsewhere(known)))
+
+
+def alike(known: Iterable[Claims]) -> Collection[Claims]:
+    """Return one of all interfaces that have the same rules, ports, gateways and families."""
+    return {(its.rules, its.ports, (*its.gateways.items(),), (*its.addresses,)): its for its in known}.values()
 
 
 def elsewhere(known: Iterable[Claims]) -> list[str]:

@@ -49,7 +49,7 @@ class Lan(Filtered, frozen=True):
         raise NotImplementedError
 
     def networks(self, direction: Direction) -> tuple[Cidr, ...]:
-        """Return the networks with which it exchanges packets: outwards those that it has a route to, inwards all."""
+        """Return the networks with which the interface exchanges packets: outwards those with a route, inwards all."""
         if direction == "in":
             return EVERYWHERE
         own = [Cidr(one.interface.network) for one in (self.ipv4, self.ipv6) if one is not None]

@@ -58,9 +58,9 @@ def family(rule: Allow) -> str:
 
 
 def name_set(name: str, network: str, fam: str) -> str:
-    """Return the name of the set with the addresses of one family that *name* has within *network*.
+    """Return the name of the set of the DNS name *name*: its addresses of family *fam* within *network*.
 
-    :param network: the ``cidr`` of the rule; that of a whole family stands for all public addresses.
+    :param network: the ``cidr`` of the rule; the network of a whole family means all public addresses.
     """
     digest = hashlib.sha256(f"{name} {network}".encode()).hexdigest()
     return f"name.{digest[:16]}.{fam}"

@@ -159,7 +159,7 @@ def remove(path: Path) -> None:
 
 
 def write_settings(settings: Iterable[tuple[str, str]]) -> None:
-    """Write sysctls of the calling thread's namespace; those of IPv6 only if the kernel has IPv6."""
+    """Write sysctls of the calling thread's namespace; sysctls of IPv6 only if the kernel has IPv6."""
     by_folder: dict[str, list[tuple[str, str]]] = {}
     for name, value in settings:
         folder, _, file = name.rpartition("/")

@@ -11,14 +11,14 @@ import functools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 
 from netspace import sockets
 from netspace.index import Index
-from netspace.interface import claims, forwarding, kernel_support, kinds
+from netspace.interface import claims, forwarding, host_filter, kernel_support, kinds
 from netspace.interface import endpoints as ends
 from netspace.interface import netns as namespaces
 from netspace.interface import record as records
@@ -65,6 +65,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     :param missing: the missing module and the remedy, by kind, for kinds that the kernel lacks.
     :param taken: the program that holds the port, for each port that is newly published and in use.
     :param others: the claims of all other interfaces.
+    :param weight: the sum of ``claims.weigh`` of all interfaces; None: not known yet.
     :param names: what is known of the names in rules.
     :param own: the host's own addresses and networks, if anything is known of names.
     :param now: the time of the observation, in seconds since the epoch.
@@ -81,6 +82,7 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     guards: Mapping[str, str] = msgspec.field(default_factory=dict)
     taken: Mapping[HostPort, str] = msgspec.field(default_factory=dict)
     others: Mapping[str, Claims] = msgspec.field(default_factory=dict)
+    weight: int | None = None
     names: Mapping[Key, Known] = msgspec.field(default_factory=dict)
     own: Own = msgspec.field(default_factory=Own)
     now: float = 0.0
@@ -143,7 +145,7 @@ def observe(
     :param doomed: environments to remove; for these, only the links to delete are observed.
     :raises StateError: a record can't be read.
     """
-    everybody = index.read()
+    everybody = index.read(sealed=only is not None)
     known = records.some(layout, everybody if only is None else everybody.keys() & set(only))
     folder = layout.netns("").parent
     kept = namespaces.found(folder) if only is None else namespaces.among(folder, map(layout.netns_name, only))
@@ -153,6 +155,13 @@ def observe(
     declared = list(declared)
     specs = [*(known[name].interface for name in wanted), *declared]
     needed = {parent for spec in specs for parent in kinds.parents(spec)}
+
+    def elements() -> str | None:
+        """Return the digest of the elements of the loaded table, if the records still describe it."""
+        known_ = sum(claims.weigh(name, its) for name, its in everybody.items())
+        same = claims.mark(known_) == volatile.firewall.get("mark")
+        return host_filter.table(layout, everybody).elements if same else None
+
     links, live, guarded = _links(layout, linked, known, kept, needed, volatile, doomed)
     names = known_answers.read(layout)
     return Observed(
@@ -160,17 +169,23 @@ def observe(
         namespaces=kept,
         volatile=volatile,
         live=live,
-        firewall=host_table.state(layout.nft_table, volatile.firewall),
+        firewall=host_table.state(layout.nft_table, volatile.firewall, elements),
         forwarding=forwarding.switches(),
         links={link.name: link for link in links if link.name in needed},
         missing=kernel_support.missing(specs, links),
         guards=guarded,
         taken=_taken(declared, everybody.values()),
         others={name: its for name, its in everybody.items() if name not in known},
+        # Not if somebody has overwritten a record in place: the sum is that of the noted claims.
+        weight=index.weight() if only is not None and all(_as_noted(known, everybody)) else None,
         names=names,
         own=sets.own_addresses() if names else Own(),
         now=time.time(),
     )
+
+
+def _as_noted(known: Mapping[str, Record], noted: Mapping[str, Claims]) -> Iterator[bool]:
+    return (claims.of(record) == noted.get(name) for name, record in known.items())
 
 
 def _taken(declared: Iterable[Interface], known: Iterable[Claims]) -> dict[HostPort, str]:
@@ -257,7 +272,7 @@ def _links(
 def _named(
     layout: Layout, host: Socket, wanted: Mapping[str, Endpoints], known: Mapping[str, Record]
 ) -> list[Link] | None:
-    """Return the links of these interfaces' host ends, each looked up by its name; None if that doesn't find them all.
+    """Return the links of these interfaces' host ends, each looked up by its name; None if any link isn't found so.
 
     In that case a link was renamed or is gone, or the kind of its interface has no end on the host.
     """

@@ -15,12 +15,12 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.interface import addresses, claims, endpoints, forwarding, kinds
+from netspace.interface import addresses, claims, endpoints, forwarding, host_filter, kinds
 from netspace.interface import record as records
 from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceChange
 from netspace.interface.claims import Claims
 from netspace.interface.endpoints import Endpoints
-from netspace.interface.firewall import host_rules, netns_table
+from netspace.interface.firewall import netns_table
 from netspace.interface.names import sets
 from netspace.interface.observe import Observed, ObservedInterface, expected, observe, place
 from netspace.interface.record import Record
@@ -61,7 +61,7 @@ class Interfaces:
         return files.record_names(self.layout.records(records.KIND), among)
 
     def recorded(self, names: Collection[str]) -> dict[str, Interface]:
-        """Return the interfaces of those of *names* that have one, as they were applied."""
+        """Return the applied interfaces of *names*, without names that have none."""
         return {name: record.interface for name, record in records.some(self.layout, names).items()}
 
     def observe(
@@ -83,7 +83,7 @@ class Interfaces:
         return observe(self.layout, self._index, only, declared, doomed)
 
     def named(self, without: Collection[str] = ()) -> bool:
-        """Return whether a rule of a recorded interface has a name; those of *without* don't count."""
+        """Return whether a rule of a recorded interface has a name; interfaces of *without* don't count."""
         there = ((name, its) for name, its in self._index.read().items() if name not in without)
         return any(rule.name is not None for _, its in there if '"name":"' in its.rules for rule in its.allow)
 
@@ -230,7 +230,11 @@ class Interfaces:
         if everybody != before:
             others = {name: record for name, record in near.items() if name not in new}
             changes += self._neighbours(others, observed, everybody, before)
-        host = [step for step in (self._firewall(after, observed), self._forwarding(after, near, observed)) if step]
+        host = [
+            step
+            for step in (self._firewall({*new, *gone}, after, observed), self._forwarding(after, near, observed))
+            if step
+        ]
         notes = [
             f"{key} is set to {change['new']}: this concerns the whole host"
             for step in host
@@ -340,50 +344,53 @@ class Interfaces:
         )
         return Step("interface", name, action, changes, reason, work)
 
-    def _table(self, known: Mapping[str, Claims]) -> Table:
-        """Return the host's nftables table for these interfaces."""
-        return host_rules.build([
-            host_rules.HostFiltered(
-                name,
-                its.host_end,
-                endpoints.mac(self.layout.instance, name),
-                its.addresses,
-                its.gateways,
-                its.allow,
-                its.connections,
-                its.publish,
-            )
-            for name, its in known.items()
-            if its.connections and its.kind in kinds.filtered("host")
-        ], claims.elsewhere(known.values()))  # fmt: skip
+    def _firewall(self, changed: Collection[str], after: Mapping[str, Claims], observed: Observed) -> Step | None:
+        """Return the step that loads the host's table for *after*; None if it is loaded already.
 
-    def _firewall(self, after: Mapping[str, Claims], observed: Observed) -> Step | None:
-        loaded = observed.volatile.firewall
-        todo = Firewall(self._table(after))
-        if todo.digest == loaded.get("rendered", "") and observed.firewall == ("intact" if todo.digest else "absent"):
+        :param changed: the environments whose claims may have changed.
+        """
+        loaded, intact = observed.volatile.firewall, observed.firewall == "intact"
+        known = observed.weight
+        before = _weight(observed.claims) if known is None else known
+        mark = claims.mark(_weight(after) if known is None else known + _moved(changed, observed.claims, after))
+        if intact and host_filter.loaded(self.layout, after, mark, loaded):
             return None
-        if not todo.digest and not loaded:
-            return None
-        if todo.digest and observed.firewall == "intact":
-            # If a run was killed after it wrote records and before it loaded the table, the records describe another
-            # table than the loaded one.
-            before = self._table(observed.claims)
-            todo = msgspec.structs.replace(todo, before=before if before.digest == loaded.get("rendered") else None)
-        known = {} if todo.before is None else observed.claims
-        led = [one for name, its in after.items() if its.ports and its != known.get(name) for one in its.led]
-        had = [one for its in known.values() if its.ports for one in its.led] if led else []
-        todo = msgspec.structs.replace(todo, led=[one for one in led if one not in had])
-        old = {"intact": loaded.get("rendered", "")[:12], "changed": "changed by hand", "absent": "absent"}
-        change = {"old": old[observed.firewall], "new": todo.digest[:12] or "absent"}
+        if intact and host_filter.loaded(self.layout, observed.claims, claims.mark(before), loaded):
+            then, now = host_filter.parts(self.layout, observed.claims, after, changed)
+            todo = Firewall(now, then, whole=lambda: self._tables(observed.claims, after))
+        else:
+            todo = Firewall(host_filter.table(self.layout, after))
+            if todo.digest == loaded.get("rendered", "") and observed.firewall == (
+                "intact" if todo.digest else "absent"
+            ):
+                return None
+            if not todo.digest and not loaded:
+                return None
+            if todo.digest and intact:
+                # If a run was killed after it wrote records and before it loaded the table, the records describe
+                # another table than the loaded one.
+                was = host_filter.table(self.layout, observed.claims)
+                todo = msgspec.structs.replace(todo, before=was if was.digest == loaded.get("rendered") else None)
+        had = {} if todo.before is None else observed.claims
+        led = [one for name, its in after.items() if its.ports and its != had.get(name) for one in its.led]
+        known_led = [one for its in had.values() if its.ports for one in its.led] if led else []
+        noted = host_filter.notes(self.layout, after, mark) if mark else {}
+        todo = msgspec.structs.replace(todo, led=[one for one in led if one not in known_led], notes=noted)
+        named = str(loaded.get("mark") or loaded.get("rendered", ""))
+        old = {"intact": named[:12], "changed": "changed by hand", "absent": "absent"}
+        change = {"old": old[observed.firewall], "new": mark[:12] if todo.table.chains else "absent"}
         if change["old"] == change["new"]:
             change["old"] = "not confirmed"
         return Step("interface", FIREWALL, "change", {"table": change}, data=todo)
 
+    def _tables(self, *known: Mapping[str, Claims]) -> tuple[Table, ...]:
+        return tuple(host_filter.table(self.layout, its) for its in known)
+
     def _forwarding(self, after: Mapping[str, Claims], near: Mapping[str, Record], observed: Observed) -> Step | None:
+        host = kinds.filtered("host")
         needed = {
             family
-            for its in after.values()
-            if (its.rules or its.ports) and its.kind in kinds.filtered("host")
+            for its in claims.alike(its for its in after.values() if (its.rules or its.ports) and its.kind in host)
             for family in its.forwarded
             if family in its.addresses
         }
@@ -407,8 +414,12 @@ class Interfaces:
         """Apply *steps*, batched. A failure is in its step's outcome, and the other steps go on."""
         if not steps:
             return []
-        outcomes = ApplyRun(self.layout).run(steps)
-        self._index.note(step.name for step in steps if isinstance(step.data, InterfaceChange))
+        try:
+            self._index.begin()
+            outcomes = ApplyRun(self.layout).run(steps)
+            self._index.note(step.name for step in steps if isinstance(step.data, InterfaceChange))
+        finally:
+            self._index.end()
         return outcomes
 
     def own(self, owners: Mapping[str, int]) -> dict[str, str]:
@@ -440,14 +451,24 @@ class Interfaces:
         return self._again(observed.records, observed)
 
     def _again(self, known: Mapping[str, Record], observed: Observed) -> Plan:
-        """Return the plan for recorded interfaces; those that this host can't have any more are refused."""
+        """Return the plan for recorded interfaces; interfaces that this host can't have any more are refused."""
         refused = _refused({name: record.interface for name, record in known.items()}, observed)
         possible = {name: record for name, record in known.items() if name not in refused}
         return _refusing(refused, self._plan(possible, (), observed))
 
 
+def _weight(known: Mapping[str, Claims]) -> int:
+    return sum(claims.weigh(name, its) for name, its in known.items())
+
+
+def _moved(changed: Collection[str], before: Mapping[str, Claims], after: Mapping[str, Claims]) -> int:
+    """Return by how much the weight of all interfaces differs after a change of these."""
+    of = [{name: known[name] for name in changed if name in known} for known in (before, after)]
+    return _weight(of[1]) - _weight(of[0])
+
+
 def _unresolved(wanted: Mapping[str, Record], observed: Observed) -> list[str]:
-    """Return notes on names in rules that have no good answer now. Nobody is asked for them."""
+    """Return notes on names in rules that have no good answer now. No resolver is asked."""
     found: set[str] = set()
     for record in wanted.values():
         for about in sets.described(record, observed.names, observed.own, observed.now).values():

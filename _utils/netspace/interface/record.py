@@ -96,7 +96,7 @@ def secret(layout: Layout, name: str) -> Path:
 
 
 def secrets(layout: Layout, names: Iterable[str]) -> set[str]:
-    """Return those of *names* with a private key on disk, or with the temporary file of a killed run."""
+    """Return the names among *names* with a private key on disk, or with the temporary file of a killed run."""
     folder = layout.records(KIND)
     return {
         name
@@ -106,7 +106,7 @@ def secrets(layout: Layout, names: Iterable[str]) -> set[str]:
 
 
 def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:
-    """Return the records of those of *names* that have one."""
+    """Return the existing records of *names*, by name."""
     found = ((name, read_one(layout, name)) for name in sorted(files.record_names(layout.records(KIND), names)))
     return {name: record for name, record in found if record is not None}
 

@@ -14,9 +14,10 @@ from msgspec import structs
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import plan, record
-from netspace.link.broker import access, loopback, node
+from netspace.link.broker import access, loopback, node, plugin
 from netspace.link.broker.management import Management, RefusedError
 from netspace.link.forwarder import ports, process
+from netspace.link.mail.parked import has_mail
 from netspace.link.pki import authority, certificates, renewer
 from netspace.link.pki import passwords as credentials
 from netspace.link.pki.certificates import Accounts
@@ -204,8 +205,11 @@ class ApplyRun:
             node.start(self.layout, broker, self.supervisor, self.progress, deaf=deaf)
             if after:  # the former ports are free now
                 loopback.ensure(self.layout, broker)
-        elif work.observed.stalled and isinstance(broker, LocalBroker):
-            node.restart_carriers(self.layout, broker)
+        elif isinstance(broker, LocalBroker):
+            for name in work.observed.ended:
+                node.restart_plugin(self.layout, broker, name)
+            if plugin.NAME in work.observed.ended:
+                access.await_guard(self.layout, broker)
         vhost = access.vhost(self.layout, broker)
         before = work.observed.record
         accounts = access.accounts(self.layout, broker)
@@ -244,7 +248,7 @@ class ApplyRun:
             if any(key[0] == "shovel" for key in (*change.revoke, *change.create, *change.change, *change.last)):
                 self._ensure_carriers(api, broker, vhost, after)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}
-            empty = {name for name in empty if not _has_mail(api, vhost, name)}
+            empty = {name for name in empty if not has_mail(api, vhost, name)}
             for name in empty:
                 api.delete("queues", vhost, name)
             reading = {one.queue for one in formers}
@@ -303,26 +307,26 @@ class ApplyRun:
     def _ensure_carriers(self, api: Management, broker: Broker, vhost: str, after: Mapping[str, Link]) -> None:
         """Wait until the broker lists its shovels; restart the shovel plugin if it lists none.
 
-        A change of one shovel may end the process that runs all of them (``access.stalled``), shortly after the broker
+        A change of one shovel may end the process that runs all of them (``access.ended``), shortly after the broker
         accepted the change.
         """
         if not isinstance(broker, LocalBroker) or not any(map(objects.carried, after.values())):
             return
         if access.carriers_ended(api, vhost):
-            node.restart_carriers(self.layout, broker)
+            node.restart_plugin(self.layout, broker, access.SHOVELS)
 
     def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
-        """Change a shovel; if our broker refuses, restart its shovel plugin (``access.stalled``) and try once more."""
+        """Change a shovel; if our broker refuses, restart its shovel plugin (``access.ended``) and try once more."""
         try:
             do()
         except RefusedError:
             if not isinstance(broker, LocalBroker):
                 raise
-            node.restart_carriers(self.layout, broker)
+            node.restart_plugin(self.layout, broker, access.SHOVELS)
             do()
 
     def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
-        """Delete undeclared queues. Delete those with mail only for a *purge*.
+        """Delete undeclared queues, but queues with mail only for a *purge*.
 
         :return: the owners of the queues that stay.
         """
@@ -338,7 +342,7 @@ class ApplyRun:
         # These counts are up to 5 s old, and unacknowledged mail returns to its queue only when its consumer's
         # connection has ended. So try to get a message from each queue, and again 0.2 s later.
         for _ in range(2):
-            full |= {name for name in queues if name not in full and _has_mail(api, vhost, name)}
+            full |= {name for name in queues if name not in full and has_mail(api, vhost, name)}
             time.sleep(0.2)
         for name in queues.keys() - full:
             api.delete("queues", vhost, name)
@@ -391,7 +395,7 @@ class ApplyRun:
 
     def _tell_trust(self, broker: LocalBroker) -> None:
         """Have the running broker and forwarder load the new trusted certificates."""
-        services = self.supervisor.observe()
+        services = self.supervisor.observe([node.NODE, process.NAME])
         running = {name for name, status in services.items() if status.state == "running"}
         if node.NODE in running:
             node.reread_certificates(self.layout, broker)
@@ -402,7 +406,7 @@ class ApplyRun:
 
 
 def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:
-    """Return the fingerprints to record during the change: those of the names that certainly exist on the broker."""
+    """Return the fingerprints to record during the change: of the names that certainly exist on the broker."""
     return work.observed.record.named if work.before else called.fingerprints(after.values())
 
 
@@ -447,13 +451,3 @@ def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
             for one in api.get(*where, query="columns=routing_key,properties_key") or []:
                 if one.get("routing_key") == routing_key:
                     api.delete(*where, one["properties_key"])
-
-
-def _has_mail(api: Management, vhost: str, queue: str) -> bool:
-    """Check whether a message can be got from *queue* (it is requeued). True too if the broker refuses."""
-    body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
-    try:
-        got = api.post("queues", vhost, queue, "get", body=body)
-    except RefusedError:
-        return True
-    return bool(got)

@@ -12,10 +12,10 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import peer_status, plan, problems
-from netspace.link.broker import access, loopback
+from netspace.link.broker import access, loopback, node
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
-from netspace.link.mail import dead_letters
+from netspace.link.mail import dead_letters, parked
 from netspace.link.pki import authority, certificates, renewer
 from netspace.link.problems import Problem
 from netspace.link.record import Record, read
@@ -40,12 +40,14 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     :param stopped: environments that are stopped on purpose, so that nothing reads their mailboxes.
     """
     record = read(layout)
-    found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked)]
     if record.broker is None or not record.links:
+        found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked)]
         none = None if names.DEAD in record.parked else 0
         return {"ok": not found, **problems.told(found), "dead": none, "late": none}
     dead = late = None
-    services = supervisor.observe()
+    gone = parked.emptied(layout, record)
+    found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked, gone)]
+    services = supervisor.observe([node.NODE, process.NAME, renewer.NAME])
     members = objects.members(record.links.values())
     found += _ways(layout, services, members)
     found += _keys(layout, record, members)
@@ -60,7 +62,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     if state == "running":
         try:
             with access.management(layout, record.broker) as api:
-                found += _alarms(api)
+                found += _alarms(api, isinstance(record.broker, LocalBroker))
                 found += _floods(layout, record, api)
                 found += _queues(layout, record, api, stopped, {one.key for one in found})
                 found += _across(layout, record, api)
@@ -99,9 +101,13 @@ def _keys(layout: Layout, record: Record, members: Collection[str]) -> list[Prob
     return found + peers.read(layout, broker, record.links.values()).problems(record.links.values(), now)
 
 
-def _alarms(api: Management) -> list[Problem]:
+def _alarms(api: Management, own: bool) -> list[Problem]:
+    """Return problems of the broker's nodes.
+
+    :param own: the broker is netspace's own, which has a guard.
+    """
     found = []
-    for one in api.get("nodes", query="columns=name,running,mem_alarm,disk_free_alarm") or []:
+    for one in api.get("nodes", query="columns=name,running,uptime,mem_alarm,disk_free_alarm,applications") or []:
         name = str(one.get("name"))
         if one.get("running") is False:
             found.append(Problem("node-down", f"{name}, a node of the broker, doesn't run", name))
@@ -109,6 +115,9 @@ def _alarms(api: Management) -> list[Problem]:
             found.append(Problem("memory-alarm", f"{name} is short of memory: it accepts no messages", name))
         if one.get("disk_free_alarm"):
             found.append(Problem("disk-alarm", f"{name} is short of disk space: it accepts no messages", name))
+        if own and access.guard_ended(one):
+            text = "the broker's guard has ended: nothing bounds what an environment has the broker keep; apply again"
+            found.append(Problem("guard-down", text))
     return found
 
 

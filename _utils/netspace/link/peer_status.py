@@ -84,7 +84,7 @@ def _told(there: bool, link: Link) -> Told:
 def _connected(layout: Layout, broker: LocalBroker, environment: str, host: str) -> amqp.Connection:
     known, where = authority.read(layout), broker.hosts.get(host)
     if known is None or where is None or where.address is None:
-        raise NetspaceError("it isn't declared where it is")
+        raise NetspaceError("this host has no authority, or broker:hosts has no address of that host")
     context = ssl.create_default_context(cadata=known.anchors.decode())
     context.load_cert_chain(certificates.path(layout, environment))
     address, _, port = where.address.rpartition(":")

@@ -48,10 +48,11 @@ class Observed:
     :param definitions: the broker's definitions with our names of accounts; None: it doesn't run, or some objects are
         *flooded*.
     :param flooded: objects with excess bindings, which must be recreated first (``objects.flooded``).
-    :param stalled: the process that runs all shovels to other hosts has ended for good.
+    :param ended: plugins that have ended in a running broker (``access.ended``).
     :param names: the desired names of objects; None: their key is still to be made.
     :param unnamed: why the desired names can't be computed; *names* are then the recorded ones. Empty: they can.
     :param drained: draining queues that are empty.
+    :param emptied: recorded owners of parked mail that have none any more.
     :param installed: the files of our node are those of the recorded broker.
     :param silent: why the forwarder forwards nothing, though its process runs; empty: it forwards.
     :param config: the forwarder's configuration.
@@ -67,10 +68,11 @@ class Observed:
     detail: str = ""
     definitions: Mapping[str, Any] | None = field(default=None, repr=False)
     flooded: tuple[Key, ...] = ()
-    stalled: bool = False
+    ended: tuple[str, ...] = ()
     names: Names | None = None
     unnamed: str = ""
     drained: tuple[str, ...] = ()
+    emptied: tuple[str, ...] = ()
     now: float = 0.0
     passwords: Mapping[str, str] = field(default_factory=dict, repr=False)
     installed: bool = True
@@ -106,7 +108,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     before = observed.record.links
     after = {name: link for name, link in before.items() if name not in remove}
     after.update({link.name: link for link in desired.links})
-    notes = parked_notes(observed.record.parked)
+    notes = parked_notes(observed.record.parked, observed.emptied)
     if not before and not after:
         return Plan(notes=notes)
     # If no link is desired, the broker stays the recorded one.
@@ -154,6 +156,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
 
     broker_changes = _broker_changes(work)
     if after:
+        accounts.update({f"parked:{owner}": {"old": "mail", "new": None} for owner in observed.emptied})
         unneeded = {"old": "bound to answers beyond what asking needs", "new": "made anew"}
         accounts.update({shown(":".join(key)): unneeded for key in observed.flooded})
         entering = sorted(model.members(after.values()) - model.members(before.values()))
@@ -235,7 +238,7 @@ class Comparison:
     change: Difference
 
     def formers(self, observed: Observed) -> list[DrainingQueue]:
-        """Return the draining queues after the change: those that aren't empty yet."""
+        """Return the draining queues after the change: every draining queue that isn't empty yet."""
         known = observed.record.former
         found = draining.find(self.there, self.wanted, self.after, known, observed.now)
         return [one for one in found if one.queue not in observed.drained]
@@ -335,8 +338,8 @@ def _broker_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
         changes["state"] = {"old": observed.broker, "new": "running"}
     if observed.loopback == "changed":
         changes["ports"] = {"old": "open to local users", "new": "root's, the broker's and the forwarder's"}
-    if observed.stalled:
-        changes["carriers to other hosts"] = {"old": "ended", "new": "running"}
+    for name in observed.ended:
+        changes["carriers to other hosts" if name == access.SHOVELS else "guard"] = {"old": "ended", "new": "running"}
     return changes
 
 
@@ -379,7 +382,9 @@ def _forwarder_changes(layout: Layout, work: LinkChange) -> dict[str, dict[str, 
     return changes
 
 
-def parked_notes(parked: Sequence[str]) -> list[str]:
-    if not parked:
+def parked_notes(parked: Sequence[str], emptied: Collection[str] = ()) -> list[str]:
+    """Return a text that names the owners of *parked* mail, without owners whose mail is gone."""
+    left = [owner for owner in parked if owner not in emptied]
+    if not left:
         return []
-    return [f"mail is parked, because no link leads there any more, in the mailboxes of: {', '.join(parked)}"]
+    return [f"mail is parked, because no link leads there any more, in the mailboxes of: {', '.join(left)}"]

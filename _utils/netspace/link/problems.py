@@ -1,4 +1,4 @@
-"""Problems of links as typed values: a stable code, how bad it is, what it is about, and its cause. Pure.
+"""Problems of links as typed values: a stable code, a severity, a subject, and a cause. Pure.
 
 A problem may be the consequence of another one: if the forwarder is down, no environment reaches the broker. Such a
 problem names its cause in ``depends_on``. :func:`causes` leaves consequences out, so that one dead broker is one
@@ -24,6 +24,7 @@ Code = Literal[
     "disk-alarm",
     "entrance-shut",
     "forwarder-down",
+    "guard-down",
     "host-unreachable",
     "link-down",
     "link-missing",
@@ -47,6 +48,7 @@ _WARNINGS: frozenset[Code] = frozenset(
         "cut-off",
         "dead-letters",
         "dead-letters-full",
+        "guard-down",
         "mail-parked",
         "mailbox-full",
         "mailbox-unread",
@@ -77,11 +79,11 @@ class Problem(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its identity: code and subject (``mailbox-full:orders``), without a number that changes."""
+        """The problem's identity: code and subject (``mailbox-full:orders``), without a number that changes."""
         return f"{self.code}:{self.subject}" if self.subject else self.code
 
     def row(self) -> dict[str, str]:
-        """Return it as plain values, as Salt's functions return it."""
+        """Return the problem as plain values, as Salt's functions return it."""
         return {
             "code": self.code,
             "severity": self.severity,
@@ -159,11 +161,11 @@ def from_row(row: Mapping[str, str]) -> Problem:
 
 
 def rows(problems: Collection[Problem]) -> list[dict[str, str]]:
-    """Return them as plain values. ``depends_on`` is empty where the cause is not among them."""
+    """Return *problems* as plain values. ``depends_on`` is empty where the cause is not among *problems*."""
     keys = {one.key for one in problems}
     return [one.row() if one.depends_on in keys else one._replace(depends_on="").row() for one in problems]
 
 
 def told(problems: Collection[Problem]) -> dict[str, object]:
-    """Return them for an operator and for programs: the causes' texts, and all problems as rows."""
+    """Return *problems* for an operator and for programs: the causes' texts, and all problems as rows."""
     return {"problems": [one.text for one in causes(problems)], "findings": rows(problems)}

@@ -68,7 +68,7 @@ class Links:
 
     @property
     def called(self) -> Names:
-        """The recorded names of the broker's objects; without a record, those of netspace's first versions."""
+        """The recorded names of the broker's objects; without a record, the names of netspace's first versions."""
         return names.used(self.layout, self.recorded_broker())
 
     def cards(
@@ -95,7 +95,7 @@ class Links:
         return seals.read_all(self.layout)
 
     def renew_keys(self, environments: Collection[str], lead: float = seals.LEAD) -> list[str]:
-        """Make new keys for those of *environments* that have keys; return their names.
+        """Make new keys for the environments of *environments* that have keys; return the names of these.
 
         The caller must rewrite the cards, which don't have the new keys yet.
         """
@@ -192,7 +192,7 @@ class Links:
         record = read(self.layout)
         if record.broker is None or not record.links:
             return Observed(record)
-        services = self.supervisor.observe()
+        services = self.supervisor.observe([node.NODE, process.NAME, renewer.NAME])
         state, detail, definitions, flooded = reach.ask(self.layout, record, services)
         config, carrier = process.current(self.layout), services.get(process.NAME)
         now = time.time()
@@ -209,10 +209,11 @@ class Links:
             detail=detail,
             definitions=definitions,
             flooded=flooded,
-            stalled=reach.stalled(self.layout, record.broker, definitions),
+            ended=reach.ended(self.layout, record.broker, definitions) if state == "running" else (),
             names=called,
             unnamed=unnamed,
             drained=reach.drained(self.layout, record, now) if state == "running" else (),
+            emptied=parked.emptied(self.layout, record) if state == "running" else (),
             now=now,
             passwords=passwords.read_all(self.layout),
             installed=not isinstance(record.broker, LocalBroker) or node.installed(self.layout, record.broker),

@@ -7,8 +7,9 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import peer_status, plan, problems
-from netspace.link.broker import access, listening
+from netspace.link.broker import access, listening, node
 from netspace.link.forwarder import entrance, haproxy
+from netspace.link.mail import parked
 from netspace.link.peer_status import Told
 from netspace.link.problems import Problem
 from netspace.link.record import plain, read
@@ -28,7 +29,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
     listed: dict[str, Any] = {"links": {}, "mailboxes": {}, "findings": [], "parked": list(record.parked)}
     if record.broker is None or not record.links:
         return {"broker": {"state": "absent"}, **listed}
-    state, detail, definitions, _ = access.ask(layout, record, supervisor.observe())
+    state, detail, definitions, _ = access.ask(layout, record, supervisor.observe([node.NODE]))
     there: objects.Objects = {}
     beyond: dict[str, Told] = {}
     shut: dict[str, str] = {}
@@ -45,6 +46,8 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
                 stalled = peer_status.carried(layout, record, called, api)
                 beyond = {name: Told("stalled", why) for name, why in stalled.items() if why}
                 beyond.update(peer_status.direct(layout, record, called, api))
+            gone = parked.emptied(layout, record)
+            listed["parked"] = [owner for owner in record.parked if owner not in gone]
         except NetspaceError as err:
             detail, queues = str(err), []
         counts = {queue["name"]: queue for queue in queues}

@@ -282,7 +282,7 @@ def _route_of(six: bool, prefix: int, via: bool, source: bool, adding: bool) -> 
 
 
 def add_route(index: int, route: Route) -> Message:
-    """Return the request that adds a route, or replaces the one to the same destination."""
+    """Return the request that adds a route, or replaces the route to the same destination."""
     return _route(_NEWROUTE, _CREATE | _REPLACE, index, route)
 
 

@@ -14,6 +14,7 @@ import hashlib
 import socket
 import struct
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from netspace.netlink.connection import DUMP, NETLINK_NETFILTER, Message, Socket, attribute
 from netspace.netlink.reading import attributes
@@ -30,6 +31,25 @@ _GETTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETELEMENT, _GETGEN, _GETOBJECT = 1, 4
 _LISTED = {_GETTABLE: (3, 4), _GETCHAIN: (2, 6, 8), _GETOBJECT: (5, 6), _GETSET: (10, 16, 20), _GETRULE: (3, 6, 9)}
 _FLAGS, _DYNAMIC = 3, 0x20  # a set's flags, and the flag of a set that packets fill
 _ELEMENT = (3, 4, 6, 7, 9, 10, 11)  # attributes of an element besides key and value
+_KEY, _EXPIRATION, _EXPRESSIONS = 1, 5, 11  # attributes of an element: NFTA_SET_ELEM_*
+
+KEPT = 30 * 24 * 3600
+"""Seconds after which the kernel removes an element of a set that counts."""
+
+
+class Counted(NamedTuple):
+    """An element of a set that counts.
+
+    :param key: the element's key, as the kernel holds it.
+    :param packets: the packets that added it.
+    :param first: milliseconds since the first of them.
+    :param last: milliseconds since the last of them.
+    """
+
+    key: bytes
+    packets: int
+    first: int
+    last: int
 
 
 class Ruleset:
@@ -74,16 +94,17 @@ class Ruleset:
         after = self.generation()
         return after if since is not None and after == (since + 1 & 0xFFFFFFFF or 1) else None  # it is never 0
 
-    def listed(self, table: str, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
+    def listed(self, table: str, family: int = socket.AF_UNSPEC, *, elements: bool = True) -> tuple[str, str] | None:
         """Return two digests of *table* as the kernel holds it; None if there is no such table.
 
         The first digest covers everything but the elements of sets, the second covers these elements. Elements that
         packets have added are left out.
 
         :param family: list only tables of this family; AF_UNSPEC: of all families.
+        :param elements: False: leave the second digest out.
         """
         structure = hashlib.sha256()
-        elements: dict[str, list[bytes]] = {}
+        held: dict[str, list[bytes]] = {}
         there = False
         named = table.encode() + b"\0"
         own = attribute(1, named)
@@ -98,16 +119,16 @@ class Ruleset:
                 for key, value in values.items():
                     if key not in counted:
                         structure.update(struct.pack("=HH", key, len(value)) + value)
-                if type_ == _GETSET and not int.from_bytes(values.get(_FLAGS, b""), "big") & _DYNAMIC:
+                if elements and type_ == _GETSET and not int.from_bytes(values.get(_FLAGS, b""), "big") & _DYNAMIC:
                     name = bytes(values[2])
-                    found = elements.setdefault(f"{body[0]} {name.rstrip(bytes(1)).decode()}", [])
+                    found = held.setdefault(f"{body[0]} {name.rstrip(bytes(1)).decode()}", [])
                     for part in self._socket.dump(_ask(_GETELEMENT, body[0], own + attribute(2, name))):
                         for key, value in attributes(part, 4):
                             if key == 3:
                                 found += (_told(element) for _, element in attributes(value))
             if not there:  # a dump of objects in a missing table is an error
                 return None
-        return structure.hexdigest(), _sum(elements)
+        return structure.hexdigest(), _sum(held)
 
     def sets(self, table: str, family: str) -> set[str]:
         """Return the names of the sets and maps in *table* of this family; none if there is no such table."""
@@ -121,10 +142,26 @@ class Ruleset:
             raise
         return {bytes(one[2]).rstrip(b"\0").decode() for one in found if bytes(one[1]) == named}
 
-    def confirmed(self, table: str, generation: int, family: int = socket.AF_UNSPEC) -> tuple[str, str] | None:
+    def counted(self, table: str, family: str, name: str) -> list[Counted]:
+        """Return the elements of a set that counts; none if there is no such set."""
+        body = attribute(1, table.encode() + b"\0") + attribute(2, name.encode() + b"\0")
+        found = []
+        try:
+            for part in self._socket.dump(_ask(_GETELEMENT, FAMILIES[family], body)):
+                for type_, elements in attributes(part, 4):
+                    if type_ == 3:
+                        found += [_counted(element) for _, element in attributes(elements)]
+        except OSError as err:
+            if err.errno != errno.ENOENT:
+                raise
+        return [one for one in found if one.packets]
+
+    def confirmed(
+        self, table: str, generation: int, family: int = socket.AF_UNSPEC, *, elements: bool = True
+    ) -> tuple[str, str] | None:
         """Return the digests of :meth:`listed` if the ruleset is still at *generation*; else None."""
         try:
-            found = self.listed(table, family)
+            found = self.listed(table, family, elements=elements)
         except OSError:  # the table was removed meanwhile
             return None
         return found if self.generation() == generation else None
@@ -158,6 +195,21 @@ def _told(element: memoryview) -> bytes:
         if key in values:
             told += struct.pack("=HH", key, len(values[key])) + values[key]
     return told
+
+
+def _counted(element: memoryview) -> Counted:
+    """Return what a listed element has counted: its expressions are ``counter`` and ``last``."""
+    values = dict(attributes(element))
+    packets, last = 0, 0
+    for _, expression in attributes(values.get(_EXPRESSIONS, b"")):
+        about = dict(attributes(expression))
+        data = dict(attributes(about[2]))
+        if bytes(about[1]) == b"counter\0":
+            packets = int.from_bytes(data[2], "big")
+        elif bytes(about[1]) == b"last\0" and 2 in data:
+            last = int.from_bytes(data[2], "big")
+    left = int.from_bytes(values.get(_EXPIRATION, b""), "big")
+    return Counted(bytes(values[_KEY][4:]), packets, max(KEPT * 1000 - left, last), last)
 
 
 def _sum(elements: Mapping[str, list[bytes]]) -> str:

@@ -51,6 +51,8 @@ class Collection(msgspec.Struct, frozen=True):
     :param elements: keys as the kernel holds them, so that they can be compared with the kernel's.
     :param most: the most elements that packets, or another process, may add; 0: none.
     :param expiring: its elements may have a time after which the kernel removes them.
+    :param counting: each element counts the packets that added it again, and is removed ``ruleset.KEPT`` seconds after
+        the first one. See ``Ruleset.counted``.
     """
 
     types: tuple[str, ...]
@@ -58,12 +60,14 @@ class Collection(msgspec.Struct, frozen=True):
     verdicts: bool = False
     most: int = 0
     expiring: bool = False
+    counting: bool = False
 
     def declared(self, name: str) -> list[str]:
         """Return the lines that declare the collection, with its elements."""
         lines = [f"type {' . '.join(self.types)}{' : verdict' if self.verdicts else ''}"]
-        flags = "dynamic,timeout" if self.expiring else "dynamic"
+        flags = "dynamic,timeout" if self.expiring or self.counting else "dynamic"
         lines += [f"size {self.most}", f"flags {flags}"] if self.most else []
+        lines += [f"timeout {ruleset.KEPT}s", "counter last"] if self.counting else []
         lines += [f"elements = {words.elements(self.types, self.elements)}"] if self.elements else []
         return _block(f"{'map' if self.verdicts else 'set'} {words.name(name)}", lines)
 
@@ -105,6 +109,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         for name, one in sorted(self.sets.items()):
             found.update(f"{name} {one.types} {one.verdicts} {one.most}\n".encode())
             found.update(b"expiring\n" if one.expiring else b"")
+            found.update(b"counting\n" if one.counting else b"")
         for name, timeout in sorted(self.timeouts.items()):
             found.update(f"{name} {timeout}\n".encode())
         return found.hexdigest()

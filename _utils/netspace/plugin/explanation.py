@@ -15,7 +15,7 @@ from netspace.plugin.tables import Cell, Paint, Tone, prose, text
 _NAME = r"[a-z0-9][a-z0-9_-]*"
 COMMAND = re.compile(
     r"state\.apply netspace|netspace_attestation\.status|netspace_link\.dead_letters"
-    rf"|netspace\.explain {_NAME}|netspace_interface\.inspect {_NAME}"
+    rf"|netspace\.(?:explain|suggest) {_NAME}|netspace_interface\.inspect {_NAME}"
     rf"|netspace_environment\.(?:logs|retry|start|wait) {_NAME}"
 )
 """The commands that a remedy may contain. They give no rights, and remove nothing."""
@@ -42,6 +42,7 @@ ADVICE: Mapping[str, str] = {
     "not-applied": "apply it",
     "oom": "raise limits:memory in its declaration, and apply",
     "record-damaged": "apply the declaration again",
+    "refused": "see the declaration that would permit it:",
     "starting": "wait for it:",
     "stopped-by-operator": "to start it:",
     "unsupervised": "apply again, which starts the supervisor",

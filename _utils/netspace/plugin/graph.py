@@ -9,6 +9,7 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from netspace.errors import NetspaceError
 from netspace.text import printable
 
 Sort = Literal["environment", "remote", "outside"]
@@ -18,10 +19,12 @@ class Node(NamedTuple):
     """An end: a party that may reach another or be reached.
 
     :param sort: an environment of this host, one of another host, or a network outside.
+    :param group: the host that it is drawn in; empty: none.
     """
 
     name: str
     sort: Sort
+    group: str = ""
 
 
 class Arrow(NamedTuple):
@@ -52,11 +55,27 @@ _BRACKETS: Mapping[Sort, tuple[str, str]] = {
 def dot(graph: Graph) -> str:
     """Return the graph in Graphviz' language."""
     lines = ["digraph netspace {", "  rankdir=LR;"]
-    lines += [f"  {_quoted(node.name)} [shape={_SHAPES[node.sort]}];" for node in graph.nodes]
+    for number, (group, nodes) in enumerate(_groups(graph).items()):
+        inside = [f"  {_quoted(node.name)} [shape={_SHAPES[node.sort]}];" for node in nodes]
+        if group:
+            inside = [
+                f"  subgraph cluster_{number} {{",
+                f"    label={_quoted(group)};",
+                *(f"  {one}" for one in inside),
+            ]
+            inside.append("  }")
+        lines += inside
     lines += [
         f"  {_quoted(arrow.source)} -> {_quoted(arrow.target)} [label={_quoted(arrow.what)}];" for arrow in graph.arrows
     ]
     return "\n".join([*lines, "}", ""])
+
+
+def _groups(graph: Graph) -> dict[str, list[Node]]:
+    found: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        found.setdefault(node.group, []).append(node)
+    return found
 
 
 def _quoted(text: str) -> str:
@@ -69,9 +88,14 @@ def mermaid(graph: Graph) -> str:
     """Return the graph as a Mermaid flowchart."""
     ids = {node.name: f"n{number}" for number, node in enumerate(graph.nodes)}
     lines = ["flowchart LR"]
-    for node in graph.nodes:
-        before, after = _BRACKETS[node.sort]
-        lines.append(f"  {ids[node.name]}{before}{_entities(node.name)}{after}")
+    for number, (group, nodes) in enumerate(_groups(graph).items()):
+        inside = []
+        for node in nodes:
+            before, after = _BRACKETS[node.sort]
+            inside.append(f"  {ids[node.name]}{before}{_entities(node.name)}{after}")
+        if group:
+            inside = [f"  subgraph g{number}[{_entities(group)}]", *(f"  {one}" for one in inside), "  end"]
+        lines += inside
     lines += [f"  {ids[arrow.source]} -->|{_entities(arrow.what)}| {ids[arrow.target]}" for arrow in graph.arrows]
     return "\n".join([*lines, ""])
 
@@ -196,3 +220,14 @@ def _short(text: str) -> str:
 
 FORMS: Mapping[str, Callable[[Graph], str]] = {"dot": dot, "mermaid": mermaid, "html": page}
 """The renderers, by the names of their forms."""
+
+
+def rendered(form: object, nodes: Sequence[Node], arrows: Sequence[Arrow]) -> str:
+    """Return a picture in one of the forms.
+
+    :raises NetspaceError: there is no such form.
+    """
+    render = FORMS.get(str(form))
+    if render is None:
+        raise NetspaceError(f"form: there is no {str(form)!r:.100}; choose from {', '.join(FORMS)}")
+    return render(Graph(nodes, arrows))

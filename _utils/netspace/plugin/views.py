@@ -257,6 +257,29 @@ def _answer(data: object, screen: Screen) -> list[str]:
     return reachability.answer(mapping(data), screen.paint)
 
 
+def _refused(data: object, screen: Screen) -> list[str]:
+    found = mapping(data)
+    rows = []
+    for row in map(mapping, sequence(found["rows"])):
+        rank = WELL if row["permitted_now"] is True else BAD if row["why"] else ODD
+        times = [Cell(tables.age(row[which], screen.now)) for which in ("first", "last")]
+        notes = [Cell("permitted by now", "good")] if rank == WELL else []
+        notes += [Cell(prose(row["why"]), "dim")] if row["why"] else []
+        rows.append(Row(0, [Cell(text(row["kind"])), Cell(text(row["what"])), Cell(text(row["count"])), *times], notes))
+    lines = [
+        line
+        for kind, why in _texts(found["not_recorded"])
+        for line in tables.sentence(Cell(f"{kind}: not recorded: {why}", "dim"), screen.paint)
+    ]
+    if not rows:
+        return [*lines, *tables.sentence(Cell(f"{text(found['refusals_of'])}: no refusal is known"), screen.paint)]
+    return [*lines, *tables.table(("KIND", "WHAT", ">COUNT", ">FIRST", ">LAST"), rows, screen.paint)]
+
+
+def _texts(values: object) -> list[tuple[str, str]]:
+    return [(text(name), prose(value)) for name, value in mapping(values).items()]
+
+
 def _paths(data: object, screen: Screen) -> list[str]:
     return reachability.paths(mapping(data), screen.paint)
 
@@ -275,6 +298,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_has("explains", "summary", "findings", "log"), _explanation),
     (_has("can", "rules", "why_not", "through"), _answer),
     (_has("paths_to", "paths"), _paths),
+    (_has("refusals_of", "rows", "not_recorded"), _refused),
     (_has("compared_with", "differences", "refused"), _differences),
     (_has("trust", "environments", "links", "supervised"), _overview),
     (_has("broker", "links", "mailboxes"), _links),

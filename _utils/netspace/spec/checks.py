@@ -1,11 +1,10 @@
 """Checks beyond types: bounds of single values, and conflicts in a declaration.
 
-Pure. Every check returns the problems that it finds; an empty result means that there is none.
+Pure. Every check returns the problems that it finds; an empty result means that there is no problem.
 """
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import ipaddress
 import math
@@ -43,7 +42,7 @@ MAX_QUOTED = 200
 MAX_ARGUMENT = 128 * 1024  # the kernel's MAX_ARG_STRLEN
 MAX_ITEMS = 1024
 _KERNEL_MEMORY = 8 * 1024**2  # the least memory that must be left for a unikernel
-_NOT_PLAIN = "a NUL character, text that is no Unicode, or longer than 128 KiB"
+_NOT_PLAIN = "a NUL character, invalid Unicode, or longer than 128 KiB"
 # netspace mounts its own file systems here; a volume at, above or below one would cover it.
 RESERVED_TARGETS = ("/proc", "/sys", "/dev", "/run/netspace")
 # Neither these folders of the host nor anything in them can be a volume's source.
@@ -85,14 +84,14 @@ def runtime_settings(spec: Any, path: str) -> list[Problem]:
 
 
 def runtime(name: str, thing: Literal["images", "kernels"]) -> str:
-    """Return why the runtime *name* can't run *thing* (``images``, ``kernels``); empty if it can."""
+    """Return why the runtime *name* can't run *thing* (``images``, ``kernels``); empty if the runtime can."""
     if name in extensions.runtimes() and thing == extensions.runtime(name).RUNS:
         return ""
-    return f"{name!r} is no runtime of {thing}; choose from {', '.join(extensions.runtimes_of(thing))}"
+    return f"{name!r} is not a runtime for {thing}; choose from {', '.join(extensions.runtimes_of(thing))}"
 
 
 def image(text: str) -> str:
-    """Return the problem of an image's ``<source>:<location>``; empty if there is none."""
+    """Return the problem of an image's ``<source>:<location>``; empty if the text is valid."""
     source, _, location = text.partition(":")
     if source not in extensions.image_sources() or not location:
         return f"{text!r}: write <source>:<location> with one of {', '.join(extensions.image_sources())}"
@@ -102,12 +101,12 @@ def image(text: str) -> str:
     elif not location.startswith("/"):
         return f"{text!r}: the location must be an absolute path, or salt://..."
     if not plain(text):
-        return "a NUL character, text that is no Unicode, or longer than 4096 characters"
+        return "a NUL character, invalid Unicode, or longer than 4096 characters"
     return ""
 
 
 def source_hash(text: str) -> str:
-    """Return the problem of a ``sha256:<hex>``; empty if there is none."""
+    """Return the problem of a ``sha256:<hex>``; empty if the text is valid."""
     return "" if _HASH.fullmatch(text) else f"{text!r}: expected sha256: and 64 hexadecimal digits"
 
 
@@ -121,7 +120,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     if spec.kernel is not None:
         problems += kernel(spec, path)
     elif not spec.image:
-        refuse("image", "missing (or a kernel)")
+        refuse("image", "missing; give an image or a kernel")
     elif message := image(spec.image):
         refuse("image", message)
     thing: Literal["images", "kernels"] = "images" if spec.kernel is None else "kernels"
@@ -145,7 +144,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
         if not plain(value, MAX_ARGUMENT):
             refuse(f"env:{name}", _NOT_PLAIN)
     if spec.user is not None and not 1 <= spec.user <= 65535:
-        refuse("user", f"{spec.user} is out of 1..65535 (0, root, is never given)")
+        refuse("user", f"{spec.user} is out of 1..65535 (0, root, is not possible)")
     if spec.working_dir is not None and not clean(spec.working_dir):
         refuse("working_dir", f"{spec.working_dir!r}: expected an absolute path without '..'")
     limits = spec.limits
@@ -153,7 +152,7 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     _between(problems, f"{path}:limits:cpus", limits.cpus, 0.01, 4096)
     _between(problems, f"{path}:limits:pids", limits.pids, 1, 4_194_304)
     if spec.init and spec.limits.pids == 1:
-        refuse("limits:pids", "init is a process beside the program: at least 2")
+        refuse("limits:pids", "init needs one process, so give at least 2")
     _between(problems, f"{path}:limits:files", limits.files, 64, 1_048_576)
     _between(problems, f"{path}:limits:shm", limits.shm, 0, 2**50)
     _between(problems, f"{path}:limits:tmp", limits.tmp, 0, 2**50)
@@ -170,14 +169,14 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     scheme, _, file = spec.seccomp.partition("file:")
     if spec.seccomp not in SECCOMP_PROFILES and (scheme or not clean(file)):
         choice = ", ".join(SECCOMP_PROFILES)
-        refuse("seccomp", f"{spec.seccomp!r} is no profile; choose from {choice}, file:/absolute/path.json")
+        refuse("seccomp", f"{spec.seccomp!r} is not a profile; choose from {choice}, file:/absolute/path.json")
     targets: set[str] = set()
     for index, volume in enumerate(spec.volumes):
         problems += _volume(volume, f"{path}:volumes:{index}")
         if volume.target in targets:
-            refuse(f"volumes:{index}:target", f"{volume.target} is the target of another volume already")
+            refuse(f"volumes:{index}:target", f"{volume.target} is already the target of another volume")
         elif inner := [other for other in targets if within(other, volume.target)]:
-            refuse(f"volumes:{index}:target", f"{volume.target} would cover {inner[0]}; list the outer one first")
+            refuse(f"volumes:{index}:target", f"{volume.target} would cover {inner[0]}; list the outer volume first")
         targets.add(volume.target)
     return problems
 
@@ -189,7 +188,7 @@ def _health(spec: Environment, path: str) -> list[Problem]:
     if health is not None:
         where = f"{path}:health"
         if bool(health.exec) == health.mailbox:
-            problems.append(Problem(where, "needs one of exec (an argument vector) and mailbox: true"))
+            problems.append(Problem(where, "give either exec (an argument vector) or mailbox: true"))
         if len(health.exec) > MAX_ITEMS or not all(plain(part, MAX_ARGUMENT) for part in health.exec):
             problems.append(Problem(f"{where}:exec", f"more than {MAX_ITEMS} arguments, {_NOT_PLAIN}"))
         elif health.exec and not health.exec[0]:
@@ -210,12 +209,14 @@ def _health(spec: Environment, path: str) -> list[Problem]:
 
 def no_environment(name: str, names: Collection[str]) -> str:
     """Return the problem of a reference to an undeclared environment, with the nearest declared name."""
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=1)
     return f"there is no environment {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def circle(after: Mapping[str, Collection[str]]) -> list[str]:
-    """Return the names of a cycle in *after*, with the first one again at the end; empty if there is no cycle.
+    """Return the names of a cycle in *after*, with the first name repeated at the end; empty if there is no cycle.
 
     Names that *after* doesn't define can't be part of a cycle.
     """
@@ -227,7 +228,7 @@ def circle(after: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Problem]:
-    """Check ``after``: each environment named there is declared, and there is no cycle."""
+    """Check ``after``: each named environment is declared, and there is no cycle."""
     problems = [
         Problem(f"{path}:environments:{name}:after:{index}", no_environment(other, names))
         for name, spec in declared.environments.items()
@@ -237,7 +238,9 @@ def _order(declared: Declaration, path: str, names: Collection[str]) -> list[Pro
     if found := circle({name: spec.after for name, spec in declared.environments.items()}):
         index = declared.environments[found[0]].after.index(found[1])
         where = f"{path}:environments:{found[0]}:after:{index}"
-        problems.append(Problem(where, f"they would wait for each other: {' after '.join(found)}"))
+        problems.append(
+            Problem(where, f"these environments would wait for each other; remove one 'after': {' after '.join(found)}")
+        )
     return problems
 
 
@@ -249,7 +252,10 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
     targets = {link.target for link in declared.links}
     problems = _order(declared, path, names)
     problems += [
-        Problem(f"{path}:environments:{name}:health:mailbox", f"no link leads to {name}: it has no mailbox")
+        Problem(
+            f"{path}:environments:{name}:health:mailbox",
+            f"{name} has no mailbox, since no link leads to it; declare a link, or use exec",
+        )
         for name, spec in declared.environments.items()
         if spec.health is not None and spec.health.mailbox and name not in targets
     ]
@@ -263,7 +269,7 @@ def whole(declared: Declaration, path: str, names: Collection[str]) -> list[Prob
 
 
 def assertions(declared: Declaration, asserted: Mapping[str, Never], names: Collection[str]) -> list[Problem]:
-    """Check that a whole declaration violates no assertion, and that each names environments that are declared.
+    """Check that a whole declaration violates no assertion, and that all environments in assertions are declared.
 
     :param asserted: the assertions that concern this host, by their paths.
     :param names: the names of all environments, including those that didn't parse.
@@ -279,31 +285,31 @@ def assertions(declared: Declaration, asserted: Mapping[str, Never], names: Coll
 
 
 def kernel(spec: Environment, path: str) -> list[Problem]:
-    """Check the keys that an environment with a kernel can't have. The parser checks its interface."""
+    """Check the keys that an environment with a kernel can't have. The parser checks the kind of its interface."""
     problems = []
     assert spec.kernel is not None
     if not clean(spec.kernel):
         problems.append(Problem(f"{path}:kernel", f"{spec.kernel!r}: expected an absolute path without '..'"))
     instead = {
-        "image": "a kernel takes the place of an image",
-        "command": "a kernel is the program; its arguments are args",
-        "env": "a kernel has no variables; its arguments are args",
-        "working_dir": "a kernel has no folders",
-        "volumes": "a kernel has no folders",
-        "read_only": "a kernel has no root to write to",
-        "init": "a kernel has no processes of the host's: leave it out",
-        "target": "there is no other program to run in a kernel",
+        "image": "an environment has either an image or a kernel; leave out one of them",
+        "command": "a kernel has no command; put its arguments into args",
+        "env": "a kernel has no variables; put its arguments into args",
+        "working_dir": "a kernel has no folders; leave it out",
+        "volumes": "a kernel has no folders; leave it out",
+        "read_only": "a kernel has no root file system; leave it out",
+        "init": "a kernel runs no processes of the host; leave it out",
+        "target": "Salt can't run programs in a kernel; leave it out",
     }
     problems += [Problem(f"{path}:{key}", message) for key, message in instead.items() if getattr(spec, key)]
     if spec.limits.disk is not None:
-        problems.append(Problem(f"{path}:limits:disk", "a kernel has no root to write to"))
+        problems.append(Problem(f"{path}:limits:disk", "a kernel has no root file system; leave it out"))
     if spec.seccomp != "strict" and not spec.seccomp.startswith("file:"):
-        problems.append(Problem(f"{path}:seccomp", "a kernel's tender has a profile of its own: leave it out"))
+        problems.append(Problem(f"{path}:seccomp", "the program that runs a kernel has its own profile; leave it out"))
     return problems
 
 
 def used(spec: Environment, usual: Runtimes) -> str:
-    """Return the runtime that an environment names, or the host's default."""
+    """Return the runtime that an environment names; by default *usual*, the host's default runtime."""
     return spec.runtime or (usual.default if spec.kernel is None else usual.kernels)
 
 
@@ -318,19 +324,20 @@ def under(spec: Environment, used: str, path: str) -> list[Problem]:
     for limit, least in getattr(module, "LEAST", {}).items():
         if getattr(spec.limits, limit) < least:
             said = f"{least // 1024**2}M" if limit == "memory" else least
-            problems.append(Problem(f"{path}:limits:{limit}", f"{used} needs some itself: at least {said}"))
+            problems.append(Problem(f"{path}:limits:{limit}", f"{used} itself needs a part; give at least {said}"))
     if module.RUNS == "kernels":
         for index, argument in enumerate(spec.args or ()):
             if module.ONE_LINE and not _WORD.fullmatch(argument):
                 message = (
-                    f"{argument!r} would be another under {used}, which hands a kernel one line: no space, no control"
+                    f"{argument!r}: {used} gives a kernel one line, so an argument can't be empty, "
+                    "and can't have a space or control character"
                 )
-                problems.append(Problem(f"{path}:args:{index}", f"{message} character, not empty"))
+                problems.append(Problem(f"{path}:args:{index}", message))
         if spec.health is not None and spec.health.exec:
-            problems.append(Problem(f"{path}:health:exec", "there is no other program to run in a kernel; use mailbox"))
+            problems.append(Problem(f"{path}:health:exec", "a probe can't run programs in a kernel; use mailbox"))
         if spec.limits.memory < module.RESERVE + _KERNEL_MEMORY:
             least, own = (size // 1024**2 for size in (module.RESERVE + _KERNEL_MEMORY, module.RESERVE))
-            message = f"a kernel under {used} needs {least}M, {own}M of it the tender"
+            message = f"a kernel under {used} needs at least {least}M, of which {used} itself takes {own}M"
             problems.append(Problem(f"{path}:limits:memory", message))
     return problems
 
@@ -339,27 +346,34 @@ def _volume(volume: Volume, path: str) -> list[Problem]:
     problems = []
     if volume.source is None:
         if volume.size is None:
-            problems.append(Problem(path, "needs a source (a folder of the host) or a size (netspace keeps it)"))
+            problems.append(Problem(path, "give a source (a folder of the host), or a size (netspace keeps the files)"))
         else:
             _between(problems, f"{path}:size", volume.size, *DISK_SIZES)
         if len(quoted(volume.target)) > MAX_QUOTED:
-            problems.append(Problem(f"{path}:target", f"longer than {MAX_QUOTED} characters (without a source)"))
+            problems.append(
+                Problem(f"{path}:target", f"longer than {MAX_QUOTED} characters; give a shorter target, or a source")
+            )
     elif volume.size is not None:
         problems.append(
             Problem(
                 f"{path}:size",
-                "the size of a host's folder is its file system's to bound: leave out source, and netspace keeps "
-                "a file system of this size (copy what is in the folder into it), or leave out size",
+                "netspace can't limit the size of a host's folder; leave out size, or leave out source: netspace then "
+                "keeps a file system of this size (copy the folder's files into it)",
             )
         )
     elif not clean(volume.source):
         problems.append(Problem(f"{path}:source", f"{volume.source!r}: expected an absolute path without '..'"))
     elif volume.source in HOST_ROOTS or any(within(volume.source, folder) for folder in HOST_FOLDERS):
-        problems.append(Problem(f"{path}:source", f"{volume.source} is the host's own and is never handed out"))
+        problems.append(
+            Problem(
+                f"{path}:source",
+                f"{volume.source} belongs to the host and can't be given to an environment; use another folder",
+            )
+        )
     if not clean(volume.target):
         problems.append(Problem(f"{path}:target", f"{volume.target!r}: expected an absolute path without '..'"))
     elif any(within(volume.target, own) or within(own, volume.target) for own in RESERVED_TARGETS):
-        problems.append(Problem(f"{path}:target", f"{volume.target} would cover what netspace mounts there"))
+        problems.append(Problem(f"{path}:target", f"{volume.target} would cover a mount of netspace; use another path"))
     return problems
 
 
@@ -393,14 +407,14 @@ def interface(spec: Interface, path: str) -> list[Problem]:
 
 
 def _names(spec: Filtered, path: str) -> list[Problem]:
-    """Check who the peers of each rule are: a network, a name, or a name within a network."""
+    """Check the peers in each rule: a network, a name, or a name within a network."""
     problems = []
     for index, rule in enumerate(spec.allow):
         where = f"{path}:allow:{index}"
         if rule.name is None and rule.cidr is None:
-            problems.append(Problem(where, "cidr or name is missing: a rule says who the peers are"))
+            problems.append(Problem(where, "cidr or name is missing; name the peers of this rule"))
         elif rule.name is not None and rule.direction == "in":
-            text = "who connects isn't known by name; give cidr, or direction: out"
+            text = "a name can't select incoming connections; give cidr, or direction: out"
             problems.append(Problem(f"{where}:name", text))
     if len({rule.name for rule in spec.allow if rule.name is not None}) > NAMES:
         problems.append(Problem(f"{path}:allow", f"more than {NAMES} names"))
@@ -408,7 +422,7 @@ def _names(spec: Filtered, path: str) -> list[Problem]:
 
 
 def together(interfaces: Mapping[str, publish.Claimant], path: str = "netspace") -> list[tuple[str, str, str]]:
-    """Return the conflicts among one host's interfaces, by their environments' names: (name, key, message).
+    """Return the conflicts among the interfaces of one host, given by their environments' names: (name, key, message).
 
     :param path: the declaration's path, for messages.
     """
@@ -419,16 +433,18 @@ def together(interfaces: Mapping[str, publish.Claimant], path: str = "netspace")
         for key, what in spec.claims():
             owner = owners.setdefault(what, name)
             if owner != name:
-                found.append((name, key, f"{what} is {owner}'s already"))
+                found.append((name, key, f"{what} already belongs to {owner}"))
         for key, subject, value in spec.shares():
             first, other = agreed.setdefault(subject, (name, value))
             if other != value:
-                found.append((name, key, f"{subject} is {value} here, but {other} for {first}: they must be the same"))
+                found.append(
+                    (name, key, f"{subject} is {value} here, but {other} for {first}; give both the same value")
+                )
     return found + publish.conflicts(interfaces, path)
 
 
 def ports(value: int | str) -> tuple[int, int] | None:
-    """Return (first, last) of a port or a range; None if it is neither."""
+    """Return (first, last) of a port or a range; None if *value* is neither."""
     match = _PORTS.fullmatch(str(value))
     if match is None:
         return None
@@ -444,8 +460,8 @@ LINK_RATES = (0.001, 100_000.0)
 LINK_SIZES = (1, 16 * 1024**2)
 # Keys that are refused, because neither the broker nor anything else on the way enforces them on a sender.
 LINK_REFUSED = {
-    "priority": "a priority is what the sender calls it: give links that must not wait for others a `length` or `ttl`, "
-    "and so a queue of their own",
+    "priority": "any sender could claim a priority; give links that must not wait for others a `length` or `ttl`, "
+    "so that they have queues of their own",
 }
 
 
@@ -454,7 +470,7 @@ def link(spec: Link, path: str) -> list[Problem]:
     problems = []
     for key, name in (("from", spec.source), ("to", spec.target)):
         if not END.fullmatch(name):
-            problems.append(Problem(f"{path}:{key}", f"{name!r} can't be an environment's name, nor <name>@<host>"))
+            problems.append(Problem(f"{path}:{key}", f"{name!r} is neither an environment's name nor <name>@<host>"))
     if spec.source == spec.target:
         problems.append(Problem(path, f"{spec.source} can't be linked to itself"))
     if spec.local is not None and not NAME.fullmatch(spec.local):
@@ -466,22 +482,29 @@ def link(spec: Link, path: str) -> list[Problem]:
     if spec.rate is not None and not LINK_RATES[0] <= spec.rate <= LINK_RATES[1]:
         problems.append(Problem(f"{path}:rate", f"{spec.rate:g}: expected 0.001 to 100000 messages in a second"))
     if spec.rate is not None and spec.length is None:
-        problems.append(Problem(f"{path}:rate", "needs length: what is sent faster waits in a queue of the link's own"))
+        problems.append(
+            Problem(f"{path}:rate", "needs length, because messages above the rate wait in the link's own queue")
+        )
     if spec.size is not None:
         _between(problems, f"{path}:size", spec.size, *LINK_SIZES)
     if spec.content_type is not None and not _MEDIA_TYPE.fullmatch(spec.content_type):
         text = f"{spec.content_type!r}: expected a media type in lower case, without parameters, such as text/plain"
         problems.append(Problem(f"{path}:content_type", text))
     if spec.full != "reject" and spec.length is None:
-        problems.append(Problem(f"{path}:full", "needs length: a mailbox that others send to as well rejects"))
+        problems.append(
+            Problem(
+                f"{path}:full",
+                "needs length, so that the link has its own queue; in a shared mailbox, other links fill it, too",
+            )
+        )
     return problems
 
 
 def local_names(links: Iterable[Link]) -> dict[str, str]:
     """Return the reason for each link whose local name is refused, by the link's name.
 
-    To the sender's program, each name must mean one environment. The names of environments that send to it
-    count too, because the program receives messages under these names.
+    Each name must mean one environment to the sender's program. The names of environments that send to the sender
+    count too, because its program receives messages under these names.
     """
     links = list(links)
     others: dict[str, set[str]] = {}
@@ -495,10 +518,10 @@ def local_names(links: Iterable[Link]) -> dict[str, str]:
             continue
         first = owners.setdefault((one.source, one.local), one)
         if first.target != one.target:
-            why = f"{one.local} is what {one.source} calls {first.target} already"
+            why = f"{one.source} already uses {one.local} for {first.target}"
             wrong[one.name] = f"{why}; remove that link, or choose another name"
         elif one.local != one.target and one.local in others[one.source]:
-            why = f"{one.local} is another environment that {one.source} is linked with"
+            why = f"{one.source} has a link with another environment named {one.local}"
             wrong[one.name] = f"{why}; choose another name"
     return wrong
 
@@ -523,7 +546,9 @@ def clashes(
         problems += hosts.link(one, declared.broker, where)
         if isinstance(declared.broker, ClusterBroker):
             problems += [
-                Problem(f"{where}:{key}", f"this host has an environment of that name too: on {name} it needs another")
+                Problem(
+                    f"{where}:{key}", "this host has an environment of the same name; give one of the two another name"
+                )
                 for key, name in (("from", one.source), ("to", one.target))
                 if hosts.remote(name) and name.partition("@")[0] in names
             ]
@@ -533,10 +558,10 @@ def clashes(
 
         if one.monitor and isinstance(declared.broker, ClusterBroker):
             problems.append(
-                Problem(f"{where}:monitor", "needs a broker of netspace's own, which tells who comes and goes")
+                Problem(f"{where}:monitor", "needs netspace's own broker, which reports when programs start and stop")
             )
         if not one.durable and isinstance(declared.broker, ClusterBroker):
-            why = "a queue in memory is on one node of a cluster and ends with it; leave it out, or use a broker of "
+            why = "a queue in memory is lost with its node of the cluster; leave it out, or use a broker of "
             problems.append(Problem(f"{where}:durable", f"{why}netspace's own"))
     problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(declared.links).items()]
 
@@ -551,7 +576,7 @@ def clashes(
             if ipaddress.ip_address(address) not in range_:  # an address of another family never is
                 problems.append(Problem(where, f"{address} is outside of {path}:network:{family} ({range_})"))
             if address in addresses:
-                problems.append(Problem(where, f"{address} is {addresses[address]}'s already"))
+                problems.append(Problem(where, f"{address} already belongs to {addresses[address]}"))
             addresses.setdefault(address, name)
 
     known_ones = {name: spec.interface for name, spec in declared.environments.items() if spec.interface is not None}
@@ -574,7 +599,10 @@ def _published(declared: Declaration, interfaces: Mapping[str, Interface], path:
 
 
 def _volumes(declared: Declaration, path: str) -> list[Problem]:
-    """Check that each volume's source belongs to one environment: no other has the same, a nested or enclosing path."""
+    """Check that each volume's source belongs to one environment.
+
+    No other volume may name the same path, or one above or below.
+    """
     problems = []
     sources = sorted(
         (volume.source, name, f"{path}:environments:{name}:volumes:{index}:source")
@@ -588,7 +616,10 @@ def _volumes(declared: Declaration, path: str) -> list[Problem]:
         for other, owner, _ in reversed(sources[:index]):
             if within(source, other):
                 problems.append(
-                    Problem(where, f"{source} is handed to {owner} already (as {other}); {name} can't share it")
+                    Problem(
+                        where,
+                        f"{source} already belongs to {owner} (as {other}); give {name} another folder",
+                    )
                 )
                 break
     return problems
@@ -611,11 +642,13 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
             if not 1 <= port <= 65535:
                 problems.append(Problem(f"{path}:broker:{key}", f"{port} is out of 1..65535"))
             if port in used:
-                problems.append(Problem(f"{path}:broker:{key}", f"{port} is {used[port]} already"))
+                problems.append(Problem(f"{path}:broker:{key}", f"{port} is already used as {used[port]}"))
             used.setdefault(port, key)
         for index, name in enumerate(broker.passwords):
             if not NAME.fullmatch(name):
-                problems.append(Problem(f"{path}:broker:passwords:{index}", f"{name!r:.60} is no environment's name"))
+                problems.append(
+                    Problem(f"{path}:broker:passwords:{index}", f"{name!r:.60} is not an environment's name")
+                )
         if broker.trust_domain is not None and not _DOMAIN.fullmatch(broker.trust_domain):
             problems.append(
                 Problem(f"{path}:broker:trust_domain", "expected a name such as example.org: a-z, 0-9, '.', '-', '_'")
@@ -636,21 +669,23 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:broker:host", f"{broker.host!r} can't be a host's name: use {NAME_RULE}"))
     for index, pcr in enumerate(declared.attestation.pcrs):
         if not 0 <= pcr <= 23:
-            problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is no PCR (0..23)"))
+            problems.append(Problem(f"{path}:attestation:pcrs:{index}", f"{pcr} is not a PCR; expected 0 to 23"))
     if declared.attestation.verifier == "master" and not declared.attestation.verifier_keys:
         problems.append(
             Problem(
                 f"{path}:attestation:verifier_keys",
-                "missing: a master's result counts by its verifier's key alone (salt-run netspace_attestation.jwks)",
+                "missing; give the thumbprints of the master's keys (salt-run netspace_attestation.jwks)",
             )
         )
     for index, key in enumerate(declared.attestation.verifier_keys):
         if not re.fullmatch(r"[A-Za-z0-9_-]{43}", key):
-            problems.append(Problem(f"{path}:attestation:verifier_keys:{index}", f"{key!r:.60} is no thumbprint"))
+            problems.append(
+                Problem(f"{path}:attestation:verifier_keys:{index}", f"{key!r:.60} is not a thumbprint (RFC 7638)")
+            )
     if declared.network.ipv4.network.version != 4:
-        problems.append(Problem(f"{path}:network:ipv4", f"{declared.network.ipv4} is no IPv4 network"))
+        problems.append(Problem(f"{path}:network:ipv4", f"{declared.network.ipv4} is not an IPv4 network"))
     if declared.network.ipv6.network.version != 6:
-        problems.append(Problem(f"{path}:network:ipv6", f"{declared.network.ipv6} is no IPv6 network"))
+        problems.append(Problem(f"{path}:network:ipv6", f"{declared.network.ipv6} is not an IPv6 network"))
     return problems
 
 
@@ -664,7 +699,7 @@ def _urls(value: str | tuple[str, ...], schemes: tuple[str, str], path: str) -> 
 
 
 def _url(value: str, schemes: tuple[str, str], path: str) -> list[Problem]:
-    """Check one URL. No message repeats it, since it may hold a password.
+    """Check one URL. No message repeats the URL, since it may hold a password.
 
     :param schemes: the scheme without TLS, allowed for loopback only, and the scheme with TLS.
     """
@@ -675,12 +710,12 @@ def _url(value: str, schemes: tuple[str, str], path: str) -> list[Problem]:
     except ValueError as err:
         return [Problem(path, f"{wanted}: {err}")]
     if parts.username is not None or parts.password is not None:
-        return [Problem(path, "holds a user or a password: put them into the file that 'credentials' names")]
+        return [Problem(path, "the URL has a user or a password; put them into the file that 'credentials' names")]
     if parts.scheme not in schemes or not _HOST.fullmatch(host) or port == 0 or parts.query or parts.fragment:
         return [Problem(path, wanted)]
     clear, secret = schemes
     if parts.scheme == clear and not _loopback(host):
-        text = f"{clear}:// to another host tells passwords to whoever listens on the way: have it take {secret}://"
+        text = f"{clear}:// to another host sends passwords unencrypted; use {secret}://"
         return [Problem(path, text)]
     return []
 
@@ -693,12 +728,12 @@ def _loopback(host: str) -> bool:
 
 
 def within(path: str, folder: str) -> bool:
-    """Return whether *path* is *folder* or lies below it (both absolute and normalized)."""
+    """Return whether *path* is *folder* or lies below *folder* (both absolute and normalized)."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def quoted(target: str) -> str:
-    """Return the name of the file that keeps a volume without ``source``. It is made from the volume's *target*."""
+    """Return the name of the file that keeps a volume without ``source``, made from the volume's *target*."""
     return urllib.parse.quote(target.strip("/"), safe="")
 
 

@@ -1,7 +1,7 @@
 """Extensions of the declaration: interface kinds, runtimes and image sources, each a file of its own.
 
-This is the only module of ``netspace.spec`` that imports from the kinds, so that a new file is all that an extension
-needs. It imports them when they are asked for.
+This is the only module of ``netspace.spec`` that imports from the kinds, so an extension needs only a new file.
+The extensions are imported when a function here is called.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def runtime(name: str) -> Any:
 
 
 def runtimes_of(thing: Literal["images", "kernels"]) -> list[str]:
-    """Return the names of the runtimes that run images, or those that run kernels."""
+    """Return the names of the runtimes that run *thing*: images or kernels."""
     from netspace.environment import runtimes
 
     return runtimes.running(thing)

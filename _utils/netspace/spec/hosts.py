@@ -1,7 +1,7 @@
 """Links between hosts: checks of other hosts' declared values, and the selection of this host's links. Pure.
 
 The same list of links may be declared on every host of a fleet, with each end as ``<environment>@<host>``.
-:func:`local` drops the links that don't concern this host, and removes ``@<host>`` from its own
+:func:`local` drops the links that don't concern this host, and removes ``@<host>`` from the names of this host's
 environments. After that, an end with an ``@`` is on another host.
 """
 
@@ -21,13 +21,13 @@ from netspace.spec.types import NAME, NAME_RULE, Broker, ClusterBroker, Link, Lo
 # A name that is valid in certificates (DNS, RFC 1123 section 2.1) and as a SPIFFE trust domain (no capitals).
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 DOMAIN = re.compile(rf"(?=.{{1,200}}$){_LABEL}(?:\.{_LABEL})+")
-_NO_KEYS = "hosts that share a broker have no authorities, so none can say whose key it is"
+_NO_KEYS = "hosts that share a broker have no authorities that could certify the keys; leave seal out"
 _PUBLIC = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 bytes
 _ADDRESS = re.compile(r"(?:\[([0-9a-fA-F:.]{2,45})\]|([A-Za-z0-9.-]{1,253})):([0-9]{1,5})")
 
 
 def local(links: Iterable[Link], broker: Broker) -> tuple[Link, ...]:
-    """Return the links that concern this host, with its own environments named without ``@<host>``."""
+    """Return the links that concern this host. In them, this host's environments are named without ``@<host>``."""
     if broker.host is None:
         return tuple(links)
     suffix = f"@{broker.host}"
@@ -63,7 +63,7 @@ def _is_numeric(text: str) -> bool:
 def within(one: str, other: str) -> bool:
     """Return whether one of two different trust domains is below the other.
 
-    If so, the authority of the upper one could issue certificates for the lower one.
+    If so, the authority of the upper domain could issue certificates for the lower domain.
     """
     return one.endswith(f".{other}") or other.endswith(f".{one}")
 
@@ -78,14 +78,14 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
             Problem(f"{path}:listen", f"{broker.listen!r}: expected an address and a port, such as 198.51.100.7:5671")
         )
     if broker.among_hosts:
-        why = "is missing: with listen or hosts, environments of other hosts have to know this one"
+        why = "is missing; listen and hosts need it,"
         needed = {
-            "host": "the name of this host",
-            "trust_domain": "its name in certificates",
-            "authority": "an authority below a root that all of them trust",
+            "host": "as the name of this host",
+            "trust_domain": "as the name of this host in certificates",
+            "authority": "as an authority below a root that all hosts trust",
         }
         problems += [
-            Problem(f"{path}:{key}", f"{why}, by {what}") for key, what in needed.items() if not getattr(broker, key)
+            Problem(f"{path}:{key}", f"{why} {what}") for key, what in needed.items() if not getattr(broker, key)
         ]
         if broker.trust_domain is not None and not DOMAIN.fullmatch(broker.trust_domain):
             problems.append(
@@ -94,7 +94,10 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
     problems += _keys(broker, path)
     if broker.listen is not None and broker.passwords:
         problems.append(
-            Problem(f"{path}:passwords", "a broker that other hosts reach (listen) takes certificates alone")
+            Problem(
+                f"{path}:passwords",
+                "a broker that other hosts reach (listen) accepts only certificates; leave passwords out",
+            )
         )
     owners = {broker.trust_domain: broker.host}
     for name, host in broker.hosts.items():
@@ -109,15 +112,22 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
             )
         elif nested := [one for one in owners if one and within(one, host.trust_domain)]:
             other = f"{nested[0]} is {owners[nested[0]]}'s"
-            problems.append(Problem(f"{where}:trust_domain", f"{other}: one within the other could speak for it"))
+            problems.append(
+                Problem(
+                    f"{where}:trust_domain",
+                    f"{other}: one domain lies within the other, so its authority could issue the other's certificates",
+                )
+            )
         elif host.trust_domain in owners:
             whose = owners[host.trust_domain]
             problems.append(
-                Problem(f"{where}:trust_domain", f"{host.trust_domain} is {whose}'s: each host has its own")
+                Problem(
+                    f"{where}:trust_domain", f"{host.trust_domain} already belongs to {whose}; give each host its own"
+                )
             )
         owners.setdefault(host.trust_domain, name)
         if host.address is not None and not _is_numeric(host.address):
-            wanted = "expected a number and a port, such as 198.51.100.8:5671: no names are looked up"
+            wanted = "expected a numeric address and a port, such as 198.51.100.8:5671"
             problems.append(Problem(f"{where}:address", f"{host.address!r}: {wanted}"))
         if not re.fullmatch(r"[a-z0-9_-]{1,64}", host.vhost):
             problems.append(Problem(f"{where}:vhost", f"{host.vhost!r} can't be the name of an instance"))
@@ -125,17 +135,17 @@ def settings(broker: LocalBroker, path: str) -> list[Problem]:
 
 
 def _keys(broker: LocalBroker, path: str) -> list[Problem]:
-    """Check the keys from which the names of objects between this host and each other one are derived."""
+    """Check the keys from which the names of broker objects between this host and each other host are derived."""
     problems = []
     without = [name for name, host in broker.hosts.items() if host.public_key is None]
     if broker.names_key is None:
-        why = "is missing: what `netspace_link.public_key` tells on that host"
+        why = "is missing; give the output of `netspace_link.public_key` on that host"
         problems += [Problem(f"{path}:hosts:{name}:public_key", why) for name in without]
     elif not bare(broker.names_key):
         why = f"{broker.names_key!r:.200}: expected the absolute path of a file, {PLAINLY}"
         problems.append(Problem(f"{path}:names_key", why))
     elif not without:
-        why = "nothing follows from it: it is for hosts of broker:hosts without a public_key"
+        why = "it has no effect, since it is only for hosts of broker:hosts without a public_key; leave it out"
         problems.append(Problem(f"{path}:names_key", why))
     owners: dict[str, str] = {}
     for name, host in broker.hosts.items():
@@ -144,10 +154,10 @@ def _keys(broker: LocalBroker, path: str) -> list[Problem]:
         where = f"{path}:hosts:{name}:public_key"
         if not _PUBLIC.fullmatch(host.public_key):
             problems.append(
-                Problem(where, f"{host.public_key!r}: expected what `netspace_link.public_key` tells there")
+                Problem(where, f"{host.public_key!r}: expected the output of `netspace_link.public_key` on that host")
             )
         elif owners.setdefault(host.public_key, name) != name:
-            problems.append(Problem(where, f"is {owners[host.public_key]}'s: each host has its own"))
+            problems.append(Problem(where, f"already belongs to {owners[host.public_key]}; give the key of this host"))
     return problems
 
 
@@ -156,7 +166,9 @@ def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
     other = spec.to_host or spec.from_host
     if other is None:
         if spec.via != "direct":
-            return [Problem(f"{path}:via", "both ends are on this host: nothing lies between them")]
+            return [
+                Problem(f"{path}:via", "both ends are on this host, so the link has no way between hosts; leave it out")
+            ]
         return []
     key: Literal["from", "to"] = "to" if spec.to_host else "from"
     if not spec.here:
@@ -167,23 +179,40 @@ def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
         return _on_cluster(spec, broker, path, key)
     if other not in broker.hosts:
         known = ", ".join(sorted(broker.hosts)) or "none"
-        return [Problem(f"{path}:{key}", f"{other} is no host of broker:hosts ({known})")]
+        return [Problem(f"{path}:{key}", f"{other} is not in broker:hosts ({known})")]
     problems = []
     if spec.to_host and broker.hosts[other].address is None:
-        problems.append(Problem(f"{path}:to", f"broker:hosts:{other}:address is missing: its broker can't be reached"))
+        problems.append(
+            Problem(
+                f"{path}:to", f"broker:hosts:{other}:address is missing; this host needs it to reach that host's broker"
+            )
+        )
     if spec.from_host and broker.listen is None:
-        problems.append(Problem(f"{path}:from", "broker:listen is missing: nobody of another host can reach this one"))
+        problems.append(
+            Problem(f"{path}:from", "broker:listen is missing; other hosts need it to reach this host's broker")
+        )
     if spec.source in broker.passwords:
         problems.append(
-            Problem(f"{path}:from", f"{spec.source} logs in by password (broker:passwords), which no other host takes")
+            Problem(
+                f"{path}:from", f"{spec.source} logs in by password (broker:passwords), which other hosts don't accept"
+            )
         )
     if spec.via == "buffered":
         if spec.pattern != "send":
-            problems.append(Problem(f"{path}:via", "who asks waits for the answer: that can't be buffered; use direct"))
+            problems.append(
+                Problem(
+                    f"{path}:via", "a request can't be buffered, because the sender waits for the answer; use direct"
+                )
+            )
         if spec.monitor:
-            problems.append(Problem(f"{path}:monitor", "a buffered link's sender knows its own host alone; use direct"))
+            problems.append(
+                Problem(
+                    f"{path}:monitor",
+                    "the sender of a buffered link doesn't connect to the receiver's host; use direct",
+                )
+            )
         if not spec.durable:
-            why = "a buffered link keeps its messages while a host is down, which memory can't; use direct"
+            why = "a buffered link must keep messages while a host is down, so they can't be in memory only; use direct"
             problems.append(Problem(f"{path}:durable", why))
     return problems
 
@@ -191,16 +220,20 @@ def link(spec: Link, broker: Broker, path: str) -> list[Problem]:
 def _on_cluster(spec: Link, broker: ClusterBroker, path: str, key: str) -> list[Problem]:
     problems = []
     if broker.host is None:
-        problems.append(Problem(f"{path}:{key}", "broker:host is missing: the name of this host in links"))
+        problems.append(Problem(f"{path}:{key}", "broker:host is missing; give the name of this host in links"))
     if broker.names_key is None:
-        problems.append(Problem(f"{path}:{key}", "broker:names_key is missing: a key that all hosts of the fleet have"))
+        problems.append(
+            Problem(f"{path}:{key}", "broker:names_key is missing; give the key file that all hosts of the fleet have")
+        )
     if spec.source.partition("@")[0] == spec.target.partition("@")[0]:
-        why = "both ends have one name, and the hosts of a fleet share the broker's: give each its own"
+        why = "both ends have the same name, and the hosts share one broker; give each end its own name"
         problems.append(Problem(f"{path}:{key}", why))
     if spec.seal:
         problems.append(Problem(f"{path}:seal", _NO_KEYS))
     if spec.via != "direct":
-        problems.append(Problem(f"{path}:via", "both ends are on one broker: nothing lies between them"))
+        problems.append(
+            Problem(f"{path}:via", "both ends are on one broker, so the link has no way between brokers; leave it out")
+        )
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Assertions of a declaration: ends that must never reach others (``never``), and the paths that violate them. Pure."""
+"""Assertions of a declaration: ends that must never reach other ends (``never``), and paths that violate them. Pure."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ def check(spec: Never, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:{key}", f"{end!r:.100}: {err}; name an environment or a network"))
             continue
         if reach.network(end) is None and not END.fullmatch(end):
-            problems.append(Problem(f"{path}:{key}", f"{end!r:.100} is no environment, <name>@<host> or network"))
+            problems.append(
+                Problem(f"{path}:{key}", f"{end!r:.100}: expected an environment, <name>@<host> or a network")
+            )
     if spec.source == spec.target:
         problems.append(Problem(path, f"{spec.source:.100} always reaches itself; name two ends"))
     if outside == 2:
         problems.append(Problem(path, "neither end is an environment; name one"))
     if outside and spec.by == "messages":
-        problems.append(Problem(f"{path}:by", "no message leaves for a network or comes from one; name packets"))
+        problems.append(Problem(f"{path}:by", "networks exchange no messages with environments; give by: packets"))
     return problems
 
 
 def local(spec: Never, broker: Broker) -> Never | None:
-    """Return an assertion with this host's own environments named without ``@<host>``; None if it concerns none."""
+    """Return an assertion with this host's environments named without ``@<host>``; None if no end is on this host."""
     suffix = f"@{broker.host}" if broker.host else "@"
     named: Never = msgspec.structs.replace(
         spec, source=spec.source.removesuffix(suffix), target=spec.target.removesuffix(suffix)
@@ -42,13 +44,13 @@ def local(spec: Never, broker: Broker) -> Never | None:
 
 
 def unknown(spec: Never, names: Collection[str]) -> list[tuple[str, str]]:
-    """Return the ends that should be environments of this host and are none: (key, name)."""
+    """Return the ends that should be environments of this host, but are not declared: (key, name)."""
     ends = (("from", spec.source), ("to", spec.target))
     return [(key, end) for key, end in ends if "@" not in end and end not in names and reach.network(end) is None]
 
 
 def violation(world: World, known: Iterable[Edge], spec: Never) -> tuple[Edge, ...]:
-    """Return the shortest path that violates an assertion; empty if none does.
+    """Return the shortest path that violates an assertion; empty if the assertion holds.
 
     :param known: the edges of *world*.
     """
@@ -59,10 +61,10 @@ def violation(world: World, known: Iterable[Edge], spec: Never) -> tuple[Edge, .
 
 
 def message(spec: Never, path: Sequence[Edge]) -> str:
-    """Return the problem of an assertion that *path* violates."""
+    """Return the problem of an assertion that *path* violates, as text for people."""
     steps = "; ".join(f"{edge.source} -> {edge.target}: {edge.what}, by {edge.rule}" for edge in path)
     what = "data flows" if spec.flow else "it is reached"
-    return f"{what} from {spec.source} to {spec.target} ({steps}); remove a rule of these, or the assertion"
+    return f"{what} from {spec.source} to {spec.target} ({steps}); remove one of these rules, or the assertion"
 
 
 def problems(world: World, asserted: Mapping[str, Never]) -> list[Problem]:

@@ -7,7 +7,6 @@ valid name. All problems are reported at once.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import types
@@ -114,7 +113,10 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
 
 
 def _asserted(listed: Any, broker: Broker, path: str, problems: list[Problem]) -> dict[str, Never]:
-    """Return the assertions that concern this host, by their paths, and add the problems of all."""
+    """Return the assertions that concern this host, by their paths.
+
+    Add the problems of all assertions to *problems*.
+    """
     if listed is not None and not isinstance(listed, (list, tuple)):
         problems.append(Problem(path, f"expected a list, got {_kind_of(listed)}"))
         return {}
@@ -165,7 +167,7 @@ def _environment(name: Any, data: Any, where: str, usual: Runtimes | None) -> tu
 
 
 def interface(data: Any, path: str = "interface") -> Interface:
-    """Parse one interface of any kind; None is the kind ``none``."""
+    """Parse one interface of any kind. *data* None means the kind ``none``."""
     if data is None:
         data = {"kind": "none"}
     if isinstance(data, Mapping) and "publish" in data:
@@ -183,7 +185,7 @@ def interface(data: Any, path: str = "interface") -> Interface:
 
 
 def runtimes(data: Any, path: str = "runtimes") -> Runtimes:
-    """Parse the default runtimes and each runtime's settings; None means all defaults."""
+    """Parse the default runtimes and each runtime's settings. *data* None means all defaults."""
     if data is None:
         return Runtimes()
     if not isinstance(data, Mapping):
@@ -227,7 +229,7 @@ def link(data: Any, path: str = "link") -> Link:
 
 
 def encode(value: Any) -> Any:
-    """Return *value* as plain mappings, lists and scalars, which can be parsed again."""
+    """Return *value* as plain mappings, lists and scalars. The parser accepts the result."""
     plain = msgspec.to_builtins(value, builtin_types=(), enc_hook=_encode)
     if isinstance(value, Declaration):
         plain["runtimes"].update(plain["runtimes"].pop("settings"))
@@ -278,6 +280,8 @@ def _problem(err: msgspec.ValidationError, data: Any, of: Any, path: str) -> Pro
 
 
 def _suggest(name: str, names: list[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"; did you mean {near[0]}?"
@@ -298,7 +302,7 @@ def _members(of: Any) -> list[Any]:
 
 
 def _chosen(of: Any, data: Any) -> Any:
-    """Return the type in a union of kinds that *data* names, so that only its keys and values are suggested."""
+    """Return the type that *data* names in a union of kinds. Suggestions then come from this kind only."""
     for one in _members(of):
         tag = one.__struct_config__.tag_field if _is_struct(one) else None
         if tag and isinstance(data, Mapping) and data.get(tag) == one.__struct_config__.tag:
@@ -340,7 +344,7 @@ def _fields_at(of: Any, data: Any, keys: list[str]) -> list[str]:
 
 
 def _tags_at(of: Any, keys: list[str]) -> list[str]:
-    """Return the possible tags if the wrong value is the tag (``kind``) of a union of structs; else none."""
+    """Return the possible tags if the wrong value is the tag (``kind``) of a union of structs; else nothing."""
     if not keys:
         return []
     parents = [one for one in _walk(of, keys[:-1]) if _is_struct(one)]

@@ -14,7 +14,7 @@ PLAINLY = "without blanks, quotes or control characters"
 
 
 def plain(text: str, most: int = MAX_TEXT) -> bool:
-    """Return whether *text* is safe for the kernel: bounded, no NUL, and valid Unicode (YAML's "\\ud800" is not)."""
+    r"""Return whether *text* is safe for the kernel: bounded, no NUL, valid Unicode (not YAML's "\ud800")."""
     try:
         return "\0" not in text and len(text.encode()) <= most
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Published ports: ports of the host that are forwarded to an environment's; their syntax and conflicts. Pure.
+"""Published ports: ports of the host that are forwarded to ports of environments; their syntax and conflicts. Pure.
 
 The syntax is that of docker and podman: ``[<address>:]<port>:<port inside>[/<protocol>]``.
 """
@@ -23,7 +23,7 @@ _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 (refused, not bound)
 class HostPort(NamedTuple):
     """A port of the host.
 
-    :param address: an address of the host; empty: all of them.
+    :param address: an address of the host; empty: all addresses of the host.
     """
 
     protocol: str
@@ -52,7 +52,7 @@ class Publication(str):
     def parse(cls, value: object) -> Publication:
         """Return the declared publication in canonical form.
 
-        :raises ValueError: it is malformed.
+        :raises ValueError: when *value* is malformed.
         """
         if not isinstance(value, str):
             raise ValueError(
@@ -63,7 +63,7 @@ class Publication(str):
             raise ValueError(f"expected {_EXAMPLES}, got {value!r:.100}")
         address = _address(match[1] or match[2]) if match[1] or match[2] else ""
         if bool(match[1]) != (":" in address):
-            raise ValueError(f"expected {_EXAMPLES}: brackets stand around an IPv6 address alone, got {value!r}")
+            raise ValueError(f"expected {_EXAMPLES}: only an IPv6 address has brackets, got {value!r}")
         port, inside = int(match[3]), int(match[4])
         for number in (port, inside):
             if not 1 <= number <= 65535:
@@ -89,7 +89,7 @@ class Publication(str):
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The families whose packets it forwards."""
+        """The address families whose packets the publication forwards."""
         address = self.host.address
         return ("ipv4", "ipv6") if not address else ("ipv6",) if ":" in address else ("ipv4",)
 
@@ -99,23 +99,23 @@ Led = tuple[Publication, Mapping[str, str]]
 
 
 def _before(address: str) -> str:
-    """Return the prefix of a port: *address* and a colon, or nothing."""
+    """Return the prefix of a port: *address* and a colon; empty without an address."""
     return "" if not address else f"[{address}]:" if ":" in address else f"{address}:"
 
 
 def _address(text: str) -> str:
     """Return one of the host's addresses in canonical form.
 
-    :raises ValueError: other hosts can't reach it.
+    :raises ValueError: when other hosts can't reach the address.
     """
     address = ipaddress.ip_address(text)
     if str(address) in _EVERYWHERE:
-        raise ValueError(f"{text}: leave it out to publish at every address of the host's")
+        raise ValueError(f"{text}: leave it out to publish at all addresses of the host")
     if address.is_loopback:
-        raise ValueError(f"{text}: nobody outside reaches a loopback address, and it can't be led on; name another one")
+        raise ValueError(f"{text}: other hosts can't reach a loopback address; give another address")
     mapped = address.version == 6 and address.ipv4_mapped is not None
     if address.is_multicast or address.is_link_local or mapped or text == "255.255.255.255":
-        raise ValueError(f"{text} is no address by which one host is reached from everywhere; name another one")
+        raise ValueError(f"{text}: other hosts can't reach this kind of address; give another address")
     return str(address)
 
 
@@ -131,7 +131,7 @@ class Routed(Filtered, frozen=True):
 
 
 class Claimant(Protocol):
-    """The claims by which interfaces may conflict: those of a declared interface, or the noted ones of a record."""
+    """Claims by which interfaces may conflict: the claims of a declared interface, or those noted in a record."""
 
     def claims(self) -> Iterable[tuple[str, str]]: ...
 
@@ -141,7 +141,7 @@ class Claimant(Protocol):
 
 
 def published(spec: Claimant) -> tuple[Publication, ...]:
-    """Return the publications of an interface; none if its kind can't have any."""
+    """Return the publications of an interface; empty if its kind can't have publications."""
     led: tuple[Publication, ...] = getattr(spec, "publish", ())
     return led
 
@@ -173,16 +173,16 @@ def conflicts(interfaces: Mapping[str, Claimant], path: str = "netspace") -> lis
                 found.append((name, key, f"{port}: {_OUTWARDS}; publish another"))
             other = next((entry for entry in others if entry[0].overlaps(port)), None)
             if other is not None:
-                found.append((name, key, f"{port}: {other[1]} has {other[0]} already; take another port"))
+                found.append((name, key, f"{port}: {other[1]} already uses {other[0]}; choose another port"))
         others.append((port, f"{path}:environments:{name}:interface:{key}"))
     return found
 
 
 def listening(new: Mapping[str, Claimant], there: Mapping[str, Claimant]) -> dict[str, str]:
-    """Return the reason for each name of *new* whose interface would listen at a port that one of *there* publishes."""
+    """Return, by name, why interfaces in *new* conflict: they would listen at a port that *there* publishes."""
     led = [(one.host, name) for name, spec in there.items() for one in published(spec)]
     return {
-        name: f"{port}: {owner} has it published as {host} already; take another port"
+        name: f"{port}: {owner} already publishes it as {host}; choose another port"
         for port, name, key in ports(new)
         if not key.startswith("publish:")
         for host, owner in led
@@ -195,13 +195,13 @@ def against_broker(
 ) -> list[tuple[str, str, str]]:
     """Return the publications whose port is the broker's: (name, key, message).
 
-    :param listen: the address and port at which other hosts reach the broker; None: they don't.
+    :param listen: the address and port at which other hosts reach the broker; None: other hosts don't reach the broker.
     """
     own = [(HostPort("tcp", getattr(broker, key), "127.0.0.1"), key) for key in PORTS]
     if listen is not None:
         own.append((HostPort("tcp", listen[1], listen[0]), "listen"))
     return [
-        (name, key, f"{port}: {path}:broker:{of} has {other} already; take another port")
+        (name, key, f"{port}: {path}:broker:{of} already uses {other}; choose another port")
         for port, name, key in ports(interfaces)
         if key.startswith("publish:")
         for other, of in own
@@ -210,7 +210,7 @@ def against_broker(
 
 
 def misplaced(kind: str) -> str:
-    """Return why an interface of *kind*, which has no ``publish``, can't have one."""
+    """Return why an interface of *kind* can't have ``publish``."""
     return (
         f"the host doesn't route to an interface of kind {kind}, so it can lead no port there; leave publish out and "
         "have users come to its own address (allow, direction in), or take kind veth or tap"

@@ -1,17 +1,17 @@
-"""Reachability on one host: which end may reach which, and the rule that lets it. Pure.
+"""Reachability on one host: which end may reach which other end, and by which rule. Pure.
 
 An *end* is an environment of this host (``web``), an environment of another host (``orders@h2``), or a network outside
 (``198.51.100.0/24``). A :class:`World` holds what is declared or was applied, and its *edges* are the answer: each edge
-is one way from one end to another that one rule opens.
+leads from one end to another, and one rule allows it.
 
 - A link lets its sender send to its receiver. With ``request``, the receiver may answer the sender.
-- A rule of ``allow`` lets its one side open connections to the other, whose packets are then answers. An interface with
-  routes or peers of its own exchanges packets only with those.
+- A rule of ``allow`` lets one side open connections to the other side. The packets of the other side are answers. An
+  interface with routes or peers of its own exchanges packets only with these.
 - A published port lets every network outside open connections.
-- No packet passes between two environments of one host, whatever the rules say. So there is no such edge.
+- No packet passes between two environments of one host, whatever the rules allow. So there is no such edge.
 
-Neither the host itself nor what relays outside is an end. Hence no path leads through a network outside, nor through
-another host's environment: another declaration says where it goes on from there.
+The host itself is no end, and neither is a relay outside. So no path leads through a network outside, nor through an
+environment of another host: the other host's declaration defines the edges from there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import msgspec
@@ -44,12 +44,12 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Edge(NamedTuple):
-    """A way from one end to another that one rule opens.
+    """An edge from one end to another, which one rule allows.
 
-    :param answers: it carries only answers to what the target asked for, or began.
+    :param answers: the edge carries only answers to requests or connections that the target began.
     :param rule: the path of the rule.
-    :param what: the traffic that it carries, in words.
-    :param name: the name in the rule, if an end is an address or network in which the name's addresses are.
+    :param what: a description of the traffic.
+    :param name: the name in the rule, if an end is an address or network that contains the name's addresses.
     """
 
     by: By
@@ -68,8 +68,8 @@ class World(msgspec.Struct, frozen=True):
     :param interfaces: their interfaces, by name.
     :param owners: the environment that has each known address.
     :param gateways: the host's own addresses at the ends of interfaces.
-    :param families: the families in which an environment has an address, as far as that is known.
-    :param named: the addresses that each name of a rule has now. A name that isn't there may have any address within
+    :param families: the address families of each environment, as far as they are known.
+    :param named: the current addresses of each name in a rule. A name without an entry may have any address within
         its rule's networks.
     """
 
@@ -83,7 +83,7 @@ class World(msgspec.Struct, frozen=True):
 
 
 def declared(declaration: Declaration) -> World:
-    """Return the world of a declaration. Of its addresses, only those that it names are known."""
+    """Return the world of a declaration. It knows only the addresses that the declaration names."""
     interfaces = {name: spec for name, spec in declaration.interfaces.items() if spec is not None}
     owners = {}
     for name, spec in interfaces.items():
@@ -97,9 +97,9 @@ def declared(declaration: Declaration) -> World:
 # -- ends ---------------------------------------------------------------------------
 @functools.lru_cache(16384)
 def network(end: str) -> IpNetwork | None:
-    """Return the network that an end names; None if it is an environment, or a name of the DNS.
+    """Return the network that an end names; None if the end is an environment, or a name of the DNS.
 
-    :raises ValueError: it looks like a network and is none.
+    :raises ValueError: when the text looks like a network but is malformed.
     """
     if named(end):
         return None
@@ -108,23 +108,23 @@ def network(end: str) -> IpNetwork | None:
 
 @functools.lru_cache(16384)
 def named(end: str) -> bool:
-    """Return whether an end is a name of the DNS, as a rule of ``allow`` may have it."""
+    """Return whether an end is a name of the DNS, which a rule of ``allow`` may have."""
     return _NAMED.fullmatch(end) is not None
 
 
 def asked(end: str) -> IpNetwork | None:
-    """Return the network that an end of a question or an assertion names; None if it is an environment.
+    """Return the network that an end of a question or an assertion names; None if the end is an environment.
 
-    :raises ValueError: it is no network, or no machine outside is reached by its addresses.
+    :raises ValueError: when the network is malformed, or machines outside can't have its addresses.
     """
     found = network(end)
     if found is not None and (found.is_loopback or found.is_link_local or found.is_multicast):
-        raise ValueError(f"no machine outside is reached by {found}")
+        raise ValueError(f"machines outside can't have the addresses {found}")
     return found
 
 
 def common(one: IpNetwork, other: IpNetwork) -> IpNetwork | None:
-    """Return the network that both include; None if there is none."""
+    """Return the network that both networks include; None if they don't overlap."""
     if one.version != other.version:
         return None
     first, second = sorted((one, other), key=lambda each: each.prefixlen)
@@ -132,7 +132,7 @@ def common(one: IpNetwork, other: IpNetwork) -> IpNetwork | None:
 
 
 def outside(world: World, within: IpNetwork, *, to_host: bool = True) -> bool:
-    """Return whether *within* has an address that is no environment's.
+    """Return whether *within* has an address that belongs to no environment.
 
     :param to_host: count the host's own addresses at the ends of interfaces, too.
     """
@@ -142,7 +142,7 @@ def outside(world: World, within: IpNetwork, *, to_host: bool = True) -> bool:
 
 
 def touches(world: World, edge: Edge, end: str, wanted: str) -> bool:
-    """Return whether *end* of an edge is the wanted one, or a network that has an outside address in common with it."""
+    """Return whether *end* of an edge is *wanted*, or a network that shares an outside address with *wanted*."""
     if end == wanted and network(end) is None:
         return True
     ours, theirs = network(end), network(wanted)
@@ -155,7 +155,7 @@ def touches(world: World, edge: Edge, end: str, wanted: str) -> bool:
 
 # -- edges ----------------------------------------------------------------------------
 def edges(world: World) -> list[Edge]:
-    """Return all edges. Those that only carry answers come after all others."""
+    """Return all edges. Edges that only carry answers come after all others."""
     found = [*of_links(world.links), *(edge for name in sorted(world.interfaces) for edge in of_interface(world, name))]
     return sorted(found, key=lambda edge: edge.answers)
 
@@ -180,7 +180,7 @@ def of_links(links: Iterable[Link]) -> Iterator[Edge]:
 
 
 def of_interface(world: World, name: str) -> Iterator[Edge]:
-    """Yield the edges of one environment's interface, which lead outside or come from there."""
+    """Yield the edges of one environment's interface. They lead outside or come from outside."""
     spec = world.interfaces[name]
     if not isinstance(spec, Filtered):
         return
@@ -205,7 +205,7 @@ def of_interface(world: World, name: str) -> Iterator[Edge]:
 
 
 def families(world: World, name: str) -> frozenset[str]:
-    """Return the families in which an environment has an address, or gets one."""
+    """Return the address families in which an environment has an address, or gets one."""
     return world.families.get(name, world.interfaces[name].families())
 
 
@@ -235,12 +235,12 @@ def traffic(rule: Allow) -> str:
 
 # -- answers ----------------------------------------------------------------------------
 class Answer(NamedTuple):
-    """Whether one end may reach another.
+    """The answer to the question whether one end may reach another.
 
-    :param edges: the edges that lead there at once.
-    :param through: the shortest path by way of other environments, whose programs would have to pass things on; empty
-        if an edge leads there at once, or nothing does.
-    :param why_not: for each means by which no edge leads there, the reason.
+    :param edges: the edges that lead directly to the target.
+    :param through: the shortest path by way of other environments, whose programs would have to forward the data; empty
+        if an edge leads directly to the target, or there is no path.
+    :param why_not: for each kind of traffic without an edge to the target, the reason.
     """
 
     edges: tuple[Edge, ...]
@@ -249,7 +249,7 @@ class Answer(NamedTuple):
 
     @property
     def begins(self) -> bool:
-        """True if it may send a message or open a connection, without being asked."""
+        """True if the source may send a message or open a connection without a prior request by the target."""
         return any(not edge.answers for edge in self.edges)
 
 
@@ -272,39 +272,75 @@ def leads(world: World, edge: Edge, source: str, target: str) -> bool:
 
 def path(world: World, known: Sequence[Edge], source: str, target: str) -> tuple[Edge, ...]:
     """Return a shortest path from *source* to *target* through environments of this host; empty if there is none."""
+    return shortest(
+        known,
+        world.environments,
+        {source},
+        lambda edge: touches(world, edge, edge.source, source),
+        lambda edge: touches(world, edge, edge.target, target),
+    )
+
+
+def paths_to(world: World, target: str) -> list[tuple[Edge, ...]]:
+    """Return the paths that lead to *target*: every direct edge, and a shortest path from each other end."""
+    known = edges(world)
+    # The addresses of a name in a rule are the name's own ways.
+    followed = [edge for edge in known if not (edge.name and named(target))]
+    last = [edge for edge in known if touches(world, edge, edge.target, target)]
+    return leading(last, followed, world.environments, {target})
+
+
+def shortest(
+    known: Iterable[Edge],
+    environments: Set[str],
+    source: Set[str],
+    begins: Callable[[Edge], bool],
+    ends: Callable[[Edge], bool],
+) -> tuple[Edge, ...]:
+    """Return a shortest path through environments; empty if there is none.
+
+    :param source: the names of the end that the path begins at; it doesn't come back to them.
+    :param begins: whether an edge leads from that end.
+    :param ends: whether an edge leads to the other end.
+    """
     onwards: dict[str, list[Edge]] = {}
+    front: list[tuple[Edge, ...]] = []
     for edge in known:
         onwards.setdefault(edge.source, []).append(edge)
-    reached: dict[str, tuple[Edge, ...]] = {}
-    front: list[tuple[Edge, ...]] = [(edge,) for edge in known if touches(world, edge, edge.source, source)]
+        if begins(edge):
+            front.append((edge,))
+    seen = set(source)
     while front:
         further: list[tuple[Edge, ...]] = []
         for way in front:
             here = way[-1].target
-            if touches(world, way[-1], here, target):
+            if ends(way[-1]):
                 return way
-            if here in world.environments and here != source and here not in reached:
-                reached[here] = way
+            if here in environments and here not in seen:
+                seen.add(here)
                 further += [(*way, edge) for edge in onwards.get(here, ())]
         front = further
     return ()
 
 
-def paths_to(world: World, target: str) -> list[tuple[Edge, ...]]:
-    """Return the paths that lead to *target*: every edge that leads there, and a shortest path from each other end."""
-    known = edges(world)
+def leading(
+    last: Iterable[Edge], followed: Iterable[Edge], environments: Set[str], target: Set[str]
+) -> list[tuple[Edge, ...]]:
+    """Return all *last* edges as paths, and a shortest path that ends with one of them from each other end.
+
+    :param followed: the edges that lead to the source of a path.
+    :param target: the names of the end that *last* lead to.
+    """
     backwards: dict[str, list[Edge]] = {}
-    for edge in known:
-        if not (edge.name and named(target)):  # the addresses of names are the names' own ways
-            backwards.setdefault(edge.target, []).append(edge)
-    found: list[tuple[Edge, ...]] = [(edge,) for edge in known if touches(world, edge, edge.target, target)]
-    front, seen = list(found), {target, *(way[0].source for way in found)}
-    expanded: set[str] = {target}
+    for edge in followed:
+        backwards.setdefault(edge.target, []).append(edge)
+    front: list[tuple[Edge, ...]] = [(edge,) for edge in last]
+    found, seen, expanded = list(front), {*target, *(way[0].source for way in front)}, set(target)
     while front:
         further: list[tuple[Edge, ...]] = []
         for way in front:
             here = way[0].source
-            if here not in world.environments or here in expanded:
+            if here not in environments or here in expanded:
                 continue
             expanded.add(here)
             for edge in backwards.get(here, ()):
@@ -319,7 +355,7 @@ def paths_to(world: World, target: str) -> list[tuple[Edge, ...]]:
 # -- reasons ------------------------------------------------------------------------------
 def _no_message(world: World, source: str, target: str) -> str:
     if network(source) is not None or network(target) is not None:
-        return "messages pass between environments alone"
+        return "messages pass only between environments"
     return f"no link leads from {source} to {target}"
 
 
@@ -334,9 +370,9 @@ def _no_packet(world: World, source: str, target: str) -> str:
     other = target if ours == [source] else source
     beyond = network(other)
     if named(other):
-        return f"no rule of {ours[0]}'s interface names {other}; ask for its address, too"
+        return f"no rule of {ours[0]}'s interface names {other}; ask also for its address"
     if beyond is None:
-        return f"{other} is on another host: ask for its address there"
+        return f"{other} is on another host; ask for its address"
     direction, name = ("out" if ours == [source] else "in"), ours[0]
     if not outside(world, beyond):
         owner = world.owners[beyond[0]]
@@ -364,7 +400,45 @@ def _no_packet(world: World, source: str, target: str) -> str:
 def _apart(world: World, one: str, other: str) -> str:
     """Return why no packet passes between two environments of this host."""
     if one == other:
-        return "it is the same environment, whose loopback is its own"
+        return "both ends are the same environment"
     shared = world.interfaces[one].network()
     both = f" (both are on {shared})" if shared and shared == world.interfaces[other].network() else ""
     return f"packets between environments of one host are always dropped{both}"
+
+
+# -- plain values ---------------------------------------------------------------------------
+def summary(source: str, target: str, found: Sequence[Edge], through: Sequence[Edge]) -> str:
+    """Return a sentence that says whether one end may reach another.
+
+    :param found: the edges that lead directly to the target.
+    :param through: the path by way of other environments; empty if there is none.
+    """
+    if any(not edge.answers for edge in found):
+        return f"{source} can reach {target}"
+    if found:
+        return f"{source} can only answer {target}"
+    if through:
+        return f"{source} can reach {target} only by way of {', '.join(edge.target for edge in through[:-1])}"
+    return f"{source} can not reach {target}"
+
+
+def plain(edge: Edge) -> dict[str, object]:
+    """Return an edge as plain values."""
+    return {
+        "by": edge.by,
+        "from": edge.source,
+        "to": edge.target,
+        "answers": edge.answers,
+        "rule": edge.rule,
+        "what": edge.what,
+    }
+
+
+def plain_path(path: Sequence[Edge]) -> dict[str, object]:
+    """Return a path as plain values."""
+    return {
+        "from": path[0].source,
+        "answers": any(edge.answers for edge in path),
+        "through": [edge.target for edge in path[:-1]],
+        "rules": [plain(edge) for edge in path],
+    }

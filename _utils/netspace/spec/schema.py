@@ -1,11 +1,11 @@
 """JSON Schema (draft 2020-12) of a declaration, made from its types, for editors. Pure.
 
-It has the form of a declaration: keys, types, choices, and the syntax of sizes and names. What
-``netspace.spec.checks`` finds besides (bounds, references, conflicts) is not in it. It refuses nothing that the parser
+It describes the form of a declaration: keys, types, choices, and the syntax of sizes and names. The bounds, references
+and conflicts that ``netspace.spec.checks`` checks are not in the schema. The schema refuses nothing that the parser
 accepts.
 
 No alternative is an ``anyOf`` of objects: a validator could then name only the path of the object, not of the wrong
-key in it. A kind is chosen by ``if`` and ``then``, and ``type`` is a list where several types are possible.
+key in the object. A kind is chosen by ``if`` and ``then``, and ``type`` is a list where several types are possible.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NUMBERS: dict[type[inspect.Type], str] = {
 
 
 def _whole(pattern: str) -> str:
-    """Return *pattern* for all of a text: JSON Schema searches."""
+    """Return *pattern* with anchors, because JSON Schema also accepts a match within a text."""
     return f"^(?:{pattern})$"
 
 
@@ -79,7 +79,7 @@ def schema() -> Schema:
 
 
 class _Writer:
-    """The definitions of the structs that were met so far, by their names."""
+    """The definitions of the structs that were found so far, by name."""
 
     def __init__(self) -> None:
         self.definitions: Schema = {}
@@ -109,7 +109,7 @@ class _Writer:
         return found
 
     def _chosen(self, kinds: Sequence[inspect.StructType]) -> Schema:
-        """Return the schema of one of several structs, which the value of a key tells."""
+        """Return the schema of one of several structs. The value of a key selects the struct."""
         key = str(kinds[0].tag_field)
         cases: list[Json] = [
             {"if": {"properties": {key: {"const": one.tag}}, "required": [key]}, "then": {"$ref": self._defined(one)}}
@@ -128,7 +128,7 @@ class _Writer:
         return f"#/$defs/{name}"
 
     def _struct(self, of: inspect.StructType) -> Schema:
-        """Return the keywords for a struct's keys. They say nothing of other types, so null may be possible beside."""
+        """Return the keywords for a struct's keys. The keywords allow all other types, so null may be possible, too."""
         properties: Schema = {}
         if of.tag_field is not None:
             properties[of.tag_field] = {"const": of.tag, "description": _summary(of.cls)}
@@ -150,7 +150,10 @@ class _Writer:
         return found
 
     def _settings(self, runtime: str) -> Schema:
-        """Return the schema of the settings of one runtime. All their types have one name, so none is a definition."""
+        """Return the schema of the settings of one runtime.
+
+        It is no shared definition, because all their types have one name.
+        """
         of = inspect.type_info(extensions.runtime(runtime).Settings)
         assert isinstance(of, inspect.StructType)
         return {"type": "object", **self._struct(of)}
@@ -169,7 +172,7 @@ class _Writer:
         return found
 
     def _special(self, owner: type, key: str) -> Schema | None:
-        """Return the schema of a key whose type doesn't say all that is known of its values."""
+        """Return the schema of a key whose allowed values are narrower than its type."""
         if (owner, key) == (types.Environment, "interface"):
             kinds = inspect.multi_type_info(typing.get_args(extensions.interface_kinds()))
             return self._union([*kinds, inspect.NoneType()])
@@ -201,7 +204,10 @@ def _special_values() -> Mapping[tuple[type, str], Schema]:
 
 
 def _either(one: Schema, other: Schema) -> Schema:
-    """Return the schema of a place where either of two is possible. Keywords other than type concern one type each."""
+    """Return the schema of a place where *one* or *other* is possible.
+
+    Each keyword except ``type`` concerns one type only.
+    """
     if not one:
         return other
     listed = [kind for schema in (one, other) for kind in _listed(schema["type"])]
@@ -216,7 +222,7 @@ def _listed(value: Json) -> list[Json]:
 
 
 def _default(field: inspect.Field) -> Json:
-    """Return the default that an editor shows for a key; None if there is none, or it is empty."""
+    """Return the default that an editor shows for a key; None if the key has no default or an empty one."""
     value = field.default
     if isinstance(value, types.Size):
         units = ((1024**4, "T"), (1024**3, "G"), (1024**2, "M"), (1024, "K"))
@@ -228,7 +234,7 @@ def _default(field: inspect.Field) -> Json:
 
 
 def _plain(text: str) -> str:
-    """Return a docstring's text as one line, with its marks as in Markdown."""
+    """Return a docstring's text as one line, with its markup converted to Markdown."""
     return re.sub(r":(?:data|class|mod|func):`([^`]*)`", r"`\1`", " ".join(text.split())).replace("``", "`")
 
 
@@ -237,7 +243,7 @@ def _summary(of: type) -> str:
 
 
 def _params(of: type) -> dict[str, str]:
-    """Return the descriptions of a type's keys: those of its docstring, and of its bases' docstrings."""
+    """Return the descriptions of a type's keys, from its own docstring and from its bases' docstrings."""
     found: dict[str, str] = {}
     for one in reversed(of.__mro__):
         parts = _PARAM.split(_unindented(one))[1:]

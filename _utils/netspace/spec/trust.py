@@ -1,8 +1,8 @@
 """The decision whether a trust level satisfies a requirement. No other module decides that. Pure.
 
 The verifier (``netspace.attestation``) appraises the level; the declaration has the requirements.
-An environment without a requirement uses the host's default. A link without one is allowed if
-its two ends are.
+An environment without a requirement uses the host's default. A link without a requirement is allowed if
+both of its ends are allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Trust(msgspec.Struct, frozen=True):
     """This host's trust level, and its source.
 
     :param level: 0 to 5 (L0..L5).
-    :param verifier: the verifier that appraised it: ``self``, or a name.
+    :param verifier: the verifier that appraised the level: ``self``, or a name.
     :param reason: one sentence: why the level is not higher.
     """
 
@@ -35,7 +35,7 @@ class Trust(msgspec.Struct, frozen=True):
 class TrustVerdict(msgspec.Struct, frozen=True):
     """The decision on one environment or link.
 
-    :param comment: a note for the operator; empty if there is nothing to say.
+    :param comment: a note for the operator; empty if there is nothing to report.
     :param on_loss: what happens to a running environment or existing link that isn't allowed.
     """
 
@@ -45,7 +45,7 @@ class TrustVerdict(msgspec.Struct, frozen=True):
 
     @property
     def runs_on(self) -> bool:
-        """True if the existing environment or link stays as it is, although it isn't allowed."""
+        """True if the existing environment or link stays as it is, although the verdict doesn't allow it."""
         return not self.allowed and self.on_loss != "stop"
 
 
@@ -91,14 +91,14 @@ def withheld(applied: Mapping[str, Environment], trust: Trust) -> dict[str, str]
     """Return the applied environments that must not be started, with the reasons.
 
     :param applied: the environments, each with the requirement that was in force when it was applied. A record
-        of an earlier release has none, and demands nothing.
+        of an earlier release has no requirement, so the environment may be started.
     """
     verdicts = {name: judge(spec.attestation, trust) for name, spec in applied.items() if spec.attestation is not None}
     return {name: verdict.comment for name, verdict in verdicts.items() if not verdict.allowed}
 
 
 def narrowed(there: Interface, declared: Interface) -> Interface:
-    """Return the interface that *there*, the present one, may change to while its environment is withheld.
+    """Return the interface to which *there*, the existing one, may change while its environment is withheld.
 
     Rules and publications may be removed, but not added.
     """

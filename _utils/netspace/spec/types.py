@@ -120,7 +120,7 @@ class Prefixed(str):
     def parse(cls, value: Any) -> Prefixed:
         try:
             if not isinstance(value, str) or "/" not in value or "%" in value:
-                raise ValueError(f"{value!r} has no prefix, or more than that")
+                raise ValueError(f"{value!r}: expected an address and one prefix length, such as 198.51.100.7/24")
             return cls(ipaddress.ip_interface(value))
         except ValueError as err:
             raise ValueError(f"expected an address and its network's prefix such as 198.51.100.7/24: {err}") from err
@@ -144,9 +144,9 @@ class Requirement(Base, frozen=True):
         ``off``: don't check.
     :param minimum: ``L0`` none, ``L1`` a software key, ``L2`` a TPM, ``L3`` a TPM of a known maker, ``L4`` a good boot,
         ``L5`` good programs.
-    :param on_loss: what happens to a running environment that loses the level, under ``require``. ``stop``: it is
-        stopped. ``revoke-links``: it goes on without its links. ``report``: it goes on with them, and is reported.
-        Without the level, nothing new is started, updated or linked.
+    :param on_loss: what happens to a running environment when the host loses the level, under ``require``. ``stop``:
+        the environment is stopped. ``revoke-links``: it keeps running without its links. ``report``: it keeps running
+        with its links, and is reported. Without the level, nothing new is started, updated or linked.
     """
 
     policy: Policy = "prefer"
@@ -184,11 +184,12 @@ MESSAGE_SIZE = Size(1024**2)
 class RemoteHost(Base, frozen=True):
     """Settings of another host, for links to it and from it.
 
-    :param trust_domain: the one that its ``broker`` declares; also the name in its broker's certificate.
-    :param address: the ``<address>:<port>`` of its broker, which is its ``broker: {listen: ...}``;
-        absent: no link may lead there.
-    :param vhost: the virtual host of its links: its instance's name.
-    :param message_size: the most bytes of a message to it, which is its ``broker: {message_size: ...}``.
+    :param trust_domain: the trust domain that the other host's ``broker`` declares; also the name in its broker's
+        certificate.
+    :param address: the ``<address>:<port>`` of the other host's broker, which is its ``broker: {listen: ...}``;
+        absent: no link may lead to this host.
+    :param vhost: the virtual host of the other host's links: its instance's name.
+    :param message_size: the most bytes of a message to the other host, which is its ``broker: {message_size: ...}``.
     :param public_key: the output of ``netspace_link.public_key`` on that host. The names of broker objects between the
         two hosts are then derived from a key that no third host has.
     """
@@ -285,8 +286,8 @@ Broker = LocalBroker | ClusterBroker
 class Network(Base, frozen=True):
     """The ranges from which interfaces get their addresses.
 
-    :param ipv4: an IPv4 network of this host alone.
-    :param ipv6: an IPv6 network of this host alone.
+    :param ipv4: an IPv4 network that only this host uses.
+    :param ipv6: an IPv6 network that only this host uses.
     """
 
     ipv4: Cidr = Cidr("10.203.0.0/16")
@@ -354,9 +355,10 @@ class Allow(Base, frozen=True):
     """One exception to an interface's default drop. It never allows connections to another environment.
 
     :param direction: ``out``: the environment may connect; ``in``: peers may connect to it.
-    :param cidr: the network of the peers. With ``name``: the network in which the addresses of the name must lie. A
-        name with addresses that aren't public needs it.
-    :param name: the name of the peers, for ``out``. The host looks it up, and lets its present addresses pass.
+    :param cidr: the network of the peers. With ``name``: the network in which the addresses of the name must lie;
+        required if the name has addresses that aren't public.
+    :param name: the DNS name of the peers, for ``out``. The host looks up the name, and lets its current addresses
+        pass.
     :param protocol: ``tcp``, ``udp`` or ``icmp``, which has no ports.
     :param port: destination port, or ``first-last``; absent: every port of the protocol.
     """
@@ -381,7 +383,7 @@ class Allow(Base, frozen=True):
 
 
 class Way(Base, frozen=True):
-    """A route of an interface besides those that follow from its addresses.
+    """A route of an interface, in addition to the routes that follow from its addresses.
 
     :param to: the destination network.
     :param via: the next router, on the interface's own network; absent: the destination is directly on the link.
@@ -412,7 +414,7 @@ class Interface(Base, frozen=True, tag_field="kind"):
         return ()
 
     def shares(self) -> Iterable[tuple[str, str, str]]:
-        """Return the values that all interfaces with the same subject must agree about: (key, subject, value)."""
+        """Return the values that all interfaces with the same subject must have in common: (key, subject, value)."""
         return ()
 
     def listens(self) -> Iterable[tuple[str, int]]:
@@ -420,18 +422,18 @@ class Interface(Base, frozen=True, tag_field="kind"):
         return ()
 
     def network(self) -> str:
-        """Return a description of the external network that it is on; empty: the host routes its packets."""
+        """Return a description of the external network of the interface; empty: the host routes its packets."""
         return ""
 
     def networks(self, direction: Direction) -> tuple[Cidr, ...]:
-        """Return the networks outside to which its packets can go (``out``), or from which packets can come (``in``).
+        """Return the networks outside that the interface can send packets to (``out``) or receive from (``in``).
 
-        Rules of ``allow`` then let a part of them pass.
+        Rules of ``allow`` then let a part of these packets pass.
         """
         return EVERYWHERE
 
     def families(self) -> frozenset[str]:
-        """Return the families in which it gets an address."""
+        """Return the address families in which the interface gets an address."""
         return frozenset(("ipv4", "ipv6"))
 
 
@@ -439,14 +441,17 @@ class Filtered(Interface, frozen=True):
     """Base of the filtered kinds: only connections that ``allow`` names pass.
 
     :param allow: exceptions to the default drop.
-    :param rate: the most bits per second that it may send (``10M``); absent: unlimited.
-    :param connections: the most connections that may be open at once, from it and to it together; connections by
-        published ports are counted apart, with the same bound.
+    :param rate: the most bits per second that the environment may send (``10M``); absent: unlimited.
+    :param connections: the most connections that may be open at once, in both directions together; connections by
+        published ports are counted separately, with the same bound.
+    :param audit: refused packets are recorded, and no more pass (``netspace.refused``). An environment's ``audit``
+        sets it.
     """
 
     allow: tuple[Allow, ...] = ()
     rate: Rate | None = None
     connections: int = 1024
+    audit: bool = False
 
 
 class Health(Base, frozen=True):
@@ -454,10 +459,10 @@ class Health(Base, frozen=True):
 
     :param exec: argument vector, run inside with the environment's own rights; exit 0 means healthy.
     :param mailbox: the environment is healthy while its program consumes from its mailbox. Needs a link to it.
-    :param interval: seconds from one probe to the next; at most one second while it starts.
+    :param interval: seconds from one probe to the next; at most one second while the environment starts.
     :param timeout: the most seconds of a probe.
     :param retries: failures in a row that make a healthy environment unhealthy.
-    :param start_period: seconds for its start, in addition to ``retries`` times ``interval``.
+    :param start_period: seconds for the environment's start, in addition to ``retries`` times ``interval``.
     """
 
     exec: tuple[str, ...] = ()
@@ -471,12 +476,12 @@ class Health(Base, frozen=True):
 class Update(Base, frozen=True):
     """Update of a healthy environment with a health check, after a change that needs a new process.
 
-    If two processes can run at once, the new one is started beside the old one, and the old one is stopped once
-    the new one is healthy. Otherwise the old one is stopped first. Messages wait in the mailbox.
+    If two processes can run at once, the new process is started beside the old one, and the old process is stopped once
+    the new one is healthy. Otherwise the old process is stopped first. Messages wait in the mailbox.
 
-    :param rolling: false: never run two at once.
-    :param deadline: seconds until the new one must be healthy; otherwise the previous one is restored.
-    :param rollback: false: the new one stays, healthy or not.
+    :param rolling: false: never run two processes at once.
+    :param deadline: seconds until the new process must be healthy; otherwise the previous one is restored.
+    :param rollback: false: the new process stays, healthy or not.
     """
 
     rolling: bool = True
@@ -520,6 +525,8 @@ class Environment(Base, frozen=True):
     :param attestation: absent: the host's default.
     :param target: whether Salt may address the environment as ``T@netspace:MINION-NAME``, and so run
         commands and apply states in it. **The default is no.**
+    :param audit: what it is refused is recorded, and nothing more is permitted: ``netspace.refused`` shows the record,
+        and ``netspace.suggest`` the declaration that would permit it.
     """
 
     image: str = ""
@@ -548,6 +555,14 @@ class Environment(Base, frozen=True):
     update: Update = Update()
     attestation: Requirement | None = None
     target: bool = False
+    audit: bool = False
+
+    @property
+    def audited_interface(self) -> Any:
+        """Its interface, with its ``audit``."""
+        if not self.audit or not isinstance(self.interface, Filtered):
+            return self.interface
+        return msgspec.structs.replace(self.interface, audit=True)
 
 
 class Link(Base, frozen=True):
@@ -600,7 +615,7 @@ class Link(Base, frozen=True):
 
     @property
     def bounds(self) -> dict[str, float | int | str]:
-        """The declared properties of its own queue; empty: its messages wait in the receiver's mailbox."""
+        """The declared properties of the link's own queue; empty: its messages wait in the receiver's mailbox."""
         bounds: dict[str, float | int | str] = {}
         if self.ttl is not None:
             bounds["ttl"] = float(self.ttl)
@@ -612,7 +627,7 @@ class Link(Base, frozen=True):
 
     @property
     def narrowed(self) -> dict[str, float | int | str]:
-        """The declared bounds of its messages, which the programs at both ends enforce."""
+        """The declared bounds of the link's messages, which the programs at both ends enforce."""
         wanted = {
             "rate": None if self.rate is None else float(self.rate),
             "size": None if self.size is None else int(self.size),
@@ -627,30 +642,30 @@ class Link(Base, frozen=True):
 
     @property
     def to_host(self) -> str | None:
-        """The other host that it leads to; None: its receiver is on this host."""
+        """The other host that the link leads to; None: its receiver is on this host."""
         return host_of(self.target)
 
     @property
     def from_host(self) -> str | None:
-        """The other host that it comes from; None: its sender is on this host."""
+        """The other host that the link comes from; None: its sender is on this host."""
         return host_of(self.source)
 
     @property
     def here(self) -> list[str]:
-        """The ends that are environments of this host."""
+        """The ends of the link that are environments of this host."""
         return [end for end in (self.source, self.target) if host_of(end) is None]
 
 
 class Never(Base, frozen=True):
-    """An assertion that one end can't reach another. A declaration that lets it is refused.
+    """An assertion that one end can't reach another. A declaration that allows it is refused.
 
     An end is an environment, ``<environment>@<host>``, or a network outside, such as ``0.0.0.0/0``.
 
     :param from: the end that must not send a message or open a connection.
     :param to: the end that must not be reached.
-    :param by: ``messages`` or ``packets``; absent: neither way.
+    :param by: ``messages`` or ``packets``; absent: neither of the two.
     :param flow: true: no data may flow either: no answers, and no path by way of other environments of this host, whose
-        programs could pass it on.
+        programs could forward the data.
     """
 
     source: str = msgspec.field(name="from")
@@ -698,4 +713,4 @@ class Declaration(Base, frozen=True):
     @property
     def interfaces(self) -> dict[str, Interface]:
         """The interface of each environment, by the environment's name."""
-        return {name: environment.interface for name, environment in self.environments.items()}
+        return {name: environment.audited_interface for name, environment in self.environments.items()}

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def file_value(path: str, word: bytes = b"") -> bytes | None:
-    """Return the content of a control group's file, or what follows *word* on its line; None if it can't be read.
+    """Return a control group's file, or the text after *word* on its line; None if the file can't be read.
 
-    :param word: the first word of a line, as in ``memory.events``. If no line begins with it, the result is empty.
+    :param word: the first word of a line, as in ``memory.events``. If no line begins with this word, the result is
+        empty.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -37,7 +38,7 @@ def booted() -> bool:
 def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
     """Return the cgroup controllers of this host: ``memory``, ``pids``, ``cpu``...
 
-    Without its controller a limit can't be enforced: systemd ignores it silently, and an OCI runtime
+    A limit can't be enforced without its controller: systemd ignores such a limit silently, and an OCI runtime
     refuses to start. So the caller must leave such a limit out, and report that.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
@@ -53,8 +54,8 @@ def controllers(root: Path = Path("/sys/fs/cgroup")) -> frozenset[str]:
 def payload_cgroup(layout: Layout, name: str) -> str:
     """Return the cgroup, from the hierarchy's root, of the program that the service *name* starts detached.
 
-    The path is an OCI ``cgroupsPath``. Under systemd the cgroup lies in the unit's delegated subtree: the unit's limits
-    apply to the program, and the program ends with the unit.
+    The path is an OCI ``cgroupsPath``. Under systemd the cgroup lies in the unit's delegated subtree. So the unit's
+    limits apply to the program, and the program ends with the unit.
     """
     return payload_cgroups(layout)(name)
 

@@ -5,12 +5,12 @@ There are three kinds of file, owned by root, mode 0600:
 ``<state>/services/<name>.json``
     the definition. The client writes it; the daemon reads it at each start of the service.
 ``<state>/services/.desired.json``
-    ``{"running": [names]}``: the services that shall run, also after a reboot. It is one file, so that
+    ``{"running": [names]}``: the services that shall run, also after a reboot. They are in one file, so that
     starting a thousand services takes one write.
 ``<run>/services/<name>.json``
-    a trace: process, state and the definition that the service was started with. The daemon writes it; the
-    first version is written by the child before it becomes the program, so that no process is ever
-    unrecorded. A later daemon reads it to adopt the running services. Gone after a reboot, like the processes.
+    a trace: process, state and the definition that the service was started with. The child writes the first
+    version before it becomes the program, so that no process is ever unrecorded; the daemon writes all later
+    versions. A later daemon reads it to adopt the running services. Gone after a reboot, like the processes.
 
 All content is checked strictly. This module doesn't start, stop or signal a process.
 """
@@ -31,6 +31,7 @@ from netspace.layout import Layout
 from netspace.supervision.service import Service
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_NAMES = re.compile(rf"{NAME.pattern}(?:\n{NAME.pattern})*")
 USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -66,7 +67,7 @@ def encode(service: Service) -> dict[str, Any]:
 def decode(record: Mapping[str, Any]) -> Service:
     """Return the service that *record* describes.
 
-    :raises StateError: *record* is not a valid definition.
+    :raises StateError: when *record* is not a valid definition.
     """
     name = record.get("name")
     check = _Check(f"service {name!r}" if isinstance(name, str) else "service")
@@ -173,7 +174,7 @@ class _Check:
 def validate(services: Iterable[Service]) -> dict[str, dict[str, Any]]:
     """Check all services; return their records by name.
 
-    :raises StateError: a service is invalid, or two have the same name.
+    :raises StateError: when a service is invalid, or two services have the same name.
     """
     checked: dict[str, dict[str, Any]] = {}
     for service in services:
@@ -199,7 +200,7 @@ def defined(layout: Layout, among: Iterable[str] | None = None) -> list[str]:
 
 
 def read(layout: Layout, name: str) -> Service | None:
-    """Return the definition of *name*; None if there is none."""
+    """Return the definition of *name*; None if the service is not defined."""
     record = files.read_json(folder(layout) / f"{name}.json")
     if record is None:
         return None
@@ -213,7 +214,7 @@ def in_order(names: Iterable[str], after: Mapping[str, Iterable[str]]) -> list[s
     """Return *names* and all their dependencies, each service after its dependencies.
 
     A service that is not in *after* is left out. If services wait for each other in a
-    cycle, the cycle is cut at the service reached first, so that all of them are started.
+    cycle, the cycle is cut at the service that is reached first, so that all of them are started.
 
     :param after: the dependencies of each service.
     """
@@ -240,8 +241,15 @@ def desired(layout: Layout) -> set[str]:
     """Return the names of the services that shall run."""
     record = files.read_json(folder(layout) / ".desired.json") or {}
     names = record.get("running", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
-        raise StateError(f"{folder(layout) / '.desired.json'} is damaged; remove it and apply again")
+    try:
+        # In one match, since a host may have thousands.
+        text = "\n".join(names)
+        sound = isinstance(names, list) and text.count("\n") == max(len(names) - 1, 0)
+        sound = sound and (not names or _NAMES.fullmatch(text) is not None)
+    except TypeError:
+        sound = False
+    if not sound:
+        raise StateError(f"{folder(layout) / '.desired.json'} is damaged; remove the file and apply again")
     return set(names)
 
 
@@ -265,9 +273,9 @@ class Trace:
         detached start is under way; ``pid`` is the launcher's) and ``stopping``.
     :param ticks: start time of the process *pid*, in clock ticks since boot (proc(5)). PID and ticks together
         identify a process.
-    :param service: the definition it was started with.
-    :param oom_kills: number of its processes that the OOM killer killed since the start was requested.
-    :param oom_seen: its control group's count when it was last read.
+    :param service: the definition that the service was started with.
+    :param oom_kills: number of the service's processes that the OOM killer killed since the start was requested.
+    :param oom_seen: the count of the service's control group when it was last read.
     """
 
     state: str
@@ -306,7 +314,7 @@ def traced(layout: Layout, among: Iterable[str] | None = None) -> list[str]:
 
 
 def read_trace(layout: Layout, name: str) -> Trace | None:
-    """Return the trace of *name*; None if there is none or it is invalid."""
+    """Return the trace of *name*; None if the trace is missing or invalid."""
     try:
         with open(f"{traces(layout)}/{name}.json", "rb") as stream:
             record = json.loads(stream.read(files.MAX_RECORD))
@@ -323,7 +331,7 @@ def read_trace(layout: Layout, name: str) -> Trace | None:
 
 
 def write_trace(layout: Layout, name: str, trace: Trace) -> None:
-    """Replace the trace of *name* atomically. ``/run`` is memory, so nothing is synced."""
+    """Replace the trace of *name* atomically. ``/run`` is memory, so the file is not synced."""
     path = f"{traces(layout)}/{name}.json"
     aside = f"{traces(layout)}/.{name}.{os.getpid()}"
     record = {item.name: getattr(trace, item.name) for item in fields(trace)}
@@ -356,10 +364,10 @@ def _names(directory: Path, among: Iterable[str] | None) -> list[str]:
 
 
 def unknown(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Return an error text for each of *names* that is not *known*."""
+    """Return an error text for each of *names* that is not in *known*."""
     there = set(known)
     return {name: f"the service {name} is not defined; apply its declaration first" for name in set(names) - there}
 
 
 class SupervisorError(NetspaceError):
-    """The supervisor can't be reached or doesn't do its work."""
+    """Error: the supervisor can't be reached or doesn't do its work."""

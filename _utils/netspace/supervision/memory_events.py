@@ -1,9 +1,9 @@
 """The kernel's OOM kills in control groups: their number, and immediate notices. Kills nothing.
 
 cgroup version 2 counts in ``memory.events`` and notifies by inotify(7); version 1 counts in
-``memory.oom_control`` and notifies by eventfd(2), through ``cgroup.event_control``. An eventfd doesn't tell
-which group it was, and version 1 also notifies of each group that is removed. So each group has an eventfd of
-its own: a removal then costs a look at that group, and not at all groups.
+``memory.oom_control`` and notifies by eventfd(2), through ``cgroup.event_control``. An eventfd doesn't show
+which group an event came from, and version 1 also notifies when a group is removed. So each group has an eventfd of
+its own: after a removal, only that group is checked instead of all groups.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EVENT = struct.Struct("iIII")
 
 
 def kills(cgroup: str, root: str = ROOT) -> int:
-    """Return the number of OOM kills in *cgroup* since it was created; 0 if it doesn't exist.
+    """Return the number of OOM kills in *cgroup* since its creation; 0 if the group doesn't exist.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     """
@@ -35,20 +35,20 @@ def kills(cgroup: str, root: str = ROOT) -> int:
 
 
 def reader() -> Callable[[str], int]:
-    """Return :func:`kills` for many control groups: the kind of hierarchy is found once."""
+    """Return :func:`kills` for many control groups; it detects the kind of hierarchy only once."""
     if os.path.exists(f"{ROOT}/cgroup.controllers"):
         return lambda cgroup: _count(f"{ROOT}{cgroup}/memory.events") or 0
     return lambda cgroup: _count(f"{ROOT}/memory{cgroup}/memory.oom_control") or 0
 
 
 def _count(path: str) -> int | None:
-    """Return the number of kills in a file; None if it can't be read."""
+    """Return the number of kills in a file; None if the file can't be read."""
     number = file_value(path, b"oom_kill")
     return None if number is None else int(number) if number.isdigit() else 0
 
 
 class Notices:
-    """Notices of OOM kills in watched control groups: ``fd`` becomes readable when there may be one."""
+    """Notices of OOM kills in watched control groups. ``fd`` becomes readable when there may be a notice."""
 
     def __init__(self, root: str = ROOT) -> None:
         self._root = root
@@ -70,9 +70,9 @@ class Notices:
         return result
 
     def watch(self, name: str, cgroup: str) -> None:
-        """Report kills in *cgroup* from now on, as long as it exists.
+        """Report kills in *cgroup* from now on, as long as the group exists.
 
-        If that fails, its kills are only counted.
+        If the kernel can't report them, the kills are only counted.
         """
         with contextlib.suppress(OSError):
             if self._poll is None:
@@ -82,7 +82,7 @@ class Notices:
                 self._notify(name, f"{self._root}/memory{cgroup}", self._poll)
 
     def _notify(self, name: str, folder: str, poll: select.epoll) -> None:
-        """Have the kernel write to an eventfd of this name when a process of the group *folder* is to be killed."""
+        """Make the kernel write to an eventfd of this name before it kills a process of the group *folder*."""
         self.forget(name)
         count = os.open(f"{folder}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -102,7 +102,7 @@ class Notices:
         self._eventfds[name], self._watched[own] = own, name
 
     def forget(self, name: str) -> None:
-        """Give back the descriptor for the group of *name*, which has ended. inotify does so by itself."""
+        """Close the descriptor for the ended group of *name*. For version 2, inotify itself forgets the group."""
         own = self._eventfds.pop(name, None)
         if own is not None:
             del self._watched[own]
@@ -112,7 +112,7 @@ class Notices:
             os.close(own)
 
     def heard(self) -> set[str] | None:
-        """Return the names whose groups the kernel has reported since the last call; None: unknown, it may be any."""
+        """Return the names whose groups the kernel has reported since the last call; None if the groups are unknown."""
         if self._poll is not None:
             return {self._watched[own] for own, _ in self._poll.poll(0) if own in self._watched and self._read(own)}
         told = b""

@@ -31,8 +31,8 @@ class Stat(NamedTuple):
     """A part of ``/proc/PID/stat``.
 
     :param state: a letter (``Z``: zombie).
-    :param ticks: time of its start, in clock ticks since boot.
-    :param bare: whether this process can read no environment of it: it is a kernel thread, this process may not trace
+    :param ticks: start time of the process, in clock ticks since boot.
+    :param bare: whether its environment can't be read: it is a kernel thread, this process may not trace
         it, or it has no environment. False while it is in execve(2), where that is unknown.
     """
 
@@ -66,7 +66,7 @@ def stat(pid: int) -> Stat | None:
 
 
 def alive(pid: int, ticks: int) -> bool:
-    """Return whether the process *pid* that started at *ticks* still runs (a zombie doesn't)."""
+    """Return whether the process *pid* that started at *ticks* still runs. A zombie doesn't run."""
     there = stat(pid) if pid > 0 else None
     return there is not None and there.ticks == ticks and there.state not in "ZX"
 
@@ -85,15 +85,15 @@ def dying(pid: int) -> bool:
 def status(pid: int) -> dict[str, str]:
     """Return the lines of ``/proc/PID/status``, by their names; empty if there is no such process.
 
-    Reading never waits for a lock that the process may hold. A process can't forge a line by its name, since the kernel
-    escapes line feeds in names.
+    Reading never waits for a lock that the process may hold. A process can't forge a line by its own name, since the
+    kernel escapes line feeds in names.
     """
     lines = _read(f"/proc/{pid}/status").decode(errors="replace").split("\n")  # as the kernel ends lines
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
 
 
 def first_child(pid: int) -> int:
-    """Return the oldest child of *pid*; 0 if it has none, or the kernel doesn't list children.
+    """Return the oldest child of *pid*; 0 if *pid* has no child, or the kernel doesn't list children.
 
     The kernel lists children in the order in which they became children of *pid*.
     """
@@ -102,7 +102,7 @@ def first_child(pid: int) -> int:
 
 
 def _read(path: str) -> bytes:
-    """Return at most ``_MOST`` bytes of a file in /proc, by one read; empty if it can't be read."""
+    """Return at most ``_MOST`` bytes of a file in /proc, by one read; empty if the file can't be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -116,16 +116,17 @@ def _read(path: str) -> bytes:
 
 
 def frozen(pid: int) -> bool:
-    """Return whether a signal (SIGSTOP) has stopped *pid*, so that it waits for SIGCONT."""
+    """Return whether a signal (SIGSTOP) has stopped *pid*. Such a process waits for SIGCONT."""
     there = stat(pid) if pid > 0 else None
     return there is not None and there.state == "T"
 
 
 def asleep(pid: int, cgroup: str) -> int | None:
-    """Return how often the threads of *pid* and of its cgroup were switched, if all are asleep; else None.
+    """Return the number of context switches of the threads of *pid* and of its cgroup if all are asleep; else None.
 
-    If two calls return the same number, no thread has run in between. A thread that waits for a disk isn't asleep, nor
-    is one that could run and waits for a processor. So a program that returns a number twice waits for something else.
+    If two calls return the same number, no thread has run between the calls. A thread that waits for a disk isn't
+    asleep, nor is a thread that could run and waits for a processor. So a program with the same number in two calls
+    waits for something else.
 
     :param cgroup: of the program and all its children. If it can't be read, *pid* alone counts.
     """
@@ -167,7 +168,7 @@ def thaw(pid: int) -> None:
 
 
 def contained(pid: int) -> bool:
-    """Return whether *pid* is in another PID namespace than this process. If so, its children end with it."""
+    """Return whether *pid* is in another PID namespace than this process. If so, the children of *pid* end with it."""
     try:
         return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -187,9 +188,9 @@ def within(pid: int, cgroup: str) -> bool:
 class LeftOver(NamedTuple):
     """The result of one pass over ``/proc``.
 
-    :param found: ``{pid: ticks}`` of the processes that were asked for.
-    :param complete: False if there may be more of them: a process was in execve(2), where it has no environment yet, or
-        a process ended meanwhile and may have forked another. The next pass tells.
+    :param found: ``{pid: ticks}`` of the processes that were searched for.
+    :param complete: False if there may be more such processes: a process was in execve(2), where it has no environment
+        yet, or a process ended during the pass and may have forked another one. The next pass shows it.
     """
 
     found: dict[int, int]
@@ -197,7 +198,7 @@ class LeftOver(NamedTuple):
 
 
 def left_over(marks: Iterable[str], sessions: Iterable[int]) -> LeftOver:
-    """Look for all processes that have one of *marks* or are in one of *sessions*, in one pass over ``/proc``.
+    """Find all processes that have one of *marks* or are in one of *sessions*, in one pass over ``/proc``.
 
     Zombies and this process are left out.
 
@@ -234,7 +235,7 @@ def _environment(pid: str) -> list[bytes]:
 
 
 def weigh(score: int) -> None:
-    """Set this process's ``oom_score_adj``, which the OOM killer weighs (-1000 to 1000); children inherit it.
+    """Set this process's ``oom_score_adj`` (-1000 to 1000), by which the OOM killer chooses. Children inherit it.
 
     If *score* isn't permitted (a negative one mostly isn't in a container), it is set to 0.
     """

@@ -18,8 +18,8 @@ FLAPPING = 300.0
 def flapping(state: str, restarts: int, since: float, now: float) -> bool:
     """Return whether a service is restarted again and again.
 
-    :param since: time of its last change of state, in seconds since the epoch.
-    :param now: the present time, likewise.
+    :param since: time of the service's last change of state, in seconds since the epoch.
+    :param now: the current time, in seconds since the epoch.
     """
     return state in ("running", "starting") and restarts >= FLAPS and now - since < FLAPPING
 
@@ -36,7 +36,10 @@ def again(restart: str, end: str) -> bool:
 
 
 def end_of(status: int | None) -> str:
-    """Return wait(2)'s *status* as ``exit`` of :class:`~netspace.supervision.service.Status`; None is unknown."""
+    """Return the *status* of wait(2) as ``exit`` of :class:`~netspace.supervision.service.Status`.
+
+    None means unknown.
+    """
     if status is None:
         return "unknown"
     code = os.waitstatus_to_exitcode(status)

@@ -20,16 +20,16 @@ class Service:
         to that file and exits 0.
     :param variables: all environment variables (none is inherited). Every user of the host can
         read them, so they must not hold a secret.
-    :param cleanup: argument vectors of commands (``crun delete --force``) that run after each end, and before a start
-        if they may not have run; their failure is ignored.
+    :param cleanup: argument vectors of commands (``crun delete --force``) that run after each end. They also run before
+        a start if the last end may have skipped them. Their failure is ignored.
     :param reload: argument vector that makes the program re-read its configuration;
         ``{pid}`` stands for the main process.
-    :param restart: after which ends to start it again.
+    :param restart: the ends after which the program is started again.
     :param stop_timeout: seconds from SIGTERM (to the main process) to SIGKILL (to all processes).
     :param user: run as this user (name), else root; not together with ``pid_file``.
-    :param after: services that must be started before this one; a start of this one starts them too.
-    :param until: files that must exist before it is started. Until then it is ``starting``, without a time limit.
-        The call that starts it does not wait for that.
+    :param after: services that must be started before this one; a start of this service starts them too.
+    :param until: files that must exist before the program is started. Until then the service is ``starting``, without a
+        time limit. The call that starts the service does not wait for the files.
     :param condemned: if this file exists when the service ends, the end counts as a failure even after a long run, so
         that the delay before restarts keeps growing.
     :param log: file of the output on a host without a journal; ``<logs>/<name>.log`` by default.
@@ -37,7 +37,7 @@ class Service:
         (memory in bytes, cpus, pids); an environment's are set by its runtime, too.
     :param delegate: the program creates cgroups below its own (a container runtime; implied
         by ``pid_file``). The program gets the subtree, and the supervisor doesn't confine the program.
-    :param init: its main process is an init. If a signal ends the init's program, the init exits with 128 plus
+    :param init: the main process is an init. If a signal ends the init's program, the init exits with 128 plus
         the signal's number, like a shell.
     """
 
@@ -69,14 +69,14 @@ class Status:
     """The state of a service.
 
     :param state: ``running``, ``starting`` (also: waiting to be restarted), ``stopped``
-        (on purpose, or ended and not to be restarted), ``failed``, ``frozen`` (a signal has stopped its main
+        (on purpose, or ended without a restart), ``failed``, ``frozen`` (a signal has stopped its main
         process; a start continues it).
-    :param pid: main process, 0 if there is none.
+    :param pid: main process; 0 if no process runs.
     :param since: time of the last change of state, in seconds since the epoch.
-    :param restarts: number of its restarts since a start was last requested.
-    :param exit: its last end: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
-        if no supervisor witnessed it. systemd soon forgets a clean end: ``""`` again.
-    :param oom_kills: number of its processes that the OOM killer killed since a start was last requested. If
+    :param restarts: number of restarts since a start was last requested.
+    :param exit: the last end: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
+        if no supervisor witnessed it. systemd soon forgets a clean end: then this is ``""`` again.
+    :param oom_kills: number of the service's processes that the OOM killer killed since a start was last requested. If
         systemd then ends the whole service, that counts once. Only for a service with its own control group.
     """
 
@@ -132,7 +132,10 @@ class Supervisor(Protocol):
         ...
 
     def attend(self) -> None:
-        """Start the supervisor if none is watching. It handles services that ended meanwhile, and starts no others."""
+        """Start the supervisor if no supervisor watches.
+
+        It handles services that ended without it, and starts no others.
+        """
         ...
 
     def resume(self) -> None:
@@ -148,7 +151,7 @@ class Supervisor(Protocol):
 
 
 def looked_at(status: Status) -> Status:
-    """Return *status*, with the state ``frozen`` if a signal has stopped the running main process."""
+    """Return *status* with the state ``frozen`` if a signal has stopped the running main process; else unchanged."""
     if status.state == "running" and process.frozen(status.pid):
         return replace(status, state="frozen")
     return status

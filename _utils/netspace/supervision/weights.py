@@ -1,11 +1,12 @@
-"""Weights of control groups: what a service gets of busy processors and disks, beside others.
+"""Weights of control groups: the share of busy processors and disks that a service gets beside other services.
 
-A limit bounds how much an environment may use, and says nothing of who is first. So all environments together count
-less than a program of the host's: applies, the broker and the forwarder go on while environments do their worst. A
+A limit bounds how much an environment may use, but gives nobody priority. So all environments together weigh
+less than one program of the host: applies, the broker and the forwarder continue however much the environments use. A
 weight costs nothing on an idle machine. Written after cgroups(7) and the kernel's cgroup-v2 and sched-design-CFS pages.
 
-Without systemd the environments' common cgroup gets the weight. With systemd all of netspace's services are in one
-slice, which gets a weight, and a file beside the units of environments gives each of them less than the others there.
+Without systemd, the common cgroup of all environments gets the weight. With systemd, all of netspace's services are in
+one slice, which gets a weight. In the slice, a drop-in file for the units of environments gives each of them less
+weight than the other services.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ _HIERARCHIES = ("cpu.shares", "blkio.bfq.weight", "blkio.throttle.read_bps_devic
 
 
 def lower(layout: Layout, root: Path = Path("/sys/fs/cgroup")) -> list[str]:
-    """Give the environments' common cgroup its weight, where there is no systemd; make the cgroup if it is missing.
+    """Give the common cgroup of all environments its weight, on a host without systemd.
 
-    A kernel that has no such weight is left as it is. Writes nothing if the weight is there.
+    Make the cgroup if it is missing.
+
+    A kernel without such a weight is left unchanged. Writes nothing if the weight is already set.
 
     :param root: where the cgroup file systems are mounted; only tests set it.
     :return: the files that were written.
@@ -56,7 +59,7 @@ def lower(layout: Layout, root: Path = Path("/sys/fs/cgroup")) -> list[str]:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Return the root folders of the hierarchies that have a weight."""
+    """Return the root folders of the hierarchies that support a weight."""
     control = root / "cgroup.subtree_control"
     if not control.exists():
         found = {path.parent for name in _HIERARCHIES for path in root.glob(f"*/{name}")}
@@ -69,9 +72,9 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _differs(file: Path, value: str) -> bool:
-    """Return whether a file of weights has another value; False if there is no such file.
+    """Return whether a file of weights has another value than *value*; False if there is no such file.
 
-    :raises OSError: when it can't be read.
+    :raises OSError: when the file can't be read.
     """
     if not os.path.exists(file):
         return False
@@ -80,9 +83,9 @@ def _differs(file: Path, value: str) -> bool:
 
 
 def units(layout: Layout, folder: Path, header: str) -> dict[Path, str]:
-    """Return the files by which systemd gives the weights: the slice, and the part of environments' units.
+    """Return the files by which systemd gives the weights: one for the slice, and one drop-in for environments' units.
 
-    systemd.unit(5): a folder that is named by a prefix of units' names belongs to all of them.
+    A folder that is named by a prefix of units' names belongs to all these units (systemd.unit(5)).
 
     :param folder: systemd's folder of unit files.
     :param header: their first line.

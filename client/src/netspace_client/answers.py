@@ -66,7 +66,7 @@ class Answers:
             del self._questions[question.id]
 
     def known(self, question: Question, queue: str) -> str | None:
-        """Return the address for ``reply_to`` if the replies queue is bound already; None: ``way`` has to do it."""
+        """Return the address for ``reply_to`` if the replies queue is bound already; None: ``way`` has to bind it."""
         place = (question.session, question.exchange)
         hearing = self._ears.of(question.session, queue).hearing
         bound = self._bound.get(place)

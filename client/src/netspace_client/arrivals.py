@@ -137,7 +137,7 @@ class Arrivals:
         self._timers.add(timer)
 
     def _judge(self, queue: str, delivery: Delivery) -> None:
-        """Judge a delivery now, or have it judged by ``sort``, which may wait, after all that are there already."""
+        """Judge a delivery now, or leave it to ``sort``, which may wait, after all deliveries that came before."""
         behind = bool(self._arrived)
         if behind or not self._take(queue, delivery):
             self._arrived.append((queue, delivery, not behind))
@@ -173,7 +173,7 @@ class Arrivals:
 
     # -- checking -------------------------------------------------------------------------
     async def sort(self) -> None:
-        """Judge the deliveries that have to wait for a newer card, and all that come behind them, for ever."""
+        """Judge, for ever, the deliveries that have to wait for a newer card, and all later deliveries."""
         while True:
             await self._some.wait()
             self._some.clear()
@@ -186,7 +186,7 @@ class Arrivals:
             self._go_on()
 
     def _take(self, queue: str, delivery: Delivery, again: bool = False) -> bool:
-        """Judge a delivery, and put it into the inbox or settle it. Return False if that must be tried again later.
+        """Judge a delivery, and put it into the inbox or settle it. Return False if it must be judged again later.
 
         :param again: it was tried before.
         """

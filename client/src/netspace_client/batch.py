@@ -87,7 +87,7 @@ class Batch:
     async def send(
         self, body: bytes | str, *, id: str | None = None, content_type: str | None = None, urgent: bool = False
     ) -> str:
-        """Send a message and return its id; wait while as many as ``window`` are unconfirmed.
+        """Send a message and return its id; wait while ``window`` messages are unconfirmed.
 
         Messages arrive in the order of the calls. An error that the broker tells of a message is in ``failed``.
 
@@ -160,7 +160,7 @@ class Batch:
         :param former: the parcel of the same message that ended before.
         """
         outlet, parcel = self._sending.parcel(peer, content, id, urgent)
-        parcel.sent = former is not None and _unknown(former.error)
+        parcel.continues(former is not None and _unknown(former.error))
         parcel.tell = self._told
         self._open[parcel] = _Open(id, peer, content, urgent, outlet, deadline, len(parcel.body))
         self._bytes += len(parcel.body)
@@ -170,7 +170,7 @@ class Batch:
         outlet.begin(parcel)
 
     def _told(self, parcel: Parcel) -> None:
-        """Note how a message ended. If its link has another exchange by now, send it again by that one."""
+        """Note how a message ended. If its link has a new exchange by now, send the message again by that exchange."""
         one = self._open.pop(parcel, None)
         if one is None:
             return
@@ -193,7 +193,7 @@ class Batch:
             self._free.set()
 
     def _forget(self) -> None:
-        """Send no message again, and wait for none: the block was left, or its task is cancelled."""
+        """Send no message again, and wait for no message: the block was left, or its task is cancelled."""
         if self._late is not None:
             self._late.cancel()
         for parcel, one in self._open.items():

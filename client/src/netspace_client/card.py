@@ -93,7 +93,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Sender:
-    """An environment that may send to this one. It alone can publish into *exchange*.
+    """An environment that may send to this one. The sender alone can publish into *exchange*.
 
     Several may have the same name: when a link's exchange was renamed, messages from the old one are still read.
 
@@ -120,6 +120,7 @@ class Card:
     :param peers: by their own names.
     :param senders: by their exchange.
     :param keys: file of this environment's own keys; None: none of its links is sealed.
+    :param audit: the host records what this environment is refused.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Card:
     senders: Mapping[str, Sender] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
     keys: Path | None = None
+    audit: bool = False
 
     @functools.cached_property
     def called(self) -> Mapping[str, Peer]:
@@ -137,7 +139,7 @@ class Card:
 
     @property
     def brokers(self) -> list[Broker]:
-        """All brokers in the card: the environment's own, and that of each peer's link."""
+        """All brokers in the card: the environment's own broker, and the broker of each peer's link."""
         own = [] if self.broker is None else [self.broker]
         return own + [peer.broker for peer in self.peers.values()]
 
@@ -215,7 +217,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
     trust = _table(top.get("trust") or {}, "trust")
     own_keys = _table(top.get("seal") or {}, "seal")
     keys = _placed(_text(own_keys, "keys_file", "seal"), folder) if own_keys else None
-    return Card(_text(top, "name", "the card"), tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys)
+    name, audit = _text(top, "name", "the card"), top.get("audit") is True
+    return Card(name, tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys, audit)
 
 
 def load_keys(path: Path) -> Ring:

@@ -170,7 +170,7 @@ def _by_pamqp(payload: bytes) -> spec.Basic.Properties:
 
 
 def _text(payload: bytes, at: int) -> tuple[bytes, int]:
-    """Return the short string *at* that place, and its end.
+    """Return the short string that begins *at* this offset, and the offset of its end.
 
     :raises ValueError: it is longer than the payload.
     """

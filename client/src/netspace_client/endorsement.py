@@ -72,12 +72,12 @@ def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -
     except UnknownKey:
         raise UnknownKey(f"it is endorsed by a key that isn't known to be {endorser.id}'s; {REMEDY}") from None
     if now >= by.until:
-        raise UnknownKey(f"what is known of {endorser.id} has run out; {REMEDY}")
+        raise UnknownKey(f"the known key of {endorser.id} has expired; {REMEDY}")
     claims = _claims(raw, tuple(by.jwk.items()))
     if claims.keys() != _CLAIMS or claims["iss"] != endorser.id or claims["sub"] != sender:
         raise SealError(f"its endorsement isn't of {sender} by {endorser.id}")
     begins, until = claims["nbf"], claims["exp"]
-    if not all(isinstance(time, (int, float)) and not isinstance(time, bool) for time in (begins, until)):
+    if not (jose.is_time(begins) and jose.is_time(until)):
         raise SealError("its endorsement has no time")
     if not (begins < until and now < until):
         raise SealError("its endorsement has ended")

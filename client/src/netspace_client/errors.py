@@ -50,7 +50,10 @@ class Timeout(LinkError, TimeoutError):
 
 
 class Refused(LinkError):
-    """This message is refused, for example because it is too large; sending it again won't help."""
+    """This message is refused, for example because it is too large; sending it again won't help.
+
+    If an earlier copy may have arrived (the connection was lost, and the broker takes less since), ``unknown`` is true.
+    """
 
 
 class TooFast(LinkError):

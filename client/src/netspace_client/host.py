@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from netspace_client import card as cards
@@ -41,12 +42,17 @@ class Host:
         return self._card
 
     @property
+    def known(self) -> Card:
+        """The card as it was read last: for a message whose link was just looked up in ``card``."""
+        return self._card or self.card
+
+    @property
     def keys(self) -> Ring:
-        """This environment's own keys, for sealed links.
+        """This environment's own keys, for sealed links, as named by the card that was read last.
 
         :raises CardError: there are none, or their file is invalid.
         """
-        path = self.card.keys
+        path = self.known.keys
         if path is None:
             raise CardError("a link is sealed, but the card names no keys of ours")
         state = _state(path)
@@ -70,7 +76,7 @@ class Host:
 def _state(path: Path) -> tuple[int, ...]:
     """Return inode, time and size of a file, which change when it is replaced; empty: stat(2) failed."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return ()
     return (found.st_ino, found.st_mtime_ns, found.st_size)

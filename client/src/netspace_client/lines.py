@@ -1,4 +1,4 @@
-"""Sessions with brokers and outlets into exchanges, kept for as long as the card contains them."""
+"""Sessions with brokers and outlets into exchanges, kept as long as the card contains the broker or exchange."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Lines:
         await asyncio.gather(*self._errands, return_exceptions=True)
 
     def _login(self, to: Place, known: Broker) -> Broker:
-        """Return the broker at this address with its log-in from the newest card; if it isn't in the card, *known*."""
+        """Return the broker at this address with its log-in from the newest card; if the card lacks it, *known*."""
         return next((one for one in self._host.card.brokers if place(one) == to), known)
 
     def _room(self) -> None:

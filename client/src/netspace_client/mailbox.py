@@ -23,6 +23,7 @@ from netspace_client.batch import WINDOW, Batch
 from netspace_client.card import Card, Peer
 from netspace_client.errors import Closed, LinkError, NotDeclared, Revoked, Timeout, Unreachable
 from netspace_client.host import Host
+from netspace_client.knock import Knocks
 from netspace_client.lines import Lines
 from netspace_client.message import Message
 from netspace_client.monitor import Monitor
@@ -88,6 +89,7 @@ class Mailbox:
         self._answers = Answers(self, self._host, self._lines, self._sealing)
         self._sending = Sending(self._host, self._lines, self._sealing)
         self._notices = Notices(self._host, self._lines)
+        self._knocks = Knocks(self._host, self._lines)
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -199,7 +201,18 @@ class Mailbox:
         self._open()
         named = letter.short(id, "id") if id not in (None, "") else secrets.token_hex(16)
         content = letter.content(body, content_type)
-        return await self._send(self._host.peer(link), content, timeout, named, urgent)
+        return await self._send(self._peer(link), content, timeout, named, urgent)
+
+    def _peer(self, link: str) -> Peer:
+        """Return a peer to which this environment may send.
+
+        :raises NotDeclared: there is no such link.
+        """
+        try:
+            return self._host.peer(link)
+        except NotDeclared:
+            self._knocks.knock(link)
+            raise
 
     async def _send(
         self, peer: Peer, content: tuple[bytes, str], timeout: float, id: str, urgent: bool, **more: str
@@ -222,7 +235,7 @@ class Mailbox:
                     if revoked is not None and revoked.unknown:
                         raise revoked from err
                     raise
-                parcel.sent = revoked is not None and revoked.unknown
+                parcel.continues(revoked is not None and revoked.unknown)
                 try:
                     await outlet.publish(parcel, max(0.0, deadline - _now()))
                     return id
@@ -247,7 +260,7 @@ class Mailbox:
         :raises ValueError: the window is out of 1..4096.
         """
         self._open()
-        return Batch(lambda: self._host.peer(link), self._open, self._sending, window=window, timeout=timeout)
+        return Batch(lambda: self._peer(link), self._open, self._sending, window=window, timeout=timeout)
 
     async def send_many(
         self,
@@ -290,7 +303,7 @@ class Mailbox:
         """
         self._open()
         content = letter.content(body, content_type)
-        peer = self._host.peer(link)
+        peer = self._peer(link)
         if peer.replies is None:
             raise NotDeclared(f"the link to {link} is for sending only; declare it with pattern: request")
         queue, exchange = peer.replies

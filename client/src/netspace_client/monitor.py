@@ -37,7 +37,7 @@ class Readers:
         self._known: set[str] = set()
 
     def told(self, came: bool, reader: str) -> State | None:
-        """Process an event about a consumer; return the peer's new state; None: it stays.
+        """Process an event about a consumer; return the peer's new state; None: the state stays.
 
         :param came: the consumer was created; else it ended.
         :param reader: the consumer's tag.

@@ -15,7 +15,7 @@ BURST = 1.0
 
 
 def check(narrowed: Narrowed, body: bytes, content_type: str | None) -> None:
-    """Check a message's size and type against those declared for its link.
+    """Check a message's size and type against the limits declared for its link.
 
     :raises Refused: it is too large or of another type.
     """

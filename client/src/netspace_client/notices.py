@@ -38,7 +38,7 @@ class Notices:
         return made
 
     def follow(self, about: Card) -> None:
-        """Read exactly the notice queues in the card, and end the monitors of links that are no longer in it."""
+        """Read exactly the notice queues in the card, and end the monitors of links that are no longer in the card."""
         watched = [peer for peer in about.peers.values() if peer.monitor and peer.notices]
         self.ears.follow({(self._lines.session(peer.broker), peer.notices or "") for peer in watched})
         for name in self._monitors.keys() - about.peers.keys():

@@ -38,9 +38,12 @@ class Parcel:
     :ivar error: the reason of its failure; None: it is confirmed.
     :ivar sent: it was published, and may have arrived. Set it for one that continues such a message.
     :ivar repeated: it was published again, so the receiver's queue may have it twice.
+    :ivar doubtful: the broker never said what became of an earlier copy. One that it refused isn't doubtful.
     """
 
-    __slots__ = ("at", "body", "error", "key", "properties", "repeated", "returned", "sent", "settled", "tell")
+    __slots__ = (
+        *("at", "body", "doubtful", "error", "key", "properties", "repeated", "returned", "sent", "settled", "tell"),
+    )
 
     def __init__(self, body: bytes, properties: spec.Basic.Properties, key: str = "") -> None:
         self.body = body
@@ -48,8 +51,15 @@ class Parcel:
         self.key = key
         self.tell: Callable[[Parcel], None] = _nobody
         self.at = 0.0
-        self.sent = self.repeated = self.returned = self.settled = False
+        self.sent = self.repeated = self.doubtful = self.returned = self.settled = False
         self.error: Exception | None = None
+
+    def continues(self, unknown: bool) -> None:
+        """Note that this is a copy of a message of another exchange.
+
+        :param unknown: whether that message may have arrived.
+        """
+        self.sent = self.doubtful = unknown
 
     def finish(self, error: Exception | None = None) -> None:
         if not self.settled:
@@ -93,7 +103,7 @@ class Outlet:
         return self._wire is not None
 
     def begin(self, parcel: Parcel) -> None:
-        """Publish a message, after all that were begun before. Its end is told by the parcel."""
+        """Publish a message, after all messages that were begun before. The parcel reports how the message ended."""
         self._pending[parcel] = None
         if self._wire is None:
             self._reopen()
@@ -124,6 +134,8 @@ class Outlet:
         late = loop.call_later(timeout, lambda: parcel.finish(self.late(timeout)))
         try:
             self.begin(parcel)
+            if self._wire is not None and len(self._pending) == 1:
+                self._wire.flush()  # it is alone, so it gains nothing by waiting for a turn of the event loop
             await done
         finally:
             late.cancel()
@@ -176,7 +188,7 @@ class Outlet:
         parcel.finish(error)
 
     def _next(self, wire: Wire) -> None:
-        """Send the next suspect, if they are sent one by one and none is on its way; after the last one all others."""
+        """Send the next suspect message, if suspects go singly and none is under way; after the last, the rest."""
         if not self._suspects or wire is not self._wire or self._sent:
             return
         first = next((parcel for parcel in self._pending if not parcel.settled), None)
@@ -257,11 +269,18 @@ class Outlet:
             # The broker refuses one of the messages on the channel. Send them one by one to find out which.
             if len(sent) == 1:
                 for parcel in list(sent.values()):
-                    self._end(parcel, Refused(f"{self.what}: the broker refuses the message: {err}"))
+                    self._end(parcel, self._refused(parcel, err))
                 self._suspects.clear()
             else:
                 self._suspects = set(sent.values())
+            sent.clear()
         self._lose(wire)
+
+    def _refused(self, parcel: Parcel, err: Exception) -> Refused:
+        more = "; an earlier copy may have arrived" if parcel.doubtful else ""
+        error = Refused(f"{self.what}: the broker refuses the message: {err}{more}")
+        error.unknown = parcel.doubtful
+        return error
 
     def _revoked(self, err: Exception, unknown: bool) -> Revoked:
         more = "; the message may have arrived" if unknown else ""
@@ -273,6 +292,8 @@ class Outlet:
         """Give up a channel, and send unconfirmed messages through another."""
         if wire is self._wire:
             self._wire = None
+            for parcel in self._sent.values():
+                parcel.doubtful = True
             if not wire.closed:
                 wire.shut()
                 self._keep(asyncio.create_task(hang_up(wire.channel)))

@@ -1,6 +1,6 @@
 """Seals of messages: the sender signs and encrypts a message for the receiver, so that relays can't read or alter it.
 
-A sealed body is a JWE (ECDH-ES+A256KW, A256GCM) around a JWS (ES256), both in compact form, by ``joserfc``. The
+A sealed body is a JWE (ECDH-ES+A256KW, A256GCM) around a JWS (ES256), both in compact form. The
 signature also covers all properties that a relay might change:
 
 1. sender, receiver, link, and whether it is a message or an answer: so it can't be redirected or returned;
@@ -8,8 +8,8 @@ signature also covers all properties that a relay might change:
 3. the time of sealing and the expiry: so, with the ids of received messages, it can't be replayed.
 
 ``open_sealed`` checks all of this in a fixed order and returns an :class:`Opened`, or raises a :class:`SealError`. It
-checks sizes before any cryptographic work. It reads no file and keeps no state: the caller recognizes duplicates
-(``window``).
+checks sizes before any cryptographic work. It reads no file, and its result depends on nothing but its arguments: the
+caller recognizes duplicates (``window``). Several messages share a key agreement (``agreement``), each has a signature.
 
 Keys are JWKs on P-256, made by the host: each environment has a pair to sign and a pair to encrypt. A key is published
 before the time from which it is used (``nbf``), so that all peers have it by then.
@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from netspace_client import endorsement, jose
+from netspace_client import agreement, endorsement, jose
+from netspace_client.agreement import Agreed, Sessions
 from netspace_client.endorsement import Endorser
 from netspace_client.errors import SealError, UnknownKey
 from netspace_client.jose import MAX_BODY, MAX_SEALED, text
@@ -35,10 +36,9 @@ LIFE = 7 * 24 * 3600
 SKEW = 60
 """Seconds that a sender's clock may be ahead."""
 
-_TYPE = "netspace-seal"
+_TYPE = agreement.TYPE
 _SIGNED = {"alg", "kid", "typ", "cty", "lnk", "frm", "to", "use", "jti", "cid", "iat", "exp"}
 _ENDORSED = _SIGNED | {"edt"}
-_WRAPPED = {"alg", "enc", "kid", "typ", "cty", "epk"}
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,20 @@ class Sealed:
 
 
 def seal(
-    body: bytes, content_type: str, envelope: Envelope, mine: Ring, theirs: Ring, now: float, *, afar: bool = False
+    body: bytes,
+    content_type: str,
+    envelope: Envelope,
+    mine: Ring,
+    theirs: Ring,
+    now: float,
+    *,
+    afar: bool = False,
+    sessions: Sessions | None = None,
 ) -> bytes:
     """Return *body*, signed with our current signing key and encrypted for their current encryption key.
 
     :param afar: the receiver is on another host, so the endorsement of our key is added.
+    :param sessions: sessions with receivers, which a sender of many messages keeps; None: it has one for this message.
     :raises SealError: the body is too large, or our key has no valid endorsement.
     :raises UnknownKey: there is no key to sign or to encrypt.
     """
@@ -133,29 +142,33 @@ def seal(
             raise SealError("our key isn't endorsed for other hosts (any more): this host's links have to be applied")
         signed |= {"edt": signer.endorsement, "exp": min(stamp + LIFE, ends)}
     inner = work.sign(signed, body, signer.jwk)
-    wrapped = {"alg": jose.WRAP, "enc": jose.ENCRYPT, "kid": reader.kid, "typ": _TYPE, "cty": "JWS"}
-    return work.encrypt(wrapped, inner, reader.jwk)
+    return (Sessions() if sessions is None else sessions).encrypt(inner, reader, now)
 
 
 def open_sealed(
-    raw: bytes, envelope: Envelope, mine: Ring, theirs: Ring, now: float, endorser: Endorser | None = None
+    raw: bytes,
+    envelope: Envelope,
+    mine: Ring,
+    theirs: Ring,
+    now: float,
+    endorser: Endorser | None = None,
+    *,
+    agreed: Agreed | None = None,
 ) -> Opened:
     """Decrypt and verify a sealed message, and compare it with its *envelope*; return its content.
 
     :param mine: our own keys; *theirs*: the sender's public keys.
     :param endorser: the endorser of the sender's host, if that is another host.
+    :param agreed: the agreed keys of earlier messages, for just these keys of ours; None: none is known or remembered.
     :raises SealError: a check failed.
     :raises UnknownKey: a key is unknown; newer files of the host might have it.
     """
     if len(raw) > MAX_SEALED:
         raise SealError(f"{len(raw)} bytes are more than a seal may have ({MAX_SEALED})")
-    if raw.count(b".") != 4:
-        raise SealError("it isn't sealed")
     work = jose.loaded()
-    header = jose.decoded(raw.partition(b".")[0])
-    if not header.keys() <= _WRAPPED or (header.get("alg"), header.get("enc")) != (jose.WRAP, jose.ENCRYPT):
-        raise SealError(f"sealed in another way: {sorted(map(str, header))[:12]}"[:200])
-    inner = work.decrypt(raw, mine.find("enc", text(header, "kid")).jwk)
+    agreed = Agreed() if agreed is None else agreed
+    found = agreement.decrypt(raw, mine, agreed, envelope.sender)
+    inner = found.text
     if inner.count(b".") != 2:
         raise SealError("what is in it isn't signed")
     header = jose.decoded(inner.partition(b".")[0])
@@ -170,10 +183,12 @@ def open_sealed(
     if header["typ"] != _TYPE or said != envelope:
         raise SealError(f"it was sealed as {said}, but came as {envelope}")
     at, until = header["iat"], header["exp"]
-    if not all(isinstance(time, (int, float)) and not isinstance(time, bool) for time in (at, until)):
+    if not (jose.is_time(at) and jose.is_time(until)):
         raise SealError("it has no time")
     if not (at <= now + SKEW and now < until <= at + LIFE + 1):
         raise SealError(f"it doesn't hold now: sealed {now - at:.0f} s ago, for {until - at:.0f} s")
     if endorsed is not None and not (endorsed.begins <= at + SKEW and until <= endorsed.ends):
         raise SealError("it was sealed before its key was endorsed, or for longer than it is")
-    return Opened(body, text(header, "cty"), float(at))
+    opened = Opened(body, text(header, "cty"), float(at))
+    agreed.remember(envelope.sender, found.header, found.key)
+    return opened

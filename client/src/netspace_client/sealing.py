@@ -8,10 +8,12 @@ import time
 
 from aiormq import spec
 
-from netspace_client import seal
+from netspace_client import jose, seal
+from netspace_client.agreement import Agreed, Sessions
 from netspace_client.card import Sender
 from netspace_client.errors import LinkError, SealError
 from netspace_client.host import Host
+from netspace_client.keys import Ring
 from netspace_client.seal import Opened, Sealed
 from netspace_client.window import Window
 from netspace_client.wire import Delivery
@@ -32,6 +34,8 @@ class Sealing:
     def __init__(self, host: Host, window: Window) -> None:
         self._host = host
         self._window = window
+        self._sessions = Sessions()
+        self._mine, self._agreed = Ring(), Agreed()
         self._waited: dict[str, float] = {}
         self.refused = 0
 
@@ -58,9 +62,10 @@ class Sealing:
         """
         raw, kind = content
         if sealed is not None:
-            envelope = sealed.envelope(self._host.card.name, to, use, id, correlation_id or "", ours=True)
+            envelope = sealed.envelope(self._host.known.name, to, use, id, correlation_id or "", ours=True)
             afar = sealed.endorser is not None
-            raw = seal.seal(raw, kind, envelope, self._host.keys, sealed.keys, time.time(), afar=afar)
+            ours, now = self._keys(), time.time()
+            raw = seal.seal(raw, kind, envelope, ours, sealed.keys, now, afar=afar, sessions=self._sessions)
             kind = seal.CONTENT_TYPE
         about = spec.Basic.Properties(
             content_type=kind,
@@ -81,11 +86,22 @@ class Sealing:
             return None
         about = delivery.properties
         ids = (about.message_id or "", about.correlation_id or "")
-        envelope = sealed.envelope(self._host.card.name, sender, use, *ids, ours=False)
-        found = seal.open_sealed(delivery.body, envelope, self._host.keys, sealed.keys, time.time(), sealed.endorser)
+        envelope = sealed.envelope(self._host.known.name, sender, use, *ids, ours=False)
+        mine = self._keys()
+        found = seal.open_sealed(
+            delivery.body, envelope, mine, sealed.keys, time.time(), sealed.endorser, agreed=self._agreed
+        )
         if self._window.too_old(sender, found.at):
             raise SealError("it is older than the oldest id that is remembered: it may have come before")
         return found
+
+    def _keys(self) -> Ring:
+        """Return our newest keys. If they were replaced, forget the former ones, and what was agreed with them."""
+        mine = self._host.keys
+        if mine is not self._mine:
+            self._mine, self._agreed = mine, Agreed()
+            jose.loaded().forget()
+        return mine
 
     def may_wait(self, sender: Sender) -> bool:
         """Return whether to wait a second for the host's newer files, because a key of *sender*'s message is unknown.

@@ -1,4 +1,4 @@
-"""Outgoing messages: checked against their link's limits, sealed if it is, and given to the outlet of its exchange."""
+"""Outgoing messages: checked against their link's limits, sealed if the link is, and given to its exchange's outlet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Content = tuple[bytes, str]
 
 
 class Sending:
-    """The way of all messages to peers; it waits for nothing."""
+    """The path of all messages to peers. Nothing in it waits."""
 
     def __init__(self, host: Host, lines: Lines, sealing: Sealing) -> None:
         self._host = host
@@ -60,7 +60,7 @@ class Sending:
         return self._lines.outlet(peer.broker, peer.exchange, what), Parcel(raw, properties)
 
     def successor(self, peer: Peer) -> Peer | None:
-        """Return the same peer under the new exchange of its link, after the old one was revoked; None: it has none.
+        """Return the same peer under its link's new exchange, after the old one was revoked; None: there is no new one.
 
         It is looked up by the peer's own name: the local name may belong to another environment now, which must not get
         a message that was meant for this one.

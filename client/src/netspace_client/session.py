@@ -136,7 +136,7 @@ class Session:
         return Wire(channel, self._receiver, delivered)
 
     async def leave(self, connection: AbstractConnection) -> None:
-        """Close *connection* if it is the one in use, so that a new one is opened."""
+        """Close *connection* if it is the connection in use, so that a new one is opened."""
         if connection is self._connection:
             self._connection = None
             self._up.clear()

@@ -100,7 +100,7 @@ class Wire:
         return self._shut or self.channel.is_closed
 
     def shut(self) -> None:
-        """Send nothing more. What was to be sent is sent at once: frames after its end would end the connection."""
+        """Send nothing more. Waiting frames are sent at once: frames on a closed channel would end the connection."""
         self._shut = True
         self._receiver.flush()
 
@@ -126,7 +126,7 @@ class Wire:
 
     # -- from the broker --------------------------------------------------------------
     def takes(self, kind: int, payload: bytes) -> bool:
-        """Take a frame, and return True; False: it is aiormq's.
+        """Process a frame, and return True; False: the frame is for aiormq.
 
         :raises AMQPConnectionError: the broker sent something that is no AMQP.
         """
@@ -157,7 +157,7 @@ class Wire:
         return True
 
     def _on_method(self, payload: bytes) -> Callable[[], None] | None:
-        """Return whom to tell of a method; None: it is aiormq's."""
+        """Return the function to call for a method; None: the method is for aiormq."""
         method = payload[:4]
         if method in (codec.ACK, codec.NACK):
             if len(payload) != 13:
@@ -173,7 +173,7 @@ class Wire:
         return None
 
     def _whole(self) -> Callable[[], None]:
-        """Return whom to tell of a message, once all of it is here."""
+        """Return the function to call for a message, once the whole message is here."""
         if self._left > 0:
             return _nobody
         method, header = self._method, self._header
@@ -197,7 +197,7 @@ def _nobody() -> None:
 
 
 class Receiver(aiormq.connection.FrameReceiver):
-    """The frames of one connection. Those about messages go to the *wires*, by the number of the channel."""
+    """The frames of one connection. Frames about messages go to the *wires*, by the number of the channel."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         super().__init__(reader)

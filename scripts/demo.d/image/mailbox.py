@@ -15,7 +15,8 @@ import sys
 import time
 
 import pika
-from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, NackError, UnroutableError
 
 CARD = "/run/netspace/environment.json"
 
@@ -53,7 +54,10 @@ def channel(card, to=None):
         heartbeat=30,
         blocked_connection_timeout=10,
     )
-    connection = pika.BlockingConnection(parameters)
+    try:
+        connection = pika.BlockingConnection(parameters)
+    except AMQPConnectorException as err:  # pika's only error that isn't an AMQPError
+        raise AMQPConnectionError(f"the broker doesn't answer: {err}") from err
     try:
         opened = connection.channel()
         opened.confirm_delivery()

@@ -1,4 +1,4 @@
-"""Software TPMs (swtpm), each on a socket of its own; some manufactured with a certificate by a CA of the test's."""
+"""Software TPMs (swtpm), each on a socket of its own. Some are manufactured with a certificate by the test's own CA."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def other_factory(tmp_path_factory: pytest.TempPathFactory) -> Factory:
 
 @pytest.fixture
 def make_tpm() -> Iterator[Callable[[Factory | None], SoftwareTpm]]:
-    """Start a TPM from a factory, or a blank one without any certificate."""
+    """Start a TPM from a factory, or a blank TPM without any certificate."""
     made: list[SoftwareTpm] = []
 
     def make(origin: Factory | None = None) -> SoftwareTpm:
@@ -108,7 +108,7 @@ def make_tpm() -> Iterator[Callable[[Factory | None], SoftwareTpm]]:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """A host of the test's own: an id, a boot."""
+    """A host for one test: an id, a boot."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     boot(tmp_path, "first")

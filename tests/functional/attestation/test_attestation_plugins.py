@@ -1,4 +1,4 @@
-"""The plugins through Salt's own loader: what an operator calls."""
+"""The attestation plugins, called by Salt's own loader like an operator's calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load() -> Callable[..., Any]:
 
 @pytest.fixture
 def host() -> Any:
-    """The real layout, which the sandbox keeps private."""
+    """The layout with the real paths of a host; the sandbox gives the test its own folders there."""
     layout = Layout()
     kind = Attestations(layout)
     yield layout

@@ -194,7 +194,7 @@ def made_by(factory: Factory, public: bytes) -> bytes:
 
 @pytest.fixture
 def handed(make_tpm: Callable, factory: Factory, tmp_path: Path) -> tuple[Minion, Path]:
-    """A TPM without a certificate, like AMD's, and a folder of roots with its maker's certificate."""
+    """A TPM without a certificate, like AMD's, and a folder of roots with the certificate of the TPM's maker."""
     minion = Minion("web1", make_tpm().tcti, tmp_path / "lock")
     roots = tmp_path / "roots"
     (roots / "ek").mkdir(parents=True)
@@ -245,7 +245,7 @@ def test_a_host_that_judges_itself_takes_a_certificate_by_file(
 def test_a_relayed_tpm_is_not_in_the_inventory(
     registrar: Registrar, minion: Minion, make_tpm: Callable, factory: Factory, tmp_path: Path
 ) -> None:
-    """Root on web1 shows a genuine TPM of another machine: all that it answers is right, and it is refused."""
+    """Refuse a genuine TPM of another machine that root on web1 presents, although all its answers are correct."""
     endorsement = minion.run(lambda device: structures.public(device.endorsement().public).fingerprint)
     registrar.listed = tmp_path / "tpms"
     registrar.listed.write_text(f"# racked by hand\nweb1 {endorsement}\n")

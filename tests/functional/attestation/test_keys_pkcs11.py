@@ -1,4 +1,4 @@
-"""The master's keys in a module: made there, used there, and in no file (PKCS#11; here SoftHSM's)."""
+"""The master's keys in a hardware module (PKCS#11; here SoftHSM): made and used in the module, and in no file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIBRARIES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.s
 
 @pytest.fixture(scope="module")
 def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A token of the test's own. A process keeps the module that it has loaded, so there is one for all tests."""
+    """A token for all tests of this file, because a process can't unload a loaded PKCS #11 module."""
     pytest.importorskip("pkcs11", reason="pip install python-pkcs11")
     library = next((path for path in LIBRARIES if Path(path).exists()), None)
     if library is None or shutil.which("softhsm2-util") is None:
@@ -144,7 +144,7 @@ def test_a_key_that_the_module_would_give_away_is_not_used(module: hsm.Module) -
     [
         ({"token": "none"}, "token 'none'"),
         ({"module": "/nonexistent.so"}, "nonexistent"),
-        ({"pin_file": "/nonexistent"}, "it is to hold the PIN"),
+        ({"pin_file": "/nonexistent"}, "put the PIN into this file"),
     ],
 )
 def test_what_is_wrong_is_said_and_never_the_pin(token: dict[str, str], change: dict[str, str], message: str) -> None:
@@ -161,7 +161,7 @@ def test_a_wrong_pin_and_one_that_others_can_read(token: dict[str, str], tmp_pat
     pin.chmod(0o644)
     found = hsm.module({**token, "pin_file": str(pin)})
     assert found is not None
-    with pytest.raises(NetspaceError, match="its user's alone"):
+    with pytest.raises(NetspaceError, match="other users can access this file; run chmod go="):
         found.create("test")
     pin.chmod(0o600)
     with pytest.raises(NetspaceError, match=r"(?i)pin"):

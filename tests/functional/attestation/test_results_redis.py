@@ -1,4 +1,4 @@
-"""Results lie in what the master's ``cache`` names: with Redis the same is true as with files."""
+"""Results in the store that the master's ``cache`` names: Redis behaves like files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MINIONS = [f"web{number}" for number in range(5)]
 
 @pytest.fixture
 def redis() -> Iterator[Any]:
-    """A server of the test's own: one socket, no port, nothing on disk."""
+    """A server for these tests: one socket, no port, nothing on disk."""
     client = pytest.importorskip("redis", reason="pip install redis")
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server missing: apt-get install redis-server")

@@ -1,4 +1,4 @@
-"""Our verifier reads the files that tpm2-tools write, and names what is wrong with them."""
+"""Our verifier reads the files that tpm2-tools write, and names the faults in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PCRS = "sha256:0,1,2,3,4,5,6,7"
 
 
 class Tools:
-    """tpm2-tools at one TPM, in a folder of their own."""
+    """The programs of tpm2-tools, run for one TPM in one folder."""
 
     def __init__(self, tcti: str, folder: Path) -> None:
         self.folder = folder
@@ -98,7 +98,7 @@ def test_values_in_the_other_form(tools: Tools, verify: Callable) -> None:
 
 
 def test_a_log_that_leads_to_what_was_quoted(tools: Tools, verify: Callable) -> None:
-    """The recorded boot's measurements, made again in this TPM."""
+    """Extend this TPM with the recorded boot's measurements."""
     from netspace.attestation.logs import eventlog
 
     raw = boot_logs.FIXTURES / "uki/binary_bios_measurements"

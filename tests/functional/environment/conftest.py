@@ -85,7 +85,7 @@ def tar(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with some of this machine's own programs and what they load."""
+    """A root with some of this machine's own programs and their libraries."""
     root = tmp_path_factory.mktemp("debian")
     root.chmod(0o755)
     paths = [str(Path(program).resolve()) for program in PROGRAMS]

@@ -29,7 +29,7 @@ def large(image: Path, tmp_path: Path) -> Path:
 
 
 class Pages:
-    """The pages of the large file, as an environment has it; only the host's root can ask that."""
+    """The cached pages of the large file in an environment's root; only the host's root can query them."""
 
     def __init__(self, host, name):
         self._path = f"/proc/{host.pid(name)}/root/{FILE}"

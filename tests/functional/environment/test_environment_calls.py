@@ -101,7 +101,7 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE))
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_no_program_changes_its_limit_on_core_files(host, debian, profile):
-    """The host's crash handler would run as root for it (core(5)). One that only wants no core file goes on."""
+    """The host's crash handler would run as root for a core file (core(5)). A program that sets 0 gets no error."""
     host.run("web", image=f"dir:{debian}", seccomp=profile)
     done = host.operations.exec("web", [PYTHON, "-c", LOWER])
     assert done["stdout"].splitlines() == ["-1 1 [7, 7]", "(1, 1)", "(16, 16)"], done
@@ -142,7 +142,7 @@ def test_every_call_is_answered_as_the_tables_say(host, debian, tmp_path, profil
 @pytest.mark.parametrize("family", seccomp.NEVER)
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_a_refused_family(host_of, family, profile):
-    """Each call of it, made by number: EPERM, or ENOSYS where programs go on without it then."""
+    """Make each call of *family* by its number: EPERM, or ENOSYS for a call that programs can do without."""
     names = [name for name in seccomp.NEVER[family].calls.split() if resolve(name) >= 0]
     answers = call(host_of(profile), profile, [(resolve(name), [0] * 6) for name in names])
     told_absent = seccomp.ABSENT.split()
@@ -151,7 +151,7 @@ def test_a_refused_family(host_of, family, profile):
 
 @pytest.fixture(scope="module")
 def host_of(debian, disk):
-    """One environment for each profile, for all tests of it."""
+    """One environment for each profile, which all tests of the profile share."""
     from support.environments.environment_host import Host
 
     from netspace.environment.storage import mounts
@@ -347,7 +347,7 @@ json.dump([refused, answers], sys.stdout)
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_nobody_holds_up_or_spies_on_the_host_by_an_argument(host_of, profile):
-    """A lease makes everybody wait who opens the file. Huge, merged and cached pages belong to the whole host."""
+    """A lease makes others wait when they open the file. Huge, merged and cached pages belong to the whole host."""
     refused, passed = call(host_of(profile), profile, {}, ARGUMENTS)
     assert len(refused) == 10 and set(refused.values()) == {"EPERM"}, refused
     assert len(passed) == 10 and set(passed.values()) == {"done"}, passed

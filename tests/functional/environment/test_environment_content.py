@@ -54,7 +54,7 @@ def test_a_layer_whose_record_was_lost_gets_its_new_ids_however_deep_it_is(host,
 
 
 def test_a_file_system_that_somebody_still_has_open_is_not_mounted_a_second_time(host):
-    """Two mounts of one ext4 that know nothing of each other would destroy it."""
+    """Two independent mounts of one ext4 file system would destroy the file system."""
     host.run("web", volumes=[SIZED])
     host.sh("web", "echo kept > /data/file")
     again = {"web": host.desired("web", volumes=[SIZED], limits={"files": 512})}

@@ -19,7 +19,7 @@ SIZED = {"target": "/var/data", "size": "16M"}
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing that catches errors sees it, and nothing is tidied up after it."""
+    """An error that stands for SIGKILL: no handler of errors catches it, and nothing is tidied up afterwards."""
 
 
 @pytest.fixture

@@ -25,14 +25,14 @@ VOLUME = {"target": "/data", "size": "24M"}
 
 
 def fill(host: Host, name: str, path: str, megabytes: int) -> str:
-    """Write a file of this size, and say what came of it and how large it became."""
+    """Write a file of this size; return what ``dd`` reports, and ``whole`` if the file has the full size."""
     write = f"busybox dd if=/dev/zero of={path} bs=1048576 count={megabytes} 2>&1 | head -n 1"
     size = f"$(ls -l {path} | busybox awk '{{print $5}}')"
     return host.sh(name, f"{write}; [ {size} = {megabytes * MIB} ] && echo whole")
 
 
 def loops() -> set[str]:
-    """Return the loop devices in use on files of ours; the machine's other hosts have theirs, under the same paths."""
+    """Return the loop devices in use on our files; the machine's other hosts have files under the same paths."""
     state = os.stat("/var/lib/netspace").st_dev
     wanted = f"{os.major(state)}:{os.minor(state)}"
     columns = ["losetup", "--noheadings", "--raw", "--output", "NAME,BACK-MAJ:MIN"]
@@ -184,7 +184,7 @@ SEAMS = (
 
 
 def apply_until(host: Host, wanted, count: int) -> bool:
-    """Apply in a process that is killed before its call number *count* of those; return whether it was."""
+    """Apply in a process that is killed before its *count*-th call of ``SEAMS``; return whether it was killed."""
     pid = os.fork()
     if pid == 0:
         left = itertools.count(-count)

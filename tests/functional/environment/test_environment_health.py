@@ -181,7 +181,7 @@ def test_what_comes_after_another_is_started_when_that_is_healthy(host: Host) ->
 
 
 def test_marks_go_with_the_process_that_watches(host: Host) -> None:
-    """Nobody would take a mark back when its program ends, and one that comes after it later would start at once."""
+    """Without a watcher, a mark would outlast its program, and an environment that waits for it would start at once."""
     host.apply({"db": host.desired("db"), "web": host.desired("web", after=["db"])})
     until(verdict.up(host.layout, "db").exists)
     host.apply({"db": host.desired("db"), "web": host.desired("web")})
@@ -291,7 +291,7 @@ def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, mo
     bad = host.desired("web", command=NEVER, health=HASTY)
 
     class Killed(BaseException):
-        """As SIGKILL: nobody catches it."""
+        """An error that, like SIGKILL, nobody catches."""
 
     def killed(*_: Any, **__: Any) -> None:
         raise Killed

@@ -43,7 +43,7 @@ def other_store(store: Store, tmp_path: Path) -> Store:
 
 
 def leftovers(store: Store, built: int = 0) -> list[str]:
-    """Return the files in the images' folder, without that many built images and their notes."""
+    """Return the files in the images' folder, without *built* built images and their notes."""
     images = store.file("x").parent
     found = sorted(path.name for path in images.iterdir()) if images.exists() else []
     kept = [name for name in found if not name.startswith(".")]
@@ -483,7 +483,7 @@ def test_a_hash_that_is_declared_later_restarts_nothing(host, tar):
 
 
 def test_what_has_a_hash_is_built_as_it_was_hashed(store, tmp_path, monkeypatch):
-    """The writer of a layout folder exchanges its index while it is read, and puts it back."""
+    """The writer of a layout folder exchanges the folder's index while netspace reads it, and puts the old one back."""
     made = OciLayout()
     for tag in ("right", "wrong"):
         made.tag(made.image([tar_of([member("etc/motd", tag.encode())])], {}), tag)

@@ -1,4 +1,4 @@
-"""``init: true``: signals reach the program, orphans are reaped, and nothing is shared by it; and what SIGTERM does."""
+"""``init: true``: signals reach the program, orphans are reaped, nothing is shared; and the effect of SIGTERM."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ print(sorted(told), sorted(set(map(str, answers))))
 
 
 def test_nobody_is_told_which_pages_of_a_shared_image_are_cached(host, debian):
-    """Two on one image share its page cache. What asks for it by name gets no answer; time may still tell."""
+    """Environments share an image's page cache. Calls that ask for cached pages get no answer; timing may tell."""
     for name in ("one", "two"):
         host.run(name, image=f"dir:{debian}")
     first = host.operations.exec("one", ["/usr/bin/python3", "-c", CACHE])["stdout"]
@@ -221,7 +221,7 @@ def test_a_read_only_root_has_no_lasting_layer(host):
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_what_is_handed_out_lies_in_a_file_system_of_its_own(host, read_only):
-    """The host's would tell its identity, and by its free space what others do (statfs(2))."""
+    """A file system of the host would show the host's identity, and by its free space what others do (statfs(2))."""
     host.run("web", read_only=read_only)
     host.run("orders")
     shown = [("web", "/run/netspace"), ("orders", "/run/netspace"), *([("web", "/")] if read_only else [])]
@@ -241,7 +241,7 @@ def test_what_is_handed_out_lies_in_a_file_system_of_its_own(host, read_only):
 
 
 def test_nothing_of_a_former_declaration_is_in_a_root(host, tmp_path):
-    """A read-only root has folders to mount on in a layer of its own, which nobody wrote into."""
+    """A read-only root has the folders for its mounts in a layer of its own, into which no program can write."""
     host.run("web", read_only=True, volumes=[{"source": str(tmp_path / "data"), "target": "/data"}])
     assert host.sh("web", "ls -d /data") == "/data"
     scratch = host.layout.bundle("web") / "layer"

@@ -42,7 +42,7 @@ def fingerprint(*folders: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def look_long(monkeypatch, looks):
-    """Let looks take long, to see also what ends a while after its start: so many tenths of a second."""
+    """Lengthen the watch after a start by *looks* tenths of a second, to see also programs that end a while later."""
     monkeypatch.setattr(starting, "PATIENCE", starting.PATIENCE + looks / 10)
 
 
@@ -308,7 +308,7 @@ def test_nothing_that_a_program_says_commands_a_terminal(host):
 
 
 def test_exec_kills_nobody_who_got_the_number_of_what_has_ended(host, debian):
-    """A remaining child of the program may keep its output open until the deadline; its number is then another's."""
+    """A child may keep the output open until the deadline; the ended program's PID may then be another process's."""
     host.run("web", image=f"dir:{debian}")
     script = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\n"
     with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as victim:
@@ -340,7 +340,7 @@ def test_variables_are_never_shown(host):
 
 
 def reboot(host) -> None:
-    """Take away what a reboot takes: processes, mounts, /run."""
+    """Simulate a reboot: end processes, and remove mounts and /run."""
     host.supervisor.stop([f"environment-{name}" for name in host.kind.names()])
     for target in mounts.table():
         if Path(target).is_relative_to(host.layout.run):

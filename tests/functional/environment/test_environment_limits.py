@@ -1,6 +1,6 @@
-"""Every limit that is no disk's: exceeded by one environment while its neighbour goes on; changed; lost and repaired.
+"""Every limit but the sizes of disks: one environment exceeds it while its neighbour goes on.
 
-The kernel's own counters tell, never a clock.
+Each limit is also changed, lost and repaired. The kernel's counters and the order of events decide, not a fixed time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @pytest.fixture
 def pair(host: Host) -> Host:
-    """Host with a neighbour beside what is tested."""
+    """Host with a neighbour beside the tested environment."""
     host.run("neighbour")
     return host
 
@@ -63,7 +63,7 @@ def read(host: Host, name: str, file: str) -> str:
 
 
 def settle(condition: Callable[[], bool]) -> bool:
-    """Return whether a condition comes to hold; wait generously, since time is not what is tested."""
+    """Return whether *condition* becomes true; wait generously, since these tests don't test times."""
     for _ in range(600):
         if condition():
             return True
@@ -122,7 +122,7 @@ def test_what_nobody_reads_from_connections_is_bounded(pair, debian):
 
 @pytest.fixture
 def swap(disk: Path) -> Iterator[None]:
-    """Swap of the machine for a while: more than what is tested may have, and last in order."""
+    """Swap of the machine for the test's duration: more than the tested environments may use, used last."""
     file = disk / "swap"
     file.touch(mode=0o600)
     with file.open("wb") as stream:
@@ -136,7 +136,7 @@ def swap(disk: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("swap")
 def test_what_would_fit_with_swap_is_killed_all_the_same(pair):
-    """Its neighbour, whose limit of both is lifted by hand, lives from the swap: so there is some."""
+    """The neighbour, whose limit on memory and swap is lifted by hand, does fit with the swap: so swap exists."""
     if not Path(group(pair, "neighbour")._file("memory.memsw.limit_in_bytes")).exists():
         pytest.skip("the kernel does not account swap in cgroups of version 1; version 2 is tried in a booted machine")
     limits = {"memory": "32M", "tmp": "96M"}
@@ -212,7 +212,7 @@ def test_the_folders_in_memory_are_full_at_their_size(pair, key, folder):
 
 
 def test_the_number_of_files_in_memory_is_bounded(pair):
-    """Their names and inodes are the environment's own memory, so these are full before the host's is."""
+    """The files' names and inodes use the environment's own memory, which is full before the host's memory is."""
     pair.run("web", limits={"memory": "16M", "tmp": "4K"}, restart="never")
     out = pair.sh("web", "echo begun; cd /tmp; i=0; while touch $i; do i=$((i+1)); done 2>&1; echo made $i")
     assert goes_on(pair)
@@ -240,7 +240,7 @@ DIRECT = {
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize(("key", "rate"), [("read", "256K"), ("read_ops", 4), ("write_ops", 4)])
 def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, writable, key, rate):
-    """Two do as much at once, past the page cache; the bounded one is not done when the other is."""
+    """Two environments do the same work at once, past the page cache; the bounded one is not done when the other is."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
     host.run("web", image=writable, limits={"io": {key: rate}})
@@ -257,7 +257,7 @@ def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, 
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize("limits", [{}, {"disk": "64M"}])
 def test_writing_is_slowed_down_and_the_neighbour_s_is_not(host, writable, limits):
-    """Two write as much at once; the bounded one is not done when the other is."""
+    """Two environments write the same amount at the same time; the bounded one is not done when the other is."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
         pytest.skip("this machine has no disk of its own, or no controller")
     host.run("web", image=writable, limits={**limits, "io": {"write": "256K"}})

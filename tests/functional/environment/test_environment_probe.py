@@ -86,7 +86,7 @@ WEAKNESSES = {
 
 @pytest.fixture
 def weakened(monkeypatch, tmp_path_factory):
-    """Every configuration lacks some of its hardening; a folder of the host is shared by all."""
+    """Weaken every configuration: hardening is missing, and all environments share a folder of the host."""
     shared = tmp_path_factory.mktemp("shared")
     shared.chmod(0o1777)
     (shared / "busybox").write_text(f"locked; {PEER['marker']}")

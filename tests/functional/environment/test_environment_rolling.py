@@ -1,4 +1,4 @@
-"""Rolling updates: the new one beside the old one; one that fails is never noticed; what is killed is repaired."""
+"""Rolling updates: a second instance beside the first; nobody notices a failed update; a killed run is repaired."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def runs(host: Host) -> Host:
 
 
 def left(host: Host) -> list[str]:
-    """Return all that is there of a second instance."""
+    """Return all traces of a second instance."""
     found = [name for name in host.supervisor.observe() if "NEXT" in name]
     found += [one for kind in host.traces().values() for one in kind if "NEXT" in one]
     return [*found, *record.updating(host.layout)]
@@ -179,7 +179,7 @@ def test_two_are_never_beside_where_they_would_share_something(runs: Host, tmp_p
 
 def test_a_stop_by_hand_ends_what_a_killed_run_left_beside(runs: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
-        """As SIGKILL: nobody catches it."""
+        """An error that, like SIGKILL, nobody catches."""
 
     def killed(*_: Any) -> None:
         raise Killed

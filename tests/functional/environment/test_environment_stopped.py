@@ -1,4 +1,4 @@
-"""``state: stopped``: an environment is there whole, and its program doesn't run."""
+"""``state: stopped``: everything of the environment exists, but the program doesn't run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A volume belongs to one environment, under whatever name it is asked for, and is removed only when that is asked."""
+"""A volume belongs to one environment, whatever its path is called, and is removed only on request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZED = {"target": "/data", "size": "16M"}
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Iterator[Path]:
-    """A folder of root's, and a second name for one in it."""
+    """A folder that only root can enter, with the folder ``data`` and a second name for ``data``."""
     tmp_path.chmod(0o700)
     (tmp_path / "data/in").mkdir(parents=True)
     os.chown(tmp_path / "data", 1000, 1000)

@@ -1,4 +1,4 @@
-"""Files of an environment, touched from the host as its own user, whatever the environment has laid there."""
+"""Access from the host to files of an environment, as the environment's user, whatever the environment put there."""
 
 from __future__ import annotations
 

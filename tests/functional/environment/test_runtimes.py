@@ -1,4 +1,4 @@
-"""The same declaration under each runtime: it runs, is bounded, answers, stops and is changed to another alike."""
+"""The same declaration under each runtime: it runs, is bounded, answers and stops, and can change the runtime."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_one_killed_from_outside_leaves_nothing_and_comes_back(host: Host, other
 
 @pytest.fixture
 def killed(host: Host, one: str) -> Iterator[None]:
-    """A program in the runtime's place that kills it in the middle of its first four launches."""
+    """A program in the runtime's place that kills the real runtime in the middle of each of the first four launches."""
     folder, real = Path("/run/killed"), runtimes.look(one, {}).program
     # By then it has made what it may leave; anywhere, and beside what may be left already.
     seen = "runsc-*" if one == "runsc" else "*"
@@ -186,7 +186,7 @@ exit 137
 
 
 def sockets_elsewhere() -> Iterator[Path]:
-    """Yield the sockets that runsc puts elsewhere when something is in its way."""
+    """Yield runsc's sockets in /run and /tmp, where runsc puts them if something occupies their usual place."""
     for folder in ("/run", "/tmp"):
         yield from Path(folder).glob("runsc-*.sock")
 
@@ -234,7 +234,7 @@ def test_a_missing_runtime_is_refused_in_the_plan(host: Host) -> None:
 
 
 def test_the_filter_holds_but_for_exec_under_runsc(host: Host, one: str) -> None:
-    """Under runsc the filter is for the program and its children, and not for what is run beside them."""
+    """Under runsc the filter covers the program and its children, but not a command that ``exec`` runs."""
     attempt = "unshare -U true 2>/dev/null && echo done"  # which no profile lets through
     host.run("web", runtime=one, command=shell(f"({attempt}); echo tried; {STAY}"))
     until(lambda: "tried" in host.operations.logs("web")["lines"], patience=60)

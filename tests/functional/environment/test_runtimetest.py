@@ -1,4 +1,4 @@
-"""The OCI project's own ``runtimetest``, run inside: it finds nothing amiss but what the docs declare.
+"""The OCI project's ``runtimetest``, run inside, finds only the deviations that the docs declare.
 
 ``scripts/runtimetest`` builds it from Debian's source package, and ``scripts/test`` runs that; where it
 could not be built (there is no network), this is skipped.

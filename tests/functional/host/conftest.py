@@ -22,7 +22,7 @@ def image() -> Path:
 
 @pytest.fixture
 def clean(salt: Salt) -> Iterator[None]:
-    """Nothing of netspace before and after."""
+    """Tear netspace down before and after the test."""
     salt("netspace.teardown")
     yield
     salt("netspace.teardown")

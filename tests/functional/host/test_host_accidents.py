@@ -1,4 +1,4 @@
-"""Accidents on a host: scarce resources, what is taken away, programs that hang: a clear error or a repair.
+"""Accidents on a host (scarce resources, lost files, programs that hang) end with a clear error or a repair.
 
 After each of them the next apply, with no help between, makes the host as declared, and the
 teardown leaves it as it was, with all that is somebody else's.
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """Nothing of netspace before; after, what is left by a teardown must be nothing."""
+    """Start without anything of netspace; after the test, a teardown must leave nothing."""
     faults_host.warm_up()
     with World(tmp_path / "world", linked=False) as made:
         assert apply(faults_host.teardown) == []
@@ -364,7 +364,7 @@ def test_a_runtime_that_hangs_is_given_up_with_a_clear_error(
                 if call == "run":
                     assert errors
                     for error in errors:
-                        assert "not done within 1 s" in error or "ended right after" in error, error
+                        assert "the start took more than 1 s" in error or "ended right after" in error, error
                 else:
                     assert errors == []
                     for folder in oci_runtime.state(LAYOUT, "crun").iterdir():

@@ -109,7 +109,7 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
 
 
 def keys(salt, name):
-    """Return how many keys an environment has of its own, and how many of the other end of its sealed link."""
+    """Return the number of an environment's own keys, and of the keys of its sealed link's other end."""
     told = salt.exec(name, ["/usr/bin/python3", "-c", KEYS])
     assert told["retcode"] == 0, told
     return tuple(json.loads(told["stdout"]))
@@ -124,7 +124,7 @@ print(json.dumps([len(json.load(open(card["seal"]["keys_file"]))["keys"]), len(o
 
 
 def own(files):
-    """Return all but the broker's data, which it writes as it lives, and logs."""
+    """Return *files* without logs and without the broker's data, which the broker always changes."""
     return {path: value for path, value in files.items() if "broker" not in path and not path.startswith("/var/log/")}
 
 
@@ -164,7 +164,7 @@ def test_states_by_hand_make_the_same_host(salt, image):
 
 
 def test_states_by_hand_can_be_aggregated(salt, image, tmp_path):
-    """Each state still has its own result and changes, and one that is wrong fails alone."""
+    """Each state still has its own result and changes, and a wrong state fails alone."""
     names = [f"batch-{number}" for number in range(4)]
     states = {
         name: {

@@ -1,4 +1,4 @@
-"""``netspace_environment.audit``: a throw-away twin, whatever the image has in it, and nothing left of it."""
+"""``netspace_environment.audit``: a throw-away twin, whatever the image contains, of which nothing is left behind."""
 
 from __future__ import annotations
 

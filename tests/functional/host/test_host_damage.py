@@ -58,7 +58,7 @@ def teardown() -> list[str]:
 
 
 def records() -> list[Path]:
-    """Return every record of ours: what is JSON and not handed out."""
+    """Return all our records: every JSON file except files for environments."""
     found = [path for folder in (LAYOUT.state, LAYOUT.run) for path in folder.rglob("*.json")]
     return sorted(
         path
@@ -99,7 +99,7 @@ def test_a_damaged_record_is_repaired_or_named_with_the_remedy(declared: Declare
 
 
 def test_a_link_planted_where_we_write_is_not_followed(world: World) -> None:
-    """Whoever could write there once: what is somebody's stays as it is."""
+    """Somebody could once write to these paths: the file to which the planted links point stays unchanged."""
     assert teardown() == []
     target = world.others / "file"
     before = (target.read_bytes(), *_marks(target))

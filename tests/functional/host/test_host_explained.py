@@ -30,7 +30,7 @@ HUNGRY = "hoard = bytearray(200 << 20); signal.pause()"
 
 @pytest.fixture(scope="module")
 def host(salt: Salt, image: Path) -> Iterator[Salt]:
-    """A host with one that runs, and others that crash, want memory, wait, or are stopped."""
+    """A host with one environment that runs, and others that crash, need too much memory, wait, or are stopped."""
     salt("netspace.teardown")
     declared = shop(image)
     common = {**declared["environments"]["web"], "command": python(IDLE)}
@@ -222,7 +222,7 @@ def test_diff_tells_what_an_apply_would_change(host: Salt) -> None:
 
 
 def test_drift_tells_what_was_changed_by_hand(host: Salt) -> None:
-    """It is the last test here, as it leaves the host changed."""
+    """This test is the last one here, because it leaves the host changed."""
     layout = Layout()
     links = Host(layout).links
     (link,) = links.recorded()

@@ -104,7 +104,7 @@ def succeeded(run: faultpoints.Run) -> str:
 
 
 def check(world: World, scenario: Scenario) -> list[str]:
-    """Do the scenario again, and check that it is done and that nothing is left to do; return what is wrong."""
+    """Run *scenario* again, and check that it succeeds and leaves nothing to do; return what is wrong."""
     wrong = []
     if error := succeeded(faultpoints.run(scenario.act, traced=False)):
         wrong.append(f"the next run fails: {error}")

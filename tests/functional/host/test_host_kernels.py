@@ -131,7 +131,7 @@ def stand_in() -> Iterator[Path]:
 def test_a_tender_that_is_called_as_solo5_has_its_devices_and_no_more(
     salt: Salt, stand_in: Path, asker: socket.socket, tmp_path: Path
 ) -> None:
-    """All but solo5-spt itself: its arguments, disk, interface, jail and end, by what does the same with them."""
+    """A stand-in for solo5-spt, which uses arguments, disk, interface, jail and end in the same way."""
     devices = [(solo5_kernel.NETWORK, b"service"), (solo5_kernel.BLOCK, b"storage")]
     (tmp_path / "tiny").write_bytes(solo5_kernel.elf([solo5_kernel.FIRST, *devices]))
     declaration = declared(tmp_path / "tiny")

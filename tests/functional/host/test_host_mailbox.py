@@ -1,4 +1,4 @@
-"""The health of what reads a mailbox, by a real broker's word: well while it reads, else ended and started again."""
+"""The health of a mailbox's reader, from a real broker: healthy while it reads, else it is ended and started again."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def reader(salt: Salt) -> dict[str, Any]:
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """Processes that stand still; they go on after the test, even a failed one."""
+    """Process ids to which tests add stopped processes. These go on after the test, even if it fails."""
     pids: list[int] = []
     yield pids
     for pid in pids:

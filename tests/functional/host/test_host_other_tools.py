@@ -33,7 +33,7 @@ def interpreter(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["ansible", "puppet"])
 def tool(request: pytest.FixtureRequest, tmp_path: Path, interpreter: str) -> Tool:
-    """Return a function that applies a declaration, or with true only plans it, and returns outcome and output."""
+    """Return a function that applies a declaration (with true: only plans), and returns outcome and output."""
     if shutil.which(request.param) is None:
         package = {"ansible": "ansible-core", "puppet": "puppet-agent"}[request.param]
         pytest.skip(f"{request.param} is not installed: apt-get install {package}")

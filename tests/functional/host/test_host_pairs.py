@@ -1,27 +1,29 @@
 """From any declaration to any other in one apply: the host is then as if only the second had ever been declared.
 
-Each pair of declarations is tried so: the second from nothing, which shows how the host is to look; the first from
-nothing; the second over the first; the first again. Each apply succeeds at once, and leaves nothing to do, nothing of
-the one before, nothing of another's touched.
+Some declarations are applied from nothing, one after another, with a teardown after each: that shows how the host is to
+look. Then a tour leads from each of them to each other one, so each pair costs one apply. Each apply succeeds at once,
+and leaves nothing to do, nothing of those before it, nothing of another's touched.
 
-``NETSPACE_PAIRS`` is the number of pairs, ``NETSPACE_SEED`` the seed of the first one, by default the number of the
-day. A failure prints the seed of its pair, which repeats it alone: ``NETSPACE_PAIRS=1 NETSPACE_SEED=...``.
+``NETSPACE_PAIRS`` is the number of pairs, ``NETSPACE_SEED`` the seed of the first tour, by default the number of the
+day. A failure prints what repeats its pair alone: ``NETSPACE_SEED=20786 NETSPACE_PAIR=3,5``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.hosts import faultpoints, faults_host
-from support.hosts.declared_pairs import BRIDGE, PARENT, Chooser, Declared
+from support.hosts.declared_pairs import BRIDGE, PARENT, Chooser, Declared, walk
 from support.hosts.faults_host import LAYOUT, TAG, World, objects
 
 from netspace.link.broker import node
@@ -29,8 +31,11 @@ from netspace.spec.types import LocalBroker
 
 pytestmark = [pytest.mark.root]
 
-PAIRS = int(os.environ.get("NETSPACE_PAIRS", "3"))
+PAIRS = int(os.environ.get("NETSPACE_PAIRS", "6"))
 SEED = int(os.environ.get("NETSPACE_SEED", str(int(time.time() // 86400))))
+ALONE = os.environ.get("NETSPACE_PAIR", "")
+MOST = 8 * 7  # pairs of one tour, which has eight declarations
+FAILURES = 3  # of one tour, then it ends
 OWN = ({"kind": "local"}, {"kind": "local", "port": 5692})
 # What is kept on purpose: what environments wrote, copies of programs, compiled filters, empty folders of all
 # environments, and what shows that there ever was a supervisor or a watch.
@@ -51,7 +56,7 @@ KEYS = (f"{LAYOUT.records('link')}/authority.json", f"{LAYOUT.state}/seals/")
 
 
 class Host(World):
-    """A host with parents for every kind of interface, without what its history may change.
+    """A host with parents for every kind of interface; its observed state leaves out what its history may change.
 
     :ivar stopped: environments that are declared to be stopped: they may have run before.
     :ivar own: netspace's own broker, if that was applied last.
@@ -94,7 +99,7 @@ class Host(World):
 
 
 def _card(path: Path) -> str:
-    """Return what an environment is told of its links, without names and public keys that are made anew."""
+    """Return an environment's card, without random names and public keys, which differ each time."""
     card = json.loads(path.read_bytes())
     for peer in (*card["peers"], *card["senders"]):
         if "seal" in peer:
@@ -110,7 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def nothing(world: Host) -> dict[str, Any]:
-    """A look at the host before anything was declared; the teardown before it makes what every teardown leaves."""
+    """The host's state before any declaration, but after a teardown, because a teardown leaves some things behind."""
     removed()
     return world.rested()
 
@@ -130,7 +135,7 @@ def kinds(world: Host) -> list[str]:
 
 
 def done(declared: Declared) -> list[str]:
-    """Apply a declaration; return what is wrong with that."""
+    """Apply a declaration; return the errors."""
     ran = faultpoints.run(lambda: faults_host.converge(declared), traced=False)
     if ran.error:
         return [ran.error]
@@ -144,43 +149,98 @@ def removed() -> None:
     assert not ran.error and ran.value["errors"] == [], ran
 
 
-def walk(world: Host, nothing: dict[str, Any], first: Declared, second: Declared) -> Iterator[str]:
-    """Yield what is wrong with a pair: nothing, if it is as it should be."""
+@dataclass
+class Tour:
+    """Declarations by number, and for each one the host's state if nothing was declared before.
 
-    def applied(name: str, declared: Declared) -> Iterator[str]:
-        for what in done(declared):
-            yield f"{name}: {what}"
+    :ivar told: what is wrong.
+    """
+
+    world: Host
+    nothing: dict[str, Any]
+    seed: int
+    declared: dict[int, Declared]
+    wanted: dict[int, dict[str, Any]] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+
+    def apply(self, one: int) -> list[str]:
+        """Apply a declaration; return the errors."""
+        declared = self.declared[one]
+        wrong = done(declared)
         broker = declared.get("broker", {})
-        world.own = (
+        self.world.stopped = [name for name, that in declared["environments"].items() if "state" in that]
+        self.world.own = (
             LocalBroker(port=broker.get("port", 5682)) if declared.get("links") and broker["kind"] == "local" else None
         )
+        return wrong
 
-    yield from applied("second from nothing", second)
-    world.stopped = [name for one in (first, second) for name, that in one["environments"].items() if "state" in that]
-    wanted = world.rested()
-    removed()
-    world.own = None
-    if differing := world.settled(nothing):
-        yield f"left by a teardown: {differing}"
-    yield from applied("first from nothing", first)
-    before = world.rested()
-    yield from applied("second after first", second)
-    if differing := world.settled(wanted):
-        yield f"second after first: the host differs: {differing}"
-    yield from applied("first again", first)
-    if differing := world.settled(before):
-        yield f"first again: the host differs: {differing}"
-
-
-@pytest.mark.parametrize("seed", range(SEED, SEED + PAIRS))
-def test_any_declaration_follows_any_other(world: Host, nothing: dict[str, Any], kinds: list[str], seed: int) -> None:
-    theirs = world.declared()["broker"]
-    first, second = Chooser(seed, world.folder, world.image, [theirs, theirs, *OWN], kinds).pair()
-    try:
-        for wrong in walk(world, nothing, first, second):
-            told = f"NETSPACE_PAIRS=1 NETSPACE_SEED={seed}: {wrong}\n{json.dumps(first)}\n{json.dumps(second)}"
-            print(told, flush=True)  # at once, where pytest captures nothing
-            pytest.fail(told)
-    finally:
-        world.own = None
+    def remove(self) -> None:
+        self.world.own = None
         removed()
+
+    def prepare(self) -> None:
+        """Apply each declaration from nothing, and note how the host looks then."""
+        for one in self.declared:
+            for wrong in self.apply(one):
+                self.tell(f"{one} from nothing: {wrong}", one)
+            self.wanted[one] = self.world.rested()
+            self.remove()
+            if differing := self.world.settled(self.nothing):
+                self.tell(f"left by a teardown of {one}: {differing}", one)
+
+    def step(self, one: int) -> list[str]:
+        """Apply a declaration over the present state; return the errors and the differences from the wanted state."""
+        wrong = self.apply(one)
+        if differing := self.world.settled(self.wanted[one]):
+            wrong.append(f"the host differs: {differing}")
+        return wrong
+
+    def follow(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Go from declaration to declaration. After a failure, try its pair alone, then go on from its second one."""
+        self.begin(pairs[0][0])
+        for number, (first, second) in enumerate(pairs):
+            wrong = self.step(second)
+            if not wrong:
+                continue
+            self.remove()
+            alone = [*self.apply(first), *self.step(second)]
+            repeated = f"NETSPACE_PAIR={first},{second}" if alone else f"not alone, but after {pairs[:number]}"
+            for what in alone or wrong:
+                self.tell(f"{second} after {first} ({repeated}): {what}", first, second)
+            if len(self.told) >= FAILURES:
+                return
+            self.remove()
+            self.begin(second)
+
+    def begin(self, one: int) -> None:
+        for wrong in self.step(one):
+            self.tell(f"{one} from nothing, again: {wrong}", one)
+
+    def tell(self, what: str, *about: int) -> None:
+        text = "\n".join([f"NETSPACE_SEED={self.seed}: {what}", *(json.dumps(self.declared[one]) for one in about)])
+        print(text, flush=True)  # at once, where pytest captures nothing
+        self.told.append(text)
+
+
+def tours() -> list[tuple[int, list[tuple[int, int]]]]:
+    """Return the seed and the pairs of each tour."""
+    if ALONE:
+        first, second = map(int, ALONE.split(","))
+        return [(SEED, [(first, second), (second, first)])]
+    every = [(SEED + tour, min(MOST, PAIRS - start)) for tour, start in enumerate(range(0, PAIRS, MOST))]
+    return [(seed, list(itertools.islice(walk(PAIRS + 1), number))) for seed, number in every]
+
+
+@pytest.mark.parametrize(("seed", "pairs"), [pytest.param(*one, id=str(one[0])) for one in tours()])
+def test_any_declaration_follows_any_other(
+    world: Host, nothing: dict[str, Any], kinds: list[str], seed: int, pairs: list[tuple[int, int]]
+) -> None:
+    theirs = world.declared()["broker"]
+    drawn = Chooser(seed, world.folder, world.image, [theirs, theirs, *OWN], kinds).several(max(map(max, pairs)) + 1)
+    tour = Tour(world, nothing, seed, {one: drawn[one] for one in sorted(set(itertools.chain(*pairs)))})
+    try:
+        tour.prepare()
+        tour.follow(pairs)
+    finally:
+        tour.remove()
+    assert not tour.told, "\n".join(tour.told)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hosts.whole_host import ASK, IDLE, Salt, all_true, changes, python, shop
@@ -60,6 +62,7 @@ def test_environment_moves_to_another_host_in_one_apply(salt: Salt, image: Path)
 def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> None:
     declared = shop(image)
     declared["environments"]["web"]["image"] = "tar:/srv/absent.tar"
+    declared["environments"]["orders"]["command"] = ["/usr/bin/pyton3", "/demo/orders.py"]
     declared["environments"]["stranger"]["interface"] = {
         "kind": "macvlan", "parent": "absent0", "ipv4": "198.51.100.7/24",
     }  # fmt: skip
@@ -69,9 +72,12 @@ def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> 
     problems = {one["path"]: one["message"] for one in json.loads(done.stdout)["local"]["problems"]}
     assert "/srv/absent.tar" in problems["netspace:environments:web"], problems
     assert "absent0" in problems["netspace:environments:stranger:interface"], problems
+    (lacking,) = [message for message in problems.values() if "pyton3" in message]
+    assert lacking.endswith(f"image tar:{image} has no /usr/bin/pyton3; name a program that it has"), lacking
     tested = salt.apply(declared, "test=True")
     assert tested["netspace environments"]["result"] is False
     assert "/srv/absent.tar" in tested["netspace environments"]["comment"]
+    assert "has no /usr/bin/pyton3" in tested["netspace environments"]["comment"]
     # Salt is not told to look for targets: what it takes is said, and nothing fails.
     declared = shop(image)
     declared["environments"]["web"]["target"] = True
@@ -86,6 +92,27 @@ def test_check_and_dry_run_see_what_the_apply_would(salt: Salt, image: Path) -> 
 
     salt.declare(shop(image))
     assert salt("netspace.check") == {"valid": True, "problems": []}
+
+
+def test_dry_run_sees_that_an_image_lacks_a_program(salt: Salt, tmp_path: Path) -> None:
+    """Change the program with the same image, then the content of the same source; running programs go on."""
+    source = tmp_path / "root"
+    (source / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", source / "bin/busybox")
+    web = {"image": f"dir:{source}", "command": ["/bin/busybox", "sleep", "1000"], "stop_timeout": 1}
+    declared: dict[str, Any] = {"environments": {"web": web}}
+    all_true(salt.apply(declared))
+    before = salt("netspace_environment.list")["web"]["pid"]
+    declared["environments"]["web"]["command"] = ["/bin/wrk"]
+    for arguments in (["test=True"], []):
+        states = salt.apply(declared, *arguments)
+        assert states["netspace environments"]["result"] is False
+        assert f"image dir:{source} has no /bin/wrk" in states["netspace environments"]["comment"], states
+    assert salt("netspace_environment.list")["web"]["pid"] == before
+    declared["environments"]["web"]["command"] = ["/bin/busybox", "sleep", "1000"]
+    (source / "bin/busybox").rename(source / "bin/box")
+    states = salt.apply(declared, "test=True")
+    assert "has no /bin/busybox" in states["netspace environments"]["comment"], states
 
 
 def test_exec_takes_words_text_or_list(salt: Salt, image: Path) -> None:

@@ -1,4 +1,7 @@
-"""Runtimes by Salt: one SLS under each that this host has, a missing one, and what an audit finds under each."""
+"""Runtimes, applied by Salt: an environment under each runtime that this host has, and what an audit finds there.
+
+``test_host_audit.py`` has what an audit finds under crun.
+"""
 
 from __future__ import annotations
 

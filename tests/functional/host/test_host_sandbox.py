@@ -1,15 +1,34 @@
-"""The sandbox of tests and benchmarks, ended by a signal to its shell alone: what runs inside goes with it."""
+"""The sandbox of tests and benchmarks: no other user can affect it, and programs inside end with its shell."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.waiting import until
 
 SANDBOX = Path(__file__).parents[3] / "scripts/sandbox"
+OWN = Path("/run/netspace-sandbox")
+
+
+@pytest.fixture
+def own() -> Iterator[Path]:
+    """The sandbox's own folder, which a test may spoil; /run is this host's alone."""
+    aside = OWN.with_name("aside")
+    if OWN.exists():
+        OWN.rename(aside)
+    yield OWN
+    if OWN.is_symlink():
+        OWN.unlink()
+    elif OWN.exists():
+        shutil.rmtree(OWN)
+    if aside.exists():
+        aside.rename(OWN)
 
 
 def running(mark: str) -> bool:
@@ -41,3 +60,37 @@ def test_sandbox_whose_shell_is_ended_takes_others_along(number: signal.Signals,
         for one in (shell, other):
             one.terminate()
             one.wait(60)
+
+
+@pytest.mark.parametrize("spoiled", ["writable", "another's", "link"])
+def test_sandbox_whose_folder_is_not_root_s_alone_refuses(spoiled: str, own: Path, tmp_path: Path) -> None:
+    if spoiled == "link":
+        tmp_path.chmod(0o700)
+        own.symlink_to(tmp_path)
+    else:
+        own.mkdir(mode=0o700)
+        os.chown(own, 65534 if spoiled == "another's" else 0, 0)
+        own.chmod(0o777 if spoiled == "writable" else 0o700)
+    done = subprocess.run([SANDBOX, "true"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "sandbox: /run/netspace-sandbox is no folder that root alone can enter; remove it\n",
+    )
+
+
+def test_sandbox_removes_no_folder_but_its_own(own: Path, tmp_path: Path) -> None:
+    another = tmp_path / "another"
+    another.mkdir()
+    own.mkdir(mode=0o700)
+    (own / "made").write_text(f"{another}\n/var/lib/netspace\n")
+    subprocess.run([SANDBOX, "true"], check=True)
+    assert another.exists()
+    assert not (own / "made").exists(), "nobody else's list was read"
+
+
+def test_no_other_user_reaches_the_sandbox_s_lock(own: Path) -> None:
+    subprocess.run([SANDBOX, "true"], check=True)
+    assert (own / "lock").exists()
+    taken = subprocess.run(["flock", "--shared", own / "lock", "true"], user=65534, group=65534, check=False)
+    assert taken.returncode != 0
+    assert not list(Path("/run/lock").glob("netspace-sandbox*")), "nothing lies where all may write"

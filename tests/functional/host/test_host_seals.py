@@ -1,4 +1,4 @@
-"""A host's programs know at once the keys that another host tells for sealed links; nothing is restarted for it."""
+"""Programs know at once the keys that another host gives for sealed links, without any restart."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(json.dumps([json.load(open("/run/netspace/" + name)) for name in names]))
 
 
 class Other:
-    """h2, of which there is nothing here but its keys."""
+    """The host h2, of which only the keys exist here."""
 
     def __init__(self, folder: Path) -> None:
         root = Root(folder / "root")

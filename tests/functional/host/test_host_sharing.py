@@ -35,7 +35,7 @@ PEER = {
 
 
 def attacked(image):
-    """Shop with a victim to aim at, and an attacker with a link and an interface of its own."""
+    """Return the shop's declaration with a victim, and with an attacker that has a link and an interface."""
     declared = shop(image)
     every = [
         {"direction": direction, "cidr": cidr, "protocol": protocol}
@@ -188,7 +188,7 @@ def test_the_probe_finds_what_a_plain_process_can_do():
 
 
 def test_one_system_call_let_through_is_found(salt, image, tmp_path):
-    """The profile loosened by a single family, in an environment that is otherwise as hardened."""
+    """Loosen the profile by one family of calls, in an environment with all other hardening."""
     library = tmp_path / "loose"
     subprocess.run(["cp", "-r", str(CHECKOUT / "_utils"), str(library)], check=True)
     seccomp = library / "netspace/environment/container/seccomp.py"

@@ -1,4 +1,4 @@
-"""``state: stopped`` by Salt: in pillar and in SLS, with its mailbox that goes on receiving, and without trust."""
+"""``state: stopped`` by Salt: in pillar and in SLS, with a mailbox that still receives mail, and without trust."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kind ``tap`` from within: the environment's program, without any capability, has its device and no other."""
+"""Kind ``tap`` from within: a program without any capability has the environment's device and no other device."""
 
 from __future__ import annotations
 

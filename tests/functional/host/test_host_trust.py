@@ -1,4 +1,4 @@
-"""An environment that demands trust runs only on a host that has it; everything else runs all the same."""
+"""An environment that demands trust runs only on a trusted host; everything else runs in any case."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_a_declared_stop_waits_for_no_trust(salt, image, tpm):
 
 
 def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, tpm, tmp_path):
-    """Not for another image, another hardening, a damaged root or a lost namespace; its interface only gets less."""
+    """The program runs on despite another image or hardening, a damaged root, or a lost namespace. No rule is added."""
     own = shutil.copy(image, tmp_path / "vault.tar")
     wanted = vault(image, policy="prefer", minimum="L2", tpm=tpm)
     spec = wanted["environments"]["vault"]
@@ -215,7 +215,7 @@ def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, 
 
 
 def reboot(layout):
-    """Take away what a reboot takes: processes, mounts, bundles, and the validity of the last appraisal."""
+    """Simulate a reboot: end processes, remove mounts and bundles, and invalidate the last appraisal."""
     wanted = definitions.desired(layout)
     names = list(DaemonSupervisor(layout).observe())
     assert DaemonSupervisor(layout).stop(names) == {}

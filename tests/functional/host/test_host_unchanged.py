@@ -97,7 +97,7 @@ def test_comparison_of_an_unchanged_host_writes_nothing(declared, salt, tmp_path
 
 
 def test_a_change_would_be_seen(declared, salt, tmp_path):
-    """The measure itself: an apply with one thing to do shows what these tests look for."""
+    """Test of the measure: an apply with one change shows the system calls that these tests look for."""
     settings = json.loads(json.dumps(declared))
     settings["environments"]["idle1"]["limits"]["pids"] = 17
     settings["environments"]["idle1"]["interface"]["mtu"] = 1400

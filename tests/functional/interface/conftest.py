@@ -25,7 +25,7 @@ def bench() -> Iterator[Bench]:
 
 @pytest.fixture
 def one_processor() -> Iterator[None]:
-    """Each processor has a backlog of packets: by one alone they arrive in the order in which they were sent."""
+    """Use one processor only: each has a backlog of packets, and only within one backlog packets keep their order."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {random.choice(sorted(before))})
     yield

@@ -1,4 +1,4 @@
-"""One environment's interface on a host with others: these are neither looked at nor forgotten."""
+"""One environment's interface on a host with others: an apply neither inspects the others nor forgets them."""
 
 from __future__ import annotations
 
@@ -56,3 +56,14 @@ def test_others_keep_their_forwarding_when_the_host_is_switched(bench: Bench) ->
     assert host.remove_interfaces({"b"}).ok
     assert forwards("a") == "0"
     assert not host.converge_interfaces(declared(a=veth()), whole=True).plan.steps
+
+
+def test_record_overwritten_in_place_misleads_no_filter(bench: Bench) -> None:
+    host, record = Host(bench.layout), bench.layout.records("interfaces") / "c.json"
+    assert host.converge_interfaces(declared(a=veth(OUT))).ok
+    assert host.converge_interfaces(declared(c=veth(OUT))).ok
+    other = record.read_bytes()
+    assert host.converge_interfaces(declared(c=veth())).ok
+    record.write_bytes(other)  # as an editor may: the folder doesn't show it
+    assert host.converge_interfaces(declared(c=veth(OUT))).ok
+    assert not host.converge_interfaces(declared(a=veth(OUT), c=veth(OUT)), whole=True).plan.steps

@@ -1,4 +1,4 @@
-"""A program that is root in its namespace and writes frames itself gets none but honest ones through."""
+"""A program that is root in its namespace and writes frames itself: only honest frames get through."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Attack:
         return ip(one, other, UDP, udp(one, other, port, data))
 
     def arrived(self, *known: bytes) -> set[bytes]:
-        """Return those of *known* that came out anywhere, by the time that an honest datagram did."""
+        """Return the tags of *known* that arrived anywhere before an honest datagram arrived."""
         self.send(self.datagram("ipv4", MARK))
         seen = self.outside.until(MARK)
         return tags([*seen, *self.neighbour.received()], known)

@@ -1,4 +1,4 @@
-"""Kinds on somebody's network, with real packets: an outside that is a namespace behind the host's NIC.
+"""Kinds of interface on an external network, with real packets: the outside is a namespace behind the host's NIC.
 
 Kinds that this kernel lacks are skipped, with the reason; that they are refused in words, whatever
 the kernel has, is tested besides.
@@ -142,13 +142,13 @@ def lan(request: pytest.FixtureRequest, wire: None, bench: Bench) -> Lan:
 
 
 def _settle(device: str = "wire") -> None:
-    """Wait until no link at either end drops what is sent, of those that there are."""
+    """Wait until no existing link at either end drops packets any more."""
     settled({NIC, "test-br"})
     within(OUTSIDE, lambda: settled({"wire", device}))
 
 
 def _introduce(lan: Lan, bench: Bench) -> None:
-    """Give both ends of a tunnel their keys: what an operator does with ``wg`` at the other end."""
+    """Tell both ends of a tunnel each other's keys, as an operator does with ``wg`` at the other end."""
     key = "/run/test-lan.key"
     public = wireguard.secret(key)
     peer = {
@@ -342,7 +342,7 @@ def test_drift_is_seen_and_repaired(bench: Bench, lan: Lan, spoil: Callable[[Ben
 
 
 def test_a_link_that_has_no_name_yet_is_completed(bench: Bench, lan: Lan) -> None:
-    """A run that is killed leaves such a link; before Linux 6.16 no table can name a link that isn't called so."""
+    """A killed run leaves such a link; before Linux 6.16 no table can name a link before the link has this name."""
     desired = bench.make(a=lan.spec())
     where = f"ip -n {bench.path('a').name}"
     run(f"{where} link set eth0 down")
@@ -425,7 +425,7 @@ def test_a_kernel_that_lacks_a_kind_is_said_and_nothing_is_changed(
 
 
 def test_support_is_told_as_the_kernel_does() -> None:
-    """Each kind is there if, and only if, ``ip link add`` can make one (or misses but what it lies on)."""
+    """Report a kind as available if, and only if, ``ip link add`` knows this type of link."""
     for name, module in kinds.modules().items():
         if not module.NEEDS:
             continue
@@ -493,7 +493,7 @@ def test_addresses_of_another_that_stands_are_refused(bench: Bench, wire: None) 
     bench.make(a=lan.spec())
     plan = bench.plan(bench.desired(b=lan.spec()))
     assert not plan.steps
-    assert plan.refusals[0].message == f"{OURS['ipv4']} on {NIC} is a's already"
+    assert plan.refusals[0].message == f"{OURS['ipv4']} on {NIC} already belongs to a"
 
 
 def test_a_private_key_is_the_roots_alone_and_shown_nowhere(bench: Bench, wire: None) -> None:
@@ -554,7 +554,7 @@ def test_the_example_of_a_new_kind_is_applied_as_it_stands(tmp_path: Path) -> No
 def test_a_run_killed_at_any_step_is_repaired_by_the_next(
     bench: Bench, lan: Lan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of whole hosts (``test_host_faults.py``), for the kinds that have a network of somebody's under them."""
+    """The test of ``test_host_faults.py`` for kinds of interface that need an external network."""
     monkeypatch.setattr(index, "SETTLED", 0.0)  # else the index takes a record or not, as fast as the machine is
     bench.remove_all()
     nothing, first = snapshot(), bench.desired(a=lan.spec(mtu=_mtu(lan)), b={"kind": "tap"})

@@ -136,7 +136,7 @@ def test_connections_stay_counted_while_other_environments_come_change_and_go(be
 
 
 def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path) -> None:
-    """Otherwise names of environments long gone would fill the set of those that are counted."""
+    """Otherwise names of removed environments would fill the set of the counted environments."""
     out = {"direction": "out", "cidr": WORLD["ipv4"], "port": 8080}
     bench.make(a=veth(out), b=veth(out))
     assert meets(bench.path("a"), outside, WIRE["ipv4"][1], 8080)

@@ -120,7 +120,7 @@ class Stack:
             one.close()
 
     def send(self, data: bytes) -> None:
-        """Send the packet that is in this frame."""
+        """Send the packet in the frame *data*."""
         packet = data[14:]
         six = packet[0] >> 4 == 6
         family = socket.AF_INET6 if six else socket.AF_INET
@@ -129,7 +129,7 @@ class Stack:
             self._senders[family].sendto(packet, (target, 0))
 
     def until(self, mark: bytes) -> list[bytes]:
-        """Return the packets that came in up to the one that holds *mark*, and right after it."""
+        """Return the packets that arrive up to the packet with *mark*, and right after this packet."""
         found: list[bytes] = []
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -141,7 +141,7 @@ class Stack:
 
 
 class Between:
-    """Frames from the environment to the outside and back, and what is let through."""
+    """Frames from the environment to the outside and back, and the frames among them that arrive."""
 
     def __init__(
         self, inside: Wire | Stack, outside: Wire, addresses: dict[str, str], inner: str, outer: str, far: str

@@ -351,7 +351,7 @@ def test_failure_keeps_the_last_answer_and_is_told(bench: Bench, public: Path, s
 
 
 def test_time_that_is_over_is_the_kernels_affair(bench: Bench, public: Path) -> None:
-    """With nobody to look it up, an address still ceases to count."""
+    """An address ceases to count even if nobody looks up its name again."""
     bench.make(a=veth(out()))
     now = time.time()
     known = answers.answered(answers.Known(), {PUBLIC: 60.0}, now - 60 - answers.STALE + 2)

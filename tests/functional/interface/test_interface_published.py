@@ -1,4 +1,4 @@
-"""Published ports: whoever reaches the host reaches the environment by them, and no environment reaches another."""
+"""Published ports: who can reach the host can reach the environment by these ports; other environments can't."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _KIND = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 
 def asked(client: Path | None, address: str, port: int, protocol: str) -> str | None:
-    """Ask the echo of a server (see :func:`serving`); return the asker as the server saw it, None without an answer."""
+    """Ask an echo server (see :func:`serving`); return the client's address as the server saw it; None: no answer."""
     kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}[protocol]
 
     def ask() -> str | None:
@@ -210,7 +210,7 @@ def delivered(sender: Path, receiver: Path, host: str) -> bool:
 
 
 def at(host: str, port: int) -> str:
-    """Return an address and a port as a publication has them."""
+    """Return an address and a port in the form of a publication."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -345,7 +345,7 @@ def test_nor_by_having_sent_from_it_before_it_was_published(bench: Bench, outsid
 def test_environments_connect_from_ports_that_nobody_can_publish(
     bench: Bench, outside: Path, publish: list[str], family: str
 ) -> None:
-    """The ports of the host's own programs are none of them either."""
+    """The source ports are neither publishable ports nor ports of the host's own programs."""
     far = WIRE[family][1]
     out = [{"direction": "out", "cidr": ANY[family], "protocol": protocol} for protocol in ("tcp", "udp")]
     bench.make(a=veth(publish=publish), b=veth(*out))
@@ -367,7 +367,7 @@ USERS_PORTS = itertools.count(4321)
 
 @contextlib.contextmanager
 def silent(path: Path) -> Iterator[None]:
-    """Have a user's host give no answer to what it hasn't asked for, as behind a firewall."""
+    """Have the host at *path* send no refusals (TCP resets), as a host behind a firewall."""
     inside = f"ip netns exec {path.name} nft"
     run(f"{inside} add table inet silent")
     run(f"{inside} add chain inet silent out {{ type filter hook output priority 0; }}")
@@ -379,7 +379,7 @@ def silent(path: Path) -> Iterator[None]:
 
 
 def served(bench: Bench, outside: Path, family: str, protocol: str, port: int) -> str:
-    """Ask from one port of the user's; return what comes back first: the user's address if ``a`` answers."""
+    """Ask from one fixed port of the user; return the first answer: the user's address, if ``a`` answers."""
     near, _ = WIRE[family]
     with bound(outside, family, protocol, port) as user, serving(bench.path("a"), INSIDE):
         user.settimeout(1 if protocol == "udp" else 5)
@@ -494,7 +494,7 @@ def test_a_port_that_a_program_has_is_refused(
 
 
 def test_its_own_ports_are_looked_for_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read no socket where nothing is newly published: a program that takes such a port later is in nobody's way."""
+    """Read no socket if no port is newly published: a program that takes a published port later disturbs nothing."""
     desired = bench.make(a=veth(publish=SERVED))
     monkeypatch.setattr(sockets, "listeners", lambda *_: pytest.fail("sockets were read"))
     assert not bench.plan(desired).steps
@@ -506,7 +506,7 @@ def test_a_port_of_one_that_is_applied_already_is_refused(bench: Bench) -> None:
     bench.make(a=veth(publish=SERVED))
     (refusal,) = bench.plan(bench.desired(b=veth(publish=["198.18.0.1:443:80"]))).refusals
     assert refusal.name == "b"
-    assert "a:interface:publish:0 has 443/tcp already" in refusal.message
+    assert "a:interface:publish:0 already uses 443/tcp" in refusal.message
     assert not bench.plan(bench.desired(a=veth(), b=veth(publish=["198.18.0.1:443:80"]))).refusals
 
 

@@ -28,7 +28,7 @@ NEVER = [{"from": "a", "to": "198.51.100.7"}]
 class End(NamedTuple):
     """An end, and how others try to reach it.
 
-    :param asked: its name in a question.
+    :param asked: its name in a call of ``reach.answer``.
     :param own: its own address, at which its program listens.
     :param doors: the addresses and ports at which others try to reach it.
     """

@@ -324,12 +324,12 @@ def test_router_advertisements_still_reach_the_host(bench: Bench, outside: Path)
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours runs after it."""
+    """An error that stands for SIGKILL: no code of ours runs afterwards."""
 
 
 @pytest.fixture
 def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """A way to die at the n-th thing done to the host: before it, or (odd n) with half a batch sent."""
+    """A function that sets the number of the change before which a run dies; a batch is sent by half first."""
     left = [-1]
 
     def watch(owner: Any, name: str) -> None:

@@ -62,7 +62,7 @@ def tap(*allow: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def attach(bench: Bench, name: str, owner: int, link: str = "tap0") -> int:
-    """Have a program in the environment's namespace, as user *owner*, open the device; take its descriptor."""
+    """Have a program in the namespace open the device as user *owner*; return the device's descriptor."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         text = ATTACH.format(owner=owner, name=link, channel=theirs.fileno())
@@ -119,7 +119,7 @@ class Guest:
         self.write(frame(target or self.gateway_mac, source or self.mac, kind_of(packet), packet))
 
     def ask(self, family: str, about: str = "", source: str = "", **claimed: str) -> str:
-        """Ask by ARP or neighbour discovery for *about* (default: the gateway); return its MAC, empty for no answer."""
+        """Ask by ARP or neighbour discovery for *about* (default: the gateway); return the MAC; empty: no answer."""
         about, source = about or self.gateway[family], source or self.own[family]
         own_mac = claimed.get("mac", self.mac)
         if family == "ipv4":
@@ -144,7 +144,7 @@ class Guest:
         return ""
 
     def settle(self) -> None:
-        """Find the gateway; ask again, since a link that came up a moment ago may lose what is sent."""
+        """Find the gateway; repeat the question, since a link that came up a moment ago may lose packets."""
 
         def found() -> str:
             self.gateway_mac = self.ask("ipv4")

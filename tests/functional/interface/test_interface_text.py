@@ -16,11 +16,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support import checkout
+from support.interfaces.claimed import changes
 
 from netspace.errors import MissingError, NetspaceError
-from netspace.interface import netns
+from netspace.interface import host_filter, netns
+from netspace.interface.claims import Claims
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall.host_rules import HostFiltered, build
+from netspace.layout import Layout
 from netspace.nftables import library
 from netspace.nftables.ruleset import Ruleset
 from netspace.nftables.table import Chain, Table, difference, whole
@@ -31,6 +34,8 @@ from netspace.threads import in_thread
 pytestmark = pytest.mark.root
 
 NAME = "netspace"
+LAYOUT = Layout()
+Change = tuple[dict[str, Claims], dict[str, Claims], set[str]]
 # libnftables ends a process that can open no socket for it.
 WITHOUT_DESCRIPTORS = """
 import os, resource
@@ -168,6 +173,43 @@ def test_a_change_in_place_ends_where_a_whole_load_does(hosts: list[tuple[list[H
         in_place = listing()
         host_table.put(NAME, build(*hosts[-1]), None, {})
         assert listing() == in_place
+
+    alone(compare)
+
+
+@property_
+@given(st.lists(changes(), min_size=1, max_size=4))
+def test_a_change_by_parts_ends_where_a_whole_load_does(steps: list[Change]) -> None:
+    def compare() -> None:
+        for before, after, changed in steps:
+            whole = [host_filter.table(LAYOUT, known) for known in (before, after)]
+            loaded = host_table.put(NAME, whole[0], None, {})
+            parts = host_filter.parts(LAYOUT, before, after, changed)
+            loaded = host_table.put(NAME, parts[1], parts[0], loaded, lambda whole=whole: whole, {"mark": "m"})
+            by_parts = listing()
+            assert loaded.get("mark", "") == ("m" if whole[1].chains else "")
+            if loaded:
+                known = {**loaded, "generation": 0}
+                assert host_table.state(NAME, known, lambda whole=whole: whole[1].elements) == "intact"
+            host_table.put(NAME, whole[1], None, {})
+            assert listing() == by_parts
+
+    alone(compare)
+
+
+def test_parts_on_a_changed_ruleset_still_give_the_whole_table() -> None:
+    def compare() -> None:
+        before = {f"e{n}": Claims("veth", {"ipv4": f"10.203.1.{n}"}, {}, f"ns{n}", connections=64) for n in range(1, 5)}
+        after = {name: its for name, its in before.items() if name != "e1"}
+        whole = [host_filter.table(LAYOUT, known) for known in (before, after)]
+        parts = host_filter.parts(LAYOUT, before, after, {"e1"})
+        loaded = host_table.put(NAME, whole[0], None, {})
+        nft("add", "table", "ip", "somebody")  # so the generation is another
+        loaded = host_table.put(NAME, parts[1], parts[0], loaded, lambda: whole)
+        assert host_table.state(NAME, {**loaded, "generation": 0}, lambda: whole[1].elements) == "intact"
+        nft("delete", "element", "inet", NAME, "ends", "{", "ns2", "}")
+        loaded = host_table.put(NAME, parts[1], parts[0], loaded, lambda: whole)
+        assert host_table.state(NAME, {**loaded, "generation": 0}, lambda: whole[1].elements) == "intact"
 
     alone(compare)
 

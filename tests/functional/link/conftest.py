@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[World, World, Cable]]:
-    """Two hosts with the ENVIRONMENTS of the module, and what lies between."""
+    """Two hosts with the ENVIRONMENTS of the module, and the network between the hosts."""
     with hosts(folder) as (h1, h2, cable):
         for name, world in {"h1": h1, "h2": h2}.items():
             world.environment(*request.module.ENVIRONMENTS[name])
@@ -71,7 +71,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _bounded() -> Iterator[None]:
-    """A client that waits for an answer for ever fails its test."""
+    """Fail a test in which a client waits for an answer for more than ten minutes."""
 
     def ring(*_: object) -> None:
         raise TimeoutError("the test takes more than ten minutes")

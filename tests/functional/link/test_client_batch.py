@@ -190,6 +190,7 @@ def test_no_more_than_the_window_is_unconfirmed(linked, start):
                 most.append(batch.unconfirmed)
 
     pid = linked.supervisor.observe()[node.NODE].pid
+    until(web.reads, "else its wait for the frozen broker's answer ends the connection")
     os.kill(pid, signal.SIGSTOP)
     try:
         pouring = web.start(pour())

@@ -95,7 +95,7 @@ class Town:
     def http(
         self, name: str, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Wait for the bridge in *name*, and ask it as a program beside it does."""
+        """Wait for the bridge in *name*, and send it a request, as a program in *name* does."""
 
         def ask() -> tuple[int, dict[str, str], bytes] | None:
             with self.world.inside(name):

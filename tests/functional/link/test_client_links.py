@@ -78,7 +78,7 @@ class Town:
         return self.programs[-1]
 
     def example(self, name: str, which: str, *arguments: str) -> subprocess.Popen[str]:
-        """Return one of the client's examples, as it stands, in a process of its own inside *name*."""
+        """Run one of the client's examples, unchanged, inside the environment *name*; return its process."""
         path = f"import sys; sys.path[:0] = [{str(CLIENT / 'src')!r}, *{sys.path!r}]\n"
         code = path + (CLIENT / f"examples/{which}.py").read_text()
         return self.world.run_inside(name, code, *arguments, cards=str(self.folder / name))
@@ -194,7 +194,7 @@ def test_a_call_that_nobody_answers_times_out_and_its_late_answer_is_dropped(tow
     web, orders = town.program("web"), town.program("orders")
 
     def in_vain() -> bool:
-        """Return whether a question was sent and its time passed; on a busy machine it may pass on the way."""
+        """Return whether a question was sent and then timed out; on a busy machine it may time out unsent."""
         try:
             web.run(web.mailbox.call("orders", "first", 1.0))
         except LinkError as err:
@@ -250,7 +250,7 @@ def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town)
         web.run(web.mailbox.call("orders", "bad", content_type="t" * 256))
 
     async def unforeseen():
-        """Send a message that only aiormq finds wrong, amid others."""
+        """Send a message that only aiormq finds wrong, among valid messages."""
         outlet = next(iter(web.mailbox._lines.outlets.values()))
         bad = outlet.publish(Parcel(b"bad", spec.Basic.Properties(message_id=["no text"])), 60)
         return await every([bad, *(web.mailbox.send("audit", str(number)) for number in range(3))])
@@ -366,8 +366,12 @@ def test_the_examples_work_as_they_stand_and_are_short(town):
     assert all(len((CLIENT / f"examples/{name}.py").read_text().splitlines()) <= 30 for name in ("echo", "asker"))
     serving = town.example("orders", "echo")
     try:
+        web = town.program("web")
+        for body in (b"\xff\xfe no text", b"", b"\0" * 1000):  # no message ends a service
+            web.run(web.mailbox.send("orders", body))
         asking = town.example("web", "asker", "orders", "hello")
         assert asking.communicate(timeout=60) == ("web said HELLO\n", "")
+        assert serving.poll() is None
     finally:
         serving.kill()
         serving.communicate()
@@ -419,7 +423,7 @@ def test_order_is_kept_though_the_broker_notices_late_that_a_receiver_is_gone(to
     assert audit.receive() == "first"
 
     async def lose() -> list[int]:
-        """Have ten messages on their way here when the connection ends, without the broker's being told."""
+        """End the connection while ten messages are on their way here, so that the broker doesn't notice."""
         for number in range(10):
             web.send("audit", str(number))
         held = []
@@ -706,7 +710,7 @@ def test_senders_wait_their_turn_beyond_what_may_be_in_flight(town):
 
 
 def test_no_letter_keeps_its_receiver_from_the_others(town):
-    """A hostile sender makes every field that he may choose undecodable, on a broker that admits it."""
+    """A hostile sender makes each field that a sender may choose undecodable, on a broker that admits such messages."""
     nested: dict = {}
     for _ in range(350):
         nested = {"x": nested}
@@ -840,7 +844,7 @@ def test_only_a_declared_peer_is_monitored_and_nothing_else_is_told(town):
 
 # -- sealed links ------------------------------------------------------------------------------------
 class Relay:
-    """A carrier of all that *name* is to read: it sees, takes and publishes whatever it likes."""
+    """A relay of all mail for *name*: it can read, take and publish any message."""
 
     def __init__(self, town: Town, name: str) -> None:
         self.town = town
@@ -848,7 +852,7 @@ class Relay:
         self.exchanges = {sender["from"]: sender["exchange"] for sender in town.card(name)["senders"]}
 
     def take(self) -> dict:
-        """Return the next letter, which is then gone."""
+        """Remove the next letter from the queue, and return the letter."""
         got: list[dict] = []
 
         def ask() -> bool:
@@ -861,7 +865,7 @@ class Relay:
         return got[0]
 
     def put(self, letter: dict, sender: str, payload: bytes | None = None, **changed: str) -> None:
-        """Publish it over the link of *sender*."""
+        """Publish *letter* over the link of *sender*."""
         letter = {
             "properties": {**letter["properties"], **changed},
             "routing_key": "",
@@ -943,7 +947,7 @@ def test_a_repetition_that_is_no_longer_remembered_is_refused_by_its_age(town):
 
 @pytest.mark.replay
 def test_an_answer_to_another_question_is_not_taken(town):
-    """A relay that exchanges answers: each is sealed for its question."""
+    """The answer to one question, passed off as the answer to another: each answer is sealed for its question."""
     web, vault = town.program("web"), town.program("vault")
     asking = [web.start(web.mailbox.call("vault", question, 60)) for question in ("one", "two")]
 
@@ -969,7 +973,7 @@ def test_an_answer_to_another_question_is_not_taken(town):
 
 
 def test_new_keys_amid_a_stream_lose_nothing(town):
-    """Keys of both ends are renewed twice, and each end hears of it at another time."""
+    """Keys of both ends are renewed twice, and the ends learn of each renewal at different times."""
     web, vault = town.program("web"), town.program("vault")
     got: list[str] = []
     kids: set[str] = set()

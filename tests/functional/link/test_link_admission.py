@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 from collections.abc import Callable
 
 import pika
@@ -14,12 +15,16 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Access, Basic, Exchange, Queue
 from support.links import amqp1
+from support.links.programs import Program, tell
 from support.waiting import until
 from test_link_attacks import client, manage
 
-from netspace.link.broker import admission, node
+from netspace.link.broker import access, admission, node, refusals
+from netspace.link.broker.refusals import MOST
 from netspace.link.mail.dead_letters import Letters
+from netspace.link.mail.refused import asked_in_vain
 from netspace.spec.types import Link
+from netspace_client import NotDeclared
 
 pytestmark = pytest.mark.root
 
@@ -36,7 +41,10 @@ def host(world):
 
 @pytest.fixture(autouse=True)
 def _unharmed(host):
-    """Check after each test that the very same node runs, with what was declared, and a neighbour's mail arrives."""
+    """Check after each test that the broker's node is unharmed, and that a neighbour's mail arrives.
+
+    The node still has the same process and the declared objects.
+    """
     before = host.supervisor.observe()[node.NODE].pid
     with host.client("orders") as neighbour:
         yield
@@ -48,9 +56,11 @@ def _unharmed(host):
     assert host.plan(ASK, TELL).steps == []
 
 
-def refusal(host, ask: Callable[[pika.adapters.blocking_connection.BlockingChannel], object]) -> tuple[int, str]:
+def refusal(
+    host, ask: Callable[[pika.adapters.blocking_connection.BlockingChannel], object], name: str = "web"
+) -> tuple[int, str]:
     """Return the error with which the broker closes the channel, within seconds."""
-    with host.client("web") as channel:
+    with host.client(name) as channel:
         channel.connection.call_later(20, lambda: channel.connection.close())
         with pytest.raises(ChannelClosedByBroker) as caught:
             ask(channel)
@@ -63,7 +73,7 @@ PREFIX = "amq.rabbitmq.reply-to"
 
 
 def process(name: str) -> str:
-    """Return the name of a direct reply's queue that makes RabbitMQ call one of its own processes."""
+    """Return a direct-reply queue's name that makes RabbitMQ call its own process *name*."""
     term = bytes([131, 119, len(name)]) + name.encode()
     return f"{PREFIX}.{base64.b64encode(term).decode()}.x"
 
@@ -128,7 +138,7 @@ def test_direct_replies_are_refused_over_amqp_1(host, name):
 
 # -- all that isn't needed ------------------------------------------------------------------
 def told(host, method: pika.amqp_object.Method) -> tuple[int, str]:
-    """Return the broker's answer to a method, sent as it is."""
+    """Send *method* past pika's own functions, and return the error with which the broker closes the channel."""
 
     def ask(channel: pika.adapters.blocking_connection.BlockingChannel) -> None:
         channel.connection._impl._send_method(channel.channel_number, method)
@@ -198,6 +208,82 @@ def test_what_a_card_does_need_is_admitted(host):
         channel.basic_ack(delivery.delivery_tag)
         channel.tx_rollback()
         channel.tx_commit()
+
+
+# -- what is recorded ------------------------------------------------------------------------
+def test_refusals_are_counted_by_account_and_text(host):
+    for exchange in (*["link.audit.web"] * 3, "amq.topic", *(f"link.audit.x{number}" for number in range(MOST))):
+        refusal(host, lambda channel, exchange=exchange: channel.basic_publish(exchange, "", b"x"), "audit")
+
+    def counted() -> dict[str, int]:
+        return {one.exchange or one.what: one.times for one in asked_in_vain(host.layout, "audit").refusals}
+
+    until(lambda: sum(counted().values()) == MOST + 4, "all are told", patience=60)
+    found = counted()
+    assert found.pop("link.audit.web") == 3
+    assert found.pop("basic.publish: basic.publish is not for 'amq.topic' (access_refused)") == 1
+    assert found.pop("others: too many to be told apart") == 2
+    assert found == {f"link.audit.x{number}": 1 for number in range(MOST - 2)}
+    assert not any("audit" in one.exchange for one in asked_in_vain(host.layout, "orders").refusals)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_refusals_that_wait_to_be_counted_are_bounded(host, there):
+    """The guard is busy, or away as while its supervisor starts it; and its filter of the log stays."""
+    said = """#{level => error, meta => #{}, msg => {"Channel error on connection ~tp (~ts, ~ts, ~ts, ~ts), ~tp:~n~ts",
+                [self(), <<"c">>, <<"v">>, <<"nobody">>, 1, "operation"]}}"""
+    host.evaluate(
+        "Guard = whereis(netspace_guard), ok = sys:suspend(Guard), "
+        + ("" if there else "true = unregister(netspace_guard), ")
+        + f"try [netspace_guard:plain({said}, []) || _ <- lists:seq(1, 5000)], "
+        "{message_queue_len, Waiting} = process_info(Guard, message_queue_len), "
+        + ("true = Waiting >= 1000, true = Waiting < 1100 " if there else "true = Waiting < 1000 ")
+        + f"after {'ok' if there else 'true = register(netspace_guard, Guard)'}, ok = sys:resume(Guard) end, "
+        "#{filters := Filters} = logger:get_primary_config(), {_, _} = lists:keyfind(netspace_guard, 1, Filters)."
+    )
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_client_has_the_broker_refuse_what_is_audited(host, tmp_path, audited):
+    folder = tell(host, "orders", tmp_path / "orders")
+    file = folder / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **({"audit": True} if audited else {})}))
+    peer = f"nobody-{audited}".lower()
+    program = Program(host, "orders", folder)
+    try:
+        for _ in range(2):
+            with pytest.raises(NotDeclared):
+                program.send(peer, "x")
+        program.send("audit", "well")
+    finally:
+        program.leave()
+    with host.client("audit") as channel:
+        assert channel.basic_get(host.n("mailbox.audit"), auto_ack=True)[2] == b"well"
+
+    def attempts() -> list[int]:
+        found = asked_in_vain(host.layout, "orders").refusals
+        return [one.times for one in found if one.exchange == f"link.orders.{peer}"]
+
+    if audited:
+        until(attempts, "it is told", patience=60)
+    assert attempts() == ([1] if audited else [])
+
+
+def test_refusals_go_with_the_account(host):
+    host.environment("guest")
+    host.apply(ASK, TELL, Link(source="guest", target="orders"))
+    refusal(host, lambda channel: channel.basic_publish("link.guest.web", "", b"x"), "guest")
+    until(lambda: asked_in_vain(host.layout, "guest").refusals, "it is told", patience=60)
+    account = access.accounts(host.layout, host.broker).there("env.guest")
+
+    def kept() -> bool:
+        with access.management(host.layout, host.broker) as api:
+            return api.get("global-parameters", refusals.parameter(account)) is not None
+
+    assert kept()
+    host.apply(ASK, TELL)
+    until(lambda: not kept(), "it is forgotten", patience=60)
+    assert asked_in_vain(host.layout, "guest").unseen == "it has no link, so it can't log in to the broker"
 
 
 # -- messages that can't be read ------------------------------------------------------------

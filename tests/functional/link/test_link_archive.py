@@ -1,4 +1,4 @@
-"""All mail of a host as one file: it comes back whole, and what isn't such a file changes nothing."""
+"""All mail of a host in one archive: it is restored whole, and any other file is refused without a change."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 
 
 def killed(host: Host, at: Callable[[pytest.MonkeyPatch, Callable[..., None]], None]) -> None:
-    """Have a process restore the mail that is killed *at* a step."""
+    """Restore the mail in a process that is killed *at* a step."""
     child = os.fork()
     if not child:
         try:

@@ -1,4 +1,4 @@
-"""A hostile environment, with real clients of both protocols: all it tries is refused, its neighbours are well.
+"""A hostile environment, with real clients of both protocols: each attempt is refused, and its neighbours are well.
 
 What it tries over AMQP 0-9-1 against single objects is in ``test_link_broker``; here are the rest, and AMQP 1.0.
 The attacker knows every name, which a real one can't.
@@ -42,7 +42,7 @@ def host(world):
 
 @pytest.fixture(autouse=True)
 def _unharmed(host):
-    """After each attack the broker has what was declared, and a neighbour's mail arrives."""
+    """Check after each attack that the broker has the declared objects, and that a neighbour's mail arrives."""
     yield
     assert host.plan(ASK, TELL, BOUNDED).steps == []
     with host.client("orders") as channel:
@@ -53,7 +53,7 @@ def _unharmed(host):
 
 
 def stream(host, name: str = "web") -> ssl.SSLSocket:
-    """Return a connection of *name*'s, with its certificate, on which anything can be said."""
+    """Return a TLS connection of *name* to the broker, with the certificate of *name*, for handmade bytes."""
     about = host.card(name)["broker"]
     with host.inside(name):
         plain = socket.create_connection((about["host"], about["port"]), timeout=30)
@@ -75,7 +75,7 @@ def ask_whether_there_is(channel, kind: str, name: str) -> int:
 
 
 def test_no_guessed_name_exists(host):
-    """The broker says truly whether a name exists; so those that can be guessed must not."""
+    """The broker answers truly whether a name exists; so no name that can be guessed may exist."""
     names = [PLAIN.mailbox(one) for one in ("web", "orders", "audit")] + [PLAIN.dead, PLAIN.again]
     names += [f"{kind}.{one}" for kind in ("reply", "replies", "notices") for one in ("web", "orders", "audit")]
     names += [
@@ -130,7 +130,7 @@ def test_tricks_are_refused(host, trick):
 
 
 def test_headers_lead_nowhere(host):
-    """CC, BCC, a forged history and a foreign address change nothing: one mailbox gets it, from its true sender."""
+    """CC, BCC, a forged history and a foreign address change nothing: one mailbox gets mail, from its true sender."""
     elsewhere = [host.n("mailbox.audit"), host.n("link.orders.audit")]
     headers = {"CC": elsewhere, "BCC": elsewhere, "x-death": [{"exchange": elsewhere[1], "queue": elsewhere[0]}]}
     forged = pika.BasicProperties(headers=headers, reply_to=host.n("mailbox.audit"), app_id="audit", cluster_id="x")
@@ -175,7 +175,7 @@ def test_channels_are_bounded_over_all_connections(host):
 
 # -- dead letters ------------------------------------------------------------------------
 def forgery(host) -> dict:
-    """Return headers that would make a letter of the attacker's one of its neighbour's, if they were believed."""
+    """Return headers that claim a dead letter of the attacker to be a dead letter of its neighbour."""
     exchange, queue = host.n("link.orders.audit"), host.n("mailbox.audit")
     said = {"exchange": exchange, "queue": queue, "reason": "rejected"}
     return {f"x-{which}-death-{key}": value for which in ("first", "last") for key, value in said.items()}
@@ -290,7 +290,7 @@ def test_management_is_refused_over_amqp_1(host, managed):
 
 # -- the wire ---------------------------------------------------------------------------
 def closed(secured: ssl.SSLSocket) -> bool:
-    """Read what the broker says until it closes the connection; then return True."""
+    """Read until the broker closes the connection; then return True."""
     try:
         while secured.recv(65536):
             pass

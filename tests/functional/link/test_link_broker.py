@@ -63,6 +63,10 @@ def test_the_documented_example_asks_and_answers_and_sends(host, tmp_path):
     cards = {name: host.write_cards(name, tmp_path / name) for name in ("web", "orders", "audit")}
     answering = host.run_inside("orders", code, "answer", cards=cards["orders"])
     try:
+        with host.client("web") as channel:  # no message ends a service
+            for body in (b"\xff\xfe no text", b"", b"\0" * 1000):
+                about = pika.BasicProperties(reply_to=f"{host.n('reply.orders')}/\x7f", correlation_id="\ufffd" * 60)
+                channel.basic_publish(host.n("link.web.orders"), "", body, about, mandatory=True)
         asking = host.run_inside("web", code, "request", "orders", "how much?", cards=cards["web"])
         said, complaint = asking.communicate(timeout=60)
         assert said.strip() == "web asked how much?", complaint
@@ -188,7 +192,7 @@ def test_only_the_amqp_port_can_be_reached_from_inside(host):
 
 
 def test_no_local_user_keeps_the_broker_down_by_its_name(host):
-    """A user who registered the broker's name at its epmd kept the broker down; now it has no epmd, and asks none."""
+    """A user once kept the broker down by registering its name at epmd; now the broker has no epmd, and asks none."""
     ports = (4369, host.broker.epmd_port)
     with contextlib.ExitStack() as after:
         for port in ports:
@@ -572,7 +576,7 @@ def test_a_queue_that_was_just_made_keeps_its_mail_when_the_broker_is_killed(hos
 
 
 def test_a_queue_whose_log_the_broker_forgot_takes_mail_again(host):
-    """A broker that is killed in that half second; its queue would have no leader any more, for ever."""
+    """A broker is killed before it has stored which log a queue has. Without repair, the queue would have no leader."""
     every = "dets:match_object(ra_directory_reverse, {'_','_'})"
     forget = f"[dets:delete(ra_directory_reverse, Name) || {{Name, _}} <- {every}], dets:sync(ra_directory_reverse)."
     host.evaluate(forget)
@@ -613,7 +617,7 @@ def test_lost_files_are_made_anew(host, lost):
 
 
 def test_a_record_without_broker_objects_is_made_true(host):
-    """As a run leaves it that was killed right after it had recorded what it would do."""
+    """Repair the record that a run leaves if it is killed right after it has recorded its intended changes."""
     more = Link(source="web", target="audit")
     path = host.layout.records("link") / "applied.json"
     record = files.read_json(path)

@@ -28,7 +28,7 @@ LINK = Link(source="a", target="b", pattern="request")
 
 @pytest.fixture
 def shared(world, tmp_path):
-    """Our own broker, seen by another instance as somebody else's."""
+    """Our own broker, declared by another instance as a foreign broker."""
     world.environment("web", "orders")
     world.apply(Link(source="web", target="orders"), broker=OURS)
     login = broker.login(world.layout)
@@ -98,7 +98,7 @@ def test_links_on_a_shared_broker(world, shared, other):
 
 
 def test_dead_letters_on_a_shared_broker(world, shared, other):
-    """By the login that manages it, over TLS."""
+    """Show and send dead letters with the login that manages the shared broker, over TLS."""
     converge(other, shared, LINK)
     with world.api() as api:
         for body in ("1", "2"):
@@ -186,7 +186,7 @@ def test_a_broker_that_was_never_reached_is_simply_replaced(world, shared, other
 
 
 def lose(links: Links, broker: ClusterBroker) -> None:
-    """Record *broker*, as one that was reached once and is gone."""
+    """Record *broker* as the last broker, although nothing answers there now."""
     record.write(links.layout, msgspec.structs.replace(record.read(links.layout), broker=broker))
 
 

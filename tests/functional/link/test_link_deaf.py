@@ -19,7 +19,7 @@ from support.links.link_world import World
 from support.waiting import until
 
 from netspace.layout import Layout
-from netspace.link.broker import listening, node
+from netspace.link.broker import access, listening, node, plugin
 from netspace.link.pki import authority
 from netspace.spec.types import Link, LocalBroker
 
@@ -44,7 +44,7 @@ def listed(world: World) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def squatter(world: World, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Another program at *port* of the host."""
+    """Run another program that listens at *port* of the host."""
     with world.here():
         process = subprocess.Popen([sys.executable, "-c", SERVE, str(port)], stderr=subprocess.DEVNULL)
         try:
@@ -67,7 +67,7 @@ def test_port_that_is_taken_is_refused_before_anything_starts(world: World) -> N
 
 
 def test_broker_without_its_port_is_told_and_started_anew(world: World) -> None:
-    """RabbitMQ goes on without a listener whose port was taken; every report then called it running."""
+    """RabbitMQ goes on without a listener whose port was taken; reports then called the broker running."""
     world.environment("web", "orders")
     world.apply(TELL)
     with world.here():
@@ -85,7 +85,7 @@ def test_broker_without_its_port_is_told_and_started_anew(world: World) -> None:
 
 
 def answered_by(world: World, identity: bytes, folder: Path) -> str:
-    """Return why a TLS server with this certificate and key isn't the broker; empty if it is taken for it."""
+    """Return why a TLS server with this certificate and key isn't the broker; empty if it is accepted as the broker."""
     path = folder / "identity.pem"
     path.write_bytes(identity)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -106,7 +106,7 @@ def answered_by(world: World, identity: bytes, folder: Path) -> str:
 
 
 def test_a_listener_is_the_broker_by_a_valid_certificate_of_this_host_alone(world: World, tmp_path: Path) -> None:
-    """Another instance's broker, another program that speaks TLS, and our own with a certificate that ran out."""
+    """Refuse another instance's broker, another program with TLS, and our broker with an expired certificate."""
     world.environment("web", "orders")
     world.apply(TELL)
     now, known = time.time(), authority.read(world.layout)
@@ -121,7 +121,7 @@ def test_a_listener_is_the_broker_by_a_valid_certificate_of_this_host_alone(worl
 
 
 def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It restarts all who are connected, so it is looked at once more, and for longer, before that."""
+    """A restart cuts all clients off, so a silent broker is first asked once more, for a longer time."""
     world.environment("web", "orders")
     world.apply(TELL)
     before = world.supervisor.observe()[node.NODE].pid
@@ -135,6 +135,22 @@ def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch
     assert next(late, None) is None
     assert world.supervisor.observe()[node.NODE].pid == before
     assert health(world)["ok"], health(world)
+
+
+def test_broker_whose_guard_ended_is_told_and_gets_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ goes on without a plugin that failed too often; nothing else would tell that bounds are gone."""
+    world.environment("web", "orders")
+    world.apply(TELL)
+    assert world.plan(TELL).steps == []
+    monkeypatch.setattr(access, "BOOTED_SECONDS", 0.0)  # it does so for a minute; nobody waits for that here
+    before = world.supervisor.observe()[node.NODE].pid
+    world.evaluate(f"ok = application:stop({plugin.NAME}).")
+    until(lambda: [one["code"] for one in health(world)["findings"]] == ["guard-down"], pause=0.2)
+    (step,) = world.plan(TELL).steps
+    assert (step.name, step.changes) == ("broker", {"guard": {"old": "ended", "new": "running"}})
+    world.apply(TELL)
+    assert health(world)["ok"] and world.plan(TELL).steps == []
+    assert world.supervisor.observe()[node.NODE].pid == before, "no connection was ended for it"
 
 
 def test_a_broker_that_is_short_of_space_is_told(world: World) -> None:

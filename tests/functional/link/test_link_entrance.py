@@ -1,4 +1,4 @@
-"""The way from environments to the broker: what cuts it is told by every report, and no program is blamed for it.
+"""The way from environments to the broker: every report names what cuts this way, and blames no program.
 
 The forwarder's process may be there and carry nothing, and an environment may be beside what it carries.
 """
@@ -34,7 +34,7 @@ def linked(world: World) -> None:
 
 
 def says(world: World, *, health: str = "", why: str = "", unplanned: bool = True) -> None:
-    """Check what is told: all is well, or by *health* and by the link's reason what isn't."""
+    """Check the reports: all is well, or *health* is among the problems and *why* in the link's reason."""
     told, listed = world.links.health(), world.links.list()["links"][TELL.name]
     assert told["ok"] == (not health), told
     assert any(health in one for one in told["problems"]) or not health, told
@@ -102,7 +102,7 @@ def test_an_environment_beside_what_the_forwarder_serves_is_told(world: World) -
 
 
 def test_a_forwarder_that_lost_an_entrance_is_told(world: World) -> None:
-    """Somebody reconfigured it behind our back: what is recorded as served is not."""
+    """Somebody reconfigured the forwarder behind our back: an environment that is recorded as served isn't."""
     config = process.config_file(world.layout)
     before = config.read_text()
     config.write_text(before.replace("127.0.0.1:5671 namespace netspace-web", "127.0.0.1:5999 namespace netspace-web"))

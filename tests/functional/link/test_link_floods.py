@@ -1,4 +1,4 @@
-"""One environment does its worst with nothing but its links: the broker bounds it, and its neighbours are served."""
+"""One environment floods the broker with nothing but its links: the broker bounds the flood, and serves neighbours."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cards(host, tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _well(host):
-    """Afterwards the broker has what was declared, and no mail that nobody knows of."""
+    """Check after each test that the broker has the declared objects, and that no unknown mail is left."""
     yield
     host.no_mail()
     until(lambda: host.plan(*LINKS).steps == [], "the broker has what was declared", patience=PATIENCE)
@@ -134,7 +134,7 @@ def test_who_has_the_broker_keep_too_much_is_cut_off_and_nobody_else_is_stopped(
 
 @pytest.mark.exhaustion
 def test_reader_that_keeps_memory_unacknowledged_is_cut_off(host, neighbour):
-    """Two conspire: one sends through memory, the other takes all of it and acknowledges nothing."""
+    """Two environments conspire: one sends over a link in memory, the other takes all mail and acknowledges nothing."""
     over = threading.Event()
     lane, exchange = host.links.called.queue(QUICK), host.n("link.audit.web")
 
@@ -221,7 +221,7 @@ def answers_bound(host) -> list[dict]:
 
 @pytest.fixture
 def unbound(host) -> None:
-    """No binding to answers, whatever an earlier flood left within its bound."""
+    """Remove all bindings to answers that an earlier flood left."""
     with host.here(), host.api() as api:
         for entry in answers_bound(host):
             kind = "q" if entry["destination_type"] == "queue" else "e"
@@ -296,7 +296,7 @@ def test_what_asking_does_not_need_is_refused_over_amqp_1(host, unbound, attack)
 
 @pytest.mark.parametrize("attack", [by_exchange, by_exchange_over_amqp_1])
 def test_no_answer_is_led_where_there_is_no_link(host, unbound, attack):
-    """An asker may write to its link and read its answers' exchange: it must not join the two."""
+    """An asker may write to its link's exchange and read from its answers' exchange: it must not bind them together."""
     with pytest.raises((AMQPError, amqp1.RefusedError, OSError)):
         attack(host)
     until(lambda: answers_bound(host) == [], patience=PATIENCE)
@@ -317,7 +317,7 @@ def test_health_sees_bindings_beyond_need_without_an_apply(host):
 # -- disk ------------------------------------------------------------------------------------
 @pytest.mark.exhaustion
 def test_what_was_read_is_not_kept_on_disk(host):
-    """Six times what a mailbox may hold passes through it."""
+    """Read mail from a mailbox, six times as much as the mailbox may hold."""
     data = host.layout.broker / "data"
     before = on_disk(data)
     sent = 384

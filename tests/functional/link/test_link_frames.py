@@ -28,7 +28,7 @@ Namer = Callable[[str], str]
 
 @pytest.fixture(scope="module")
 def host(world):
-    """One broker for all tests, which has what was declared when they are done."""
+    """One broker for all tests; after them it still has the declared objects, and no mail."""
     world.environment("web", "orders", "audit")
     world.apply(ASK, TELL)
     yield world
@@ -100,7 +100,7 @@ def in_a_body(host, value: Encoded) -> None:
 @pytest.mark.exhaustion
 @pytest.mark.parametrize("said", [before_login, after_login, in_a_message, in_a_body])
 def test_a_claim_of_many_values_takes_no_memory(host, said):
-    """Unbounded, it takes 256 MiB; with the largest number that it may claim, 64 GiB."""
+    """Without bounds, this claim takes 256 MiB of memory, and one with the largest possible number 64 GiB."""
     host.evaluate("_ = spawn(fun() -> register(peak, self()), (fun F(Most) -> receive {most, To} -> To ! {most, Most}"
                   " after 5 -> F(max(Most, erlang:memory(total))) end end)(0) end).")  # fmt: skip
     before = number(host, "erlang:memory(total)")
@@ -151,7 +151,7 @@ def test_what_stands_before_a_message_is_bounded(host):
 
 # -- frames ---------------------------------------------------------------------------------
 def receives(n: Namer, *source: object, **fields: object) -> tuple[int, list[object]]:
-    """Return an attach that receives, with the fields of its *source* behind its address."""
+    """Return an attach frame for a receiver; the fields *source* follow the source's address."""
     about = [
         fields.get(key) for key in ("unsettled", "incomplete", "count", "most", "offered", "desired", "properties")
     ]

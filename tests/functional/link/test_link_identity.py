@@ -1,4 +1,4 @@
-"""Logins at the broker: by certificates, with their renewal and end; by passwords where they are asked for."""
+"""Logins at the broker: by certificates, with their renewal and expiry, and by passwords where these are declared."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_fleets_intermediate_issues(host, tmp_path):
 
 
 def intermediate(folder: Path) -> None:
-    """A root of a fleet, and an intermediate by it."""
+    """Make a fleet's root, and an intermediate authority that the root issued."""
     commands = """
         openssl ecparam -name prime256v1 -genkey -noout -out root.key
         openssl req -x509 -new -key root.key -subj /CN=fleet -addext keyUsage=critical,keyCertSign -out root.pem
@@ -263,13 +263,16 @@ def run(host, name: str, folder: Path, *command: str) -> str:
     if not cards.exists():
         host.write_cards(name, cards)
     program = [*host.place(name, str(cards)), *command]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(program, capture_output=True, text=True, errors="replace", timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def try_out(host, folder: Path, *program: str) -> None:
-    """Try what each example can: send, also to a local name, read all queues, refuse strangers, and tell problems."""
+    """Try all that each example can do: send, also to a local name, read all queues, refuse strangers, report problems.
+
+    No message ends it.
+    """
     host.apply(TELL, Link(source="web", target="audit", local="log", length=5))
     assert run(host, "orders", folder, *program, "send", "audit", "sold") == ""
     assert run(host, "web", folder, *program, "send", "log", "by a lane") == ""
@@ -287,6 +290,11 @@ def try_out(host, folder: Path, *program: str) -> None:
     assert run(host, "audit", folder / "later", *program, "receive") == "web: genuine"
     until(lambda: Letters(host.layout).count()["count"] == 1)
     Letters(host.layout).discard()
+
+    with host.client("web") as channel:
+        for body in (b"\xff\xfe no text", b""):
+            channel.basic_publish(host.n("link.web.audit"), "", body, mandatory=True)
+            assert run(host, "audit", folder / "later", *program, "receive").startswith("web:")
 
     for words, complaint in ((["send", "nobody", "x"], "no link to nobody"), ([], "send PEER TEXT")):
         with pytest.raises(AssertionError, match=complaint):

@@ -1,4 +1,4 @@
-"""A real broker's dead letters: kept whoever floods them, looked at, sent again, discarded, and never lost."""
+"""A real broker's dead letters: kept despite floods, shown, sent again, discarded, and never lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def host(world):
 
 
 def test_dead_letters_are_kept_however_often_they_are_looked_at(host):
-    """A quorum queue drops what was delivered 20 times in vain, and looking is a delivery."""
+    """A quorum queue drops a message after 20 deliveries in vain, and each look at the message is a delivery."""
     send(host, TELL, b"secret", message_id="m-1", content_type="text/plain")
     refuse(host, "audit")
     letters(host, 1)
@@ -111,7 +111,7 @@ def test_dead_letters_for_a_full_mailbox_are_kept(host):
 
 @pytest.mark.exhaustion
 def test_no_sender_pushes_anothers_letter_out(host):
-    """Mail that its sender has expire, as much as it likes, takes no place of what was refused."""
+    """Mail that expires by its sender's choice, however much, takes no place from refused mail."""
     host.apply(*LINKS, BESIDE)
     send(host, TELL, b"victim", message_id="victim")
     refuse(host, "audit")
@@ -192,7 +192,7 @@ def many_refused(host, link: Link, number: int) -> None:
 
 
 def all_back(host, count: int) -> None:
-    """Wait until what a run held is back, which it is a moment after the connection has ended."""
+    """Wait until the letters that a run held are back, a moment after its connection has ended."""
     desk = Letters(host.layout)
     until(lambda: desk.count(1)["count"] == count, f"{count} dead letters", patience=PATIENCE)
 
@@ -309,7 +309,7 @@ class Nested(pika.BasicProperties):
 
 @pytest.mark.parametrize("depth", [1500, 4000])
 def test_one_letter_that_cannot_be_read_costs_itself(host, depth):
-    """On a broker without an interceptor any sender may send it; other letters are shown and sent again."""
+    """On a broker without the guard, any sender can send such a letter; others are still shown and sent again."""
     with host.unguarded(), host.client("web") as channel:
         channel.basic_publish(host.n("link.web.orders"), "", b"deep", Nested(depth), mandatory=True)
     desk = Letters(host.layout)

@@ -33,7 +33,7 @@ def host(world):
 
 
 def as_user(user: int, do: Callable[[], object]) -> int:
-    """Do something as a user, in a process that ends with 0 if it succeeds; return the process."""
+    """Call *do* as *user* in a child process, which exits with 0 if *do* succeeds; return the child's PID."""
     child = os.fork()
     if not child:
         code = 1
@@ -76,7 +76,7 @@ def test_no_local_user_reaches_a_port_of_the_broker(host, key):
 
 
 def test_whoever_takes_a_port_of_the_broker_cannot_answer(host):
-    """It would be told the password of the management account."""
+    """Whoever answered at this port would be told the password of the management account."""
     port = host.broker.management_port
     assert host.supervisor.stop([node.NODE]) == {}
     squatter = as_user(NOBODY, lambda: socket.create_server(("127.0.0.1", port)).accept())
@@ -103,7 +103,7 @@ def test_a_missing_table_is_told_and_loaded_without_a_restart(host):
 
 
 def test_table_of_a_broker_that_may_still_run_is_told_as_changed(host):
-    """Until the node has new ports, the former ones stay closed; a run that is killed then is finished by the next."""
+    """The former ports stay closed until the node has new ports; if the run is killed before, the next run finishes."""
     loopback.ensure(host.layout, host.broker, replace(host.broker, port=host.broker.port + 1000))
     assert not connects(NOBODY, host.broker.port)
     assert loopback.state(host.layout, host.broker) == "changed"
@@ -118,7 +118,7 @@ def test_a_restoration_loads_the_table(host):
 
 
 def killed(host, *, loaded: bool) -> None:
-    """End a run in the midst of loading the table, before or after nftables has it."""
+    """Kill a run that loads the table, before or after nftables has the table."""
     delete(host)
     files.remove(host.layout.records("link") / "loopback.json")
     child = os.fork()

@@ -140,7 +140,7 @@ def test_the_key_is_root_only_and_shared_where_a_file_says_so(host, tmp_path):
 
 # -- bounds of one link --------------------------------------------------------------------
 def bounded(host, **bounds) -> Link:
-    """Return the link from orders to audit with bounds of its own."""
+    """Declare the link from orders to audit with these bounds; return the link."""
     link = Link(source="orders", target="audit", **bounds)
     host.apply(ASK, link)
     assert not host.plan(ASK, link).steps
@@ -225,7 +225,7 @@ def test_health_names_full_and_unread_mailboxes(host):
 # -- revocation --------------------------------------------------------------------------
 @pytest.mark.revocation
 def test_revocation_severs_one_link_in_the_midst_of_mail(host):
-    """Confirmed messages have arrived; those in flight are refused or lost, and nothing comes later."""
+    """Confirmed messages have arrived; messages in flight are refused or lost, and none arrives later."""
     doomed, other = Link(source="web", target="audit"), TELL
     host.apply(ASK, doomed, other)
     exchange, beside = host.links.called.exchange(doomed), host.links.called.exchange(other)
@@ -278,7 +278,7 @@ def test_revocation_severs_one_link_in_the_midst_of_mail(host):
 
 
 def bodies(host, name: str, *exchanges: str) -> dict[str, list[bytes]]:
-    """Return all that *name* finds in its mailbox, by exchange."""
+    """Read all mail in the mailbox of *name*; return the bodies by exchange."""
     found: dict[str, list[bytes]] = {exchange: [] for exchange in exchanges}
     with host.client(name) as channel:
         while True:

@@ -260,3 +260,29 @@ def test_what_waits_on_a_link_is_counted(host):
 
     wanted = {'{from="orders",to="audit"}': 2, '{from="web",to="orders"}': 0}
     until(lambda: waiting() == wanted, "the broker counts them", patience=PATIENCE)
+
+
+def test_parked_mail_in_memory_is_forgotten_once_it_is_lost(host):
+    send(host, TELL, b"in memory", delivery_mode=1)
+    send(host, KEPT, b"on disk", delivery_mode=2)
+    until(
+        lambda: host.links.list()["mailboxes"]["audit"]["messages"] == 1, "the broker has counted it", patience=PATIENCE
+    )
+    host.apply(ASK)
+    assert record.read(host.layout).parked == ("audit", "orders.audit")
+    problems = {"audit, orders.audit": host.links.health()}
+    host.kill_broker()
+    until(host._answers, patience=PATIENCE)
+    until(lambda: host.links.list()["parked"] == ["audit"], "what is on disk was counted", patience=PATIENCE)
+    problems["audit"] = host.links.health()
+    for owners, told in problems.items():
+        (text,) = [text for text in told["problems"] if "mail is parked" in text]
+        assert text.endswith(f": {owners}")
+    (step,) = host.plan(ASK).steps
+    assert step.changes == {"parked:orders.audit": {"old": "mail", "new": None}}
+    host.apply(ASK)
+    assert record.read(host.layout).parked == ("audit",)
+    assert messages(host, lane(host, TELL)) is None
+    assert not host.plan(ASK).steps
+    host.apply(*LINKS)
+    assert read(host, "audit", 1) == [("web", b"on disk")]

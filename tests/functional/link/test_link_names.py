@@ -1,4 +1,4 @@
-"""A host whose name stands in no file and whose name server never answers: links ask it nothing, and work."""
+"""A host whose name is in no file and whose name server never answers: links work, without questions to the server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NameServer:
 
 @pytest.fixture(scope="module")
 def name_server(world, tmp_path_factory) -> Iterator[NameServer]:
-    """Nothing is to be found in the DNS; requires *world*, so that the node is gone before this is."""
+    """A DNS server that answers nothing. It requires *world*, so that the node ends before the server."""
     with ExitStack() as undo:
 
         def run(*command: str, back: tuple[str, ...] = ()) -> None:

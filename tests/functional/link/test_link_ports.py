@@ -65,7 +65,7 @@ def host(world):
 
 
 def errors(host, *links: Link) -> dict[str, str]:
-    """Apply, whatever fails; return the errors by their step."""
+    """Apply *links* even if steps fail; return the errors by step."""
     desired = DesiredLinks(host.broker, links)
     plan = host.links.plan(desired, host.links.observe(), host.links.names() - {link.name for link in links})
     assert plan.steps

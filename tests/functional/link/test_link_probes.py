@@ -1,4 +1,4 @@
-"""A host that is taken over finds out at another host only what is between the two."""
+"""A host that is taken over learns at another host only about the links between the two hosts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def guesses(h1, there: Iterable[str]) -> set[str]:
 
 
 def found(connection: pika.BlockingConnection, names: Iterable[str]) -> set[str]:
-    """Return those of the names that the broker has a queue or an exchange of."""
+    """Return the names among *names* for which the broker has a queue or an exchange."""
     told = set()
     for name in names:
         for kind in KINDS:

@@ -28,24 +28,24 @@ DOOMED = Link(source="web", target="audit")
 
 
 class Refused(Exception):
-    """The broker ended what was sent on."""
+    """The broker closed the channel or link on which a message was sent."""
 
 
 class Speaker(Protocol):
     """One environment's client."""
 
     def send(self, exchange: str, body: str, key: str = "", **about: str) -> bool:
-        """Send, and return whether it was taken; Refused where the way is gone."""
+        """Send a message; return whether the broker accepted it; raise Refused if the link is gone."""
 
     def receive(self, queue: str) -> tuple[str, str, dict[str, str]]:
-        """The next message, acknowledged: by which exchange it came, its body, its reply_to and correlation_id."""
+        """Acknowledge and return the next message: its exchange, its body, its reply_to and correlation_id."""
 
     def bind(self, queue: str, exchange: str, key: str) -> None:
-        """Have answers under a key."""
+        """Bind *queue* to the answers in *exchange* that have the key *key*."""
 
 
 class Classic:
-    """By AMQP 0-9-1."""
+    """A client that speaks AMQP 0-9-1."""
 
     def __init__(self, host, name: str) -> None:
         self.connection = host.connect(name)
@@ -76,7 +76,7 @@ class Classic:
 
 
 class Modern:
-    """By AMQP 1.0."""
+    """A client that speaks AMQP 1.0."""
 
     def __init__(self, host, name: str) -> None:
         self._host, self._name = host, name
@@ -181,7 +181,7 @@ def test_a_full_link_is_told_and_what_was_confirmed_is_there(host, speaker, prot
 
 
 def test_a_reader_that_ends_right_after_its_last_word_keeps_no_mail_from_the_next(host, speaker):
-    """Erlang doesn't notice each end of a TLS connection that data comes along with, if it may be half open."""
+    """Erlang may miss the end of a TLS connection if data arrives together with the end and half-open is allowed."""
     orders, mailbox = speaker("0-9-1", "orders"), host.n("mailbox.audit")
     for number in range(60):
         assert orders.send(host.n("link.orders.audit"), str(number))
@@ -191,7 +191,7 @@ def test_a_reader_that_ends_right_after_its_last_word_keeps_no_mail_from_the_nex
 
 
 def revoked(host, protocol: str, *staying: Link) -> float:
-    """Revoke a link amid its mail; return when its sender was told, in seconds from when the call returned."""
+    """Revoke a link amid its mail; return the seconds from the call's return until its sender was told."""
     host.apply(ASK, TELL, DOOMED)
     exchange, mailbox = host.n("link.web.audit"), host.n("mailbox.audit")
     confirmed: list[float] = []

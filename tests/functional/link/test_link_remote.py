@@ -206,7 +206,7 @@ def test_at_the_other_host_an_environment_may_use_its_links_and_nothing_else(lin
 
 
 def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
-    """The authority of h1, in bad hands: its certificates are good for names of h1 alone."""
+    """An attacker has the authority of h1: certificates from this authority are valid for names of h1 alone."""
     h1, h2, _ = linked
     known = authority.read(h1.layout)
     forged = {
@@ -225,7 +225,7 @@ def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
 
 
 def _handshake(world, certificate, name: str) -> str:
-    """Return a client's objection to a server that shows *certificate* when asked for *name*; empty: it has none."""
+    """Return the error of a client that expects *name* at a server with *certificate*; empty: there is none."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate)
     client = world.tls()
@@ -248,7 +248,7 @@ def _handshake(world, certificate, name: str) -> str:
 
 
 def test_who_has_no_link_there_does_not_get_there(linked):
-    """An environment's port leads to its own broker, whatever name it asks for; and that broker isn't the other."""
+    """An environment's port leads to its own host's broker, whatever name a client asks for: a check for h2 fails."""
     h1, _, _ = linked
     with h1.inside("other"):
         with socket.create_connection(("127.0.0.1", 5671), timeout=10) as stream:
@@ -298,7 +298,7 @@ def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked
     h1, _, _ = linked
 
     def severed() -> bool:
-        """Return whether the way was severed; False where the silent client got to its own broker after its time."""
+        """Return whether the early connection was cut; False if it led to the environment's own broker instead."""
         h1.declare(*LINKS)
         with h1.inside("web"):
             early = socket.create_connection(("127.0.0.1", 5671), timeout=20)
@@ -314,7 +314,7 @@ def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked
 
 
 def test_peers_of_one_name_are_not_taken_for_each_other(linked, program, tmp_path):
-    """With one key for names, the objects of both are called alike, on the broker of each."""
+    """With one key for names, the two peers' objects have the same names, each on its own broker."""
     h1, h2, _ = linked
     near = (Link(source="web@h1", target="orders@h1", pattern="request", monitor=True),)
     h1.environment("orders")
@@ -380,7 +380,7 @@ def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
 
 
 def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked):
-    """The key of names can't be read: nothing is made, and all else goes on as it is."""
+    """The key of names can't be read: nothing new is made, links are still revoked, and other links go on."""
     h1, h2, _ = linked
     key = Path(str(h2.broker.authority)) / pair_keys.FILE
     ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
@@ -491,7 +491,7 @@ def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(l
     until(lambda: len(web.connections()) == 2)
 
     def told(how: Callable[..., Coroutine[Any, Any, Any]], text: str) -> type[LinkError] | None:
-        """Send, with time to connect again; return the error's class if its text has *text*."""
+        """Send by *how*, with time to reconnect; return the error's class if the error has *text* in its text."""
         try:
             web.run(how("orders@h2", "x", timeout=3.0))
         except LinkError as err:

@@ -40,7 +40,7 @@ def declare(both) -> None:
 
 
 def of_one_key(both, folder, monkeypatch) -> None:
-    """Have both as the versions before left them: one key on both hosts, from which all names follow."""
+    """Set both hosts up as earlier versions did: with one common key, from which all names derive."""
     shared = folder / "names.key"
     shared.write_text(secrets.token_hex(32))
     shared.chmod(0o600)
@@ -68,7 +68,7 @@ def the_same(both, folder, monkeypatch):
 
 
 def shared_by_all(both, folder) -> None:
-    """Keep the declaration as it is."""
+    """Keep the declaration unchanged."""
 
 
 def of_pairs(both, folder) -> None:

@@ -38,7 +38,7 @@ def linked(declared):
 
 
 def again(program) -> None:
-    """Tell a program its present card and keys."""
+    """Give a program its present card and keys."""
     tell(program.world, program.name, program.folder)
 
 
@@ -108,7 +108,7 @@ def test_neither_broker_sees_anything_of_what_it_carries(linked, program):
 
 
 def test_what_another_environment_of_the_same_host_seals_is_not_taken_for_it(linked, program):
-    """The forger's own host endorsed its key, for its own name."""
+    """The host endorsed the forger's key, but for the forger's name (``shop``), not for ``web``."""
     h1, h2, _ = linked
     web, shop, vault = program(h1, "web"), program(h1, "shop"), program(h2, "vault")
     exchanges = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
@@ -153,7 +153,7 @@ def test_before_hosts_know_each_other_nothing_is_sent_and_the_operator_is_told(b
 
 
 def test_who_is_not_known_there_yet_sends_nothing_that_would_be_refused(linked, program):
-    """After a first exchange, or for a new endorser, nothing is sent until the other host says that it knows ours."""
+    """After a first exchange, or with a new endorser, nothing is sent until the other host knows our endorser."""
     h1, h2, _ = linked
     web, vault = program(h1, "web"), program(h2, "vault")
     with h1.here():
@@ -176,7 +176,7 @@ def test_who_is_not_known_there_yet_sends_nothing_that_would_be_refused(linked, 
 
 
 def stream(web, vault, to: str):
-    """Have web send numbers to *to* until told to stop; return what came, by which keys, and how to end it."""
+    """Let *web* send numbers to *to*; return the ids of used keys, and a function that ends and checks the stream."""
     got: list[str] = []
     kids: dict[str, set[str]] = {"enc": set(), "sig": set()}
     enough: list[bool] = []
@@ -218,7 +218,7 @@ def stream(web, vault, to: str):
 
 @pytest.mark.parametrize(("to", "name"), [("vault@h2", "vault"), ("log@h2", "log")])
 def test_new_keys_at_both_ends_amid_a_stream_lose_nothing(linked, program, to, name):
-    """The sender's key is told by its messages, the receiver's by the next exchange: until then the old one is used."""
+    """Messages carry the sender's new key, the next exchange the receiver's: until then its old key is used."""
     h1, h2, _ = linked
     web, vault = program(h1, "web"), program(h2, name)
     kids, end = stream(web, vault, to)
@@ -257,7 +257,7 @@ def test_a_host_whose_authority_is_replaced_loses_nothing(linked, program, folde
 
 # -- bundles --------------------------------------------------------------------------------------
 def test_one_host_can_be_no_other_whatever_it_says(linked):
-    """h2 is taken over: its authority, which is genuine, certifies an endorser of h1, and that says something to h2."""
+    """h2 is taken over: its genuine authority certifies an endorser of h1, and this endorser signs a bundle for h2."""
     _, h2, _ = linked
     known = authority.read(h2.layout)
     genuine = endorser.read(h2.layout)
@@ -287,7 +287,7 @@ def test_a_bundle_that_is_changed_older_or_of_nobody_is_refused(linked):
 
 
 def test_a_link_that_is_revoked_for_a_while_is_as_it_was(linked, program):
-    """Trust may be lost and come back, without a master: what waits in the outbox can still be read, and more sent."""
+    """Trust may be lost and return without a master: mail in the outbox stays readable, and new mail can be sent."""
     h1, h2, cable = linked
     web = program(h1, "web")
     cable.cut()

@@ -40,7 +40,7 @@ class Fleet:
     programs: list[Program] = field(default_factory=list)
 
     def declare(self, *links: Link) -> None:
-        """Tell all hosts of these links, and their environments."""
+        """Declare these links on all hosts, and give all environments their new cards."""
         for world in self.worlds.values():
             world.declare(*links)
         for name, host in NAMES.items():
@@ -51,7 +51,7 @@ class Fleet:
         return self.programs[-1]
 
     def node(self, name: str, by: str = "n2") -> str:
-        """Return the node that an environment's program is connected to, as the node *by* knows it."""
+        """Return the node to which an environment's program is connected, according to the node *by*."""
         found: list[str] = []
 
         def told() -> bool:
@@ -170,7 +170,7 @@ def apart(fleet: Fleet) -> tuple[Program, Program, str]:
 
 
 def check(fleet: Fleet, stream: Stream) -> None:
-    """None is lost, each is received once and in order; what came twice was told by its id, and wasn't much."""
+    """Check that the receiver got each message once and in order, and dropped few duplicates."""
     assert stream.failed() == []
     assert stream.got() == list(range(COUNT))
     assert stream.receiver.mailbox.duplicates <= 4 * AT_ONCE
@@ -197,7 +197,7 @@ def test_a_cut_of_fifteen_seconds_loses_nothing(fleet):
 
 
 def test_a_sender_on_a_node_without_the_majority_goes_on_by_another(fleet):
-    """All arrives while the cluster is still parted."""
+    """All messages arrive while the cluster is still parted."""
     web, orders, node = apart(fleet)
     stream = Stream(web, orders, "orders@h2", "web@h1", COUNT)
     stream.until(2000)

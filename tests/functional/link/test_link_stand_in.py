@@ -1,4 +1,4 @@
-"""The guard's way to a place before RabbitMQ's own modules: under another name each does what it did."""
+"""The guard's stand-ins for RabbitMQ's modules: the original modules, renamed, work as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times tell an environment nothing of others' names.
+"""Response times tell an environment nothing about the names of other environments' objects.
 
 The attacker asks for several names in turn, in an order that dice decide, and says of each two that the slower answer
 was for the one that there is. Who learns nothing from times is right in half of these cases, whatever else the machine
@@ -74,7 +74,7 @@ class Attacker:
         self.connection, self.n = connection, n
 
     def ask(self, what: str, name: str) -> tuple[str, float]:
-        """Return the broker's refusal of a request, and the seconds that it took; each is on a channel of its own."""
+        """Send a request on a new channel; return the broker's refusal, and the seconds until the refusal came."""
         channel = self.connection.channel()
         begun = time.perf_counter()
         try:
@@ -85,7 +85,7 @@ class Attacker:
         raise AssertionError(f"{what} {name}: that was not refused")
 
     def slower(self, what: str, kinds: Mapping[str, Callable[[], str]]) -> dict[str, int]:
-        """Return how often each kind of name took longer than nobody's; all must be answered alike."""
+        """Return how often each kind of name took longer than a nonexistent name; all answers must be equal."""
         dice = random.Random(1)
         found = dict.fromkeys(kinds, 0)
         for _ in range(TIMES):
@@ -121,7 +121,7 @@ def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
 
 
 def test_an_answer_that_took_twice_as_long_would_tell(host, attacker, monkeypatch):
-    """The stop-watch is good enough on this machine now: usual times change with its load."""
+    """Check that measured times are precise enough on this machine now: they change with the machine's load."""
     kinds = {"guessed": lambda: tagged("mailbox.audit"), "nobody's": lambda: tagged("mailbox.nobod")}
 
     def would_tell() -> bool:

@@ -1,4 +1,4 @@
-"""Records and a broker as older versions left them (``tests/fixtures/links``): upgraded with all mail."""
+"""Records and a broker of older versions (``tests/fixtures/links``): upgraded with all mail."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""The installation page and the README, run as they are written, in a Salt without anything else."""
+"""The installation page and the README, run word for word, in a Salt without anything else."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from support import checkout
 from support.hosts import as_written
 from support.hosts.as_written import PAGE, README, adjust, commands, section, settings
-from support.hosts.salt_modes import Salt, bare, configure
+from support.hosts.salt_modes import Salt, bare, build, configure
 
 from netspace import REQUIREMENTS
 
 pytestmark = pytest.mark.root
 
 UPGRADE = checkout.ROOT / "docs/day-2/upgrade.md"
+REMOTE = checkout.ROOT / "docs/remote-links.md"
 SHOP = {
     "environments": {
         "orders": {"image": "dir:/srv/shop", "command": ["/bin/busybox", "sleep", "1000"], "stop_timeout": 1},
@@ -36,7 +39,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Salt]:
-    """A Salt without netspace and what it needs, without a master; pip finds the packages in a folder."""
+    """A Salt without a master that has neither netspace nor the packages that netspace needs.
+
+    Pip finds packages in a folder.
+    """
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     shop = tmp_path / "shop"
@@ -55,7 +61,7 @@ def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def type_in(salt: Salt, words: list[str]) -> Any:
-    """Run one command of a page: ``salt '*'`` as ``salt-call``, programs and paths as they are here."""
+    """Run one command of a page: ``salt '*'`` becomes ``salt-call``, and paths are adapted to this machine."""
     words = [word.replace("/srv/netspace", str(salt.source)) for word in words]
     if words[:2] == ["salt", "*"]:
         returned, log = salt.call(*words[2:])
@@ -76,7 +82,7 @@ def type_in(salt: Salt, words: list[str]) -> Any:
 
 
 def follow(salt: Salt, lines: list[list[str]]) -> None:
-    """Type in *lines*; each state that they apply must do as it says."""
+    """Run *lines*, commands of a page; each applied state must succeed."""
     for words in lines:
         returned = type_in(salt, words)
         if "state.apply" in words:
@@ -151,6 +157,33 @@ def test_folder_serves_modules_and_runners(nothing: Salt) -> None:
     minion, master = (type_in(nothing, words) for words in commands(text))
     assert "modules.netspace_link" in minion["modules"] and "utils.netspace.spec.parse" in minion["utils"]
     assert "runners.netspace_attestation" in master["runners"]
+
+
+def test_authority_without_a_master_is_made_by_the_page_s_lines(tmp_path: Path) -> None:
+    """Salt's usual output has an indented text below ``local:``, which is no certificate."""
+    salt = build("sync", tmp_path)
+    adjust(salt, **{"netspace.link": {"root": str(tmp_path / "root")}})
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("salt-call", "salt-run"):
+        code = f"import sys; from salt.scripts import {name.replace('-', '_')} as run; sys.argv[0] = '{name}'; run()"
+        words = shlex.join([str(salt.python), "-c", code, "-c", str(salt.config.parent)])
+        (programs / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        (programs / name).chmod(0o755)
+    text = section(REMOTE, "Set it up")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines = [line.strip() for line in lines if "h1.csr" in line or "h1.pem" in line]
+    assert len(lines) == 3
+    for line in lines:  # the authority's folder is this test's, not the machine's
+        line = re.sub(r"(authority_\w+)", rf"\1 folder={tmp_path}/authority", line)
+        done = subprocess.run(
+            ["bash", "-euc", line], env={"PATH": f"{programs}:/usr/bin:/bin"}, cwd=tmp_path, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    (ca, *_) = x509.load_pem_x509_certificates((tmp_path / "h1.pem").read_bytes())
+    (adopted, *_) = x509.load_pem_x509_certificates((tmp_path / "authority/authority.pem").read_bytes())
+    assert adopted == ca
 
 
 def test_gitfs_serves_what_is_needed_and_no_more(nothing: Salt) -> None:

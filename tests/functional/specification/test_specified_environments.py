@@ -1,4 +1,4 @@
-"""SPECIFICATION.md: what one environment adds to a host, and what one change costs, alone and among others."""
+"""SPECIFICATION.md: additions to a host by one environment, and the cost of one change, alone and among others."""
 
 from __future__ import annotations
 

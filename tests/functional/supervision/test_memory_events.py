@@ -1,4 +1,4 @@
-"""Notices of kills for want of memory, by the kernel's own control groups: they name the group."""
+"""Notices of kills for want of memory, from the kernel's control groups: a notice names the killed program's group."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def notices() -> Iterator[memory_events.Notices]:
 
 
 def heard(notices: memory_events.Notices) -> set[str]:
-    """Wait for a notice; return whose groups it names."""
+    """Wait for a notice; return the services whose groups it names."""
     assert select.select([notices.fd], [], [], 60)[0], "no notice came"
     names = notices.heard()
     assert names is not None, "the notice names no group"

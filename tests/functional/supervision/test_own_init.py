@@ -1,4 +1,4 @@
-"""The documentation's script for an init other than systemd runs as it stands there, with the Python of the tests."""
+"""The documentation's script for an init other than systemd runs unchanged, with the Python of the tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAY = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 
 
 def script(folder: Path, word: str) -> Path:
-    """Write the page's script that has *word* in it to a file; return its path."""
+    """Write to a file the page's script that contains *word*; return the file's path."""
     (text,) = [block for block in re.findall(r"```sh\n(#!.*?)```", PAGE.read_text(), re.DOTALL) if word in block]
     assert PYTHON in text
     path = folder / "script"

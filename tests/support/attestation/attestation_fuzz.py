@@ -40,8 +40,7 @@ from netspace.attestation.tpm import pcr_values, structures
 from netspace.attestation.verifier import appraisal, offline
 from netspace.errors import NetspaceError
 from support.attestation import boot_forge, boot_logs, tee_fuzz
-
-INTERESTING = [0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF]
+from support.mutation import mutate
 
 
 def _log(raw: bytes) -> None:
@@ -52,7 +51,7 @@ def _log(raw: bytes) -> None:
 
 
 def _judged(values: dict[int, bytes], rules: policy.Policy) -> Callable[[bytes], None]:
-    """Return a parser that judges a log by the log's own values, so that it reaches the policy."""
+    """Return a parser that judges a log by the log's own values, so that the judge gets as far as the policy."""
 
     def work(raw: bytes) -> None:
         log = parse_log(raw)
@@ -74,7 +73,7 @@ def _public(raw: bytes) -> None:
 
 
 def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """Return *parse*, with its refusals turned into the general kind."""
+    """Return *parse* with each of its refusals replaced by the general kind of refusal."""
 
     def work(raw: bytes) -> None:
         try:
@@ -88,7 +87,7 @@ def _told(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
 
 
 def _wire(parse: Callable[[Any], object]) -> Callable[[bytes], None]:
-    """Return a parser of messages from Salt's bus, which gets them as JSON."""
+    """Return a parser of messages from Salt's bus, whose input is the messages as JSON."""
 
     def work(raw: bytes) -> None:
         try:
@@ -224,32 +223,10 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
     }
 
 
-def mutate(chance: random.Random, genuine: bytes) -> bytes:
-    raw = bytearray(genuine)
-    for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
-        at = chance.randrange(len(raw) + 1)
-        kind = chance.randrange(7)
-        if kind == 0 and at < len(raw):
-            raw[at] ^= 1 << chance.randrange(8)
-        elif kind == 1 and at < len(raw):
-            raw[at] = chance.choice(INTERESTING)
-        elif kind == 2:
-            del raw[at : at + chance.randrange(1, 9)]
-        elif kind == 3:
-            raw[at:at] = chance.randbytes(chance.randrange(1, 9))
-        elif kind == 4:  # a number that a length may be
-            raw[at : at + 4] = struct.pack(chance.choice("<>") + "I", chance.choice((0, 1, 0xFFFF, 1 << 31, 2**32 - 1)))
-        elif kind == 5:  # a piece of it once more
-            raw[at:at] = raw[chance.randrange(len(raw) + 1) :][: chance.randrange(64)]
-        else:
-            del raw[at:]
-    return bytes(raw)
-
-
 def run(count: int, seed: int) -> dict[str, dict[str, Any]]:
     """Try *count* inputs.
 
-    :raises AssertionError: when a parser does a forbidden thing; the error has the input.
+    :raises AssertionError: when a parser accepts or raises what it must not; the error has the input.
     """
     chance = random.Random(seed)
     found: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Make data of boot events, and edit logs like a forger, who corrects digests if he can.
+"""Make data of boot events, and edit logs like a forger, who also corrects the digests where he can.
 
 The module also makes the policies that our two recorded boots satisfy.
 """
@@ -30,7 +30,7 @@ def log(boot: str) -> EventLog:
 
 
 def packed(found: list[Event]) -> bytes:
-    """Return the log of *found*, with the SHA-256 bank alone."""
+    """Return the log of *found*, with digests of the SHA-256 bank only."""
     header = b"Spec ID Event03\0" + bytes(8) + struct.pack("<IHH", 1, 0x000B, 32) + b"\0"
     raw = struct.pack("<II20xI", 0, NO_ACTION, len(header)) + header
     for event in found:
@@ -40,7 +40,7 @@ def packed(found: list[Event]) -> bytes:
 
 
 def measured(pcr: int, kind: int, data: bytes, of: bytes | None = None) -> Event:
-    """Return an event whose digest is of *data*, or of *of* if given."""
+    """Return an event whose digest is the digest of *data*, or of *of* if given."""
     return Event(pcr, kind, {"sha256": hashlib.sha256(data if of is None else of).digest()}, data)
 
 
@@ -73,7 +73,7 @@ def record(pcr: int, digest: bytes, text: str, kind: str = "phase") -> bytes:
 
 
 def edited(boot: str, edit: Callable[[list[Event]], None]) -> tuple[bytes, dict[int, bytes]]:
-    """Return a boot that differs from *boot* by *edit*: its log, and its real PCR values."""
+    """Return a boot that differs from *boot* by *edit*, with its log and the PCR values that follow from it."""
     found = list(log(boot).events[1:])
     edit(found)
     raw = packed(found)

@@ -1,4 +1,4 @@
-"""Forged boots, and the level that they reach: ``code`` judges logs that lead to the TPM's values."""
+"""Forged boots, and the level that they reach. ``code`` judges logs whose replay gives the TPM's values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def code(
     records: bytes | None = None,
     pcrs: tuple[int, ...] = (),
 ) -> str:
-    """Judge logs that lead to the TPM's values: the sequence of digests is genuine, all else is the sender's claim."""
+    """Judge logs whose replay gives the TPM's values: only the sequence of digests is genuine."""
     raw = boot_forge.packed(list(told))
     values = {pcr: bytes(32) for pcr in range(24)} | eventlog.parse(raw).replay("sha256")
     if records is None and boot == "uki":

@@ -1,7 +1,7 @@
 """Boot logs and measurement lists for tests, from the repository and from a folder of other machines' logs.
 
 ``NETSPACE_EVENTLOGS`` names that folder; the default is ``shared/data/eventlogs`` beside the
-checkout. ``NETSPACE_TEE`` names the folder of recorded TEE reports. Tests of absent files are skipped.
+checkout. ``NETSPACE_TEE`` names the folder of recorded TEE reports. A test whose file is absent is skipped.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ THEN = datetime.datetime(2025, 6, 1, tzinfo=datetime.timezone.utc).timestamp()
 
 
 def others() -> Path | None:
-    """Return the folder of other machines' logs; None if there is none."""
+    """Return the folder of other machines' logs; None if the folder does not exist."""
     folder = Path(os.environ.get("NETSPACE_EVENTLOGS") or checkout.ROOT.parent / "shared/data/eventlogs")
     return folder if folder.is_dir() else None
 
 
 def tee(name: str) -> Path | None:
-    """Return the path of a recorded TEE report; None if there is no such file."""
+    """Return the path of a recorded TEE report; None if the file does not exist."""
     path = Path(os.environ.get("NETSPACE_TEE") or checkout.ROOT.parent / "shared/data/tee") / name
     return path if path.is_file() else None
 
 
 def recorded(name: str) -> bytes:
-    """Return the content of a recorded TEE report; skip the test if there is no such file."""
+    """Return the content of a recorded TEE report; skip the test if the file does not exist."""
     path = tee(name)
     if path is None:
         pytest.skip(f"{name} is not in the folder of recorded reports (NETSPACE_TEE)")

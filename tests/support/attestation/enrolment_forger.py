@@ -1,12 +1,12 @@
 """A forger of enrolments: random attacks by root on two hosts on the messages to a registrar.
 
 The forger is root on ``web1``, whose TPM is T1, and on ``web3``, which has none. He owns T3, a genuine TPM out of
-another machine, and any number of software keys. ``web2`` with T2 is honest; the forger sees all its messages. A
-genuine TPM makes keys with any attributes, states each key's true attributes, and opens credentials only for its own
+another machine, and any number of software keys. ``web2`` with T2 is honest; the forger sees all messages of ``web2``.
+A genuine TPM makes keys with any attributes, states each key's true attributes, and opens credentials only for its own
 keys.
 
 :func:`moves` draws a scene: a few enrolments, each with changes to its messages, and an operator's actions between
-them. :func:`play` plays it against a real registrar and returns the forger's undeserved gain, or an empty text.
+them. :func:`play` plays the scene against a real registrar and returns the forger's undeserved gain, or an empty text.
 :func:`shortest` removes every part of a scene that the gain does not need.
 
 The forger deserves L2 for a minion that never had a TPM, with any TPM or software (the first key is pinned). Any of the
@@ -14,8 +14,8 @@ following is an undeserved gain:
 
 - L3 for a key that no genuine TPM holds, or that could sign data that the TPM did not make;
 - another TPM for a minion that has one;
-- a TPM that another minion has (if that one was enrolled honestly, or there is an inventory);
-- a key that another minion has, or that his last certificate was for;
+- a TPM that another minion has, if that minion was enrolled honestly, or there is an inventory;
+- a key that another minion has, or that the last certificate of the forger's minion was for;
 - ``web2`` can't enrol;
 - an exception other than a refusal.
 """
@@ -64,7 +64,7 @@ class Move:
     """A step of a scene.
 
     :param kind: ``forge``, ``honest``, ``renew`` (enrol again with the stock client), ``release``, ``revoke``.
-    :param changes: names of the changes to its messages.
+    :param changes: names of the changes to the messages of this step.
     """
 
     kind: str
@@ -157,7 +157,7 @@ class Scene:
 
     # -- moves ---------------------------------------------------------------------
     def play(self, move: Move) -> str:
-        """Play a move; return a gain that the forger must not have."""
+        """Play a move; return a gain that the forger must not have, or an empty text."""
         self.now += self.chance.choice((60.0, 3600.0, 50000.0))
         if move.kind in ("release", "revoke"):
             with contextlib.suppress(NetspaceError):
@@ -171,7 +171,7 @@ class Scene:
         return self.honest(move) if move.kind == "honest" else self.forged(move)
 
     def honest(self, move: Move) -> str:
-        """Enrol with the stock client, on a host that nobody tampers with yet."""
+        """Enrol with the stock client, on a host that is not compromised yet."""
         tpm = self.material.tpms[move.source]
         asked = self.registrar.request(move.minion)
         kind = "rsa" if asked["template"] == "EK-RSA2048" else "ecc"
@@ -349,7 +349,7 @@ def play(
     listed: bool = False,
     make: Callable[[Path], Any] = Registrar,
 ) -> str:
-    """Play *scene*; return a gain that the forger must not have; empty if there is none.
+    """Play *scene*; return a gain that the forger must not have, or an empty text.
 
     :param seed: seed of the random choices within moves.
     :param listed: whether the registrar has an inventory: T1 for web1, T2 for web2.
@@ -373,7 +373,7 @@ def play(
 
 
 def shortest(scene: list[Move], fails: Callable[[list[Move]], bool]) -> list[Move]:
-    """Return the smallest part of *scene* that still fails: moves, and changes of a move."""
+    """Return a part of *scene* that still fails, and no longer would without any one of its moves or their changes."""
     shorter = True
     while shorter:
         shorter = False
@@ -396,7 +396,10 @@ def _less(scene: list[Move]) -> Iterator[list[Move]]:
 def search(
     material: Material, count: int, first: int = 0, *, listed: bool = False, make: Callable[[Path], Any] = Registrar
 ) -> tuple[str, int, list[Move]]:
-    """Play *count* forged enrolments; return the first problem, the number played, and the problem's shortest scene."""
+    """Play *count* forged enrolments.
+
+    Return the first problem, the number of enrolments, and the problem's shortest scene.
+    """
     played, seed = 0, first
     while played < count:
         scene = moves(random.Random(seed))

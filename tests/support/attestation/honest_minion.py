@@ -1,4 +1,4 @@
-"""A minion that answers the registrar, and its enrolment as the runner does it."""
+"""A minion that answers the registrar, and its enrolment in the same steps as the runner's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASTER = "ab" * 32
 
 
 class Minion:
-    """A minion that answers honestly unless told otherwise."""
+    """A minion that answers honestly unless a test changes it."""
 
     def __init__(self, name: str, tpm: Any, master: str = MASTER) -> None:
         self.name, self.tpm, self.master = name, tpm, master

@@ -31,7 +31,7 @@ BOOTS = ["shim-grub", "uki"]
 
 
 class Host:
-    """A fake TPM after a boot, whose quotes are genuine; its endorsement counts as certified."""
+    """A fake TPM after a boot. Its quotes are genuine, and its endorsement key counts as certified."""
 
     def __init__(self, tpm: Any, context: Context, boot: str = "shim-grub") -> None:
         self.tpm, self.context, self.boot = tpm, context, boot

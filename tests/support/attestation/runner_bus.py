@@ -67,7 +67,7 @@ SALT_PUBLIC = _SALT.public_key().public_bytes(Encoding.PEM, PublicFormat.Subject
 
 
 def signed(function: str, master: str, minion: str, given: Mapping[str, Any], value: Any) -> Any:
-    """Return a minion's answer, with a signature by its Salt key if the execution module makes one.
+    """Return a minion's answer, with a signature by the minion's Salt key if the execution module makes one.
 
     :param given: the arguments of the minion's function.
     """
@@ -81,7 +81,7 @@ def signed(function: str, master: str, minion: str, given: Mapping[str, Any], va
 
 
 class AskedBus:
-    """A bus whose answers come at once, or *later*; its clock runs while the caller waits."""
+    """A bus whose answers come at once, or after *later* seconds. Its clock moves while the caller waits."""
 
     def __init__(self, ask: Ask, master: str) -> None:
         self._ask = ask
@@ -127,7 +127,7 @@ class Bus:
         self.events: list[tuple[str, str]] = []
 
     def ask(self, minions: list[str], function: str, arguments: Any) -> dict[str, Any]:
-        """Answer one message: see :func:`join`."""
+        """Answer one message; see :func:`join`."""
         if function == "accept":
             self.accepted.update(arguments["tokens"])
             return {minion: ({"stored": True}, "") for minion in minions}

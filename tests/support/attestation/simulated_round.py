@@ -38,7 +38,7 @@ class Host:
     """The behaviour of a host.
 
     :param seconds: seconds until it answers a challenge; None: it never answers.
-    :param parts: number of parts of its answer; 0: the answer is whole. *part*: seconds until each part.
+    :param parts: number of parts of its answer; 0: the answer comes in one message. *part*: seconds until each part.
     """
 
     seconds: float | None = 1.0
@@ -98,12 +98,12 @@ class SimulatedBus:
 
 
 def head(parts: int) -> dict[str, Any]:
-    """Return an announcement of *parts*. The parts are short, since only their time counts here."""
+    """Return an announcement of *parts*. The parts are short, because tests here depend only on their times."""
     return {"parts": parts, "sha256": hashlib.sha256(b"1" * parts).hexdigest()}
 
 
 class Judge:
-    """A stand-in for the fleet's verifier. It notes when it judged each host, and by which answer."""
+    """A stand-in for the fleet's verifier. It notes the time at which it judged each host, and the judged answer."""
 
     def __init__(self, folder: Path, bus: SimulatedBus) -> None:
         self.bus = bus
@@ -133,8 +133,8 @@ class Judge:
 class Outcome:
     """The figures of a round.
 
-    :param took: its duration in seconds. *judged*: when each host was judged, in seconds from the beginning. *found*:
-        the summary of each host.
+    :param took: the round's duration in seconds. *judged*: the time at which each host was judged, in seconds from the
+        beginning. *found*: the summary of each host.
     """
 
     took: float
@@ -152,7 +152,7 @@ def round_of(
     bus: SimulatedBus | None = None,
     connected: Collection[str] = (),
 ) -> Outcome:
-    """Attest *hosts*; the notes for the next round are in *folder*.
+    """Attest *hosts*. The notes for the next round are in *folder*.
 
     :param connected: the hosts that Salt sees connected.
     """
@@ -200,7 +200,7 @@ CASES = (
 
 
 def table() -> list[dict[str, Any]]:
-    """Return for each case: its first round, the next round, and the round without the bad hosts."""
+    """Return for each case the figures of its first round, of the next round, and of a round without the bad hosts."""
     lines = []
     for seconds in (None, 0.0):
         for number, away, drips, drip in CASES:

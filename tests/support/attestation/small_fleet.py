@@ -61,7 +61,7 @@ def judged(made: Fleet, minion: Minion, log: Any, asked: Asked | None = None, no
 
 
 def trusted(made: Fleet, minion: Minion) -> None:
-    """Trust the TPM's maker, and accept the present boot as good."""
+    """Trust the TPM's maker, and accept the current boot as good."""
     record = made.registrar.host("web1")
     assert record is not None
     (path,) = (made.registrar.folder / "hosts").iterdir()

@@ -83,7 +83,7 @@ def integer(value: int) -> bytes:
 
 @functools.cache
 def rsa_key(name: str) -> rsa.RSAPrivateKey:
-    """Return the key of that name. The key is kept, because RSA keys take long to make."""
+    """Return the key of that name. Each key is made once, because making an RSA key takes long."""
     return rsa.generate_private_key(65537, 2048)
 
 
@@ -363,7 +363,7 @@ def ccel(*events: tuple[int, bytes], pad: bytes = b"\xff" * 512) -> bytes:
 
 
 def rtmrs(*events: tuple[int, bytes]) -> list[bytes]:
-    """Return the register values to which the log of :func:`ccel` leads."""
+    """Return the register values that result from replaying the log of :func:`ccel`."""
     values = [bytes(48)] * 4
     for index, data in events:
         values[index - 1] = hashlib.sha384(values[index - 1] + hashlib.sha384(data).digest()).digest()

@@ -23,7 +23,7 @@ Target = tuple[Callable[[bytes], object], list[bytes]]
 
 
 def _same(work: Callable[[bytes], Genuine], genuine: bytes) -> Callable[[bytes], None]:
-    """Check that a changed report is refused or has the same content: only unsigned bytes (padding, PEM) may differ."""
+    """Check that a changed report is refused or has the same content. Only unsigned bytes (padding, PEM) may differ."""
     expected = work(genuine)
 
     def tried(raw: bytes) -> None:
@@ -83,7 +83,7 @@ def targets() -> dict[str, Target]:
     def with_documents(raw: bytes) -> None:
         """Check that a changed document is ignored.
 
-        Blanks around it and the case of its signature's digits are no change.
+        Blanks around the document, and upper or lower case in its signature, don't count as changes.
         """
         trusted = Trust(trust.roots, trust.known, (), (raw, documents[1]))
         if tdx.genuine(quote, trusted, NOW).status == UNKNOWN:
@@ -92,7 +92,7 @@ def targets() -> dict[str, Target]:
             raise AssertionError("a forged document was believed")
 
     def of_platform(raw: bytes) -> Genuine:
-        """Forge only the platform's certificate: the rest of the chain and the signatures are good."""
+        """Forge only the platform's certificate. The rest of the chain and the signatures are good."""
         return tdx.genuine(intel.quote(DATA, chain=(intel.leaf(raw), intel.ca)), trust, NOW)
 
     return {

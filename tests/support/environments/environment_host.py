@@ -64,14 +64,14 @@ class Host:
         return {outcome.step.name: outcome for outcome in outcomes}
 
     def run(self, name: str, **keys: Any) -> DesiredEnvironment:
-        """Make one environment run; fail if it doesn't."""
+        """Start one environment; fail if it doesn't run."""
         desired = self.desired(name, **keys)
         for outcome in self.apply({name: desired}).values():
             assert outcome.error == "", outcome.error
         return desired
 
     def sh(self, name: str, script: str, **options: Any) -> str:
-        """Run a script inside; return its output."""
+        """Run a script inside an environment; return the script's output."""
         done = self.operations.exec(name, shell(script), **options)
         return str(done["stdout"] + done["stderr"]).strip()
 
@@ -79,7 +79,7 @@ class Host:
         return int(self.kind.list()[name]["pid"])
 
     def namespace(self, name: str) -> None:
-        """Make a network namespace with only lo, like the interface kind."""
+        """Make a network namespace with only ``lo``, like the interface kind."""
         path = self.layout.netns(name)
         if os.path.ismount(path):
             return
@@ -107,7 +107,7 @@ class Host:
                 path.unlink()
 
     def traces(self) -> dict[str, list[str]]:
-        """Return everything on this host that netspace could leave behind."""
+        """Return all traces that netspace could leave on this host."""
         own = self.layout.instance
         folders = (
             self.layout.run / "environments",

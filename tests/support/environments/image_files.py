@@ -17,7 +17,7 @@ MACHINE = MACHINES.get(os.uname().machine, os.uname().machine)
 
 
 def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
-    """Return one member; a name that ends in ``/`` is a folder, ``linkname`` makes a symbolic link."""
+    """Return one member of a tar. A name that ends in ``/`` makes a folder, and ``linkname`` makes a symbolic link."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     info.mode = 0o644
@@ -48,7 +48,7 @@ def sha256(content: bytes) -> str:
 
 
 class Layout:
-    """An OCI layout: ``files`` by name, for a folder or a tar."""
+    """An OCI layout: ``files`` by name, to be written as a folder or a tar."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}

@@ -20,7 +20,7 @@ def _lock(layout: Layout) -> str:
 
 
 def daemon_pid(layout: Layout) -> int:
-    """Return the PID of the process that holds the supervisor's lock; 0 if none does."""
+    """Return the PID of the process that holds the supervisor's lock; 0 if no process holds it."""
     lock = _lock(layout)
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
@@ -36,7 +36,7 @@ def _waiting(layout: Layout) -> list[int]:
 
 
 def standing_pid(layout: Layout) -> int:
-    """Return the PID of the stand-by process, which waits for that lock; 0 if there is none."""
+    """Return the PID of the stand-by process, which waits for the supervisor's lock; 0 if there is no such process."""
     return next(iter(_waiting(layout)), 0)
 
 

@@ -14,7 +14,10 @@ FLAGS = (
 
 
 def build(target: Path, *flags: str) -> Path:
-    """Build the kernel, without a library; return *target*. With ``-DPVH`` it boots by PVH, else by multiboot."""
+    """Build the kernel, without a library; return *target*.
+
+    With ``-DPVH`` the kernel boots by PVH, else by multiboot.
+    """
     command = [
         "gcc",
         *FLAGS,

@@ -1,4 +1,4 @@
-"""Traces that an audit must not leave, for tests of both of its halves."""
+"""Traces that an audit must not leave, for the tests of both halves of an audit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README and installation page as what they tell an operator of a bare Salt to type, without a network."""
+"""Steps from README and the installation page for an operator with a bare Salt. They are taken without a network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def section(page: Path, title: str) -> str:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Each command line of the ``sh`` blocks in *text*."""
+    """Return the command lines of the ``sh`` blocks in *text*."""
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line]
@@ -48,7 +48,7 @@ def wheels(folder: Path) -> Path:
 
 
 def pack(module: str, folder: Path) -> None:
-    """Make a wheel of the package that is installed here and brings *module*."""
+    """Make a wheel of the installed package that contains *module*."""
     (name,) = re.findall(r"^[\w-]+", REQUIREMENTS[module])
     package = importlib.metadata.distribution(name)
     tag = re.search(r"^Tag: (.*)$", package.read_text("WHEEL") or "", re.MULTILINE)

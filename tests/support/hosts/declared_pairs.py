@@ -1,10 +1,10 @@
-"""Pairs of declarations for one host, at random: all that a declaration may say there, and what may change in it.
+"""Random declarations for one host, with all keys that a declaration may have, and the changes between them.
 
-The first is drawn from nothing. The second is another one, or the first after some changes: an environment gone, or
-under another name, or with its interface swapped for another's. What two environments may take from one another moves
-between them: an address, a port of the host, a folder, the ends of links, an order.
+Some declarations are drawn from nothing. The others are an earlier one after some changes: an environment removed, or
+renamed, or with its interface swapped for another environment's. Things that only one environment may have move between
+environments: an address, a port of the host, a folder, the ends of links, an order.
 
-A declaration says nothing that netspace keeps on purpose, such as an address that it chose itself.
+No declaration has a value that netspace keeps on purpose after a change, such as an address that it chose itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,10 @@ FOLDERS = ("one", "two")
 
 @dataclass
 class Draft:
-    """A declaration that is still being drawn.
+    """A declaration that is not complete yet.
 
     :param environments: settings by name.
-    :param links: the sender's name for the receiver, by both ends; empty: it has none of its own.
+    :param links: the sender's name for the receiver, by both ends; empty if the link has no such name.
     """
 
     broker: Declared | None
@@ -50,12 +51,24 @@ class Draft:
     links: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
-class Chooser:
-    """Draws declarations.
+def walk(number: int) -> Iterator[tuple[int, int]]:
+    """Yield each ordered pair of the numbers below *number* once; each pair begins where the one before it ended.
 
-    :param folder: where images and volumes are.
+    The pairs of the numbers below a smaller one come first. (An Euler circuit of the complete directed graph.)
+    """
+    for new in range(1, number):
+        # From 0 to the new one and back, by way of each other one: 0 new 1 new 2 new ... new 0.
+        for old in range(new):
+            yield old, new
+            yield new, (old + 1) % new
+
+
+class Chooser:
+    """Source of random declarations.
+
+    :param folder: folder of images and volumes.
     :param image: a root with busybox.
-    :param brokers: what ``broker`` may be.
+    :param brokers: possible values of ``broker``.
     :param kinds: the kinds of interface that this kernel has.
     """
 
@@ -66,11 +79,17 @@ class Chooser:
         self._brokers = brokers
         self._kinds = kinds
 
-    def pair(self) -> tuple[Declared, Declared]:
-        """Draw two declarations."""
-        first = self._draft()
-        second = self._draft() if self._often(0.4) else self._changed(first)
-        return self._declared(first), self._declared(second)
+    def several(self, number: int) -> list[Declared]:
+        """Draw *number* declarations, all different; of the same seed, fewer are the first of more."""
+        drafts = [self._draft()]
+        made = [self._declared(drafts[0])]
+        while len(made) < number:
+            draft = self._draft() if self._often(0.4) else self._changed(self._choose(drafts))
+            declared = self._declared(draft)
+            if declared not in made:
+                drafts.append(draft)
+                made.append(declared)
+        return made
 
     # -- a whole one ---------------------------------------------------------------------
     def _draft(self) -> Draft:
@@ -210,7 +229,7 @@ class Chooser:
 
     # -- as a declaration -------------------------------------------------------------------
     def _declared(self, draft: Draft) -> Declared:
-        """Return what a host would take: of what only one may have, the first one has it."""
+        """Return a declaration that a host accepts: of several claims for the same thing, the first one wins."""
         made: Declared = {"attestation": {"policy": "off"}, "environments": {}}
         taken: set[str] = set()
         names = sorted(draft.environments)
@@ -237,7 +256,7 @@ class Chooser:
         return {"from": one, "to": other, **way, **({"as": local} if local else {})}
 
     def _tell_apart(self, links: list[Declared]) -> None:
-        """Leave each sender one link at most by each name of its own."""
+        """Remove links until no sender uses the same name for two receivers."""
         seen: set[tuple[str, str]] = set()
         for link in links:
             if "as" in link:
@@ -247,7 +266,7 @@ class Chooser:
                     seen.add((link["from"], link["as"]))
 
     def _place(self, interface: Declared, taken: set[str]) -> None:
-        """Give an interface addresses and ports that no other one has."""
+        """Give an interface addresses and ports that no other interface has."""
         place = interface.pop("place", None)
         if place is None:
             return

@@ -6,7 +6,7 @@ the call fail. A point has a name, such as ``rename .../applied.json`` (without 
 the number of earlier calls with this name.
 
 A run takes some tens of milliseconds, because the child is forked from an interpreter that has imported everything. The
-module works only on x86-64, because of its names of registers and calls. It knows nothing of netspace.
+module works only on x86-64, because its names of registers and calls are of x86-64. It has no code for netspace.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ _information = ctypes.create_string_buffer(88)
 
 
 class Point(NamedTuple):
-    """A moment in a run: just before a call is made for the *nth* time (from 0); for ``started ...``, just after."""
+    """A moment in a run: just before the *nth* call (from 0) with this name.
+
+    For ``started ...``: just after the call.
+    """
 
     what: str
     nth: int = 0
@@ -95,9 +98,9 @@ class Run:
 
     :param points: all points that were passed, in order.
     :param changing: the points whose call did not fail.
-    :param reached: whether the requested point was among them.
-    :param value: the work's return value, if it ended.
-    :param error: the traceback of the exception that ended it.
+    :param reached: whether the run passed the requested point.
+    :param value: the work's return value, if the work ended.
+    :param error: the traceback of the exception that ended the work.
     """
 
     points: list[Point] = field(default_factory=list)
@@ -182,7 +185,7 @@ def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
 
 
 def _trace(leader: int, done: Run, at: Point | None, fail: int) -> bool:
-    """Follow all threads of *leader* to its end; return whether it ended by itself."""
+    """Follow all threads of *leader* until it ends; return whether it ended by itself."""
     os.waitpid(leader, _WALL)
     _ptrace(_SETOPTIONS, leader, 0, _SYSGOOD | _CLONE | _EXITKILL)
     _ptrace(_SYSCALL, leader)
@@ -238,7 +241,10 @@ def _trace(leader: int, done: Run, at: Point | None, fail: int) -> bool:
 
 
 def _call(tid: int) -> tuple[tuple[int, tuple[int, ...]] | None, int]:
-    """Return the number and arguments of the call that *tid* enters; if *tid* leaves a call, None and the result."""
+    """Return the number and arguments of the call that *tid* enters.
+
+    When *tid* leaves a call, return None and the result.
+    """
     _ptrace(_GET_SYSCALL_INFO, tid, len(_information), ctypes.addressof(_information))
     if _information.raw[0] != 1:
         return None, struct.unpack_from("<q", _information.raw, 24)[0]
@@ -247,7 +253,7 @@ def _call(tid: int) -> tuple[tuple[int, tuple[int, ...]] | None, int]:
 
 
 class _Seen:
-    """Names for calls, from the data to which their arguments point."""
+    """Names for calls, made from the data that their arguments point to."""
 
     def __init__(self, leader: int) -> None:
         self.leader = leader
@@ -312,7 +318,7 @@ class _Seen:
             return "?"
 
     def _sent(self, address: int, size: int) -> str:
-        """Return a message's first line (HTTP), or its types (netlink)."""
+        """Return the first line of an HTTP message, or the types of a netlink message."""
         raw = self._read(address, min(size, 65536))
         line = raw.split(b"\r\n", 1)[0]
         if line.endswith(b"HTTP/1.1"):

@@ -158,7 +158,7 @@ def _steady(value: Any) -> Any:
 
 
 class _Plainly:
-    """A supervisor for foreign programs, which only starts and stops them; see ``supervision.Supervisor``."""
+    """A supervisor that only starts and stops foreign programs; see ``supervision.Supervisor``."""
 
     def __init__(self) -> None:
         self.known: dict[str, Service] = {}
@@ -198,10 +198,10 @@ class _Plainly:
 
 
 class World:
-    """One host with foreign things on it.
+    """One host with foreign objects on it.
 
     :param folder: a folder that root owns, for images, volumes and foreign files.
-    :param linked: whether there is a foreign broker, and the declaration has links on it.
+    :param linked: whether there is a foreign broker, and the declaration has links on this broker.
     """
 
     def __init__(self, folder: Path, linked: bool = True) -> None:
@@ -264,7 +264,7 @@ class World:
 
     # -- what is declared --------------------------------------------------------------
     def declared(self) -> Declared:
-        """Return a declaration: an environment with veth and volume, one without either, and a link between them."""
+        """Return a declaration of two environments, only one of them with veth and volume, and a link."""
         image = f"dir:{self.image}"
         common = {"image": image, "command": shell(STAY), "stop_timeout": 2}
         value = {
@@ -323,11 +323,11 @@ class World:
         return whole
 
     def rested(self) -> dict[str, Any]:
-        """Return the host's state at rest."""
+        """Return the host's state once the state no longer changes."""
         return snapshot.rested(self.look)
 
     def settled(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Look again, for a while, until the host is as *wanted*; return differences.
+        """Look repeatedly, for a while, until the host is as *wanted*; return the remaining differences.
 
         Ending processes take a moment.
         """
@@ -375,7 +375,7 @@ class World:
 
 
 def _removed(cgroup: Path) -> bool:
-    """Remove *cgroup*; return whether that was possible: a killed process stays in it for a moment."""
+    """Remove *cgroup*; return whether it was removed. A killed process stays in its cgroup for a moment."""
     try:
         cgroup.rmdir()
     except OSError as err:
@@ -386,7 +386,10 @@ def _removed(cgroup: Path) -> bool:
 
 
 def objects(api: Management, without: Collection[str] = ()) -> dict[str, list[str]]:
-    """Return a broker's objects by kind, but for those with these names; no passwords, and no names' random parts."""
+    """Return a broker's objects by kind, except those with the given names.
+
+    Leave out passwords and random parts of names.
+    """
     with api:
         found = api.get("definitions")
     return {
@@ -403,7 +406,7 @@ def objects(api: Management, without: Collection[str] = ()) -> dict[str, list[st
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the differences by part; for lists and mappings, only the items that one of them lacks."""
+    """Return the differences by part. For lists and mappings, return only items that are missing on one side."""
     found: dict[str, Any] = {}
     for key in old.keys() | new.keys():
         before, after = old.get(key), new.get(key)

@@ -1,7 +1,7 @@
 """The part of a host's state that no program in an environment may change, and its comparison within bounds.
 
 Bounds are for values that change by themselves (a log, caches). They are far below the amount that an environment could
-take.
+use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class State:
-    """An observed host: *same* must not change, and each value of *bounded* must grow by less than its bound."""
+    """An observed host. *same* must not change, and each value of *bounded* must grow by less than its bound."""
 
     same: dict[str, object]
     bounded: dict[str, float]
@@ -80,7 +80,7 @@ def changed(before: State, after: State) -> dict[str, object]:
 
 
 def _shares() -> dict[str, int]:
-    """Return how many units root gets of each pool of the kernel, of the few for which it asks."""
+    """Return the number of units that root gets from each pool of the kernel when root asks for a few."""
     with tempfile.TemporaryDirectory() as folder:
         program = exhaust.Program(folder)
         try:
@@ -108,7 +108,7 @@ def _lines(path: str, words: int) -> list[str]:
 
 
 def _memory() -> int:
-    """Return the bytes that the kernel holds for itself and can't give back."""
+    """Return the number of bytes that the kernel uses itself and can't give back."""
     table = dict(re.findall(r"^(\S+):\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
     return sum(int(table[key]) for key in ("SUnreclaim", "KernelStack", "PageTables", "Percpu")) * 1024
 

@@ -1,8 +1,8 @@
 """Machines of a fleet: each is a host made of namespaces, with an ``/etc``, ``/srv`` and Salt of its own.
 
-The machines are on one network, and have no route to anything else. On each machine a process reads commands and runs
-them: this file again, inside ``scripts/sandbox``. On each, ``ssh NAME COMMAND`` runs a command on another machine; this
-is a stand-in without any other function of ssh. Nothing of a machine stays.
+The machines are on one network, without a route to anything else. On each machine a process reads commands and runs
+them. This process is this file, run inside ``scripts/sandbox``. On each machine, ``ssh NAME COMMAND`` runs a command on
+another machine; this stand-in has no other function of ssh. A machine leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Machine:
     """One machine.
 
     :param doors: folder that all machines of one fleet share; through it they run commands on each other.
-    :param own: private folders of the machine; files that it writes there aren't on the real disk.
+    :param own: folders that only this machine sees; files that it writes there aren't on the real disk.
     """
 
     def __init__(self, name: str, doors: Path, own: tuple[str, ...]) -> None:
@@ -87,7 +87,7 @@ class Machine:
         return self.must("cat", path)
 
     def warm(self) -> None:
-        """Run Salt's commands as forks of one process that has imported Salt; that saves a second for each."""
+        """Run Salt's commands as forks of one process that has imported Salt, which saves a second for each command."""
         for name in _SALTS:
             self._program(name, f"salt {name}")
         self.must("setsid", "--fork", sys.executable, "-IB", __file__, "serve")
@@ -100,7 +100,7 @@ class Machine:
 
     @property
     def process(self) -> int:
-        """Return the PID of one of its processes, as seen outside of the machine."""
+        """Return the PID of one of the machine's processes, as seen from outside of the machine."""
         found = self._process.pid
         while below := Path(f"/proc/{found}/task/{found}/children").read_text().split():
             found = int(below[0])
@@ -113,13 +113,13 @@ class Machine:
             self._process.stdin.close()
 
     def end(self) -> None:
-        """End the machine, as if its plug were pulled and its disk lost."""
+        """End the machine as if its power were cut and its disk were lost."""
         self.leave()
         self._process.wait(60)
 
 
 def plug(switch: Machine, machine: Machine, address: str) -> None:
-    """Join a machine to the network; the first one is its switch."""
+    """Connect a machine to the network. The first machine is the network's switch."""
     if machine is switch:
         machine.must("ip", "link", "add", SWITCH, "type", "bridge")
         device = SWITCH
@@ -155,7 +155,7 @@ def obey(doors: str, name: str) -> None:
 
 
 def _serve(door: Path) -> None:
-    """Run commands for other machines, with the input and output files that they pass."""
+    """Run commands for other machines, with the input and output files that those machines pass."""
     door.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(door))
@@ -177,12 +177,12 @@ def _answer(asker: socket.socket) -> None:
 
 
 def login(name: str, *command: str) -> int:
-    """Run a command on the machine *name*. Like ssh, join its words for a shell there."""
+    """Run a command on the machine *name*. Like ssh, join the command's words for a shell on that machine."""
     return _asked(Path(os.environ["DOORS"]) / name, " ".join(command))
 
 
 def salt(*command: str) -> int:
-    """Run one of Salt's commands here, by the process that has imported Salt."""
+    """Run one of Salt's commands on this machine, by the process that has imported Salt."""
     return _asked(Path("/run/salts"), json.dumps(command))
 
 

@@ -1,4 +1,4 @@
-"""Counts on a host of a test's own: what one environment adds, and what one change among others costs.
+"""Counts on a host that belongs to one test: additions by one environment, and the cost of one change among others.
 
 The image is at a path of its own, so that records have the same size everywhere.
 """
@@ -60,7 +60,7 @@ class Counted:
     """System calls of one use of the library in a process of its own, by kind.
 
     :param opened: files that were opened for writing.
-    :param netlink: netlink messages, those that only ask too.
+    :param netlink: netlink messages, including queries.
     :param mounts: mounts made, moved and removed.
     """
 
@@ -98,7 +98,7 @@ def machine() -> Iterator[None]:
 
 
 def things() -> dict[str, int]:
-    """Count what there is on this host."""
+    """Count all objects on the host, by kind."""
     layout = Layout()
     pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
     found: Counter[str] = Counter(processes=len(pids))
@@ -124,7 +124,7 @@ def things() -> dict[str, int]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that lie on its own file system. The index is no file of one environment."""
+    """Yield the files on a folder's own file system. Leave out the index, which belongs to no one environment."""
     device = folder.lstat().st_dev
     for parent, folders, files in os.walk(folder):
         here = Path(parent)
@@ -133,17 +133,33 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def added(environment: Mapping[str, Any]) -> dict[str, int]:
-    """Return what one more environment adds, once it has a lasting state; then remove it."""
-    before = things()
+    """Return the objects that one more environment adds once its state is stable; then remove it."""
+    before = _stable()
     apply({"one": environment})
     after = things()
     remove("one")
-    until(lambda: {**things(), "logs-bytes": 0} == {**before, "logs-bytes": 0})
+    until(lambda: _unlogged(things()) == _unlogged(before), "the host has other objects than before")
     return {key: after.get(key, 0) - before.get(key, 0) for key in after}
 
 
+def _stable() -> dict[str, int]:
+    """Count all objects once their numbers stay: a new supervisor still starts its stand-by process."""
+    found: list[dict[str, int]] = [things()]
+
+    def stays() -> bool:
+        found.append(things())
+        return _unlogged(found[-1]) == _unlogged(found[-2])
+
+    until(stays, "the host's objects change without end", pause=0.5)
+    return found[-1]
+
+
+def _unlogged(found: dict[str, int]) -> dict[str, int]:
+    return {**found, "logs-bytes": 0}
+
+
 def counted(environments: Mapping[str, Any], *removed: str) -> Counted:
-    """Apply *environments*, or remove those of *removed*, under strace."""
+    """Apply *environments*, or remove the environments of *removed*, under strace."""
     command = [sys.executable, "-B", "-c", ALONE, str(LIBRARY), json.dumps([environments, removed])]
     trace = FOLDER / "trace"
     seen = system_calls.of(command, trace)

@@ -78,7 +78,7 @@ class Salt:
         return json.loads(done.stdout)["local"], done.stderr
 
     def fails(self, *arguments: str) -> str:
-        """Run ``salt-call``, which must fail; return its output and the log."""
+        """Run ``salt-call`` and expect a failure; return its output and the log."""
         command = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call'; salt_call()"
         done = subprocess.run(
             [str(self.python), "-c", command, "-c", str(self.config.parent), *arguments],
@@ -141,7 +141,7 @@ def scratch(folder: Path) -> Path:
 def bare(folder: Path) -> Path:
     """Make a venv with Salt, but without the Python packages that netspace needs; return its interpreter.
 
-    Files are hard links where possible: nothing is downloaded, and little is written.
+    Files are hard links where possible. So nothing is downloaded, and little is written.
     """
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -157,7 +157,7 @@ def bare(folder: Path) -> Path:
     needed = shutil.ignore_patterns(*(f"{name}*" for name in REQUIREMENTS if name != "cryptography"))  # Salt needs it
 
     def unwanted(folder: str, names: list[str]) -> set[str]:
-        """Leave out whole packages; Salt has modules of the same names, such as ``salt.utils.dns``."""
+        """Leave out whole packages, but not modules of Salt with the same names, such as ``salt.utils.dns``."""
         ours = needed(folder, names) if folder == installed else set()
         return ours | shutil.ignore_patterns("__pycache__", "netspace*")(folder, names)
 

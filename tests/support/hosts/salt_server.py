@@ -21,7 +21,7 @@ LARGEST = 1 << 20
 
 
 def learn(config: str) -> None:
-    """Import the modules that a ``state.apply`` imports; another process runs one to find them."""
+    """Import the modules that a ``state.apply`` imports. Another process runs a ``state.apply`` to find their names."""
     read, write = os.pipe()
     if (child := os.fork()) == 0:
         silent = os.open(os.devnull, os.O_RDWR)

@@ -83,7 +83,7 @@ def host() -> dict[str, object]:
 
 
 def rested(look: Callable[[], dict[str, Any]] = host) -> dict[str, Any]:
-    """Return the snapshot once it hasn't changed for two seconds: ending processes are gone then."""
+    """Return a snapshot once it hasn't changed for two seconds, so that ending processes are gone."""
     before, since = look(), time.monotonic()
     deadline = since + PATIENCE
     while time.monotonic() - since < 2:
@@ -96,7 +96,10 @@ def rested(look: Callable[[], dict[str, Any]] = host) -> dict[str, Any]:
 
 
 def settled(wanted: Mapping[str, object]) -> dict[str, object]:
-    """Look again, for a while, until the host is as *wanted*: processes take time to end. Return the last look."""
+    """Look repeatedly, for a while, until the host is as *wanted*: processes take time to end.
+
+    Return the last snapshot.
+    """
     looks: list[dict[str, object]] = []
 
     def as_wanted() -> bool:

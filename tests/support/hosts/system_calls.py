@@ -1,4 +1,4 @@
-"""Changes to a host by a process and its children, from their system calls (strace); reads don't count."""
+"""Changes to a host by a process and its children, found in their system calls (strace). Reads don't count."""
 
 from __future__ import annotations
 

@@ -132,11 +132,11 @@ done
 
 
 class SystemdHost:
-    """One such machine; the context manager boots it and switches it off.
+    """One machine with systemd. The context manager boots it and switches it off.
 
     :param disk: folder for the machine's writes, which survives :meth:`reboot`. Its file system must suit an overlay's
         upper layer (ext4, xfs, tmpfs; not an overlay).
-    :param base: the root that the machine sees and never changes; by default the real one.
+    :param base: the root that the machine sees and never changes; by default the real root.
     """
 
     def __init__(self, disk: Path, base: Path = Path("/")) -> None:
@@ -195,7 +195,7 @@ class SystemdHost:
         return False
 
     def _find_init(self) -> bool:
-        """Set ``pid`` to systemd's PID once systemd runs there; return whether it does."""
+        """Set ``pid`` to the PID of the machine's systemd once systemd runs; return whether it runs."""
         assert self._unshare is not None
         parent = self._unshare.pid
         with contextlib.suppress(OSError):
@@ -214,7 +214,7 @@ class SystemdHost:
         time.sleep(0.02)
 
     def off(self) -> None:
-        """Pull the plug: send SIGKILL to everything in it. Its disk stays."""
+        """Cut the power: send SIGKILL to every process of the machine. Its disk stays."""
         if self._unshare is not None:
             if self.pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -232,7 +232,7 @@ class SystemdHost:
         )
 
     def reboot(self) -> None:
-        """Pull the plug and boot again from the same disk; the content of ``/run`` is gone."""
+        """Cut the power and boot again from the same disk. The content of ``/run`` is lost."""
         self.off()
         self.boot()
 
@@ -244,7 +244,7 @@ class SystemdHost:
         variables: Mapping[str, str] | None = None,
         text_in: str = "",
     ) -> subprocess.CompletedProcess[str]:
-        """Run *command* in it as root, with cwd / and a minimal environment plus *variables*."""
+        """Run *command* in the machine as root, with cwd / and a minimal environment plus *variables*."""
         path = os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         done = subprocess.run(
             ["nsenter", "-t", str(self.pid), "-a", "--", *command],

@@ -34,7 +34,7 @@ class Inside(Salt):
 
 
 def look(machine: SystemdHost) -> dict[str, Any]:
-    """Return everything in which netspace could leave traces, without systemd's own things."""
+    """Return all possible traces of netspace, without systemd's own objects."""
     found: dict[str, Any] = json.loads(machine.run(sys.executable, "-c", SNAPSHOT).stdout)
     # systemd's own services come and go, and it keeps a file per unit that it invoked or logs of.
     foreign = ("/run/systemd/", "/run/log/", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/init.scope", "/run/udev")

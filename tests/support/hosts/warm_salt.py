@@ -16,10 +16,10 @@ LARGEST = 200 * 1024  # bytes of a call; the kernel's bound for a message
 
 
 class WarmSalt:
-    """A server of calls, started with the first one.
+    """A server of calls, which starts with the first call.
 
     :param cold: the command for a call without the server: ``scripts/salt-call``.
-    :param home: the folder for its configuration.
+    :param home: the folder for the server's configuration.
     """
 
     def __init__(self, cold: Path, home: Path) -> None:
@@ -31,7 +31,7 @@ class WarmSalt:
     def run(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
         """Run ``salt-call`` with these arguments.
 
-        :raises subprocess.TimeoutExpired: the call isn't done within *timeout* seconds; it goes on.
+        :raises subprocess.TimeoutExpired: when the call isn't done within *timeout* seconds; the call continues.
         """
         if self._connection is None:
             self._start()

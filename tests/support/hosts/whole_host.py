@@ -72,7 +72,7 @@ def python(script: str, *arguments: str) -> list[str]:
 
 
 def shop(image: Path) -> dict[str, Any]:
-    """Return a declaration of three environments: web may ask orders; stranger has no link."""
+    """Return a declaration of three environments: web may send requests to orders; stranger has no link."""
     limits = {"memory": "64M", "cpus": 1, "pids": 16}
     common = {"image": f"tar:{image}", "limits": limits, "stop_timeout": 2}
     declared = {

@@ -39,7 +39,7 @@ def run(command: str) -> str:
 
 
 def within(path: Path | None, work: Callable[[], T]) -> T:
-    """Run *work* in the namespace kept at *path* (None: the host's)."""
+    """Run *work* in the namespace kept at *path*. None means the host's namespace."""
 
     def inside() -> T:
         if path is not None:
@@ -71,7 +71,7 @@ def listen(path: Path | None, address: str, port: int) -> socket.socket:
 def connect(
     path: Path | None, address: str, port: int, *, timeout: float = 0.25, tries: int = 3
 ) -> socket.socket | None:
-    """Return a connection from the namespace at *path*; None if there is none.
+    """Return a connection from the namespace at *path*; None if no connection could be made.
 
     :param timeout: seconds for each of the *tries*.
     """
@@ -89,14 +89,14 @@ def connect(
 
 
 def connected(path: Path | None, address: str, port: int) -> socket.socket:
-    """Return a connection. It must succeed, in one long try: an abandoned try would be counted, or accepted later."""
+    """Return a connection, made in one long try. An abandoned try would be counted, or accepted later."""
     made = connect(path, address, port, timeout=PATIENCE, tries=1)
     assert made is not None, f"{address} does not answer at port {port}"
     return made
 
 
 def assert_cut(client: socket.socket, accepted: socket.socket, revoke: Callable[[], object]) -> None:
-    """Check that a live connection carries data before *revoke*, and in neither direction afterwards."""
+    """Check that a live connection carries data before *revoke*, and carries no data in either direction afterwards."""
     with client, accepted:
         client.send(b"before")
         accepted.settimeout(30)
@@ -114,7 +114,10 @@ def assert_cut(client: socket.socket, accepted: socket.socket, revoke: Callable[
 def reaches(
     client: Path | None, server: Path | None, address: str, port: int = 8080, *, timeout: float = 0.25
 ) -> str | None:
-    """Try a connection to a server that really listens; return the client's address as the server sees it, or None."""
+    """Try to connect to a server that really listens; return the client's address as the server sees it.
+
+    None on failure.
+    """
     with listen(server, address, port) as listening:
         connection = connect(client, address, port, timeout=timeout)
         if connection is None:
@@ -126,7 +129,7 @@ def reaches(
 
 
 def meets(client: Path | None, server: Path | None, address: str, port: int = 8080) -> str:
-    """Connect like ``reaches``; the connection must succeed, so wait as long as a busy machine needs."""
+    """Connect like ``reaches``, but the connection must succeed: wait as long as a busy machine needs."""
     peers: list[str | None] = []
 
     def met() -> str | None:
@@ -145,7 +148,10 @@ def _running(link: str) -> bool:
 
 
 def settled(names: set[str]) -> None:
-    """Wait until the kernel's link watcher has given each link that is up a queue: before, the kernel drops packets."""
+    """Wait until the kernel's link watcher has given each link that is up a queue.
+
+    Until then the kernel drops packets.
+    """
 
     def all_are() -> bool:
         with Socket() as here:

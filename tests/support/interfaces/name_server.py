@@ -1,4 +1,4 @@
-"""A name server of the tests' own, on loopback: it answers what a test says, also what no honest server would."""
+"""A name server for tests, on loopback. It gives any answer that a test defines, also answers of a dishonest server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NameServer:
     """A zone by name and type, and a forger of answers.
 
     :ivar zone: the records of a name, as in a zone file: ``{("deb.example.org.", "A"): (300, ["192.0.2.1"])}``.
-    :ivar asked: the questions that came, as (name, type).
+    :ivar asked: the received questions, as (name, type).
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class NameServer:
         self.asked: list[tuple[str, str]] = []
 
     def has(self, name: str, *addresses: str, ttl: int = 300) -> None:
-        """Give *name* these addresses alone."""
+        """Give *name* exactly these addresses."""
         for type_, colon in (("A", False), ("AAAA", True)):
             self.zone[f"{name}.", type_] = (ttl, [one for one in addresses if (":" in one) == colon])
 

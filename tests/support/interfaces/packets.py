@@ -1,4 +1,4 @@
-"""Handmade packets, sent without any socket's checks, and captured where they arrive."""
+"""Handmade packets, sent without any socket's checks, and captured at their destination."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def kind_of(packet: bytes) -> int:
 
 
 class Wire:
-    """One link of a namespace: it sends given frames, and captures arriving ones."""
+    """One link of a namespace. It sends given frames, and captures arriving frames."""
 
     def __init__(self, path: Path | None, link: str) -> None:
         def make() -> socket.socket:
@@ -133,7 +133,7 @@ class Wire:
                 raise
 
     def received(self, *, patience: float = 0.02) -> list[bytes]:
-        """Return the frames that arrive, until none comes for *patience* seconds."""
+        """Return the frames that arrive, until no frame comes for *patience* seconds."""
         return [data for data, leaves in self._seen(patience) if not leaves]
 
     def sent(self) -> list[bytes]:
@@ -146,9 +146,9 @@ class Wire:
             yield data, kind == socket.PACKET_OUTGOING
 
     def until(self, mark: bytes) -> list[bytes]:
-        """Return the frames that arrive up to the one with *mark*, and right after it.
+        """Return the frames that arrive up to the frame with *mark*, and shortly after it.
 
-        Frames that the same processor sent before it (fixture ``one_processor``) have arrived by then, or are lost.
+        Frames that the same processor sent before *mark* (fixture ``one_processor``) have arrived by then, or are lost.
         """
         found: list[bytes] = []
         end = time.monotonic() + PATIENCE

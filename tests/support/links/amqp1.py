@@ -104,7 +104,7 @@ def decode(raw: bytes, at: int = 0) -> tuple[Any, int]:
 
 
 class RefusedError(Exception):
-    """The peer ended the link, session or connection; the text is the condition that it gave."""
+    """Error: the peer ended the link, session or connection. The text is the condition that the peer gave."""
 
 
 class Client:
@@ -213,11 +213,11 @@ class Client:
         return parts
 
     def _until(self, code: int) -> Any:
-        """Read frames until one of *code*; return its fields."""
+        """Read frames until a frame of *code*; return the fields of this frame."""
         return self._frame(code)[0]
 
     def _frame(self, code: int) -> tuple[Any, bytes]:
-        """Read frames until one of *code*; return its fields and its payload."""
+        """Read frames until a frame of *code*; return the fields and the payload of this frame."""
         while True:
             size, offset, *_ = struct.unpack(">IBBH", self._read(8))
             body = self._read(size - 8)[(offset - 2) * 4 :]

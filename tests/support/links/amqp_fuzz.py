@@ -1,6 +1,6 @@
 """Fuzzer of AMQP 0-9-1 and 1.0: an admitted account sends frames by the specifications' grammars, some with errors.
 
-A batch is one connection: after a correct log-in come random frames. Nothing checks frames before they are sent.
+A batch is one connection: a correct log-in, then random frames. Nothing checks frames before they are sent.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.xml,
 https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-complete-v1.0-os.pdf
 """
@@ -67,7 +67,7 @@ PERFORMATIVES = {
 
 
 class NotAdmittedError(ConnectionError):
-    """The peer refuses a connection beyond the account's maximum."""
+    """Error: the peer refuses a connection beyond the account's maximum."""
 
 
 class Grammar:
@@ -223,12 +223,12 @@ class Grammar:
         return self.state()
 
     def state(self) -> Described:
-        """Return the outcome of a delivery, with few fields: RabbitMQ's reader ends the connection at too many."""
+        """Return the outcome of a delivery, with few fields: at too many, RabbitMQ ends the connection."""
         code = self.dice.choice(list(STATES))
         return Described(code, self.few(STATES[code] if self.often(0.998) else 9))
 
     def end(self, prefix: str, *kinds: str) -> str | None:
-        """Return an address in a form that the broker admits, with or without a right to it; rarely any address."""
+        """Return an address that the broker admits, with or without a right to it; in rare cases any address."""
         if self.often(0.003):
             return self.one(None, self.address())
         return prefix + str(self.one(*(name for name in self.names if name.split(".")[0] in kinds)))
@@ -328,7 +328,7 @@ HTTP = ("GET", "PUT", "POST", "DELETE", "PATCH")
 
 
 def early(dice: random.Random, names: Sequence[str]) -> bytes:
-    """Return the bytes that one connection sends before any log-in: right, wrong and damaged frames."""
+    """Return the bytes that one connection sends before any log-in: correct, wrong and damaged frames."""
     grammar = Grammar(dice, names)
     found = b"AMQP\x03\x01\0\0"
     for _ in range(dice.randint(1, EACH)):
@@ -376,9 +376,9 @@ def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) 
     An early end is a close before the last byte is sent, an unrequested close, a close with an error, or a broken
     connection.
 
-    :param patience: seconds without any progress after which the peer is stuck.
-    :raises NotAdmittedError: the peer ended the connection before any random frame.
-    :raises TimeoutError: the peer neither reads, nor answers, nor ends.
+    :param patience: seconds without any progress after which the peer counts as stuck.
+    :raises NotAdmittedError: when the peer ended the connection before any random frame.
+    :raises TimeoutError: when the peer neither reads, nor answers, nor closes the connection.
     """
     stream.settimeout(patience)
     try:
@@ -415,7 +415,10 @@ def say(stream: ssl.SSLSocket, pieces: Sequence[bytes], patience: float = 60.0) 
 
 
 def knock(connect: Callable[[], ssl.SSLSocket], said: bytes) -> int:
-    """Send *said* before a log-in, and leave: after an error, the broker waits 3 s. Return whether that worked."""
+    """Send *said* before a log-in, and disconnect: after an error, the broker waits 3 s.
+
+    Return whether sending worked.
+    """
     with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError), connect() as stream:
         stream.settimeout(QUIET)
         stream.sendall(said)
@@ -431,7 +434,7 @@ def run(
 ) -> dict[str, int]:
     """Send *count* frames or more, of both protocols in turn; return the counts by name.
 
-    A connection that the peer refuses is tried again, up to a bound.
+    A refused connection is tried again, up to a bound.
     """
     told = {"before log-in": 0, "frames": 0, "connections": 0, "ended early": 0, "refused": 0}
     number = 0

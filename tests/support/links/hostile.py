@@ -1,4 +1,6 @@
-"""Attacks on a broker by a hostile environment that has only its card; it repeats them until it is killed.
+"""Attacks on a broker by a hostile environment that has only its card.
+
+The program repeats an attack until it is killed.
 
 Usage: python hostile.py ATTACK FOLDER. FOLDER has the files of an environment's /run/netspace. The program prints a
 line when it begins. Whenever the broker ends its connection, it prints another line and begins again.
@@ -31,7 +33,7 @@ FRAME = 131_072 - 8
 
 
 class Inside:
-    """The environment's knowledge."""
+    """The values that the environment gets from its card."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +75,7 @@ class Inside:
 
 
 def send(channel: BlockingChannel, *frames: Method | Header | Body) -> None:
-    """Send frames unchecked, and see whether the broker ends the connection."""
+    """Send frames unchecked, and notice if the broker ends the connection."""
     channel.connection._impl._output_marshaled_frames([frame.marshal() for frame in frames])
     channel.connection.process_data_events(0)
 
@@ -112,7 +114,7 @@ def unfinished_amqp_1(inside: Inside) -> None:
 
 
 def consumers(inside: Inside) -> None:
-    """Make as many consumers as possible, again and again."""
+    """Make as many consumers as possible, repeatedly."""
     with contextlib.closing(inside.secured()) as stream:
         client = amqp1.Client(stream, inside.broker["vhost"])
         while True:
@@ -120,7 +122,7 @@ def consumers(inside: Inside) -> None:
 
 
 def bindings(inside: Inside) -> None:
-    """Make bindings for answers, with names as long as possible; the broker admits no arguments over AMQP 0-9-1."""
+    """Make bindings for answers, with the longest possible names. Over AMQP 0-9-1 the broker admits no arguments."""
     assert inside.replies is not None, "it asks nobody"
     with inside.channel() as channel:
         for number in itertools.count():
@@ -130,7 +132,7 @@ def bindings(inside: Inside) -> None:
 
 
 def messages(inside: Inside) -> None:
-    """Send messages as fast as the broker takes them, without waiting for confirms."""
+    """Send messages as fast as the broker reads them, without waiting for confirms."""
     with inside.channel() as channel:
         while True:
             channel.basic_publish(inside.exchange, "", bytes(FRAME))
@@ -138,7 +140,7 @@ def messages(inside: Inside) -> None:
 
 
 def noise(inside: Inside) -> None:
-    """Open connections, and send bytes that the broker doesn't understand."""
+    """Open connections, and send bytes that are no valid protocol of the broker."""
     with contextlib.ExitStack() as stack:
         for _ in range(32):
             plain = socket.create_connection((inside.broker["host"], inside.broker["port"]), 1)

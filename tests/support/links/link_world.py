@@ -34,7 +34,7 @@ CLONE_NEWNET = 0x40000000
 class World:
     """One host: its links, and clients inside its environments.
 
-    :param namespace: the host's network namespace; by default, the present one.
+    :param namespace: the host's network namespace; by default, the current one.
     """
 
     def __init__(self, instance: str = "netspace", namespace: str = "", broker: LocalBroker | None = None) -> None:
@@ -64,7 +64,7 @@ class World:
             return self.links.plan(DesiredLinks(broker or self.broker, links), self.links.observe(), remove)
 
     def apply(self, *links: Link, only: bool = True, purge: bool = False, broker: LocalBroker | None = None) -> Plan:
-        """Apply exactly these links (or these in addition); every step must succeed."""
+        """Apply exactly these links (or, without *only*, also these); every step must succeed."""
         remove = self.links.names() - {link.name for link in links} if only else ()
         plan = self.plan(*links, remove=remove, broker=broker)
         with self.here():
@@ -75,7 +75,7 @@ class World:
         return plan
 
     def local(self, *links: Link) -> tuple[Link, ...]:
-        """Return this host's part of links that all hosts of a fleet declare."""
+        """Return this host's part of the links that all hosts of a fleet declare."""
         return hosts.local(links, self.broker)
 
     def declare(self, *links: Link) -> Plan:
@@ -107,7 +107,7 @@ class World:
             return False
 
     def n(self, plain: str) -> str:
-        """Return the whole name of a broker's object; tests give the name without its secret part."""
+        """Return the full name of a broker's object. Tests use the name without its secret part."""
         kind, _, ends = plain.partition(".")
         host = host_of(ends.partition(".")[0]) if kind in ("link", "replies", "notices") else None
         return self.links.called.dead if plain == "dead" else self.links.called.of(plain, host=host)
@@ -133,7 +133,10 @@ class World:
         return _in_namespace(Path("/run/netns", self.namespace)) if self.namespace else contextlib.nullcontext()
 
     def tls(self, certificate: str | Path | None = None) -> ssl.SSLContext:
-        """Return the TLS context of a client: it checks the broker, and shows *certificate* (None: shows none)."""
+        """Return the TLS context of a client.
+
+        The client checks the broker, and shows *certificate*, unless it is None.
+        """
         context = ssl.create_default_context(cadata=authority.read(self.layout).anchors.decode())
         context.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python is by default from 3.13 on
         if certificate is not None:
@@ -182,7 +185,7 @@ class World:
                 connection.close()
 
     def place(self, name: str, cards: str) -> list[str]:
-        """Return a prefix that runs a command in an environment's namespace, with *cards* as ``/run/netspace``."""
+        """Return a command's prefix that enters an environment's namespace, with *cards* as ``/run/netspace``."""
         script = 'mkdir -p /run/netspace && mount --bind "$0" /run/netspace && exec "$@"'
         return ["ip", "netns", "exec", self.layout.netns_name(name), "unshare", "-m", "sh", "-c", script, cards]
 
@@ -192,7 +195,7 @@ class World:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def write_cards(self, name: str, folder) -> str:
-        """Write to *folder* the files that the host puts into an environment's ``/run/netspace``; return its path."""
+        """Write to *folder* the files of an environment's ``/run/netspace``; return the folder's path."""
         folder.mkdir()
         (folder / "environment.json").write_text(json.dumps(self.card(name)))
         for file, content in self.links.handed()(name).items():
@@ -216,7 +219,7 @@ class World:
 
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:
-        """Stop the guard's process in the broker; refusals that happen before it remain."""
+        """Stop the guard's process in the broker. Requests that the guard refuses before they run are still refused."""
         self.evaluate(f"ok = application:stop({plugin.NAME}).")
         try:
             yield
@@ -225,7 +228,7 @@ class World:
 
     @contextlib.contextmanager
     def unguarded(self) -> Iterator[None]:
-        """Make the broker like one that isn't netspace's: over AMQP 0-9-1, only RabbitMQ itself refuses requests."""
+        """Turn the guard off: over AMQP 0-9-1, only RabbitMQ itself refuses requests."""
         interceptor = f'channel_interceptor, <<"{admission.REGISTERED}">>'
         with self.unwatched():
             self.evaluate(f"ok = rabbit_registry:unregister({interceptor}).")

@@ -1,6 +1,6 @@
 """Two hosts with links between them: a network namespace for each, a cable, and one root certificate for both.
 
-Neither has a route to anything else.
+Neither host has a route to anything else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Cable:
     """The cable between the two hosts."""
 
     def cut(self) -> None:
-        """Lose all packets from now on, without a sign to either host."""
+        """Drop all packets from now on, without a sign to either host."""
         ip("-n", "host-h1", "link", "set", "cable", "down")
 
     def mend(self) -> None:
@@ -66,12 +66,15 @@ def broker(folder: Path, name: str, instances: Mapping[str, str]) -> LocalBroker
 
 
 def certify(folder: Path, name: str) -> None:
-    """Give a host an authority, or a new one."""
+    """Give a host an authority, or replace its authority."""
     adopt(folder / name, Root(folder / "root").certify(request(folder / name), domain(name)))
 
 
 def exchange(*worlds: World) -> dict[str, list[str]]:
-    """Give each host the others' bundles of seals, like the master; return, by host, the hosts with new bundles."""
+    """Deliver to each host the other hosts' bundles of seals, like the master.
+
+    Return, by host, the hosts with new bundles.
+    """
     made = {str(world.broker.host): world for world in worlds}
 
     def hand(name: str, texts: Sequence[str]) -> dict[str, bool]:
@@ -85,7 +88,7 @@ def exchange(*worlds: World) -> dict[str, list[str]]:
 
 
 def as_broker(whose: World, there: World, certificate: str | Path | None = None) -> pika.BlockingConnection:
-    """Connect to the broker *there* as the broker of the host *whose*, or with another certificate of it."""
+    """Connect to the broker *there* as the broker of the host *whose*, or with another certificate of that host."""
     own = certificates.server_folder(whose.layout) / certificates.CLIENT
     tls = pika.SSLOptions(whose.tls(certificate or own), str(there.broker.trust_domain))
     address, _, port = str(there.broker.listen).partition(":")
@@ -99,7 +102,7 @@ def as_broker(whose: World, there: World, certificate: str | Path | None = None)
 
 @contextlib.contextmanager
 def hosts(folder: Path) -> Iterator[tuple[World, World, Cable]]:
-    """Make the two hosts; *folder* is for their authorities. Nothing of them stays."""
+    """Make the two hosts, which leave nothing behind; *folder* is for their authorities."""
     root = Root(folder / "root")
     root.make("tests' root of links")
     # Names of their own, for their folders are on this machine's disk.

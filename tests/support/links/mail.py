@@ -1,4 +1,4 @@
-"""Mail on a host of ``link_world``: tests of links send it, read it, and refuse it."""
+"""Mail on a host of ``link_world``: functions with which tests of links send, read and refuse messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read(host, name: str, count: int, *, queues=None) -> list[tuple[str, bytes]]
 
 
 def messages(host, queue: str) -> int | None:
-    """Return the exact number of messages in a queue, as its reader would see it; None if there is no such queue."""
+    """Return the exact number of messages in a queue, as its reader would see it; None if the queue does not exist."""
     with host.api() as api:
         if api.get("queues", "netspace", queue, query="columns=name") is None:
             return None
@@ -48,7 +48,7 @@ def messages(host, queue: str) -> int | None:
 
 
 def refuse(host, name: str) -> None:
-    """Read one message and refuse it for good."""
+    """Read one message and refuse it without requeueing."""
     with host.client(name) as channel:
         got = []
         until(lambda: got.extend(filter(None, [channel.basic_get(host.card(name)["mailbox"])[0]])) or got)

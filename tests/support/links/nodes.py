@@ -70,11 +70,11 @@ class Network:
             run("ip", "netns", "del", name)
 
     def cable(self, member: str, *, plugged: bool) -> None:
-        """Cut a member off from all others, or join it again."""
+        """Disconnect a member from all others, or connect it again."""
         run("ip", "-n", SWITCH, "link", "set", member, "up" if plugged else "down")
 
     def part(self, member: str, others: list[str], *, parted: bool) -> None:
-        """Drop the packets between a member and *others*; the rest of the network goes on."""
+        """Drop the packets between a member and *others*. The rest of the network keeps working."""
         verb = "add" if parted else "del"
         for other in others:
             for here, there in ((member, other), (other, member)):

@@ -1,7 +1,7 @@
 """Programs inside environments that use ``netspace-client``, for tests of links.
 
 Each program runs in a thread of its own. The thread stays in the environment's network namespace, and finds its card in
-a folder, in the form in which the host writes it.
+a folder, in the form in which the host writes the card.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Program:
     """A program in environment *name* with an open mailbox.
 
     :param world: the ``World`` of the tests of links.
-    :param folder: the folder in place of its ``/run/netspace``.
+    :param folder: the folder that stands for ``/run/netspace``.
     """
 
     def __init__(self, world: Any, name: str, folder: Path, **options: Any) -> None:
@@ -56,7 +56,7 @@ class Program:
         return self.run(self.mailbox.send(to, body, **options))
 
     def receive(self, match: Any = None, timeout: float = 30.0) -> str:
-        """Return the next message's text; it is acknowledged."""
+        """Return the next message's text, after acknowledging the message."""
 
         async def take() -> str:
             async with await self.mailbox.receive(match, timeout) as message:
@@ -65,11 +65,11 @@ class Program:
         return self.run(take())
 
     def reads(self) -> bool:
-        """Return whether it reads all of its queues."""
+        """Return whether the program reads all of its queues."""
         return all(ear._consumer for ear in self.mailbox._arrivals._ears)
 
     def connections(self) -> set[Any]:
-        """Return the connections that it has now."""
+        """Return the connections that the program has now."""
         return {session._connection for session in self.mailbox._lines.sessions.values() if session.connected}
 
     def leave(self) -> None:

@@ -12,9 +12,11 @@ PATIENCE = 300.0
 
 
 class Stream:
-    """*number* messages ``0``, ``1``, ... from *sender* over its link *to*; *receiver* knows the sender as *by*.
+    """A stream of *number* messages ``0``, ``1``, ... from *sender* over its link *to*.
 
-    The stream begins at once. Each message has an id of its own, so that repeated ones are noticed.
+    *receiver* names the sender *by*.
+
+    The stream begins at once. Each message has an id of its own, so that repeated messages are noticed.
     """
 
     def __init__(self, sender: Program, receiver: Program, to: str, by: str, number: int) -> None:
@@ -42,7 +44,7 @@ class Stream:
         until(lambda: len(self.seen) >= count, f"{count} of {self.number}", patience=PATIENCE)
 
     def failed(self) -> list[Exception]:
-        """Wait until all are sent; return the errors."""
+        """Wait until all messages are sent; return the errors."""
         return [result for result in self._pouring.result(PATIENCE) if isinstance(result, Exception)]
 
     def got(self) -> list[int]:

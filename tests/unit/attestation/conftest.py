@@ -1,4 +1,4 @@
-"""A TPM in fifty lines: what a verifier sees of one, with keys that the test holds. And a fleet of one such host.
+"""A TPM in fifty lines for tests of the verifier, whose keys the test has; and a fleet of one host with this TPM.
 
 The TPM is independent of the library where that matters: it opens credentials by itself.
 """
@@ -86,7 +86,7 @@ class FakeTpm:
         return Enrolment(**{**values, **changes})
 
     def activate(self, blob: bytes, encrypted: bytes) -> bytes:
-        """TPM2_ActivateCredential (Part 1, 24), for the attestation key."""
+        """Do TPM2_ActivateCredential (Part 1, 24) for the attestation key."""
         name = b"\0\x0b" + hashlib.sha256(self.ak_public).digest()
         if isinstance(self.ek, rsa.RSAPrivateKey):
             oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), b"IDENTITY\0")

@@ -1,7 +1,8 @@
 """The adversary of boots: no forgery of a bad boot reaches L4, and the search finds the hole when a check is removed.
 
 ``NETSPACE_FORGERIES`` is the number of forgeries, by default 5,000. Half of them have a fixed seed, half
-``NETSPACE_SEED``; without that a new one, which a failure prints. ``python tests/adversary`` is the long run.
+``NETSPACE_SEED``. By default that seed is new in each run, and a failure prints it. ``python tests/adversary`` is the
+long run.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ def test_no_forgery_of_a_bad_boot_reaches_l4(kind: str, seed: str) -> None:
 
 # -- where a check is taken out, the adversary finds the hole -------------------------
 def _records_unjudged(patch: Any) -> None:
-    """Ignore the records of systemd's log, which still count for the values: the judge's former fault."""
+    """Leave records of systemd's log unjudged, though they count for the values. The judge once had this fault."""
     whole = extensions.of
     patch.setattr(extensions, "of", lambda log, records, pcrs: whole(log, (), pcrs))
 
 
 def _words_of_any_text(patch: Any) -> None:
-    """Call a record harmless if its text is the preimage of its digest: the judge's former fault."""
+    """Accept a record as harmless if its text is the preimage of its digest. The judge once had this fault."""
     whole = extensions.of
     patch.setattr(
         extensions,
@@ -66,7 +67,10 @@ def _words_of_any_text(patch: Any) -> None:
 
 
 def _actions_of_any_text(patch: Any) -> None:
-    """Call an event in PCR 4 no program, if its type says so and its data is the preimage: the judge's former fault."""
+    """Accept an event in PCR 4 as no program if its type says so and its data is the preimage.
+
+    The judge once had this fault.
+    """
     whole = boot_rules._applications
     harmless = (events.SEPARATOR, events.ACTION, events.EFI_ACTION)
 
@@ -77,18 +81,18 @@ def _actions_of_any_text(patch: Any) -> None:
 
 
 def _starters_unjudged(patch: Any) -> None:
-    """Let any program start a listed program: the judge's former fault."""
+    """Let any program start a listed program. The judge once had this fault."""
     whole = boot_rules._applications
     patch.setattr(boot_rules, "_applications", lambda extended, allowed, started_by: whole(extended, allowed, {}))
 
 
 def _labels_believed(patch: Any) -> None:
-    """Believe an event's data, whether or not it was measured."""
+    """Believe an event's data, even if the data was not measured."""
     patch.setattr(Extension, "preimages", lambda one: iter([getattr(one.source, "data", b"")]))
 
 
 def _shim_unjudged(patch: Any) -> None:
-    """Ignore what shim measures of itself."""
+    """Ignore the values that shim measures about itself."""
     whole = platform_rules._authority
 
     def take(found: Any, read: Any) -> None:
@@ -109,7 +113,7 @@ def _gaps_open(patch: Any) -> None:
 
 
 def _remembered_by_logs(patch: Any) -> None:
-    """Take a boot for the good one that is remembered, whatever the TPM's values, if the logs are that one's."""
+    """Take a boot for the remembered good boot if its logs are equal, whatever the TPM's values are."""
     whole = judge.identity
     patch.setattr(judge, "identity", lambda sent, *given: whole(dataclasses.replace(sent, pcrs={}), *given))
 
@@ -151,7 +155,7 @@ LIMIT = 30_000
 
 
 def first(kind: str, moves: set[str], without: tuple[str, ...]) -> Hole[Claim] | None:
-    """Return the first hole that has one of *moves*; any, where there are none."""
+    """Return the first hole that has one of *moves*. If *moves* is empty, return the first hole."""
     chance, report = random.Random(2), Report[Claim](2)
     for _ in range(LIMIT):
         world = worlds.make(chance, (kind,), 0.0, without)

@@ -1,4 +1,4 @@
-"""Planning of an appraisal, and the worth of its stored result later."""
+"""Planning of an appraisal, and the later validity of its stored result."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_removal() -> None:
 
 
 def test_a_life(layout: Layout) -> None:
-    """The host begins without a result, gets one by a software key, and loses it."""
+    """Begin without a result, get a result by a software key, and lose it."""
     kind = Attestations(layout)
     (outcome,) = kind.apply(kind.plan(DESIRED, kind.observe()).steps)
     assert not outcome.error

@@ -1,4 +1,4 @@
-"""The audit log: each change to it is noticed, and a crash leaves it whole."""
+"""The audit log: each change to the log is noticed, and the log survives a crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authorities of the Privacy CA: renewed, with a root elsewhere, and the use of their keys."""
+"""The authorities of the Privacy CA: their renewal, a root on another machine, and the use of their keys."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_root_elsewhere(tmp_path: Path, minion: Minion) -> None:
 def test_the_cas_key_is_opened_by_what_signs_alone(
     registrar: Registrar, minion: Minion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session with a key in a module takes a second, and many minions may begin an enrolment and never finish."""
+    """Open the CA's key only to sign: opening takes a second, and many enrolments may never be finished."""
     opened: list[Path] = []
     load = privacy_ca.load
     monkeypatch.setattr(privacy_ca, "load", lambda folder, module: opened.append(folder) or load(folder, module))

@@ -1,4 +1,4 @@
-"""Each check of a boot: without it, the forgery that it is for gets further."""
+"""Each check of a boot is needed: with the check removed, the forgery against it gets further."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from netspace.attestation.verifier import boot_rules, platform_rules
 
 
 class Everything(frozenset[bytes]):
-    """A list that contains everything."""
+    """A list that contains every value."""
 
     def __contains__(self, item: object) -> bool:
         return True
 
 
 def _nothing(*_: Any) -> None:
-    """Stand for a check that is not made."""
+    """Do nothing, in place of a removed check."""
 
 
 def a2() -> str:

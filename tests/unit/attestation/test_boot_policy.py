@@ -1,4 +1,4 @@
-"""Policies are parsed strictly: a typing error must never allow anything."""
+"""Policies are parsed strictly: a typing error must never widen a policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forgeries that reached L4: each by its name, with its variants. ``test_boot_checks`` removes the checks against them.
+"""Forgeries that once reached L4: each by its name, with its variants. ``test_boot_checks`` removes the checks.
 
 The attacker is root on an enrolled host with a genuine TPM. He boots any programs, extends PCRs afterwards, and writes
 both logs. He can't sign. ``code`` gives the level that he reaches.
@@ -71,7 +71,7 @@ def test_a1_what_is_moved_into_systemds_log_is_judged_alike(
 
 
 def test_a1_the_whole_tail_of_a_pcr_moved_into_systemds_log() -> None:
-    """The default group has a policy by `learn`; a MOK of the attacker vouches for an evil loader."""
+    """Boot an evil loader that a MOK of the attacker vouches for. The default group has a policy by `learn`."""
     told = booted("shim-grub", lambda found: found.extend((measured(7, events.VARIABLE_AUTHORITY, MOK), PROGRAM)))
     assert code("shim-grub", told, bare("shim-grub")) == "boot-signer"
     kept = [one for one in told if one not in told[-2:]]
@@ -170,7 +170,10 @@ def test_a4_what_a_star_stands_for_hides_nothing_from_the_kernel(line: str) -> N
 
 
 def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> None:
-    """A kernel from a server has the name of a command, so its command line is the text of an allowed command."""
+    """Boot a kernel from a server under the name of a command.
+
+    Then its command line is the text of an allowed command.
+    """
     rules = boot_forge.policy("shim-grub", command_lines=["* ima_policy=tcb"])
     line = b"insmod x ima_policy=tcb"
     told = booted("shim-grub", lambda found: found.append(measured(8, events.IPL, b"grub_cmd: " + line, line)))
@@ -179,7 +182,7 @@ def test_a4_a_command_of_grubs_is_no_command_line_and_the_other_way_round() -> N
 
 
 def test_a4_an_empty_command_line_is_no_empty_file() -> None:
-    """systemd-boot measures no line for an entry without one; the kernel measures the empty line."""
+    """Boot an entry without a line: systemd-boot measures nothing, the kernel measures the empty line."""
     rules = boot_forge.policy("uki")
     rules["boot"]["files"].append(fixed.NOTHING.hex())
     told = booted("uki", lambda found: found.append(measured(9, events.EVENT_TAG, b"LOADED_IMAGE::LoadOptions", b"")))
@@ -265,7 +268,10 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("rule", "pcr"), [(rule, pcr) for rule, pcrs in RESTS.items() for pcr in pcrs])
 def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: int) -> None:
-    """Such a policy can't be set, and the error names the missing rule. No host satisfies an older stored one."""
+    """Try to set such a policy: the error names the missing rule.
+
+    No host satisfies an older policy that is stored already.
+    """
     alone = {rule: SAMPLES.get(rule, ["ab" * 32])}
     values = {str(other): ["00" * 32] for other in RESTS[rule] if other != pcr}
     for boot in ({**alone, "pcrs": values, "unchecked": [pcr]}, {**alone, "pcrs": values}):
@@ -283,7 +289,7 @@ def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: i
 
 
 def test_a7_a_kernel_that_root_adds_where_the_loader_never_measures() -> None:
-    """GRUB boots any kernel, and root then extends PCR 11 by the digest of a good one."""
+    """Boot any kernel by GRUB. Root then extends PCR 11 by the digest of a good kernel."""
     kernel = bytes.fromhex(boot_forge.KERNEL)
 
     def edit(found: list[Event]) -> None:
@@ -309,7 +315,7 @@ def test_a7_a_driver_is_a_program_too() -> None:
 
 @pytest.mark.parametrize("order", [(0, 2), (0, 2, 1), (2, 0, 1), (0, 1, -1, 2), (1, 2), (2,), (0, 1, 0, 2)])
 def test_f1_a_kernel_that_no_boot_loader_started(order: tuple[int, ...]) -> None:
-    """Shim starts the kernel directly, with options that it does not measure; root adds GRUB's measurements."""
+    """Let shim start the kernel directly, with options that shim does not measure. Root adds GRUB's measurements."""
     assert len({one.digests["sha256"] for one in booted("shim-grub") if one.type == events.APPLICATION}) == 3
     assert code("shim-grub", booted("shim-grub", started(0, 1, 2)), boot_forge.policy("shim-grub")) == "L4"
     assert code("shim-grub", booted("shim-grub", started(*order)), boot_forge.policy("shim-grub")) == "boot-application"
@@ -340,7 +346,7 @@ def test_f6_a_pcr_that_anybody_resets_has_no_value(pcr: int) -> None:
 @pytest.mark.parametrize("kind", [events.VARIABLE_DRIVER_CONFIG, events.VARIABLE_AUTHORITY, events.SEPARATOR])
 @pytest.mark.parametrize("boot", BOOTS)
 def test_a8_an_authority_before_the_separator_is_no_setting(boot: str, name: str, guid: str, kind: int) -> None:
-    """Old firmware runs option ROMs before the separator; their authority has to be a listed signer."""
+    """Run option ROMs before the separator, as old firmware does. Their authority has to be a listed signer."""
     data = variable(guid, name, bytes(16) + CERTIFICATE)
     at = next(n for n, one in enumerate(booted(boot)) if one.digests["sha256"] == fixed.SEPARATOR and one.pcr == 7)
     told = booted(boot)
@@ -357,7 +363,7 @@ def test_a8_a_signers_authority_before_the_separator_is_fine() -> None:
 
 
 def test_an_authority_without_a_certificate_vouches_for_nothing() -> None:
-    """The digest of empty data is not a signer, even if it was learned as one."""
+    """Refuse the digest of empty data as a signer, even if the policy learned it as one."""
     rules = boot_forge.policy("shim-grub")
     rules["boot"]["signers"].append(fixed.NOTHING.hex())
     short = variable(events.SECURITY, "db", b"x" * 16)

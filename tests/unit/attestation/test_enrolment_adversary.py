@@ -1,4 +1,4 @@
-"""The forger of enrolments gains nothing that he must not have; where a check is removed, he finds the hole.
+"""The forger of enrolments gains nothing undeserved. If a check is removed, he finds the hole.
 
 ``NETSPACE_FORGERIES`` is the number of enrolments that he forges, by default a few hundred.
 """
@@ -35,7 +35,7 @@ def told(problem: str, scene: list[Move]) -> str:
 
 @pytest.fixture
 def forged(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """The levels that the forger's own enrolments reach, as the scenes are played."""
+    """The levels that the forger's own enrolments reach while scenes are played."""
     levels: set[int] = set()
     whole = forger.Scene.undeserved
 
@@ -57,7 +57,7 @@ def test_a_forger_of_enrolments_gets_nothing(material: Material, listed: bool, f
 
 
 def test_the_forger_is_not_refused_for_clumsiness(material: Material) -> None:
-    """He gets only his due: his own TPM with its own messages, and software at first use."""
+    """Grant the forger what he deserves: his own TPM with its own messages, and software at first use."""
     scenes = [
         [Move("honest", "web1", "T1"), Move("forge", "web1", "T1.ecc"), Move("forge", "web3", "S.rsa")],
         [Move("forge", "web3", "T3.rsa", (("others", "all"),)), Move("honest", "web1", "T1")],
@@ -80,7 +80,7 @@ def without_claim(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_other_keys(patch: pytest.MonkeyPatch) -> None:
-    """Let a TPM show one key, as before it had to show all its keys."""
+    """Let a TPM present one key. An old version did not ask for all its keys."""
     parse = evidence.parse_enrolment
 
     def alone(data: Any) -> Any:
@@ -103,7 +103,7 @@ def without_pin(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_the_certificates_key(patch: pytest.MonkeyPatch) -> None:
-    """Accept any genuine certificate."""
+    """Accept any genuine certificate, even one for another key."""
 
     def endorsed(enrolment: Any, endorsement: Any, roots: Any, lists: Any, now: float) -> str:
         try:
@@ -120,7 +120,7 @@ def without_new_keys(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_proof_of_the_others(patch: pytest.MonkeyPatch) -> None:
-    """Accept an answer with only the first key's secret: so anybody's key can be claimed."""
+    """Accept an answer that has only the first key's secret, so that anybody can claim any other key."""
     activation = evidence.Context.activation
     patch.setattr(evidence.Context, "activation", lambda self, secret, name: activation(self, secret[:32], name))
 
@@ -147,9 +147,9 @@ def test_a_check_that_is_taken_out_is_found(
     most: int,
     first: int,
 ) -> None:
-    """The first problem that he finds is this one, and this many moves are enough for it.
+    """Find exactly this problem first, in at most this many moves.
 
-    He begins near the end of his search; from the beginning it takes him 900 scenes at most.
+    The search begins near its end, because from the beginning it takes up to 900 scenes.
     """
     take_out(monkeypatch)
     found, _, scene = forger.search(material, 20_000, first)

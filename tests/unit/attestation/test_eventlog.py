@@ -1,4 +1,4 @@
-"""Boot logs replay to the TPM's values; damaged ones are refused."""
+"""Boot logs replay to the TPM's values; damaged logs are refused."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_logs_of_others(raw: bytes, banks: Banks) -> None:
 
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_every_log_of_others_is_read_and_shown() -> None:
-    """This includes logs without expected values: each file with a boot log, of many firmwares."""
+    """Read each file with a boot log, of many firmwares, including logs without expected values."""
     folder = boot_logs.others()
     assert folder is not None
     logs = [path for pattern in LOGS for path in folder.glob(pattern)]
@@ -223,7 +223,7 @@ def quoted() -> dict[int, bytes]:
 
 
 def events(raw: bytes) -> list[bytes]:
-    """Return the log, cut into its events; the first one is the header."""
+    """Cut the log into its events, and return them; the first event is the header."""
     sizes = [len(spec) for spec in _walk(raw)]
     cut, at = [], 0
     for size in sizes:

@@ -46,7 +46,7 @@ def test_from_unknown_to_trusted_and_stale_by_the_clock_alone(made: Fleet, fake_
 
 
 def test_a_tpm_that_was_cleared_counts_again_once_it_is_released(made: Fleet, minion: Minion) -> None:
-    """A cleared TPM keeps its keys, and its counters begin again."""
+    """Clear a TPM: it keeps its keys, and its counters begin again."""
     attest(made, minion)
     minion.tpm.clock = (10, 0, 0, 1)
     assert attest(made, minion)["code"] == "clock"
@@ -64,7 +64,7 @@ def test_a_tpm_that_was_cleared_counts_again_once_it_is_released(made: Fleet, mi
 
 
 def test_a_renewed_host_is_the_same_tpm(made: Fleet, minion: Minion) -> None:
-    """The attestation key is new; result, clock and boot continue."""
+    """Renew a host's attestation key: result, clock and boot continue."""
     attest(made, minion)
     before = minion.tpm.ak_public
     enrolled(made.registrar, minion, NOW + 10)
@@ -74,7 +74,7 @@ def test_a_renewed_host_is_the_same_tpm(made: Fleet, minion: Minion) -> None:
 
 
 def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minion) -> None:
-    """One command asks with the former key, while another renews the certificate."""
+    """Renew the certificate while another command waits for an answer by the former key."""
     asked = made.ask("web1")
     reply = answer(asked, minion.tpm)
     enrolled(made.registrar, minion, NOW + 1)
@@ -86,7 +86,7 @@ def test_a_renewal_while_a_host_is_asked_fails_nobody(made: Fleet, minion: Minio
 
 
 def test_a_revoked_certificate_counts_no_more_once_renewed(made: Fleet, minion: Minion) -> None:
-    """The host is revoked and enrolled again while it is asked: an answer with the revoked key is refused."""
+    """Revoke and enrol a host again while a challenge is open: an answer by the revoked key is refused."""
     attest(made, minion)
     asked = made.ask("web1")
     reply = answer(asked, minion.tpm)
@@ -97,7 +97,7 @@ def test_a_revoked_certificate_counts_no_more_once_renewed(made: Fleet, minion: 
 
 
 def test_a_host_enrolled_before_periods_goes_on(made: Fleet, minion: Minion, store: Store) -> None:
-    """The host's record and its last result have no period, and the master asks it as before."""
+    """Accept a host whose record and last result have no period. The master asks such a host in the old way."""
     from netspace import files
 
     record = made.registrar.host("web1")
@@ -138,14 +138,14 @@ def test_other_firmware_of_a_tpm_is_told_by_the_log(made: Fleet, minion: Minion)
 
 
 def test_a_result_from_the_future_is_stale(made: Fleet, minion: Minion) -> None:
-    """The master's clock was set back: earlier results must not count for longer."""
+    """Set the master's clock back: results from before must not count for longer."""
     attest(made, minion, NOW + 86400)
     assert standing(made, NOW) == ("stale", "L0") and "clock" in made.standing("web1", NOW).reason
     assert standing(made, NOW + 86400 - 1) == ("trusted", "L2"), "a second is no reason"
 
 
 def test_what_a_host_measured_moves_no_cursor(made: Fleet, minion: Minion) -> None:
-    """Reasons quote measured texts of hosts, and are shown in terminals."""
+    """Escape control characters of measured texts in reasons, because terminals show reasons."""
     from support.attestation import boot_forge
     from support.attestation.boot_forge import edited
 
@@ -232,7 +232,7 @@ def test_an_answer_that_is_none(made: Fleet, minion: Minion, forged: Any) -> Non
 
 
 def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion) -> None:
-    """Salt lets any minion answer for any other: an answer without the host's signature says nothing about it."""
+    """Ignore an answer without the host's signature: Salt lets any minion answer in the name of any other."""
     attest(made, minion)
     before = made.results.record("web1")
     other = type(minion.tpm)()
@@ -258,7 +258,7 @@ def test_an_answer_in_anothers_name_lowers_nothing(made: Fleet, minion: Minion) 
 
 
 def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) -> None:
-    """A minion that answers first in the name of a new host does not become that host."""
+    """Refuse the first answer in the name of a new host if another minion sent it."""
     mine, evil = (software_key.load(Layout(root=tmp_path / name)) for name in ("mine", "evil"))
     asked = made.ask("web7")
     genuine = by_software(asked, mine)
@@ -270,7 +270,10 @@ def test_a_first_software_key_is_the_minions_own(made: Fleet, tmp_path: Path) ->
 
 
 def test_a_tpm_that_nobody_enrolled_is_the_hosts_word(made: Fleet, fake_tpm: Any) -> None:
-    """The report names a host's TPM at once if its Salt key signed that; otherwise the claim may be anybody's."""
+    """Report a host's TPM at once only if the host's Salt key signed the claim.
+
+    Any minion could claim a TPM for the host.
+    """
     asked = made.ask("web9")
     genuine = answer(asked, fake_tpm)
     with pytest.raises(fleet.NotEnrolled, match="not enrolled"):
@@ -280,7 +283,7 @@ def test_a_tpm_that_nobody_enrolled_is_the_hosts_word(made: Fleet, fake_tpm: Any
 
 
 def test_a_host_that_hides_behind_forgeries_goes_stale(made: Fleet, minion: Minion) -> None:
-    """A host that is taken over and sends rubbish keeps its state only until its deadline."""
+    """Send forgeries from a compromised host: the host keeps its state only until its deadline."""
     attest(made, minion)
     with pytest.raises(origin.Unproved):
         made.judge(made.ask("web1"), {}, NOW + 7000)
@@ -342,7 +345,7 @@ def test_another_tpm_after_a_release_is_not_trusted_by_the_old_ones_result(made:
 
 
 def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
-    """An answer has no place for a host's claims about itself, and they select no policy."""
+    """Select no policy by a host's claims about itself: an answer has no field for such claims."""
     asked = made.ask("web1")
     lies = {"grains": {"tpm": {"class": "discrete"}, "secure_boot": {"enabled": True}, "netspace": {"level": "L5"}}}
     assert made.judge(asked, signed(asked, {**answer(asked, minion.tpm), **lies}), NOW)["code"] == "malformed"
@@ -353,7 +356,7 @@ def test_a_minion_that_lies_in_its_grains(made: Fleet, minion: Minion) -> None:
     minion.enrolment = lambda enrolled: {**enrolled, "tpm": {"class": "discrete", "level": "L5"}}
     assert enrolled(made.registrar, minion, NOW)["level"] == 2
     assert attest(made, minion)["level"] == 2
-    with pytest.raises(NetspaceError, match="match by its id"):
+    with pytest.raises(NetspaceError, match="match by the minion's id"):
         groups.parse([{"name": "easy", "match": ["G@role:harmless"]}])
 
 

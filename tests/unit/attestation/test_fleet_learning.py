@@ -49,22 +49,22 @@ def test_learning_shows_a_difference_and_keeps_what_was_good(made: Fleet, minion
 
 
 def test_nothing_is_learned_from_what_was_refused_or_of_two_groups(made: Fleet, minion: Minion, tmp_path: Path) -> None:
-    with pytest.raises(NetspaceError, match="never attested: nothing is learned"):
+    with pytest.raises(NetspaceError, match="never attested; attest this host"):
         made.learn(["web1"], Wish())
     attest(made, minion, session="other")
-    with pytest.raises(NetspaceError, match="nothing is learned"):
+    with pytest.raises(NetspaceError, match="attest this host successfully"):
         made.learn(["web1"], Wish())
-    with pytest.raises(NetspaceError, match="default, web: learn from those of one"):
+    with pytest.raises(NetspaceError, match="default, web: learn from the hosts of one"):
         made.learn(["web1", "db1"], Wish())
     asked = made.ask("web7")
     made.judge(asked, by_software(asked, software_key.load(Layout(root=tmp_path / "soft"))), NOW)
     with pytest.raises(NetspaceError, match="has no TPM"):
         made.learn(["web7"], Wish())
     attest(made, minion)
-    with pytest.raises(NetspaceError, match="list was not brought"):
+    with pytest.raises(NetspaceError, match="sent no measurement list"):
         made.learn(["web1"], Wish(ima=True))
     many = [f"web{number}" for number in range(fleet.MAX_LISTED + 1)]
-    with pytest.raises(NetspaceError, match="32 at a time"):
+    with pytest.raises(NetspaceError, match="at most 32 hosts at a time"):
         made.learn(many, Wish(ima=True))
 
 
@@ -72,7 +72,7 @@ def test_nothing_is_learned_where_the_log_was_lost(made: Fleet, minion: Minion, 
     judged(made, minion, logged)
     assert made.learn(["web1"], Wish())[1].after["boot"]["secure_boot"] is True
     store.data["log", key_of("web1")] = {}
-    with pytest.raises(NetspaceError, match="not kept any more: attest it"):
+    with pytest.raises(NetspaceError, match="not kept any more; attest this host"):
         made.learn(["web1"], Wish())
 
 
@@ -91,7 +91,7 @@ def test_a_policy_is_tried_on_the_last_evidence(made: Fleet, minion: Minion, sto
 
 
 def test_a_policy_that_would_cost_a_host_its_level_says_so(made: Fleet, minion: Minion) -> None:
-    """For the same evidence of a trusted TPM, one policy accepts the boot, and another doesn't."""
+    """Try two policies on the same evidence of a trusted TPM: one accepts the boot, the other does not."""
     from support.attestation.boot_forge import edited
 
     boot, pcrs = edited("shim-grub", lambda found: None)

@@ -1,11 +1,11 @@
 """A catalogue of forgeries.
 
-Each is what an attacker would send, goes the whole way from the wire to the verdict, and ends at its own code. The
-genuine evidence beside them reaches L5.
+Each forgery goes the whole way from the wire to the verdict, and is refused with its own code. The genuine evidence
+beside them reaches L5.
 
-The attacker may send what he likes and boot what he likes; he has his own TPMs and keys, and old
-evidence of this host. What he can't do is to sign with this TPM's attestation key what its TPM
-did not say: ``tpm`` in the forgeries is used only for what a real TPM would sign.
+The attacker may send and boot anything; he has his own TPMs and keys, and old evidence of this host. He can't sign with
+the attestation key of this host's TPM what the TPM would not sign: forgeries use ``tpm`` only for what a real TPM would
+sign.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def scene(fake_tpm: Any) -> Scene:
 
 
 def resigned(scene: Scene, made: Evidence, attest: bytes, key: Any = None) -> dict:
-    """Evidence with another statement, signed by another key, or by this one where a TPM would do so."""
+    """Return evidence with another statement, signed by *key*, or by the TPM's own key where a TPM would sign it."""
     return dataclasses.replace(made, attest=attest, signature=(key or scene.tpm).sign(attest)).wire()
 
 
@@ -201,7 +201,7 @@ def an_unknown_field(s: Scene) -> Any:
 # -- PCRs ---------------------------------------------------------------------------
 @forgery("pcr-selection")
 def pcrs_relabelled(s: Scene) -> Any:
-    """PCR 16, which anybody can reset, in the place of 7."""
+    """Present PCR 16, which anybody can reset, as PCR 7."""
     made = s.evidence(pcrs=tuple(16 if pcr == 7 else pcr for pcr in QUOTED))
     values = {7 if pcr == 16 else pcr: value for pcr, value in made.pcrs.items()}
     return dataclasses.replace(made, pcrs=values).wire()

@@ -1,4 +1,4 @@
-"""Messages that a minion's Salt key signs, and messages that other minions send in its name over Salt's bus."""
+"""Messages that a minion's Salt key signs, and messages that other minions send in that minion's name."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def test_an_activation_of_another_exchange_is_refused() -> None:
 
 
 def test_a_minion_of_another_master_is_not_checked() -> None:
-    """A master of masters does not know the keys of minions below it: the page says which attacks remain."""
+    """Skip the check for minions of a lower master, whose keys a master of masters lacks.
+
+    The page names the open attacks.
+    """
     below = Identities(MASTER, lambda minion: None)
     assert below.enrolment("web1", {"ek": "abc", "salt": "00"}) == {"ek": "abc"}
     assert below.answer("web1", identity.exchange("1f", bytes(32)), {}) is False
@@ -85,7 +88,7 @@ def test_a_minion_of_another_master_is_not_checked() -> None:
 
 def test_a_key_that_is_no_rsa_key_is_an_error() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    with pytest.raises(NetspaceError, match="no RSA key"):
+    with pytest.raises(NetspaceError, match="not an RSA key"):
         identity.sign(pem(key), b"")
     with pytest.raises(NetspaceError, match="can't be read"):
         identity.sign(b"nothing", b"")
@@ -113,7 +116,7 @@ class Events:
 
 
 def test_salt_lets_a_minion_answer_in_anothers_name() -> None:
-    """This shows the hole in Salt's own code; the test fails once Salt closes it."""
+    """Show the hole in Salt's own code. This test fails once Salt closes the hole."""
     from salt.daemons.masterapi import RemoteFuncs
 
     events = Events()
@@ -128,7 +131,7 @@ def test_salt_lets_a_minion_answer_in_anothers_name() -> None:
 
 
 def test_a_race_for_a_new_minion_binds_its_own_tpm(tmp_path: Path, fake_tpm: Any) -> None:
-    """Another minion answers ``enroll`` and ``activate`` first, with a TPM of its own."""
+    """Let another minion answer ``enroll`` and ``activate`` first, with a TPM of its own."""
     runner, master = runner_bus.load(tmp_path, {})
     runner._registrar().ca.init(time.time())
     mine, evil = Minion("web1", fake_tpm, master), Minion("web1", type(fake_tpm)(), master)
@@ -183,7 +186,7 @@ def test_the_runner_knows_accepted_keys_alone(tmp_path: Path, driver: str) -> No
         (tmp_path / "pki" / folder / minion).write_bytes(b"pem")
     assert runner._salt_key("web1") == b"pem"
     for minion in ("web2", "../minions/web1", "", "web3"):
-        with pytest.raises(runner.WrongSaltKey, match="no accepted Salt key"):
+        with pytest.raises(refusals.WrongSaltKey, match="no accepted Salt key"):
             runner._salt_key(minion)
     runner.__opts__["order_masters"] = True
     assert runner._salt_key("web3") is None

@@ -206,7 +206,10 @@ LINES = st.one_of(
 def test_lines_of_any_templates_in_any_order_are_read_and_no_part_of_one(
     told: list[tuple[bytes, bytes]], data: st.DataObject
 ) -> None:
-    """The parser tries the form of the line before, if the template's name has the same length."""
+    """Read lines in any order.
+
+    If a template's name has the same length, the parser first tries the previous line's form.
+    """
     raws = [line(template, content, pcr=number % 24) for number, (template, content) in enumerate(told)]
     found = ima.parse(b"".join(raws))
     assert [(one.template, one.data, one.pcr) for one in found] == [(*one, n % 24) for n, one in enumerate(told)]

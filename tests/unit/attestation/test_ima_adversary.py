@@ -56,12 +56,12 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def aggregate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Don't check the first line."""
+    """Skip the check of the first line."""
     monkeypatch.setattr(ima_rules, "_check_aggregate", lambda *_: None)
 
 
 def quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check the first line only if that is possible."""
+    """Check the first line only if its PCRs are quoted."""
     real = ima_rules._check_aggregate
 
     def lenient(*given: Any) -> None:
@@ -74,7 +74,7 @@ def quoted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accept a list that does not lead to the quoted value."""
+    """Accept a list whose replay does not give the quoted value."""
     monkeypatch.setattr(ima, "match", lambda entries, start, quoted: len(entries))
 
 
@@ -129,9 +129,9 @@ unpatched = functools.cache(campaign)
 
 @pytest.mark.parametrize("check", TAKEN_OUT)
 def test_a_check_that_is_taken_out_is_missed(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search finds the hole, with no more moves than necessary.
+    """Find the hole, with no more moves than necessary.
 
-    Here every boot counts as good, except one with measuring turned off.
+    Every boot counts as good in this test, except a boot with measuring turned off.
     """
     patch, kind, moves = TAKEN_OUT[check]
     assert not unpatched(kind).holes

@@ -1,4 +1,4 @@
-"""The judge of measurement lists: proof that a list is this boot's, and the worth of its names."""
+"""The judge of measurement lists: proof that a list is of this boot, and the names in its lines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def code(host: Host, rules: dict[str, Any], **more: Any) -> str:
 
 
 def alone(host: Host, quoted: tuple[int, ...], systemd: bytes | None = None) -> tuple[str, str]:
-    """Return code and reason by the judge of lists; the boot is not judged."""
+    """Return code and reason by the judge of lists alone, without judging the boot."""
     rules = policy.parse({"version": 1, "ima": whole(host)["ima"]})
     assert rules.ima is not None
     pcrs = {pcr: host.tpm.pcrs[pcr] for pcr in quoted}
@@ -49,7 +49,7 @@ def aggregate(host: Host) -> bytes:
 
 
 def begin(host: Host, first: bytes) -> None:
-    """Replace the list's first line with *first*, as if the kernel had measured that."""
+    """Replace the list's first line by *first*, as if the kernel had measured that line."""
     host.lines = first + host.lines[ima.offset(host.lines, 1) :]
     add(host, b"")
 
@@ -57,7 +57,10 @@ def begin(host: Host, first: bytes) -> None:
 # -- a file called boot_aggregate ----------------------------------------------------
 @pytest.mark.parametrize("how", ["listed", "excluded", "signed", "unsigned"])
 def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
-    """The kernel writes a bare name for a file whose mount is in no tree: any file can have that name."""
+    """Refuse a file by the name boot_aggregate.
+
+    The kernel writes a bare name for any file whose mount is in no tree.
+    """
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
@@ -73,7 +76,7 @@ def test_a_file_called_boot_aggregate_is_refused(host: Host, how: str) -> None:
 
 @pytest.mark.parametrize("bank", ["sha1", "sha256", "sha384", "sha512"])
 def test_a_real_kernels_boot_aggregate_that_is_a_file_is_refused(bank: str) -> None:
-    """In this recorded list, Linux 6.12 ran programs of detached mounts: by open_tree, and after a lazy umount."""
+    """Judge a recorded list of Linux 6.12 with programs of detached mounts (open_tree, lazy umount)."""
     raw = ima.canonical(boot_logs.read(f"detached/binary_runtime_measurements_{bank}"))
     assert raw == ima.canonical(boot_logs.read("detached/ascii_runtime_measurements_sha256"))
     values = boot_logs.values("detached")
@@ -116,7 +119,7 @@ def test_another_bare_name_is_judged_by_its_digest(host: Host) -> None:
 # -- the first line --------------------------------------------------------------------
 @pytest.mark.parametrize("missing", range(10))
 def test_a_first_line_that_quoted_pcrs_do_not_prove(host: Host, missing: int) -> None:
-    """With IMA off, root could type a good list with any first line, if the verifier didn't check its PCRs."""
+    """Refuse a first line whose PCRs are not quoted: with IMA off, root could write a good list with any first line."""
     assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     found, reason = alone(host, tuple(pcr for pcr in PCRS["shim-grub"] if pcr != missing))
     assert found == "ima-unproved" and f"PCR {missing} is not" in reason and "quote PCRs 0 to 9" in reason
@@ -138,7 +141,7 @@ def test_a_first_line_of_fewer_pcrs_is_another_boots(host: Host) -> None:
 
 @pytest.mark.parametrize("pcr", range(10))
 def test_a_pcr_that_was_extended_after_the_start_is_noticed(host: Host, pcr: int) -> None:
-    """This keeps root from feigning another kernel or command line by extending PCR 8 or 9 later."""
+    """Notice an extension of PCR 8 or 9 after the start, by which root would feign another kernel or command line."""
     assert alone(host, PCRS["shim-grub"]) == ("ok", "")
     host.log = relogged(host, pcr)
     assert alone(host, PCRS["shim-grub"])[0] == "ima-aggregate"
@@ -209,7 +212,7 @@ def test_process_1_under_a_bare_name_is_none(host: Host) -> None:
     ],
 )
 def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: str, founded: bool) -> None:
-    """The star may match initcall_blacklist=init_ima; then root types the list by hand."""
+    """Refuse L5 if a star may match initcall_blacklist=init_ima: root could then write the list by hand."""
     rules = whole(host)
     rules["boot"]["command_lines"] = [pattern]
     evidence = dataclasses.replace(host.tpm.evidence(host.context, PCRS["shim-grub"]), boot_log=host.log)
@@ -218,7 +221,7 @@ def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: s
 
 
 def test_a_list_that_rests_on_nothing_is_not_remembered(host: Host) -> None:
-    """If the verifier remembered it, root could add a good line to PCR 9 after the judgement, and continue the list."""
+    """Forget such a list: otherwise root could add a good line to PCR 9 after the judgement, and continue the list."""
     rules = whole(host)
     good = host.appraise(rules, first=0)
     assert good.code == "ok" and good.ima is not None
@@ -241,7 +244,10 @@ def test_a_kernel_started_by_kexec_is_refused_unless_allowed(host: Host) -> None
 
 
 def test_logs_are_read_once_however_many_lines_say_boot_aggregate(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root makes such lines at will. If the master read logs of a MiB for each of them, that would take minutes."""
+    """Read the logs once for many such lines.
+
+    Root makes lines at will, and each reading of a log of a MiB takes time.
+    """
     rules = whole(host)
     rules["ima"]["kexec"] = "allow"
     for _ in range(50):
@@ -292,7 +298,7 @@ def test_a_line_moved_to_another_pcr_leads_elsewhere(host: Host) -> None:
 
 
 def test_another_templates_data_has_no_path_as_an_old_line() -> None:
-    """A template's name is not measured: only data with a path may be read as a path."""
+    """Read only data with a path as a path. A template's name is not measured, so it proves nothing."""
     digest = b"sha256:\0" + bytes(range(8)) + b"/tmp/" + bytes(range(13, 32))
     data = sized(digest) + sized(b"/usr/bin/" + b"e" * (276 - 44 - 4 - 9 - 1) + b"\0")
     assert len(data) == 276

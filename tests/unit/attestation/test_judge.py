@@ -1,4 +1,4 @@
-"""Levels of real boots, and the finding when one differs. Each test is a threat or a mistake."""
+"""Levels of real boots, and the finding for each deviation. Each test is a threat or a mistake."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_secure_boot_turned_off(host: Host) -> None:
 
 
 def test_secure_boot_on_in_the_log_alone(host: Host) -> None:
-    """The TPM saw 0; the log says 1 and keeps the digest that was measured."""
+    """Change the log to Secure Boot on, while the TPM measured it as off; the digest stays as measured."""
     host.edit(secure_boot(b"\0"))
     at = host.log.index("SecureBoot".encode("utf-16-le")) + 20
     assert host.log[at] == 0
@@ -154,7 +154,7 @@ def test_a_second_separator_at_the_end(host: Host) -> None:
 
 
 def test_secure_boot_that_was_measured_by_what_was_booted_alone(host: Host) -> None:
-    """Firmware that measures no variable: whatever was booted says that Secure Boot was on."""
+    """Use firmware that measures no variable, so that any booted program could claim that Secure Boot is on."""
 
     def edit(found: list[Event]) -> None:
         found.append(found.pop(index(found, 7, events.VARIABLE_DRIVER_CONFIG, "SecureBoot")))
@@ -201,7 +201,7 @@ def test_an_old_shim_measures_more_than_it_fills_and_logs_a_byte_more(host: Host
 
 @pytest.mark.skipif(boot_logs.others() is None, reason="there is no folder of others' logs (NETSPACE_EVENTLOGS)")
 def test_secure_boots_of_others() -> None:
-    """Firmware and shims of several makers and years: what they measure into PCRs 4 and 7 is understood."""
+    """Judge PCRs 4 and 7 by firmware and shims of several makers and years."""
     from netspace.attestation.logs import eventlog
 
     folder = boot_logs.others()
@@ -288,7 +288,7 @@ def test_another_initrd(either: Host) -> None:
 
 
 def test_an_older_kernel(host: Host) -> None:
-    """All that was loaded is known, but the kernel is not one of those that may run."""
+    """Load only known files, but with a kernel that may not run any more."""
     rules = boot_forge.policy("shim-grub", kernels=["aa" * 32])
     rules["boot"]["files"].append(boot_forge.KERNEL)
     found = host.appraise(rules)
@@ -305,7 +305,7 @@ def test_a_kernel_that_is_named_like_an_allowed_one(host: Host) -> None:
 
 
 def lines(text: str) -> Callable[[list[Event]], None]:
-    """GRUB passes another command line, and says so."""
+    """Pass another command line by GRUB, and log it truthfully."""
 
     def edit(found: list[Event]) -> None:
         for at, one in enumerate(found):
@@ -378,7 +378,7 @@ def test_an_embedded_command_line_is_known_by_its_digest_alone(fake_tpm, context
 def test_systemds_phases_are_known_by_their_digest(
     fake_tpm: Any, context: Context, text: str, measured: str, code: str
 ) -> None:
-    """The log's label of a phase does not count; a word that is not systemd's is refused."""
+    """Ignore the log's label of a phase. A word that is not one of systemd's is refused."""
     host = Host(fake_tpm, context, "uki")
     digest = hashlib.sha256(measured.encode()).hexdigest()
     log = SYSTEMD.replace(b'"string":"sysinit"', b'"string":"%s"' % text.encode())

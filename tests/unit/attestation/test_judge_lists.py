@@ -1,4 +1,4 @@
-"""Levels of measurement lists on good boots, and the finding when one differs. Each test is a threat or a mistake."""
+"""Levels of measurement lists on good boots, and the finding for each deviation. Each test is a threat or a mistake."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_list_that_is_cut(host: Host) -> None:
 
 
 def test_the_list_of_another_boot(host: Host) -> None:
-    """Its quote is genuine: an attacker replayed the list into PCR 10 after booting something else."""
+    """Replay a list into PCR 10 after booting another kernel: the quote is genuine."""
     host.lines = boot_logs.read("uki/ima_binary_runtime_measurements")
     host.tpm.pcrs[10] = list(ima.replay(ima.parse(host.lines)))[-1]
     found = host.appraise(whole(host), first=0)
@@ -126,7 +126,10 @@ def test_the_list_of_another_boot(host: Host) -> None:
 
 
 def test_a_list_of_a_kernel_that_measures_no_programs(host: Host) -> None:
-    """Secure Boot alone has modules measured: a short list in which nothing is wrong."""
+    """Judge a list that has only kernel modules after its first line, as with Secure Boot alone.
+
+    It is short, and each of its lines is good.
+    """
     entries = ima.parse(host.lines)
     modules = [entry for entry in entries if (found := ima.file(entry)) and found.path.endswith(b".ko")]
     host.lines = b"".join(
@@ -183,7 +186,10 @@ def test_exclusions_are_by_path(host: Host) -> None:
 
 
 def test_a_violation_under_an_excluded_name(host: Host) -> None:
-    """The path in a violation is not measured: anybody may write another one there."""
+    """Put an excluded name into a violation.
+
+    The path of a violation is not measured, so anybody can write any path there.
+    """
     raw = line(b"/var/cache/x", b"sha256:\0" + bytes(32))
     rules = whole(host, exclude=["/var/cache/*"])
     add(host, raw[:4] + bytes(20) + raw[24:])
@@ -193,7 +199,7 @@ def test_a_violation_under_an_excluded_name(host: Host) -> None:
 
 
 def test_a_file_passed_off_as_a_violation(host: Host) -> None:
-    """The digest is wiped, so that the line would be skipped: but then it leads elsewhere."""
+    """Wipe the digest of a line, so that the line would be skipped; but the replay then gives another value."""
     rules = whole(host, violations="ignore")
     raw = line(b"/usr/bin/evil", CONTENT)
     add(host, raw)

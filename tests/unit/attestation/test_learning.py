@@ -1,4 +1,4 @@
-"""Rules learned from golden hosts describe a good boot, and the judge accepts it by them."""
+"""Rules learned from golden hosts describe a good boot, and the judge accepts the boot by these rules."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_pcr_that_half_of_its_rule_would_not_judge_keeps_its_value(half: str) 
 
 
 def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
-    """For any log, either the learned policy accepts the boot, or the notes say that it doesn't."""
+    """Learn from any mutated log: either the learned policy accepts the boot, or the notes report that it doesn't."""
     import random
 
     chance = random.Random(7)
@@ -207,11 +207,11 @@ def test_no_mutation_of_a_log_is_learned_as_good_and_none_breaks_it() -> None:
         pcrs = {pcr: values.get(pcr, bytes(32)) for pcr in range(15)}
         evidence = Evidence("tpm", b"", b"", b"", pcrs, raw)
         found = learning.learn(None, {"gold": evidence})
-        assert (code(found.after, evidence) == "ok") != any("L4 would not be reached" in one for one in found.notes)
+        assert (code(found.after, evidence) == "ok") != any("L4 is not reached" in one for one in found.notes)
 
 
 def test_what_an_old_policy_left_open_is_closed_by_learning() -> None:
-    """An old policy that leaves needed PCRs open can't be set, and no host satisfies it; learning repairs it."""
+    """Repair an old policy that leaves needed PCRs unjudged. Such a policy can't be set, and no host satisfies it."""
     evidence = booted("shim-grub")
     whole = boot_forge.policy("shim-grub")["boot"]
     kept = ("secure_boot", "dbx", "signers", "applications", "kernels", "initrds", "files", "command_lines")
@@ -222,9 +222,9 @@ def test_what_an_old_policy_left_open_is_closed_by_learning() -> None:
     assert code(before, evidence) == "policy-uncovered"
     found = learning.learn(before, {"gold": evidence})
     assert found.after["boot"]["unchecked"] == [0, 1, 3, 5, 6, 14]
-    assert [note for note in found.notes if "not unchecked any more" in note] == [
-        "PCR 2 is not unchecked any more: applications rests on it",
-        "PCR 8 is not unchecked any more: command_lines rests on it",
+    assert [note for note in found.notes if "removed from 'unchecked'" in note] == [
+        "PCR 2 was removed from 'unchecked', because applications rests on it",
+        "PCR 8 was removed from 'unchecked', because command_lines rests on it",
     ]
     assert policy.accepted(found.after, quoted=evidence.pcrs) and code(found.after, evidence) == "ok"
     assert "sbat" not in found.after["boot"], "what a policy demands is the operator's"
@@ -235,7 +235,7 @@ def test_firmware_whose_log_does_not_lead_to_pcr_0_is_left_unchecked_there() -> 
     odd = dataclasses.replace(evidence, pcrs={**evidence.pcrs, 0: b"\7" * 32})
     found = learning.learn(None, {"gold": odd})
     assert found.after["boot"]["unchecked"] == [0] and "0" not in found.after["boot"]["pcrs"]
-    assert any("does not lead to the values of PCRs 0: they stay unchecked" in note for note in found.notes)
+    assert any("does not explain the values of PCRs 0: these stay unchecked" in note for note in found.notes)
     assert policy.accepted(found.after, quoted=odd.pcrs) and code(found.after, odd) == "ok"
     for pcr in (2, 4, 7, 8, 9):  # what rules rest on is not left out
         odd = dataclasses.replace(evidence, pcrs={**evidence.pcrs, pcr: b"\7" * 32})
@@ -244,7 +244,7 @@ def test_firmware_whose_log_does_not_lead_to_pcr_0_is_left_unchecked_there() -> 
 
 
 def test_a_boot_loader_that_logs_no_paths_is_learned() -> None:
-    """GRUB of RHEL 8 logs special names for kernel and initrd, and another word before the command line."""
+    """Learn from GRUB of RHEL 8, which logs special names, and another word before the command line."""
 
     def edit(told: list[Any]) -> None:
         for at, one in enumerate(told):

@@ -107,7 +107,7 @@ def test_what_is_learned_of_a_real_log_takes_it(name: str, group: str) -> None:
     judged = appraisal.appraise(boot, policy.accepted(found.after, quoted=GROUPS[group]), None)
     legible = "sha256" in eventlog.parse(boot.boot_log or b"").banks
     assert judged.level == (4 if legible else 3), judged
-    assert legible or any("L4 would not be reached" in note for note in found.notes)
+    assert legible or any("L4 is not reached" in note for note in found.notes)
     again = learning.learn(found.after, {"gold": boot})
     assert again.after == found.after
     rules = set(found.after["boot"]) - {"pcrs"}

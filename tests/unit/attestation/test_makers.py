@@ -1,4 +1,4 @@
-"""Makers' certificates as they are: in the wrong order for DER, unreadable, and those of real makers."""
+"""Makers' certificates as they exist: in the wrong order for DER, unreadable, and those of real makers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOGETHER = (
 
 
 def unsorted(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """*certificate* as some makers write it: a name of one set, with its members unsorted."""
+    """Return *certificate* in the form of some makers: a name of one set, with its members unsorted."""
     from cryptography.hazmat.primitives.asymmetric import ec as curves
 
     def turned(data: bytes, one: encoding.Element) -> bytes:
@@ -77,7 +77,7 @@ def root(maker: Authority) -> bytes:
 
 @pytest.fixture(scope="module")
 def leaf(maker: Authority) -> bytes:
-    """An endorsement certificate by it, whose alternative name is such a set, too."""
+    """Return an endorsement certificate by this maker, whose alternative name is an unsorted set, too."""
     tpm = [
         x509.NameAttribute(x509.ObjectIdentifier(f"2.23.133.2.{number}"), f"id:0000{number}") for number in (1, 2, 3)
     ]
@@ -108,7 +108,7 @@ def test_names_in_no_order_lead_to_their_root(root: bytes, leaf: bytes) -> None:
 
 
 def test_the_signature_is_over_what_its_maker_wrote(root: bytes, leaf: bytes) -> None:
-    """The sorted copy, which is read, is signed by nobody."""
+    """Check the signature over the maker's bytes. Nobody signed the sorted copy from which fields are read."""
     with pytest.raises(Untrusted, match="did not sign"):
         check(encoding.with_sorted_sets(leaf), [], [root], NOW.timestamp())
     other = ec.generate_private_key(ec.SECP256R1())
@@ -179,13 +179,13 @@ def test_one_unreadable_file_is_named_and_stops_no_other(tmp_path: Path, root: b
 
 GOOD = b"-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n"
 DAMAGED = {
-    "cut off": (GOOD[:-20], "does not end"),
-    "without an end": (GOOD[:30] + b"AAEC\n", "does not end"),
-    "without a beginning": (GOOD[28:], "not a pair"),
-    "a dash too few at the end": (GOOD[:-2] + b"\n", "not a pair"),
-    "a dash too few at the beginning": (GOOD[1:], "not a pair"),
-    "the first line damaged": (GOOD.replace(b"BEGIN CERT", b"BEGIN cert"), "not a pair"),
-    "another kind's end": (GOOD.replace(b"END CERTIFICATE", b"END X509 CRL"), "not a pair"),
+    "cut off": (GOOD[:-20], "no END line"),
+    "without an end": (GOOD[:30] + b"AAEC\n", "no END line"),
+    "without a beginning": (GOOD[28:], "does not match a BEGIN line"),
+    "a dash too few at the end": (GOOD[:-2] + b"\n", "does not match a BEGIN line"),
+    "a dash too few at the beginning": (GOOD[1:], "does not match a BEGIN line"),
+    "the first line damaged": (GOOD.replace(b"BEGIN CERT", b"BEGIN cert"), "does not match a BEGIN line"),
+    "another kind's end": (GOOD.replace(b"END CERTIFICATE", b"END X509 CRL"), "does not match a BEGIN line"),
     "no base64": (GOOD.replace(b"AAEC", b"AA*C"), "base64"),
     "half a group": (GOOD.replace(b"AAEC", b"AAE"), "padding"),
     "nothing in it": (GOOD.replace(b"AAEC", b""), "empty"),
@@ -223,7 +223,7 @@ def test_a_revocation_list_in_damaged_pem_is_an_error(maker: Authority) -> None:
     made = builder.next_update(NOW.replace(year=2027)).sign(maker.key, hashes.SHA256())
     pem = made.public_bytes(serialization.Encoding.PEM)
     assert ek_certificates.revocations(pem) == made.public_bytes(serialization.Encoding.DER)
-    for raw, problem in ((pem + pem[:-20], "does not end"), (pem * 2, "2 PEM blocks"), (b"-----", "0 PEM blocks")):
+    for raw, problem in ((pem + pem[:-20], "no END line"), (pem * 2, "2 PEM blocks"), (b"-----", "0 PEM blocks")):
         with pytest.raises(NetspaceError, match=f"not a revocation list: .*{problem}"):
             ek_certificates.revocations(raw)
 
@@ -239,9 +239,9 @@ def test_what_can_not_be_read_is_in_the_reason(tmp_path: Path, fake_tpm, context
 
 
 def test_a_roots_own_signature_is_not_looked_at() -> None:
-    """Nuvoton's older roots are weakly signed.
+    """Accept a root with a weak signature of its own, such as Nuvoton's older roots.
 
-    The operator vouches for a root, but the root's signatures must not be weak.
+    The operator vouches for a root, but signatures that the root makes must not be weak.
     """
     old = Authority("old", digest=hashes.SHA224())
     check(der(old.leaf(KEY)), [], [der(old.certificate)], NOW.timestamp())

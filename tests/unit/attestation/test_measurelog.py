@@ -66,7 +66,7 @@ def test_what_systemd_measured_into_nv_indices_is_passed_over() -> None:
         (record(digests=[{"hashAlg": "sha256", "digest": "00"}]), "1 bytes"),
         (record(digests=[{"hashAlg": "sha256", "digest": "zz"}]), "record 0"),
         (record(digests=[{"hashAlg": "sha256", "digest": "00" * 32}] * 2), "twice"),
-        (record(content_type="pcclient"), "not by systemd"),
+        (record(content_type="pcclient"), "its content is not of systemd's type"),
         (record(content={"string": 1}), "a text"),
         (record(content={"string": "\ud800"}), "record 0"),
         (record() * (systemd.MAX_RECORDS + 1), "more than"),

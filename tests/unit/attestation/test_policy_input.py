@@ -56,7 +56,7 @@ def real(data: Any) -> Any:
 
 
 def section(*keys: str) -> st.SearchStrategy[Any]:
-    """Return rules, each of which is right or random."""
+    """Return random rules, each of them valid or not."""
     right = {
         "secure_boot": True,
         "command_lines": ["ro *"],

@@ -1,4 +1,4 @@
-"""The Privacy CA: what it certifies, what it never says, and which certificates are refused."""
+"""The Privacy CA: the content of its certificates, data that they never have, and refused certificates."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ def test_certificate_of_another_key(ca: Authority, bound: Bound, fake_tpm: Any, 
 
 def test_certificate_by_another_ca(ca: Authority, bound: Bound) -> None:
     other = intermediate(privacy_ca.root("Test root", NOW))  # of the same names
-    with pytest.raises(refusals.WrongAttestationCertificate, match="none of the CAs"):
+    with pytest.raises(refusals.WrongAttestationCertificate, match="no trusted CA"):
         check(privacy_ca.issue(other, bound, NOW), bound, ca)
-    with pytest.raises(refusals.WrongAttestationCertificate, match="none of the CAs"):
+    with pytest.raises(refusals.WrongAttestationCertificate, match="no trusted CA"):
         check(privacy_ca.issue(ca, bound, NOW), bound)
 
 
 def test_a_cas_own_certificate_attests_nothing(ca: Authority, root: Authority) -> None:
-    """Somebody with an attestation key that is the CA's: whatever it signs, its certificate is no attestation key's."""
+    """Refuse the CA's own certificate as an attestation key's, even for somebody who holds the CA's key."""
 
     raw = ca.certificate.public_bytes(serialization.Encoding.DER)
     with pytest.raises(refusals.WrongAttestationCertificate, match="not an attestation key's"):

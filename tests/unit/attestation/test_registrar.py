@@ -76,7 +76,7 @@ def test_one_tpm_serving_two_minions(registrar: Registrar, minion: Minion) -> No
 
 
 def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion) -> None:
-    """If a minion showed the same key again, the key would identify it."""
+    """Demand a new key for each certificate, because a repeated key would identify the minion."""
     first, second = enroll(registrar, minion), enroll(registrar, minion, NOW + DAY)
     assert first["ak"] != second["ak"] and first["period"] != second["period"]
     minion.tpm.take = lambda period: None
@@ -86,7 +86,7 @@ def test_each_certificate_is_for_a_new_key(registrar: Registrar, minion: Minion)
 
 
 def test_an_attestation_key_that_is_another_minions(registrar: Registrar, minion: Minion) -> None:
-    """The registrar also compares attestation keys: a TPM could show another endorsement key than before."""
+    """Compare attestation keys, too, because a TPM could present another endorsement key than before."""
     enroll(registrar, minion)
     twin = type(minion.tpm)()
     twin.ak, twin.ak_public = minion.tpm.ak, minion.tpm.ak_public
@@ -185,7 +185,10 @@ def test_a_credential_is_answered_within_60_s_however_long_the_bus_waits(
 
 @pytest.mark.parametrize("disguise", ["policy", "attributes"])
 def test_one_tpm_in_disguise_is_still_one(registrar: Registrar, minion: Minion, disguise: str) -> None:
-    """An endorsement key's certificate proves only the key, not the other fields of its public area."""
+    """Recognize a TPM by its key alone.
+
+    An endorsement certificate does not prove the other fields of the public area.
+    """
     enroll(registrar, minion)
     genuine = minion.tpm.ek_public
     if disguise == "policy":
@@ -210,7 +213,7 @@ def test_a_coordinate_without_its_zeros_is_the_same_key(fake_tpm: Any) -> None:
 def test_a_renewal_undoes_nothing_that_was_decided_while_it_waited(
     registrar: Registrar, minion: Minion, meanwhile: str
 ) -> None:
-    """While a minion delays its answer, an operator revokes it; the answer must not undo that."""
+    """Let a minion delay its answer while an operator revokes it: the answer must not undo the revocation."""
     enroll(registrar, minion)
 
     def late(answer: Any) -> Any:
@@ -247,7 +250,7 @@ def test_of_two_tpms_that_race_to_be_a_minions_first_one_wins(registrar: Registr
 
 
 def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -> None:
-    """The minion answers with another minion's TPM, but the other's answer is bound to the other's id."""
+    """Relay the challenge to another minion's TPM: its answer is bound to the other minion's id."""
     relay = Minion("evil", minion.tpm)
     relay.name, named = "web1", "evil"
     with pytest.raises(refusals.WrongActivation):
@@ -255,7 +258,7 @@ def test_a_minion_that_relays_to_another(registrar: Registrar, minion: Minion) -
 
 
 def test_a_master_in_between(registrar: Registrar, fake_tpm) -> None:
-    """The minion knows another master than the one that asks."""
+    """Put a master between minion and master: the minion's answer is bound to the wrong master."""
     with pytest.raises(refusals.WrongActivation):
         enroll(registrar, Minion("web1", fake_tpm, master="cd" * 32))
 

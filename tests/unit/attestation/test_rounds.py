@@ -1,4 +1,4 @@
-"""Rounds: a host that is away, slow or hostile delays no other host, and none of its late or forged answers counts.
+"""Rounds: an absent, slow or hostile host delays no other host, and its late or forged answers don't count.
 
 The fleets are simulated (tests/support/attestation/simulated_round.py): the library's round and window, with a
 clock that the test moves.
@@ -104,7 +104,7 @@ def test_slow_hosts_are_judged_though_they_lost_their_slots(tmp_path: Path) -> N
 
 
 def test_a_fleet_that_is_slow_as_a_whole_keeps_its_slots(tmp_path: Path) -> None:
-    """No host loses its slot for a long answer in a fleet whose answers all take long."""
+    """Keep each host's slot in a fleet whose answers all take long."""
     hosts = {f"m{one}": Host(20.0) for one in range(600)}
     found = round_of(hosts, tmp_path)
     assert set(found.judged) == set(hosts)
@@ -167,7 +167,7 @@ FORGERIES = [
 @pytest.mark.parametrize("hosts", [FEW, {**FEW, "web1": Host(20.0)}, {**FEW, "web1": Host(1.0, 3, 0.5)}])
 @pytest.mark.parametrize("forged", FORGERIES)
 def test_who_answers_in_anothers_name_is_passed_over(tmp_path: Path, forged: Reply, hosts: dict[str, Host]) -> None:
-    """Any minion may answer for any other on Salt's bus: the round waits for the host's own answer."""
+    """Skip answers that another minion sends in a host's name, and wait for the host's own answer."""
 
     def extra(bus: Hostile, job: str, asked: list[str]) -> None:
         for name in asked:
@@ -182,7 +182,7 @@ def test_who_answers_in_anothers_name_is_passed_over(tmp_path: Path, forged: Rep
 
 @pytest.mark.parametrize("number", [1, window.REFUSED - 1, window.REFUSED + 1, 1000])
 def test_a_flood_in_anothers_name_costs_that_host_its_turn(tmp_path: Path, number: int) -> None:
-    """The report mentions the flood, it changes no state, and no other host waits."""
+    """Flood the master in a host's name: the report mentions the flood, no state changes, and no other host waits."""
 
     def extra(bus: Hostile, job: str, asked: list[str]) -> None:
         for _ in range(number if "web1" in asked else 0):
@@ -228,7 +228,7 @@ def test_parts_that_are_none_are_no_answer(tmp_path: Path) -> None:
 
 
 def test_parts_in_another_order_are_no_answer(tmp_path: Path) -> None:
-    """A minion that sends part 1 when asked for part 0 sends another answer than the announced one."""
+    """Refuse part 1 from a minion that was asked for part 0: the answer then differs from the announced one."""
     cut = ['{"boot": "b", "ev', 'idence": {}}']
     digest = hashlib.sha256("".join(cut).encode()).hexdigest()
 
@@ -263,7 +263,7 @@ def test_a_flood_of_events_does_not_keep_deadlines_open(tmp_path: Path) -> None:
 
 
 def test_a_master_that_reads_late_calls_no_host_late(tmp_path: Path) -> None:
-    """Each judgement takes a second here: the answers arrive in time, but the master reads them a minute later."""
+    """Count answers by their arrival. Each judgement takes a second, so the master reads answers a minute later."""
     hosts = {f"m{one}": Host(58.0) for one in range(32)}
 
     class Slow(SimulatedBus):
@@ -296,7 +296,7 @@ def test_a_master_that_is_busy_for_a_while_ends_no_round(tmp_path: Path) -> None
 
 
 def test_a_master_that_blocks_calls_no_host_late(tmp_path: Path) -> None:
-    """The master takes a minute for each message; answers that arrive meanwhile wait to be read."""
+    """Count answers by their arrival while the master takes a minute for each message."""
 
     class Blocks(SimulatedBus):
         def send(self, minions: Any, function: str, arguments: Any) -> Any:
@@ -319,7 +319,7 @@ def test_a_master_that_is_gone_is_an_error(tmp_path: Path, since: float, most: f
 
 
 def test_slow_parts_give_their_room_to_those_who_wait() -> None:
-    """There is room for one answer: the dripping host loses it, and the master fetches the others' answers."""
+    """Give the room for one answer to waiting hosts: a host that sends too slowly loses the room."""
     ended: list[tuple[str, bool]] = []
 
     def work(name: str) -> calls.Work:
@@ -377,7 +377,7 @@ def test_minions_without_an_accepted_key_are_not_waited_for() -> None:
 
     bus = Unknown({**FEW, "gone": AWAY})
     Window(bus, Pace()).run([("gone", work()), ("web1", work())])
-    assert bus.now < 5 and [one.problem for one in came] == ["the master has no accepted key of it", ""]
+    assert bus.now < 5 and [one.problem for one in came] == ["the master has accepted no key of this minion", ""]
 
 
 # -- what is kept for the next round ------------------------------------------------------
@@ -401,7 +401,10 @@ def test_who_is_seen_again_is_asked_as_all_others(tmp_path: Path) -> None:
 
 
 def test_first_round_asks_those_that_are_connected_first(tmp_path: Path) -> None:
-    """The hosts answer at once, so the time would show each second that an absent host holds a slot."""
+    """Ask connected hosts first.
+
+    Hosts answer at once, so any second in which an absent host holds a slot would show.
+    """
     hosts = fleet(2000, away=100, seconds=0.0)
     present = {name for name, host in hosts.items() if host.seconds is not None}
     without = round_of({name: hosts[name] for name in present}, tmp_path / "without")

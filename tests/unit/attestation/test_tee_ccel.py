@@ -1,4 +1,4 @@
-"""A TD's log leads to the registers of its quote, or it is refused."""
+"""A TD's log is accepted only if its replay gives the registers of the TD's quote."""
 
 from __future__ import annotations
 

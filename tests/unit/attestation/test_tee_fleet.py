@@ -1,4 +1,4 @@
-"""Confidential guests in a fleet: the hosts that are asked, their answers, and the levels in the results."""
+"""Confidential guests in a fleet: which hosts are asked, their answers, and the levels in the results."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_replayed_report_refuses_the_host(made: Fleet, key: software_key.Key) 
 
 
 def test_another_hosts_guest_vouches_for_nothing(made: Fleet, key: software_key.Key, tmp_path: Path) -> None:
-    """A good guest's report covers its own key; a host that isn't a guest sends that report with its own signature."""
+    """Send the report of a good guest with the signature of another host. The report covers the guest's key."""
     rooted(made)
     asked = made.ask("web1")
     evidence = attester.by_key(key, context(asked))
@@ -291,7 +291,7 @@ def test_no_block_of_a_file_in_the_folder_is_passed_over(tmp_path: Path) -> None
     path = folder(tmp_path / "roots")
     good = (path / "amd.pem").read_bytes()
     (path / "amd.pem").write_bytes(good[:-20])
-    with pytest.raises(NetspaceError, match=r"amd\.pem: certificates: PEM at byte \d+: a block that does not end"):
+    with pytest.raises(NetspaceError, match=r"amd\.pem: certificates: PEM at byte \d+: the block has no END line"):
         roots.read(str(path))
     listed = pyca.load_der_x509_crl((path / "amd.crl").read_bytes()).public_bytes(Encoding.PEM)
     (path / "amd.pem").write_bytes(good + listed)
@@ -300,7 +300,10 @@ def test_no_block_of_a_file_in_the_folder_is_passed_over(tmp_path: Path) -> None
 
 
 def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> None:
-    """Makers of TPMs write such names, and their lists are read; the appraisal of a TEE could not read this one."""
+    """Refuse a list whose name is in the wrong order for DER.
+
+    Such lists of TPM makers are read, but not those of TEEs.
+    """
     parts = [pyca.NameAttribute(pyca.NameOID.COMMON_NAME, "A"), pyca.NameAttribute(pyca.NameOID.COUNTRY_NAME, "TW")]
     name = pyca.Name([pyca.RelativeDistinguishedName(parts)])
     # A name of one set has a head of four bytes.
@@ -316,7 +319,7 @@ def test_a_list_whose_name_is_in_the_wrong_order_is_an_error(tmp_path: Path) -> 
 
 
 def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This covers the whole way: the operator's folder, a policy in force, the challenge, and the output."""
+    """Test the whole way: the operator's folder, a policy in force, the challenge, and the output."""
     path = folder(tmp_path / "roots")
     settings = {"tee_roots": str(path), "groups": [{"name": "web", "match": ["web*"], "minimum": "L3"}]}
     runner, master = runner_bus.load(tmp_path, settings)
@@ -342,7 +345,7 @@ def test_the_runner_asks_judges_and_explains(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_folder_that_can_not_be_read_judges_nobody_wrongly(made: Fleet, key: software_key.Key) -> None:
-    """The master judges no host whose policy needs the folder; it judges groups without the section as before."""
+    """Judge no host whose policy needs the unreadable folder. Groups without the section are judged as before."""
     assert judged(made, key)["level"] == 1
 
     def unreadable() -> Any:

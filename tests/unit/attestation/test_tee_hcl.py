@@ -107,7 +107,7 @@ def test_the_document_is_bound_by_each_hash(algorithm: int, name: str) -> None:
 
 
 def test_a_report_that_the_guest_asked_for_binds_nothing() -> None:
-    """A report that the guest requests may cover a document of its own, with keys that it holds itself."""
+    """Refuse a report that the guest requested itself: it may cover a document with keys that the guest holds."""
     maker = Amd()
     raw = hcl_report(maker.report(bound(), vmpl=2), document())
     with pytest.raises(refusals.TeeBinding, match="paravisor"):
@@ -158,7 +158,7 @@ def test_a_document_with_the_key_twice_is_malformed() -> None:
 
 
 def test_a_number_of_a_key_has_one_spelling() -> None:
-    """In the encoding of 256 bytes, the last character has four bits without a meaning."""
+    """Refuse a second spelling of a key's number: in 256 encoded bytes, the last character has four unused bits."""
     whole = json.loads(document())
     (key,) = (one for one in whole["keys"] if one["kid"] == hcl.ATTESTATION_KEY)
     modulus = key["n"]

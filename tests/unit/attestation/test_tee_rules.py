@@ -1,4 +1,4 @@
-"""The policy's section for confidential guests is parsed strictly, and can't accept everybody's guest."""
+"""The policy's section for confidential guests is parsed strictly, and can't be so wide that it accepts any guest."""
 
 from __future__ import annotations
 

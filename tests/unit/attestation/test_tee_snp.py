@@ -185,7 +185,7 @@ def test_vcek_and_vlek_do_not_stand_for_each_other() -> None:
 
 @pytest.mark.parametrize("flags", [0, 1 << 2], ids=["VCEK", "VLEK"])
 def test_a_certificate_that_fits_and_is_for_another_key_hides_no_other(flags: int) -> None:
-    """Several certificates fit one report: a provider's VLEKs for one TCB, or a lying host's VCEK."""
+    """Try several certificates that fit one report: a provider's VLEKs for one TCB, or the VCEK of a lying host."""
     maker = Amd()
     how: dict[str, Any] = {"chip": None, "csp": b"cloud"} if flags else {}
     good, report = maker.leaf(**how), maker.report(flags=flags)
@@ -223,12 +223,12 @@ def test_a_processor_that_issues_certificates_is_no_ca() -> None:
     maker = Amd()
     evil = ec.generate_private_key(ec.SECP384R1())
     leaf = tee_forge.issue("evil", evil, "SEV-VCEK", maker.key, False, [(tee_forge.AMD + "3.3", tee_forge.integer(8))])
-    with pytest.raises(refusals.TeeUntrusted, match="no CA"):
+    with pytest.raises(refusals.TeeUntrusted, match="not a CA"):
         x509.check(x509.load(leaf), [x509.load(maker.leaf())], maker.trust(), NOW)
 
 
 def test_a_path_is_found_past_an_issuer_that_has_none() -> None:
-    """An expired certificate of the same issuer, with the same key, lies beside the good one."""
+    """Put an expired certificate of the same issuer, with the same key, beside the good one."""
     maker = Amd()
     old = tee_forge.issue(
         "SEV-Milan", maker.ask_key, "ARK", maker.root_key, True, end=tee_forge.START + datetime.timedelta(days=1)

@@ -1,4 +1,4 @@
-"""Every threat that the verifier must withstand, and the test that is named after it."""
+"""Every threat that the verifier must withstand, each with the test of the same name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JUDGE, LISTS = "unit/attestation/test_judge.py", "unit/attestation/test_judge_li
 ENROLMENT, MAKERS = "functional/attestation/test_enrolment_swtpm.py", "unit/attestation/test_makers.py"
 ADVERSARY = "unit/attestation/test_enrolment_adversary.py"
 BOOT, L5 = "unit/attestation/test_boot_threats.py", "unit/attestation/test_l5_threats.py"
-ROUNDS, BUS, PARTS = (f"unit/attestation/test_{name}.py" for name in ("rounds", "salt_bus", "transfer"))
+ROUNDS, ANSWERS, PARTS = (f"unit/attestation/test_{name}.py" for name in ("rounds", "own_answers", "transfer"))
 REGISTRAR, CA = "unit/attestation/test_registrar.py", "unit/attestation/test_privacy_ca.py"
 
 THREATS = {
@@ -64,7 +64,7 @@ THREATS = {
     "two TPMs racing for a minion": (REGISTRAR, "test_of_two_tpms_that_race_to_be_a_minions_first_one_wins"),
     "revocation undone by a renewal": (REGISTRAR, "test_a_renewal_undoes_nothing_that_was_decided_while_it_waited"),
     "credential answered too late": (REGISTRAR, "test_a_credential_is_answered_within_60_s_however_long_the_bus_waits"),
-    "a minion that holds up the fleet": (BUS, "test_a_minion_that_is_always_at_work_holds_up_nobody"),
+    "a minion that holds up the fleet": (ANSWERS, "test_a_minion_that_is_always_at_work_holds_up_nobody"),
     "minions that are away or drip": (ROUNDS, "test_500_away_and_20_that_drip_delay_no_good_host"),
     "a minion that drips its answer": (PARTS, "test_a_drip_is_given_up_early"),
     "a minion that keeps large answers waiting": (ROUNDS, "test_slow_parts_give_their_room_to_those_who_wait"),

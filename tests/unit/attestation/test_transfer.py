@@ -55,7 +55,7 @@ def test_a_part_that_is_none(part: Any) -> None:
 def test_parts_of_another_answer_are_none() -> None:
     coming = transfer.Parts(cut([1])[0])
     coming.add({"text": "[2]"})
-    with pytest.raises(Malformed, match="not of the answer that was announced"):
+    with pytest.raises(Malformed, match="do not match the announced digest"):
         coming.whole()
 
 
@@ -72,7 +72,7 @@ def test_parts_of_an_announced_answer_that_is_no_json(text: str) -> None:
     "unit", [b"[],", b"{},", b'"",', b"1,", b"[", b'{"a":', b'{"a":"b"},', b" [ ] , ", b"1", b'"\\u0001",']
 )
 def test_a_bomb_in_parts_costs_no_more_than_its_text(unit: bytes) -> None:
-    """45 MiB of empty lists once became 1.3 GiB of objects. The test uses 8 MiB, because the bound is per byte."""
+    """Send 8 MiB of empty lists. 45 MiB once became 1.3 GiB of objects; the bound is per byte, so 8 MiB suffice."""
     text = b"[" + unit * (8 * MIB // len(unit))
     text = text.rstrip(b",") + (b"]" if unit.endswith(b",") else b"")
     coming = transfer.Parts({"parts": -(-len(text) // PART), "sha256": hashlib.sha256(text).hexdigest()})

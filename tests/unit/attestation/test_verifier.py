@@ -1,4 +1,4 @@
-"""Every check of the verifier, each named after what it stops."""
+"""Every check of the verifier, each test named after the attack that the check stops."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_magic(fake_tpm, context: Context) -> None:
 
 @pytest.mark.parametrize("handle", [0x40000001, 0x40000007, 0x4000000C])
 def test_a_key_of_another_hierarchy_is_refused(fake_tpm, context: Context, handle: int) -> None:
-    """There a TPM disguises its counters, so they would tell nothing of a reset."""
+    """Refuse a key of another hierarchy. For such a key, a TPM disguises its counters, so a reset would stay hidden."""
     name = b"\0\x0b" + hashlib.sha256(fake_tpm.ak_public).digest()
     for above in (struct.pack(">I", handle), b"\0\x0b" + bytes(32)):
         signer = b"\0\x0b" + hashlib.sha256(above + name).digest()
@@ -76,7 +76,7 @@ def test_signature_scheme_of_another_kind_of_key(fake_tpm, context: Context) -> 
 
 
 def test_a_key_for_sha1(fake_tpm, context: Context) -> None:
-    """Key and signature agree on SHA-1: refused all the same."""
+    """Refuse SHA-1 even if both key and signature use it."""
     public = fake_tpm.ak_public
     fake_tpm.ak_public = public.replace(struct.pack(">HH", 0x0018, 0x000B), struct.pack(">HH", 0x0018, 0x0004))
     assert fake_tpm.ak_public != public
@@ -256,7 +256,7 @@ def test_a_software_key_proves_nothing_of_the_boot(tmp_path: Path, context: Cont
 
 @pytest.fixture
 def booted(fake_tpm):
-    """The fake TPM after a real boot, and its log."""
+    """The fake TPM after a real boot, and the log of this boot."""
     import re
 
     text = (FIXTURES / "uki/tpm2_pcrread_sha256.txt").read_text()

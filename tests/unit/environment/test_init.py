@@ -69,10 +69,10 @@ def test_an_image_that_names_no_command_is_refused_with_an_init_too() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"kernel": "/srv/k", "init": True}, "web:init: a kernel has no processes of the host's"),
+        ({"kernel": "/srv/k", "init": True}, "web:init: a kernel runs no processes of the host"),
         (
             {"image": "tar:/x", "init": True, "limits": {"pids": 1}},
-            "web:limits:pids: init is a process beside the program",
+            "web:limits:pids: init needs one process",
         ),
         ({"image": "tar:/x", "init": "/sbin/init"}, "web:init: "),
     ],

@@ -330,8 +330,11 @@ def test_a_file_system_has_room_for_less_than_its_size(size):
 @pytest.mark.parametrize(
     ("volume", "message"),
     [
-        ({"target": "/data"}, "volumes:0: needs a source (a folder of the host) or a size"),
-        ({"target": "/data", "source": "/srv/x", "size": "1G"}, "volumes:0:size: the size of a host's folder"),
+        ({"target": "/data"}, "volumes:0: give a source (a folder of the host), or a size"),
+        (
+            {"target": "/data", "source": "/srv/x", "size": "1G"},
+            "volumes:0:size: netspace can't limit the size of a host's folder",
+        ),
         ({"target": "/data", "size": "1M"}, "volumes:0:size: 1048576 is out of"),
         ({"target": "/" + "ä" * 40, "size": "1G"}, "volumes:0:target: longer than 200"),
     ],

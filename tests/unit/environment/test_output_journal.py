@@ -5,6 +5,7 @@ A program takes journalctl's place, and writes as it does (``journalctl --output
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -112,9 +113,19 @@ def test_journalctl_that_ends_in_a_line_is_an_error(journal: Journal) -> None:
 
 def test_journal_entries_become_lines() -> None:
     started = {"__REALTIME_TIMESTAMP": "1500000", "MESSAGE_ID": output._STARTED, "_PID": "1", "MESSAGE": "Started x."}
-    assert output._of_journal(started) == Line("start", 1.5, start=True)
-    assert output._of_journal({**started, "_PID": "7"}) == Line("Started x.", 1.5)
-    assert output._of_journal({**started, "_PID": "7", "MESSAGE": [97, 255]}) == Line("a\ufffd", 1.5)
-    assert output._of_journal({**started, "_PID": "7", "MESSAGE": None}) == Line("", 1.5)
+
+    def line(**changes: object) -> Line:
+        return output._of_journal(json.dumps({**started, **changes}).encode())
+
+    assert line() == Line("start", 1.5, start=True)
+    assert line(_PID="7") == Line("Started x.", 1.5)
+    assert line(_PID="7", MESSAGE=[97, 255]) == Line("a\ufffd", 1.5)
+    assert line(_PID="7", MESSAGE=None) == Line("", 1.5)
+    for changes in (
+        {"MESSAGE": [[1]], "_PID": "7"},
+        {"MESSAGE": [256], "_PID": "7"},
+        {"__REALTIME_TIMESTAMP": "9" * 20},
+    ):
+        assert line(**changes) == Line(output.UNREADABLE, None), "it costs no other line"
     (told,) = output.shown([Line("a\n1970-01-01T00:00:00.000+00:00 = start", 1.5)], times=True)
     assert "\n" not in told

@@ -148,9 +148,9 @@ def problems(section: dict) -> list[str]:
 def test_an_unknown_runtime_is_an_error_with_its_path() -> None:
     (message,) = problems({"environments": {"web": {**ENVIRONMENT, "runtime": "docker"}}})
     assert message == (
-        "netspace:environments:web:runtime: 'docker' is no runtime of images; choose from crun, runc, runsc"
+        "netspace:environments:web:runtime: 'docker' is not a runtime for images; choose from crun, runc, runsc"
     )
-    assert problems({"runtimes": {"default": "x"}})[0].startswith("netspace:runtimes:default: 'x' is no runtime")
+    assert problems({"runtimes": {"default": "x"}})[0].startswith("netspace:runtimes:default: 'x' is not a runtime")
     assert problems({"runtimes": {"runx": {}}}) == ["netspace:runtimes:runx: unknown; did you mean runc?"]
     (message,) = problems({"runtimes": {"runsc": {"platfrom": "kvm"}}})
     assert message == "netspace:runtimes:runsc:platfrom: unknown; did you mean platform?"
@@ -163,9 +163,9 @@ def test_an_unknown_runtime_is_an_error_with_its_path() -> None:
 @pytest.mark.parametrize(
     ("runtime", "limits", "expected"),
     [
-        ("crun", {"pids": 1}, {"limits:pids": "crun needs some itself: at least 2"}),
-        ("runsc", {"pids": 47}, {"limits:pids": "runsc needs some itself: at least 48"}),
-        ("runsc", {"memory": "23M", "pids": 48}, {"limits:memory": "runsc needs some itself: at least 24M"}),
+        ("crun", {"pids": 1}, {"limits:pids": "crun itself needs a part; give at least 2"}),
+        ("runsc", {"pids": 47}, {"limits:pids": "runsc itself needs a part; give at least 48"}),
+        ("runsc", {"memory": "23M", "pids": 48}, {"limits:memory": "runsc itself needs a part; give at least 24M"}),
         ("runsc", {"memory": "24M", "pids": 48}, {}),
         ("crun", {"memory": "4M", "pids": 2}, {}),
     ],

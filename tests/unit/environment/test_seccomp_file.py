@@ -151,7 +151,7 @@ def test_only_a_plain_file_that_nobody_else_can_change_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["file:", "file:p.json", "file:/a/../b", "loose", "xfile:/a", "file:/a\0"])
 def test_a_name_that_names_nothing_is_refused(name):
-    with pytest.raises(SpecError, match="is no profile"):
+    with pytest.raises(SpecError, match="is not a profile"):
         parse.declaration({"environments": {"web": {"image": "tar:/x", "seccomp": name}}})
 
 

@@ -40,20 +40,20 @@ def problems(**keys: Any) -> dict[str, str]:
     ("key", "value", "message"),
     [
         ("kernel", "clock.elf", "expected an absolute path"),
-        ("image", "tar:/x", "takes the place of an image"),
-        ("command", ["/x"], "a kernel is the program"),
+        ("image", "tar:/x", "either an image or a kernel"),
+        ("command", ["/x"], "a kernel has no command"),
         ("env", {"A": "b"}, "no variables"),
         ("working_dir", "/x", "no folders"),
         ("volumes", [{"target": "/x", "size": "64M"}], "no folders"),
-        ("read_only", True, "no root to write to"),
-        ("target", True, "no other program to run in a kernel"),
-        ("seccomp", "standard", "a profile of its own"),
-        ("limits", {"memory": "128M", "pids": 7}, "qemu needs some itself: at least 8"),
-        ("args", ["a", "b c"], "'b c' would be another under qemu"),
-        ("args", ["a", ""], "'' would be another under qemu"),
-        ("args", ["a", "b\u00a0c"], "would be another under qemu"),
-        ("args", ["a", "b\x1bc"], "would be another under qemu"),
-        ("runtime", "crun", "'crun' is no runtime of kernels; choose from qemu, solo5"),
+        ("read_only", True, "no root file system"),
+        ("target", True, "Salt can't run programs in a kernel"),
+        ("seccomp", "standard", "has its own profile"),
+        ("limits", {"memory": "128M", "pids": 7}, "qemu itself needs a part; give at least 8"),
+        ("args", ["a", "b c"], "'b c': qemu gives a kernel one line"),
+        ("args", ["a", ""], "'': qemu gives a kernel one line"),
+        ("args", ["a", "b\u00a0c"], "qemu gives a kernel one line"),
+        ("args", ["a", "b\x1bc"], "qemu gives a kernel one line"),
+        ("runtime", "crun", "'crun' is not a runtime for kernels; choose from qemu, solo5"),
     ],
 )
 def test_what_a_kernel_cannot_have_is_an_error_with_its_path(key: str, value: Any, message: str) -> None:
@@ -63,9 +63,9 @@ def test_what_a_kernel_cannot_have_is_an_error_with_its_path(key: str, value: An
 def test_its_interface_is_a_tap_device_and_it_has_memory_beside_its_tender() -> None:
     assert "use tap" in problems(interface={"kind": "veth"})["interface:kind"]
     assert problems(limits={"memory": "96M"}) == {
-        "limits:memory": "a kernel under qemu needs 104M, 96M of it the tender"
+        "limits:memory": "a kernel under qemu needs at least 104M, of which qemu itself takes 96M"
     }
-    assert "no root to write to" in problems(limits={"memory": "256M", "disk": "64M"})["limits:disk"]
+    assert "no root file system" in problems(limits={"memory": "256M", "disk": "64M"})["limits:disk"]
     small = {"environments": {"clock": {**KERNEL, "limits": {"memory": "32M"}, "runtime": "solo5"}}}
     assert parse.declaration(small).environments["clock"].kernel == "/srv/clock.elf"
     with pytest.raises(SpecError, match="web:image: missing"):

@@ -132,20 +132,30 @@ def test_refused_with_the_path(kind: str, more: dict[str, Any], key: str, said: 
 @pytest.mark.parametrize(
     ("one", "other", "key", "said"),
     [
-        (declared("macvlan"), declared("macvlan", ipv4="198.51.100.7/25"), "ipv4", "198.51.100.7 on eth1 is a's"),
+        (
+            declared("macvlan"),
+            declared("macvlan", ipv4="198.51.100.7/25"),
+            "ipv4",
+            "198.51.100.7 on eth1 already belongs to a",
+        ),
         (declared("ipvlan"), declared("ipvlan"), "ipv4", "198.51.100.7 on eth1"),
         (declared("bridge"), declared("bridge"), "ipv4", "198.51.100.7 on br0"),
-        (declared("vlan"), declared("vlan", ipv4="198.51.100.8/24"), "id", "vlan 7 on eth1 is a's"),
-        (declared("vxlan"), declared("vxlan", remote="203.0.113.3"), "id", "vxlan 42 at UDP port 4789 is a's"),
+        (declared("vlan"), declared("vlan", ipv4="198.51.100.8/24"), "id", "vlan 7 on eth1 already belongs to a"),
+        (
+            declared("vxlan"),
+            declared("vxlan", remote="203.0.113.3"),
+            "id",
+            "vxlan 42 at UDP port 4789 already belongs to a",
+        ),
         (
             declared("wireguard", listen_port=51820),
             declared("wireguard", listen_port=51820),
             "listen_port",
-            "UDP port 51820 is a's",
+            "UDP port 51820 already belongs to a",
         ),
         (declared("vxlan"), declared("wireguard", listen_port=4789), "listen_port", "UDP port 4789 is wireguard's"),
         (declared("macvlan"), declared("ipvlan", ipv4="198.51.100.8/24"), "kind", "the use of eth1 is ipvlan here"),
-        (declared("ipvlan"), declared("ipvlan", ipv4="198.51.100.8/24", mode="l3"), "mode", "must be the same"),
+        (declared("ipvlan"), declared("ipvlan", ipv4="198.51.100.8/24", mode="l3"), "mode", "give both the same value"),
     ],
 )
 def test_what_two_cannot_have_is_refused_with_the_path(
@@ -316,7 +326,7 @@ def test_a_single_one_is_refused_what_another_has_that_stands() -> None:
     now = done(KIND.plan(DesiredInterfaces(interfaces={"a": parse.interface(declared("vlan"))}), host()), host())
     plan = KIND.plan(DesiredInterfaces(interfaces={"b": parse.interface(declared("vlan"))}), now)
     assert not plan.steps
-    assert plan.refusals[0].message == "vlan 7 on eth1 is a's already"
+    assert plan.refusals[0].message == "vlan 7 on eth1 already belongs to a"
     # ...unless that one goes in the same run.
     plan = KIND.plan(DesiredInterfaces(interfaces={"b": parse.interface(declared("vlan"))}), now, {"a"})
     assert not plan.refusals

@@ -178,7 +178,7 @@ def test_unasked_name_is_told_without_a_code() -> None:
 @pytest.mark.parametrize(
     ("rule", "path", "message"),
     [
-        ({"direction": "in", "name": NAME}, "allow:0:name", "isn't known by name"),
+        ({"direction": "in", "name": NAME}, "allow:0:name", "can't select incoming"),
         ({"direction": "out"}, "allow:0", "cidr or name is missing"),
         ({"direction": "out", "name": "deb"}, "allow", "expected a full name"),
         ({"direction": "out", "name": "10.0.0.1"}, "allow", "expected a full name"),

@@ -163,7 +163,10 @@ def keyed(known: Authority) -> Any:
 
 
 def issued(known: Authority, host: str = IDS["h2"], **odd: Any) -> str:
-    """Return an endorser's certificate by *known*, and those above it, with unusual parts."""
+    """Return an endorser's certificate that *known* issued, followed by the certificates above it.
+
+    *odd* replaces parts of the endorser's certificate.
+    """
     key = odd.get("key") or ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names = [x509.UniformResourceIdentifier(name) for name in odd.get("names", [f"{host}/seals"])]

@@ -143,10 +143,10 @@ def test_both_ends_are_told_the_same_names():
     [
         ({"to": "orders@h2"}, {"host": None}, "broker:host is missing"),
         ({"to": "orders@h2"}, {"names_key": None}, "broker:names_key is missing"),
-        ({"to": "web@h2"}, {}, "both ends have one name"),
-        ({"to": "shop@h2"}, {}, "this host has an environment of that name too"),
+        ({"to": "web@h2"}, {}, "both ends have the same name"),
+        ({"to": "shop@h2"}, {}, "this host has an environment of the same name"),
         ({"to": "orders@h2", "seal": True}, {}, "have no authorities"),
-        ({"to": "orders@h2", "via": "buffered"}, {}, "nothing lies between them"),
+        ({"to": "orders@h2", "via": "buffered"}, {}, "both ends are on one broker"),
     ],
 )
 def test_what_can_not_be_on_a_shared_broker_is_told(link, more, why):

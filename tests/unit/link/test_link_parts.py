@@ -1,4 +1,4 @@
-"""Configurations as they are rendered, the management client, and plans without a broker."""
+"""Rendered configurations, the management client, and plans without a broker."""
 
 from __future__ import annotations
 
@@ -364,12 +364,27 @@ class Answers:
         return self.answers[path]
 
 
+def test_guard_that_is_missing_among_plugins_is_told():
+    node = {"name": "rabbit@one", "running": True, "uptime": 61_000}
+    others = [{"name": "rabbit", "version": "4.0.5"}]
+    for listed, own, told in (
+        (others, True, ["guard-down"]),
+        (others, False, []),
+        ([*others, {"name": "netspace_guard", "version": "1.0.0"}], True, []),
+        ([], True, []),  # it was just started, and has not looked at itself yet
+        (None, True, []),
+    ):
+        found = health._alarms(Answers(nodes=[{**node, "applications": listed}]), own)
+        assert [one.key for one in found] == told, (listed, own)
+    assert health._alarms(Answers(nodes=[{**node, "uptime": 9_000, "applications": others}]), True) == [], "it starts"
+
+
 def test_alarms_of_a_broker_are_told():
     node = {"name": "rabbit@one", "running": True, "mem_alarm": False, "disk_free_alarm": False}
-    assert health._alarms(Answers(nodes=[node])) == []
+    assert health._alarms(Answers(nodes=[node]), False) == []
     for about, code in (({"mem_alarm": True}, "memory-alarm"), ({"disk_free_alarm": True}, "disk-alarm")):
-        assert [one.key for one in health._alarms(Answers(nodes=[{**node, **about}]))] == [f"{code}:rabbit@one"]
-    assert [one.key for one in health._alarms(Answers(nodes=[node, {**node, "running": False}]))] == [
+        assert [one.key for one in health._alarms(Answers(nodes=[{**node, **about}]), False)] == [f"{code}:rabbit@one"]
+    assert [one.key for one in health._alarms(Answers(nodes=[node, {**node, "running": False}]), False)] == [
         "node-down:rabbit@one"
     ]
 

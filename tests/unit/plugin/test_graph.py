@@ -133,7 +133,11 @@ def test_graph_and_questions_are_of_a_declaration() -> None:
     assert ("web", "orders", "requests") in arrows and ("orders", "web") not in {arrow[:2] for arrow in arrows}
     with pytest.raises(NetspaceError, match="choose from dot, mermaid, html"):
         reach.graph(Host(Layout()), "svg", declared)
-    for end, problem in {"127.0.0.1": "no machine outside", "1.2.3": "name an environment", "wep": "mean web"}.items():
+    for end, problem in {
+        "127.0.0.1": "machines outside can't have",
+        "1.2.3": "name an environment",
+        "wep": "mean web",
+    }.items():
         with pytest.raises(NetspaceError, match=problem):
             reach.can(Host(Layout()), end, "orders", declared)
     with pytest.raises(NetspaceError, match="neither is an environment of this host"):

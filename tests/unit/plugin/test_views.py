@@ -279,6 +279,19 @@ def test_paths_have_the_direct_ones_first() -> None:
     assert shown({"paths_to": "orders", "paths": []}) == "  nobody can reach orders"
 
 
+def test_refusals_have_counts_times_and_reasons() -> None:
+    row = {"kind": "packets", "what": "out: tcp to 198.51.100.7, port 443", "count": 12, "first": NOW - 7200,
+           "last": NOW - 60, "permitted_now": False, "why": ""}  # fmt: skip
+    never = row | {"what": "out: 132", "why": "no rule lets this protocol pass"}
+    found = {"refusals_of": "web", "not_recorded": {"files": "the kernel tells nobody"}, "rows": [row, never]}
+    text = shown(found)
+    assert "files: not recorded: the kernel tells nobody" in text
+    assert re.search(r"packets +out: tcp to 198.51.100.7, port 443 +12 +2 h +1 min", text)
+    assert "no rule lets this protocol pass" in text
+    assert "no refusal is known" in shown(found | {"rows": []})
+    assert "permitted by now" in shown(found | {"rows": [row | {"permitted_now": True}]})
+
+
 def test_explanation_is_one_screen_with_its_command_last() -> None:
     assert shown(EXPLANATION) == (
         "  web does not run: it was killed for lack of memory; restarted 6 times\n"

@@ -74,7 +74,7 @@ def test_bounds_out_of_bounds(key: str, bounds: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("key", "reason"),
-    [("priority", "queue of their own")],
+    [("priority", "queues of their own")],
 )
 def test_what_nothing_enforces_is_refused_with_the_reason(key: str, reason: str) -> None:
     with pytest.raises(SpecError, match=f"link:{key}: .*{reason}"):
@@ -116,7 +116,7 @@ def test_link_in_memory_is_refused_where_it_must_keep() -> None:
     value = {"environments": {"web": {"image": "tar:/x.tar"}}, "broker": broker, "links": [buffered]}
     assert "links" not in problems(value)
     value["links"] = [{**buffered, "durable": False}]
-    assert "netspace:links:0:durable: a buffered link keeps its messages" in problems(value)
+    assert "netspace:links:0:durable: a buffered link must keep messages" in problems(value)
 
 
 def test_link_in_memory_is_refused_on_a_cluster() -> None:
@@ -131,7 +131,7 @@ def test_link_in_memory_is_refused_on_a_cluster() -> None:
     value: dict[str, Any] = {"environments": names, "broker": cluster, "links": [ENDS]}
     assert problems(value) == ""
     value["links"] = [{**ENDS, "durable": False}]
-    assert "netspace:links:0:durable: a queue in memory is on one node" in problems(value)
+    assert "netspace:links:0:durable: a queue in memory is lost with its node" in problems(value)
 
 
 def problems(value: dict[str, Any]) -> str:

@@ -66,15 +66,15 @@ def test_names_that_mean_one_environment_are_accepted(links: list[dict[str, Any]
     [
         (
             [to("orders", "shop"), to("audit", "shop")],
-            "netspace:links:1:as: shop is what web calls orders already; remove that link, or choose another name",
+            "netspace:links:1:as: web already uses shop for orders; remove that link, or choose another name",
         ),
         (
             [to("orders", "audit"), to("audit")],
-            "netspace:links:0:as: audit is another environment that web is linked with; choose another name",
+            "netspace:links:0:as: web has a link with another environment named audit; choose another name",
         ),
         (
             [to("web", sender="audit"), to("orders", "audit")],  # it receives by that name
-            "netspace:links:1:as: audit is another environment that web is linked with; choose another name",
+            "netspace:links:1:as: web has a link with another environment named audit; choose another name",
         ),
     ],
 )

@@ -106,7 +106,7 @@ def test_what_is_encoded_parses_to_the_same():
             "paused",
             "netspace:environments:web:state: 'paused' is not possible here; choose from running, stopped",
         ),
-        ("environments:web:seccomp", "none", "netspace:environments:web:seccomp: 'none' is no profile"),
+        ("environments:web:seccomp", "none", "netspace:environments:web:seccomp: 'none' is not a profile"),
         (
             "environments:web:attestation",
             {"policy": "maybe"},
@@ -128,8 +128,8 @@ def test_what_is_encoded_parses_to_the_same():
             [{"source": "/srv/a", "target": "/data/in"}, {"source": "/srv/b", "target": "/data"}],
             "netspace:environments:web:volumes:1:target: /data would cover /data/in",
         ),
-        ("attestation:pcrs", [24], "netspace:attestation:pcrs:0: 24 is no PCR"),
-        ("network", {"ipv4": "fd00::/64"}, "netspace:network:ipv4: fd00::/64 is no IPv4 network"),
+        ("attestation:pcrs", [24], "netspace:attestation:pcrs:0: 24 is not a PCR"),
+        ("network", {"ipv4": "fd00::/64"}, "netspace:network:ipv4: fd00::/64 is not an IPv4 network"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_path_and_remedy(path, value, message):
@@ -194,8 +194,10 @@ def test_no_password_crosses_a_network_in_clear(host):
     for key, url in (("url", f"amqp://{host}:5672"), ("management", f"http://{host}:15672")):
         for value, where in ((url, key), ([secure[key], url], f"{key}:1")):
             (problem,) = refusal(changed("broker", {**secure, key: value}))
-            assert problem.startswith(f"netspace:broker:{where}: {url.partition('://')[0]}:// to another host tells")
-            assert "have it take" in problem
+            assert problem.startswith(
+                f"netspace:broker:{where}: {url.partition('://')[0]}:// to another host sends passwords"
+            )
+            assert "; use " in problem
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "[::1]", "localhost"])
@@ -266,7 +268,7 @@ def test_a_path_is_never_handed_to_two_environments(first, second):
 
 def test_two_ports_of_the_broker_are_two():
     assert refusal(changed("broker", {"kind": "local", "port": 15682})) == [
-        "netspace:broker:management_port: 15682 is port already"
+        "netspace:broker:management_port: 15682 is already used as port"
     ]
     # What is ignored is in nobody's way.
     assert parse.declaration(changed("broker", {"kind": "local", "port": 4379})).broker.port == 4379
@@ -311,7 +313,7 @@ def test_a_volume_never_covers_what_netspace_mounts(target):
 def test_one_address_is_never_given_twice():
     data = changed("environments:web:interface", {"kind": "veth", "ipv4": "10.203.0.9"})
     data["environments"]["orders"]["interface"] = {"kind": "veth", "ipv4": "10.203.0.9"}
-    assert refusal(data) == ["netspace:environments:web:interface:ipv4: 10.203.0.9 is orders's already"]
+    assert refusal(data) == ["netspace:environments:web:interface:ipv4: 10.203.0.9 already belongs to orders"]
     data["environments"]["orders"]["interface"] = {"kind": "veth", "ipv4": "203.0.113.9"}
     assert "is outside of netspace:network:ipv4" in refusal(data)[0]
 
@@ -373,21 +375,25 @@ HEALTH = "environments:web:health"
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (HEALTH, {}, "netspace:environments:web:health: needs one of exec"),
-        (HEALTH, {"exec": ["/x"], "mailbox": True}, "netspace:environments:web:health: needs one of exec"),
+        (HEALTH, {}, "netspace:environments:web:health: give either exec"),
+        (HEALTH, {"exec": ["/x"], "mailbox": True}, "netspace:environments:web:health: give either exec"),
         (HEALTH, {"exec": [""]}, "netspace:environments:web:health:exec:0: empty"),
         (HEALTH, {"exec": ["/x"], "interval": 0}, "netspace:environments:web:health:interval: 0.0 is out of"),
         (HEALTH, {"exec": ["/x"], "timeout": float("nan")}, "netspace:environments:web:health:timeout: nan is out"),
         (HEALTH, {"exec": ["/x"], "retries": 0}, "netspace:environments:web:health:retries: 0 is out of"),
         (HEALTH, {"exec": ["/x"], "intervall": 1}, "health:intervall: unknown; did you mean interval?"),
-        (HEALTH, {"mailbox": True}, "netspace:environments:web:health:mailbox: no link leads to web"),
+        (HEALTH, {"mailbox": True}, "netspace:environments:web:health:mailbox: web has no mailbox"),
         ("environments:web:after", ["orders", "orders"], "netspace:environments:web:after:1: 'orders' is listed twice"),
         (
             "environments:web:after",
             ["order"],
             "netspace:environments:web:after:0: there is no environment order; did you mean orders?",
         ),
-        ("environments:web:after", ["web"], "netspace:environments:web:after:0: they would wait for each other"),
+        (
+            "environments:web:after",
+            ["web"],
+            "netspace:environments:web:after:0: these environments would wait for each other",
+        ),
         ("environments:web:update", {"deadline": 0}, "netspace:environments:web:update:deadline: 0.0 is out of"),
     ],
 )
@@ -400,7 +406,9 @@ def test_a_circle_is_told_with_all_that_is_in_it() -> None:
     data["environments"]["orders"]["after"] = ["mail"]
     data["environments"]["mail"] = {"image": "tar:/x.tar", "after": ["web"]}
     (line,) = refusal(data)
-    assert line.startswith("netspace:environments:orders:after:0: they would wait for each other: ")
+    assert line.startswith(
+        "netspace:environments:orders:after:0: these environments would wait for each other; remove one 'after': "
+    )
     assert line.endswith("orders after mail after web after orders")
 
 

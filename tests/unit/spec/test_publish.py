@@ -71,10 +71,10 @@ def test_anything_else_is_refused_and_nothing_else_happens(text: str) -> None:
         ("[::]:80:80", "leave it out"),
         ("127.0.0.1:80:80", "loopback"),
         ("[::1]:80:80", "loopback"),
-        ("224.0.0.1:80:80", "no address by which one host"),
-        ("255.255.255.255:80:80", "no address by which one host"),
-        ("[fe80::1]:80:80", "no address by which one host"),
-        ("[::ffff:198.51.100.1]:80:80", "no address by which one host"),
+        ("224.0.0.1:80:80", "other hosts can't reach this kind"),
+        ("255.255.255.255:80:80", "other hosts can't reach this kind"),
+        ("[fe80::1]:80:80", "other hosts can't reach this kind"),
+        ("[::ffff:198.51.100.1]:80:80", "other hosts can't reach this kind"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_path(value: object, said: str) -> None:
@@ -155,7 +155,8 @@ def test_both_paths_are_named() -> None:
     said = problems(whole(web=veth("80:80", "443:8443"), shop=veth("198.51.100.1:443:80")))
     assert said == {
         "netspace:environments:shop:interface:publish:0": (
-            "198.51.100.1:443/tcp: netspace:environments:web:interface:publish:1 has 443/tcp already; take another port"
+            "198.51.100.1:443/tcp: netspace:environments:web:interface:publish:1 already uses 443/tcp; "
+            "choose another port"
         )
     }
     assert "netspace:environments:web:interface:publish:1" in problems(whole(web=veth("80:80", "80:81")))
@@ -181,7 +182,7 @@ def test_the_brokers_ports_are_its_own(broker: dict[str, Any], listed: str, of: 
     said = problems({**whole(web=veth(listed)), "broker": {"kind": "local", **broker, **named}})
     assert bool(said) == bool(of)
     if of:
-        assert f"netspace:broker:{of} has" in said["netspace:environments:web:interface:publish:0"]
+        assert f"netspace:broker:{of} already uses" in said["netspace:environments:web:interface:publish:0"]
 
 
 def test_tunnel_that_comes_later_takes_no_published_port() -> None:
@@ -190,7 +191,7 @@ def test_tunnel_that_comes_later_takes_no_published_port() -> None:
     tunnel = {"kind": "wireguard", "listen_port": 21820, "ipv4": "10.7.0.1/24"}
     new = {"far": parse.interface({**tunnel, "peers": [{"public_key": key, "allowed_ips": ["10.7.0.0/24"]}]})}
     told = publish.listening(new, there)
-    assert told == {"far": "21820/udp: web has it published as 21820/udp already; take another port"}
+    assert told == {"far": "21820/udp: web already publishes it as 21820/udp; choose another port"}
     assert publish.listening(new, {"db": there["db"]}) == {}
 
 
@@ -200,7 +201,7 @@ def test_ports_of_tunnels_are_their_own() -> None:
     tunnel = {"kind": "wireguard", "listen_port": 21820, "ipv4": "10.7.0.1/24", "peers": peers}
     where = "netspace:environments:web:interface:publish:0"
     said = problems(whole(web=veth("21820:80/udp"), far=tunnel))
-    assert "netspace:environments:far:interface:listen_port has 21820/udp" in said[where]
+    assert "netspace:environments:far:interface:listen_port already uses 21820/udp" in said[where]
     wide = {"kind": "vxlan", "id": 7, "remote": "198.51.100.2", "ipv4": "10.9.0.7/24"}
     assert where in problems(whole(web=veth("4789:80/udp"), far=wide))
     assert not problems(whole(web=veth("4789:80", "21820:80"), far=wide, farther=tunnel))

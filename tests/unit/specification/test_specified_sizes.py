@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+from support.fleet.fleets import published, written
 from support.specification import bound, largest
 
 from netspace import files
 from netspace.attestation.logs import eventlog, ima
 from netspace.errors import NetspaceError
+from netspace.fleet import parse as fleet_parse
+from netspace.fleet.published import Register
 from netspace.spec import parse
 from netspace.supervision import process
 from netspace.supervision.daemon import protocol
@@ -98,3 +103,37 @@ def test_largest_list_of_ima() -> None:
 
 def test_largest_number_of_threads_whose_sleep_is_looked_at() -> None:
     assert bound("largest.threads") == process.MOST_ASLEEP  # tests/unit/supervision/test_asleep.py tries more
+
+
+def test_largest_number_of_files_of_a_fleet(tmp_path: Path) -> None:
+    def refusal(size: int) -> str:
+        names = [f"{number}.yaml" for number in range(size - 1)]
+        (tmp_path / "fleet.yaml").write_text(yaml.safe_dump({"include": names}))
+        for name in names:
+            (tmp_path / name).write_text("links: []")
+            os.utime(tmp_path / name, (1, 1))  # long ago, so that nobody waits for the clock
+        return "; ".join(map(str, written(tmp_path).check().problems))
+
+    largest("largest.fleet-files", refusal)
+
+
+def test_largest_number_of_terms_of_a_fleet() -> None:
+    def refusal(size: int) -> str:
+        try:
+            fleet_parse.fleet({"fleet.yaml": {"environments": {"web": {"on": ["h*"] * size}}}})
+        except NetspaceError as err:
+            return str(err)
+        return ""
+
+    largest("largest.fleet-terms", refusal)
+
+
+def test_largest_record_of_a_fleets_host(tmp_path: Path) -> None:
+    def refusal(size: int) -> str:
+        register = Register(tmp_path / "hosts")
+        register.write(published(["h1"])["h1"])
+        path = register.path("h1")
+        path.write_text(path.read_text().ljust(size))
+        return "; ".join(register.read_all()[1])
+
+    largest("largest.fleet-record-bytes", refusal)

@@ -1,4 +1,7 @@
-"""SPECIFICATION.md: calls within the library for planning and compiling, whatever the machine and Python's version."""
+"""The bounds of SPECIFICATION.md on calls of the library's own functions, for planning and compiling.
+
+These counts depend neither on the machine nor on Python's version.
+"""
 
 from __future__ import annotations
 

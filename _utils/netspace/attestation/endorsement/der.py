@@ -1,8 +1,9 @@
 """Reader for the DER that makers of TPMs write: elements, concatenated certificates, and unsorted sets.
 
-Some makers (Nuvoton among them) write a SET OF with unsorted members, which X.690, 11.6, forbids and ``cryptography``
-refuses. :func:`with_sorted_sets` returns a copy that can be read. The copy's signed part differs from the original's,
-so **signatures are checked over the original bytes** (:func:`signed_part`), never over the copy.
+Some makers (Nuvoton among them) write a SET OF with unsorted members. X.690, 11.6, forbids that, and ``cryptography``
+refuses such certificates. :func:`with_sorted_sets` returns a copy that ``cryptography`` can read. The signed part of
+the copy differs from the original's, so **signatures are checked over the original bytes** (:func:`signed_part`), never
+over the copy.
 
 The reader accepts only definite lengths and tags of one byte. Every element must end within the element around it.
 """
@@ -33,7 +34,7 @@ class Element(NamedTuple):
 
 
 class Pem(NamedTuple):
-    """The contents of PEM blocks in their order, and the problems of the damaged ones."""
+    """The contents of all PEM blocks in a text, in order, and a problem for each damaged block."""
 
     contents: list[bytes]
     problems: list[str]
@@ -47,11 +48,11 @@ def from_pem(text: bytes) -> Pem:
         place = f"PEM at byte {(begun or boundary).start()}"
         if boundary[1] == b"BEGIN":
             if begun is not None:
-                found.problems.append(f"{place}: a block that does not end")
+                found.problems.append(f"{place}: the block has no END line")
             begun = boundary
             continue
         if begun is None or begun[2] is None or begun[2] != boundary[2]:
-            found.problems.append(f"{place}: a block whose first and last lines are not a pair")
+            found.problems.append(f"{place}: the END line does not match a BEGIN line")
         else:
             try:
                 found.contents.append(_base64(text[begun.end() : boundary.start()]))
@@ -59,7 +60,7 @@ def from_pem(text: bytes) -> Pem:
                 found.problems.append(f"{place}: {err}")
         begun = None
     if begun is not None:
-        found.problems.append(f"PEM at byte {begun.start()}: a block that does not end")
+        found.problems.append(f"PEM at byte {begun.start()}: the block has no END line")
     return found
 
 
@@ -71,7 +72,7 @@ def _base64(body: bytes) -> bytes:
 
 
 def element(data: bytes, at: int, end: int) -> Element:
-    """Return the element of *data* that begins at offset *at* and ends at *end* or before.
+    """Return the element of *data* that begins at offset *at* and ends at offset *end* or before it.
 
     :raises ValueError: when there is no such element.
     """
@@ -95,7 +96,7 @@ def element(data: bytes, at: int, end: int) -> Element:
 def elements(data: bytes, at: int, end: int) -> Iterator[Element]:
     """Yield the elements of *data* from offset *at* to *end*.
 
-    :raises ValueError: when elements don't fill that range exactly.
+    :raises ValueError: when the elements don't end exactly at *end*.
     """
     while at < end:
         found = element(data, at, end)
@@ -104,11 +105,11 @@ def elements(data: bytes, at: int, end: int) -> Iterator[Element]:
 
 
 def split(data: bytes, most: int) -> list[bytes]:
-    """Return the concatenated certificates in *data*, at most *most*. Padding may follow the last one.
+    """Split *data* into the certificates that it consists of, at most *most*. Padding may follow the last certificate.
 
     A TPM's NV indices hold a chain in this form (TCG EK Credential Profile 2.5, 2.2.1.5.2).
 
-    :raises ValueError: when *data* does not begin with a certificate, or one is cut off.
+    :raises ValueError: when *data* does not begin with a certificate, or a certificate is cut off.
     """
     found: list[bytes] = []
     at = 0
@@ -122,9 +123,10 @@ def split(data: bytes, most: int) -> list[bytes]:
 
 
 def signed_part(data: bytes) -> bytes:
-    """Return the signed part of the certificate or revocation list *data* (RFC 5280, 4.1.1).
+    """Return the signed part of a certificate or revocation list (RFC 5280, 4.1.1).
 
-    :raises ValueError: when *data* is neither of them, or names two algorithms.
+    :param data: the certificate or revocation list, as DER.
+    :raises ValueError: when *data* is neither of the two, or when it names two different signature algorithms.
     """
     whole = element(data, 0, len(data))
     if whole.tag != SEQUENCE or whole.end != len(data):
@@ -144,7 +146,9 @@ def signed_part(data: bytes) -> bytes:
 
 
 def with_sorted_sets(data: bytes) -> bytes:
-    """Return *data* with the members of every SET in the order of X.690, 11.6: for reading, never for verifying.
+    """Return *data* with the members of every SET sorted (X.690, 11.6).
+
+    Use the result for reading, never for verifying.
 
     :raises ValueError: when *data* is not DER of at most :data:`MAX_DEPTH` levels.
     """
@@ -152,9 +156,9 @@ def with_sorted_sets(data: bytes) -> bytes:
 
 
 def with_sorted_issuer(data: bytes) -> bytes:
-    """Return a revocation list with only its issuer's name sorted, since the rest may be megabytes of entries.
+    """Return a revocation list in which the issuer's name is sorted. The entries, perhaps megabytes, are not parsed.
 
-    :raises ValueError: when *data* is no revocation list.
+    :raises ValueError: when *data* is not a revocation list.
     """
     whole = element(data, 0, len(data))
     signed = element(data, whole.content, whole.end)

@@ -1,17 +1,17 @@
 """Check that a TPM's endorsement certificate chains to a root that the operator trusts.
 
-This is RFC 5280 path validation, limited to what TCG's EK Credential Profile 2.5 needs. ``cryptography`` checks the
-signatures and decodes certificates and names. Its own path building (``cryptography.x509.verification``) refuses real
-makers' certificates under any policy: Nuvoton's for the order of their names, Infineon's and ST's intermediates for a
-critical certificatePolicies extension.
+This is RFC 5280 path validation, limited to the needs of TCG's EK Credential Profile 2.5. ``cryptography`` checks the
+signatures and decodes certificates and names. Its own path building (``cryptography.x509.verification``) refuses
+certificates of real makers under any policy: Nuvoton's because of the order of their names, Infineon's and ST's
+intermediates because of a critical certificatePolicies extension.
 
-Some makers write names in an order that DER forbids, so fields are read from a copy in the right order
+Some makers write names in an order that DER forbids, so fields are read from a sorted copy
 (``netspace.attestation.endorsement.der``). Signatures are checked over the bytes that the maker signed.
 
 This module fetches nothing. Intermediates come with the evidence or lie among the roots. Revocation lists are files
-that the operator puts beside the roots; the module ignores the address of a list in a certificate. An expired list
-still revokes its entries, but says nothing about the maker's other certificates, so the module trusts none of them. It
-doesn't check the certificates of a maker without a list for revocation.
+that the operator puts beside the roots; the module ignores the address of a list in a certificate. The entries of an
+expired list still count as revoked. All other certificates of that list's maker are refused until there is a newer
+list. If a maker has no list, its certificates are not checked for revocation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ MAX_LIST = 16 * 1024 * 1024
 
 
 class Untrusted(NetspaceError):
-    """There is no valid path to a root. The host gets only the level that it has without a trusted certificate."""
+    """Error: the certificate has no valid path to a root.
+
+    The host gets only the level of a host without a certificate.
+    """
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,11 @@ def public_key(certificate: bytes) -> object:
 def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: float, lists: Sequence[bytes] = ()) -> None:
     """Check that the DER certificate *leaf* chains to one of *roots*.
 
-    :param chain: DER intermediates from the evidence. The roots must vouch for them; an unreadable one counts as
-        absent.
+    :param chain: DER intermediates from the evidence. A root must vouch for each; unreadable intermediates are ignored.
     :param roots: DER certificates that the operator trusts.
     :param now: seconds since the epoch.
     :param lists: makers' revocation lists, DER, as :func:`revocations` returns them.
-    :raises Untrusted: when there is no valid path; the message says why.
+    :raises Untrusted: when there is no valid path; the message has the reason.
     :raises RevokedEndorsementCertificate: when an issuer revoked a certificate of the path.
     """
     if not roots:
@@ -114,7 +116,7 @@ def check(leaf: bytes, chain: Sequence[bytes], roots: Sequence[bytes], now: floa
 def readable(data: bytes) -> bytes:
     """Return the DER certificate *data* unchanged.
 
-    :raises NetspaceError: when it can't be read.
+    :raises NetspaceError: when *data* can't be read as a certificate.
     """
     if len(data) > MAX_CERTIFICATE:
         raise NetspaceError(f"certificate: {len(data)} bytes; at most {MAX_CERTIFICATE} are possible")
@@ -128,7 +130,7 @@ def readable(data: bytes) -> bytes:
 
 
 def described(data: bytes) -> tuple[str, str, float]:
-    """Return a certificate's subject, kind of key, and expiry (seconds since the epoch), for people.
+    """Describe a certificate for people: its subject, kind of key, and expiry (seconds since the epoch).
 
     :param data: a certificate that :func:`readable` returned.
     """
@@ -145,10 +147,10 @@ def described(data: bytes) -> tuple[str, str, float]:
 
 
 def revocations(raw: bytes) -> bytes:
-    """Return a revocation list (PEM or DER) that :func:`check` can use, as DER.
+    """Return a revocation list (PEM or DER) in the form that :func:`check` uses: DER.
 
-    :raises NetspaceError: for anything else. A list with a critical extension covers only some certificates, or only
-        changes to an earlier list (RFC 5280, 5.2). Taken for a complete list, it would hide revocations.
+    :raises NetspaceError: when *raw* is not a complete revocation list. A list with a critical extension covers only
+        some certificates, or only changes to an earlier list (RFC 5280, 5.2), so it would hide revocations.
     """
     if len(raw) > MAX_LIST:
         raise NetspaceError(f"a revocation list of {len(raw)} bytes; at most {MAX_LIST} are possible")
@@ -186,7 +188,10 @@ def _load_list(data: bytes) -> _Signed:
 def _not_revoked(
     certificate: _Signed, issuers: Sequence[_Signed], lists: Sequence[_Signed], when: datetime.datetime
 ) -> None:
-    """Check a certificate by the newest list of each issuer. Issuers with the same name are distinguished by key."""
+    """Check a certificate against the newest list of each issuer.
+
+    Distinguish issuers with the same name by their keys.
+    """
     number: int = certificate.fields.serial_number
     for issuer in issuers:
         subject = issuer.fields.subject
@@ -216,7 +221,7 @@ def _signed_list(found: _Signed, issuer: _Signed) -> bool:
 
 
 def _unsigned(found: _Signed, issuer: _Signed) -> str:
-    """Return why *found* isn't signed by *issuer*; empty when it is."""
+    """Return why the signature of *found* is not one by *issuer*; empty if the signature is valid."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -247,7 +252,10 @@ def _load(data: bytes) -> _Signed:
 
 
 def _readable(data: bytes) -> _Signed | None:
-    """Return an intermediate from the evidence; None if it can't be read: it counts as absent."""
+    """Return an intermediate from the evidence; None if the intermediate can't be read.
+
+    Such an intermediate is ignored.
+    """
     try:
         return _load(readable(data))
     except NetspaceError:
@@ -260,8 +268,8 @@ def _path(
     """Return the shortest path from *leaf* to a root, the root last.
 
     The search is breadth-first. It visits each intermediate once, at its smallest distance from the leaf: a longer path
-    could only violate more of its issuers' pathLenConstraints. So the work grows at most with the square of the number
-    of intermediates.
+    could only violate more pathLenConstraints. So the work grows at most with the square of the number of
+    intermediates.
 
     :raises Untrusted: when there is no path.
     """
@@ -285,7 +293,7 @@ def _path(
 
 
 def _issued(signed: _Signed, by: _Signed, when: datetime.datetime, depth: int) -> str:
-    """Return why *by* is not the valid issuer of the certificate *signed*; empty when it is."""
+    """Return why *by* is not the valid issuer of the certificate *signed*; empty if *by* is the valid issuer."""
     certificate: Certificate = signed.fields
     issuer: Certificate = by.fields
     if issuer.subject != certificate.issuer:
@@ -312,10 +320,10 @@ def _name(certificate: Certificate) -> str:
 
 
 def _check_leaf(certificate: Certificate, when: datetime.datetime) -> None:
-    """Check an endorsement certificate (EK Credential Profile, 3.2).
+    """Check the extensions of an endorsement certificate (EK Credential Profile, 3.2).
 
-    It must not be a CA's. Its key usage, if any, must allow decryption, and its extended key usage, if any, must
-    include tcg-kp-EKCertificate.
+    The certificate must not be a CA's. Its key usage, if present, must allow decryption. Its extended key usage, if
+    present, must include tcg-kp-EKCertificate.
     """
     from cryptography import x509
 
@@ -329,4 +337,4 @@ def _check_leaf(certificate: Certificate, when: datetime.datetime) -> None:
         if isinstance(value, x509.KeyUsage) and not (value.key_encipherment or value.key_agreement):
             raise Untrusted("the endorsement certificate's key usage does not allow decryption")
         if isinstance(value, x509.ExtendedKeyUsage) and _EK_USAGE not in [usage.dotted_string for usage in value]:
-            raise Untrusted("the endorsement certificate is for another use: it lacks tcg-kp-EKCertificate")
+            raise Untrusted("the endorsement certificate is for another use; it lacks tcg-kp-EKCertificate")

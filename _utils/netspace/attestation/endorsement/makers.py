@@ -6,8 +6,8 @@
     roots/*.crl                    their revocation lists, PEM or DER
     roots/ek/<SHA-256>.pem ...     an endorsement certificate that its TPM doesn't hold, and its intermediates
 
-A file in ``ek/`` is named after its first certificate's key (SHA-256 of SubjectPublicKeyInfo, as ``hosts`` shows it).
-The file adds no trust: its certificate must chain to a root, like a certificate from a TPM.
+A file in ``ek/`` is named after the key of its first certificate (SHA-256 of SubjectPublicKeyInfo; ``hosts`` shows this
+digest). The file adds no trust: its certificate must chain to a root, like a certificate from a TPM.
 
 A certificate that can't be read is reported in ``unreadable``; the others are still read. A revocation list that can't
 be read is an error: without the list, revoked certificates would pass.
@@ -43,13 +43,13 @@ class Makers:
     given: Path | None = None
 
     def completed(self, enrolment: Enrolment, fingerprint: str) -> Enrolment:
-        """Return *enrolment* with the operator's certificate for its endorsement key, if there is one.
+        """Return *enrolment* with the operator's certificate for its endorsement key, if the operator supplied one.
 
-        This certificate replaces the TPM's own, which may have expired. The supplied intermediates come before those
-        from the TPM.
+        The supplied certificate replaces the TPM's own, which may have expired. The supplied intermediates come before
+        the intermediates from the TPM.
 
         :param fingerprint: fingerprint of the endorsement key.
-        :raises NetspaceError: when the file can't be read.
+        :raises NetspaceError: when the operator's file can't be read.
         """
         paths = [] if self.given is None else [self.given / f"{fingerprint}{suffix}" for suffix in SUFFIXES]
         path = next((one for one in paths if one.exists()), None)
@@ -99,7 +99,10 @@ def listed(folder: str | None) -> dict[str, object]:
 
 
 def _certificates(path: Path) -> der.Pem:
-    """Return a file's readable certificates, and the problems of the unreadable ones: at least one of the two."""
+    """Return the readable certificates of a file, and the problems of the unreadable ones.
+
+    At least one list has an item.
+    """
     try:
         found = _in_file(path)
     except (OSError, ValueError) as err:

@@ -1,7 +1,7 @@
-"""Rules for each certificate of a path to a maker's root (RFC 5280, 6.1). They serve TPMs and TEEs. Pure.
+"""Rules for each certificate of a path to a maker's root (RFC 5280, 6.1), shared by TPMs and TEEs. Pure.
 
-Each function returns a problem as text for people; empty if there is none. The caller finds the path, checks signatures
-and names, and raises the error.
+Each function returns a problem as text for people, or an empty text if there is no problem. The caller finds the path,
+checks signatures and names, and raises the error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def unfit(certificate: Certificate, name: str, when: datetime.datetime, understood: Container[str]) -> str:
     """Return why no path may contain *certificate*: its validity, its key, or an extension.
+
+    Empty if a path may contain it.
 
     :param name: the certificate's name, for people.
     :param understood: object identifiers of the critical extensions that the caller checks.
@@ -37,7 +39,7 @@ def unfit(certificate: Certificate, name: str, when: datetime.datetime, understo
 
 
 def weak(certificate: Certificate, name: str) -> str:
-    """Return why the signature of *certificate* is too weak."""
+    """Return why the signature of *certificate* is too weak; empty if the signature is strong enough."""
     digest = certificate.signature_hash_algorithm
     if digest is not None and digest.digest_size >= 32:
         return ""
@@ -45,7 +47,7 @@ def weak(certificate: Certificate, name: str) -> str:
 
 
 def no_issuer(issuer: Certificate, depth: int) -> str:
-    """Return why *issuer* may not sign a certificate.
+    """Return why *issuer* may not sign a certificate; empty if it may.
 
     :param depth: number of intermediates below the issuer.
     """
@@ -55,9 +57,9 @@ def no_issuer(issuer: Certificate, depth: int) -> str:
         basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound as err:
-        return f"the issuer is no CA: {err}"
+        return f"the issuer is not a CA: {err}"
     if not basic.ca or not usage.key_cert_sign:
         return "the issuer may not sign certificates"
     if basic.path_length is not None and depth > basic.path_length:
-        return f"more than {basic.path_length} intermediates below an issuer that allows no more"
+        return f"the issuer allows at most {basic.path_length} intermediates below it"
     return ""

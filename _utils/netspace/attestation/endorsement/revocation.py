@@ -1,6 +1,6 @@
 """Check of one certificate against its issuer's revocation lists (RFC 5280, 5 and 6.3). Pure.
 
-The caller selects the issuer's lists, and raises the errors. This module raises none.
+The caller selects the issuer's lists and raises errors. This module raises no error.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SKEW = datetime.timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of the check.
+    """Result of a check against revocation lists.
 
-    :param revoked: when the issuer revoked the certificate; None if it did not.
+    :param revoked: time at which the issuer revoked the certificate; None if the issuer did not revoke it.
     :param out_of_force: the list's period of validity as text, if the list is not valid now; else empty.
     """
 
@@ -41,5 +41,5 @@ def by_newest(lists: Sequence[CertificateRevocationList], number: int, when: dat
     begins, ends = newest.last_update_utc, newest.next_update_utc
     good = ends is not None and begins <= when + SKEW and when <= ends
     return Verdict(
-        None if entry is None else entry.revocation_date_utc, "" if good else f"is good from {begins} to {ends}"
+        None if entry is None else entry.revocation_date_utc, "" if good else f"is valid only from {begins} to {ends}"
     )

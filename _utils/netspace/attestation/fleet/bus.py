@@ -2,6 +2,8 @@
 
 One message asks many minions, and one stream of events brings the answers to all open messages. No function here
 waits for a job to end, so no minion delays the answers of others. Salt's own client is an argument.
+
+**A reply proves nothing about who made it.** Whoever acts on one checks a signature first: ``origin``, ``own_answers``.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ class Bus(Protocol):
     """Messages to minions, and their answers. The bus has the clock, so a simulated bus has a simulated clock."""
 
     def clock(self) -> float:
-        """Return the seconds since a fixed point in time; the value never decreases."""
+        """Return the time in seconds since any fixed moment. The value never decreases."""
 
     def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
-        """Send one message to these minions and nobody else.
+        """Send one message to exactly these minions.
 
-        :raises Unreachable: when the master does not take it.
+        :raises Unreachable: when the master does not accept the message.
         """
 
     def receive(self, seconds: float) -> Reply | None:
-        """Return the next answer to any message; None if none came within *seconds*."""
+        """Return the next answer to any message; None if no answer came within *seconds*."""
 
 
 class SaltBus:
@@ -119,27 +121,10 @@ class SaltBus:
 def hosts(known: Any, target: Any, tgt_type: str) -> list[str]:
     """Return the minions that match a target and whose keys the master accepted.
 
-    From 3008 on, Salt also matches resources that minions claim to manage, such as environments. These are no hosts.
+    From 3008 on, Salt also matches resources that minions claim to manage, such as environments. Resources are left
+    out.
 
     :param known: a ``salt.utils.minions.CkMinions``.
     """
     accepted = known._pki_minions()
     return [minion for minion in known.check_minions(target, tgt_type)["minions"] if minion in accepted]
-
-
-def ask(
-    bus: Bus, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
-) -> dict[str, Reply]:
-    """Send one message, and return the answers that came within *timeout* seconds, by minion.
-
-    Salt's own call waits while a minion reports that it is still working, so one minion could delay all others.
-    """
-    sent = bus.send(minions, function, arguments)
-    waiting, found = set(minions) - sent.unknown, dict[str, Reply]()
-    last = bus.clock() + timeout
-    while waiting and bus.clock() < last:
-        reply = bus.receive(last - bus.clock())
-        if reply is not None and reply.job == sent.job and reply.minion in waiting:
-            waiting.discard(reply.minion)
-            found[reply.minion] = reply
-    return found

@@ -34,8 +34,9 @@ class Pace:
 class Call:
     """One call of a function on one minion.
 
-    :param each: name of the argument that maps each minion's id to its own *value*; empty if there is none.
-    :param common: arguments for all minions; only calls with equal ones share a message.
+    :param each: name of the argument that maps each minion's id to the *value* for that minion; empty if the function
+        has no such argument.
+    :param common: arguments for all minions. Calls with different ones are never sent in the same message.
     :param within: seconds that this call may take, if less than the timeout.
     :param size: bytes that the minion's whole answer will take, in the lane ``parts``.
     """
@@ -53,10 +54,11 @@ class Call:
 class Answer:
     """An answer to a :class:`Call`.
 
-    :param problem: why there is no answer; empty if there is one.
-    :param took: seconds since the call was sent.
+    :param problem: why there is no answer; empty if there is an answer.
+    :param took: seconds from the call to the answer.
     :param silent: no answer came by the deadline.
-    :param crowded: the transfer was slow while others waited for its room, so it was ended; it may be tried once more.
+    :param crowded: the transfer was slow while others waited for its room, so the window ended it. The transfer may be
+        tried once more.
     """
 
     value: Any = None
@@ -68,9 +70,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Again:
-    """Step that asks for the next answer to the last call, because the last answer was false.
+    """Request for the next answer to the last call, because the last answer was false.
 
-    Calls for parts do not count here.
+    Calls for parts do not count as the last call.
     """
 
 
@@ -84,7 +86,7 @@ class Sent:
     """A message that was sent and may still be answered.
 
     :param job: Salt's job id; each :class:`Reply` to the message has it.
-    :param unknown: minions that the message can't reach, because the master has accepted no key of theirs.
+    :param unknown: minions without a key that the master accepted. The message does not reach them.
     """
 
     job: str

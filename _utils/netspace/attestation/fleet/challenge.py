@@ -1,4 +1,4 @@
-"""A challenge to one minion: what it is asked, and what its answer is held against.
+"""A challenge to one minion, and the values that its answer must match.
 
 Pure values. Nothing here sends a challenge or judges an answer (:mod:`netspace.attestation.fleet.fleet`).
 """
@@ -15,12 +15,14 @@ from netspace.attestation.policy.policy import Policy
 
 @dataclass(frozen=True)
 class Asked:
-    """A challenge that waits for its answer. The caller passes answers to the judge until one is the host's own.
+    """A challenge that waits for its answer.
 
-    :param log: SHA-256 of the host's boot log that is kept here; None: the host must send its log.
+    The caller passes each answer to the judge, until the host itself answered.
+
+    :param log: SHA-256 of the host's boot log that the master keeps; None: the host must send its log.
     :param listed: the host must send its whole measurement list, for learning.
-    :param host: the registrar's record at the time of the challenge. It names the attestation key that must sign.
-    :param signed: the minion's Salt key must sign the answer, too.
+    :param host: the registrar's record at the time of the challenge. The attestation key in it must sign the answer.
+    :param signed: the minion's Salt key must also sign the answer.
     """
 
     minion: str
@@ -35,7 +37,7 @@ class Asked:
     signed: bool = False
 
     def wire(self) -> dict[str, Any]:
-        """Return the message to the minion."""
+        """Return the challenge as the minion receives it."""
         period = (self.host or {}).get("period")
         return {
             "session": self.session,
@@ -51,5 +53,5 @@ class Asked:
 
     @property
     def exchange(self) -> dict[str, str]:
-        """The part of the challenge that the host's Salt key signs."""
+        """Return the part of the challenge that the host's Salt key signs."""
         return identity.exchange(self.session, self.nonce)

@@ -1,22 +1,22 @@
 """The verifier of a fleet: makes challenges, and appraises the answers.
 
-``Fleet.ask`` makes a challenge for one minion. ``Fleet.judge`` checks its answer, in the one legal order:
+``Fleet.ask`` makes a challenge for one minion. ``Fleet.judge`` checks the answer, in the one legal order:
 
 0. the host itself answered: its attestation key signed the answer for this challenge (``origin``), or its Salt key did
-   (``identity``). No result is made of any other answer (``Unproved``);
-1. the answer is one of this protocol (else: ``malformed``);
-2. the registrar's books have the attestation key, and its certificate is valid (``Registrar.certified``);
-3. the quote is genuine, and for this challenge: this minion, this master, this nonce, and the boot that
+   (``identity``). The verifier makes no result of any other answer (``Unproved``);
+1. the answer follows this protocol (else: ``malformed``);
+2. the registrar's records have the attestation key, and its certificate is valid (``Registrar.certified``);
+3. the quote is genuine, and answers this challenge: this minion, this master, this nonce, and the boot that
    the minion names (``verifier.verify_quote``; ``verify_software`` for a host without a TPM);
 4. the policy of the minion's group decides on the level (step 3 calls ``verifier.appraisal``). If the policy has a
    section ``tee``, the report of the host's TEE counts, too (``tee.appraisal``).
 
-The firmware's log changes only at a boot, so it is sent once. ``ask`` names the kept log, and a host that still has
-this log answers with its digest. If the kept log was lost meanwhile, ``judge`` raises ``LogLost``, and the caller
-asks again with ``whole``.
+The firmware's log changes only at a boot, so the host sends the log once. ``ask`` names the log that the master keeps.
+If the host still has this log, the host sends only the log's digest. If the master lost its copy in the meantime,
+``judge`` raises ``LogLost``, and the caller asks again with ``whole``.
 
-A minion that does not answer is not judged, and its result stays (``results``). Its state is computed from that result
-and the time (``host_state``). Nothing here talks to a minion, and nothing here imports Salt.
+A minion that does not answer is not judged, and its last result stays (``results``). Its state is computed from this
+result and the time (``host_state``). Nothing here talks to a minion, and nothing here imports Salt.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ ENROL_AGAIN, SPREAD = 3600.0, 11 * 3600.0
 
 
 class Fleet:
-    """The verifier, with the registrar's books. Its methods take the time as an argument.
+    """The verifier, with the registrar's records. Its methods take the time as an argument.
 
     :param master: fingerprint of the master's key.
     :param trust: returns the makers of TEEs that the operator trusts; called only if a policy has a section ``tee``.
-    :param identities: Salt keys with which minions sign their answers; None: no key is known.
+    :param identities: Salt keys with which minions sign their answers; None: the verifier knows no Salt key.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Fleet:
     def named(self, name: str) -> Group:
         """Return the group with this name.
 
-        :raises NetspaceError: when there is none.
+        :raises NetspaceError: when there is no such group.
         """
         for one in self._groups:
             if one.name == name:
@@ -100,10 +100,12 @@ class Fleet:
 
     # -- asking and judging ---------------------------------------------------------
     def certificate_due(self, minion: str, now: float) -> bool:
-        """Return whether the minion is enrolled, not revoked, and needs a new certificate before its challenge.
+        """Return whether the minion needs a new certificate before its challenge.
+
+        Only enrolled, unrevoked minions need one.
 
         A certificate is due one hour before it expires, or up to eleven hours earlier, at random. So hosts that were
-        enrolled together are not renewed together, and no host's renewals have a rhythm that identifies it.
+        enrolled together are not renewed together. Nobody can recognize a host by the rhythm of its renewals.
         """
         host = self.registrar.host(minion)
         chance = key_of(minion) if host is None else host.get("period") or key_of(minion)
@@ -113,9 +115,9 @@ class Fleet:
     def ask(self, minion: str, *, whole: bool = False, listed: bool = False) -> Asked:
         """Return a challenge for *minion*.
 
-        :param whole: the minion must send its boot log, even if it is kept here.
+        :param whole: the minion must send its boot log, even if the master keeps a copy.
         :param listed: the minion must send its whole measurement list, for :meth:`learn`.
-        :raises Refused: when the policy of its group can't be used.
+        :raises Refused: when the policy of the minion's group can't be used.
         """
         group = self.group(minion)
         policy = self.policies.get(group.name)
@@ -130,11 +132,11 @@ class Fleet:
         return Asked(minion, group, policy, session, nonce, 0 if listed else first, log, listed, host, signed)
 
     def judge(self, asked: Asked, answer: Any, now: float) -> dict[str, Any]:
-        """Judge an answer, save the result, and return its record. Its ``token`` is for the minion.
+        """Judge an answer, save the result, and return its record. The record's ``token`` is for the minion.
 
-        :raises Unproved: when nothing proves that the host answered. No result is made then.
+        :raises Unproved: when nothing proves that the host answered. Then no result is made.
         :raises NotEnrolled: when the answer can't be judged, because the host is not enrolled.
-        :raises LogLost: when the answer names a boot log that is no longer kept here.
+        :raises LogLost: when the answer names a boot log that the master no longer has.
         """
         minion, before = asked.minion, self.results.record(asked.minion)
         host = self.registrar.host(minion)
@@ -211,10 +213,10 @@ class Fleet:
     def _own(self, asked: Asked, answer: Any, host: dict[str, Any] | None) -> tuple[str, Evidence, Context]:
         """Return the boot, the evidence and the context of an answer that a key of the host signed.
 
-        :raises Refused: when the evidence is refused, but the host's Salt key signed the answer.
-        :raises NotEnrolled: when the host has a TPM and is not enrolled, but its Salt key signed the answer.
+        :raises Refused: when the host's Salt key signed the answer, but the evidence is refused.
+        :raises NotEnrolled: when the host's Salt key signed the answer, but the host has a TPM and is not enrolled.
         :raises Unproved: when no key of the host signed the answer.
-        :raises LogLost: when the answer names a boot log that is no longer kept here.
+        :raises LogLost: when the answer names a boot log that the master no longer has.
         """
         try:
             boot, evidence = _answer(answer)
@@ -234,9 +236,10 @@ class Fleet:
             raise
 
     def _as_asked(self, asked: Asked, host: dict[str, Any]) -> dict[str, Any]:
-        """Return the host's record at the time of the challenge, since its certificate may have been renewed meanwhile.
+        """Return the host's record at the time of the challenge. The host's certificate may have been renewed since.
 
-        A revocation or a change of the TPM counts at once, even if the host was enrolled again after the revocation.
+        A later revocation or change of the TPM counts at once, even if the host was enrolled again after the
+        revocation.
         """
         before = asked.host
         if before is None or before["ek"] != host["ek"] or "revoked" in host:
@@ -253,7 +256,9 @@ class Fleet:
             return False
 
     def _check_software(self, asked: Asked, answer: Any, evidence: Evidence, context: Context) -> None:
-        """Check that a host without a TPM uses its pinned software key. If none is pinned, its Salt key must sign.
+        """Check that a host without a TPM uses its pinned software key.
+
+        If no key is pinned, the host's Salt key must sign.
 
         :raises NotEnrolled: when the host has a TPM.
         """
@@ -263,13 +268,13 @@ class Fleet:
             )
         pinned = self._pinned(asked.minion)
         if pinned is not None and pinned != evidence.key.hex():
-            raise UnknownAttestationKey("a software key, but another than the one that this minion had at first")
+            raise UnknownAttestationKey("the software key differs from the first key of this minion")
         verifier.verify_software(evidence, evidence.key, context)
         if pinned is None and self.identities is not None:
             self.identities.answer(asked.minion, asked.exchange, answer)
 
     def _note_firmware(self, minion: str, before: str | None, found: int | None, now: float) -> None:
-        """Log a change of a TPM's firmware version, which the TPM signs in each quote."""
+        """Log a change of a TPM's firmware version. The TPM signs the version in each quote."""
         if before is not None and found is not None and int(before, 16) != found:
             self.registrar.note("tpm-firmware", {"minion": minion, "old": before, "new": f"{found:016x}"}, now)
 
@@ -281,16 +286,16 @@ class Fleet:
         return found
 
     def _pinned(self, minion: str) -> str | None:
-        """Return the pinned software key of a minion, in hex; None if none is pinned."""
+        """Return the pinned software key of a minion, in hex; None if no key is pinned."""
         pin = files.read_json(self._pin(minion), files.KEPT)
         return None if pin is None else str(pin.get("key"))
 
     def release(self, minion: str, now: float) -> dict[str, Any] | None:
         """Forget the TPM or software key of *minion*, and its last result. Return the TPM's record, if any.
 
-        The TPM's clock is forgotten with the last result, since a cleared TPM counts from zero again.
+        The TPM's last clock is forgotten with the last result, since a cleared TPM counts from zero again.
 
-        :raises NetspaceError: when neither a TPM nor a software key is known.
+        :raises NetspaceError: when neither a TPM nor a software key of the minion is known.
         """
         enrolled, pin = self.registrar.host(minion) is not None, self._pin(minion)
         if not enrolled and not pin.exists():
@@ -318,29 +323,33 @@ class Fleet:
     def learn(self, minions: Sequence[str], wish: learning.Wish) -> tuple[str, learning.Learned]:
         """Return the group of *minions*, and its policy extended so that it accepts their boots.
 
-        :param wish: the further parts to learn. For IMA, the minions' lists must have been asked for
-            (``ask(..., listed=True)``) and judged before.
-        :raises NetspaceError: when the minions are of several groups, or one's last evidence can't be learned from.
+        :param wish: the further parts to learn. For IMA, ask the minions for their lists (``ask(..., listed=True)``)
+            and judge the answers first.
+        :raises NetspaceError: when the minions are of several groups, or the last evidence of a minion can't be used.
         """
         if wish.ima and len(minions) > MAX_LISTED:
-            raise NetspaceError(f"{len(minions)} hosts: measurement lists are learned from {MAX_LISTED} at a time")
+            raise NetspaceError(
+                f"{len(minions)} hosts: measurement lists can be learned from at most {MAX_LISTED} hosts at a time"
+            )
         chosen = {self.group(minion).name for minion in minions}
         if len(chosen) != 1:
-            raise NetspaceError(f"hosts of the groups {', '.join(sorted(chosen))}: learn from those of one at a time")
+            raise NetspaceError(
+                f"hosts of the groups {', '.join(sorted(chosen))}: learn from the hosts of one group at a time"
+            )
         boots = {}
         for minion in minions:
             record = self.results.record(minion)
             if record is None or record["level"] == 0:
-                why = "it was never attested" if record is None else record["reason"]
-                raise NetspaceError(f"{minion}: {why}: nothing is learned from it")
+                why = "the host was never attested" if record is None else record["reason"]
+                raise NetspaceError(f"{minion}: {why}; attest this host successfully first")
             if record["kind"] != "tpm":
-                raise NetspaceError(f"{minion} has no TPM: there is nothing to learn from it")
+                raise NetspaceError(f"{minion}: the host has no TPM, so nothing can be learned; leave it out")
             if wish.ima:
-                evidence, problem = self._listed.get(minion), "its measurement list was not brought"
+                evidence, problem = self._listed.get(minion), "the host sent no measurement list"
             else:
                 evidence, problem = self.results.evidence(record)
             if evidence is None:
-                raise NetspaceError(f"{minion}: {problem}: attest it")
+                raise NetspaceError(f"{minion}: {problem}; attest this host")
             boots[minion] = evidence
         (group,) = chosen
         return group, learning.learn(self.policies.data(group), boots, wish)
@@ -348,15 +357,15 @@ class Fleet:
     def tried(self, minion: str, policy: Policy, *, listed: bool = False) -> dict[str, Any]:
         """Return the level that *policy* would give the host's last evidence: ``{old, new, code, reason}``.
 
-        :param listed: try the rules for IMA, too, on the list that the host just sent. Otherwise only the boot is
-            tried, since measurement lists are judged as they arrive and not kept.
+        :param listed: also try the rules for IMA, on the list that the host just sent. Otherwise only the boot is
+            tried: measurement lists are judged when they arrive, and not kept.
         """
         record = self.results.record(minion)
         if record is None or not record["level"] or record["kind"] != "tpm":
-            return _trial(None, None, "evidence-none", "there is no genuine quote of this host")
+            return _trial(None, None, "evidence-none", "this host has sent no genuine quote")
         old = record["level"] if listed else min(record["level"], 4)
         if listed:
-            evidence, problem = self._listed.pop(minion, None), "its measurement list was not brought"
+            evidence, problem = self._listed.pop(minion, None), "the host sent no measurement list"
         else:
             evidence, problem = self.results.evidence(record)
         if evidence is None:
@@ -369,7 +378,7 @@ class Fleet:
 
 
 class NotEnrolled(NetspaceError):
-    """A host that can't be judged, because its TPM is not enrolled."""
+    """Error: a host can't be judged, because its TPM is not enrolled."""
 
 
 def _trial(old: int | None, new: int | None, code: str, reason: str) -> dict[str, Any]:
@@ -386,7 +395,7 @@ def _answer(data: Any) -> tuple[str, Evidence]:
         raise Malformed("answer: expected boot and evidence")
     boot = _boot(data)
     if not boot:
-        raise Malformed("answer: boot is no boot's id")
+        raise Malformed("answer: boot: expected the id of a boot")
     return boot, parse_evidence(data["evidence"])
 
 

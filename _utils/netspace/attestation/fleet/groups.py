@@ -8,13 +8,13 @@ Pure: reads no configuration and no policy.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from netspace.errors import NetspaceError
+from netspace.spec import minion_terms
 
 DEFAULT = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -26,8 +26,8 @@ class Group:
     """A group of hosts that one policy judges.
 
     :param match: terms that match minions' ids: patterns (``*``, ``?``, ``[]``), and Salt's ``E@<regular expression>``
-        and ``L@<id>,<id>``. No term matches a host's claims about itself.
-    :param minimum: the lowest level of a *trusted* host; a host below it is *degraded*.
+        and ``L@<id>,<id>``. No term matches by grains or pillar, because a host can claim any value there.
+    :param minimum: the lowest level of a *trusted* host; a host below this level is *degraded*.
     :param deadline: seconds for which a result counts, here and at the host.
     """
 
@@ -41,9 +41,11 @@ class Group:
 def parse(
     data: Any, nodegroups: Mapping[str, Any] | None = None, deadline: float = Group.deadline
 ) -> tuple[Group, ...]:
-    """Return the groups in the master's configuration, in order: a minion belongs to the first that matches its id.
+    """Return the groups of the master's configuration, in order.
 
-    The group ``default`` is last and matches every minion. It may be configured, too, to change its values.
+    A minion belongs to the first group that matches its id.
+
+    The group ``default`` is last and matches every minion. The configuration may name it, too, to change its values.
 
     :param nodegroups: the master's nodegroups. A term ``N@<name>`` is replaced by the terms of that nodegroup.
     :param deadline: seconds for which a result counts in groups that configure no deadline.
@@ -56,7 +58,7 @@ def parse(
     for number, one in enumerate(data):
         group = _group(one, f"{at}:{number}", nodegroups or {}, deadline)
         if group.name in found:
-            raise NetspaceError(f"{at}:{number}: {group.name} is there already")
+            raise NetspaceError(f"{at}:{number}: the group {group.name} is declared twice")
         found[group.name] = group
     last = found.pop(DEFAULT, Group(deadline=deadline))
     return (*found.values(), last)
@@ -79,7 +81,7 @@ def _group(data: Any, at: str, nodegroups: Mapping[str, Any], default: float) ->
         raise NetspaceError(
             f"{at}:match: leave it out; the group {DEFAULT} gets the minions that no other group matches"
         )
-    match = [term for one in match for term in _terms(one, f"{at}:match", nodegroups)]
+    match = [term for one in match for term in minion_terms.expand(one, f"{at}:match", nodegroups)]
     level = _LEVEL.fullmatch(str(data.get("minimum", "L2")))
     if level is None:
         raise NetspaceError(f"{at}:minimum: {data['minimum']!r:.40}: expected L1 to L5")
@@ -94,40 +96,4 @@ def _group(data: Any, at: str, nodegroups: Mapping[str, Any], default: float) ->
 
 def of(groups: Sequence[Group], minion: str) -> Group:
     """Return the group of *minion*: the first that matches its id."""
-    return next(one for one in groups if any(_matches(minion, term) for term in one.match))
-
-
-def _matches(minion: str, term: str) -> bool:
-    kind, at, rest = term[:1], term[1:2], term[2:]
-    if at != "@":
-        return fnmatch.fnmatchcase(minion, term)
-    return minion in rest.split(",") if kind == "L" else re.match(rest, minion) is not None
-
-
-def _terms(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> list[str]:
-    """Return *one* as a list of terms: itself, or the terms of the nodegroup that it names.
-
-    :raises NetspaceError: for a term that matches by grains, pillar or addresses, since a host may influence these.
-    """
-    if one[1:2] != "@":
-        return [one]
-    kind, rest = one[0], one[2:]
-    if kind == "N":
-        found = nodegroups.get(rest)
-        words = found.split() if isinstance(found, str) else found
-        if not isinstance(words, list) or not words or depth > 8 or any(not isinstance(word, str) for word in words):
-            raise NetspaceError(f"{at}: {one!r:.80}: not one of the master's nodegroups, or one that names itself")
-        joined = [word for word in words if word != "or"]
-        if any(word in ("and", "not", "(", ")") for word in joined):
-            raise NetspaceError(f"{at}: {one!r:.80}: a nodegroup of more than ids joined by 'or'")
-        return [term for word in joined for term in _terms(word, at, nodegroups, depth + 1)]
-    if kind not in ("E", "L"):
-        raise NetspaceError(
-            f"{at}: {one!r:.80}: a host may say what it likes of itself: match by its id (glob, E@, L@, N@)"
-        )
-    if kind == "E":
-        try:
-            re.compile(rest)
-        except re.error as err:
-            raise NetspaceError(f"{at}: {one!r:.80}: {err}") from err
-    return [one]
+    return next(one for one in groups if any(minion_terms.matches(minion, term) for term in one.match))

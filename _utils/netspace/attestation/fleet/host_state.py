@@ -1,7 +1,7 @@
 """The current state of a host, computed from the record of its last result and the time.
 
-Pure: no file, no clock, no signature; the caller has checked that the verifier made the record. The state is computed
-at each read, so hosts become stale when the verifier stops.
+The state is computed at each read, so hosts become stale when the verifier stops. Pure: no file, no clock, no
+signature. The caller has checked that the verifier made the record.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STALE, FAILED, REVOKED = "stale", "failed", "revoked"
 class HostState:
     """A host's current state.
 
-    :param record: the last result that this verifier made; None if there is none.
+    :param record: the last result that this verifier made; None if this verifier made no result.
     """
 
     minion: str
@@ -63,7 +63,11 @@ def state(
     :param host: the registrar's record.
     """
     if host is not None and "revoked" in host:
-        return REVOKED, "its certificate was revoked", f"netspace_attestation.enroll {minion}, once it is good again"
+        return (
+            REVOKED,
+            "its certificate was revoked",
+            f"netspace_attestation.enroll {minion}, once the host is good again",
+        )
     ours = record is not None and (
         record["kind"] == "software" if host is None else record["kind"] == "tpm" and same_tpm(record, host)
     )
@@ -71,25 +75,33 @@ def state(
         if host is None:
             return (
                 UNKNOWN,
-                "it is not enrolled, and was not attested",
-                (f"netspace_attestation.enroll {minion}, and attest it; attest it at once if it has no TPM"),
+                "the host is not enrolled, and was never attested",
+                (f"netspace_attestation.enroll {minion}, then attest it; without a TPM, only attest it"),
             )
-        return ENROLLED, "its TPM is known, and it was not attested since", f"netspace_attestation.attest {minion}"
+        return (
+            ENROLLED,
+            "the host is enrolled, and was not attested since then",
+            f"netspace_attestation.attest {minion}",
+        )
     if record["level"] == 0:
         return FAILED, record["reason"], record["remedy"]
     if record["issued"] > now + SKEW:
         return (
             STALE,
-            "its last result is from the future: compare the master's clock",
+            "the last result is from the future; check the master's clock",
             (f"netspace_attestation.attest {minion}, once the clock is right"),
         )
     if now > deadline(record, group):
         late = int(now - deadline(record, group))
-        return STALE, f"no evidence since its deadline, {late} s ago", f"netspace_attestation.attest {minion}"
+        return (
+            STALE,
+            f"the last result expired {late} s ago, and no new evidence came",
+            f"netspace_attestation.attest {minion}",
+        )
     name = TRUSTED if record["level"] >= group.minimum else DEGRADED
     return name, record["reason"], record["remedy"]
 
 
 def deadline(record: Mapping[str, Any], group: Group) -> float:
-    """Return the end of a result's validity: the signed deadline, or earlier if the group's deadline is shorter now."""
+    """Return the end of a result's validity: the signed deadline, or the group's deadline if that is earlier now."""
     return float(min(record["deadline"], record["issued"] + group.deadline))

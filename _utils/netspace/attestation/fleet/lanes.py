@@ -1,6 +1,6 @@
-"""Lanes: the slots and the room that calls of one kind share, and the work for each minion that waits for them.
+"""Lanes: the slots and the room that calls of one kind share, and the work for minions that waits for a slot.
 
-Pure: a lane sends nothing and has no clock. :mod:`netspace.attestation.fleet.window` tells it the times.
+Pure: a lane sends nothing and has no clock. :mod:`netspace.attestation.fleet.window` passes the times in.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ WAITING = 8
 
 @dataclass
 class Heard:
-    """A call that has been answered, kept because the work may ask for another answer.
+    """A call that has been answered. The window keeps the call, because the work may ask for another answer.
 
-    :param replies: answers that came since.
+    :param replies: further answers that came.
     :param refused: number of answers that the work refused.
     """
 
@@ -40,8 +40,8 @@ class Running:
     """The work for one minion, and its state.
 
     :param home: lane of its calls in ``ask``: present or absent hosts.
-    :param call: the call that it waits for. After it was sent, *sent* and *until* are its time and deadline, by the
-        bus's clock.
+    :param call: the call that the work waits for. Once the call is sent, *sent* and *until* are its time and deadline,
+        by the bus's clock.
     """
 
     minion: str
@@ -59,7 +59,7 @@ class Running:
 class Pulse:
     """Statistics of the time that answers take.
 
-    :param fixed: patience to use instead of the measured one.
+    :param fixed: patience to use instead of a measured value.
     """
 
     def __init__(self, fixed: float | None = None) -> None:
@@ -82,11 +82,11 @@ class Pulse:
 
 
 class Lane:
-    """Slots for one kind of calls.
+    """Slots for calls of one kind.
 
     :param limit: number of slots; 0 for no limit.
-    :param jitter: most seconds for which its calls are collected, in addition to ``LINGER``.
-    :param room: bytes that its answers may take together; 0 if they need no room.
+    :param jitter: the longest time, in seconds, for which calls are collected, in addition to ``LINGER``.
+    :param room: bytes that all answers together may take; 0 if answers need no room.
     """
 
     def __init__(self, limit: int, jitter: float, room: int = 0, pulse: Pulse | None = None) -> None:
@@ -101,7 +101,7 @@ class Lane:
         return not self.limit or (self.slots < self.limit and self.lent < LENT * self.limit)
 
     def next(self) -> Running | None:
-        """Return the next task whose call may be sent, with its room reserved; None if there is none."""
+        """Reserve room for the next call that may be sent, and return its task; None if no call may be sent."""
         if self.going:
             return self.going.popleft()
         if self.coming and (not self.held or self.held + self.coming[0].call.size <= self.room):

@@ -1,9 +1,10 @@
-"""Origin of an answer: proof that the host itself made it, before its content counts.
+"""Origin of an answer: proof that the host itself made the answer, before the content counts.
 
-Salt lets a minion answer in another minion's name. An answer is the host's own only if a key that is bound to the host
-signed it over this challenge (:func:`verifier.own_quote`). An answer that fails this check (:class:`Unproved`) proves
-nothing about the host, so the verifier makes no result of it. A compromised host gains nothing by such answers: it gets
-no new result, and becomes stale.
+Salt lets a minion answer in another minion's name. So an answer counts as the host's own only if a key that is bound to
+the host signed the answer for this challenge (:func:`verifier.own_quote`). Any other answer (:class:`Unproved`) proves
+nothing about the host, and the verifier makes no result of it. A compromised host gains nothing by such answers: the
+host gets no new result, and becomes stale.
+Error: nothing proves that the host itself made an answer. The message ends with the code of the refusal.
 """
 
 from __future__ import annotations
@@ -17,5 +18,5 @@ class Unproved(NetspaceError):
 
 
 def unproved(err: Refused) -> Unproved:
-    """Return the error for an answer that *err* refuses."""
+    """Return the error for an answer whose evidence was refused with *err*."""
     return Unproved(f"nothing proves that what came is this host's answer; {err.remedy}: {err}")

@@ -5,8 +5,8 @@
     policies/<group>.jws      the policy in force, signed by the verifier
     policies/versions.json    the highest version so far, by group
 
-A policy is refused if the verifier did not sign it, if a higher version was in force, or if its file is gone. Then no
-host of the group is judged, so its hosts become stale. Nothing here judges a host.
+A policy is refused if the verifier did not sign it, if a higher version was in force, or if the policy's file is gone.
+While a policy is refused, no host of its group is judged, so these hosts become stale. Nothing here judges a host.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Policies:
         self._parsed: dict[str, Policy | None] = {}
 
     def data(self, group: str) -> dict[str, Any] | None:
-        """Return the policy in force in its written form; None if there never was one.
+        """Return the policy in force in its written form; None if the group never had a policy.
 
-        :raises PolicyForged: when the verifier did not sign it.
+        :raises PolicyForged: when the verifier did not sign the policy.
         :raises PolicyDowngraded: when a higher version was in force.
         """
         path = self._path(group)
@@ -69,7 +69,7 @@ class Policies:
         return found
 
     def get(self, group: str) -> Policy | None:
-        """Return the policy in force without its expired parts. Raise as :meth:`data`.
+        """Return the policy in force without its expired parts. Raise the same errors as :meth:`data`.
 
         The parsed policy is cached until one of its parts expires.
         """
@@ -84,8 +84,9 @@ class Policies:
         """Sign a policy and put it in force.
 
         :param quoted: PCRs that the group's hosts quote; None if they are not known.
-        :raises PolicyDowngraded: when its version is not higher than the last one's.
-        :raises PolicyError: when it can't be read, or a rule of it rests on an unjudged PCR (:func:`policy.accepted`).
+        :raises PolicyDowngraded: when its version is not higher than the last version.
+        :raises PolicyError: when the policy can't be read, or one of its rules rests on an unjudged PCR
+            (:func:`policy.accepted`).
         """
         found = policy.accepted(data, self._clock(), quoted)
         with files.locked(self._folder / "lock"):
@@ -111,7 +112,7 @@ class Policies:
 
 
 def diff(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> list[str]:
-    """Return the changes between two policies, as a unified diff. IMA's files, which may be many, have a line each."""
+    """Return the changes between two policies, as a unified diff. Each file that IMA may allow has one line."""
     old, new = _lines(before), _lines(after)
     found = list(difflib.unified_diff(old, new, "in force", "proposed", lineterm="", n=2))
     was, will = set(_files(before or {})), set(_files(after))

@@ -1,6 +1,6 @@
-"""The fields of a host's result record: conversions between them and the verifier's values.
+"""The fields of a host's result record: conversions between record fields and the verifier's values.
 
-A record is a plain mapping, which the verifier signs and keeps (:mod:`netspace.attestation.fleet.results`).
+A record is a plain mapping. The verifier signs and keeps it (:mod:`netspace.attestation.fleet.results`).
 
 Pure: no file, no clock, no signature. Nothing here decides on a level.
 """
@@ -32,7 +32,9 @@ def same_tpm(record: Mapping[str, Any], host: Mapping[str, Any]) -> bool:
 
 
 def of_refused(before: Mapping[str, Any] | None, host: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the fields of a result whose evidence is refused. What was known of the TPM stays, such as its last clock.
+    """Return the fields of a result whose evidence is refused.
+
+    The last known values of the TPM stay, such as its clock.
 
     :param before: the last record.
     :param host: the registrar's record.
@@ -60,11 +62,11 @@ def of_refused(before: Mapping[str, Any] | None, host: Mapping[str, Any] | None)
 def of_verified(
     found: Verified, boot: str, base: int, tee: Mapping[str, Any], before: Mapping[str, Any] | None, now: float
 ) -> dict[str, Any]:
-    """Return the fields of a result whose evidence is genuine, without those of the logs.
+    """Return the fields of a result whose evidence is genuine, without the fields of the logs.
 
     :param boot: id of the host's boot.
     :param base: level of the attestation key.
-    :param tee: what is told of the host's TEE.
+    :param tee: fields on the host's TEE.
     :param before: the last record.
     """
     return {
@@ -88,7 +90,7 @@ def clock(record: Mapping[str, Any] | None, host: Mapping[str, Any]) -> Clock | 
 
 
 def ima_state(record: Mapping[str, Any] | None) -> ima.State | None:
-    """Return how far the host's measurement list was judged; None if it was not judged."""
+    """Return the position up to which the host's measurement list was judged; None if the list was not judged."""
     kept = None if record is None else record["ima"]
     if kept is None:
         return None
@@ -102,7 +104,10 @@ def _ima(found: ima.State) -> dict[str, Any]:
 
 
 def good_boot(record: Mapping[str, Any] | None, now: float) -> GoodBoot | None:
-    """Return the good boot in a result; None once a day has passed, since a newer netspace may have other rules."""
+    """Return the good boot in a result.
+
+    Return None once the result is a day old: a newer netspace may have other rules.
+    """
     kept = None if record is None else record.get("good")
     if not kept or not 0 <= now - kept["since"] < JUDGE_AGAIN:
         return None

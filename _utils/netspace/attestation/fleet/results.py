@@ -1,7 +1,7 @@
 """Results of hosts, as the verifier keeps them: a signed record, the logs of the boot, and the announced state.
 
-They lie in a *store* that needs no trust: the verifier signs each record, and ignores records that others wrote. A log
-counts only if it has the digest that a signed record names. Nothing here judges evidence.
+They lie in a *store* that needs no trust: the verifier signs each record, and ignores records without its signature. A
+log counts only if it has the digest that a signed record names. Nothing here judges evidence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_STATE = 256 * 1024
 
 
 class LogLost(NetspaceError):
-    """Evidence that names a boot log which is no longer kept here."""
+    """Error: the evidence names a boot log that the master no longer has."""
 
 
 class Store(Protocol):
@@ -77,7 +77,7 @@ class Results:
     def keep_logs(
         self, asked: Asked, evidence: Evidence, before: Mapping[str, Any] | None
     ) -> tuple[str | None, str | None]:
-        """Save the logs of the boot if they are new, and return their digests. The record holds everything else."""
+        """Save the logs of the boot if they are new, and return their digests. The record holds all other evidence."""
         logs = _logs(evidence)
         known = _digest(logs["log"]), _digest(logs["systemd"])
         # The log that the challenge named and the systemd log of the last record are saved already.
@@ -87,7 +87,7 @@ class Results:
         return known
 
     def _log(self, minion: str, digest: str, name: str = "log") -> bytes | None:
-        """Return the saved log of a host's boot if it has this digest; else None."""
+        """Return the saved log of a host's boot; None if the saved log has another digest."""
         try:
             log = base64.b64decode(self._store.fetch("log", key_of(minion)).get(name, ""), validate=True)
         except (TypeError, ValueError):
@@ -95,10 +95,10 @@ class Results:
         return log if _digest(log) == digest else None
 
     def with_log(self, asked: Asked, evidence: Evidence) -> Evidence:
-        """Return the evidence with the kept boot log if it has only the log's digest.
+        """Return the evidence; if it has only the digest of a boot log, add the log that the master keeps.
 
         :raises Malformed: when the challenge did not name this log.
-        :raises LogLost: when the log is no longer kept here.
+        :raises LogLost: when the master no longer has the log.
         """
         if evidence.known_log is None:
             return evidence
@@ -110,7 +110,7 @@ class Results:
         return dataclasses.replace(evidence, boot_log=log, known_log=None)
 
     def evidence(self, record: Mapping[str, Any]) -> tuple[Evidence | None, str]:
-        """Return the evidence of a record (quoted PCRs, logs of the boot), or None and why it is no longer kept."""
+        """Return the evidence of a record (quoted PCRs, logs of the boot), or None and why the evidence is gone."""
         found: dict[str, bytes | None] = {}
         for name in ("log", "systemd"):
             digest = record[name]
@@ -122,7 +122,10 @@ class Results:
 
 
 def _logs(evidence: Evidence) -> dict[str, bytes | None]:
-    """Return the logs of a boot. systemd's log is left out without the firmware's, since it proves nothing alone."""
+    """Return the logs of a boot.
+
+    Without the firmware's log, systemd's log is left out, since it proves nothing alone.
+    """
     return {
         "log": evidence.boot_log,
         "systemd": None if evidence.boot_log is None else evidence.systemd_log,

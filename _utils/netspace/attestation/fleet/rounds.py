@@ -57,8 +57,8 @@ Take = Callable[[Answer], Generator[Step, Answer, Any]]
 class Round:
     """One attestation round.
 
-    :param ready: called when a certificate must be renewed.
-    :param announce: called with each host's state, which may have changed.
+    :param ready: called before a certificate is renewed.
+    :param announce: called with each host's state, whether it changed or not.
     :param listed: ask hosts for their whole measurement lists.
     :param wall: clock for the times in results, in seconds since the epoch.
     """
@@ -81,10 +81,10 @@ class Round:
     def run(self, minions: Collection[str], bus: Bus, pace: Pace, connected: Collection[str] = ()) -> dict[str, Any]:
         """Attest *minions* in random order, and return a summary for each.
 
-        Hosts that are likely absent are asked after the others, so that waiting for them delays nobody.
+        Hosts that are likely absent are asked after the others, so that waiting for absent hosts delays no other host.
 
-        :param connected: the :func:`doubtful` hosts that the master sees connected now; they are asked with the others.
-            In the first round, if the master sees no host connected, all hosts are asked alike.
+        :param connected: the :func:`doubtful` hosts that the master sees connected now. They are asked with the others.
+            If the master sees no host connected in the first round, all hosts are asked alike.
         :raises NetspaceError: when the master or its results can't be reached.
         """
         folder, self._clock = self._fleet.registrar.folder, bus.clock
@@ -137,7 +137,7 @@ class Round:
             yield from self._told(minion, record)
 
     def _renewed(self, minion: str) -> Generator[Step, Answer, str]:
-        """Renew a certificate; return the problem, or an empty text after success."""
+        """Renew a certificate, and return the problem; empty after success."""
         try:
             yield from enrolled(self._fleet.registrar, minion, self._ready, self._fleet.identities, self._wall)
         except Refused as err:
@@ -150,7 +150,10 @@ class Round:
         return ""
 
     def _attested(self, minion: str, timeout: float) -> Generator[Step, Answer, tuple[dict[str, Any] | None, str]]:
-        """Challenge a host and judge its answer; return the record of the judgement, and a problem or an empty text."""
+        """Challenge a host and judge its answer.
+
+        Return the record of the judgement and an empty text, or None and a problem.
+        """
         told = ""
         for whole in (False, True):
             try:
@@ -188,7 +191,7 @@ class Round:
         return take
 
     def _told(self, minion: str, record: Mapping[str, Any]) -> Generator[Step, Answer, None]:
-        """Send a host its result, and note whether the host stored it."""
+        """Send a host its result, and note whether the host stored the result."""
         key = {"key": self._fleet.signer.jwk}
         came = yield Call("accept", "tokens", record["token"], key, TELL)
         reply = came.value if isinstance(came.value, Mapping) else {}
@@ -234,9 +237,9 @@ def enrolled(
 
 
 def heard(call: Call, take: Take, none: Any = None) -> Asking:
-    """Make a call, pass each answer to *take*, and return the result for the first that *take* accepts.
+    """Make a call, pass each answer to *take*, and return the result for the first answer that *take* accepts.
 
-    Any minion can send false answers and errors. These are skipped and prove nothing about the host.
+    Any minion can send false answers and errors. Such answers are skipped, because they prove nothing about the host.
 
     :param none: result if *take* accepts no answer; then the returned answer's ``problem`` has the reason.
     """
@@ -254,7 +257,7 @@ def heard(call: Call, take: Take, none: Any = None) -> Asking:
 
 
 def fetched(came: Answer, timeout: float, folder: Path) -> Asking:
-    """Return the value of an answer; fetch it first if *came* announces parts.
+    """Return the value of an answer. If *came* only announces parts, fetch the parts first.
 
     :param folder: folder for the file in which parts wait.
     :raises Malformed: when the announcement or the parts are malformed.
@@ -268,9 +271,9 @@ def fetched(came: Answer, timeout: float, folder: Path) -> Asking:
 class _Last:
     """Notes of earlier rounds.
 
-    :param absent: minions that did not answer the last time.
+    :param absent: minions that did not answer in the last round.
     :param slow: minions whose answer took more than two timeouts.
-    :param rounds: when each round of the last day ended, and how long it took.
+    :param rounds: end and length of each round of the last day.
     """
 
     absent: frozenset[str] = frozenset()
@@ -279,9 +282,9 @@ class _Last:
 
 
 def doubtful(folder: Path, minions: Collection[str]) -> frozenset[str]:
-    """Return the *minions* that may be absent: those that did not answer the last time.
+    """Return those of *minions* that may be absent, because they did not answer in the last round.
 
-    Before the first round, these are all *minions*.
+    Before the first round, return all *minions*.
 
     :param folder: the registrar's folder.
     """
@@ -304,7 +307,10 @@ def _came(minion: str, answer: Answer) -> None:
 
 
 def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
-    """Save the notes of a round over *minions*. Notes on other hosts are kept: another round may cover these."""
+    """Save the notes of a round over *minions*.
+
+    Keep the notes on other hosts, since other rounds may cover those hosts.
+    """
     ((now, took),) = found.rounds
     with files.locked(folder / "rounds.lock"):
         kept = _read(folder)
@@ -322,7 +328,7 @@ def _remember(folder: Path, minions: Collection[str], found: _Last) -> None:
 
 
 def _read(folder: Path) -> _Last:
-    """Read the notes of earlier rounds. Rounds can do without them, so unreadable notes count as absent."""
+    """Read the notes of earlier rounds. Rounds work without notes, so unreadable notes count as absent."""
     try:
         data = files.read_json(folder / "rounds.json") or {}
     except NetspaceError:
@@ -337,5 +343,5 @@ def _read(folder: Path) -> _Last:
 
 
 def _is_round(data: Any) -> bool:
-    """Return whether a value is ``[when the round ended, seconds that it took]``."""
+    """Return whether a value is ``[end of the round, its length in seconds]``."""
     return isinstance(data, list) and [type(one) in (int, float) for one in data] == [True, True]

@@ -1,14 +1,14 @@
 """Transfer of answers that are too large for one message: the master fetches them in parts, within bounds.
 
-``netspace.attestation.minion.master_result`` splits them on the host. A host has ``timeout`` seconds for its answer, a
-tenth of that more for each part that came, and at most ten timeouts. So the master soon gives up on a host that sends
-slowly. Time in which a part waits for other hosts' parts does not count.
+On the host, ``netspace.attestation.minion.master_result`` splits an answer. A host has ``timeout`` seconds for its
+answer, a tenth of ``timeout`` more for each part that came, and at most ten timeouts. So the master soon gives up on a
+host that sends slowly. Time in which a part waits for other hosts' parts does not count.
 
 Parts are kept in an unnamed file in the registrar's folder until all have come. So many hosts can send large answers at
 once, and memory holds only one answer.
 
 A hostile sender may try to exhaust this process: 45 MiB of JSON ``[[],[],...`` become 1,000 MiB of Python objects. An
-honest answer of any size has about fifty values, so values are counted before the answer is decoded.
+honest answer of any size has about fifty values. Therefore values are counted before the answer is decoded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Parts:
     def __init__(self, head: Any, folder: Path | None = None) -> None:
         """Parse the announcement *head*.
 
-        :param folder: folder for the file of an answer of more than ``HELD`` bytes; None: the system's temporary one.
+        :param folder: folder for the file of an answer of more than ``HELD`` bytes; None: the system's temporary
+            folder.
         :raises Malformed: when *head* is not an announcement.
         """
         number = head.get("parts") if isinstance(head, Mapping) else None
@@ -60,7 +61,7 @@ class Parts:
 
     @property
     def next(self) -> int | None:
-        """Number of the next part to fetch; None if all parts have come."""
+        """The number of the next part to fetch; None if all parts have come."""
         return self._came if self._came < self._number else None
 
     def add(self, data: Any) -> None:
@@ -70,7 +71,7 @@ class Parts:
         """
         text = data.get("text") if isinstance(data, Mapping) and set(data) == {"text"} else None
         if not isinstance(text, str) or not text.isascii() or not 0 < len(text) <= PART:
-            raise Malformed(f"answer: part {self._came} is none")
+            raise Malformed(f"answer: part {self._came}: expected an ASCII text of at most {PART} characters")
         self._file.write(text.encode())
         self._digest_now.update(text.encode())
         self._came += 1
@@ -85,7 +86,7 @@ class Parts:
         :raises Malformed: when the parts do not match the announced digest, or are not JSON.
         """
         if self._digest_now.digest() != self._digest:
-            raise Malformed("answer: the parts are not of the answer that was announced")
+            raise Malformed("answer: the parts do not match the announced digest")
         self._file.seek(0)
         return parse(self._file.read())
 
@@ -93,7 +94,7 @@ class Parts:
 def parse(text: bytes) -> Any:
     """Decode the JSON of an answer; the verifier judges the content.
 
-    :raises Malformed: when it is not JSON, or has more values than any answer.
+    :raises Malformed: when *text* is not JSON, or has more values than any honest answer.
     """
     # Base64 and hex do not use these characters, so an honest answer has few of them.
     if sum(text.count(one) for one in (b",", b"[", b"{")) > MAX_VALUES:
@@ -105,12 +106,12 @@ def parse(text: bytes) -> Any:
 
 
 def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[Step, Answer, tuple[Any, Answer]]:
-    """Fetch an answer in parts; return it and the last :class:`Answer`.
+    """Fetch an answer in parts; return the answer and the last :class:`Answer`.
 
-    If the fetch failed, the first is None and the last answer's ``problem`` says why.
+    If the fetch failed, return None and the last :class:`Answer`, whose ``problem`` has the reason.
 
     :param folder: see :class:`Parts`.
-    :raises Malformed: when the parts are malformed, or are not of the announced answer.
+    :raises Malformed: when the parts are malformed, or don't belong to the announced answer.
     """
     came = Answer()
     for _ in range(TRIES):
@@ -123,18 +124,18 @@ def fetched(head: Any, timeout: float, folder: Path | None = None) -> Generator[
 
 
 def _filled(parts: Parts, timeout: float) -> Generator[Step, Answer, Answer]:
-    """Fetch the parts until all have come, a fetch fails or the time is up; return the last answer."""
+    """Fetch parts until all have come, a fetch fails or the time is up; return the last :class:`Answer`."""
     spent, came = 0.0, Answer()
     while parts.next is not None:
         may = min(10 * timeout, timeout + parts.next * timeout / 10)
         came = yield Call("part", "parts", parts.next, lane=PARTS, within=may - spent, size=parts.size)
         spent += came.took
         if came.silent and spent >= may:
-            return dataclasses.replace(came, problem=f"its answer took more than {may:.0f} s")
+            return dataclasses.replace(came, problem=f"the host needed more than {may:.0f} s for its answer")
         if came.problem:
             return came
         try:
             parts.add(came.value)
         except OSError as err:  # a full disk must not end the round
-            return dataclasses.replace(came, problem=f"there is no place for its answer: {err}")
+            return dataclasses.replace(came, problem=f"the master can't store the answer: {err}")
     return came

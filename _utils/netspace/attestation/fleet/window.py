@@ -1,25 +1,25 @@
-"""Sliding window over many minions: runs the work for each at its own speed, so that none waits for another.
+"""Sliding window over many minions: runs the work for each at its own speed, so that no minion waits for another.
 
 The work for one minion is a generator: it yields a :class:`Call`, and is resumed with the :class:`Answer`. The window
 sends the calls to many minions in few messages, and resumes each generator when its answer comes.
 
-Each call belongs to a *lane*, which limits the number of open calls:
+Each call belongs to a *lane*. The lane limits the number of open calls:
 
 - ``ask``: ``concurrency`` slots for calls that make a host work, if the host counts as present;
-- hosts that did not answer the last time have separate slots, half as many, so they delay no other host;
+- hosts that did not answer in the last round have separate slots, half as many, so they delay no other host;
 - ``parts``: a quarter as many, for parts of large answers, which share ``ROOM`` bytes;
-- ``tell``: unlimited, because the host only stores something.
+- ``tell``: unlimited, because the host only stores a value.
 
 An answer proves nothing about its sender: Salt lets a minion answer in another minion's name. If the work finds that an
-answer is false, it yields :class:`Again`, and is resumed with the next answer to the same call, until that call's
-deadline. The work may refuse up to ``REFUSED`` answers to one call. Up to ``WAITING`` answers are kept while the work
-does something else.
+answer is false, it yields :class:`Again`. The window then resumes the work with the next answer to the same call, until
+that call's deadline. The work may refuse up to ``REFUSED`` answers to one call. Up to ``WAITING`` answers are kept
+while the work does something else.
 
 A call keeps its slot until the answer comes, but no longer than three times the 80th percentile of the times that
-answers take. Then another call gets the slot, and the first goes on waiting until its deadline. So an absent host takes
-a slot for seconds, not for the whole timeout. To prolong that time, more than a fifth of all hosts would have to be
-slow on purpose. At most ``LENT`` calls per slot wait without one. So if the whole network is slow, the window does not
-ask more and more hosts.
+answers take. After this time another call gets the slot, and the first call goes on waiting until its deadline. So an
+absent host takes a slot for seconds, not for the whole timeout. Only if more than a fifth of all hosts were slow on
+purpose would the percentile grow. At most ``LENT`` calls per slot wait without a slot. So if the whole network is slow,
+the window does not ask more and more hosts.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class Window:
         self._failing: float | None = None
 
     def run(self, present: Iterable[Task], absent: Iterable[Task] = ()) -> None:
-        """Run the work for all minions, and return when all of it has ended.
+        """Run the work for all minions, and return when all work has ended.
 
-        :param absent: work for minions that did not answer the last time; it has slots of its own.
+        :param absent: work for minions that did not answer in the last round; this work has slots of its own.
         :raises NetspaceError: when the master can't be reached. Errors from a minion's work pass through.
         """
         behind = iter(absent)
@@ -140,7 +140,7 @@ class Window:
         (lane.coming if lane.room and not task.room else lane.going).append(task)
 
     def _another(self, task: Running) -> Answer | None:
-        """Return the next answer to the call that was answered last; None if the task waits for it."""
+        """Return the next answer to the call that was answered last; None if the task must wait for the answer."""
         heard = task.heard
         if heard is None:
             return Answer(problem="nothing was asked", silent=True)
@@ -173,7 +173,7 @@ class Window:
 
     # -- sending ---------------------------------------------------------------------
     def _fill(self, name: str, lane: Lane, feed: Iterator[Task], now: float) -> None:
-        """Give free slots to waiting tasks, or if none waits, begin the work for the next minion."""
+        """Give free slots to waiting tasks. If no task waits, begin the work for the next minion."""
         while lane.free():
             task = lane.next()
             if task is None and lane.coming:
@@ -190,7 +190,7 @@ class Window:
                 self._collect(task, lane, now)
 
     def _evict(self, lane: Lane) -> bool:
-        """End the oldest call that lost its slot and holds room, because others wait for this room.
+        """End the oldest call that holds room but lost its slot, because other calls wait for this room.
 
         Return whether there was such a call.
         """
@@ -198,7 +198,14 @@ class Window:
         if not slow:
             return False
         task = min(slow, key=lambda one: one.sent)
-        self._end(task, Answer(problem="it was slow while others waited", took=self._took(task), crowded=True))
+        self._end(
+            task,
+            Answer(
+                problem="the transfer was slow, and other hosts waited for its room",
+                took=self._took(task),
+                crowded=True,
+            ),
+        )
         return True
 
     def _collect(self, task: Running, lane: Lane, now: float) -> None:
@@ -227,9 +234,9 @@ class Window:
                 del self._outbox[key]
 
     def _given_up(self) -> bool:
-        """Return whether the master has accepted no message at all, or none for a whole timeout.
+        """Return whether the master has accepted no message at all, or no message for a whole timeout.
 
-        A master that is only busy for a moment must not end a round.
+        A master that is busy only for a moment must not end a round.
         """
         now = self._bus.clock()
         self._failing = now if self._failing is None else self._failing
@@ -251,14 +258,14 @@ class Window:
                 self._lane(task).order.append((task, task.job))
         for task in tasks:
             if task.minion in sent.unknown:
-                self._end(task, Answer(problem="the master has no accepted key of it", silent=True))
+                self._end(task, Answer(problem="the master has accepted no key of this minion", silent=True))
 
     # -- answers and deadlines -------------------------------------------------------
     def _take(self, reply: Reply) -> None:
         """Handle an answer from the bus.
 
-        The first answer to an open call ends it. Later answers are kept in case the work refuses the first; all others
-        are ignored.
+        The first answer to an open call ends the call. Later answers are kept in case the work refuses the first.
+        Answers to any other call are ignored.
         """
         task = self._out.get((reply.job, reply.minion))
         if task is None:

@@ -1,6 +1,6 @@
 """Learn rules from the logs of one boot, for :mod:`netspace.attestation.learning.policy`.
 
-The labels in a log tell a kernel from an initrd, and a program from other data that the firmware measures. A wrong
+Labels in a log distinguish a kernel from an initrd, and a program from other data that the firmware measures. A wrong
 label can only put a digest into the wrong list, or make the judge refuse the learned policy. Pure: no file, no network.
 """
 
@@ -31,8 +31,8 @@ class Told:
     """Rules learned from the logs of one boot.
 
     :param rules: in a policy's written form. ``pinned`` has the digests of command lines whose text is known.
-    :param problems: for a group of rules, by its first rule: the reasons why the group may be missing.
-    :param unled: PCRs for which the log leads to another value than the quoted one.
+    :param problems: for each group of rules, by its first rule: possible reasons why the group is missing.
+    :param unled: PCRs whose quoted value differs from the value that the log gives.
     """
 
     evidence: Evidence
@@ -44,7 +44,8 @@ class Told:
 def told(evidence: Evidence) -> Told:
     """Return the rules that follow from the logs of a boot.
 
-    :raises Refused: when the logs can't be read, or when the rules rest on quoted values to which the logs don't lead.
+    :raises Refused: when the logs can't be read, or when the rules rest on PCRs whose quoted values differ from the
+        logs'.
     """
     logs = extensions.read(evidence)
     replayed = logs.replayed()
@@ -68,7 +69,7 @@ _SHIM_CONSTANTS = frozenset((measured.EMPTY_KEY_LIST, measured.FALSE, measured.T
 
 
 def _starters(extended: Sequence[Extension]) -> dict[str, list[str]]:
-    """Return the programs that ran right before each program."""
+    """Return, for each program, the programs that ran directly before it."""
     found: dict[str, list[str]] = {}
     last = "firmware"
     for one in extended:
@@ -161,7 +162,7 @@ def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
 
 
 def _kind(one: Extension, paths: set[str]) -> str:
-    """Return the policy's list for a file, by its label in the log. A wrong label selects only a wrong list."""
+    """Return the policy's list for a file, by the file's label in the log. A wrong label only selects a wrong list."""
     if not isinstance(one.source, Event):
         return "files"
     tagged = events.tag(one.source)

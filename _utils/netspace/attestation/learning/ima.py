@@ -1,10 +1,10 @@
 """Learn which files may run, from the IMA measurement lists of known good hosts.
 
 A list counts only up to the quoted value of PCR 10. Lines in other PCRs have no proof, so this module doesn't learn
-them. The learned policy lists a file by its path and digests, unless it excludes the file already or one of its keys
-signed the file. It lists a line of an unknown template by the line's digest. Notes name lines that can't be learned:
-violations and weak digests. Notes also name files that one rule could cover: paths whose content changed while the host
-ran, and files that unknown keys signed.
+them. The learned policy lists a file by its path and digests, unless the policy excludes the file already or one of the
+policy's keys signed the file. The policy lists a line of an unknown template by the line's digest. Notes name lines
+that can't be learned: violations and weak digests. Notes also name files that one rule could cover: paths whose content
+changed while the host ran, and files that unknown keys signed.
 
 Pure: the module only adds rules, and doesn't put the policy in force. ``netspace.attestation.learning.policy`` calls
 it.
@@ -40,8 +40,7 @@ class Seen:
 def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence[str]) -> Seen:
     """Return the files that *hosts* run, without files that keys or exclusions of *rules* (a policy's ``ima``) allow.
 
-    :param keys: further keys (PEM), which *rules* may lack; the result's ``keys`` are the ones of them that signed a
-        file.
+    :param keys: more keys (PEM), which *rules* may lack. The result's ``keys`` has those of them that signed a file.
     """
     found = Seen()
     old = _parsed({key: rules[key] for key in ("keys", "exclude") if key in rules})
@@ -54,7 +53,7 @@ def seen(rules: Mapping[str, Any], hosts: Mapping[str, Evidence], keys: Sequence
 def add(rules: dict[str, Any], found: Seen) -> None:
     """Add *found* to the lists of *rules* (a policy's ``ima``), in place.
 
-    :raises NetspaceError: when ``files`` becomes longer than a policy allows.
+    :raises NetspaceError: when ``files`` would become longer than a policy allows.
     """
     files = dict(rules.get("files", {}))
     for path, digests in found.files.items():
@@ -73,7 +72,7 @@ def _host(
     try:
         entries = _entries(evidence)
     except Refused as err:
-        found.notes.append(f"{host}: {err}: nothing is learned from its measurement list")
+        found.notes.append(f"{host}: {err}; nothing was learned from this host's measurement list")
         return
     first = ima.boot_aggregate(entries)
     own: dict[bytes, set[bytes]] = {}
@@ -116,19 +115,23 @@ def _host(
     if violations:
         found.notes.append(f"{host}: {violations} files were written while they were measured")
     if elsewhere:
-        found.notes.append(f"{host}: {elsewhere} lines are in other PCRs than 10, so nothing proves them")
+        found.notes.append(f"{host}: {elsewhere} lines are in PCRs other than 10, so the quote does not prove them")
     if changed:
-        found.notes.append(f"{host}: changed while it ran, so think of 'exclude': {_some(changed)}")
+        found.notes.append(f"{host}: files changed while the host ran; consider 'exclude' for {_some(changed)}")
     if weak:
-        found.notes.append(f"{host}: no digest of SHA-256 or better, only 'exclude' can allow: {_some(sorted(weak))}")
+        found.notes.append(
+            f"{host}: only 'exclude' can allow files without a digest of SHA-256 or better: {_some(sorted(weak))}"
+        )
     for why, number in sorted(misnamed.items()):
-        found.notes.append(f"{host}: {number} later lines are called boot_aggregate, which can't be learned: {why}")
+        found.notes.append(f"{host}: {number} later lines have the name boot_aggregate, which can't be learned: {why}")
     for key, number in sorted(unknown.items()):
-        found.notes.append(f"{host}: {number} files are signed by the key {key}: with it (keys) they need no digest")
+        found.notes.append(
+            f"{host}: {number} files are signed by the key {key}; if 'keys' lists this key, the files need no digest"
+        )
 
 
 def _entries(evidence: Evidence) -> list[ima.Entry]:
-    """Return the quoted lines.
+    """Return the lines of a host's list up to the quoted value.
 
     :raises Refused: when the list is missing, is malformed, does not begin at line 0 or does not match the quote.
     """
@@ -142,7 +145,7 @@ def _entries(evidence: Evidence) -> list[ima.Entry]:
 
 
 def _named(digest: bytes) -> str | None:
-    """Return a digest in the policy's form, or None if a policy does not accept its algorithm."""
+    """Return a digest in the policy's form; None if policies don't accept its algorithm."""
     algorithm, _, raw = digest.partition(b":\0")
     name = algorithm.decode("ascii", "replace")
     return f"{name}:{raw.hex()}" if policy.DIGESTS.get(name) == len(raw) else None

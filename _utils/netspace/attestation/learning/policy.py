@@ -1,16 +1,16 @@
-"""Learn a policy that also accepts these boots: rules where the logs allow them, else plain PCR values.
+"""Learn a policy that also accepts given boots: by rules where the logs allow rules, else by plain PCR values.
 
 The log of a golden host names the UEFI programs that ran, Secure Boot and its revocation lists, the signers of booted
 programs, the kernel, the initrd, other loaded files and the command line. A group of rules is kept only if every PCR
-that it rests on is judged, and if the judge accepts all of the boots by these rules. So the policy really enforces the
-learned rules. A note names each omitted group. Names in a log serve only to tell a kernel from an initrd: the policy
-identifies all files by digest.
+that the group rests on is judged, and if the judge accepts all of the boots by these rules. So the policy really
+enforces the learned rules. A note names each omitted group. Names in a log serve only to distinguish a kernel from an
+initrd: the policy identifies all files by digest.
 
-An existing policy keeps its form: its groups get more digests, and its PCRs get more values. Each digest, value or
-pattern keeps its effect, at least for a time. ``dbx`` has only the entries that all of the boots have; in an existing
-policy it is not changed. Entries that none of these hosts shows can get an end (``until``). Of files that IMA measures,
-only former digests get an end: those of files whose content differs now. Pure: returns a policy in its written form,
-and does not put it in force.
+An existing policy keeps its form: its groups get more digests, and its PCRs get more values. Each existing digest,
+value or pattern keeps its effect, at least for a time. A new ``dbx`` has only the entries that all of the boots have;
+an existing ``dbx`` is not changed. Entries that no boot shows can get an end (``until``). Of files that IMA measures,
+only former digests get an end: the old digests of files whose content changed. Pure: returns a policy in its written
+form, and does not put it in force.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ GROUPS = (
 _HEADS = {"applications": "applications", "secure_boot": "signers", "kernels": "kernels"}
 # The consequence of leaving out a group, by the group's first rule.
 _WITHOUT = {
-    "applications": "PCR 4 is known only by its value: L4 ends with the next boot loader or kernel",
-    "secure_boot": "PCR 7 is known only by its value: L4 ends with shim's next key, revocation list or level",
-    "kernels": "loaded files are known only by the values of quoted PCRs among 8 to 12: "
-    "L4 ends with the next file, and L5 rests on all of them",
-    "command_lines": "the command line is known only by its digest or the value of its PCR",
+    "applications": "the policy has only values for PCR 4, so the next update of boot loader or kernel ends L4",
+    "secure_boot": "the policy has only values for PCR 7, so a new key, revocation list or level of shim ends L4",
+    "kernels": "the policy has only values for loaded files (PCRs 8 to 12), so the next changed file ends L4, "
+    "and L5 rests on all of these values",
+    "command_lines": "the policy has only the command line's digest, or its PCR's value",
 }
 # Rules that are extended together with another rule.
 _WITH = {
@@ -57,9 +57,9 @@ _WITH = {
 
 @dataclass(frozen=True)
 class Learned:
-    """A policy that accepts more boots than before.
+    """A policy that accepts more boots than its predecessor.
 
-    :param before: the policy in force; None if there is none.
+    :param before: the policy in force; None if no policy is in force.
     :param notes: rules that could not be learned, and why; hosts that the new policy still does not accept.
     """
 
@@ -72,10 +72,11 @@ class Learned:
 class Wish:
     """Options of :func:`learn`.
 
-    :param now: the time; parts of a policy whose ``until`` is not later are dropped. Seconds since the epoch.
+    :param now: the time in seconds since the epoch. Parts of a policy whose ``until`` is this time or earlier are
+        dropped.
     :param ima: also learn which files may run; needs the whole measurement list of each host.
     :param keys: certificates or public keys (PEM) that may have signed files.
-    :param until: the end of the entries that none of these hosts shows; empty: they have no end.
+    :param until: the end that entries get if none of the given boots shows them; empty: they get no end.
     """
 
     now: float = 0.0
@@ -90,7 +91,7 @@ _NOTHING = Wish()
 def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish: Wish = _NOTHING) -> Learned:
     """Return a policy that accepts *boots* (genuine evidence by host).
 
-    The policy's version is the next one, or unchanged if there is nothing to add.
+    The policy's version is the next number, or the same number if there is nothing to add.
     """
     old: dict[str, Any] | None = None if before is None else policy.plain(before)
     after = copy.deepcopy(old or {"version": 0})
@@ -123,7 +124,7 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
         if run.files or run.entries or run.keys:
             ima_learning.add(after.setdefault("ima", {}), run)
     if wish.until and len(told) < len(boots):
-        notes.append("some boot logs could not be read, so entries that they may show stay valid")
+        notes.append("some boot logs could not be read; entries that may be in these logs stay valid")
     elif wish.until:
         passing = {
             "boot": _retired(boot, told.values(), boots.values()),
@@ -141,7 +142,7 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
     for host, evidence in sorted(boots.items()):
         worth = appraisal.appraise(evidence, tried, None)
         if worth.level < limit:
-            notes.append(f"{host}: L{worth.level + 1} would not be reached: {worth.reason}")
+            notes.append(f"{host}: L{worth.level + 1} is not reached: {worth.reason}")
     if old is not None and {**after, "version": 0} == {**old, "boot": old.get("boot") or {}, "version": 0}:
         return Learned(old, old, tuple(notes))
     after["version"] += 1
@@ -149,7 +150,7 @@ def learn(before: Mapping[str, Any] | None, boots: Mapping[str, Evidence], wish:
 
 
 def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidence]) -> dict[str, Any]:
-    """Remove from *boot* the entries that none of the boots shows, and return them. No list is emptied."""
+    """Remove from *boot* the entries that no boot shows, and return the removed entries. No list is emptied."""
     gone: dict[str, Any] = {}
     for key in policy.PASSING_BOOT:
         if key == "pcrs":
@@ -167,13 +168,13 @@ def _retired(boot: dict[str, Any], told: Iterable[Told], boots: Iterable[Evidenc
 
 
 def _split(known: list[str], shown: set[str]) -> tuple[list[str], list[str]]:
-    """Split *known* in two: entries to keep (patterns and *shown* ones), and all other entries."""
+    """Split *known* into entries to keep (patterns and *shown* ones) and all other entries."""
     good = [one for one in known if one in shown or "*" in one]
     return (good, [one for one in known if one not in good]) if good else (known, [])
 
 
 def _replaced(rules: dict[str, Any], seen: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Remove the former digests of files with new digests from a policy's IMA rules, and return them."""
+    """From a policy's IMA rules, remove the old digests of files that have new digests. Return the old digests."""
     gone = {}
     for path, digests in seen.items():
         known = rules["files"][path]
@@ -192,11 +193,16 @@ def _both(known: Any, more: Any) -> Any:
 
 
 def _rest(boot: dict[str, Any], told: Iterable[Told], notes: list[str]) -> None:
-    """Remove the PCRs of rules from ``unchecked``, and add PCRs to whose values a boot's log does not lead."""
+    """Remove the PCRs of rules from ``unchecked``.
+
+    Add PCRs whose quoted value differs from the value that the log gives.
+    """
     needs = _boot(boot).needs
     before = [int(pcr) for pcr in boot.get("unchecked", [])]
     after = [pcr for pcr in before if pcr not in needs]
-    notes += [f"PCR {pcr} is not unchecked any more: {needs[pcr]} rests on it" for pcr in before if pcr in needs]
+    notes += [
+        f"PCR {pcr} was removed from 'unchecked', because {needs[pcr]} rests on it" for pcr in before if pcr in needs
+    ]
     known = {int(pcr) for pcr in boot.get("pcrs", {})}
     after += sorted(set().union(*(one.unled for one in told)) - known - set(after))
     if after != before:
@@ -207,18 +213,18 @@ def _told(host: str, evidence: Evidence, notes: list[str]) -> Told | None:
     try:
         found = boot_learning.told(evidence)
     except Refused as err:
-        notes.append(f"{host}: {err}: the policy gets only plain values, which each update changes")
+        notes.append(f"{host}: {err}; the policy gets only plain values, which each update changes")
         return None
     if found.unled:
         notes.append(
-            f"{host}: the log does not lead to the values of PCRs {', '.join(map(str, sorted(found.unled)))}: "
-            "they stay unchecked, so a change of firmware or settings there goes unnoticed"
+            f"{host}: the log does not explain the values of PCRs {', '.join(map(str, sorted(found.unled)))}: "
+            "these stay unchecked, so a change of firmware or settings in them goes unnoticed"
         )
     return found
 
 
 def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told], notes: list[str]) -> None:
-    """Add a group of rules to a new policy, if the logs of all boots give them and the judge accepts all boots."""
+    """Add a group of rules to a new policy. Condition: all logs contain the rules, and the judge accepts all boots."""
     if group[0] in boot or not told:
         return
     needed = [_HEADS[group[0]], *(["command_lines"] if "command_lines" in group else [])]
@@ -227,7 +233,7 @@ def _begin(boot: dict[str, Any], group: Sequence[str], told: Mapping[str, Told],
             return  # the last group, without command lines, writes the note
         for key in needed:
             if not one.rules.get(key):
-                _left_out(host, group, one.problems.get(key, "the log shows nothing for it"), notes)
+                _left_out(host, group, one.problems.get(key, "the log has no measurement for this rule"), notes)
                 return
     rules: dict[str, Any] = {}
     for key in group:

@@ -2,8 +2,8 @@
 
 Reads the crypto-agile format (TCG PC Client Platform Firmware Profile 1.06, section
 10) and the older SHA-1 one, as Linux offers them in ``binary_bios_measurements``.
-All integers are little-endian. Sizes and counts are bounded. A log alone proves nothing: the TPM measured its events
-only if it replays to quoted values. This module reads no file.
+All integers are little-endian. Sizes and counts are bounded. A log alone proves nothing: the TPM measured the log's
+events only if a replay of the log gives the quoted values. This module reads no file.
 
 An ACPI table (TPM2, CCEL) describes an area of memory that is larger than the log in it. :func:`unpadded` returns
 the log of such an area; :func:`parse` accepts only logs without padding.
@@ -85,9 +85,9 @@ class EventLog:
     def check(
         self, quoted: Mapping[int, bytes], bank: str = "sha256", replayed: Mapping[int, bytes] | None = None
     ) -> None:
-        """Check that the log leads to the *quoted* values of all PCRs that it extends.
+        """Check that replaying the log gives the *quoted* values of all PCRs that the log extends.
 
-        PCRs 0 to 7 without an event in the log must be untouched.
+        PCRs 0 to 7 without an event in the log must have their initial values.
 
         :param replayed: the replayed values, if other logs continue this one.
         :raises LogMismatch: when a value differs; the error names the first such PCR.
@@ -127,7 +127,9 @@ class _Reader:
         return len(self.data) - self.at
 
     def padding(self) -> bool:
-        """Return whether padding begins here: PCR and type are both 0 or both all ones, values that no event has.
+        """Return whether padding begins at the current position: PCR and type are both 0 or both all ones.
+
+        No event has these.
 
         :raises LogMalformed: when other bytes follow the padding.
         """
@@ -155,7 +157,7 @@ def unpadded(raw: bytes) -> bytes:
     The firmware fills the area with one value before it writes events (EDK2: 0xff; others: 0), so all bytes
     after the last event have that value (TCG ACPI Specification 1.3, LAML and LASA; Intel GHCI 1.5, CCEL).
 
-    :raises LogMalformed: when there is no complete log, or when other bytes than padding follow it.
+    :raises LogMalformed: when there is no complete log, or when bytes other than padding follow the log.
     """
     return raw[: _parse(raw, padded=True)[1]]
 
@@ -189,7 +191,10 @@ def _parse(raw: bytes, *, padded: bool, bank: str | None = None) -> tuple[EventL
 
 @functools.lru_cache(maxsize=16)
 def _header(data: bytes, bank: str | None) -> tuple[Mapping[int, int], _Layout]:
-    """Return the sizes of digests by algorithm, and the layout of events, from a crypto-agile log's first event."""
+    """Return the sizes of digests by algorithm, and the layout of events.
+
+    The first event of a crypto-agile log has both.
+    """
     reader = _Reader(data)
     reader.take(len(_SPEC_ID) + 8)
     count = reader.number(4)
@@ -249,9 +254,9 @@ class _Layout:
         self._expected = (len(sizes), *sizes)
 
     def read(self, reader: _Reader, events: list[Event]) -> None:
-        """Move the next events from *reader* to *events*, up to the first that does not have this layout.
+        """Move the next events from *reader* to *events*, up to the first event that does not have this layout.
 
-        The caller handles the event after them: another form, padding, a size or a PCR out of bounds.
+        The caller handles that event: another form, padding, or a size or PCR out of bounds.
         """
         data, at, size, head, make = reader.data, reader.at, len(reader.data), self._content.size, tuple.__new__
         content, fixed, expected, names = (

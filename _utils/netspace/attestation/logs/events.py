@@ -93,13 +93,16 @@ def type_name(kind: int) -> str:
 
 
 def proved(event: Event, bank: str, data: bytes | None = None) -> bool:
-    """Return whether the event's digest in *bank* is that of its data (or of *data*): only then it was measured."""
+    """Return whether the event's digest in *bank* matches its data (or *data*).
+
+    Without a match, the data was not measured.
+    """
     expected: bytes = getattr(hashlib, bank)(event.data if data is None else data).digest()
     return event.digests.get(bank) == expected
 
 
 def measured_data(event: Event, bank: str) -> bytes | None:
-    """Return the event's data if its digest in *bank* proves it; else None.
+    """Return the event's data if the event's digest in *bank* matches the data; else None.
 
     Old shims log one byte more of an authority than they measure: return the data without that byte.
     """
@@ -113,8 +116,8 @@ def measured_data(event: Event, bank: str) -> bytes | None:
 def variable(data: bytes, slack: int = 0) -> Variable | None:
     """Return the variable in UEFI_VARIABLE_DATA; None for other data.
 
-    :param slack: the most bytes that may follow the variable. Old shims measure up to ``SLACK`` bytes more than they
-        fill.
+    :param slack: number of bytes that may follow the variable. Old shims measure up to ``SLACK`` bytes after its
+        content.
     """
     if len(data) < 32:
         return None
@@ -132,7 +135,10 @@ def _named(guid: bytes, name: bytes) -> tuple[str, str]:
 
 
 def certificate(data: bytes) -> bytes:
-    """Return the certificate or digest in an authority's content, without its owner, if any (EFI_SIGNATURE_DATA)."""
+    """Return the certificate or digest in an authority's content.
+
+    An owner before it (EFI_SIGNATURE_DATA) is cut off.
+    """
     return data if data[:2] == b"\x30\x82" else data[16:]
 
 
@@ -180,7 +186,7 @@ def text(data: bytes) -> str | None:
 
 
 def is_command_line(event: Event) -> bool:
-    """Return whether *event* claims to be a kernel's command line, proved or not."""
+    """Return whether *event* claims to be a kernel's command line. The claim need not be proved."""
     if event.type != IPL:
         return False
     return event.pcr == 12 or (event.pcr == 8 and (event.data.startswith(GRUB) or event.data[1:2] == b"\0"))
@@ -199,7 +205,7 @@ def tag(event: Event) -> tuple[int, str] | None:
 def describe(event: Event) -> dict[str, Any]:
     """Return *event* for people: ``pcr``, ``type``, ``digests``, ``matches`` and the decoded data.
 
-    ``matches`` says whether the digests match the data. It is missing for events that measure something else.
+    ``matches`` is true if the digests match the data. Events whose digest is of other data have no ``matches``.
     """
     found: dict[str, Any] = {"pcr": event.pcr, "type": type_name(event.type)}
     if event.type != NO_ACTION:

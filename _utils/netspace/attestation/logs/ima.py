@@ -4,8 +4,8 @@ The parsed form is ``binary_runtime_measurements`` (kernel: security/integrity/i
 Documentation/security/IMA-templates.rst). :func:`canonical` converts other forms to this one: text, and lists with
 another algorithm (``binary_runtime_measurements_sha256``, since Linux 6.10), whose lines have that algorithm's digest
 in place of SHA-1. The kernel may append lines between the quote and the reading: lines beyond the quoted value count
-only next time. A verifier asks only for new lines, from a :class:`State`. ``netspace.attestation.verifier.ima_rules``
-judges a list; this module reads no file.
+only in the next round. A verifier asks only for new lines, from a :class:`State`. This module reads no file, and
+``netspace.attestation.verifier.ima_rules`` judges a list.
 
 A rule of the kernel's IMA policy may name another PCR (``pcr=``). A quote of PCR 10 proves nothing about
 lines in another PCR, so :func:`match` and :func:`replay` skip them.
@@ -59,7 +59,7 @@ class Entry(NamedTuple):
 
     :param digest: the SHA-1 of *data*; zeros for a violation.
     :param template: the template's name.
-    :param pcr: the PCR that the kernel says it extended.
+    :param pcr: number of the PCR that the kernel extended, by the line's claim.
     """
 
     digest: bytes
@@ -90,7 +90,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """The part of a list that was judged: its first *lines* lines lead to *value* (the SHA-256 bank).
+    """The part of a list that was judged: its first *lines* lines give *value* (the SHA-256 bank).
 
     :param boot: (resetCount, restartCount) of the TPM; the state is void after a reboot.
     :param policy: fingerprint of the policy that judged the lines.
@@ -181,7 +181,7 @@ def measured(entry: Entry, bank: str = "sha256") -> bytes:
 
 
 def genuine(entry: Entry) -> bool:
-    """Return whether the line's SHA-1 matches its data; it doesn't if somebody edited the line by hand.
+    """Return whether the line's SHA-1 matches its data. A line that was edited by hand does not match.
 
     Only a list without a SHA-256 quote needs this check.
     """
@@ -198,7 +198,9 @@ def replay(entries: list[Entry], bank: str = "sha256", value: bytes | None = Non
 
 
 def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
-    """Return how many of *entries* lead from *start* to the *quoted* value. The others are newer than the quote.
+    """Return how many of *entries* are needed to get from *start* to the *quoted* value.
+
+    The rest is newer than the quote.
 
     :raises ListMismatch: when the entries never reach the quoted value.
     """
@@ -222,7 +224,7 @@ def match(entries: list[Entry], start: bytes, quoted: bytes) -> int:
 
 
 def file(entry: Entry) -> File | None:
-    """Return the file that *entry* names; None if the template is unknown, or the data does not fit it.
+    """Return the file that *entry* names; None if the template is unknown, or the data does not fit the template.
 
     The path may be a bare name: the kernel gives only a name if the file's mount is in no tree (``ima_d_path``).
     """
@@ -267,7 +269,7 @@ def line(path: bytes, digest: bytes) -> bytes:
 
 
 def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
-    """Return the digest of the PCRs at boot from the first line (form: :class:`File`), or None if it has none."""
+    """Return the boot aggregate of the first line (form: :class:`File`); None if that line has none."""
     if not entries or entries[0].violation or entries[0].pcr != PCR:
         return None
     first = file(entries[0])
@@ -277,8 +279,8 @@ def boot_aggregate(entries: Sequence[Entry]) -> bytes | None:
 def measures_programs(entries: Sequence[Entry]) -> bool:
     """Return whether process 1 is among *entries*.
 
-    A kernel that measures no programs makes a short list without a bad line; for example, with Secure Boot alone,
-    kernels measure only modules. So a list without process 1 proves nothing about programs. A list never proves that it
+    A kernel that measures no programs makes a short list without a bad line. With Secure Boot alone, for example, the
+    kernel measures only modules. So a list without process 1 proves nothing about programs. A list never proves that it
     is complete.
     """
     return any(
@@ -311,7 +313,7 @@ def canonical(raw: bytes) -> bytes:
 
 
 def _of(raw: bytes, bank: str) -> bool:
-    """Return whether the first line's digest in *bank* matches the line."""
+    """Return whether the digest of the first line, in *bank*, matches the line."""
     header = struct.Struct(f"<I{hashlib.new(bank).digest_size}sI")
     if len(raw) < header.size + 4:
         return False

@@ -1,8 +1,8 @@
 """Known measurements: digests of constants that a specification defines, and grammars of data that is not constant.
 
-A digest in a PCR may be of any data, regardless of its label in a log. A digest alone tells its data only if it is the
-digest of a known constant: a separator, an action's name, a section's name, or a string of systemd's (``WORDS``). Other
-data is recognized by its form: a strict grammar that no program, script or archive satisfies.
+A digest in a PCR may be of any data, regardless of its label in a log. A digest alone reveals its data only if the data
+is a known constant: a separator, an action's name, a section's name, or a string of systemd's (``WORDS``). Other data
+is recognized by its form: a strict grammar that no program, script or archive satisfies.
 
 Sources: TCG PC Client Platform Firmware Profile (PFP) 1.06, 3.3.4 and 10.4; systemd, "TPM2 PCR Measurements Made by
 systemd" and systemd-pcrphase.service(8); systemd-stub(7); shim, ``mok.c``. Pure: decides nothing about a host.
@@ -84,7 +84,7 @@ def nvpcr(data: bytes) -> bool:
 
 
 def sbat(data: bytes) -> Mapping[str, int] | None:
-    """Parse shim's ``SbatLevel`` into the lowest generation of each component that may run; None for other data."""
+    """Parse shim's ``SbatLevel``: the lowest generation of each component that may run. Return None for other data."""
     return _sbat(data) if len(data) <= 4096 else None
 
 
@@ -124,13 +124,13 @@ def line_forms(pcr: int, line: str) -> tuple[bytes, ...]:
 def starts_with_path(line: str) -> bool:
     """Return whether *line* begins with a path, like a kernel's command line from GRUB.
 
-    A GRUB command never begins with a path, so it can't be taken for a command line.
+    A GRUB command never begins with a path, so no GRUB command is taken for a command line.
     """
     return line[:1] in ("/", "(")
 
 
 def plain_line(line: str, pattern: str) -> bool:
-    """Return whether the text for each ``*`` of *pattern* leaves the meaning of the rest of *line* unchanged.
+    """Return whether text in place of each ``*`` of *pattern* leaves the meaning of the rest of *line* unchanged.
 
     A quote or a word ``--`` changes the meaning of the text after it. The kernel cuts off a line that is too long.
     Text that is not printable may not be a command line at all.

@@ -27,7 +27,7 @@ class Record:
 
     :param digests: by the bank's name.
     :param kind: systemd's name for the type of event, e.g. ``phase``.
-    :param text: the text that systemd claims to have measured; see :meth:`proved`.
+    :param text: the text that systemd measured, by its own claim; see :meth:`proved`.
     """
 
     pcr: int
@@ -36,7 +36,7 @@ class Record:
     text: str
 
     def proved(self, bank: str) -> bool:
-        """Return whether the digest in *bank* matches the text. Only then was the text measured."""
+        """Return whether the digest in *bank* matches the text. Without a match, the text was not measured."""
         return self.digests.get(bank) == hashlib.new(bank, self.text.encode()).digest()
 
     def describe(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _record(part: bytes, number: int) -> Record | None:
     if not isinstance(digests, list) or not 1 <= len(digests) <= 16:
         raise refuse("no list of 1 to 16 digests")
     if data.get("content_type") != "systemd" or not isinstance(content, dict):
-        raise refuse("not by systemd")
+        raise refuse("its content is not of systemd's type")
     values: dict[str, bytes] = {}
     for one in digests:
         name, digest = (one.get("hashAlg"), one.get("digest")) if isinstance(one, dict) else (None, None)

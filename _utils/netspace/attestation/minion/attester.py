@@ -60,7 +60,7 @@ class Lines(NamedTuple):
 def enrol(device: Device, template: str | None = None, period: bytes = b"", *, others: bool = False) -> Enrolment:
     """Return the TPM's identity and the attestation key of *period*.
 
-    :param template: selects the endorsement key that the verifier already knows; None: it knows none.
+    :param template: selects the endorsement key that the verifier knows already; None: the verifier knows no key.
     :param others: include the TPM's other endorsement keys.
     """
     endorsement = device.endorsement(template)
@@ -81,7 +81,7 @@ def enrol(device: Device, template: str | None = None, period: bytes = b"", *, o
 def activate(device: Device, credentials: Sequence[Credential], context: Context, period: bytes = b"") -> bytes:
     """Open the credentials of one attestation key, and return the proof that the TPM opened them.
 
-    :param credentials: one for each endorsement key of the enrolment; all must open.
+    :param credentials: one for each endorsement key of the enrolment. The TPM must open every one.
     """
     with device.attestation_key(period) as (key, public):
         secret = b"".join(device.activate(key, *one) for one in credentials)
@@ -99,8 +99,8 @@ def by_tpm(
 ) -> Evidence:
     """Return a quote of *pcrs* for *context*, with the logs of the boot.
 
-    :param measured: reads IMA's list, if the verifier asks for it. It is called after the quote of PCR 10, so the list
-        has every line that the quote covers.
+    :param measured: reads IMA's list, if the verifier asks for the list. The function is called after the quote of PCR
+        10, so the list has every line that the quote covers.
     :param period: selects the attestation key; see :meth:`netspace.attestation.tpm.device.Device.attestation_key`.
     """
     made: Measurements | None = None
@@ -151,22 +151,22 @@ def _log_of(area: bytes | None) -> bytes | None:
 
 
 def boot_log(root: Path) -> bytes | None:
-    """Return the firmware's log of this boot; None if there is none, or if it has more than ``MAX_LOG`` bytes.
+    """Return the firmware's log of this boot; None if there is no log, or if it has more than ``MAX_LOG`` bytes.
 
-    The file reports a size of 0, so it is read to its end.
+    The kernel reports a size of 0 for this file, so the file is read to its end.
     """
     raw = _read(root / BOOT_LOG, MAX_LOG)
     return raw or None
 
 
 def systemd_log(root: Path) -> bytes | None:
-    """Return systemd's measurement log of this boot; None if there is none, or if it is too large."""
+    """Return systemd's measurement log of this boot; None if there is no log, or if it is too large."""
     raw = _read(root / SYSTEMD_LOG, systemd.MAX_LOG)
     return raw or None
 
 
 def measurement_list(root: Path) -> Path | None:
-    """Return the path of IMA's list; None if the kernel has none."""
+    """Return the path of IMA's list; None if the kernel offers no list."""
     for folder in _IMA_FOLDERS:
         for name in _IMA_NAMES:
             path = root / folder / f"binary_runtime_measurements{name}"
@@ -178,8 +178,8 @@ def measurement_list(root: Path) -> Path | None:
 def measured(root: Path, first: int) -> Lines:
     """Return IMA's list from line *first* on, converted to the form of ``binary_runtime_measurements``.
 
-    Return no lines if the list has fewer than *first*: the host was restarted, and the verifier will ask for the whole
-    list.
+    Return no lines if the list has fewer than *first* lines: the host was restarted, and the verifier will ask for the
+    whole list.
 
     :raises NetspaceError: when there is no list, when it is too large, or when it can't be read to its end.
     """

@@ -1,8 +1,8 @@
-"""Facts about this host: TPM, boot, TEE, isolation. They come from the kernel's files.
+"""Facts about this host, read from the kernel's files: TPM, boot, TEE, isolation.
 
-They become Salt's grains. Reading them is cheap (a few dozen small files under ``/sys``, ``/proc`` and ``/dev``, no
-heavy import) and never raises. The facts are the host's claims about itself: for display and targeting only. They never
-raise a trust level.
+The facts become Salt's grains. Reading them is cheap (a few dozen small files under ``/sys``, ``/proc`` and ``/dev``,
+no heavy import) and never raises. The facts are the host's claims about itself: for display and targeting only. They
+never raise a trust level.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _manufacturer(caps: str | None) -> str | None:
 
 
 def _secure_boot(root: Path) -> dict[str, Any]:
-    """Return whether Secure Boot is on: the variable is a byte after four bytes of attributes (UEFI 2.10, 3.3)."""
+    """Return whether Secure Boot is on. The variable is one byte after four bytes of attributes (UEFI 2.10, 3.3)."""
     if not _there(root / "sys/firmware/efi"):
         return {"enabled": None, "reason": "the host was not booted by UEFI"}
     raw = _read(root / f"sys/firmware/efi/efivars/SecureBoot-{_EFI_GLOBAL}")
@@ -175,7 +175,7 @@ def _measured_boot(root: Path) -> dict[str, Any]:
 
 
 def _ima(root: Path) -> dict[str, Any]:
-    """Return whether IMA is ``active``, and the number of its ``measurements``; None if they can't be read."""
+    """Return whether IMA is ``active``, and the number of its ``measurements``; None if that number can't be read."""
     security = root / "sys/kernel/security"
     if not _there(security / "ima"):
         known = bool(_names(security))

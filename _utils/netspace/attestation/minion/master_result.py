@@ -4,9 +4,9 @@ An answer that is too large for Salt's bus (``PART``) waits in ``answer.json``, 
 host's measurement list can have 20 MiB, and Salt replaces values in messages above its ``max_event_size`` (1 MiB) by
 ``VALUE_TRIMMED``.
 
-An accepted result is saved in ``result.json``, which enforcement reads. ``master.json`` has the last challenge, and the
-versions of the policies by which the master judged this host. This module accepts a result only for the last answered
-challenge, and only in the same boot; see ``netspace.attestation.ear``. It decides no level.
+This module decides no level. It saves an accepted result in ``result.json``, which enforcement reads. ``master.json``
+has the last challenge, and the versions of the policies by which the master judged this host. The module accepts a
+result only for the last answered challenge, and only in the same boot; see ``netspace.attestation.ear``.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ def answer(
 ) -> dict[str, Any]:
     """Answer a challenge, record the challenge, and return ``{boot, evidence}``.
 
-    If the answer is too large for one message, save it, and return ``{parts, sha256}`` of its JSON; see :func:`part`.
+    If the answer is too large for one message, save the answer, and return ``{parts, sha256}`` of its JSON; see
+    :func:`part`.
 
     :param chosen: settings from :func:`netspace.attestation.minion.settings.of`.
     :param master: fingerprint of the key of the master that this minion trusts.
-    :param salt_key: returns the minion's Salt key (PEM), which signs the answer if the challenge asks for it.
+    :param salt_key: returns the minion's Salt key (PEM), which signs the answer if the challenge asks for a signature.
     :raises NetspaceError: when the challenge is malformed, or the configured TPM can't be used.
     """
     session, nonce, pcrs, first, known, period = _challenge(challenge)
@@ -103,7 +104,7 @@ def accept(layout: Layout, chosen: Mapping[str, Any], minion: str, token: Any, k
     """Check the master's result, and save it for enforcement.
 
     :param key: the verifier's key (JWK), which is trusted only if the declaration pins it.
-    :raises Refused: when the result is not accepted; the former result stays in force.
+    :raises Refused: when the result is not accepted. Then the last accepted result stays in force.
     """
     found = ear.parse_jwk(key)
     if jose.thumbprint(found) not in chosen["verifier_keys"]:
@@ -173,7 +174,7 @@ def _folder(layout: Layout) -> Path:
 
 
 def _known(layout: Layout) -> tuple[str, str, dict[str, int]]:
-    """Return the last answered challenge's nonce, the boot in which it was answered, and the policies' versions."""
+    """Return the nonce of the last answered challenge, the boot of the answer, and policies' versions by group."""
     path = _folder(layout) / "master.json"
     record = files.read_json(path)
     if record is None:

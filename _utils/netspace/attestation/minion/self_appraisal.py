@@ -1,9 +1,10 @@
 """Self-appraisal of a host without a master: attester and verifier in one process.
 
-If its root is honest, the host learns whether its TPM, firmware and boot are in the expected state. The result proves
-nothing to others, so it names the verifier ``self``. ``verifier`` makes the same checks as on a master, but with less
-input: PCR values (``references``) and no policy. So it appraises neither measurement lists nor TEE reports. The pin has
-the TPM's last clock, but not the boot in which it was read, so a TPM reset within one boot goes unnoticed.
+If the host's root is honest, the host learns whether its TPM, firmware and boot are in the expected state. The result
+proves nothing to others, so it names the verifier ``self``. ``verifier`` makes the same checks as on a master, but with
+less input: PCR values (``references``) and no policy. So a self-appraisal covers neither measurement lists nor TEE
+reports. The pin has the TPM's last clock without the boot in which it was read, so a TPM reset within one boot goes
+unnoticed.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _none(layout: Layout, chosen: Mapping[str, Any], verifier: str, reason: str,
 def evidence(
     layout: Layout, chosen: Mapping[str, Any], context: Context, ima_from: int | None = None, period: bytes = b""
 ) -> Evidence:
-    """Return evidence for a remote verifier's *context*. The configured TPM signs it, or else the software key.
+    """Return evidence for a remote verifier's *context*, signed by the configured TPM or the software key.
 
     :param ima_from: include IMA's list from this line on, with a quote of PCR 10; None: no list.
     :param period: the registrar's bytes from which the TPM derives the attestation key.
@@ -106,7 +107,7 @@ def enroll(
 ) -> Enrolment:
     """Return the TPM's identity for a remote registrar.
 
-    :param template: selects the endorsement key that the registrar already knows; None: it knows none.
+    :param template: selects the endorsement key that the registrar knows already; None: the registrar knows no key.
     :param period: selects the attestation key. *others*: include the TPM's other endorsement keys.
     :raises NetspaceError: when no TPM is configured, or the TPM can't be used.
     """
@@ -142,9 +143,9 @@ def activate(
 
 
 def pin(layout: Layout) -> dict[str, Any] | None:
-    """Return the record of the TPM with which this host was first appraised; None before that.
+    """Return the record of the TPM at this host's first appraisal; None if this host was never appraised.
 
-    :raises StateError: when the record is damaged. This module doesn't replace it: a new pin would accept any TPM.
+    :raises StateError: when the record is damaged. The record is never replaced: a new pin would accept any TPM.
     """
     path = pin_path(layout)
     record = files.read_json(path)

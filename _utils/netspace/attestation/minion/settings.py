@@ -1,7 +1,7 @@
 """Settings of an appraisal: a part of the declaration, and a fingerprint of the files that this part names.
 
-A change of them demands a new appraisal. Every run checks this, but few runs appraise. So this module needs neither a
-TPM, nor cryptography, nor the verifier.
+Every run compares them with the last appraisal's, and a change demands a new appraisal. Few runs appraise. So this
+module needs neither a TPM, nor cryptography, nor the verifier.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Software key of a host without a TPM: Ed25519, in a file that only root can read.
 
-The key proves only that the same installation answers: anybody who can read the file can pass for the host. The key is
+The key proves only that the same installation answers: anybody who can read the file can pose as the host. The key is
 bound to the machine id, so a clone of the disk with another id makes its own key.
 """
 
@@ -47,7 +47,7 @@ def host_id(layout: Layout) -> str:
 
 
 def load(layout: Layout) -> Key:
-    """Return this host's key. If there is none, or it is bound to another machine, make a new one.
+    """Return this host's key. If the host has no key, or a key bound to another machine id, make a new key.
 
     :raises StateError: when the file is damaged.
     """

@@ -6,8 +6,8 @@ for loaded files rest on PCR 4, too. Root can extend PCRs after the boot, but ca
 judge **every** digest of every PCR that could hold its subject. Otherwise a forger would use a PCR that is not quoted,
 or one that may have any value.
 
-:func:`gaps` returns the PCRs that a policy leaves unjudged. :func:`policy.accepted` refuses such a policy when it is
-set, and the judge refuses it at each appraisal. Pure: no file is read.
+:func:`gaps` returns the PCRs that a policy leaves unjudged. :func:`policy.accepted` refuses such a policy before it
+comes into force, and the judge refuses it at each appraisal. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Boot:
         """The PCRs that prove rules, each with the name of one rule that it proves.
 
         ``signers`` without ``applications`` trusts shim to verify the programs that it starts. PCR 14 shows whether
-        shim verified them, and with which keys. An old shim measures nothing about itself and is known only by its
-        digest in PCR 4, so ``sbat`` rests on PCR 4, too.
+        shim verified them, and with which keys. An old shim measures nothing about itself, so only its digest in PCR 4
+        identifies it. Therefore ``sbat`` rests on PCR 4, too.
         """
         found: dict[int, str] = {}
         for rule, there, where in (
@@ -150,8 +150,8 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
 
     Most gaps are PCRs that have to prove a rule, though no rule or value judges them.
 
-    :param quoted: the quoted PCRs; None if still unknown.
-    :param values: the PCRs whose values references give.
+    :param quoted: the quoted PCRs; None if they are not known yet.
+    :param values: the PCRs for which references give values.
     """
     found: list[str] = []
     for number, rule in sorted(boot.needs.items()):
@@ -177,9 +177,9 @@ def gaps(boot: Boot, quoted: Collection[int] | None = None, values: Collection[i
 
 
 def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
-    """Return whether the references give values for all PCRs that hold a command line: then it needs no other proof.
+    """Return whether references give values for all PCRs that hold a command line. Then the line needs no other proof.
 
-    :param values: the PCRs whose values references give.
+    :param values: the PCRs for which references give values.
     """
     return boot.pcrs.keys() | frozenset(values) >= {8, *_LOADED}
 
@@ -187,10 +187,11 @@ def valued_lines(boot: Boot, values: Collection[int] = ()) -> bool:
 def ima_gaps(boot: Boot | None, quoted: Collection[int] | None = None, values: Collection[int] = ()) -> list[str]:
     """Return the gaps in the proof of an IMA list, each as a sentence with its remedy.
 
-    The list is worth as much as the kernel that wrote it, and the command line that made the kernel measure files. So
-    rules or values have to judge programs, the files that they loaded, and the command line. Each pattern of
+    The list is worth as much as the kernel that wrote the list, and the command line that made the kernel measure
+    files. So rules or values have to judge programs, the files that they loaded, and the command line. Each pattern of
     ``command_lines`` has to demand that IMA measures, and has to be a whole line: the text in place of ``*`` could turn
-    IMA off. The list's first line shows that nobody extended PCRs 0 to 9 after the boot, so these have to be quoted.
+    IMA off. The list's first line shows whether somebody extended PCRs 0 to 9 after the boot, so the host must quote
+    these.
     """
     rules = Boot() if boot is None else boot
     known = rules.judged | rules.pcrs.keys() | frozenset(values)

@@ -149,7 +149,7 @@ class Ima:
     def unlisted(self, entries: Sequence[Entry], first: int = 0) -> Iterator[tuple[int, Entry]]:
         """Yield the entries, with their numbers, except the lines of listed files.
 
-        Violations, and lines with a signature, are yielded in any case.
+        Violations and lines with a signature are always yielded.
 
         :param first: number of the first entry.
         """
@@ -181,7 +181,7 @@ class Policy:
     """A whole policy. It is parsed once and used for every host, because parsing a long list takes time.
 
     :param fingerprint: SHA-256 of the rules in force.
-    :param changes: the time at which the next ``until`` ends, in seconds since the epoch; None if none is in force.
+    :param changes: end of the next ``until``, in seconds since the epoch; None if no ``until`` is in force.
     :param tee: rules for confidential guests; if set, each host must be a confidential guest.
     """
 
@@ -228,11 +228,11 @@ def _parsed(data: Any, now: float | None) -> Policy:
 
 
 def accepted(data: Any, now: float | None = None, quoted: Collection[int] | None = None) -> Policy:
-    """Parse a policy that is to be put in force.
+    """Parse a policy before it comes into force.
 
-    :param quoted: PCRs that its hosts quote; None if unknown.
+    :param quoted: PCRs that its hosts quote; None if they are not known.
     :raises PolicyError: as :func:`parse`, and when a rule for the boot rests on a PCR that is not judged or not quoted.
-        A forger could satisfy such a rule, though it looks strict.
+        A forger could satisfy such a rule, though the rule looks strict.
     """
     found = parse(data, now)
     for gap in boot_policy.gaps(found.boot, quoted) if found.boot is not None else ():
@@ -323,7 +323,10 @@ def _rules(whole: Mapping[str, Any]) -> tuple[Boot | None, Ima | None]:
 
 
 def plain(data: Any) -> Any:
-    """Return *data* with all keys as text: YAML has numbers as keys, JSON doesn't, and both must give one policy."""
+    """Return *data* with all keys as text.
+
+    YAML has numbers as keys, JSON has only text; both must give the same policy.
+    """
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
     return data
@@ -378,7 +381,10 @@ def _text(text: str, at: str) -> bytes:
 
 
 def _keys(data: Any, at: str) -> dict[bytes, PublicKey]:
-    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2), which IMA's signatures have."""
+    """Return keys by the last four bytes of their identifier (RFC 5280, 4.2.1.2).
+
+    IMA's signatures name a key by these.
+    """
     found: dict[bytes, PublicKey] = {}
     for one in _list(data, at, 1024):
         key = _key(one, at)

@@ -4,9 +4,9 @@
 - ``report``: a verified report of any kind. ``kinds``: the verifier of each kind.
 - ``snp``: AMD SEV-SNP. ``tdx``, ``tdx_tcb``: Intel TDX, and Intel's status of its TCB.
 - ``hcl``: the keys of a vTPM that an SNP report or a TDX quote vouches for (Azure).
-- ``ccel``: the guest's boot log, and the register values that it leads to.
+- ``ccel``: the guest's boot log, and the register values that result from it.
 - ``roots``: the operator's folder. ``rules``: the policy's section. ``appraisal``: appraisal of a report.
-- ``configfs``: the guest's side: it gets a report from the kernel.
+- ``configfs``: the guest's side, which gets a report from the kernel.
 - ``verifier.tee_offline`` (outside of this package): reports in files, for people.
 
 ``configfs`` and ``roots`` use files. All other modules are pure: no file, no network, no clock.

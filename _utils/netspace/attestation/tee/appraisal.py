@@ -45,8 +45,8 @@ LEVEL_TPM, LEVEL_KEY, LEVEL_ROOTED = 2, 1, 3
 class Verdict:
     """Verdict of the policy on a host's TEE.
 
-    :param code: ``ok``, or the code of the reason why the TEE is refused.
-    :param told: the TEE's values for the result; empty without a genuine report.
+    :param code: ``ok``, or the code of the reason why the policy refuses the TEE.
+    :param told: the TEE's values for the result; empty if the report is not genuine.
     """
 
     code: str
@@ -57,7 +57,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Worth:
-    """Level of evidence, and why it is not one level higher."""
+    """Level of evidence, and the reason why the level is not higher."""
 
     level: int
     code: str
@@ -92,7 +92,8 @@ def appraise(evidence: Evidence, context: Context, section: Tee, trust: Trust, n
 def judge(found: Genuine, rules: Rules, log: bytes | None) -> None:
     """Compare a genuine report with *rules*.
 
-    :param log: the guest's log (CCEL), if it sent one. A log must fit even if no rule demands one.
+    :param log: the guest's log (CCEL), if the guest sent one. A log must match the registers even if no rule demands a
+        log.
     :raises Limited: for the first rule that is not met.
     """
     if found.debug:

@@ -25,7 +25,7 @@ class Reader(structures.Reader):
     def zero(self, count: int) -> None:
         """Skip reserved bytes.
 
-        :raises TeeMalformed: when a byte is not 0: it may change the meaning of the rest.
+        :raises TeeMalformed: when one of these bytes is not 0, because it may change the meaning of the rest.
         """
         if any(self.take(count)):
             raise self.refuse(f"a reserved byte before {self.at} is not 0")
@@ -34,7 +34,7 @@ class Reader(structures.Reader):
 def element(data: bytes, tag: int, what: str) -> bytes:
     """Return the content of *data*, which must be one DER element with *tag*.
 
-    :raises TeeMalformed: for another tag, another length, or bytes after it.
+    :raises TeeMalformed: for another tag, another length, or bytes after the element.
     """
     found, content, rest = _next(data, what)
     if found != tag or rest:
@@ -45,7 +45,7 @@ def element(data: bytes, tag: int, what: str) -> bytes:
 def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
     """Return tags and contents of the DER elements in *data*, which may have at most 256.
 
-    :raises TeeMalformed: when an element is malformed, or there are more.
+    :raises TeeMalformed: when an element is malformed, or *data* has more than 256 elements.
     """
     found = []
     while data:
@@ -59,7 +59,7 @@ def elements(data: bytes, what: str) -> list[tuple[int, bytes]]:
 def number(content: bytes, what: str) -> int:
     """Return the value of a DER INTEGER or ENUMERATED: in shortest form, not negative, and of at most 9 bytes.
 
-    :raises TeeMalformed: when *content* is no such number.
+    :raises TeeMalformed: when *content* is not such a number.
     """
     if not 1 <= len(content) <= 9 or content[0] & 0x80 or (len(content) > 1 and not content[0] and content[1] < 0x80):
         raise TeeMalformed(f"{what}: not a small number in DER")
@@ -82,9 +82,9 @@ def oid(content: bytes, what: str) -> str:
 
 
 def _next(data: bytes, what: str) -> tuple[int, bytes, bytes]:
-    """Return tag and content of the first DER element, and the bytes after it.
+    """Return tag and content of the first DER element, and the bytes after the element.
 
-    :raises TeeMalformed: when its length is not definite and in shortest form (X.690, 10.1).
+    :raises TeeMalformed: when the element's length is not definite and in shortest form (X.690, 10.1).
     """
     try:
         found = der.element(data, 0, len(data))

@@ -21,7 +21,7 @@ RUNTIME = 3
 def registers(area: bytes) -> dict[int, bytes]:
     """Return the value of each RTMR that the log in *area* extends.
 
-    :raises TeeLog: when *area* has no log, or a log that does not fit a TD.
+    :raises TeeLog: when *area* has no log, or the log does not fit a TD.
     """
     try:
         log = eventlog.parse(eventlog.unpadded(area))
@@ -36,11 +36,11 @@ def registers(area: bytes) -> dict[int, bytes]:
 
 
 def check(area: bytes, quoted: Mapping[int, bytes]) -> None:
-    """Check that the log leads to the *quoted* registers.
+    """Check that replaying the log gives the *quoted* registers.
 
-    RTMR 3 may have any value if the log has no event for it, because the running system extends it.
+    RTMR 3 may have any value if the log has no event for it, because the running system extends this register.
 
-    :raises TeeLog: when a register differs; the error names the first one.
+    :raises TeeLog: when a register differs; the error names the first such register.
     """
     led = registers(area)
     for number, value in sorted(quoted.items()):

@@ -1,13 +1,13 @@
 """Guest's side of TEE evidence: gets a report from the kernel (configfs-tsm, Linux 6.7 and later).
 
-Linux: Documentation/ABI/testing/configfs-tsm-report. The caller makes a directory in
-``/sys/kernel/config/tsm/report`` for each report, and the kernel adds the attributes. The caller writes the 64 bytes
+Linux: Documentation/ABI/testing/configfs-tsm-report. This module makes a directory in
+``/sys/kernel/config/tsm/report`` for each report, and the kernel adds the attributes. The module writes the 64 bytes
 that the report must cover to ``inblob``. It reads the report from ``outblob`` and the host's certificates from
-``auxblob``. Each write raises ``generation``, which shows whether the report covers the bytes that this process wrote.
-The kernel handles a binary attribute when its file is closed, and can't report an error then. But it does not raise
-``generation`` after an error.
+``auxblob``. Each write raises ``generation``, so a changed ``generation`` shows that another process wrote, too.
+The kernel handles a binary attribute when its file is closed, and can't report an error at that point. But the kernel
+does not raise ``generation`` after an error.
 
-This needs root. At the end, the caller always removes the directory.
+The module needs root. At the end, it always removes the directory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TsmError(NetspaceError):
 
 
 class Taken(NamedTuple):
-    """A report from the kernel, not verified."""
+    """An unverified report from the kernel."""
 
     provider: str
     report: bytes
@@ -92,7 +92,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
     :param root: replaces ``/``.
     :param data: 64 bytes.
     :param files: replaces :class:`Kernel` in tests.
-    :raises TsmError: when the kernel gives no report, or one that is too large.
+    :raises TsmError: when the kernel gives no report, or a report that is too large.
     """
     if len(data) != INPUT:
         raise TsmError(f"a report covers exactly {INPUT} bytes, not {len(data)}")
@@ -117,7 +117,7 @@ def take(root: Path, data: bytes, files: Files | None = None) -> Taken:
 
 
 class _Changed(Exception):
-    """Error: the report is unusable, or may cover other bytes than the written ones; a new attempt may help."""
+    """Error: the report is empty, or may cover bytes that another process wrote. A new attempt may help."""
 
 
 def _report(files: Files, entry: Path, data: bytes) -> Taken:

@@ -1,11 +1,11 @@
 """Report of Azure's paravisor (HCL), by which a TEE vouches for the keys of a vTPM.
 
-The vTPM's NV index 0x01400001 has the report. The paravisor requests the report from the processor. The report covers a
-JSON document with the vTPM's attestation and endorsement keys. If it is genuine, and the paravisor requested it, then
-the keys belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest attestation", azure-cli
-``cvm-attestation-tools``).
+The vTPM's NV index 0x01400001 has the report. The paravisor requests the TEE's report from the processor. The TEE's
+report covers a JSON document with the vTPM's attestation and endorsement keys. If the TEE's report is genuine, and the
+paravisor requested it, then the keys belong to the vTPM that the TEE runs (Microsoft: "Confidential VM guest
+attestation", azure-cli ``cvm-attestation-tools``).
 
-For TDX, the paravisor keeps a TDREPORT. Only its own machine can check it, so a quote is needed in addition.
+For TDX, the paravisor keeps a TDREPORT. Only its own machine can check a TDREPORT, so a quote is needed in addition.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAX_KEYS = 16
 
 @dataclass(frozen=True)
 class Claims:
-    """A paravisor's report, parsed. Nothing in it is proved yet.
+    """A parsed report of a paravisor. Nothing in it is proved yet.
 
     :param kind: :data:`SNP` or :data:`TDX`.
     :param report: the SNP report; for TDX the TDREPORT, which netspace doesn't use.
@@ -54,7 +54,7 @@ class Claims:
         """Return one of the vTPM's keys.
 
         :param name: :data:`ATTESTATION_KEY` or :data:`ENDORSEMENT_KEY`.
-        :raises TeeMalformed: when the document does not have it, or has it twice.
+        :raises TeeMalformed: when the document lacks this key, or has it twice.
         """
         from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -76,7 +76,7 @@ class Claims:
 def parse(raw: bytes) -> Claims:
     """Parse the content of the vTPM's NV index; zeros may follow the report.
 
-    :raises TeeMalformed: when it is not a paravisor's report.
+    :raises TeeMalformed: when the content is not a paravisor's report.
     """
     if len(raw) > MAX_SIZE:
         raise TeeMalformed(f"HCL report: {len(raw)} bytes, at most {MAX_SIZE} are possible")
@@ -104,7 +104,7 @@ def parse(raw: bytes) -> Claims:
 
 
 def genuine(raw: bytes, evidence: bytes, trust: Trust, now: float) -> tuple[Genuine, Claims]:
-    """Verify a paravisor's report; return the TEE's report that it rests on, and the claims with the vTPM's keys.
+    """Verify a paravisor's report. Return the TEE's report that vouches for it, and the claims with the vTPM's keys.
 
     :param evidence: for SNP the host's table of certificates (empty if the operator has them); for TDX the quote.
     :raises Refused: when the TEE's report is not genuine; see ``snp.genuine`` and ``tdx.genuine``.

@@ -33,7 +33,7 @@ class Genuine:
     :param measurement: measurement of the guest's initial content: launch digest (SNP), MRTD (TDX); 48 bytes.
     :param debug: the setting that lets the host read the guest's memory; empty if the host can't read it.
     :param tcb: security versions by name (SNP).
-    :param status: the maker's status of the TCB, such as ``UpToDate``; :data:`UNKNOWN` if there is none.
+    :param status: the maker's status of the TCB, such as ``UpToDate``; :data:`UNKNOWN` if the maker gave no status.
     :param registers: RTMRs by number (TDX).
     :param settings: the launch settings that a policy may judge, by the policy's names.
     :param shown: further values for people.
@@ -50,7 +50,7 @@ class Genuine:
     shown: Mapping[str, Any] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
-        """Return the few values for an attestation result, in a form for JSON."""
+        """Return the few values that an attestation result has, in a form for JSON."""
         found: dict[str, Any] = {"kind": self.kind, "measurement": self.measurement.hex()}
         if self.tcb:
             found["tcb"] = dict(self.tcb)

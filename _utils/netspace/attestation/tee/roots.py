@@ -24,7 +24,7 @@ MAX_FILES = 4096
 
 
 def read(folder: str | None) -> Trust:
-    """Read the folder. If *folder* is None, nothing is trusted.
+    """Read the folder. If *folder* is None, no certificate is trusted.
 
     :raises NetspaceError: when the folder or a file can't be read. An ignored file would silently lower trust.
     """

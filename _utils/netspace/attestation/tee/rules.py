@@ -168,7 +168,7 @@ def _tdx(data: Any, at: str) -> Rules:
 def _measurements(found: Mapping[Any, Any], at: str, signed: bool) -> frozenset[bytes] | None:
     """Return the allowed measurements; None if there is only a rule for the guest's signer (*signed*).
 
-    :raises PolicyError: when there is neither: every guest would pass.
+    :raises PolicyError: when the policy has neither measurements nor such a rule, because every guest would pass.
     """
     if "measurements" not in found and signed:
         return None

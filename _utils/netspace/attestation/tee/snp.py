@@ -5,8 +5,8 @@ versions 2 to 5. The certificates are those of "Versioned Chip Endorsement Key (
 Specification" (57230). All integers are little-endian.
 
 :func:`genuine` checks, in this order: the structure; that a certificate fits this report (kind of key; chip, for a
-VCEK; reported TCB); the signature; the path to one of the operator's roots. It returns the guest's policy bits, but
-does not judge them.
+VCEK; reported TCB); the signature; the path to one of the operator's roots. It returns the bits of the guest's policy
+without judging them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Report:
 
     :param key: :data:`VCEK` or :data:`VLEK`: the kind of key that must have signed the report.
     :param tcb: the reported TCB, from which the signing key is derived.
-    :param r: the signature's number r; likewise *s*.
+    :param r: the signature's number r; *s* is the second one.
     """
 
     version: int
@@ -93,7 +93,7 @@ class Report:
 def parse(raw: bytes) -> Report:
     """Parse a report.
 
-    :raises TeeMalformed: when it is not a report of a known version, or a reserved byte is not 0.
+    :raises TeeMalformed: when *raw* is not a report of a known version, or a reserved byte is not 0.
     """
     if len(raw) != SIZE:
         raise TeeMalformed(f"SNP report: {len(raw)} bytes instead of {SIZE}")
@@ -147,12 +147,12 @@ def parse(raw: bytes) -> Report:
 def genuine(raw: bytes, table: bytes, trust: Trust, now: float) -> Genuine:
     """Verify a report, and return its values.
 
-    :param table: the certificate table that the host gave to the guest; empty if there is none.
+    :param table: the certificate table that the host gave to the guest; empty if the host gave no table.
     :param now: seconds since the epoch.
     :raises TeeMalformed: when report or table can't be parsed.
-    :raises TeeCertificate: when the certificate that came with the report is for another report.
-    :raises TeeSignature: when there are certificates for this report, but none of their keys signed it.
-    :raises TeeUntrusted: when there is no certificate for the report, or no path to a root.
+    :raises TeeCertificate: when the certificate that came with the report does not fit the report.
+    :raises TeeSignature: when certificates fit this report, but none of their keys signed it.
+    :raises TeeUntrusted: when no certificate fits the report, or there is no path to a root.
     :raises TeeRevoked: when a certificate was revoked.
     """
     report = parse(raw)
@@ -203,7 +203,7 @@ def certificates(table: bytes) -> list[bytes]:
 
 
 def _guids(raw: bytes) -> set[str]:
-    """Return a GUID's spelling in both byte orders, because tools on hosts use either."""
+    """Return both spellings of a GUID, one for each byte order, because tools on hosts use either."""
     import uuid
 
     return {str(uuid.UUID(bytes=raw)), str(uuid.UUID(bytes_le=raw))}
@@ -215,7 +215,7 @@ def _leaf(report: Report, raw: bytes, brought: Sequence[Certificate], known: Seq
     Several certificates can match the report, because a VLEK's certificate names no chip, only the TCB. So each match
     is tried.
 
-    :raises Refused: when there is none; see :func:`genuine`.
+    :raises Refused: when there is no such certificate; see :func:`genuine`.
     """
     other, fits = "", False
     for certificate in (*brought, *known):
@@ -253,7 +253,7 @@ def _signed(report: Report, raw: bytes, certificate: Certificate) -> bool:
 
 
 def _mismatch(certificate: Certificate, report: Report) -> str:
-    """Return why *certificate* is not for *report*; empty if it is."""
+    """Return why *certificate* does not fit *report*; empty if it fits."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = certificate.public_key()

@@ -4,10 +4,16 @@ Sources: for a quote's layout, "Intel TDX DCAP: Quote Generation Library and Quo
 A.3 and A.4; for the layout of a TD's report, "Intel TDX Module v1.5 ABI", TDREPORT. All integers are little-endian,
 except for those of ECDSA.
 
-:func:`genuine` checks, in this order: structure; that the quoting enclave (QE) is Intel's; that the QE's report vouches
-for the attestation key; this key's signature over the quote; the PCK's signature over the QE's report; the path of the
-PCK's certificate to one of the operator's roots; that the TDX module is Intel's; Intel's status of the TCB, if the
-operator has it (``tdx_tcb``).
+:func:`genuine` makes these checks, in this order:
+
+1. the quote's structure;
+2. the quoting enclave (QE) is Intel's;
+3. the QE's report vouches for the attestation key;
+4. the attestation key signed the quote;
+5. the key of the platform's certificate (PCK) signed the QE's report;
+6. this certificate chains to one of the operator's roots;
+7. the TDX module is Intel's;
+8. Intel's status of the TCB is good, if the operator has Intel's documents (``tdx_tcb``).
 
 Every owner of an SGX platform can run an enclave and let the platform certify the enclave's report. So this module
 always checks the QE's signer, product and attributes, even without Intel's identity document.
@@ -52,7 +58,7 @@ class Body:
 
     :param tcb: security versions at the start of the TD.
     :param module_signer: signer of the TDX module; zeros for Intel.
-    :param module_attributes: attributes of the TDX module; *attributes* are the TD's.
+    :param module_attributes: attributes of the TDX module; *attributes* has the TD's own attributes.
     :param current_tcb: security versions now, because the module can be updated while the TD runs.
     :param services: hash of the service TDs that are bound to the TD. A report of version 1.0 has neither *current_tcb*
         nor *services*: both are None.
@@ -96,9 +102,9 @@ class Quote:
 
 
 def parse(raw: bytes) -> Quote:
-    """Parse a quote. Zeros may follow it, because some guests return the whole buffer.
+    """Parse a quote. Zeros may follow the quote, because some guests return the whole buffer.
 
-    :raises TeeMalformed: when it is not a quote of a known version.
+    :raises TeeMalformed: when *raw* is not a quote of a known version.
     """
     if len(raw) > MAX_QUOTE:
         raise TeeMalformed(f"TDX quote: {len(raw)} bytes, at most {MAX_QUOTE} are possible")
@@ -171,8 +177,9 @@ def genuine(raw: bytes, trust: Trust, now: float) -> Genuine:
     """Verify a quote, and return its values.
 
     :param now: seconds since the epoch.
-    :raises TeeMalformed: when it can't be parsed.
-    :raises TeeSignature: when one of its signatures is wrong, or Intel didn't sign its enclave or module.
+    :raises TeeMalformed: when the quote can't be parsed.
+    :raises TeeSignature: when a signature in the quote is wrong, or Intel didn't sign the quoting enclave or the
+        module.
     :raises TeeUntrusted: when there is no path to a root.
     :raises TeeRevoked: when a certificate was revoked, or Intel's status of the TCB is revoked.
     """

@@ -34,7 +34,7 @@ class Platform:
     """Versions by which a platform's TCB is judged.
 
     :param components: security versions of SGX's 16 components, from the PCK certificate; *pce_svn* likewise.
-    :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 if there is one; both are judged.
+    :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 if the report has it; both are judged.
     :param module_signer: from the TD's report; *module_attributes* likewise.
     """
 
@@ -81,7 +81,8 @@ def status(platform: Platform, enclave: Enclave, trust: Trust, now: float) -> st
 def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
     """Split a document into its kind, its content, the signed bytes, and the signature (r and s).
 
-    :raises TeeMalformed: when it can't be parsed. It must be the signed text byte for byte, without added blanks.
+    :raises TeeMalformed: when the document can't be parsed. It must be the signed text byte for byte, without added
+        blanks.
     """
     found = _DOCUMENT.fullmatch(raw) if len(raw) <= MAX_DOCUMENT else None
     try:
@@ -94,10 +95,7 @@ def read(raw: bytes) -> tuple[bytes, dict[str, Any], bytes, bytes]:
 
 
 def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[bytes, dict[str, Any]] | None:
-    """Return kind and content of a document, or None.
-
-    None: Intel's TCB signing key did not sign it, or it is not valid now, or it is for another platform.
-    """
+    """Return kind and content of a document that Intel signed for this platform and that is valid now; else None."""
     found = _signed(raw, trust.known)
     if found is None:
         return None
@@ -115,11 +113,9 @@ def _genuine(raw: bytes, platform: Platform, trust: Trust, now: float) -> tuple[
 
 @functools.lru_cache(maxsize=256)
 def _signed(raw: bytes, known: tuple[bytes, ...]) -> tuple[bytes, dict[str, Any], bytes] | None:
-    """Return kind, content and signer of a document. The signer is the certificate of *known* whose key signed it.
+    """Return kind, content and signer of a document; None if no key of a certificate in *known* signed it.
 
-    Return None if no such key signed it.
-
-    The result is cached, because each report needs it.
+    The signer is the certificate whose key signed the document. The result is cached, because each report needs it.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
@@ -161,7 +157,7 @@ def _of_platform(platform: Platform, documents: Iterable[Mapping[str, Any]]) -> 
 
 
 def _level(platform: Platform, svn: bytes, levels: Sequence[Mapping[str, Any]]) -> str:
-    """Return the status of the first level that the platform reaches; out of date if it reaches none.
+    """Return the status of the first level that the platform reaches; out of date if the platform reaches no level.
 
     For a separate TDX module (since 1.5), the first two versions are not compared: :func:`_module` judges them.
     """

@@ -3,8 +3,8 @@
 This is RFC 5280 path validation for the certificates of AMD (VCEK, VLEK; RSA-PSS) and Intel (PCK, TCB signing; ECDSA).
 ``cryptography.x509.verification`` demands a DNS name or an address as subject, so it can't be used. But
 ``cryptography`` checks signatures and parses encodings and names. The module fetches nothing: intermediates come with
-the report or from the operator, and revocation lists come from the operator. If the operator has an issuer's list, this
-list must be in force.
+the report or from the operator, and revocation lists come from the operator. If the operator has an issuer's list, that
+list must be valid now.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Trust:
     def root_certificates(self) -> tuple[Certificate, ...]:
         """The roots, parsed once for all reports.
 
-        :raises TeeMalformed: when one can't be parsed.
+        :raises TeeMalformed: when a root can't be parsed.
         """
         return tuple(load(one) for one in self.roots)
 
@@ -59,7 +59,7 @@ class Trust:
     def known_certificates(self) -> tuple[Certificate, ...]:
         """The certificates of :attr:`known`, parsed once.
 
-        :raises TeeMalformed: when one can't be parsed.
+        :raises TeeMalformed: when a certificate can't be parsed.
         """
         return tuple(load(one) for one in self.known)
 
@@ -67,7 +67,7 @@ class Trust:
     def revocation_lists(self) -> tuple[CertificateRevocationList, ...]:
         """The revocation lists, parsed once.
 
-        :raises TeeMalformed: when one can't be parsed.
+        :raises TeeMalformed: when a list can't be parsed.
         """
         return tuple(load_list(one) for one in self.lists)
 
@@ -75,7 +75,7 @@ class Trust:
 def from_pem(raw: bytes, limit: int) -> list[bytes]:
     """Return the content (DER) of the PEM blocks in *raw*. Each must be a certificate, which :func:`load` checks.
 
-    :raises TeeMalformed: when a block is damaged, or there are more than *limit*.
+    :raises TeeMalformed: when a block is damaged, or *raw* has more than *limit* blocks.
     """
     blocks, problems = encoding.from_pem(raw)
     if problems:
@@ -88,7 +88,7 @@ def from_pem(raw: bytes, limit: int) -> list[bytes]:
 def load(der: bytes) -> Certificate:
     """Parse one DER certificate.
 
-    :raises TeeMalformed: when it can't be parsed.
+    :raises TeeMalformed: when the certificate can't be parsed.
     """
     from cryptography import x509
 
@@ -121,7 +121,7 @@ def check(leaf: Certificate, brought: Sequence[Certificate], trust: Trust, now: 
 
     :param brought: intermediates that came with the report; not trusted.
     :param now: seconds since the epoch.
-    :raises TeeUntrusted: when there is no path; the message says why.
+    :raises TeeUntrusted: when there is no path; the message has the reason.
     :raises TeeRevoked: when a certificate of the path was revoked.
     """
     if not trust.roots:
@@ -174,7 +174,7 @@ def _path(
 
 
 def _signed(certificate: Certificate, issuer: Certificate, depth: int) -> str:
-    """Return why *issuer* isn't the valid issuer of *certificate*; empty if it is.
+    """Return why *issuer* is not the valid issuer of *certificate*; empty if *issuer* is the valid issuer.
 
     :param depth: number of intermediates below the issuer.
     """
@@ -205,7 +205,7 @@ def _name(certificate: Certificate) -> str:
 def load_list(der: bytes) -> CertificateRevocationList:
     """Parse one DER revocation list.
 
-    :raises TeeMalformed: when it can't be parsed.
+    :raises TeeMalformed: when the list can't be parsed.
     """
     from cryptography import x509
 
@@ -224,10 +224,10 @@ def _not_revoked(
     lists: Sequence[CertificateRevocationList],
     when: datetime.datetime,
 ) -> None:
-    """Check a certificate against the newest revocation list that *issuer* signed. Without a list, check nothing.
+    """Check a certificate against the newest revocation list that *issuer* signed. If there is no list, accept it.
 
     :raises TeeRevoked: when the certificate was revoked.
-    :raises TeeUntrusted: when the list is not in force.
+    :raises TeeUntrusted: when the list is not valid now.
     """
     genuine = [one for one in lists if one.issuer == issuer.subject and _signed_list(one, issuer)]
     if not genuine:

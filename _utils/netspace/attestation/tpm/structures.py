@@ -322,7 +322,7 @@ def public(raw: bytes) -> Public:
         raise reader.refuse(f"reserved attributes are set: {attributes:08x}")
     policy = reader.sized(64, "the authorization policy")
     if kind not in (RSA, ECC):
-        raise reader.refuse(f"key type {kind:04x}; RSA and ECC are known")
+        raise reader.refuse(f"key type {kind:04x}; only RSA and ECC are supported")
     symmetric = _symmetric(reader)
     scheme = _scheme(reader, kind)
     if kind == RSA:
@@ -336,7 +336,7 @@ def public(raw: bytes) -> Public:
     else:
         size, exponent = reader.number(2), 0
         if size not in CURVES:
-            raise reader.refuse(f"curve {size:04x}; P-256 and P-384 are known")
+            raise reader.refuse(f"curve {size:04x}; only P-256 and P-384 are supported")
         if reader.number(2) != NULL:
             raise reader.refuse("a key derivation scheme, which no endorsement or attestation key has")
         unique = (reader.sized(66, "x"), reader.sized(66, "y"))
@@ -351,7 +351,7 @@ def _symmetric(reader: Reader) -> tuple[int, int, int] | None:
     if algorithm == NULL:
         return None
     if algorithm != AES:
-        raise reader.refuse(f"symmetric algorithm {algorithm:04x}; AES is known")
+        raise reader.refuse(f"symmetric algorithm {algorithm:04x}; only AES is supported")
     bits, mode = reader.number(2), reader.number(2)
     return algorithm, bits, mode
 

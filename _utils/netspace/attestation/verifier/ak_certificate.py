@@ -37,16 +37,17 @@ def check(
     :param key: the attestation key that the certificate must be for.
     :param trusted: intermediates of the Privacy CA; more than one while keys are rotated.
     :param lists: revocation lists (PEM), one by each issuer; None: revocation is not checked here.
-    :raises WrongAttestationCertificate: when it is malformed, for another key or use, or by an untrusted issuer.
-    :raises ExpiredAttestationCertificate: when it or its issuer is not valid now.
-    :raises RevokedAttestationCertificate: when it is revoked, or its issuer has no fresh revocation list.
+    :raises WrongAttestationCertificate: when the certificate is malformed, is for another key or use, or comes from an
+        untrusted issuer.
+    :raises ExpiredAttestationCertificate: when the certificate, or its issuer's, is not valid now.
+    :raises RevokedAttestationCertificate: when the certificate is revoked, or its issuer has no fresh revocation list.
     """
     found = _leaf(certificate)
     if found.public_key() != key:
         raise WrongAttestationCertificate("the certificate is for another key")
     issuer = next((one for one in trusted if _by(found, one)), None)
     if issuer is None:
-        raise WrongAttestationCertificate("the certificate is by none of the CAs that are trusted")
+        raise WrongAttestationCertificate("no trusted CA issued the certificate")
     pseudonym = _attests(found)
     problem = issuing(issuer, now)
     if problem:
@@ -104,7 +105,7 @@ def _attests(certificate: Certificate) -> str:
 
 
 def issuing(certificate: Certificate, now: float) -> str:
-    """Return why a CA may not issue certificates now; empty if it may."""
+    """Return why a CA may not issue certificates now; empty if the CA may."""
     from cryptography import x509
 
     name = certificate.subject.rfc4514_string()

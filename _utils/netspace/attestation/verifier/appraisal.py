@@ -4,8 +4,8 @@ Pure: no file, no network, no clock. The judge takes evidence as genuine: ``veri
 checking every signature, and other callers pass evidence that was verified before. The judge decides on L4 and L5:
 
 1. The boot matches the references or the boot policy (:mod:`netspace.attestation.verifier.boot_rules`). **L4**
-2. There is an IMA policy, and a measurement list that continues where the last one ended.
-3. The list's lines lead to the quoted PCR 10; lines after that wait for the next time.
+2. There is an IMA policy, and a measurement list that continues where the last list ended.
+3. Replaying the list gives the quoted PCR 10; lines after that point wait for the next appraisal.
 4. The list begins with this boot's PCR values and has process 1, and the policy allows each line
    (:mod:`netspace.attestation.verifier.ima_rules`).
 5. The boot policy covers every PCR that the list rests on (:func:`boot_policy.ima_gaps`). **L5**
@@ -29,11 +29,11 @@ from netspace.attestation.verifier.references import References
 
 
 class Appraisal(NamedTuple):
-    """Level that the evidence reaches, and why it does not reach a higher one.
+    """Level that the evidence reaches, and the reason why it does not reach a higher one.
 
     :param level: 3, 4 or 5.
     :param code: code of the refusal that prevents the next level (``ok`` at L5).
-    :param ima: how far the measurement list was judged; None if it was not judged.
+    :param ima: the judged part of the measurement list; None if the list was not judged.
     :param boot: the boot, if a policy without references found it good; the caller keeps it for the next appraisal.
     """
 
@@ -57,8 +57,8 @@ def appraise(
     """Appraise genuine *evidence*.
 
     :param boot: the quoted (resetCount, restartCount).
-    :param start: how far this host's measurement list was judged before.
-    :param good: a boot that was judged good before; the same boot is not judged again by the same policy.
+    :param start: the part of this host's measurement list that was judged earlier.
+    :param good: the last boot that was judged good. The same policy does not judge the same boot again.
     """
     now = None if policy is None or references is not None else identity(evidence, policy.fingerprint)
     if good is None or good.identity != now:
@@ -106,9 +106,9 @@ def ask_from(policy: Policy, start: State | None) -> int:
 def _unfounded(
     policy: Policy, evidence: Evidence, references: References | None, proved: Collection[int]
 ) -> ImaUnfounded | None:
-    """Return why the rules for the boot do not suffice for a measurement list; None if they do.
+    """Return why the rules for the boot do not suffice for a measurement list; None if they suffice.
 
-    :param proved: PCRs that prove a command line which root cannot have added later.
+    :param proved: PCRs that prove a command line which root can't have added later.
     """
     quoted = evidence.pcrs.keys() | set(range(10))  # the list's boot aggregate covers PCRs 0 to 9
     found = boot_policy.ima_gaps(policy.boot, quoted, references or {})

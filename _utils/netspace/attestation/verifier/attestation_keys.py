@@ -1,8 +1,8 @@
-"""Attestation keys that were proved to be in a TPM: by a credential at enrolment, later by their certificate.
+"""Attestation keys with proof that a TPM has them: by a credential at enrolment, later by their certificate.
 
 No file, no network, no TPM, no clock: the time is an argument. ``netspace.attestation.verifier.verifier`` has the
 rules. Only :meth:`Challenge.redeem` makes a :class:`Bound`, and only :func:`certified` makes a :class:`Certified`.
-Nothing here looks at a quote.
+Nothing here handles quotes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _AK_FORBIDDEN = structures.DECRYPT | structures.ENCRYPTED_DUPLICATION
 
 @dataclass(frozen=True)
 class Bound:
-    """An attestation key that was proved to be in the TPM of an endorsement key.
+    """An attestation key with proof that it is in the TPM of an endorsement key.
 
     :param level: 3 if the endorsement certificate chains to a root, else 2.
     :param reason: why the level is not 3.
@@ -68,7 +68,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Certified:
-    """An attestation key whose certificate shows that it was bound before; see :func:`certified`.
+    """An attestation key whose certificate shows that it was bound at enrolment; see :func:`certified`.
 
     :param level: as in :class:`Bound`. *reason* likewise.
     """
@@ -87,8 +87,8 @@ class Certified:
 class Challenge:
     """A credential for one enrolment; see :func:`challenge`.
 
-    ``blob`` and ``encrypted`` are sent to the host. ``others`` has such a pair for each of its other endorsement keys.
-    The answer depends on the secrets of all pairs, in this order.
+    The master sends ``blob`` and ``encrypted`` to the host. ``others`` has such a pair for each of the TPM's other
+    endorsement keys. The answer depends on the secrets of all pairs, in this order.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class Challenge:
         self.others = tuple(rest)
 
     def redeem(self, answer: bytes, now: float) -> Bound:
-        """Check the host's answer. Can be called once.
+        """Check the host's answer. A second call fails.
 
-        :raises ChallengeExpired: when it is called too late, or a second time.
+        :raises ChallengeExpired: when the call comes too late, or is the second one.
         :raises WrongActivation: when the answer is wrong.
         """
         expected, self._answer = self._answer, None
@@ -143,7 +143,7 @@ def challenge(
     :param roots: DER certificates of trusted makers of TPMs.
     :param pinned: fingerprint of the endorsement key that this host had before; None at first use.
     :param lists: the makers' revocation lists, DER.
-    :param unreadable: the operator's certificates that can't be read; the reason names them if no root is found.
+    :param unreadable: the operator's certificates that can't be read. If no root is found, the reason names them.
     :raises Refused: see the module's rules.
     """
     endorsement = structures.endorsement(enrolment.endorsement)
@@ -163,7 +163,7 @@ def challenge(
 def _endorsed(
     enrolment: Enrolment, endorsement: Public, roots: Sequence[bytes], lists: Sequence[bytes], now: float
 ) -> str:
-    """Return why no trusted maker certified the endorsement key; empty if one did.
+    """Return why no trusted maker certified the endorsement key; empty if a maker did.
 
     :raises Refused: when the certificate is for another key, or was revoked.
     """
@@ -194,7 +194,7 @@ def certified(
 
     :param level: level of the enrolment, with its *reason*.
     :param trusted: intermediates of the Privacy CA.
-    :param revoked: whether the registrar has the certificate as revoked.
+    :param revoked: whether the registrar has recorded the certificate as revoked.
     :raises Refused: when the certificate is not valid, or is for another key.
     """
     key = structures.public(attestation)
@@ -210,11 +210,11 @@ def certified(
 def check_attestation_key(key: Public) -> None:
     """Check that *key* signs only data that its TPM made, and can't leave the TPM.
 
-    :raises WrongAttestationKey: when its attributes allow more.
+    :raises WrongAttestationKey: when the key's attributes allow any other use.
     """
     if key.attributes & _AK_REQUIRED != _AK_REQUIRED or key.attributes & _AK_FORBIDDEN:
         raise WrongAttestationKey(
-            f"attributes {key.attributes:08x}: it must be restricted, for signing alone, and fixed to its TPM"
+            f"attributes {key.attributes:08x}: expected a key that is restricted, only signs, and is fixed to its TPM"
         )
     if key.scheme is None or key.symmetric is not None:
         raise WrongAttestationKey("the attestation key is not restricted to one signature scheme")

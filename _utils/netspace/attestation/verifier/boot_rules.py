@@ -124,7 +124,7 @@ def judged_boot(evidence: Evidence, policy: Boot | None, references: References 
     touched = (policy.judged | policy.needs.keys()) & quoted.keys()
     for pcr in sorted(touched - replayed.keys()):
         if quoted[pcr] != _UNTOUCHED:
-            raise LogMismatch(f"PCR {pcr} has a value, and no log has an event for it")
+            raise LogMismatch(f"PCR {pcr} was extended, but no log has an event for it")
     extended = logs.of(touched)
     if policy.secure_boot or policy.dbx or policy.sbat or policy.signers is not None:
         platform_rules.check(extended[7], policy)
@@ -188,7 +188,7 @@ def _applications(
 class _Found:
     """Findings in PCRs 8 to 13: whether a kernel was loaded, lines known as text, PCRs that prove a line.
 
-    :ivar open: PCRs without systemd's words: root may have added the line after the boot.
+    :ivar open: PCRs without systemd's words. Root may have added the line in such a PCR after the boot.
     """
 
     kernel: bool = False
@@ -200,8 +200,8 @@ class _Found:
 def _loaded(extended: Mapping[int, Sequence[Extension]], policy: Boot) -> frozenset[int]:
     """Judge the measurements of boot loader and kernel, and return the PCRs that prove the kernel's command line.
 
-    The measurements are of files, commands, and the command line. Root's extensions after the boot are judged alike.
-    systemd measures a word after the boot loader has ended: later measurements prove nothing.
+    These are measurements of files, commands, and the command line. Extensions by root after the boot are judged by the
+    same rules. systemd measures a word after the boot loader has ended, so measurements after this word prove nothing.
     """
     found = _Found()
     for pcr in _ORDER:
@@ -275,7 +275,7 @@ def logged_line(pcr: int, one: Extension) -> str | None:
 
 
 def _worst(pcr: int, one: Extension, extended: Sequence[Extension], policy: Boot) -> Extension:
-    """Return the extension that the refusal of *one* names: in PCR 8, a refused line says more than GRUB's command."""
+    """Return the extension that the refusal of *one* names. In PCR 8, a refused line says more than GRUB's command."""
     for other in extended if pcr == 8 else ():
         if other.kind is not None and events.is_command_line(other.source):  # type: ignore[arg-type]
             line = logged_line(pcr, other)
@@ -294,6 +294,6 @@ def _refuse(pcr: int, one: Extension) -> None:
         raise UnknownCommandLine(f"command line {line[:200]!r} matches no pattern")
     if one.kind is None:
         raise UnexpectedEvent(
-            f"{said} is not listed by the policy, and none of systemd's own words (the log calls it {one.claimed})"
+            f"{said} is neither listed by the policy nor one of systemd's own words (the log calls it {one.claimed})"
         )
     raise UnknownFile(f"{said} was loaded or run (the log calls it {one.claimed})")

@@ -1,8 +1,8 @@
 """The extensions of PCRs, in one sequence: the boot log's events, then systemd's records.
 
-The quoted value proves the sequence of a PCR's digests. It does not prove an event's type, its description, or the log
-that holds it: these are the sender's claims. So both logs form one sequence here, and data counts only if its digest
-was measured. Pure: no file is read.
+The quoted value proves the sequence of a PCR's digests. Not proved are an event's type, its description, and the log
+that holds the event: these are claims of the sender. So both logs form one sequence here, and data counts only if its
+digest was measured. Pure: no file is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GRUB = (*events.GRUB, b"grub_cmd: ")
 class Extension(NamedTuple):
     """One extension of a PCR.
 
-    :param source: the log's event or record of it.
+    :param source: the log's event or record of this extension.
     """
 
     digest: bytes
@@ -31,7 +31,7 @@ class Extension(NamedTuple):
 
     @property
     def kind(self) -> int | None:
-        """The type that the boot log claims; None for systemd's records. It only selects a message."""
+        """The type that the boot log claims; None for systemd's records. The type only selects a message."""
         return self.source.type if isinstance(self.source, Event) else None
 
     @property
@@ -65,18 +65,18 @@ class Extension(NamedTuple):
                 yield data[len(word) :].removesuffix(b"\0")
 
     def preimage(self) -> bytes | None:
-        """Return the data that was measured; None if it is not known."""
+        """Return the data that was measured; None if the data is not known."""
         return next(self.preimages(), None)
 
 
 class Logs(NamedTuple):
-    """The two logs of a boot. systemd's is empty if systemd kept none."""
+    """The two logs of a boot. *systemd* is empty if systemd kept no log."""
 
     boot: EventLog
     records: tuple[Record, ...]
 
     def replayed(self) -> dict[int, bytes]:
-        """Return the PCR values that both logs lead to."""
+        """Return the PCR values that result from replaying both logs."""
         return systemd.extend(self.boot.replay(BANK), self.records, BANK)
 
     def of(self, pcrs: Collection[int]) -> Mapping[int, list[Extension]]:
@@ -97,7 +97,7 @@ def read(evidence: Evidence) -> Logs:
 
 
 def is_word(pcr: int, one: Extension) -> bool:
-    """Return whether this is a word that only systemd measures. It adds no trust, so it is allowed anywhere."""
+    """Return whether *one* is a word that only systemd measures. A word adds no trust, so it is allowed anywhere."""
     if one.digest in measured.WORDS.get(pcr, ()):
         return True
     return pcr == 9 and any(map(measured.nvpcr, one.preimages()))

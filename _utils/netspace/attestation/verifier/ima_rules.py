@@ -100,7 +100,7 @@ def judged(evidence: Evidence, policy: Ima, fingerprint: str, boot: tuple[int, i
 
 
 def remedy(code: str) -> str:
-    """Return the remedy for a refusal by its *code*, which a :class:`State` keeps."""
+    """Return the remedy for a refusal by its *code*. A :class:`State` keeps this code."""
     kinds: tuple[type[Limited], ...] = (Violation, UnknownFileRun, StartedByKexec)
     return next(kind.remedy for kind in kinds if kind.code == code)
 
@@ -116,18 +116,18 @@ def _check_aggregate(entries: Sequence[Entry], evidence: Evidence, at_start: Cal
         raise NothingMeasured("nothing was measured into PCR 10: the kernel has no IMA")
     digest = ima.boot_aggregate(entries)
     if digest is None:
-        raise WrongAggregate("the list does not begin with the PCRs' values at boot")
+        raise WrongAggregate("the list does not begin with the PCR values at boot")
     algorithm, _, value = digest.partition(b":\0")
     if not value.strip(b"\0"):
         raise WrongAggregate("IMA found no TPM when it started")
     if algorithm != BANK.encode():
         said = algorithm.decode("ascii", "replace")[:20]
-        raise UnprovedAggregate(f"the list begins with PCRs of the bank {said}, and those of {BANK} are quoted")
+        raise UnprovedAggregate(f"the list begins with PCR values of the bank {said}, but the quote is of {BANK}")
     missing = [pcr for pcr in AGGREGATED if pcr not in evidence.pcrs]
     if missing:
-        raise UnprovedAggregate(f"the list begins with the values of PCRs 0 to 9, and PCR {missing[0]} is not quoted")
+        raise UnprovedAggregate(f"the list begins with the values of PCRs 0 to 9, but PCR {missing[0]} is not quoted")
     if value != _digest(at_start()):
-        raise WrongAggregate("the list begins with the PCR values of another boot, or one was extended since")
+        raise WrongAggregate("the list begins with the PCR values of another boot, or a PCR was extended since")
 
 
 def _digest(values: Values) -> bytes:
@@ -140,7 +140,7 @@ def _at_start(evidence: Evidence) -> Values:
 
     These are the quoted values without the strings (``measured.WORDS``) with which systemd extended a PCR last. No
     other extension may come after the kernel's start. The two logs are read as one sequence, because the sender chooses
-    the log in which an extension stands. L4 has shown that the sequence leads to the quoted value.
+    the log in which an extension stands. L4 has shown that replaying the sequence gives the quoted value.
     """
     values = dict(evidence.pcrs)
     if evidence.boot_log is None or evidence.systemd_log is None:
@@ -168,7 +168,7 @@ def _aggregates(evidence: Evidence, at_start: Callable[[], Values]) -> Collectio
 def _first_refused(
     entries: Sequence[Entry], first: int, policy: Ima, known: Callable[[], Collection[bytes]]
 ) -> tuple[str, str] | None:
-    """Return code and reason for the first line that the policy refuses; None if it allows all lines.
+    """Return code and reason for the first line that the policy refuses; None if the policy allows all lines.
 
     :param first: line number of the first entry.
     :param known: returns the boot aggregates of this boot.
@@ -195,7 +195,7 @@ def _first_refused(
 
 
 def _started_by_kexec(file: File, number: int, policy: Ima, known: Collection[bytes]) -> tuple[str, str] | None:
-    """Judge a ``boot_aggregate`` after line 0. If its digest is known, kexec started a kernel; else it is a file."""
+    """Judge a ``boot_aggregate`` after line 0. With a known digest, the line means a kexec; otherwise it is a file."""
     if file.digest not in known:
         return UnknownFileRun.code, f"line {number}: 'boot_aggregate' is not of the PCRs, so it is a file"
     if policy.kexec:

@@ -1,8 +1,8 @@
-"""Offline verification of quotes and logs in the formats of tpm2-tools and the kernel.
+"""Offline verification of quotes and logs in the formats of tpm2-tools and the kernel. For people, on any machine.
 
-People can use it on any machine. It needs no TPM and no enrolment, and trusts the attestation key that the caller
-gives. It makes the same checks as ``netspace.attestation.verifier.verifier``, in the same order. Two checks need a
-session and are not made: the key's binding to a TPM, and the clock. This module reads no file.
+It needs no TPM and no enrolment, and trusts the attestation key that the caller gives. It makes the same checks as
+``netspace.attestation.verifier.verifier``, in the same order, except for two that need a session: the key's binding to
+a TPM, and the clock. This module reads no file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Values = Mapping[str, Mapping[int, bytes]]
 
 @dataclass(frozen=True)
 class Issue:
-    """A Privacy CA's certificate for the key of a quote, and the files to check it by; all PEM.
+    """A Privacy CA's certificate for the key of a quote, and the files needed to check the certificate; all PEM.
 
     :param ca: intermediates of the Privacy CA; one of them issued the certificate.
     :param now: time of the check, seconds since the epoch.
@@ -66,7 +66,7 @@ class Logs:
 
 @dataclass
 class Report:
-    """Results of the checks, up to the first that failed.
+    """Results of the checks, up to the first failed one.
 
     :param code: ``ok``, or the stable code of the failure (docs/attestation-reasons.md).
     """
@@ -96,7 +96,7 @@ class Report:
 def key(raw: bytes) -> tuple[PublicKey, structures.Public | None]:
     """Parse an attestation key: TPM2B_PUBLIC, TPMT_PUBLIC, PEM or DER.
 
-    PEM and DER have no TPM attributes, so for them the second value is None.
+    PEM and DER have no TPM attributes, so the second value is None for them.
 
     :raises Malformed: when *raw* has none of these forms, or the key is of another type or too short.
     """
@@ -123,7 +123,7 @@ def key(raw: bytes) -> tuple[PublicKey, structures.Public | None]:
 
 
 def replay(logs: Logs) -> dict[str, Any]:
-    """Return the PCR values that the logs lead to: ``{banks: {bank: {pcr: hex}}, events: [...]}``.
+    """Return the PCR values that result from replaying the logs: ``{banks: {bank: {pcr: hex}}, events: [...]}``.
 
     With an IMA list, there is also ``ima``: the numbers of ``lines`` and ``violations``, and in ``edited`` the lines
     whose digest does not match their data.
@@ -169,14 +169,14 @@ def verify_quote(
     policy: Policy | None = None,
     issue: Issue | None = None,
 ) -> Report:
-    """Check a quote, and the PCR values, logs and certificate that are given with it.
+    """Check a quote, and the PCR values, logs and certificate that are given with the quote.
 
     :param attest: the quote in the form that ``tpm2_quote -m`` writes.
     :param signature: the signature in the form that ``tpm2_quote -s`` writes (``-f tss``, the default).
     :param ak: the attestation key that the caller trusts; see :func:`key`.
     :param nonce: the expected qualifying data; None: not checked.
     :param pcrs: PCR values; see :mod:`netspace.attestation.tpm.pcr_values`.
-    :param policy: judges the boot, and with its section ``ima`` also the programs that ran after it.
+    :param policy: judges the boot, and with its section ``ima`` also the programs that ran after the boot.
     :param issue: certificate for the key; None: only the caller vouches for the key.
     """
     report = Report()
@@ -204,7 +204,10 @@ def _verify(
     report.passed("structure", "TPMS_ATTEST of type quote, made by a TPM (magic)")
     trusted, public = key(ak)
     if public is None:
-        report.skipped("ak-attributes", "PEM tells no attributes: was the key restricted, could it leave its TPM?")
+        report.skipped(
+            "ak-attributes",
+            "PEM has no TPM attributes, so it is unknown whether the key is restricted and bound to its TPM",
+        )
     else:
         attestation_keys.check_attestation_key(public)
         report.passed("ak-attributes", "restricted, signs only, fixed to its TPM")
@@ -259,7 +262,7 @@ def _judge(report: Report, values: Values | None, logs: Logs, policy: Policy) ->
     evidence = Evidence("tpm", b"", b"", b"", quoted, logs.boot or None, logs.systemd or None, made)
     found = appraisal.appraise(evidence, policy, None)
     if policy.tee is not None:
-        report.skipped("tee-none", "the policy demands a TEE, and a quote alone tells nothing of one: verify_tee")
+        report.skipped("tee-none", "the policy demands a TEE, which a quote does not prove; use verify_tee")
     if found.level >= 4:
         report.passed("policy", "the boot is as the policy says")
     if found.level == 5:
@@ -301,7 +304,7 @@ def _selections(quote: Quote) -> list[tuple[str, list[int]]]:
 
 
 def _given(quote: Quote, selections: list[tuple[str, list[int]]], pcrs: bytes, digest: str) -> Values:
-    """Return the caller's values of the quoted PCRs, after checking them against the quote's digest.
+    """Return the caller's values of the quoted PCRs, after checking the values against the quote's digest.
 
     :raises WrongSelection: when a quoted PCR has no value.
     :raises WrongDigest: when the values do not match the quote.
@@ -365,11 +368,11 @@ def _check_blind(
     entries: list[ima.Entry],
     digest: str,
 ) -> None:
-    """Check that the logs lead to the quote's digest, without PCR values.
+    """Check that replaying the logs gives the quote's digest, without PCR values.
 
-    A PCR that no log extends is taken to have its initial value.
+    A PCR that no log extends is assumed to have its initial value.
 
-    :raises LogMismatch: when the logs do not lead to the digest.
+    :raises LogMismatch: when the replay gives another digest.
     """
 
     def joined(tens: Mapping[str, bytes]) -> bytes:

@@ -100,7 +100,7 @@ def read(extended: Sequence[Extension]) -> Platform:
 def _setting(found: Platform, read: events.Variable | None) -> None:
     """Record a measurement from before the separator: a known variable, or the authority of a trusted driver.
 
-    :raises UnexpectedEvent: for anything else.
+    :raises UnexpectedEvent: for any other measurement.
     """
     if read is None or read.name not in _NAMESPACES.get(read.guid, ()):
         name = "none" if read is None else f"{read.name[:40]!r}"
@@ -113,7 +113,7 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
     if read.name in measured.KEY_LISTS:
         lists = events.signatures(read.data)
         if lists is None:
-            raise UnexpectedEvent(f"PCR 7: {read.name} is no list of keys")
+            raise UnexpectedEvent(f"PCR 7: {read.name} is not a list of keys")
         if read.name == "dbx":
             found.revoked = lists[1]
     found.settings[read.name] = read.data
@@ -122,11 +122,11 @@ def _setting(found: Platform, read: events.Variable | None) -> None:
 def _authority(found: Platform, read: events.Variable | None) -> None:
     """Record a measurement from after the separator: the authority of a started program, or a variable of shim's.
 
-    :raises UnexpectedEvent: for anything else.
+    :raises UnexpectedEvent: for any other measurement.
     :raises ShimInsecure: when shim's variable turns verification off.
     """
     if read is None:
-        raise UnexpectedEvent("PCR 7: an event after the separator that is no variable")
+        raise UnexpectedEvent("PCR 7: an event after the separator does not hold a variable")
     if read.guid == SHIM and read.name in ("MokSBState", "MokDBState") and len(read.data) == 1:
         if read.data != b"\0":
             raise ShimInsecure(f"{read.name}: shim is set not to verify what it starts")
@@ -156,7 +156,9 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
         found = measured.digest(certificate)
         listed = found in (policy.signers or ()) or (len(one.data) == 48 and certificate in (policy.applications or ()))
         if not listed:
-            raise UnknownSigner(f"{one.name[:40]}: trusted for the certificate {found.hex()}, which is not a signer's")
+            raise UnknownSigner(
+                f"{one.name[:40]}: was trusted because of the certificate {found.hex()}, which 'signers' does not list"
+            )
         firmware += one.guid == events.SECURITY
     if not firmware:
         raise UnknownSigner("the firmware verified nothing that it booted")
@@ -165,7 +167,8 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
 def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
     """Check that each recorded ``SbatLevel`` refuses the generations that the policy refuses.
 
-    A level must precede shim's first trust decision. Root can add a level later, so a later one alone proves nothing.
+    A level must precede shim's first trust decision. Root can add levels later, so a level after that decision alone
+    proves nothing.
 
     :raises OldShimLevel: when the first level is missing, or a level is too low.
     """
@@ -185,10 +188,10 @@ def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
 
 
 def check_shim(extended: Sequence[Extension], policy: Boot) -> None:
-    """Judge PCR 14: shim's lists of keys are known, and its verification is on.
+    """Judge PCR 14: shim's lists of keys are known, and shim verifies what it starts.
 
     The byte 1 is the value of ``MokListTrusted`` (since shim 15.5), and of ``MokSBState`` if verification is off. So
-    its digest is allowed once; a second one is refused.
+    the digest of this byte is allowed once; a second one is refused.
 
     :raises Refused: for the first measurement that the policy does not allow.
     """

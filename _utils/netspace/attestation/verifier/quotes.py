@@ -1,7 +1,7 @@
 """Checks of a quote: its key's signature, the request that it answers, the PCRs that it covers, and their values.
 
 Pure: no file, no network, no TPM, no clock. The order of the checks is in ``netspace.attestation.verifier.verifier``.
-Nothing here knows a policy, the host's last quote, or a level.
+Nothing here uses a policy, the host's last quote, or a level.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 
 def own_quote(evidence: Evidence, key: Public, context: Context) -> Quote:
-    """Check that *key* signed the quote for this challenge, which proves whose evidence it is; return the quote.
+    """Check that *key* signed the quote for this challenge, and return the quote.
 
-    ``verifier.verify_quote`` makes all other checks.
+    The signature proves whose evidence it is. ``verifier.verify_quote`` makes all other checks.
 
-    :raises Refused: when *key* did not sign it, or it is for another challenge.
+    :raises Refused: when *key* did not sign the quote, or the quote is for another challenge.
     """
     if evidence.kind != "tpm":
-        raise UnknownAttestationKey(f"evidence by a {evidence.kind} key, where a TPM's is expected")
+        raise UnknownAttestationKey(f"the evidence is by a {evidence.kind} key; expected a TPM's key")
     if evidence.key != key.raw:
-        raise UnknownAttestationKey("evidence by another key than the one bound to this TPM")
+        raise UnknownAttestationKey("the key that signed the evidence is not the one bound to this TPM")
     return _signed(evidence.attest, evidence.signature, key, context)
 
 
 def check_signature(raw: bytes, attest: bytes, key: PublicKey, scheme: tuple[int, int] | None) -> Signature:
-    """Check that *raw* (TPMT_SIGNATURE) is a signature by *key* over *attest*, and return it.
+    """Check that *raw* (TPMT_SIGNATURE) is a signature by *key* over *attest*, and return the signature.
 
     :param scheme: (scheme, hash) that the key is restricted to; None if unknown.
     :raises Refused: with code `malformed`, `scheme` or `signature`, checked in this order.
@@ -113,7 +113,7 @@ def is_digest(quote: Quote, values: bytes, key: Public) -> bool:
 
 
 def check_measurements(made: Measurements, key: Public, context: Context, clock: Clock) -> None:
-    """Make the checks of the main quote for the quote of PCR 10, and check that both are of one boot."""
+    """Check the quote of PCR 10 like the main quote, and check that both quotes are of one boot."""
     quote = _signed(made.attest, made.signature, key, context, "IMA: ")
     check_covers(quote, key, frozenset((ima.PCR,)), "IMA: ")
     if not is_digest(quote, made.value, key):

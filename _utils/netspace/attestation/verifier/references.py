@@ -13,7 +13,7 @@ References = Mapping[int, Collection[bytes]]
 def parse(data: Any) -> References:
     """Parse references: ``{"sha256": {"<pcr>": ["<hex>", ...]}}``.
 
-    :raises Malformed: for anything else.
+    :raises Malformed: when *data* has another form.
     """
     if not isinstance(data, Mapping) or set(data) != {"sha256"} or not isinstance(data["sha256"], Mapping):
         raise Malformed('references: expected {"sha256": {"<pcr>": ["<hex>", ...]}}')

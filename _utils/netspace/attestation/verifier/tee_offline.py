@@ -1,7 +1,7 @@
 """Offline verification of TEE reports from files, with the result of each check. For people, on any machine.
 
-A report is the content of a kernel's ``outblob`` (SNP report, TDX quote) or a paravisor's report (``hcl``). Its bytes
-show which one it is. This module reads no file.
+A report is the content of a kernel's ``outblob`` (SNP report, TDX quote) or a paravisor's report (``hcl``). The first
+bytes show the kind of the report. This module reads no file.
 """
 
 from __future__ import annotations

@@ -2,19 +2,19 @@
 
 No file, no network, no TPM, no clock. Rules:
 
-1. ``attestation_keys.challenge`` checks four things: each endorsement key has the properties of one; the first one's
-   certificate, if any, is for this key; the key is the pinned one, if one is pinned; the attestation key is restricted,
-   only signs, and can't leave its TPM. A certificate that chains to a root gives L3; without one, the level is L2. A
-   certificate that its maker revoked is refused.
-2. ``Challenge.redeem`` accepts one answer, within 60 s. Only the TPM with both keys can give it. Nothing else makes
-   a ``Bound``. ``attestation_keys.certified`` accepts a key that was bound before, by its certificate from the Privacy
-   CA.
+1. ``attestation_keys.challenge`` checks four things: each endorsement key has the properties of an endorsement key; the
+   first key's certificate, if any, is for that key; the key is the pinned one, if a key is pinned; the attestation key
+   is restricted, only signs, and can't leave its TPM. A certificate that chains to a root gives L3; without one, the
+   level is L2. A certificate that its maker revoked is refused.
+2. ``Challenge.redeem`` accepts one answer, within 60 s. Only the TPM with both keys can make this answer. Nothing else
+   makes a ``Bound``. ``attestation_keys.certified`` accepts a key that was bound before, by its certificate from the
+   Privacy CA.
 3. ``verify_quote`` checks, in this order: the evidence's key; size; magic; type; structure; the signature's scheme,
    which must be the key's, with SHA-256 or better; signature; qualifying data; that the key is a primary key of the
    endorsement hierarchy, because a TPM obfuscates counters and firmware version for keys of other hierarchies; exactly
    the requested PCRs, of one bank; digest of the values; clock; no reset of the TPM within one boot. If there is a
-   quote of PCR 10, the same checks follow for it, and that both quotes are of one boot. If the certificate gave L3,
-   ``netspace.attestation.verifier.appraisal`` then decides on L4 and L5.
+   quote of PCR 10, the same checks follow for that quote, and both quotes must be of one boot. If the certificate gave
+   L3, ``netspace.attestation.verifier.appraisal`` then decides on L4 and L5.
 4. ``verify_software`` checks a software key's evidence: structure, key, signature, qualifying data. It gives L1.
 
 Each refusal is an exception of its own with a stable code (``netspace.attestation.refusals``).
@@ -64,13 +64,13 @@ class Verified:
     """Level of verified evidence. The caller keeps *clock*, *ima* and *boot* for the next verification.
 
     :param level: 1 to 5.
-    :param reason: why this level and not the next.
+    :param reason: why the level is not higher.
     :param remedy: how to reach the next level.
     :param key: fingerprint of the key that signed the evidence.
     :param clock: the TPM's clock and counters; None for a software key.
     :param pcrs: the quoted values.
     :param code: code of the reason; ``ok`` at the highest level.
-    :param ima: how far the measurement list was judged.
+    :param ima: the judged part of the measurement list.
     :param firmware: the TPM's firmware version from the quote; None for a software key.
     :param boot: the boot, if a policy found it good.
     """
@@ -100,8 +100,8 @@ class Expected:
     :param previous: the TPM's clock at the last quote, if any.
     :param references: acceptable values of PCRs.
     :param policy: rules for the boot and for programs. Without policy and references, the level is at most 3.
-    :param ima: how far this host's measurement list was judged, if at all.
-    :param previous_boot: id of the boot (``Context.binding``) in which *previous* was seen; empty if unknown.
+    :param ima: the part of this host's measurement list that was judged earlier, if any.
+    :param previous_boot: id of the boot (``Context.binding``) in which *previous* was read; empty if unknown.
     :param good_boot: the boot that was last judged good, if any.
     """
 
@@ -163,7 +163,8 @@ def verify_quote(evidence: Evidence, bound: Bound | Certified, expected: Expecte
 def _check_clock(clock: Clock, previous: Clock | None) -> None:
     """Check that the TPM's counters did not fall.
 
-    resetCount never falls. The others are compared only if resetCount is equal, because a reboot lowers restartCount.
+    resetCount never falls. The other counters are compared only if resetCount is equal, because a reboot lowers
+    restartCount.
 
     :raises ClockRolledBack: when a counter fell.
     """
@@ -183,9 +184,9 @@ def _check_clock(clock: Clock, previous: Clock | None) -> None:
 def _check_boot(clock: Clock, expected: Expected) -> None:
     """Check that the TPM was not reset within one boot.
 
-    resetCount grows when the TPM is reset (Part 1, 36.2). Only a restart of the host should reset it.
+    resetCount grows when the TPM is reset (Part 1, 36.2). Only a restart of the host should reset the TPM.
 
-    :raises ResetWithinBoot: when it grew within one boot.
+    :raises ResetWithinBoot: when resetCount grew within one boot.
     """
     previous = expected.previous
     same = expected.previous_boot and expected.previous_boot == expected.context.binding
@@ -205,7 +206,7 @@ def verify_software(evidence: Evidence, key: bytes, context: Context) -> Verifie
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     if evidence.kind != "software" or evidence.key != key:
-        raise UnknownAttestationKey("evidence by another key than this host's")
+        raise UnknownAttestationKey("the key that signed the evidence is not this host's key")
     logs = evidence.boot_log, evidence.known_log, evidence.systemd_log, evidence.ima
     if len(key) != 32 or evidence.pcrs or any(one is not None for one in logs):
         raise Malformed("a software key's evidence claims nothing about PCRs, the boot or what ran after it")

@@ -106,7 +106,7 @@ def syscall(name: str, *arguments: Any) -> int:
 
 
 def want(target: dict[str, Any], *keys: str) -> Any:
-    """Return the value at *keys* of the input. If it is absent, raise Skip with the input's reason, if any."""
+    """Return the value at *keys* of the input. If the value is absent, raise Skip with the input's reason, if any."""
     value: Any = target
     for key in keys:
         if isinstance(value, dict) and "skip" in value:

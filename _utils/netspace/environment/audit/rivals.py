@@ -24,7 +24,7 @@ from netspace.environment.container import cgroups
 from netspace.environment.record import Record
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
-from netspace.text import printable
+from netspace.text import harmless, printable
 
 _PATIENCE = 60.0  # seconds for one answer
 _LINE = 4096  # the most bytes of an answer
@@ -66,11 +66,7 @@ class Rival:
         if not line:
             self.end()
             return Answer(0, GONE)
-        try:
-            answer = msgspec.json.decode(line, type=Answer)
-        except msgspec.DecodeError as err:
-            raise NetspaceError(f"the answer of a twin can't be understood: {err}") from err
-        return Answer(answer.taken, printable(answer.ended))
+        return understood(line)
 
     def restart(self) -> None:
         """End the process, start it again, and wait until it answers."""
@@ -88,6 +84,18 @@ class Rival:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
+
+
+def understood(line: bytes) -> Answer:
+    """Return the answer in a line that comes from inside an environment.
+
+    :raises NetspaceError: when it is malformed.
+    """
+    try:
+        answer = msgspec.json.decode(line, type=Answer)
+    except msgspec.DecodeError as err:
+        raise NetspaceError(f"the answer of a twin can't be understood: {harmless(str(err))}") from err
+    return Answer(answer.taken, printable(answer.ended))
 
 
 def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, object]) -> bytes:

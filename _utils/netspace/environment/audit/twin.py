@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -37,6 +37,7 @@ from netspace.environment.storage import mounts, rootfs
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
+from netspace.text import harmless
 
 INSIDE = "/run/netspace-audit"
 # Modules that the programs import, and codecs that Python itself loads for them.
@@ -292,11 +293,30 @@ def _rows(layout: Layout, name: str, used: Runtime, stdin: str) -> list[dict[str
             raise NetspaceError(f"the probe did not end within {_TIMEOUT:.0f} seconds") from err
         if process.returncode != 0 or len(answer) > _MOST:
             raise failed(layout, name, process)
-        return msgspec.json.decode(answer, type=list[dict[str, str]])
-    except msgspec.DecodeError as err:
-        raise NetspaceError(f"the probe's answer can't be understood: {err}") from err
+        return understood(answer)
     finally:
         end(layout, name, process)
+
+
+class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An attempt of the probe, and its outcome."""
+
+    name: str
+    group: str
+    outcome: Literal["refused", "succeeded", "skipped"]
+    detail: str
+
+
+def understood(answer: bytes) -> list[dict[str, str]]:
+    """Return the rows of a probe's answer, which comes from inside an environment.
+
+    :raises NetspaceError: when it is malformed.
+    """
+    try:
+        rows = msgspec.json.decode(answer, type=list[_Row])
+    except msgspec.DecodeError as err:
+        raise NetspaceError(f"the probe's answer can't be understood: {harmless(str(err))}") from err
+    return [{key: harmless(value) for key, value in msgspec.structs.asdict(row).items()} for row in rows]
 
 
 def failed(layout: Layout, name: str, process: subprocess.Popen[bytes]) -> NetspaceError:

@@ -120,7 +120,7 @@ def label(pid: int) -> str:
 
 
 def loose(programs: Mapping[str, tuple[str, int]]) -> set[str]:
-    """Return the names of the programs that are not under the profile that they were started under.
+    """Return the names of the programs that are not under the profile chosen at their start.
 
     A program that is just being started comes under it at its first call: all get some seconds for that, together.
     A process that has ended is not loose.
@@ -150,9 +150,11 @@ class Confinement:
         self._chosen: set[str] = set()
 
     def chosen(self, spec: Environment, used: Runtime) -> str:
-        """Return the profile of an environment that is made now, and see that it is loaded; empty: it gets none.
+        """Return the name of the profile for an environment that is about to be made; empty: it gets none.
 
-        :raises NetspaceError: when it can't have one, but its declaration demands one.
+        The profile is loaded if needed.
+
+        :raises NetspaceError: its declaration demands a profile, and it can't have one.
         """
         if spec.apparmor == "off":
             return ""

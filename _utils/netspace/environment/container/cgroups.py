@@ -169,7 +169,7 @@ class Group:
         return [one for one in kept if one.file != _SOCKETS_FILE or SOCKETS not in self._lacks]
 
     def used(self) -> int:
-        """Return the bytes that count towards its memory limits; version 1 counts the data of sockets separately."""
+        """Return the bytes that count towards the cgroup's memory limits; version 1 counts sockets' data separately."""
         files = ("memory.current",) if self.unified else ("memory.usage_in_bytes", "memory.kmem.tcp.usage_in_bytes")
         found = 0
         for file in files:
@@ -191,7 +191,7 @@ class Group:
         return tuple(found)
 
     def change(self, spec: Limits, devices: Collection[Device]) -> None:
-        """Set a running environment's limits to what *spec* says.
+        """Set a running environment's limits to the limits in *spec*.
 
         :raises NetspaceError: when a limit can't be set; the others are still set.
         """
@@ -269,7 +269,7 @@ def disk(path: Path) -> Device | None:
     try:
         number = os.stat(_existing(path)).st_dev
         if os.major(number) == 0:  # no device of its own: for btrfs and others, the mount names the device
-            source = mounts.over(str(path), mounts.table()).source
+            source = mounts.over(str(path), mounts.Single()).source
             if not source.startswith("/dev/"):
                 return None
             number = os.stat(source).st_rdev

@@ -25,6 +25,7 @@ from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
 from netspace.layout import Layout, below
 from netspace.supervision.cgroup import payload_cgroup
+from netspace.text import harmless
 
 VARIABLES = {"PATH": runtimes.SEARCHED}
 PATIENCE = 60.0  # seconds for a runtime to kill and forget a container
@@ -165,17 +166,20 @@ def failure(layout: Layout, name: str) -> str:
 
 
 def complaint(path: Path) -> str:
-    """Return the last error in a runtime's log; empty if there is none."""
+    """Return the last error in a runtime's log, harmless to a terminal; empty if there is none.
+
+    An error may quote what is in an image.
+    """
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return ""
     for line in reversed(lines):
         if not line.startswith("{"):
-            return line.split("Z: ", 1)[-1]  # "2026-01-31T12:00:00.000000Z: message"
+            return harmless(line.split("Z: ", 1)[-1])  # "2026-01-31T12:00:00.000000Z: message"
         for entry in reversed(_objects(line)):
             if entry.get("level") in ("error", "fatal"):
-                return " ".join(str(entry.get("msg", "")).split())
+                return harmless(" ".join(str(entry.get("msg", "")).split()))
     return ""
 
 
@@ -225,7 +229,7 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used:
 
 
 def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
-    """Remove an environment's empty cgroup in every hierarchy, and the instance's when it was the last."""
+    """Remove an environment's empty cgroup in every hierarchy, and with the last one the instance's cgroup."""
     for target, mount in mounts.below(cgroups.ROOT, mounted).items():
         if mount.kind in ("cgroup", "cgroup2"):
             for folder in (cgroup, f"/{layout.instance}"):
@@ -234,7 +238,7 @@ def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mou
 
 
 def remove_output(layout: Layout, name: str) -> None:
-    """Remove the program's output file and its rotated ones."""
+    """Remove the program's output file and the files rotated from it."""
     own = output(layout, name)
     with contextlib.suppress(FileNotFoundError):
         first, others = own.name, f"{own.name}."

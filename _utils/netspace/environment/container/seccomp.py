@@ -302,7 +302,7 @@ def _of_families(families: Iterable[Family]) -> list[dict[str, Any]]:
 
 
 def _denying(rules: list[dict[str, Any]], machine: str | None) -> dict[str, Any]:
-    """Return a profile that lets through what *rules* say, and nothing else."""
+    """Return a profile that permits the calls in *rules*, and no others."""
     machine = machine or os.uname().machine
     if machine not in ARCHITECTURES:
         raise NetspaceError(f"no seccomp profile is written for {machine}, only for {', '.join(ARCHITECTURES)}")

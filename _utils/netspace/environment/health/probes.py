@@ -25,8 +25,13 @@ def inside(layout: Layout, name: str, record: Record, health: Health) -> Found:
         done = execute.enter(layout, name, record, health.exec, health.timeout)
     except (NetspaceError, OSError) as err:
         return False, str(err)
+    return judged(done, health.timeout)
+
+
+def judged(done: execute.Done, timeout: float) -> Found:
+    """Judge the result of the check's program; if the program failed, give the last line of its output. Pure."""
     if done.timed_out:
-        return False, f"no answer within {health.timeout:g} s"
+        return False, f"no answer within {timeout:g} s"
     if done.retcode == 0:
         return True, ""
     said = (done.stdout + b"\n" + done.stderr).decode(errors="replace").split("\n")

@@ -217,7 +217,7 @@ class Watch:
         one.timer = self.loop.after(machine.pause(one.judgement, health), lambda: self._probe(one))
 
     def _restarted(self) -> bool:
-        """Return whether a supervisor would restart it. Otherwise it keeps running: unhealthy is better than none."""
+        """Return whether a supervisor would restart environments. If not, they keep running: unhealthy beats none."""
         return booted() or presence.attended(self.layout)
 
     def _write(self, one: Watched) -> None:
@@ -255,7 +255,7 @@ class Watch:
 
 
 def needed(known: Mapping[str, Record]) -> dict[str, Record]:
-    """Return the environments to watch: those with a check, and those named in the ``after`` of others."""
+    """Return the environments to watch: each with a check, and each that another one names in ``after``."""
     awaited = {name for record in known.values() for name in record.spec.after}
     return {name: record for name, record in known.items() if record.spec.health is not None or name in awaited}
 

@@ -13,10 +13,12 @@ from typing import Any
 import msgspec
 
 from netspace.environment.images import Note, Store, mismatch, verity
+from netspace.environment.images.sources import Defaults
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
 from netspace.plan import Outcome, Plan, Refusal, Step
 from netspace.spec import checks
+from netspace.text import harmless
 
 KIND = "image"
 _SHORTEST = 12  # hexadecimal digits that name an image
@@ -229,14 +231,17 @@ def _other(digest: str, want: Wanted) -> str:
 
 
 def _described(note: Note) -> dict[str, Any]:
-    defaults = note.defaults
+    return {"identity": note.identity, **shown(note.defaults)}
+
+
+def shown(defaults: Defaults) -> dict[str, Any]:
+    """Return an image's own settings for an operator: their texts are harmless to a terminal."""
     return {
-        "identity": note.identity,
-        "entrypoint": list(defaults.entrypoint),
-        "cmd": list(defaults.cmd),
+        "entrypoint": [*map(harmless, defaults.entrypoint)],
+        "cmd": [*map(harmless, defaults.cmd)],
         "env": [name for name, _ in defaults.env],
         "user": defaults.user or None,
         "group": defaults.group or None,
-        "working_dir": defaults.working_dir or None,
+        "working_dir": harmless(defaults.working_dir) or None,
         "notes": list(defaults.notes),
     }

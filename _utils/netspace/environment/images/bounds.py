@@ -7,6 +7,7 @@ They are far above the needs of programs.
 from __future__ import annotations
 
 from netspace.errors import NetspaceError
+from netspace.text import harmless
 
 BYTES = 16 * 1024**3
 """Bytes that come out of an image's archives, all layers together."""
@@ -54,8 +55,8 @@ class Budget:
         self._names = 0
 
     def refuse(self, message: str) -> NetspaceError:
-        """Return the error to raise."""
-        return NetspaceError(f"image source {self.where}: {message}")
+        """Return the error to raise; its quotations from the image are harmless to a terminal."""
+        return NetspaceError(f"image source {self.where}: {harmless(message)}")
 
     def take_bytes(self, count: int) -> None:
         self._bytes += count

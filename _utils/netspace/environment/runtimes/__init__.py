@@ -143,7 +143,7 @@ class Runtime:
 
     @functools.cached_property
     def program(self) -> str:
-        """The path of its program.
+        """The path of the runtime's program.
 
         :raises MissingError: when it is not installed.
         """

@@ -8,6 +8,7 @@ handles no signal, so it is killed at once.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ _ENTRY, _NAME, _KIND_AT = 104, 68, 68
 _BLOCK, _NETWORK = 1, 2
 _NET = "--net:"
 _MOST = 64
+_MOST_NOTES = 1000  # of all program headers, which may point to the same ones
 _PADDING = 4  # the manifest is aligned to 8 within its note, whose head has 20 bytes
 _PT_NOTE = 4
 
@@ -92,25 +94,29 @@ def manifest(content: bytes, path: str) -> list[tuple[int, str]]:
     raise NetspaceError(f"{path} is not a kernel for solo5-spt: it has no Solo5 manifest")
 
 
-def _notes(content: bytes) -> list[bytes]:
-    """Return the Solo5 manifests in an ELF file's notes (elf(5))."""
+def _notes(content: bytes) -> Iterator[bytes]:
+    """Yield the Solo5 manifests in an ELF file's notes (elf(5))."""
     if content[:6] != b"\x7fELF\x02\x01":
         raise ValueError("not a 64-bit little-endian ELF file")
     (table,) = struct.unpack_from("<Q", content, 32)
     size, count = struct.unpack_from("<HH", content, 54)
     if size < 56 or count > _MOST:
-        raise ValueError(f"{count} program headers of {size} bytes")
-    found = []
+        raise ValueError(
+            f"{count} program headers of {size} bytes each: expected at most {_MOST}, of at least 56 bytes"
+        )
+    left = _MOST_NOTES
     for at in range(table, table + size * count, size):
         kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", content, at)
         end = offset + length
         while kind == _PT_NOTE and offset + 12 <= min(end, len(content)):
+            left -= 1
+            if left < 0:
+                raise ValueError(f"more than {_MOST_NOTES} notes")
             name, held, type_ = struct.unpack_from("<III", content, offset)
             start = offset + 12 + (name + 3 & ~3)
             if type_ == _MANIFEST and content[offset + 12 : offset + 12 + name] == _NOTE:
-                found.append(content[start + _PADDING : start + held])
+                yield content[start + _PADDING : start + held]
             offset = start + (held + 3 & ~3)
-    return found
 
 
 def command(settings: runtimes.Settings, guest: Guest) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Sizes of file systems of a bounded size: what an environment declares, and what fits into one.
+"""Sizes of bounded file systems: the sizes that an environment declares, and the content that fits.
 
 Pure: nothing here reads a file system or makes one (:mod:`netspace.environment.storage.disks`).
 """

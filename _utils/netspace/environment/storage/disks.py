@@ -92,7 +92,7 @@ def volume(layout: Layout, name: str, one: Volume) -> DiskFile:
 
 
 def places(layout: Layout, name: str, spec: Environment, digest: str) -> list[DiskFile]:
-    """Return the places of all file systems of its own that the environment declares."""
+    """Return the places of all the environment's own file systems that it declares."""
     found = []
     if spec.limits.disk is not None and not spec.read_only:
         found.append(layer(layout, name, digest, spec.limits.disk))

@@ -22,6 +22,7 @@ from netspace.errors import MissingError, NetspaceError
 _RESIZE_FS = 0x40086610
 _SUPER_BLOCK = 1024
 _MAGIC = 0xEF53
+_LARGEST_BLOCK = 6  # 64 KiB, as a power of two times 1 KiB
 
 
 def size_of(path: Path) -> int:
@@ -35,6 +36,8 @@ def size_of(path: Path) -> int:
         raise ValueError(f"{path} holds no ext4")
     (low,), (high,) = struct.unpack_from("<I", block, 0x4), struct.unpack_from("<I", block, 0x150)
     (log,) = struct.unpack_from("<I", block, 0x18)
+    if log > _LARGEST_BLOCK:
+        raise ValueError(f"{path} holds a damaged ext4: blocks of 2^{10 + log} bytes")
     return int((high << 32 | low) << (10 + log))
 
 

@@ -37,7 +37,7 @@ def backing_file(device: str) -> str:
 
 
 def notice_size(device: str) -> None:
-    """Make a loop device as large as its file is now."""
+    """Give a loop device the present size of its file."""
     with open(device, "rb", buffering=0) as stream:
         fcntl.ioctl(stream, _SET_CAPACITY, 0)
 

@@ -289,7 +289,7 @@ def table() -> Table:
 
 
 class Single(Mapping[str, Mount]):
-    """The mounts, each asked of the kernel when it is asked for; like :class:`Table`, which it reads if it must.
+    """The mounts, like :class:`Table`, but each mount is queried from the kernel when needed, if the kernel can do so.
 
     It takes less than a table as long as only some mounts are asked for. What it tells is what is mounted at that
     moment, and not when it was made.

@@ -163,8 +163,14 @@ def forget_layers(layout: Layout, name: str, keep: Collection[str]) -> None:
             disks.remove(Path(entry.path))
 
 
-def layers(layout: Layout) -> set[str]:
-    """Return the names of the environments that have a layer, or had one."""
+def layers(layout: Layout, among: Collection[str] | None = None) -> set[str]:
+    """Return the names of the environments that have a layer, or had one.
+
+    :param among: the names to look up; None: all.
+    """
+    if among is not None:
+        places = {name: layout.environment(name) for name in among}
+        return {name for name, place in places.items() if place.is_dir() and not place.is_symlink()}
     try:
         return {entry.name for entry in os.scandir(layout.layers) if entry.is_dir(follow_symlinks=False)}
     except FileNotFoundError:

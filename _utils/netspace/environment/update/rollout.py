@@ -115,7 +115,8 @@ def awaited(
         statuses = supervisor.observe(services)
         left = [name for name in names if _waits(statuses.get(oci_runtime.service_name(name)))]
         if soon.isdisjoint(left) or time.monotonic() > until:
-            statuses = supervisor.observe() if left else {}  # includes the environments that they wait for
+            before = {other for name in left for other in known[name].spec.after}
+            statuses = supervisor.observe({*map(oci_runtime.service_name, before)}) if left else {}
             missing = {name: observe.awaited(layout, name, known, statuses) for name in left}
             return {name: why for name, why in missing.items() if why}
         time.sleep(LOOK)

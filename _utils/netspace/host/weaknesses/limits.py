@@ -57,7 +57,7 @@ def controllers(seen: Readings) -> Row:
 
 
 def _names(seen: Readings) -> list[str]:
-    """Return the names of the controllers; under version 1 also those of hierarchies without a controller."""
+    """Return the names of the controllers; under version 1 also the names of hierarchies without a controller."""
     if seen.controllers.error:
         return [name for one in seen.hierarchies for name in one.split(",")]
     return seen.controllers.text.split()

@@ -20,6 +20,8 @@ Rules, in the order in which a packet meets them:
 7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection
    tracking helper is used, so no additional connection is ever expected.
 8. Published ports of the host are forwarded: see ``netspace.interface.firewall.published``.
+9. Packets of an audited environment that 2, 3 and 7 drop are recorded before: see
+   ``netspace.interface.firewall.recording``. Packets beyond the most connections are not.
 
 Allowed connections to other hosts are masqueraded, from source ports that nobody can publish: see 5. in
 ``netspace.interface.firewall.published``. Maps by the interface's name find the rules, so that a packet's cost
@@ -40,7 +42,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from netspace.interface import match
-from netspace.interface.firewall import published
+from netspace.interface.firewall import published, recording
 from netspace.interface.match import FAMILIES, family
 from netspace.nftables.table import Base, Chain, Collection, Rule, Table, Timeout
 from netspace.nftables.words import Verdict, to_goto, to_jump
@@ -68,6 +70,7 @@ class HostFiltered(msgspec.Struct, frozen=True):
     :param connections: the most connections that may be open at once.
     :param allow: its rules, each for one family (``Allow.each``).
     :param publish: ports of the host that are forwarded to it.
+    :param audit: whether its refused packets are recorded.
     """
 
     environment: str
@@ -78,6 +81,7 @@ class HostFiltered(msgspec.Struct, frozen=True):
     allow: tuple[Allow, ...] = ()
     connections: int = 1024
     publish: tuple[Publication, ...] = ()
+    audit: bool = False
 
 
 def forwarded(
@@ -121,19 +125,25 @@ def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Tab
         _limits(ruled, keys, chains, sets)
         _allowed(ruled, keys, chains, sets)
         chains["errors"] = Chain(_ICMP_ERRORS)
-    chains["spoofed"] = Chain(_SPOOFED, Base("filter", "prerouting", _RAW))
+    audited = [one for one in ordered if one.audit]
+    _recorded(audited, keys, chains, sets, tracked=bool(ruled))
+    chains["spoofed"] = Chain(_spoofed("goto genuine" if audited else "accept"), Base("filter", "prerouting", _RAW))
     for name, end, original, reply in (
         ("beyond", "iifname", "out", "in.reply"),
         ("to_host", "iifname", "host", "in.reply"),
         ("towards", "oifname", "in", "out.reply"),
     ):
-        chains[name] = Chain(_judged(end, original, reply) if ruled else ["drop"])
+        judged = _judged(end, original, reply) if ruled else ["drop"]
+        recorded = [f"{end} vmap @audited.{'out' if end == 'iifname' else 'in'}"] if audited else []
+        chains[name] = Chain(recording.joined(judged, recorded))
     others = _elsewhere(elsewhere, sets) if ruled else []
+    refused = "goto between" if audited else "drop"
     for name, (hook, rules) in _HOOKED.items():
         apart: list[Rule] = []
         if name == "forward":
             for which, end in (("daddr", "iifname"), ("saddr", "oifname")):
-                apart += [f"{end} @ends {FAMILIES[fam].word} {which} @{one} drop" for fam, one in others]
+                apart += [f"{end} @ends {FAMILIES[fam].word} {which} @{one} {refused}" for fam, one in others]
+            apart.append(f"iifname @ends oifname @ends {refused}")
         chains[name] = Chain([*apart, *rules], Base("filter", hook))
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
         chains["outward"] = Chain(_MASQUERADED, Base("nat", "postrouting", _SRCNAT))
@@ -211,7 +221,7 @@ _MASQUERADED: Sequence[Rule] = [
 _HOOKED: Mapping[str, tuple[str, Sequence[Rule]]] = {
     "forward": (
         "forward",
-        ["iifname @ends oifname @ends drop", "iifname @ends goto beyond", "oifname @ends goto towards"],
+        ["iifname @ends goto beyond", "oifname @ends goto towards"],
     ),
     "input": ("input", ["iifname @ends goto to_host"]),
     "output": ("output", ["oifname @ends goto towards"]),
@@ -220,11 +230,16 @@ _ICMP_ERRORS: Sequence[Rule] = [
     *(f"{one} accept" for of in FAMILIES.values() for one in match.errors(of)),
     "drop",
 ]
-_SPOOFED: Sequence[Rule] = [
-    "iifname != @ends accept",
-    *(f"iifname . ether saddr . {of.word} saddr @sources_{fam} accept" for fam, of in FAMILIES.items()),
-    "drop",
-]
+
+
+def _spoofed(genuine: str) -> list[Rule]:
+    """Return the rules on sources.
+
+    :param genuine: the end of the rules for packets with the interface's own source.
+    """
+    own = [f"iifname . ether saddr . {of.word} saddr @sources_{fam} {genuine}" for fam, of in FAMILIES.items()]
+    recorded = [] if genuine == "accept" else ["iifname vmap @audited.forged"]
+    return ["iifname != @ends accept", *own, *recorded, "drop"]
 
 
 def _judged(end: str, original: str, reply: str) -> list[Rule]:
@@ -239,7 +254,7 @@ def _judged(end: str, original: str, reply: str) -> list[Rule]:
 def _allowed(
     ruled: Sequence[HostFiltered], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
 ) -> None:
-    """Add the chains with rules, and the maps that lead to them. Interfaces with the same rules share a chain."""
+    """Add the chains with rules, and the maps that lead to the chains. Interfaces with the same rules share a chain."""
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:
@@ -259,6 +274,43 @@ def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...])
     counted = "goto opened.led" if chain else "accept"
     made = [f"{published.let_in(one, reply=not chain)} {counted}" for one in led]
     return chain_name(way, rules, led), [*made, *(f"{match.covers(rule, peer, port)} {then}" for rule in rules)]
+
+
+def _recorded(
+    audited: Sequence[HostFiltered],
+    keys: Mapping[str, bytes],
+    chains: dict[str, Chain],
+    sets: dict[str, Collection],
+    *,
+    tracked: bool,
+) -> None:
+    """Add, for audited interfaces, the chains and sets that record refused packets, and the maps that lead there."""
+    if not audited:
+        return
+    unforwarded = {fam: f"unforwarded.{fam}" for fam in FAMILIES}
+    leading: dict[str, dict[bytes, Verdict | None]] = {
+        which: {} for which in (*recording.DIRECTIONS, "forged", *unforwarded.values())
+    }
+    for one in audited:
+        name, key = one.environment, keys[one.interface]
+        sets.update(recording.sets(name))
+        for direction in recording.DIRECTIONS:
+            chains[recording.chain(name, direction)] = Chain(recording.rules(name, direction, tracked=tracked))
+            leading[direction][key] = to_jump(recording.chain(name, direction))
+        chains[recording.chain(name, "forged")] = Chain(recording.forged(name))
+        leading["forged"][key] = to_jump(recording.chain(name, "forged"))
+        chains[recording.chain(name, "unforwarded")] = Chain([f"jump {recording.chain(name, 'out')}", "drop"])
+        for fam in FAMILIES.keys() - forwarded(one.allow, one.gateways, one.publish):
+            leading[unforwarded[fam]][key] = to_jump(recording.chain(name, "unforwarded"))
+    for which, elements in leading.items():
+        sets[f"audited.{which}"] = Collection(_NAME, elements, verdicts=True)
+    # The host drops packets that it doesn't forward before the other hooks could see them.
+    beyond = [
+        f"meta nfproto {fam} fib daddr type != local iifname vmap @audited.{it}" for fam, it in unforwarded.items()
+    ]
+    chains["genuine"] = Chain([*beyond, "accept"])
+    # Only the sender's record has what one environment sends to another: else a neighbour could fill the receiver's.
+    chains["between"] = Chain(["iifname vmap @audited.out", "drop"])
 
 
 def _limits(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,89 @@ from netspace.nftables.library import LibraryMissingError, NftablesError, missin
 from netspace.nftables.ruleset import FAMILIES, Ruleset
 from netspace.nftables.table import Table
 
+# Returns two complete tables: before and after.
+Whole = Callable[[], Sequence[Table]]
 # The answers of a kernel that lacks this kind of rule, chain or object, or nftables as a whole.
 _LACKING = (*connection.UNSUPPORTED, errno.ENOENT)
 
 
-def state(name: str, loaded: Mapping[str, Any]) -> str:
-    """Return ``absent``, ``intact`` or ``changed``; *loaded* is what :func:`put` returned."""
+def state(name: str, loaded: Mapping[str, Any], elements: Callable[[], str | None] = lambda: None) -> str:
+    """Return ``absent``, ``intact`` or ``changed``.
+
+    :param loaded: what :func:`put` returned.
+    :param elements: returns the digest of the loaded table's elements, if :func:`put` didn't note it; None: unknown.
+    """
     if not loaded:
         return "absent"
     try:
         with Ruleset() as ruleset:
-            return _state(ruleset, name, loaded, ruleset.generation())
+            return _state(ruleset, name, loaded, ruleset.generation(), elements)
     except OSError:
         return "changed"  # unknown; loading then reports the missing feature
 
 
-def _state(ruleset: Ruleset, name: str, loaded: Mapping[str, Any], generation: int | None) -> str:
+def _state(
+    ruleset: Ruleset,
+    name: str,
+    loaded: Mapping[str, Any],
+    generation: int | None,
+    elements: Callable[[], str | None] = lambda: None,
+) -> str:
     if _untouched(loaded, generation):
         return "intact"
     listed = ruleset.listed(name, FAMILIES["inet"])
     if listed is None:
         return "absent"
-    return "intact" if listed == (loaded.get("structure"), loaded.get("elements")) else "changed"
+    noted = loaded["elements"] if "elements" in loaded else elements()
+    return "intact" if listed == (loaded.get("structure"), noted) else "changed"
 
 
-def put(name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]) -> dict[str, Any]:
+def put(
+    name: str,
+    table: Table,
+    before: Table | None,
+    loaded: Mapping[str, Any],
+    whole: Whole | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Load *table* under this name, in one transaction; return the facts to record in ``Volatile``.
 
     :param before: the table that *loaded* describes; if the kernel still holds it, only the difference is changed.
+    :param whole: returns the complete tables, before and after, if *before* and *table* are the parts of them that
+        matter for the difference.
+    :param notes: what the caller knows the table by, to be noted in place of digests of the complete table.
     :raises MissingError: the kernel lacks a feature.
     :raises NetspaceError: the kernel refused the table; nothing has changed.
     """
     try:
         with Ruleset() as ruleset:
-            return _put(ruleset, name, table, before, loaded)
+            facts = _put(ruleset, name, table, before, loaded, whole)
     except OSError as err:
         raise explained(err) from err
+    if not facts or not notes:
+        return facts
+    return {**{key: value for key, value in facts.items() if key not in ("rendered", "elements")}, **notes}
 
 
-def _put(ruleset: Ruleset, name: str, table: Table, before: Table | None, loaded: Mapping[str, Any]) -> dict[str, Any]:
+def _put(
+    ruleset: Ruleset,
+    name: str,
+    table: Table,
+    before: Table | None,
+    loaded: Mapping[str, Any],
+    whole: Whole | None,
+) -> dict[str, Any]:
     now = ruleset.generation()
+    if whole is not None and table.chains:
+        if before is not None and _untouched(loaded, now):
+            facts = _changed_in_place(ruleset, name, table, before, loaded, now, whole)
+            if facts is not None:
+                return facts
+            now = ruleset.generation()
+            before, table = None, whole()[1]
+        else:
+            before, table = whole()
+            loaded = {**loaded, "elements": before.elements}
     old = before if before is not None and table.chains and _holds(ruleset, name, loaded, now) else None
     if old is not None:
         facts = _changed_in_place(ruleset, name, table, old, loaded, now)
@@ -75,7 +118,13 @@ def _put(ruleset: Ruleset, name: str, table: Table, before: Table | None, loaded
 
 
 def _changed_in_place(
-    ruleset: Ruleset, name: str, table: Table, old: Table, loaded: Mapping[str, Any], now: int | None
+    ruleset: Ruleset,
+    name: str,
+    table: Table,
+    old: Table,
+    loaded: Mapping[str, Any],
+    now: int | None,
+    whole: Whole | None = None,
 ) -> dict[str, Any] | None:
     """Change *old*, which the kernel holds, into *table*; None if somebody else changed the ruleset meanwhile."""
     try:
@@ -85,13 +134,16 @@ def _changed_in_place(
             raise
         return None
     if not old.same_structure(table):
-        return None if made is None else _facts(table, made, _structure(ruleset, name, made))
+        return None if made is None else _facts(table, made, _structure(ruleset, name, made), whole is None)
     structure = str(loaded.get("structure"))
     if made is None:
         made = ruleset.generation()
-        if made is None or ruleset.confirmed(name, made, FAMILIES["inet"]) != (structure, table.elements):
+        if made is None or ruleset.confirmed(name, made, FAMILIES["inet"]) != (
+            structure,
+            (table if whole is None else whole()[1]).elements,
+        ):
             return None
-    return _facts(table, made, structure)
+    return _facts(table, made, structure, whole is None)
 
 
 def _structure(ruleset: Ruleset, name: str, generation: int | None) -> str | None:
@@ -99,18 +151,14 @@ def _structure(ruleset: Ruleset, name: str, generation: int | None) -> str | Non
 
     None if somebody else changed the ruleset meanwhile: the next observation then reports the table as changed.
     """
-    listed = None if generation is None else ruleset.confirmed(name, generation, FAMILIES["inet"])
+    listed = None if generation is None else ruleset.confirmed(name, generation, FAMILIES["inet"], elements=False)
     return None if listed is None else listed[0]
 
 
-def _facts(table: Table, generation: int | None, structure: str | None) -> dict[str, Any]:
-    return {
-        "rendered": table.digest,
-        "boot": _boot(),
-        "generation": generation,
-        "structure": structure,
-        "elements": table.elements,
-    }
+def _facts(table: Table, generation: int | None, structure: str | None, complete: bool = True) -> dict[str, Any]:
+    """Return the facts to note; without digests of the table if the table is only a part of the loaded rules."""
+    digests = {"rendered": table.digest, "elements": table.elements} if complete else {}
+    return {**digests, "boot": _boot(), "generation": generation, "structure": structure}
 
 
 def _untouched(loaded: Mapping[str, Any], generation: int | None) -> bool:

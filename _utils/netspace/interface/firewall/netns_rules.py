@@ -12,6 +12,8 @@ interface is up. Rules, in the order in which a packet meets them:
 4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both
    directions. At most ``connections`` are open at once.
 5. ICMP errors about an allowed connection pass. All other packets are dropped.
+6. Packets of an audited environment that 2 and 5 drop are recorded before: see
+   ``netspace.interface.firewall.recording``.
 
 For these kinds the rules have the same meaning as those of the host's table for the others
 (``netspace.interface.firewall.host_rules``); a test checks both against one model.
@@ -25,7 +27,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from netspace.interface import match
-from netspace.interface.firewall import host_rules
+from netspace.interface.firewall import host_rules, recording
 from netspace.interface.match import FAMILIES
 from netspace.nftables.table import Base, Chain, Collection, Rule, Table
 from netspace.nftables.words import at, longer
@@ -46,6 +48,7 @@ class NetnsFiltered(msgspec.Struct, frozen=True):
     :param local: its IPv6 link-local address, if it has one; used only for messages to neighbours.
     :param allow: its rules, each for one family (``Allow.each``).
     :param others: addresses of other environments that ``allow`` covers, by family.
+    :param audit: whether its refused packets are recorded.
     """
 
     link: str
@@ -56,6 +59,7 @@ class NetnsFiltered(msgspec.Struct, frozen=True):
     connections: int = 1024
     local: str = ""
     others: Mapping[str, Sequence[str]] = msgspec.field(default_factory=dict)
+    audit: bool = False
 
 
 def covered(allow: Sequence[Allow], addresses: Sequence[tuple[int, int]]) -> dict[str, list[str]]:
@@ -91,12 +95,17 @@ def render(guarded: NetnsFiltered) -> tuple[Table, ...]:
         "input": Chain(_judged(guarded, outwards=False), Base("filter", "input", policy="drop")),
         "forward": Chain([], Base("filter", "forward", policy="drop")),
     }
+    if guarded.audit:
+        sets.update(recording.sets(""))
+        for way in recording.DIRECTIONS:
+            chains[recording.chain("", way)] = Chain(recording.rules("", way, tracked=True))
     leaving = Chain(_pinned(guarded), Base("filter", "egress", policy="drop", device=guarded.link))
     return Table(chains, sets), Table({"leaving": leaving}, family="netdev")
 
 
 def _judged(guarded: NetnsFiltered, *, outwards: bool) -> list[Rule]:
-    """Return the rules for packets that the environment sends, or those that it receives."""
+    """Return the rules for packets that the environment sends, or for packets that it receives."""
+    recorded = [f"jump {recording.chain('', 'out' if outwards else 'in')}"] if guarded.audit else []
     rules = [f"{'oif' if outwards else 'iif'} {_LOOPBACK} accept"]
     # Hop limit 255: neighbour discovery never comes from beyond the link (RFC 4861 section 7.1).
     rules += [f"icmpv6 type {type_} ip6 hoplimit 255 accept" for type_ in (_SOLICITATION, _ADVERTISEMENT)]
@@ -111,7 +120,9 @@ def _judged(guarded: NetnsFiltered, *, outwards: bool) -> list[Rule]:
         own = ipaddress.ip_address(guarded.addresses[name])
         mine, theirs = ("saddr", "daddr") if outwards else ("daddr", "saddr")
         rules.append(f"{family.word} {mine} != {own} drop")
-        rules.append(f"{family.word} {theirs} @others_{name} drop")
+        others = f"{family.word} {theirs} @others_{name}"
+        # Only the sender's record has what another environment sends: else a neighbour could fill the receiver's.
+        rules += [f"{others} {one}" for one in (*(recorded if outwards else ()), "drop")]
         for direction in ("out", "in"):
             original = (direction == "out") == outwards
             way, then = ("original", "goto opened") if original else ("reply", "accept")
@@ -121,7 +132,7 @@ def _judged(guarded: NetnsFiltered, *, outwards: bool) -> list[Rule]:
                 if rule.direction == direction and match.family(rule) == name
             ]
         rules += [f"ct state related {one} accept" for one in match.errors(family)]
-    return rules
+    return [*rules, *recorded]
 
 
 def _pinned(guarded: NetnsFiltered) -> list[Rule]:

@@ -57,6 +57,7 @@ def wanted(record: Record, ends: Endpoints, place: EndpointContext, everybody: N
         connections=spec.connections,
         local=next((address for address in plain if address.startswith("fe80:")), ""),
         others=others,
+        audit=spec.audit,
     )
     return netns_rules.render(guarded)
 

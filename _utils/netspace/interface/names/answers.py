@@ -62,7 +62,7 @@ class Own(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Own:
-        """Return those of addresses with their prefixes, such as ``198.51.100.7/24``."""
+        """Return the host's own addresses and networks, from texts such as ``198.51.100.7/24``."""
         every = [ipaddress.ip_interface(one) for one in texts]
         networks = {one.network for one in every if one.network.num_addresses > 1}
         return cls(frozenset(str(one.ip) for one in every), tuple(sorted(networks, key=str)))

@@ -112,7 +112,7 @@ def unkept(known: Mapping[Key, Known]) -> str:
 
 
 def networks(layout: Layout, now: float) -> dict[str, tuple[IpNetwork, ...]]:
-    """Return the addresses that each name has now, as networks of one. Those that a rule refuses are among them."""
+    """Return the present addresses of each name, as networks of one address, even addresses that a rule refuses."""
     found: dict[str, tuple[IpNetwork, ...]] = {}
     for (name, _), known in read(layout).items():
         found[name] = (*found.get(name, ()), *(ipaddress.ip_network(one) for one in answers.ends(known, now)))

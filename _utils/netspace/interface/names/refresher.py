@@ -79,7 +79,7 @@ def chosen(
     counts: dict[tuple[str, str], int] = {}
 
     def uses(key: Key) -> dict[tuple[str, str], int]:
-        """Return what a question counts as, each with its bound."""
+        """Return the groups in which a question is counted, each with its bound."""
         environments = sorted(("environment", one) for one in of.get(key, ()))
         found = {("all", ""): THREADS, ("owner", ".".join(key[0].split(".")[-2:])): OF_OWNER}
         if environments:
@@ -109,7 +109,7 @@ def chosen(
 
 
 class Refresher:
-    """The names that are asked for, and what is known of them.
+    """The names to look up, and the known answers.
 
     :param ask: asks a resolver; see ``resolver.ask``.
     :param pool: runs the questions; without one, each is over before the next begins.
@@ -129,7 +129,7 @@ class Refresher:
         self._told: dict[str, str] = {}
 
     def step(self, now: float) -> None:
-        """Look up what is due, write the answers that have come, and fill the sets.
+        """Look up the names that are due, write the new answers, and fill the sets.
 
         :param now: seconds since the epoch.
         """
@@ -155,7 +155,7 @@ class Refresher:
         return {}
 
     def _answers(self, now: float) -> set[Key]:
-        """Ask what is due; return the questions that are over, at the latest after :data:`GATHER`."""
+        """Ask the due questions; return the finished questions, at the latest after :data:`GATHER`."""
         over: set[Key] = set()
         end = time.monotonic() + GATHER
         while True:

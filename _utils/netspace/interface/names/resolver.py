@@ -1,4 +1,4 @@
-"""Questions to the host's configured resolver, by dnspython. An environment's network or files have no part in it.
+"""Questions to the host's configured resolver, by dnspython. No environment's network or files can affect the answers.
 
 dnspython gives each question a random number and port, ignores answers that don't fit, follows at most 16 CNAMEs, and
 asks again by TCP if an answer was cut.

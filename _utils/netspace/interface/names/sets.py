@@ -1,4 +1,4 @@
-"""Sets of the packet filters with the present addresses of names. Those of a table are filled in one transaction.
+"""Sets of the packet filters with the present addresses of names. All sets of a table are filled in one transaction.
 
 The sets are part of the tables that an apply loads (``firewall.host_rules.name_sets``). The kernel removes an address
 when its time is over, even if no process of netspace runs then.
@@ -59,7 +59,7 @@ def contents(
 
 
 def described(record: Record, known: Mapping[Key, Known], own: Own, now: float) -> dict[str, dict[str, Any]]:
-    """Return, for each name in the interface's rules, its present addresses and what is wrong with it. Pure.
+    """Return, for each name in the interface's rules, the name's present addresses and its problem. Pure.
 
     ``problem`` has a ``code``: one of :data:`answers.Code`, or ``name-new`` before the first answer.
     """
@@ -136,7 +136,7 @@ def fill_here(
     names: Collection[str] | None = None,
     known: Mapping[Key, Known] | None = None,
 ) -> None:
-    """Fill the sets of the table in the calling thread's namespace, which is that of *record*.
+    """Fill the sets of the table in the calling thread's namespace, which is the namespace of *record*.
 
     :param own: what :func:`own_addresses` returns.
     :param known: what is known of names; None: what the record says.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import listening, node, plugin
+from netspace.link.broker import listening, node, plugin, refusals
 from netspace.link.broker.management import Login, Management, RefusedError, TooLargeError, UnreachableError
 from netspace.link.pki import authority, certificates
 from netspace.link.pki.certificates import Accounts
@@ -20,8 +20,13 @@ from netspace.supervision.service import Status
 
 BrokerState = Literal["absent", "stopped", "starting", "running", "deaf", "unreachable"]
 """State of the broker. ``deaf``: our broker runs but doesn't listen at its port, which another program may have."""
+SHOVELS = "rabbitmq_shovel"
 CARRIERS_SECONDS = 3.0
 """Seconds for which shovels that were just changed may be missing in the broker's list."""
+BOOTED_SECONDS = 60.0
+"""Seconds after its start for which a node may list only some of its plugins."""
+GUARD_SECONDS = 30.0
+"""Seconds for which a guard that was just started may be missing in the broker's list: several of its intervals."""
 
 
 def vhost(layout: Layout, broker: Broker) -> str:
@@ -129,21 +134,57 @@ def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
     return tuple(sorted(queue["name"] for queue in counted if queue["name"] in settled and queue.get("messages") == 0))
 
 
-def stalled(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None) -> bool:
-    """Return whether the broker lists no shovel although some are defined.
+def ended(layout: Layout, broker: Broker, definitions: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the plugins of a running broker that have ended, though the broker needs them.
 
-    A bug of RabbitMQ 4.0: if a shovel is deleted while it restarts after a broken connection, the process that runs all
-    shovels ends (``mirrored_supervisor:child`` finds no such child). RabbitMQ never restarts that process.
+    ``SHOVELS``: the broker lists no shovel although some are defined. A bug of RabbitMQ 4.0: if a shovel is deleted
+    while it restarts after a broken connection, the process that runs all shovels ends
+    (``mirrored_supervisor:child`` finds no such child). ``plugin.NAME``: our own broker's guard had too many
+    faults in a row. RabbitMQ never restarts either.
     """
     where = vhost(layout, broker)
     entries = (definitions or {}).get("parameters", ())
-    if not any((entry.get("component"), entry.get("vhost")) == ("shovel", where) for entry in entries):
-        return False
+    carries = any((entry.get("component"), entry.get("vhost")) == ("shovel", where) for entry in entries)
+    own = isinstance(broker, LocalBroker)
+    if not carries and not own:
+        return ()
+    found = []
     try:
         with management(layout, broker) as api:
-            return carriers_ended(api, where)
+            if carries and carriers_ended(api, where):
+                found.append(SHOVELS)
+            if own and unguarded(api):
+                found.append(plugin.NAME)
     except NetspaceError:  # the broker's state shows this problem
-        return False
+        pass
+    return tuple(found)
+
+
+def unguarded(api: Management) -> bool:
+    """Return whether a node of our own broker runs without its guard, by the API's list of some seconds ago."""
+    return any(map(guard_ended, api.get("nodes", query="columns=name,uptime,applications") or []))
+
+
+def await_guard(layout: Layout, broker: LocalBroker) -> None:
+    """Wait until the API lists the guard, which was just started: it lists each node's plugins every five seconds.
+
+    :raises NetspaceError: the guard has ended again.
+    """
+    deadline = time.monotonic() + GUARD_SECONDS
+    with management(layout, broker) as api:
+        while unguarded(api):
+            if time.monotonic() > deadline:
+                raise NetspaceError("the broker's guard ended again; the broker's log tells why")
+            time.sleep(0.2)
+
+
+def guard_ended(node: Mapping[str, Any]) -> bool:
+    """Return whether a row of the API's ``nodes`` lists the node's applications, but not the guard.
+
+    A row of a node that starts lacks the plugins that were still to start when it was made.
+    """
+    running = [one.get("name") for one in node.get("applications") or ()]
+    return bool(running) and plugin.NAME not in running and float(node.get("uptime") or 0) > BOOTED_SECONDS * 1000
 
 
 def carriers_ended(api: Management, vhost: str) -> bool:
@@ -177,6 +218,12 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
         return tuple(("exchange", name) for name in sorted(own))
     whole = isinstance(broker, LocalBroker)
     return tuple(objects.flooded(found, objects.members(links.values()), whole=whole))
+
+
+def refused_to(layout: Layout, broker: LocalBroker, api: Management, name: str) -> list[refusals.Refusal]:
+    """Return what the broker refused to an environment."""
+    account = accounts(layout, broker).there(names.account(name))
+    return refusals.decoded(api.get("global-parameters", refusals.parameter(account)))
 
 
 def cut_off(layout: Layout, broker: LocalBroker, api: Management) -> dict[str, dict[str, Any]]:

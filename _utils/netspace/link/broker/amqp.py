@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from netspace.errors import NetspaceError
 from netspace.link.broker.management import Login
 from netspace.link.topology.names import shown
+from netspace.text import printable
 
 SECONDS = 30.0
 _METHOD, _HEADER, _BODY, _HEARTBEAT, _END = 1, 2, 3, 8, 0xCE
@@ -140,13 +141,19 @@ class Connection:
         self._socket.close()
 
     def hold(self, queue: str) -> Held | None:
-        """Get the next message of *queue* without acknowledging it; None: there is no other."""
+        """Get the next message of *queue* without acknowledging it; None: there is no other.
+
+        A message whose properties can't be decoded has none.
+        """
         method, raw = self._call(_HOLD, _GET, bytes(2) + _short(queue) + b"\0", _GET_OK, _GET_EMPTY)
         if method == _GET_EMPTY:
             return None
-        (tag,) = struct.unpack_from(">Q", raw)
-        properties, headers, body = self._content(_HOLD)
-        return Held(tag, body, properties, headers)
+        (tag,) = _unpacked(">Q", raw)
+        encoded, body = self._content(_HOLD)
+        try:
+            return Held(tag, body, *decode(encoded))
+        except NetspaceError:  # a message that can't be understood costs no other one: its link is unknown
+            return Held(tag, body, {}, {})
 
     def remove(self, held: Held) -> None:
         """Acknowledge a held message, so that the broker deletes it."""
@@ -199,7 +206,7 @@ class Connection:
             mechanism, secret = "PLAIN", f"\0{login.username}\0{login.password}".encode()
         answer = _long(capable) + _short(mechanism) + _long(secret) + _short("en_US")
         _, raw = self._call(0, _START_OK, answer, _TUNE)
-        channels, frame, _ = struct.unpack_from(">HIH", raw)
+        channels, frame, _ = _unpacked(">HIH", raw)
         frame = frame or 131072
         self._most = frame - 8
         self._send(0, _TUNE_OK, struct.pack(">HIH", channels, frame, 0))
@@ -237,12 +244,12 @@ class Connection:
     def _wait(self, channel: int, *expected: _Method) -> tuple[_Method, bytes]:
         while True:
             kind, came, payload = self._read()
-            method = (0, 0) if kind != _METHOD else struct.unpack_from(">HH", payload)
+            method = (0, 0) if kind != _METHOD else _unpacked(">HH", payload)
             if method in expected and came == channel:
                 return method, payload[4:]
             if method in (_CLOSE, _CHANNEL_CLOSE):
-                (code,) = struct.unpack_from(">H", payload, 4)
-                why = shown(payload[7 : 7 + payload[6]].decode(errors="replace"))
+                code, length = _unpacked(">HB", payload, 4)
+                why = printable(shown(payload[7 : 7 + length].decode(errors="replace")))
                 if method == _CLOSE:
                     raise ClosedError(code, f"the broker ended the connection: {why}")
                 self._send(came, _CHANNEL_CLOSE_OK, b"")
@@ -250,11 +257,12 @@ class Connection:
             if method not in (_BLOCKED, _UNBLOCKED):
                 raise NetspaceError(f"the broker sent {kind} {method} on channel {came} where {expected} was expected")
 
-    def _content(self, channel: int) -> tuple[dict[str, bytes], dict[str, bytes], bytes]:
+    def _content(self, channel: int) -> tuple[bytes, bytes]:
+        """Return the encoded properties and the body of a message."""
         kind, came, payload = self._read()
         if (kind, came) != (_HEADER, channel):
             raise NetspaceError("the broker sent a message without its properties")
-        _, _, size = struct.unpack_from(">HHQ", payload)
+        _, _, size = _unpacked(">HHQ", payload)
         if size > _MOST:
             raise NetspaceError(f"the broker sent a message of {size} bytes")
         body = bytearray()
@@ -263,8 +271,7 @@ class Connection:
             if (kind, came) != (_BODY, channel):
                 raise NetspaceError("the broker sent a message without its end")
             body += part
-        properties, headers = decode(payload[12:])
-        return properties, headers, bytes(body)
+        return payload[12:], bytes(body)
 
 
 # -- values: kept in their encoded form ---------------------------------------------------
@@ -277,8 +284,29 @@ def _long(raw: bytes) -> bytes:
     return struct.pack(">I", len(raw)) + raw
 
 
+def _unpacked(form: str, raw: bytes, at: int = 0) -> tuple[int, ...]:
+    """Return the numbers at an offset.
+
+    :raises NetspaceError: there are fewer bytes.
+    """
+    try:
+        return struct.unpack_from(form, raw, at)
+    except struct.error as err:
+        raise NetspaceError(f"the broker sent a frame that is too short: {err}") from err
+
+
 def decode(raw: bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Return the properties and the headers of a message, by name, in their encoded form."""
+    """Return the properties and the headers of a message, by name, in their encoded form.
+
+    :raises NetspaceError: when they are cut off, or of an unknown type.
+    """
+    try:
+        return _decoded(raw)
+    except (struct.error, IndexError) as err:
+        raise NetspaceError(f"the properties of a message can't be understood: {err}") from err
+
+
+def _decoded(raw: bytes) -> tuple[dict[str, bytes], dict[str, bytes]]:
     (flags,) = struct.unpack_from(">H", raw)
     at = 2
     properties: dict[str, bytes] = {}

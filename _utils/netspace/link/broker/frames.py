@@ -303,7 +303,7 @@ STAND_INS = {
 
 
 def sources(depth: int) -> dict[str, str]:
-    """Return the sources in Erlang of this module and of those that stand in for RabbitMQ's, by the modules' names.
+    """Return the Erlang sources of this module and of the stand-ins for RabbitMQ's modules, by module name.
 
     :param depth: nested levels of values that a message may have.
     """

@@ -78,7 +78,7 @@ def _user(name: str) -> int:
 
 
 def state(layout: Layout, spec: LocalBroker) -> State:
-    """Return whether the table is as it was loaded, and for the ports of *spec*. Changes nothing."""
+    """Return whether the table is unchanged since its loading, and is for the ports of *spec*. Changes nothing."""
     known = files.read_json(_path(layout)) or {}
     try:
         with Ruleset() as ruleset:
@@ -92,7 +92,7 @@ def state(layout: Layout, spec: LocalBroker) -> State:
 
 
 def ensure(layout: Layout, *specs: LocalBroker) -> None:
-    """Load the table for the ports of these brokers unless it is there as recorded. Without nftables, do nothing.
+    """Load the table for the ports of these brokers, unless the recorded table is loaded. Without nftables, do nothing.
 
     :raises NetspaceError: a table that isn't netspace's has its name, or the kernel refuses it.
     """

@@ -320,7 +320,7 @@ def evaluate(layout: Layout, spec: LocalBroker, expression: str) -> str:
 
 
 def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
-    """Have a running node reload its certificate files now; by itself it does so every two minutes.
+    """Have a running node reload its certificate files now; by itself, the node reloads them every two minutes.
 
     Established connections stay.
     """
@@ -328,13 +328,10 @@ def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
         raise NetspaceError(f"the broker can't be told of new certificates: {why}")
 
 
-def restart_carriers(layout: Layout, spec: LocalBroker) -> None:
-    """Restart the shovel plugin of a running node.
-
-    RabbitMQ itself never restarts the process that runs all shovels, once that has ended (``access.stalled``).
-    """
-    if why := evaluate(layout, spec, "application:stop(rabbitmq_shovel), ok = application:start(rabbitmq_shovel)."):
-        raise NetspaceError(f"what carries mail to other hosts can't be started anew: {why}")
+def restart_plugin(layout: Layout, spec: LocalBroker, name: str) -> None:
+    """Restart a plugin of a running node: RabbitMQ itself never does (``access.ended``)."""
+    if why := evaluate(layout, spec, f"application:stop({name}), ok = application:start({name})."):
+        raise NetspaceError(f"the broker's plugin {name} can't be started anew: {why}")
 
 
 def start(
@@ -354,7 +351,7 @@ def start(
     """
     available()
     plugin.check_server(plugin.server())
-    status = supervisor.observe().get(NODE)
+    status = supervisor.observe([NODE]).get(NODE)
     if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)
     if deaf:
@@ -365,7 +362,7 @@ def start(
         _raise(layout, "can't stop the broker to reconfigure it", supervisor.stop([NODE]))
     install(layout, spec)
     supervisor.define([service(layout, spec)])
-    if FORMER in supervisor.observe():
+    if FORMER in supervisor.observe([FORMER]):
         _raise(layout, "can't remove what the broker doesn't need any more", supervisor.remove([FORMER]))
     _raise(layout, "the broker can't be started", supervisor.start([NODE]))
     wait(layout, spec, supervisor, progress)
@@ -393,7 +390,7 @@ def wait(
             except (UnreachableError, RefusedError) as err:  # it refuses requests while it loads its definitions
                 complaint = str(err)
             passed = time.monotonic() - begun
-            status = supervisor.observe().get(NODE)
+            status = supervisor.observe([NODE]).get(NODE)
             if status is None or status.state in ("failed", "stopped") or passed > seconds:
                 why = f"isn't ready after {passed:.0f} s ({complaint})" if passed > seconds else "ended while starting"
                 if status is not None and status.exit:
@@ -406,7 +403,7 @@ def wait(
 
 
 def log_tail(layout: Layout, lines: int = 20) -> str:
-    """Return the end of the node's log; if that is empty, the end of its output."""
+    """Return the end of the node's log; if the log is empty, the end of the node's output."""
     for path in (layout.broker / "log/broker.log", layout.logs / "broker.log"):
         try:
             with files.opened(path) as stream:
@@ -424,7 +421,7 @@ def remove(layout: Layout, supervisor: Supervisor, *, keep_data: bool) -> None:
 
     :param keep_data: keep its mail for a later start.
     """
-    known = [name for name in (NODE, FORMER) if name in supervisor.observe()]
+    known = list(supervisor.observe([NODE, FORMER]))
     if known:
         _raise(layout, "the broker can't be removed", supervisor.remove(known))
     loopback.remove(layout)

@@ -20,6 +20,9 @@ made, and makes queues without a leader elect one.
 
 Log: clients choose their own names, so the plugin replaces characters in the log that end a line or control a terminal.
 
+Refusals: :mod:`netspace.link.broker.refusals` counts what accounts ask for in vain, as far as the plugin has
+time for it.
+
 The plugin reports the accounts whose connections it closes. The reports are in the log, and in a global parameter of
 the broker, which ``health`` reads. The plugin is written in Erlang and compiled on the host, by the compiler on which
 RabbitMQ's package depends.
@@ -38,7 +41,7 @@ from typing import Any
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError
-from netspace.link.broker import admission, bounds, frames, mapper, sections
+from netspace.link.broker import admission, bounds, frames, mapper, refusals, sections
 from netspace.link.topology.objects import ANSWERS
 
 NAME = "netspace_guard"
@@ -58,7 +61,7 @@ _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
     {modules, [netspace_guard, netspace_guard_admission, netspace_guard_as_management, netspace_guard_as_parser,
                netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_events, netspace_guard_frames,
-               netspace_guard_mapper, netspace_guard_sections]},
+               netspace_guard_mapper, netspace_guard_refusals, netspace_guard_sections]},
     {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -71,7 +74,7 @@ _EVENTS = r"""%% Written by netspace: tells the guard what accounts bind, and of
 init(Guard) -> {ok, Guard}.
 
 handle_event({event, Type, Made, _, _}, Guard)
-        when Type =:= binding_created; Type =:= queue_created ->
+        when Type =:= binding_created; Type =:= queue_created; Type =:= user_deleted ->
     Guard ! {Type, Made},
     {ok, Guard};
 handle_event(_, Guard) -> {ok, Guard}.
@@ -89,6 +92,7 @@ _GUARD = r"""%% Written by netspace: cuts off accounts that have the broker keep
 -define(LEAST, 32 * 1048576).     % bytes that nobody is cut off for
 -define(TOLD, 100).               % accounts that are told of
 -define(ELECTIONS, 60).           % seconds after the start in which queues without a leader choose one
+-define(WAITING, 1000).           % what waits for the guard when it is told of no more refusals
 
 start(_, _) -> supervisor:start_link(?MODULE, supervisor).
 stop(_) -> ok.
@@ -104,19 +108,27 @@ init(guard) ->
     ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
     self() ! look,
     self() ! {elect, ?ELECTIONS},
-    {ok, #{vain => 0, ending => #{}, told => #{}, new => false}}.
+    {ok, #{vain => 0, ending => #{}, told => #{}, new => false, refused => netspace_guard_refusals:new()}}.
 
 handle_call(_, _, State) -> {reply, unknown, State}.
+handle_cast({refused, User, Text}, State = #{refused := Refused}) ->
+    case is_environment(User) of
+        true -> {noreply, State#{refused := netspace_guard_refusals:note(User, Text, Refused)}};
+        false -> {noreply, State}
+    end;
 handle_cast(_, State) -> {noreply, State}.
 
 handle_info(look, State) ->
     erlang:send_after(?INTERVAL, self(), look),
-    {noreply, tell(memory(State))};
+    New = #{refused := Refused} = tell(memory(State)),
+    {noreply, New#{refused := netspace_guard_refusals:tell(Refused)}};
 handle_info({binding_created, Made}, State) ->
     {noreply, bound(maps:from_list(Made), State)};
 handle_info({queue_created, _}, State) ->
     known(),
     {noreply, State};
+handle_info({user_deleted, Gone}, State = #{refused := Refused}) ->
+    {noreply, State#{refused := netspace_guard_refusals:forget(proplists:get_value(name, Gone), Refused)}};
 handle_info({elect, Left}, State) ->
     case elect() of
         Orphans when Orphans > 0, Left > 1 -> erlang:send_after(1000, self(), {elect, Left - 1});
@@ -130,9 +142,26 @@ handle_info(_, State) -> {noreply, State}.
 
 %% -- the log -------------------------------------------------------------------
 %% What a client calls itself is logged as it is: no line ends in it, and no terminal is steered by it.
-plain(Event = #{msg := {Format, Arguments}}, _) when is_list(Arguments), Format =/= string, Format =/= report ->
+plain(Event = #{msg := {"Channel error on connection" ++ _, [_, _, _, User, _, Text]}}, _) when is_binary(User) ->
+    catch refused(User, Text),  % a filter that fails is removed
+    cleaned(Event);
+plain(Event, _) -> cleaned(Event).
+
+%% Accounts ask for more than the guard has time for, and its looks at the memory wait behind that.
+refused(User, Text) ->
+    case whereis(?MODULE) of
+        undefined -> ok;
+        Guard ->
+            case process_info(Guard, message_queue_len) of
+                {message_queue_len, Waiting} when Waiting < ?WAITING ->
+                    gen_server:cast(Guard, {refused, User, netspace_guard_refusals:plain(Text)});
+                _ -> ok
+            end
+    end.
+
+cleaned(Event = #{msg := {Format, Arguments}}) when is_list(Arguments), Format =/= string, Format =/= report ->
     Event#{msg := {Format, [text(One) || One <- Arguments]}};
-plain(Event, _) -> Event.
+cleaned(Event) -> Event.
 
 text(Text) when is_binary(Text) ->
     case unicode:characters_to_list(Text) of
@@ -314,6 +343,7 @@ def sources() -> Mapping[str, str]:
         f"{admission.MODULE}.erl": admission.source(),
         f"{bounds.MODULE}.erl": bounds.SOURCE,
         **{f"{name}.erl": text for name, text in frames.sources(admission.DEPTH).items()},
+        f"{refusals.MODULE}.erl": refusals.SOURCE,
         f"{sections.MODULE}.erl": sections.source(admission.DEPTH),
         f"{NAME}_events.erl": _EVENTS,
         f"{mapper.MODULE}.erl": mapper.SOURCE,

@@ -83,7 +83,7 @@ def workers(layout: Layout, seconds: float) -> list[str]:
 
 
 def serves(layout: Layout, seconds: float, ended: Callable[[], bool] = lambda: False) -> bool:
-    """Wait until haproxy has a worker; return whether it has one.
+    """Wait until haproxy has a worker; return whether there is one.
 
     Give up after *seconds*, or when *ended* returns True.
     """

@@ -112,7 +112,7 @@ def command(layout: Layout) -> tuple[str, ...]:
 
 
 def namespaces(layout: Layout, environments: Collection[str]) -> dict[str, int]:
-    """Return the inode number of each environment's network namespace; those without one are left out."""
+    """Return the inode number of each environment's network namespace; environments without one are left out."""
     found = {}
     for name in environments:
         with contextlib.suppress(OSError):
@@ -193,7 +193,7 @@ def with_something(layout: Layout, config: str) -> str:
 
 
 def _to_broker(layout: Layout, wanted: Wanted) -> list[str]:
-    """Return the backends to the broker: for clients that use TLS, and for those that can't."""
+    """Return the backends to the broker: for clients that use TLS, and for clients that can't."""
     lines = ["backend broker", *_servers(wanted.broker)]
     if isinstance(wanted.broker, LocalBroker) and len(wanted.certified) < len(wanted.namespaces):
         anchors = certificates.server_folder(layout) / certificates.ANCHORS
@@ -345,7 +345,7 @@ def _apply(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> None:
     before = current(layout)
     config = _install(layout, wanted)
     supervisor.define([service(layout)])
-    status = supervisor.observe().get(NAME)
+    status = supervisor.observe([NAME]).get(NAME)
     running = status is not None and status.state == "running" and haproxy.socket_path(layout).exists()
     # A restart ends all connections, so haproxy gets more time to answer here than in a health check.
     if running and not haproxy.silent(layout, haproxy.DEAD_SECONDS):
@@ -369,7 +369,7 @@ def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str,
 
     If haproxy already runs, do as :func:`apply`. Returns as :func:`apply` does.
     """
-    status = supervisor.observe().get(NAME)
+    status = supervisor.observe([NAME]).get(NAME)
     if status is not None and status.state == "running":
         return apply(layout, wanted, supervisor)
     files.write(served_file(layout), _install(layout, wanted).encode())
@@ -417,7 +417,7 @@ def _sever(layout: Layout, gone: Collection[str]) -> None:
 
 def _wait(layout: Layout, supervisor: Supervisor, seconds: float = 20.0) -> None:
     def ended() -> bool:
-        status = supervisor.observe().get(NAME)
+        status = supervisor.observe([NAME]).get(NAME)
         return status is None or status.state in ("failed", "stopped")
 
     if not haproxy.serves(layout, seconds, ended):
@@ -434,6 +434,6 @@ def _complaint(layout: Layout) -> str:
 
 def remove(layout: Layout, supervisor: Supervisor) -> None:
     """Stop the forwarder, and remove its service and its files."""
-    if NAME in supervisor.observe():
+    if NAME in supervisor.observe([NAME]):
         raise_any(supervisor.remove([NAME]))
     shutil.rmtree(folder(layout), ignore_errors=True)

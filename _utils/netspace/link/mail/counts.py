@@ -21,7 +21,7 @@ _EXCHANGES = "columns=name,message_stats.publish_in"
 
 
 def families(layout: Layout, record: Record, services: Mapping[str, Status]) -> list[Family]:
-    """Return the metrics of links. If the broker doesn't answer, return only that it is down, and the expiries."""
+    """Return the metrics of links. If the broker doesn't answer, return only its state (down) and the expiries."""
     assert record.broker is not None
     state, *_ = access.ask(layout, record, services, whole=False)
     found = list(_expiries(layout, record, record.broker))

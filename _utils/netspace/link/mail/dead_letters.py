@@ -62,12 +62,20 @@ class Letter:
 
         :param payload: include the first ``SHOWN`` bytes of its payload.
         """
-        about: dict[str, Any] = {"link": self.link, "reason": self.reason, "died": self.died, "bytes": self.size}
+        about: dict[str, Any] = {
+            "link": self.link,
+            "reason": printable(self.reason[:256]),
+            "died": self.died,
+            "bytes": self.size,
+        }
         for key in ("message_id", "content_type"):
             if key in self.properties:
                 about[key] = printable(str(self.properties[key])[:256])
         if payload:
-            raw = base64.b64decode(self.payload)[:SHOWN]
+            try:
+                raw = base64.b64decode(self.payload)[:SHOWN]
+            except ValueError:  # the broker always sends base64; a letter that can't be read costs no other one
+                raw = b""
             about["payload"] = printable(raw.decode(errors="backslashreplace"), kept="\n\t")
         return about
 
@@ -111,7 +119,7 @@ class Letters:
         }
 
     def queues(self, api: Management) -> list[str]:
-        """Return the queues of dead letters, those with old names first because their messages are older."""
+        """Return the queues of dead letters, first the queues with old names, whose messages are older."""
         today = (self.called.dead, self.called.late)
         there = [one["name"] for one in api.get("queues", self.vhost, query="columns=name") or []]
         ours = names.is_dead if isinstance(self.broker, LocalBroker) else (*today, self.called.again).__contains__
@@ -297,14 +305,15 @@ def letter(got: Mapping[str, Any]) -> Letter:
     queue, reason = headers.get("x-first-death-queue"), headers.get("x-first-death-reason")
     history = headers.get("x-death")
     deaths = map(_object, history if isinstance(history, list) else ())
+    size, payload = got.get("payload_bytes"), got.get("payload")
     died = next((one.get("time") for one in deaths if one.get("queue") == queue), 0)
     return Letter(
         link=came_by(str(headers.get("x-first-death-exchange"))),
         reason=str(reason or UNKNOWN),
         died=died if isinstance(died, int) else 0,
-        size=int(got.get("payload_bytes") or 0),
+        size=size if isinstance(size, int) else 0,
         properties=properties,
-        payload=got.get("payload") or "",
+        payload=payload if isinstance(payload, str) else "",
     )
 
 
@@ -313,7 +322,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _get(api: Management, vhost: str, queue: str, number: int, truncate: int) -> list[dict[str, Any]]:
-    """Return the first messages of a queue, which stay in it."""
+    """Return the first messages of a queue; they stay in the queue."""
     body = {"count": number, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": truncate}
     return api.post("queues", vhost, queue, "get", body=body, timeout=60.0) or []
 

@@ -15,7 +15,7 @@ from netspace.layout import Layout
 from netspace.link import plan as planning
 from netspace.link import record
 from netspace.link.broker import access, node
-from netspace.link.broker.management import Management
+from netspace.link.broker.management import Management, RefusedError
 from netspace.link.record import Record
 from netspace.link.topology import names
 from netspace.plan import Plan, Step
@@ -23,6 +23,38 @@ from netspace.spec.types import LocalBroker
 from netspace.supervision.service import Supervisor
 
 MAIL = "mail"
+
+
+def emptied(layout: Layout, known: Record) -> tuple[str, ...]:
+    """Return the recorded owners of parked mail whose parked mail is certainly gone.
+
+    That happens to a link in memory: its queue is empty after the broker has ended. If the broker doesn't answer, no
+    owner is returned.
+    """
+    if not known.parked or known.broker is None or not known.links:
+        return ()
+    try:
+        with access.management(layout, known.broker) as api:
+            there = _undeclared(layout, known, api)
+            full = {names.owner(queue) for queue, messages in there.items() if messages}
+            vhost = access.vhost(layout, known.broker)
+            # The counts are up to 5 s old.
+            full |= {
+                names.owner(queue) for queue in there if names.owner(queue) not in full and has_mail(api, vhost, queue)
+            }
+    except NetspaceError:
+        return ()
+    return tuple(owner for owner in known.parked if owner not in full)
+
+
+def has_mail(api: Management, vhost: str, queue: str) -> bool:
+    """Check whether *queue* has a message (which is requeued). True too if the broker refuses."""
+    body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
+    try:
+        got = api.post("queues", vhost, queue, "get", body=body)
+    except RefusedError:
+        return True
+    return bool(got)
 
 
 def plan(layout: Layout, owners: Collection[str], going: Collection[str]) -> Plan:

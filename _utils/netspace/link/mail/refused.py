@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link.broker import access
+from netspace.link.broker.refusals import Refusal
 from netspace.link.mail import dead_letters
 from netspace.link.record import read
 from netspace.spec.types import LocalBroker
@@ -45,6 +46,31 @@ def refused(layout: Layout, environment: str) -> Refused:
     except NetspaceError as err:
         return Refused({}, {}, str(err))
     return Refused(cut, {name: dict(found) for name, found in sorted(counted.items())})
+
+
+class InVain(NamedTuple):
+    """The requests of an environment that the broker refused.
+
+    :param refusals: the oldest first.
+    :param unseen: why nothing is recorded; empty if it is.
+    """
+
+    refusals: list[Refusal]
+    unseen: str = ""
+
+
+def asked_in_vain(layout: Layout, environment: str) -> InVain:
+    """Return what the broker refused to *environment*."""
+    record = read(layout)
+    if not any(environment in (link.source, link.target) for link in record.links.values()):
+        return InVain([], "it has no link, so it can't log in to the broker")
+    if not isinstance(record.broker, LocalBroker):
+        return InVain([], "the broker isn't netspace's own")
+    try:
+        with access.management(layout, record.broker) as api:
+            return InVain(access.refused_to(layout, record.broker, api, environment))
+    except NetspaceError as err:
+        return InVain([], f"the broker doesn't answer: {err}")
 
 
 def _cut_off(layout: Layout, broker: LocalBroker, environment: str) -> dict[str, Any]:

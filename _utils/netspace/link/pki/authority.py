@@ -153,7 +153,7 @@ def remove(layout: Layout) -> None:
 
 
 def wanting(layout: Layout, spec: LocalBroker, known: Authority | None, now: float) -> str:
-    """Return how the authority differs from the declaration *spec*; empty: it doesn't.
+    """Return how the authority differs from the declaration *spec*; empty: nothing differs.
 
     Reads the operator's file, if one is declared.
     """
@@ -239,7 +239,7 @@ def _make(host: str, now: float) -> Authority:
 
 
 def _root(host: str) -> str:
-    """Return the SPIFFE ID of the authority itself: that of its trust domain (SPIFFE X.509-SVID, section 2)."""
+    """Return the SPIFFE ID of the authority itself: the ID of its trust domain (SPIFFE X.509-SVID, section 2)."""
     return f"spiffe://{domain_of(host)}"
 
 

@@ -1,4 +1,4 @@
-"""Keys and certificates by which environments log in at the broker, and those of the broker itself.
+"""Keys and certificates by which environments log in at the broker, and the broker's own key and certificate.
 
 An environment's key is on no disk: it is in ``layout.identity(<name>)`` (readable by root alone), and in the
 environment's own ``/run/netspace``. One file holds key and certificate, so that both are replaced at once. A client
@@ -34,7 +34,7 @@ SERVER, CLIENT = "server.pem", "client.pem"
 
 
 def certified(broker: Broker, environments: Iterable[str]) -> set[str]:
-    """Return those of *environments* that log in by certificate."""
+    """Return the environments among *environments* that log in by certificate."""
     return set(environments) - set(broker.passwords) if isinstance(broker, LocalBroker) else set()
 
 
@@ -113,7 +113,7 @@ def _digest(known: Authority) -> str:
 
 
 def serves(broker: LocalBroker) -> str:
-    """Return the server name by which other hosts reach *broker*; empty: they don't."""
+    """Return the server name by which other hosts reach *broker*; empty: no other host does."""
     return str(broker.trust_domain) if broker.listen else ""
 
 

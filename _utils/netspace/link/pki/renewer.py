@@ -40,7 +40,7 @@ def lacking(status: Status | None, wanted: bool) -> dict[str, dict[str, str | No
 
 def apply(layout: Layout, supervisor: Supervisor, wanted: bool) -> None:
     """Start the renewer if it is *wanted*; else remove it."""
-    there = NAME in supervisor.observe()
+    there = NAME in supervisor.observe([NAME])
     if wanted:
         supervisor.define([service(layout)])
         raise_any(supervisor.start([NAME]))

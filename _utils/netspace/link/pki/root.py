@@ -20,11 +20,25 @@ from netspace.errors import NetspaceError, unreadable
 from netspace.link.pki.authority import SERVER_NAMES
 from netspace.spec.hosts import DOMAIN, within
 
+ROOT = "/var/lib/netspace-master/link-root"
+NAME = "netspace links"
 KEY, BUNDLE = "authority.key", "authority.pem"
 LIFE = 10 * 365  # days, for the root's certificate
 HOST_LIFE = 2 * 365
 DAY = 24 * 3600
 MAX_TEXT = 65536
+
+
+def configured(given: object) -> Root:
+    """Return the root that the master's configuration names.
+
+    :param given: the value of ``netspace.link``; None: the default.
+    :raises NetspaceError: it is malformed.
+    """
+    settings = given or {}
+    if not isinstance(settings, dict) or set(settings) - {"root"} or not isinstance(settings.get("root", ROOT), str):
+        raise NetspaceError("master configuration: netspace.link: expected only root, a folder")
+    return Root(Path(settings.get("root", ROOT)))
 
 
 class Root:

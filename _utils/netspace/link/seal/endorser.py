@@ -72,7 +72,7 @@ class Endorser:
         return (header.get("kid"), said.get("iss"), said.get("sub")) == whose and said.get("exp", 0) >= now + LEFT
 
     def key(self) -> EllipticCurvePrivateKey:
-        """Return its private key."""
+        """Return the endorser's private key."""
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         try:
@@ -115,7 +115,7 @@ def read(layout: Layout) -> Endorser | None:
 
 
 def lacking(known: Endorser | None, authority: Authority | None) -> str:
-    """Return why the endorser must be certified (again); empty: it needn't."""
+    """Return why the endorser must be certified (again); empty: the present certificate is good."""
     if known is None:
         return "absent"
     if authority is None or known.host != authority.host:

@@ -43,7 +43,7 @@ Keys = Sequence[Mapping[str, Any]]
 
 
 def members(links: Iterable[Link]) -> set[str]:
-    """Return the environments of this host that need keys: those with a sealed link."""
+    """Return the environments of this host that need keys: each environment with a sealed link."""
     return {end for link in links if link.seal for end in link.here}
 
 
@@ -112,7 +112,7 @@ def promised(keys: Keys, now: float) -> list[dict[str, Any]]:
 
 
 def awaited(keys: Keys, now: float) -> bool:
-    """Return whether other hosts may still use these keys, so that sealed messages for them may come."""
+    """Return whether other hosts may still seal messages with these keys, so that the keys must be kept."""
     known = any("endorsement" in key for key in keys)
     return known and any(key["use"] == "enc" and now < key["nbf"] + endorser.PROMISE + KEEP for key in keys)
 
@@ -129,7 +129,7 @@ def renewed(keys: Keys, now: float, lead: float = LEAD, *, lasting: bool = False
 
 
 def kept(keys: Keys, now: float, *, lasting: bool = False) -> list[Mapping[str, Any]]:
-    """Return *keys* without those that were replaced so long ago that no message sealed for them can be under way.
+    """Return *keys* without keys that were replaced so long ago that no message sealed for them can be under way.
 
     :param lasting: other hosts use the encryption keys, each for ``endorser.PROMISE``.
     """
@@ -218,7 +218,7 @@ def renew(
     lead: float = LEAD,
     promises: Mapping[str, Promise] | None = None,
 ) -> list[str]:
-    """Make new keys for those of *environments* that have keys; return the names of these environments."""
+    """Make new keys for the environments of *environments* that have keys; return the names of these."""
     known = read_all(layout)
     chosen = sorted(set(environments) & known.keys())
     for name in chosen:

@@ -96,7 +96,8 @@ def _whose(own: Certificate, hosts: Mapping[str, str]) -> str:
     for name, host in hosts.items():
         if names == [x509.UniformResourceIdentifier(spiffe.endorser_id(host))]:
             return name
-    raise Untrusted(f"of none of broker:hosts, but of {', '.join(str(one.value) for one in names)[:300]}")
+    named = ", ".join(str(one.value) for one in names)[:300]
+    raise Untrusted(f"the first certificate is of none of broker:hosts; it names {named}")
 
 
 def _issues(below: Certificate, above: Certificate, depth: int, domain: str) -> None:

@@ -68,7 +68,7 @@ class Names:
     pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
-        """Return a digest of each key: this host's own under ``""``, those shared with other hosts of *links* by host.
+        """Return a digest of each key: this host's own key under ``""``, keys shared with hosts of *links* by host.
 
         The digests reveal a change of a key, but not the key.
         """
@@ -110,7 +110,10 @@ class Names:
         return self.of(f"replies.{self._ends(environment)}", host=host_of(environment))
 
     def reply(self, environment: str, host: str | None = None) -> str:
-        """Return the exchange to which *environment* publishes answers; each other *host* of askers has its own."""
+        """Return the exchange to which *environment* publishes answers.
+
+        For the askers of each other *host* there is an exchange of its own.
+        """
         return self.of(f"reply.{self._ends(environment)}", host=host)
 
     def notices(self, environment: str) -> str:

@@ -1,7 +1,7 @@
 """Adoption of services that an earlier daemon started. The daemon finds them by their traces.
 
-Running services go on undisturbed. Services that ended meanwhile are handled as if the daemon had witnessed
-their end.
+Running services keep running undisturbed. Services that ended between the two daemons are handled as if the daemon had
+witnessed their end.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Adoption:
         self.ending.end(unit)
 
     def _read_on(self, unit: Unit) -> None:
-        """Continue to read a detached program's output. If that fails, the program is still supervised."""
+        """Continue to read a detached program's output. If reading fails, the program is still supervised."""
         try:
             self.ending.relay.follow(unit)
         except OSError as err:

@@ -17,7 +17,7 @@ UNREAPED = 200  # checks, 10 ms apart, of an ended process that its parent hasn'
 
 
 class Children:
-    """The followed processes, and the exit statuses of ended children that nobody has asked for yet."""
+    """The followed processes, and the exit statuses of ended children that no caller has asked for yet."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -31,7 +31,7 @@ class Children:
                 self.statuses[ended[0]] = ended[1]
 
     def follow(self, pid: int, ended: Callable[[int | None], None], adopted: bool = False) -> int:
-        """Call *ended* with wait(2)'s status (None: unknown) once *pid* has ended; return the pidfd of *pid*."""
+        """Call *ended* with the status of wait(2) once *pid* has ended (None: unknown); return the pidfd of *pid*."""
         pidfd = os.pidfd_open(pid)
         self.statuses.pop(pid, None)  # the status of an earlier process with this PID
         self._followed.add(pid)
@@ -64,6 +64,6 @@ class Children:
         return pidfd
 
     def forget(self) -> None:
-        """Delete the statuses of processes that nobody follows."""
+        """Delete the statuses of processes that no caller follows."""
         if self.statuses:
             self.statuses = {pid: status for pid, status in self.statuses.items() if pid in self._followed}

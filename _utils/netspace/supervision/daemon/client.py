@@ -128,7 +128,9 @@ class DaemonSupervisor:
         deadline = time.monotonic() + 10
         while presence.running(self.layout):
             if time.monotonic() > deadline:
-                raise SupervisorError("the supervisor still runs, though no service is left; see its log")
+                raise SupervisorError(
+                    "the supervisor still runs, although no service is left; see the supervisor's log"
+                )
             time.sleep(0.02)
         shutil.rmtree(definitions.folder(self.layout), ignore_errors=True)
         files.remove(presence.lock_path(self.layout))
@@ -150,7 +152,7 @@ class DaemonSupervisor:
 
     # -- the daemon -----------------------------------------------------------------
     def _ask(self, do: str, names: Iterable[str]) -> dict[str, str]:
-        """Send the request to the daemon, and start a daemon if there is none. A request may be sent twice."""
+        """Send the request to the daemon, and start a daemon if no daemon runs. The request may be sent twice."""
         asked = tuple(names)
         reason = ""
         process.thaw(presence.holder(self.layout))  # a frozen daemon would never answer
@@ -164,7 +166,7 @@ class DaemonSupervisor:
                 answer = self._exchange(protocol.render(protocol.Request(do, asked, version)))
                 if answer.version == version:
                     return answer.errors
-                reason = "it runs another version of the library, so it did nothing"
+                reason = "the supervisor runs another version of the library, so it did nothing"
             except (OSError, ValueError, SupervisorError) as err:  # the daemon ended meanwhile, or was killed
                 reason = str(err)
                 time.sleep(0.05)
@@ -182,7 +184,7 @@ class DaemonSupervisor:
                 if self._exchange(protocol.render(protocol.Request("hello"))).version == version:
                     return
             time.sleep(0.02)
-        raise OSError(errno.ETIMEDOUT, "it does not load the installed library")
+        raise OSError(errno.ETIMEDOUT, "the supervisor does not load the installed library")
 
     def _exchange(self, request: bytes) -> protocol.Answer:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -220,7 +222,10 @@ class DaemonSupervisor:
 
 
 class _Brief(msgspec.Struct, forbid_unknown_fields=True):
-    """A trace without its definition, which is most of it and isn't decoded (``definitions.Trace``)."""
+    """A trace without its definition.
+
+    The definition is most of a trace, so it isn't decoded (``definitions.Trace``).
+    """
 
     state: str
     pid: int
@@ -238,7 +243,7 @@ _decode = msgspec.json.Decoder(_Brief).decode
 
 
 def _brief(path: str) -> _Brief | None:
-    """Return the trace at *path*; None if there is none or it is invalid, as for ``definitions.read_trace``."""
+    """Return the trace at *path*; None if the trace is missing or invalid, as for ``definitions.read_trace``."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -254,7 +259,7 @@ def _brief(path: str) -> _Brief | None:
 def _status(trace: _Brief | None, watched: bool, kills: Callable[[], int]) -> Status:
     """Return the status from *trace*, with the kernel's count of OOM kills.
 
-    :param watched: whether a daemon watches; if not, the process may have ended unnoticed.
+    :param watched: whether a daemon watches; without a daemon, the process may have ended unnoticed.
     :param kills: returns the kernel's count.
     """
     if trace is None:

@@ -1,10 +1,10 @@
 """Deletion of a container that has ended, as ``crun delete --force`` does, but without starting crun.
 
 Starting crun costs four milliseconds of processor time; its work on a container without processes is a
-few rmdir(2) and unlink(2). This module handles only the plain case: in crun's own status, the process has ended and the
-control group is the service's; there are no hooks; and the kernel removes the group in every hierarchy, so the group
-was empty. This module leaves every other container to crun. If this process is killed between any two steps, crun can
-delete the rest. This module kills no process.
+few rmdir(2) and unlink(2). This module deletes a container only in the plain case: crun's own status has the process as
+ended and the control group as the service's; there are no hooks; and the kernel removes the group in every hierarchy,
+which proves that the group is empty. This module leaves every other container to crun. If this process is killed
+between any two steps, crun can delete the rest. This module kills no process.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def folder(argv: Sequence[str]) -> str | None:
 
 
 def unknown(argv: Sequence[str]) -> bool:
-    """Return whether *argv* deletes a container that crun doesn't know. Then there is nothing to do."""
+    """Return whether *argv* deletes a container without any state of crun. Then there is nothing to do."""
     path = folder(argv)
     return path is not None and not os.path.lexists(path)
 
 
 def forget(argv: Sequence[str], cgroup: str) -> bool:
-    """Delete the container that *argv* names, if it has ended and is a plain case; return whether it was deleted.
+    """Delete the container that *argv* names in the plain case (see the module); return whether it was deleted.
 
     A deleted container has no process left: its control group was empty.
 

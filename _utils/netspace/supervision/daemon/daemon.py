@@ -1,10 +1,10 @@
 """The one supervisor process of a host without systemd: it keeps all services running.
 
 One loop watches every process by its pidfd; there is no thread, no process per service and no polling of processes. The
-daemon is a *child subreaper*: programs started detached (``crun run --detach``) become its children, so it learns their
-exit status too. Only restarts need the daemon: if it is killed, the services keep running, and the next daemon adopts
-them by their traces (see ``definitions``). A second process stands by to take over (see ``standby``), unless the
-operator's init restarts the daemon.
+daemon is a *child subreaper*: programs started detached (``crun run --detach``) become its children, so the daemon
+learns their exit status too. Only restarts need the daemon: if the daemon is killed, the services keep running, and
+the next daemon adopts them by their traces (see ``definitions``). A second process stands by to take over (see
+``standby``), unless the operator's init restarts the daemon.
 
 Adoption is safe because the supervising process holds the lock file. A forked child shares
 the lock until it becomes its program, and writes its own trace before that. So a process that
@@ -37,7 +37,7 @@ from netspace.supervision.daemon.ending import Stopper
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.oom import OomTracker
-from netspace.supervision.daemon.presence import lock_path, socket_path
+from netspace.supervision.daemon.presence import hold, lock_path, socket_path
 from netspace.supervision.daemon.relay import Relay
 from netspace.supervision.daemon.server import Server
 from netspace.supervision.daemon.standby import Standby, become_anew
@@ -117,7 +117,7 @@ class Daemon:
         self._rest()
 
     def _rest(self) -> None:
-        """End the daemon if it has watched nothing for a while; the time is shorter if no service is defined."""
+        """End the daemon if it has had nothing to watch for a while. The time is shorter if no service is defined."""
         if self.units.active or self.serving.clients or (self._stays and definitions.defined(self.layout)):
             self._idle_since = 0.0
             return
@@ -131,12 +131,12 @@ class Daemon:
             self.loop.after(wait, lambda: None)
 
     def _woken(self, wake: int) -> None:
-        """Handle a signal. SIGTERM ends this process only: the next one adopts the services."""
+        """Handle a signal. SIGTERM ends only this process; the next daemon adopts the services."""
         if signal.SIGTERM in os.read(wake, 4096):
             self._over = True
 
     def _leave_nothing(self) -> None:
-        """Remove the folders that only this process needs: traces, pipes, and detached programs' cgroups."""
+        """Remove the folders that only a running daemon needs: traces, pipes, and detached programs' cgroups."""
         for directory in (definitions.traces(self.layout), relay.folder(self.layout), *_cgroups(self.layout)):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
@@ -156,7 +156,7 @@ def main(layout: Layout, version: str, foreground: bool = False, lock: int | Non
 
     :param foreground: stay in the foreground, for an init that restarts the process when it ends. If another supervisor
         runs, wait for its end.
-    :param lock: a descriptor that holds the lock, inherited because this process was a supervisor or stood by before.
+    :param lock: an inherited descriptor that holds the lock, if this process was a supervisor or stood by before.
     :return: an exit code.
     """
     layout.run.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -199,6 +199,7 @@ def _supervise(layout: Layout, version: str, foreground: bool, tell: int, held: 
                 time.sleep(0.01)
         else:
             return 1
+        hold(lock)
         if not foreground and held is None:
             _detach(layout, keep={lock, tell})
         daemon = Daemon(layout, version, foreground)

@@ -1,6 +1,6 @@
 """The end of services: stop, forced stop, cleanup, and the restart if the policy demands it.
 
-The daemon finds the processes that a program leaves behind by its session and mark (see ``process``), and
+The daemon finds the processes that a program leaves behind by their session and mark (see ``process``), and
 kills them. A container runtime's own cleanup command removes the rest of its container.
 """
 
@@ -59,7 +59,7 @@ class Stopper:
             if asker is not None:
                 asker.pending.add(name)
                 unit.waiters.append((asker, "stop"))
-            self.units.tell(unit, "start", "it was stopped meanwhile")
+            self.units.tell(unit, "start", "the service was stopped during its start")
             if unit.phase == "running":
                 self.halt(unit)
             elif unit.phase in ("waiting", "backoff"):
@@ -69,7 +69,7 @@ class Stopper:
             # In launching, stopping and ending, the end of that phase handles the stop.
 
     def halt(self, unit: Unit) -> None:
-        """Send SIGTERM to a running service, and SIGKILL if it doesn't end in time."""
+        """Send SIGTERM to a running service. Send SIGKILL if the service doesn't end in time."""
         assert unit.service is not None
         self.units.note(unit, "stopping", "stopping")
         unit.kill(signal.SIGTERM)
@@ -90,9 +90,9 @@ class Stopper:
         self.end(unit)
 
     def _forgotten(self, unit: Unit) -> bool:
-        """Delete the container without its runtime, if that is possible; return whether it was deleted.
+        """Delete the container without its runtime if possible.
 
-        If it was, no process of the service is left.
+        Return whether it was deleted: then no process is left.
         """
         assert unit.service is not None
         cgroup = payload_cgroup(self.units.layout, unit.name)
@@ -100,7 +100,7 @@ class Stopper:
         return bool(cleanup) and all(container_state.forget(argv, cgroup) for argv in cleanup)
 
     def end(self, unit: Unit) -> None:
-        """Clean up after a service whose main process has ended, then decide on its restart."""
+        """Clean up after a service whose main process has ended, then decide whether to restart the service."""
         unit.pid = unit.ticks = 0
         unit.phase = "ending"
         self.units.active.add(unit.name)
@@ -112,8 +112,8 @@ class Stopper:
     def sweep(self) -> None:
         """Kill the processes that ended services left behind, in one pass over all processes for all services.
 
-        SIGKILL takes a moment, so passes are repeated until one is complete and finds no process. Only then cleanup
-        follows. The number of passes is bounded, since other processes of the host may end and begin at any time.
+        SIGKILL takes a moment, so passes are repeated until a pass is complete and finds no process. Cleanup follows
+        only then. The number of passes is bounded, since other processes of the host may end and begin at any time.
         """
         marks = {f"{self.units.layout.instance}/{name}": name for name in self.sweeping}
         sessions = [self.units.by_name[name].session for name in self.sweeping]
@@ -150,7 +150,7 @@ class Stopper:
         step()
 
     def help(self, unit: Unit, argv: tuple[str, ...], done: Callable[[str], None]) -> None:
-        """Run a command for *unit*; then call *done* with an error text, which is empty if the command exited 0."""
+        """Run a command for *unit*; then call *done* with an error text, or an empty text if the command exited 0."""
         assert unit.service is not None
         offset = logs.size(unit.log)
         try:

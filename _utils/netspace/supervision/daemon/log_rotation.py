@@ -1,4 +1,4 @@
-"""The schedule of log rotation: the faster a file grows, the sooner it is checked. ``logs`` does the rotation."""
+"""The schedule of log rotation: the faster a file grows, the sooner its size is checked. ``logs`` rotates the files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FASTEST = 0.5
 class Rotation:
     """Rotation of the logs of all services that aren't idle, and of the daemon's own log.
 
-    All of them are looked at regularly. Those of services that were started recently are looked at more often, and
-    alone: a start among a thousand services must not look at a thousand files.
+    All these logs are checked regularly. The logs of services that were started recently are checked more often, and
+    separately: a start among a thousand services must not make the daemon check a thousand files.
     """
 
     def __init__(self, units: Units, loop: Loop) -> None:
@@ -31,14 +31,14 @@ class Rotation:
         self._young_timer: Timer | None = None
 
     def look(self) -> None:
-        """Rotate logs that are too large, and schedule the next check; it comes sooner if a file grows fast."""
+        """Rotate logs that are too large, and schedule the next check. The check comes sooner if a file grows fast."""
         working = [self.units.by_name[name] for name in self.units.active]
         paths = {unit.log for unit in working if unit.service is not None}
         self._wait = self._looked((*paths, self.units.layout.logs / "supervisor.log"), self._wait)
         self.loop.after(self._wait, self.look)
 
     def look_soon(self, path: Path) -> None:
-        """Look at this log soon, and then less and less often, because its program was just started."""
+        """Check this log soon, and then less and less often, because its program was just started."""
         self._young.add(path)
         if self._young_timer is not None:
             if self._young_wait <= FASTEST:
@@ -56,9 +56,9 @@ class Rotation:
             self._young_timer = None
 
     def _looked(self, paths: Iterable[Path], last: float) -> float:
-        """Rotate those of these logs that are too large; return the seconds until they must be looked at again.
+        """Rotate those of *paths* that are too large; return the seconds until the next check.
 
-        :param last: the seconds since the last look.
+        :param last: the seconds since the last check.
         """
         now = time.monotonic()
         wait = min(2 * last, SLOWEST)

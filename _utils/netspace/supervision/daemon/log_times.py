@@ -1,12 +1,13 @@
-"""Times of a log's lines, and the starts of its program: a file beside the log, which the daemon alone writes.
+"""Times of a log's lines, and the starts of its program: a file beside the log, which only the daemon writes.
 
-A log has a program's bytes as they came, and nothing in it is read as a time or a mark. So no program can forge
-either, whatever it writes. Each entry of ``<log>.times`` has 16 bytes: an offset in the log, and microseconds since the
-epoch, doubled, plus 1 if the program was started then. All that follows the offset was read from the program at that
-time or later, up to the next entry's.
+A log has a program's bytes as they came, and no part of the log is read as a time or a mark. So a program can forge
+neither, whatever it writes. Each entry of ``<log>.times`` has 16 bytes: an offset in the log, and microseconds since
+the epoch, doubled, plus 1 if the program was started at that time. The daemon read the bytes from this offset to the
+next entry's offset at that time or later.
 
-Bounds: an entry each tenth of a second at most, and ``LIMIT`` bytes; then the older half is dropped, and the lines
-that it was about have no time. An entry that a full disk or a crash cut short is cut off when the next one is written.
+Bounds: an entry each tenth of a second at most, and ``LIMIT`` bytes. At this limit, the older half of the entries is
+dropped, and their lines lose their times. An incomplete entry, left by a full disk or a crash, is cut off before the
+next entry is written.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ LIMIT = 2 * 1024 * 1024
 APART = 0.1  # seconds between two entries
 _ENTRY = struct.Struct("<QQ")
 _CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LARGEST = 2**62  # of a time: what is beyond is damage
+_LARGEST = 2**58  # of a time: what is beyond is damage, and no calendar has more than the year 9999
 
 
 class Entry(NamedTuple):
-    """A note: the log's bytes from *offset* on are from *moment* (seconds since the epoch) or later."""
+    """An entry: the log's bytes from *offset* on are from *moment* (seconds since the epoch) or later."""
 
     offset: int
     moment: float
@@ -40,9 +41,9 @@ def beside(log: Path) -> Path:
 
 
 def read(log: Path, size: int) -> list[Entry]:
-    """Return the entries about the first *size* bytes of a log, in its order; none if there are none, or damaged ones.
+    """Return the entries about the first *size* bytes of a log, in order; empty if entries are missing or damaged.
 
-    A log that another than root owns was written by its program itself, under an earlier version: it has no times.
+    A log whose owner is not root was written by its program itself, under an earlier version; such a log has no times.
     """
     try:
         with files.opened(beside(log)) as stream:
@@ -72,9 +73,11 @@ class Times:
         self._offset, self._moment = -1, 0.0  # of the last entry; -1: it isn't known
 
     def note(self, offset: int, moment: float, start: bool = False) -> None:
-        """Note that what follows *offset*, the log's present size, was read at *moment*, unless that is too soon.
+        """Note that the bytes after *offset*, the log's current size, were read at *moment*.
 
-        :raises OSError: it can't be written; the next call mends the file.
+        Skip the note if it comes too soon.
+
+        :raises OSError: when the entry can't be written; the next call repairs the file.
         """
         soon = 0 <= moment - self._moment < APART
         if soon and not start and 0 <= self._offset <= offset:  # a log that was rotated is shorter
@@ -96,7 +99,10 @@ class Times:
 
 
 def _mended(descriptor: int, size: int, offset: int) -> int:
-    """Cut off half an entry, and all entries if the last is about more than the log has; return the size."""
+    """Cut off an incomplete entry. Cut off all entries if the last one is beyond the end of the log.
+
+    Return the size.
+    """
     size -= size % _ENTRY.size
     if size and _ENTRY.unpack(os.pread(descriptor, _ENTRY.size, size - _ENTRY.size))[0] > offset:
         size = 0
@@ -105,7 +111,7 @@ def _mended(descriptor: int, size: int, offset: int) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step. A power cut may take it: then the lines have no times."""
+    """Replace a file in one step. A power cut may destroy the file; then the lines have no times."""
     aside = f"{path}.new"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _CAREFUL, 0o600)
     try:
@@ -118,7 +124,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def moved(log: Path, older: Path) -> None:
-    """Let the entries follow a log that is about to get another name."""
+    """Rename the entries of a log that is about to be renamed."""
     try:
         os.rename(beside(log), beside(older))
     except FileNotFoundError:
@@ -128,7 +134,7 @@ def moved(log: Path, older: Path) -> None:
 def copied(log: Path, older: Path, size: int, cut: int) -> None:
     """Give the entries about the first *size* bytes of *log* to its copy *older*, which lacks the first *cut* bytes.
 
-    *log* has none then, and is to be emptied next.
+    Afterwards *log* has no entries. The caller empties *log* next.
     """
     entries = read(log, size)
     first = max((number for number, entry in enumerate(entries) if entry.offset <= cut), default=0)
@@ -145,7 +151,7 @@ def copied(log: Path, older: Path, size: int, cut: int) -> None:
 
 
 def remove(log: Path) -> None:
-    """Remove what is noted about *log*."""
+    """Remove the entries about *log*."""
     for path in (str(beside(log)), f"{beside(log)}.new"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

@@ -1,9 +1,9 @@
 """Logs of services on hosts without a journal: one file per service, bounded in size and number.
 
-netspace's own programs have the file open for appending, so their output needs no relaying process, and goes on without
-the daemon. ``relay`` writes the output of detached programs. A file that is too large is *copied and truncated*, since
-a program can't be made to reopen it. Output between the copy and the truncation (microseconds) is lost. If a file is
-larger than the limit, only its last part is kept.
+netspace's own programs have the file open for appending, so their output needs no relaying process, and continues
+without the daemon. ``relay`` writes the output of detached programs. A file that is too large is *copied and
+truncated*, since a program can't be made to reopen its log. Output between the copy and the truncation (microseconds)
+is lost. If a file is larger than the limit, only its last part is kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def open_log(path: Path) -> int:
 def append(path: Path, data: bytes) -> None:
     """Write *data* to the log, and rotate the log if it is too large.
 
-    :raises OSError: the write failed; the part that was written stays.
+    :raises OSError: when the write failed; the part that was written stays.
     """
     log = open_log(path)
     try:
@@ -50,7 +50,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def size(path: Path) -> int:
-    """Return the size in bytes; 0 if there is no file."""
+    """Return the size of a file in bytes; 0 if the file does not exist."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -58,7 +58,7 @@ def size(path: Path) -> int:
 
 
 def rotate(path: Path, limit: int = SIZE, old: int = OLD) -> bool:
-    """Move the content to ``path.1`` if it is above *limit* bytes; older content goes to ``path.2``, up to *old*."""
+    """Move the content to ``path.1`` if it is above *limit* bytes. Older content goes to ``path.2``, up to *old*."""
     total = size(path)
     if total <= limit:
         return False
@@ -92,7 +92,7 @@ def remove(path: Path, old: int = OLD) -> None:
 
 
 def names(path: Path, old: int = OLD) -> list[Path]:
-    """Return the log's path, and those of the files that were rotated from it, the latest first."""
+    """Return the path of the log, then the paths of the files rotated from it, the latest first."""
     return [path, *(Path(f"{path}.{number}") for number in range(1, old + 1))]
 
 

@@ -1,6 +1,6 @@
 """The event loop of a single-threaded process: it waits for ready descriptors and for timers.
 
-It uses no thread, and knows nothing of services or processes.
+It uses no thread, and has no code for services or processes.
 """
 
 from __future__ import annotations

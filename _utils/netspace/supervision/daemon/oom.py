@@ -1,9 +1,9 @@
 """OOM accounting: the number of a service's processes that the kernel's OOM killer has killed.
 
 A program may survive when the OOM killer kills one of its children, and end much later for another reason.
-So each kill is noted when it happens, and counts as the cause of the main process's end only if both come
-together. The module counts only for services that are started detached: only they have a control group of their own. It
-doesn't start or end anything.
+So each kill is noted when it happens, and counts as the cause of the main process's end only if both happen
+together. The module counts only for services that are started detached, because only these have a control group of
+their own. The module doesn't start or end anything.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class OomTracker:
             self._whose = set()
 
     def _look(self, unit: Unit) -> None:
-        """Note kills, unless the main process is about to end: it may be the killed one, and ``end`` counts that."""
+        """Note kills, unless the main process is about to end.
+
+        The killed process may be the main one; ``end`` counts that kill.
+        """
         if unit.phase != "running" or not self._detached(unit) or process.dying(unit.pid):
             return
         if killed := self._count(unit):
@@ -94,5 +97,5 @@ class OomTracker:
 
 
 def since(trace: definitions.Trace, cgroup: str) -> int:
-    """Return the number of kills of a running service: those recorded, plus those that the kernel has counted since."""
+    """Return the number of OOM kills of a running service: the recorded ones, and the kernel's later ones."""
     return trace.oom_kills + max(0, memory_events.kills(cgroup) - trace.oom_seen)

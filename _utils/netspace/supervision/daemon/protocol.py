@@ -1,7 +1,7 @@
 """The messages between client and daemon: one JSON object each way per connection.
 
 A request is ``{"do": "start", "names": ["web"], "version": "..."}``; the answer is ``{"version": "...",
-"errors": {"web": "..."}}``. A daemon of another version than the request's does nothing and answers with
+"errors": {"web": "..."}}``. If the versions of daemon and request differ, the daemon does nothing and answers with
 its own version. Every daemon executes a request without a version; older daemons execute all requests. Both
 messages are parsed strictly and bounded in size, because both sides run as root. Pure: no input or output.
 """
@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
     ``hello``, ``resume`` (start the desired services) and ``renew`` (reload the library) take no names.
 
-    :param version: the version of the library that must execute it; empty: any.
+    :param version: the version of the library that must execute the request; empty: any version.
     """
 
     do: str
@@ -57,7 +57,7 @@ def _object(raw: bytes, keys: set[str], optional: frozenset[str] = frozenset()) 
 def parse_request(raw: bytes) -> Request:
     """Return the request in *raw*.
 
-    :raises ValueError: *raw* is not a valid request.
+    :raises ValueError: when *raw* is not a valid request.
     """
     value = _object(raw, {"do", "names"}, frozenset({"version"}))
     do, names, version = value["do"], value["names"], value.get("version", "")
@@ -77,7 +77,7 @@ def parse_request(raw: bytes) -> Request:
 def parse_answer(raw: bytes) -> Answer:
     """Return the answer in *raw*.
 
-    :raises ValueError: *raw* is not a valid answer.
+    :raises ValueError: when *raw* is not a valid answer.
     """
     value = _object(raw, {"version", "errors"})
     version, errors = value["version"], value["errors"]

@@ -1,9 +1,9 @@
 """Relay of detached programs' output, from named pipes to their logs.
 
-A program that runs as another user must neither own its log nor have it open for writing. It could
+A program that runs as another user must neither own its log nor have the log open for writing. It could
 fill the disk (fallocate(2)), or by a lease (fcntl(2)) delay everybody who opens the log. So
-its standard output is a named pipe in a folder of root's. The daemon reads at most ``CHUNK`` bytes at a
-time from it; a program that writes faster has to wait.
+the program's standard output is a named pipe in a folder of root's. The daemon reads at most ``CHUNK`` bytes at a
+time from the pipe; a program that writes faster has to wait.
 
 The program has the pipe open for reading too, so the pipe always has a reader. Without a supervisor, the program
 waits when the pipe is full, and gets no SIGPIPE. The next supervisor finds the pipe by its name.
@@ -56,7 +56,7 @@ class Relay:
     def begin(self, unit: Unit) -> None:
         """Create a new pipe for a program that is about to be launched.
 
-        :raises OSError: the pipe or the log can't be created.
+        :raises OSError: when the pipe or the log can't be created.
         """
         path = pipe(self.units.layout, unit.name)
         self.end(unit)
@@ -73,7 +73,7 @@ class Relay:
         self.follow(unit)
 
     def follow(self, unit: Unit) -> None:
-        """Read the pipe of a running program, if it has one. A program that an earlier version started has none."""
+        """Read the pipe of a running program. A program that an earlier version started may have no pipe."""
         path = pipe(self.units.layout, unit.name)
         if unit.name in self._pipes or not path.exists():
             return
@@ -119,7 +119,7 @@ class Relay:
         self.loop.after(PAUSE, again)
 
     def _take(self, unit: Unit) -> int | None:
-        """Write a chunk to the log; return its size, 0 if no writer is left, None if the pipe is empty."""
+        """Write a chunk to the log; return the chunk's size, 0 if no writer is left, None if the pipe is empty."""
         descriptor = self._pipes.get(unit.name)
         if descriptor is None:
             return None
@@ -134,9 +134,9 @@ class Relay:
         return len(data)
 
     def _noted(self, unit: Unit, start: bool = False) -> None:
-        """Note the time of what is about to be written to the log.
+        """Note the time of the data that is about to be written to the log.
 
-        :raises OSError: it can't be noted.
+        :raises OSError: when the time can't be noted.
         """
         times = self._times.setdefault(unit.name, Times(unit.log))
         times.note(logs.size(unit.log), time.time(), start)

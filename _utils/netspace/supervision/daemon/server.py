@@ -1,6 +1,6 @@
 """The daemon's socket, which only root may use: it receives requests and sends answers.
 
-The daemon answers a request when everything in it is done. ``protocol`` defines the messages.
+The daemon answers a request when everything in the request is done. ``protocol`` defines the messages.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class Server:
                 self.units.fail(client, name, f"the service {name} does not run")
                 continue
             if not unit.service.reload:
-                self.units.fail(client, name, f"the service {name} has no way to reload; restart it")
+                self.units.fail(client, name, f"the service {name} can't reload its configuration; restart it")
                 continue
             client.pending.add(name)
             argv = tuple(part.replace("{pid}", str(unit.pid)) for part in unit.service.reload)

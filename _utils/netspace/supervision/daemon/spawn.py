@@ -27,9 +27,9 @@ def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], tra
 
     Reading the descriptor returns an error text, or nothing once the child has become its program.
 
-    :param trace: the child writes it with its own PID before anything else; None for a helper (cleanup, reload), which
-        always runs as root.
-    :raises OSError: the fork failed.
+    :param trace: the trace that the child writes, with its own PID, before anything else; None for a helper (cleanup,
+        reload), which always runs as root.
+    :raises OSError: when the fork failed.
     """
     read, write = os.pipe()
     try:

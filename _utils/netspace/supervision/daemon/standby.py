@@ -1,9 +1,9 @@
 """The stand-by process, which becomes the next supervisor if the present one is killed.
 
-It is a fork of the supervisor that sleeps in the kernel until it gets the supervisor's lock. The kernel releases the
-lock when the supervisor ends for any reason. The process then becomes the supervisor, and starts another stand-by
-process. If the stand-by process is killed, the supervisor replaces it. It costs its own pages (most are shared with the
-supervisor), and no processor time. It starts, signals and watches nothing.
+The stand-by process is a fork of the supervisor that sleeps in the kernel until it gets the supervisor's lock. The
+kernel releases the lock when the supervisor ends for any reason. The stand-by process then becomes the supervisor, and
+starts another stand-by process. If the stand-by process is killed, the supervisor replaces it. A stand-by process costs
+its own pages (most are shared with the supervisor), and no processor time. It starts, signals and watches nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NoReturn
 from netspace.layout import Layout
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.loop import Loop
-from netspace.supervision.daemon.presence import lock_path
+from netspace.supervision.daemon.presence import hold, lock_path
 
 # Seconds between two starts of a stand-by process or supervisor: if it ends at once, it must not use up a processor.
 PAUSE = 1.0
@@ -33,7 +33,7 @@ class Standby:
         self._pid = 0
 
     def begin(self, loop: Loop, children: Children) -> None:
-        """Keep a stand-by process from now on."""
+        """Keep a stand-by process running from now on."""
 
         def again() -> None:
             try:
@@ -77,13 +77,14 @@ def _stand_by(layout: Layout) -> NoReturn:
     began = time.monotonic()
     lock = os.open(lock_path(layout), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    hold(lock)
     time.sleep(max(0.0, began + PAUSE - time.monotonic()))
     sys.stderr.write("the supervisor has ended; the stand-by process takes over\n")
     become_anew(lock)
 
 
 def become_anew(lock: int) -> NoReturn:
-    """Replace this process's program by the installed version of the supervisor. The process keeps its children.
+    """Replace the program of this process by the installed version of the supervisor. The process keeps its children.
 
     :param lock: the descriptor that holds the lock; it stays open.
     """

@@ -88,7 +88,7 @@ class Starter:
                 self.enqueue(unit, earlier.intersection(after[name]))
             elif unit.phase in ("stopping", "ending"):
                 unit.again = True
-                self.units.tell(unit, "stop", "it was started again meanwhile")
+                self.units.tell(unit, "stop", "the service was started again during its stop")
             elif dying:
                 unit.again = True
             earlier.add(name)
@@ -155,7 +155,7 @@ class Starter:
         self.loop.watch(unit.report, lambda _: self._executed(unit))
 
     def _hold(self, unit: Unit) -> None:
-        """Answer the unit's clients now, and check again soon whether its files exist: that may take long."""
+        """Answer the unit's clients now, and check again soon whether its files exist, since that may take long."""
         if not unit.held:
             unit.held = True
             unit.pid = unit.ticks = 0
@@ -195,15 +195,15 @@ class Starter:
         if not unit.error:
             self.ending.relay.drain(unit)
             told = logs.tail(unit.log, unit.log_offset)
-            reason = "it left no PID file" if status == 0 else restart_policy.end_of(status)
+            reason = "the runtime wrote no PID file" if status == 0 else restart_policy.end_of(status)
             unit.error = f"can't be started: {reason}{': ' + told if told else ''}"
         self._failed_launch(unit)
 
     def main_of(self, unit: Unit, launcher_ticks: int) -> bool:
         """Follow the process in the PID file if it is the launched program; return whether it is that program.
 
-        The PID may belong to another process by now. The program is the one that started after its launcher and is in
-        the service's cgroup, which holds no other processes.
+        Meanwhile the PID may belong to another process. The process is the program if it started after the launcher and
+        is in the service's cgroup, which holds no other processes.
         """
         assert unit.service is not None and unit.service.pid_file is not None
         try:
@@ -261,7 +261,7 @@ class Starter:
 
     def too_slow(self, unit: Unit) -> None:
         unit.timer = None
-        unit.error = f"can't be started: not done within {START_TIMEOUT:.0f} s"
+        unit.error = f"can't be started: the start took more than {START_TIMEOUT:.0f} s"
         unit.kill(signal.SIGKILL)
 
     def ended(self, unit: Unit, status: int | None) -> None:
@@ -278,7 +278,7 @@ class Starter:
 
 
 def _ends_or_is_within(pid: int, pidfd: int, cgroup: str) -> bool:
-    """Return whether a process is in the cgroup, or ends within half a second."""
+    """Return whether a process is in *cgroup*, or ends within half a second."""
     end = select.poll()
     end.register(pidfd, select.POLLIN)
     return any(process.within(pid, cgroup) or end.poll(5) for _ in range(100))

@@ -40,7 +40,7 @@ class Unit:
     ``phase`` is one of: ``idle`` (nothing runs, nothing is planned), ``waiting`` (for
     another service, for files or its turn), ``launching``, ``running``, ``stopping`` (SIGTERM was
     sent), ``ending`` (the main process has ended; its remains are being removed) and
-    ``backoff`` (until it is started again).
+    ``backoff`` (waiting for the next restart).
     """
 
     def __init__(self, name: str) -> None:
@@ -159,7 +159,7 @@ class Units:
         else:
             self.note(unit, "idle", state)
         self.tell(unit, "stop")
-        self.tell(unit, "start", unit.error or "it ended before it could be used")
+        self.tell(unit, "start", unit.error or "the service ended before it could be used")
 
     def tell(self, unit: Unit, what: str, error: str = "") -> None:
         """Answer the clients that wait for the start or stop (*what*) of *unit*."""

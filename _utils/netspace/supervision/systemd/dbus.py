@@ -64,9 +64,9 @@ class Property(NamedTuple):
 
 @functools.cache
 def _shape(length: int, interface: str, name: str) -> tuple[bytes, bytes, bytes]:
-    """Return the three parts of a call; its serial and its path of *length* bytes go between them.
+    """Return the three parts of a call. Its serial and its path of *length* bytes go between these parts.
 
-    jeepney encodes each shape only once: to encode all 350 calls for 50 units would take longer than everything else.
+    jeepney encodes each shape only once. Encoding all 350 calls for 50 units would take longer than everything else.
     """
     path = "/" + "_" * (length - 1)
     message = Properties(DBusAddress(path, SYSTEMD, interface)).get(name).serialise(serial=1)
@@ -80,8 +80,8 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         """Log in as this process's user.
 
-        :raises OSError: systemd doesn't answer.
-        :raises ValueError: systemd refuses.
+        :raises OSError: when systemd doesn't answer.
+        :raises ValueError: when systemd refuses.
         """
         self._socket = sock
         self._parser = Parser()
@@ -95,10 +95,10 @@ class Connection:
             login.feed(self._receive(1))  # one byte at a time: signals may follow the line at once
 
     def ask(self, wanted: Sequence[Property]) -> list[Message]:
-        """Ask for all that is *wanted* in one go; return systemd's replies in the same order.
+        """Ask for all of *wanted* at once; return systemd's replies in the same order.
 
-        :raises OSError: systemd doesn't answer in time, or is gone.
-        :raises ValueError: an answer is malformed, or not systemd's.
+        :raises OSError: when systemd doesn't answer in time, or has closed the connection.
+        :raises ValueError: when an answer is malformed, or does not come from systemd.
         """
         self._deadline = time.monotonic() + TIMEOUT
         first = self._serial + 1
@@ -124,7 +124,7 @@ class Connection:
     def _next(self) -> Message:
         """Return the next message, within the deadline.
 
-        :raises ValueError: it is malformed or too large.
+        :raises ValueError: when the message is malformed or too large.
         """
         try:
             while (message := self._parser.get_next_message()) is None:
@@ -154,9 +154,9 @@ class Connection:
 
 
 def value(reply: Message) -> str | None:
-    """Return the property in *reply* as text; None if the reply is an error: systemd doesn't know the unit.
+    """Return the property in *reply* as text; None if the reply is an error, since systemd doesn't know the unit.
 
-    :raises ValueError: it is no text or number.
+    :raises ValueError: when the property is neither a text nor a number.
     """
     if reply.header.message_type is MessageType.error:
         return None
@@ -169,8 +169,8 @@ def value(reply: Message) -> str | None:
 def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the properties ``WANTED`` of each unit, by its name.
 
-    :raises OSError: systemd can't be reached over its socket.
-    :raises ValueError: its answer is malformed.
+    :raises OSError: when systemd can't be reached over its socket.
+    :raises ValueError: when systemd's answer is malformed.
     """
     found: dict[str, dict[str, str]] = {unit: {} for unit in units}
     with _connected() as connection:
@@ -187,8 +187,8 @@ def show(units: Sequence[str]) -> dict[str, dict[str, str]]:
 def version() -> int:
     """Return systemd's version.
 
-    :raises OSError: systemd can't be reached over its socket.
-    :raises ValueError: its answer is malformed.
+    :raises OSError: when systemd can't be reached over its socket.
+    :raises ValueError: when systemd's answer is malformed.
     """
     with _connected() as connection:
         (reply,) = connection.ask([Property("/org/freedesktop/systemd1", f"{SYSTEMD}.Manager", "Version")])
@@ -198,7 +198,7 @@ def version() -> int:
 def release(text: str) -> int:
     """Return the number of a version such as ``257.9-1~deb13u1`` or ``v255-rc1``.
 
-    :raises ValueError: *text* doesn't begin with a version.
+    :raises ValueError: when *text* doesn't begin with a version.
     """
     found = re.match(r"v?(\d{1,6})", text)
     if found is None:

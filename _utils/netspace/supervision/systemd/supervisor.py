@@ -1,8 +1,8 @@
 """Services as systemd units, one file each in ``/etc/systemd/system``.
 
-systemd keeps them running, also after a reboot; netspace has no process of its own there. A call runs a few
+systemd keeps them running, also after a reboot; netspace itself runs no process for that. A call runs a few
 ``systemctl`` processes, whatever the number of services (``reload``: one per service), and writes only files
-that differ. A unit file without netspace's header is never touched, whatever its name.
+that differ. A unit file without netspace's header is never changed, whatever its name.
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ class Systemd:
         path = self._file(name)
         return path.exists() and _ours(path)
 
-    def _defined(self) -> list[str]:
+    def _defined(self, among: Collection[str] | None = None) -> list[str]:
+        """Return the names of the defined services, sorted.
+
+        :param among: names to look up, one by one; None: all names, by reading one directory.
+        """
+        if among is not None:
+            plain = {name for name in among if definitions.NAME.fullmatch(name)} - definitions.RESERVED
+            return sorted(name for name in plain if self._ours(name))
         prefix, suffix = self.layout.service(""), ".service"
         try:
             entries = os.listdir(self.folder)
@@ -64,7 +71,7 @@ class Systemd:
 
     @functools.cached_property
     def version(self) -> int:
-        """The version of systemd; if it can't be read, the newest version that this module distinguishes."""
+        """The version of systemd; if the version can't be read, the newest one that this module distinguishes."""
         try:
             return dbus.version()
         except (OSError, ValueError):
@@ -78,7 +85,7 @@ class Systemd:
             return ""
 
     def _kills(self, name: str) -> int:
-        """Return the number of the service's OOM kills: those noted at its ends, plus the kernel's present count."""
+        """Return the number of the service's OOM kills: those noted at its ends, plus the kernel's current count."""
         noted = 0
         with contextlib.suppress(OSError):
             noted = unit_file.kills(self.layout, name).stat().st_size
@@ -98,7 +105,7 @@ class Systemd:
 
     # -- the contract ----------------------------------------------------------------
     def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
-        names = [name for name in self._defined() if names is None or name in names]
+        names = self._defined(names)
         return {
             name: looked_at(_status(shown, self._wanted(name), self._noted(name), self._kills(name)))
             for name, shown in self._show(names).items()
@@ -209,7 +216,7 @@ class Systemd:
         library_copy.remove(self.layout)
 
     def _weights(self) -> dict[Path, bytes]:
-        """Return the files of weights, but for one that is an operator's own."""
+        """Return the files of weights, except a file that an operator wrote."""
         found = weights.units(self.layout, self.folder, unit_file.HEADER)
         for path in found:
             if path.parent != self.folder:
@@ -293,7 +300,7 @@ class Systemd:
 
 
 def _ours(path: Path) -> bool:
-    """Return whether netspace may write a file: it wrote it, or there is none."""
+    """Return whether netspace may write a file: netspace wrote it before, or it doesn't exist."""
     try:
         with path.open("rb") as stream:
             return stream.read(len(unit_file.HEADER)) == unit_file.HEADER.encode()
@@ -319,9 +326,9 @@ def end(note: str) -> str:
 def _status(shown: Mapping[str, str], wanted: bool, noted: str = "", kills: int = 0) -> Status:
     """Return a unit's status from the properties that systemd shows.
 
-    :param wanted: whether it shall run; if not, a failed unit is reported as stopped.
-    :param noted: its last end, used if systemd has forgotten it.
-    :param kills: number of its OOM kills.
+    :param wanted: whether the service shall run; if not, a failed unit is reported as stopped.
+    :param noted: the service's last end, used if systemd has forgotten it.
+    :param kills: number of the service's OOM kills.
     """
     active = shown.get("ActiveState", "inactive")
     state: State

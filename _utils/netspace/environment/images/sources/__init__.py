@@ -16,6 +16,10 @@ and, if the file of a location can be fetched from elsewhere:
 - ``pin(path, folder)``, only if the path may be a folder: copies the parts on which the identity depends into *folder*,
   and returns the path of the copy.
 
+and, if its names can be read without building:
+
+- ``listed(location, scratch)``: the tree, to look for names in it, and the image's own settings.
+
 All raise NetspaceError if the location can't be used.
 """
 
@@ -33,7 +37,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol, cast, runtime_checkable
 
 import msgspec
 
@@ -102,6 +106,13 @@ class Source(Protocol):
     def identity(self, location: str) -> str: ...
 
     def build(self, location: str, target: Path, scratch: Path) -> Defaults: ...
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """The interface of a module of this package whose names can be read without building."""
+
+    def listed(self, location: str, scratch: Path) -> tuple[Tree, Defaults]: ...
 
 
 def split(image: str) -> tuple[Source, str]:

@@ -54,6 +54,10 @@ def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
     return sources.Defaults(notes=tree.notes())
 
 
+def listed(location: str, scratch: Path) -> tuple[Tree, sources.Defaults]:
+    return _tree(location, Budget(f"dir:{location}")), sources.Defaults()
+
+
 class _File(msgspec.Struct, frozen=True):
     """A file's content; reading it fails if the file changed since it was listed."""
 

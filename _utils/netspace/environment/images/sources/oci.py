@@ -64,22 +64,33 @@ def identity(location: str) -> str:
 
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
-    path, tag = _split(location)
     budget = Budget(f"oci:{location}")
     with contextlib.ExitStack() as stack:
-        blobs = _open(path, scratch, budget, stack)
-        found = _find(blobs, tag, budget)
-        _check_platform(found.config, budget)
-        tree = Tree(budget)
-        for number, layer in enumerate(found.layers, 1):
-            sources.log.info("image source %s: layer %d of %d", budget.where, number, len(found.layers))
-            piece = blobs.open(layer.name, stack)
-            if piece is None:
-                raise budget.refuse(f"its layer {layer.name} is missing; copy the image again")
-            with streams.reader(piece, budget, scratch, packed=layer.packed, unpacked=layer.unpacked) as reader:
-                tree.apply(archive.members(reader, budget), layer=True)
+        tree, defaults = _tree(location, scratch, budget, stack)
         sources.pack(tree, target, budget)
-        return _defaults(found.config.get("config"), tree)
+        return defaults
+
+
+def listed(location: str, scratch: Path) -> tuple[Tree, sources.Defaults]:
+    with contextlib.ExitStack() as stack:
+        return _tree(location, scratch, Budget(f"oci:{location}"), stack)
+
+
+def _tree(location: str, scratch: Path, budget: Budget, stack: contextlib.ExitStack) -> tuple[Tree, sources.Defaults]:
+    """Return the tree of all layers, whose content can be read until *stack* closes, and the image's settings."""
+    path, tag = _split(location)
+    blobs = _open(path, scratch, budget, stack)
+    found = _find(blobs, tag, budget)
+    _check_platform(found.config, budget)
+    tree = Tree(budget)
+    for number, layer in enumerate(found.layers, 1):
+        sources.log.info("image source %s: layer %d of %d", budget.where, number, len(found.layers))
+        piece = blobs.open(layer.name, stack)
+        if piece is None:
+            raise budget.refuse(f"its layer {layer.name} is missing; copy the image again")
+        with streams.reader(piece, budget, scratch, packed=layer.packed, unpacked=layer.unpacked) as reader:
+            tree.apply(archive.members(reader, budget), layer=True)
+    return tree, _defaults(found.config.get("config"), tree)
 
 
 # -- places of blobs -------------------------------------------------------------

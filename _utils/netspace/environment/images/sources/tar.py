@@ -8,6 +8,7 @@ the members makes no difference.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 from netspace.environment.images import archive, sources, streams
 from netspace.environment.images.bounds import Budget
@@ -28,9 +29,19 @@ def identity(location: str) -> str:
 
 def build(location: str, target: Path, scratch: Path) -> sources.Defaults:
     budget = Budget(f"tar:{location}")
-    tree = Tree(budget)
     with sources.opened(Path(location)) as stream:
-        with streams.reader(sources.whole(stream), budget, scratch) as reader:
-            tree.apply(archive.members(reader, budget))
+        tree = _tree(stream, budget, scratch)
         sources.pack(tree, target, budget)
     return sources.Defaults(notes=tree.notes())
+
+
+def listed(location: str, scratch: Path) -> tuple[Tree, sources.Defaults]:
+    with sources.opened(Path(location)) as stream:
+        return _tree(stream, Budget(f"tar:{location}"), scratch), sources.Defaults()
+
+
+def _tree(stream: IO[bytes], budget: Budget, scratch: Path) -> Tree:
+    tree = Tree(budget)
+    with streams.reader(sources.whole(stream), budget, scratch) as reader:
+        tree.apply(archive.members(reader, budget))
+    return tree

@@ -1,0 +1,80 @@
+"""
+The pillar of one host, out of a fleet's declaration
+====================================================
+
+One file declares the hosts of a fleet, their environments and the links between these. Each minion gets what its host
+needs, and nothing of others: see the page on fleets.
+
+The master's configuration names the file::
+
+    ext_pillar:
+      - netspace: /srv/fleet/fleet.yaml
+
+    netspace.fleet:
+      folder: /var/lib/netspace-master/fleet   # the default: what hosts published, and what is in force
+      served: false                            # true: the file may be one that every minion can read
+
+Every minion can read the files in ``file_roots`` and gitfs. A declaration there, also by a name ``salt://...``, is
+refused unless ``served`` is true.
+
+A declaration with a problem changes nothing: minions go on to get the last good one. The problems are in the master's
+log, and an event ``netspace/fleet/refused`` comes once for each version of the files.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.plugin import fleet_files  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "netspace"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def ext_pillar(minion_id: str, pillar: dict[str, Any], file: str) -> dict[str, Any]:
+    """
+    Return the pillar of one minion.
+
+    It is empty for a minion that is no host of the fleet.
+
+    minion_id
+        The minion's id, which Salt has authenticated.
+
+    pillar
+        The minion's other pillar. It isn't read, because a minion can put values into it.
+
+    file
+        The first file of the declaration: an absolute path; or ``salt://...``, if ``served`` is true.
+    """
+    import salt.fileserver
+    import salt.loader
+    import salt.template
+    import salt.utils.event
+
+    try:
+        declared = fleet_files.declaration(
+            __opts__,
+            file,
+            salt.fileserver.Fileserver,
+            salt.loader.render,
+            salt.template.compile_template,
+            salt.utils.event.get_event,
+        )
+        return declared.answer(minion_id).pillar or {}
+    except Exception as err:  # Salt would show its text to the minion
+        log.error("netspace: %s: no pillar of the fleet: %s: %s", minion_id, type(err).__name__, err)
+    raise NetspaceError("no pillar of the fleet can be served; the master's log has more")

@@ -1,0 +1,117 @@
+"""Calls of minions' functions whose answers count only if the minion itself made them.
+
+Salt's bus does not prove who answered: a minion can fire an event that looks like another minion's answer, and return
+a job in another minion's name. So neither the bus nor the job cache is to be believed (``identity``). A call has a
+nonce, and the minion signs its answer with its Salt key. An answer without that signature is passed over, and the
+genuine one awaited. Errors are signed, too.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from netspace.attestation import identity
+from netspace.attestation.fleet.bus import Bus
+from netspace.attestation.fleet.calls import Reply
+from netspace.attestation.refusals import Refused
+from netspace.errors import NetspaceError
+from netspace.text import REPLACEMENT, printable
+
+MODULE, FUNCTION = "netspace_link", "signed_answer"
+"""The execution module's function that a call goes to."""
+
+SIGNED = frozenset(
+    {
+        "grains.get",
+        "netspace_link.authority_adopt",
+        "netspace_link.authority_request",
+        "netspace_link.public_key",
+        "netspace_link.seal_adopt",
+        "netspace_link.seal_bundles",
+    }
+)
+"""The functions that a minion calls for ``signed_answer``. None does more than the master could ask for without it."""
+
+MAX_PROBLEM = 1000
+NONCE = 32  # bytes
+
+
+def ask(
+    bus: Bus,
+    identities: identity.Identities,
+    minions: Collection[str],
+    function: str,
+    arguments: Mapping[str, Any],
+    timeout: float,
+) -> dict[str, Any]:
+    """Send one call, and return what the minions themselves answered within *timeout* seconds, by minion.
+
+    Salt's own call waits as long as a minion reports that its job still runs. So one minion could delay all others.
+
+    :param function: one of :data:`SIGNED`.
+    :return: a ``NetspaceError`` for a minion that failed, and for one in whose name only unproved answers came.
+    """
+    asked = {"function": function, "arguments": dict(arguments), "nonce": secrets.token_hex(NONCE)}
+    sent = bus.send(minions, FUNCTION, {"asked": asked})
+    waiting, found = set(minions) - sent.unknown, dict[str, Any]()
+    unproved: dict[str, str] = {}
+    last = bus.clock() + timeout
+    while waiting and bus.clock() < last:
+        reply = bus.receive(last - bus.clock())
+        if reply is None or reply.job != sent.job or reply.minion not in waiting:
+            continue
+        try:
+            found[reply.minion] = _own(identities, asked, reply)
+        except Refused as err:
+            unproved[reply.minion] = reply.problem or str(err)
+            continue
+        waiting.discard(reply.minion)
+    for minion in waiting & set(unproved):
+        found[minion] = NetspaceError(
+            f"nothing proves that what came is this minion's answer ({unproved[minion]}); synchronise it "
+            f"(salt {minion} saltutil.sync_all), or find out which minion answers in its name"
+        )
+    return found
+
+
+def _own(identities: identity.Identities, asked: Mapping[str, Any], reply: Reply) -> Any:
+    """Return the answer in a reply, or the error that it tells of.
+
+    :raises Refused: when nothing proves that the minion itself made it.
+    """
+    identities.call(reply.minion, asked, reply.value)
+    if "error" in reply.value:
+        said = printable(str(reply.value["error"])[:MAX_PROBLEM], "\n", REPLACEMENT)
+        return NetspaceError(said or "the minion failed without a message")
+    return reply.value.get("answer")
+
+
+def answer(
+    asked: Any,
+    functions: Mapping[str, Callable[..., Any]],
+    master: str,
+    minion: str,
+    key: Callable[[], bytes],
+) -> dict[str, Any]:
+    """Call the function that a master asks for, and return its signed answer, or its signed error.
+
+    :param functions: the minion's functions, by name.
+    :param master: fingerprint of the master's key.
+    :param key: returns the minion's Salt key (PEM).
+    :raises NetspaceError: the call isn't one, or its answer can't be signed.
+    """
+    if not isinstance(asked, Mapping) or set(asked) != {"function", "arguments", "nonce"}:
+        raise NetspaceError("asked: expected function, arguments and nonce; install the same netspace on the master")
+    name, given = asked["function"], asked["arguments"]
+    if name not in SIGNED or not isinstance(given, Mapping):
+        raise NetspaceError(f"{name!r:.80}: no function whose answer is signed; call it directly")
+    told: dict[str, Any]
+    try:
+        told = {"answer": functions[name](**given)}
+        message = identity.called(master, minion, asked, told)
+    except Exception as err:  # an unsigned failure would be passed over, and the master would wait in vain
+        told = {"error": str(err) or type(err).__name__}
+        message = identity.called(master, minion, asked, told)
+    return {**told, identity.FIELD: identity.sign(key(), message)}

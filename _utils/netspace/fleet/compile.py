@@ -1,0 +1,328 @@
+"""Compiler of a fleet's declaration: the pillar of each host. Pure.
+
+A host's slice has its own environments, the links that begin or end there, and of each other host at the far end of
+such a link what is needed to reach or recognise it. It has nothing else: not even the name of another environment or
+host.
+
+A host that hasn't joined has no keys yet. Links between it and other hosts are left out until it has; its environments
+and the links between them are not.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from netspace.errors import SpecError
+from netspace.fleet import never, parse, place
+from netspace.fleet.types import (
+    AUTHORITY,
+    Fleet,
+    HostEntry,
+    LinkEntry,
+    Missing,
+    Move,
+    Problem,
+    Published,
+    broker_address,
+)
+from netspace.spec import parse as spec
+from netspace.spec.reach import Edge
+from netspace.spec.types import Declaration, Interface
+
+MAX_LINKS = 1_000_000
+"""The most links between single instances of environments."""
+_TRIED = 8
+"""The hosts with whose settings an environment that runs nowhere yet is parsed."""
+
+
+class Compiled(NamedTuple):
+    """The result for a whole fleet.
+
+    :param declared: the declaration; None: it can't be parsed.
+    :param slices: by minion, the pillar.
+    :param placed: the hosts of each environment.
+    :param missing: what the fleet waits for, though its declaration is right.
+    :param problems: what is wrong. If there are any, the slices must not be used.
+    :param edges: who may reach whom; empty unless :func:`fleet` was asked for it.
+    """
+
+    declared: Fleet | None
+    slices: Mapping[str, Mapping[str, Any]]
+    placed: Mapping[str, tuple[str, ...]]
+    moves: tuple[Move, ...]
+    missing: tuple[Missing, ...]
+    problems: tuple[Problem, ...]
+    edges: tuple[Edge, ...] = ()
+
+
+class _Way(NamedTuple):
+    """One link between two instances.
+
+    :param alone: the sender reaches no other instance of the receiver.
+    """
+
+    entry: LinkEntry
+    source: str
+    target: str
+    alone: bool
+
+
+def fleet(
+    documents: Mapping[str, Any],
+    published: Mapping[str, Published],
+    nodegroups: Mapping[str, object],
+    previous: Mapping[str, tuple[str, ...]],
+    *,
+    remembered: Mapping[str, tuple[str, ...]] | None = None,
+    edges: bool = False,
+) -> Compiled:
+    """Compile a whole declaration.
+
+    :param documents: the rendered content of each file, by the file's name.
+    :param published: what hosts have published, by minion.
+    :param nodegroups: the master's nodegroups.
+    :param previous: the hosts of each environment until now.
+    :param remembered: the last hosts of environments that run nowhere now.
+    :param edges: whether to compute who may reach whom. Assertions (``never``) need it in any case.
+    :raises FleetError: the declaration can't be parsed.
+    """
+    declared = parse.fleet(documents)
+    placement = place.place(declared, published, nodegroups, previous, remembered)
+    problems = list(placement.problems)
+    ways = list(_ways(declared, placement.hosts, problems))
+    slices: dict[str, Mapping[str, Any]] = {}
+    missing = list(placement.missing)
+    parsed: dict[str, Declaration] = {}
+    joined = _joined(declared, published, missing)
+    by_host: dict[str, list[_Way]] = {}
+    for way in ways:
+        by_host.setdefault(way.source, []).append(way)
+        if way.target != way.source:
+            by_host.setdefault(way.target, []).append(way)
+    later = {host: _placeholder(declared, host) for host in declared.hosts if host not in joined} | joined
+    for host, names in _instances(declared, placement.hosts).items():
+        made = _Slice(declared, host, names, by_host.get(host, ()), joined)
+        slices[declared.minion(host)] = {"netspace": made.section}
+        found, wrong = made.parsed()
+        if found is not None:
+            parsed[host] = found
+        problems += wrong
+        if len(joined) < len(later):  # what it will be when all hosts have joined
+            problems += _Slice(declared, host, names, by_host.get(host, ()), later).parsed()[1]
+    for name in declared.environments:
+        if name not in placement.hosts:
+            problems += _unplaced(declared, name, later)
+    problems = _once(problems)
+    between: tuple[Edge, ...] = ()
+    if (declared.never or edges) and not problems:
+        between = _edges(declared, ways, parsed)
+        problems += never.problems(never.Search(between, placement.hosts), declared.never)
+    return Compiled(declared, slices, placement.hosts, placement.moves, tuple(missing), tuple(problems), between)
+
+
+def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[Missing]) -> dict[str, Published]:
+    """Return the facts that joined hosts have published, by host name; add to *missing* what other hosts have to do."""
+    joined: dict[str, Published] = {}
+    keys: dict[str, str] = {}
+    known = [(host, published.get(declared.minion(host))) for host in declared.hosts]
+    for host, facts in sorted(known, key=lambda pair: pair[1].joined if pair[1] is not None else 0.0):
+        again = f"salt-run netspace_fleet.join {host}"
+        if facts is None:
+            missing.append(Missing(host, f"{host} hasn't joined: {again}"))
+        elif facts.trust_domain != declared.trust_domain(host):
+            why = f"{host} joined as {facts.trust_domain}, and is declared as {declared.trust_domain(host)}"
+            missing.append(Missing(host, f"{why}: {again}"))
+        elif keys.setdefault(facts.public_key, host) != host:
+            missing.append(
+                Missing(host, f"{host} has the key of {keys[facts.public_key]}: give it its own, then {again}")
+            )
+        else:
+            joined[host] = facts
+    return joined
+
+
+def _placeholder(declared: Fleet, host: str) -> Published:
+    """Return what a host may publish when it joins: its links are checked with that until then."""
+    key = base64.urlsafe_b64encode(hashlib.sha256(host.encode()).digest()).decode().rstrip("=")
+    return Published(minion=declared.minion(host), trust_domain=declared.trust_domain(host), chain="", public_key=key)
+
+
+def _unplaced(declared: Fleet, name: str, joined: Mapping[str, Published]) -> list[Problem]:
+    """Return the problems of an environment that runs nowhere yet, and of its links, if no host is without them."""
+    first: list[Problem] = []
+    reachable = [host for host, (_, one) in declared.hosts.items() if one.address is not None]
+    for host in list(declared.hosts)[:_TRIED]:
+        far = next((other for other in reachable[:2] if other != host), None)
+        ways = [
+            _Way(entry, *((host, far) if entry.source == name else (far, host)), True)
+            for entry in declared.links
+            if far is not None and host in reachable and name in (entry.source, entry.target)
+        ]
+        problems = _Slice(declared, host, (name,), ways, joined).parsed()[1]
+        if not problems:
+            return []
+        first = first or problems
+    return first
+
+
+def _instances(declared: Fleet, placed: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """Return the environments of each host."""
+    found: dict[str, list[str]] = {host: [] for host in declared.hosts}
+    for name, chosen in placed.items():
+        for host in chosen:
+            found[host].append(name)
+    return found
+
+
+def _ways(declared: Fleet, placed: Mapping[str, tuple[str, ...]], problems: list[Problem]) -> Iterator[_Way]:
+    """Yield each link between two instances."""
+    count = 0
+    for entry in declared.links:
+        targets = placed.get(entry.target, ())
+        for source in placed.get(entry.source, ()) if targets else ():
+            if entry.reach == "each":
+                chosen: Sequence[str] = targets
+            elif source in targets:
+                chosen = (source,)
+            else:
+                chosen = (place.choose(f"{entry.source}@{source}.{entry.target}", targets),)
+            count += len(chosen)
+            if count > MAX_LINKS:
+                why = f"there are more than {MAX_LINKS} links between instances; declare fewer replicas, or reach: one"
+                problems.append(Problem(entry.file, entry.path, why))
+                return
+            for target in chosen:
+                if target != source and declared.hosts[target].spec.address is None:
+                    why = f"{entry.target} runs on {target}, which {source} can't reach; declare hosts:{target}:address"
+                    problems.append(Problem(entry.file, f"{entry.path}:to", why))
+                    continue
+                yield _Way(entry, source, target, len(chosen) == 1)
+
+
+class _Slice:
+    """The slice of one host.
+
+    :param names: its environments.
+    :param ways: the links that begin or end there.
+    :param joined: what joined hosts have published, by host.
+    """
+
+    def __init__(
+        self, declared: Fleet, host: str, names: Iterable[str], ways: Sequence[_Way], joined: Mapping[str, Published]
+    ) -> None:
+        self._fleet, self._host, self._joined = declared, host, joined
+        self._links: list[LinkEntry] = []
+        links: list[dict[str, Any]] = []
+        out, into = set[str](), set[str]()
+        for way in ways:
+            other = way.target if way.source == host else way.source
+            if other != host and not (host in joined and other in joined):
+                continue
+            if other != host:
+                (out if way.source == host else into).add(other)
+            links.append(self._link(way))
+            self._links.append(way.entry)
+        self.section: dict[str, Any] = {
+            **{key: self._settings(host, key) for key in ("attestation", "network", "runtimes")},
+            "broker": self._broker(out, into),
+            "environments": {name: dict(declared.environments[name].body) for name in names},
+            "links": links,
+        }
+        self.section = {key: value for key, value in self.section.items() if value}
+
+    def parsed(self) -> tuple[Declaration | None, list[Problem]]:
+        """Return the slice as its minion parses it, or the problems."""
+        try:
+            return spec.declaration(self.section), []
+        except SpecError as err:
+            return None, [self.located(*one) for one in err.problems]
+
+    def _settings(self, host: str, key: str) -> dict[str, Any]:
+        return {**getattr(self._fleet.defaults, key), **getattr(self._fleet.hosts[host].spec, key)}
+
+    def _link(self, way: _Way) -> dict[str, Any]:
+        """Return one link as this host declares the link: the host's own environments are named without a host."""
+        body = dict(way.entry.body)
+        source, target = way.entry.source, way.entry.target
+        if way.source == way.target:
+            body.pop("via", None)  # nothing lies between the two
+        elif way.source == self._host:
+            if way.alone:
+                body.setdefault("as", target)  # so that the program has one name for it, wherever it runs
+            target = f"{target}@{way.target}"
+        else:
+            body.pop("as", None)  # the sender's word, and none of the receiver's business
+            source = f"{source}@{way.source}"
+        return {"from": source, "to": target, **body}
+
+    def _broker(self, out: set[str], into: set[str]) -> dict[str, Any]:
+        broker = {"kind": "local", **self._settings(self._host, "broker"), "host": self._host}
+        if self._host not in self._joined:
+            return broker
+        broker["trust_domain"] = self._fleet.trust_domain(self._host)
+        broker.setdefault("authority", AUTHORITY)
+        address = self._fleet.hosts[self._host].spec.address
+        if into and address is not None:
+            broker["listen"] = broker_address(address)
+        if out or into:
+            broker["hosts"] = {other: self._remote(other, other in out) for other in sorted(out | into)}
+        return broker
+
+    def _remote(self, other: str, leads_there: bool) -> dict[str, Any]:
+        """Return the facts that this host has to know about another host."""
+        host = self._fleet.hosts[other].spec
+        found = {"trust_domain": self._fleet.trust_domain(other), "public_key": self._joined[other].public_key}
+        if leads_there and host.address is not None:
+            found["address"] = str(broker_address(host.address))
+        if host.instance != "netspace":
+            found["vhost"] = host.instance
+        size = self._settings(other, "broker").get("message_size")
+        if leads_there and size is not None:
+            found["message_size"] = size
+        return found
+
+    def located(self, path: str, reason: str) -> Problem:
+        """Return a problem of this slice with its place in the declaration."""
+        _, _, rest = path.partition(":")
+        part, _, below = rest.partition(":")
+        name, _, more = below.partition(":")
+        tail = f":{more}" if more else ""
+        if part == "environments" and name in self._fleet.environments:
+            return Problem(self._fleet.environments[name].file, f"environments:{name}{tail}", reason)
+        if part == "links" and name.isdigit() and int(name) < len(self._links):
+            entry = self._links[int(name)]
+            return Problem(entry.file, f"{entry.path}{tail}", reason)
+        entry_: HostEntry = self._fleet.hosts[self._host]
+        if rest.startswith("broker:hosts:"):
+            _, _, other, *key = rest.split(":", 3)
+            entry_ = self._fleet.hosts.get(other, entry_)
+            return Problem(entry_.file, ":".join(("hosts", other, *key)), reason)
+        settings = getattr(entry_.spec, part, None)
+        if isinstance(settings, dict) and name not in settings and name in getattr(self._fleet.defaults, part, {}):
+            return Problem(self._fleet.settings_file, f"defaults:{rest}", reason)
+        return Problem(entry_.file, f"hosts:{self._host}:{rest}", reason)
+
+
+def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declaration]) -> tuple[Edge, ...]:
+    """Return who may reach whom."""
+    interfaces: dict[str, Interface] = {}
+    for host, one in parsed.items():
+        interfaces |= {f"{name}@{host}": made for name, made in one.interfaces.items() if made is not None}
+    ends = (
+        (
+            f"{way.entry.source}@{way.source}",
+            f"{way.entry.target}@{way.target}",
+            way.entry.body.get("pattern") == "request",
+            f"{way.entry.file}: {way.entry.path}",
+        )
+        for way in ways
+    )
+    return (*never.links(ends), *never.packets(declared, interfaces))
+
+
+def _once(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems without repetitions: each replica has the problems of its environment."""
+    return list(dict.fromkeys(problems))

@@ -1,0 +1,305 @@
+"""A fleet's declaration as the master serves it: files are read, compiled, and handed out in slices.
+
+The plugins use the class :class:`FleetDeclaration`, and give it the functions that find and render files. So this
+module never imports Salt.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import netspace
+from netspace.errors import NetspaceError, StateError
+from netspace.fleet import compile as compiler
+from netspace.fleet import in_force
+from netspace.fleet.compile import Compiled
+from netspace.fleet.in_force import Change, Inputs, Manifest, Refusal, Stamp
+from netspace.fleet.published import Register
+from netspace.fleet.types import FleetError, Problem
+
+FOLDER = "/var/lib/netspace-master/fleet"
+MAX_FILES = 256
+REGISTER = "what hosts published"
+"""The path of problems that lie in no file of the declaration: a damaged file of the register."""
+_NESTED = 16
+_TRIES = 5
+PAUSE = 30.0
+"""Seconds for which what is in force is served after a failure, before the next attempt."""
+SALT = "salt://"
+
+
+class Sources(NamedTuple):
+    """Salt's part in reading a declaration.
+
+    :param find: returns the path of a file on the master's file server, by ``salt://`` name; None if there is none.
+    :param render: renders a file by Salt's renderers. Any exception is a problem of the file.
+    :param tell: tells the operator why a declaration isn't put in force.
+    :param exposed: returns why a file must not be read, by its path; empty if it may be.
+    :param context: what *exposed* goes by.
+    """
+
+    find: Callable[[str], str | None]
+    render: Callable[[str], Any]
+    tell: Callable[[Refusal], None] = lambda refusal: None
+    exposed: Callable[[str], str] = lambda path: ""
+    context: str = ""
+
+
+class Answer(NamedTuple):
+    """The answer to a minion's request.
+
+    :param pillar: its slice; None: it is no host of the fleet.
+    :param alarm: a declaration that was refused by this very request, as the operator was told; None: there is no news.
+    """
+
+    pillar: dict[str, Any] | None
+    alarm: Refusal | None
+
+
+class _Now(NamedTuple):
+    """The state of the declaration in its present files.
+
+    :param manifest: what is in force: it, or the last good one before it.
+    :param refusal: why it is refused.
+    :param news: True if it was refused just now.
+    :param changing: True if a file was written a moment ago, so that it waits for its end.
+    """
+
+    manifest: Manifest | None
+    refusal: Refusal | None
+    news: bool
+    changing: bool = False
+
+
+class FleetDeclaration:
+    """The declaration that begins in the file *root*.
+
+    :param root: an absolute path, or ``salt://...``.
+    :param folder: where the master keeps what it learned of hosts, and what is in force.
+    :param nodegroups: the master's.
+    """
+
+    def __init__(self, root: str, folder: Path, sources: Sources, nodegroups: Mapping[str, object]) -> None:
+        if not root.startswith(("/", SALT)) or "\0" in root:
+            raise NetspaceError(f"ext_pillar: netspace: {root!r:.200}: name a file by its absolute path, or salt://...")
+        self.root = root
+        self.register = Register(folder / "hosts")
+        self.store = in_force.store(folder / "compiled")
+        self._sources = sources
+        self._nodegroups = nodegroups
+        self._context = in_force.context(
+            netspace.__version__, str(netspace.LOADED), root, dict(nodegroups), sources.context
+        )
+
+    def answer(self, minion: str) -> Answer:
+        """Return the pillar of a minion, from the present declaration, or from the last good one.
+
+        :raises NetspaceError: the declaration is refused, and no earlier one is in force.
+        """
+        now = self._served()
+        if now.manifest is None:
+            raise NetspaceError("the fleet's declaration is refused, and none is in force; the master's log has more")
+        alarm = now.refusal if now.news else None
+        try:
+            return Answer(self.store.slice(now.manifest, minion), alarm)
+        except StateError as err:
+            return Answer(self.store.slice(self._again(now.manifest, err), minion), alarm)
+
+    def _again(self, manifest: Manifest, error: StateError) -> Manifest:
+        """Return what is in force after another process changed it at this moment, or after its slices were damaged."""
+        with self.store.lock():
+            current = self.store.current().manifest
+            if current is not None and current.generation != manifest.generation:
+                return current
+            compiled, inputs = self._compile()
+            if compiled.problems or not self._written(inputs):
+                raise error
+            return self.store.commit(compiled, inputs)
+
+    def _served(self) -> _Now:
+        """Return what is in force, whatever happens while a newer one is compiled."""
+        manifest = self.store.current().manifest
+        if manifest is not None and time.monotonic() < self.store.paused:
+            return _Now(manifest, None, False)
+        try:
+            return self._now()
+        except Exception as err:  # a full disk, and whatever else must not take the pillar from all minions
+            self.store.paused = time.monotonic() + PAUSE
+            reason = f"can't be compiled or put in force: {type(err).__name__}: {err}"
+            self._sources.tell(Refusal(Inputs({}, {}, ""), ((self.root, "", reason),), 1, time.time()))
+            if manifest is None:
+                raise
+            return _Now(manifest, None, False)
+
+    def cut(self, change: Change) -> None:
+        """Change the slices in force, without looking at the declaration."""
+        with self.store.lock():
+            self.store.cut(change)
+
+    def apply(self) -> Refusal | None:
+        """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused.
+
+        :raises NetspaceError: its files go on changing.
+        """
+        for _ in range(_TRIES):
+            now = self._now()
+            if not now.changing:
+                return now.refusal
+            time.sleep(in_force.UNCHANGED / 1e9)
+        raise NetspaceError(f"{self.root}: it, or what it includes, goes on changing; repeat this when it is written")
+
+    def check(self, *, edges: bool = False) -> Compiled:
+        """Compile the present declaration, without putting it in force.
+
+        :param edges: whether to compute who may reach whom.
+        """
+        return self._compile(edges=edges)[0]
+
+    def _now(self) -> _Now:
+        known = self._known()
+        if known is not None:
+            return known
+        with self.store.lock():
+            known = self._known()  # of another process, which had the lock
+            if known is not None:
+                return known
+            compiled, inputs = self._compile()
+            manifest = self.store.current().manifest
+            if manifest is not None and not self._written(inputs):
+                return _Now(manifest, None, False, True)
+            if compiled.problems:
+                refusal = self.store.refuse(compiled.problems, inputs)
+                self._sources.tell(refusal)
+                return _Now(manifest, refusal, True)
+            return _Now(self.store.commit(compiled, inputs), None, False)
+
+    def _written(self, *of: Inputs) -> bool:
+        """Return whether the files are written to their end, as far as their times tell."""
+        return in_force.unchanged({path for one in of for path in one.files} - {str(self.register.folder)})
+
+    def _known(self) -> _Now | None:
+        """Return the known state for the present files; None if the files have to be compiled."""
+        manifest, refusal = self.store.current()
+        if refusal is not None and in_force.fresh(refusal.inputs, self._context, self._find):
+            return _Now(manifest, refusal, False)
+        if manifest is not None and in_force.fresh(manifest.inputs, self._context, self._find):
+            return _Now(manifest, None, False)
+        known = [one.inputs for one in (manifest, refusal) if one is not None]
+        if manifest is not None and not self._written(*known):
+            return _Now(manifest, None, False, True)
+        return None
+
+    def _compile(self, *, edges: bool = False) -> tuple[Compiled, Inputs]:
+        stamps: dict[str, Stamp] = {str(self.register.folder): in_force.settled(self.register.folder)}
+        published, damaged = self.register.read_all()
+        problems = list[Problem]()
+        names: dict[str, str | None] = {}
+        documents = self._documents(stamps, names, problems)
+        inputs = Inputs(stamps, names, self._context)
+        if problems:
+            return Compiled(None, {}, {}, (), (), tuple(problems)), inputs
+        try:
+            placed, gone = self.store.placed(), self.store.remembered()
+            found = compiler.fleet(documents, published, self._nodegroups, placed, remembered=gone, edges=edges)
+            unread = (Problem("", REGISTER, reason) for reason in damaged)
+            return found._replace(problems=(*found.problems, *unread, *self._vanished(found, documents))), inputs
+        except FleetError as err:
+            return Compiled(None, {}, {}, (), (), err.problems), inputs
+
+    def _vanished(self, found: Compiled, documents: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield a problem if no host or environment is left, and no file says that this is meant."""
+        manifest = self.store.current().manifest
+        if manifest is None or found.declared is None:
+            return
+        for key, was, now in (
+            ("hosts", len(manifest.slices), found.declared.hosts),
+            ("environments", len(self.store.placed()), found.declared.environments),
+        ):
+            if was and not now and not any(isinstance(one.get(key), Mapping) for one in documents.values()):
+                why = f"there are none, and {was} are in force; if that is meant, write `{key}: {{}}`"
+                yield Problem(self.root, key, why)
+
+    def _documents(
+        self, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]
+    ) -> dict[str, Any]:
+        """Return the content of the first file and of all that it includes, by name."""
+        documents: dict[str, Any] = {}
+        waiting = [(self.root, 0)]
+        while waiting:
+            name, depth = waiting.pop(0)
+            if name in documents:
+                continue
+            if len(documents) == MAX_FILES or depth > _NESTED:
+                problems.append(
+                    Problem(name, "", f"more than {MAX_FILES} files, or {_NESTED} of which one includes the next")
+                )
+                break
+            documents[name] = data = self._read(name, stamps, names, problems)
+            if not isinstance(data, Mapping):
+                if name not in {one.file for one in problems}:
+                    problems.append(Problem(name, "", f"expected a mapping, got {type(data).__name__}"))
+                continue
+            for key in ("include", "uses"):
+                for index, other in enumerate(_listed(data.get(key), name, key, problems)):
+                    found = _beside(name, other, self.root)
+                    if found is None:
+                        why = (
+                            f"{other!r:.200}: expected the name of a file, which lies where {self.root} does, or below"
+                        )
+                        problems.append(Problem(name, f"{key}:{index}", why))
+                    elif key == "include":
+                        waiting.append((found, depth + 1))
+                    elif reason := self._unreadable(self._note(found, stamps, names), stamps):
+                        problems.append(Problem(name, f"{key}:{index}", f"{found}: {reason}"))
+        return {name: data for name, data in documents.items() if isinstance(data, Mapping)}
+
+    def _read(self, name: str, stamps: dict[str, Stamp], names: dict[str, str | None], problems: list[Problem]) -> Any:
+        path = self._note(name, stamps, names)
+        if reason := self._unreadable(path, stamps):
+            problems.append(Problem(name, "", reason))
+            return None
+        try:
+            found = self._sources.render(str(path))
+        except Exception as err:  # any error of a renderer, of which each has its own
+            problems.append(Problem(name, "", f"{type(err).__name__}: {err}"))
+            return None
+        if found is None or found == {}:
+            problems.append(Problem(name, "", "the file is empty; if that is meant, write `links: []` into it"))
+        return found
+
+    def _unreadable(self, path: str | None, stamps: Mapping[str, Stamp]) -> str:
+        if path is None or stamps[path] is None:
+            return "there is no such file"
+        return self._sources.exposed(path)
+
+    def _note(self, name: str, stamps: dict[str, Stamp], names: dict[str, str | None]) -> str | None:
+        """Note a file as an input; return its path."""
+        names[name] = path = self._find(name)
+        if path is not None:
+            stamps[path] = in_force.settled(path)
+        return path
+
+    def _find(self, name: str) -> str | None:
+        return self._sources.find(name) if name.startswith(SALT) else name
+
+
+def _listed(data: Any, name: str, key: str, problems: list[Problem]) -> list[Any]:
+    if data is None or isinstance(data, list):
+        return data or []
+    problems.append(Problem(name, key, f"expected a list of files, got {type(data).__name__}"))
+    return []
+
+
+def _beside(name: str, other: Any, root: str) -> str | None:
+    """Return the name of a file that is given relative to another one; None unless it lies beside *root* or below."""
+    if not isinstance(other, str) or not other or other.startswith("/") or "://" in other or "\0" in other:
+        return None
+    scheme = SALT if name.startswith(SALT) else ""
+    joined = posixpath.normpath(posixpath.join(posixpath.dirname(name.removeprefix(SALT)), other))
+    folder = posixpath.dirname(root.removeprefix(SALT))
+    inside = joined.startswith(f"{folder.rstrip('/')}/") if folder else joined.split("/")[0] != ".."
+    return f"{scheme}{joined}" if inside else None

@@ -1,0 +1,288 @@
+"""The compiled declaration that is in force, on the master's disk.
+
+A declaration is compiled once for all minions and all processes of the master. A request then costs a look at the times
+of its files, and the reading of one slice. A declaration with problems replaces nothing: the last good one stays in
+force, and the problems are kept beside it, so that they are reported once and not compiled again for each request.
+
+=====================  ==================================================================================
+``in-force.json``      the inputs' times, and where the slice of each minion lies. Replaced last, by a rename
+``slices-<id>``        the slices, one after the other
+``placed-<id>.json``   the hosts of each environment
+``gone-<id>.json``     the last hosts of environments that run nowhere any more, for some time
+``refused.json``       the newest declaration that was refused: its inputs and problems
+=====================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from netspace import files
+from netspace.errors import StateError
+from netspace.fleet.compile import Compiled
+from netspace.fleet.types import Problem
+
+T = TypeVar("T")
+
+Stamp = tuple[int, int, int] | None
+"""Time of change (ns), size and inode of a file; None: there is no file."""
+
+Change = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Mapping[str, Any]]]
+"""A change of what minions have under ``netspace``."""
+
+MAX_REFUSED = 100
+"""The most problems that are kept."""
+SETTLED = 20_000_000
+"""Nanoseconds after which another change of a file has another time: two ticks of the slowest kernel clock (100 Hz)."""
+UNCHANGED = 2_000_000_000
+"""Nanoseconds for which a file must be unchanged before minions get what is in it: it may be half-written."""
+REMEMBERED = 30 * 24 * 3600
+"""Seconds for which the hosts of an environment are remembered after it is gone, so that it returns to its mailbox."""
+MAX_REMEMBERED = 20_000
+_MOST = 1 << 30
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """The files and settings from which a declaration was compiled.
+
+    :param files: the stamp of each file by its path.
+    :param names: the path of each file by its name in the declaration; None: there was no such file.
+    :param context: a digest of whatever else counts.
+    """
+
+    files: dict[str, Stamp]
+    names: dict[str, str | None]
+    context: str
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """The last hosts of an environment that runs nowhere any more.
+
+    :param since: seconds since 1970.
+    """
+
+    hosts: tuple[str, ...]
+    since: float
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The content of ``in-force.json``.
+
+    :param slices: where each minion's slice begins, and its length.
+    """
+
+    generation: str
+    inputs: Inputs
+    slices: dict[str, tuple[int, int]]
+    version: int = 1
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The content of ``refused.json``.
+
+    :param count: the number of all problems, of which only the first are kept.
+    """
+
+    inputs: Inputs
+    problems: tuple[tuple[str, str, str], ...]
+    count: int
+    since: float
+    version: int = 1
+
+
+class Current(NamedTuple):
+    """The state of the store."""
+
+    manifest: Manifest | None
+    refusal: Refusal | None
+
+
+@functools.lru_cache(8)
+def store(folder: Path) -> Store:
+    """Return this process's store of a folder. The store remembers decoded files."""
+    return Store(folder)
+
+
+class Store:
+    """The compiled declaration in *folder*."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._manifest, self._refused = folder / "in-force.json", folder / "refused.json"
+        self._seen: dict[Path, tuple[Stamp, Any]] = {}
+        self.paused = 0.0  # until when nothing is compiled, by time.monotonic
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the right to compile."""
+        return files.locked(self.folder / ".lock")
+
+    def current(self) -> Current:
+        """Return the declaration in force, and the last refusal.
+
+        A damaged file counts as absent: it is made again by the next compilation.
+        """
+        return Current(self._known(self._manifest, Manifest), self._known(self._refused, Refusal))
+
+    def slice(self, manifest: Manifest, minion: str) -> dict[str, Any] | None:
+        """Return the pillar of a minion; None if it is no host of the fleet.
+
+        :raises StateError: the slices are damaged.
+        """
+        place = manifest.slices.get(minion)
+        if place is None:
+            return None
+        path = self.folder / f"slices-{manifest.generation}"
+        try:
+            with open(path, "rb") as stream:
+                raw = os.pread(stream.fileno(), place[1], place[0])
+            found: dict[str, Any] = msgspec.json.decode(raw)
+        except (OSError, ValueError) as err:
+            raise StateError(f"{path}: {err}; remove {self._manifest} to compile it again") from err
+        return found
+
+    def sections(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield what each minion has under ``netspace``.
+
+        :raises StateError: the slices are damaged.
+        """
+        for minion in manifest.slices:
+            yield minion, (self.slice(manifest, minion) or {})["netspace"]
+
+    def cut(self, change: Change) -> None:
+        """Change the slices in force, and nothing else; the caller holds the lock.
+
+        :raises StateError: they are damaged.
+        """
+        manifest = self.current().manifest
+        if manifest is not None:
+            changed = change(dict(self.sections(manifest)))
+            slices = {minion: {"netspace": section} for minion, section in changed.items()}
+            self._put(slices, self.placed(), self._gone(), manifest.inputs)
+
+    def placed(self) -> dict[str, tuple[str, ...]]:
+        """Return the hosts of each environment in the declaration in force; empty if it is absent or damaged."""
+        return self._beside("placed", dict[str, tuple[str, ...]])
+
+    def remembered(self) -> dict[str, tuple[str, ...]]:
+        """Return the last hosts of environments that run nowhere any more."""
+        return {name: one.hosts for name, one in self._gone().items()}
+
+    def commit(self, compiled: Compiled, inputs: Inputs) -> Manifest:
+        """Put a compiled declaration in force; the caller holds the lock. Killed at any moment, the old one stays."""
+        gone = {name: Gone(hosts, time.time()) for name, hosts in self.placed().items()} | self._gone()
+        gone = {name: one for name, one in gone.items() if name not in compiled.placed}
+        newest = sorted(gone, key=lambda name: gone[name].since, reverse=True)[:MAX_REMEMBERED]
+        made = self._put(compiled.slices, compiled.placed, {name: gone[name] for name in sorted(newest)}, inputs)
+        files.remove(self._refused)
+        return made
+
+    def _put(
+        self,
+        slices: Mapping[str, Mapping[str, Any]],
+        placed: Mapping[str, tuple[str, ...]],
+        gone: Mapping[str, Gone],
+        inputs: Inputs,
+    ) -> Manifest:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parts, places, at = [], {}, 0
+        for minion, pillar in slices.items():
+            raw = msgspec.json.encode(pillar)
+            parts.append(raw)
+            places[minion] = (at, len(raw))
+            at += len(raw)
+        contents = {"slices-{}": b"".join(parts)}
+        contents |= {"placed-{}.json": msgspec.json.encode(placed), "gone-{}.json": msgspec.json.encode(gone)}
+        generation = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
+        for name, content in contents.items():
+            files.write(self.folder / name.format(generation), content)
+        manifest = Manifest(generation, inputs, places)
+        files.write(self._manifest, msgspec.json.encode(manifest))
+        for path in self.folder.iterdir():
+            if path.name.startswith(("slices-", "placed-", "gone-")) and generation not in path.name:
+                files.remove(path)
+        return manifest
+
+    def _gone(self) -> dict[str, Gone]:
+        found = self._beside("gone", dict[str, Gone])
+        return {name: one for name, one in found.items() if time.time() - one.since < REMEMBERED}
+
+    def _beside(self, what: str, of: type[T]) -> T:
+        """Return the content of a file of what is in force; empty if nothing is, or it is damaged."""
+        manifest = self.current().manifest
+        if manifest is not None:
+            with contextlib.suppress(OSError, ValueError):
+                return msgspec.json.decode(
+                    files.read(self.folder / f"{what}-{manifest.generation}.json", _MOST), type=of
+                )
+        return of()
+
+    def refuse(self, problems: tuple[Problem, ...], inputs: Inputs) -> Refusal:
+        """Remember a declaration with problems; the caller holds the lock."""
+        kept = tuple((one.file, one.path, one.reason) for one in problems[:MAX_REFUSED])
+        refusal = Refusal(inputs, kept, len(problems), time.time())
+        files.write(self._refused, msgspec.json.encode(refusal))
+        return refusal
+
+    def _known(self, path: Path, of: type[Any]) -> Any:
+        """Return the content of a file, decoded once for each state of the file; None if it is absent or damaged."""
+        now = stamp(path)
+        before = self._seen.get(path)
+        if before is None or before[0] != now:
+            found = None
+            with contextlib.suppress(OSError, ValueError):
+                found = msgspec.json.decode(files.read(path, _MOST), type=of) if now is not None else None
+            before = self._seen[path] = (now, found)
+        return before[1]
+
+
+def stamp(path: Path | str) -> Stamp:
+    """Return the stamp of a file or folder; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def settled(path: Path | str) -> Stamp:
+    """Return the stamp of a file that is about to be read, and that any later change will change.
+
+    A file that changed a moment ago may change again within the same tick of the kernel's clock: wait for the next one.
+    """
+    found = stamp(path)
+    while found is not None and 0 <= time.time_ns() - found[0] < SETTLED:
+        time.sleep(SETTLED / 1e9)
+        found = stamp(path)
+    return found
+
+
+def unchanged(paths: Iterable[str]) -> bool:
+    """Return whether no file has changed for some time. A time in the future counts as long ago."""
+    stamps = [stamp(path) for path in paths]
+    return not any(one is not None and 0 <= time.time_ns() - one[0] < UNCHANGED for one in stamps)
+
+
+def fresh(inputs: Inputs, context: str, find: Callable[[str], str | None]) -> bool:
+    """Return whether nothing has changed since a declaration was compiled.
+
+    :param find: returns the path of a file by its name in the declaration.
+    """
+    if inputs.context != context:
+        return False
+    if any(find(name) != path for name, path in inputs.names.items()):
+        return False
+    return all(stamp(path) == known for path, known in inputs.files.items())
+
+
+def context(*parts: Mapping[str, object] | str) -> str:
+    """Return a digest of all inputs of a compilation except its files."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()

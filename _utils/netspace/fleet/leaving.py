@@ -1,0 +1,146 @@
+"""Leaving: a host is cut out of a fleet at once, whatever state the fleet's declaration is in.
+
+The host may be in somebody else's hands, so nothing here waits for a declaration without problems: the facts about the
+host are removed first. If the declaration can't be compiled then, the slices in force are cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from netspace.errors import NetspaceError, StateError
+from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.types import AUTHORITY, Fleet
+from netspace.link.pki.root import Root
+
+CHECK = "salt-run netspace_fleet.check"
+
+
+def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None) -> dict[str, Any]:
+    """Take hosts out of the fleet; return for each what happened, by the given name.
+
+    :param names: of hosts, or ids of their minions.
+    :param root: releases the hosts' trust domains; None: they are kept.
+    :raises NetspaceError: a name is no host's, and nothing is known of it.
+    """
+    fleet = _parsed(declaration)
+    in_force = hosts_in_force(declaration)
+    minions = {name: _minion(name, fleet, in_force) for name in names}
+    for name, minion in minions.items():
+        known = minion in in_force or (fleet is not None and name in {*fleet.hosts, *map(fleet.minion, fleet.hosts)})
+        if not known and not declaration.register.path(minion).exists():
+            raise NetspaceError(f"{name} is no host of the fleet, and hasn't joined; nothing to do")
+    found = {name: _left(declaration, minion, fleet, in_force, root) for name, minion in minions.items()}
+    _put_in_force(declaration, list(minions.values()), found)
+    return found
+
+
+def hosts_in_force(declaration: FleetDeclaration) -> dict[str, dict[str, Any]]:
+    """Return what is in force, by minion, under ``netspace``; empty if nothing is or it is damaged."""
+    manifest = declaration.store.current().manifest
+    try:
+        return dict(declaration.store.sections(manifest)) if manifest is not None else {}
+    except StateError:
+        return {}
+
+
+def without(slices: Mapping[str, Mapping[str, Any]], minion: str) -> dict[str, dict[str, Any]]:
+    """Return slices as if a host had not joined: the links between it and other hosts are left out.
+
+    :param slices: by minion, under ``netspace``.
+    """
+    if minion not in slices:
+        return {name: dict(one) for name, one in slices.items()}
+    host = slices[minion]["broker"]["host"]
+    found = {}
+    for name, section in slices.items():
+        broker = dict(section["broker"])
+        gone = set(broker.get("hosts", ())) if name == minion else {host}
+        links = [one for one in section.get("links", ()) if not gone & {_far(one["from"]), _far(one["to"])}]
+        if not any(_far(one["from"]) for one in links):
+            broker.pop("listen", None)
+        broker["hosts"] = {far: one for far, one in broker.get("hosts", {}).items() if far not in gone}
+        if name == minion:
+            broker.pop("trust_domain", None)
+            if broker.get("authority") == AUTHORITY:
+                del broker["authority"]
+        if not broker["hosts"]:
+            del broker["hosts"]
+        found[name] = {**section, "broker": broker, "links": links}
+        if not links:
+            del found[name]["links"]
+    return found
+
+
+def _far(end: str) -> str:
+    return end.partition("@")[2]
+
+
+def _parsed(declaration: FleetDeclaration) -> Fleet | None:
+    """Return the declaration as it is now, with problems or without; None if it can't be parsed."""
+    try:
+        return declaration.check().declared
+    except Exception:  # whatever it is: it must not keep a host in the fleet
+        return None
+
+
+def _minion(name: str, fleet: Fleet | None, in_force: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the minion of a host, or the name itself, which may be a minion's."""
+    if fleet is not None and name in fleet.hosts:
+        return fleet.minion(name)
+    return next((minion for minion, one in in_force.items() if one["broker"]["host"] == name), name)
+
+
+def _left(
+    declaration: FleetDeclaration,
+    minion: str,
+    fleet: Fleet | None,
+    in_force: Mapping[str, Mapping[str, Any]],
+    root: Root | None,
+) -> dict[str, Any]:
+    try:
+        facts = declaration.register.read(minion)
+    except StateError:
+        facts = None  # damaged: it is removed all the same
+    found: dict[str, Any] = {}
+    if root is not None:
+        domains = {fleet.minion(host): fleet.trust_domain(host) for host in fleet.hosts} if fleet is not None else {}
+        domain = facts.trust_domain if facts is not None else domains.get(minion)
+        domain = domain or in_force.get(minion, {}).get("broker", {}).get("trust_domain")
+        try:
+            if domain is None:
+                raise NetspaceError("its trust domain isn't known; salt-run netspace_link.release DOMAIN")
+            root.release(domain)
+            found["released"] = domain
+        except (NetspaceError, OSError, ValueError) as err:
+            found["error"] = f"not released: {err}"
+    peers = in_force.get(minion, {}).get("broker", {}).get("hosts", {})
+    found["left"] = declaration.register.remove(minion)
+    found["apply"] = sorted(name for name, one in in_force.items() if one["broker"]["host"] in peers)
+    return found
+
+
+def _put_in_force(declaration: FleetDeclaration, minions: list[str], found: dict[str, Any]) -> None:
+    """Put in force what is declared; if that can't be done, what was, without the hosts."""
+    try:
+        refusal = declaration.apply()
+        if refusal is None:
+            return
+        why = f"the declaration has {refusal.count} problems: {CHECK}"
+    except Exception as err:  # a renderer's, or the disk's: the hosts must be cut out in any case
+        why = f"the declaration can't be compiled: {type(err).__name__}: {err}"
+    try:
+        declaration.cut(lambda slices: _without_all(slices, minions))
+    except (NetspaceError, OSError, ValueError) as err:
+        for one in found.values():
+            one["error"] = f"removed, but the slices in force still have it: {err}; {why}"
+        return
+    for one in found.values():
+        one["warning"] = f"the slices that were in force are in force without it; {why}"
+
+
+def _without_all(slices: Mapping[str, Mapping[str, Any]], minions: Iterable[str]) -> Mapping[str, Mapping[str, Any]]:
+    for minion in minions:
+        slices = without(slices, minion)
+    return slices

@@ -1,0 +1,178 @@
+"""Placement: the hosts that each environment runs on. Pure.
+
+An environment stays on a host for as long as that host is possible. Replicas without a host get one by rendezvous
+hashing (Thaler and Ravishankar 1998): each host has a score that follows from its name and the environment's, and the
+highest scores win. So a new host moves nothing, a host that is gone moves only what it ran, and without a memory of
+earlier placements the result is the same on every master.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from netspace.errors import NetspaceError
+from netspace.fleet.targets import Targets, Waiting
+from netspace.fleet.types import Fleet, Missing, Move, Placing, Problem, Published
+from netspace.spec.types import LevelName
+
+
+class Placement(NamedTuple):
+    """The hosts of each environment.
+
+    :param hosts: by environment; an environment without a host is absent.
+    :param moves: the changes from the previous placement.
+    :param missing: why an environment has fewer hosts than declared, though the declaration is right.
+    """
+
+    hosts: Mapping[str, tuple[str, ...]]
+    moves: tuple[Move, ...]
+    missing: tuple[Missing, ...]
+    problems: tuple[Problem, ...]
+
+
+class _Candidates(NamedTuple):
+    possible: tuple[str, ...]
+    refused: Mapping[str, str]
+    """The reason for each host that matches but isn't possible."""
+    waiting: bool
+    """True if a host would be possible if more were known of it."""
+
+
+def score(environment: str, host: str) -> bytes:
+    """Return the score by which a host gets an environment; the highest wins."""
+    return hashlib.sha256(f"{environment}\0{host}".encode()).digest()
+
+
+def choose(key: str, hosts: Iterable[str]) -> str:
+    """Return the host with the highest score for *key*."""
+    return max(hosts, key=lambda host: score(key, host))
+
+
+def level(fleet: Fleet, published: Mapping[str, Published], host: str) -> LevelName | None:
+    """Return the level of a host that ``at_least`` counts: the declared level, else the level at its joining."""
+    declared = fleet.hosts[host].spec.level
+    if declared is not None:
+        return declared
+    facts = published.get(fleet.minion(host))
+    return facts.level if facts is not None else None
+
+
+def place(
+    fleet: Fleet,
+    published: Mapping[str, Published],
+    nodegroups: Mapping[str, object],
+    previous: Mapping[str, tuple[str, ...]],
+    remembered: Mapping[str, tuple[str, ...]] | None = None,
+) -> Placement:
+    """Return the hosts of each environment.
+
+    :param published: by minion.
+    :param nodegroups: the master's nodegroups.
+    :param previous: the hosts of each environment until now.
+    :param remembered: the last hosts of environments that run nowhere now.
+    """
+    before = {**(remembered or {}), **previous}
+    targets = Targets(fleet, published, nodegroups)
+    levels = {host: level(fleet, published, host) for host in fleet.hosts}
+    placed: dict[str, tuple[str, ...]] = {}
+    moves, missing, problems = list[Move](), list[Missing](), list[Problem]()
+    for name, (file, placing, _) in fleet.environments.items():
+        try:
+            matching = targets.match(placing.terms)
+        except Waiting as err:
+            missing.append(Missing(name, f"{name}: {err}"))
+            moves += [Move(name, previous[name], (), str(err))] if name in previous else []
+            continue
+        except NetspaceError as err:
+            problems.append(Problem(file, f"environments:{name}:on", str(err).removeprefix("on: ")))
+            continue
+        candidates = _candidates(fleet, levels, placing, matching)
+        wanted = len(candidates.possible) if placing.replicas == "all" else placing.replicas
+        chosen = _chosen(fleet, name, placing, candidates.possible, wanted, before.get(name, ()))
+        if chosen:
+            placed[name] = chosen
+        if not chosen or len(chosen) < wanted:
+            text = _too_few(placing, wanted, candidates)
+            if candidates.waiting or targets.waits(placing.terms):
+                missing.append(Missing(name, f"{name}: {text}"))
+            else:
+                problems.append(Problem(file, f"environments:{name}:on", text))
+        if name in previous and set(previous[name]) != set(chosen):
+            moves.append(Move(name, previous[name], chosen, _why(fleet, candidates, matching, previous[name], chosen)))
+    moves += [
+        Move(name, old, (), "it is no longer declared")
+        for name, old in previous.items()
+        if name not in fleet.environments
+    ]
+    return Placement(placed, tuple(moves), tuple(missing), tuple(problems))
+
+
+def _candidates(
+    fleet: Fleet, levels: Mapping[str, LevelName | None], placing: Placing, matching: tuple[str, ...]
+) -> _Candidates:
+    if placing.at_least is None and placing.spread is None:
+        return _Candidates(matching, {}, False)
+    refused: dict[str, str] = {}
+    waiting = False
+    for host in matching:
+        own = levels[host]
+        if placing.spread is not None and placing.spread not in fleet.hosts[host].spec.labels:
+            refused[host] = f"{host} has no label {placing.spread}"
+        elif placing.at_least is not None and own is None:
+            refused[host] = f"the level of {host} isn't known: salt-run netspace_fleet.join {host}, or declare it"
+            waiting = True
+        elif placing.at_least is not None and own is not None and own < placing.at_least:
+            refused[host] = f"{host} has {own}, and at_least is {placing.at_least}"
+    return _Candidates(tuple(host for host in matching if host not in refused), refused, waiting)
+
+
+def _chosen(
+    fleet: Fleet, name: str, placing: Placing, possible: tuple[str, ...], wanted: int, previous: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the hosts of one environment, by name: first its present hosts, then the hosts with the highest scores."""
+    if len(possible) <= wanted:
+        return possible
+    among = set(possible)
+    kept = [host for host in previous if host in among]
+    ranked = sorted(possible, key=lambda host: score(name, host), reverse=True)
+    if placing.spread is None:
+        kept = sorted(kept, key=ranked.index)[:wanted]
+        kept += [host for host in ranked if host not in kept][: wanted - len(kept)]
+        return tuple(sorted(kept))
+    label = {host: fleet.hosts[host].spec.labels[placing.spread] for host in possible}
+    used: Counter[str] = Counter()
+    chosen: list[str] = []
+    for pool in ([host for host in ranked if host in kept], [host for host in ranked if host not in kept]):
+        while pool and len(chosen) < wanted:
+            best = min(pool, key=lambda host: used[label[host]])  # the first of equals has the highest score
+            pool.remove(best)
+            chosen.append(best)
+            used[label[best]] += 1
+    return tuple(sorted(chosen))
+
+
+def _too_few(placing: Placing, wanted: int, candidates: _Candidates) -> str:
+    reasons = list(candidates.refused.values())
+    more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    why = "; ".join(reasons[:3]) + more if reasons else "no more hosts match"
+    return f"{len(candidates.possible)} of {max(wanted, 1)} hosts are possible: {why}"
+
+
+def _why(
+    fleet: Fleet, candidates: _Candidates, matching: tuple[str, ...], old: tuple[str, ...], new: tuple[str, ...]
+) -> str:
+    """Return the reason for a change of an environment's hosts."""
+    reasons = []
+    for host in sorted(set(old) - set(new)):
+        if host not in fleet.hosts:
+            reasons.append(f"{host} is no longer declared")
+        elif host not in matching:
+            reasons.append(f"`on` no longer matches {host}")
+        elif host in candidates.refused:
+            reasons.append(candidates.refused[host])
+    if len(old) != len(new):
+        reasons.append(f"{len(new)} replicas instead of {len(old)}")
+    return "; ".join(reasons)

@@ -1,0 +1,121 @@
+"""Facts about hosts that the master learned when they joined: one small file for each minion.
+
+A host's answers are not trusted to be well-formed: what it says is checked before it is stored, and the files are
+checked again when they are read. Each file is replaced by a rename, so the folder's time of change tells whether
+anything is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import urllib.parse
+from pathlib import Path
+
+import msgspec
+
+from netspace import files
+from netspace.errors import NetspaceError, StateError
+from netspace.fleet.types import Published
+from netspace.spec.hosts import DOMAIN
+
+MAX_FILE = 32 * 1024
+MAX_CHAIN = 16 * 1024
+MAX_GRAIN = 255
+MAX_NAME = 200
+_PUBLIC = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+class Register:
+    """The files in *folder*, which only the master's user can write."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, minion: str) -> Path:
+        """Return the file of a minion; the name of no minion leads out of the folder."""
+        name = urllib.parse.quote(minion, safe="")
+        if len(name) > MAX_NAME:
+            name = hashlib.sha256(minion.encode()).hexdigest()
+        return self.folder / f"{name}.json"
+
+    def read(self, minion: str) -> Published | None:
+        """Return the facts that a minion has published; None if there are none.
+
+        :raises StateError: the file is damaged.
+        """
+        return _read(self.path(minion))
+
+    def read_all(self) -> tuple[dict[str, Published], list[str]]:
+        """Return the published facts, by minion, and the problems of damaged files, which count as absent."""
+        found, problems = {}, []
+        for path in sorted(self.folder.glob("*.json")) if self.folder.is_dir() else ():
+            try:
+                one = _read(path)
+                if one is not None and self.path(one.minion) != path:
+                    raise StateError(f"{path}: is about {one.minion!r:.100}; {_remedy(path)}")
+            except StateError as err:
+                problems.append(str(err))
+                continue
+            if one is not None:
+                found[one.minion] = one
+        return found, problems
+
+    def write(self, facts: Published) -> bool:
+        """Store the facts that a minion has published; return whether they differ from before.
+
+        :raises NetspaceError: a value is malformed.
+        """
+        if reason := check(facts):
+            raise NetspaceError(f"{facts.minion:.100}: {reason}")
+        with files.locked(self.folder.parent / ".lock"):
+            try:
+                old = self.read(facts.minion)
+            except StateError:
+                old = None  # damaged: replace it
+            if old is not None and msgspec.structs.replace(old, joined=facts.joined) == facts:
+                return False
+            return files.write(self.path(facts.minion), msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+
+    def remove(self, minion: str) -> bool:
+        """Forget a minion; return whether anything was stored."""
+        with files.locked(self.folder.parent / ".lock"):
+            return files.remove(self.path(minion))
+
+
+def check(facts: Published) -> str:
+    """Return why these facts can't be used; empty if they can."""
+    if not 0 < len(facts.minion) <= 255:
+        return "the minion's id is empty or too long"
+    if not DOMAIN.fullmatch(facts.trust_domain):
+        return f"{facts.trust_domain!r:.80} is no trust domain"
+    if not _PUBLIC.fullmatch(facts.public_key):
+        return f"{facts.public_key!r:.80} is no public key, as `netspace_link.public_key` tells it"
+    if not facts.chain.isascii() or len(facts.chain) > MAX_CHAIN:
+        return f"the certificates are no PEM text of up to {MAX_CHAIN} characters"
+    if len(facts.grains) > 64 or any(len(word) > MAX_GRAIN for pair in facts.grains.items() for word in pair):
+        return f"more than 64 grains, or one of more than {MAX_GRAIN} characters"
+    return ""
+
+
+def _remedy(path: Path) -> str:
+    minion = urllib.parse.unquote(path.name.removesuffix(".json"))
+    return f"salt-run netspace_fleet.join {minion} makes it again, salt-run netspace_fleet.leave {minion} removes it"
+
+
+def _read(path: Path) -> Published | None:
+    try:
+        raw = files.read(path, MAX_FILE + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise StateError(f"{path}: {err.strerror}") from err
+    try:
+        if len(raw) > MAX_FILE:
+            raise ValueError(f"larger than {MAX_FILE} bytes")
+        facts = msgspec.json.decode(raw, type=Published)
+    except (ValueError, RecursionError) as err:  # msgspec's errors are ValueErrors
+        raise StateError(f"{path}: {err}; {_remedy(path)}") from err
+    if reason := check(facts):
+        raise StateError(f"{path}: {reason}; {_remedy(path)}")
+    return facts

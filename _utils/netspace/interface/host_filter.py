@@ -1,0 +1,113 @@
+"""The host's packet filter as it follows from the claims of all interfaces. Pure.
+
+A host may have thousands of interfaces of which one changes. What the change does to the filter depends on the others
+only by what they share: chains of rules, bounds of connections, the hooks. So :func:`parts` keeps one interface of each
+such class, and the difference of the two small tables is that of the complete ones.
+:func:`netspace.interface.claims.mark` tells, as fast, whether two sets of interfaces have the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import netspace
+from netspace.interface import claims, endpoints, kinds
+from netspace.interface.claims import Claims
+from netspace.interface.firewall import host_rules
+from netspace.layout import Layout
+from netspace.nftables.table import Table
+
+
+def table(layout: Layout, known: Mapping[str, Claims]) -> Table:
+    """Return the host's nftables table for these interfaces, by their environments."""
+    host = kinds.filtered("host")
+    return host_rules.build([
+        host_rules.HostFiltered(
+            name,
+            its.host_end,
+            endpoints.mac(layout.instance, name),
+            its.addresses,
+            its.gateways,
+            its.allow,
+            its.connections,
+            its.publish,
+            its.audit,
+        )
+        for name, its in known.items()
+        if its.connections and its.kind in host
+    ], claims.elsewhere(known.values()))  # fmt: skip
+
+
+def parts(
+    layout: Layout, before: Mapping[str, Claims], after: Mapping[str, Claims], changed: Collection[str]
+) -> tuple[Table, Table]:
+    """Return two tables that differ exactly as the host's tables for *before* and *after* differ.
+
+    :param changed: the environments whose claims may differ; those of all others are the same in both.
+    """
+    if _reaching(before) != _reaching(
+        after
+    ):  # then each interface, filtered here or inside, has an element more or less
+        return table(layout, before), table(layout, after)
+    own = [{name: known[name] for name in changed if name in known} for known in (before, after)]
+    addresses = {address for one in own for its in one.values() for address in its.addresses.values()}
+    inside = kinds.filtered("inside")
+    some: dict[object, str] = {}
+    for name, its in before.items():
+        if name in changed:
+            continue
+        # Interfaces on different external networks may have one address, which is one element.
+        alone = its.ports or its.audit or (its.kind in inside and not addresses.isdisjoint(its.addresses.values()))
+        some.setdefault(name if alone else _class(its), name)
+    shared = {name: before[name] for name in some.values()}
+    return table(layout, shared | own[0]), table(layout, shared | own[1])
+
+
+def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
+    """Return whether any interface that the host filters has a rule or published port, and whether any has a port."""
+    host = kinds.filtered("host")
+    mine = [its for its in known.values() if its.connections and its.kind in host and (its.rules or its.ports)]
+    return bool(mine), any(its.ports for its in mine)
+
+
+def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, str]:
+    """Return what tells later whether the table of *known* is loaded: see :func:`loaded`.
+
+    :param mark: see ``claims.mark``.
+    """
+    return {"mark": mark, "by": _library(), "sample": _sample(layout, known)}
+
+
+def loaded(layout: Layout, known: Mapping[str, Claims], mark: str, noted: Mapping[str, object]) -> bool:
+    """Return whether the table that was noted is the one that this library makes for *known*, without making it.
+
+    The same version of the library makes the same table of the same claims. Another version is asked for the table of
+    one interface of each class.
+
+    :param mark: of *known*.
+    """
+    if not mark or noted.get("mark") != mark:
+        return False
+    return noted.get("by") == _library() or noted.get("sample") == _sample(layout, known)
+
+
+def _library() -> str:
+    return " ".join(map(str, netspace.LOADED))
+
+
+def _sample(layout: Layout, known: Mapping[str, Claims]) -> str:
+    some: dict[object, str] = {}
+    for name, its in known.items():
+        kind = _class(its), its.audit, (*sorted(map(_form, its.ports)),)
+        some[kind] = min(name, some.get(kind, name))
+    return table(layout, {name: known[name] for name in sorted(some.values())}).digest
+
+
+def _form(port: str) -> tuple[str, int, bool]:
+    """Return what decides which rules a published port has: protocol, whether it names an address, and its family."""
+    return port.partition("/")[2], port.count(":"), "[" in port
+
+
+def _class(its: Claims) -> object:
+    """Return the class of an interface: two of one class add the same chains, and elements to the same sets."""
+    return its.kind, its.rules, its.connections, (*its.gateways.items(),), (*its.addresses,)

@@ -1,0 +1,25 @@
+#!/usr/bin/python3
+"""The shop's web, over netspace-client: asks 'orders' what its arguments say, once; without arguments it waits."""
+
+import asyncio
+import signal
+import sys
+
+from netspace_client import LinkError, Mailbox
+
+
+async def ask(text):
+    async with Mailbox() as mailbox:
+        answer = await mailbox.call("orders", text, timeout=20)
+        print(answer.sender, "sealed" if answer.sealed_at is not None else "not sealed", answer.text, sep=": ")
+
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+if len(sys.argv) > 1:
+    try:
+        asyncio.run(ask(" ".join(sys.argv[1:])))
+    except (LinkError, OSError) as err:
+        sys.exit(f"no answer: {err or type(err).__name__}")
+else:
+    while True:
+        signal.pause()

@@ -1,0 +1,108 @@
+"""Configuration of the lab's master and minions, and the fleet that is declared if the operator names no file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+MASTER = "198.51.100.254"
+"""Address of the master (RFC 5737)."""
+MOST = 200
+"""Hosts of a lab at most: addresses of one /24."""
+
+
+def default_fleet(hosts: int) -> str:
+    """Return the declaration of *hosts* hosts: two environments with a sealed link, on the first and the last one."""
+    addresses = "\n".join(f"  h{number}: {{address: 198.51.100.{number}}}" for number in range(1, hosts + 1))
+    image = "tar:salt://images/shop.tar"
+    return f"""\
+# The fleet of the lab. Change it, then apply.
+hosts:
+{addresses}
+environments:
+  web:    {{on: h1, image: {image}, command: [/usr/bin/web]}}
+  orders: {{on: h{hosts}, image: {image}, command: [/usr/bin/orders]}}
+links:
+  - {{from: web, to: orders, pattern: request, seal: true}}
+"""
+
+
+def plugins(home: Path) -> dict[str, list[str]]:
+    """Return the configuration by which Salt uses this checkout's plugins where they are."""
+    folders = {
+        "module_dirs": "_modules",
+        "resources_dirs": "_resources",
+        "states_dirs": "_states",
+        "grains_dirs": "_grains",
+        "runner_dirs": "_runners",
+        "pillar_dirs": "_pillar",
+        "beacons_dirs": "_beacons",
+        "engines_dirs": "_engines",
+        "outputter_dirs": "_output",
+        "utils_dirs": "_utils",
+    }
+    found = {key: [str(ROOT / folder)] for key, folder in folders.items()}
+    tree = home / "tree"
+    tree.mkdir(exist_ok=True)
+    if not (tree / "resources").is_symlink():
+        (tree / "resources").symlink_to(ROOT / "_resources")
+    found["module_dirs"].append(str(tree))
+    return found
+
+
+def _common(home: Path, role: str) -> dict[str, Any]:
+    return {
+        "user": "root",
+        "root_dir": str(home),
+        "pki_dir": str(home / "pki"),
+        "cachedir": str(home / "cache"),
+        "sock_dir": "/run/salt",  # each host has a /run of its own; names of sockets must be short
+        "pidfile": f"/run/salt-{role}.pid",
+        "log_file": str(home / "log"),
+        "log_level_logfile": "warning",
+        "enable_fqdns_grains": False,
+        "enable_gpu_grains": False,
+        **plugins(home),
+    }
+
+
+def write_minion(home: Path) -> None:
+    """Write the configuration of the minion whose folder is *home*."""
+    more = {
+        "id": home.name,
+        "master": MASTER,
+        "autoload_dynamic_modules": False,
+        "acceptance_wait_time": 2,
+        "master_alive_interval": 10,
+        "recon_default": 500,
+        "recon_max": 2000,
+    }
+    _write(home, "minion", more)
+
+
+def write_master(home: Path, served: Path, fleet: Path) -> None:
+    """Write the configuration of the master.
+
+    :param served: folder whose files every minion may fetch: images, and the operator's own states.
+    :param fleet: file of the fleet's declaration, outside of that folder, because no minion may learn of all.
+    """
+    more = {
+        "interface": "0.0.0.0",  # noqa: S104 -- the lab's network leads nowhere
+        "auto_accept": True,  # nobody but the lab's hosts reaches this master
+        "file_roots": {"base": [str(ROOT / "states"), str(served)]},
+        "pillar_roots": {"base": [str(served / "pillar")]},
+        "worker_threads": 3,
+        "timeout": 60,  # many hosts share one machine
+        "gather_job_timeout": 30,
+        "ext_pillar": [{"netspace": str(fleet)}],
+        "netspace.fleet": {"folder": str(home / "fleet")},
+        "netspace.link": {"root": str(home / "root")},
+    }
+    _write(home, "master", more)
+
+
+def _write(home: Path, role: str, more: dict[str, Any]) -> None:
+    (home / "etc").mkdir(exist_ok=True)
+    (home / "etc" / role).write_text(json.dumps(_common(home, role) | more, indent=1) + "\n")

@@ -1,0 +1,216 @@
+"""``scripts/lab``: a real master and two minions, which an operator starts, cuts, kills and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import checkout
+from support.waiting import until
+
+pytestmark = pytest.mark.root
+
+LAB = checkout.ROOT / "scripts/lab"
+PAGE = checkout.ROOT / "docs/fleet.md"
+ANSWER = "orders@h2: sealed: thank you, web@h1, for the sealed order of {}"
+MASTER_PORT = "/dev/tcp/198.51.100.254/4505"
+
+
+class Lab:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fleet = folder / "fleet.yaml"
+        self.environment = {**os.environ, "NETSPACE_LAB": str(folder)}
+
+    def do(self, *arguments: str, code: int = 0) -> str:
+        """Run a command of the lab; return what it prints, and on stderr."""
+        done = subprocess.run(
+            [LAB, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment,
+            timeout=900,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def salt(self, target: str, *arguments: str) -> dict[str, Any]:
+        printed = self.do("salt", "--out=json", "--static", "--timeout=600", target, *arguments)
+        answer: dict[str, Any] = json.loads(printed)
+        return answer
+
+    def reaches_master(self, name: str) -> bool:
+        command = f"timeout 3 bash -c '<{MASTER_PORT}' && echo reached || echo cut"
+        return self.do("sh", name, "bash", "-c", command).splitlines()[-1] == "reached"
+
+    def runner(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        printed = self.do("salt-run", "--out=json", *arguments, code=code)
+        answer: dict[str, Any] = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]
+        return answer
+
+    def apply(self) -> int:
+        """Apply the pillar of both hosts; return how many things changed."""
+        states = [state for host in self.salt("*", "state.apply", "netspace").values() for state in host.values()]
+        assert [state["comment"] for state in states if state["result"] is not True] == []
+        return sum(len(state["changes"]) for state in states)
+
+    def asks(self, text: str) -> str:
+        """Return what web on h1 prints when it asks orders."""
+        found = self.salt("h1", "netspace_environment.exec", "web", f"/usr/bin/web {text}")["h1"]
+        return str(found["stdout"] or found["stderr"]).strip()
+
+
+def traces() -> list[str]:
+    """Return all that a lab could leave on this machine."""
+    groups = sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netspace-sandbox-*") if path.is_dir())
+    commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET"], ["pgrep", "-f", "lab.d/inside"])
+    return [*groups, *(subprocess.run(command, capture_output=True, text=True).stdout for command in commands)]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    before = traces()
+    made = Lab(tmp_path_factory.mktemp("lab") / "lab")
+    # Killed in the middle: the next one goes on from there.
+    first = subprocess.Popen([LAB, "up"], stdout=subprocess.PIPE, text=True, env=made.environment)
+    try:
+        assert first.stdout is not None
+        assert any(line.startswith("h1:") for line in first.stdout)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        first.stdout.close()
+        assert "up in " in made.do("up")
+        yield made
+    finally:
+        made.do("down")
+    assert not made.folder.exists()
+    with contextlib.suppress(AssertionError):
+        until(lambda: traces() == before)
+    assert traces() == before
+
+
+def test_minions_answer_with_the_plugins_of_the_checkout(lab: Lab) -> None:
+    answers = lab.salt("*", "netspace.version")
+    assert set(answers) == {"h1", "h2"} and len(set(answers.values())) == 1
+    assert lab.do("up").count("198.51.100.") == 3, "run again, it starts no host"
+
+
+def test_a_cut_parts_two_hosts_and_mend_joins_them(lab: Lab) -> None:
+    lab.do("cut", "h1", "master")
+    assert "cut: h1 master" in lab.do("status")
+    assert not lab.reaches_master("h1") and lab.reaches_master("h2")
+    lab.do("mend", "master", "h1")
+    assert "cut:" not in lab.do("status")
+    assert lab.reaches_master("h1")
+
+
+def test_the_pages_lines_carry_a_sealed_request_across(lab: Lab) -> None:
+    (page,) = re.findall(r"^```yaml\n(# the whole of a fleet.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert yaml.safe_load(page) == yaml.safe_load(lab.fleet.read_text())
+    checked = lab.runner("netspace_fleet.check")
+    assert checked["ok"] and len(checked["missing"]) == 2, checked
+    joined = lab.runner("netspace_fleet.join", "h1", "h2")
+    assert all(one["changes"].keys() == {"authority", "public_key"} for one in joined.values()), joined
+    assert all("state.apply" in str(one["missing"]) for one in joined.values()), joined
+    lab.apply()
+    again = lab.runner("netspace_fleet.join", "h1", "h2")
+    assert again == {host: {"changes": {}, "missing": []} for host in ("h1", "h2")}, again
+    assert lab.runner("netspace_fleet.check")["missing"] == []
+    until(lambda: lab.asks("3 pears") == ANSWER.format("3 pears"), patience=120)
+    assert lab.apply() == 0, "applied again, it changes nothing"
+    # Each minion has its own part of the declaration, and no other; nor can it fetch the whole.
+    for host, own in (("h1", "web"), ("h2", "orders")):
+        assert lab.salt(host, "pillar.keys", "netspace:environments") == {host: [own]}
+        listed = lab.salt(host, "cp.list_master")[host]
+        assert "images/shop.tar" in listed and not any("fleet" in name for name in listed)
+
+
+def test_a_cut_and_a_power_failure_lose_no_link(lab: Lab) -> None:
+    lab.do("cut", "h1", "h2")
+    assert lab.asks("4 plums").startswith("no answer: ")
+    lab.do("mend", "h1", "h2")
+    until(lambda: lab.asks("4 plums") == ANSWER.format("4 plums"), patience=120)
+    # As a power failure does: what runs is lost, the disk is kept, and a boot restores what ran.
+    lab.do("sh", "h2", "touch", "/var/lib/netspace/kept", "/run/lost")
+    lab.do("kill", "h2")
+    assert "off" in lab.do("status").splitlines()[2]
+    assert "it is off; start it: lab start h2" in lab.do("sh", "h2", "true", code=1)
+    lab.do("start", "h2")
+    found = lab.do("sh", "h2", "ls", "/var/lib/netspace", "/run")
+    assert "kept" in found and "lost" not in found
+    until(lambda: lab.asks("5 figs") == ANSWER.format("5 figs"), "orders answers again", patience=120)
+
+
+def test_a_broken_declaration_leaves_the_last_good_one(lab: Lab) -> None:
+    before, text = lab.runner("netspace_fleet.slice", "h1"), lab.fleet.read_text()
+    lab.fleet.write_text(text.replace("to: orders", "to: order"))
+    try:
+        checked = lab.runner("netspace_fleet.check", code=1)
+        (problem,) = checked["problems"]
+        assert (problem["file"], problem["path"]) == (str(lab.fleet), "links:0:to")
+        assert lab.runner("netspace_fleet.slice", "h1") == before
+        assert "problems" in lab.runner("netspace_fleet.join", "h1", code=1)["error"]
+    finally:
+        lab.fleet.write_text(text)
+
+
+def test_a_host_that_leaves_has_no_links_and_joins_again(lab: Lab) -> None:
+    assert lab.runner("netspace_fleet.leave", "h2") == {"h2": {"left": True, "apply": ["h1"]}}
+    assert "hosts" not in lab.runner("netspace_fleet.slice", "h1")["netspace"]["broker"]
+    back = lab.runner("netspace_fleet.join", "h2")
+    assert "authority" in back["h2"]["changes"] or "public_key" in back["h2"]["changes"], back
+    assert lab.runner("netspace_fleet.slice", "h1")["netspace"]["links"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sh", "h9"), "h9: the lab has no such host; it has master, h1, h2"),
+        (("cut", "h1"), "cut: it needs two hosts"),
+        (("cut", "h1", "h1"), "h1 is named twice"),
+        (("up", "--hosts", "1"), "--hosts is for a new lab; edit "),
+        (("up", str(PAGE)), "this lab declares its fleet in "),
+    ],
+)
+def test_wrong_arguments_are_refused_and_change_nothing(lab: Lab, arguments: tuple[str, ...], message: str) -> None:
+    before = lab.do("status")
+    assert message in lab.do(*arguments, code=1)
+    assert lab.do("status") == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hosts: []", "it declares no hosts"),
+        ("hosts: {h1: {address: x}}", "hosts: h1: address: 'x' is no IP address"),
+        ("hosts: {srv: {address: 198.51.100.9}}", "'srv' is no name for a host of a lab"),
+        ("hosts: {h1: {address: 198.51.100.254}}", "198.51.100.254 is taken"),
+        ("hosts: {a: {address: 198.51.100.9}, b: {address: 198.51.100.9}}", "198.51.100.9 is taken"),
+    ],
+)
+def test_a_file_without_usable_hosts_is_refused_by_path(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "fleet.yaml").write_text(text)
+    refused = Lab(tmp_path / "lab")
+    printed = refused.do("up", str(tmp_path / "fleet.yaml"), code=1)
+    assert f"lab: {tmp_path / 'fleet.yaml'}: " in printed and message in printed
+    assert not refused.folder.exists()
+
+
+def test_a_folder_that_is_no_labs_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir(mode=0o700)
+    (tmp_path / "lab/work").write_text("mine")
+    other = Lab(tmp_path / "lab")
+    assert "has files and is no lab's folder" in other.do("up", code=1)
+    assert "is no lab's folder; nothing is removed" in other.do("down", code=1)
+    assert (tmp_path / "lab/work").read_text() == "mine"

@@ -1,0 +1,99 @@
+"""Fuzzer of all that the host reads from an environment or an image: each input gives a value or a refusal, soon.
+
+``python tests/support/environments/reader_fuzz.py [COUNT] [SEED]``: try COUNT inputs (default 1,000,000), spread over
+all readers (``host_readers``). It prints how many inputs each reader accepted and refused, and the slowest one. A
+finding ends the run with a traceback and the input in hex. Small runs are part of the tests. What an operator would
+see, also of a refusal, must be harmless to a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "_utils"))
+
+from netspace.errors import NetspaceError
+from netspace.text import harmless
+from support.environments.host_readers import Reader, Refused, targets
+from support.mutation import mutate, mutate_json
+
+SLOW = 2.0
+"""Seconds of processor time that no input may take: they are a few kilobytes at most."""
+
+# The slow ones, which make folders or connections, get a part of the inputs.
+_SHARE = {"layer": 8, "index of an image": 8, "manifest of an image": 8, "settings of an image": 8,
+          "letters over AMQP": 8, "dead letters": 8, "tar": 2}  # fmt: skip
+
+
+def one(read: Reader, raw: bytes) -> bool:
+    """Give one input to a reader; return whether it was accepted.
+
+    :raises AssertionError: when the reader does a forbidden thing.
+    """
+    start = time.process_time()
+    try:
+        shown, accepted = list(read(raw) or ()), True
+    except (NetspaceError, Refused) as err:
+        shown, accepted = [str(err)], False
+    except BaseException as err:
+        raise AssertionError(f"{type(err).__name__}: {err}") from err
+    for text in shown:
+        if harmless(text) != text:
+            raise AssertionError(f"a text that isn't harmless: {text!r:.200}")
+    if time.process_time() - start > SLOW:
+        raise AssertionError("it took too long")
+    return accepted
+
+
+def damaged(chance: random.Random, genuine: bytes) -> bytes:
+    """Return a genuine input after one change or a few."""
+    if genuine[:1] in (b"[", b"{") and chance.random() < 0.5:
+        with contextlib.suppress(ValueError, RecursionError):
+            return mutate_json(chance, genuine)
+    return mutate(chance, genuine)
+
+
+def run(count: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Try *count* inputs.
+
+    :raises AssertionError: when a reader does a forbidden thing; the error has the input.
+    """
+    chance = random.Random(seed)
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        readers = targets(Path(folder))
+        parts = sum(1 / _SHARE.get(name, 1) for name in readers)
+        for name, (read, seeds) in readers.items():
+            tally = found[name] = {"read": 0, "refused": 0, "slowest_ms": 0.0}
+            for _ in range(int(count / parts / _SHARE.get(name, 1)) + 1):
+                raw = damaged(chance, chance.choice(seeds))
+                start = time.perf_counter()
+                try:
+                    tally["read" if one(read, raw) else "refused"] += 1
+                except AssertionError as err:
+                    raise AssertionError(f"{name}: {err}: {raw.hex()}") from err
+                tally["slowest_ms"] = max(tally["slowest_ms"], round((time.perf_counter() - start) * 1000, 2))
+    return found
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32)
+    start = time.monotonic()
+    found = run(count, seed)
+    for name, tally in found.items():
+        print(f"{name:26} {tally}")
+    tried = sum(tally["read"] + tally["refused"] for tally in found.values())
+    print(f"{tried} inputs, seed {seed}, {time.monotonic() - start:.0f} s: no unexpected exception, no harmful text")
+
+
+if __name__ == "__main__":
+    main()

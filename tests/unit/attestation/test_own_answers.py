@@ -1,0 +1,163 @@
+"""Calls whose answers a minion signs, and forged answers that come first. The bus is simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from support.attestation.simulated_round import SimulatedBus
+
+from netspace.attestation import identity
+from netspace.attestation.fleet import own_answers
+from netspace.attestation.fleet.calls import Reply, Sent
+from netspace.errors import NetspaceError
+
+MASTER = "ab" * 32
+PRIVATE = {name: rsa.generate_private_key(65537, 2048) for name in ("h1", "h2")}
+PEM = {name: key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) for name, key in PRIVATE.items()}
+PUBLIC = {
+    name: key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    for name, key in PRIVATE.items()
+}
+KNOWN = identity.Identities(MASTER, PUBLIC.get)
+REQUEST = "netspace_link.authority_request"
+
+
+class Failed(Exception):
+    """Error of a minion's function."""
+
+
+def told(asked: Any, minion: str, value: Any, signer: str | None = None) -> dict[str, Any]:
+    def function(**_: Any) -> Any:
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    functions = dict.fromkeys(own_answers.SIGNED, function)
+    return own_answers.answer(asked, functions, MASTER, minion, lambda: PEM[signer or minion])
+
+
+class Raced(SimulatedBus):
+    """A bus on which h2 answers in h1's name first; then both answer."""
+
+    earlier: Any = None
+    genuine: Any = "h1's own request"
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        assert function == "signed_answer"
+        asked = arguments["asked"]
+        evil = "h2's request"
+        other = {**asked, "nonce": "00" * 32}
+        replies: list[Reply] = [
+            Reply("j", "h1", evil),
+            Reply("j", "h1", None),
+            Reply("j", "h1", {"answer": evil}),
+            Reply("j", "h1", {"answer": evil, "salt": "00" * 256}),
+            Reply("j", "h1", {"error": "not now"}),
+            Reply("j", "h1", None, "h1 failed"),
+            Reply("j", "h1", told(asked, "h2", evil)),
+            Reply("j", "h1", told(asked, "h1", evil, signer="h2")),
+            Reply("j", "h1", told(other, "h1", "of another time")),
+            Reply("j", "h1", told({**asked, "arguments": {"folder": "/else"}}, "h1", "of another folder")),
+            Reply("j", "h1", told({**asked, "function": "grains.get"}, "h1", "of another function")),
+            Reply("j", "h1", {**told(asked, "h1", self.genuine), "answer": evil, "error": evil}),
+        ]
+        if self.genuine is not None:
+            replies.append(Reply("other", "h1", told(asked, "h1", "of another job")))
+            replies.append(Reply("j", "h1", told(asked, "h1", self.genuine)))
+        for seconds, reply in enumerate(replies):
+            self.reply(seconds * 0.1, reply)
+        self.reply(2.0, Reply("j", "h2", told(asked, "h2", "h2's own request")))
+        return Sent("j")
+
+
+def asked(bus: SimulatedBus, *minions: str) -> dict[str, Any]:
+    return own_answers.ask(bus, KNOWN, minions, REQUEST, {"folder": "/etc/netspace/authority"}, 60)
+
+
+def test_what_another_minion_answers_first_is_passed_over() -> None:
+    bus = Raced({})
+    assert asked(bus, "h1", "h2") == {"h1": "h1's own request", "h2": "h2's own request"}
+    assert bus.now == 2.0
+
+
+def test_a_minions_own_error_is_its_answer() -> None:
+    bus = Raced({})
+    bus.genuine = Failed("\x1b[2Jno folder" + "x" * 5000)
+    found = asked(bus, "h1")["h1"]
+    assert isinstance(found, NetspaceError) and len(str(found)) == 1000
+    assert str(found).startswith("\N{REPLACEMENT CHARACTER}[2Jno folder")
+    assert bus.now < 2, "nobody waits after it"
+
+
+def test_a_minion_for_which_only_others_speak_is_told_of() -> None:
+    bus = Raced({})
+    bus.genuine = None
+    found = asked(bus, "h1", "h2")
+    assert found["h2"] == "h2's own request"
+    assert isinstance(found["h1"], NetspaceError)
+    assert "nothing proves" in str(found["h1"]) and "salt h1 saltutil.sync_all" in str(found["h1"])
+    assert 60 <= bus.now < 61
+
+
+class Old(SimulatedBus):
+    """A bus with a minion that has an earlier netspace, and no such function."""
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        self.reply(1, Reply("j", "h1", None, "'netspace_link.signed_answer' is not available."))
+        return Sent("j", frozenset({"gone"}))
+
+
+def test_an_earlier_minion_is_to_be_synchronised() -> None:
+    found = asked(Old({}), "h1", "gone")
+    assert set(found) == {"h1"}
+    assert "signed_answer' is not available.); synchronise it (salt h1 saltutil.sync_all)" in str(found["h1"])
+
+
+class Endless(SimulatedBus):
+    """A bus on which ``evil`` sends events all the time, before the answer."""
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        self.reply(1, Reply("j", "h1", told(arguments["asked"], "h1", 1)))
+        return Sent("j")
+
+    def receive(self, seconds: float) -> Reply | None:
+        self.now += 1
+        return super().receive(0) or Reply("other", "evil", None)
+
+
+def test_a_minion_that_is_always_at_work_holds_up_nobody() -> None:
+    bus = Endless({})
+    assert asked(bus, "h1", "evil") == {"h1": 1}
+    assert 60 <= bus.now < 62
+
+
+def test_a_minion_of_another_master_is_not_believed() -> None:
+    """Refuse an answer that this master can't check, as a master of masters can't."""
+    below = identity.Identities(MASTER, lambda minion: None)
+    found = own_answers.ask(Raced({}), below, ["h1"], REQUEST, {}, 60)
+    assert "a minion of another master" in str(found["h1"])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        None,
+        {"function": REQUEST},
+        {"function": "cmd.run", "arguments": {"cmd": "id"}, "nonce": "00"},
+        {"function": REQUEST, "arguments": [], "nonce": "00"},
+    ],
+)
+def test_a_minion_signs_only_what_runners_ask(call: Any) -> None:
+    with pytest.raises(NetspaceError, match=r"asked: expected|no function whose answer is signed"):
+        told(call, "h1", 1)
+
+
+def test_an_answer_that_can_not_be_signed_is_a_signed_error() -> None:
+    call = {"function": "grains.get", "arguments": {"key": "raw"}, "nonce": "00"}
+    made = told(call, "h1", b"raw")
+    assert "answer" not in made
+    KNOWN.call("h1", call, made)
