@@ -25,7 +25,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link.broker import listening, loopback, mapper, plugin
+from netspace.link.broker import listening, loopback, mapper, plugin, versions
 from netspace.link.broker.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.pki import authority, certificates
 from netspace.link.topology import diff
@@ -97,7 +97,7 @@ def service(layout: Layout, spec: LocalBroker) -> Service:
             "ERL_INETRC": str(base / "etc/inetrc"),
             **_NO_QUESTIONS,
             "RABBITMQ_NODENAME": f"{layout.instance}@localhost",
-            "RABBITMQ_MNESIA_BASE": str(base / "data/mnesia"),
+            "RABBITMQ_MNESIA_BASE": str(versions.stores(layout)),
             "RABBITMQ_LOG_BASE": str(base / "log"),
             "RABBITMQ_CONFIG_FILE": str(base / "etc/rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "etc/advanced.config"),
@@ -346,11 +346,12 @@ def start(
 
     :param deaf: the node runs, but clients couldn't reach it. Try again for ``DEAF_SECONDS``; if it still doesn't
         answer, restart it.
-    :raises NetspaceError: another program has one of its ports (nothing is changed then); or the node doesn't start
+    :raises NetspaceError: another program has one of its ports, or this RabbitMQ can't be run
+        (:func:`netspace.link.broker.versions.check`); nothing is changed then. Or the node doesn't start
         (the error contains the end of its log).
     """
     available()
-    plugin.check_server(plugin.server())
+    versions.check(versions.server(), versions.stores(layout))
     status = supervisor.observe([NODE]).get(NODE)
     if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)

@@ -11,8 +11,9 @@ deletes each binding beyond 1,000 (``objects.ANSWERS``) at once, and closes the 
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
 refuse what is of use only to an attacker, before RabbitMQ handles it.
 
-Disk: RabbitMQ's quorum queues free the disk of acknowledged messages only after 8,192 log entries of any size. With
-messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries.
+Disk: the quorum queues of RabbitMQ 4.0 free the disk of acknowledged messages only after 8,192 log entries of any size.
+With messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries. RabbitMQ 4.3 counts bytes: its
+queues do so after 10 MB.
 
 Leaders: RabbitMQ records the owner of each queue's log only twice a second. If the broker is killed within half a
 second after a queue was made, the queue never has a leader again. The plugin records the owner as soon as a queue is
@@ -31,7 +32,6 @@ RabbitMQ's package depends.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -48,14 +48,6 @@ NAME = "netspace_guard"
 COMPILER = Path("/usr/bin/erlc")
 ENTRIES = 64
 """Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
-
-SERVERS = Path("/usr/lib/rabbitmq/lib")
-UNKNOWN = (4, 4)
-"""The first RabbitMQ that the plugin does not know.
-
-The plugin ends a node whose parser of AMQP 1.0 has other functions than those it knows, while that node starts;
-:func:`check_server` says so before a node is stopped.
-"""
 
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
@@ -349,27 +341,6 @@ def sources() -> Mapping[str, str]:
         f"{mapper.MODULE}.erl": mapper.SOURCE,
         f"{NAME}.app": _APPLICATION,
     }
-
-
-def server(folder: Path = SERVERS) -> tuple[int, ...]:
-    """Return the version of the newest RabbitMQ that is installed; empty: none is."""
-    found = [
-        re.fullmatch(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)", path.name) for path in folder.glob("rabbitmq_server-*")
-    ]
-    return max((tuple(int(part) for part in one.groups()) for one in found if one), default=())
-
-
-def check_server(version: tuple[int, ...]) -> None:
-    """Check that the plugin knows this *version* of RabbitMQ.
-
-    :raises NetspaceError: it does not, so the node can't be started.
-    """
-    if version >= UNKNOWN:
-        shown = ".".join(map(str, version))
-        raise NetspaceError(
-            f"RabbitMQ {shown}: netspace's guard within the broker doesn't know this version, so the broker isn't "
-            "started; install RabbitMQ 4.0 to 4.3 (Debian 13 has 4.0)"
-        )
 
 
 def place(folder: Path) -> Path:
