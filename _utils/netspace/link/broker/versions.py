@@ -7,7 +7,6 @@ from pathlib import Path
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.layout import Layout
 
 SERVERS = Path("/usr/lib/rabbitmq/lib")
 UNKNOWN = (4, 4)
@@ -32,16 +31,11 @@ def server(folder: Path = SERVERS) -> tuple[int, ...]:
     return max((tuple(int(part) for part in one.groups()) for one in found if one), default=())
 
 
-def stores(layout: Layout) -> Path:
-    """Return the folder in which the node keeps all that it stores (``RABBITMQ_MNESIA_BASE``)."""
-    return layout.broker / "data/mnesia"
-
-
 def check(version: tuple[int, ...], folder: Path) -> None:
     """Check that netspace can run a node of RabbitMQ *version* with what it has stored in *folder*.
 
-    :param folder: :func:`stores`, which may not exist yet. RabbitMQ keeps the names of the features that a store uses
-        beside it.
+    :param folder: the folder of the node's stores, which may not exist yet. RabbitMQ keeps the names of the features
+        that a store uses beside it.
     :raises NetspaceError: it can't.
     """
     shown = ".".join(map(str, version))
