@@ -55,7 +55,7 @@ def root(*releases: Sequence[Path]) -> Path:
     shutil.rmtree(CACHE, ignore_errors=True)
     CACHE.mkdir(parents=True)
     new = CACHE / "new"
-    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={INCLUDED}"]
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={INCLUDED}"]
     for packages in releases:
         command += [f"--customize-hook=copy-in {package} /srv" for package in packages]
         command += [f"--customize-hook={FETCH}"]
