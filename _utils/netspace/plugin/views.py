@@ -253,6 +253,18 @@ def _explanation(data: object, screen: Screen) -> list[str]:
     return explanation.lines(mapping(data), screen.now, screen.paint)
 
 
+def _checked(data: object, screen: Screen) -> list[str]:
+    problems = [mapping(one) for one in sequence(mapping(data)["problems"])]
+    if not problems:
+        return tables.sentence(Cell("no problem was found", "good"), screen.paint)
+    counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = tables.sentence(Cell(counted, "bad"), screen.paint)
+    for problem in problems:
+        lines += tables.sentence(Cell(text(problem["path"]), "head"), screen.paint)
+        lines += tables.sentence(Cell(prose(problem["message"])), screen.paint, tables.INDENT + 2, most=6)
+    return lines
+
+
 def _answer(data: object, screen: Screen) -> list[str]:
     return reachability.answer(mapping(data), screen.paint)
 
@@ -296,6 +308,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_rows_have("sources", "used_by", "mounted"), _images),
     (_is_volumes, _volumes),
     (_has("explains", "summary", "findings", "log"), _explanation),
+    (_has("valid", "problems"), _checked),
     (_has("can", "rules", "why_not", "through"), _answer),
     (_has("paths_to", "paths"), _paths),
     (_has("refusals_of", "rows", "not_recorded"), _refused),
