@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
-__outputter__ = dict.fromkeys(("overview", "explain", "refused", "can", "paths_to", "diff", "drift"), "netspace")
+__outputter__ = dict.fromkeys(
+    ("check", "overview", "explain", "refused", "can", "paths_to", "diff", "drift"), "netspace"
+)
 
 T = TypeVar("T")
 

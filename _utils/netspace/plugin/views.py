@@ -265,6 +265,18 @@ def _fleet_explanation(data: object, screen: Screen) -> list[str]:
     return fleet_views.explained(mapping(data), screen.now, screen.paint)
 
 
+def _checked(data: object, screen: Screen) -> list[str]:
+    problems = [mapping(one) for one in sequence(mapping(data)["problems"])]
+    if not problems:
+        return tables.sentence(Cell("no problem was found", "good"), screen.paint)
+    counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = tables.sentence(Cell(counted, "bad"), screen.paint)
+    for problem in problems:
+        lines += tables.sentence(Cell(text(problem["path"]), "head"), screen.paint)
+        lines += tables.sentence(Cell(prose(problem["message"])), screen.paint, tables.INDENT + 2, most=6)
+    return lines
+
+
 def _answer(data: object, screen: Screen) -> list[str]:
     return reachability.answer(mapping(data), screen.paint)
 
@@ -323,6 +335,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_has("status_of", "summary", "hosts", "nowhere"), _fleet_status),
     (_has("list_of", "environments", "notes"), _fleet_list),
     (_has("explains_in_fleet", "placement", "hosts"), _fleet_explanation),
+    (_has("valid", "problems"), _checked),
     (_has("can", "rules", "why_not", "through"), _answer),
     (_has("paths_to", "paths"), _paths),
     (_has("refusals_of", "rows", "not_recorded"), _refused),

@@ -54,7 +54,7 @@ def test_answers_and_ways_by_others_are_told_apart() -> None:
     far = reach(CHAIN).can("web@h1", "vault")
     assert far["summary"] == "web@h1 can reach vault only by way of orders@h2" and not far["can"]
     none = reach(CHAIN).can("vault", "log")
-    assert none["summary"] == "vault can not reach log"
+    assert none["summary"] == "vault cannot reach log"
     assert set(none["why_not"]) == {"messages", "packets"} and none["through"] == []
 
 
