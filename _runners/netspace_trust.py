@@ -20,7 +20,7 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.fleet import trust_watch  # noqa: E402
 from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.trust import HostTrust  # noqa: E402
-from netspace.plugin import fleet_files  # noqa: E402
+from netspace.plugin import arguments, fleet_files  # noqa: E402
 from netspace.plugin.minions import Minions, Salt  # noqa: E402
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def __virtual__() -> str:
     return __virtualname__
 
 
-def look(*hosts: str, timeout: int = 30) -> dict[str, Any]:
+def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
     """
     Look at the trust in hosts that the master judges (``attestation: {verifier: master}``). Cut all links between other
     hosts and those that it distrusts, restore them when it trusts a host again, and have the minions concerned revise
@@ -64,6 +64,7 @@ def look(*hosts: str, timeout: int = 30) -> dict[str, Any]:
     timeout
         Seconds to wait for each answer of minions.
     """
+    arguments.refuse_others(others)
 
     def work() -> dict[str, Any]:
         return trust_watch.look(_declaration(), _Master(timeout), [str(one) for one in hosts])

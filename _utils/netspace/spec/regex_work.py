@@ -45,8 +45,7 @@ def _parsed(expression: str) -> Iterable[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             import sre_parse as parser
-    parts: Iterable[Any] = parser.parse(expression)
-    return parts
+    return list(parser.parse(expression))
 
 
 def _sequence(parts: Iterable[Any]) -> int:

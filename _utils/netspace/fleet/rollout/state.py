@@ -135,8 +135,8 @@ class Rollout:
 
     def _move(self, told: Mapping[str, str], allowed: Iterable[Status], good: Status, bad: Status) -> None:
         for host, reason in told.items():
-            if self.hosts.get(host) not in allowed:
-                raise Contradiction(f"{host:.60} is {getattr(self.hosts.get(host), 'value', 'unknown')}")
+            if (status := self.hosts.get(host)) is None or status not in allowed:
+                raise Contradiction(f"{host:.60} is {'unknown' if status is None else status.value}")
             self.hosts[host] = now = bad if reason else good
             if reason:
                 self.reasons[host] = reason

@@ -180,7 +180,7 @@ def _member(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
 
 
 def _installed() -> list[int]:
-    return list(plugin.server())
+    return list(versions.server())
 
 
 # -- reading one -------------------------------------------------------------------
