@@ -222,7 +222,7 @@ def test_a_plan_is_applied_exactly_or_the_host_refuses(lab: Lab) -> None:
 def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
     lab.apply()
     text = lab.fleet.read_text()
-    ends = "\napply: planned\nrollout: {canary: [h2], settle: 5}\n"
+    ends = "\napply: planned\nrollout: {canary: [h2], settle: 2, deadline: 40}\n"
     sick = "health: {exec: [/bin/false], interval: 1, retries: 1}, update: {rolling: false, rollback: false}, "
 
     def planned(memory: str, orders: str = "") -> str:

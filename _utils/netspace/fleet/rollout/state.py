@@ -83,7 +83,10 @@ class Rollout:
                 self.hosts[host] = Status.WAITING
         if len(self.hosts) > records.MAX_HOSTS:
             raise Contradiction(f"more than {records.MAX_HOSTS} hosts")
-        if min(started.pace.max_fail, started.pace.step) < 1 or not started.pace.settle >= 0:
+        if (
+            min(started.pace.max_fail, started.pace.step) < 1
+            or not min(started.pace.settle, started.pace.deadline) >= 0
+        ):
             raise Contradiction("the pace isn't possible")
 
     @property
