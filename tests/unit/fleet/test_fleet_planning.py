@@ -314,6 +314,7 @@ def test_a_host_that_leaves_is_cut_out_at_once_and_of_all_plans(fleet: Fleet) ->
     assert found["h2"]["left"] and "error" not in found["h2"]
     pillar = fleet.declaration.answer("h1").pillar
     assert pillar is not None and "h2" not in str(pillar) and pillar["netspace"]["environments"]["web"] == NEWER
+    assert not list((fleet.folder / "kept/compiled/candidates").iterdir())
     for outcome in (fleet.apply(record.id, "h1"), fleet.acting(record.id).take_back(["h1"])):
         assert not outcome["h1"].ok or "h2" not in str(fleet.declaration.answer("h1").pillar)
     one = fleet.declaration.given.read("h1")
