@@ -29,7 +29,7 @@ MakeEdges = Callable[[str, Pace], Edges]
 
 
 class Changes(NamedTuple):
-    """What a plan changes.
+    """The changes that a plan makes.
 
     :param hosts: the hosts that it changes.
     :param old: by host, what it has under ``netspace``.
