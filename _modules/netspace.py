@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
-__outputter__ = dict.fromkeys(("overview", "explain", "refused", "can", "paths_to", "diff", "drift"), "netspace")
+__outputter__ = dict.fromkeys(
+    ("check", "overview", "explain", "refused", "can", "paths_to", "diff", "drift"), "netspace"
+)
 
 T = TypeVar("T")
 
@@ -55,6 +57,28 @@ def overview() -> dict[str, Any]:
     """
     try:
         return Host(arguments.layout(__opts__)).overview()
+    except NetspaceError as err:
+        raise CommandExecutionError(str(err)) from err
+
+
+def glance() -> dict[str, Any]:
+    """
+    Return this host's trust and the state of its environments and links, in few words. Changes nothing.
+
+    The master asks all hosts for this at once (``salt-run netspace_fleet.status``). Returns ``trust``;
+    ``environments`` and ``links`` by name, each with its ``state``; ``refused``, the newest refusals of each
+    environment with ``audit: true``; and ``problems``, such as what can't be read.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt h1 netspace.glance
+    """
+    from netspace.host import glance as work
+
+    try:
+        return work.glance(Host(arguments.layout(__opts__)))
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
 
@@ -225,8 +249,8 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
         salt-call --out=newline_values_only netspace.graph form=dot | dot -Tsvg > reach.svg
 
     form
-        ``mermaid``, ``dot`` (Graphviz), or ``html``: a page with a drawing and a table, which needs nothing else.
-        Defaults to ``mermaid``.
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page with a drawing, a search and details, which needs
+        nothing else. Defaults to ``mermaid``.
 
     declared
         Draw ``pillar:netspace`` in place of what was applied last. Defaults to ``False``.

@@ -349,13 +349,15 @@ def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
     """
     Call a function for the master, and sign its answer: Salt's bus does not prove which minion answered.
 
-    The runners ``netspace_link`` and ``netspace_fleet`` call this function. It returns ``answer``, or ``error`` if the
-    called function failed, and ``salt``: this minion's signature of the call and its answer, by its Salt key, in hex.
+    The runners ``netspace_link``, ``netspace_fleet`` and ``netspace_trust`` call this function. It returns ``answer``,
+    or ``error`` if the called function failed, and ``salt``: this minion's signature of the call and its answer, by its
+    Salt key, in hex.
 
     asked
         ``function``, ``arguments`` and ``nonce``. The functions are ``authority_request``, ``authority_adopt``,
         ``public_key``, ``seal_bundles`` and ``seal_adopt`` of this module; ``plan``, ``prepare``, ``apply`` and
-        ``ailing`` of ``netspace_fleet``; and ``grains.get``.
+        ``ailing`` of ``netspace_fleet``; ``explain`` and ``glance`` of ``netspace``; ``netspace_trust.revise``; and
+        ``grains.get``.
 
     CLI Example:
 

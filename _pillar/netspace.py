@@ -83,8 +83,7 @@ def ext_pillar(
         if generation := own_pillar.candidate(extra_minion_data):
             if __opts__.get("pillar_cache"):
                 raise NetspaceError("pillar_cache would serve a candidate as if it were in force; turn it off")
-            found = declared.given.candidate_slice(generation, minion_id) or {}
-            return {**found, own_pillar.MARK: generation}
+            return {**declared.planned_pillar(generation, minion_id), own_pillar.MARK: generation}
         return declared.answer(minion_id).pillar or {}
     except Exception as err:  # Salt would show its text to the minion
         log.error("netspace: %s: no pillar of the fleet: %s: %s", minion_id, type(err).__name__, err)

@@ -46,8 +46,19 @@ netspace.refresh(__file__)
 from netspace import files  # noqa: E402
 from netspace.attestation import ear, hsm, identity  # noqa: E402
 from netspace.attestation.endorsement import makers  # noqa: E402
+from netspace.attestation.evidence import key_fingerprint  # noqa: E402
+from netspace.attestation.fleet import (  # noqa: E402
+    admission,
+    admission_http,
+    calls,
+    fleet,
+    groups,
+    host_state,
+    policies,
+    rounds,
+    window,
+)
 from netspace.attestation.fleet import bus as buses  # noqa: E402
-from netspace.attestation.fleet import calls, fleet, groups, host_state, policies, rounds, window  # noqa: E402
 from netspace.attestation.learning import policy as learning  # noqa: E402
 from netspace.attestation.logs import ima as lists  # noqa: E402
 from netspace.attestation.policy import policy as rules  # noqa: E402
@@ -595,6 +606,114 @@ def status(target: str = "*") -> dict[str, Any]:
     return _answer(work)
 
 
+def admissions(address: str = "127.0.0.1", port: int = 4507) -> dict[str, Any]:
+    """
+    Serve minions whose keys are pending, until this command is ended: accept the key of each one whose TPM is in the
+    inventory, vouches for that very key, and proves a boot with which the host is *trusted*. See the page on accepting
+    keys. The engine ``netspace_admission`` calls this function.
+
+    Each verdict is an event, ``netspace/admission/<minion>/accepted`` or ``.../refused``, with the reason, and a record
+    in the registrar's log.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.admissions address=198.51.100.254
+
+    address
+        The address to listen on. Defaults to loopback.
+
+    port
+        The TCP port.
+    """
+
+    def work() -> dict[str, Any]:
+        desk = _desk()
+        with admission_http.Service((str(address), int(port)), desk) as service:
+            service.serve_forever()
+        return {}
+
+    return _answer(work)
+
+
+def _desk() -> admission.Desk:
+    """Return the desk for minions whose keys are pending.
+
+    :raises NetspaceError: there is no inventory.
+    """
+    import salt.utils.verify
+
+    if not _settings()["inventory"]:
+        raise NetspaceError("only minions in an inventory are admitted; set netspace.attestation: {inventory: FILE}")
+    valid_id = salt.utils.verify.valid_id
+    return admission.Desk(
+        _master(),
+        lambda minion: salt_keys.pending(__opts__, minion, valid_id),
+        _admitting,
+        lambda claim: _accept(claim, valid_id),
+        _admitted,
+    )
+
+
+def _admitting(claim: admission.Claim) -> admission.Work:
+    """Return the work for a claim to a pending key."""
+    settings = _settings()
+    if not settings["inventory"]:
+        raise NetspaceError("there is no inventory any more")
+    name = admission.name(_master(), claim.key)
+    made = _fleet(name, identity.Identities(name, lambda minion: claim.key if minion == claim.minion else None))
+    return admission.admitting(made, _credentials(made.registrar, _trusted(settings), name), claim.minion)
+
+
+def _accept(claim: admission.Claim, valid_id: Callable[[Any, str], bool]) -> None:
+    _registrar().note("admission", _verdict(claim), time.time())  # before the deed, as all of the log
+    salt_keys.accept(__opts__, claim.minion, claim.key, valid_id)
+
+
+def _admitted(claim: admission.Claim, refused: str) -> None:
+    """Tell the verdict on a claim on Salt's bus, and a refusal in the registrar's log first."""
+    import salt.utils.event
+
+    data = {**_verdict(claim), "reason": refused[:1000]}
+    if refused:
+        _registrar().note("admission-refused", data, time.time())
+    with salt.utils.event.get_event("master", opts=__opts__, listen=False) as bus:
+        bus.fire_event(data, f"netspace/admission/{claim.minion}/{'refused' if refused else 'accepted'}")
+        if not refused:  # as Salt's own acceptance does
+            bus.fire_event({"result": True, "act": "accept", "id": claim.minion}, "salt/key")
+
+
+def _verdict(claim: admission.Claim) -> dict[str, Any]:
+    return {"minion": claim.minion, "key": key_fingerprint(claim.key)}
+
+
+def states(minions: list[str]) -> dict[str, Any]:
+    """
+    Return what ``status`` returns, of exactly these minions. The cost doesn't grow with the fleet.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.states '[web1, web2]'
+
+    minions
+        Minions' ids; no patterns.
+    """
+
+    def work() -> dict[str, Any]:
+        made, now = _fleet(), time.time()
+        found = {}
+        for minion in minions:
+            standing = made.standing(str(minion), now)
+            _announce(made, standing)
+            found[standing.minion] = standing.shown(now)
+        return found
+
+    return _answer(work)
+
+
 def explain(minion: str) -> dict[str, Any]:
     """
     Explain on one screen why a minion has its level, and how to raise it.
@@ -912,15 +1031,17 @@ def _change_ca(change: Callable[[Authorities, float], dict[str, Any]]) -> dict[s
     return _answer(work)
 
 
-def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> rounds.Ready:
+def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers], name: str = "") -> rounds.Ready:
     """Return a function that returns the maker of credentials.
 
     Only the function's first call reads the certificates.
+
+    :param name: the verifier's name in the hosts' statements, if it isn't the master's fingerprint.
     """
 
     @functools.cache
     def ready() -> rounds.Begin:
-        known, master = trusted(), _master()
+        known, master = trusted(), name or _master()
 
         def begin(minion: str, shown: Any, now: float) -> Pending:
             return registrar.begin(minion, shown, master, known, now)
@@ -1062,18 +1183,23 @@ class _Store:
             raise NetspaceError(f"results can't be read or kept (the master's cache): {err}") from err
 
 
-def _fleet() -> fleet.Fleet:
+def _fleet(master: str = "", identities: identity.Identities | None = None) -> fleet.Fleet:
+    """Return the verifier.
+
+    :param master: its name in the hosts' statements, if it isn't the master's fingerprint.
+    :param identities: checks signatures by minions' Salt keys; by default those that this master accepted.
+    """
     settings = _settings()
     registrar = _registrar(settings)
     deadline = rounds.deadline(registrar.folder, time.time())
     return fleet.Fleet(
         registrar,
-        _master(),
+        master or _master(),
         groups.parse(settings["groups"], __opts__.get("nodegroups"), deadline),
         _Store(),
         netspace.__version__,
         functools.cache(lambda: tee_roots.read(settings["tee_roots"])),
-        _identities(),
+        identities or _identities(),
     )
 
 

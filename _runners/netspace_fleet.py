@@ -5,16 +5,18 @@ A fleet in one declaration, on the master
 ``check`` tells whether the declaration is right, ``join`` brings hosts into the fleet and ``leave`` takes them out of
 it. ``plan`` shows what would change on all hosts, ``apply`` does exactly that, ``drift`` shows what changed by hand.
 ``rollout`` applies a plan batch by batch. ``replace`` puts another machine in a host's place, and ``drain`` moves
-environments away from a host. ``slice`` shows what one minion gets. ``can``, ``paths_to`` and ``graph`` show who may
-reach whom. The declaration's file is named in the master's configuration, under ``ext_pillar``: see the page on fleets.
-On a refusal, the command's exit status is 1.
+environments away from a host. ``slice`` shows what one minion gets. ``status``, ``list`` and ``explain`` ask the hosts
+for their state. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's file is named in the
+master's configuration, under ``ext_pillar``: see the page on fleets. On a refusal, the command's exit status is 1.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -23,8 +25,11 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.fleet import draining, join_hosts, leaving, replacing  # noqa: E402
+from netspace.fleet import explain as fleet_explain  # noqa: E402
 from netspace.fleet import hosts as fleet_hosts  # noqa: E402
-from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
+from netspace.fleet import seen as hosts_seen  # noqa: E402
+from netspace.fleet import status as fleet_status  # noqa: E402
+from netspace.fleet.declaration import FOLDER, FleetDeclaration  # noqa: E402
 from netspace.fleet.hosts import Outcome  # noqa: E402
 from netspace.fleet.planning import records, work  # noqa: E402
 from netspace.fleet.policy import Pace  # noqa: E402
@@ -44,8 +49,10 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace_fleet"
 
-__func_alias__ = {"slice_": "slice"}
+__func_alias__ = {"slice_": "slice", "list_": "list"}
 
+SECONDS = 20
+"""Seconds in which hosts must have answered, unless others are named."""
 MAX_SHOWN = 1000
 """The most problems and moves that are shown."""
 
@@ -110,6 +117,85 @@ def slice_(minion: str) -> dict[str, Any]:
     return _answer(found)
 
 
+def status(timeout: int = SECONDS) -> dict[str, Any]:
+    """
+    Return the state of each host, and what needs attention there, the most important first.
+
+    All hosts are asked at once, and answer within ``timeout`` seconds or are named as ``unseen``. The function shows
+    what the declaration's files say now. If they have problems, it shows what is in force, with a note.
+
+    Return ``hosts``. Each has ``state`` (``well``, ``attention`` or ``unseen``), ``trust``, the number of
+    ``environments`` that are ``expected`` there and that are ``well``, and ``attention``. Trust has ``level``,
+    ``evidence`` (the time of the evidence) and ``why``; ``by`` tells whose word it is: that of the ``master``'s
+    verifier, or the ``host``'s own. ``nowhere`` has the environments that no host runs, with the reason. **All other
+    words are the host's own.** The answers are signed, so no minion answers for another.
+
+    The exit status is 1 if anything needs attention.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.status
+        salt-run --out=json netspace_fleet.status timeout=5
+
+    timeout
+        Seconds to wait for answers. Defaults to 20.
+    """
+    return _answer(lambda: fleet_status.status(*_now(timeout)), lambda found: fleet_status.good(found))
+
+
+def list_(timeout: int = SECONDS) -> dict[str, Any]:
+    """
+    Return each environment of the fleet on each of its hosts, with its state; those that need attention first.
+
+    Return a list, ``environments``. Each row has ``environment``, ``host``, ``mark`` (``well``, ``odd``, ``bad``,
+    ``off``: stopped as declared, or ``unknown``: the host did not answer), ``state``, ``health``, ``since``,
+    ``restarts``, and ``text``, the reason. The words are the hosts' own, as those of ``status``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.list
+
+    timeout
+        Seconds to wait for answers. Defaults to 20.
+    """
+    return _answer(lambda: fleet_status.listed(*_now(timeout)))
+
+
+def explain(environment: str, timeout: int = SECONDS) -> dict[str, Any]:
+    """
+    Explain why an environment runs on its hosts and on no others, and why it works there or doesn't.
+
+    Return ``placement`` with the reasons, and ``hosts`` with ``netspace.explain`` of each host where it should run; or
+    an ``error``, if the host doesn't answer in time. Log lines and states are the hosts' own words.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run --out=netspace netspace_fleet.explain web
+
+    environment
+        Its name.
+
+    timeout
+        Seconds to wait for answers. Defaults to 20.
+    """
+
+    def found() -> dict[str, Any]:
+        minions, seconds = _minions(), _seconds(timeout)
+        return fleet_explain.explain(
+            _declaration(),
+            str(environment),
+            lambda asked, function, arguments: minions.ask(asked, function, arguments, seconds),
+        )
+
+    return _answer(found)
+
+
 def can(source: str, target: str) -> dict[str, Any]:
     """
     Tell whether one end of the fleet may reach another by messages or packets, and by which rule of the declaration.
@@ -150,28 +236,48 @@ def paths_to(end: str) -> dict[str, Any]:
     return _answer(lambda: _reach().paths_to(end))
 
 
-def graph(form: str = "mermaid") -> str | dict[str, Any]:
+def graph(
+    form: str = "mermaid", format: str = "", live: bool = False, plan: str = "", timeout: int = SECONDS
+) -> str | dict[str, Any]:
     """
     Return a picture of the fleet as text: hosts, their environments, and who may reach whom.
 
-    It shows the declaration's files as they are now. Equal declarations have equal pictures.
+    It shows the declaration's files as they are now; with ``live``, the state of hosts, environments and links as well.
+    Equal declarations have equal pictures.
 
     CLI Example:
 
     .. code-block:: bash
 
         salt-run --out=newline_values_only netspace_fleet.graph
-        salt-run --out=newline_values_only netspace_fleet.graph form=dot | dot -Tsvg > fleet.svg
-        salt-run --out=newline_values_only netspace_fleet.graph form=html > fleet.html
+        salt-run --out=newline_values_only netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
+        salt-run --out=newline_values_only netspace_fleet.graph format=html live=True > fleet.html
+        salt-run --out=newline_values_only netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
 
     form
-        ``mermaid``, ``dot`` (Graphviz), or ``html``: a page with a drawing and a table, which needs nothing else.
-        Defaults to ``mermaid``.
+        ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a browser, which needs nothing else. It has a search,
+        filters, and the details of each thing. Defaults to ``mermaid``.
+
+    format
+        The same as ``form``, and counts before it.
+
+    live
+        Ask all hosts for their state, as ``status`` does. Only ``html`` shows it. Defaults to ``False``.
+
+    plan
+        The id of a plan (``netspace_fleet.plan``). What it adds, changes and removes is marked. Only ``html`` shows it.
+
+    timeout
+        Seconds to wait for answers. Defaults to 20.
     """
     from netspace.plugin.fleet_picture import picture
+    from netspace.plugin.picture.planned import of_record
 
     try:
-        return picture(form, _reach())
+        declaration = _declaration()
+        compiled, _ = fleet_hosts.compiled(declaration, edges=True)
+        planned = of_record(work.plans_of(declaration).read(plan)) if plan else None
+        return picture(format or form, compiled, _now(timeout)[1] if live is True else None, planned)
     except (NetspaceError, OSError, ValueError) as err:
         return {"error": str(err), "retcode": 1}
 
@@ -598,6 +704,45 @@ def _declaration() -> FleetDeclaration:
         salt.template.compile_template,
         salt.utils.event.get_event,
     )
+
+
+def _now(timeout: object) -> tuple[fleet_status.Expected, fleet_status.Now]:
+    """Return what should run, and what each host and the master's verifier say of it.
+
+    :raises NetspaceError: nobody can be asked, or there is no declaration.
+    """
+    seconds, fleet = _seconds(timeout), fleet_status.expected(_declaration())
+    given = _minions().ask(list(fleet.hosts.values()), "netspace.glance", {}, seconds)
+    seen = hosts_seen.answers(list(fleet.hosts.values()), given, seconds)
+    verdicts = _verdicts()
+    if verdicts.get("valid") is False:
+        fleet = fleet._replace(notes=(*fleet.notes, f"the verifier's results can't be read: {verdicts.get('reason')}"))
+        verdicts = {}
+    by_host = {host: seen[minion] for host, minion in fleet.hosts.items()}
+    return fleet, fleet_status.Now(by_host, verdicts, time.time())
+
+
+def _verdicts() -> dict[str, Any]:
+    """Return the state of each minion by the master's verifier; none if it never judged any.
+
+    Without its key it never did, and ``netspace_attestation.status`` would make one.
+    """
+    settings = __opts__.get("netspace.attestation") or {}
+    folder = settings.get("folder") if isinstance(settings, dict) else None
+    if not (Path(str(folder or Path(FOLDER).parent)) / "verifier.pem").exists():
+        return {}
+    found: dict[str, Any] = __salt__["netspace_attestation.status"]()
+    return found
+
+
+def _seconds(timeout: object) -> int:
+    """Return a time limit.
+
+    :raises NetspaceError: it is none.
+    """
+    if type(timeout) is not int or not 1 <= timeout <= 3600:
+        raise NetspaceError(f"timeout: {str(timeout)!r:.40}: expected 1 to 3600 whole seconds")
+    return timeout
 
 
 def _reach() -> Reach:

@@ -22,7 +22,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -42,21 +42,23 @@ T = TypeVar("T")
 Stamp = tuple[int, int, int, int]
 
 
-class _Entry(msgspec.Struct, Generic[T], frozen=True, array_like=True, gc=False):
-    stamp: Stamp
-    claims: T
+_Stamps = dict[str, Stamp]
+_stamps_of = msgspec.json.Decoder(_Stamps).decode
 
 
 class _File(msgspec.Struct, Generic[T], frozen=True, omit_defaults=True):
     """The index's file.
 
-    :param seal: the stamp of the records' folder, if the entries are those of all its records.
-    :param young: the records that were too young to be noted. Their entries are valid by the seal only.
+    :param claims: the value of each record.
+    :param stamps: the stamp of each record, not decoded: only a thorough check and a change need them.
+    :param seal: the stamp of the records' folder, if the claims are those of all its records.
+    :param young: the records that were too young to be noted. Their claims are valid by the seal only.
     :param weight: the sum of all records' weights, hexadecimal.
     """
 
     version: str
-    entries: dict[str, _Entry[T]]
+    claims: dict[str, T]
+    stamps: msgspec.Raw = msgspec.Raw(b"{}")
     seal: Stamp | None = None
     young: list[str] = []
     weight: str = ""
@@ -92,7 +94,9 @@ class Index(Generic[T]):
         self._weigh = weigh
         self._weight: int | None = None
         self._noted: _File[T] = _File(version, {})
-        self._known: dict[str, _Entry[T]] | None = None
+        self._known: dict[str, T] | None = None
+        self._stamped: _Stamps | None = None  # the stamps of `_known`; None: those of `_noted`
+        self._decoded: _Stamps | None = None  # the noted stamps, once they were needed
         self._seen: Stamp | None = None  # the records' folder when `_known` was read; None: it changed meanwhile
         self._fresh: set[str] = set()  # records that may be too young to be noted
         self._watch: folder_watch.Watch | None = None
@@ -103,37 +107,46 @@ class Index(Generic[T]):
         :param sealed: the seal suffices.
         :raises StateError: a record can't be decoded.
         """
-        self._noted = self._read()
+        self._noted, self._decoded = self._read(), None
         self._seen = _stamp_at(self._folder)  # in this order: a seal of before would not be that of the folder any more
-        known = self._noted.entries
         if sealed and self._seen is not None and self._seen == self._noted.seal:
+            self._known, self._stamped = self._noted.claims, None
             self._fresh = set(self._noted.young)
             self._weight = int(self._noted.weight or "0", 16)
         else:
-            known = self._thorough(known)
+            self._known, self._stamped = self._thorough()
             self._weight = None
             if _stamp_at(self._folder) != self._seen:
                 self._seen = None
-        self._known = known
-        return {name: entry.claims for name, entry in known.items()}
+        return dict(self._known)
 
     def weight(self) -> int:
         """Return the sum of the weights of all records that :meth:`read` found."""
         if self._weight is None:
-            self._weight = sum(self._weigh(name, entry.claims) for name, entry in (self._known or {}).items())
+            self._weight = sum(self._weigh(name, claims) for name, claims in (self._known or {}).items())
         return self._weight
 
-    def _thorough(self, noted: dict[str, _Entry[T]]) -> dict[str, _Entry[T]]:
-        young, known = set(self._noted.young), {}
+    def _valid_stamps(self) -> _Stamps:
+        """Return the stamps of the records that :meth:`read` found. By the seal, they are the noted ones."""
+        return self._noted_stamps() if self._stamped is None else self._stamped
+
+    def _noted_stamps(self) -> _Stamps:
+        if self._decoded is None:
+            self._decoded = _stamps_of(self._noted.stamps)
+        return self._decoded
+
+    def _thorough(self) -> tuple[dict[str, T], _Stamps]:
+        noted, stamps, young = self._noted.claims, self._noted_stamps(), set(self._noted.young)
+        known, valid = {}, {}
         self._fresh = set()
         for name, stamp in sorted(self._stamps().items()):
-            entry = noted.get(name)
-            if entry is None or entry.stamp != stamp or name in young:
-                entry = self._decoded(name, stamp)
+            claims = noted.get(name)
+            if claims is None or stamps.get(name) != stamp or name in young:
+                claims = self._claims(name)
                 self._fresh.add(name)
-            if entry is not None:
-                known[name] = entry
-        return known
+            if claims is not None:
+                known[name], valid[name] = claims, stamp
+        return known, valid
 
     def begin(self) -> None:
         """Watch the records' folder until :meth:`note` or :meth:`end`, so that the index can be sealed.
@@ -142,14 +155,14 @@ class Index(Generic[T]):
         program's change in between then costs the seal.
         """
         self.end()
-        seen, known = self._seen, self._known
-        if seen is None or known is None or (watch := folder_watch.begin(self._folder)) is None:
+        seen = self._seen
+        if seen is None or self._known is None or (watch := folder_watch.begin(self._folder)) is None:
             return
         self._watch = watch
         same = _stamp_at(self._folder) == seen
         if same and seen != self._noted.seal:
             # A file system counts time in steps, so this folder may have changed within the step in which it was read.
-            same = self._stamps() == {name: entry.stamp for name, entry in known.items()}
+            same = self._stamps() == self._valid_stamps()
         if not same:
             self.end()
 
@@ -176,38 +189,44 @@ class Index(Generic[T]):
         if self._known is None:
             self.read()
             names = set()  # they were read just now, after the changes
-        known = dict(self._known or {})
+        known, stamps = dict(self._known or {}), dict(self._valid_stamps())
         added, gone, come = False, 0, 0
         for name in names:
             added = added or name not in known
+            stamps.pop(name, None)
             if (old := known.pop(name, None)) is not None:
-                gone += self._weigh(name, old.claims)
+                gone += self._weigh(name, old)
             with contextlib.suppress(FileNotFoundError):
                 stamp = _stamp(os.stat(self._folder / f"{name}.json"))
-                if (entry := self._decoded(name, stamp)) is not None:
-                    known[name] = entry
-                    come += self._weigh(name, entry.claims)
+                if (claims := self._claims(name)) is not None:
+                    known[name], stamps[name] = claims, stamp
+                    come += self._weigh(name, claims)
         if added:
-            known = dict(sorted(known.items()))
+            known = {name: known[name] for name in sorted(known)}
         self._fresh |= names
         until = self._now() - int(SETTLED * 1e9)
-        young = sorted(name for name in self._fresh & known.keys() if max(known[name].stamp[2:]) >= until)
-        seal = self._sealed(names, known)
+        young = sorted(name for name in self._fresh & known.keys() if max(stamps[name][2:]) >= until)
+        same = known == self._noted.claims and stamps == self._noted_stamps()
+        seal = self._sealed(names, stamps, same)
         if seal is None:
             for name in young:
-                del known[name]
+                del known[name], stamps[name]
             young = []
         weight = self.weight() - gone + come if seal is not None else 0
-        new = _File(self._version, known, seal, young, f"{weight:x}" if weight else "")
+        text = msgspec.Raw(msgspec.json.encode(stamps))
+        new = _File(self._version, known, text, seal, young, f"{weight:x}" if weight else "")
         if new != self._noted:
             content = msgspec.json.encode(new)
             files.write(self._path, _digest(content) + content)
-            self._noted = new
+            self._noted, self._decoded = new, stamps
 
-    def _sealed(self, names: set[str], known: dict[str, _Entry[T]]) -> Stamp | None:
-        """Seal the records' folder; return its stamp, or None if it may have changed by others since it was read."""
+    def _sealed(self, names: set[str], stamps: _Stamps, same: bool) -> Stamp | None:
+        """Seal the records' folder; return its stamp, or None if it may have changed by others since it was read.
+
+        :param same: nothing differs from what is noted.
+        """
         seal = self._noted.seal
-        if seal is not None and known == self._noted.entries and _stamp_at(self._folder) == seal:
+        if seal is not None and same and _stamp_at(self._folder) == seal:
             return seal
         if self._watch is None:
             return None
@@ -215,16 +234,12 @@ class Index(Generic[T]):
         os.utime(self._folder, ns=(now, now))
         seal = _stamp_at(self._folder)
         for name in names:
-            there = _stamp_at(self._folder / f"{name}.json")
-            if there != (known[name].stamp if name in known else None):
+            if _stamp_at(self._folder / f"{name}.json") != stamps.get(name):
                 return None
         return seal if self._watch.touched(names) else None
 
-    def _decoded(self, name: str, stamp: Stamp) -> _Entry[T] | None:
-        claims = self._claims(name)
-        return None if claims is None else _Entry(stamp, claims)
-
-    def _stamps(self) -> dict[str, Stamp]:
+    def _stamps(self) -> _Stamps:
+        """Return the stamps of the records that exist."""
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
@@ -252,6 +267,14 @@ class Index(Generic[T]):
         except (msgspec.DecodeError, RecursionError):  # made by a version that noted other values
             return nothing
         return noted if noted.version == self._version else nothing
+
+
+def without(known: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+    """Return *known* without these names. The time depends on *names* alone, but for a copy."""
+    left = dict(known)
+    for name in names:
+        left.pop(name, None)
+    return left
 
 
 def _stamp(info: os.stat_result) -> Stamp:

@@ -68,6 +68,15 @@ def _common(home: Path, role: str) -> dict[str, Any]:
     }
 
 
+REACTOR = """\
+look:
+  runner.netspace_trust.look:
+    - arg: [{{ data['minion'] | tojson }}]
+    - kwarg: {}
+"""
+"""Reaction to a change of a host's trust: its links are cut or restored at once."""
+
+
 def write_minion(home: Path) -> None:
     """Write the configuration of the minion whose folder is *home*."""
     more = {
@@ -88,6 +97,8 @@ def write_master(home: Path, served: Path, fleet: Path) -> None:
     :param served: folder whose files every minion may fetch: images, and the operator's own states.
     :param fleet: file of the fleet's declaration, outside of that folder, because no minion may see the whole fleet.
     """
+    reactor = home / "trust.sls"
+    reactor.write_text(REACTOR)
     more = {
         "interface": "0.0.0.0",  # noqa: S104 -- the lab's network leads nowhere
         "auto_accept": True,  # nobody but the lab's hosts reaches this master
@@ -99,6 +110,14 @@ def write_master(home: Path, served: Path, fleet: Path) -> None:
         "ext_pillar": [{"netspace": str(fleet)}],
         "netspace.fleet": {"folder": str(home / "fleet")},
         "netspace.link": {"root": str(home / "root")},
+        # The lab's hosts have no TPM, so they reach L1.
+        "netspace.attestation": {
+            "folder": str(home / "attestation"),
+            "timeout": 60,
+            "jitter": 0,
+            "groups": [{"name": "default", "minimum": "L1"}],
+        },
+        "reactor": [{"netspace/attestation/*/*": [str(reactor)]}],
     }
     _write(home, "master", more)
 

@@ -227,6 +227,39 @@ def package(source: Path, out: Path) -> None:
         shutil.copy(made, out / made.name)
 
 
+def previous() -> tuple[str, str]:
+    """Return the commit of the version before this one, and what its Debian package is called as a version.
+
+    That is the last tag. While there is none, it is the commit that first had a Debian package.
+    """
+    here = f"v{versions(ROOT)['_utils/netspace/__init__.py']}"
+    tags = run("git", "tag", "--list", "v*", "--merged", "HEAD", "--sort=-version:refname").split()
+    if earlier := [tag for tag in tags if tag != here]:
+        return earlier[0], earlier[0].removeprefix("v")
+    (*_, first) = run("git", "log", "--diff-filter=A", "--format=%H", "HEAD", "--", "debian/changelog").split()
+    return first, f"{here.removeprefix('v')}~first"
+
+
+def build_previous(out: Path) -> None:
+    """Make the Debian packages of the version before this one in *out*, which an upgrade is tried from."""
+    commit, version = previous()
+    mark = out / "FROM"
+    if mark.exists() and mark.read_text() == f"{commit}\n":
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    os.umask(0o022)
+    with tempfile.TemporaryDirectory(prefix="netspace-previous-", dir=ROOT / ".cache") as folder:
+        source = Path(folder) / "netspace"
+        source.mkdir()
+        run("git", "archive", "--output", Path(folder) / "source.tar", commit)
+        run("tar", "-C", source, "-xf", Path(folder) / "source.tar")
+        log = source / "debian/changelog"
+        log.write_text(re.sub(r"^netspace \(.*?\)", f"netspace ({version})", log.read_text(), count=1))
+        package(source, out)
+    mark.write_text(f"{commit}\n")
+
+
 # -- checking --------------------------------------------------------------------------------------
 def check(out: Path) -> None:
     """Check the files in *out* with the usual tools (twine, pyroma and others).
@@ -283,8 +316,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / ".cache/dist")
     parser.add_argument("--twice", action="store_true")
     parser.add_argument("--deb", action="store_true")
+    parser.add_argument("--previous", type=Path)
     options = parser.parse_args()
     try:
+        if options.previous:
+            build_previous(options.previous.resolve())
         release(options.out.resolve(), twice=options.twice, debian=options.deb)
     except Refused as err:
         print(f"release: {err}", file=sys.stderr)

@@ -8,7 +8,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class Lab:
         states = [state for host in self.salt("*", "state.apply", "netspace").values() for state in host.values()]
         assert [state["comment"] for state in states if state["result"] is not True] == []
         return sum(len(state["changes"]) for state in states)
+
+    def apply_failures(self, host: str) -> list[str]:
+        """Apply the pillar of one host; return the comments of the states that failed."""
+        (states,) = self.salt(host, "state.apply", "netspace").values()
+        return [state["comment"] for state in states.values() if state["result"] is False]
 
     def asks(self, text: str) -> str:
         """Return what web on h1 prints when it asks orders."""
@@ -129,6 +135,12 @@ def test_the_pages_lines_carry_a_sealed_request_across(lab: Lab) -> None:
     assert lab.runner("netspace_fleet.check")["missing"] == []
     until(lambda: lab.asks("3 pears") == ANSWER.format("3 pears"), patience=120)
     assert lab.apply() == 0, "applied again, it changes nothing"
+    seen = lab.runner("netspace_fleet.status")
+    assert seen["summary"] == "2 of 2 hosts are well, and 2 of 2 replicas of environments", seen
+    page = lab.do("salt-run", "--out=newline_values_only", "netspace_fleet.graph", "format=html", "live=True")
+    assert page.startswith("<!DOCTYPE html>") and "State of 20" in page and '"orders@h2"' in page, page[:500]
+    explained = lab.runner("netspace_fleet.explain", "orders")
+    assert explained["placement"]["hosts"] == ["h2"] and explained["hosts"]["h2"]["state"] == "running", explained
     # Each minion has its own part of the declaration, and no other; nor can it fetch the whole.
     for host, own in (("h1", "web"), ("h2", "orders")):
         assert lab.salt(host, "pillar.keys", "netspace:environments") == {host: [own]}
@@ -145,6 +157,9 @@ def test_a_cut_and_a_power_failure_lose_no_link(lab: Lab) -> None:
     lab.do("sh", "h2", "touch", "/var/lib/netspace/kept", "/run/lost")
     lab.do("kill", "h2")
     assert "off" in lab.do("status").splitlines()[2]
+    seen = lab.runner("netspace_fleet.list", "timeout=30")
+    rows = {row["environment"]: (row["host"], row["mark"]) for row in seen["environments"]}
+    assert rows == {"web": ("h1", rows["web"][1]), "orders": ("h2", "unknown")}, "a host that is off is not waited for"
     assert "it is off; start it: lab start h2" in lab.do("sh", "h2", "true", code=1)
     lab.do("start", "h2")
     found = lab.do("sh", "h2", "ls", "/var/lib/netspace", "/run")
@@ -163,6 +178,61 @@ def test_a_broken_declaration_leaves_the_last_good_one(lab: Lab) -> None:
         assert "problems" in lab.runner("netspace_fleet.join", "h1", code=1)["error"]
     finally:
         lab.fleet.write_text(text)
+
+
+def test_a_host_that_loses_trust_loses_its_links(lab: Lab, record_property: Callable[[str, object], None]) -> None:
+    (key,) = lab.runner("netspace_attestation.jwks")["keys"]
+    required = {"verifier": "master", "verifier_keys": [key["kid"]], "policy": "require", "minimum": "L1"}
+    before = lab.fleet.read_text()
+    lab.fleet.write_text(f"{before}defaults:\n  attestation: {json.dumps(required)}\n")
+    assert lab.runner("netspace_fleet.check")["problems"] == []
+    until(lambda: "attestation" in lab.runner("netspace_fleet.slice", "h2")["netspace"], patience=60)
+    lab.salt("*", "saltutil.refresh_pillar", "wait=True")
+    lab.runner("netspace_attestation.attest")
+    lab.apply()
+    assert lab.runner("netspace_trust.look") == {"hosts": 2, "distrusted": {}, "asked_again": {}, "waiting": {}}
+    until(lambda: lab.asks("6 nuts") == ANSWER.format("6 nuts"), patience=120)
+
+    def links(host: str) -> str:
+        path = lab.folder / host / "disk/netspace/link/applied.json"
+        return path.read_text() if path.exists() else ""  # a host without links has no record
+
+    def judged(state: str) -> float:
+        """Return when the master judged h2, so that its bus had the event."""
+        lines = (lab.folder / "master/attestation/audit.log").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        (*_, last) = [one for one in records if one["event"] == "state" and one["data"]["minion"] == "h2"]
+        assert last["data"]["new"] == state, last
+        return float(last["time"])
+
+    assert "orders@h2" in links("h1")
+    # Somebody took h2's place: another key answers.
+    kept = "/var/lib/netspace/attestation/key"
+    lab.do("sh", "h2", "mv", f"{kept}.json", f"{kept}.kept")
+    assert lab.runner("netspace_attestation.attest", "h2", code=1)["h2"]["state"] == "failed"
+    until(lambda: "orders@h2" not in links("h1"), "h1 has no link to h2", patience=120)
+    took = time.time() - judged("failed")
+    record_property("seconds from the event to the cut", took)
+    print(f"cut {took:.1f} s after the event")
+    assert not lab.asks("7 figs").startswith("orders@h2")
+    until(lambda: lab.salt("h2", "netspace_environment.list")["h2"]["orders"]["state"] == "stopped", patience=120)
+    until(lambda: lab.runner("netspace_trust.status", code=1)["waiting"] == {}, patience=120)
+    shown = lab.runner("netspace_trust.status", code=1)["distrusted"]["h2"]
+    assert (shown["state"], shown["code"], shown["cut"]) == ("failed", "ak-unknown", ["web@h1.orders"]), shown
+
+    # Whatever events a minion sends: the master goes by its own results.
+    for forged in ("netspace/attestation/h2/trusted", "netspace/attestation/h1/failed"):
+        told = {"minion": forged.split("/")[2], "old": "x", "new": forged.split("/")[3], "reason": "forged"}
+        lab.salt("h1", "event.send", forged, json.dumps(told))
+    looked = lab.runner("netspace_trust.look", code=1)
+    assert set(looked["distrusted"]) == {"h2"} and looked["waiting"] == {}
+    assert lab.apply_failures("h1") == [] and "orders@h2" not in links("h1")
+
+    lab.do("sh", "h2", "mv", f"{kept}.kept", f"{kept}.json")
+    assert lab.runner("netspace_attestation.attest", "h2")["h2"]["state"] == "trusted"
+    until(lambda: lab.asks("8 figs") == ANSWER.format("8 figs"), "orders answers again", patience=120)
+    until(lambda: lab.runner("netspace_trust.status").get("waiting") == {}, patience=120)
+    assert lab.apply() == 0, "all was restored"
 
 
 def test_a_host_that_leaves_has_no_links_and_joins_again(lab: Lab) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.environments import attackers
 from support.hosts.systemd_host import SystemdHost
 from support.hosts.systemd_salt import Inside, listed, look, show, until
 from support.hosts.whole_host import ASK, IMAGE, Salt, all_true, changes, shop
@@ -116,3 +119,30 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     assert removed["result"] is True, removed
     assert look(machine) == before
     assert not machine.path("/var/lib/netspace-broker").exists()
+
+
+def test_what_once_succeeded_is_refused_under_systemd(
+    machine: SystemdHost, salt: Salt, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The program's output is a socket of the journal's there, and its cgroup is of version 2, without controllers."""
+    root = tmp_path_factory.mktemp("attacking")
+    command = attackers.fill(root)
+    attacker = attackers.declared(root, command, "crun", interface={"kind": "veth"})
+    watching = attackers.declared(root, [*command, "watch"], "crun")
+    all_true(salt.apply({"environments": {"attacker": attacker, "watching": watching}}))
+
+    def told(name: str) -> list[str]:
+        tag = f"netspace-environment-{name}"
+        return machine.run("journalctl", "-q", "-o", "cat", "-t", tag).stdout.splitlines()
+
+    until(lambda: attackers.found(told("attacker")) is not None, patience=240)
+    outcomes = attackers.found(told("attacker")) or {}
+    print(json.dumps(outcomes, indent=1))
+    # Without a controller for memory nothing bounds these, which the plan says.
+    assert attackers.succeeded(outcomes, {"8 unread data", "8 unread datagrams"}) == {}
+    shares = machine.run(sys.executable, attackers.__file__).stdout
+    assert json.loads(shares) == attackers.ALL
+
+    entering = json.dumps([command[0], attackers.SECRET])
+    until(lambda: (salt("netspace_environment.exec", "watching", entering, check=False), told("watching"))[1])
+    assert attackers.reached(told("watching")[-1]) == attackers.NOTHING

@@ -2,113 +2,54 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import checkout
+from support import checkout, pages
+from support.hosts import debian_salt, fresh_host
 from support.hosts.systemd_host import SystemdHost
-from support.pages import commands, steps
 from support.waiting import until
 
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
 
-CACHE = checkout.ROOT / ".cache/fresh"
-IMAGE = checkout.ROOT / ".cache/demo.tar"
-PAGE = checkout.ROOT / "docs/installation.md"
-DECLARATION = """\
-netspace:
-  environments:
-    orders:
-      image: tar:/srv/demo.tar
-      command: [/usr/bin/python3, /demo/orders.py]
-    web:
-      image: tar:/srv/demo.tar
-      command: [/usr/bin/python3, /demo/web.py]
-  links:
-    - {from: web, to: orders, pattern: request}
-"""
-# With what Debian's installer puts on every machine, and the machine here calls: iproute2.
-INCLUDED = "systemd,systemd-sysv,dbus,iproute2"
-# Fetches what the packages depend on into the root's own cache, and installs nothing.
-FETCH = 'chroot "$1" sh -c "apt-get -q -y --download-only --no-install-recommends install /srv/*.deb && rm /srv/*.deb"'
-
-
-@pytest.fixture(scope="session")
-def fresh(packages: list[Path]) -> Path:
-    """Return a root of Debian 13 with systemd; its cache has the packages on which netspace's package depends."""
-    if shutil.which("mmdebstrap") is None:
-        pytest.skip("mmdebstrap is not installed")
-    control = (checkout.ROOT / "debian/control").read_bytes()
-    root = CACHE / hashlib.sha256(control + f"{INCLUDED}{FETCH}".encode()).hexdigest()[:16]
-    if root.exists():
-        return root
-    shutil.rmtree(CACHE, ignore_errors=True)
-    CACHE.mkdir(parents=True)
-    made = CACHE / "new"
-    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={INCLUDED}"]
-    command += [f"--customize-hook=copy-in {package} /srv" for package in packages]
-    command += [f"--customize-hook={FETCH}", "--skip=cleanup/apt", "--skip=output/dev", "trixie", str(made)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        shutil.rmtree(made, ignore_errors=True)
-        pytest.skip(f"mmdebstrap makes no root of Debian 13 here: {done.stderr[-500:]}")
-    made.rename(root)
-    return root
+FILE = "/etc/netspace/declaration.yaml"
 
 
 @pytest.fixture(scope="module")
-def host(fresh: Path) -> Iterator[SystemdHost]:
-    disk = Path("/var/tmp") / f"netspace-fresh-{os.getpid()}"
-    disk.mkdir(mode=0o755)
-    try:
-        with SystemdHost(disk, fresh) as machine:
-            yield machine
-    finally:
-        shutil.rmtree(disk)
-
-
-def put(host: SystemdHost, source: Path, inside: str) -> None:
-    host.path(inside).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, host.path(inside))
-
-
-def told(host: SystemdHost, name: str) -> str:
-    return host.run("journalctl", "--no-pager", "-u", f"netspace-environment-{name}").stdout
+def host(boot: Callable[[], SystemdHost]) -> Iterator[SystemdHost]:
+    with boot() as machine:
+        yield machine
 
 
 @pytest.fixture(scope="module")
-def installed(host: SystemdHost, packages: list[Path]) -> Callable[[str], float]:
-    """Install the packages and apply the declaration; return a clock that began before that."""
+def installed(host: SystemdHost, packages: list[Path]) -> None:
+    """The packages installed and the declaration applied, by the commands of docs/installation.md."""
     began = time.monotonic()
     marks: dict[str, float] = {}
-    for package in packages:
-        put(host, package, f"/srv/{package.name}")
-    put(host, IMAGE, "/srv/demo.tar")
+    fresh_host.put(host, fresh_host.IMAGE, "/srv/demo.tar")
     host.path("/etc/netspace").mkdir()
-    host.path("/etc/netspace/declaration.yaml").write_text(DECLARATION)
-    text = PAGE.read_text().split("\n## From a Debian package\n")[1]
-    for line in commands(steps(text)[0].text):
-        command = line.replace("./", "/srv/").replace("apt-get install", "apt-get -q -y install")
-        host.run("sh", "-c", f"DEBIAN_FRONTEND=noninteractive {command}", timeout=1800)
-        marks[line.split()[0]] = time.monotonic() - began
-    until(lambda: "thank you" in told(host, "web"), 300)
+    host.path(FILE).write_text(fresh_host.DECLARATION)
+    mask, install, apply = fresh_host.installation()
+    fresh_host.run(host, mask)
+    marks["masked"] = time.monotonic() - began
+    fresh_host.install(host, packages, install)
+    marks["installed"] = time.monotonic() - began
+    fresh_host.run(host, apply)
+    marks["applied"] = time.monotonic() - began
+    until(lambda: "thank you" in fresh_host.told(host, "web"), patience=300)
     marks["talking"] = time.monotonic() - began
     load = os.getloadavg()[0]
     print(f"\nfrom nothing: {', '.join(f'{name} {at:.0f} s' for name, at in marks.items())} (load {load:.0f})")
-    return marks.__getitem__
 
 
 @pytest.mark.usefixtures("installed")
 def test_two_environments_talk_from_ten_lines(host: SystemdHost) -> None:
-    assert len(DECLARATION.splitlines()) == 10
-    assert "from web: 1 apples" in told(host, "orders")
-    assert host.run("netspace", "plan", "/etc/netspace/declaration.yaml", check=False).returncode == 0
+    assert len(fresh_host.DECLARATION.splitlines()) == 10
+    assert "from web: 1 apples" in fresh_host.told(host, "orders")
+    assert host.run("netspace", "plan", FILE, check=False).returncode == 0
 
 
 @pytest.mark.usefixtures("installed")
@@ -122,8 +63,47 @@ def test_no_service_runs_that_netspace_did_not_start(host: SystemdHost) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_removed_package_leaves_environments_running(host: SystemdHost) -> None:
-    before = host.run("systemctl", "show", "-P", "MainPID", "netspace-environment-web").stdout
-    host.run("apt-get", "-q", "-y", "remove", "netspace", timeout=600)
-    assert host.run("systemctl", "show", "-P", "MainPID", "netspace-environment-web").stdout == before
-    assert "web" in told(host, "web")
+def test_removed_package_leaves_environments_running(host: SystemdHost, packages: list[Path]) -> None:
+    """Removed, and even purged, by mistake, say. Installed again, it finds all as it was."""
+    before = fresh_host.units(host)
+    assert len(before) >= 3, before
+    for verb in ("remove", "purge"):
+        fresh_host.run(host, f"apt-get {verb} netspace python3-netspace")
+        assert fresh_host.units(host) == before, verb
+    left = host.run("find", "/usr", "-name", "*netspace*")
+    assert left.stdout == ""
+    fresh_host.install(host, packages)
+    assert host.run("netspace", "plan", FILE, check=False).returncode == 0
+    assert fresh_host.units(host) == before
+
+
+@pytest.mark.usefixtures("installed")
+def test_empty_declaration_removes_all(host: SystemdHost) -> None:
+    host.path(FILE).write_text("netspace: {}\n")
+    fresh_host.run(host, f"netspace apply {FILE}")
+    assert fresh_host.units(host) == {}
+
+
+@pytest.mark.usefixtures("installed")
+def test_quick_start_works_as_written(host: SystemdHost) -> None:
+    """The last test here: at its end nothing of netspace is left."""
+    debian_salt.place(host, "3008.*")
+    debian_salt.configure(host)
+    printed = ""
+    for step in pages.page(checkout.ROOT / "docs/quick-start.md"):
+        if step.kind == "file":
+            host.path(step.path).parent.mkdir(parents=True, exist_ok=True)
+            host.path(step.path).write_text(step.text)
+        elif step.kind == "sh":
+            printed = ""
+            for line in pages.commands(step.text):
+                if "overview" in line:
+                    until(lambda: "thank you" in fresh_host.told(host, "web"), patience=300)
+                printed += host.run("sh", "-c", line, timeout=1200, check=False).stdout
+        else:
+            lines = [line for line in printed.splitlines() if "Changes" not in line]
+            assert pages.lacking(step.text, printed) is None, printed
+            assert [line for line in lines if len(line) > 80 and not line.lstrip().startswith(("#", "netspace_"))] == []
+    assert fresh_host.units(host) == {}
+    left = host.run("find", "/usr", "/etc/systemd", "/run/systemd", "-name", "*netspace*")
+    assert left.stdout == ""

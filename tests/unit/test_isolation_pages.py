@@ -30,6 +30,20 @@ def test_each_row_of_a_claim_names_one():
         assert [row for row in rows if not NAMED.search(row)] == []
 
 
+def test_each_finding_from_outside_is_told_with_its_test():
+    page = (PAGES / "what-to-audit.md").read_text()
+    (part,) = (part for part in page.split("\n## ") if part.startswith("What people from outside found"))
+    told: dict[int, str] = {}
+    for line in part.splitlines():
+        if line.startswith("|") and re.match(r"[\d, ]+$", line.split("|")[1]):
+            told.update(dict.fromkeys(map(int, line.split("|")[1].split(",")), line))
+    assert list(told) == list(range(1, 31))
+    without = [
+        row for row in told.values() if not NAMED.search(row) and not row.endswith(("the same |", "channels.py` |"))
+    ]
+    assert without == []
+
+
 def test_the_page_counts_the_attempts():
     assert f"{len(probe.ATTEMPTS)} ways to try" in (PAGES / "isolation.md").read_text()
     assert len(probe.GROUPS) == 11

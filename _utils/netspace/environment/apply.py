@@ -29,6 +29,7 @@ from netspace.environment.starting import problems, start
 from netspace.environment.storage import injected_files, mounts, rootfs, volumes
 from netspace.environment.update import rolling, rollout
 from netspace.errors import NetspaceError, raise_any
+from netspace.index import without
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 from netspace.supervision.service import Supervisor
@@ -104,7 +105,7 @@ class ApplyRun:
         """Return all environments' claims: the observed ones with this run's changes, or else those on disk."""
         if self._observed is None:
             return claims.index(self.layout).read()
-        known = {name: its for name, its in self._observed.claims.items() if name not in self._removed}
+        known = without(self._observed.claims, self._removed)
         return known | {name: claims.of(self._records[name]) for name in self._written}
 
     def _fail(self, errors: Mapping[str, str]) -> None:
@@ -136,8 +137,7 @@ class ApplyRun:
             if self._purge:
                 volumes.erase(self.layout, name)
             oci_runtime.remove_cgroups(self.layout, self.making.cgroup(name), self._mounted)
-            for instance in (name, self.layout.beside(name)):
-                oci_runtime.remove_output(self.layout, instance)
+            oci_runtime.remove_output(self.layout, name, self.layout.beside(name))
             files.remove(records.path(self.layout, name))
 
         doomed = [name for name in self._removals if name not in self.errors]
@@ -169,7 +169,8 @@ class ApplyRun:
         for of, error in each(wanted, build).items():
             self._fail(dict.fromkeys(wanted[of], error))
         rebuilt = {name for names in wanted.values() for name in names}
-        taken = {name: its.base for name, its in self._claims().items()}
+        known = self._claims()
+        taken = dict(zip(known, map(claims.BASE, known.values()), strict=True))
         for name, work in self._left().items():
             try:
                 base = user_ids.allocate([name], taken)[name]
@@ -351,7 +352,7 @@ class ApplyRun:
 
     def _watch(self) -> None:
         """Start the service that watches health if any environment needs it; else remove it."""
-        needed = any(its.watched for its in self._claims().values())
+        needed = any(map(claims.WATCHED, self._claims().values()))
         try:
             there = self.supervisor.observe([environment_services.HEALTH]).get(environment_services.HEALTH)
             if needed:

@@ -29,7 +29,7 @@ from netspace.environment.record import Record
 from netspace.environment.storage import disks, init, injected_files, mounts, rootfs, volumes
 from netspace.environment.storage.disks import Disk
 from netspace.errors import MissingError
-from netspace.index import Index
+from netspace.index import Index, without
 from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 from netspace.supervision import restart_policy
@@ -152,7 +152,7 @@ def observe(
     mounted: Mapping[str, mounts.Mount] = mounts.table() if about is None or len(about) > _FEW else mounts.Single()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
-    probed = any(its.watched for its in everybody.values())
+    probed = any(map(claims.WATCHED, everybody.values()))
     services = [environment_services.health(layout)] if probed else []
     for name, record in near.items():
         with contextlib.suppress(MissingError):  # without its runtime it has no service; the plan says so
@@ -193,16 +193,16 @@ def observe(
         unkept,
         disks.lacking(),
         disks.grows(),
-        disks.budget(layout) if sized or any(its.promised for its in everybody.values()) else None,
+        disks.budget(layout) if sized or any(map(claims.PROMISED, everybody.values())) else None,
         not devices(Environment(image="")),
-        frozenset(rootfs.layers(layout, about) - everybody.keys()),
+        frozenset(name for name in rootfs.layers(layout, about) if name not in everybody),
         mounted,
         watched,
         time.time(),
         frozenset(records.updating(layout)),
         missing,
         init.problem(),
-        {name: its for name, its in everybody.items() if name not in near},
+        without(everybody, near),
         confining,
     )
 

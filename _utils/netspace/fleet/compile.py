@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netspace.errors import SpecError
-from netspace.fleet import never, parse, place
+from netspace.fleet import never, parse, place, public_keys, trust
 from netspace.fleet.types import (
     AUTHORITY,
     Fleet,
@@ -34,6 +35,12 @@ from netspace.spec.types import Declaration, Interface
 
 MAX_LINKS = 1_000_000
 """The most links between single instances of environments."""
+MAX_EDGES = 2_000_000
+"""The most ways from one end to another among which assertions are proved."""
+MAX_PROOFS = 50_000_000
+"""The most ways that all assertions look at: each looks at all of them."""
+MAX_CHOICES = 5_000_000
+"""The most replicas among which links choose theirs: a hash for each."""
 _TRIED = 8
 """The hosts with whose settings an environment that runs nowhere yet is parsed."""
 
@@ -42,7 +49,7 @@ class Compiled(NamedTuple):
     """The result for a whole fleet.
 
     :param declared: the declaration; None: it can't be parsed.
-    :param slices: by minion, the pillar.
+    :param slices: by minion, the pillar under ``netspace``, and what ``trust.noted`` says of it under ``trust``.
     :param placed: the hosts of each environment.
     :param missing: what the fleet waits for, though its declaration is right.
     :param problems: what is wrong. If there are any, the slices must not be used.
@@ -107,7 +114,7 @@ def fleet(
     later = {host: _placeholder(declared, host) for host in declared.hosts if host not in joined} | joined
     for host, names in _instances(declared, placement.hosts).items():
         made = _Slice(declared, host, names, by_host.get(host, ()), joined)
-        slices[declared.minion(host)] = {"netspace": made.section}
+        slices[declared.minion(host)] = made.pillar
         found, wrong = made.parsed()
         if found is not None:
             parsed[host] = found
@@ -120,8 +127,11 @@ def fleet(
     problems = _once(problems)
     between: tuple[Edge, ...] = ()
     if (declared.never or edges) and not problems:
-        between = _edges(declared, ways, parsed)
-        problems += never.problems(never.Search(between, placement.hosts), declared.never)
+        between = tuple(itertools.islice(_edges(declared, ways, parsed), MAX_EDGES + 1))
+        if why := _too_many(len(between), len(declared.never)):
+            problems.append(Problem(*(declared.never[0][:2] if declared.never else ("", "links")), why))
+        else:
+            problems += never.problems(never.Search(between, placement.hosts), declared.never)
     return Compiled(declared, slices, placement.hosts, placement.moves, tuple(missing), tuple(problems), between)
 
 
@@ -137,10 +147,8 @@ def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[M
         elif facts.trust_domain != declared.trust_domain(host):
             why = f"{host} joined as {facts.trust_domain}, and is declared as {declared.trust_domain(host)}"
             missing.append(Missing(host, f"{why}: {again}"))
-        elif keys.setdefault(facts.public_key, host) != host:
-            missing.append(
-                Missing(host, f"{host} has the key of {keys[facts.public_key]}: give it its own, then {again}")
-            )
+        elif (first := keys.setdefault(public_keys.canonical(facts.public_key), host)) != host:
+            missing.append(Missing(host, f"{host} has the key of {first}: give it its own, then {again}"))
         else:
             joined[host] = facts
     return joined
@@ -181,7 +189,7 @@ def _instances(declared: Fleet, placed: Mapping[str, tuple[str, ...]]) -> dict[s
 
 def _ways(declared: Fleet, placed: Mapping[str, tuple[str, ...]], problems: list[Problem]) -> Iterator[_Way]:
     """Yield each link between two instances."""
-    count = 0
+    count = choices = 0
     for entry in declared.links:
         targets = placed.get(entry.target, ())
         for source in placed.get(entry.source, ()) if targets else ():
@@ -190,6 +198,11 @@ def _ways(declared: Fleet, placed: Mapping[str, tuple[str, ...]], problems: list
             elif source in targets:
                 chosen = (source,)
             else:
+                choices += len(targets)
+                if choices > MAX_CHOICES:
+                    why = f"links choose among more than {MAX_CHOICES} replicas; declare fewer replicas, or reach: each"
+                    problems.append(Problem(entry.file, entry.path, why))
+                    return
                 chosen = (place.choose(f"{entry.source}@{source}.{entry.target}", targets),)
             count += len(chosen)
             if count > MAX_LINKS:
@@ -234,6 +247,8 @@ class _Slice:
             "links": links,
         }
         self.section = {key: value for key, value in self.section.items() if value}
+        beside = trust.noted(declared, host, zip(self._links, links, strict=True))
+        self.pillar = {"netspace": self.section, **({"trust": beside} if beside else {})}
 
     def parsed(self) -> tuple[Declaration | None, list[Problem]]:
         """Return the slice as its minion parses it, or the problems."""
@@ -308,8 +323,17 @@ class _Slice:
         return Problem(entry_.file, f"hosts:{self._host}:{rest}", reason)
 
 
-def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declaration]) -> tuple[Edge, ...]:
-    """Return who may reach whom."""
+def _too_many(edges: int, assertions: int) -> str:
+    """Return why assertions can't be proved in bounded time; empty if they can."""
+    if edges > MAX_EDGES:
+        return f"more than {MAX_EDGES} ways lead from one end to another; declare fewer replicas, links or rules"
+    if edges * assertions > MAX_PROOFS:
+        return f"{assertions} assertions about {edges} ways are more than can be proved; {MAX_PROOFS // edges} can"
+    return ""
+
+
+def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declaration]) -> Iterator[Edge]:
+    """Yield who may reach whom."""
     interfaces: dict[str, Interface] = {}
     for host, one in parsed.items():
         interfaces |= {f"{name}@{host}": made for name, made in one.interfaces.items() if made is not None}
@@ -322,7 +346,8 @@ def _edges(declared: Fleet, ways: Iterable[_Way], parsed: Mapping[str, Declarati
         )
         for way in ways
     )
-    return (*never.links(ends), *never.packets(declared, interfaces))
+    yield from never.links(ends)
+    yield from never.packets(declared, interfaces)
 
 
 def _once(problems: Iterable[Problem]) -> list[Problem]:

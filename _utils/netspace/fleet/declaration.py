@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import netspace
 from netspace.errors import NetspaceError, StateError
 from netspace.fleet import compile as compiler
-from netspace.fleet import in_force
+from netspace.fleet import in_force, place, trust, trust_book
 from netspace.fleet.compile import Compiled
 from netspace.fleet.drained import Drained
 from netspace.fleet.given import Candidate, GivenSlices
 from netspace.fleet.in_force import Change, Inputs, Manifest, Refusal, Stamp
+from netspace.fleet.place import Reasons
 from netspace.fleet.published import Register
-from netspace.fleet.types import FleetError, Problem
+from netspace.fleet.types import Fleet, FleetError, Problem
 
 FOLDER = "/var/lib/netspace-master/fleet"
 MAX_FILES = 256
@@ -92,6 +93,7 @@ class FleetDeclaration:
         self.register = Register(folder / "hosts")
         self.drained = Drained(folder / "drained.json")
         self.store = in_force.store(folder / "compiled")
+        self.trust = trust_book.book(folder)
         self.given = GivenSlices(folder / "compiled")
         self._sources = sources
         self._nodegroups = nodegroups
@@ -102,22 +104,59 @@ class FleetDeclaration:
     def answer(self, minion: str) -> Answer:
         """Return the pillar of a minion, from the present declaration, or from the last good one.
 
-        Where changes are planned first, it is what the minion was given, and the declaration isn't looked at.
+        Where changes are planned first, it is what the minion was given, and the declaration isn't looked at. It has no
+        links to or from a host that the master distrusts, unless these are declared to stay.
 
-        :raises NetspaceError: the declaration is refused, and no earlier one is in force.
+        :raises NetspaceError: the declaration is refused, and no earlier one is in force; or the book of trust is
+            damaged.
         """
         if self.given.active():
-            return Answer(self.given.pillar(minion), None)
+            return Answer(self._trusted(self.given.pillar(minion), minion), None)
         now = self._served()
+        alarm = now.refusal if now.news else None
         if self.given.active():
-            return Answer(self.given.pillar(minion), now.refusal if now.news else None)
+            return Answer(self._trusted(self.given.pillar(minion), minion), alarm)
         if now.manifest is None:
             raise NetspaceError("the fleet's declaration is refused, and none is in force; the master's log has more")
-        alarm = now.refusal if now.news else None
         try:
-            return Answer(self.store.slice(now.manifest, minion), alarm)
+            whole = self.store.slice(now.manifest, minion)
         except StateError as err:
-            return Answer(self.store.slice(self._again(now.manifest, err), minion), alarm)
+            whole = self.store.slice(self._again(now.manifest, err), minion)
+        return Answer(self._trusted(whole, minion), alarm)
+
+    def planned_pillar(self, generation: str, minion: str) -> dict[str, Any]:
+        """Return the pillar that a minion would have by a candidate.
+
+        :raises NetspaceError: the candidate isn't kept, or the book of trust is damaged.
+        """
+        return self._trusted(self.given.candidate_slice(generation, minion), minion) or {}
+
+    def _trusted(self, whole: dict[str, Any] | None, minion: str) -> dict[str, Any] | None:
+        return None if whole is None else trust.served(whole, minion, self.trust.read().hosts)
+
+    def whole(self, minion: str) -> dict[str, Any] | None:
+        """Return the slice of one minion by what is in force, and what is noted beside it; None if it has none.
+
+        :raises StateError: that is damaged.
+        """
+        if self.given.active():
+            return self.given.pillar(minion)
+        manifest = self.store.current().manifest
+        return self.store.slice(manifest, minion) if manifest is not None else None
+
+    def stamps(self) -> tuple[Stamp, ...]:
+        """Return stamps that change with every change of what is in force."""
+        return in_force.stamp(self.given.folder), in_force.stamp(self.store.folder)
+
+    def wholes(self) -> dict[str, dict[str, Any]]:
+        """Return the slice of each minion by what is in force, and what is noted beside it.
+
+        :raises StateError: that is damaged.
+        """
+        if self.given.active():
+            return self.given.pillars()
+        manifest = self.store.current().manifest
+        return dict(self.store.pillars(manifest)) if manifest is not None else {}
 
     def _again(self, manifest: Manifest, error: StateError) -> Manifest:
         """Return what is in force after another process changed it at this moment, or after its slices were damaged."""
@@ -203,6 +242,10 @@ class FleetDeclaration:
         """
         return self._compile(edges=edges, drained=drained)[0]
 
+    def reasons(self, fleet: Fleet, name: str) -> Reasons:
+        """Return why a declared environment runs on its hosts and on no others."""
+        return place.reasons(fleet, self.register.read_all()[0], self._nodegroups, name)
+
     def _now(self) -> _Now:
         known = self._known()
         if known is not None:
@@ -220,8 +263,7 @@ class FleetDeclaration:
                 self._sources.tell(refusal)
                 return _Now(manifest, refusal, True)
             if compiled.declared is not None and compiled.declared.planned:
-                sections = self.store.sections(manifest) if manifest is not None else ()
-                self.given.begin({minion: {"netspace": section} for minion, section in sections})
+                self.given.begin(dict(self.store.pillars(manifest)) if manifest is not None else {})
                 self.store.forget()
                 return _Now(manifest, None, False)
             return _Now(self.store.commit(compiled, inputs), None, False)

@@ -130,7 +130,7 @@ class GivenSlices:
         return found
 
     def pillar(self, minion: str) -> dict[str, Any] | None:
-        """Return the pillar of a minion; None if it gets none.
+        """Return the slice of a minion, and what is noted beside it; None if it gets none.
 
         :raises StateError: its file is damaged.
         """
@@ -147,9 +147,13 @@ class GivenSlices:
                     found.append(one)
         return sorted(found, key=lambda one: -one.since)
 
+    def pillars(self) -> dict[str, dict[str, Any]]:
+        """Return the slice of each minion that has one, and what is noted beside it."""
+        return {one.minion: pillar for one in self.all() if (pillar := _decoded(one.slice)) is not None}
+
     def sections(self) -> dict[str, dict[str, Any]]:
         """Return what each minion has under ``netspace``."""
-        return {one.minion: pillar["netspace"] for one in self.all() if (pillar := _decoded(one.slice)) is not None}
+        return {minion: pillar["netspace"] for minion, pillar in self.pillars().items()}
 
     def placed(self) -> dict[str, tuple[str, ...]]:
         """Return the hosts of each environment, those first that were given it last."""
@@ -211,7 +215,7 @@ class GivenSlices:
             pillars = {minion: _decoded(getattr(one, which)) for minion, one in known.items()}
             there = {minion: pillar["netspace"] for minion, pillar in pillars.items() if pillar is not None}
             for minion, section in change(there).items():
-                raw = msgspec.json.encode({"netspace": section})
+                raw = msgspec.json.encode({**(pillars[minion] or {}), "netspace": section})
                 if which == "slice":
                     made = msgspec.structs.replace(known[minion], slice=msgspec.Raw(raw), digest=digest(raw))
                 else:

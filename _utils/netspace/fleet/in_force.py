@@ -7,7 +7,7 @@ force, and the problems are kept beside it, so that they are reported once and n
 =====================  ==================================================================================
 ``in-force.json``      the inputs' times, and where the slice of each minion lies. Replaced last, by a rename
 ``slices-<id>``        the slices, one after the other
-``placed-<id>.json``   the hosts of each environment
+``placed-<id>.json``   the hosts of each environment; ``placed-<id>.copy`` has the same
 ``gone-<id>.json``     the last hosts of environments that run nowhere any more, for some time
 ``refused.json``       the newest declaration that was refused: its inputs and problems
 =====================  ==================================================================================
@@ -33,8 +33,10 @@ from netspace.fleet.types import Problem
 
 T = TypeVar("T")
 
-Stamp = tuple[int, int, int] | None
-"""Time of change (ns), size and inode of a file; None: there is no file."""
+Stamp = tuple[int, ...] | None
+"""Time of the content's change (ns), size, inode, and time of any change (ns) of a file; None: there is no file.
+
+A record of an earlier version has no time of any change, so it equals no present stamp."""
 
 Change = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Mapping[str, Any]]]
 """A change of what minions have under ``netspace``."""
@@ -133,7 +135,7 @@ class Store:
         return Current(self._known(self._manifest, Manifest), self._known(self._refused, Refusal))
 
     def slice(self, manifest: Manifest, minion: str) -> dict[str, Any] | None:
-        """Return the pillar of a minion; None if it is no host of the fleet.
+        """Return the slice of a minion, and what is noted beside it; None if it is no host of the fleet.
 
         :raises StateError: the slices are damaged.
         """
@@ -149,13 +151,21 @@ class Store:
             raise StateError(f"{path}: {err}; remove {self._manifest} to compile it again") from err
         return found
 
+    def pillars(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the slice of each minion, and what is noted beside it.
+
+        :raises StateError: the slices are damaged.
+        """
+        for minion in manifest.slices:
+            yield minion, self.slice(manifest, minion) or {}
+
     def sections(self, manifest: Manifest) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield what each minion has under ``netspace``.
 
         :raises StateError: the slices are damaged.
         """
-        for minion in manifest.slices:
-            yield minion, (self.slice(manifest, minion) or {})["netspace"]
+        for minion, pillar in self.pillars(manifest):
+            yield minion, pillar["netspace"]
 
     def cut(self, change: Change) -> None:
         """Change the slices in force, and nothing else; the caller holds the lock.
@@ -164,13 +174,37 @@ class Store:
         """
         manifest = self.current().manifest
         if manifest is not None:
-            changed = change(dict(self.sections(manifest)))
-            slices = {minion: {"netspace": section} for minion, section in changed.items()}
-            self._put(slices, self.placed(), self._gone(), manifest.inputs)
+            before = dict(self.pillars(manifest))
+            changed = change({minion: one["netspace"] for minion, one in before.items()})
+            slices = {minion: {**before[minion], "netspace": section} for minion, section in changed.items()}
+            try:
+                placed = self.placed()
+            except StateError:
+                placed = None  # a host must be cut out all the same
+            self._put(slices, placed, self._gone(), manifest.inputs)
 
     def placed(self) -> dict[str, tuple[str, ...]]:
-        """Return the hosts of each environment in the declaration in force; empty if it is absent or damaged."""
-        return self._beside("placed", dict[str, tuple[str, ...]])
+        """Return the hosts of each environment in the declaration in force; empty if none ever was.
+
+        Without it environments would move, so a damaged file is replaced by its copy; likewise if what is in force is
+        damaged.
+
+        :raises StateError: both are damaged.
+        """
+        manifest = self.current().manifest
+        if manifest is not None:
+            found = [self.folder / f"placed-{manifest.generation}{end}" for end in (".json", ".copy")]
+        elif self._manifest.exists():
+            found = sorted(self.folder.glob("placed-*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        else:
+            return {}
+        for path in found:
+            with contextlib.suppress(OSError, ValueError):
+                return msgspec.json.decode(files.read(path, _MOST), type=dict[str, tuple[str, ...]])
+        raise StateError(
+            f"{self.folder}: the file that says where environments run is damaged, and so is its copy; restore one "
+            f"from a backup, or remove {self._manifest} to have all environments placed anew"
+        )
 
     def remembered(self) -> dict[str, tuple[str, ...]]:
         """Return the last hosts of environments that run nowhere any more."""
@@ -188,10 +222,14 @@ class Store:
     def _put(
         self,
         slices: Mapping[str, Mapping[str, Any]],
-        placed: Mapping[str, tuple[str, ...]],
+        placed: Mapping[str, tuple[str, ...]] | None,
         gone: Mapping[str, Gone],
         inputs: Inputs,
     ) -> Manifest:
+        """Write what is in force.
+
+        :param placed: None: it is damaged, and stays so.
+        """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         parts, places, at = [], {}, 0
         for minion, pillar in slices.items():
@@ -200,7 +238,10 @@ class Store:
             places[minion] = (at, len(raw))
             at += len(raw)
         contents = {"slices-{}": b"".join(parts)}
-        contents |= {"placed-{}.json": msgspec.json.encode(placed), "gone-{}.json": msgspec.json.encode(gone)}
+        contents |= dict.fromkeys(
+            ("placed-{}.json", "placed-{}.copy"), b"damaged" if placed is None else msgspec.json.encode(placed)
+        )
+        contents["gone-{}.json"] = msgspec.json.encode(gone)
         generation = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
         for name, content in contents.items():
             files.write(self.folder / name.format(generation), content)
@@ -260,7 +301,7 @@ def stamp(path: Path | str) -> Stamp:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
 
 
 def settled(path: Path | str) -> Stamp:
@@ -269,7 +310,7 @@ def settled(path: Path | str) -> Stamp:
     A file that changed a moment ago may change again within the same tick of the kernel's clock: wait for the next one.
     """
     found = stamp(path)
-    while found is not None and 0 <= time.time_ns() - found[0] < SETTLED:
+    while found is not None and 0 <= time.time_ns() - found[-1] < SETTLED:
         time.sleep(SETTLED / 1e9)
         found = stamp(path)
     return found

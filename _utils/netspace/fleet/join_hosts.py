@@ -40,10 +40,14 @@ def join(
         found[host] = {"changes": joined.changes, "missing": joined.missing}
     if (refusal := declaration.apply()) is not None:
         raise NetspaceError(f"{refusal.count} problems: {fleet_hosts.CHECK}")
-    after, _ = fleet_hosts.compiled(declaration)
+    after, now = fleet_hosts.compiled(declaration)
     for host, one in found.items():
-        if "missing" in one:
-            one["missing"] += [*_waiting(declaration, after, fleet, host), *_missing(after, fleet, host, ask)]
+        if "missing" not in one:
+            continue
+        if host not in now.hosts or now.minion(host) != fleet.minion(host):
+            one["missing"].append(f"the declaration of {host} changed meanwhile; join again if it is still a host")
+            continue
+        one["missing"] += [*_waiting(declaration, after, now, host), *_missing(after, now, host, ask)]
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from netspace.errors import NetspaceError, StateError, unreadable
+from netspace.fleet import public_keys
 from netspace.fleet.published import MAX_GRAIN, Register
 from netspace.fleet.types import AUTHORITY, LEVELS, Fleet, Published
 from netspace.link.pki.root import NAME, Root
@@ -178,7 +179,10 @@ def _public_key(said: object, name: str, register: Register) -> str:
         X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(raw))
     except ValueError as err:  # not of 32 bytes, or a point of a small order (RFC 7748, section 6.1)
         raise NetspaceError(f"{name}: netspace_link.public_key: {said!r:.80} is no key") from err
-    for minion, facts in register.read_all()[0].items():
-        if facts.public_key == said and minion != name:
-            raise NetspaceError(f"{name}: netspace_link.public_key: the key is {minion}'s; each host has its own")
+    if public_keys.canonical(str(said)) != said:
+        raise NetspaceError(
+            f"{name}: netspace_link.public_key: {said!r:.80} is another spelling of a key; as it tells it"
+        )
+    if (owner := register.owner(str(said), name)) is not None:
+        raise NetspaceError(register.anothers(name, owner))
     return str(said)

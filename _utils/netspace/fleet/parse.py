@@ -247,7 +247,11 @@ def _link(reading: _Reading, where: str, value: Any) -> LinkEntry | None:
     if which not in ("one", "each"):
         reading.refuse(f"{where}:reach", f"{which!r:.40} is not possible here; choose from one, each")
         return None
-    return LinkEntry(reading.file, where, ends[0], ends[1], which, body)
+    reaction = body.pop("on_distrust", None)
+    if reaction not in (None, "cut", "report"):
+        reading.refuse(f"{where}:on_distrust", f"{reaction!r:.40} is not possible here; choose from cut, report")
+        return None
+    return LinkEntry(reading.file, where, ends[0], ends[1], which, body, reaction)
 
 
 def _check_assertion(reading: _Reading, where: str, spec: Assertion) -> bool:

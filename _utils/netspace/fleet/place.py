@@ -19,6 +19,8 @@ from netspace.fleet.types import Fleet, Missing, Move, Placing, Problem, Publish
 from netspace.spec.types import LevelName
 
 STAYS = "stays on the drained"
+MAX_SCORES = 20_000_000
+"""The most hosts that all environments together choose among: a hash for each."""
 
 
 class Placement(NamedTuple):
@@ -62,6 +64,34 @@ def level(fleet: Fleet, published: Mapping[str, Published], host: str) -> LevelN
     return facts.level if facts is not None else None
 
 
+class Reasons(NamedTuple):
+    """The hosts that one environment could run on, and why others can't have it.
+
+    :param possible: the hosts that match and are possible.
+    :param refused: the reason for each host that matches and isn't possible.
+    :param problem: why no host matches; empty if one does.
+    """
+
+    possible: tuple[str, ...]
+    refused: Mapping[str, str]
+    problem: str = ""
+
+
+def reasons(fleet: Fleet, published: Mapping[str, Published], nodegroups: Mapping[str, object], name: str) -> Reasons:
+    """Return why an environment runs where it does.
+
+    :param name: one that is declared.
+    """
+    placing = fleet.environments[name].placing
+    try:
+        matching = Targets(fleet, published, nodegroups).match(placing.terms)
+    except NetspaceError as err:
+        return Reasons((), {}, str(err))
+    levels = {host: level(fleet, published, host) for host in matching}
+    found = _candidates(fleet, levels, placing, matching)
+    return Reasons(found.possible, found.refused)
+
+
 def place(
     fleet: Fleet,
     published: Mapping[str, Published],
@@ -83,6 +113,7 @@ def place(
     levels = {host: level(fleet, published, host) for host in fleet.hosts}
     placed: dict[str, tuple[str, ...]] = {}
     moves, missing, problems = list[Move](), list[Missing](), list[Problem]()
+    scores = 0
     for name, (file, placing, _) in fleet.environments.items():
         try:
             matching = targets.match(placing.terms)
@@ -97,6 +128,11 @@ def place(
         free = tuple(host for host in candidates.possible if host not in drained)
         last = tuple(host for host in candidates.possible if host in drained)
         wanted = len(free or last) if placing.replicas == "all" else placing.replicas
+        scores += len(candidates.possible) if len(candidates.possible) > wanted else 0
+        if scores > MAX_SCORES:
+            why = f"environments choose among more than {MAX_SCORES} hosts; name fewer hosts in each on"
+            problems.append(Problem(file, f"environments:{name}:on", why))
+            break
         chosen = _chosen(fleet, name, placing, free, wanted, before.get(name, ()))
         if last and len(chosen) < wanted:
             stay = _chosen(fleet, name, placing, last, wanted - len(chosen), before.get(name, ()))

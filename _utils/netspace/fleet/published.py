@@ -16,6 +16,7 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError, StateError
+from netspace.fleet import public_keys
 from netspace.fleet.types import Published
 from netspace.spec.hosts import DOMAIN
 
@@ -61,7 +62,8 @@ class Register:
     def write(self, facts: Published) -> bool:
         """Store the facts that a minion has published; return whether they differ from before.
 
-        :raises NetspaceError: a value is malformed.
+        :raises NetspaceError: a value is malformed, or the key is another minion's. Two that join at the same moment
+            with one key can't both pass: the lock is held from the check on.
         """
         if reason := check(facts):
             raise NetspaceError(f"{facts.minion:.100}: {reason}")
@@ -70,9 +72,21 @@ class Register:
                 old = self.read(facts.minion)
             except StateError:
                 old = None  # damaged: replace it
+            if (owner := self.owner(facts.public_key, facts.minion)) is not None:
+                raise NetspaceError(self.anothers(facts.minion, owner))
             if old is not None and msgspec.structs.replace(old, joined=facts.joined) == facts:
                 return False
             return files.write(self.path(facts.minion), msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+
+    def owner(self, public_key: str, but: str) -> str | None:
+        """Return another minion than *but* that has published this key, however it is spelled; None if none has."""
+        others = ((minion, facts) for minion, facts in self.read_all()[0].items() if minion != but)
+        return next((minion for minion, facts in others if public_keys.same(facts.public_key, public_key)), None)
+
+    @staticmethod
+    def anothers(minion: str, owner: str) -> str:
+        """Return the message for a minion that shows the key of another one."""
+        return f"{minion}: netspace_link.public_key: the key is {owner}'s; each host has its own"
 
     def remove(self, minion: str) -> bool:
         """Forget a minion; return whether anything was stored."""

@@ -24,6 +24,9 @@ DOMAIN = "netspace.internal"
 AUTHORITY = "/etc/netspace/authority"
 MAX_TERMS = 256
 
+Reaction = Literal["cut", "report"]
+"""What follows for a host's links when the master no longer trusts the host."""
+
 
 class Problem(NamedTuple):
     """One problem of a fleet's declaration.
@@ -62,6 +65,9 @@ class Host(Base, frozen=True):
     :param attestation: the host's part of that name, as in a declaration of one host. So are the next three. Each is
         merged over the fleet's ``defaults``, key by key.
     :param broker: without ``host``, ``hosts``, ``listen`` and ``trust_domain``, which are derived.
+    :param on_distrust: whether links between it and other hosts are cut when the master judges that it isn't trusted;
+        absent: as in ``defaults``.
+    :param on_expiry: likewise, when its last result has expired and it doesn't answer.
     """
 
     address: str | None = None
@@ -74,15 +80,19 @@ class Host(Base, frozen=True):
     broker: dict[str, Any] = msgspec.field(default_factory=dict)
     network: dict[str, Any] = msgspec.field(default_factory=dict)
     runtimes: dict[str, Any] = msgspec.field(default_factory=dict)
+    on_distrust: Reaction | None = None
+    on_expiry: Reaction | None = None
 
 
 class Defaults(Base, frozen=True):
-    """Settings of all hosts, as in a declaration of one host."""
+    """Settings of all hosts, as in a declaration of one host; and what follows for hosts that aren't trusted."""
 
     attestation: dict[str, Any] = msgspec.field(default_factory=dict)
     broker: dict[str, Any] = msgspec.field(default_factory=dict)
     network: dict[str, Any] = msgspec.field(default_factory=dict)
     runtimes: dict[str, Any] = msgspec.field(default_factory=dict)
+    on_distrust: Reaction = "cut"
+    on_expiry: Reaction = "cut"
 
 
 class Placing(Base, frozen=True):
@@ -145,6 +155,7 @@ class LinkEntry(NamedTuple):
 
     :param reach: for a receiver with replicas: each sender reaches ``one`` of them, or ``each``.
     :param body: its keys as in a declaration of one host, without ``from`` and ``to``.
+    :param on_distrust: whether it is cut when a host at one end isn't trusted; None: as the host declares.
     """
 
     file: str
@@ -153,6 +164,7 @@ class LinkEntry(NamedTuple):
     target: str
     reach: Literal["one", "each"]
     body: Mapping[str, Any]
+    on_distrust: Reaction | None = None
 
 
 class AssertionEntry(NamedTuple):

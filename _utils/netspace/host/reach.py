@@ -110,7 +110,8 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
     :param declared: draw this declaration; None: what was applied.
     :raises NetspaceError: there is no such form.
     """
-    from netspace.plugin.graph import Arrow, Node, Sort, rendered
+    from netspace.plugin.graph import rendered
+    from netspace.plugin.picture.model import Arrow, Graph, Node, Sort
 
     world = _world(host, declared)
     # The name stands for its addresses.
@@ -122,8 +123,8 @@ def graph(host: Parts, form: object, declared: Declaration | None = None) -> str
         return "outside" if reach.named(end) or reach.network(end) is not None else "remote"
 
     ends = sorted(world.environments | {end for edge in begun for end in (edge.source, edge.target)})
-    arrows = [Arrow(edge.source, edge.target, edge.what, edge.rule) for edge in begun]
-    return rendered(form, [Node(end, sort(end)) for end in ends], arrows)
+    arrows = [Arrow(edge.source, edge.target, edge.what, edge.rule, edge.by) for edge in begun]
+    return rendered(form, Graph([Node(end, sort(end)) for end in ends], arrows))
 
 
 def _end(world: World, given: object) -> str:

@@ -49,10 +49,14 @@ def allocate(network: Network, wanted: Mapping[str, str | None], recorded: Mappi
     :param wanted: by name, a fixed address, or None for any.
     :param recorded: earlier addresses by name. Names that aren't in *wanted* keep theirs.
     """
-    held = {address: name for name, address in recorded.items() if name not in wanted}
+    others = dict(recorded)
+    for name in wanted:
+        others.pop(name, None)
+    held = dict(zip(others.values(), others, strict=True))
     while True:
         result = _allocate(network, wanted, recorded, held)
-        given = set(result.addresses.values()) - held.keys()  # so each round adds to held, and the loop ends
+        # So each round adds to held, and the loop ends.
+        given = {one for one in result.addresses.values() if one not in held}
         # A refused name keeps its recorded address, so no other name may get it.
         kept = {recorded[name]: name for name in result.refused.keys() & recorded.keys() if recorded[name] in given}
         if not kept:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -24,36 +24,69 @@ from netspace.spec import parse
 from netspace.spec.publish import Led, Publication, published
 from netspace.spec.types import Allow, Filtered
 
-_VERSION = "1"  # raise it whenever `of` finds something else in the same record
+_VERSION = "2"  # raise it whenever `of` finds something else in the same record
+_MARK = "1"  # raise it whenever `weigh` finds something else: each host then loads its filter again
 
 
-class Claims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Names, addresses, ports and rules of one interface that concern the rest of the host.
+class Rare(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The claims that few interfaces have; see :class:`Claims`."""
 
-    :param kind: the name of its kind.
-    :param addresses: the environment's addresses, by family.
-    :param gateways: the host's addresses at its end, by family.
-    :param host_end: the name of the host's end; empty for a kind without one.
-    :param rules: the rules of ``allow``, as JSON; empty: there are none.
-    :param connections: the most connections that may be open at once; 0: its kind isn't filtered.
-    :param ports: the declared ports of the host that are forwarded to it (``publish``).
-    :param alone: the things that only one interface of the host can have: (key, thing).
-    :param agreed: values that all interfaces with the same subject must agree about: (key, subject, value).
-    :param tunnels: UDP ports of the host that its tunnel uses: (key, port).
-    :param audit: whether its refused packets are recorded.
-    """
-
-    kind: str
-    addresses: dict[str, str] = {}
-    gateways: dict[str, str] = {}
-    host_end: str = ""
-    rules: str = ""
-    connections: int = 0
     ports: tuple[str, ...] = ()
     alone: tuple[tuple[str, str], ...] = ()
     agreed: tuple[tuple[str, str, str], ...] = ()
     tunnels: tuple[tuple[str, int], ...] = ()
     audit: bool = False
+
+
+_NOTHING = Rare()
+
+
+class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Names, addresses, ports and rules of one interface that concern the rest of the host.
+
+    A change of one interface reads those of all, so they are as flat as can be. :func:`made` makes them.
+
+    :param kind: the name of its kind.
+    :param sort: the same text for all interfaces that the packet filters treat alike: same kind, families, gateways,
+        rules, bounds and forms of ports.
+    :param ipv4: the environment's address; empty: it has none.
+    :param gateway4: the host's address at its end; empty: it has none.
+    :param host_end: the name of the host's end; empty for a kind without one.
+    :param rules: the rules of ``allow``, as JSON; empty: there are none.
+    :param connections: the most connections that may be open at once; 0: its kind isn't filtered.
+    :param rare: what few interfaces claim; None: nothing.
+    """
+
+    kind: str
+    sort: str
+    ipv4: str = ""
+    ipv6: str = ""
+    gateway4: str = ""
+    gateway6: str = ""
+    host_end: str = ""
+    rules: str = ""
+    connections: int = 0
+    rare: Rare | None = None
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The environment's addresses, by family."""
+        return _families(self.ipv4, self.ipv6)
+
+    @property
+    def gateways(self) -> dict[str, str]:
+        """The host's addresses at its end, by family."""
+        return _families(self.gateway4, self.gateway6)
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The declared ports of the host that are forwarded to it (``publish``)."""
+        return (self.rare or _NOTHING).ports
+
+    @property
+    def audit(self) -> bool:
+        """Whether its refused packets are recorded."""
+        return (self.rare or _NOTHING).audit
 
     @property
     def allow(self) -> tuple[Allow, ...]:
@@ -78,35 +111,74 @@ class Claims(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     @property
     def exclusive(self) -> bool:
         """True if another interface can conflict with this interface by more than addresses."""
-        return bool(self.ports or self.alone or self.agreed or self.tunnels)
+        rare = self.rare or _NOTHING
+        return bool(rare.ports or rare.alone or rare.agreed or rare.tunnels)
 
     # The methods of a declared interface: see netspace.spec.publish.Claimant.
     def claims(self) -> tuple[tuple[str, str], ...]:
-        return self.alone
+        """Return the things that only one interface of the host can have: (key, thing)."""
+        return (self.rare or _NOTHING).alone
 
     def shares(self) -> tuple[tuple[str, str, str], ...]:
-        return self.agreed
+        """Return the values that all interfaces with the same subject must agree about: (key, subject, value)."""
+        return (self.rare or _NOTHING).agreed
 
     def listens(self) -> tuple[tuple[str, int], ...]:
-        return self.tunnels
+        """Return the UDP ports of the host that its tunnel uses: (key, port)."""
+        return (self.rare or _NOTHING).tunnels
+
+
+def _families(ipv4: str, ipv6: str) -> dict[str, str]:
+    return {family: address for family, address in (("ipv4", ipv4), ("ipv6", ipv6)) if address}
+
+
+def made(
+    kind: str,
+    addresses: Mapping[str, str],
+    gateways: Mapping[str, str],
+    host_end: str = "",
+    rules: str = "",
+    connections: int = 0,
+    rare: Rare = _NOTHING,
+) -> Claims:
+    """Return the claims of an interface with these addresses and gateways, by family; the rest as in Claims."""
+    forms = sorted(map(_form, rare.ports))
+    alike = kind, rules, connections, sorted(gateways.items()), sorted(addresses), rare.audit, forms
+    return Claims(
+        kind,
+        hashlib.sha256(repr(alike).encode()).hexdigest()[:32],
+        *(addresses.get(family, "") for family in ("ipv4", "ipv6")),
+        *(gateways.get(family, "") for family in ("ipv4", "ipv6")),
+        host_end,
+        rules,
+        connections,
+        None if rare == _NOTHING else rare,
+    )
+
+
+def _form(port: str) -> tuple[str, int, bool]:
+    """Return what decides which rules a published port has: protocol, whether it names an address, and its family."""
+    return port.partition("/")[2], port.count(":"), "[" in port
 
 
 def of(record: Record) -> Claims:
     """Return the claims of an interface."""
     spec = record.interface
     allow = spec.allow if isinstance(spec, Filtered) else ()
-    return Claims(
+    return made(
         kinds.name(spec),
-        dict(record.addresses),
-        dict(record.gateways),
+        record.addresses,
+        record.gateways,
         record.host_end,
         msgspec.json.encode(parse.encode(allow)).decode() if allow else "",
         spec.connections if isinstance(spec, Filtered) else 0,
-        tuple(map(str, published(spec))),
-        tuple(spec.claims()),
-        tuple(spec.shares()),
-        tuple(spec.listens()),
-        isinstance(spec, Filtered) and spec.audit,
+        Rare(
+            tuple(map(str, published(spec))),
+            tuple(spec.claims()),
+            tuple(spec.shares()),
+            tuple(spec.listens()),
+            isinstance(spec, Filtered) and spec.audit,
+        ),
     )
 
 
@@ -127,7 +199,7 @@ def weigh(name: str, its: Claims) -> int:
 
 def mark(weight: int) -> str:
     """Return the mark of the host's packet filter, from the sum of :func:`weigh` over all interfaces; empty for 0."""
-    return hashlib.sha256(f"{_VERSION} {weight:x}".encode()).hexdigest() if weight else ""
+    return hashlib.sha256(f"{_MARK} {weight:x}".encode()).hexdigest() if weight else ""
 
 
 def index(layout: Layout) -> Index[Claims]:
@@ -154,8 +226,8 @@ def numbers(known: Iterable[Claims]) -> Sequence[tuple[int, int]]:
 
 
 def alike(known: Iterable[Claims]) -> Collection[Claims]:
-    """Return one interface of each group that has the same rules, ports, gateways and families."""
-    return {(its.rules, its.ports, (*its.gateways.items(),), (*its.addresses,)): its for its in known}.values()
+    """Return one interface of each group that the packet filters treat alike (``sort``)."""
+    return {its.sort: its for its in known}.values()
 
 
 def elsewhere(known: Iterable[Claims]) -> list[str]:

@@ -52,21 +52,22 @@ def parts(
     own = [{name: known[name] for name in changed if name in known} for known in (before, after)]
     addresses = {address for one in own for its in one.values() for address in its.addresses.values()}
     inside = kinds.filtered("inside")
-    some: dict[object, str] = {}
-    for name, its in before.items():
-        if name in changed:
-            continue
-        # Interfaces on different external networks may have one address, which is one element.
-        alone = its.ports or its.audit or (its.kind in inside and not addresses.isdisjoint(its.addresses.values()))
-        some.setdefault(name if alone else _class(its), name)
-    shared = {name: before[name] for name in some.values()}
+    others = {name: its for name, its in before.items() if name not in changed}
+    some = set({its.sort: name for name, its in others.items()}.values())
+    # Interfaces on different external networks may have one address, which is one element.
+    some.update(name for name, its in others.items() if its.rare and (its.ports or its.audit))
+    some.update(
+        name for name, its in others.items() if its.kind in inside and (its.ipv4 in addresses or its.ipv6 in addresses)
+    )
+    shared = {name: before[name] for name in before if name in some}
     return table(layout, shared | own[0]), table(layout, shared | own[1])
 
 
 def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
     """Return whether any interface that the host filters has a rule or published port, and whether any has a port."""
     host = kinds.filtered("host")
-    mine = [its for its in known.values() if its.connections and its.kind in host and (its.rules or its.ports)]
+    every = claims.alike(known.values())
+    mine = [its for its in every if its.connections and its.kind in host and (its.rules or its.ports)]
     return bool(mine), any(its.ports for its in mine)
 
 
@@ -96,18 +97,5 @@ def _library() -> str:
 
 
 def _sample(layout: Layout, known: Mapping[str, Claims]) -> str:
-    some: dict[object, str] = {}
-    for name, its in known.items():
-        kind = _class(its), its.audit, (*sorted(map(_form, its.ports)),)
-        some[kind] = min(name, some.get(kind, name))
+    some = {known[name].sort: name for name in sorted(known, reverse=True)}
     return table(layout, {name: known[name] for name in sorted(some.values())}).digest
-
-
-def _form(port: str) -> tuple[str, int, bool]:
-    """Return the properties that decide a published port's rules: protocol, whether it names an address, family."""
-    return port.partition("/")[2], port.count(":"), "[" in port
-
-
-def _class(its: Claims) -> object:
-    """Return the class of an interface: two of one class add the same chains, and elements to the same sets."""
-    return its.kind, its.rules, its.connections, (*its.gateways.items(),), (*its.addresses,)

@@ -17,7 +17,7 @@ from dataclasses import replace
 import msgspec
 
 from netspace import sockets
-from netspace.index import Index
+from netspace.index import Index, without
 from netspace.interface import claims, forwarding, host_filter, kernel_support, kinds
 from netspace.interface import endpoints as ends
 from netspace.interface import netns as namespaces
@@ -175,7 +175,7 @@ def observe(
         missing=kernel_support.missing(specs, links),
         guards=guarded,
         taken=_taken(declared, everybody.values()),
-        others={name: its for name, its in everybody.items() if name not in known},
+        others=without(everybody, known),
         # Not if somebody has overwritten a record in place: the sum is that of the noted claims.
         weight=index.weight() if only is not None and all(_as_noted(known, everybody)) else None,
         names=names,

@@ -8,6 +8,7 @@ and the host's forwarding concern all interfaces. They are separate steps, named
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
+from netspace.index import without
 from netspace.interface import addresses, claims, endpoints, forwarding, host_filter, kinds
 from netspace.interface import record as records
 from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceChange
@@ -34,6 +36,7 @@ from netspace.spec.types import Interface, Network
 
 FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
 FAMILIES = ("ipv4", "ipv6")
+_ADDRESS = {family: operator.attrgetter(family) for family in FAMILIES}
 Outcomes = list[Outcome]
 
 
@@ -149,7 +152,7 @@ class Interfaces:
         """Return the plan. Interfaces that this host can't have are refused; the others are planned."""
         gone = {name for name in remove if name in observed.records}
         wanted = {name: spec for name, spec in desired.interfaces.items() if name not in remove}
-        kept = {name: its for name, its in observed.claims.items() if name not in gone}
+        kept = without(observed.claims, gone)
         refused = _refused(wanted, observed)
         # A refused interface keeps its recorded values, and no other may take them. So plan again without it.
         while True:
@@ -186,12 +189,9 @@ class Interfaces:
                 if gateway is not None:
                     gateways[name][family] = str(gateway)
             range_ = getattr(network, family).network
-            recorded = {
-                name: its.addresses[family]
-                for name, its in kept.items()
-                # An interface that changes to an external network gives up its allocated address.
-                if family in its.addresses and (name in asking or name not in wanted)
-            }
+            held = dict(zip(kept, map(_ADDRESS[family], kept.values()), strict=True))
+            # An interface that changes to an external network gives up its allocated address.
+            recorded = without(held, wanted.keys() - asking.keys())
             allocation = addresses.allocate(range_, asking, recorded)
             refused |= allocation.refused
             for name, address in allocation.addresses.items():
@@ -219,7 +219,7 @@ class Interfaces:
         """Return the plan that applies *new* and removes *gone*; other records stay as they are."""
         removals = [self._removal(name, observed) for name in sorted(gone)]
         near = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
-        after = {name: its for name, its in observed.claims.items() if name not in gone}
+        after = without(observed.claims, gone)
         after |= {name: claims.of(record) for name, record in new.items()}
         everybody, before = (
             claims.numbers(after.values()),
@@ -372,8 +372,8 @@ class Interfaces:
                 was = host_filter.table(self.layout, observed.claims)
                 todo = msgspec.structs.replace(todo, before=was if was.digest == loaded.get("rendered") else None)
         had = {} if todo.before is None else observed.claims
-        led = [one for name, its in after.items() if its.ports and its != had.get(name) for one in its.led]
-        known_led = [one for its in had.values() if its.ports for one in its.led] if led else []
+        led = [one for name, its in after.items() if its.rare and its != had.get(name) for one in its.led]
+        known_led = [one for its in had.values() if its.rare for one in its.led] if led else []
         noted = host_filter.notes(self.layout, after, mark) if mark else {}
         todo = msgspec.structs.replace(todo, led=[one for one in led if one not in known_led], notes=noted)
         named = str(loaded.get("mark") or loaded.get("rendered", ""))
@@ -390,7 +390,8 @@ class Interfaces:
         host = kinds.filtered("host")
         needed = {
             family
-            for its in claims.alike(its for its in after.values() if (its.rules or its.ports) and its.kind in host)
+            for its in claims.alike(after.values())
+            if its.kind in host and (its.rules or its.ports)
             for family in its.forwarded
             if family in its.addresses
         }

@@ -51,5 +51,6 @@ def paths(found: Mapping[str, object], paint: Paint) -> list[str]:
         rows.append(Row(rank, [Cell(one, tone) for one in cells]))
     if not rows:
         return tables.sentence(Cell(f"nobody can reach {text(found['paths_to'])}"), paint)
-    lines = tables.sentence(Cell(f"{len(rows)} paths lead to {text(found['paths_to'])}", "head"), paint)
+    counted = "1 path leads" if len(rows) == 1 else f"{len(rows)} paths lead"
+    lines = tables.sentence(Cell(f"{counted} to {text(found['paths_to'])}", "head"), paint)
     return lines + tables.table(("FROM", "BY", "WHAT", "THROUGH", "RULE"), rows, paint)

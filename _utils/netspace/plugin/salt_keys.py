@@ -1,17 +1,25 @@
 """Salt's keys, where master and minions keep them. Imports no Salt: the caller passes the needed functions of Salt.
 
-Never writes a key, and never returns a private key but the minion's own, to the minion.
+Never returns a private key but the minion's own, to the minion. The only key that it writes is a minion's public one,
+when a master accepts it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from netspace import files
 from netspace.attestation.evidence import key_fingerprint
 from netspace.attestation.refusals import WrongSaltKey
 from netspace.errors import NetspaceError
+
+MAX_KEY = 4096
+"""Bytes of the largest public key."""
 
 
 def own(opts: Mapping[str, Any]) -> bytes:
@@ -66,9 +74,58 @@ def accepted(
             found = cache(opts, driver=driver).fetch("keys", minion) or {}
             pem = str(found["pub"]).encode() if found.get("state") == "accepted" else None
         else:
-            folder = opts.get("cluster_pki_dir") if opts.get("cluster_id") else opts["pki_dir"]
-            path = Path(str(folder)) / "minions" / minion
+            path = _folder(opts) / "minions" / minion
             pem = path.read_bytes() if path.is_file() else None
     if pem is None and not opts.get("order_masters"):
         raise WrongSaltKey(f"the master has no accepted Salt key of {minion}")
     return pem
+
+
+def pending(opts: Mapping[str, Any], minion: str, valid_id: Callable[[Any, str], bool]) -> bytes | None:
+    """Return the Salt key (PEM) of a minion that waits for a master's acceptance; None if there is none.
+
+    :param valid_id: ``salt.utils.verify.valid_id``.
+    :raises NetspaceError: the master doesn't keep keys in files.
+    """
+    if opts.get("keys.cache_driver") not in (None, "localfs_key"):
+        raise NetspaceError("keys.cache_driver: only keys in files (localfs_key) can be accepted by attestation")
+    if not valid_id(opts, minion) or (_folder(opts) / "minions" / minion).exists():
+        return None
+    path = _folder(opts) / "minions_pre" / minion
+    try:
+        return files.read(path, MAX_KEY)
+    except FileNotFoundError:
+        return None
+
+
+def accept(opts: Mapping[str, Any], minion: str, key: bytes, valid_id: Callable[[Any, str], bool]) -> None:
+    """Accept exactly this key of a minion, which must be the pending one.
+
+    The key itself is written, not what lies in the folder at that moment: somebody may replace that between the
+    comparison and the acceptance. A key that was accepted meanwhile is never replaced.
+
+    :raises WrongSaltKey: another key is pending, or none, or one was accepted meanwhile.
+    """
+    found = pending(opts, minion, valid_id)
+    if found is None or key_fingerprint(found) != key_fingerprint(key):
+        raise WrongSaltKey(f"another key of {minion:.80} is pending by now, or none")
+    folder = _folder(opts) / "minions"
+    fd, aside = tempfile.mkstemp(prefix=".", dir=_folder(opts))  # Salt takes each file in minions for a key
+    try:
+        with open(fd, "wb") as stream:
+            os.fchmod(fd, 0o644)
+            stream.write(key)
+            stream.flush()
+            os.fsync(fd)
+        os.link(aside, folder / minion)  # fails if there is one
+    except FileExistsError as err:
+        raise WrongSaltKey(f"a key of {minion:.80} was accepted meanwhile") from err
+    finally:
+        os.unlink(aside)
+    files.sync_folder(folder)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_folder(opts) / "minions_pre" / minion)
+
+
+def _folder(opts: Mapping[str, Any]) -> Path:
+    return Path(str(opts.get("cluster_pki_dir") if opts.get("cluster_id") else opts["pki_dir"]))

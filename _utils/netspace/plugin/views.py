@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from netspace.plugin import differences, explanation, fleet_plans, reachability, tables
+from netspace.plugin import differences, explanation, fleet_plans, fleet_views, reachability, tables
 from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, sequence, text
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -253,6 +253,30 @@ def _explanation(data: object, screen: Screen) -> list[str]:
     return explanation.lines(mapping(data), screen.now, screen.paint)
 
 
+def _fleet_status(data: object, screen: Screen) -> list[str]:
+    return fleet_views.status(mapping(data), screen.now, screen.paint)
+
+
+def _fleet_list(data: object, screen: Screen) -> list[str]:
+    return fleet_views.listed(mapping(data), screen.now, screen.paint)
+
+
+def _fleet_explanation(data: object, screen: Screen) -> list[str]:
+    return fleet_views.explained(mapping(data), screen.now, screen.paint)
+
+
+def _checked(data: object, screen: Screen) -> list[str]:
+    problems = [mapping(one) for one in sequence(mapping(data)["problems"])]
+    if not problems:
+        return tables.sentence(Cell("no problem was found", "good"), screen.paint)
+    counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = tables.sentence(Cell(counted, "bad"), screen.paint)
+    for problem in problems:
+        lines += tables.sentence(Cell(text(problem["path"]), "head"), screen.paint)
+        lines += tables.sentence(Cell(prose(problem["message"])), screen.paint, tables.INDENT + 2, most=6)
+    return lines
+
+
 def _answer(data: object, screen: Screen) -> list[str]:
     return reachability.answer(mapping(data), screen.paint)
 
@@ -308,6 +332,10 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_rows_have("sources", "used_by", "mounted"), _images),
     (_is_volumes, _volumes),
     (_has("explains", "summary", "findings", "log"), _explanation),
+    (_has("status_of", "summary", "hosts", "nowhere"), _fleet_status),
+    (_has("list_of", "environments", "notes"), _fleet_list),
+    (_has("explains_in_fleet", "placement", "hosts"), _fleet_explanation),
+    (_has("valid", "problems"), _checked),
     (_has("can", "rules", "why_not", "through"), _answer),
     (_has("paths_to", "paths"), _paths),
     (_has("refusals_of", "rows", "not_recorded"), _refused),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netspace.errors import NetspaceError
+from netspace.spec import regex_work
 
 
 def matches(minion: str, term: str) -> bool:
@@ -43,9 +44,6 @@ def expand(one: str, at: str, nodegroups: Mapping[str, Any], depth: int = 0) -> 
         raise NetspaceError(
             f"{at}: {one!r:.80}: hosts can choose their grains and pillar; match by the minion's id (glob, E@, L@, N@)"
         )
-    if kind == "E":
-        try:
-            re.compile(rest)
-        except re.error as err:
-            raise NetspaceError(f"{at}: {one!r:.80}: {err}") from err
+    if kind == "E" and (reason := regex_work.refused(rest)):
+        raise NetspaceError(f"{at}: {one!r:.80}: {reason}")
     return [one]

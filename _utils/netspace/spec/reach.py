@@ -419,7 +419,7 @@ def summary(source: str, target: str, found: Sequence[Edge], through: Sequence[E
         return f"{source} can only answer {target}"
     if through:
         return f"{source} can reach {target} only by way of {', '.join(edge.target for edge in through[:-1])}"
-    return f"{source} can not reach {target}"
+    return f"{source} cannot reach {target}"
 
 
 def plain(edge: Edge) -> dict[str, object]:

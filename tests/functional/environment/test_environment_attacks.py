@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -23,19 +22,15 @@ def attacking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]
     return root, attackers.fill(root)
 
 
-def shares() -> dict[str, int]:
-    """Return how many inotify instances and timers root gets of 16 each."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    instances = [libc.inotify_init1(0) for _ in range(16)]
-    for one in instances:
-        if one >= 0:
-            os.close(one)
-    made = [ctypes.c_int() for _ in range(16)]
-    timers = [libc.syscall(222, 1, None, ctypes.byref(one)) for one in made]
-    for one, result in zip(made, timers, strict=True):
-        if result == 0:
-            libc.syscall(226, one)
-    return {"inotify": sum(one >= 0 for one in instances), "timers": timers.count(0)}
+def connect(host: Host, name: str) -> None:
+    """Give an environment's namespace an interface that leads to the host's, as the kind ``veth`` does."""
+    host.namespace(name)
+    space = host.layout.netns(name)
+    for command in (
+        f"nsenter --net={space} ip link set lo up",
+        f"ip link add {name}-out type veth peer name eth0 netns {space.name}",
+    ):
+        subprocess.run(command.split(), check=True)
 
 
 @pytest.mark.parametrize("runtime", runtimes.running("images"))
@@ -43,9 +38,8 @@ def test_what_once_succeeded_is_refused_under_each_runtime(host: Host, attacking
     if why := runtimes.look(runtime, {}).error:
         pytest.skip(f"{runtime}: {why}")
     root, command = attacking
-    before = shares()
-    host.namespace("web")
-    subprocess.run(["nsenter", f"--net={host.layout.netns('web')}", "ip", "link", "set", "lo", "up"], check=True)
+    before = attackers.shares()
+    connect(host, "web")
     host.run("web", **attackers.declared(root, command, runtime))
     until(lambda: attackers.found(host.operations.logs("web")["lines"]) is not None, patience=240)
     outcomes = attackers.found(host.operations.logs("web")["lines"])
@@ -54,4 +48,19 @@ def test_what_once_succeeded_is_refused_under_each_runtime(host: Host, attacking
     assert attackers.succeeded(outcomes or {}, allowed[runtime]) == {}
     # The attacker holds its booty. Under runc it is counted for root (docs/limits.md).
     if runtime != "runc":
-        assert shares() == before == {"inotify": 16, "timers": 16}
+        assert attackers.shares() == before == attackers.ALL
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])  # gVisor lets no process of the host in
+def test_who_enters_for_the_host_gives_nothing_away(host: Host, attacking, runtime: str) -> None:
+    """For a moment of an exec, the runtime's process is in the environment's table of processes, with all rights."""
+    root, command = attacking
+    host.run("web", **attackers.declared(root, [*command, "watch"], runtime))
+
+    def told() -> list[str]:
+        with contextlib.suppress(Exception):
+            host.operations.exec("web", [command[0], attackers.SECRET])
+        return list(host.operations.logs("web")["lines"])
+
+    until(told, patience=240)
+    assert attackers.reached(host.operations.logs("web")["lines"][-1]) == attackers.NOTHING

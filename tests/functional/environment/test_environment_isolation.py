@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from support.environments.environment_host import STAY, shell
 from support.waiting import until
 
 from netspace import files
@@ -345,6 +346,27 @@ def test_no_user_of_the_host_reaches_into_an_environment(host):
     # Some user; and another environment's.
     for user in (65534, base + user_ids.COUNT + 1000):
         assert set(guest_files.as_user(user, user, reach).values()) == {"EACCES"}
+
+
+def test_users_of_the_host_see_arguments_and_no_variable(host):
+    host.run("web", env={"TOKEN": "hush"}, command=shell(f"true an-argument; {STAY}"))
+    process = Path(f"/proc/{host.pid('web')}")
+    assert b"TOKEN=hush" in (process / "environ").read_bytes()  # root sees it
+
+    def look() -> dict[str, str]:
+        found = {"cmdline": (process / "cmdline").read_text()}
+        for name in ("environ", "maps", "fd", "root"):
+            try:
+                (os.listdir if name in ("fd", "root") else os.path.getsize)(process / name)
+                os.close(os.open(process / name, os.O_RDONLY))
+                found[name] = "read"
+            except OSError as err:
+                found[name] = errno.errorcode[err.errno or 0]
+        return found
+
+    found = guest_files.as_user(65534, 65534, look)
+    assert "an-argument" in found.pop("cmdline")
+    assert found == dict.fromkeys(("environ", "maps", "fd", "root"), "EACCES")
 
 
 RESERVE = """

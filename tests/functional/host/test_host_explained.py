@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from support.hosts.whole_host import IDLE, Salt, python, shop
 from support.waiting import until
 
+from netspace.fleet import seen
 from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.link.broker import access
@@ -127,6 +128,17 @@ def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
     assert any(line.split()[:4] == ["web", "orders", "request", "active"] for line in lines)
     assert shown(host, "netspace_interface.list")[1].split()[:4] == ["ENVIRONMENT", "KIND", "STATE", "ADDRESS"]
     assert shown(host, "netspace.explain", "broken")[1].startswith("  broken does not run: it ended (exit 3)")
+
+
+def test_glance_is_what_a_master_understands(host: Salt) -> None:
+    told = seen.answers(["h1"], {"h1": host("netspace.glance")}, 1)["h1"]
+    assert told.glance is not None, told.problem
+    known = ("broken", "hungry", "later", "orders", "patient", "quiet", "web")
+    marks = {name: seen.standing(name, "h1", told).mark for name in known}
+    assert (marks["web"], marks["orders"], marks["quiet"]) == ("well", "well", "off")
+    assert marks["broken"] == marks["hungry"] == marks["later"] == "bad"
+    assert told.glance.links["web.orders"].state == "active"
+    assert told.glance.problems == [] and told.glance.trust.level in ("L0", "L1")
 
 
 def test_can_tells_the_rule_or_the_reason(host: Salt) -> None:

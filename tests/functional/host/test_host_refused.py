@@ -66,6 +66,8 @@ def test_applied_suggestion_ends_the_refusals(salt: Salt, audited: dict[str, Any
     }
     told = salt("netspace.explain", "stranger")
     assert [one["command"] for one in told["findings"] if one["code"] == "refused"] == ["netspace.suggest stranger"]
+    glanced = {row["what"]: row["count"] for row in salt("netspace.glance")["refused"]["stranger"]}
+    assert glanced == {what: row["count"] for what, row in rows.items()}
     assert told["refused"]["packets"] == sum(row["count"] for row in rows.values())
 
     suggestion = salt("netspace.suggest", "stranger")

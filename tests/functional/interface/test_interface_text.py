@@ -20,7 +20,7 @@ from support.interfaces.claimed import changes
 
 from netspace.errors import MissingError, NetspaceError
 from netspace.interface import host_filter, netns
-from netspace.interface.claims import Claims
+from netspace.interface.claims import Claims, made
 from netspace.interface.firewall import host_table
 from netspace.interface.firewall.host_rules import HostFiltered, build
 from netspace.layout import Layout
@@ -199,7 +199,7 @@ def test_a_change_by_parts_ends_where_a_whole_load_does(steps: list[Change]) -> 
 
 def test_parts_on_a_changed_ruleset_still_give_the_whole_table() -> None:
     def compare() -> None:
-        before = {f"e{n}": Claims("veth", {"ipv4": f"10.203.1.{n}"}, {}, f"ns{n}", connections=64) for n in range(1, 5)}
+        before = {f"e{n}": made("veth", {"ipv4": f"10.203.1.{n}"}, {}, f"ns{n}", connections=64) for n in range(1, 5)}
         after = {name: its for name, its in before.items() if name != "e1"}
         whole = [host_filter.table(LAYOUT, known) for known in (before, after)]
         parts = host_filter.parts(LAYOUT, before, after, {"e1"})

@@ -24,8 +24,10 @@ end,
 netspace_guard_frames:stand_in(),
 Stands = [lists:sort(M:module_info(exports)) =:= lists:sort(As:module_info(exports)) || {M, As} <-
           [{amqp10_binary_parser, netspace_guard_parser}, {rabbit_amqp_management, netspace_guard_management}]],
+Counted = [binary:bin_to_list(netspace_guard_frames:counted(Number, Atom)) ||
+           {Number, Atom} <- [{9, <<"mc">>}, {-9, <<"mc">>}, {-9, <<"amqp10_binary_parser">>}]],
 Refused = try amqp10_binary_parser:parse(<<16#41>>) catch exit:{'v1_0.error', _, {utf8, Why}, _} -> Why end,
-io:format("~s", [json:encode([Stands, element(1, Text) =:= {utf8, <<"hi">>}, Both, Refused])]),
+io:format("~s", [json:encode([Stands, element(1, Text) =:= {utf8, <<"hi">>}, Both, Refused, Counted])]),
 init:stop().
 """
 
@@ -43,6 +45,8 @@ def test_modules_go_on_under_other_names(tmp_path: Path) -> None:
         ["sh", "-c", command, "sh", PROGRAM], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    stands, text, values, refused = json.loads(done.stdout)
+    stands, text, values, refused, counted = json.loads(done.stdout)
     assert stands == [True, True] and text and values == [True, False]
     assert "no number describes" in refused
+    # As Erlang 27 and 29 wrote them into RabbitMQ 4.0's and 4.3's modules.
+    assert [bytes(one) for one in counted] == [b"\x02mc", b" mc", b"\x08\x14amqp10_binary_parser"]

@@ -96,6 +96,16 @@ def test_what_is_about_to_end_is_started_again(direct: DaemonSupervisor, tmp_pat
     assert seen.pid != former
 
 
+def test_removal_of_several_includes_one_that_waits(direct: DaemonSupervisor, layout: Layout) -> None:
+    """A service that is about to be restarted ends at once; the answer waits for the others all the same."""
+    direct.define([Service("a", ("/no/such/program",)), shell("b", STAY), shell("c", STAY)])
+    assert set(direct.start(["a", "b", "c"])) == {"a"}
+    assert direct.observe()["a"].state == "starting"
+    assert direct.remove(["a", "b", "c"]) == {}
+    assert definitions.defined(layout) == []
+    assert definitions.traced(layout) == []
+
+
 def test_unknown_services_are_errors(direct: DaemonSupervisor, layout: Layout) -> None:
     for call in (direct.start, direct.stop, direct.reload):
         assert "not defined" in call(["nothing"])["nothing"]

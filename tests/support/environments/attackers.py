@@ -1,46 +1,56 @@
-"""Environments that run ``attacks`` as their program, under each runtime, and the outcomes that are permitted."""
+"""Environments that run ``attacks`` as their program, under each runtime, and the outcomes that are permitted.
+
+``python attackers.py`` prints what root gets of two pools on the host that it runs on, which may be a virtual machine.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import shutil
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "_utils"))
 
 from netspace.environment.audit import interpreter
 from support.environments import attacks
 
 LIMITS = {"memory": "64M", "pids": 64}
+SECRET = "--an-operator-s-secret"  # an argument of what the host runs inside
 # By runtime, rows that may succeed (docs/runtimes.md, docs/isolation.md).
 ALLOWED = {
     "crun": set[str](),
     "runc": set[str](),
     "runsc": {"4 inotify instances", "5 timers"},  # on gVisor's kernel, within `memory`
 }
-VERSION_1 = {**ALLOWED, "runc": {"8 unread data"}}  # which runc can't bound
+VERSION_1 = {**ALLOWED, "runc": {"8 unread data", "8 unread datagrams"}}  # which runc can't bound
 
 
 def fill(root: Path) -> list[str]:
-    """Make *root* a root with this host's Python and the attacks; return the command that runs them."""
+    """Give *root* this host's Python and the attacks; return the command that runs them."""
     kit = root / "kit"
     kit.mkdir(parents=True)
     packed = interpreter.pack(kit, attacks.MODULES)
     shutil.copy(attacks.__file__, kit / "attacks.py")
     for path in (root, kit, *kit.rglob("*")):
         path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
-    (root / "work").mkdir()
+    (root / "work").mkdir(exist_ok=True)
     (root / "work").chmod(0o777)
     variables = dict(one.split("=", 1) for one in packed.variables("/kit"))
     (root / "variables.json").write_text(json.dumps(variables))
     return packed.command("/kit", "/kit/attacks.py")
 
 
-def declared(root: Path, command: list[str], runtime: str) -> dict[str, Any]:
-    """Return the declaration of an attacker."""
+def declared(root: Path, command: list[str], runtime: str, **keys: Any) -> dict[str, Any]:
+    """Return the declaration of an attacker, with further *keys*."""
     env = json.loads((root / "variables.json").read_text())
     own = {"image": f"dir:{root}", "command": command, "env": env, "limits": LIMITS, "runtime": runtime}
-    return {**own, "restart": "never", "stop_timeout": 1}
+    return {**own, "restart": "never", "stop_timeout": 1, **keys}
 
 
 def found(lines: Iterable[str]) -> dict[str, str] | None:
@@ -57,3 +67,43 @@ def succeeded(outcomes: Mapping[str, str], allowed: Collection[str]) -> dict[str
         for row, told in outcomes.items()
         if not told.startswith(("refused", "bounded")) and row not in allowed
     }
+
+
+def reached(told: str) -> dict[str, Any]:
+    """Return what ``attacks.py watch`` did to processes of the host's that entered; it printed *told*.
+
+    They entered to run a program with the argument :data:`SECRET`.
+    """
+    found = json.loads(told)
+    print(f"arguments: {found['arguments']}")
+    assert found["other"].keys() == found["own"].keys() == attacks.TRIES.keys()
+    # What a program may do to itself shows that the try is a good one. Two are refused to all.
+    assert {name for name, why in found["own"].items() if why} <= {"tracing", "its descriptor 0"}
+    succeeded = sorted(name for name, why in found["other"].items() if not why)
+    arguments = [one for one in found["arguments"] if SECRET in one]
+    return {"succeeded": succeeded, "programs": found["programs"], "arguments": arguments}
+
+
+NOTHING = {"succeeded": [], "programs": [], "arguments": []}
+
+
+def shares() -> dict[str, int]:
+    """Return how many inotify instances and timers root gets of 16 each."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    instances = [libc.inotify_init1(0) for _ in range(16)]
+    for one in instances:
+        if one >= 0:
+            os.close(one)
+    made = [ctypes.c_int() for _ in range(16)]
+    timers = [libc.syscall(222, 1, None, ctypes.byref(one)) for one in made]
+    for one, result in zip(made, timers, strict=True):
+        if result == 0:
+            libc.syscall(226, one)
+    return {"inotify": sum(one >= 0 for one in instances), "timers": timers.count(0)}
+
+
+ALL = {"inotify": 16, "timers": 16}
+
+
+if __name__ == "__main__":
+    print(json.dumps(shares()))

@@ -3,7 +3,9 @@
 Each row has the refusal, or the bound that was reached.
 
 This program runs inside an environment, with only Python's standard library. It prints one line of JSON, and then keeps
-the units that it took. ``ROWS`` names the resource that each row takes.
+the units that it took. ``ROWS`` names the resource that each row takes. Called with ``watch``, it waits for a process
+of the host that enters the environment, tries what it can on that process, prints what succeeded, and exits.
+``attackers.fill`` makes a root that has the program.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 
@@ -30,7 +33,7 @@ MIB = 1024**2
 OF_MEMORY = (0x01021994, 0x01021997)  # tmpfs; what gVisor calls it
 MODULES = (
     *("__future__", "collections.abc", "contextlib", "ctypes", "errno", "fcntl", "json", "mmap", "os", "resource"),
-    *("select", "signal", "socket", "struct", "time", "encodings.idna", "encodings.ascii"),
+    *("select", "signal", "socket", "struct", "sys", "time", "encodings.idna", "encodings.ascii"),
 )
 
 
@@ -86,6 +89,13 @@ def timers() -> str:
     return _as_many(lambda: call(222, 1, 0, ctypes.addressof(ctypes.c_int())), 4000)
 
 
+def queued_signals() -> str:
+    signal.signal(40, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [40])
+    told = struct.pack("iiii", 40, 0, -1, 0).ljust(128, b"\0")
+    return _as_many(lambda: call(129, os.getpid(), 40, told), 4000)  # rt_sigqueueinfo
+
+
 def space_for_its_output() -> str:
     call(285, 1, 1, 0, 1 << 30)
     raise Succeeded
@@ -109,6 +119,29 @@ def unread_data() -> str:
                 time.sleep(0.001)
     for one in held:
         one.close()
+    if total > 3 * 64 * MIB:
+        raise Succeeded(f"{total // MIB} MiB")
+    return f"bounded: {total // MIB} MiB"
+
+
+def unread_datagrams() -> str:
+    """Fill sockets of UDP that nobody reads, with 300 MiB at most, and count what they hold."""
+    held: list[socket.socket] = []
+    block, total, until = bytes(60_000), 0, time.monotonic() + 20
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    while len(held) < 700 and time.monotonic() < until:
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 30)
+        receiver.setblocking(False)
+        receiver.bind(("127.0.0.1", 0))
+        for _ in range(8):
+            with contextlib.suppress(OSError):  # no room for it; there may be for the next one
+                sender.sendto(block, receiver.getsockname())
+        held.append(receiver)
+    for receiver in held:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                total += len(receiver.recv(65536))
     if total > 3 * 64 * MIB:
         raise Succeeded(f"{total // MIB} MiB")
     return f"bounded: {total // MIB} MiB"
@@ -176,14 +209,54 @@ def host_services() -> str:
     return "refused: nothing listens"
 
 
+def _links(netlink: socket.socket, *attributes: bytes) -> list[dict[int, bytes]]:
+    """Return the attributes of each network interface that the kernel tells of (rtnetlink(7), RTM_GETLINK)."""
+    body = struct.pack("BxHiII", 0, 0, 0, 0, 0) + b"".join(attributes)
+    netlink.send(struct.pack("IHHII", 16 + len(body), 18, 0x301, 1, 0) + body)
+    links: list[dict[int, bytes]] = []
+    while True:
+        data = netlink.recv(1 << 20)
+        while data:
+            size, kind = struct.unpack_from("IH", data)
+            message, data = data[:size], data[(size + 3) & ~3 :]
+            if kind in (2, 3):  # NLMSG_ERROR, NLMSG_DONE
+                if code := -struct.unpack_from("i", message, 16)[0]:
+                    raise OSError(code, os.strerror(code))
+                return links
+            found, rest = {}, message[32:]
+            while len(rest) >= 4:
+                length, name = struct.unpack_from("HH", rest)
+                found[name & 0x3FFF] = rest[4:length]
+                rest = rest[(length + 3) & ~3 :]
+            links.append(found)
+
+
+def interfaces_of_the_host() -> str:
+    """Ask for the interfaces of the namespace that the other end of its own interface is in."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
+        netlink.settimeout(20)
+        own = [link for link in _links(netlink) if 37 in link]  # IFLA_LINK_NETNSID
+        if not own:
+            return "refused: none of its own leads there"
+        (number,) = struct.unpack("i", own[0][37])
+        (index,) = struct.unpack("I", own[0][5])  # IFLA_LINK
+        try:
+            links = _links(netlink, struct.pack("HHi", 8, 46, number))  # IFLA_TARGET_NETNSID
+        except OSError as err:
+            return f"refused: {errno.errorcode.get(err.errno or 0, '')}; only the number {index} is told"
+    raise Succeeded(f"{len(links)} interfaces")
+
+
 ROWS: dict[str, Callable[[], str]] = {
     "2 lease on its output": lease_on_its_output,
     "3 lease on its card": lease_on_its_card,
     "16 lease on a file that the host reads": lease_on_its_own_file,
     "4 inotify instances": inotify_instances,
+    "5 queued signals": queued_signals,
     "5 timers": timers,
     "6 space under its output": space_for_its_output,
     "8 unread data": unread_data,
+    "8 unread datagrams": unread_datagrams,
     "10 pages dropped from the cache": dropped_pages,
     "12 services of the host": host_services,
     "15 core handler": core_limit,
@@ -192,6 +265,7 @@ ROWS: dict[str, Callable[[], str]] = {
     "17 huge segment": huge_segment,
     "18 syncfs": synced_host,
     "21, 22 file system of its card": file_system_of_its_card,
+    "26 interfaces of the host": interfaces_of_the_host,
     "27 merged pages": merged_pages,
 }
 
@@ -224,14 +298,85 @@ def apart(attack: Callable[[], str]) -> str:
 
 
 def main() -> None:
-    # Those whose booty the host looks for are not made apart: it is held.
+    # Those whose booty the host looks for are not made apart, because it is held; and last, because others need room.
     held = (inotify_instances, timers)
-    found = {row: (outcome if attack in held else apart)(attack) for row, attack in ROWS.items()}
+    found = {row: apart(attack) for row, attack in ROWS.items() if attack not in held}
+    found.update({row: outcome(attack) for row, attack in ROWS.items() if attack in held})
     print(MARK + json.dumps(found), flush=True)
     while True:
         time.sleep(1)
 
 
+# What a process may try on another one. What is told to everybody (its name, its arguments) is not among it.
+TRIES: dict[str, Callable[[int], object]] = {
+    "exe": lambda pid: os.readlink(f"/proc/{pid}/exe"),
+    "root": lambda pid: os.listdir(f"/proc/{pid}/root/"),
+    "cwd": lambda pid: os.listdir(f"/proc/{pid}/cwd/"),
+    "descriptors": lambda pid: os.listdir(f"/proc/{pid}/fd"),
+    "variables": lambda pid: os.close(os.open(f"/proc/{pid}/environ", os.O_RDONLY)),
+    "memory": lambda pid: os.close(os.open(f"/proc/{pid}/mem", os.O_RDWR)),
+    "map": lambda pid: os.close(os.open(f"/proc/{pid}/maps", os.O_RDONLY)),
+    "namespaces": lambda pid: os.readlink(f"/proc/{pid}/ns/mnt"),
+    "signal": lambda pid: os.kill(pid, 0),
+    "priority": lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 19),
+    "processors": lambda pid: os.sched_setaffinity(pid, {0}),
+    "limits": lambda pid: resource.prlimit(pid, resource.RLIMIT_NOFILE),
+    "tracing": lambda pid: call(101, 16, pid, 0, 0),  # ptrace, PTRACE_ATTACH
+    "its descriptor 0": lambda pid: call(438, os.pidfd_open(pid), 0, 0),  # pidfd_getfd
+}
+
+
+AGAIN = (None, "ENOENT", "ESRCH")  # the process was gone
+
+
+def outcome_of(attempt: Callable[[int], object], pid: int) -> str:
+    """Return the outcome of a try on a process: empty if it succeeded, else the error's name."""
+    try:
+        attempt(pid)
+    except OSError as err:
+        return errno.errorcode.get(err.errno or 0, str(err))
+    return ""
+
+
+def user_of(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except FileNotFoundError:
+        return None
+
+
+def watch() -> None:
+    """Try everything on whoever enters as somebody else, until each try had an outcome; print the outcomes.
+
+    ``other`` are those on processes of another user, and ``own`` those on this program itself. ``programs`` are files
+    that are not there inside, but which a process of its own user ran; ``arguments`` those of the other processes.
+    """
+    own, me = os.getuid(), os.getpid()
+    outcomes: dict[str, str] = {}
+    programs, arguments = set(), set()
+    while any(outcomes.get(name) in AGAIN for name in TRIES):
+        for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+            if user_of(pid) == own:
+                with contextlib.suppress(OSError):
+                    if not os.path.exists(program := os.readlink(f"/proc/{pid}/exe")):
+                        programs.add(program)
+            else:
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as stream:
+                    arguments.add(stream.read().replace("\0", " "))
+            for name, attempt in TRIES.items():
+                if outcomes.get(name) in AGAIN and user_of(pid) not in (own, None):
+                    told = outcome_of(attempt, pid)
+                    # Meanwhile it may have become a program of this user, on which all that is allowed.
+                    if told or user_of(pid) != own:
+                        outcomes[name] = told
+    mine = {name: outcome_of(attempt, me) for name, attempt in TRIES.items()}
+    told = {"other": outcomes, "own": mine, "programs": sorted(programs), "arguments": sorted(arguments)}
+    print(json.dumps(told))
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    main()
+    if sys.argv[1:] == ["watch"]:
+        watch()
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        main()

@@ -1,7 +1,7 @@
-"""Stressors of ``stress-ng`` in an environment, each for two seconds; after each, the host's state is compared.
+"""Stressors of ``stress-ng`` in an environment, each for two seconds; the host's state is compared afterwards.
 
-``python stressing.py ENVIRONMENT STRESSOR...`` runs these stressors on this host, which may be a virtual machine. It
-prints a line of JSON for each stressor.
+``python stressing.py ENVIRONMENT NUMBER STRESSOR...`` runs these stressors on this host, which may be a virtual
+machine. It looks at the host after each *NUMBER* of stressors, and prints a line of JSON for each stressor.
 """
 
 from __future__ import annotations
@@ -65,24 +65,47 @@ def fill(root: Path) -> Path:
     shutil.copy("/bin/busybox", root / "bin/busybox")
     for applet in ("sh", "sleep"):
         (root / "bin" / applet).symlink_to("busybox")
-    (root / "work").mkdir()
+    (root / "work").mkdir(exist_ok=True)
     (root / "work").chmod(0o777)
     return root
 
 
-def stress(operations: Operations, name: str, stressor: str, patience: float = PATIENCE) -> str:
-    """Run one stressor in two processes of an environment; return the result, in a few words."""
+def run(operations: Operations, name: str, stressors: Sequence[str], patience: float) -> tuple[dict[str, str], str]:
+    """Run stressors one after the other, each in two processes of an environment.
+
+    Return the outcome of each that stress-ng told, and how stress-ng itself ended.
+    """
     options = ["-t", str(SECONDS), "--temp-path", "/work", "--oomable", "--no-rand-seed"]
-    command = ["/usr/bin/stress-ng", f"--{stressor}", "2", *options]
+    command = ["/usr/bin/stress-ng", "--seq", "2", "--with", ",".join(stressors), *options]
     try:
-        done = operations.exec(name, command, timeout=patience)
+        done = operations.exec(name, command, timeout=patience * len(stressors))
     except NetspaceError:  # the last one left as many processes behind as there may be
         operations.restart([name])
-        done = operations.exec(name, command, timeout=patience)
-    for outcome in ("passed", "failed", "skipped"):
-        if re.search(rf"{outcome}: [1-9]", done["stdout"] + done["stderr"]):
-            return outcome
-    return "killed: it came to no end" if done["timed_out"] else f"ended: {done['retcode']}"
+        done = operations.exec(name, command, timeout=patience * len(stressors))
+    found: dict[str, str] = {}
+    for outcome in ("skipped", "failed", "passed"):  # of one that told two, the last is taken
+        for names in re.findall(rf"{outcome}: \d+: (.+)", done["stdout"] + done["stderr"]):
+            found.update(dict.fromkeys(re.findall(r"(\S+) \(\d+\)", names), outcome))
+    return found, "killed: it came to no end" if done["timed_out"] else f"ended: {done['retcode']}"
+
+
+def outcomes_of(
+    operations: Operations, name: str, stressors: Sequence[str], patience: float = PATIENCE
+) -> dict[str, str]:
+    """Run stressors; return the outcome of each. If one ends them all, run them in halves, so that it ends itself."""
+    found, ended = run(operations, name, stressors, patience)
+    # Whatever a stressor left behind is the environment's, and ends with it.
+    if ended.startswith("killed") or operations.list()[name]["state"] != "running":
+        operations.restart([name])
+    missing = [one for one in stressors if one not in found]
+    if len(stressors) == 1:
+        return {stressors[0]: found.get(stressors[0], ended)}
+    if missing:
+        half = (len(missing) + 1) // 2
+        for part in (missing[:half], missing[half:]):
+            if part:
+                found.update(outcomes_of(operations, name, part, patience))
+    return {one: found[one] for one in stressors}
 
 
 def each(
@@ -91,17 +114,19 @@ def each(
     stressors: Sequence[str],
     patience: float = PATIENCE,
     settled: float = SETTLED,
+    at_once: int = 1,
 ) -> Iterator[dict[str, Any]]:
-    """Run stressors one after the other; yield ``stressor``, ``outcome`` and ``trouble`` (what differs then)."""
+    """Run stressors one after the other; yield ``stressor``, ``outcome`` and ``trouble`` (what differs then).
+
+    :param at_once: number of stressors after which to look at the host. They have the same ``trouble``.
+    """
     before = host_state.look()
-    for stressor in stressors:
-        outcome = stress(operations, name, stressor, patience)
-        # Whatever the stressor left behind is the environment's, and ends with it.
-        if operations.list()[name]["state"] != "running" or outcome.startswith("killed"):
-            operations.restart([name])
+    for first in range(0, len(stressors), at_once):
+        outcomes = outcomes_of(operations, name, stressors[first : first + at_once], patience)
         if found := wrong(before, settled):
             before = host_state.look()
-        yield {"stressor": stressor, "outcome": outcome, "trouble": found}
+        for stressor, outcome in outcomes.items():
+            yield {"stressor": stressor, "outcome": outcome, "trouble": found}
 
 
 def wrong(before: host_state.State, settled: float = SETTLED) -> dict[str, Any]:
@@ -138,9 +163,9 @@ def main() -> None:
     from netspace.host.host import Host
     from netspace.layout import Layout
 
-    name, *stressors = sys.argv[1:]
+    name, number, *stressors = sys.argv[1:]
     # A machine without KVM is ten times slower.
-    for row in each(Host(Layout()).operations, name, stressors, 10 * PATIENCE, 12 * SETTLED):
+    for row in each(Host(Layout()).operations, name, stressors, 10 * PATIENCE, 12 * SETTLED, int(number)):
         print(json.dumps(row, default=str), flush=True)
 
 

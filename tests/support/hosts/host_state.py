@@ -24,6 +24,9 @@ MEMORY = 256 * MIB
 DISK = 160 * MIB  # an environment's `disk`, and its log
 DESCRIPTORS = 16
 SECONDS = 2.0  # that the wall clock may be moved against the one that nobody sets
+# systemd's own, which come and go: services, their files, and a file for each unit whose output it knows.
+FOREIGN = ("/run/systemd/", "/run/log/", "/run/udev/", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/init.scope")
+HELPERS = ("/lib/systemd/", "(udev-worker)", "(sd-")
 BULKY = ("memory (MiB)", "disk (MiB)", "compiled filters")  # pools of which a share takes long
 SETTINGS = (
     *("kernel/core_pattern", "kernel/hostname", "kernel/domainname", "kernel/pid_max", "kernel/threads-max"),
@@ -45,13 +48,13 @@ BOUNDS = {"memory": MEMORY, "disk": DISK, "descriptors": DESCRIPTORS, "clock": S
 
 def look() -> State:
     """Return the state of the host that this process is on."""
-    same = {key: value for key, value in snapshot.host().items() if key != "processes"}
+    same = {key: _ours(value) for key, value in snapshot.host().items() if key != "processes"}
     same["settings"] = [Path("/proc/sys", name).read_text() for name in SETTINGS]
     same["modules"] = _lines("/proc/modules", 1)
     same["swaps"] = _lines("/proc/swaps", 1)
     same["segments"] = [line for kind in ("msg", "sem", "shm") for line in _lines(f"/proc/sysvipc/{kind}", 2)]
     same["processors"] = Path("/sys/devices/system/cpu/online").read_text()
-    same["processes"] = sorted(set(_own()))
+    same["processes"] = sorted({command for command in _own() if not any(one in command for one in HELPERS)})
     same["shares"] = _shares()
     layout = Layout()
     return State(
@@ -77,6 +80,12 @@ def changed(before: State, after: State) -> dict[str, object]:
         if value - before.bounded[key] > BOUNDS[key]:
             found[key] = (before.bounded[key], value)
     return found
+
+
+def _ours(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    return [one for one in value if not (isinstance(one, str) and one.startswith(FOREIGN) and "netspace" not in one)]
 
 
 def _shares() -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from netspace.interface.claims import Claims
+from netspace.interface.claims import Claims, Rare, made
 from netspace.spec import parse
 from netspace.spec.types import Allow, Cidr
 
@@ -28,20 +28,19 @@ _RULES = st.lists(
 def _of(name: str, drawn: dict[str, Any]) -> Claims:
     kind, allow, families = drawn["kind"], tuple(drawn["allow"]), drawn["families"]
     if kind == "none":
-        return Claims("none")
+        return made("none", {}, {})
     if kind == "vlan":  # addresses of external networks, which several may have
-        return Claims("vlan", {"ipv4": drawn["outside"]}, connections=drawn["connections"])
+        return made("vlan", {"ipv4": drawn["outside"]}, {}, connections=drawn["connections"])
     number = int(name[1:])
     addresses = {"ipv4": f"10.203.1.{number}", "ipv6": f"fd00::1:{number}"}
-    return Claims(
+    return made(
         kind,
         {family: addresses[family] for family in families},
         {family: GATEWAYS[family] for family in families},
         f"ns{number}",
         msgspec.json.encode(parse.encode(allow)).decode() if allow else "",
         drawn["connections"],
-        (f"{8000 + number}:80", f"127.0.0.1:{9000 + number}:53/udp")[: drawn["published"]],
-        audit=drawn["audit"],
+        Rare((f"{8000 + number}:80", f"127.0.0.1:{9000 + number}:53/udp")[: drawn["published"]], audit=drawn["audit"]),
     )
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from support.interfaces.claimed import changes
 
 from netspace.interface import claims, host_filter
-from netspace.interface.claims import Claims
+from netspace.interface.claims import Claims, made
 from netspace.layout import Layout
 from netspace.nftables.table import difference
 
@@ -46,8 +46,8 @@ def test_equal_marks_mean_equal_tables(change: Change) -> None:
 
 
 def test_thousand_alike_interfaces_make_a_small_table() -> None:
-    before = {f"e{n}": Claims("veth", {"ipv4": f"10.203.{n // 250}.{n % 250 + 2}"}, {}, f"ns{n}", connections=64)
+    before = {f"e{n}": made("veth", {"ipv4": f"10.203.{n // 250}.{n % 250 + 2}"}, {}, f"ns{n}", connections=64)
               for n in range(1000)}  # fmt: skip
-    after = {**before, "one": Claims("veth", {"ipv4": "10.203.9.9"}, {}, "ns9999", connections=64)}
+    after = {**before, "one": made("veth", {"ipv4": "10.203.9.9"}, {}, "ns9999", connections=64)}
     parts = host_filter.parts(LAYOUT, before, after, {"one"})
     assert [len(table.sets["ends"].elements) for table in parts] == [1, 2]

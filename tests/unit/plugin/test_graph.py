@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import re
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +13,7 @@ from netspace.host import reach
 from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.plugin import graph
-from netspace.plugin.graph import Arrow, Graph, Node
+from netspace.plugin.picture.model import Arrow, Graph, Node
 from netspace.spec import parse
 from netspace.text import printable
 
@@ -71,15 +69,7 @@ def of_mermaid(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
     return list(nodes.values()), [(nodes[one], nodes[other], plain(what)) for one, what, other in arrows]
 
 
-def of_page(text: str) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Return the nodes of the drawing, and the arrows of the table."""
-    root = ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
-    nodes = [group.findtext("title") or "" for group in root.iter("g") if group.find("rect") is not None]
-    rows = [[cell.text or "" for cell in row.iter("td")] for row in root.iter("tr")]
-    return nodes, [tuple(row[:3]) for row in rows if row]
-
-
-READERS = {"dot": of_dot, "mermaid": of_mermaid, "html": of_page}
+READERS = {"dot": of_dot, "mermaid": of_mermaid}
 
 
 @pytest.mark.parametrize("form", READERS)
@@ -89,35 +79,6 @@ def test_each_form_holds_the_graph(form: str, drawn: Graph) -> None:
     nodes, arrows = READERS[form](graph.FORMS[form](drawn))
     assert nodes == [printable(node.name) for node in drawn.nodes]
     assert arrows == [tuple(map(printable, arrow[:3])) for arrow in drawn.arrows]
-
-
-@few
-@given(graphs())
-def test_drawing_has_all_within_its_bounds(drawn: Graph) -> None:
-    root = ElementTree.fromstring(graph.page(drawn).removeprefix("<!DOCTYPE html>\n"))
-    (svg,) = root.iter("svg")
-    wide, high = map(int, svg.attrib["viewBox"].split()[2:])
-    boxes = [tuple(int(box.attrib[key]) for key in ("x", "y", "width", "height")) for box in svg.iter("rect")]
-    assert all(0 <= x <= wide - width and 0 <= y <= high - height for x, y, width, height in boxes)
-    assert len({box[:2] for box in boxes}) == len(drawn.nodes)
-    curves = [path.attrib["d"] for group in svg.iter("g") for path in group.iter("path")]
-    assert len(curves) == len({arrow[:2] for arrow in drawn.arrows})
-    for curve in curves:
-        points = [tuple(map(int, point)) for point in re.findall(r"(-?\d+),(-?\d+)", curve)]
-        ends = [points[0], points[-1]]
-        assert all(0 <= x <= wide and 0 <= y <= high for x, y in ends)
-
-
-def test_page_fetches_nothing() -> None:
-    page = graph.page(SHOP)
-    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?!#)|@import|<script|https?:""", page)
-    assert "default-src 'none'" in html.unescape(page)
-
-
-def test_columns_follow_the_arrows() -> None:
-    places = graph.layout(SHOP)
-    columns = [places[name][0] for name in ("0.0.0.0/0", "web", "orders", "till@h2")]
-    assert columns == sorted(set(columns))
 
 
 def test_graph_and_questions_are_of_a_declaration() -> None:

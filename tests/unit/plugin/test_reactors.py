@@ -12,7 +12,9 @@ import salt.config
 from salt.utils.reactor import Reactor, ReactWrap
 from support import checkout
 
-EXAMPLES = {"join": "docs/fleet.md", "attest": "docs/attestation-fleet.md"}
+EXAMPLES = {"join": "docs/fleet.md", "attest": "docs/attestation-fleet.md", "look": "docs/fleet-trust.md"}
+ID = {"join": "id", "attest": "id", "look": "minion"}
+"""The key of the event's data that holds the id."""
 INJECTED = "h1'\"]\n    - kwarg: {timeout: 1}\nmore:\n  runner.cmd.run:\n    - arg: ['id'] #{{ 7 * 7 }}"
 IDS = ("h1", "1", "null", "*", "a: b", INJECTED, "h1}, x: {", ["h1"], {"h1": 1})
 
@@ -35,7 +37,13 @@ class Runners:
 
         def attest(target: str = "*", tgt_type: str = "glob") -> None: ...
 
-        self.functions = {"netspace_fleet.join": join, "netspace_attestation.attest": attest}
+        def look(*hosts: str, timeout: int = 30) -> None: ...
+
+        self.functions = {
+            "netspace_fleet.join": join,
+            "netspace_attestation.attest": attest,
+            "netspace_trust.look": look,
+        }
 
     def low(self, function: str, low: dict[str, Any]) -> None:
         self.called.append((function, list(low["arg"]), dict(low["kwarg"])))
@@ -66,12 +74,12 @@ def test_an_event_calls_one_runner_with_the_id_it_has(
 ) -> None:
     path = tmp_path / "reaction.sls"
     path.write_text(example(name))
-    chunks = reactor.reactions("salt/minion/x/start", {"id": chosen}, [str(path)])
+    chunks = reactor.reactions("salt/minion/x/start", {ID[name]: chosen}, [str(path)])
     assert len(chunks) == 1
     wrap = ReactWrap({"reactor_refresh_interval": 60, "reactor_worker_threads": 1, "reactor_worker_hwm": 10})
     wrap.pool.fire_async = lambda function, args: function(*args)
     wrap.run(chunks[0])
-    if name == "join":
-        assert runners.called == [("netspace_fleet.join", [chosen], {})]
+    if name != "attest":
+        assert runners.called == [({"join": "netspace_fleet.join", "look": "netspace_trust.look"}[name], [chosen], {})]
     else:
         assert runners.called == [("netspace_attestation.attest", [], {"target": chosen, "tgt_type": "list"})]

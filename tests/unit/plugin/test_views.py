@@ -276,7 +276,21 @@ def test_paths_have_the_direct_ones_first() -> None:
         "  web        messages  requests                              links:web.orders",
         "  0.0.0.0/0  packets   host's 443/tcp to port 8443  web      publish:0",
     ]
+    assert shown(PATHS | {"paths": PATHS["paths"][:1]}).splitlines()[0] == "  1 path leads to orders"
     assert shown({"paths_to": "orders", "paths": []}) == "  nobody can reach orders"
+
+
+def test_check_has_each_problem_below_its_path() -> None:
+    path = "netspace:environments:till"
+    message = "it does not run: it ended (exit 2); it is started again and again (8 times by now)"
+    found = {"valid": False, "problems": [{"path": path, "message": message}]}
+    assert shown(found) == (
+        "  1 problem\n"
+        "  netspace:environments:till\n"
+        "    it does not run: it ended (exit 2); it is started again and again (8 times\n"
+        "    by now)"
+    )
+    assert shown({"valid": True, "problems": []}) == "  no problem was found"
 
 
 def test_refusals_have_counts_times_and_reasons() -> None:

@@ -8,17 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from support.fleet import pictures
 from support.fleet.fleets import published, written
-from support.specification import bound, largest
+from support.specification import bound, hold, largest
 
 from netspace import files
 from netspace.attestation.logs import eventlog, ima
 from netspace.errors import NetspaceError
 from netspace.fleet import parse as fleet_parse
 from netspace.fleet.published import Register
+from netspace.plugin import fleet_picture
+from netspace.plugin.picture import page
+from netspace.plugin.picture.model import Graph
 from netspace.spec import parse
 from netspace.supervision import process
 from netspace.supervision.daemon import protocol
+
+
+def test_page_of_a_fleet_is_small() -> None:
+    fleet = pictures.compiled(pictures.large())
+    hold("page.bytes", len(fleet_picture.picture("html", fleet, pictures.seen(fleet)).encode()))
+    hold("page.empty-bytes", len(page.page(Graph([], [])).encode()))
 
 
 def declared(environment: dict[str, Any], name: str = "web") -> str:

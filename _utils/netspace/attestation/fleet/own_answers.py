@@ -25,6 +25,8 @@ MODULE, FUNCTION = "netspace_link", "signed_answer"
 SIGNED = frozenset(
     {
         "grains.get",
+        "netspace.explain",
+        "netspace.glance",
         "netspace_fleet.ailing",
         "netspace_fleet.apply",
         "netspace_fleet.plan",
@@ -34,6 +36,7 @@ SIGNED = frozenset(
         "netspace_link.public_key",
         "netspace_link.seal_adopt",
         "netspace_link.seal_bundles",
+        "netspace_trust.revise",
     }
 )
 """The functions that a minion calls for ``signed_answer``. None does more than the master could ask for without it."""

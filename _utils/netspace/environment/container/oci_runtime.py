@@ -237,14 +237,14 @@ def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mou
                     os.rmdir(target + folder)
 
 
-def remove_output(layout: Layout, name: str) -> None:
-    """Remove the program's output file and the files rotated from it."""
-    own = output(layout, name)
+def remove_output(layout: Layout, *names: str) -> None:
+    """Remove the programs' output files and the files rotated from them, in one pass over the folder."""
+    files = tuple(output(layout, name).name for name in names)
+    own, others = frozenset(files), tuple(f"{file}." for file in files)
     with contextlib.suppress(FileNotFoundError):
-        first, others = own.name, f"{own.name}."
-        for entry in os.listdir(own.parent):
-            if entry == first or entry.startswith(others):
-                (own.parent / entry).unlink(missing_ok=True)
+        for entry in os.listdir(layout.logs):
+            if entry.startswith(others) or entry in own:
+                (layout.logs / entry).unlink(missing_ok=True)
 
 
 def usage(cgroup: str, mounted: Mapping[str, mounts.Mount]) -> dict[str, int]:

@@ -24,8 +24,8 @@ def version(seen: Readings) -> Row:
         found,
         expected="version 2",
         matters="environments",
-        why="Under version 1 nothing bounds what unread UDP data and late writes take, and a lack of memory ends one "
-        "process of an environment, not all of it.",
+        why="Under version 1 nothing bounds late writes, nor under runc what unread data takes, and a lack of memory "
+        "ends one process of an environment, not all of it.",
         remedy="with systemd, boot with `systemd.unified_cgroup_hierarchy=1`; else mount cgroup2, alone, at "
         "/sys/fs/cgroup",
         unseen=_UNSEEN,

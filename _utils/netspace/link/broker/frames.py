@@ -13,7 +13,7 @@ A refused frame ends its connection with an error of AMQP 1.0; a refused message
 checks apply to all accounts: netspace itself speaks AMQP 0-9-1.
 
 The broker doesn't start if the modules of its RabbitMQ have other functions than those known here
-(``STAND_INS``).
+(``STAND_INS``). RabbitMQ 4.3's parser has one more than that of 4.0, and marks a client's message by another option.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MODULE = "netspace_guard_frames"
 
 SOURCE = r"""%% Written by netspace: lets through the frames of AMQP 1.0 that a card's user needs.
 -module(netspace_guard_frames).
--export([stand_in/0, parse/1, parse_many/2, handle_request/5, refuse/2]).
+-export([stand_in/0, parse/1, parse_many/2, peek/1, handle_request/5, refuse/2]).
 
 -rabbit_boot_step({?MODULE, [
     {description, "netspace: what may be said over AMQP 1.0"},
@@ -41,16 +41,20 @@ SOURCE = r"""%% Written by netspace: lets through the frames of AMQP 1.0 that a 
 
 %% -- in the place of RabbitMQ's own modules --------------------------------------------
 stand_in() ->
-    before(amqp10_binary_parser, netspace_guard_parser, netspace_guard_as_parser),
-    before(rabbit_amqp_management, netspace_guard_management, netspace_guard_as_management).
+    before(amqp10_binary_parser, netspace_guard_parser, [netspace_guard_as_parser, netspace_guard_as_peeking_parser]),
+    before(rabbit_amqp_management, netspace_guard_management, [netspace_guard_as_management]).
 
-%% Module becomes StandIn, whose functions call here; what it was itself is called Aside from now on.
-before(Module, Aside, StandIn) ->
+%% Module becomes the one of StandIns that has the same functions, which call here; what it was itself is called Aside
+%% from now on.
+before(Module, Aside, StandIns) ->
     {Itself, Functions, File} = installed(Module),
-    {Instead, Known, _} = installed(StandIn),
-    Functions =:= Known orelse exit({netspace_does_not_know_this_rabbitmq, Module, Functions}),
-    load(Aside, File, renamed(Itself, Module, Aside)),
-    load(Module, File, renamed(Instead, StandIn, Module)).
+    Fitting = [{One, Beam} || One <- StandIns, {Beam, Known, _} <- [installed(One)], Known =:= Functions],
+    case Fitting of
+        [{StandIn, Instead}] ->
+            load(Aside, File, renamed(Itself, Module, Aside)),
+            load(Module, File, renamed(Instead, StandIn, Module));
+        [] -> exit({netspace_does_not_know_this_rabbitmq, Module, Functions})
+    end.
 
 installed(Module) ->
     {Module, Beam, File} = code:get_object_code(Module),
@@ -58,18 +62,24 @@ installed(Module) ->
     {Beam, lists:sort(Exports), File}.
 
 %% A module's name is the first of its atoms. Writing it there takes no time; compiling the module anew, where Erlang
-%% (28 and later) writes atoms in another way, takes a second of each start.
+%% writes atoms in a third way, takes a second of each start.
 renamed(Beam, Module, Name) ->
     {ok, Module, Chunks} = beam_lib:all_chunks(Beam),
-    {Former, New} = {atom_to_binary(Module), atom_to_binary(Name)},
+    {_, <<Number:32/signed, Table/binary>>} = lists:keyfind("AtU8", 1, Chunks),
+    Former = counted(Number, atom_to_binary(Module)),
     Size = byte_size(Former),
-    case lists:keyfind("AtU8", 1, Chunks) of
-        {_, <<Number:32, Size, Former:Size/binary, Others/binary>>} ->
-            Atoms = <<Number:32, (byte_size(New)), New/binary, Others/binary>>,
+    case Table of
+        <<Former:Size/binary, Others/binary>> ->
+            Atoms = <<Number:32, (counted(Number, atom_to_binary(Name)))/binary, Others/binary>>,
             {ok, Made} = beam_lib:build_module(lists:keyreplace("AtU8", 1, Chunks, {"AtU8", Atoms})),
             Made;
         _ -> compiled(Beam, Module, Name)
     end.
+
+%% Since Erlang 28 the number of atoms is written as a negative one, and their sizes take a byte or two.
+counted(Number, Atom) when Number > 0 -> <<(byte_size(Atom)), Atom/binary>>;
+counted(_, Atom) when byte_size(Atom) < 16 -> <<(byte_size(Atom)):4, 0:4, Atom/binary>>;
+counted(_, Atom) -> <<(byte_size(Atom) bsr 8):3, 2#01000:5, (byte_size(Atom)):8, Atom/binary>>.
 
 compiled(Beam, Module, Name) ->
     {ok, {Module, [{abstract_code, {raw_abstract_v1, Forms}}]}} = beam_lib:chunks(Beam, [abstract_code]),
@@ -103,11 +113,9 @@ described(<<0, 16#80, Code:64, _/binary>>) -> Code;
 described(_) -> refuse(<<"amqp:decode-error">>, "a frame that no number describes").
 
 %% The sections of a message that a client sends, or that is stored, or of a request.
-parse_many(Bytes, [server_mode] = Options) ->
-    netspace_guard_sections:bounded(Bytes),
-    Sections = netspace_guard_parser:parse_many(Bytes, Options),
-    netspace_guard_sections:carried(Sections),
-    Sections;
+parse_many(Bytes, [server_mode] = Options) -> message(Bytes, Options);
+%% Since RabbitMQ 4.2; false means one that is stored, which RabbitMQ itself has looked at before.
+parse_many(Bytes, [{server_mode, _}] = Options) -> message(Bytes, Options);
 parse_many(Bytes, [] = Options) ->
     %% A value takes a byte at least: their number is bounded by the message's size.
     try netspace_guard_bounds:values(Bytes, @DEPTH@ + 1, byte_size(Bytes))
@@ -116,6 +124,17 @@ parse_many(Bytes, [] = Options) ->
     netspace_guard_parser:parse_many(Bytes, Options);
 %% Another RabbitMQ may tell a client's message by another option: unchecked, it must not get through.
 parse_many(_, _) -> refuse(<<"amqp:internal-error">>, "a message by an option of the parser that the guard lacks").
+
+message(Bytes, Options) ->
+    netspace_guard_sections:bounded(Bytes),
+    Sections = netspace_guard_parser:parse_many(Bytes, Options),
+    netspace_guard_sections:carried(Sections),
+    Sections.
+
+%% The sizes of a value, of RabbitMQ 4.3 and newer. Its own modules don't ask for that.
+peek(Bytes) ->
+    behind(Bytes, @DEPTH@ + 1, byte_size(Bytes)),
+    netspace_guard_parser:peek(Bytes).
 
 behind(Bytes, Levels, Parts) ->
     try netspace_guard_bounds:value(Bytes, Levels, Parts)
@@ -230,7 +249,7 @@ is_destination(<<"/exchanges/", Rest/binary>>) ->
 is_destination(_) -> false.
 
 is_name(Use, Quoted) ->
-    try netspace_guard_admission:is_for(Use, rabbit_uri:urldecode(Quoted))
+    try netspace_guard_admission:is_for(Use, uri_string:percent_decode(Quoted))
     catch error:_ -> false
     end.
 
@@ -278,6 +297,7 @@ refuse(Condition, Why) ->
 # What takes the place of a module of RabbitMQ's: all functions of that module, each a call of this one.
 STAND_INS = {
     "netspace_guard_as_parser": {"parse": 1, "parse_many": 2},
+    "netspace_guard_as_peeking_parser": {"parse": 1, "parse_many": 2, "peek": 1},
     "netspace_guard_as_management": {"handle_request": 5},
 }
 

@@ -36,6 +36,7 @@ from netspace.text import printable
 USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODE = "broker"
+STORES = "data/mnesia"  # the folder, in layout.broker, of all that the node stores
 FORMER = "epmd"
 """The service for epmd that older versions of netspace ran beside the node."""
 READY_SECONDS = 90.0
@@ -97,7 +98,7 @@ def service(layout: Layout, spec: LocalBroker) -> Service:
             "ERL_INETRC": str(base / "etc/inetrc"),
             **_NO_QUESTIONS,
             "RABBITMQ_NODENAME": f"{layout.instance}@localhost",
-            "RABBITMQ_MNESIA_BASE": str(base / "data/mnesia"),
+            "RABBITMQ_MNESIA_BASE": str(base / STORES),
             "RABBITMQ_LOG_BASE": str(base / "log"),
             "RABBITMQ_CONFIG_FILE": str(base / "etc/rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "etc/advanced.config"),
@@ -346,11 +347,13 @@ def start(
 
     :param deaf: the node runs, but clients couldn't reach it. Try again for ``DEAF_SECONDS``; if it still doesn't
         answer, restart it.
-    :raises NetspaceError: another program has one of its ports (nothing is changed then); or the node doesn't start
-        (the error contains the end of its log).
+    :raises NetspaceError: another program has one of its ports, or netspace can't run this RabbitMQ (nothing is changed
+        then); or the node doesn't start (the error contains the end of its log).
     """
+    from netspace.link.broker import versions  # not needed where no broker is started
+
     available()
-    plugin.check_server(plugin.server())
+    versions.check(versions.server(), layout.broker / STORES)
     status = supervisor.observe([NODE]).get(NODE)
     if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)

@@ -11,8 +11,9 @@ deletes each binding beyond 1,000 (``objects.ANSWERS``) at once, and closes the 
 Methods and frames: :mod:`netspace.link.broker.admission` (AMQP 0-9-1) and :mod:`netspace.link.broker.frames` (1.0)
 refuse what is of use only to an attacker, before RabbitMQ handles it.
 
-Disk: RabbitMQ's quorum queues free the disk of acknowledged messages only after 8,192 log entries of any size. With
-messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries.
+Disk: the quorum queues of RabbitMQ 4.0 free the disk of acknowledged messages only after 8,192 log entries of any size.
+With messages of 16 MiB that is 128 GiB. The plugin makes them do so after 64 entries. RabbitMQ 4.3 counts bytes: its
+queues do so after 10 MB.
 
 Leaders: RabbitMQ records the owner of each queue's log only twice a second. If the broker is killed within half a
 second after a queue was made, the queue never has a leader again. The plugin records the owner as soon as a queue is
@@ -31,7 +32,6 @@ RabbitMQ's package depends.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -49,20 +49,11 @@ COMPILER = Path("/usr/bin/erlc")
 ENTRIES = 64
 """Entries of a quorum queue's log after which it frees unneeded ones; also the entries of a log file."""
 
-SERVERS = Path("/usr/lib/rabbitmq/lib")
-UNKNOWN = (4, 3)
-"""The first RabbitMQ that the plugin does not know.
-
-Its parser of AMQP 1.0 has another function (``peek``), and tells a message of a client by another option
-(``{server_mode, _}``), which the plugin refuses. The plugin itself ends that node while it starts;
-:func:`check_server` says so before a node is stopped.
-"""
-
 _APPLICATION = """{application, netspace_guard, [
     {description, "Bounds of accounts"}, {vsn, "1.0.0"}, {registered, [netspace_guard]},
     {modules, [netspace_guard, netspace_guard_admission, netspace_guard_as_management, netspace_guard_as_parser,
-               netspace_guard_bounds, netspace_guard_events, netspace_guard_frames, netspace_guard_mapper,
-               netspace_guard_refusals, netspace_guard_sections]},
+               netspace_guard_as_peeking_parser, netspace_guard_bounds, netspace_guard_events, netspace_guard_frames,
+               netspace_guard_mapper, netspace_guard_refusals, netspace_guard_sections]},
     {applications, [kernel, stdlib, compiler, rabbit]},
     {mod, {netspace_guard, []}}, {env, []}, {broker_version_requirements, []}]}.
 """
@@ -109,7 +100,9 @@ init(guard) ->
     ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
     self() ! look,
     self() ! {elect, ?ELECTIONS},
-    {ok, #{vain => 0, ending => #{}, told => #{}, new => false, refused => netspace_guard_refusals:new()}}.
+    Status = case file:open("/proc/self/status", [read, raw, binary]) of {ok, File} -> File; _ -> none end,
+    Refused = netspace_guard_refusals:new(),
+    {ok, #{vain => 0, status => Status, ending => #{}, told => #{}, new => false, refused => Refused}}.
 
 handle_call(_, _, State) -> {reply, unknown, State}.
 handle_cast({refused, User, Text}, State = #{refused := Refused}) ->
@@ -202,9 +195,29 @@ elect() ->
     length(Orphans).
 
 %% -- memory --------------------------------------------------------------------
-memory(State = #{vain := Vain, ending := Ending}) ->
+memory(State) ->
+    Limit = vm_memory_monitor:get_memory_limit(),
+    case held_by_kernel(State) < Limit div 4 of
+        true -> State#{vain := 0};
+        false -> weighed(Limit, State)
+    end.
+
+%% To ask Erlang for its memory wakes all threads of the node. The kernel's number is asked for less, and tells enough
+%% as long as it is small. It is larger than any number where it isn't known.
+held_by_kernel(#{status := Status}) ->
+    try
+        {ok, Text} = file:pread(Status, 0, 4096),
+        lists:sum([begin
+                       [_, Rest] = binary:split(Text, Line),
+                       {Size, _} = string:to_integer(string:trim(Rest, leading)),
+                       Size * 1024
+                   end || Line <- [<<"VmRSS:">>, <<"VmSwap:">>]])
+    catch _:_ -> unknown
+    end.
+
+weighed(Limit, State = #{vain := Vain, ending := Ending}) ->
     Used = erlang:memory(total),
-    case Used > vm_memory_monitor:get_memory_limit() div 2 of
+    case Used > Limit div 2 of
         false -> State#{vain := 0};
         %% Where nobody's connections are to blame, it is looked closely again once there is more.
         true when Used < Vain + ?LEAST -> State;
@@ -350,27 +363,6 @@ def sources() -> Mapping[str, str]:
         f"{mapper.MODULE}.erl": mapper.SOURCE,
         f"{NAME}.app": _APPLICATION,
     }
-
-
-def server(folder: Path = SERVERS) -> tuple[int, ...]:
-    """Return the version of the newest RabbitMQ that is installed; empty: none is."""
-    found = [
-        re.fullmatch(r"rabbitmq_server-(\d+)\.(\d+)\.(\d+)", path.name) for path in folder.glob("rabbitmq_server-*")
-    ]
-    return max((tuple(int(part) for part in one.groups()) for one in found if one), default=())
-
-
-def check_server(version: tuple[int, ...]) -> None:
-    """Check that the plugin knows this *version* of RabbitMQ.
-
-    :raises NetspaceError: it does not, so the node can't be started.
-    """
-    if version >= UNKNOWN:
-        shown = ".".join(map(str, version))
-        raise NetspaceError(
-            f"RabbitMQ {shown}: netspace's guard within the broker doesn't know this version, so the broker isn't "
-            "started; install RabbitMQ 4.0 (Debian 13 has it)"
-        )
 
 
 def place(folder: Path) -> Path:

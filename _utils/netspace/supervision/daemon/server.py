@@ -24,6 +24,8 @@ from netspace.supervision.daemon.units import Units
 REQUEST_TIMEOUT = 10.0  # seconds for a client to send its request
 CONNECTIONS = 32
 
+_REQUEST = ""  # no service's name: the request itself, while it is being served
+
 
 class Client:
     """A connection with one request. The daemon answers when everything in the request is done."""
@@ -120,7 +122,10 @@ class Server:
                 self._drop(client)
                 return
             if request.version in ("", self.version):
+                # A service that stops at once must not look like the last one: the others come after it.
+                client.pending.add(_REQUEST)
                 self._serve(client, request)
+                client.pending.discard(_REQUEST)
             self._answer_if_done(client)
 
     def _serve(self, client: Client, request: protocol.Request) -> None:

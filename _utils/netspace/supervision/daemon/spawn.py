@@ -15,20 +15,28 @@ from typing import NoReturn
 
 from netspace.layout import Layout
 from netspace.supervision import definitions, process
-from netspace.supervision.daemon import logs, relay
+from netspace.supervision.daemon import host_mounts, logs, relay
 from netspace.supervision.definitions import Trace
 from netspace.supervision.service import Service
 
 DESCRIPTORS = 1024  # a program's soft limit, as under systemd; it may raise it
 
 
-def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], trace: Trace | None) -> tuple[int, int]:
+def fork(
+    layout: Layout,
+    name: str,
+    service: Service,
+    argv: tuple[str, ...],
+    trace: Trace | None,
+    made: host_mounts.Namespace | None = None,
+) -> tuple[int, int]:
     """Fork a child that becomes *argv*; return its PID and a descriptor.
 
     Reading the descriptor returns an error text, or nothing once the child has become its program.
 
     :param trace: the trace that the child writes, with its own PID, before anything else; None for a helper (cleanup,
         reload), which always runs as root.
+    :param made: the namespace in which a container's runtime starts; None: the host's.
     :raises OSError: when the fork failed.
     """
     read, write = os.pipe()
@@ -39,13 +47,19 @@ def fork(layout: Layout, name: str, service: Service, argv: tuple[str, ...], tra
         os.close(write)
         raise
     if not pid:
-        _become(layout, name, service, argv, trace, write)
+        _become(layout, name, service, argv, trace, write, made)
     os.close(write)
     return pid, read
 
 
 def _become(
-    layout: Layout, name: str, service: Service, argv: tuple[str, ...], trace: Trace | None, report: int
+    layout: Layout,
+    name: str,
+    service: Service,
+    argv: tuple[str, ...],
+    trace: Trace | None,
+    report: int,
+    made: host_mounts.Namespace | None,
 ) -> NoReturn:
     """Become *argv* in the child, or write the error to *report* and exit. Never returns."""
     step = ""
@@ -81,6 +95,9 @@ def _become(
             os.setgid(account.pw_gid)
             os.setuid(account.pw_uid)
             process.prctl(process.PR_SET_NO_NEW_PRIVS)
+        if made is not None:
+            step = "mount namespace: "
+            host_mounts.enter(made, argv)
         step = f"{service.working_dir}: "
         os.chdir(service.working_dir)
         # This comes last: until now the child needs all of the supervisor's descriptors, two for each environment, and

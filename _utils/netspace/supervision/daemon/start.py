@@ -21,6 +21,7 @@ from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import logs, spawn
 from netspace.supervision.daemon.children import Children
 from netspace.supervision.daemon.ending import Stopper
+from netspace.supervision.daemon.host_mounts import HostMounts, takes
 from netspace.supervision.daemon.log_rotation import Rotation
 from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.oom import OomTracker
@@ -46,6 +47,7 @@ class Starter:
         self.shortage = shortage
         self.logs = rotation
         self.launching: set[str] = set()
+        self.host_mounts = HostMounts(units.layout)
         self._queue: deque[Unit] = deque()
 
     def ready(self, unit: Unit) -> None:
@@ -136,7 +138,8 @@ class Starter:
                 service.pid_file.unlink(missing_ok=True)
                 self.ending.relay.begin(unit)
             template = self.units.trace(unit, "launching" if detached else "running")
-            pid, unit.report = spawn.fork(self.units.layout, unit.name, service, service.command, template)
+            made = self.host_mounts.get(len(self.units.active)) if detached and takes(service.command) else None
+            pid, unit.report = spawn.fork(self.units.layout, unit.name, service, service.command, template, made)
         except OSError as err:
             unit.error = f"can't be started: {err}"
             self._failed_launch(unit)

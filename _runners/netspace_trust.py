@@ -1,0 +1,165 @@
+"""
+Trust in a fleet's hosts, on the master
+=======================================
+
+``look`` goes by the results of ``netspace_attestation``: it cuts the links of hosts that the master distrusts, restores
+them when trust is back, and tells the minions concerned. A schedule calls it, and a reactor: see the page on fleets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import netspace
+
+netspace.refresh(__file__)
+
+from netspace.errors import NetspaceError  # noqa: E402
+from netspace.fleet import trust_watch  # noqa: E402
+from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
+from netspace.fleet.trust import HostTrust  # noqa: E402
+from netspace.plugin import fleet_files  # noqa: E402
+from netspace.plugin.minions import Minions, Salt  # noqa: E402
+
+if TYPE_CHECKING:
+    __opts__: dict[str, Any]
+    __salt__: dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "netspace_trust"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def look(*hosts: str, timeout: int = 30) -> dict[str, Any]:
+    """
+    Look at the trust in hosts that the master judges (``attestation: {verifier: master}``). Cut all links between other
+    hosts and those that it distrusts, restore them when it trusts a host again, and have the minions concerned revise
+    their links.
+
+    The master goes by its own results alone, so it doesn't matter who asks for a look. A look at all hosts also
+    attests those again whose result has expired, and tells minions again that did not answer. A host that doesn't
+    answer is distrusted five minutes later.
+
+    Return the number of judged ``hosts``; ``distrusted``: by host ``state``, ``kind`` (``judged`` or ``expired``),
+    ``code``, ``reason``, ``since``, and its links that are ``cut`` and only ``reported``; ``asked_again``: since when a
+    host's result has expired; and ``waiting``: minions that still have to revise their links, with the reason. The exit
+    status is 0 if no host is distrusted and no minion waits.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_trust.look
+        salt-run netspace_trust.look h2
+
+    hosts
+        Names of hosts, or ids of minions. Others are passed over. None: all hosts.
+
+    timeout
+        Seconds to wait for each answer of minions.
+    """
+
+    def work() -> dict[str, Any]:
+        return trust_watch.look(_declaration(), _Master(timeout), [str(one) for one in hosts])
+
+    return _answer(work)
+
+
+def status() -> dict[str, Any]:
+    """
+    Return what ``look`` returns, as of the last look. It looks at no host and tells no minion.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_trust.status
+    """
+
+    def work() -> dict[str, Any]:
+        declaration = _declaration()
+        return trust_watch.shown(declaration, {}, trust_watch.judged(declaration))
+
+    return _answer(work)
+
+
+class _Master:
+    """The master's results and minions, by its other runners and Salt's bus."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+
+    def states(self, minions: Collection[str]) -> Mapping[str, HostTrust]:
+        found = self._run("states", sorted(minions))
+        return {
+            minion: HostTrust(str(one["state"]), str(one["code"] or ""), str(one["reason"]))
+            for minion, one in found.items()
+        }
+
+    def attest(self, minions: Collection[str]) -> None:
+        self._run("attest", sorted(minions), "list")
+
+    def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return _minions().ask(minions, function, arguments, self._timeout)
+
+    def tell(self, event: str, data: Mapping[str, Any]) -> None:
+        import salt.utils.event
+
+        log.warning("netspace: %s: %s: %s", data["host"], event, data.get("reason", "its links are restored"))
+        with salt.utils.event.get_event("master", opts=__opts__, listen=False) as bus:
+            bus.fire_event(dict(data), f"netspace/fleet/{event}")
+
+    @staticmethod
+    def _run(function: str, *arguments: Any) -> dict[str, Any]:
+        found: dict[str, Any] = __salt__[f"netspace_attestation.{function}"](*arguments)
+        if found.get("valid") is False:  # a minion may be called so, and then it is a mapping
+            raise NetspaceError(f"netspace_attestation.{function}: {found.get('reason', found)}")
+        return {minion: one for minion, one in found.items() if isinstance(one, dict)}
+
+
+def _declaration() -> FleetDeclaration:
+    import salt.fileserver
+    import salt.loader
+    import salt.template
+    import salt.utils.event
+
+    return fleet_files.declaration(
+        __opts__,
+        fleet_files.root(__opts__),
+        salt.fileserver.Fileserver,
+        salt.loader.render,
+        salt.template.compile_template,
+        salt.utils.event.get_event,
+    )
+
+
+def _minions() -> Minions:
+    import salt.cache
+    import salt.client
+    import salt.utils.minions
+    import salt.utils.verify
+    from salt.exceptions import SaltException
+
+    parts = Salt(
+        salt.client.get_local_client,
+        SaltException,
+        salt.utils.verify.valid_id,
+        salt.cache.Cache,
+        salt.utils.minions.CkMinions,
+    )
+    return Minions(__opts__, parts)
+
+
+def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the result of *work*, with Salt's key for the exit status if something is wrong; never raise."""
+    try:
+        found = work()
+    except (NetspaceError, OSError, ValueError) as err:
+        return {"error": str(err), "retcode": 1}
+    return {**found, "retcode": 1} if found["distrusted"] or found["waiting"] else found

@@ -1,0 +1,247 @@
+"""Admission of minions whose Salt keys are pending: a key is accepted if its host's TPM vouches for it.
+
+A minion whose key is pending can't be asked over Salt's bus. So it applies by itself (:mod:`admission_http` carries
+that), and the exchange is that of an enrolment and an attestation: the registrar's credential, a quote, the policy of
+the minion's group. Two things differ:
+
+- The TPM's statements name the pending key. Both sides put :func:`name` in the place of the master's fingerprint, so
+  the credential's answer and the quote are for this master and for this Salt key. A host that passes on the answers of
+  another host's TPM under a key of its own has statements about the wrong key.
+- Only minions in the inventory are admitted.
+
+What is accepted is the content of the key that was proved, whatever lies in Salt's folder by then. Imports no Salt.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from netspace.attestation.evidence import key_fingerprint
+from netspace.attestation.fleet import rounds
+from netspace.attestation.fleet.calls import Again, Answer, Call, Step
+from netspace.attestation.fleet.fleet import Fleet
+from netspace.attestation.fleet.host_state import TRUSTED, HostState
+from netspace.attestation.refusals import Refused
+from netspace.errors import NetspaceError
+
+MAX_SESSIONS = 64
+EACH = 4
+"""The most sessions of one minion: another one who knows its public key can't take all of them at once."""
+LIFETIME = 120.0
+"""Seconds for one exchange."""
+PAUSE = 10.0
+"""Seconds after a refusal until the same minion is heard again."""
+FIRST = "enroll"
+"""The first call. Only the holder of the pending key gets to the next one."""
+MAX_KEY = 4096
+MAX_NAME = 255
+
+Work = Generator[Step, Answer, HostState]
+
+
+class NotNow(NetspaceError):
+    """Too much is asked at this moment; the minion may ask again later."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A minion's claim that a pending key is its own.
+
+    :param key: the key (PEM).
+    """
+
+    minion: str
+    key: bytes
+
+
+@dataclass
+class _Session:
+    claim: Claim
+    work: Work
+    call: Call
+    begun: float
+    busy: bool = False
+
+
+def name(master: str, key: bytes) -> str:
+    """Return what stands for the verifier in the TPM's statements of an admission.
+
+    It is never a fingerprint alone, so no statement of an admission is one of an ordinary attestation.
+
+    :param master: fingerprint of the master's key.
+    :param key: the minion's Salt key (PEM).
+    """
+    return f"admission of {key_fingerprint(key)} by {master}"
+
+
+def admitting(made: Fleet, ready: rounds.Ready, minion: str, wall: Callable[[], float] = time.time) -> Work:
+    """Enrol a minion's TPM and attest it; return its state.
+
+    :param made: a verifier whose ``master`` is :func:`name`, and whose identities know the pending key.
+    :raises NetspaceError: the host can't be enrolled, or nothing proves that the answers are its own.
+    """
+    yield from rounds.enrolled(made.registrar, minion, ready, made.identities, wall)
+    asked = made.ask(minion, whole=True)
+
+    def take(came: Answer) -> Generator[Step, Answer, Any]:
+        yield from ()
+        return made.judge(asked, came.value, wall())
+
+    record, came = yield from rounds.heard(Call("answer", "challenges", asked.wire()), take)
+    if record is None:
+        raise NetspaceError(came.problem or "no answer")
+    return made.standing(minion, wall(), record)
+
+
+class Desk:
+    """The master's side of all admissions. Its methods may be called by several threads.
+
+    :param master: fingerprint of the master's key.
+    :param pending: returns the pending key of a minion (PEM); None if there is none.
+    :param begin: returns the work for a claim.
+    :param accept: accepts exactly the key of a claim. It raises NetspaceError if another key is pending by then.
+    :param tell: told of each verdict: the claim, and why it is refused (empty: it is accepted).
+    """
+
+    def __init__(
+        self,
+        master: str,
+        pending: Callable[[str], bytes | None],
+        begin: Callable[[Claim], Work],
+        accept: Callable[[Claim], None],
+        tell: Callable[[Claim, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._master, self._pending, self._begin, self._accept, self._tell = master, pending, begin, accept, tell
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sessions: dict[str, _Session] = {}
+        self._refused: dict[str, float] = {}
+
+    def open(self, data: Any) -> dict[str, Any]:
+        """Begin an admission: return ``session``, the fingerprint of the ``master``, and the first ``call``.
+
+        :param data: ``minion`` and ``key`` (PEM).
+        :raises NotNow: too many ask.
+        :raises NetspaceError: no such key is pending.
+        """
+        if not isinstance(data, dict) or set(data) != {"minion", "key"}:
+            raise NetspaceError("expected minion and key")
+        minion, key = data["minion"], data["key"]
+        if not isinstance(minion, str) or not 0 < len(minion) <= MAX_NAME or not isinstance(key, str):
+            raise NetspaceError("expected a minion's id and its Salt key")
+        if len(key) > MAX_KEY:
+            raise NetspaceError(f"the key is longer than {MAX_KEY} characters")
+        claim = Claim(minion, key.encode())
+        with self._lock:
+            self._tidy()
+            if self._clock() < self._refused.get(minion, float("-inf")) + PAUSE:
+                raise NotNow(f"{minion:.80} was refused a moment ago; ask again in {PAUSE:.0f} s")
+            of_it = sum(one.claim.minion == minion for one in self._sessions.values())
+            if of_it >= EACH or len(self._sessions) >= MAX_SESSIONS:
+                raise NotNow("too many ask at this moment; ask again later")
+            found = self._pending(minion)
+            if found is None or key_fingerprint(found) != key_fingerprint(claim.key):
+                raise NetspaceError(f"this key of {minion:.80} isn't pending; start the minion, or see salt-key -L")
+            session = secrets.token_hex(16)
+            work = self._begin(claim)
+            try:
+                call = next(work)
+            except StopIteration as err:
+                raise NetspaceError("nothing is asked") from err
+            if not isinstance(call, Call):
+                raise NetspaceError("nothing is asked")
+            self._sessions[session] = _Session(claim, work, call, self._clock())
+        return {"session": session, "master": self._master, "call": _wire(call)}
+
+    def known(self, session: str) -> bool:
+        """Return whether a session is open, before its next message is read."""
+        with self._lock:
+            self._tidy()
+            return session in self._sessions
+
+    def step(self, session: str, value: Any) -> dict[str, Any]:
+        """Take a minion's answer to the last call; return the next ``call``, ``accepted`` or ``refused`` (why).
+
+        :raises NotNow: the session is over, or its last message is still worked on.
+        """
+        with self._lock:
+            found = self._sessions.get(session)
+            if found is None or found.busy:
+                raise NotNow("this session is over; begin again")
+            found.busy = True
+        try:
+            state = self._stepped(found, value)
+        except NetspaceError as err:
+            # Whoever knows the public key can send rubbish. It must neither fill the log nor keep the minion waiting.
+            proved = isinstance(err, Refused) or found.call.function != FIRST
+            self._over(session, found.claim, str(err) if proved else None)
+            return {"refused": str(err), "code": getattr(err, "code", "")}
+        except BaseException:
+            self._over(session, found.claim, None)
+            raise
+        if state is None:
+            found.busy = False
+            return {"call": _wire(found.call)}
+        self._over(session, found.claim, "")
+        return {"accepted": True, "level": state.shown(time.time())["level"]}
+
+    def _stepped(self, session: _Session, value: Any) -> HostState | None:
+        """Resume the work; return the state of a host that was admitted, and None if another call follows.
+
+        :raises NetspaceError: the host isn't admitted.
+        """
+        try:
+            call = session.work.send(Answer(value))
+            while isinstance(call, Again):  # there is one sender, and it gave its answer
+                call = session.work.send(Answer(silent=True))
+        except StopIteration as done:
+            state: HostState = done.value
+            if state.state != TRUSTED:
+                raise NetspaceError(f"{session.claim.minion} is {state.state}: {state.reason}") from None
+            self._accept(session.claim)
+            return state
+        session.call = call
+        return None
+
+    def _over(self, session: str, claim: Claim, refused: str | None) -> None:
+        """End a session.
+
+        :param refused: why the minion is refused; empty: it is accepted; None: the session tells nothing of the minion.
+        """
+        with self._lock:
+            self._sessions.pop(session, None)
+            if refused:
+                self._refused[claim.minion] = self._clock()
+        if refused is not None:
+            self._tell(claim, refused)
+
+    def _tidy(self) -> None:
+        """Forget sessions and refusals that are over; the caller holds the lock."""
+        now = self._clock()
+        old = [name for name, one in self._sessions.items() if now - one.begun > LIFETIME and not one.busy]
+        for one in old:
+            del self._sessions[one]
+        self._refused = {minion: at for minion, at in self._refused.items() if now - at < PAUSE}
+
+
+def _wire(call: Call) -> dict[str, Any]:
+    return {"function": call.function, "value": call.value}
+
+
+def replied(reply: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Return the call in a master's reply; None if it is a verdict.
+
+    :raises NetspaceError: it is neither.
+    """
+    call = reply.get("call")
+    if isinstance(call, dict) and set(call) == {"function", "value"} and isinstance(call["function"], str):
+        return call["function"], call["value"]
+    if reply.get("accepted") is True or isinstance(reply.get("refused"), str):
+        return None
+    raise NetspaceError("the master's reply is neither a call nor a verdict")

@@ -1,0 +1,90 @@
+"""A minion that applies for the acceptance of its pending Salt key: the host's side of ``fleet.admission``.
+
+The master's service isn't trusted. It may name any master; whatever it asks, the TPM's statements are about this
+minion's own Salt key, so they are worth nothing to anybody who has another key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from netspace.attestation import identity
+from netspace.attestation.evidence import Context
+from netspace.attestation.evidence import period as read_period
+from netspace.attestation.minion import attester, master_result, self_appraisal
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+
+MAX_CALLS = 8
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+class Applicant(NamedTuple):
+    """One minion.
+
+    :param chosen: settings of ``minion.settings.of``; they name the TPM.
+    :param verifier: returns the name of the verifier in the TPM's statements, from the master's fingerprint.
+    :param key: the private Salt key (PEM).
+    """
+
+    layout: Layout
+    chosen: Mapping[str, Any]
+    minion: str
+    verifier: Callable[[str], str]
+    key: bytes
+
+    def do(self, master: str, function: str, value: Any) -> dict[str, Any]:
+        """Do what the master's service asks.
+
+        :raises NetspaceError: it asks for something else, or the TPM can't be used.
+        """
+        if not _FINGERPRINT.fullmatch(master):
+            raise NetspaceError(f"{master!r:.80} is no fingerprint of a master's key")
+        if not isinstance(value, dict):
+            raise NetspaceError(f"{function!r:.40}: expected a mapping")
+        name = self.verifier(master)
+        if function == "enroll":
+            return self._signed(name, identity.ENROLMENT, self._shown(value), {})
+        if function == "activate":
+            return self._activated(name, value)
+        if function == "answer":
+            return self._answered(name, value)
+        raise NetspaceError(f"{function!r:.40} is no part of an admission")
+
+    def _shown(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        template, period = str(asked.get("template") or "") or None, read_period(asked.get("period"))
+        others = asked.get("others") is True
+        return self_appraisal.enroll(self.layout, self.chosen, template, period, others=others).wire()
+
+    def _activated(self, name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        others = asked.get("others")
+        try:
+            made = [_credential(one) for one in (asked, *(others if isinstance(others, list) else ()))]
+            context = Context(name, self.minion, str(asked["session"]), bytes.fromhex(asked["nonce"]))
+        except (KeyError, TypeError, ValueError, binascii.Error) as err:
+            raise NetspaceError(f"credential: not base64, or not hex: {err}") from err
+        opened = self_appraisal.activate(self.layout, self.chosen, made, context, read_period(asked.get("period")))
+        exchange = identity.exchange(context.session, context.nonce)
+        return self._signed(name, identity.ACTIVATION, {"answer": opened.hex()}, exchange)
+
+    def _answered(self, name: str, challenge: Mapping[str, Any]) -> dict[str, Any]:
+        found = master_result.answer(self.layout, self.chosen, self.minion, name, challenge, lambda: self.key)
+        if "parts" not in found:
+            return found
+        texts = [master_result.part(self.layout, number)["text"] for number in range(found["parts"])]
+        whole: dict[str, Any] = json.loads("".join(texts))
+        return whole
+
+    def _signed(self, name: str, kind: str, data: dict[str, Any], more: Mapping[str, str]) -> dict[str, Any]:
+        message = identity.statement(kind, name, self.minion, {**data, **more})
+        return {**data, identity.FIELD: identity.sign(self.key, message)}
+
+
+def _credential(given: Mapping[str, Any]) -> attester.Credential:
+    blob, encrypted = (base64.b64decode(given[name], validate=True) for name in ("blob", "encrypted"))
+    return attester.Credential(str(given["template"]), blob, encrypted)

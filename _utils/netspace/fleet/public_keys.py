@@ -1,0 +1,34 @@
+"""Public halves of hosts' names keys (X25519), compared by what they mean. Pure.
+
+X25519 ignores the highest bit of a key, and takes the number in it modulo 2^255 - 19 (RFC 7748, section 5). Base64 of
+32 bytes leaves two bits unused. So one key has several spellings, and all of them give the same shared secrets.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+
+PRIME = 2**255 - 19
+BYTES = 32
+_SPELLING = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+def canonical(text: str) -> str:
+    """Return the one spelling of a key that ``netspace_link.public_key`` would tell.
+
+    :raises ValueError: it isn't 32 bytes in base64url without padding.
+    """
+    if not _SPELLING.fullmatch(text):
+        raise ValueError(f"{text!r:.80} isn't {BYTES} bytes in base64url")
+    raw = base64.urlsafe_b64decode(f"{text}=")
+    number = (int.from_bytes(raw, "little") & (2**255 - 1)) % PRIME
+    return base64.urlsafe_b64encode(number.to_bytes(BYTES, "little")).decode().rstrip("=")
+
+
+def same(one: str, other: str) -> bool:
+    """Return whether two spellings are of one key; a text that is no key equals only itself."""
+    try:
+        return canonical(one) == canonical(other)
+    except ValueError:
+        return one == other

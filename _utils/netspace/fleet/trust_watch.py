@@ -1,0 +1,308 @@
+"""Look at hosts' trust: the master cuts the links of hosts that it distrusts, and tells all whom that concerns.
+
+A look goes by the master's own results alone. An event is only a hint that a look may be due: whoever forges one has
+the master look at a host, and nothing else. Of several requests that wait for each other, one look serves all.
+
+A master that doesn't run cuts nothing and restores nothing. After it was down, results have expired because of the
+master, not of the hosts; so a host whose result has expired is asked again for :data:`trust.GRACE` seconds first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from netspace.errors import NetspaceError, StateError
+from netspace.fleet import joining, trust
+from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.in_force import Stamp
+from netspace.fleet.trust import Book, HostTrust
+from netspace.fleet.trust_book import TrustBook
+from netspace.link.seal.exchange import exchange
+
+REVISE = "netspace_trust.revise"
+SEALS = "netspace_link.exchange_seals"
+"""The runner that exchanges keys of sealed links, if that failed."""
+MOST_GROUPS = 8
+"""The most messages for different sets of hosts. For more sets, one message has minions compare all their links."""
+
+
+class Master(Protocol):
+    """The master's results, and its minions."""
+
+    def states(self, minions: Collection[str]) -> Mapping[str, HostTrust]:
+        """Return what the master's own results say of minions now, without asking them.
+
+        :raises NetspaceError: the results can't be read.
+        """
+
+    def attest(self, minions: Collection[str]) -> None:
+        """Attest minions again.
+
+        :raises NetspaceError: nobody can be asked.
+        """
+
+    def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the minions' own answers, by minion; an error for a minion that failed.
+
+        :raises NetspaceError: nobody can be asked.
+        """
+
+    def tell(self, event: str, data: Mapping[str, Any]) -> None:
+        """Tell the operator of a change."""
+
+
+class Judged:
+    """The hosts that the master judges, as they are in force. A slice is read only when it is asked for.
+
+    :param hosts: their names, by minion.
+    """
+
+    def __init__(self, declaration: FleetDeclaration, hosts: Mapping[str, str]) -> None:
+        self.hosts = hosts
+        self._declaration = declaration
+        self._pillars: dict[str, Mapping[str, Any]] = {}
+
+    def pillar(self, minion: str) -> Mapping[str, Any]:
+        """Return a host's slice, and what is noted beside it."""
+        if minion not in self._pillars:
+            found = self._declaration.whole(minion)
+            if found is None or "trust" not in found:
+                raise StateError(f"{minion}: what is in force changed meanwhile; look again")
+            self._pillars[minion] = found
+        return self._pillars[minion]
+
+    def peers(self, minion: str) -> Mapping[str, str]:
+        """Return the minions of a host's peers, by name."""
+        found: Mapping[str, str] = self.pillar(minion)["trust"]["minions"]
+        return found
+
+
+class _Begun:
+    """The looks that this process has begun, by book and minion."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[Path, str], float] = {}
+
+    def due(self, book: TrustBook, minions: Iterable[str], asked: float) -> list[str]:
+        """Return the minions at which no look has begun since *asked*, and note that one begins now."""
+        due = [minion for minion in minions if self._at.get((book.path, minion), float("-inf")) < asked]
+        self._at.update(dict.fromkeys(((book.path, minion) for minion in due), time.monotonic()))
+        return due
+
+
+_begun = _Begun()
+_known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str]]] = {}
+"""By book: stamps of what is in force, the judged hosts by minion, and all minions."""
+
+
+def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Look at hosts, cut or restore their links, and tell the minions concerned; return the state as plain values.
+
+    :param names: of hosts, or ids of their minions; names of no judged hosts are passed over. None: all hosts. Only
+        then hosts whose result has expired are asked again, and minions that were told in vain are told again.
+    :raises NetspaceError: nothing is in force, or the results can't be read. Nothing is changed then.
+    """
+    asked = time.monotonic()
+    hosts = judged(declaration)
+    chosen = {minion for minion, host in hosts.hosts.items() if not names or minion in names or host in names}
+    book = declaration.trust
+    if names and not chosen:
+        return shown(declaration, {}, hosts)
+    news, after = _seen(declaration, master, hosts, chosen, whole=not names, asked=asked)
+    failed = _told(declaration, master, hosts, news)
+    if not names:
+        silent = sorted(set(after.expiring) & set(hosts.hosts))
+        if silent:
+            master.attest(silent)
+            news, after = _seen(declaration, master, hosts, chosen, whole=True, asked=None)
+            failed |= _told(declaration, master, hosts, news)
+        with book.telling() as mine:
+            waiting = {minion: names for minion, names in book.read().waiting.items() if minion not in failed}
+            if mine:
+                failed |= _told(declaration, master, hosts, waiting)
+    return shown(declaration, failed, hosts)
+
+
+def judged(declaration: FleetDeclaration) -> Judged:
+    """Return the hosts in force that the master judges.
+
+    All slices are read once for each state of what is in force, so that a forged event costs a look at a file's time.
+
+    :raises NetspaceError: nothing is in force, or it is damaged.
+    """
+    now = declaration.stamps()
+    known = _known.get(declaration.trust.path)
+    if known is None or known[0] != now:
+        wholes = declaration.wholes()
+        if not wholes:
+            raise NetspaceError("nothing of the fleet's declaration is in force yet; salt-run netspace_fleet.check")
+        named = {minion: trust.judged_host(pillar) for minion, pillar in wholes.items()}
+        found = {minion: host for minion, host in named.items() if host is not None}
+        known = _known[declaration.trust.path] = now, found, frozenset(wholes)
+    return Judged(declaration, known[1])
+
+
+def _seen(
+    declaration: FleetDeclaration,
+    master: Master,
+    hosts: Judged,
+    chosen: Collection[str],
+    *,
+    whole: bool,
+    asked: float | None,
+) -> tuple[dict[str, dict[str, int]], Book]:
+    """Look at the *chosen* hosts and write the book; return the minions to tell now, and the book.
+
+    :param asked: when the look was asked for, by a monotonic clock; None: expired hosts were asked again just now.
+    """
+    book = declaration.trust
+    with book.looking():
+        due = _begun.due(book, chosen, float("inf") if asked is None else asked)
+        try:
+            before = book.read()
+        except StateError:
+            if not whole:
+                raise
+            before, due = Book(), list(hosts.hosts)
+        states = master.states(due) if due else {}
+        after = trust.decide(before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None)
+        changes = trust.changed(before.hosts, after.hosts)
+        wanted: dict[str, list[str]] = {}
+        for minion in changes:
+            if minion not in hosts.hosts:
+                continue  # it is no longer in force, and its peers' slices have no links to it
+            for peer in concerned(hosts, minion, before, after):
+                wanted.setdefault(peer, []).append(hosts.hosts[minion])
+        after = trust.to_wait(after, wanted)
+        if whole:
+            after = trust.pruned(after, _known[book.path][2])
+        book.write(after)
+    for minion in changes:
+        distrust = after.hosts.get(minion)
+        data = {
+            "host": hosts.hosts.get(minion, minion),
+            "minion": minion,
+            **({} if distrust is None else msgspec.to_builtins(distrust)),
+        }
+        master.tell("restored" if distrust is None else "distrusted", data)
+    return {minion: {host: after.waiting[minion][host] for host in names} for minion, names in wanted.items()}, after
+
+
+def concerned(hosts: Judged, minion: str, before: Book, after: Book) -> set[str]:
+    """Return the minions whose links change with the trust in one host, and the host's own."""
+    cuts = [
+        trust.cut(hosts.pillar(minion), minion, {minion: book.hosts[minion]}) if minion in book.hosts else {}
+        for book in (before, after)
+    ]
+    others = {other for name, other in {**cuts[0], **cuts[1]}.items() if (name in cuts[0]) != (name in cuts[1])}
+    return {minion, *(hosts.peers(minion)[other] for other in others)}
+
+
+def _told(
+    declaration: FleetDeclaration,
+    master: Master,
+    hosts: Judged,
+    waiting: Mapping[str, Mapping[str, int]],
+) -> dict[str, str]:
+    """Tell minions to revise their links, and note which did; return why others didn't, by minion."""
+    groups = _groups(hosts.hosts, waiting)
+    failed: dict[str, str] = {}
+    done: dict[str, Mapping[str, int]] = {}
+    for (names, own), minions in groups.items():
+        try:
+            answers = master.ask(minions, REVISE, {"hosts": list(names), "own": own})
+        except NetspaceError as err:
+            failed |= dict.fromkeys(minions, str(err))
+            continue
+        for minion in minions:
+            answer = answers.get(minion, "it did not answer")
+            if answer == []:
+                done[minion] = waiting[minion]
+            else:
+                failed[minion] = "; ".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+    if done:
+        with declaration.trust.looking():
+            declaration.trust.write(trust.confirmed(declaration.trust.read(), done))
+        failed |= _exchanged(declaration, master, hosts, {host for names in done.values() for host in names})
+    return {minion: text[: trust.MAX_REASON] for minion, text in failed.items()}
+
+
+def _groups(
+    judged_hosts: Mapping[str, str], waiting: Mapping[str, Mapping[str, int]]
+) -> dict[tuple[tuple[str, ...], bool], list[str]]:
+    """Return the minions to tell, by the hosts that they are told of, and whether their own host is one of these.
+
+    Peers come first: a distrusted host may let the master wait for its answer.
+    """
+    groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
+    for few in (True, False):
+        groups = {}
+        for minion, names in waiting.items():
+            own = judged_hosts.get(minion) in names
+            groups.setdefault((tuple(sorted(names)) if few else (), own), []).append(minion)
+        if len(groups) <= MOST_GROUPS:
+            break
+    return dict(sorted(groups.items(), key=lambda group: group[0][::-1]))
+
+
+def _exchanged(
+    declaration: FleetDeclaration, master: Master, hosts: Judged, changed: Collection[str]
+) -> dict[str, str]:
+    """Exchange the keys of sealed links that were restored: a host forgets the keys of a peer that is cut.
+
+    :param changed: the hosts of which minions were told.
+    :return: what failed, under the runner that does it again.
+    """
+    distrusted = declaration.trust.read().hosts
+    minions = set[str]()
+    for minion, host in hosts.hosts.items():
+        if host in changed and minion not in distrusted:
+            section = trust.served(hosts.pillar(minion), minion, distrusted)["netspace"]
+            if peers := joining.sealed_peers(section):
+                minions |= {minion, *(hosts.peers(minion)[peer] for peer in peers)}
+    if not minions:
+        return {}
+
+    def hand(minion: str, bundles: Sequence[str]) -> Any:
+        adopted = master.ask([minion], "netspace_link.seal_adopt", {"bundles": list(bundles)})
+        return adopted.get(minion, NetspaceError("did not answer in time"))
+
+    problems = exchange(lambda: master.ask(sorted(minions), "netspace_link.seal_bundles", {}), hand)["problems"]
+    return {SEALS: "; ".join(problems)} if problems else {}
+
+
+def shown(declaration: FleetDeclaration, failed: Mapping[str, str], hosts: Judged) -> dict[str, Any]:
+    """Return the present state as plain values.
+
+    :param failed: why minions didn't revise their links, by minion.
+    """
+    book = declaration.trust.read()
+    distrusted = {}
+    for minion, one in sorted(book.hosts.items()):
+        if minion not in hosts.hosts:
+            continue
+        pillar = hosts.pillar(minion)
+        cut = sorted(trust.cut(pillar, minion, {minion: one}))
+        every = sorted(trust.named(link) for link in pillar["netspace"].get("links", ()) if trust.far(link))
+        distrusted[hosts.hosts[minion]] = {
+            **msgspec.to_builtins(one),
+            "minion": minion,
+            "cut": cut,
+            "reported": [name for name in every if name not in cut],
+        }
+    return {
+        "hosts": len(hosts.hosts),
+        "distrusted": distrusted,
+        "asked_again": {
+            hosts.hosts[minion]: since for minion, since in sorted(book.expiring.items()) if minion in hosts.hosts
+        },
+        "waiting": {
+            **dict.fromkeys(sorted(book.waiting), "it is told again at the next look"),
+            **{minion: text for minion, text in failed.items() if minion in book.waiting or minion == SEALS},
+        },
+    }

@@ -1,0 +1,81 @@
+"""The state of a host in few words, as a master gathers it from a whole fleet. Changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netspace.errors import NetspaceError
+from netspace.host import refused as record
+from netspace.host.host import Host
+
+AUDITED = 64
+"""The most environments whose refusals are told."""
+ROWS = 8
+"""The most refusals of one environment that are told, the newest ones."""
+PROSE = 300
+"""The most characters of a sentence."""
+_TOLD = ("state", "health", "since", "restarts", "flapping", "updating", "supervised", "declared_stopped")
+
+
+def glance(host: Host) -> dict[str, Any]:
+    """Return the host's trust, and its environments and links, each with its state.
+
+    What can't be read has its reason under ``problems``, and everything else is told.
+    """
+    from netspace.attestation import result
+
+    trust, problems = host.trust(), list[str]()
+    found: dict[str, Any] = {
+        "glance": 1,
+        "trust": {
+            "level": trust.name,
+            "verifier": trust.verifier,
+            "reason": trust.reason[:PROSE],
+            "issued": None,
+            "expires": None,
+        },
+        "environments": {},
+        "links": {},
+        "refused": {},
+        "problems": problems,
+    }
+    try:
+        judged = result.load(host.layout)
+        if judged is not None:
+            found["trust"].update(issued=judged.issued, expires=judged.expires)
+    except (NetspaceError, OSError) as err:
+        problems.append(f"trust: {err}"[:PROSE])
+    try:
+        found["environments"] = {
+            name: {**{key: row[key] for key in _TOLD}, "problem": row["problem"][:PROSE]}
+            for name, row in host.environments.list().items()
+        }
+    except NetspaceError as err:
+        problems.append(f"environments: {err}"[:PROSE])
+    try:
+        listed = host.links.list()
+        found["links"] = {
+            name: {"state": link["state"], "why": str(link.get("why", ""))[:PROSE]}
+            for name, link in listed["links"].items()
+        }
+        problems += [str(one.get("text", ""))[:PROSE] for one in listed["findings"]]
+    except NetspaceError as err:
+        problems.append(f"links: {err}"[:PROSE])
+    found["refused"] = _refused(host, problems)
+    return found
+
+
+def _refused(host: Host, problems: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the newest refusals of each audited environment that nothing permits by now."""
+    known, _ = host.environments.readable()
+    told = {}
+    for name in [name for name, one in sorted(known.items()) if one.spec.audit][:AUDITED]:
+        try:
+            rows = [one for one in record.refused(host, name)["rows"] if not one["permitted_now"]]
+        except NetspaceError as err:
+            problems.append(f"what {name} was refused: {err}"[:PROSE])
+            continue
+        keys = ("kind", "what", "count", "last")
+        newest = sorted(rows, key=lambda one: one["last"], reverse=True)[:ROWS]
+        told[name] = [{key: one[key] for key in keys} for one in newest]
+    return {name: rows for name, rows in told.items() if rows}

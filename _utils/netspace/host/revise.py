@@ -1,0 +1,44 @@
+"""Revision of a host's links to other hosts, after the fleet's master came to trust or distrust these.
+
+Only links to and from the named hosts are made or revoked. Other changes of the declaration wait for an apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from msgspec.structs import replace
+
+from netspace.host.host import Host
+from netspace.plan import Plan, Result
+from netspace.spec.types import Declaration, Link
+
+
+def links(host: Host, declared: Declaration, others: Collection[str]) -> Result:
+    """Make and revoke links to and from other hosts, as declared.
+
+    :param others: names of the other hosts; none: all.
+    """
+
+    def concerned(link: Link) -> bool:
+        far = link.to_host or link.from_host
+        return bool(far) and (not others or far in others)
+
+    wanted = tuple(link for link in declared.links if concerned(link))
+    there = {link.name for link in host.links.recorded() if concerned(link)}
+    gone = there - {link.name for link in wanted}
+    result = host.remove_links(gone) if gone else Result(Plan())
+    return result.joined(host.converge_links(replace(declared, links=wanted))) if wanted else result
+
+
+def whole(host: Host, declared: Declaration) -> Result:
+    """Apply a whole declaration, after the trust in this host itself changed."""
+    result = Result(Plan())
+    for converge in host.each_kind(declared).values():
+        result = result.joined(converge())
+    return result
+
+
+def problems(result: Result) -> list[str]:
+    """Return what failed. What is refused for lack of trust is as it should be, and the next apply tells the rest."""
+    return [f"{one.step}: {one.error}" for one in result.failures]

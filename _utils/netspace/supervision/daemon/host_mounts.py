@@ -1,0 +1,294 @@
+"""Mount namespace in which the runtimes of containers start: the host's own mounts, without those of environments.
+
+A container's mount namespace begins as a copy of its runtime's mount namespace, and the runtime removes the copied
+mounts again. A host has four mounts for each environment, so each start would take longer, the more environments there
+are. Therefore, where many services run, the supervisor makes a mount namespace with the host's system folders alone,
+and keeps it open. The child that becomes a runtime enters a copy of it, and attaches the mounts that its container's
+configuration names: its root, its namespaces, its files and volumes.
+
+The supervisor looks before each start whether the system folders are still the same, and makes the namespace anew if
+they aren't. The child compares everything that the configuration and the command name, before and after. If anything
+isn't the same file, or the kernel refuses a step, the runtime starts in the host's namespace, as it does where few
+services run. No file system that the operator may want to unmount is held.
+
+Nothing of this is on disk: the namespace ends with the supervisor, and the next supervisor makes another.
+
+Written after open_tree(2), move_mount(2), pivot_root(2), setns(2) and mount_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from netspace import mountpoint
+from netspace.layout import Layout
+
+MANY = 32
+"""Services that run, from which on the namespace is made. With fewer it would save less than it takes."""
+PAUSE = 10.0  # seconds until the namespace is made again, if that failed or the host's mounts changed again
+_MOST = 256  # the most mounts that the namespace gets
+_PATIENCE = 10.0  # seconds for the namespace to be made
+# Folders that a runtime uses, with all that is mounted in them; of other folders, those on the way to netspace's own.
+_TREES = ("/proc", "/sys", "/dev", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc")
+# The devices of every container are the host's own: OCI runtime specification, config-linux, Default Devices.
+_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "tty", "random", "urandom"))
+_CGROUPS = "/sys/fs/cgroup"
+_RUNTIMES = ("crun", "runc")  # those that end once the program runs; the others would stay in the namespace
+
+_CLONE_NEWNS = 0x00020000
+_MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x4000, 0x40000, 0x2
+# The same numbers on every architecture that Debian has.
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429
+_AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_RECURSIVE, _OPEN_TREE_CLONE = -100, 0x800, 0x8000, 0x1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+Identity = tuple[int, int] | None
+
+
+class Namespace(NamedTuple):
+    """The namespace, open.
+
+    :param namespace: its descriptor.
+    :param root: a descriptor of its root folder, from which its mounts can be seen.
+    :param points: its mount points.
+    """
+
+    namespace: int
+    root: int
+    points: frozenset[str]
+
+
+class HostMounts:
+    """The supervisor's namespace for starts, made when it is first of use."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._folders = [layout.run, layout.state, layout.netns("x").parent]
+        self._made: Namespace | None = None
+        self._tried = -PAUSE
+
+    def get(self, services: int) -> Namespace | None:
+        """Return the namespace; None if the runtime must start in the host's.
+
+        :param services: the number of services that run.
+        """
+        if services < MANY:
+            return None
+        if self._made is not None and _same(self._made):
+            return self._made
+        self.close()
+        now = time.monotonic()
+        if now - self._tried >= PAUSE:
+            self._tried = now
+            with contextlib.suppress(OSError, mountpoint.UnknownError):
+                self._made = _make(self._points())
+            if self._made is not None and not _same(self._made):  # the host's mounts changed meanwhile
+                self.close()
+        return self._made
+
+    def close(self) -> None:
+        """Forget the namespace."""
+        if self._made is not None:
+            os.close(self._made.namespace)
+            os.close(self._made.root)
+            self._made = None
+
+    def _points(self) -> list[str]:
+        """Return the host's mount points that the namespace gets, each after those above it."""
+        needed = {str(folder) for own in self._folders for folder in (own, *own.parents)}
+        found = set()
+        with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
+            for line in stream:
+                target = line.split(" ", 5)[4]  # one with a space or a backslash is escaped, and not found below
+                if (target in needed or _below(target, _TREES)) and mountpoint.is_mounted(target):
+                    found.add(target)
+        if "/" not in found or len(found) > _MOST:
+            raise OSError("no namespace can be made of these mounts")
+        return sorted(found, key=lambda target: target.split("/"))
+
+
+def takes(argv: Sequence[str]) -> str | None:
+    """Return the bundle of the container that *argv* starts; None if it is another command or runtime."""
+    words = list(argv)
+    if "--bundle" not in words[:-1] or not any(os.path.basename(word) in _RUNTIMES for word in words):
+        return None
+    return words[words.index("--bundle") + 1]
+
+
+def enter(made: Namespace, argv: Sequence[str]) -> bool:
+    """Move this process into a copy of the namespace, with all that the container needs; return whether it did.
+
+    The process must have one thread, and is about to become *argv*. If it can't be moved, nothing has changed.
+
+    :raises OSError: it can't return to the host's namespace.
+    """
+    trees: list[tuple[str, int]] = []
+    own = root = -1
+    try:
+        bundle = takes(argv)
+        if bundle is None:
+            return False
+        config = json.loads(Path(bundle, "config.json").read_bytes())
+        paths = [*_named(config, bundle), *_absolute(argv)]
+        before = [_identity(path) for path in paths]
+        for anchor in dict.fromkeys(filter(None, (_anchor(path, made.points) for path in paths))):
+            trees.append((anchor, _open_tree(anchor, _AT_RECURSIVE)))
+        own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        _check(_libc().setns(made.namespace, _CLONE_NEWNS), "setns")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, mountpoint.UnknownError):
+        return False
+    try:
+        with contextlib.suppress(OSError):
+            _check(_libc().unshare(_CLONE_NEWNS), "unshare")
+            for anchor, tree in trees:
+                _move_mount(tree, anchor)
+            if [_identity(path) for path in paths] == before:
+                return True
+        _check(_libc().setns(own, _CLONE_NEWNS), "setns")
+        os.fchdir(root)
+        os.chroot(".")  # setns(2) chose the namespace's root, which need not be the supervisor's
+        return False
+    finally:
+        for descriptor in (own, root, *(tree for _, tree in trees)):
+            os.close(descriptor)
+
+
+def _named(config: dict[str, Any], bundle: str) -> Iterator[str]:
+    """Yield the host's paths that a container's configuration names."""
+    yield os.path.join(bundle, config["root"]["path"])
+    yield from (one["source"] for one in config["mounts"] if str(one.get("source", "")).startswith("/"))
+    yield from (one["path"] for one in config["linux"]["namespaces"] if one.get("path"))
+
+
+def _absolute(argv: Iterable[str]) -> Iterator[str]:
+    return (word for word in argv if word.startswith("/"))
+
+
+def _anchor(path: str, points: frozenset[str]) -> str | None:
+    """Return the first mount point on the way to *path* that the namespace lacks; None if it lacks none."""
+    ways = (path, *map(str, Path(path).parents))
+    return next((way for way in reversed(ways) if way not in points and mountpoint.is_mounted(way)), None)
+
+
+def _same(made: Namespace) -> bool:
+    """Return whether the system's folders are the same in the namespace as on the host."""
+    try:
+        groups = sorted(os.listdir(_CGROUPS))
+        paths = [*made.points, *_DEVICES, *(f"{_CGROUPS}/{name}" for name in groups)]
+        return all(_identity(path) == _identity(path, made.root) for path in paths)
+    except OSError:
+        return False
+
+
+def _identity(path: str, root: int | None = None) -> Identity:
+    """Return what identifies the file at *path*, as seen from *root*; None if there is none."""
+    try:
+        found = os.stat(path if root is None else path[1:] or ".", dir_fd=root)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _below(path: str, trees: Iterable[str]) -> bool:
+    return any(path == tree or path.startswith(f"{tree}/") for tree in trees)
+
+
+# -- making it ---------------------------------------------------------------------------------
+def _make(points: Sequence[str]) -> Namespace | None:
+    """Make a namespace with the host's mounts at *points* alone; None if the kernel refused.
+
+    A child makes it, and waits until it has been opened.
+    """
+    told, tell = os.pipe()
+    held, hold = os.pipe()
+    pid = os.fork()
+    if not pid:
+        _be_maker(lambda: _build(points), tell, (told, hold), held)
+    os.close(tell)
+    os.close(held)
+    try:
+        answer = select.poll()
+        answer.register(told, select.POLLIN)
+        if not answer.poll(_PATIENCE * 1000) or not os.read(told, 1):
+            return None
+        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            os.close(namespace)
+            raise
+        return Namespace(namespace, root, frozenset(points))
+    finally:
+        os.close(told)
+        os.close(hold)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _be_maker(build: Callable[[], None], tell: int, close: Iterable[int], held: int) -> None:
+    """Build in the child, tell it, and end with the parent's word or its end. Never returns."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for descriptor in close:
+            os.close(descriptor)
+        build()
+        os.write(tell, b"1")
+        os.read(held, 1)
+    finally:
+        os._exit(0)
+
+
+def _build(points: Sequence[str]) -> None:
+    """Leave this process's mounts, but for those at *points*, each without what is mounted in it."""
+    libc = _libc()
+    _check(libc.unshare(_CLONE_NEWNS), "unshare")
+    _check(libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), "make private")
+    trees = [(point, _open_tree(point)) for point in points]
+    place = next(point for point in reversed(points) if os.path.isdir(point))
+    _move_mount(trees[0][1], place)  # anywhere: it becomes the root below
+    os.fchdir(trees[0][1])
+    for point, tree in trees[1:]:
+        _move_mount(tree, f".{point}")
+    _check(libc.pivot_root(b".", b"."), "pivot_root")
+    _check(libc.umount2(b".", _MNT_DETACH), "detach")  # the former root, which lies over the new one
+    os.chdir("/")
+
+
+@functools.cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    return libc
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def _open_tree(path: str, flags: int = 0) -> int:
+    """Return a descriptor of a copy of the mount at *path*."""
+    how = ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_NO_AUTOMOUNT | flags)
+    number = ctypes.c_long(_SYS_OPEN_TREE)
+    return _check(_libc().syscall(number, ctypes.c_int(_AT_FDCWD), os.fsencode(path), how), path)
+
+
+def _move_mount(tree: int, path: str) -> None:
+    """Mount the copy *tree* at *path*."""
+    number, here = ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_int(_AT_FDCWD)
+    how = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_libc().syscall(number, ctypes.c_int(tree), b"", here, os.fsencode(path), how), path)

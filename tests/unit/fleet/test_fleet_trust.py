@@ -1,0 +1,366 @@
+"""Trust in a fleet's hosts: the master's own results decide, links are cut and restored, and minions are told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.fleet.fleets import fleets, published, written
+
+from netspace.errors import NetspaceError, StateError
+from netspace.fleet import compile as compiler
+from netspace.fleet import leaving, trust, trust_watch
+from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.trust import Book, Distrust, HostTrust
+
+IMAGE = {"image": "tar:/srv/shop.tar"}
+JUDGED = {"verifier": "master", "verifier_keys": ["A" * 43]}
+FLEET: dict[str, Any] = {
+    "defaults": {"attestation": JUDGED},
+    "hosts": {
+        "h1": {"address": "198.51.100.1"},
+        "h2": {"address": "198.51.100.2", "minion": "m2"},
+        "h3": {"address": "198.51.100.3"},
+    },
+    "environments": {name: {"on": host, **IMAGE} for name, host in (("web", "h1"), ("db", "h2"), ("log", "h3"))},
+    "links": [{"from": "web", "to": "db"}, {"from": "web", "to": "log"}],
+}
+GOOD = HostTrust("trusted", "", "as asked for")
+FAILED = HostTrust("failed", "ak-unknown", "the software key differs")
+STALE = HostTrust("stale", "", "the last result expired")
+MINIONS = ("h1", "m2", "h3")
+
+
+class Master:
+    """A master with results that a test sets, and minions that answer by *answers*."""
+
+    def __init__(self) -> None:
+        self.results = dict.fromkeys(MINIONS, GOOD)
+        self.answers: dict[str, Any] = {}
+        self.after: dict[str, HostTrust] = {}
+        self.looked: list[set[str]] = []
+        self.attested: list[set[str]] = []
+        self.asked: list[tuple[set[str], list[str], bool]] = []
+        self.told: list[tuple[str, str]] = []
+        self.error: NetspaceError | None = None
+
+    def states(self, minions: Collection[str]) -> Mapping[str, HostTrust]:
+        if self.error is not None:
+            raise self.error
+        self.looked.append(set(minions))
+        return {minion: self.results[minion] for minion in minions}
+
+    def attest(self, minions: Collection[str]) -> None:
+        self.attested.append(set(minions))
+        self.results |= {minion: one for minion, one in self.after.items() if minion in minions}
+
+    def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        assert function == trust_watch.REVISE
+        self.asked.append((set(minions), list(arguments["hosts"]), bool(arguments["own"])))
+        return {minion: self.answers.get(minion, []) for minion in minions if self.answers.get(minion, []) is not None}
+
+    def tell(self, event: str, data: Mapping[str, Any]) -> None:
+        self.told.append((str(data["host"]), event))
+
+
+def write(folder: Path, data: Any) -> None:
+    (folder / "fleet.yaml").write_text(data if isinstance(data, str) else yaml.safe_dump(data, sort_keys=False))
+
+
+def made(folder: Path, data: dict[str, Any]) -> FleetDeclaration:
+    write(folder, data)
+    declared = written(folder)
+    for name, facts in published(["h1", "h2", "h3"]).items():
+        fields = {field: getattr(facts, field) for field in facts.__struct_fields__}
+        declared.register.write(type(facts)(**{**fields, "minion": "m2" if name == "h2" else name}))
+    assert declared.apply() is None
+    return declared
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> FleetDeclaration:
+    return made(tmp_path, FLEET)
+
+
+@pytest.fixture
+def master() -> Master:
+    return Master()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds since 1970, as the only element of a list."""
+    now = [time.time()]
+    monkeypatch.setattr(trust_watch.time, "time", lambda: now[0])
+    return now
+
+
+def peers(declared: FleetDeclaration, minion: str = "h1") -> list[str]:
+    pillar = declared.answer(minion).pillar
+    assert pillar is not None and pillar.keys() == {"netspace"}
+    return sorted(pillar["netspace"]["broker"].get("hosts", {}))
+
+
+def test_a_distrusted_host_is_cut_and_restored(declared: FleetDeclaration, master: Master) -> None:
+    before = {minion: declared.answer(minion).pillar for minion in MINIONS}
+    assert trust_watch.look(declared, master) == {"hosts": 3, "distrusted": {}, "asked_again": {}, "waiting": {}}
+    master.results["m2"] = FAILED
+    found = trust_watch.look(declared, master, ["m2"])
+    lost = found["distrusted"]["h2"]
+    assert (lost["kind"], lost["state"], lost["code"], lost["reason"]) == ("judged", *FAILED)
+    assert (lost["minion"], lost["cut"], lost["reported"], found["waiting"]) == ("m2", ["web@h1.db"], [], {})
+    assert peers(declared) == ["h3"] and peers(declared, "m2") == []
+    assert master.asked == [({"h1"}, ["h2"], False), ({"m2"}, ["h2"], True)]
+    section = (declared.answer("m2").pillar or {})["netspace"]
+    assert "listen" not in section["broker"] and section["broker"]["trust_domain"] and section["environments"]
+    # The same again is no news.
+    assert trust_watch.look(declared, master)["distrusted"] == found["distrusted"] and len(master.asked) == 2
+    master.results["m2"] = GOOD
+    assert trust_watch.look(declared, master)["distrusted"] == {}
+    assert {minion: declared.answer(minion).pillar for minion in MINIONS} == before
+    assert master.told == [("h2", "distrusted"), ("h2", "restored")] and len(master.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "cut"),
+    [
+        ({}, True),
+        ({"defaults": {"attestation": JUDGED, "on_distrust": "report"}}, False),
+        ({"defaults": {"attestation": JUDGED, "on_expiry": "report"}}, True),
+        ({"host": {"on_distrust": "report"}}, False),
+        ({"defaults": {"attestation": JUDGED, "on_distrust": "report"}, "host": {"on_distrust": "cut"}}, True),
+        ({"link": {"on_distrust": "report"}}, False),
+        ({"host": {"on_distrust": "report"}, "link": {"on_distrust": "cut"}}, True),
+        ({"defaults": {}}, False),
+        ({"defaults": {}, "host": {"attestation": JUDGED}}, True),
+    ],
+)
+def test_the_declaration_says_what_is_cut(tmp_path: Path, master: Master, change: dict[str, Any], cut: bool) -> None:
+    data = {**FLEET, **({"defaults": change["defaults"]} if "defaults" in change else {})}
+    data["hosts"] = {**FLEET["hosts"], "h2": FLEET["hosts"]["h2"] | change.get("host", {})}
+    data["links"] = [FLEET["links"][0] | change.get("link", {}), FLEET["links"][1]]
+    declared = made(tmp_path, data)
+    master.results["m2"] = FAILED
+    trust_watch.look(declared, master)
+    assert peers(declared) == (["h3"] if cut else ["h2", "h3"])
+    assert peers(declared, "m2") == ([] if cut else ["h1"])
+    told = {minion for minions, *_ in master.asked for minion in minions}
+    assert ("h1" in told) == cut and "h3" not in told
+
+
+def test_a_reaction_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    for path, data in {
+        "links:0:on_distrust": {**FLEET, "links": [{"from": "web", "to": "db", "on_distrust": "stop"}]},
+        "hosts:h1:on_expiry": {**FLEET, "hosts": {**FLEET["hosts"], "h1": {"on_expiry": "stop"}}},
+        "defaults:on_distrust": {**FLEET, "defaults": {"on_distrust": "stop"}},
+    }.items():
+        write(tmp_path, data)
+        assert [one.path for one in written(tmp_path).check().problems] == [path]
+
+
+def test_a_silent_host_is_asked_again_before_it_is_cut(
+    declared: FleetDeclaration, master: Master, clock: list[float]
+) -> None:
+    master.results["m2"] = STALE
+    assert list(trust_watch.look(declared, master)["asked_again"]) == ["h2"] and master.attested == [{"m2"}]
+    assert trust_watch.look(declared, master, ["h2"])["distrusted"] == {} and len(master.attested) == 1
+    for _ in range(4):
+        clock[0] += 60
+        assert trust_watch.look(declared, master)["distrusted"] == {} and peers(declared) == ["h2", "h3"]
+    clock[0] += 60
+    found = trust_watch.look(declared, master)["distrusted"]["h2"]
+    assert (found["kind"], found["state"]) == ("expired", "stale") and peers(declared) == ["h3"]
+    master.results["m2"] = GOOD
+    assert trust_watch.look(declared, master)["distrusted"] == {}
+
+
+def test_a_host_that_answers_in_time_is_not_cut(declared: FleetDeclaration, master: Master, clock: list[float]) -> None:
+    master.results["m2"] = STALE
+    trust_watch.look(declared, master)
+    clock[0] += 299
+    master.after = {"m2": GOOD}
+    found = trust_watch.look(declared, master)
+    assert found["distrusted"] == {} == found["asked_again"] and master.told == []
+
+
+def test_a_master_that_was_away_cuts_nobody_for_that(
+    declared: FleetDeclaration, master: Master, clock: list[float]
+) -> None:
+    master.results["m2"] = STALE
+    trust_watch.look(declared, master)
+    clock[0] += 7200  # the master was down
+    master.results = dict.fromkeys(MINIONS, STALE)
+    found = trust_watch.look(declared, master)
+    assert found["distrusted"] == {} and set(found["asked_again"]) == {"h1", "h2", "h3"}
+    assert peers(declared) == ["h2", "h3"]
+
+
+def test_results_that_cannot_be_read_change_nothing(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = FAILED
+    trust_watch.look(declared, master)
+    master.results["m2"], master.error = GOOD, NetspaceError("the master's cache can't be reached")
+    with pytest.raises(NetspaceError, match="cache"):
+        trust_watch.look(declared, master)
+    assert peers(declared) == ["h3"]
+
+
+def test_a_forged_event_has_the_masters_own_results_read(declared: FleetDeclaration, master: Master) -> None:
+    trust_watch.look(declared, master)
+    for name in ("h3", "m2", "stranger", "*", "", "../h1"):
+        trust_watch.look(declared, master, [name])
+    assert peers(declared) == ["h2", "h3"] and master.told == [] and master.asked == []
+    assert all(len(looked) == 1 for looked in master.looked[1:]) and len(master.looked) == 3
+
+
+def test_requests_that_wait_for_each_other_are_one_look(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = FAILED
+    begun, go = threading.Event(), threading.Event()
+    states = master.states
+
+    def slow(minions: Collection[str]) -> Mapping[str, HostTrust]:
+        begun.set()
+        assert go.wait(60)
+        return states(minions)
+
+    master.states = slow  # type: ignore[method-assign]
+    threads = [threading.Thread(target=trust_watch.look, args=(declared, master, ["h2"])) for _ in range(12)]
+    threads[0].start()
+    assert begun.wait(60)
+    for thread in threads[1:]:
+        thread.start()
+    waiting = time.monotonic()
+    while time.monotonic() - waiting < 0.5:
+        time.sleep(0.05)  # the others ask meanwhile
+    go.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(master.looked) <= 3 and len(master.asked) == 2 and peers(declared) == ["h3"]
+
+
+def test_a_minion_that_is_away_is_named_and_told_again(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = FAILED
+    master.answers = {"h1": None, "m2": ["link web@h1.db: remove: the broker is away"]}
+    found = trust_watch.look(declared, master, ["h2"])
+    assert found["waiting"] == {"h1": "it did not answer", "m2": master.answers["m2"][0]}
+    assert trust_watch.look(declared, master, ["h2"])["waiting"].keys() == {"h1", "m2"} and len(master.asked) == 2
+    master.answers = {"m2": NetspaceError("no")}
+    assert trust_watch.look(declared, master)["waiting"] == {"m2": "no"}
+    master.answers = {}
+    assert trust_watch.look(declared, master)["waiting"] == {}
+    assert trust_watch.look(declared, master)["waiting"] == {} and len(master.asked) == 5
+
+
+def test_a_change_while_a_minion_was_told_is_told_again() -> None:
+    book = trust.to_wait(Book(), {"h1": ["h2"]})
+    told = book.waiting
+    later = trust.to_wait(book, {"h1": ["h2"], "h3": ["h2"]})
+    assert trust.confirmed(later, told).waiting == {"h1": {"h2": 2}, "h3": {"h2": 2}}
+    assert trust.confirmed(later, later.waiting).waiting == {}
+
+
+def test_many_changes_are_few_messages() -> None:
+    waiting = {f"m{number}": {f"h{number}": 1, f"h{number + 1}": 1} for number in range(50)}
+    groups = trust_watch._groups({f"m{number}": f"h{number}" for number in range(25)}, waiting)
+    assert list(groups.items()) == [(((), False), list(waiting)[25:]), (((), True), list(waiting)[:25])]
+
+
+def test_a_damaged_book_grants_nothing_and_is_made_again(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = FAILED
+    trust_watch.look(declared, master)
+    declared.trust.path.write_text("{")
+    with pytest.raises(StateError, match=r"trust.json: .*netspace_trust.look makes it again"):
+        declared.answer("h1")
+    with pytest.raises(StateError):
+        trust_watch.look(declared, master, ["h1"])
+    assert list(trust_watch.look(declared, master)["distrusted"]) == ["h2"] and peers(declared) == ["h3"]
+
+
+@pytest.mark.parametrize("broken", ["{", {**FLEET, "links": [{"from": "web", "to": "dbb"}]}])
+def test_a_broken_declaration_hinders_no_cut(
+    declared: FleetDeclaration, master: Master, tmp_path: Path, broken: Any
+) -> None:
+    write(tmp_path, broken)
+    assert declared.apply() is not None
+    master.results["m2"] = FAILED
+    trust_watch.look(declared, master)
+    assert peers(declared) == ["h3"]
+    # A host that leaves meanwhile changes nothing of that.
+    leaving.leave(declared, ["h3"], None)
+    assert peers(declared) == []
+    master.results["m2"] = GOOD
+    trust_watch.look(declared, master)
+    assert peers(declared) == ["h2"]
+
+
+def test_a_host_that_is_judged_no_longer_is_not_distrusted(
+    declared: FleetDeclaration, master: Master, tmp_path: Path
+) -> None:
+    master.results["m2"] = FAILED
+    trust_watch.look(declared, master)
+    write(
+        tmp_path,
+        {**FLEET, "hosts": {**FLEET["hosts"], "h2": {**FLEET["hosts"]["h2"], "attestation": {"verifier": "self"}}}},
+    )
+    assert declared.apply() is None
+    assert peers(declared) == ["h2", "h3"]
+    assert trust_watch.look(declared, master)["distrusted"] == {} and "m2" not in declared.trust.read().hosts
+
+
+def test_a_host_whose_minion_is_another_is_judged_anew(
+    declared: FleetDeclaration, master: Master, tmp_path: Path
+) -> None:
+    master.results["m2"] = FAILED
+    trust_watch.look(declared, master)
+    host = FLEET["hosts"]["h2"]
+    write(tmp_path, {**FLEET, "hosts": {"h1": FLEET["hosts"]["h1"], "h3": FLEET["hosts"]["h3"], "h9": host},
+                     "environments": {**FLEET["environments"], "db": {"on": "h9", **IMAGE}}})  # fmt: skip
+    facts = declared.register.read("m2")
+    assert facts is not None
+    fields = {field: getattr(facts, field) for field in facts.__struct_fields__}
+    declared.register.write(type(facts)(**{**fields, "trust_domain": "h9.netspace.internal"}))
+    assert declared.apply() is None and peers(declared) == ["h3"], "its new name hides nothing"
+
+
+@settings(max_examples=60, deadline=None)
+@given(fleets(), st.data())
+def test_a_cut_leaves_what_other_hosts_have(data: dict[str, Any], draws: st.DataObject) -> None:
+    data["defaults"] = {"attestation": JUDGED}
+    compiled = compiler.fleet({"fleet.yaml": data}, published(data["hosts"]), {}, {})
+    lost = draws.draw(st.sets(st.sampled_from(sorted(data["hosts"]))))
+    distrusted = {host: Distrust("judged", "failed", "", "", 0.0) for host in lost}
+    without: Mapping[str, Any] = {minion: one["netspace"] for minion, one in compiled.slices.items()}
+    for host in lost:
+        without = leaving.without(without, host)
+    for host, whole in compiled.slices.items():
+        served = trust.served(whole, host, distrusted)["netspace"]
+        expected = dict(without[host])
+        if host in lost:  # it keeps its name and its key, so that it can be restored
+            expected["broker"] = {**whole["netspace"]["broker"], **expected["broker"]}
+            for key in ("listen", "hosts"):
+                expected["broker"].pop(key, None)
+        assert served == expected
+        assert trust.served(whole, host, {})["netspace"] == whole["netspace"]
+
+
+def test_what_was_given_and_what_is_planned_is_cut(declared: FleetDeclaration, master: Master, tmp_path: Path) -> None:
+    """Distrust a host where changes are planned first: slices in force are the given ones, and a candidate waits."""
+    write(tmp_path, {**FLEET, "apply": "planned"})
+    assert declared.answer("h1").pillar is not None and declared.given.active()
+    _, candidate = declared.candidate()
+    assert candidate is not None
+    master.results["m2"] = FAILED
+    assert list(trust_watch.look(declared, master)["distrusted"]) == ["h2"]
+    assert peers(declared) == ["h3"] and peers(declared, "m2") == []
+    planned = declared.planned_pillar(candidate.generation, "h1")
+    assert list(planned) == ["netspace"] and list(planned["netspace"]["broker"]["hosts"]) == ["h3"]
+    leaving.leave(declared, ["h3"], None)
+    assert peers(declared) == []
+    master.results["m2"] = GOOD
+    assert trust_watch.look(declared, master)["distrusted"] == {} and peers(declared) == ["h2"]
