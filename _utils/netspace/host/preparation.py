@@ -16,7 +16,7 @@ class Preparation(Images):
         """
         from netspace.environment.images.admin import Wanted
 
-        wanted = {}
+        wanted: dict[Wanted, str] = {}
         for name, spec in declared.environments.items():
             if spec.image:
                 wanted.setdefault(Wanted(spec.image, spec.source_hash or ""), name)

@@ -178,7 +178,7 @@ def test_stamps_of_an_earlier_version_keep_placements(tmp_path: Path) -> None:
     declared, data, placed = spread(tmp_path)
     path = tmp_path / "kept/compiled/in-force.json"
     manifest = msgspec.json.decode(path.read_bytes())
-    manifest["inputs"]["files"] = {name: stamp[:3] for name, stamp in manifest["inputs"]["files"].items()}
+    manifest["inputs"]["files"] = {name: stamp and stamp[:3] for name, stamp in manifest["inputs"]["files"].items()}
     path.write_bytes(msgspec.json.encode(manifest))
     (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(data))
     assert declared.store.current().manifest is not None

@@ -8,7 +8,7 @@ is never larger than the number of hosts that may still become bad. So wherever 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -136,7 +136,7 @@ class Rollout:
             case records.Ended(at=at):
                 self.ended = at
 
-    def _move(self, told: Mapping[str, str], allowed: Iterable[Status], good: Status, bad: Status) -> None:
+    def _move(self, told: Mapping[str, str], allowed: Collection[Status | None], good: Status, bad: Status) -> None:
         for host, reason in told.items():
             if self.hosts.get(host) not in allowed:
                 raise Contradiction(f"{host:.60} is {getattr(self.hosts.get(host), 'value', 'unknown')}")
