@@ -498,6 +498,7 @@ def rollout(
     step: Any = None,
     max_fail: Any = None,
     settle: Any = None,
+    deadline: Any = None,
     gate: Any = None,
     timeout: int = 900,
     test: bool = False,
@@ -525,7 +526,7 @@ def rollout(
     plan
         The id from :py:func:`plan`.
 
-    canary, step, max_fail, settle, gate
+    canary, step, max_fail, settle, deadline, gate
         In place of the declared values of ``rollout``. ``gate=none`` judges nothing.
 
     timeout
@@ -540,7 +541,8 @@ def rollout(
             return control.status(_journal())
         declaration = _declaration()
         fleet = fleet_hosts.compiled(declaration)[1]
-        given = {"canary": canary, "step": step, "max_fail": max_fail, "settle": settle, "gate": gate}
+        given = {"canary": canary, "step": step, "max_fail": max_fail, "settle": settle, "deadline": deadline}
+        given["gate"] = gate
         policy = control.chosen(fleet.rollout, given, fleet.hosts)
         changes = planned.changes(declaration, plan)
         if test:

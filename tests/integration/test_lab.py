@@ -292,7 +292,7 @@ def test_a_plan_is_applied_exactly_or_the_host_refuses(lab: Lab) -> None:
 def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
     lab.apply()
     text = lab.fleet.read_text()
-    ends = "\napply: planned\nrollout: {canary: [h2], settle: 5}\n"
+    ends = "\napply: planned\nrollout: {canary: [h2], settle: 2, deadline: 40}\n"
     sick = "health: {exec: [/bin/false], interval: 1, retries: 1}, update: {rolling: false, rollback: false}, "
 
     def planned(memory: str, orders: str = "") -> str:
@@ -315,7 +315,7 @@ def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
     heard = subprocess.Popen(events, stdout=subprocess.PIPE, text=True, env=lab.environment)
     try:
         stopped = lab.runner("netspace_fleet.rollout", plan, code=1)
-        assert (stopped["state"], stopped["hosts"]) == ("stopped", {"waiting": 1, "taken back": 1}), stopped
+        assert (stopped["state"], stopped["hosts"]) == ("stopped", {"waiting": 1, "taken back": 1}), str(stopped)
         assert "the canary h2 failed: orders: " in stopped["why"] and "bad" not in stopped
         until(lambda: heard.poll() is not None, "the bus had an event of it", patience=120)
     finally:

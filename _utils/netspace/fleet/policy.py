@@ -11,7 +11,7 @@ import msgspec
 from netspace.spec.types import Base
 
 Gate = Literal["health", "trust"]
-MAX_SETTLE = 24 * 3600.0
+MAX_WAIT = 24 * 3600.0
 _PERCENT = re.compile(r"([1-9][0-9]?|100)%")
 _EXPECTED = "expected a number of hosts, or a percentage such as 10%"
 
@@ -24,7 +24,8 @@ class Policy(Base, frozen=True):
     :param max_fail: the most hosts that may be bad at any time: a number, or a percentage of the plan's hosts. As no
         host is known to be good before it was looked at, no more hosts than this change at once. If this many have
         failed, the rollout stops.
-    :param settle: seconds between the change of hosts and the look at them.
+    :param settle: seconds between the change of hosts and the first look at them.
+    :param deadline: seconds from the first look on in which a host must become good; it is looked at again and again.
     :param gate: what must be right with a host that has changed.
     """
 
@@ -32,6 +33,7 @@ class Policy(Base, frozen=True):
     step: int | str = "10%"
     max_fail: int | str = 1
     settle: float = 30.0
+    deadline: float = 60.0
     gate: tuple[Gate, ...] = ("health", "trust")
 
 
@@ -46,6 +48,7 @@ class Pace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_fail: int
     settle: float
     gate: tuple[Gate, ...]
+    deadline: float = 0.0
 
 
 def wrong(policy: Policy, known: Iterable[str] | None = None) -> list[tuple[str, str]]:
@@ -66,8 +69,9 @@ def wrong(policy: Policy, known: Iterable[str] | None = None) -> list[tuple[str,
             problems.append(("canary", f"{policy.canary}: expected a number of hosts, or a list of them"))
     elif known is not None and (unknown := sorted(set(policy.canary) - set(known))):
         problems.append(("canary", f"{', '.join(unknown)[:200]}: no host of the fleet; declare it under hosts"))
-    if not 0 <= policy.settle <= MAX_SETTLE:
-        problems.append(("settle", f"{policy.settle:g}: expected 0 to {MAX_SETTLE:g} seconds"))
+    for key in ("settle", "deadline"):
+        if not 0 <= (value := getattr(policy, key)) <= MAX_WAIT:
+            problems.append((key, f"{value:g}: expected 0 to {MAX_WAIT:g} seconds"))
     return problems
 
 
@@ -92,7 +96,7 @@ def pace(policy: Policy, hosts: int) -> Pace:
     """Return a policy in numbers, for a plan with so many hosts."""
     max_fail = _number(policy.max_fail, hosts)
     step = min(_number(policy.step, hosts), max_fail)
-    return Pace(step=step, max_fail=max_fail, settle=policy.settle, gate=policy.gate)
+    return Pace(step=step, max_fail=max_fail, settle=policy.settle, gate=policy.gate, deadline=policy.deadline)
 
 
 def _number(value: int | str, hosts: int) -> int:

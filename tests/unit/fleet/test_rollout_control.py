@@ -16,7 +16,7 @@ from netspace.fleet.rollout.control import Changes
 from netspace.fleet.rollout.journal import Busy, Journal
 from netspace.fleet.rollout.machine import Edges, Event
 
-POLICY = Policy(canary=1, step=1, settle=0.0)
+POLICY = Policy(canary=1, step=1, settle=0.0, deadline=0.0)
 TWO = Changes("9f", ("h1", "h2"), {}, {"h1": {"links": []}, "h2": {"links": []}})
 
 
@@ -148,7 +148,7 @@ def test_what_waits_behind_a_failure_is_told(tmp_path: Path) -> None:
     }
     master = Master(tmp_path, {"h2": frozenset({"apply"})})
     master.hosts.max_fail = 2
-    policy = Policy(canary=0, step=1, max_fail=2, settle=0.0)
+    policy = Policy(canary=0, step=1, max_fail=2, settle=0.0, deadline=0.0)
     found = control.start(master.journal, Changes("9f", hosts, {}, new), policy, master.edges)
     assert found["state"] == "done" and not control.good(found) and found["bad"] == ["h2"]
     assert found["held"] == {"h1": "waits for h2"} and found["hosts"] == {"waiting": 1, "good": 1, "failed": 1}

@@ -18,14 +18,14 @@ from netspace.fleet.rollout.state import Status
 
 STARTED = Started(
     plan="9f3c",
-    pace=Pace(step=2, max_fail=2, settle=30.0, gate=("health",)),
+    pace=Pace(step=2, max_fail=2, settle=30.0, gate=("health",), deadline=60.0),
     batches=(Group(hosts=("h1",), canary=True), Group(hosts=("h2", "h3"))),
     before={"h2": ("h1",)},
     at=1764480000.0,
 )
 OLD = b"""\
-{"step":"started","plan":"9f3c","pace":{"step":2,"max_fail":2,"settle":30.0,"gate":["health"]},"batches":[{"hosts":\
-["h1"],"canary":true},{"hosts":["h2","h3"],"canary":false}],"before":{"h2":["h1"]},"at":1764480000.0,"version":1}
+{"step":"started","plan":"9f3c","pace":{"step":2,"max_fail":2,"settle":30.0,"gate":["health"],"deadline":60.0},\
+"batches":[{"hosts":["h1"],"canary":true},{"hosts":["h2","h3"],"canary":false}],"before":{"h2":["h1"]},"at":1764480000.0,"version":1}
 {"step":"prepared","outcomes":{"h1":"","h2":"","h3":"no answer"}}
 {"step":"sent","hosts":["h1"]}
 {"step":"applied","outcomes":{"h1":""}}
@@ -60,6 +60,9 @@ def test_a_journal_of_version_1_keeps_its_meaning(journal: Journal) -> None:
     found = journal.read()
     assert found is not None and found.ended == 1764480100.0 and found.stopping == "the operator stopped it"
     assert found.hosts == {"h1": Status.GOOD, "h2": Status.BACK, "h3": Status.REFUSED}
+    path(journal).write_bytes(OLD.replace(b',"deadline":60.0', b""))
+    before = journal.read()
+    assert before is not None and before.started.pace.deadline == 0.0, "the first ones had no deadline"
     assert found.started == STARTED and found.reasons == {"h3": "no answer", "h2": "refused"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -200,6 +200,33 @@ def test_a_stop_while_hosts_settle_takes_them_back(tmp_path: Path) -> None:
     rollout = journal.begin(started([["a"], ["b"]], 2))
     machine.run(journal, rollout, Edges(hosts, wait=lambda seconds: journal.ask("stop")))
     assert statuses(rollout) == {"a": "taken back", "b": "waiting"} and not hosts.bad
+
+
+@pytest.mark.parametrize(("looks", "a"), [(2, "good"), (4, "taken back, and bad")])
+def test_a_host_may_become_good_until_the_deadline(tmp_path: Path, looks: int, a: str) -> None:
+    hosts, journal = Simulated({}, 1, Killer()), Journal(tmp_path)
+    waited = list[float]()
+
+    def healthy(asked: Sequence[str]) -> Mapping[str, Outcome]:
+        return dict.fromkeys(asked, Outcome(sum(waited) >= looks * machine.AGAIN, "it starts"))
+
+    hosts.healthy = healthy  # type: ignore[method-assign]
+    begin = started([["a"]], 1)
+    pace = Pace(step=1, max_fail=1, settle=0.0, gate=("health",), deadline=2 * machine.AGAIN)
+    rollout = journal.begin(Started(begin.plan, pace, begin.batches, {}, 0.0))
+    machine.run(
+        journal, rollout, Edges(hosts, wait=lambda seconds: waited.append(seconds) if len(waited) < 9 else None)
+    )
+    assert statuses(rollout) == {"a": a}
+
+
+def test_a_stop_while_hosts_may_still_become_good(tmp_path: Path) -> None:
+    hosts, journal = Simulated(failing(a="healthy"), 1, Killer()), Journal(tmp_path)
+    begin = started([["a"]], 1)
+    pace = Pace(step=1, max_fail=1, settle=0.0, gate=("health",), deadline=1e6)
+    rollout = journal.begin(Started(begin.plan, pace, begin.batches, {}, 0.0))
+    machine.run(journal, rollout, Edges(hosts, wait=lambda seconds: journal.ask("stop")))
+    assert statuses(rollout) == {"a": "taken back"}
 
 
 def test_a_master_that_is_down_fails_no_host(tmp_path: Path) -> None:

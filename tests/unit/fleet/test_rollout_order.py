@@ -157,6 +157,7 @@ def test_a_step_is_never_larger_than_what_may_fail(policy: Policy, hosts: int, e
         ("canary", ("h9",), "h9: no host of the fleet"),
         ("settle", -1.0, "-1: expected 0 to 86400 seconds"),
         ("settle", float("nan"), "nan: expected"),
+        ("deadline", 86401.0, "86401: expected"),
     ],
 )
 def test_a_policy_that_is_impossible_is_refused(key: str, value: Any, reason: str) -> None:
@@ -172,5 +173,6 @@ def test_arguments_go_over_the_declared_policy() -> None:
         "step": "20%",
         "max_fail": 1,
         "settle": 5.0,
+        "deadline": 60.0,
         "gate": [],
     }

@@ -26,7 +26,7 @@ FLEET: dict[str, Any] = {
     "links": [{"from": "web", "to": "db"}],
     "defaults": {"attestation": {"verifier": "master", "verifier_keys": ["A" * 43]}},
 }
-POLICY = Policy(settle=0.0)
+POLICY = Policy(settle=0.0, deadline=0.0)
 
 
 class Master:
@@ -61,7 +61,7 @@ class Master:
     def rollout(self, **policy: Any) -> dict[str, Any]:
         self.minions.asked.clear()
         changes = planned.changes(self.declaration, self.plan())
-        return control.start(self.journal, changes, Policy(**{"settle": 0.0, **policy}), self.edges)
+        return control.start(self.journal, changes, Policy(**{"settle": 0.0, "deadline": 0.0, **policy}), self.edges)
 
     def asked(self, function: str) -> list[str]:
         return [minion for name, minion in self.minions.asked if name == f"netspace_fleet.{function}"]

@@ -29,7 +29,7 @@ MakeEdges = Callable[[str, Pace], Edges]
 
 
 class Changes(NamedTuple):
-    """The changes of a plan.
+    """The changes that a plan makes.
 
     :param hosts: the hosts that it changes.
     :param old: by host, what it has under ``netspace``.
@@ -80,7 +80,13 @@ def preview(changes: Changes, policy: Policy) -> dict[str, Any]:
     """Return the batches in which a plan would be rolled out; change nothing."""
     found, pace = _ordered(changes, policy)
     batches = [{"hosts": list(one.hosts), "canary": one.canary} for one in found.batches[:MAX_SHOWN]]
-    paced = {"step": pace.step, "max_fail": pace.max_fail, "settle": pace.settle, "gate": list(pace.gate)}
+    paced: dict[str, Any] = {
+        "step": pace.step,
+        "max_fail": pace.max_fail,
+        "settle": pace.settle,
+        "deadline": pace.deadline,
+    }
+    paced["gate"] = list(pace.gate)
     return {"plan": changes.plan, "state": "not begun", "batches": batches, **paced, **_notes(found)}
 
 

@@ -20,6 +20,8 @@ SHOWN = 5
 """The most hosts of a batch that are named."""
 LOOK = 1.0
 """Seconds between two looks at what an operator asks for, while hosts settle."""
+AGAIN = 3.0
+"""Seconds between two looks at hosts that aren't good yet."""
 
 
 class RolloutHosts(Hosts, Protocol):
@@ -99,9 +101,10 @@ class _Machine:
                 told = self._edges.hosts.apply(step.hosts)
                 self._outcomes(records.Applied(outcomes=records.outcomes(step.hosts, told)), "applied")
             case Action.JUDGE:
-                if self._settled():
-                    told = self._judged(step.hosts)
-                    self._outcomes(records.Judged(outcomes=records.outcomes(step.hosts, told)), "good")
+                if self._waited(rollout.started.pace.settle):
+                    verdict = self._judged(step.hosts)
+                    if verdict is not None:
+                        self._outcomes(records.Judged(outcomes=records.outcomes(step.hosts, verdict)), "good")
             case Action.STOP:
                 self._write(records.Stopping(why=step.why, hosts=step.hosts))
                 self._edges.tell(Event("", f"stops, {len(step.hosts)} hosts are taken back", step.why))
@@ -109,9 +112,10 @@ class _Machine:
                 told = self._edges.hosts.take_back(step.hosts)
                 self._outcomes(records.TakenBack(outcomes=records.outcomes(step.hosts, told)), "taken back")
             case Action.CHECK:
-                self._edges.wait(rollout.started.pace.settle)
-                told = self._judged(step.hosts)
-                self._outcomes(records.Checked(outcomes=records.outcomes(step.hosts, told)), "good as before")
+                self._waited(rollout.started.pace.settle)
+                verdict = self._judged(step.hosts)
+                if verdict is not None:
+                    self._outcomes(records.Checked(outcomes=records.outcomes(step.hosts, verdict)), "good as before")
             case Action.END:
                 self._write(records.Ended(at=self._edges.clock()))
                 counts = ", ".join(f"{count} {what}" for what, count in rollout.counts().items())
@@ -127,19 +131,31 @@ class _Machine:
         self._edges.tell(Event("", f"stops, {len(step.hosts)} hosts are taken back", step.why))
         return records.Stopping(why=step.why, hosts=step.hosts)
 
-    def _judged(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        if not self._rollout.started.pace.gate:
-            return dict.fromkeys(hosts, Outcome(True))
-        return self._edges.hosts.healthy(hosts)
+    def _judged(self, hosts: Sequence[str]) -> Mapping[str, Outcome] | None:
+        """Return what the gate says; None if an operator asks to stop meanwhile.
 
-    def _settled(self) -> bool:
-        """Wait for as long as hosts settle; return False at once if an operator asks to stop meanwhile."""
-        left = self._rollout.started.pace.settle
-        while left > 0:
-            if self._journal.asked() in ("stop", "stop-and-take-back"):
+        Hosts that aren't good are looked at again until the deadline: an environment may need some time to start.
+        """
+        pace = self._rollout.started.pace
+        if not pace.gate:
+            return dict.fromkeys(hosts, Outcome(True))
+        found: dict[str, Outcome] = {}
+        left = pace.deadline
+        while True:
+            found |= self._edges.hosts.healthy([host for host in hosts if host not in found or not found[host].ok])
+            if left <= 0 or all(host in found and found[host].ok for host in hosts):
+                return found
+            if not self._waited(min(left, AGAIN)):
+                return None
+            left -= AGAIN
+
+    def _waited(self, seconds: float) -> bool:
+        """Wait; return False at once if an operator asks to stop a rollout that isn't stopping."""
+        while seconds > 0:
+            if self._rollout.stopping is None and self._journal.asked() in ("stop", "stop-and-take-back"):
                 return False
-            self._edges.wait(min(left, LOOK))
-            left -= LOOK
+            self._edges.wait(min(seconds, LOOK))
+            seconds -= LOOK
         return True
 
     def _outcomes(

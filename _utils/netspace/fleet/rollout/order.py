@@ -245,7 +245,7 @@ def _groups(hosts: Sequence[str], before: Mapping[str, set[str]]) -> list[tuple[
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[host])
                 if low[host] == index[host]:
-                    group: list[str] = []
+                    group = list[str]()
                     while not group or group[-1] != host:
                         group.append(stack.pop())
                         on_stack.discard(group[-1])

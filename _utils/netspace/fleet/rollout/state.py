@@ -8,7 +8,7 @@ is never larger than the number of hosts that may still become bad. So wherever 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -83,7 +83,10 @@ class Rollout:
                 self.hosts[host] = Status.WAITING
         if len(self.hosts) > records.MAX_HOSTS:
             raise Contradiction(f"more than {records.MAX_HOSTS} hosts")
-        if min(started.pace.max_fail, started.pace.step) < 1 or not started.pace.settle >= 0:
+        if (
+            min(started.pace.max_fail, started.pace.step) < 1
+            or not min(started.pace.settle, started.pace.deadline) >= 0
+        ):
             raise Contradiction("the pace isn't possible")
 
     @property
@@ -133,7 +136,7 @@ class Rollout:
             case records.Ended(at=at):
                 self.ended = at
 
-    def _move(self, told: Mapping[str, str], allowed: Iterable[Status], good: Status, bad: Status) -> None:
+    def _move(self, told: Mapping[str, str], allowed: Collection[Status | None], good: Status, bad: Status) -> None:
         for host, reason in told.items():
             if (status := self.hosts.get(host)) is None or status not in allowed:
                 raise Contradiction(f"{host:.60} is {'unknown' if status is None else status.value}")

@@ -30,7 +30,7 @@ from typing import IO, Any
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import node, plugin
+from netspace.link.broker import node, versions
 from netspace.link.topology import names
 
 ABOUT = "about.json"
