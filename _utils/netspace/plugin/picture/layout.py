@@ -243,7 +243,7 @@ def _corners(
         for one in stack:
             corners[one] = (x + (width - blocks[one].width) // 2, y)
             y += blocks[one].height + SPACE
-        x += width + (130 if labelled else ACROSS)
+        x += width + (108 if labelled else ACROSS)
     return corners
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MANY = 150
 """The number of lines from which on only those of the selection are drawn at first."""
-_ROOM = 7.2
+_ROOM = 7.8
 """Width of a character of a label."""
 _CHANGES: Mapping[Change, str] = {
     "added": "the plan adds it",

@@ -124,14 +124,14 @@ summary{cursor:pointer;color:var(--muted)}
 .legend{margin-top:.8rem}
 .legend svg{width:34px;height:14px;flex:none;overflow:visible}
 .legend li{display:flex;gap:.5rem;align-items:center;padding:.1rem 0}
-svg text{font-family:system-ui,sans-serif;font-size:12.5px;fill:var(--text)}
+svg text{font-family:system-ui,sans-serif;font-size:13.5px;fill:var(--text)}
 svg text.far{font-size:inherit}
 .b>rect{fill:var(--box);stroke:var(--edge)}
 .b.bad>rect,.b.unknown>rect,.b.odd>rect{stroke:var(--own);stroke-width:2}
 .b.added>rect,.b.removed>rect,.b.changed>rect{stroke:var(--own);stroke-width:2.5}
 .b.removed>rect,.n.removed>rect{stroke-dasharray:3 3}
-.b .t{font-size:14px;font-weight:600}
-.b .v{font-size:11.5px;fill:var(--muted)}
+.b .t{font-size:15px;font-weight:600}
+.b .v{font-size:12px;fill:var(--muted)}
 .b .far{display:none;font-weight:600;text-anchor:middle;paint-order:stroke;stroke:var(--box);
 stroke-width:14px;pointer-events:none}
 .s{fill:var(--own,var(--muted))}
