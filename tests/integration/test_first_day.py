@@ -1,4 +1,4 @@
-"""The first day by README and the installation page: from a Salt without any addition to a link that answers.
+"""The first day by README and the installation page: from a bare Salt to a request over a link.
 
 A real master and a real minion ``shop1``, in a Python that has only Salt. The test extracts the commands from the
 pages, and replaces only their paths. The pillar is README's own, with an image and programs that exist on the test

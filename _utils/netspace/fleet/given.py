@@ -1,4 +1,4 @@
-"""What each host is given where changes are planned first (``apply: planned``), on the master's disk.
+"""Slices of hosts where changes are planned first (``apply: planned``), on the master's disk.
 
 Then a changed declaration gives no host anything. A plan makes it a *candidate*, and each host gets its slice of the
 candidate when the plan is applied to that host. Until then, it goes on to get the slice that it has.
@@ -39,7 +39,7 @@ _NULL = msgspec.Raw(b"null")
 
 
 class Given(msgspec.Struct, frozen=True):
-    """What one host is given.
+    """The slice that one host is given, and the one before.
 
     :param digest: of the slice; :data:`NONE`: the host gets none.
     :param slice: the host's pillar, in JSON.

@@ -126,7 +126,7 @@ def weigh(name: str, its: Claims) -> int:
 
 
 def mark(weight: int) -> str:
-    """Return the mark of the host's packet filter, from the sum of what :func:`weigh` returns; empty: no part in it."""
+    """Return the mark of the host's packet filter, from the sum of :func:`weigh` over all interfaces; empty for 0."""
     return hashlib.sha256(f"{_VERSION} {weight:x}".encode()).hexdigest() if weight else ""
 
 
@@ -154,7 +154,7 @@ def numbers(known: Iterable[Claims]) -> Sequence[tuple[int, int]]:
 
 
 def alike(known: Iterable[Claims]) -> Collection[Claims]:
-    """Return one of all interfaces that have the same rules, ports, gateways and families."""
+    """Return one interface of each group that has the same rules, ports, gateways and families."""
     return {(its.rules, its.ports, (*its.gateways.items(),), (*its.addresses,)): its for its in known}.values()
 
 

@@ -1,4 +1,4 @@
-"""Salt's keys, where master and minions keep them. Imports no Salt: what is needed of it is an argument.
+"""Salt's keys, where master and minions keep them. Imports no Salt: the caller passes the needed functions of Salt.
 
 Never returns a private key but the minion's own, to the minion. The only key that it writes is a minion's public one,
 when a master accepts it.

@@ -12,7 +12,8 @@ from support.attestation.simulated_round import SimulatedBus
 
 from netspace.attestation import identity
 from netspace.attestation.fleet import own_answers
-from netspace.attestation.fleet.calls import Reply, Sent
+from netspace.attestation.fleet.calls import Pace, Reply, Sent
+from netspace.attestation.fleet.window import Window
 from netspace.errors import NetspaceError
 
 MASTER = "ab" * 32
@@ -82,6 +83,36 @@ def test_what_another_minion_answers_first_is_passed_over() -> None:
     bus = Raced({})
     assert asked(bus, "h1", "h2") == {"h1": "h1's own request", "h2": "h2's own request"}
     assert bus.now == 2.0
+
+
+def windowed(bus: SimulatedBus, *minions: str) -> dict[str, Any]:
+    """Return what minions answer to one call in a window over all of them."""
+    found: dict[str, Any] = {}
+    call = own_answers.call(REQUEST, {"folder": "/etc/netspace/authority"})
+
+    def heard(minion: str, answer: Any) -> None:
+        assert minion not in found, "told twice"
+        found[minion] = answer
+
+    tasks = [(minion, own_answers.work(KNOWN, call, minion, heard)) for minion in minions]
+    Window(bus, Pace(32, 0.0, 60.0)).run(tasks)
+    return found
+
+
+def test_a_window_takes_only_a_minions_own_answer() -> None:
+    assert windowed(Raced({}), "h1", "h2") == {"h1": "h1's own request", "h2": "h2's own request"}
+    silent = Raced({})
+    silent.genuine = None
+    found = windowed(silent, "h1", "h2")
+    assert found["h2"] == "h2's own request" and "nothing proves" in str(found["h1"])
+
+
+def test_a_window_tells_of_a_minion_that_is_silent_or_failed() -> None:
+    failed = Raced({})
+    failed.genuine = Failed("no folder")
+    assert str(windowed(failed, "h1")["h1"]) == "no folder"
+    found = windowed(Old({}), "h1", "gone")
+    assert "synchronise it" in str(found["h1"]) and "accepted no key" in str(found["gone"])
 
 
 def test_a_minions_own_error_is_its_answer() -> None:

@@ -12,12 +12,14 @@ import salt.config
 import salt.fileserver
 import salt.loader
 import salt.template
+import salt.utils.event
 from support import checkout
 from support.fleet.fleets import published
 
 from netspace.errors import NetspaceError
+from netspace.fleet.declaration import FleetDeclaration
 from netspace.fleet.published import Register
-from netspace.plugin import fleet_files
+from netspace.plugin import fleet_files, own_pillar
 
 FLEET = """
 {% set names = ["h1", "h2"] %}
@@ -55,10 +57,26 @@ class Master:
             }
         )
 
-    def pillar(self, minion: str, grains: dict[str, Any] | None = None, file: str = "salt://fleet/init.sls") -> Any:
-        """Return what one minion gets, as Salt asks for it: by options with the minion's id and grains."""
+    def pillar(
+        self, minion: str, grains: dict[str, Any] | None = None, file: str = "salt://fleet/init.sls", **more: Any
+    ) -> Any:
+        """Return the pillar of one minion.
+
+        Like Salt, call the plugin with options that have the minion's id and grains.
+        """
         opts = {**self.opts, "id": minion, "minion_id": minion, "grains": grains or {}, "pillarenv": "dev"}
-        return salt.loader.pillars(opts, {})["netspace"](minion, {"netspace": {"stolen": True}}, file)
+        return salt.loader.pillars(opts, {})["netspace"](minion, {"netspace": {"stolen": True}}, file, **more)
+
+    def declaration(self) -> FleetDeclaration:
+        """Return the declaration, as a runner has it."""
+        return fleet_files.declaration(
+            self.opts,
+            "salt://fleet/init.sls",
+            salt.fileserver.Fileserver,
+            salt.loader.render,
+            salt.template.compile_template,
+            salt.utils.event.get_event,
+        )
 
 
 @pytest.fixture
@@ -187,3 +205,76 @@ def test_the_runner_tells_of_a_broken_file_and_cuts_a_host_out(
     assert found["h2"].pop("warning") and found == {"h2": {"left": True, "apply": ["h1"]}}
     assert "links" not in runner["netspace_fleet.slice"]("h1")["netspace"]
     assert runner["netspace_fleet.leave"]("h7")["retcode"] == 1
+
+
+def candidate(generation: Any) -> dict[str, Any]:
+    """Return the extra data of a minion's request for a candidate."""
+    return {"extra_minion_data": {"netspace": {"candidate": generation}, "other": 1}}
+
+
+def test_a_minion_gets_its_own_slice_of_a_candidate(master: Master) -> None:
+    (master.folder / "fleet/init.sls").write_text(f"apply: planned\n{FLEET}")
+    assert master.pillar("h1") == {}
+    _, made = master.declaration().candidate()
+    assert made is not None
+    for minion, own, other in (("h1", "web", "orders"), ("h2", "orders", "web")):
+        found = master.pillar(minion, **candidate(made.generation))
+        assert found.pop(own_pillar.MARK) == made.generation
+        assert set(found["netspace"]["environments"]) == {own}
+        assert f"/usr/bin/{own}" in str(found) and f"/usr/bin/{other}" not in str(found)
+        assert master.pillar(minion) == {} == master.pillar(minion, extra_minion_data={"other": 1})
+    assert master.pillar("stranger", **candidate(made.generation)) == {own_pillar.MARK: made.generation}
+
+
+@pytest.mark.parametrize("generation", ["0" * 16, "../given", "", None, ["0"], "0" * 17])
+def test_a_candidate_that_is_not_kept_is_refused(master: Master, generation: Any) -> None:
+    (master.folder / "fleet/init.sls").write_text(f"apply: planned\n{FLEET}")
+    master.declaration().candidate()
+    with pytest.raises(NetspaceError, match="no pillar of the fleet can be served"):
+        master.pillar("h1", **candidate(generation))
+
+
+def test_a_cache_that_would_serve_candidates_is_refused(master: Master, caplog: pytest.LogCaptureFixture) -> None:
+    (master.folder / "fleet/init.sls").write_text(f"apply: planned\n{FLEET}")
+    _, made = master.declaration().candidate()
+    assert made is not None
+    master.opts["pillar_cache"] = True
+    with pytest.raises(NetspaceError):
+        master.pillar("h1", **candidate(made.generation))
+    assert "pillar_cache would serve a candidate as if it were in force" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pillar", "message"),
+    [
+        ({"_errors": ["no"]}, "can't render this minion's pillar"),
+        ([], "can't render this minion's pillar"),
+        ({"netspace": {}}, "gave no candidate"),
+        ({"netspace": {}, own_pillar.MARK: "1" * 16}, "gave no candidate"),
+    ],
+)
+def test_a_pillar_without_the_candidate_is_not_taken_for_it(pillar: Any, message: str) -> None:
+    asked: list[Any] = []
+
+    class Compiled:
+        def compile_pillar(self) -> Any:
+            return pillar
+
+    def get_pillar(
+        opts: dict[str, Any],
+        grains: dict[str, Any],
+        minion_id: str,
+        saltenv: str | None = None,
+        ext: Any = None,
+        funcs: Any = None,
+        pillar_override: Any = None,
+        pillarenv: str | None = None,
+        extra_minion_data: dict[str, Any] | None = None,
+        clean_cache: bool = False,
+    ) -> Compiled:
+        asked.append((minion_id, extra_minion_data))
+        return Compiled()
+
+    with pytest.raises(NetspaceError, match=message):
+        own_pillar.fetch({"id": "h1"}, {}, get_pillar, "0" * 16)
+    assert asked == [("h1", {"netspace": {"candidate": "0" * 16}})]

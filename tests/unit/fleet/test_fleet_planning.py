@@ -18,7 +18,7 @@ from support.fleet.minions import Minions
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.fleet import hosts, leaving
+from netspace.fleet import hosts, join_hosts, leaving
 from netspace.fleet.declaration import FleetDeclaration
 from netspace.fleet.given import NONE
 from netspace.fleet.planning import records, work
@@ -211,6 +211,62 @@ def test_a_first_slice_can_not_be_taken_back_to_nothing(fleet: Fleet) -> None:
     assert fleet.given("h1") is None
 
 
+def test_an_older_plan_is_refused_after_a_newer_one(fleet: Fleet) -> None:
+    fleet.applied()
+    fleet.image("web", NEWER)
+    older = fleet.plan()
+    fleet.image("web", {"image": "tar:/srv/other.tar"})
+    fleet.applied()
+    fleet.minions.asked.clear()
+    assert fleet.apply(older.id) == {"h1": (False, "it was given another slice since; plan again")}
+    assert fleet.acting(older.id).take_back(["h1"]) == {"h1": (True, "")}, "it has nothing of that plan"
+    assert ("netspace_fleet.plan", "h1") not in fleet.minions.asked
+    assert fleet.given("h1") == {"web": "tar:/srv/other.tar"}
+
+
+def test_a_slice_that_another_gave_meanwhile_is_kept(fleet: Fleet) -> None:
+    fleet.applied()
+    fleet.image("web", NEWER)
+    older = fleet.plan()
+    fleet.image("web", {"image": "tar:/srv/other.tar"})
+    newer = fleet.plan()
+    once = [newer.id]
+
+    def meanwhile(function: str, minion: str) -> None:
+        """Apply the newer plan while the minion applies the older one."""
+        if function == "netspace_fleet.apply" and once:
+            name = once.pop()
+            has = dict(fleet.minions.has["h1"])
+            assert fleet.apply(name)["h1"].ok
+            fleet.minions.has["h1"] = has
+
+    fleet.minions.before = meanwhile
+    (found,) = fleet.apply(older.id).values()
+    assert not found.ok and "it was given another slice meanwhile" in found.reason
+    assert fleet.given("h1") == {"web": "tar:/srv/other.tar"}
+
+
+def test_a_plan_of_a_mode_that_has_ended_is_refused(fleet: Fleet) -> None:
+    fleet.applied()
+    fleet.image("web", NEWER)
+    record = fleet.plan()
+    fleet.write(apply="at-once")
+    fleet.applied()
+    assert "plan again" in fleet.apply(record.id)["h1"].reason
+    assert not fleet.acting(record.id).take_back(["h1"])["h1"].ok
+    assert not list((fleet.folder / "kept/compiled").glob("given*")), "nothing is written for a mode that has ended"
+
+
+def test_a_host_that_joined_waits_for_a_plan(fleet: Fleet) -> None:
+    compiled, declared = hosts.compiled(fleet.declaration)
+    assert not fleet.declaration.given.has("h1", compiled.slices["h1"])
+    assert fleet.declaration.answer("h1").pillar is None  # the mode begins
+    (told,) = join_hosts._waiting(fleet.declaration, compiled, declared, "h1")
+    assert "waits for a plan" in told
+    fleet.applied()
+    assert join_hosts._waiting(fleet.declaration, compiled, declared, "h1") == []
+
+
 def test_health_is_each_hosts_own(fleet: Fleet) -> None:
     record = fleet.applied()
     fleet.minions.ailing["m2"] = ["db: failed", "b", "c", "d"]
@@ -258,6 +314,7 @@ def test_a_host_that_leaves_is_cut_out_at_once_and_of_all_plans(fleet: Fleet) ->
     assert found["h2"]["left"] and "error" not in found["h2"]
     pillar = fleet.declaration.answer("h1").pillar
     assert pillar is not None and "h2" not in str(pillar) and pillar["netspace"]["environments"]["web"] == NEWER
+    assert not list((fleet.folder / "kept/compiled/candidates").iterdir())
     for outcome in (fleet.apply(record.id, "h1"), fleet.acting(record.id).take_back(["h1"])):
         assert not outcome["h1"].ok or "h2" not in str(fleet.declaration.answer("h1").pillar)
     one = fleet.declaration.given.read("h1")
@@ -269,7 +326,7 @@ class Killed(BaseException):
 
 
 @given(st.integers(0, 40), st.sampled_from(("apply", "take_back")))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_killed_at_any_step_each_host_has_one_slice(
     tmp_path_factory: pytest.TempPathFactory, step: int, action: str
 ) -> None:

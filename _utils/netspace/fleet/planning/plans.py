@@ -116,7 +116,7 @@ def plain(found: HostPlan) -> dict[str, Any]:
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What an apply did on a host, as its minion tells it.
+    """The result of an apply on a host, as its minion tells it.
 
     :param applied: whether every step succeeded.
     :param withheld: the number of declared things that the plan omits.
@@ -226,7 +226,7 @@ def told(entry: Entry) -> dict[str, Any]:
 
 
 class Comparison(NamedTuple):
-    """What differs between two plans of a fleet.
+    """The differences between two plans of a fleet.
 
     :param dropped: what the first plan alone would do, on the hosts where the second wouldn't.
     :param added: what the second plan alone would do.
