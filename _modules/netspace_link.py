@@ -349,8 +349,8 @@ def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
     """
     Call a function for the master, and sign its answer: Salt's bus does not prove which minion answered.
 
-    The runners ``netspace_link``, ``netspace_fleet`` and ``netspace_trust`` call this function. It returns ``answer``, or
-    ``error`` if the called function failed, and ``salt``: this minion's signature of the call and its answer, by its
+    The runners ``netspace_link``, ``netspace_fleet`` and ``netspace_trust`` call this function. It returns ``answer``,
+    or ``error`` if the called function failed, and ``salt``: this minion's signature of the call and its answer, by its
     Salt key, in hex.
 
     asked

@@ -105,7 +105,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         while left:
             if time.monotonic() > until:
                 raise NetspaceError("the message came too slowly")
-            part = self.rfile.read1(min(left, CHUNK))  # type: ignore[attr-defined]
+            part = self.rfile.read1(min(left, CHUNK))
             if not part:
                 raise NetspaceError("the message ended early")
             parts.append(part)
