@@ -45,7 +45,8 @@ def _parsed(expression: str) -> Iterable[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             import sre_parse as parser
-    return list(parser.parse(expression))
+    parts: Any = parser.parse(expression)  # it can be walked through, though its class doesn't say so
+    return list(parts)
 
 
 def _sequence(parts: Iterable[Any]) -> int:

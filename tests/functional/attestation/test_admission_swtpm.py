@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import salt.config
 import salt.key
 import salt.utils.event
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -108,7 +109,8 @@ def test_a_pending_key_is_accepted_by_its_hosts_tpm_alone(
             thread.join()
     assert (pki / "minions/web1").read_bytes() == web1.public
     assert sorted(path.name for path in (pki / "minions_pre").iterdir()) == ["web2"]
-    listed = salt.key.Key({**runner.__opts__, "sock_dir": str(tmp_path), "__role": "master"}).list_keys()
+    folders = {"root_dir": str(master), "pki_dir": str(pki), "cachedir": str(master / "cache"), "sock_dir": str(master)}
+    listed = salt.key.Key(salt.config.apply_master_config(folders)).list_keys()
     assert (listed["minions"], listed["minions_pre"]) == (["web1"], ["web2"]), "Salt's own view"
     assert ("netspace/admission/web1/accepted", "") in events
     assert sum(tag == "netspace/admission/web2/refused" for tag, _ in events) == 2

@@ -308,6 +308,22 @@ def test_a_key_replaced_at_the_last_moment_is_not_accepted(scene: Scene, monkeyp
     assert scene.accepted() == {"web01": one.public}
 
 
+def test_a_key_accepted_at_the_last_moment_stays(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an operator accept another key after the last comparison: it isn't replaced, and nothing is left over."""
+    one, other = scene.host("web01"), scene.host("web02")
+    mkstemp = salt_keys.tempfile.mkstemp
+
+    def raced(**arguments: Any) -> tuple[int, str]:
+        (scene.pki / "minions/web01").write_bytes(other.public)
+        return mkstemp(**arguments)
+
+    before = {path.name for path in scene.pki.iterdir()}
+    monkeypatch.setattr(salt_keys.tempfile, "mkstemp", raced)
+    with pytest.raises(WrongSaltKey, match="accepted meanwhile"):
+        salt_keys.accept(scene.runner.__opts__, "web01", one.public, salt.utils.verify.valid_id)
+    assert scene.accepted() == {"web01": other.public} and {path.name for path in scene.pki.iterdir()} == before
+
+
 # -- HTTP ------------------------------------------------------------------------------
 @pytest.fixture
 def url(scene: Scene) -> Iterator[str]:
