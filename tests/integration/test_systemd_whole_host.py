@@ -125,10 +125,9 @@ def test_what_once_succeeded_is_refused_under_systemd(
     machine: SystemdHost, salt: Salt, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The program's output is a socket of the journal's there, and its cgroup is of version 2, without controllers."""
-    root = tmp_path_factory.mktemp("attacking")
-    command = attackers.fill(root)
-    attacker = attackers.declared(root, command, "crun", interface={"kind": "veth"})
-    watching = attackers.declared(root, [*command, "watch"], "crun")
+    kit = attackers.fill(tmp_path_factory.mktemp("attacking"))
+    attacker = attackers.declared(kit, "crun", interface={"kind": "veth"})
+    watching = attackers.declared(kit, "crun", "watch")
     all_true(salt.apply({"environments": {"attacker": attacker, "watching": watching}}))
 
     def told(name: str) -> list[str]:
@@ -143,6 +142,6 @@ def test_what_once_succeeded_is_refused_under_systemd(
     shares = machine.run(sys.executable, attackers.__file__).stdout
     assert json.loads(shares) == attackers.ALL
 
-    entering = json.dumps([command[0], attackers.SECRET])
+    entering = json.dumps([kit.command[0], attackers.SECRET])
     until(lambda: (salt("netspace_environment.exec", "watching", entering, check=False), told("watching"))[1])
     assert attackers.reached(told("watching")[-1]) == attackers.NOTHING

@@ -17,9 +17,8 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
-def attacking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    root = tmp_path_factory.mktemp("attacking")
-    return root, attackers.fill(root)
+def attacking(tmp_path_factory: pytest.TempPathFactory) -> attackers.Kit:
+    return attackers.fill(tmp_path_factory.mktemp("attacking"))
 
 
 def connect(host: Host, name: str) -> None:
@@ -34,13 +33,12 @@ def connect(host: Host, name: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", runtimes.running("images"))
-def test_what_once_succeeded_is_refused_under_each_runtime(host: Host, attacking, runtime: str) -> None:
+def test_what_once_succeeded_is_refused_under_each_runtime(host: Host, attacking: attackers.Kit, runtime: str) -> None:
     if why := runtimes.look(runtime, {}).error:
         pytest.skip(f"{runtime}: {why}")
-    root, command = attacking
     before = attackers.shares()
     connect(host, "web")
-    host.run("web", **attackers.declared(root, command, runtime))
+    host.run("web", **attackers.declared(attacking, runtime))
     until(lambda: attackers.found(host.operations.logs("web")["lines"]) is not None, patience=240)
     outcomes = attackers.found(host.operations.logs("web")["lines"])
     print(f"{runtime}: {outcomes}")
@@ -52,14 +50,13 @@ def test_what_once_succeeded_is_refused_under_each_runtime(host: Host, attacking
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])  # gVisor lets no process of the host in
-def test_who_enters_for_the_host_gives_nothing_away(host: Host, attacking, runtime: str) -> None:
+def test_who_enters_for_the_host_gives_nothing_away(host: Host, attacking: attackers.Kit, runtime: str) -> None:
     """For a moment of an exec, the runtime's process is in the environment's table of processes, with all rights."""
-    root, command = attacking
-    host.run("web", **attackers.declared(root, [*command, "watch"], runtime))
+    host.run("web", **attackers.declared(attacking, runtime, "watch"))
 
     def told() -> list[str]:
         with contextlib.suppress(Exception):
-            host.operations.exec("web", [command[0], attackers.SECRET])
+            host.operations.exec("web", [attacking.command[0], attackers.SECRET])
         return list(host.operations.logs("web")["lines"])
 
     until(told, patience=240)

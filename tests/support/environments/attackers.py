@@ -1,6 +1,7 @@
 """Environments that run ``attacks`` as their program, under each runtime, and the outcomes that are permitted.
 
-``python attackers.py`` prints what root gets of two pools on the host that it runs on, which may be a virtual machine.
+As a program, on the host that it runs on, which may be a virtual machine: ``python attackers.py`` prints what root gets
+of two pools, ``python attackers.py FOLDER`` makes the folder a root with the attacks, and prints how to run them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "_utils"))
@@ -31,25 +32,32 @@ ALLOWED = {
 VERSION_1 = {**ALLOWED, "runc": {"8 unread data", "8 unread datagrams"}}  # which runc can't bound
 
 
-def fill(root: Path) -> list[str]:
-    """Give *root* this host's Python and the attacks; return the command that runs them."""
+class Kit(NamedTuple):
+    """A root with the attacks: its path, the command that runs them, and that command's variables."""
+
+    root: str
+    command: list[str]
+    env: dict[str, str]
+
+
+def fill(root: Path) -> Kit:
+    """Give *root* this host's Python and the attacks."""
     kit = root / "kit"
     kit.mkdir(parents=True)
     packed = interpreter.pack(kit, attacks.MODULES)
     shutil.copy(attacks.__file__, kit / "attacks.py")
     for path in (root, kit, *kit.rglob("*")):
         path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
-    (root / "work").mkdir(exist_ok=True)
+    (root / "work").mkdir()
     (root / "work").chmod(0o777)
-    variables = dict(one.split("=", 1) for one in packed.variables("/kit"))
-    (root / "variables.json").write_text(json.dumps(variables))
-    return packed.command("/kit", "/kit/attacks.py")
+    env = dict(one.split("=", 1) for one in packed.variables("/kit"))
+    return Kit(str(root), packed.command("/kit", "/kit/attacks.py"), env)
 
 
-def declared(root: Path, command: list[str], runtime: str, **keys: Any) -> dict[str, Any]:
+def declared(kit: Kit, runtime: str, *arguments: str, **keys: Any) -> dict[str, Any]:
     """Return the declaration of an attacker, with further *keys*."""
-    env = json.loads((root / "variables.json").read_text())
-    own = {"image": f"dir:{root}", "command": command, "env": env, "limits": LIMITS, "runtime": runtime}
+    command = [*kit.command, *arguments]
+    own = {"image": f"dir:{kit.root}", "command": command, "env": kit.env, "limits": LIMITS, "runtime": runtime}
     return {**own, "restart": "never", "stop_timeout": 1, **keys}
 
 
@@ -106,4 +114,4 @@ ALL = {"inotify": 16, "timers": 16}
 
 
 if __name__ == "__main__":
-    print(json.dumps(shares()))
+    print(json.dumps(fill(Path(sys.argv[1])) if sys.argv[1:] else shares()))

@@ -65,7 +65,7 @@ def fill(root: Path) -> Path:
     shutil.copy("/bin/busybox", root / "bin/busybox")
     for applet in ("sh", "sleep"):
         (root / "bin" / applet).symlink_to("busybox")
-    (root / "work").mkdir(exist_ok=True)
+    (root / "work").mkdir()
     (root / "work").chmod(0o777)
     return root
 
