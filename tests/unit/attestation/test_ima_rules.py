@@ -221,7 +221,7 @@ def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: s
 
 
 def test_a_list_that_rests_on_nothing_is_not_remembered(host: Host) -> None:
-    """Forget a list that the boot rules don't support: else root could add a good line to PCR 9, and continue the list."""
+    """Forget a list that the boot rules don't support: root could add a good line to PCR 9, and continue the list."""
     rules = whole(host)
     good = host.appraise(rules, first=0)
     assert good.code == "ok" and good.ima is not None
