@@ -82,7 +82,7 @@ class Engine:
     def create(self, name: str, number: int, ports: Sequence[int]) -> None:
         """Start an idle container with a network, whose *ports* the host publishes.
 
-        :param number: a small number of its own.
+        :param number: a small number that no other container has.
         """
         raise NotImplementedError
 

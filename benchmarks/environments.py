@@ -71,7 +71,7 @@ def declared(root: Path, count: int, prefix: str = "bench") -> dict[str, Any]:
 
 # -- one environment --------------------------------------------------------------------
 class One:
-    """Measure one environment of ours and one by hand, from nothing to nothing."""
+    """Measure how one environment is made and removed, by netspace and by hand."""
 
     def __init__(self, folder: Path, root: Path) -> None:
         from by_hand import Environment

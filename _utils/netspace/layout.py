@@ -36,7 +36,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not INSTANCE.fullmatch(self.instance):
-            raise ValueError(f"instance {self.instance!r}: want a letter, then up to 15 of a-z and 0-9")
+            raise ValueError(f"instance {self.instance!r}: expected a letter, then up to 15 of a-z and 0-9")
 
     # -- persistent: survives a reboot --------------------------------------
     @cached_property

@@ -223,7 +223,7 @@ def test_who_fails_at_a_message_keeps_no_other_from_it() -> None:
 
 
 def test_aiormq_is_told_that_frames_arrive() -> None:
-    """Otherwise it would give up a connection on which only messages arrive for a minute."""
+    """Tell aiormq: otherwise it would give up a connection on which only messages arrive for a minute."""
 
     async def play() -> None:
         line = Line()

@@ -280,7 +280,7 @@ def test_a_fleet_wide_command_and_a_batch_are_for_hosts_alone(fleet: Fleet) -> N
 
 
 def test_runners_for_all_hosts_ask_hosts_alone(fleet: Fleet) -> None:
-    """The same holds on a master to which a minion has reported targets, because it is unpatched or lies."""
+    """Runners ask only hosts, even if a minion has reported targets to the master, because it is unpatched or lies."""
 
     def run(function: str, *arguments: str) -> Any:
         found = fleet.run.run(function, *arguments).data

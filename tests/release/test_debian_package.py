@@ -68,7 +68,7 @@ def test_lintian_finds_nothing(packages: list[Path]) -> None:
 
 @pytest.mark.root
 def test_any_salt_finds_it_by_file_roots(unpacked: Path, tmp_path: Path) -> None:
-    """As docs/installation.md says, for a Salt with its own Python, which doesn't use Debian's packages."""
+    """Sync the package's folder to a Salt whose own Python has none of Debian's packages (docs/installation.md)."""
     served = unpacked / "usr/share/netspace/file_root"
     salt = Salt(Path(sys.executable), configure(tmp_path / "salt", served), served, Path())
     synced, _ = salt.call("saltutil.sync_all")

@@ -63,7 +63,7 @@ def test_what_else_failed_for_the_one_thing_fails_its_state():
 
 
 def rows(result: Result, most: int = 100, test: bool = False) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the state of web, new and idle, and its rows by their names."""
+    """Return the result of a state about web, new and idle, and the rows of that result by their names."""
     whole = state_return.rows("all", result, "environment", ["web", "new", "idle"], test=test, most=most)
     return whole, {row["low"]["name"]: row for row in whole.pop("sub_state_run", ())}
 

@@ -253,9 +253,9 @@ def test_what_the_kernel_says_of_a_weakness(tmp_path, text, outcome):
     [
         ("0", "Mitigation: Clear CPU buffers; SMT disabled", "good", "off"),
         ("1", "Mitigation: Clear CPU buffers; SMT mitigated", "good", "on"),
-        ("1", "Mitigation: Clear CPU buffers; SMT vulnerable", "weak", "on; vulnerable by it: mds"),
+        ("1", "Mitigation: Clear CPU buffers; SMT vulnerable", "weak", "on; weaknesses because of threads: mds"),
         ("0", "Mitigation: Clear CPU buffers; SMT Host state unknown", "unknown", "off; nothing is known of"),
-        ("yes", "Mitigation: Clear CPU buffers; SMT vulnerable", "unknown", "yes; vulnerable by it: mds"),
+        ("yes", "Mitigation: Clear CPU buffers; SMT vulnerable", "unknown", "yes; weaknesses because of threads: mds"),
         (None, "Not affected", "unknown", "can't be read: No such file"),
     ],
 )

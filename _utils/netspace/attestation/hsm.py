@@ -168,7 +168,7 @@ def _key(chosen: Module, label: str, public: EllipticCurvePublicKey) -> Elliptic
 
         def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
             if not isinstance(signature_algorithm.algorithm, hashes.SHA256):
-                raise NetspaceError("keys in a module sign with SHA-256")
+                raise NetspaceError("a key in a PKCS#11 module signs only with SHA-256")
             with _session(chosen) as (pkcs11, session):
                 private = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY, label=label)
                 made = private.sign(hashlib.sha256(data).digest(), mechanism=pkcs11.Mechanism.ECDSA)

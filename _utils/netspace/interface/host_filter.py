@@ -64,7 +64,7 @@ def parts(
 
 
 def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
-    """Return whether any interface that the host filters has a rule or published port, and whether any has a port."""
+    """Return whether an interface filtered by the host has a rule or published port; whether one has such a port."""
     host = kinds.filtered("host")
     every = claims.alike(known.values())
     mine = [its for its in every if its.connections and its.kind in host and (its.rules or its.ports)]

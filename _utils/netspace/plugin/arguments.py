@@ -46,7 +46,7 @@ def layout(opts: Mapping[str, Any]) -> Layout:
     instance = opts.get("netspace.instance", "netspace")
     if not isinstance(instance, str) or not INSTANCE.fullmatch(instance):
         raise NetspaceError(
-            f"minion configuration: netspace.instance: {instance!r}: want a letter, then up to 15 of a-z and 0-9"
+            f"minion configuration: netspace.instance: {instance!r}: expected a letter, then up to 15 of a-z and 0-9"
         )
     return Layout(instance)
 
@@ -58,7 +58,7 @@ def rows(opts: Mapping[str, Any]) -> int:
     """
     most = opts.get("netspace.rows", ROWS)
     if not isinstance(most, int) or isinstance(most, bool) or most < 0:
-        raise NetspaceError(f"minion configuration: netspace.rows: {most!r}: want a number, 0 for no rows")
+        raise NetspaceError(f"minion configuration: netspace.rows: {most!r}: expected a number, 0 for no rows")
     return most
 
 

@@ -559,7 +559,7 @@ class Environment(Base, frozen=True):
 
     @property
     def audited_interface(self) -> Any:
-        """Its interface, with its ``audit``."""
+        """The environment's interface, with the environment's ``audit``."""
         if not self.audit or not isinstance(self.interface, Filtered):
             return self.interface
         return msgspec.structs.replace(self.interface, audit=True)

@@ -76,15 +76,15 @@ def decode(record: Mapping[str, Any]) -> Service:
     get = record.get
     restart, timeout = get("restart", "always"), get("stop_timeout", 10.0)
     if restart not in POLICIES:
-        raise check.error(f"restart {restart!r}: want one of {', '.join(POLICIES)}")
+        raise check.error(f"restart {restart!r}: expected one of {', '.join(POLICIES)}")
     if type(timeout) not in (int, float) or not 0 < timeout <= 3600:
-        raise check.error(f"stop_timeout {timeout!r}: want seconds up to 3600")
+        raise check.error(f"stop_timeout {timeout!r}: expected seconds up to 3600")
     for key in ("delegate", "init"):
         if not isinstance(get(key, False), bool):
-            raise check.error(f"{key}: want true or false")
+            raise check.error(f"{key}: expected true or false")
     cleanup = get("cleanup", [])
     if not isinstance(cleanup, list):
-        raise check.error("cleanup: want a list of argument vectors")
+        raise check.error("cleanup: expected a list of argument vectors")
     service = Service(
         name=check.name(name),
         command=check.argv("command", get("command")),
@@ -128,26 +128,26 @@ class _Check:
 
     def text(self, key: str, value: Any) -> str:
         if not isinstance(value, str) or CONTROL.search(value):
-            raise self.error(f"{key}: want text without control characters")
+            raise self.error(f"{key}: expected text without control characters")
         return value
 
     def array(self, key: str, value: Any) -> list[Any]:
         if not isinstance(value, list):
-            raise self.error(f"{key}: want a list")
+            raise self.error(f"{key}: expected a list")
         return value
 
     def argv(self, key: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not all(isinstance(part, str) and "\0" not in part for part in value):
-            raise self.error(f"{key}: want a list of strings")
+            raise self.error(f"{key}: expected a list of strings")
         if not value or not value[0].startswith("/"):
-            raise self.error(f"{key}: want the absolute path of a program first")
+            raise self.error(f"{key}: expected the absolute path of a program first")
         return tuple(value)
 
     def path(self, key: str, value: Any) -> Path | None:
         if value is None:
             return None
         if not self.text(key, value).startswith("/"):
-            raise self.error(f"{key}: want an absolute path")
+            raise self.error(f"{key}: expected an absolute path")
         return Path(value)
 
     def paths(self, key: str, value: Any) -> list[Path]:
@@ -156,7 +156,7 @@ class _Check:
 
     def variables(self, value: Any) -> dict[str, str]:
         if not isinstance(value, dict):
-            raise self.error("variables: want a mapping")
+            raise self.error("variables: expected a mapping")
         for key, text in value.items():
             if not isinstance(key, str) or not VARIABLE.fullmatch(key) or not isinstance(text, str) or "\0" in text:
                 raise self.error(f"variables: {key!r} is not a variable with a text")
@@ -164,10 +164,10 @@ class _Check:
 
     def limits(self, value: Any) -> dict[str, float]:
         if not isinstance(value, dict):
-            raise self.error("limits: want a mapping")
+            raise self.error("limits: expected a mapping")
         for key, number in value.items():
             if key not in LIMITS or type(number) not in (int, float) or not 0 < number < 2**63:
-                raise self.error(f"limits: {key!r}: {number!r}; want memory, cpus or pids above 0")
+                raise self.error(f"limits: {key!r}: {number!r}; expected memory, cpus or pids above 0")
         return dict(value)
 
 

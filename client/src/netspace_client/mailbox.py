@@ -223,7 +223,7 @@ class Mailbox:
             try:
                 await asyncio.wait_for(self._flight.acquire(), timeout)
             except asyncio.TimeoutError:
-                raise Timeout(f"the link to {peer.called}: others were on their way for {timeout:g} s") from None
+                raise Timeout(f"the link to {peer.called}: earlier ones were unconfirmed for {timeout:g} s") from None
         else:
             await self._flight.acquire()  # at once
         try:

@@ -169,7 +169,7 @@ def test_grains_tell_what_is_known_and_what_the_image_claims(host: Host, targets
 def test_a_file_with_a_lease_on_it_is_given_up_soon(host: Host, inside: Any) -> None:
     """Only root and a file's owner can have a lease.
 
-    Environments' filters refuse leases, but another runtime's may not.
+    netspace's filters refuse leases, but those of another runtime may not.
     """
     inside.write("/tmp/leased", b"x", None)
     with open(f"/proc/{host.pid('web')}/root/tmp/leased", "rb+") as file:

@@ -18,7 +18,7 @@ OWN = Path("/run/netspace-sandbox")
 
 @pytest.fixture
 def own() -> Iterator[Path]:
-    """The sandbox's own folder, which a test may spoil; /run is this host's alone."""
+    """The sandbox's own folder in /run, which a test may spoil, because only this test's host uses it."""
     aside = OWN.with_name("aside")
     if OWN.exists():
         OWN.rename(aside)

@@ -136,7 +136,7 @@ def test_connections_stay_counted_while_other_environments_come_change_and_go(be
 
 
 def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path) -> None:
-    """Otherwise names of removed environments would fill the set of the counted environments."""
+    """Remove an environment: its name leaves the set of counted environments, which such names could otherwise fill."""
     out = {"direction": "out", "cidr": WORLD["ipv4"], "port": 8080}
     bench.make(a=veth(out), b=veth(out))
     assert meets(bench.path("a"), outside, WIRE["ipv4"][1], 8080)
@@ -148,7 +148,7 @@ def test_who_has_nothing_open_any_more_is_forgotten(bench: Bench, outside: Path)
 
 @families
 def test_what_is_closed_leaves_the_table_of_connections(bench: Bench, outside: Path, family: str) -> None:
-    """Otherwise an environment that opens and closes quickly would fill the host's table."""
+    """Closed connections leave the host's table soon: otherwise an environment could fill it by opening and closing."""
     bench.make(a=veth({"direction": "out", "cidr": WORLD[family], "port": 8080}))
     far = WIRE[family][1]
 

@@ -30,7 +30,7 @@ class NameServer:
         self._heard = heard
 
     def questions(self) -> list[bytes]:
-        """Return the questions since the last call."""
+        """Return the DNS questions that arrived since the last call."""
         found = []
         while True:
             try:

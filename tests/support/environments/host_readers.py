@@ -101,7 +101,7 @@ def _journal(raw: bytes) -> Iterator[str]:
 
 
 def _journalctl(raw: bytes) -> Iterator[str]:
-    """Read damaged output of journalctl itself."""
+    """Read journalctl's own output after it was damaged."""
     yield from output.shown(output._of_stream(io.BytesIO(raw), 3)[0], times=True)
 
 

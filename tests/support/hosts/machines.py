@@ -155,7 +155,7 @@ def obey(doors: str, name: str) -> None:
 
 
 def _serve(door: Path) -> None:
-    """Run commands for other machines, with the input and output files that those machines pass."""
+    """Run commands that other machines request, with the files for input and output that the requests bring."""
     door.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(door))

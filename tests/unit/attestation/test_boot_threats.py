@@ -268,7 +268,7 @@ SAMPLES: dict[str, Any] = {
 
 @pytest.mark.parametrize(("rule", "pcr"), [(rule, pcr) for rule, pcrs in RESTS.items() for pcr in pcrs])
 def test_a7_a_rule_that_rests_on_what_is_not_judged_is_refused(rule: str, pcr: int) -> None:
-    """Try to set such a policy: the error names the missing rule.
+    """Try to set a policy that leaves such a PCR unjudged: the error names the missing rule.
 
     No host satisfies an older policy that is stored already.
     """

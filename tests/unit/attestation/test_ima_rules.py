@@ -221,7 +221,7 @@ def test_a_command_line_that_may_turn_ima_off_gives_no_l5(host: Host, pattern: s
 
 
 def test_a_list_that_rests_on_nothing_is_not_remembered(host: Host) -> None:
-    """Forget such a list: otherwise root could add a good line to PCR 9 after the judgement, and continue the list."""
+    """Forget a list that the boot rules don't support: root could add a good line to PCR 9, and continue the list."""
     rules = whole(host)
     good = host.appraise(rules, first=0)
     assert good.code == "ok" and good.ima is not None
@@ -244,7 +244,7 @@ def test_a_kernel_started_by_kexec_is_refused_unless_allowed(host: Host) -> None
 
 
 def test_logs_are_read_once_however_many_lines_say_boot_aggregate(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read the logs once for many such lines.
+    """Read the logs only once for many lines ``boot_aggregate``.
 
     Root makes lines at will, and each reading of a log of a MiB takes time.
     """

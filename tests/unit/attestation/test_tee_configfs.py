@@ -1,4 +1,4 @@
-"""A report from the kernel covers the written bytes, and nothing is left behind."""
+"""Reports by the kernel's configfs: a report covers the bytes written for it, and no entry is left behind."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def pem(key: rsa.RSAPublicKey) -> bytes:
 
 
 def quoted(whole: dict[str, Any], key: rsa.RSAPublicKey) -> str:
-    """Return the code for a recorded evidence's quote if *key* must have signed it."""
+    """Check the quote in a recorded evidence by *key*; return the reason code."""
     message, signature = (bytes.fromhex(whole["tpm_quote"][name]) for name in ("message", "signature"))
     signed = struct.pack(">HHH", 0x0014, 0x000B, len(signature)) + signature
     return quotes.verify_quote(message, signed, pem(key)).code

@@ -371,7 +371,7 @@ def test_the_page_tells_the_defaults():
     assert set(told) == {"memory", "cpus", "pids", "files", "tmp", "shm"}
     limits = {key: value if "M" in value else ast.literal_eval(value) for key, value in told.items()}
     assert desired(limits=limits) == desired()
-    assert f"The least is {disks.LEAST // MIB}M." in table
+    assert f"The smallest size is {disks.LEAST // MIB}M." in table
 
 
 # -- one folder under two names --------------------------------------------------------

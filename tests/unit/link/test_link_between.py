@@ -360,7 +360,7 @@ def test_what_one_host_says_another_believes(steady):
         ({"iss": IDS["h1"]}, "says that it is of"),
         ({"aud": IDS["h3"]}, "is for"),
         ({"aud": IDS["h2"]}, "is for"),
-        ({"iat": NOW + 3600}, "of the future"),
+        ({"iat": NOW + 3600}, "in the future"),
         ({"iat": -1}, "iat"),
         ({"iat": float("inf")}, "Infinity is not a number"),
         ({"iat": float("nan")}, "NaN is not a number"),

@@ -220,7 +220,7 @@ def test_a_name_is_given_to_one_key_and_to_none_above_or_below_it(root, tmp_path
 
 
 def test_no_name_is_given_while_it_is_unknown_which_are(root, tmp_path):
-    """Otherwise a second key could get a name whose certificate is still valid."""
+    """Without the list of given names, certify none: a second key could get a name with a valid certificate."""
     root.certify(request(tmp_path / "a"), "h1.example.org")
     given = root.path.parent / "certified.json"
     for damage in (lambda: given.write_text("{"), given.unlink):

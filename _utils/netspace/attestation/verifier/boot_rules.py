@@ -170,7 +170,9 @@ def _applications(
             starters = started_by.get(one.digest)
             if starters is not None and last not in starters:
                 by = last.hex() or "the firmware"
-                raise UnknownApplication(f"program {one.digest.hex()} ({one.claimed}) was started by {by}")
+                raise UnknownApplication(
+                    f"program {one.digest.hex()} ({one.claimed}) was started by {by}, which 'started_by' does not list"
+                )
             last = one.digest
         elif one.digest in measured.CALLS:
             last = FIRMWARE

@@ -91,7 +91,7 @@ ALLOWED: Mapping[str, Family] = {
         "timer_settime timer_gettime timer_getoverrun timer_delete",
     ),
     "network": Family(
-        "talk over sockets; which kinds may be made stands in SOCKETS",
+        "talk over sockets; SOCKETS has the kinds that may be made",
         "bind connect listen accept accept4 getsockname getpeername getsockopt setsockopt sendto recvfrom sendmsg "
         "recvmsg sendmmsg recvmmsg shutdown",
     ),
@@ -150,11 +150,11 @@ TENDER: Mapping[str, Family] = {
         "timer_gettime timer_getoverrun timer_delete",
     ),
     "facts": Family(
-        "who and where it is, what its limits are, chance",
+        "its ids, the machine, its limits, random numbers",
         "getuid geteuid getgid getegid uname sysinfo getrandom getrlimit prlimit64 getrusage getcpu",
     ),
     "network": Family(
-        "connect to the broker for its guest; which sockets may be made stands in TENDER_SOCKETS",
+        "connect to the broker for its guest; TENDER_SOCKETS has the kinds that may be made",
         "connect bind getsockname getpeername getsockopt setsockopt sendto recvfrom sendmsg recvmsg shutdown",
     ),
 }
@@ -164,7 +164,7 @@ NEVER: Mapping[str, Family] = {
         "a user namespace gives every capability in it, and with that most of the kernel", "unshare setns clone3"
     ),
     "mounts": Family(
-        "uncover what is masked, cover what is checked",
+        "remove a mount that masks a file, or hide a file that is checked",
         "mount umount2 pivot_root chroot move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick "
         "mount_setattr",
     ),
@@ -176,7 +176,8 @@ NEVER: Mapping[str, Family] = {
     "keyrings": Family("belong to a user, not to a namespace", "keyctl add_key request_key"),
     "programs in the kernel": Family("bpf and tracing see the whole host", "bpf perf_event_open lookup_dcookie"),
     "io_uring": Family(
-        "does what this filter would refuse, unseen by it", "io_uring_setup io_uring_enter io_uring_register"
+        "does what this filter would refuse, without calls that the filter sees",
+        "io_uring_setup io_uring_enter io_uring_register",
     ),
     "faults": Family("stops the kernel in the middle of a copy: the lever of many exploits", "userfaultfd"),
     "modules and kernels": Family(
@@ -192,11 +193,11 @@ NEVER: Mapping[str, Family] = {
         "reboot swapon swapoff sethostname setdomainname syslog acct iopl ioperm vhangup nfsservctl",
     ),
     "all disks": Family(
-        "write what the whole host has changed, and tell by their time how much that is", "sync syncfs"
+        "write all of the host's changed data, and show by their duration how much that is", "sync syncfs"
     ),
-    "caches": Family("tell which pages of a shared image others have read", "cachestat"),
+    "caches": Family("reveals which pages of a shared image others have read", "cachestat"),
     "old or odd": Family(
-        "nobody's ordinary path, so nobody's tested one",
+        "ordinary programs don't use them, so they are little tested",
         "modify_ldt uselib ustat sysfs _sysctl vmsplice mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify "
         "mq_getsetattr lsm_get_self_attr lsm_set_self_attr lsm_list_modules",
     ),

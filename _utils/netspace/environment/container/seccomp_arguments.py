@@ -37,21 +37,21 @@ class Narrow(NamedTuple):
 
 
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 0x4, 0o4000
-_HUGE = "huge pages come out of a pool of the whole host, and no limit of an environment counts them"
-_CORE = "the host's crash handler, which is root's, runs for a limit of 0, and for 1 it doesn't"
+_HUGE = "huge pages come from a pool of the whole host, and no limit of an environment counts them"
+_CORE = "with a limit of 0, a crash starts the host's crash handler, as root; with 1 it doesn't"
 _CORES, _NOT_CORES = {"RLIMIT_CORE": 4}, ((0, 3), (5, 15))
-_MERGED = "pages that are merged with others' tell by the time of a write what these hold"
+_MERGED = "the time of a write to a merged page reveals that another environment has the same content"
 
 # Calls that a family lets through with some arguments only.
 NARROWED: Mapping[str, Narrow] = {
     "fcntl": Narrow(
-        "whoever opens a file that somebody has a lease on waits, for 45 s unless told otherwise",
+        "whoever opens a file on which a program has a lease has to wait, by default 45 s",
         1,
         {"F_SETLEASE": 1024, "F_NOTIFY": 1026, "F_SETDELEG": 1040},
         ((0, 63), (1025, 1025), (1027, 1038)),
     ),
     "fadvise64": Narrow(
-        "drops pages of a shared image from memory; who reads them next tells by it who else does",
+        "drops pages of a shared image from memory; the time of the next read then shows whether others have read them",
         3,
         {"POSIX_FADV_DONTNEED": 4},
         ((0, 3), (5, 5)),

@@ -230,7 +230,7 @@ def _version(text: str, index: int) -> tuple[int, int]:
 def _encode(rule: _Rule, index: int) -> dict[str, Any]:
     names = [*rule.names, *([rule.name] if rule.name else [])]
     if not names or len(names) > MAX_NAMES:
-        raise ValueError(f"syscalls:{index}: names {len(names)} calls; want 1 to {MAX_NAMES}")
+        raise ValueError(f"syscalls:{index}: names {len(names)} calls; expected 1 to {MAX_NAMES}")
     encoded: dict[str, Any] = {"names": names, "action": rule.action}
     if rule.errnoRet is not None:
         encoded["errnoRet"] = rule.errnoRet

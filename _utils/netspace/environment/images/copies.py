@@ -64,7 +64,7 @@ def _mounted(file: Path, point: Path) -> Iterator[None]:
         if err.errno not in (errno.ENODEV, errno.ENOTBLK, errno.EINVAL):
             raise NetspaceError(str(err)) from err
         raise NetspaceError(
-            f"image_cache: own: this kernel mounts no erofs file that is in {file.parent}; it takes Linux 6.12, and a "
+            f"image_cache: own: this kernel can't mount an erofs file in {file.parent}; that needs Linux 6.12, and a "
             "disk; or leave it out"
         ) from err
     try:

@@ -24,7 +24,7 @@ def interpreter(program: IO[bytes]) -> str:
         entry, count = struct.unpack_from("<HH", head, 54)
         program.seek(table)
         if entry < 56:
-            raise ValueError(f"program headers of {entry} bytes")
+            raise ValueError(f"program headers of {entry} bytes each: expected at least 56")
         headers = program.read(min(entry * count, _LARGEST))
         for at in range(0, entry * count, entry):
             kind, _, offset, _, _, size = struct.unpack_from("<IIQQQQ", headers, at)

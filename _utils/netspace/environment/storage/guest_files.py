@@ -241,15 +241,15 @@ class GuestFiles:
 
     def _do(self, path: str, action: Callable[[], T], **absent: T) -> T:
         if "\0" in path or not path.startswith("/"):
-            raise NetspaceError(f"{path!r}: want an absolute path inside")
+            raise NetspaceError(f"{path!r}: expected an absolute path inside")
         try:
             return as_user(self._uid, self._gid, action)
         except FileNotFoundError as err:
             if "absent" in absent:
                 return absent["absent"]
-            raise NetspaceError(f"{path}: {err.strerror}, inside") from err
+            raise NetspaceError(f"{path} inside: {err.strerror}") from err
         except OSError as err:
-            raise NetspaceError(f"{path}: {err.strerror}, inside") from err
+            raise NetspaceError(f"{path} inside: {err.strerror}") from err
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:

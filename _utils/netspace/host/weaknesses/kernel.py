@@ -76,8 +76,9 @@ def merging(reading: Reading) -> Row:
         said(reading),
         expected="0 or 2",
         matters="host",
-        why="Equal pages of programs that ask for it are merged, and the time of a write tells that another has the "
-        "same. No program under strict or standard can ask (madvise, prctl); virtual machines and services can.",
+        why="Equal pages of programs that ask for it are merged, and the time of a write shows that another program "
+        "has the same page. No program under strict or standard can ask (madvise, prctl); virtual machines and "
+        "services can.",
         remedy="`echo 2 >/sys/kernel/mm/ksm/run`, and stop what switches it on (ksmtuned)",
         unseen=unseen("/sys/kernel/mm/ksm/run"),
     )
@@ -137,7 +138,7 @@ def lockdown(reading: Reading) -> Row:
         mode or said(reading),
         expected="integrity or confidentiality",
         matters="host",
-        why="Root can change the running kernel, and a measured boot says nothing of what runs after that. A program "
+        why="Root can change the running kernel, and a measured boot does not show what runs after that. A program "
         "inside has none of the rights that this takes.",
         remedy="boot with Secure Boot, or with `lockdown=integrity`",
         unseen=_UNMOUNTED.format("lockdown"),

@@ -40,7 +40,7 @@ NUMBERS = (
         "kernel.randomize_va_space",
         *(2, 2, 2),
         "environments",
-        "Addresses can be foretold in programs inside, and in the broker and the forwarder that they talk to.",
+        "Addresses are predictable in programs inside, and in the broker and the forwarder that they use.",
     ),
     Number(
         "vm.mmap_min_addr",
@@ -53,14 +53,14 @@ NUMBERS = (
         *(2**26, None, 2**30),
         "environments",
         "These events are counted for the whole host. One environment under `standard` can have all of them, and other "
-        "databases and virtual machines then get none. An event costs its environment 64 bytes of memory, so that "
-        "memory is the bound where there are many.",
+        "databases and virtual machines then get none. An event costs its environment 64 bytes of memory, so a "
+        "high number is bounded by memory.",
     ),
     Number(
         "kernel.io_uring_disabled",
         *(1, 2, 2),
         "local users",
-        "Any user can use io_uring, which does what a filter of system calls would refuse, unseen by it.",
+        "Any user can use io_uring, whose requests no filter of system calls sees.",
         ("io_uring_setup", "io_uring_enter", "io_uring_register"),
     ),
     Number(

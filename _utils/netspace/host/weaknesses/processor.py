@@ -26,7 +26,7 @@ def weaknesses(known: Mapping[str, Reading]) -> Iterator[Row]:
             said(reading),
             expected="Not affected, or a Mitigation",
             matters="environments",
-            why="By time alone, a program can learn what the processor held for the kernel or for another environment. "
+            why="A program can learn by timing alone what the processor held for the kernel or another environment. "
             "No filter of system calls refuses that.",
             remedy="install the processor's microcode (Debian: intel-microcode, amd64-microcode) and the newest "
             "kernel, take `mitigations=off` and its like off the kernel's command line, and reboot; a virtual machine "
@@ -47,7 +47,7 @@ def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
     elif value in (0, 1) and not hidden and (value == 0 or _all_said(known)):
         outcome = "good"
     found = [{0: "off", 1: "on"}.get(-1 if value is None else value, said(active))]
-    found += [f"vulnerable by it: {', '.join(by_it)}"] if by_it else []
+    found += [f"weaknesses because of threads: {', '.join(by_it)}"] if by_it else []
     found += ["nothing is known of this virtual machine's host"] if hidden else []
     return row(
         "cpu threads",
@@ -55,7 +55,7 @@ def threads(active: Reading, known: Mapping[str, Reading]) -> Row:
         "; ".join(found),
         expected="off, or no weakness with `SMT vulnerable`",
         matters="environments",
-        why="Two environments run on the two threads of one core at the same time, and share what is in it.",
+        why="Two environments run on the two threads of one core at the same time, and share its internal state.",
         remedy="boot with `nosmt`, or `echo off >/sys/devices/system/cpu/smt/control`",
         unseen="read /sys/devices/system/cpu/smt/active; in a virtual machine, ask whoever runs its host",
     )

@@ -156,7 +156,7 @@ def _within(network: IpNetwork, block: IpNetwork) -> bool:
 
 
 def counting(known: Known, network: IpNetwork, own: Own, now: float) -> tuple[dict[str, float], list[str]]:
-    """Return the addresses that count now with the seconds that are left, and why others of them are refused."""
+    """Return the addresses that count now, with the seconds that each has left, and why the others are refused."""
     found, refused = {}, []
     for address, end in ends(known, now).items():
         if why := refusal(address, network, own):

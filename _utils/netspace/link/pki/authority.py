@@ -272,7 +272,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
             f"{where}: can't be read ({type(err).__name__}); give in PEM a key, its certificate and the chain above it"
         ) from err
     if not isinstance(key, ec.EllipticCurvePrivateKey) or chain[0].public_key() != key.public_key():
-        raise NetspaceError(f"{where}: want an elliptic curve's key, and its own certificate first")
+        raise NetspaceError(f"{where}: expected an elliptic curve's key, and its own certificate first")
     for below, above in zip(chain, [*chain[1:], chain[-1]], strict=True):
         try:
             below.verify_directly_issued_by(above)

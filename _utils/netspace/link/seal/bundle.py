@@ -136,7 +136,7 @@ def _believable(claims: _Claims, host: str, own: str, now: float) -> None:
     if claims.aud != own:
         raise NetspaceError(f"is for {claims.aud!r}, not for {own}")
     if claims.iat > now + SKEW:
-        raise NetspaceError("is of the future: compare the clocks of both hosts")
+        raise NetspaceError("is dated in the future: compare the clocks of both hosts")
     for environment, keys in claims.keys.items():
         if not NAME.fullmatch(environment):
             raise NetspaceError(f"{environment[:60]!r} is no environment's name")

@@ -28,7 +28,7 @@ PASSES, BLIND_PASSES = 100, 20
 
 
 class Stopper:
-    """The part of the daemon that brings services to ``idle``, or to ``backoff`` and then back to their start.
+    """The part of the daemon that ends services: each becomes ``idle``, or waits in ``backoff`` to be started again.
 
     :param again: function that starts a unit again.
     """

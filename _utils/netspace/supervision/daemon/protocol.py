@@ -50,7 +50,7 @@ def _object(raw: bytes, keys: set[str], optional: frozenset[str] = frozenset()) 
     except RecursionError as err:
         raise ValueError("nested too deeply") from err
     if not isinstance(value, dict) or value.keys() - optional != keys:
-        raise ValueError(f"want an object with {', '.join(sorted(keys))}")
+        raise ValueError(f"expected an object with {', '.join(sorted(keys))}")
     return value
 
 
@@ -64,13 +64,13 @@ def parse_request(raw: bytes) -> Request:
     if not isinstance(do, str) or do not in VERBS:
         raise ValueError("do: unknown request")
     if not isinstance(names, list) or len(names) > MOST_NAMES:
-        raise ValueError(f"names: want a list of at most {MOST_NAMES}")
+        raise ValueError(f"names: expected a list of at most {MOST_NAMES}")
     if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
         raise ValueError("names: not a service's name")
     if do in ("resume", "renew", "hello") and names:
         raise ValueError(f"{do} takes no names")
     if not isinstance(version, str):
-        raise ValueError("version: want a text")
+        raise ValueError("version: expected a text")
     return Request(do, tuple(dict.fromkeys(names)), version)
 
 
@@ -84,7 +84,7 @@ def parse_answer(raw: bytes) -> Answer:
     if not isinstance(version, str) or not isinstance(errors, dict):
         raise ValueError("not an answer")
     if not all(isinstance(text, str) for text in errors.values()):
-        raise ValueError("errors: want texts")
+        raise ValueError("errors: expected texts")
     return Answer(version, errors)
 
 

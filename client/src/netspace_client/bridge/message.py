@@ -139,7 +139,7 @@ def _load(connection: h11.Connection, raw: bytes) -> tuple[h11.Request | h11.Res
     except h11.RemoteProtocolError as err:
         raise MessageError(str(err)) from err
     if start is None or connection.trailing_data[0]:
-        raise MessageError("something follows the message, or it has no beginning")
+        raise MessageError("other data follows the message, or its first line is missing")
     if sum(len(name) + len(value) + 4 for name, value in start.headers) > HEADERS:
         raise MessageError(f"the headers have more than {HEADERS} bytes")
     return start, bytes(body)
