@@ -47,8 +47,13 @@ def page(graph: Graph) -> str:
     named = teams(graph)
     between = _between(graph)
     many = len(between) > MANY
-    marks = {one.mark for one in (*graph.nodes, *boxes) if one.mark is not None}
-    planned = any(one.change for one in (*graph.nodes, *graph.arrows, *boxes))
+    marks = {mark for mark in (*(node.mark for node in graph.nodes), *(box.mark for box in boxes)) if mark is not None}
+    changes = (
+        *(node.change for node in graph.nodes),
+        *(arrow.change for arrow in graph.arrows),
+        *(box.change for box in boxes),
+    )
+    planned = any(changes)
     labels = [] if len(between) > LABELLED else _labels(between, drawn)
     levels = sorted({group.level or "?" for group, box in zip(boxes, drawn.boxes, strict=True) if box.title})
     values = {
