@@ -311,7 +311,7 @@ def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
     plan, web = planned("96M", sick), lab.salt("h1", "netspace_environment.list")["h1"]["web"]["since"]
     shown = lab.runner("netspace_fleet.rollout", plan, "test=True")
     assert [(one["hosts"], one["canary"]) for one in shown["batches"]] == [(["h2"], True), (["h1"], False)], shown
-    events = [LAB, "salt-run", "--out=json", "state.event", "netspace/fleet/rollout/*/h2", "count=1"]
+    events = [str(LAB), "salt-run", "--out=json", "state.event", "netspace/fleet/rollout/*/h2", "count=1"]
     heard = subprocess.Popen(events, stdout=subprocess.PIPE, text=True, env=lab.environment)
     try:
         stopped = lab.runner("netspace_fleet.rollout", plan, code=1)
@@ -328,7 +328,7 @@ def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
     assert lab.apply() == 0, "what was taken back is applied"
     # The master is killed while the canary applies. The rollout goes on from there.
     plan = planned("96M")
-    command = [LAB, "salt-run", "--out=json", "netspace_fleet.rollout", plan]
+    command = [str(LAB), "salt-run", "--out=json", "netspace_fleet.rollout", plan]
     under_way = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=lab.environment
     )

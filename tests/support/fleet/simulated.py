@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,12 +23,12 @@ class Killer:
     """Counts the points at which the master can be killed, and kills it at some of them."""
 
     def __init__(self, at: Iterable[int] = (), then: Mapping[int, Callable[[], None]] | None = None) -> None:
-        self.passed, self._at, self._then = 0, set(at), then or {}
+        self.passed, self._at, self.then = 0, set(at), dict(then or {})
 
     def point(self) -> None:
         number, self.passed = self.passed, self.passed + 1
-        if number in self._then:
-            self._then[number]()
+        if number in self.then:
+            self.then[number]()
         if number in self._at:
             raise Killed
 
@@ -121,7 +122,7 @@ def rolled_out(
     :param then: what operators ask for, by the point at which they do.
     """
     journal = KilledJournal(folder, hosts.killer, hosts.done)
-    hosts.killer._then = {number: (lambda what=what: journal.ask(what)) for number, what in (then or {}).items()}
+    hosts.killer.then = {number: functools.partial(journal.ask, what) for number, what in (then or {}).items()}
     journal.begin(started)
     for _ in range(1000):
         try:

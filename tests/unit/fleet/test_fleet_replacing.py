@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ class Machine:
     def call(self, function: str, **arguments: Any) -> Any:
         if not self.on:
             raise NetspaceError("did not answer within 60 s; is its key accepted?")
-        return {
+        functions: dict[str, Callable[[], Any]] = {
             "netspace_link.authority_request": lambda: roots.request(self.folder),
             "netspace_link.authority_adopt": lambda: roots.adopt(self.folder, arguments["chain"]),
             "netspace_link.public_key": lambda: pair_keys.public(self.folder),
-        }[function]()
+        }
+        return functions[function]()
 
     def attest(self) -> str:
         return "L3"

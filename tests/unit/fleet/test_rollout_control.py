@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.fleet.simulated import Killed, Killer, Simulated
@@ -141,7 +142,7 @@ def test_a_preview_shows_the_batches_and_begins_nothing(master: Master) -> None:
 
 def test_what_waits_behind_a_failure_is_told(tmp_path: Path) -> None:
     hosts = ("h1", "h2", "h3")
-    new = {
+    new: dict[str, dict[str, Any]] = {
         "h2": {"links": [{"from": "web@h1", "to": "db"}]},
         "h1": {"links": [{"from": "web", "to": "db@h2"}]},
         "h3": {"links": []},

@@ -210,7 +210,7 @@ def test_a_host_may_become_good_until_the_deadline(tmp_path: Path, looks: int, a
     def healthy(asked: Sequence[str]) -> Mapping[str, Outcome]:
         return dict.fromkeys(asked, Outcome(sum(waited) >= looks * machine.AGAIN, "it starts"))
 
-    hosts.healthy = healthy  # type: ignore[method-assign]
+    hosts.healthy = healthy  # type: ignore[method-assign, assignment]
     begin = started([["a"]], 1)
     pace = Pace(step=1, max_fail=1, settle=0.0, gate=("health",), deadline=2 * machine.AGAIN)
     rollout = journal.begin(Started(begin.plan, pace, begin.batches, {}, 0.0))

@@ -126,7 +126,7 @@ def test_a_master_that_is_down_fails_nobody(master: Master, function: str) -> No
             raise NetspaceError("h1: can't be asked: the master is down")
         each(name, calls, timeout, heard)
 
-    master.minions.each = asked  # type: ignore[method-assign]
+    master.minions.each = asked  # type: ignore[method-assign, assignment]
     with pytest.raises(NetspaceError, match="the master is down"):
         master.rollout()
     assert "failed" not in control.status(master.journal)
