@@ -131,7 +131,7 @@ def _host(fleet: Expected, now: Now, host: str, standings: list[tuple[str, Stand
             (f"link {name}", "odd", f"{link.state}{f': {link.why}' if link.why else ''}") for name, link in told
         ]
         attention += [("host", "odd", text) for text in seen.glance.problems]
-    ranked = sorted(attention, key=lambda one: ORDER.index(one[1]))  # type: ignore[arg-type]  # all are marks
+    ranked = sorted(attention, key=lambda one: ORDER.index(one[1]))
     state = "unseen" if seen.glance is None else "attention" if attention else "well"
     return {
         "state": state,
