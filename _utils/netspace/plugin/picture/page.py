@@ -19,7 +19,7 @@ from netspace.fleet.seen import ORDER, Mark
 from netspace.plugin.picture import layout as places
 from netspace.plugin.picture import script, style, template
 from netspace.plugin.picture.layout import LABELLED, Box
-from netspace.plugin.picture.model import Arrow, Change, Graph, Group, natural, teams
+from netspace.plugin.picture.model import Arrow, Change, Graph, Group, Node, natural, teams
 from netspace.text import printable
 
 if TYPE_CHECKING:
@@ -47,13 +47,9 @@ def page(graph: Graph) -> str:
     named = teams(graph)
     between = _between(graph)
     many = len(between) > MANY
-    marks = {mark for mark in (*(node.mark for node in graph.nodes), *(box.mark for box in boxes)) if mark is not None}
-    changes = (
-        *(node.change for node in graph.nodes),
-        *(arrow.change for arrow in graph.arrows),
-        *(box.change for box in boxes),
-    )
-    planned = any(changes)
+    things: list[Node | Arrow | Group] = [*graph.nodes, *graph.arrows, *boxes]
+    marks = {one.mark for one in things if one.mark is not None}
+    planned = any(one.change for one in things)
     labels = [] if len(between) > LABELLED else _labels(between, drawn)
     levels = sorted({group.level or "?" for group, box in zip(boxes, drawn.boxes, strict=True) if box.title})
     values = {
