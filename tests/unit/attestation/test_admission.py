@@ -359,8 +359,8 @@ def test_messages_are_bounded_and_strict(scene: Scene, url: str) -> None:
 
     opening = json.dumps({"minion": "web01", "key": host.public.decode()}).encode()
     for body, length, reason in (
-        (b"{}", "99999999999", b"Content-Length of up to 8192"), (b"{}", "-1", b"Content-Length"),
-        (b"{}", "8193", b"Content-Length"), (opening, "x", b"Content-Length"), (b"{}", "900", b"ended early"),
+        (b"{}", "99999999999", b"of up to 8192"), (b"{}", "-1", b"of up to 8192"),
+        (b"{}", "8193", b"of up to 8192"), (opening, "x", b"of up to 8192"), (b"{}", "900", b"ended early"),
         (b"{", "1", b"Expecting"), (b'{"a":1,"a":2}', "13", b"given twice"), (b"[" * 8000, "8000", b""),
     ):  # fmt: skip
         answer = raw(b"POST /v1/open HTTP/1.0\r\nContent-Length: %s\r\n\r\n%s" % (length.encode(), body))
