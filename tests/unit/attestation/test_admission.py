@@ -358,10 +358,13 @@ def test_messages_are_bounded_and_strict(scene: Scene, url: str) -> None:
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     opening = json.dumps({"minion": "web01", "key": host.public.decode()}).encode()
-    for body, length in ((b"{}", "99999999999"), (b"{}", "-1"), (b"{}", "8193"), (b"{", "1"), (b'{"a":1,"a":2}', "13"),
-                         (b"[" * 8000, "8000"), (b"{}", "900"), (opening, "x")):  # fmt: skip
+    for body, length, reason in (
+        (b"{}", "99999999999", b"of up to 8192"), (b"{}", "-1", b"of up to 8192"),
+        (b"{}", "8193", b"of up to 8192"), (opening, "x", b"of up to 8192"), (b"{}", "900", b"ended early"),
+        (b"{", "1", b"Expecting"), (b'{"a":1,"a":2}', "13", b"given twice"), (b"[" * 8000, "8000", b""),
+    ):  # fmt: skip
         answer = raw(b"POST /v1/open HTTP/1.0\r\nContent-Length: %s\r\n\r\n%s" % (length.encode(), body))
-        assert b" 403 " in answer.splitlines()[0], answer
+        assert b" 403 " in answer.splitlines()[0] and reason in answer, answer
     assert b" 404 " in raw(b"POST /v1/step/none HTTP/1.0\r\nContent-Length: 8000000\r\n\r\n").splitlines()[0]
     assert b" 501 " in raw(b"GET /v1/open HTTP/1.0\r\n\r\n").splitlines()[0]
     assert (
