@@ -158,9 +158,10 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
     Tell whether one end may reach another by messages or packets, and by which rule. Changes nothing.
 
     Returns ``can`` (whether it may begin: send a message, or open a connection), ``answers`` (whether it may answer
-    what the other began), ``rules`` (each with ``by``, ``rule``, its path, and ``what`` it lets through), ``why_not``
-    (a reason for messages and packets, if none pass) and ``through``, the steps of the shortest path by way of other
-    environments if nothing leads there at once. The page :doc:`reachability </reachability>` has the details.
+    what the other began), ``rules``, ``why_not`` (if no rule allows it, the reason for messages and for packets), and
+    ``through`` (if no rule allows it directly, the steps of the shortest path by way of other environments). Each rule
+    has ``by``, ``rule`` (its path in the declaration) and ``what`` (the traffic that it allows). The page
+    :doc:`reachability </reachability>` has the details.
 
     CLI Example:
 
@@ -171,8 +172,8 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
         salt h1 netspace.can 203.0.113.0/24 web declared=True
 
     source
-        An environment, an environment of another host (``orders@h2``), or an address or network outside. Of a network,
-        one address that is reached suffices.
+        An environment, an environment of another host (``orders@h2``), or an address or network outside. A network
+        counts as reached if one of its addresses is reached.
 
     target
         Likewise. One of the two must be an environment of this host.
@@ -187,10 +188,10 @@ def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
 
 def paths_to(name: str, declared: bool = False) -> dict[str, Any]:
     """
-    Return everything that may reach an end, at once or by way of other environments. Changes nothing.
+    Return everything that may reach an end, directly or by way of other environments. Changes nothing.
 
-    Returns ``paths``. Each has ``from``, ``through`` (the environments between, whose programs would have to pass
-    things on), ``answers`` (whether a step only answers) and ``rules``, a rule for each step.
+    Returns ``paths``. Each has ``from``, ``through`` (the environments between, whose programs would have to forward
+    the data), ``answers`` (whether a step only answers) and ``rules``, a rule for each step.
 
     CLI Example:
 

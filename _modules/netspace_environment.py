@@ -182,7 +182,7 @@ def restart(*names: str) -> bool:
     return _each(_do(lambda operations: operations.restart(_names(names))))
 
 
-def wait(*names: str, timeout: float = 60) -> dict[str, dict[str, Any]]:
+def wait(*names: str, timeout: float = 60, **others: object) -> dict[str, dict[str, Any]]:
     """
     Wait until environments are healthy or, where they declare no health check, run.
 
@@ -201,6 +201,7 @@ def wait(*names: str, timeout: float = 60) -> dict[str, dict[str, Any]]:
     timeout
         Seconds. Defaults to 60.
     """
+    arguments.refuse_others(others)
     return _do(lambda operations: operations.wait(_names(names), timeout=float(timeout)))
 
 
@@ -223,7 +224,12 @@ def retry(*names: str) -> bool:
 
 
 def exec_(
-    name: str, *words: Any, command: list[str] | str | None = None, timeout: float = 60, stdin: str = ""
+    name: str,
+    *words: Any,
+    command: list[str] | str | None = None,
+    timeout: float = 60,
+    stdin: str = "",
+    **others: object,
 ) -> dict[str, Any]:
     """
     Run a command inside a running environment, as its user, with its limits and filter.
@@ -253,6 +259,7 @@ def exec_(
     stdin
         The command's standard input.
     """
+    arguments.refuse_others(others)
     given = words[0] if len(words) == 1 else words
     vector = _argument_vector(given if command is None else command)
     return _do(lambda operations: operations.exec(name, vector, timeout=timeout, stdin=stdin))
@@ -403,7 +410,7 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
     return {"comment": comment, **counts, "rows": [row for row in rows if row["outcome"] in ("leak", "open", "slow")]}
 
 
-def remove(*names: str, purge: bool = False) -> bool:
+def remove(*names: str, purge: bool = False, **others: object) -> bool:
     """
     Remove environments with their links, layers, namespaces and interfaces. Their volumes stay.
     **An environment that is still declared comes back at the next apply.**
@@ -421,6 +428,7 @@ def remove(*names: str, purge: bool = False) -> bool:
         Delete unread mail too, **and volumes that have a size** (never a host folder). By default, mail is
         parked and volumes are kept.
     """
+    arguments.refuse_others(others)
     wanted = _names(names)
     _do(lambda operations: [operations.inspect(name) for name in wanted])  # an unknown name is an error
     try:

@@ -124,12 +124,12 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
         layout = arguments.layout(__opts__)
         renewed, failed = work.renew(layout, replace=bool(authority), distrust=bool(distrust))
         if distrust:
-            _told("the certificates are new, but not all were told of keys", Host(layout).renew_seals()[1])
+            _told("the certificates are new, but not all environments got new keys", Host(layout).renew_seals()[1])
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     if failed:
         told = "; ".join(f"{name}: {text}" for name, text in failed.items())
-        raise CommandExecutionError(f"the certificates are new, but not all were handed out: {told}")
+        raise CommandExecutionError(f"the certificates are new, but not all environments got theirs: {told}")
     return sorted(renewed)
 
 
@@ -153,7 +153,7 @@ def renew_seals(*environments: str) -> list[str]:
         renewed, result = Host(arguments.layout(__opts__)).renew_seals(environments)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
-    _told("the keys are new, but not all were told", result)
+    _told("the keys are new, but not all environments know them yet", result)
     return renewed
 
 
@@ -177,7 +177,7 @@ def seal_bundles() -> dict[str, Any]:
         name = host.links.recorded_broker().host
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
-    _told("the keys are new, but not all were told", result)
+    _told("the keys are new, but not all environments know them yet", result)
     return {"host": name, "bundles": bundles}
 
 
@@ -185,8 +185,8 @@ def seal_adopt(bundles: str | list[str]) -> dict[str, bool]:
     """
     Check and store bundles with other hosts' keys for sealed links; return by host whether its bundle was new.
 
-    Each bundle is checked alone: it must be signed below that host's authority and the root that this host trusts, be
-    for this host, and not be older than the stored one. If a bundle is refused, the function raises an error; the
+    Each bundle is checked separately: it must be signed below that host's authority and the root that this host trusts,
+    be for this host, and not be older than the stored one. If a bundle is refused, the function raises an error; the
     others are stored nevertheless.
 
     bundles
@@ -206,7 +206,7 @@ def seal_adopt(bundles: str | list[str]) -> dict[str, bool]:
         raise CommandExecutionError(str(err)) from err
     if refused:
         raise CommandExecutionError("; ".join(refused))
-    _told("the keys are known, but not all were told", result)
+    _told("the keys are stored, but not all environments know them yet", result)
     return adopted
 
 
@@ -349,8 +349,8 @@ def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
     """
     Call a function for the master, and sign its answer: Salt's bus does not prove which minion answered.
 
-    The runners ``netspace_link`` and ``netspace_fleet`` ask by this. Return ``answer``, or ``error`` if the function
-    failed, and ``salt``: the signature of the call and its answer by this minion's Salt key, in hex.
+    The runners ``netspace_link`` and ``netspace_fleet`` call this function. It returns ``answer``, or ``error`` if the
+    called function failed, and ``salt``: this minion's signature of the call and its answer, by its Salt key, in hex.
 
     asked
         ``function``, ``arguments`` and ``nonce``. The functions are ``authority_request``, ``authority_adopt``,

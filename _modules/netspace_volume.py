@@ -1,10 +1,10 @@
 """
-Volumes with a size: see, back up, put back
+Volumes with a size: list, back up, restore
 ===========================================
 
-A volume with a ``size`` is a file system that netspace keeps, in one file; it outlives its environment. Those with a
-``source`` are folders of the host, and are not seen here. What a backup is worth, and how to move a volume to another
-host, is on the page :doc:`backup </day-2/backup>`.
+A volume with a ``size`` is a file system that netspace keeps, in one file; the file outlives its environment. A volume
+with a ``source`` is a folder of the host; these functions don't handle it. What a backup guarantees, and how to move a
+volume to another host, is on the page :doc:`backup </day-2/backup>`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def __virtual__() -> str:
 
 def list_() -> dict[str, dict[str, dict[str, Any]]]:
     """
-    Return the volumes that netspace keeps, also those of environments that are gone.
+    Return the volumes that netspace keeps, also those of removed environments.
 
-    Per environment and target: ``size`` (bytes that it may hold), ``used`` (bytes that it takes of the host's disk) and
-    ``file``.
+    By environment and target, each has ``size`` (the bytes that it may hold), ``used`` (the bytes that it takes on the
+    host's disk) and ``file``.
 
     CLI Example:
 
@@ -53,12 +53,12 @@ def list_() -> dict[str, dict[str, dict[str, Any]]]:
 
 def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
     """
-    Copy an environment's volumes into a folder of this host; return the copies, as :py:func:`list <list_>` does.
+    Copy an environment's volumes into a folder of this host. Return the copies in the form of :py:func:`list <list_>`.
 
     **Its program must not run**: call ``netspace_environment.stop`` first and ``netspace_environment.start``
-    afterwards. Nothing else of netspace is changed on this host meanwhile. Each copy is
-    ``<folder>/<name>/<target>.ext4``, a sparse file of root's alone; it replaces the one before once it is whole and
-    checked.
+    afterwards. Until the backup is done, netspace changes nothing else on this host. Each copy is
+    ``<folder>/<name>/<target>.ext4``, a sparse file that only root can read. A new copy replaces the former one once it
+    is complete and checked.
 
     CLI Example:
 
@@ -70,7 +70,7 @@ def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
         The environment.
 
     folder
-        An absolute path. Nobody but root may be able to write there.
+        An absolute path. Only root may be able to write there.
     """
     from netspace.environment import copies
 
@@ -83,11 +83,11 @@ def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
 
 def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
     """
-    Put an environment's volumes back from a folder that ``backup`` made, here or on another host; return them, as
-    :py:func:`list <list_>` does. **What they hold now is lost.**
+    Restore an environment's volumes from a folder that ``backup`` wrote, here or on another host. Return them in the
+    form of :py:func:`list <list_>`. **Their present content is lost.**
 
-    The environment must not run. It need not exist: when it is declared, it gets these volumes. A damaged copy is an
-    error and replaces nothing.
+    The environment must not run. It need not exist: if it is declared later, it gets these volumes. If a copy is
+    damaged, the function raises an error and replaces nothing.
 
     CLI Example:
 
@@ -99,7 +99,7 @@ def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
         The environment.
 
     folder
-        The folder that was given to ``backup``. The copies in it must be files of root's.
+        The folder that was given to ``backup``. The copies in it must belong to root.
     """
     from netspace.environment import copies
 

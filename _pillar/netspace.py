@@ -1,9 +1,9 @@
 """
-The pillar of one host, out of a fleet's declaration
-====================================================
+The pillar of one host, from a fleet's declaration
+==================================================
 
-One file declares the hosts of a fleet, their environments and the links between these. Each minion gets what its host
-needs, and nothing of others: see the page on fleets.
+One file declares the hosts of a fleet, their environments and the links between these. Each minion gets the part that
+its host needs, and nothing about others: see the page on fleets.
 
 The master's configuration names the file::
 
@@ -11,14 +11,14 @@ The master's configuration names the file::
       - netspace: /srv/fleet/fleet.yaml
 
     netspace.fleet:
-      folder: /var/lib/netspace-master/fleet   # the default: what hosts published, and what is in force
-      served: false                            # true: the file may be one that every minion can read
+      folder: /var/lib/netspace-master/fleet   # the default: facts from hosts, and the declaration in force
+      served: false                            # true: allow a file that every minion can read
 
-Every minion can read the files in ``file_roots`` and gitfs. A declaration there, also by a name ``salt://...``, is
-refused unless ``served`` is true.
+Every minion can read the files in ``file_roots`` and gitfs. A declaration there, also one with a name ``salt://...``,
+is refused unless ``served`` is true.
 
-A declaration with a problem changes nothing: minions go on to get the last good one. The problems are in the master's
-log, and an event ``netspace/fleet/refused`` comes once for each version of the files.
+A declaration with a problem changes nothing: minions still get the last good one. The problems are in the master's log,
+and an event ``netspace/fleet/refused`` comes once for each version of the files.
 """
 
 from __future__ import annotations

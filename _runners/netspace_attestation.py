@@ -701,7 +701,7 @@ def learn(
         minions = sorted(_minions(target, tgt_type))
         wish = _wish(ima, keys, overlap)
         if file and Path(file).exists():
-            raise NetspaceError(f"{file} is there already: name a new file")
+            raise NetspaceError(f"{file} exists already: name a new file")
         made = _fleet()
         found = _attest(list(minions), made, listed=wish.ima)
         silent = [minion for minion in minions if not found[minion]["answered"]]
@@ -913,8 +913,10 @@ def _change_ca(change: Callable[[Authorities, float], dict[str, Any]]) -> dict[s
 
 
 def _credentials(registrar: Registrar, trusted: Callable[[], makers.Makers]) -> rounds.Ready:
-    """Return a function that returns the maker of credentials. Only the function's first call reads the
-    certificates."""
+    """Return a function that returns the maker of credentials.
+
+    Only the function's first call reads the certificates.
+    """
 
     @functools.cache
     def ready() -> rounds.Begin:

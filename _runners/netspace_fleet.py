@@ -24,7 +24,7 @@ from netspace.fleet.declaration import REGISTER, FleetDeclaration  # noqa: E402
 from netspace.fleet.reach import Reach  # noqa: E402
 from netspace.fleet.types import Fleet, Problem  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
-from netspace.plugin import fleet_files  # noqa: E402
+from netspace.plugin import arguments, fleet_files  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -164,7 +164,7 @@ def graph(form: str = "mermaid") -> str | dict[str, Any]:
         return {"error": str(err), "retcode": 1}
 
 
-def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
+def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
     """
     Bring hosts into the fleet. Joining a host again changes nothing, or does what was still missing.
 
@@ -190,6 +190,7 @@ def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
     timeout
         Seconds to wait for each answer of a minion.
     """
+    arguments.refuse_others(others)
 
     def work() -> dict[str, Any]:
         declaration = _declaration()
@@ -217,7 +218,7 @@ def join(*hosts: str, timeout: int = 60) -> dict[str, Any]:
     return _answer(work, lambda found: not any("error" in one for one in found.values()))
 
 
-def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
+def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any]:
     """
     Take hosts out of the fleet: from the next apply on, no other host has links to or from them.
 
@@ -239,6 +240,7 @@ def leave(*hosts: str, release: bool = False) -> dict[str, Any]:
     release
         Whether another machine may get the host's trust domain. **It revokes nothing**: see ``netspace_link.release``.
     """
+    arguments.refuse_others(others)
 
     def work() -> dict[str, Any]:
         root = configured(__opts__.get("netspace.link")) if release else None
@@ -253,16 +255,16 @@ class _Minion:
     def __init__(self, minion: str, timeout: int) -> None:
         self._minion, self._timeout = minion, timeout
 
-    def call(self, function: str, **arguments: Any) -> Any:
-        answers = _ask([self._minion], function, arguments, self._timeout)
+    def call(self, function: str, **given: Any) -> Any:
+        answers = _ask([self._minion], function, given, self._timeout)
         answer = answers.get(self._minion, NetspaceError(f"no answer within {self._timeout} s; is its key accepted?"))
         if isinstance(answer, NetspaceError):
             raise NetspaceError(f"{self._minion}: {function}: {answer}")
         return answer
 
     def attest(self) -> str:
-        for function, arguments in (("enroll", (self._minion,)), ("attest", ([self._minion], "list"))):
-            found = __salt__[f"netspace_attestation.{function}"](*arguments)
+        for function, given in (("enroll", (self._minion,)), ("attest", ([self._minion], "list"))):
+            found = __salt__[f"netspace_attestation.{function}"](*given)
             if "error" in found:
                 raise NetspaceError(f"netspace_attestation.{function}: {found['error']}")
         standing = found.get(self._minion)

@@ -1,19 +1,18 @@
 """The time to verify evidence, beside Keylime in the same run.
 
-``python benchmarks/attestation.py [--json | --markdown] [--keylime PYTHON]``: no root, no TPM, no network. The
-boot is one that we recorded (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB), signed
-by a key of the benchmark's; the 2,000 IMA lines are made. Keylime is what PYTHON imports
-(default: .cache/keylime/bin/python, a venv with ``pip install keylime cryptography jsonschema tornado
-sqlalchemy pyzmq lark requests pyasn1 pyasn1-modules packaging psutil jinja2 alembic pyyaml``; Debian's tpm2-tools give
-it tpm2_eventlog, and libefivar1t64 what it reads boot entries with). Without it the lines stand beside their limits
-alone. Both are asked for the same: signature, nonce, PCR values, boot log replayed and judged, list replayed and each
-line held against an allow-list. Figures are processor time, that of started programs too: the best of 12 rounds
-in which both work in turn, so that other work on the machine counts little. For 10,000 hosts Keylime's figure is 10,000
-times its figure for one with a boot log; netspace's is for hosts whose boot it remembers as good, which the fleet's
-books do for a day.
-A fleet of N hosts goes through the runner, too: certificates, policy, results kept in
-salt.cache's files; all but Salt's bus and what the hosts themselves do. The round over 10,000 hosts is simulated: real
-scheduling, a clock that jumps.
+``python benchmarks/attestation.py [--json | --markdown] [--keylime PYTHON]``: no root, no TPM, no network. The boot is
+a recorded one (tests/fixtures/eventlogs/shim-grub: Secure Boot, shim, GRUB). The benchmark's own key signs it, and the
+2,000 IMA lines are generated. PYTHON imports Keylime (default: .cache/keylime/bin/python, a venv with ``pip install
+keylime cryptography jsonschema tornado sqlalchemy pyzmq lark requests pyasn1 pyasn1-modules packaging psutil jinja2
+alembic pyyaml``; it needs tpm2_eventlog from Debian's tpm2-tools, and libefivar1t64 to read boot entries). Without
+Keylime, figures are compared only with their limits. Both verifiers do the same work: they check signature, nonce and
+PCR values, replay and judge the boot log, replay the list, and compare each of its lines with an allow-list. Figures
+are processor time, including that of started programs: the best of 12 rounds in which both work in turn, so that other
+work on the machine has little effect. For 10,000 hosts, Keylime's figure is 10,000 times its figure for one host with a
+boot log. netspace's figure is for hosts whose boot it remembers as good; the fleet's verifier remembers a boot for a
+day. A fleet of N hosts is attested by the runner, too, with certificates, a policy, and results in the files of
+salt.cache, but without Salt's bus and the hosts' own work. The round over 10,000 hosts is simulated: real scheduling,
+and a clock that jumps.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def sized(data: bytes) -> bytes:
 
 
 class Tpm:
-    """A key that signs what a TPM with the recorded PCR values would."""
+    """A stand-in for a TPM with the recorded PCR values: it signs the same quotes."""
 
     def __init__(self, values: dict[int, bytes]) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -102,7 +101,7 @@ class Tpm:
 
 
 def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """Return a list of LINES lines, and its files; the first line is the boot's."""
+    """Return a list of LINES lines, and its files; the first line is the boot aggregate."""
     raw, files = b"", [("boot_aggregate", aggregate)]
     files.append(("/usr/lib/systemd/systemd", hashlib.sha256(b"1").digest()))
     files += [
@@ -118,7 +117,7 @@ def made_list(aggregate: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
 
 
 def shown(raw: bytes) -> str:
-    """Return the list as ascii_runtime_measurements shows it: the form that Keylime takes."""
+    """Return the list in the form of ascii_runtime_measurements, which Keylime reads."""
     lines = []
     for entry in ima.parse(raw):
         file = ima.file(entry)
@@ -129,7 +128,7 @@ def shown(raw: bytes) -> str:
 
 
 def best(works: Mapping[str, Callable[[], Any]], keylime: Keylime | None) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of processor time of each of *works*, and of the same by Keylime: the best of rounds, in turn."""
+    """Return the seconds of processor time of each of *works*, and of Keylime's, in turn: the best of the rounds."""
     ours: dict[str, list[float]] = {name: [] for name in works}
     theirs: dict[str, list[float]] = {name: [] for name in works if keylime is not None and name != "hosts"}
     for _ in range(ROUNDS):
@@ -213,7 +212,10 @@ def measure(keylime: Path | None, hosts: int) -> tuple[dict[str, float], dict[st
 
 
 class Fleet:
-    """HOSTS hosts behind the runner's bus, each with a TPM and the recorded boot. Their signing isn't counted."""
+    """HOSTS hosts on the runner's bus, each with a TPM and the recorded boot.
+
+    The time of their signatures isn't counted.
+    """
 
     def __init__(self, folder: Path, hosts: int) -> None:
         from support.attestation import runner_bus  # needs Salt
@@ -271,7 +273,7 @@ class Fleet:
         return reply
 
     def attest(self) -> tuple[float, int]:
-        """Seconds of the master's processor for the whole fleet, and bytes that its hosts sent."""
+        """Attest the whole fleet; return the seconds of the master's processor, and the bytes that the hosts sent."""
         self.bytes, self.theirs, start = 0, 0.0, time.process_time()
         found = self.runner.attest()
         taken = time.process_time() - start - self.theirs
@@ -281,7 +283,7 @@ class Fleet:
 
 
 def fleet(hosts: int) -> dict[str, float]:
-    """Measure a fleet through the runner: books, certificates, results in salt.cache's files; all but Salt's bus."""
+    """Measure a fleet by the runner, with records, certificates and results in files, but without Salt's bus."""
     with tempfile.TemporaryDirectory() as folder:
         made = Fleet(Path(folder), hosts)
         first, brought = made.attest()
@@ -326,7 +328,7 @@ except Refused:
 
 
 def bomb() -> float:
-    """MiB that the largest possible answer takes when it has only empty lists."""
+    """Return the MiB of memory that the largest possible answer takes if it contains only empty lists."""
     done = subprocess.run(
         [sys.executable, "-c", BOMB, str(ROOT / "_utils")], capture_output=True, text=True, check=True
     )
@@ -334,9 +336,9 @@ def bomb() -> float:
 
 
 def simulated() -> dict[str, float]:
-    """Rounds over 10,000 hosts of which 500 are away and 20 drip, and rounds without these hosts; simulated time.
+    """Simulate rounds over 10,000 hosts, with and without 500 absent and 20 dripping hosts; return simulated times.
 
-    The good hosts answer within three seconds; in those called ``fast``, at once.
+    The good hosts answer within three seconds; in the rounds called ``fast``, at once.
     """
     from support.attestation.simulated_round import fleet as hosts_of
     from support.attestation.simulated_round import folder, good, round_of

@@ -1,8 +1,8 @@
 """Shared parts of the benchmarks: a host of their own, rounds, and the form of figures. Measures nothing itself.
 
-A line compares one value with its peer, both measured in this run; lines of *processor time* tell the
-same on a machine that is busy with something else. ``target`` is in the value's own
-unit (a ratio to the peer is told as that multiple of the peer's value); a line without one is there to be read.
+A line compares one value with its peer, both measured in this run. Lines of *processor time* don't change on a machine
+that is busy with other work. ``target`` has the value's unit (a ratio to the peer becomes that multiple of the peer's
+value); a line without a target is for information.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STATE = Path("/var/lib/netspace")
 
 
 def say(text: str) -> None:
-    """Progress: on stderr, so that stdout is the result's alone."""
+    """Print progress to stderr, since stdout is only for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -51,7 +51,7 @@ def arguments(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
 
 
 def on_a_host_of_its_own() -> None:
-    """Go on in ``scripts/sandbox``: replace this process by the sandbox, unless this process runs in one already."""
+    """Continue in ``scripts/sandbox``: replace this process by the sandbox, unless it runs in one already."""
     if os.environ.get(_INSIDE):
         return
     if os.geteuid() != 0:
@@ -63,13 +63,13 @@ def on_a_host_of_its_own() -> None:
 
 
 def note_load() -> None:
-    """Note the machine's load, before anything is measured, for a table's caption."""
+    """Record the machine's load for a table's caption, before anything is measured."""
     os.environ[LOAD] = f"{os.getloadavg()[0]:.1f}"
 
 
 @contextlib.contextmanager
 def disk(*, in_memory: bool) -> Iterator[Path]:
-    """A scratch folder, and netspace's own state beside it: on disk, as on a real host, unless asked otherwise."""
+    """Yield a scratch folder; it and netspace's state are on disk, as on a real host, unless *in_memory* is set."""
     from netspace.environment.storage import mounts
 
     place = Path("/dev/shm") if in_memory else ROOT / ".cache/benchmarks"
@@ -102,7 +102,7 @@ def processor() -> float:
 
 
 class Rounds:
-    """Values by name, one more with each round."""
+    """Measured values by name; each round adds one."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -112,7 +112,7 @@ class Rounds:
 
     @contextlib.contextmanager
     def timed(self, name: str, each: int = 1) -> Iterator[None]:
-        """Note how many milliseconds this takes, for each of *each*; as ``<name> cpu`` how much processor time."""
+        """Record the milliseconds of the context, divided by *each*, and its processor time as ``<name> cpu``."""
         start, used = time.perf_counter(), processor()
         yield
         self.note(name, (time.perf_counter() - start) * 1000 / each)
@@ -134,8 +134,8 @@ def line(
 ) -> dict[str, Any]:
     """Return one line of the result.
 
-    :param ratio: the value shall be at most this many times the peer's.
-    :param limit: the value shall be at most this.
+    :param ratio: the target: at most this many times the peer's value.
+    :param limit: the target: at most this value.
     """
     target = limit if ratio is None else ratio * peer_value
     return {
@@ -163,7 +163,7 @@ def machine() -> str:
 
 
 def figure(value: float, unit: str) -> str:
-    """Return a value as a reader wants it: three digits."""
+    """Return a value with three significant digits."""
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{text} {unit.replace(' each', '')}"
 
@@ -185,7 +185,7 @@ def _rows(lines: Mapping[str, Mapping[str, Any]], load: str, figures: str) -> It
 def tell(lines: Mapping[str, Mapping[str, Any]], options: argparse.Namespace, figures: str = "medians") -> None:
     """Print the result.
 
-    :param figures: what the values are, for a table's caption.
+    :param figures: a description of the values, for a table's caption.
     """
     if options.json:
         print(json.dumps(lines, indent=1))

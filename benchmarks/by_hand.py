@@ -1,7 +1,7 @@
-"""The peers: the same things made by hand, with nothing that isn't needed for that one time.
+"""The peers of the benchmarks: the same objects made by hand, with the least possible work.
 
-No record, no plan, no packet filter, no check whether it is there already, nothing synced to
-disk: netlink packed here (the *floor*), system calls for namespaces and mounts, one ``crun run``.
+They have no record, plan or packet filter, don't check what exists already, and sync nothing to disk. They use
+hand-packed netlink (the *floor*), system calls for namespaces and mounts, and one ``crun run``.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def drop_namespace(path: Path) -> None:
 
 # -- many interfaces -------------------------------------------------------------------
 def floor(paths: list[Path]) -> None:
-    """Interfaces into namespaces that are there, by as little netlink as will do."""
+    """Make interfaces in existing namespaces, with the least possible netlink."""
     host = os.open("/proc/self/ns/net", os.O_RDONLY)
 
     def inside() -> None:
@@ -169,7 +169,7 @@ def floor(paths: list[Path]) -> None:
 
 
 def ip_batch(paths: list[Path]) -> None:
-    """The same by ``ip -batch``: one process for each namespace, two for the host."""
+    """Make the same interfaces by ``ip -batch``: one process for each namespace, two for the host."""
     _ip([], [f"link add fl{number} type veth peer name eth0 netns {path.name}" for number, path in enumerate(paths)])
     todo: list[str] = []
     for number, path in enumerate(paths):
@@ -196,7 +196,7 @@ class Environment:
     """One environment by hand: namespace, veth pair, addresses, idmapped overlay, bundle.
 
     :param image: where the image is mounted.
-    :param config: the very ``config.json`` that netspace renders, but for its paths and names.
+    :param config: the ``config.json`` that netspace renders, with other paths and names.
     :param base: host id of its id 0.
     """
 

@@ -1,20 +1,20 @@
-"""Bits per second that one environment can signal to another without a link: what remains, measured.
+"""Bits per second that one environment can signal to another without a link: the remaining covert channels.
 
 usage: sudo python benchmarks/channels.py [--json | --markdown] [--channels A,B] [--slots N]
 
 It starts a host of its own (``scripts/sandbox``), with two environments of the demo's image
-(``scripts/demo-image``), without an interface or a link. Both know when it begins. In each slot of time ``sender`` does
-something if the bit is 1, and ``receiver`` notes one number; the host knows the bits. Half of the slots teach it the
-threshold between 0 and 1, the others are judged. With a part *e* of wrong bits, a slot carries 1 - H(e) bits (the
-capacity of a binary symmetric channel). Each channel is tried with several lengths of a slot; the best rate is told,
-with its share of wrong bits. A cleverer program gets more, by coding and by better clocks: these are orders of
-magnitude. On a busy machine they are lower.
+(``scripts/demo-image``), without an interface or a link. Both know the start time. In each time slot, ``sender`` does
+something if the bit is 1, and ``receiver`` measures one number. The host knows the bits: half of the slots give the
+threshold between 0 and 1, and the other half is judged. With a share *e* of wrong bits, a slot carries 1 - H(e) bits
+(the capacity of a binary symmetric channel). Each channel is tried with several slot lengths; the result is the best
+rate, with its share of wrong bits. A better program gets more, by coding and better clocks, so these figures are orders
+of magnitude. On a busy machine they are lower.
 
-The peer is what chance alone gives: the same with a sender that does nothing.
+The peer is pure chance: the same measurement with a sender that does nothing.
 
-*page cache* is another kind: the sender reads some pages of a file of the image, and the receiver's counter of faults
-(getrusage(2)) tells which were in memory, once for each page. It is tried with the image's shared cache and with
-``image_cache: own``.
+*page cache* works in another way: the sender reads some pages of a file of the image, and the receiver's counter of
+page faults (getrusage(2)) shows which pages were in memory, once for each page. It is tried with the image's shared
+cache and with ``image_cache: own``.
 """
 
 from __future__ import annotations
@@ -180,13 +180,13 @@ print(json.dumps(seen))
 
 
 def capacity(wrong: float) -> float:
-    """Return the bits that one bit carries of which the part *wrong* is wrong."""
+    """Return the information, in bits, of one transmitted bit if the share *wrong* of bits is wrong."""
     wrong = min(wrong, 1 - wrong)
     return 1.0 if wrong == 0 else 1 + wrong * math.log2(wrong) + (1 - wrong) * math.log2(1 - wrong)
 
 
 def wrong_part(bits: list[int], seen: list[float]) -> float:
-    """Return the part of wrong bits in the second half, by the best threshold of the first half."""
+    """Return the share of wrong bits in the second half, by the best threshold of the first half."""
     half = len(bits) // 2
     known = sorted(zip(seen[:half], bits[:half], strict=True))
     best, threshold, errors = half, 0.0, sum(1 for _, bit in known if not bit)  # all below the threshold are 0
@@ -233,7 +233,7 @@ class World:
         return json.loads(done["stdout"] or "null")
 
     def signalled(self, channel: str, deed: str, length: float, bits: list[int]) -> float:
-        """Return the part of wrong bits."""
+        """Signal *bits* over a channel; return the share of wrong bits."""
         given = {"begin": time.time() + BEGIN, "length": length, "bits": bits, "deed": deed, "look": LOOKS[channel]}
         sender = threading.Thread(target=self.run, args=("sender", SEND, given))
         sender.start()
@@ -242,7 +242,7 @@ class World:
         return wrong_part(bits, seen)
 
     def rate(self, channel: str, deed: str, slots: int) -> tuple[float, float, float]:
-        """Return the best rate in bits per second, with its length of a slot and its part of wrong bits."""
+        """Return the best rate in bits per second, with its slot length and its share of wrong bits."""
         found = []
         for length in LENGTHS:
             bits = [random.getrandbits(1) for _ in range(slots)]
@@ -253,7 +253,7 @@ class World:
         return max(found)
 
     def pages(self, cache: str) -> tuple[float, float]:
-        """Return the rate of the page cache in bits per second, and the part of wrong bits."""
+        """Return the rate of the page cache in bits per second, and the share of wrong bits."""
         self.apply(image_cache=cache)
         bits = [random.getrandbits(1) for _ in range(PAGES)]
         for name in ("sender", "receiver"):

@@ -90,7 +90,7 @@ class Engine:
         raise NotImplementedError
 
     def reload(self) -> bool:
-        """Make the firewall anew; False if the engine has no command for that."""
+        """Reload the firewall; return False if the engine has no command for that."""
         return False
 
     def stop(self) -> None:
@@ -115,7 +115,7 @@ class Engine:
 
 
 class _Command(Engine):
-    """Podman and Docker, whose commands take the same words."""
+    """Podman and Docker, whose commands take the same arguments."""
 
     def _base(self) -> list[str]:
         raise NotImplementedError

@@ -1,31 +1,31 @@
-"""The time to make environments, to find them unchanged and to remove them, and an idle one's cost, beside their peers.
+"""The time to make environments, find them unchanged and remove them, and the cost of an idle one, with their peers.
 
 usage: sudo python benchmarks/environments.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
-It starts a host of its own (``scripts/sandbox``). Progress is told on stderr. In each
-round a thing and its peers are measured one after the other, so that what else this machine does
-burdens all of them; medians are told. What is compared:
+It starts a host of its own (``scripts/sandbox``). Progress goes to stderr. In each round, netspace and its peers are
+measured one after the other, so that other load on this machine affects all of them. The results are medians. These are
+compared:
 
-*one environment* -- from nothing to nothing: network namespace, veth pair with addresses, overlay
-with ids of its own, ``true`` started and ended, all removed again. Ours does that by the library, as
-an apply does: records that survive a power cut, packet filter, checks, supervisor. The peer is raw
-crun by hand (``by_hand.py``): the same namespaces, addresses, mounts and ``config.json``, by bare system
-calls and hand-packed netlink, without any of that. Another environment is there already, so neither the
-supervisor's start nor the image's build is in the figure. podman and docker run the same files with
-their own defaults, which harden less, where they are installed.
+*one environment* -- from nothing to nothing: a network namespace, a veth pair with addresses and an overlay with mapped
+ids are made, ``true`` is started and ends, and all is removed. netspace does that by the library, like an apply, with
+records that survive a power cut, a packet filter, checks and the supervisor. The peer is raw crun by hand
+(``by_hand.py``): the same namespaces, addresses, mounts and ``config.json``, by bare system calls and hand-packed
+netlink, without netspace's other work. Another environment exists already, so the figure includes neither the
+supervisor's start nor the image's build. If podman and docker are installed, they run the same files with their own
+defaults, which harden less.
 
-*its program alone* -- ``true`` from start to exit in an environment that is made already, restarted as an
-operator would, beside ``crun run`` of the same bundle.
+*its program alone* -- ``true`` from start to exit, by an operator's restart of an existing environment. The peer is
+``crun run`` of the same bundle.
 
-*through Salt* -- ``salt-call state.apply netspace`` of a pillar with N environments of kind veth: all of Salt,
-states and all four kinds of thing. Told beyond ``salt-call test.ping`` (what any call of Salt costs), and
-as a whole. The peer is raw crun by hand, one after another.
+*through Salt* -- ``salt-call state.apply netspace`` of a pillar with N environments of kind veth: all of Salt, the
+states and all four kinds. One figure is the whole time, another the time beyond ``salt-call test.ping`` (the cost of
+any call of Salt). The peer is raw crun by hand, one environment after another.
 
-*memory* -- what the host pays for each idle environment beyond the program itself: anonymous memory, kernel
-memory and files in memory of all that is in the sandbox (by its memory cgroup, so that other work on this
-machine doesn't count), less what the same program costs when it is just started. The peer is raw crun
-by hand again: what the kernel pays for namespaces, control groups and mounts is the same for both. What an empty
-network namespace with its pair costs is the floor of both.
+*memory* -- the host's memory for each idle environment, without the program itself: anonymous memory, kernel memory and
+files in memory of everything in the sandbox (by its memory cgroup, so that other work on this machine doesn't count),
+minus the memory of the same program outside of an environment. The peer is raw crun by hand again, which needs the same
+kernel memory for namespaces, control groups and mounts. The memory of an empty network namespace with its pair is the
+floor of both.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class One:
         hand.drop()
 
     def many_by_hand(self, rounds: Rounds) -> None:
-        """A number of environments that stay, one after another."""
+        """Make environments by hand that stay, one after another."""
         few = self.hands[1:]
         with rounds.timed("hand create", len(few)):
             for hand in few:
@@ -188,7 +188,7 @@ HANDS = 11
 
 
 def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> bytes:
-    """Our configuration with the paths and names of the peer's environment *number*."""
+    """Return netspace's configuration with the paths and names of the peer's environment *number*."""
     copy: dict[str, Any] = json.loads(json.dumps(config))
     bundle = folder / f"hand{number}"
     copy["root"]["path"] = str(bundle / "rootfs")
@@ -209,7 +209,10 @@ def _as(config: Mapping[str, Any], folder: Path, number: int, base: int) -> byte
 
 # -- other container managers -------------------------------------------------------------
 def works(name: str, folder: Path, root: Path) -> tuple[Engine, list[str]] | None:
-    """Start an engine; return it with the networks that work here. None, with the reason told, if it doesn't work."""
+    """Start an engine; return it with the networks that work here.
+
+    If it doesn't work, print the reason and return None.
+    """
     engine = ENGINES[name](folder, root)
     try:
         engine.start()
@@ -251,7 +254,7 @@ class Salt:
         return json.loads(done.stdout)["local"]
 
     def floor(self, rounds: Rounds) -> None:
-        """Note the time and processor time that Salt takes for four states without effect, beyond ``test.ping``."""
+        """Record the time and processor time that Salt takes for four states without effect, beyond ``test.ping``."""
         values = []
         for arguments in (("test.ping",), (f"--file-root={self.nothing}", "state.apply", "nothing")):
             start, used = time.perf_counter(), bench.processor()
@@ -271,7 +274,7 @@ class Salt:
         return sum(len(one["changes"]) for tag, one in states.items() if not tag.endswith(("_|-present", "_|-absent")))
 
     def measure(self, rounds: Rounds, root: Path, count: int, again: int = 1) -> None:
-        """Create, find unchanged (*again* times), destroy *count* environments, with a test.ping beside each."""
+        """Create *count* environments, find them unchanged (*again* times), remove them; each beside a test.ping."""
         key = f"{count} "
         for what, declaration, changed in (
             ("create", declared(root, count), True),
@@ -295,7 +298,7 @@ class Salt:
 
 # -- memory ----------------------------------------------------------------------------------
 def used() -> float:
-    """Return the memory (kB) that all in the sandbox uses, but for cached files of the disk; and per-CPU memory."""
+    """Return the memory (kB) that the sandbox uses, without cached files of the disk; and the per-CPU memory."""
     folder = Path("/sys/fs/cgroup")
     if (folder / "memory.stat").exists():
         stat = dict(one.split() for one in (folder / "memory.stat").read_text().splitlines())
@@ -309,7 +312,7 @@ def used() -> float:
 
 
 def settled() -> float:
-    """Return :func:`used` after the kernel has released what it releases late (by RCU, by work queues)."""
+    """Return :func:`used` after the kernel has freed the memory that it frees late (by RCU, by work queues)."""
     values = []
     for _ in range(6):
         time.sleep(0.5)

@@ -1,13 +1,15 @@
-"""The pillar of one minion out of a fleet of 100, 1,000 and 10,000 environments, and its compilation.
+"""The time to serve a minion's pillar and to compile a declaration, in fleets of 100, 1,000 and 10,000 environments.
 
 usage: python benchmarks/fleet.py [--json | --markdown] [--counts N,N] [--rounds N]
 
-A fleet has a host for ten environments, and three links for each. It needs no root, and writes to one scratch folder.
-Salt's own file server and renderers read the file. What is measured, in milliseconds of this process's processor time:
+A fleet has one host per ten environments, and three links per environment. The benchmark needs no root, and writes to
+one scratch folder. Salt's own file server and renderers read the file. These times are measured, in milliseconds of
+this process's processor time:
 
-*compiled* -- from the files to what is in force, once after each change. The peer is Salt's renderer alone.
+*compiled* -- one compilation, from the files to the declaration in force. It is done once after each change. The peer
+is Salt's renderer alone.
 
-*first* -- the first slice of a process that has imported what it needs (a master's worker). The peer is the bare
+*first* -- the first slice in a process that has imported its modules (a worker of the master). The peer is the bare
 reading of the same slice: open, read, and decode by ``json``.
 
 *warm* -- another minion's slice in the same process, with the same peer.
@@ -38,7 +40,7 @@ WARM_TURNS = 200
 
 
 def declare(folder: Path, count: int) -> None:
-    """Write a fleet of *count* environments, and what its hosts published."""
+    """Write a fleet of *count* environments, and the facts that its hosts published."""
     sys.path.insert(0, str(ROOT / "tests"))
     from support.fleet.fleets import published
 

@@ -1,13 +1,13 @@
-"""The time that one change takes among many environments, beside the same change alone.
+"""The time of one change on a host with many environments, compared with the same change on an empty host.
 
 usage: sudo python benchmarks/growth.py [--json | --markdown] [--counts N,N] [--rules] [--rounds N] [--profile FOLDER]
 
-It starts a host of its own (``scripts/sandbox``). The others are real: static busybox that sleeps, each
-with an interface of kind veth (``--rules``: and ten rules that let it out). They are made in batches, untimed. Then, in
-each round, one more is made, found unchanged when it is named alone, changed while it runs (its memory), changed so
-that it restarts (a variable), and removed. Each is a call of the library with a ``Host`` of its own, as Salt's states
-do. Nothing else is declared, so nothing of the others should matter. The peer of each value is the same
-with no others. The goal is 1.3 times that.
+It starts a host of its own (``scripts/sandbox``). The other environments are real: each runs a sleeping static busybox,
+with an interface of kind veth (with ``--rules`` also ten rules for outgoing packets). They are made in batches before
+the measurement. Then, in each round, one more environment is made, found unchanged when it is named alone, changed
+while it runs (its memory), changed so that it restarts (a variable), and removed. Each step is a call of the library
+with its own ``Host``, like a state's. Only this environment is declared, so the others should not matter. The peer of
+each value is the same step without other environments. The goal is at most 1.3 times that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEPS = ("create", "unchanged", "change", "restart", "remove")
 
 
 class World:
-    """Environments that are there, and one that comes and goes."""
+    """The existing environments, and one that is made and removed."""
 
     def __init__(self, root: Path, profiles: str, *, rules: bool) -> None:
         self.one: dict[str, Any] = {"image": f"dir:{root}", "command": IDLE, "interface": {"kind": "veth"}}

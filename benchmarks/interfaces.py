@@ -1,17 +1,17 @@
-"""The time to make interfaces, to find them unchanged and to remove them, beside the cost of netlink itself.
+"""The time to make interfaces, find them unchanged and remove them, compared with the cost of netlink itself.
 
 usage: sudo python benchmarks/interfaces.py [--json | --markdown] [--count N] [--many N] [--rounds N]
 
-It starts a host of its own (``scripts/sandbox``). Peers, in turn with ours within each
-round: the same links, addresses and routes by hand-packed netlink and nothing else (the floor,
-``by_hand.py``: no record, no packet filter, no settings), and by ``ip -batch``. Namespaces are made
-beforehand for all three; what they cost is a line of its own, beside ``ip netns add``. Medians of the rounds.
+It starts a host of its own (``scripts/sandbox``). There are two peers, measured in turn within each round: the same
+links, addresses and routes by only hand-packed netlink (the floor, ``by_hand.py``: no record, no packet filter, no
+settings), and by ``ip -batch``. Namespaces are made before, for all three. Their cost has its own line, with ``ip netns
+add`` as peer. The results are medians of the rounds.
 
-*remove* takes link, namespace, record and rules, as the removal of an environment does. *change to none* keeps
-namespace and record, as another declaration does.
+*remove* deletes link, namespace, record and rules, like the removal of an environment. *change to none* keeps namespace
+and record, like a new declaration.
 
-*create* is all that an apply does: records on disk, packet filter, links with 14 settings each, and before that a
-look at what is there. *create, without records and filter* is the part that the floor does too.
+*create* is a whole apply: an observation of the host, records on disk, the packet filter, and links with 14 settings
+each. *create, without records and filter* is the part that the floor does, too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> Rounds:
         assert converge(wanted) == 0
 
     def links(*steps: str) -> None:
-        """Have the parts of an apply that only speak netlink be timed too."""
+        """Measure also the parts of an apply that only use netlink."""
         for name in steps:
             real = getattr(ApplyRun, name)
 

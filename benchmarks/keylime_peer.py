@@ -1,4 +1,4 @@
-"""Keylime's verifier, asked in turn with ours by ``benchmarks/attestation.py``, in a process of its own."""
+"""Keylime's verifier in a process of its own, as the peer of ``benchmarks/attestation.py``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Two programs that talk by ``netspace-client``, over a plain and over a sealed link; part of ``links.py``.
 
-Each is a thread in its environment's network namespace, with a folder that holds what the host would hand to it. A
-mailbox is a quorum queue, so that what is measured is what programs get, the disk included.
+Each program is a thread in its environment's network namespace, with a folder that has the files from the host. A
+mailbox is a quorum queue, so the figures include the disk, as for real programs.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _programs(links: Any, names: list[str], folder: Path) -> Iterator[list[Progr
 
 
 def measure(links: Any, asker: str, peers: dict[str, str], folder: Path, rounds: bench.Rounds, times: int) -> None:
-    """Questions one after another, and many messages at once, to each of *peers*; in turn within each round.
+    """Measure questions one after another, and batches of messages, to each of *peers*; in turn within each round.
 
-    :param peers: what to call the link to a peer -> the peer.
+    :param peers: the peers, by the labels of the links to them.
     """
 
     async def answer(message: Any) -> bytes:

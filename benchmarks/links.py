@@ -1,16 +1,16 @@
-"""The cost of links: thousands declared, one taken away, one message; beside Salt's own states and a bare connection.
+"""The cost of links: thousands declared, one revoked, one message; with Salt's states and a bare connection as peers.
 
 usage: sudo python benchmarks/links.py [--json] [--environments N] [--rounds N] [--messages N] [--salt N]
 
-It starts a host of its own (``scripts/sandbox``). Management is measured by the library, with a real
-broker, the forwarder and a namespace for each environment; three links go out of each. Its peer, Salt's
-``rabbitmq_user``, runs ``rabbitmqctl`` several times for each user: a few are made that way, on the same broker, and
-the time is scaled to all accounts (queues, exchanges and bindings, for which Salt has no state, are left out).
+It starts a host of its own (``scripts/sandbox``). Applies are measured by the library, with a real broker, the
+forwarder and a namespace for each environment; each has three links to others. The peer is Salt's ``rabbitmq_user``,
+which runs ``rabbitmqctl`` several times for each user. It makes a few users on the same broker, and the time is scaled
+to all accounts (without queues, exchanges and bindings, for which Salt has no state).
 
-Messages are measured by ``link_load.c`` (Debian: librabbitmq-dev, libssl-dev), so that the client costs little:
-through a classic queue, so that the transport shows and not the disk; beside a plain connection to a listener that
-is opened on the same broker for the while. Paths are measured in turn within each round. What programs get by
-``netspace-client`` (Python, and quorum queues) is measured over a plain and over a sealed link (``link_client.py``).
+Messages are measured by ``link_load.c`` (Debian: librabbitmq-dev, libssl-dev), a client that takes little time. They go
+through a classic queue, so that the figures show the transport, not the disk. The peer is a plain connection to a
+temporary listener of the same broker. The paths are measured in turn within each round. ``link_client.py`` measures
+programs with ``netspace-client`` (Python, and quorum queues), over a plain and over a sealed link.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Host:
         ]
 
     def converge(self, links: list[Any]) -> int:
-        """Have exactly these; return how many steps that took."""
+        """Apply exactly these links; return the number of steps."""
         from netspace.link.reconciler import DesiredLinks
         from netspace.spec.types import LocalBroker
 
@@ -95,7 +95,7 @@ class Host:
 
 
 def manage(host: Host, rounds: Rounds) -> None:
-    """Measure applies: of all links, of no change, of one link more, and of one less while its sender sends."""
+    """Measure applies: all links, no change, one link more, and one link less while its sender sends."""
     from netspace.spec.types import Link
 
     every = host.declared()
@@ -121,7 +121,7 @@ def manage(host: Host, rounds: Rounds) -> None:
 
 
 class Told:
-    """A sender that sends without end, and notes when the broker first refuses a message of the revoked link."""
+    """A sender that never stops, and records when the broker first refuses a message of the revoked link."""
 
     def __init__(self, host: Host, link: Any) -> None:
         from netspace.link.broker.management import Management
@@ -194,7 +194,7 @@ def connect(host: Host, name: str) -> Any:
 
 
 def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
-    """Users by Salt's own state, on the same broker."""
+    """Measure users made by Salt's own state, on the same broker."""
     from netspace.link.broker import node as broker
     from netspace.spec.types import LocalBroker
 
@@ -236,7 +236,7 @@ def salt(host: Host, rounds: Rounds, sample: int, folder: Path) -> None:
 
 
 def messages(host: Host, rounds: Rounds, count: int, times: int) -> None:
-    """A message by each path."""
+    """Measure messages over each path."""
     from netspace.link.broker import node as broker
     from netspace.link.pki import authority, certificates, passwords
     from netspace.spec.types import LocalBroker

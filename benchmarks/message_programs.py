@@ -1,9 +1,9 @@
-"""The programs of ``messages.py``, each a process: asks, answers, pours or drains by one client. Prints JSON.
+"""The programs of ``messages.py``, one process each: asks, answers, sends or drains with one client. Prints JSON.
 
 usage: python message_programs.py CLIENT ROLE ADDRESS NAME [SECONDS]
 
-netspace-client and aiormq are used as their documentation says. NATS JetStream and Redis streams are spoken to by the
-few lines of their protocols that this needs, so that what is measured there is mostly the server.
+netspace-client and aiormq are used as their documentation says. For NATS JetStream and Redis streams, this file has the
+few needed parts of their protocols, so that mostly the server is measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARTS = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 
 async def asked(ask: Callable[[], Awaitable[Any]], seconds: float) -> dict[str, float]:
-    """Ask one question after another."""
+    """Ask questions one after another; return their times."""
     warm = time.perf_counter() + min(1.0, seconds / 4)
     for _ in range(100):
         await ask()
@@ -50,7 +50,7 @@ async def asked(ask: Callable[[], Awaitable[Any]], seconds: float) -> dict[str, 
 
 
 async def poured(pour: Callable[[int], Awaitable[Any]], seconds: float) -> float:
-    """Return confirmed messages in a second."""
+    """Send for *seconds*; return the number of confirmed messages per second."""
     await pour(50)
     begun, count = time.perf_counter(), 0
     while count < POURED and time.perf_counter() - begun < seconds:
@@ -102,7 +102,7 @@ class Netspace:
 
 # -- aiormq alone --------------------------------------------------------------------------
 class Bare:
-    """Queues ``bare.NAME`` and ``bare.NAME.answers`` of the kind that a link of that name has."""
+    """A client of the queues ``bare.NAME`` and ``bare.NAME.answers``, which are of the same kind as those of a link."""
 
     def __init__(self, address: str, name: str) -> None:
         self._where, self._queue = Path(address).read_text(), f"bare.{name}"
@@ -184,7 +184,7 @@ class Bare:
 
 # -- NATS JetStream ------------------------------------------------------------------------
 class Nats:
-    """Streams for questions and answers, each message acknowledged.
+    """A client of streams for questions and answers; each message is acknowledged.
 
     https://docs.nats.io/reference/nats-protocols
     """
@@ -293,7 +293,7 @@ async def windowed(begin: Callable[[], asyncio.Future[bytes]], most: int, count:
 
 
 async def poured_within(begin: Callable[[], asyncio.Future[bytes]], seconds: float) -> dict[str, float]:
-    """Return confirmed messages in a second, for each permitted number of unconfirmed messages."""
+    """Return the confirmed messages per second, for each permitted number of unconfirmed messages."""
 
     def within(most: int) -> Callable[[int], Awaitable[None]]:
         return lambda count: windowed(begin, most, count)
@@ -303,7 +303,7 @@ async def poured_within(begin: Callable[[], asyncio.Future[bytes]], seconds: flo
 
 # -- Redis streams -------------------------------------------------------------------------
 class Redis:
-    """Streams with a group of readers.
+    """A client of streams with a consumer group.
 
     https://redis.io/docs/latest/develop/reference/protocol-spec
     """
@@ -363,7 +363,7 @@ class Redis:
 
 
 def void(_: object) -> None:
-    """Ignore an answer for which nobody waits."""
+    """Ignore an answer for which no caller waits."""
 
 
 class Resp:

@@ -1,16 +1,17 @@
-"""Messages through netspace-client, beside bare aiormq, NATS JetStream and Redis streams.
+"""Messages through netspace-client, compared with bare aiormq, NATS JetStream and Redis streams.
 
 usage: sudo python benchmarks/messages.py [--json | --markdown] [--seconds N]
 
-On a host of its own (``scripts/sandbox``), on loopback. Each program is a process: one asks or pours, another answers
-or drains. Questions come one after another. ``sends`` are 256 at once, each waiting for its confirmation; ``pipelined``
-is a batch with 1,024 unconfirmed. Messages have 64 bytes.
+It runs on a host of its own (``scripts/sandbox``), on loopback. Each program is a process: one asks or sends, another
+answers or drains. Questions come one after another. ``sends`` are 256 calls at the same time, each waiting for its
+confirmation; ``pipelined`` is a batch with up to 1,024 unconfirmed messages. Messages have 64 bytes.
 
 *disk*: each message is on disk before it is confirmed (a quorum queue; JetStream with ``sync_interval: always``; Redis
-with ``appendfsync always``). *memory*: none is. Bare aiormq uses the same broker without TLS and forwarder. Debian's
-``nats-server`` and ``redis-server`` are started here; a peer that isn't installed is left out, and the reason is told.
+with ``appendfsync always``). *memory*: no message is written to disk. Bare aiormq uses the same broker without TLS and
+forwarder. Debian's ``nats-server`` and ``redis-server`` are started here; a peer that isn't installed is left out, with
+the reason.
 
-The whole takes three minutes at most: a measurement ends after its number of messages or its seconds.
+The benchmark takes three minutes at most: each measurement ends after a number of messages or seconds.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def program(client: str, role: str, address: str, name: str, *seconds: float, in
 
 @contextlib.contextmanager
 def running(*commands: list[str]) -> Iterator[None]:
-    """Have programs run."""
+    """Run programs during the context."""
     started = [subprocess.Popen(command) for command in commands]
     try:
         yield
@@ -73,7 +74,7 @@ def measured(command: list[str], patience: float) -> Any:
 
 
 class Found:
-    """The figures so far, and the reasons for peers that lack."""
+    """The figures so far, and the reasons for missing peers."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -87,7 +88,7 @@ class Found:
     def both(self, peer: str, client: str, kind: str, where: dict[str, tuple[str, str, str]]) -> None:
         """Measure questions and sends of one kind.
 
-        :param where: by role, the address and the name that its program is given, and its network namespace.
+        :param where: by role, the address and the name for its program, and its network namespace.
         """
         say(f"{peer}, {kind}")
 
@@ -109,7 +110,7 @@ class Found:
 
 
 def links(found: Found, folder: Path) -> None:
-    """Measure netspace-client, and aiormq alone on the same broker."""
+    """Measure netspace-client, and aiormq on the same broker."""
     from support.links.link_world import World
 
     from netspace.link.broker import node
@@ -161,7 +162,7 @@ def listens(port: int) -> bool:
 
 
 def server(found: Found, peer: str, client: str, port: int, command: list[str] | None, kind: str) -> None:
-    """Measure a server of its own."""
+    """Measure a peer that has its own server."""
     if command is None:
         return
     with running(command):

@@ -6,8 +6,8 @@ It starts a host of its own (``scripts/sandbox``). The environments have only wh
 from: record, definition, trace of a running process, health mark and cgroup. All of them share one process. What is
 compared:
 
-*all metrics* -- what a call of the function costs after its imports. Its peer is the least possible cost: to open, read
-and close each needed file (traces, and three of each cgroup) by bare system calls, without a look at the content.
+*all metrics* -- the cost of one call of the function, after its imports. Its peer is the least possible cost: to open,
+read and close each needed file (traces, and three of each cgroup) by bare system calls, without a look at the content.
 
 *the text alone* -- writing the text from values that were read before.
 """
@@ -75,7 +75,7 @@ def cgroups(path: str) -> list[Path]:
 
 
 def floor(count: int) -> Callable[[], None]:
-    """Return a reader of all files, and of nothing in them."""
+    """Return a function that reads all files without looking at their content."""
     from netspace.environment import counters
     from netspace.environment.container import cgroups as groups
     from netspace.environment.container import oci_runtime

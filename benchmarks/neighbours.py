@@ -1,20 +1,20 @@
-"""The price of one environment's worst: a neighbour's round trips and an apply meanwhile, beside the same alone.
+"""The effect of one hostile environment on a neighbour's round trips and on an apply, compared with a quiet host.
 
 usage: sudo python benchmarks/neighbours.py [--json | --markdown] [--minutes M] [--ways A,B] [--rounds N] [--messages N]
 
 It starts a host of its own (``scripts/sandbox``): a real broker, real environments of the demo's
-image (``scripts/demo-image``). ``web`` asks ``orders`` by a request link, over and over; the 99th percentile of
-a round is told. An apply makes one more environment, with an interface. Meanwhile ``worst`` does one of these:
+image (``scripts/demo-image``). ``web`` asks ``orders`` by a request link, again and again; the result is the 99th
+percentile of a round. An apply makes one more environment, with an interface. Meanwhile ``worst`` does one of these:
 
-*storms* of ``environment/audit/storms.py`` -- eight processes that count, fork, touch memory, write and sync, send,
-make names; *pools* of ``environment/audit/pools.py`` -- it holds all that it gets of one, after taking it again and
-again; *output* -- its program writes to its log as fast as it can.
+*storms* of ``environment/audit/storms.py`` -- eight processes that count, fork, touch memory, write and sync, send, or
+make names; *pools* of ``environment/audit/pools.py`` -- it takes all available units of one pool, repeatedly, and then
+holds them; *output* -- its program writes to its log as fast as possible.
 
-Each value is measured right beside the same alone, so that what else this machine does burdens both. The goals: a
-round trip takes at most twice as long, an apply at most one and a half times.
+Each value is measured right after the same value on the quiet host, so that other load affects both. The goals: a round
+trip takes at most twice as long, an apply at most one and a half times.
 
-It ends after --minutes: the output and the storms, which others notice most, come first in each round, then as many
-pools as there is time for. Ways that were not measured are named on stderr.
+It ends after --minutes. In each round, the output and the storms come first, because they have the largest effect; then
+come as many pools as the time allows. Attacks that were not measured are listed on stderr.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ if way == "output":
 
 
 def ways() -> dict[str, str]:
-    """Return the ways to do one's worst, by name, and how each is done."""
+    """Return the attacks, by name, each with its method."""
     from netspace.environment.audit import pools, storms
 
     return {OUTPUT: OUTPUT, **dict.fromkeys(storms.STORMS, "storm"), **dict.fromkeys(pools.POOLS, "take")}
@@ -147,7 +147,7 @@ class World:
         return done
 
     def _did(self, *what: str, stdin: str = "") -> bool:
-        """Run a script; return whether it ended with success, and was not killed."""
+        """Run a script; return whether it succeeded and was not killed."""
         return bool(self._run(*what, stdin=stdin)["retcode"] == 0)
 
     def round_trip(self) -> float:
@@ -164,7 +164,7 @@ class World:
 
     @contextlib.contextmanager
     def at_worst(self, way: str, how: str) -> Iterator[None]:
-        """Have ``worst`` do something for the duration of the context."""
+        """Run an attack in ``worst`` for the duration of the context."""
         failed: list[BaseException] = []
         over = threading.Event()
         signs = Path(self.host.layout.bundle("worst")) / "rootfs" / SIGNS[1:]

@@ -1,11 +1,11 @@
-"""The cost of a packet among many environments, beside its cost alone.
+"""The cost of a packet on a host with many environments, compared with one environment.
 
 usage: sudo python benchmarks/packets.py [--json] [--count N] [--rounds N] [--times N]
 
 It starts a host of its own (``scripts/sandbox``).
-A datagram goes from one environment through the host's packet filter to the host, and back, as
-often as it can; first with that environment alone, then among others with rules of their own.
-Medians of several rounds. The target: no dearer than a tenth, whatever the number.
+A datagram goes from one environment through the host's packet filter to the host, and back, as often as possible: first
+with only that environment, then with others that have rules of their own. The results are medians of several rounds.
+The target is at most a tenth more, for any number of environments.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def converge(kind: Interfaces, declared: Mapping[str, object], remove: set[str] 
 
 
 def round_trip(path: Path, gateway: str, times: int) -> float:
-    """Microseconds for a datagram there and back."""
+    """Return the microseconds for a datagram there and back."""
     from netspace.interface import netns
     from netspace.threads import in_thread
 

@@ -1,30 +1,30 @@
-"""Containers of podman, docker and incus beside environments of netspace, each in a sandbox of its own, in turn.
+"""Environments of netspace compared with containers of podman, docker and incus, each in its own sandbox, in turn.
 
 usage: sudo python benchmarks/peers.py [--json] [--engines A,B] [--counts N,N] [--rounds N] [--plot FILE]
 
-Each engine runs in a process of its own in ``scripts/sandbox``: own network, mounts, processes and control groups, an
-image of a static busybox, and files on disk. This process tells all of them what to do, one after the other, so
-all meet the same load. Processor time is that of everything in the engine's sandbox, its servers included. What is
+Each engine runs in a process of its own in ``scripts/sandbox``: its own network, mounts, processes and control groups,
+an image of a static busybox, and files on disk. This process gives orders to all of them, one after the other, so that
+all have the same load. Processor time is that of everything in the engine's sandbox, including its servers. These are
 compared:
 
 *run* -- ``true`` from nothing to nothing, with a network.
 
-*create*, *remove* -- one more among N others. Each has a network and ten published ports.
+*create*, *remove* -- one more container on a host with N others. Each has a network and ten published ports.
 
-*reload* -- the firewall made anew among N. Podman has a command for that; netspace finds its table gone, and an apply
-makes it again. Docker and incus have no command.
+*reload* -- the firewall is reloaded on a host with N containers. Podman has a command for that. netspace's table is
+deleted, and an apply makes it again. Docker and incus have no command.
 
 *memory*, *idle* -- the memory of each of 100 idle ones (anonymous, kernel and shared memory of the whole sandbox), and
 the processor time of all 100 in ten seconds.
 
 *forwarder*, *broker* -- netspace alone: processor time and memory of both while one environment sends messages to
-another at a fixed pace, told for 1,000 messages a second. These are the units in which service meshes publish the
-cost of their sidecars.
+another at a fixed rate, converted to 1,000 messages a second. Service meshes publish the cost of their sidecars in
+these units.
 
 netspace is measured as a Salt state calls it: in a process that has its modules loaded. ``netspace (new process)``
-is the same by a Python process of its own, as a call of ``podman`` or ``docker`` is. An engine that is missing here,
-or doesn't work, is left out, with the reason. ``--plot`` draws *create*, and needs matplotlib:
-``pip install 'netspace[benchmarks]'``.
+is the same by a new Python process for each call, like a call of ``podman`` or ``docker``. An engine that is missing
+here, or doesn't work, is left out, with the reason. ``--plot`` draws *create*, and needs matplotlib: ``pip install
+'netspace[benchmarks]'``.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Netspace(engines.Engine):
 
 
 class NewProcess(Netspace):
-    """netspace, each call by a Python process of its own."""
+    """netspace, with a new Python process for each call."""
 
     name = NEW_PROCESS
 
@@ -155,7 +155,7 @@ ENGINES: Mapping[str, type[engines.Engine]] = {NETSPACE: Netspace, NEW_PROCESS: 
 
 # -- what a sandbox does when it is told to --------------------------------------------------
 class Served:
-    """An engine in this sandbox, which does what the lines on its input say."""
+    """An engine in this sandbox that carries out the orders on its standard input."""
 
     def __init__(self, engine: engines.Engine) -> None:
         self.engine = engine
@@ -227,7 +227,7 @@ class Sandbox:
         )
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Have a method of :class:`Served` begin."""
+        """Begin a call of a method of :class:`Served`."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
@@ -314,7 +314,7 @@ def _used() -> dict[str, tuple[float, float]]:
 # -- all of it ----------------------------------------------------------------------------------
 @contextlib.contextmanager
 def sandboxes(names: Sequence[str]) -> Iterator[dict[str, Sandbox]]:
-    """The engines that work here."""
+    """Yield the sandboxes of the engines that work here."""
     made = {name: Sandbox(name) for name in names}
     try:
         for name, sandbox in list(made.items()):
@@ -422,7 +422,7 @@ def tell(found: Mapping[str, Mapping[str, Mapping[str, float]]], options: argpar
 
 
 def _ratios(cells: Mapping[str, Mapping[str, float]]) -> str:
-    """Return netspace's value by the best peer's, for each unit."""
+    """Return netspace's value divided by the best peer's, for each unit."""
     found: list[str] = []
     for unit, value in cells.get(NETSPACE, {}).items():
         others = [cells[name][unit] for name in engines.ENGINES if unit in cells.get(name, {})]
@@ -432,7 +432,7 @@ def _ratios(cells: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def plot(rounds: Rounds, options: argparse.Namespace) -> None:
-    """Draw the time to create one more among others, by the clock and in processor time."""
+    """Draw the elapsed time and the processor time to create one more container."""
     try:
         import matplotlib
 

@@ -1,11 +1,11 @@
-"""The cost of a link between two hosts, direct and buffered, beside a link on one host and a bare connection.
+"""The cost of a link between two hosts, direct and buffered, compared with a link on one host and a bare connection.
 
 usage: sudo python benchmarks/remote_links.py [--json] [--rounds N] [--messages N]
 
-Two hosts, each a network namespace with a broker, a forwarder and environments of its own, and a cable between. All
-paths end in a mailbox (a quorum queue, on disk), are driven from Python by aiormq, alone or inside of
-netspace-client, and are measured in turn within each round. The bare connection is plain AMQP from one host to the
-other's broker, to a listener that is opened for the while.
+There are two hosts, joined by a cable. Each is a network namespace with its own broker, forwarder and environments. All
+paths end in a mailbox (a quorum queue, on disk). The sender is Python, with aiormq alone or with netspace-client. The
+paths are measured in turn within each round. The bare connection is plain AMQP from one host to a temporary listener of
+the other's broker.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Linked:
 
 
 async def one_by_one(path: Any, count: int) -> float:
-    """Milliseconds from sending a message to its confirmation."""
+    """Return the milliseconds from sending a message to its confirmation."""
     begun = time.perf_counter()
     for _ in range(count):
         await path.send()
@@ -94,7 +94,7 @@ async def one_by_one(path: Any, count: int) -> float:
 
 
 async def many(path: Any, count: int) -> float:
-    """Confirmed messages in a second, with FLIGHT of them on their way."""
+    """Return the confirmed messages per second, with up to FLIGHT unconfirmed ones."""
     room = asyncio.Semaphore(FLIGHT)
 
     async def send() -> None:

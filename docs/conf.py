@@ -1,4 +1,4 @@
-"""Sphinx: a page for each Salt module, from its docstrings, and the pages beside this file.
+"""Configuration of Sphinx: a page for each Salt module, from its docstrings, and the pages beside this file.
 
 The plugins are documented under the names that pip installs them by
 (``netspace.modules.netspace_link``), straight from their folders.
@@ -80,7 +80,7 @@ def _reference(folder: Path) -> None:
 
 
 def _interfaces(path: Path) -> None:
-    """Write a page with what can be declared of each kind of interface."""
+    """Write a page with the keys of each kind of interface."""
     from netspace.interface import kinds
 
     lines = ["Interface kinds", "===============", ""]

@@ -26,7 +26,7 @@ async def send(card: dict, to: str, text: str) -> None:
     if peer is None:
         sys.exit(f"no link to {to} is declared; {card['name']} may send to: {[one['to'] for one in card['peers']]}")
     if "broker" in peer:
-        sys.exit(f"{to} is on another host, whose broker is asked for by a name; aio-pika can't (pika can)")
+        sys.exit(f"{to} is on another host; aio-pika can't choose the server name of its broker (pika can)")
     async with await connect(card["broker"]) as link:
         channel = await link.channel(publisher_confirms=True)
         # ensure=False: a program declares nothing, not even to ask whether it is there.

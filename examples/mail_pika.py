@@ -51,7 +51,7 @@ def send(channel, to, text, **properties):
 
 
 def receive(channel):
-    """Yield (sender, delivery, properties, text); the sender is told by the delivery's exchange."""
+    """Yield (sender, delivery, properties, text). The exchange of a delivery identifies the sender."""
     waiting = []
     channel.basic_qos(prefetch_count=1)  # from each queue. Messages may have 16 MiB; where they are small, take more
     for queue in me["queues"]:

@@ -15,7 +15,7 @@ hypothesis.settings.load_profile("unhurried")
 
 
 def pytest_sessionfinish() -> None:
-    """Salt keeps what was logged to tell it at exit, when pytest has closed the stream."""
+    """Remove Salt's handlers of log messages: at exit they would write to a stream that pytest has closed."""
     logging = sys.modules.get("salt._logging")
     if logging is not None:
         logging.shutdown_temp_handler()

@@ -2,11 +2,10 @@
 
     tests/parts.py [--at-once N] unit|functional|integration|vm...
 
-Each part has a Salt of its own and, but for unit tests, which need no root, a host of its own (scripts/sandbox).
-What it writes is shown when it ends.
-Machines take a third of all processor time, so beside other folders only a fourth of their parts run, by turns from day
-to day; all of them alone (scripts/test vm), or with NETSPACE_MACHINES=all.
-Exits with 1 if one failed; its last line names those.
+Each part has its own Salt and its own host (scripts/sandbox); unit tests need no root and no host. The output of a part
+is shown when it ends. Machines take a third of all processor time. So together with other folders, only a fourth of
+their parts run, others each day. All run if they are chosen alone (scripts/test vm), or with NETSPACE_MACHINES=all.
+Exits with 1 if a part failed; the last line names the failed parts.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds",), ("vm",))
 
 
 def command(paths: list[str], others: list[str]) -> list[str]:
-    """Return what runs the tests at *paths* without those of *others* that lie below."""
+    """Return the command that runs the tests at *paths*, except those in *others*."""
     left_out = [f"--ignore={other}" for other in others if any(other.startswith(f"{path}/") for path in paths)]
     host = [] if paths[0].startswith("tests/unit") else ["scripts/sandbox"]
     for folder, made in MADE.items():
@@ -86,7 +85,7 @@ def command(paths: list[str], others: list[str]) -> list[str]:
 
 
 class Runner:
-    """Runs parts; kills what still runs when it is told to end."""
+    """A runner of parts. A signal to end kills all parts that still run."""
 
     def __init__(self, shared: Path) -> None:
         self._shared = shared
@@ -94,7 +93,7 @@ class Runner:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def run(self, name: str, argv: list[str]) -> bool:
-        """Run one part, then show what it wrote; return whether it passed."""
+        """Run one part, then print its output; return whether it passed."""
         log, home = LOGS / f"{name}.log", LOGS / f"salt-{name}"
         began = time.monotonic()
         self._say(f"== {name} begins")
@@ -135,7 +134,7 @@ class Runner:
 def in_order(folders: list[str], day: int | None = None) -> dict[str, list[str]]:
     """Return the parts of *folders* and their paths, in the order in which they begin.
 
-    :param day: number of the day whose turn it is among machines; None: all of them run.
+    :param day: number of the day, which selects the parts of machines; None: all of them run.
     """
     chosen = {name: paths for folder in folders for name, paths in PARTS[folder].items()}
     if day is not None and len(folders) > 1:

@@ -139,9 +139,9 @@ def _noted(layout: Layout, version: str) -> str:
 
 
 def _note(layout: Layout, version: str, stamp: str) -> None:
-    """Note the stamps of the source, so that the next process needs not read all its files; empty: they are too young.
+    """Record the stamps of the source, so that the next process need not read all files; skip empty ones.
 
-    The file is replaced at once: the reader of a part would only read all files.
+    Replaces the file by a rename, without a sync: with a damaged file, the next process only reads all files.
     """
     if stamp:
         aside = layout.library / version / f".{_SOURCE}.{os.getpid()}"

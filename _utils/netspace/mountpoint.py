@@ -29,7 +29,7 @@ _LARGEST = 64 * 1024
 
 
 class UnknownError(Exception):
-    """This kernel can't tell it of a single mount."""
+    """This kernel can't answer the question about a single mount."""
 
 
 class Found(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tests of the client are repeated as all others are."""
+"""Configuration of the client's tests: they are repeated like all others."""
 
 from __future__ import annotations
 

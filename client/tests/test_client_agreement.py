@@ -1,4 +1,4 @@
-"""Sessions of seals: several messages of one key agreement are as separate as messages of several were."""
+"""Sessions of seals: messages that share a key agreement are as independent as messages with one each."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_former_seals_in_a_mailbox_are_still_opened():
 
 
 def test_a_library_opens_each_message_of_a_session():
-    """Before there were sessions, joserfc opened all seals."""
+    """Joserfc opens each message by itself, as it did before there were sessions."""
     ways = jwe.JWERegistry(algorithms=["ECDH-ES+A256KW", "A256GCM"], strict_check_header=False)
     signed = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
     sessions = Sessions()
@@ -101,7 +101,7 @@ def test_a_library_opens_each_message_of_a_session():
 @STEADY
 @given(st.permutations(range(6)), st.integers(0, 6))
 def test_a_session_in_any_order_is_opened(order, forgets):
-    """A receiver that starts again has agreed on nothing yet."""
+    """A receiver that was restarted remembers no agreement."""
     sessions, agreed = Sessions(), Agreed()
     raws = [sealed(sessions, number) for number in range(6)]
     for at, number in enumerate(order):
@@ -145,7 +145,7 @@ def test_a_signature_in_another_form_is_refused():
 
 
 def test_a_coordinate_without_its_leading_zeros_is_read():
-    """Joserfc before 1.6 writes it so, also in ephemeral keys."""
+    """Joserfc before 1.6 cuts these zeros off, also in ephemeral keys."""
     number = next(
         number
         for number in range(1, 5000)
@@ -201,7 +201,7 @@ def test_sessions_with_many_receivers_are_bounded():
 
 # -- forward secrecy --------------------------------------------------------------------------------
 def reachable(root: Any) -> list[Any]:
-    """Return all that a thief finds who has an object."""
+    """Return all objects that a thief of *root* can reach from it."""
     found, left = {}, [root]
     while left:
         one = left.pop()
@@ -225,7 +225,7 @@ def test_a_sender_keeps_nothing_that_opens_earlier_messages():
 
 
 def test_a_program_copied_while_it_runs_repeats_no_vector():
-    """After fork(2) both have the same content keys; AES-GCM breaks if a vector is repeated with one."""
+    """After fork(2) both processes have the same content keys; AES-GCM breaks if one is used twice with one vector."""
     sessions = Sessions()
     sealed(sessions, 0)
     other = copy.deepcopy(sessions)
@@ -240,7 +240,7 @@ def test_a_program_copied_while_it_runs_repeats_no_vector():
 # -- forgeries --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("warm", [False, True])
 def test_no_splice_of_a_session_gets_through(warm):
-    """Each part is exchanged for one of another message, of the same session, of another, or by another sender."""
+    """Each part is replaced by that of another message, of the same session, another session or another sender."""
     sessions, agreed = Sessions(), Agreed()
     senders = ("web", "web", "web", "mallory")
     others = (sealed(sessions, 0), sealed(sessions, 1), sealed(Sessions(), 2), sealed(Sessions(), 3, by="mallory"))
@@ -283,14 +283,14 @@ def test_no_change_of_a_message_in_a_session_gets_through(data):
     "change", [{"cty": "JWT"}, {"typ": "JWE"}, {"typ": ...}, {"cty": ...}, {"kid": "web-enc-0"}, {"alg": "ECDH-ES"}]
 )
 def test_an_outer_header_that_was_changed_is_refused(change):
-    """The signature doesn't cover it; the encryption does."""
+    """Only the encryption covers that header; the signature doesn't."""
     raw = sealed(Sessions(), 0)
     with pytest.raises(SealError):
         opened(with_header(raw, **change), 0)
 
 
 def test_a_message_of_a_session_is_not_another_one():
-    """Other link, sender, receiver, kind, id or question, in a session whose key the receiver knows."""
+    """The link, sender, receiver, kind, id or question differs, in a session whose key the receiver knows."""
     sessions, agreed = Sessions(), Agreed()
     first, second = (sealed(sessions, number) for number in range(2))
     opened(first, 0, agreed)
@@ -309,7 +309,7 @@ def test_a_message_of_a_session_is_not_another_one():
 
 
 def test_who_knows_the_receivers_key_still_signs_nothing():
-    """A thief of the receiver's key opens a session and can wrap in it; the signature is the sender's alone."""
+    """A thief of the receiver's key can encrypt in a session of his own, but he lacks the sender's key to sign."""
     sessions, agreed = Sessions(), Agreed()
     raw = sealed(sessions, 0)
     opened(raw, 0, agreed)
@@ -355,7 +355,7 @@ def test_a_part_of_another_size_is_refused(part):
 
 
 def test_sizes_that_the_primitives_would_take_are_refused():
-    """A forger that agreed with the receiver's key can shorten the key, lengthen the vector, or move the tag."""
+    """A forger who agreed on a key with the receiver's could shorten the key, lengthen the vector, or move the tag."""
     found = agreement.decrypt(sealed(Sessions(), 0), MINE["orders"], Agreed(), "web")
 
     def encrypted(key_size: int, vector_size: int, moved: int) -> bytes:
@@ -371,7 +371,7 @@ def test_sizes_that_the_primitives_would_take_are_refused():
 
 
 def test_another_spelling_of_a_part_is_refused():
-    """Otherwise a message would have several forms, by which others could distinguish its repetitions."""
+    """Otherwise one message would have several valid forms, and others could tell its repetitions apart by them."""
     parts = sealed(Sessions(), 0).split(b".")
     for odd in (parts[4] + b"=", parts[4][:-1] + b"B", parts[4][:9] + b" " + parts[4][9:]):
         with pytest.raises(SealError, match="base64url"):
@@ -440,7 +440,7 @@ def test_the_opener_has_bounds_for_many_parts():
 
 # -- both ends of a link ----------------------------------------------------------------------------
 def end(folder: Path, name: str, other: str, keys: dict[str, list[dict]]) -> Sealing:
-    """Return one end of the link from web to orders, with the files that its host gives it."""
+    """Return one end of the link from web to orders, with the files that its host gives to it."""
     folder.mkdir(exist_ok=True)
     public = [{member: one[member] for member in one if member != "d"} for one in keys[other]]
     about = {"link": "web.orders", "keys": public}

@@ -1,4 +1,4 @@
-"""Messages that may be read only with a newer card wait for it."""
+"""Messages wait if only a newer card can show whether to accept them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CARD = {
 
 
 class Line:
-    """The wire of a delivery: it is open, and notes how each is settled."""
+    """A stand-in for the wire of a delivery: it is open, and records how each delivery is settled."""
 
     closed = False
 

@@ -1,4 +1,4 @@
-"""HTTP in messages: what goes in comes out, and nothing that a sender writes passes for more than it is."""
+"""HTTP in messages: conversion there and back changes nothing, and senders can't smuggle in requests or headers."""
 
 from __future__ import annotations
 

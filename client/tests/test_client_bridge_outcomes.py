@@ -1,4 +1,4 @@
-"""The bridge's statuses and outcomes: each error of a link, each answer of a local server, each end of a program."""
+"""Outcomes of the bridge, for each error of a link, each answer of a local server and each end of a program."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_program_that_prints_too_much_is_ended() -> None:
 
 
 def test_child_that_keeps_the_output_open_keeps_nobody_waiting(tmp_path: Any) -> None:
-    """The child left the program's session, so nobody ends it."""
+    """The child left the program's session, so the bridge doesn't end it."""
     away = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 300' &"
     script = f"{away} until [ -s {tmp_path}/pid ]; do sleep 0.01; done; exec cat /dev/zero"
     try:

@@ -1,4 +1,4 @@
-"""Frames that this library writes and reads by itself, beside pamqp's; what a sender chose in them can't harm."""
+"""Frames that this library writes and reads itself, compared with pamqp's. Values that a sender chose do no harm."""
 
 from __future__ import annotations
 

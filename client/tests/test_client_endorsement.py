@@ -1,4 +1,4 @@
-"""Seals between hosts: what another host endorsed for its sender is opened, and nothing that anybody else can make."""
+"""Seals between hosts: a message opens only if its sender's host endorsed its key; no other party can make one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def endorser(host: str = H1, **more: Any) -> Endorser:
 
 
 def endorsement(name: str = "web", use: str = "sig", by: str = H1, header: dict | None = None, **said: Any) -> str:
-    """Return an endorsement by *host* of a key of *name*; *said* differs from the usual."""
+    """Return an endorsement by *host* of a key of *name*; *said* replaces some of its usual claims."""
     jwk = next(one for one in KEYS[name] if one["use"] == use)
     claims = {
         "iss": H1,
@@ -63,7 +63,7 @@ def endorsement(name: str = "web", use: str = "sig", by: str = H1, header: dict 
 
 
 def signed(header: dict[str, Any], claims: dict[str, Any], key: ECKey) -> str:
-    """Return a hand-made token: ``joserfc`` doesn't sign what is odd."""
+    """Return a token made by hand, because ``joserfc`` refuses to sign malformed ones."""
     text = ".".join(base64.urlsafe_b64encode(json.dumps(one).encode()).decode().rstrip("=") for one in (header, claims))
     der = key.private_key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
     both = b"".join(number.to_bytes(32, "big") for number in utils.decode_dss_signature(der))
@@ -99,14 +99,14 @@ def test_what_a_host_endorsed_for_its_environment_is_opened():
     [
         ({"name": "mallory"}, "isn't of .*/env/web"),  # another environment of the same host
         ({"sub": f"{H2}/env/web"}, "isn't of"),  # one of the same name on another
-        ({"by": H2, "iss": H2, "sub": f"{H2}/env/web"}, "isn't known to be"),  # which its own host endorses
-        ({"by": H2}, "isn't known to be"),  # another host endorses
+        ({"by": H2, "iss": H2, "sub": f"{H2}/env/web"}, "isn't known as"),  # which its own host endorses
+        ({"by": H2}, "isn't known as"),  # another host endorses
         ({"by": "mallory"}, "doesn't hold"),  # somebody, by the name of the endorser's key
         ({"iss": H2}, "isn't of"),
-        ({"use": "enc"}, "for something else"),
+        ({"use": "enc"}, "for another use"),
         ({"exp": NOW - 1}, "has ended"),
         ({"exp": NOW - DAY, "nbf": NOW}, "has ended"),
-        ({"exp": NOW + DAY}, "for longer than it is"),  # for the seal is said to hold for seven days
+        ({"exp": NOW + DAY}, "longer than the endorsement"),  # for the seal is said to hold for seven days
         ({"nbf": NOW + 61}, "before its key was endorsed"),
         ({"exp": "soon"}, "no time"),
         ({"exp": True}, "no time"),
@@ -116,11 +116,11 @@ def test_what_a_host_endorsed_for_its_environment_is_opened():
         ({"nbf": -(10**400)}, "no time"),
         ({"nbf": ...}, "isn't of"),
         ({"extra": 1}, "isn't of"),
-        ({"cnf": {}}, "of no key"),
-        ({"cnf": {"jwk": public(SIGNERS[H1], H1), "jku": "https://x"}}, "of no key"),
-        ({"cnf": {"jwk": {**public(SIGNERS["mallory"], "web-sig-0"), "d": "x"}}}, "of no key"),
-        ({"cnf": {"jwk": {**public(SIGNERS["mallory"], "web-sig-0"), "crv": "P-384"}}}, "for something else"),
-        ({"cnf": {"jwk": {**public(SIGNERS["mallory"], "web-sig-0"), "x": 7}}}, "of no key"),
+        ({"cnf": {}}, "contains no key"),
+        ({"cnf": {"jwk": public(SIGNERS[H1], H1), "jku": "https://x"}}, "contains no key"),
+        ({"cnf": {"jwk": {**public(SIGNERS["mallory"], "web-sig-0"), "d": "x"}}}, "contains no key"),
+        ({"cnf": {"jwk": {**public(SIGNERS["mallory"], "web-sig-0"), "crv": "P-384"}}}, "for another use"),
+        ({"cnf": {"jwk": {**public(SIGNERS["mallory"], "web-sig-0"), "x": 7}}}, "contains no key"),
         ({"cnf": {"jwk": public(SIGNERS["mallory"], "web-sig-0")}}, "signature doesn't hold"),  # but not what signed
         ({"cnf": {"jwk": public(SIGNERS["mallory"], "another")}}, "of another key"),
         ({"header": {"typ": "JWT"}}, "of another kind"),
@@ -131,7 +131,7 @@ def test_what_a_host_endorsed_for_its_environment_is_opened():
     ],
 )
 def test_nothing_else_is_an_endorsement(forgery, why):
-    """The forger would profit, is no netspace-client, and checks nothing of what it sends."""
+    """The forger doesn't use netspace-client, so nothing checks what it sends."""
     name = forgery.get("name", "web")
     token = endorsement(**forgery)
     signer = ECKey.import_key({**KEYS[name][0]})
@@ -140,14 +140,14 @@ def test_nothing_else_is_an_endorsement(forgery, why):
 
 
 def test_a_key_to_encrypt_signs_nothing_though_it_is_endorsed_as_what_it_is():
-    """Whoever has it alone: the same curve, and an endorsement by the right host of the right environment."""
+    """The thief of a key to encrypt has this: a key on the same curve, endorsed by the right host."""
     signer = ECKey.import_key({member: KEYS["web"][1][member] for member in ("kty", "crv", "x", "y", "d")})
-    with pytest.raises(SealError, match="for something else"):
+    with pytest.raises(SealError, match="for another use"):
         opened(raw(endorsement(use="enc"), signer, kid="web-enc-0"))
 
 
 def raw(token: Any, signer: ECKey, kid: str = "web-sig-0", **signed: Any) -> bytes:
-    """Return a seal of what *signer* says, with an endorsement."""
+    """Return a sealed message by *signer*, with an endorsement."""
     about = {"kid": kid, "lnk": LETTER.link, "frm": WEB, "to": ORDERS, "exp": NOW + LIFE, "edt": token, **signed}
     return forged(about, key_to_sign=signer)
 
@@ -169,7 +169,7 @@ def test_a_forgery_differs_from_a_seal_by_its_endorsement_alone():
 
 
 def test_a_seal_of_one_host_is_none_between_hosts_nor_the_other_way_round():
-    """A link that leads elsewhere can't be brought to do without an endorsement."""
+    """Nobody can make a link to another host accept a message without an endorsement."""
     local = Envelope("web.orders", "web", "orders", "message", "id-1")
     within = seal.seal(b"x", "t", local, held("web", None), known("orders"), NOW)
     with pytest.raises(SealError, match="signed in another way"):
@@ -201,7 +201,7 @@ def test_who_cannot_seal_is_told_why():
         return seal.seal(b"x", "t", LETTER, mine, theirs, NOW, afar=True)
 
     for theirs in (Ring(), known("orders", exp=NOW)):
-        with pytest.raises(UnknownKey, match=f"no key of {ORDERS} is good now; .*exchange_seals"):
+        with pytest.raises(UnknownKey, match=f"no key of {ORDERS} is valid now; .*exchange_seals"):
             attempt(held("web", endorsement()), theirs)
     for token in (None, "x", "a.b.c", endorsement(exp=NOW), endorsement(exp="x")):
         with pytest.raises(SealError, match="isn't endorsed for other hosts"):
@@ -215,7 +215,7 @@ def test_a_seal_holds_no_longer_than_its_endorsement():
     with pytest.raises(SealError, match="has ended"):
         opened(raw, now=NOW + DAY)
     assert opened(sealed(), now=NOW + LIFE - 1).body == b"secret"
-    with pytest.raises(SealError, match="doesn't hold now"):
+    with pytest.raises(SealError, match="not valid now"):
         opened(sealed(), now=NOW + LIFE + 1)
 
 

@@ -1,4 +1,4 @@
-"""Attempts to send without a link: one for each peer, and none if the link is declared before it is sent."""
+"""Attempts to send without a link: one for each peer; none if the link is declared before the attempt is made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from netspace_client.knock import Knocks
 
 
 class Lines:
-    """A session whose channel opens once *then* was called, and which remembers the exchanges of its messages."""
+    """A stand-in for a session: calls *then* before its channel opens, and records the exchanges of its messages."""
 
     def __init__(self, then: Any = lambda: None) -> None:
         self.sent: list[str] = []
@@ -46,7 +46,7 @@ def about(audit: bool = True, *peers: str) -> card.Card:
 
 
 def knocked(before: card.Card, after: card.Card) -> list[str]:
-    """Return what is sent by asking twice, if the card is replaced meanwhile."""
+    """Knock twice, while the card *before* becomes *after*; return the exchanges of the messages that were sent."""
     host = SimpleNamespace(card=before)
     lines = Lines(lambda: setattr(host, "card", after))
 

@@ -1,4 +1,4 @@
-"""A message is settled with the broker, and nothing is said on a connection that is gone."""
+"""A message is settled at the broker; on a lost connection, nothing is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages on their way: which error each gets, which are sent again, and when a connection is given up."""
+"""Outlets: which error a message gets, which messages are sent again, and when a connection is given up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OLD, NEW = (Peer("orders", "send", exchange, BROKER) for exchange in ("old", "ne
 
 
 class Line:
-    """A wire to a broker that says what a test tells it to."""
+    """A stand-in for a wire, whose broker answers as the test says."""
 
     def __init__(self) -> None:
         self.channel: Any = SimpleNamespace(
@@ -54,7 +54,7 @@ class Line:
 
 
 class Broke:
-    """A session whose wires the test plays."""
+    """A stand-in for a session, whose wires the test controls."""
 
     connected = True
 
@@ -70,7 +70,7 @@ class Broke:
         self.left.append(connection)
 
     async def line(self, number: int, sent: int = 0) -> Line:
-        """Wait for the wire of this number, and until so many messages were published on it."""
+        """Return the wire with this number, once *sent* messages were published on it."""
         while len(self.lines) <= number or len(self.lines[number].bodies) < sent:
             await asyncio.sleep(0)
         return self.lines[number]
@@ -88,7 +88,7 @@ def begun(outlet: Outlet, *bodies: bytes) -> list[Parcel]:
 
 
 class Ways(Sending):
-    """The outlets of a peer by its exchange; *after* is the peer after its link was renamed."""
+    """A stand-in for the sending part: outlets by exchange; *after* is the peer once its link was renamed."""
 
     def __init__(self, outlets: dict[str, Outlet], after: Peer | None = None) -> None:
         self.outlets = outlets

@@ -1,4 +1,4 @@
-"""A connection is made again, whatever the broker did to the last one."""
+"""A session opens a new connection, however the broker ended the last one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Ansible module: a host as a declaration of netspace says, by ``python -m netspace``."""
+"""Ansible module: makes a host as a declaration of netspace says, by ``python -m netspace``."""
 
 from __future__ import annotations
 

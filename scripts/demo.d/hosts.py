@@ -1,6 +1,6 @@
-"""The show of ``scripts/demo --hosts``: two hosts, linked. Each is a set of namespaces with a Salt of its own.
+"""The demonstration of ``scripts/demo --hosts``: two linked hosts, each made of namespaces, with its own Salt.
 
-Everything that a host does, it does by its own ``scripts/salt-call``. Nothing is left when this ends.
+Each host is managed only by its own ``scripts/salt-call``. At the end, nothing is left.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LINKS = [
 
 
 class Host:
-    """One of the demo's hosts, with a process that runs commands in it: this file again, inside a sandbox."""
+    """One of the demo's hosts. A process inside its sandbox, which also runs this file, executes commands there."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -49,9 +49,9 @@ class Host:
         self.run("true")  # it is there
 
     def run(self, *command: str) -> str:
-        """Run a command there; return what it prints.
+        """Run a command on the host; return its output.
 
-        :raises Failed: with what it said, where it failed.
+        :raises Failed: when it failed; the error has its output.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(command) + "\n")
@@ -73,13 +73,13 @@ class Host:
             raise Failed(f"{self.name}: salt-call {' '.join(arguments)}: {output}") from err
 
     def shown(self, *arguments: str) -> str:
-        """Call a Salt function there; return what it prints for an operator."""
+        """Call a Salt function on the host; return its output for an operator."""
         return self.run(str(SCRIPTS / "salt-call"), "--log-level", "error", *arguments)
 
     def declare(self, key: str) -> None:
-        """Write what this host's pillar says: its own environments, and the links of all.
+        """Write this host's pillar: its own environments, and the links of both hosts.
 
-        :param key: the other's public one.
+        :param key: the other host's public key.
         """
         other = next(name for name in ADDRESSES if name != self.name)
         broker = {
@@ -130,14 +130,14 @@ class Host:
         return found
 
     def process(self) -> int:
-        """Return the number, as seen here, of one of the host's processes."""
+        """Return the PID, as seen from this process, of one of the host's processes."""
         found = self._process.pid
         while below := Path(f"/proc/{found}/task/{found}/children").read_text().split():
             found = int(below[0])
         return found
 
     def end(self) -> None:
-        """End the host: all that it has goes with its namespaces."""
+        """End the host, and with its namespaces all its objects."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -145,7 +145,7 @@ class Host:
 
 
 def obey() -> None:
-    """Inside: run each command that comes; answer with its exit code and what it printed."""
+    """Run each incoming command, inside the sandbox; answer with its exit code and output."""
     for line in sys.stdin:
         done = subprocess.run(json.loads(line), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         print(json.dumps([done.returncode, done.stdout.strip()]), flush=True)
@@ -183,7 +183,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def authority(host: Host) -> None:
-    """An authority for the host alone, below the root that all trust; its key stays there."""
+    """Give the host an authority for its own names, below the common root; the authority's key stays on the host."""
     folder = f"folder={host.home / 'authority'}"
     request, answer = host.home / "request.pem", host.home / "answer.pem"
     request.write_text(host.salt("netspace_link.authority_request", folder))

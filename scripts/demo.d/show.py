@@ -1,6 +1,6 @@
-"""The show of ``scripts/demo``, step by step: everything through ``scripts/salt-call``.
+"""The demonstration of ``scripts/demo``, step by step, through ``scripts/salt-call``.
 
-Changes nothing itself, and reads nothing but what Salt returns.
+It changes nothing itself, and reads only Salt's returns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLOUR = sys.stdout.isatty()
 
 
 class Failed(Exception):
-    """A step of the demo didn't go as it should; the message says how."""
+    """Error: a step of the demo failed; the message has the reason."""
 
 
 def paint(text: str, code: str) -> str:
@@ -34,7 +34,7 @@ def say(text: str = "") -> None:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """A heading, and how long it took."""
+    """Print a heading, and the duration of the context."""
     started = time.monotonic()
     say(paint(f"\n== {title}", "1"))
     yield
@@ -55,7 +55,7 @@ def salt(*arguments: str) -> Any:
 
 
 def shown(*arguments: str) -> None:
-    """Call a Salt function, and let it print what it returns, as on any terminal.
+    """Call a Salt function that prints its return, as on any terminal.
 
     :raises Failed: when the function fails.
     """
@@ -67,7 +67,7 @@ def shown(*arguments: str) -> None:
 def apply() -> dict[str, dict[str, Any]]:
     """Apply the declaration; return the states' results.
 
-    :raises Failed: when a state failed, with what it says.
+    :raises Failed: when a state failed; the error has its comment.
     """
     result = salt("state.apply", "netspace")
     if not isinstance(result, dict):
@@ -96,7 +96,7 @@ def inside(environment: str, *command: str) -> dict[str, Any]:
 
 
 def until(done: Callable[[dict[str, Any]], bool], *command: str, seconds: float = 20) -> dict[str, Any]:
-    """Run a command inside an environment until *done*: its peer may only just have started."""
+    """Run a command inside an environment until its result is *done*, because its peer may have started just now."""
     end = time.monotonic() + seconds
     while True:
         result = inside(*command)
@@ -110,7 +110,7 @@ def python(script: str, *arguments: str) -> list[str]:
 
 
 def request() -> None:
-    """A request along a declared link."""
+    """Send a request over a declared link."""
     result = until(lambda result: result["retcode"] == 0, "web", *python("web.py", "3 pears"))
     say("   web asks orders for '3 pears'")
     if result["retcode"] != 0:
@@ -119,12 +119,12 @@ def request() -> None:
 
 
 def refusal() -> None:
-    """A message that no link declares."""
+    """Try to send a message without a link."""
     result = inside("till", *python("till.py", "web", "psst"))
     if result["retcode"] == 0:
         raise Failed("the broker took a message that no link allows")
     if "refused" not in result["stdout"]:
-        raise Failed(f"till could not even try: {result['stdout']}{result['stderr']}")
+        raise Failed(f"till could not try to send: {result['stdout']}{result['stderr']}")
     say("   till sends to web, which no link declares")
     say(f"   the broker: {result['stdout'].strip()}")
 
@@ -164,7 +164,7 @@ def down() -> None:
 
 
 def leftovers() -> list[str]:
-    """Whatever of the instance 'netspace' can still be found on this host."""
+    """Return all traces of the instance 'netspace' on this host."""
     folders = [Path("/run/netspace"), *Path("/var/lib").glob("netspace*"), Path("/var/log/netspace")]
     # A mount point stays where it is, empty.
     left = [str(path) for path in folders if path.exists() and not (path.is_mount() and not any(path.iterdir()))]
@@ -189,7 +189,7 @@ def _processes() -> Iterator[tuple[str, str]]:
 
 
 def run(work: Callable[[], None]) -> int:
-    """Do it; return the exit status, after saying what went wrong if anything did."""
+    """Run *work*; return the exit status, and print the problem if it failed."""
     try:
         work()
     except Failed as err:

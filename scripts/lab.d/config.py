@@ -1,4 +1,4 @@
-"""Configuration of the lab's master and minions, and the fleet that is declared if the operator names no file."""
+"""Configuration of the lab's master and minions, and the default fleet, which is used without an operator's file."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def write_master(home: Path, served: Path, fleet: Path) -> None:
     """Write the configuration of the master.
 
     :param served: folder whose files every minion may fetch: images, and the operator's own states.
-    :param fleet: file of the fleet's declaration, outside of that folder, because no minion may learn of all.
+    :param fleet: file of the fleet's declaration, outside of that folder, because no minion may see the whole fleet.
     """
     more = {
         "interface": "0.0.0.0",  # noqa: S104 -- the lab's network leads nowhere

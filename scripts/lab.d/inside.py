@@ -25,7 +25,7 @@ PAUSE = 2.0  # seconds before an ended daemon is started again
 
 
 def mount_disk(home: Path) -> None:
-    """Mount the host's folders for what netspace keeps, and an ``/etc`` of its own."""
+    """Mount the host's folders for netspace's files, and an ``/etc`` of its own."""
     for target in KEPT:
         folder = home / "disk" / Path(target).name
         if not folder.exists():
@@ -61,7 +61,7 @@ def await_network() -> None:
 
 
 def restore() -> None:
-    """Restore what netspace ran before the host was switched off, as an init does (docs/supervision.md)."""
+    """Restore the environments that ran before the host was switched off, as an init does (docs/supervision.md)."""
     if LIBRARY.exists():
         subprocess.run([sys.executable, "-I", str(LIBRARY), "restore"], stdin=subprocess.DEVNULL, check=False)
 

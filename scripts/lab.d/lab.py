@@ -1,7 +1,7 @@
 """The commands of ``scripts/lab``.
 
-Nothing of the lab is kept in a process: what runs is found by the PIDs in the lab's folder. So any command may be
-killed, and the next one goes on.
+No process holds the lab's state: its processes are found by the PIDs in the lab's folder. So any command may be killed,
+and the next one continues.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def declared(text: str, where: str) -> dict[str, str]:
 
 
 def prepare(addresses: dict[str, str], file: Path | None, text: str) -> None:
-    """Write what the hosts read; what is there already stays."""
+    """Write the files that the hosts read; existing ones stay."""
     (SERVED / "pillar").mkdir(parents=True, exist_ok=True)
     (SERVED / "images").mkdir(exist_ok=True)
     image = SERVED / "images/shop.tar"
@@ -283,7 +283,7 @@ def down(arguments: list[str]) -> int:
 def own() -> None:
     """Make the lab's folder, or check that it is one.
 
-    :raises Failed: it is somebody else's, or has other files.
+    :raises Failed: it belongs to another user, or has other files.
     """
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):

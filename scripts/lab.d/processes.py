@@ -10,7 +10,7 @@ from typing import IO
 
 
 class Failed(Exception):
-    """Something in the lab didn't work; the message says what, and what to do."""
+    """Error: something in the lab failed; the message has the problem and the remedy."""
 
 
 def launch(path: Path, command: Sequence[str], lock: int, output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
@@ -51,9 +51,9 @@ def child(pid: int) -> int:
 
 
 def run(*command: str, text: str = "") -> str:
-    """Run a command with *text* as its input; return what it prints.
+    """Run a command with *text* as its input; return its output.
 
-    :raises Failed: with what it prints on stderr, if it fails.
+    :raises Failed: when it fails; the error has its output on stderr.
     """
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:

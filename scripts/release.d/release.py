@@ -1,7 +1,7 @@
 """Make the files of a release and check them; see scripts/release.
 
-It never uploads, tags or commits. What it builds is a copy of the tracked files, with fixed modes and times, so neither
-the umask of a checkout nor a file that lies around gets into a release.
+It never uploads, tags or commits. It builds a copy of the tracked files, with fixed modes and times, so that neither
+the checkout's umask nor an untracked file gets into a release.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _LINK = re.compile(r"(?<=\]\()(?!https?://|mailto:|#)([^)#\s]+)(#[^)\s]*)?(?=\))
 
 
 class Refused(Exception):
-    """A release that must not be made; the message says why."""
+    """Error: the release must not be made; the message has the reason."""
 
 
 def run(*command: str | Path, cwd: Path = ROOT, variables: Mapping[str, str] | None = None) -> str:
-    """Run a program; return what it prints.
+    """Run a program; return its output.
 
     :raises Refused: it fails.
     """
@@ -63,10 +63,10 @@ def run(*command: str | Path, cwd: Path = ROOT, variables: Mapping[str, str] | N
 
 # -- what fits together ----------------------------------------------------------------------------
 def versions(root: Path) -> dict[str, str]:
-    """Return the version by each place that has one.
+    """Return the version in each place that has one.
 
-    The library's own line rules: Salt copies it to minions without git and without metadata of a package, so a version
-    that is made from tags when a wheel is built would be absent there.
+    The line in the library decides: Salt copies the library to minions without git and without a package's metadata, so
+    a version from tags, made at the build of a wheel, would be missing there.
 
     :raises Refused: the places differ.
     """
@@ -87,9 +87,9 @@ def versions(root: Path) -> dict[str, str]:
 
 
 def tagged(root: Path, tags: Sequence[str]) -> list[str]:
-    """Return what is wrong with the version tags *tags* of this commit.
+    """Return the problems with the version tags *tags* of this commit.
 
-    Without a tag nothing is: what is built is for tests then.
+    Without a tag there is none: the files are then only for tests.
     """
     if not tags:
         return []
@@ -126,7 +126,7 @@ def copy(target: Path) -> None:
 
 
 def published(text: str, folder: str, files: str) -> str:
-    """Return a page with links that work wherever it is shown; an index of packages has none of the other files.
+    """Return a page with links that work everywhere: an index of packages has only this page of the repository.
 
     :param text: Markdown.
     :param folder: where the page is, as a path in the repository.
@@ -146,7 +146,7 @@ def published(text: str, folder: str, files: str) -> str:
 def with_whole_links(source: Path) -> None:
     """Make the links of each distribution's README in *source* absolute.
 
-    The changelog's address, which each pyproject.toml has, tells where the files of the repository can be read.
+    The changelog's address in each pyproject.toml shows where the files of the repository can be read.
     """
     for folder in DISTRIBUTIONS.values():
         project = tomllib.loads((source / folder / "pyproject.toml").read_text())["project"]
@@ -156,9 +156,9 @@ def with_whole_links(source: Path) -> None:
 
 
 def pack_again(sdist: Path, time: int) -> None:
-    """Replace *sdist* by one with the same members, sorted, of nobody, and all of one time.
+    """Replace *sdist* by an archive with the same members, sorted, without owner, and with equal times.
 
-    setuptools writes the builder's name and the present time into it; no setting keeps it from that.
+    setuptools writes the builder's name and the present time into it, and has no setting against that.
 
     :param time: seconds since the epoch.
     """
@@ -200,7 +200,7 @@ def build(tree: Path, out: Path, time: int, *, debian: bool) -> None:
 
 
 def bill_of_materials(wheel: Path, folder: Path, out: Path) -> None:
-    """Install *wheel* into a venv of its own, and write what is in there as CycloneDX."""
+    """Install *wheel* into a venv of its own, and write the venv's packages as a CycloneDX file."""
     venv.create(folder, with_pip=False, clear=True)
     python = folder / "bin/python"
     pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
@@ -229,9 +229,9 @@ def package(source: Path, out: Path) -> None:
 
 # -- checking --------------------------------------------------------------------------------------
 def check(out: Path) -> None:
-    """Have the field's tools look at the files in *out*.
+    """Check the files in *out* with the usual tools (twine, pyroma and others).
 
-    :raises Refused: one of them finds something.
+    :raises Refused: one of them finds a problem.
     """
     wheels, sdists = sorted(out.glob("*.whl")), sorted(out.glob("*.tar.gz"))
     run(BIN / "twine", "check", "--strict", *wheels, *sdists)
@@ -249,7 +249,7 @@ def sums(out: Path) -> dict[str, str]:
 def release(out: Path, *, twice: bool, debian: bool) -> None:
     """Make the files, check them, and write SHA256SUMS.
 
-    :raises Refused: something does not fit, or the second time gives other bytes.
+    :raises Refused: a check fails, or the second build gives other bytes.
     """
     versions(ROOT)
     tags = run("git", "tag", "--points-at", "HEAD", "--list", "v*").split()

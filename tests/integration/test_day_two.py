@@ -86,7 +86,7 @@ class Fleet:
         self._git("-c", "user.name=n", "-c", "user.email=n@example.org", "commit", "--quiet", "--message", version)
 
     def follow(self, page: str, first: str = "", last: str = "") -> None:
-        """Take the steps of a page: all steps, or from the section *first* on, or up to the section *last*."""
+        """Take the steps of a page: all, or those from the section *first* on, or those up to the section *last*."""
         text = (DOCS / f"{page}.md").read_text()
         if first:
             text = text[text.index(f"\n## {first}\n") :]
@@ -139,7 +139,7 @@ class Fleet:
     def _seen(self, wanted: str, said: dict[str, str]) -> None:
         """Check the output that a page promises.
 
-        Repeat steps that change nothing, because they may come a moment too early.
+        If a step changes nothing, repeat it for a while, because it may have come too early.
         """
         last = list(said)[-1]
         deadline = time.monotonic() + SETTLED

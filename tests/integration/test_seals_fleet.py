@@ -1,4 +1,4 @@
-"""A real master passes the seals of two real minions between them, and certifies them, over Salt's bus.
+"""A real master certifies two real minions and exchanges their seals, over Salt's bus.
 
 One of the minions answers in the other's name.
 """
@@ -133,10 +133,10 @@ def test_what_lacks_is_told_and_the_exit_status_says_so(fleet: Fleet) -> None:
 
 
 class Forger:
-    """Root of h2, who answers each call of h1 in h1's name before h1 can, with what h2 wants.
+    """Root of h2, who answers each call of h1 in h1's name, before h1 can, with a text of his choice.
 
-    It hears of a job from the master's own event, where root would read what the master publishes to all minions. What
-    it says goes the way of any minion: ``event.fire_master`` on h2.
+    The test learns of a job from the master's own event; a real attacker would read the messages that the master
+    publishes to all minions. The forged answer takes the way of any minion: ``event.fire_master`` on h2.
     """
 
     def __init__(self, fleet: Fleet, answer: Any) -> None:
@@ -173,7 +173,7 @@ class Forger:
 
 
 def test_what_h2_answers_for_h1_is_passed_over(fleet: Fleet, tmp_path: Path) -> None:
-    """Certify h1 while h2 answers with a request of its own, in h1's name; Salt puts that on the bus.
+    """Certify h1 while h2 sends a request of its own in h1's name, which Salt puts on the bus.
 
     h1 is stopped until the forged answer is out.
     """

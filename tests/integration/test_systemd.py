@@ -75,7 +75,7 @@ def listing(host: SystemdHost) -> tuple[set[str], str, list[str]]:
 
 
 def log(host: SystemdHost, name: str) -> str:
-    """Return a service's output, as far as journald has written it already."""
+    """Return the part of a service's output that journald has written already."""
     return host.run("journalctl", "--no-pager", "-u", f"netspace-{name}").stdout
 
 

@@ -1,6 +1,6 @@
 """Environments of a real minion as a real master's targets: addresses, identities, and actions inside.
 
-All other addresses mean the host, as if there were no targets: the test runs each command of the pages with ``'*'``.
+All other addresses mean the host, as without targets: the test runs each command of the pages with ``'*'``.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ def test_a_fleet_wide_command_and_a_batch_are_for_hosts_alone(fleet: Fleet) -> N
 
 
 def test_runners_for_all_hosts_ask_hosts_alone(fleet: Fleet) -> None:
-    """Also on a master that a minion told of its targets: one that netspace doesn't correct, or that lies."""
+    """The same holds on a master to which a minion has reported targets, because it is unpatched or lies."""
 
     def run(function: str, *arguments: str) -> Any:
         found = fleet.run.run(function, *arguments).data
@@ -305,7 +305,7 @@ LAST = ("netspace_environment.remove", "netspace.teardown")
 def commands() -> list[tuple[str, ...]]:
     """Return the commands after ``salt '*'`` in README and pages, each once.
 
-    Of those in the plugins' own pages, which are made of their docstrings, one for each function that no other has.
+    Of the plugins' own pages (from their docstrings), take one command for each function that no other page has.
     """
     found: dict[tuple[str, ...], None] = {}
     written = (checkout.ROOT / "README.md", *sorted((checkout.ROOT / "docs").rglob("*.md")))

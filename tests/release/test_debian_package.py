@@ -46,7 +46,7 @@ def test_library_is_where_debians_python_looks(unpacked: Path) -> None:
 
 
 def test_nothing_is_started_by_installing(packages: list[Path], unpacked: Path, tmp_path: Path) -> None:
-    """Nor are there init scripts or presets. That a fresh host has it disabled is in test_from_nothing.py."""
+    """There are no init scripts or presets, either. test_from_nothing.py checks it on a fresh host."""
     for package in packages:
         control = tmp_path / package.stem
         subprocess.run(["dpkg-deb", "--control", package, control], check=True)
@@ -71,7 +71,7 @@ def test_lintian_finds_nothing(packages: list[Path]) -> None:
 
 @pytest.mark.root
 def test_any_salt_finds_it_by_file_roots(unpacked: Path, tmp_path: Path) -> None:
-    """As docs/installation.md says: a Salt of its own Python, which knows nothing of Debian's."""
+    """As docs/installation.md says, for a Salt with its own Python, which doesn't use Debian's packages."""
     served = unpacked / "usr/share/netspace/file_root"
     salt = Salt(Path(sys.executable), configure(tmp_path / "salt", served), served, Path())
     synced, _ = salt.call("saltutil.sync_all")

@@ -41,7 +41,7 @@ FETCH = 'chroot "$1" sh -c "apt-get -q -y --download-only --no-install-recommend
 
 @pytest.fixture(scope="session")
 def fresh(packages: list[Path]) -> Path:
-    """Return a root of Debian 13 with systemd, and in its cache the packages that netspace's depends on."""
+    """Return a root of Debian 13 with systemd; its cache has the packages on which netspace's package depends."""
     if shutil.which("mmdebstrap") is None:
         pytest.skip("mmdebstrap is not installed")
     control = (checkout.ROOT / "debian/control").read_bytes()

@@ -1,4 +1,4 @@
-"""The reasons for an environment's state; and remedies, which never contain a program's words."""
+"""The reasons for an environment's state, and the remedies, which never contain text of a program."""
 
 from __future__ import annotations
 

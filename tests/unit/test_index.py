@@ -87,7 +87,10 @@ class Bench:
         os.utime(path, (self.ticks, self.ticks))
 
     def run(self, later=True, killed=False, change=None, sealed=True, others=None):
-        """Read the index, change a record, and note that; meanwhile somebody *others* may change another record."""
+        """Read the index, change a record, and note the change.
+
+        With *others*, another program changes a record meanwhile.
+        """
         index = self.index(later)
         found = index.read(sealed=sealed and not self.overwritten)
         index.begin()

@@ -1,4 +1,4 @@
-"""Tokens: joserfc with netspace's rules, compared with a second implementation by ``cryptography`` alone."""
+"""Tokens: joserfc with netspace's rules, compared with a second implementation that uses only ``cryptography``."""
 
 from __future__ import annotations
 

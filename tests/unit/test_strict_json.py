@@ -1,4 +1,4 @@
-"""JSON that someone else wrote."""
+"""Strict reading of JSON from untrusted writers."""
 
 from __future__ import annotations
 

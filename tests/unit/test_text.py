@@ -1,4 +1,4 @@
-"""Text of a program never commands a terminal."""
+"""Text of a program is shown without characters that control a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in a thread of its own: it is done once, begun or not, and its exception reaches the caller of the result."""
+"""Background work is done exactly once, begun early or not, and the caller of its result gets its exception."""
 
 from __future__ import annotations
 

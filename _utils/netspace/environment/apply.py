@@ -102,7 +102,7 @@ class ApplyRun:
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
     def _claims(self) -> Mapping[str, Claims]:
-        """Return all environments' present claims: observed claims with this run's changes, or else claims on disk."""
+        """Return all environments' claims: the observed ones with this run's changes, or else those on disk."""
         if self._observed is None:
             return claims.index(self.layout).read()
         known = without(self._observed.claims, self._removed)
@@ -248,8 +248,8 @@ class ApplyRun:
         unnoted = each(failed, leave)
         self._fail(
             {
-                name: f"the update was not made: started beside the one that runs on, {reason}; "
-                + (unnoted.get(name) or "it is not tried again until its declaration or its image is another")
+                name: f"the update was not made: its second instance failed: {reason}; "
+                + (unnoted.get(name) or "it is not tried again until its declaration or its image changes")
                 for name, reason in failed.items()
             }
         )
@@ -467,7 +467,7 @@ class ApplyRun:
                 old, new = record.previous.image.digest, record.image.digest
                 kept = {"old": f"sha256:{new}", "new": f"sha256:{old}, as it was before"}
                 self._taken_back.append(Step(KIND, name, "rollback", {"rolled back": kept}, reasons[name]))
-            self.errors[name] = f"{what}; it is not tried again until its declaration or its image is another"
+            self.errors[name] = f"{what}; it is not tried again until its declaration or its image changes"
 
 
 def halt(layout: Layout, names: Iterable[str]) -> None:

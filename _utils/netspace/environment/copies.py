@@ -50,9 +50,7 @@ def save(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
         _idle(layout, supervisor, name)
         own = _own(layout.volumes(name))
         if not own:
-            raise NetspaceError(
-                f"{name}: it has no volume with a size; `netspace_volume.list` shows those that there are"
-            )
+            raise NetspaceError(f"{name}: it has no volume with a size; `netspace_volume.list` shows all")
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = {}
         for file in own:
@@ -78,7 +76,7 @@ def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
         _idle(layout, supervisor, name)
         copies = _own(place)
         if not copies:
-            raise NetspaceError(f"{place}: there is no copy of a volume; `netspace_volume.backup` makes some")
+            raise NetspaceError(f"{place}: there is no copy of a volume; `netspace_volume.backup` makes it")
         for copy in copies:
             _trusted(copy)
         home = layout.volumes(name)
@@ -109,13 +107,13 @@ def load(layout: Layout, supervisor: Supervisor, name: str, folder: str) -> dict
 def _place(folder: str, name: str) -> Path:
     """Return the folder of an environment's copies below *folder*, and check that only root can change that."""
     if not NAME.fullmatch(name):
-        raise NetspaceError(f"{name!r:.80}: no environment is called so: expected {NAME_RULE}")
+        raise NetspaceError(f"{name!r:.80}: not a name of an environment: expected {NAME_RULE}")
     place = Path(folder) / name
     if not paths.straight(place):
         raise NetspaceError(f"folder: {folder}: expected an absolute path without links and '..'")
     if loose := paths.loose(place / "x"):
         raise NetspaceError(
-            f"folder: others of this host can write to {loose}; make it root's alone, or name another one"
+            f"folder: other users of this host can write to {loose}; make it root's alone, or name another one"
         )
     return place
 
@@ -156,7 +154,7 @@ def _write(source: Path, aside: Path) -> None:
     except ValueError as err:
         raise NetspaceError(f"{source}: it holds no ext4; take another copy") from err
     if size > length:
-        raise NetspaceError(f"{source}: it is cut off: {length} bytes of a file system of {size}; take another copy")
+        raise NetspaceError(f"{source}: it is cut off: {length} of the file system's {size} bytes; take another copy")
     _run("e2fsck", "-f", "-p", str(aside), bad=_MENDED + 1)
     with aside.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -15,7 +15,7 @@ def since(given: str | float, now: float) -> float:
 
     :raises NetspaceError: when *given* is neither, or lies in the future.
     """
-    problem = f"since: {given!r:.80}: no time; give a number of seconds ago, or a time such as 2026-01-31T12:00:00"
+    problem = f"since: {given!r:.80}: not a time; give a number of seconds ago, or a time such as 2026-01-31T12:00:00"
     if isinstance(given, bool):
         raise NetspaceError(problem)
     try:
@@ -26,7 +26,7 @@ def since(given: str | float, now: float) -> float:
         except (ValueError, OverflowError, OSError) as err:
             raise NetspaceError(problem) from err
         if moment > now:
-            raise NetspaceError(f"since: {given!r:.80}: is yet to come; give a time that is past") from None
+            raise NetspaceError(f"since: {given!r:.80}: lies in the future; give a past time") from None
         return moment
     if not math.isfinite(ago) or not 0 <= ago <= now:
         raise NetspaceError(problem)

@@ -321,7 +321,7 @@ def problem(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
     said = f": {judged.judgement.detail}" if judged is not None and judged.judgement.detail else ""
     if status.state == "running":
         if record.spec.health is not None and not watching(statuses):
-            return "the watch of health does nothing, so its health is not known; apply again"
+            return "the service that watches health does not run, so its health is not known; apply again"
         now = current(layout, name, record, status)
         return f"its health check fails{said}" if now is not None and now.judgement.state == "unhealthy" else ""
     if status.state == "frozen":
@@ -347,7 +347,7 @@ def awaited(layout: Layout, name: str, known: Mapping[str, Record], statuses: Ma
     for other in known[name].spec.after:
         record, its = known.get(other), statuses.get(oci_runtime.service_name(other), Status("stopped"))
         if record is None:
-            missing.append(f"{other}, which there is not")
+            missing.append(f"{other}, which does not exist")
             continue
         judged = current(layout, other, record, its)
         if not is_up(record, its, judged):

@@ -157,7 +157,8 @@ class Operations:
         """Return the last *lines* lines of the program's output: ``{"lines": [...]}``; see :func:`text.harmless`.
 
         :param since: leave out older lines; see :func:`moments.since`.
-        :param times: begin lines with their times, and tell starts of the program; see :meth:`output.Line.stamped`.
+        :param times: begin lines with their times, and add lines for the starts of the program; see
+            :meth:`output.Line.stamped`.
         :raises NetspaceError: when *lines* is no whole number, *since* is no time, or *since* is given and no line has
             a time.
         """
@@ -175,7 +176,7 @@ class Operations:
         if begin is not None:
             if found and all(line.moment is None for line in found):
                 raise NetspaceError(
-                    f"since: {own} tells no times of these lines, which an earlier version wrote; leave it out, or "
+                    f"since: {own} has no times for these lines, which an earlier version wrote; leave out since, or "
                     "restart the environment"
                 )
             found = [line for line in found if line.moment is not None and line.moment >= begin]

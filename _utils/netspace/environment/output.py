@@ -1,7 +1,7 @@
 """Output of environments' programs: the last lines, the times of lines, and the starts of the program between lines.
 
-The journal has them where systemd runs, else the files that netspace's own supervisor writes. In neither is a time or a
-start read from what a program wrote. Reads only.
+Where systemd runs, they come from the journal, else from the files that netspace's own supervisor writes. Times and
+starts are never taken from the text that a program wrote. Reads only.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _last(raw: bytes, begin: int, entries: Sequence[Entry], starts: bool, count:
     long before the rest, and the line would seem old. The first line, which may have lost its beginning, is left out
     unless it is the log's first.
 
-    It makes no more lines than it returns: a program may have written line feeds alone.
+    It makes no more lines than it returns, because a program may have written nothing but line feeds.
     """
     offsets = [entry.offset for entry in entries]
     found: list[Line] = []  # the last first
@@ -150,8 +150,8 @@ def in_journal(service: str, count: int, begin: float | None, starts: bool) -> l
 def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
     """Return up to *count* lines of journalctl's output (JSON), and whether it has no more.
 
-    A message may be of any size, and JSON has each byte that is no text as a number. So no more is read than is kept,
-    and nothing of an entry that has more than ``_WIDEST`` bytes: a line tells that, and the reading ends.
+    A message may have any size, and if it isn't text, each of its bytes becomes a number in JSON. So this function
+    reads only what it keeps. An entry of more than ``_WIDEST`` bytes is not read: a line says so, and the reading ends.
     """
     found: list[Line] = []
     left = MAX_OUTPUT
@@ -171,7 +171,7 @@ def _of_stream(stream: IO[bytes], count: int) -> tuple[list[Line], bool]:
 
 
 def _of_journal(raw: bytes) -> Line:
-    """Return the line of an entry, as JSON. An entry that can't be understood costs no other one."""
+    """Return the line of a JSON entry; :data:`UNREADABLE` for an entry that can't be understood."""
     try:
         entry = json.loads(raw)
         moment = int(entry["__REALTIME_TIMESTAMP"]) / 1e6

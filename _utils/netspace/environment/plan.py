@@ -42,9 +42,9 @@ _FIXED = {
     "limits:files": "a program's limit of open files is set when it starts",
     "limits:shm": "the size of /dev/shm is set when it is mounted",
     "limits:tmp": "the size of /tmp is set when it is mounted",
-    "limits:pids": "what runs can't be allowed more processes than when it started",
+    "limits:pids": "a running program can't be allowed more processes than at its start",
     "limits:disk": "a file system of its own is given, taken or made smaller only while nothing uses it",
-    "init": "process 1 is there from the start to the end",
+    "init": "process 1 is chosen when the environment starts",
 }
 _HIDDEN = "(not shown)"
 
@@ -174,7 +174,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
         if seen is not None and (failed := _failed_before(want, seen, observed)) is not None:
             taken_back[name] = (
                 f"the update to sha256:{failed.digest[:12]} was taken back, since {failed.reason}; it is not tried "
-                "again until its declaration or its image is another, or netspace_environment.retry says so"
+                "again until its declaration or its image changes, or netspace_environment.retry says so"
             )
             # The previous version was put back: keep it as recorded.
             was = seen.record
@@ -183,13 +183,13 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             source = images.Seen()
         if want.profile and want.profile.dangers:
             notes.append(
-                f"environment {name}: {want.spec.seccomp} lets through what no profile of netspace does: "
+                f"environment {name}: {want.spec.seccomp} allows what no profile of netspace allows: "
                 + ", ".join(want.profile.dangers)
             )
         if seen is None:
             run = want.state == "running"
             work = EnvironmentChange(want, None, build=True, assemble=True, start=run)
-            lost = "its record was lost; the layer that is there is kept" if name in observed.unrecorded else ""
+            lost = "its record was lost; its layer is kept" if name in observed.unrecorded else ""
             steps.append(Step(KIND, name, "create", _created(want), lost, work))
             continue
         if source.error:
@@ -421,11 +421,11 @@ def _compare(
     if unnoted and not changes:
         reasons.append("it is noted as stopped")
     if trial:
-        reasons.append("its last update has not proved itself yet")
+        reasons.append("its last update is still on trial")
     if unwatched:
-        reasons.append("what watches its health does not run as it should")
+        reasons.append("the service that watches its health does not run as it should")
     if stop and reread and not assemble:
-        reasons.append("a kernel reads what it is handed when it starts")
+        reasons.append("a kernel reads its files only when it starts")
     if not seen.namespace:
         reasons.append("its network namespace was replaced")
     if loose and not assemble:
@@ -484,7 +484,7 @@ def _tuned(key: str, old: Environment, new: Environment, grows: bool) -> bool:
 
 
 def _smaller(spec: Environment, seen: ObservedEnvironment) -> list[str]:
-    """Return the keys of file systems that are smaller than recorded, by a crash while they grew or by hand."""
+    """Return the keys of file systems that are smaller than recorded, after a crash or a change by hand."""
     wanted = disk_sizes.sizes(spec)
     return sorted(
         key for key, there in seen.disks.items() if key in wanted and there.size < disk_sizes.whole(wanted[key])
@@ -492,7 +492,7 @@ def _smaller(spec: Environment, seen: ObservedEnvironment) -> list[str]:
 
 
 def _bounded(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> dict[str, str]:
-    """Return the error of each environment with a file system size that this host can't keep or the content exceeds."""
+    """Return the error of each environment whose file system would have a size that is impossible or too small here."""
     refused = {}
     for name, want in desired.items():
         sizes = disk_sizes.sizes(want.spec)

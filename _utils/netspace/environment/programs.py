@@ -1,7 +1,7 @@
 """Programs of declarations: whether an image has the one that its environment is to run.
 
-Only a certain lack is told. Where a volume, a layer or a file system of the environment's own may have the program,
-nothing is said, and a start finds out. Nothing is built, mounted or written here.
+A missing program is reported only if that is certain. If a volume, a layer or a file system of the environment's own
+may have it, nothing is reported: the start of the program will show it. Nothing is built, mounted or written here.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def lacking(
 
 
 def _starts(want: DesiredEnvironment, seen: ObservedEnvironment | None) -> bool:
-    """Return whether a program is started that didn't run so before."""
+    """Return whether the environment doesn't run yet, or will run another program than it runs now."""
     if seen is None or seen.status is None or seen.status.state != "running":
         return True
     was = seen.record.spec
@@ -91,7 +91,7 @@ def _layered(name: str, want: DesiredEnvironment, seen: ObservedEnvironment | No
 
 
 def _look(store: Store, image: str, observed: Observed, deep: bool) -> tuple[Has, Defaults] | None:
-    """Return a way to look into an image, and its own settings; None if there is none."""
+    """Return a function that looks for names in an image, and the image's settings; None if it can't be read now."""
     note = store.note(image)
     mounted = note is not None and str(store.mountpoint(note.digest)) in observed.mounted
     if note is not None and mounted and (observed.sources.get(image) or store.seen(image)).identity == note.identity:
@@ -110,7 +110,7 @@ def _look(store: Store, image: str, observed: Observed, deep: bool) -> tuple[Has
 
 
 def _listed(tree: Tree) -> Has:
-    """Return a look into an image that isn't built."""
+    """Return a function that looks for names in an image that isn't built yet."""
 
     def has(path: str, follow: bool) -> bool:
         if follow:
@@ -122,7 +122,7 @@ def _listed(tree: Tree) -> Has:
 
 
 def _within(root: str) -> Has:
-    """Return a look into a root on this host, which may be hostile."""
+    """Return a function that looks for names in a root on this host; the root may be hostile."""
     from netspace.environment.storage import guest_files
 
     def has(path: str, follow: bool) -> bool:
@@ -147,7 +147,7 @@ def _either(one: Has, other: Has) -> Has:
 
 
 def _lack(spec: Environment, defaults: Defaults, has: Has) -> str:
-    """Return the program that is missing, and where; empty if none is, or that isn't certain."""
+    """Return the program that is certainly missing, and where it was looked for; else an empty text."""
     arguments = oci_config.arguments_of(spec, defaults)
     if not arguments or not arguments[0]:
         return ""  # the plan tells of it

@@ -2,8 +2,8 @@
 
 An apply reports a program that ends right after its start. It learns of an end by a descriptor of the process
 (pidfd_open(2)), and it doesn't wait longer than it must: a program whose threads are all asleep, and have not run since
-the look before, has started and waits for work. One that is still at work is watched for ``PATIENCE`` seconds at most.
-``settle`` in a declaration makes the apply watch longer.
+the previous look, has started and waits for work. One that is still at work is watched for ``PATIENCE`` seconds at
+most. ``settle`` in a declaration makes the apply watch longer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Started:
     """A program that runs since a moment ago.
 
     :param until: when it needs no more watching, by the monotonic clock.
-    :param least: when it may be believed to stay, if it sleeps.
+    :param least: from when on it counts as staying, if it sleeps.
     :param switches: its threads' context switches, by the last look, if all were asleep; else None.
     """
 

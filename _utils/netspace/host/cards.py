@@ -82,9 +82,9 @@ class Cards(TrustGate):
             if spec.kernel is not None:
                 handed = self._disk(name, handed, interfaces.get(name, {}))
             summary = {"links": sorted(f"{link.name} ({_manner(link, name)})" for link in own), "trust": known.name}
-            single = "the answer to a question of one could reach the other" if name in asking else ""
+            single = "an answer to one instance could reach the other" if name in asking else ""
             if recorded:
-                single = "that is decided by its declaration"
+                single = "only an apply of its declaration decides that"
             desired[name] = DesiredEnvironment(
                 spec, handed, summary, state, profile, runtime, single, kept=name in kept
             )

@@ -144,7 +144,7 @@ def _stopped(facts: Facts, spec: Environment) -> Iterator[Finding]:
     elif spec.state == "running":
         yield Finding("stopped-by-operator", "warning", "an operator stopped it", start)
     elif facts.declared is not None and facts.declared.state == "running":
-        yield Finding("change-waits", "error", "it is declared to run, which was not applied yet", APPLY)
+        yield Finding("change-waits", "error", "it is declared to run, but this declaration was not applied yet", APPLY)
     else:
         text = "it is stopped, as it is declared (state: stopped)"
         yield Finding("declared-stopped", "note", text)

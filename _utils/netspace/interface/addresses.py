@@ -76,7 +76,7 @@ def _allocate(
         address = str(wanted[name])
         reason = _unusable(network, places, address)
         if not reason and taken.get(address, name) != name:
-            reason = f"{address} is {taken[address]}'s; remove or change that one first"
+            reason = f"{address} belongs to {taken[address]}; remove or change that one first"
         if reason:
             refused[name] = reason
         else:

@@ -98,8 +98,8 @@ class Firewall(msgspec.Struct, frozen=True):
     """The packet filter to load.
 
     :param before: the table in the kernel, if it is known; then only the difference is changed.
-    :param whole: returns the complete tables, before and after, if *before* and *table* are only the parts of them that
-        differ, and of all others what they share with these.
+    :param whole: returns the complete tables, before and after, if *before* and *table* have only the parts that matter
+        for the difference.
     :param notes: see ``host_filter.notes``.
     :param led: publications, with the addresses they lead to, that may be missing in the kernel's table.
     """

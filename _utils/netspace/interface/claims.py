@@ -159,7 +159,7 @@ def made(
 
 
 def _form(port: str) -> tuple[str, int, bool]:
-    """Return what decides which rules a published port has: protocol, whether it names an address, and its family."""
+    """Return the properties that decide a published port's rules: protocol, whether it names an address, family."""
     return port.partition("/")[2], port.count(":"), "[" in port
 
 
@@ -200,7 +200,7 @@ def weigh(name: str, its: Claims) -> int:
 
 
 def mark(weight: int) -> str:
-    """Return the mark of the host's packet filter, from the sum of what :func:`weigh` returns; empty: no part in it."""
+    """Return the mark of the host's packet filter, from the sum of :func:`weigh` over all interfaces; empty for 0."""
     return hashlib.sha256(f"{_MARK} {weight:x}".encode()).hexdigest() if weight else ""
 
 

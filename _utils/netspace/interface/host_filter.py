@@ -77,7 +77,7 @@ def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
 
 
 def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, str]:
-    """Return what tells later whether the table of *known* is loaded: see :func:`loaded`.
+    """Return the notes by which :func:`loaded` finds out later whether the table of *known* is loaded.
 
     :param mark: see ``claims.mark``.
     """
@@ -87,8 +87,8 @@ def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, s
 def loaded(layout: Layout, known: Mapping[str, Claims], mark: str, noted: Mapping[str, object]) -> bool:
     """Return whether the table that was noted is the one that this library makes for *known*, without making it.
 
-    The same version of the library makes the same table of the same claims. Another version is asked for the table of
-    one interface of each class.
+    The same version of the library makes the same table of the same claims, so their mark decides. After another
+    version, the table of one interface of each class decides.
 
     :param mark: of *known*.
     """

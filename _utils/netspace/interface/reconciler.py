@@ -319,7 +319,7 @@ class Interfaces:
             changes.update(files.differences(live.ends.facts(), before.facts()))
             if fixed:
                 action, reason = "rebuild", f"the kernel can't change {fixed} of a link in place"
-                changes["link"] = {"old": "as it was", "new": f"made anew: {reason}"}
+                changes["link"] = {"old": "as it was", "new": f"created again: {reason}"}
             elif make and _shape(before) == _shape(wanted):
                 action, reason = "rebuild", "its link is gone, or half of it"
         if not changes:

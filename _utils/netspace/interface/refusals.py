@@ -1,7 +1,8 @@
 """The refused packets of audited interfaces, as the kernel has counted them. Changes nothing.
 
 The sets of :mod:`netspace.interface.firewall.recording` are the record: no file keeps it, and no process. So it ends
-with the host's run, with the interface, and with ``audit``; and a packet filter that is loaded whole begins it anew.
+when the host or the interface goes down, or ``audit`` is switched off; and it starts again when the packet filter is
+loaded whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Refusal(NamedTuple):
     """Packets of one kind that were refused.
 
     :param why: see ``recording.Place``.
-    :param times: the packets.
+    :param times: the number of the packets.
     :param first: the time of the first, in seconds since the epoch.
     :param last: the time of the last.
     :param neighbour: the other environment of this host that *what* is about; empty: none.

@@ -68,7 +68,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
                 found += _across(layout, record, api)
                 dead, late = dead_letters.Letters(layout).number(api)
         except NetspaceError as err:
-            found.append(Problem("broker-silent", f"the broker doesn't say how it is: {err}"))
+            found.append(Problem("broker-silent", f"the broker doesn't report its state: {err}"))
     if dead:  # late ones are no problem: they expired or were dropped as declared or requested
         found.append(Problem("dead-letters", f"{dead} dead letters"))
     return {"ok": not found, **problems.told(found), "dead": dead, "late": late}
@@ -92,11 +92,11 @@ def _keys(layout: Layout, record: Record, members: Collection[str]) -> list[Prob
     assert broker is not None
     found = []
     if lacking := list(certificates.observe(layout, broker, members, now).changes(broker, members)):
-        found.append(Problem("certificates-due", f"{', '.join(lacking[:10])}: to be issued anew; apply again"))
+        found.append(Problem("certificates-due", f"{', '.join(lacking[:10])}: to be issued again; apply again"))
     known = authority.read(layout) if isinstance(broker, LocalBroker) else None
     if known is not None and known.source and now > known.ends - (known.ends - known.begins) / 3:
         until = time.strftime("%Y-%m-%d", time.gmtime(known.ends))
-        text = f"the authority of links (broker:authority) runs out on {until}: all links end then; have another"
+        text = f"the authority of links (broker:authority) expires on {until}, and all links end then; replace it"
         found.append(Problem("authority-ends", text))
     return found + peers.read(layout, broker, record.links.values()).problems(record.links.values(), now)
 
@@ -116,7 +116,7 @@ def _alarms(api: Management, own: bool) -> list[Problem]:
         if one.get("disk_free_alarm"):
             found.append(Problem("disk-alarm", f"{name} is short of disk space: it accepts no messages", name))
         if own and access.guard_ended(one):
-            text = "the broker's guard has ended: nothing bounds what an environment has the broker keep; apply again"
+            text = "the broker's guard has ended: nothing bounds an environment's data in the broker; apply again"
             found.append(Problem("guard-down", text))
     return found
 
@@ -153,7 +153,7 @@ def _queues(
     kept: Mapping[str, Any] = counted.get(called.dead, {})
     full = objects.part(kept.get("messages") or 0, kept.get("message_bytes") or 0)
     if full >= FULL:
-        text = f"the place for dead letters is {full:.0%} full; then they fill the mailboxes that they died in"
+        text = f"the queue of dead letters is {full:.0%} full; at 100 % they stay in the mailboxes where they died"
         found.append(Problem("dead-letters-full", text))
     wanted = {objects.way(link, called): link for link in record.links.values() if not objects.elsewhere(link)}
     for name, link in sorted(wanted.items()):

@@ -149,7 +149,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     work = LinkChange(wanted, before, after, observed, comparison)
     if observed.broker == "deaf":
         notes.append(
-            f"no client reaches the broker: {observed.detail}; it is asked again, and started anew if it doesn't answer"
+            f"no client reaches the broker: {observed.detail}; it is asked again, and restarted if it doesn't answer"
         )
     elif before and observed.broker not in ("running", "unreachable"):
         notes.append("the broker doesn't run: whether its links are as recorded is unknown until it does")
@@ -157,7 +157,7 @@ def plan(layout: Layout, desired: DesiredLinks, observed: Observed, remove: Coll
     broker_changes = _broker_changes(work)
     if after:
         accounts.update({f"parked:{owner}": {"old": "mail", "new": None} for owner in observed.emptied})
-        unneeded = {"old": "bound to answers beyond what asking needs", "new": "made anew"}
+        unneeded = {"old": "excess bindings to answers", "new": "created again"}
         accounts.update({shown(":".join(key)): unneeded for key in observed.flooded})
         entering = sorted(model.members(after.values()) - model.members(before.values()))
         accounts.update({f"environments:{name}": {"old": None, "new": "mailbox, account"} for name in entering})
@@ -333,7 +333,7 @@ def _broker_changes(work: LinkChange) -> dict[str, dict[str, Any]]:
         changes.update(observed.identities.changes(work.broker, staying))
         changes.update(renewer.lacking(observed.renewer, wanted=True))
     if not observed.installed:
-        changes["configuration"] = {"old": "differs", "new": "as declared; the broker is started anew"}
+        changes["configuration"] = {"old": "differs", "new": "as declared; the broker is restarted"}
     if observed.broker != "running":
         changes["state"] = {"old": observed.broker, "new": "running"}
     if observed.loopback == "changed":

@@ -139,7 +139,7 @@ def across(link: str, state: str, why: str, host: str = "") -> Problem:
 def hosts(unreachable: Iterable[tuple[str, str]]) -> list[Problem]:
     """Return a problem for each host that can't be asked.
 
-    :param unreachable: names of hosts, and why they can't be asked. Only the first reason of a host is told.
+    :param unreachable: names of hosts, and why they can't be asked. Only the first reason of a host is reported.
     """
     first: dict[str, str] = {}
     for host, why in unreachable:
@@ -151,7 +151,7 @@ def hosts(unreachable: Iterable[tuple[str, str]]) -> list[Problem]:
 
 
 def cause_keys(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    """Return the keys of the causes among rows of problems, sorted. Equal lists: nothing new is wrong."""
+    """Return the keys of the causes among rows of problems, sorted. Equal lists mean that no new problem has come."""
     return sorted({one.key for one in causes(map(from_row, rows))})
 
 

@@ -25,6 +25,19 @@ def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if not key.startswith("__") and key != "aggregate"}
 
 
+def refuse_others(given: Mapping[str, object]) -> None:
+    """Raise the error that Python raises for unknown keyword arguments; pass over what Salt adds (``__pub_fun``).
+
+    Salt 3006 passes a keyword argument that comes after ``*names`` only to a function that takes any (3007 mended it).
+    So such a function takes ``**others``, and hands them to this one.
+
+    :param given: the keyword arguments without a parameter of their own.
+    :raises TypeError: there are any.
+    """
+    if unknown := sorted(key for key in given if not key.startswith("__")):
+        raise TypeError(f"unknown arguments: {', '.join(unknown)}")
+
+
 def layout(opts: Mapping[str, Any]) -> Layout:
     """Return the layout of the instance that the minion's configuration names (``netspace.instance``).
 

@@ -1,4 +1,4 @@
-"""Salt's keys, where master and minions keep them. Imports no Salt: what is needed of it is an argument.
+"""Salt's keys, where master and minions keep them. Imports no Salt: the caller passes the needed functions of Salt.
 
 Never writes a key, and never returns a private key but the minion's own, to the minion.
 """

@@ -98,7 +98,7 @@ class _Found(NamedTuple):
 
 
 def _by_error(failures: Iterable[Outcome]) -> dict[str, list[Step]]:
-    """Return the failed steps by their problem: that of a broker that is down, say, many have in common."""
+    """Return the failed steps by their problem: many steps can fail for the same one (say, a broker that is down)."""
     found: dict[str, list[Step]] = {}
     for failure in failures:
         found.setdefault(str(failure.error), []).append(failure.step)
@@ -120,7 +120,8 @@ def _row(
 ) -> dict[str, Any]:
     """Return the row of one thing, in the form that a state about it alone would have.
 
-    :param shared: problems that others have, too. The state tells all their lines once, the row only the first.
+    :param shared: problems that other things have, too. The state has all lines of such a problem once, the row only
+        the first line.
     """
     brief = [
         Outcome(failure.step, failure.error.splitlines()[0]) if failure.error in shared else failure

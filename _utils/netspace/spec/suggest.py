@@ -172,7 +172,7 @@ def text(
 ) -> str:
     """Return the suggestion as YAML, of at most 80 columns. What is permitted by now is left out.
 
-    A list of a pillar replaces another, so the rules that are there come first.
+    In pillar, a list replaces an earlier one. So the existing rules come first.
 
     :param interface: its interface as it was applied.
     :param host: the host's own addresses, as the environment sees them.
@@ -239,7 +239,7 @@ def _risky(why: Sequence[str]) -> str:
 
 
 def _comment(said: str, indent: int) -> list[str]:
-    """Return a comment. No character of *said* ends its line: programs choose names in it."""
+    """Return *said* as a comment. Programs choose names in it, so its control characters are escaped."""
     return textwrap.wrap(
         printable(said), WIDTH, initial_indent=f"{' ' * indent}# ", subsequent_indent=f"{' ' * indent}# "
     )

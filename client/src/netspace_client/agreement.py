@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WRAP, ENCRYPT = "ECDH-ES+A256KW", "A256GCM"
 TYPE = "netspace-seal"
 MESSAGES = 32
-"""Messages of a session: a thief of the sender's memory can read so many later ones."""
+"""Messages of a session. A thief of the sender's memory can read at most so many later messages."""
 SECONDS = 5.0
 """Seconds after which a session ends. A thief of the sender's memory can read for so long what is sealed later."""
 RECEIVERS = 256
@@ -144,8 +144,8 @@ def decrypt(raw: bytes, mine: Ring, agreed: Agreed, sender: str) -> Decrypted:
     """Decrypt a message.
 
     :param mine: our own keys, for which alone *agreed* remembers.
-    :param sender: who is said to have sent it.
-    :raises SealError: it isn't encrypted for one of our keys in the only form that is accepted, or was changed.
+    :param sender: the sender, as its link names it.
+    :raises SealError: it isn't encrypted for one of our keys, has another form than the accepted one, or was changed.
     :raises UnknownKey: our key is unknown; newer files of the host might have it.
     """
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -186,7 +186,7 @@ def _ephemeral(key: Any) -> Mapping[str, str]:
     members = {name: key.get(name) for name in ("kty", "crv", "x", "y")} if isinstance(key, dict) else {}
     texts = {name: one for name, one in members.items() if isinstance(one, str) and len(one) <= 64}
     if len(texts) != 4:
-        raise SealError("its ephemeral key is none")
+        raise SealError("its ephemeral key is not a key")
     if (texts["kty"], texts["crv"]) != ("EC", "P-256"):
         raise SealError("its ephemeral key isn't on P-256")
     return texts

@@ -169,7 +169,7 @@ class Arrivals:
 
     def _stray(self) -> None:
         self.strays += 1
-        log.warning("a message of nobody who is declared to send was put with the dead letters")
+        log.warning("a message from an undeclared sender became a dead letter")
 
     # -- checking -------------------------------------------------------------------------
     async def sort(self) -> None:
@@ -198,7 +198,7 @@ class Arrivals:
         except _Later:
             return False
         except Exception:  # one message must not block the others
-            log.exception("a message can't be judged; it is with the dead letters")
+            log.exception("a message can't be judged; it became a dead letter")
             self._not_taken(delivery, "reject")
             return True
         if message is not None:
@@ -267,7 +267,7 @@ class Arrivals:
         if found is not None:
             return found
         if not self._host.card.queues:
-            raise NotDeclared(f"{self._host.card.name} has no mailbox: no link of its is declared")
+            raise NotDeclared(f"{self._host.card.name} has no mailbox: it has no declared link")
         loop = asyncio.get_running_loop()
         waiter: Waiter[Message] = Waiter(wanted, loop.create_future())
         late = None if timeout is None else loop.call_later(timeout, _late, waiter, timeout)
@@ -293,7 +293,7 @@ class Arrivals:
             working = self._here.total() - len(self.inbox)
             self.inbox.fail(
                 InboxFull(
-                    f"{len(self.inbox)} messages wait here and {working} are in work, none as asked for: "
+                    f"{len(self.inbox)} messages wait here and {working} are in work, and none matches: "
                     "receive some of them, or raise capacity and memory"
                 )
             )

@@ -22,8 +22,11 @@ from netspace_client.window import SIZE
 WINDOW = 1024
 """The most messages of a batch that are unconfirmed at once."""
 LARGEST = SIZE // 2
-"""The largest window. After a lost connection the whole window is sent again, and a receiver that remembers ``SIZE``
-ids of a sender has to know each of them still, even if others came in between."""
+"""The largest window.
+
+After a lost connection the whole window is sent again, and a receiver that remembers ``SIZE`` ids of a sender has to
+know each of them still, even if others came in between.
+"""
 BYTES = 16 * 1024 * 1024
 """The most bytes of them; one message may always be unconfirmed."""
 
@@ -89,7 +92,7 @@ class Batch:
     ) -> str:
         """Send a message and return its id; wait while ``window`` messages are unconfirmed.
 
-        Messages arrive in the order of the calls. An error that the broker tells of a message is in ``failed``.
+        Messages arrive in the order of the calls. An error that the broker reports for a message is in ``failed``.
 
         :raises NotDeclared: there is no such link.
         :raises Refused: this message is too large or of another type than declared; it wasn't sent.
@@ -170,7 +173,7 @@ class Batch:
         outlet.begin(parcel)
 
     def _told(self, parcel: Parcel) -> None:
-        """Note how a message ended. If its link has a new exchange by now, send the message again by that exchange."""
+        """Record the outcome of a message. If its link has a new exchange by now, send the message again through it."""
         one = self._open.pop(parcel, None)
         if one is None:
             return
@@ -193,7 +196,7 @@ class Batch:
             self._free.set()
 
     def _forget(self) -> None:
-        """Send no message again, and wait for no message: the block was left, or its task is cancelled."""
+        """Stop sending messages again and waiting for them: the block was left, or its task is cancelled."""
         if self._late is not None:
             self._late.cancel()
         for parcel, one in self._open.items():

@@ -62,7 +62,7 @@ def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -
     :raises UnknownKey: the endorser's key is unknown or expired; newer keys of the endorser might help.
     """
     if len(token) > MAX or token.count(".") != 2 or not token.isascii():
-        raise SealError("its endorsement is none")
+        raise SealError("its endorsement is not a token")
     raw = token.encode()
     header = jose.decoded(raw.partition(b".")[0])
     if header.keys() != _HEADER or (header["alg"], header["typ"]) != (jose.SIGN, KIND):
@@ -70,7 +70,7 @@ def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -
     try:
         by = endorser.keys.find("sig", jose.text(header, "kid"))
     except UnknownKey:
-        raise UnknownKey(f"it is endorsed by a key that isn't known to be {endorser.id}'s; {REMEDY}") from None
+        raise UnknownKey(f"its endorsement is signed by a key that isn't known as {endorser.id}'s; {REMEDY}") from None
     if now >= by.until:
         raise UnknownKey(f"the known key of {endorser.id} has expired; {REMEDY}")
     claims = _claims(raw, tuple(by.jwk.items()))
@@ -87,9 +87,9 @@ def checked(token: str, endorser: Endorser, sender: str, kid: str, now: float) -
 def _key(confirmed: Any, kid: str) -> dict[str, str]:
     jwk = confirmed.get("jwk") if isinstance(confirmed, dict) and confirmed.keys() == {"jwk"} else None
     if not isinstance(jwk, dict) or jwk.keys() != _KEY or not all(isinstance(one, str) for one in jwk.values()):
-        raise SealError("its endorsement is of no key")
+        raise SealError("its endorsement contains no key")
     if (jwk["kty"], jwk["crv"], jwk["use"], jwk["kid"]) != ("EC", "P-256", "sig", kid):
-        raise SealError("its endorsement is of another key, or of one for something else")
+        raise SealError("its endorsement is of another key, or of a key for another use")
     return {name: jwk[name] for name in ("kty", "crv", "x", "y")}
 
 

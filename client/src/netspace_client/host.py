@@ -37,7 +37,7 @@ class Host:
             except LinkError as err:
                 if self._card is None:
                     raise
-                log.warning("%s; going on with what it said before", err)
+                log.warning("%s; the previous one stays in use", err)
             self._card_state = state
         return self._card
 

@@ -54,14 +54,14 @@ class Jose:
     def private(self, jwk: Mapping[str, str]) -> EllipticCurvePrivateKey:
         """Return a private key of ours.
 
-        :raises ValueError: it is none.
+        :raises ValueError: it is not a private key.
         """
         return self._private(jwk["x"], jwk["y"], jwk["d"])
 
     def public(self, jwk: Mapping[str, str]) -> EllipticCurvePublicKey:
         """Return a public key that is used often.
 
-        :raises ValueError: it is none, or not on the curve.
+        :raises ValueError: it is not a key, or not on the curve.
         :raises SealError: it isn't in base64url.
         """
         return self._public(jwk["x"], jwk["y"])
@@ -92,12 +92,12 @@ class Jose:
 
         The caller has to check the header: above all, that its algorithm is ``SIGN``.
 
-        :raises SealError: the signature is none of this key for just these bytes.
+        :raises SealError: this key did not sign exactly these bytes.
         """
         said, _, signature = raw.rpartition(b".")
         halves = segment(signature)
         if said.count(b".") != 1 or len(halves) != 2 * _NUMBER:
-            raise SealError("its signature doesn't hold: it is none of ES256")
+            raise SealError("its signature doesn't hold: it isn't one by ES256")
         pair = (int.from_bytes(half, "big") for half in (halves[:_NUMBER], halves[_NUMBER:]))
         try:
             self.public(key).verify(self._utils.encode_dss_signature(*pair), said, self._way)
@@ -122,7 +122,7 @@ def encoded(raw: bytes) -> bytes:
 def segment(text: bytes) -> bytes:
     """Decode base64url, only in its canonical spelling.
 
-    :raises SealError: it is something else, or spelled otherwise.
+    :raises SealError: it is not base64url, or not in canonical spelling.
     """
     try:
         raw = binascii.a2b_base64(text.translate(_FROM_URL) + b"=" * (-len(text) % 4))

@@ -72,12 +72,12 @@ class Monitor:
         """
         while not self._changes:
             if self._over:
-                raise Revoked(f"the link to {self.peer} is no more")
+                raise Revoked(f"the link to {self.peer} is revoked")
             self._news.clear()
             try:
                 await asyncio.wait_for(self._news.wait(), timeout)
             except asyncio.TimeoutError:
-                raise Timeout(f"nothing became of {self.peer} within {timeout:g} s") from None
+                raise Timeout(f"the state of {self.peer} didn't change within {timeout:g} s") from None
         return self._changes.popleft()
 
     async def down(self, timeout: float | None = None) -> Change:

@@ -28,7 +28,7 @@ class Unroutable(LinkError):
 
 
 def _nobody(parcel: Parcel) -> None:
-    """Tell nobody."""
+    """Do nothing."""
 
 
 class Parcel:
@@ -36,9 +36,9 @@ class Parcel:
 
     :ivar tell: called once with the parcel, when it is confirmed or has failed.
     :ivar error: the reason of its failure; None: it is confirmed.
-    :ivar sent: it was published, and may have arrived. Set it for one that continues such a message.
+    :ivar sent: it was published, and may have arrived. Set it for a parcel that continues such a message.
     :ivar repeated: it was published again, so the receiver's queue may have it twice.
-    :ivar doubtful: the broker never said what became of an earlier copy. One that it refused isn't doubtful.
+    :ivar doubtful: the broker never confirmed or refused an earlier copy.
     """
 
     __slots__ = (
@@ -188,7 +188,7 @@ class Outlet:
         parcel.finish(error)
 
     def _next(self, wire: Wire) -> None:
-        """Send the next suspect message, if suspects go singly and none is under way; after the last, the rest."""
+        """If suspects are sent one at a time and none is unconfirmed, send the next one; after the last, all others."""
         if not self._suspects or wire is not self._wire or self._sent:
             return
         first = next((parcel for parcel in self._pending if not parcel.settled), None)

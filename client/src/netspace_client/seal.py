@@ -120,7 +120,7 @@ def seal(
     except UnknownKey as err:
         if not afar:
             raise
-        raise UnknownKey(f"no key of {envelope.receiver} is good now; {endorsement.REMEDY}") from err
+        raise UnknownKey(f"no key of {envelope.receiver} is valid now; {endorsement.REMEDY}") from err
     stamp = round(now, 3)
     signed = {
         "alg": jose.SIGN,
@@ -170,7 +170,7 @@ def open_sealed(
     found = agreement.decrypt(raw, mine, agreed, envelope.sender)
     inner = found.text
     if inner.count(b".") != 2:
-        raise SealError("what is in it isn't signed")
+        raise SealError("its content isn't signed")
     header = jose.decoded(inner.partition(b".")[0])
     if header.keys() != (_SIGNED if endorser is None else _ENDORSED) or header.get("alg") != jose.SIGN:
         raise SealError(f"signed in another way: {sorted(map(str, header))[:12]}"[:200])
@@ -186,9 +186,9 @@ def open_sealed(
     if not (jose.is_time(at) and jose.is_time(until)):
         raise SealError("it has no time")
     if not (at <= now + SKEW and now < until <= at + LIFE + 1):
-        raise SealError(f"it doesn't hold now: sealed {now - at:.0f} s ago, for {until - at:.0f} s")
+        raise SealError(f"it is not valid now: sealed {now - at:.0f} s ago, for {until - at:.0f} s")
     if endorsed is not None and not (endorsed.begins <= at + SKEW and until <= endorsed.ends):
-        raise SealError("it was sealed before its key was endorsed, or for longer than it is")
+        raise SealError("it was sealed before its key was endorsed, or is valid for longer than the endorsement")
     opened = Opened(body, text(header, "cty"), float(at))
     agreed.remember(envelope.sender, found.header, found.key)
     return opened

@@ -234,11 +234,11 @@ def _told(err: BaseException) -> tuple[type[Unreachable], str]:
     cause = err.__cause__ or err
     said = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
     if isinstance(err, aiormq.exceptions.AuthenticationError | aiormq.exceptions.ProbableAuthenticationError):
-        return NotAdmitted, f"it is there and doesn't let us in; its host has to declare the link and apply: {err}"
+        return NotAdmitted, f"the broker refuses our log-in; its host has to declare the link and apply: {err}"
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return Unreachable, f"who is there isn't whom the card names: {said}"
+        return Unreachable, f"the certificate that came isn't the broker's, as the card names it: {said}"
     if isinstance(cause, ssl.SSLError) and "alert" in str(cause).lower():
-        return NotAdmitted, f"it is there and doesn't take our certificate; its host has to know our authority: {said}"
+        return NotAdmitted, f"the broker refuses our certificate; its host has to know our authority: {said}"
     if isinstance(cause, ConnectionResetError):
-        return Unreachable, f"it is down, or on a host out of reach or without any link with ours: {said}"
+        return Unreachable, f"it is down, its host can't be reached, or its host has no link with ours: {said}"
     return Unreachable, said

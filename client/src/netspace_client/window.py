@@ -46,7 +46,7 @@ class Window:
         return identity in self._seen.get(sender, ())
 
     def too_old(self, sender: str, at: float) -> bool:
-        """Return whether a message of *sender* that was sealed *at* that time may be one whose id was forgotten."""
+        """Return whether a message that *sender* sealed at the time *at* may be one whose id was forgotten."""
         return sender in self._floors and at <= self._floors[sender]
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
 """Messages of one channel, past aiormq: published, confirmed, delivered and settled without a task for each.
 
 aiormq opens, closes and supervises connections and channels, and reads the frames that aren't about messages. Its
-reader is given a stream that keeps those frames back that a :class:`Wire` takes. Frames to be sent are gathered while
-the event loop works on what has arrived, and then written at once: one record of TLS and one system call for many.
+reader gets a stream without the frames that a :class:`Wire` takes. Frames to be sent are gathered while the event loop
+works on what has arrived, and then written at once: one record of TLS and one system call for many.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Wire:
 
 
 def _nobody() -> None:
-    """Tell nobody: more frames follow."""
+    """Do nothing: more frames follow."""
 
 
 class Receiver(aiormq.connection.FrameReceiver):

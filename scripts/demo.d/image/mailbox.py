@@ -1,8 +1,7 @@
-"""A small client over pika, by which a program in an environment sends, asks and answers.
+"""A small client based on pika, with which a program in an environment sends, asks and answers.
 
-All it knows it reads from /run/netspace (see docs/environment-json.md). It declares
-nothing at the broker: what it may use stands already, and the rest is refused. The
-sender of a message is the exchange that it came from, which nobody can forge.
+It reads all names from /run/netspace (see docs/environment-json.md). It declares no object at the broker: those that it
+may use exist already. The exchange of a delivery identifies its sender, and can't be forged.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ CARD = "/run/netspace/environment.json"
 
 
 class Refused(Exception):
-    """The broker won't let this environment do that."""
+    """Error: the broker refused a request of this environment."""
 
 
 def read_card():
@@ -36,9 +35,9 @@ def log(text):
 
 @contextlib.contextmanager
 def channel(card, to=None):
-    """A channel that confirms each message; a new connection, as the credentials are now.
+    """Return a channel that confirms each message, on a new connection with the current credentials.
 
-    To the environment's own broker, or to that of a peer on another host.
+    It leads to the environment's own broker, or to that of a peer on another host.
     """
     broker = (peer(card, to).get("broker") if to else None) or card["broker"]
     # Read each time: certificates are replaced long before they run out.
@@ -68,9 +67,9 @@ def channel(card, to=None):
 
 
 def forever(serve, whom=None):
-    """Run ``serve(card, channel)``; after an error with a new connection, and a card read anew.
+    """Run ``serve(card, channel)`` forever: after an error, read the card again, and use a new connection.
 
-    ``whom(card)`` names the peer that it talks to; without it, it reads its own mailbox.
+    ``whom(card)`` returns the peer to connect to; without it, the program reads its own mailbox.
     """
     # The first process of an environment gets no signal that it doesn't handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -88,9 +87,9 @@ def forever(serve, whom=None):
 
 
 def publish(opened, exchange, text, key="", **properties):
-    """Send *text* and wait until the broker has it.
+    """Send *text*, and wait for the broker's confirmation.
 
-    :raises Refused: when this environment has no such link, or the mailbox takes no more.
+    :raises Refused: when this environment has no such link, or the mailbox is full.
     """
     try:
         opened.basic_publish(exchange, key, text.encode(), pika.BasicProperties(**properties), mandatory=True)
@@ -101,7 +100,7 @@ def publish(opened, exchange, text, key="", **properties):
 
 
 def peer(card, name):
-    """Return the card's entry for *name*; where there is none, one with the exchange that it would have."""
+    """Return the card's entry for *name*; if there is none, a made-up one, with the exchange that a link would have."""
     for entry in card["peers"]:
         if entry["to"] == name:
             return entry
@@ -109,7 +108,7 @@ def peer(card, name):
 
 
 def shop(card):
-    """Return the peer that may be asked; where there is none, one that may be sent to."""
+    """Return the peer with a request link; if there is none, a peer with another link."""
     askable = [entry["to"] for entry in card["peers"] if "replies" in entry]
     return next(iter(askable or [entry["to"] for entry in card["peers"]]))
 
@@ -121,7 +120,7 @@ def send(card, opened, to, text):
 def ask(card, opened, to, text, timeout=5.0):
     """Send a request along a declared link and return the answer.
 
-    The replies queue is the environment's, so its programs take turns.
+    All programs of the environment share the replies queue, so they take turns.
     """
     replies = peer(card, to)["replies"]
     key = secrets.token_hex(16)
@@ -145,7 +144,7 @@ def ask(card, opened, to, text, timeout=5.0):
 
 
 def letters(card, opened):
-    """Yield what comes into any of the queues that the card names, for good."""
+    """Yield the messages of all queues in the card, forever."""
     waiting = []
     for queue in card["queues"]:
         opened.basic_consume(queue, lambda _, *letter: waiting.append(letter))
@@ -156,7 +155,7 @@ def letters(card, opened):
 
 
 def serve(card, opened, answer):
-    """Read all mail for good; ``answer(sender, text)`` gives the reply, where one is wanted."""
+    """Read all mail forever; ``answer(sender, text)`` returns the reply to a request."""
     senders = {entry["exchange"]: entry for entry in card["senders"]}
     opened.basic_qos(prefetch_count=16)
     for method, properties, body in letters(card, opened):
@@ -178,7 +177,7 @@ def serve(card, opened, answer):
 
 
 def once(action, whom=None):
-    """Print what ``action(card, channel)`` returns; exit 1 with the broker's words where it refuses."""
+    """Print the result of ``action(card, channel)``; if the broker refuses, print its reason and exit with 1."""
     card = read_card()
     try:
         with channel(card, whom(card) if whom else None) as opened:

@@ -1,4 +1,4 @@
-"""The demo's shop: keeps a tally of what was sent, and answers what is asked."""
+"""The demo's shop: counts messages by sender, and answers requests."""
 
 import mailbox
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The shop's orders, over netspace-client: answers each question in its mailbox."""
+"""The program of ``orders``, with netspace-client: it answers each request in its mailbox."""
 
 import asyncio
 import signal

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The shop's web, over netspace-client: asks 'orders' what its arguments say, once; without arguments it waits."""
+"""The program of ``web``, with netspace-client: it asks 'orders' its arguments, once; without arguments it waits."""
 
 import asyncio
 import signal

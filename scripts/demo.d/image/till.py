@@ -1,4 +1,4 @@
-"""The demo's till: tells 'orders' of a sale every ten seconds, or once sends its arguments.
+"""The demo's till: sends a sale to 'orders' every ten seconds; or, with arguments, sends these once.
 
 usage: till.py [TO TEXT...]
 """

@@ -1,4 +1,4 @@
-"""The demo's web: asks 'orders' every ten seconds, or once what its arguments say."""
+"""The demo's web: sends a request to 'orders' every ten seconds; or, with arguments, sends these once."""
 
 import sys
 

@@ -108,7 +108,7 @@ def make_tpm() -> Iterator[Callable[[Factory | None], SoftwareTpm]]:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """A host for one test: an id, a boot."""
+    """A host for one test, with a machine id and a boot id."""
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     boot(tmp_path, "first")

@@ -1,4 +1,4 @@
-"""The attestation plugins, called by Salt's own loader like an operator's calls."""
+"""The attestation plugins, called through Salt's own loader, as by an operator."""
 
 from __future__ import annotations
 

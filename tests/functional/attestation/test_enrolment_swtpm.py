@@ -32,7 +32,7 @@ RIGHTS = "ppwrite|ppread|ownerread|authread|no_da|platformcreate"
 
 
 class Minion:
-    """The minion's side, by the library's own attester."""
+    """A minion that answers by the library's own attester."""
 
     def __init__(self, name: str, tcti: str, lock: Path) -> None:
         self.name, self.tcti, self.lock = name, tcti, lock
@@ -245,7 +245,7 @@ def test_a_host_that_judges_itself_takes_a_certificate_by_file(
 def test_a_relayed_tpm_is_not_in_the_inventory(
     registrar: Registrar, minion: Minion, make_tpm: Callable, factory: Factory, tmp_path: Path
 ) -> None:
-    """Refuse a genuine TPM of another machine that root on web1 presents, although all its answers are correct."""
+    """Refuse another machine's genuine TPM, which root on web1 presents, although all its answers are correct."""
     endorsement = minion.run(lambda device: structures.public(device.endorsement().public).fingerprint)
     registrar.listed = tmp_path / "tpms"
     registrar.listed.write_text(f"# racked by hand\nweb1 {endorsement}\n")

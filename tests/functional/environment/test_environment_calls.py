@@ -1,4 +1,4 @@
-"""System calls, really made inside: what the tables refuse the kernel refuses, and no more."""
+"""System calls, made inside an environment: the kernel refuses exactly those that the tables refuse."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def call(host, name, calls, script=CALL):
 
 
 def edges():
-    """Calls that pass only with some arguments: the first and last that pass, their neighbours, and refused values."""
+    """Calls that pass only with some arguments: the first and last passing value, their neighbours, refused values."""
     for name, narrow in NARROWED.items():
         values = {
             *narrow.refused.values(),
@@ -109,7 +109,7 @@ def test_no_program_changes_its_limit_on_core_files(host, debian, profile):
 
 @pytest.mark.parametrize("profile", seccomp.PROFILES)
 def test_every_call_is_answered_as_the_tables_say(host, debian, tmp_path, profile):
-    """The very tables, with errors that only a filter gives: nothing that passes can be mistaken for refused."""
+    """The tables' filter gets errors that only a filter gives, so no other error counts as a refusal."""
     rules = seccomp.profile(profile)
     rules["defaultErrnoRet"] = DENIED
     for rule in rules["syscalls"]:

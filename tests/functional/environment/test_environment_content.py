@@ -1,4 +1,4 @@
-"""Traps that an environment, or a user of the host, leaves where root works: trees without end, links, other mounts."""
+"""Traps for root, left by an environment or a user of the host: endless trees, links, other mounts."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_more_files_than_a_smaller_layer_can_have_are_refused_by_the_plan(host, 
 
 
 def test_a_system_call_profile_can_t_be_swapped_by_another_user_of_the_host(tmp_path):
-    """The folder's owner could put a link there, to a file of root's that lets more through."""
+    """The folder's owner could put a link there to another file of root's, which allows more calls."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as theirs:
         profile = Path(theirs, "profile.json")
         profile.write_text('{"defaultAction": "SCMP_ACT_ERRNO"}')

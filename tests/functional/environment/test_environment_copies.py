@@ -1,4 +1,4 @@
-"""Volumes are copied and put back whole, and only while nobody writes to them."""
+"""Volumes are copied and restored completely, and only while no program writes to them."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def test_what_others_could_have_made_is_refused(stopped, folder, disk):
     copy.symlink_to(folder / "elsewhere")
     refused("a file of root's")
     refused("no copy of a volume", name="web2")
-    refused("no environment is called so", name="../web")
+    refused("not a name of an environment", name="../web")
     refused("an absolute path", Path("backup"))
     (disk / "link").symlink_to(folder)  # whoever owns a folder on its way could lead it elsewhere meanwhile
     refused("an absolute path", disk / "link")
     disk.chmod(0o777)
     try:
         for act in (copies.save, copies.load):
-            with pytest.raises(NetspaceError, match="others of this host can write"):
+            with pytest.raises(NetspaceError, match="other users of this host can write"):
                 act(stopped.layout, stopped.supervisor, "web", str(disk / "backup"))
     finally:
         disk.chmod(0o700)

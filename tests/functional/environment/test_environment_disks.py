@@ -1,4 +1,4 @@
-"""The size of a writable layer and of a volume: exceeded, changed, broken by hand, cut off half-way, removed."""
+"""Sizes of writable layers and volumes: exceeded, changed, damaged by hand, interrupted half-way, removed."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_a_lost_record_does_not_lose_the_layer(host, writable, monkeypatch):
         assert host.kind.recorded()["taker"].base == base
         wanted = {"web": host.desired("web", image=writable, limits=limits)}
         one = step(host, wanted)
-        assert (one.action, one.reason) == ("create", "its record was lost; the layer that is there is kept")
+        assert (one.action, one.reason) == ("create", "its record was lost; its layer is kept")
         assert host.apply(wanted)["web"].error == ""
         assert host.sh("web", "cat /var/d/file; echo more >> /var/d/file && echo ok") == "kept\nok"
         assert host.plan(wanted).steps == []

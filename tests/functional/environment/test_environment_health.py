@@ -1,4 +1,4 @@
-"""Health for real: probed inside, told, waited for, acted upon; order of starts; updates that are taken back."""
+"""Health of real environments: probes, reports, waits, restarts; the order of starts; updates that are taken back."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_a_run_that_was_killed_on_the_way_is_finished_by_the_next(host: Host, mo
     bad = host.desired("web", command=NEVER, health=HASTY)
 
     class Killed(BaseException):
-        """An error that, like SIGKILL, nobody catches."""
+        """An error that stands for SIGKILL: no handler catches it."""
 
     def killed(*_: Any, **__: Any) -> None:
         raise Killed

@@ -1,4 +1,4 @@
-"""Images by their content: every source, built once, the same everywhere, never trusted blindly."""
+"""Images of every source: each is built once, is the same on every host, and is checked before its use."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_a_change_of_it_is_a_planned_restart_that_keeps_the_layer(host: Host, wr
     for wanted in (True, False):
         desired = host.desired("web", image=writable, init=wanted)
         (step,) = host.plan({"web": desired}).steps
-        assert str(step) == "restart environment web (init): process 1 is there from the start to the end"
+        assert str(step) == "restart environment web (init): process 1 is chosen when the environment starts"
         assert host.apply({"web": desired})["web"].error == ""
         assert host.plan({"web": desired}).steps == []
         assert host.sh("web", "cat /var/x; ls -a /").splitlines()[0] == "kept"

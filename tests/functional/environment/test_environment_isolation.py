@@ -1,4 +1,4 @@
-"""An environment has what it was given, and nothing else."""
+"""An environment has only what its declaration gives to it."""
 
 from __future__ import annotations
 
@@ -202,7 +202,10 @@ print(sorted(told), sorted(set(map(str, answers))))
 
 
 def test_nobody_is_told_which_pages_of_a_shared_image_are_cached(host, debian):
-    """Environments share an image's page cache. Calls that ask for cached pages get no answer; timing may tell."""
+    """Environments share an image's page cache.
+
+    Calls that ask for cached pages get no answer; only times may show them.
+    """
     for name in ("one", "two"):
         host.run(name, image=f"dir:{debian}")
     first = host.operations.exec("one", ["/usr/bin/python3", "-c", CACHE])["stdout"]
@@ -316,7 +319,7 @@ def test_files_inside_are_root_s_for_the_group_to_read_and_change(host):
 
 
 def test_no_user_of_the_host_reaches_into_an_environment(host):
-    """Files and sockets left there would be a way that no link declares."""
+    """Files and sockets left there would be a connection that no link declares."""
     host.run("web")
     bundle, run = host.layout.bundle("web"), host.layout.run
     base = host.kind.recorded()["web"].base

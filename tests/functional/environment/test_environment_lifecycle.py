@@ -32,7 +32,7 @@ NOTHING = {"mounts": [], "files": [], "cgroups": [], "processes": []}
 
 
 def fingerprint(*folders: Path) -> dict[str, tuple[int, int, int]]:
-    """Inode, mtime and ctime of everything: equal, when nothing was written."""
+    """Return inode, mtime and ctime of every file: they are equal if nothing was written."""
     found = {}
     for folder in folders:
         for path in [folder, *folder.rglob("*")]:
@@ -273,7 +273,7 @@ def test_operations(host):
     assert [line.split(" ", 1)[1] for line in second] == ["= start", "| started"]
     log = oci_runtime.output(host.layout, "web")
     log_times.remove(log)  # as an earlier version left it
-    with pytest.raises(NetspaceError, match=r"^since: /var/log/netspace/environment-web\.log tells no times of these"):
+    with pytest.raises(NetspaceError, match=r"^since: /var/log/netspace/environment-web\.log has no times for these"):
         host.operations.logs("web", since=600)
     assert host.operations.logs("web", 1, times=True) == {"lines": ["- | started"]}
     with pytest.raises(NetspaceError, match="did you mean web"):
@@ -456,7 +456,7 @@ def test_beside_a_hybrid_cgroup_layout_crun_runs_and_the_mount_stays(host):
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """An error that stands for the end of the process."""
 
 
 FAULTS = [

@@ -38,7 +38,7 @@ def pair(host: Host) -> Host:
 
 @pytest.fixture
 def on_disk(disk: Path) -> Iterator[None]:
-    """The layers lie on the machine's disk: a sandbox's own state folder is memory."""
+    """Put the layers on the machine's disk, because a sandbox's own state folder is in memory."""
     layers = Layout().layers
     folder = disk / "layers"
     folder.mkdir(exist_ok=True)
@@ -136,7 +136,7 @@ def swap(disk: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("swap")
 def test_what_would_fit_with_swap_is_killed_all_the_same(pair):
-    """The neighbour, whose limit on memory and swap is lifted by hand, does fit with the swap: so swap exists."""
+    """Without its limit on memory and swap, the neighbour fits by using swap: so there is swap."""
     if not Path(group(pair, "neighbour")._file("memory.memsw.limit_in_bytes")).exists():
         pytest.skip("the kernel does not account swap in cgroups of version 1; version 2 is tried in a booted machine")
     limits = {"memory": "32M", "tmp": "96M"}
@@ -352,7 +352,7 @@ def test_a_limit_lifted_by_hand_is_seen_and_repaired(host, key, value):
 
 
 def test_environments_together_weigh_less_than_a_program_of_root_s(host):
-    """Whatever they do, an apply, the broker and the forwarder get more of a busy processor."""
+    """Whatever environments do, an apply, the broker and the forwarder get a larger share of a busy processor."""
     host.run("web")
     if Path(cgroups.ROOT, "cgroup.controllers").exists():
         weight, usual, lowered = Path("/sys/fs/cgroup/netspace/cpu.weight"), "100", "25"

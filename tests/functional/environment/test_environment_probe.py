@@ -114,7 +114,7 @@ def weakened(monkeypatch, tmp_path_factory):
 
 
 def test_each_weakness_is_found(host, debian, weakened):
-    """A test of the test: in every group at least one attempt does succeed where the hardening is taken away."""
+    """A test of the test: without the hardening, at least one attempt of every group succeeds."""
     namespace = host.layout.netns_name("web")
     host.namespace("web")
     subprocess.run(["ip", "-n", namespace, "link", "add", "leak0", "type", "veth"], check=True)

@@ -1,4 +1,4 @@
-"""Rolling updates: a second instance beside the first; nobody notices a failed update; a killed run is repaired."""
+"""Rolling updates: a second instance beside the first; a failed update disturbs nobody; a killed run is repaired."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def left(host: Host) -> list[str]:
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, host: Host) -> list[tuple[str, set[str], bool]]:
-    """Watch four steps; each adds the step, the services with a process, and whether the list says ``updating``."""
+    """Watch four steps. Each adds its name, the services with a process, and the value of ``updating`` to the list."""
     seen: list[tuple[str, set[str], bool]] = []
 
     def before(step: str) -> None:
@@ -118,7 +118,7 @@ def test_one_that_fails_is_never_noticed(runs: Host, script: str, reason: str) -
     before = runs.kind.list()["web"]
     bad = desired(runs, script, update={"deadline": 1 if script == STAY else 60})
     outcome = runs.apply({"web": bad})["web"]
-    assert f"the update was not made: started beside the one that runs on, {reason}" in outcome.error
+    assert f"the update was not made: its second instance failed: {reason}" in outcome.error
     assert runs.kind.list()["web"] == before
     assert [one for one in left(runs) if "/log/" not in one] == []
     # It is not tried again, and a retry tries it.
@@ -179,7 +179,7 @@ def test_two_are_never_beside_where_they_would_share_something(runs: Host, tmp_p
 
 def test_a_stop_by_hand_ends_what_a_killed_run_left_beside(runs: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(BaseException):
-        """An error that, like SIGKILL, nobody catches."""
+        """An error that stands for SIGKILL: no handler catches it."""
 
     def killed(*_: Any) -> None:
         raise Killed

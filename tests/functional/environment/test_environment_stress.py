@@ -2,8 +2,8 @@
 
 A sample by default, of another profile and other stressors each day (``NETSPACE_SEED`` chooses
 the day). ``NETSPACE_STRESS=all`` runs each of them under each profile, in about half an hour;
-a list (``NETSPACE_STRESS=fork,pty``) runs those. What started is printed (``-s``), and appended, a line
-of JSON for each, to the file that ``NETSPACE_STRESS_REPORT`` names.
+a list (``NETSPACE_STRESS=fork,pty``) runs those. Each stressor that started is printed (``-s``), and appended as a line
+of JSON to the file that ``NETSPACE_STRESS_REPORT`` names.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_what_it_is_handed_or_is_itself_is_changed_by_a_restart(host: Host, kern
     later = host.desired("tiny", files={"a": b"second"}, **keys)
     (step,) = host.plan({"tiny": later}).steps
     assert (step.action, list(step.changes)) == ("restart", ["files:handout.tar"])
-    assert step.reason == "a kernel reads what it is handed when it starts"
+    assert step.reason == "a kernel reads its files only when it starts"
     assert host.apply({"tiny": later})["tiny"].error == ""
     written(host, "disk: a second")
 

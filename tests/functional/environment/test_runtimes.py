@@ -1,4 +1,4 @@
-"""The same declaration under each runtime: it runs, is bounded, answers and stops, and can change the runtime."""
+"""One declaration under each runtime: the environment runs, is bounded, answers, stops, and can change its runtime."""
 
 from __future__ import annotations
 

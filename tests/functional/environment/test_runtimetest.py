@@ -1,7 +1,7 @@
 """The OCI project's ``runtimetest``, run inside, finds only the deviations that the docs declare.
 
-``scripts/runtimetest`` builds it from Debian's source package, and ``scripts/test`` runs that; where it
-could not be built (there is no network), this is skipped.
+``scripts/test`` runs ``scripts/runtimetest``, which builds the tool from Debian's source package. If it was not built
+(without a network), these tests are skipped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Accidents on a host (scarce resources, lost files, programs that hang) end with a clear error or a repair.
 
-After each of them the next apply, with no help between, makes the host as declared, and the
-teardown leaves it as it was, with all that is somebody else's.
+After each accident, the next apply makes the host as declared, without any help. The teardown removes everything of
+netspace, and nothing of others.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def converge(declared: Declared) -> list[str]:
 
 
 def mends(declared: Declared) -> None:
-    """Check that the next apply repairs all, and that the one after it has nothing to do."""
+    """Check that the next apply repairs everything, and that a further one has nothing to do."""
     assert converge(declared) == []
     planned = faultpoints.run(lambda: faults_host.converge(declared, test=True), traced=False)
     assert planned.value == {"steps": [], "errors": []}
@@ -297,7 +297,7 @@ def test_what_is_frozen_is_told_and_goes_on_with_the_next_apply(world: World, wh
         until(lambda: host.environments.list()["b"]["state"] == "failed")
     elif what == "watch":
         assert (row["state"], row["health"]) == ("running", "unknown") and "watch of health" in row["problem"]
-        assert any("what watches its health does not run" in step for step in planned), planned
+        assert any("the service that watches its health does not run" in step for step in planned), planned
     else:
         assert row["state"] == "frozen" and f"kill -CONT {pids[what]}" in row["problem"]
         assert [event["event"] for event in events] == ["frozen"]
@@ -471,7 +471,7 @@ def test_two_hundred_environments_at_once(world: World) -> None:
     done = threading.Event()
 
     def watch() -> None:
-        """Note the threads and descriptors of each Python process, again and again."""
+        """Record the threads and descriptors of each Python process, repeatedly."""
         while not done.wait(0.02):
             for entry in os.listdir("/proc"):
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""One declaration becomes one host: what README and the states promise, by Salt's command line."""
+"""One declaration makes one host, by Salt's command line: the promises of README and the states."""
 
 from __future__ import annotations
 

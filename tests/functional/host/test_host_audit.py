@@ -1,4 +1,4 @@
-"""``netspace_environment.audit``: a throw-away twin, whatever the image contains, of which nothing is left behind."""
+"""``netspace_environment.audit``: a throw-away twin is made of any image, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of ours that are damaged, and traps laid where we write: named or repaired, never followed, never fatal."""
+"""Damaged files of netspace, and traps at its paths: each is reported or repaired, and no link is followed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_damaged_record_is_repaired_or_named_with_the_remedy(declared: Declare
 
 
 def test_a_link_planted_where_we_write_is_not_followed(world: World) -> None:
-    """Somebody could once write to these paths: the file to which the planted links point stays unchanged."""
+    """An attacker could write to these paths before, and left links there: their target stays unchanged."""
     assert teardown() == []
     target = world.others / "file"
     before = (target.read_bytes(), *_marks(target))

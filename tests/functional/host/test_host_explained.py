@@ -1,4 +1,4 @@
-"""``netspace.explain``, tables and metrics, on a host where things go wrong, as an operator's terminal shows them."""
+"""``netspace.explain``, tables and metrics of a host with problems, as an operator's terminal shows them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def host(salt: Salt, image: Path) -> Iterator[Salt]:
 
 @contextlib.contextmanager
 def declared(salt: Salt, declaration: dict[str, Any]) -> Iterator[None]:
-    """Have the pillar say something else for a while."""
+    """Replace the declaration in pillar during the context."""
     before = (salt.pillar / "declared.sls").read_text()
     salt.declare(declaration)
     try:

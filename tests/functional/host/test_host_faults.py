@@ -1,13 +1,12 @@
 """SIGKILL between any two steps: each state-changing system call of an apply is a fault point.
 
-A cycle is: from nothing, changes, a reboot, a removal, the teardown. In each of them the run is
-killed at one point and run again with no help between; then nothing more is planned, and
-the host looks as after a run that nobody killed: nothing lost, nothing leaked, nothing of
-another's touched. The next cycle takes the next points, until there are none.
+A cycle has these runs: from nothing, changes, a reboot, a removal, the teardown. Each run is killed at one point, and
+then run again without any help. After that, no step is planned, and the host is as after a run that was not killed:
+nothing is lost or left over, and nothing of others is changed. The next cycle takes the next points, until there are
+none left.
 
-By default a step that is done many times (for each environment, for each file of the library)
-is tried once, and of these kinds of steps each sixth one: the others on the next five days.
-``NETSPACE_FAULTS=kinds`` tries each kind, ``all`` each step.
+A step that is done many times (for each environment, for each file of the library) is tried once by default. A day
+tries a sixth of all kinds of steps, so six days try all. ``NETSPACE_FAULTS=kinds`` tries each kind, ``all`` each step.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ class Scenario:
     """One way of changing a host.
 
     :param act: does it, in a fork; returns ``steps`` and ``errors``.
-    :param then: what is declared afterwards, None for nothing.
-    :param before: makes what it starts from.
+    :param then: the declaration afterwards; None: there is none.
+    :param before: makes the state with which the scenario starts.
     """
 
     name: str
@@ -78,7 +77,7 @@ def scenarios(world: World) -> list[Scenario]:
 
 
 def chosen(run: faultpoints.Run) -> list[Point]:
-    """Return the points that are tried: all, or of each kind of step the first, of these today's share."""
+    """Return the points to try: all, or the first point of each kind of step, or today's share of these."""
     points = [point for point in run.changing if not point.what.startswith(SAME_AS_BEFORE)]
     if points and points[-1].what == "write pipe":
         points.pop()  # that is the run's own report

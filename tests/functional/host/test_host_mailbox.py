@@ -1,4 +1,4 @@
-"""The health of a mailbox's reader, from a real broker: healthy while it reads, else it is ended and started again."""
+"""Health by mailbox, with a real broker: an environment that stops reading its mailbox is restarted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def reader(salt: Salt) -> dict[str, Any]:
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """Process ids to which tests add stopped processes. These go on after the test, even if it fails."""
+    """A list for the ids of processes that a test stops. After the test, they are continued, even if it failed."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -100,7 +100,7 @@ def test_what_reads_its_mailbox_is_healthy_and_what_stops_is_restarted(
 
 
 def test_an_update_that_does_not_read_is_taken_back_though_the_one_before_did(salt: Salt, image: Path) -> None:
-    """A count that the broker still keeps of the former program says nothing of the new one."""
+    """The broker may still count the former program's consumer; this count must not make the new program healthy."""
     all_true(salt.apply(declared(image)))
     assert salt("netspace_environment.wait", "reader", "timeout=120")["reader"]["health"] == "healthy"
     deaf = declared(image, IDLE, update={"deadline": 30})

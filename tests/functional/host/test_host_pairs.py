@@ -1,11 +1,12 @@
-"""From any declaration to any other in one apply: the host is then as if only the second had ever been declared.
+"""One apply leads from any declaration to any other: the host is then as if only the second had ever been applied.
 
-Some declarations are applied from nothing, one after another, with a teardown after each: that shows how the host is to
-look. Then a tour leads from each of them to each other one, so each pair costs one apply. Each apply succeeds at once,
-and leaves nothing to do, nothing of those before it, nothing of another's touched.
+First, some declarations are applied to an empty host, with a teardown after each. This shows the wanted state of the
+host for each declaration. Then a tour leads from each declaration to each other one, so a pair costs one apply. Each
+apply must succeed at the first try, and leave nothing to do. Nothing of earlier declarations may be left, and nothing
+of others changed.
 
 ``NETSPACE_PAIRS`` is the number of pairs, ``NETSPACE_SEED`` the seed of the first tour, by default the number of the
-day. A failure prints what repeats its pair alone: ``NETSPACE_SEED=20786 NETSPACE_PAIR=3,5``.
+day. A failure prints the settings that repeat only its pair: ``NETSPACE_SEED=20786 NETSPACE_PAIR=3,5``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ KEYS = (f"{LAYOUT.records('link')}/authority.json", f"{LAYOUT.state}/seals/")
 
 
 class Host(World):
-    """A host with parents for every kind of interface; its observed state leaves out what its history may change.
+    """A host with parents for every kind of interface. Its observed state leaves out values that depend on its history.
 
     :ivar stopped: environments that are declared to be stopped: they may have run before.
     :ivar own: netspace's own broker, if that was applied last.
@@ -115,7 +116,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def nothing(world: Host) -> dict[str, Any]:
-    """The host's state before any declaration, but after a teardown, because a teardown leaves some things behind."""
+    """The host's state without any declaration. It is observed after a teardown, which leaves some things behind."""
     removed()
     return world.rested()
 
@@ -153,7 +154,7 @@ def removed() -> None:
 class Tour:
     """Declarations by number, and for each one the host's state if nothing was declared before.
 
-    :ivar told: what is wrong.
+    :ivar told: the problems that were found.
     """
 
     world: Host
@@ -196,7 +197,10 @@ class Tour:
         return wrong
 
     def follow(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Go from declaration to declaration. After a failure, try its pair alone, then go on from its second one."""
+        """Go from declaration to declaration.
+
+        After a failure, try only that pair, then continue from its second declaration.
+        """
         self.begin(pairs[0][0])
         for number, (first, second) in enumerate(pairs):
             wrong = self.step(second)

@@ -1,4 +1,4 @@
-"""``audit: true``: what an environment is refused is recorded, and the suggestion permits that, and nothing else."""
+"""``audit: true``: the refusals of an environment are recorded, and the suggestion permits exactly these."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def audited(salt: Salt, image: Path, clean: None) -> Iterator[dict[str, Any]]:
 
 
 def merged(declared: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Return *declared* with *more*, as pillars are merged: a list replaces another."""
+    """Return *declared* with *more*, merged like pillars: a later list replaces an earlier one."""
     found = dict(declared)
     for key, value in more.items():
         found[key] = merged(found[key], value) if isinstance(value, dict) and key in found else value

@@ -1,4 +1,4 @@
-"""A client asks all the time while the answering program is updated: no question is lost, even if the update fails."""
+"""A client sends requests while the answering program is updated: none is lost, even if the update fails."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_no_question_is_lost_by_an_update_and_a_failed_one_is_not_noticed(salt: 
     asker = declared(image, "one")
     asker["environments"]["web"]["env"] = {"A": "1"}
     planned = salt.apply(asker, "test=True")["netspace environments"]
-    assert "the answer to a question of one could reach the other" in planned["comment"], planned
+    assert "an answer to one instance could reach the other" in planned["comment"], planned
 
     states, counted = meanwhile(salt, lambda: salt.apply(declared(image, "two")))
     all_true(states)
@@ -107,7 +107,7 @@ def test_no_question_is_lost_by_an_update_and_a_failed_one_is_not_noticed(salt: 
     states, counted = meanwhile(salt, lambda: salt.apply(deaf))
     failed = states["netspace environments"]
     assert failed["result"] is False
-    assert "the update was not made: started beside the one that runs on, it was not healthy" in failed["comment"]
+    assert "the update was not made: its second instance failed: it was not healthy" in failed["comment"]
     assert set(counted["by"]) == {"two"}
     assert salt("netspace_environment.list") == second
     again = salt.apply(deaf)["netspace environments"]

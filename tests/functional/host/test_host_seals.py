@@ -1,4 +1,4 @@
-"""Programs know at once the keys that another host gives for sealed links, without any restart."""
+"""Programs get another host's keys for sealed links at once, without a restart."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Other:
         )
 
     def heard(self, text: str) -> bundle.Bundle:
-        """Return the bundle of h1's that this host reads in *text* and believes."""
+        """Return the bundle of h1 that this host accepts from *text*."""
         name, found = bundle.opened(text, self.broker, self.known, time.time())
         assert name == "h1"
         return found

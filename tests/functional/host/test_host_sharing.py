@@ -1,4 +1,4 @@
-"""Nothing is shared: a program inside an environment tries to break out, and every attempt fails."""
+"""A program in an environment tries to break out of it; every attempt fails."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def outside():
 
 
 def aim(salt, declared):
-    """Return the targets that the attacker is told: far more than a real one would know."""
+    """Return the targets for the attacker: far more than a real one would know."""
     interfaces = salt("netspace_interface.list")
     broker = declared.get("broker", {})
     called = names.ensure(Layout(), LocalBroker())
@@ -162,7 +162,7 @@ def test_every_attempt_to_break_out_fails(salt, image, outside):
 
 
 def test_the_probe_finds_what_a_plain_process_can_do():
-    """A test of the test: the same probe as a plain user of the host, without isolation, does succeed."""
+    """A test of the test: run by a plain user of the host, without isolation, the same probe succeeds."""
     target = {"peer": PEER, "host": {"addresses": ["127.0.0.1"], "port": HOST_PORT}}
     with socket.create_server(("127.0.0.1", HOST_PORT)):
         done = subprocess.run(
@@ -188,7 +188,7 @@ def test_the_probe_finds_what_a_plain_process_can_do():
 
 
 def test_one_system_call_let_through_is_found(salt, image, tmp_path):
-    """Loosen the profile by one family of calls, in an environment with all other hardening."""
+    """Allow one more family of calls in the profile, and keep all other hardening."""
     library = tmp_path / "loose"
     subprocess.run(["cp", "-r", str(CHECKOUT / "_utils"), str(library)], check=True)
     seccomp = library / "netspace/environment/container/seccomp.py"

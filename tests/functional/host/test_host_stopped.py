@@ -35,7 +35,7 @@ def states(salt: Salt) -> dict[str, str]:
 
 
 def applied(salt: Salt, declared: dict[str, Any]) -> dict[str, Any]:
-    """Apply after a test that tells the same, and before an apply with nothing to do; return the changes."""
+    """Apply; return the changes. A dry run before has the same changes, and a second apply has none."""
     tested = salt.apply(declared, "test=True")
     assert tested["netspace environments"]["result"] is None
     made = salt.apply(declared)

@@ -1,4 +1,4 @@
-"""Kind ``tap`` from within: a program without any capability has the environment's device and no other device."""
+"""Kind ``tap``, seen from inside: a program without capabilities can use the environment's device, and no other."""
 
 from __future__ import annotations
 

@@ -172,7 +172,10 @@ def test_a_declared_stop_waits_for_no_trust(salt, image, tpm):
 
 
 def test_what_runs_without_trust_is_not_made_anew_whatever_changes(salt, image, tpm, tmp_path):
-    """The program runs on despite another image or hardening, a damaged root, or a lost namespace. No rule is added."""
+    """The program keeps running despite a new image or hardening, a damaged root, or a lost namespace.
+
+    No rule is added.
+    """
     own = shutil.copy(image, tmp_path / "vault.tar")
     wanted = vault(image, policy="prefer", minimum="L2", tpm=tpm)
     spec = wanted["environments"]["vault"]

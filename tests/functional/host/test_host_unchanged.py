@@ -1,4 +1,4 @@
-"""An apply with nothing to do changes nothing: counted by system calls, not by time."""
+"""An apply with nothing to do changes nothing: its system calls are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host with an "outside" of its own: a namespace at the other end of a wire."""
+"""A host, and a machine outside of it: a namespace at the other end of a veth pair."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def bench() -> Iterator[Bench]:
 
 @pytest.fixture
 def one_processor() -> Iterator[None]:
-    """Use one processor only: each has a backlog of packets, and only within one backlog packets keep their order."""
+    """Use only one processor: each has its own backlog, and packets keep their order only within one backlog."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {random.choice(sorted(before))})
     yield

@@ -68,7 +68,7 @@ class Attack:
         return ip(one, other, UDP, udp(one, other, port, data))
 
     def arrived(self, *known: bytes) -> set[bytes]:
-        """Return the tags of *known* that arrived anywhere before an honest datagram arrived."""
+        """Send an honest datagram, and return the tags of *known* that arrived anywhere before it."""
         self.send(self.datagram("ipv4", MARK))
         seen = self.outside.until(MARK)
         return tags([*seen, *self.neighbour.received()], known)
@@ -283,7 +283,7 @@ def test_redirects_never_reach_the_hosts_stack(attack: Attack, family: str) -> N
 
 
 def test_an_address_borrowed_without_any_right(bench: Bench, outside: Path) -> None:
-    """IPv6 lets any program bind an address that isn't there (IPV6_FREEBIND) and send from it."""
+    """IPv6 lets any program bind a foreign address (IPV6_FREEBIND) and send from it."""
     bench.make(a=veth({"direction": "out", "cidr": WORLD["ipv6"], "protocol": "udp"}), b=veth())
     forged, far = bench.address("b", "ipv6"), WIRE["ipv6"][1]
 

@@ -1,4 +1,4 @@
-"""Kinds whose packets the host's own table never sees: a table in the environment's namespace filters them."""
+"""Kinds whose packets don't pass the host's table: a table in the environment's namespace filters them."""
 
 from __future__ import annotations
 

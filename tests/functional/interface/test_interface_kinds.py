@@ -1,7 +1,7 @@
 """Kinds of interface on an external network, with real packets: the outside is a namespace behind the host's NIC.
 
-Kinds that this kernel lacks are skipped, with the reason; that they are refused in words, whatever
-the kernel has, is tested besides.
+Kinds that this kernel lacks are skipped, with the reason. One test checks, on any kernel, that a missing kind is
+refused with a clear message.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ families = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 class Lan:
     """One kind on its network.
 
-    :param device: what the outside reaches it by.
+    :param device: the device by which the machine outside reaches it.
     """
 
     kind: str
@@ -142,7 +142,7 @@ def lan(request: pytest.FixtureRequest, wire: None, bench: Bench) -> Lan:
 
 
 def _settle(device: str = "wire") -> None:
-    """Wait until no existing link at either end drops packets any more."""
+    """Wait until the existing links at both ends no longer drop packets."""
     settled({NIC, "test-br"})
     within(OUTSIDE, lambda: settled({"wire", device}))
 

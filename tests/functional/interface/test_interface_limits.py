@@ -1,4 +1,4 @@
-"""Limits on what one environment takes of the host: bytes per second that it sends, connections that are open."""
+"""Limits on one environment's traffic: the bytes that it sends per second, and its open connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sent(bench: Bench, name: str) -> int:
 
 
 def flood(bench: Bench, name: str) -> int:
-    """Send a known amount as fast as possible; return how much of it came out of the interface."""
+    """Send a known number of bytes as fast as possible; return how many left the interface."""
 
     def send() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

@@ -1,6 +1,6 @@
-"""The loaded rules mean what is declared: a model of a few lines decides about packets, and so does the kernel.
+"""The loaded rules mean what is declared: for each packet, the kernel decides like a model of a few lines.
 
-Every packet is a real one, sent past all sockets; inside, where the table is the namespace's own, by raw ones.
+Every packet is real, and sent without a socket's checks. If the table is in the namespace, raw sockets inside send it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ MARKS = [
 
 
 class Stack:
-    """The network stack of a namespace, as a program in it meets it: behind the table there."""
+    """The network stack of a namespace, as a program in it sees it: behind the namespace's table."""
 
     _PROTOCOLS = {
         socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP),
@@ -175,7 +175,7 @@ class Between:
 
 @pytest.fixture
 def world(outside: Path) -> Iterator[None]:
-    """Everything is beyond the wire."""
+    """Route all addresses over the wire to the machine outside."""
     run(f"ip route add default via {WIRE['ipv4'][1]}")
     run(f"ip -6 route add default via {WIRE['ipv6'][1]}")
     yield

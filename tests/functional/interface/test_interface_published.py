@@ -1,4 +1,4 @@
-"""Published ports: who can reach the host can reach the environment by these ports; other environments can't."""
+"""Published ports: everybody who reaches the host reaches the environment at these ports, except other environments."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def asked(client: Path | None, address: str, port: int, protocol: str) -> str | 
 
 
 def answered(client: Path | None, address: str, port: int, protocol: str) -> str:
-    """Like ``asked``, where an answer must come, with the patience that a busy machine needs."""
+    """Ask like ``asked``, but wait for an answer as long as a busy machine needs."""
     found: list[str | None] = []
 
     def met() -> str | None:
@@ -268,7 +268,7 @@ def test_a_port_that_is_taken_back_cuts_live_connections(
 
 @families
 def test_who_sends_all_the_time_is_led_where_it_leads_now(bench: Bench, outside: Path, family: str) -> None:
-    """The kernel leads only the first packet of a connection, and without a pause a sender's never ends."""
+    """The kernel forwards a connection by its first packet; without a pause, a sender's connection never ends."""
     bench.make(a=veth(), b=veth())
     with socket_of(outside, family) as client, serving(bench.path("a"), INSIDE), serving(bench.path("b"), INSIDE):
         assert not hears(client, family)
@@ -367,7 +367,7 @@ USERS_PORTS = itertools.count(4321)
 
 @contextlib.contextmanager
 def silent(path: Path) -> Iterator[None]:
-    """Have the host at *path* send no refusals (TCP resets), as a host behind a firewall."""
+    """Keep the host at *path* from sending refusals (TCP resets), like a host behind a firewall."""
     inside = f"ip netns exec {path.name} nft"
     run(f"{inside} add table inet silent")
     run(f"{inside} add chain inet silent out {{ type filter hook output priority 0; }}")

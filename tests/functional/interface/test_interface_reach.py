@@ -1,4 +1,4 @@
-"""Real packets between environments' namespaces and machines outside, beside the answer to who may reach whom."""
+"""Real packets between environments and machines outside, compared with the answers to who may reach whom."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEVER = [{"from": "a", "to": "198.51.100.7"}]
 
 
 class End(NamedTuple):
-    """An end, and how others try to reach it.
+    """An end, with the addresses and ports by which others try to reach it.
 
     :param asked: its name in a call of ``reach.answer``.
     :param own: its own address, at which its program listens.

@@ -329,7 +329,10 @@ class Killed(BaseException):
 
 @pytest.fixture
 def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """A function that sets the number of the change before which a run dies; a batch is sent by half first."""
+    """Return a function that sets the number of the change before which a run is killed.
+
+    Of a batch, the first half is sent.
+    """
     left = [-1]
 
     def watch(owner: Any, name: str) -> None:

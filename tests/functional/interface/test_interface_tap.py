@@ -62,7 +62,7 @@ def tap(*allow: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def attach(bench: Bench, name: str, owner: int, link: str = "tap0") -> int:
-    """Have a program in the namespace open the device as user *owner*; return the device's descriptor."""
+    """Open the device in the namespace as user *owner*; return the device's descriptor."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         text = ATTACH.format(owner=owner, name=link, channel=theirs.fileno())
@@ -83,7 +83,7 @@ def attach(bench: Bench, name: str, owner: int, link: str = "tap0") -> int:
 
 
 class Guest:
-    """A network stack of few lines behind the tap device."""
+    """A small network stack behind the tap device."""
 
     def __init__(self, bench: Bench, name: str = "a") -> None:
         self.device = attach(bench, name, OWNER)

@@ -1,6 +1,6 @@
-"""The table is text that nft reads and shows alike; a change in place ends where a whole load does.
+"""The table's text: nft lists it as it was loaded, and a change in place gives the same table as a whole load.
 
-Each in a namespace of its own, where nothing else is.
+Each test runs in an empty network namespace of its own.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def nft(*arguments: str, text: str = "") -> str:
 
 
 def listing() -> list[str]:
-    """Return nft's listing, independent of the order of elements and of objects beside each other."""
+    """Return nft's listing, with elements and objects sorted."""
 
     def ordered(match: re.Match[str]) -> str:
         return ",".join(sorted(" ".join(element.split()) for element in match[1].split(",")))

@@ -1,4 +1,4 @@
-"""One host for all tests of a module, programs on several, and a bound on how long a test waits."""
+"""One host or two for all tests of a module, programs on them, and a bound on the time that a test waits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def both(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[World, 
 
 @pytest.fixture
 def declared(both: tuple[World, World, Cable], request: pytest.FixtureRequest) -> tuple[World, World, Cable]:
-    """Both are told the same LINKS of the module, and can reach each other; no mail waits."""
+    """Both hosts, with the LINKS of the module declared on each, connected, and without mail."""
     h1, h2, cable = both
     cable.mend()
     for world in (h2, h1):
@@ -65,7 +65,7 @@ def program(linked, tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow a test is: no queue with a former name goes before the test says that it has settled."""
+    """Keep draining queues until the test says that the counts have settled, however slow the test is."""
     monkeypatch.setattr("netspace.link.topology.draining.SETTLED", 1e9)
 
 

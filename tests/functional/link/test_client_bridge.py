@@ -95,7 +95,7 @@ class Town:
     def http(
         self, name: str, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """Wait for the bridge in *name*, and send it a request, as a program in *name* does."""
+        """Wait for the bridge in *name*, and send a request to it, like a program in *name*."""
 
         def ask() -> tuple[int, dict[str, str], bytes] | None:
             with self.world.inside(name):
@@ -193,7 +193,7 @@ def test_bridge_survives_whatever_a_peer_sends(town: Town) -> None:
 
 
 def test_demo_service_survives_whatever_a_peer_sends(town: Town) -> None:
-    """The demo's own program once ended at a body that was no UTF-8, which then came again."""
+    """The demo's program once ended at a body that was not UTF-8, and got the same message again after its restart."""
     asker = Program(town.world, "web", town.folder / "web")
     town.ends.callback(asker.leave)
     folder = Path(__file__).parents[3] / "scripts/demo.d/image"

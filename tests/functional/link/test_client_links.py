@@ -65,7 +65,7 @@ class Town:
         self.programs: list[Program] = []
 
     def apply(self, *links: Link) -> None:
-        """Have these links, and tell the environments."""
+        """Apply these links, and write the environments' cards."""
         self.world.apply(*links, purge=True)
         for name in {end for link in links for end in (link.source, link.target)}:
             tell(self.world, name, self.folder / name)
@@ -85,7 +85,7 @@ class Town:
 
 
 def cut() -> int:
-    """Break all connections of the programs in this process, at once and without a word; return how many."""
+    """Break all connections of the programs in this process at the same time, without a notice; return their number."""
     broken = 0
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as end:
@@ -250,7 +250,7 @@ def test_what_cannot_be_sent_is_refused_and_no_other_message_is_told_wrong(town)
         web.run(web.mailbox.call("orders", "bad", content_type="t" * 256))
 
     async def unforeseen():
-        """Send a message that only aiormq finds wrong, among valid messages."""
+        """Send a message that only aiormq refuses, among valid messages."""
         outlet = next(iter(web.mailbox._lines.outlets.values()))
         bad = outlet.publish(Parcel(b"bad", spec.Basic.Properties(message_id=["no text"])), 60)
         return await every([bad, *(web.mailbox.send("audit", str(number)) for number in range(3))])
@@ -379,7 +379,7 @@ def test_the_examples_work_as_they_stand_and_are_short(town):
 
 # -- what it stands -------------------------------------------------------------------------------
 def test_nothing_is_lost_and_nothing_comes_twice_though_connections_and_broker_die(town):
-    """A thousand messages, all connections cut again and again and the broker killed among them."""
+    """A thousand messages are sent, while all connections are cut repeatedly and the broker is killed."""
     web, audit = town.program("web", confirm=5.0), town.program("audit")
     got: list[str] = []
 
@@ -499,7 +499,7 @@ def test_work_in_hand_outlives_a_lost_connection_and_is_done_once(town):
 
 @pytest.fixture
 def impatient(town) -> Iterator[None]:
-    """The broker closes channels that hold a message for a second, if nothing else is said of the queue."""
+    """Have the broker close channels that hold a message for a second, unless the queue's policy says otherwise."""
     setting = "[application:set_env(rabbit, Key, Value) || {{Key, Value}} <- [{}]]."
     settings = "{{consumer_timeout, {}}}, {{channel_tick_interval, {}}}"
     evaluate = functools.partial(node.evaluate, town.world.layout, town.world.broker)
@@ -604,7 +604,7 @@ def test_a_service_outlives_an_asker_that_is_revoked_amid_its_question(town):
 
 
 def changed(town, policy: str, key: str, value: int) -> None:
-    """Have another limit for the queues of a policy, until the next apply."""
+    """Change one limit in a policy of queues; the next apply restores it."""
     with town.world.api() as api:
         policies = [one for one in api.get("policies", "netspace") if one["name"].startswith(policy)]
         for one in policies:
@@ -741,7 +741,7 @@ def test_no_letter_keeps_its_receiver_from_the_others(town):
 
 # -- narrowed links ---------------------------------------------------------------------------------
 def narrowed(town, **more) -> tuple[Program, str]:
-    """Web's link to audit is narrowed; audit's program, and the exchange for a sender that doesn't look."""
+    """Narrow web's link to audit; return audit's program, and the exchange for a sender that ignores the limits."""
     links = (ASK, Link(source="web", target="audit", **more), ALSO, SEALED, OTHERS)
     town.apply(*links)
     assert not town.world.plan(*links).steps
@@ -947,7 +947,7 @@ def test_a_repetition_that_is_no_longer_remembered_is_refused_by_its_age(town):
 
 @pytest.mark.replay
 def test_an_answer_to_another_question_is_not_taken(town):
-    """The answer to one question, passed off as the answer to another: each answer is sealed for its question."""
+    """The answer to one question is presented as the answer to another; each answer is sealed for its own question."""
     web, vault = town.program("web"), town.program("vault")
     asking = [web.start(web.mailbox.call("vault", question, 60)) for question in ("one", "two")]
 

@@ -1,4 +1,4 @@
-"""The broker refuses everything that a card's user doesn't need, before RabbitMQ works on it.
+"""The broker refuses every request that a program doesn't need for its links, before RabbitMQ handles it.
 
 The attacker knows every name, which a real attacker can't, and has a card and a link.
 """
@@ -229,7 +229,7 @@ def test_refusals_are_counted_by_account_and_text(host):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_refusals_that_wait_to_be_counted_are_bounded(host, there):
-    """The guard is busy, or away as while its supervisor starts it; and its filter of the log stays."""
+    """The guard is busy, or its supervisor is restarting it; its filter of the log stays in place meanwhile."""
     said = """#{level => error, meta => #{}, msg => {"Channel error on connection ~tp (~ts, ~ts, ~ts, ~ts), ~tp:~n~ts",
                 [self(), <<"c">>, <<"v">>, <<"nobody">>, 1, "operation"]}}"""
     host.evaluate(

@@ -1,4 +1,4 @@
-"""All mail of a host in one archive: it is restored whole, and any other file is refused without a change."""
+"""All mail of a host in one archive: a restoration is complete, and any other file is refused without a change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def waiting(world: World) -> list[bytes]:
-    """Read all that waits for ``orders``."""
+    """Read all messages that wait for ``orders``."""
     found = []
     with world.client("orders") as channel:
         while True:

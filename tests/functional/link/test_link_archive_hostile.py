@@ -29,9 +29,9 @@ OTHER_KEYS = {**KEYS, "key": "22" * 32}
 
 
 class Host:
-    """A host's data of a broker. The node that "runs" with them does nothing.
+    """A host with a broker's data. Its node is a stand-in that does nothing.
 
-    :ivar starts: for each start of the node to come, whether it fails; after those, none does.
+    :ivar starts: for each of the next starts of the node, whether it fails; later starts succeed.
     """
 
     def __init__(self, root: Path) -> None:

@@ -1,7 +1,7 @@
-"""A hostile environment, with real clients of both protocols: each attempt is refused, and its neighbours are well.
+"""A hostile environment with real clients of both protocols: each attack is refused, and its neighbours are unharmed.
 
-What it tries over AMQP 0-9-1 against single objects is in ``test_link_broker``; here are the rest, and AMQP 1.0.
-The attacker knows every name, which a real one can't.
+``test_link_broker`` has its attacks over AMQP 0-9-1 on single objects. This file has all others, and AMQP 1.0. The
+attacker knows every name, which a real one can't.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def ask_whether_there_is(channel, kind: str, name: str) -> int:
 
 
 def test_no_guessed_name_exists(host):
-    """The broker answers truly whether a name exists; so no name that can be guessed may exist."""
+    """The broker tells everybody whether a name exists, so no object may have a name that can be guessed."""
     names = [PLAIN.mailbox(one) for one in ("web", "orders", "audit")] + [PLAIN.dead, PLAIN.again]
     names += [f"{kind}.{one}" for kind in ("reply", "replies", "notices") for one in ("web", "orders", "audit")]
     names += [
@@ -130,7 +130,7 @@ def test_tricks_are_refused(host, trick):
 
 
 def test_headers_lead_nowhere(host):
-    """CC, BCC, a forged history and a foreign address change nothing: one mailbox gets mail, from its true sender."""
+    """CC, BCC, a forged history, a foreign address: only the link's receiver gets the message, with its true sender."""
     elsewhere = [host.n("mailbox.audit"), host.n("link.orders.audit")]
     headers = {"CC": elsewhere, "BCC": elsewhere, "x-death": [{"exchange": elsewhere[1], "queue": elsewhere[0]}]}
     forged = pika.BasicProperties(headers=headers, reply_to=host.n("mailbox.audit"), app_id="audit", cluster_id="x")
@@ -337,7 +337,7 @@ def test_random_frames_end_their_own_connection(host, repetition):
 
 @pytest.mark.exhaustion
 def test_whoever_is_slow_is_cut_off_and_takes_nobodys_place(host, record_property):
-    """Connections that say nothing, or a byte at a time: a bounded number, for a bounded time."""
+    """Connections that send nothing, or one byte at a time, are bounded in number and time."""
     about = host.card("web")["broker"]
 
     def pause() -> float:
@@ -368,7 +368,7 @@ def test_whoever_is_slow_is_cut_off_and_takes_nobodys_place(host, record_propert
 
 
 def cut_off(one: socket.socket, drips: bool) -> bool:
-    """Return whether the connection is closed; if not, send one more byte where the attack says anything."""
+    """Return whether the connection is closed; if it isn't, and the attack sends bytes, send one more."""
     try:
         while one.recv(100):
             pass

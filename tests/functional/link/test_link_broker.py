@@ -1,4 +1,4 @@
-"""A real broker and real clients inside environments: what links permit, and what they refuse."""
+"""A real broker and real clients inside environments: requests that links permit, and requests that are refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def linked(world):
 
 @pytest.fixture
 def host(linked):
-    """The same links again, whatever the test before did."""
+    """A host with the same links, whatever the previous test did."""
     linked.apply(*LINKS, purge=True)
     with linked.api() as api:
         for name in ("web", "orders", "audit"):
@@ -124,7 +124,7 @@ def sends(host, source: str, target: str) -> bool:
 
 
 def replies(host, source: str, target: str) -> bool:
-    """Return whether an answer of *source* reaches *target*, which asks for it by a key."""
+    """Return whether an answer of *source* reaches *target*, which has bound its queue by a key."""
     queue, exchange = host.n(f"replies.{target}"), host.n(f"reply.{source}")
     try:
         with host.client(target) as asking, host.client(source) as answering:
@@ -362,7 +362,7 @@ FLOODS = {"arguments": by_arguments, "number": by_number, "exchange": by_exchang
 
 @pytest.fixture(params=FLOODS)
 def flooded(host, monkeypatch, request):
-    """An asker has bound to answers so much that the broker's definitions can't be read."""
+    """A broker whose definitions can't be read, because an asker has made too many bindings to answers."""
     with host.unguarded(), host.client("web") as channel:
         FLOODS[request.param](channel, host.n)
     monkeypatch.setattr(management, "MAX_ANSWER", 250_000)
@@ -387,11 +387,11 @@ def test_no_environment_makes_its_link_irrevocable(flooded):
 
 def test_bindings_beyond_need_are_removed_and_named(flooded):
     told = flooded.links.list()["broker"]["detail"]
-    assert "bindings that asking doesn't need" in told
+    assert "excess bindings to answers" in told
     assert shown(told) == told, "names that can't be guessed aren't told"
     plan = flooded.apply(*LINKS)
     assert [step.name for step in plan.steps] == ["broker"]
-    assert "made anew" in str(plan.steps[0].changes)
+    assert "created again" in str(plan.steps[0].changes)
     assert answers_bound(flooded) == []
     assert not flooded.plan(*LINKS).steps
     with flooded.client("web") as channel:
@@ -560,7 +560,7 @@ def test_killed_broker_comes_back_with_its_mail(host):
 
 
 def test_a_queue_that_was_just_made_keeps_its_mail_when_the_broker_is_killed(host):
-    """RabbitMQ by itself writes down every half second only which log is whose."""
+    """RabbitMQ itself records the owner of each queue's log only twice a second."""
     late = (*LINKS, Link(source="orders", target="late"))
     host.environment("late")
     host.apply(*late)

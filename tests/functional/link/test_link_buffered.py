@@ -76,7 +76,7 @@ def test_what_is_sent_while_the_other_host_is_away_arrives_when_it_is_back(linke
 
 
 def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program):
-    """10,000 confirmed messages; either broker is killed among them, and the cable is cut for 15 seconds."""
+    """10,000 messages are confirmed. Meanwhile each broker is killed once, and the cable is cut for 15 seconds."""
     h1, h2, cable = linked
     stream = Stream(program(h1, "web", confirm=5.0), program(h2, "orders"), "orders@h2", "web@h1", 10_000)
     stream.until(1_500)
@@ -98,7 +98,7 @@ def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program
 
 
 def test_a_full_mailbox_there_loses_nothing_and_the_outbox_tells_its_sender_in_the_end(linked, program):
-    """With the usual delivery limit, 194 of 200 messages were lost without a word."""
+    """With the usual delivery limit, 194 of 200 messages were once lost without a notice."""
     h1, h2, _ = linked
     web = program(h1, "web")
     for number in range(200):
@@ -146,7 +146,7 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
     until(lambda: waiting(h1, h1.links.called.outbox(h1.local(TELL)[0])) == 1, "what waits is gone")
 
     def stalled() -> bool:
-        """Return whether the shovel is stalled: it counts as running until it hears that nothing is there for it."""
+        """Return whether the shovel is reported as stalled: RabbitMQ notices the missing exchange late."""
         with h1.here():
             told = h1.links.list()["links"]["web.orders@h2"]
         return told["state"] == "stalled" and "its mail is not carried over now" in told["why"]
@@ -158,7 +158,7 @@ def test_revoked_at_the_receivers_host_what_waits_stays_and_the_operator_is_told
 
 
 def test_an_apply_starts_what_carries_anew_where_that_ended_for_good(linked, program):
-    """A shovel ends for good when a link is revoked at the moment in which the broken way is tried again."""
+    """A shovel ends for good if a link is revoked at the moment when the shovel reconnects."""
     h1, h2, _ = linked
     end_carriers(h1)
     assert any("not carried over now (absent)" in problem for problem in problems(h1))

@@ -1,4 +1,4 @@
-"""A broker that isn't ours, by URL: what we make there, and what we leave alone."""
+"""An external broker, declared by URL: the objects that netspace makes there, and those that it leaves alone."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ NOWHERE = ClusterBroker(
 
 
 def attempt(links: Links, where: ClusterBroker, *wanted: Link, purge: bool = False):
-    """Converge, whatever fails; return the plan and the errors."""
+    """Plan and apply, even if steps fail; return the plan and the errors."""
     plan = links.plan(DesiredLinks(where, wanted), links.observe(), links.names() - {link.name for link in wanted})
     return plan, {outcome.error for outcome in links.apply(plan.steps, purge=purge)}
 

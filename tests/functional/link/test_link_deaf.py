@@ -1,4 +1,4 @@
-"""A broker that no client reaches is never reported as running: another program has its port, or nobody has it."""
+"""A broker that no client reaches is not reported as running: another program has its port, or no program has it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_port_that_is_taken_is_refused_before_anything_starts(world: World) -> N
 
 
 def test_broker_without_its_port_is_told_and_started_anew(world: World) -> None:
-    """RabbitMQ goes on without a listener whose port was taken; reports then called the broker running."""
+    """RabbitMQ runs on without a listener whose port is taken; once, reports then said that the broker runs."""
     world.environment("web", "orders")
     world.apply(TELL)
     with world.here():
@@ -138,7 +138,7 @@ def test_broker_that_was_only_slow_is_not_started_anew(world: World, monkeypatch
 
 
 def test_broker_whose_guard_ended_is_told_and_gets_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RabbitMQ goes on without a plugin that failed too often; nothing else would tell that bounds are gone."""
+    """RabbitMQ runs on without a plugin that failed too often; only this report shows that the bounds are gone."""
     world.environment("web", "orders")
     world.apply(TELL)
     assert world.plan(TELL).steps == []
@@ -154,7 +154,7 @@ def test_broker_whose_guard_ended_is_told_and_gets_it_back(world: World, monkeyp
 
 
 def test_a_broker_that_is_short_of_space_is_told(world: World) -> None:
-    """The last test here: the broker looks at its disk every ten seconds, and nobody waits for the second look."""
+    """The last test here, because it leaves the broker's alarm on: the broker checks its disk every ten seconds."""
     world.environment("web", "orders")
     world.apply(TELL)
     world.evaluate('rabbit_disk_monitor:set_disk_free_limit("1000TB").')

@@ -1,4 +1,4 @@
-"""One environment floods the broker with nothing but its links: the broker bounds the flood, and serves neighbours."""
+"""One environment floods the broker, using only its links: the broker bounds the flood, and serves the neighbours."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def attacker(host, cards: Path, attack: str) -> Iterator[subprocess.Popen[str]]:
 
 
 class Neighbour:
-    """Sends from one environment to another all the while."""
+    """A thread that sends from one environment to another without a pause."""
 
     def __init__(self, host) -> None:
         self.host = host
@@ -107,7 +107,7 @@ def neighbour(host) -> Iterator[Neighbour]:
 
 
 def cut_offs(host, name: str) -> int:
-    """Return how often an environment was cut off since the broker began, as health tells for an hour."""
+    """Return how often an environment was cut off since the broker started, as health reports it for an hour."""
     found = re.search(rf"\b{name} was cut off (\d+) times", str(host.links.health()["problems"]))
     return int(found[1]) if found else 0
 
@@ -183,7 +183,7 @@ def test_consumers_are_bounded(host):
 def multiple(neighbour: Neighbour, process: subprocess.Popen[str], phases: int = 5, each: int = 30) -> float:
     """Return a neighbour's time during the attack, as a multiple of its time while the attacker sleeps.
 
-    Both are measured in turn, so that what else the machine does, which comes and goes, falls on either.
+    Both times are measured in turn, so that other load on the machine affects both.
     """
     found: dict[int, list[float]] = {signal.SIGCONT: [], signal.SIGSTOP: []}
     for number in range(2 * phases):
@@ -296,7 +296,10 @@ def test_what_asking_does_not_need_is_refused_over_amqp_1(host, unbound, attack)
 
 @pytest.mark.parametrize("attack", [by_exchange, by_exchange_over_amqp_1])
 def test_no_answer_is_led_where_there_is_no_link(host, unbound, attack):
-    """An asker may write to its link's exchange and read from its answers' exchange: it must not bind them together."""
+    """An asker may write to its link's exchange, and read from the exchange for its answers.
+
+    It must not bind one to the other.
+    """
     with pytest.raises((AMQPError, amqp1.RefusedError, OSError)):
         attack(host)
     until(lambda: answers_bound(host) == [], patience=PATIENCE)
@@ -309,7 +312,7 @@ def test_no_answer_is_led_where_there_is_no_link(host, unbound, attack):
 def test_health_sees_bindings_beyond_need_without_an_apply(host):
     with host.unguarded(), host.client("web") as channel:
         channel.exchange_bind(host.n("link.web.audit"), host.n("reply.orders"), "key")
-        assert "bindings that asking doesn't need: of link.web.audit" in str(host.links.health()["problems"])
+        assert "excess bindings to answers: of link.web.audit" in str(host.links.health()["problems"])
         channel.exchange_unbind(host.n("link.web.audit"), host.n("reply.orders"), "key")
         assert "doesn't need" not in str(host.links.health()["problems"])
 

@@ -1,4 +1,4 @@
-"""AMQP 1.0 through the guard: bounds before the log-in, the frames and addresses that a card needs, no others."""
+"""AMQP 1.0 through the guard: bounds before the log-in; only frames and addresses that a program with links needs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def in_a_body(host, value: Encoded) -> None:
 @pytest.mark.exhaustion
 @pytest.mark.parametrize("said", [before_login, after_login, in_a_message, in_a_body])
 def test_a_claim_of_many_values_takes_no_memory(host, said):
-    """Without bounds, this claim takes 256 MiB of memory, and one with the largest possible number 64 GiB."""
+    """Without bounds, this array takes 256 MiB of memory, and one that claims the largest possible number 64 GiB."""
     host.evaluate("_ = spawn(fun() -> register(peak, self()), (fun F(Most) -> receive {most, To} -> To ! {most, Most}"
                   " after 5 -> F(max(Most, erlang:memory(total))) end end)(0) end).")  # fmt: skip
     before = number(host, "erlang:memory(total)")
@@ -235,7 +235,7 @@ def test_an_address_that_no_link_leads_to_is_refused(host, nowhere):
 
 
 def test_what_a_card_does_need_is_admitted_over_amqp_1(host):
-    """Addresses that are quoted or not, a priority, each outcome, and a link that ends."""
+    """The guard admits addresses with and without quoting, a priority, each outcome, and the end of a link."""
     quoted = host.n("link.web.orders").replace(".", "%2E")
     with client(host) as one:
         for address in (f"/exchanges/{host.n('link.web.orders')}", f"/exchanges/{quoted}/key", None):
@@ -437,7 +437,7 @@ LATE = 2**63 // 1000 + 1
 
 
 class Timed(pika.BasicProperties):
-    """A header with a time that no client would take."""
+    """A header with a time that no client accepts."""
 
     def encode(self) -> list[bytes]:
         field = b"\1xT" + struct.pack(">Q", LATE)
@@ -465,7 +465,7 @@ def test_a_message_that_1_0_cannot_carry_is_refused(host, kind):
 
 
 def test_body_that_was_converted_before_is_sent_on(host):
-    """As by a shovel, or by who sends a dead letter again."""
+    """The body was converted by a shovel, or when a dead letter was sent again."""
     with host.client("web") as channel:
         about = pika.BasicProperties(type="amqp-1.0")
         channel.basic_publish(host.n("link.web.orders"), "", b"\x00\x53\x77\xa1\x01x", about, mandatory=True)

@@ -269,9 +269,9 @@ def run(host, name: str, folder: Path, *command: str) -> str:
 
 
 def try_out(host, folder: Path, *program: str) -> None:
-    """Try all that each example can do: send, also to a local name, read all queues, refuse strangers, report problems.
+    """Use the examples: send, also to a local name, read all queues, refuse strangers, report problems.
 
-    No message ends it.
+    No message may end an example.
     """
     host.apply(TELL, Link(source="web", target="audit", local="log", length=5))
     assert run(host, "orders", folder, *program, "send", "audit", "sold") == ""

@@ -30,7 +30,7 @@ WELL = {"ok": True, "problems": [], "findings": [], "dead": 0, "late": 0}
 
 @pytest.fixture
 def host(world):
-    """The same links again, and no mail."""
+    """A host with the same links, and without mail."""
     world.environment("web", "orders", "audit")
     world.apply(*LINKS)
     world.no_mail()
@@ -111,7 +111,7 @@ def test_dead_letters_for_a_full_mailbox_are_kept(host):
 
 @pytest.mark.exhaustion
 def test_no_sender_pushes_anothers_letter_out(host):
-    """Mail that expires by its sender's choice, however much, takes no place from refused mail."""
+    """A sender can make any number of messages expire; they don't displace rejected messages."""
     host.apply(*LINKS, BESIDE)
     send(host, TELL, b"victim", message_id="victim")
     refuse(host, "audit")
@@ -138,7 +138,7 @@ def taken(host, link: Link, body: bytes) -> bool:
 
 
 def flood(host, link: Link, number: int, **properties) -> None:
-    """Send many, and don't wait to be told of each."""
+    """Send *number* messages without waiting for their confirmations."""
     connection = host.connect(link.source)
     channel = connection.channel()
     for one in range(number):
@@ -192,7 +192,7 @@ def many_refused(host, link: Link, number: int) -> None:
 
 
 def all_back(host, count: int) -> None:
-    """Wait until the letters that a run held are back, a moment after its connection has ended."""
+    """Wait until the letters that a run held are in their queue again, a moment after its connection has ended."""
     desk = Letters(host.layout)
     until(lambda: desk.count(1)["count"] == count, f"{count} dead letters", patience=PATIENCE)
 

@@ -76,7 +76,7 @@ def test_no_local_user_reaches_a_port_of_the_broker(host, key):
 
 
 def test_whoever_takes_a_port_of_the_broker_cannot_answer(host):
-    """Whoever answered at this port would be told the password of the management account."""
+    """A program that could answer at this port would get the password of the management account."""
     port = host.broker.management_port
     assert host.supervisor.stop([node.NODE]) == {}
     squatter = as_user(NOBODY, lambda: socket.create_server(("127.0.0.1", port)).accept())

@@ -33,7 +33,7 @@ def linked(world):
 
 @pytest.fixture
 def host(linked):
-    """The same links again, and no mail."""
+    """A host with the same links, and without mail."""
     linked.apply(*LINKS, purge=True)
     with linked.api() as api:
         for former in record.read(linked.layout).former:
@@ -102,7 +102,7 @@ def counted(host, queue: str) -> int | None:
 
 
 def settle(host) -> None:
-    """Have the time pass after which the broker's counts tell of all that was sent."""
+    """Set the clock forward, so that the broker's counts are trusted."""
     known = record.read(host.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
     record.write(host.layout, msgspec.structs.replace(known, former=aged))
@@ -225,7 +225,7 @@ def test_health_names_full_and_unread_mailboxes(host):
 # -- revocation --------------------------------------------------------------------------
 @pytest.mark.revocation
 def test_revocation_severs_one_link_in_the_midst_of_mail(host):
-    """Confirmed messages have arrived; messages in flight are refused or lost, and none arrives later."""
+    """Confirmed messages have arrived. Messages in flight are refused or lost; none arrives later."""
     doomed, other = Link(source="web", target="audit"), TELL
     host.apply(ASK, doomed, other)
     exchange, beside = host.links.called.exchange(doomed), host.links.called.exchange(other)

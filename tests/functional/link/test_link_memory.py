@@ -1,4 +1,4 @@
-"""A real broker: links whose messages wait in memory (``durable: false``), beside those on disk."""
+"""A real broker: links whose messages wait in memory (``durable: false``), and links with messages on disk."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def kind(host, queue: str) -> str:
 
 
 def restarted(host) -> None:
-    """Kill the broker, and have it again."""
+    """Kill the broker, and start it again."""
     host.kill_broker()
     until(host._answers, patience=PATIENCE)
     host.apply(*host.links.recorded())

@@ -24,7 +24,7 @@ FILES = {
 
 
 class NameServer:
-    """Hears every question and answers none."""
+    """A name server that receives questions and answers none."""
 
     def __init__(self, heard: socket.socket) -> None:
         self._heard = heard

@@ -1,4 +1,4 @@
-"""A real broker: mail that no link leads to any more stays, and goes when an operator says so."""
+"""A real broker: mail without a link to it stays, until an operator deletes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program takes the forwarder's port in its environment: that environment fails, and no other."""
+"""A program takes the forwarder's port in its environment: only that environment fails."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _both(host):
 
 @pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGTERM])
 def test_nobody_keeps_the_forwarder_from_starting(host, ended):
-    """The forwarder ends, as by a crash or an update, and a program waits for that moment to take the port."""
+    """The forwarder ends by a crash or an update, and a program waits for that moment to take the port."""
     host.apply(*LINKS)
     for _ in range(3):
         with squatter(host, "audit"):
@@ -149,7 +149,7 @@ for chosen in itertools.chain.from_iterable(itertools.combinations(options, coun
 
 
 def tried(host, name: str) -> set[str]:
-    """Try the port in each way, as a program of the environment; return how far it came."""
+    """Try to take the port in each way, as a program of the environment; return the steps that succeeded."""
     command = ["ip", "netns", "exec", host.layout.netns_name(name), sys.executable, "-c", SHARER]
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
 
@@ -179,7 +179,7 @@ def test_a_held_port_is_nobody_elses(host):
 def test_connections_of_the_forwarder_s_own_are_in_nobody_s_way(host):
     """The connections belong to a user other than root.
 
-    A listener on another address of the port has the kernel look at them.
+    If a program listens at another address of the port, the kernel compares them, too.
     """
     host.apply(*LINKS)
     beside = (

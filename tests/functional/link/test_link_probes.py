@@ -1,4 +1,4 @@
-"""A host that is taken over learns at another host only about the links between the two hosts."""
+"""An attacker on one host learns at another host's broker only about the links between the two hosts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def linked(both, folder):
 
 
 def guesses(h1, there: Iterable[str]) -> set[str]:
-    """Return every name that h1's keys make of the plain names *there*, which h1 is assumed to know."""
+    """Return all names that can be derived by h1's keys from the plain names *there*, which the attacker knows."""
     own = h1.links.called
     bounds = {repr(sorted(link.bounds.items())) for link in LINKS}
     known = (PLAIN, *(Names(key) for key in (own.key, *own.pairs.values())))

@@ -1,4 +1,4 @@
-"""A real broker: what links promise holds for clients of AMQP 0-9-1 and of AMQP 1.0 alike, and between the two."""
+"""A real broker: the promises of links hold for clients of AMQP 0-9-1 and of AMQP 1.0, and between the two."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 class Speaker(Protocol):
-    """One environment's client."""
+    """A client in one environment; the subclasses are for the two protocols."""
 
     def send(self, exchange: str, body: str, key: str = "", **about: str) -> bool:
         """Send a message; return whether the broker accepted it; raise Refused if the link is gone."""
@@ -191,7 +191,7 @@ def test_a_reader_that_ends_right_after_its_last_word_keeps_no_mail_from_the_nex
 
 
 def revoked(host, protocol: str, *staying: Link) -> float:
-    """Revoke a link amid its mail; return the seconds from the call's return until its sender was told."""
+    """Revoke a link while its sender sends; return the seconds from the call's return until the sender got an error."""
     host.apply(ASK, TELL, DOOMED)
     exchange, mailbox = host.n("link.web.audit"), host.n("mailbox.audit")
     confirmed: list[float] = []

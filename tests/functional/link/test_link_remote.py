@@ -206,7 +206,7 @@ def test_at_the_other_host_an_environment_may_use_its_links_and_nothing_else(lin
 
 
 def test_one_host_can_be_no_other_whatever_it_issues(linked, tmp_path):
-    """An attacker has the authority of h1: certificates from this authority are valid for names of h1 alone."""
+    """An attacker has the authority of h1, whose certificates are valid only for names of h1."""
     h1, h2, _ = linked
     known = authority.read(h1.layout)
     forged = {
@@ -248,7 +248,7 @@ def _handshake(world, certificate, name: str) -> str:
 
 
 def test_who_has_no_link_there_does_not_get_there(linked):
-    """An environment's port leads to its own host's broker, whatever name a client asks for: a check for h2 fails."""
+    """An environment's port leads to its own host's broker, whatever name a client asks for; a check for h2 fails."""
     h1, _, _ = linked
     with h1.inside("other"):
         with socket.create_connection(("127.0.0.1", 5671), timeout=10) as stream:
@@ -294,7 +294,7 @@ def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
 
 @pytest.mark.revocation
 def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked):
-    """A process of the forwarder that knows only the former rules keeps such a connection."""
+    """An old process of the forwarder, which has the former routes, keeps such a connection."""
     h1, _, _ = linked
 
     def severed() -> bool:
@@ -314,7 +314,7 @@ def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked
 
 
 def test_peers_of_one_name_are_not_taken_for_each_other(linked, program, tmp_path):
-    """With one key for names, the two peers' objects have the same names, each on its own broker."""
+    """With a common key, the objects of the two peers have the same names, but on different brokers."""
     h1, h2, _ = linked
     near = (Link(source="web@h1", target="orders@h1", pattern="request", monitor=True),)
     h1.environment("orders")
@@ -380,7 +380,7 @@ def test_its_ways_are_closed_though_its_own_broker_does_not_answer(linked):
 
 
 def test_what_is_declared_no_more_is_revoked_though_names_can_not_be_made(linked):
-    """The key of names can't be read: nothing new is made, links are still revoked, and other links go on."""
+    """The names' key can't be read: no object is made, but links are revoked, and other links keep working."""
     h1, h2, _ = linked
     key = Path(str(h2.broker.authority)) / pair_keys.FILE
     ways = {one["to"]: one["exchange"] for one in h1.card("web")["peers"]}
@@ -491,7 +491,7 @@ def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(l
     until(lambda: len(web.connections()) == 2)
 
     def told(how: Callable[..., Coroutine[Any, Any, Any]], text: str) -> type[LinkError] | None:
-        """Send by *how*, with time to reconnect; return the error's class if the error has *text* in its text."""
+        """Send by *how*, with time to reconnect; return the error's class if its message contains *text*."""
         try:
             web.run(how("orders@h2", "x", timeout=3.0))
         except LinkError as err:
@@ -506,7 +506,7 @@ def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(l
 
 
 def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program):
-    """10,000 confirmed messages; either broker is killed among them, and the cable is cut for 15 seconds."""
+    """10,000 messages are confirmed. Meanwhile each broker is killed once, and the cable is cut for 15 seconds."""
     h1, h2, cable = linked
     stream = Stream(program(h1, "web", confirm=5.0), program(h2, "orders"), "orders@h2", "web@h1", 10_000)
     stream.until(1_500)
@@ -524,7 +524,7 @@ def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program
 
 
 def test_after_a_boot_the_way_is_there_again(linked, program):
-    """The forwarder is put together from the records, as when a host is restored without Salt."""
+    """The forwarder's configuration is rebuilt from the records, as at a boot without Salt."""
     h1, h2, _ = linked
     for world in (h1, h2):
         shutil.rmtree(process.folder(world.layout))

@@ -1,4 +1,4 @@
-"""Two hosts whose links are named anew while mail waits everywhere: none is lost (docs/remote-links.md)."""
+"""Two hosts whose objects get new names while mail waits in all queues: none is lost (docs/remote-links.md)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def linked(both):
 
 
 def declare(both) -> None:
-    """Declare as an operator does, and without a purge."""
+    """Declare the links on both hosts like an operator, without a purge."""
     for world in both[1::-1]:
         world.apply(*world.local(*LINKS))
         assert not world.plan(*world.local(*LINKS)).steps
@@ -62,7 +62,7 @@ def of_one_key(both, folder, monkeypatch) -> None:
 
 
 def the_same(both, folder, monkeypatch):
-    """Keep the names that there are now."""
+    """Keep the present names."""
     declare(both)
     yield
 
@@ -131,7 +131,7 @@ def waiting(world, queue: str) -> int:
 
 
 def settle(world) -> None:
-    """Have the time pass after which the broker's counts tell of all that was sent."""
+    """Set the clock forward, so that the broker's counts are trusted."""
     known = record.read(world.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
     record.write(world.layout, msgspec.structs.replace(known, former=aged))

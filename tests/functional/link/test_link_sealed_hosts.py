@@ -1,4 +1,4 @@
-"""Sealed links between two hosts, direct and buffered: none but the two programs can read or forge (docs/seals.md)."""
+"""Sealed links between two hosts, direct and buffered: only the two programs read or make messages (docs/seals.md)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def linked(declared):
 
 
 def again(program) -> None:
-    """Give a program its present card and keys."""
+    """Give the current card and keys to a program."""
     tell(program.world, program.name, program.folder)
 
 
@@ -69,7 +69,7 @@ def test_a_question_and_its_answer_are_sealed_from_host_to_host(linked, program)
 
 
 def test_neither_broker_sees_anything_of_what_it_carries(linked, program):
-    """Searched: the receiver's mailbox, the sender's outbox, and the answers."""
+    """The test searches the receiver's mailbox, the sender's outbox and the answers for the text."""
     h1, h2, cable = linked
     web = program(h1, "web")
     asking = web.start(web.mailbox.call("vault@h2", SECRET, 120, content_type="text/secret"))
@@ -153,7 +153,7 @@ def test_before_hosts_know_each_other_nothing_is_sent_and_the_operator_is_told(b
 
 
 def test_who_is_not_known_there_yet_sends_nothing_that_would_be_refused(linked, program):
-    """After a first exchange, or with a new endorser, nothing is sent until the other host knows our endorser."""
+    """After only one exchange, or with a new endorser, no message is sent until the other host knows our endorser."""
     h1, h2, _ = linked
     web, vault = program(h1, "web"), program(h2, "vault")
     with h1.here():
@@ -218,7 +218,10 @@ def stream(web, vault, to: str):
 
 @pytest.mark.parametrize(("to", "name"), [("vault@h2", "vault"), ("log@h2", "log")])
 def test_new_keys_at_both_ends_amid_a_stream_lose_nothing(linked, program, to, name):
-    """Messages carry the sender's new key, the next exchange the receiver's: until then its old key is used."""
+    """Messages bring the sender's new key.
+
+    The receiver's new key comes with the next exchange; until then its old key is used.
+    """
     h1, h2, _ = linked
     web, vault = program(h1, "web"), program(h2, name)
     kids, end = stream(web, vault, to)
@@ -257,7 +260,7 @@ def test_a_host_whose_authority_is_replaced_loses_nothing(linked, program, folde
 
 # -- bundles --------------------------------------------------------------------------------------
 def test_one_host_can_be_no_other_whatever_it_says(linked):
-    """h2 is taken over: its genuine authority certifies an endorser of h1, and this endorser signs a bundle for h2."""
+    """An attacker on h2 uses its genuine authority: it certifies an endorser for h1, who signs a bundle for h2."""
     _, h2, _ = linked
     known = authority.read(h2.layout)
     genuine = endorser.read(h2.layout)
@@ -287,7 +290,7 @@ def test_a_bundle_that_is_changed_older_or_of_nobody_is_refused(linked):
 
 
 def test_a_link_that_is_revoked_for_a_while_is_as_it_was(linked, program):
-    """Trust may be lost and return without a master: mail in the outbox stays readable, and new mail can be sent."""
+    """Trust is lost and comes back without a master: mail in the outbox is still readable, and new mail can be sent."""
     h1, h2, cable = linked
     web = program(h1, "web")
     cable.cut()

@@ -1,4 +1,4 @@
-"""Links between hosts by a cluster that they share: what ``docs/links.md`` promises, on three real nodes."""
+"""Links between hosts over a shared cluster of three real nodes: the promises of ``docs/links.md``."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_each_host_makes_its_own_and_both_ends_are_told_who_the_other_is(fleet):
 
 
 def came_of(web: Program, text: str) -> type[LinkError] | None:
-    """Send to orders; return the error's class, if any. web may be on a node that has yet to hear of a change."""
+    """Send to orders; return the error's class, if any. The node of web may not know of a change yet."""
     try:
         web.send("orders@h2", text)
     except LinkError as err:
@@ -197,7 +197,7 @@ def test_a_cut_of_fifteen_seconds_loses_nothing(fleet):
 
 
 def test_a_sender_on_a_node_without_the_majority_goes_on_by_another(fleet):
-    """All messages arrive while the cluster is still parted."""
+    """All messages arrive while the cluster is still split."""
     web, orders, node = apart(fleet)
     stream = Stream(web, orders, "orders@h2", "web@h1", COUNT)
     stream.until(2000)
@@ -211,7 +211,7 @@ def test_a_sender_on_a_node_without_the_majority_goes_on_by_another(fleet):
 
 
 def test_a_full_mailbox_is_told_and_what_is_sent_again_arrives_once(fleet):
-    """Order is not kept then: of two sends at once the later may find room."""
+    """The order is not kept then: of two sends at the same time, only the later one may find room."""
     web = fleet.program("web")
     full = []
 

@@ -1,9 +1,8 @@
 """Response times tell an environment nothing about the names of other environments' objects.
 
-The attacker asks for several names in turn, in an order that dice decide, and says of each two that the slower answer
-was for the one that there is. Who learns nothing from times is right in half of these cases, whatever else the machine
-does meanwhile: it comes to all names alike. A coin says "slower" more than 168 times of 256, or less than 88 times,
-once in two million.
+The attacker asks for several names in turn, in random order. Of each pair of answers, it takes the slower one for that
+of the existing name. If times reveal nothing, it is right in half of these cases; other load on the machine affects all
+names alike. By chance, it is right more than 168 times of 256, or less than 88 times, only once in two million tests.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ def tagged(plain: str) -> str:
 
 @pytest.mark.parametrize("what", ALL)
 def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
-    """Tried: the right name with a wrong tag (all that can be guessed), and the whole name where a right is needed."""
+    """The test tries the right name with a wrong tag (more can't be guessed); the whole name if a right is needed."""
     known, nobody = ("mailbox.audit", "mailbox.nobod") if what in QUEUES else ("reply.audit", "reply.nobod")
     kinds = {"guessed": lambda: tagged(known), "nobody's": lambda: tagged(nobody)}
     if what not in TRUTHFUL:
@@ -121,7 +120,7 @@ def test_times_do_not_tell_what_there_is(host, attacker, record_property, what):
 
 
 def test_an_answer_that_took_twice_as_long_would_tell(host, attacker, monkeypatch):
-    """Check that measured times are precise enough on this machine now: they change with the machine's load."""
+    """Check that times can be measured precisely enough now; that depends on the machine's load."""
     kinds = {"guessed": lambda: tagged("mailbox.audit"), "nobody's": lambda: tagged("mailbox.nobod")}
 
     def would_tell() -> bool:

@@ -78,7 +78,7 @@ def stale(host) -> set[tuple[str, ...]]:
 
 
 def settle(host) -> None:
-    """Have the time pass after which the broker's counts tell of all that was sent."""
+    """Set the clock forward, so that the broker's counts are trusted."""
     known = record.read(host.layout)
     aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
     record.write(host.layout, msgspec.structs.replace(known, former=aged))
@@ -109,7 +109,7 @@ def test_what_an_older_version_made_is_upgraded(older):
 
 
 def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
-    """The former version had no interceptor: the plan says what happens, mail stays, and the next plan is empty."""
+    """The former version had no interceptor. The plan announces the restart, mail stays, and the next plan is empty."""
     world.environment("web", "orders", "audit")
     present = plugin.sources()
     former = {name: text for name, text in present.items() if admission.MODULE not in name}
@@ -126,7 +126,7 @@ def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
             channel.basic_publish(world.n("link.orders.audit"), "", b"kept", about, mandatory=True)
         assert world.plan(ASK, TELL).steps == []
     (step,) = world.plan(ASK, TELL).steps
-    assert step.name == "broker" and "started anew" in step.changes["configuration"]["new"]
+    assert step.name == "broker" and "restarted" in step.changes["configuration"]["new"]
     world.apply(ASK, TELL)
     assert world.plan(ASK, TELL).steps == []
     assert node.FORMER not in world.supervisor.observe()

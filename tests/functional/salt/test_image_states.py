@@ -27,7 +27,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Salt:
 
 @pytest.fixture
 def archive(here: Salt) -> Iterator[Path]:
-    """A file on Salt's file server, and no image at the beginning and the end."""
+    """A file on Salt's file server. No image exists before and after the test."""
     path = here.source / "images/a.tar"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(tar([member("bin/"), member("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755)]))

@@ -1,4 +1,4 @@
-"""SPECIFICATION.md: additions to a host by one environment, and the cost of one change, alone and among others."""
+"""SPECIFICATION.md: objects that one environment adds to a host, and the cost of one change, alone and among others."""
 
 from __future__ import annotations
 

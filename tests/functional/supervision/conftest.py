@@ -1,4 +1,4 @@
-"""A default-instance layout with our own supervisor, left as it was found; and a crun bundle of busybox."""
+"""The default instance with our own supervisor, which a test leaves unchanged; and crun bundles of busybox."""
 
 from __future__ import annotations
 

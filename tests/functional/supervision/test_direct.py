@@ -1,4 +1,4 @@
-"""Our own supervisor with real processes and real crun: it starts, restarts, adopts, stops, forgets."""
+"""Our own supervisor with real processes and real crun: starts, restarts, adoption, stops and removal."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_start_stop_start(direct: DaemonSupervisor, layout: Layout, tmp_path: Pa
 
 
 def test_what_is_about_to_end_is_started_again(direct: DaemonSupervisor, tmp_path: Path) -> None:
-    """A start right after a kill doesn't report a running program just because its end isn't noticed yet."""
+    """A start right after a kill must start the program again, even if the supervisor hasn't noticed its end yet."""
     full = tmp_path / "full"
     hold = f"x = bytearray(1 << 28); open({str(full)!r}, 'w'); import time; time.sleep(1000)"
     direct.define([Service("a", (sys.executable, "-c", hold), restart="never")])

@@ -61,7 +61,7 @@ CHANGES = {
 
 @dataclass(frozen=True)
 class Move:
-    """A step of a scene.
+    """A step of a scene: an enrolment, or an operator's action.
 
     :param kind: ``forge``, ``honest``, ``renew`` (enrol again with the stock client), ``release``, ``revoke``.
     :param changes: names of the changes to the messages of this step.

@@ -1,7 +1,9 @@
-"""Attacks that once succeeded inside an environment, tried again: for each row, whether it is refused, or its bound.
+"""Attacks that once succeeded inside an environment, tried again.
 
-A program for the inside, with Python's standard library alone. It prints one line of JSON, and then holds what it got.
-``root`` makes a root that has it, for any image, and ``ROWS`` says of what each row takes away.
+Each row has the refusal, or the bound that was reached.
+
+This program runs inside an environment, with only Python's standard library. It prints one line of JSON, and then keeps
+the units that it took. ``ROWS`` names the resource that each row takes.
 """
 
 from __future__ import annotations

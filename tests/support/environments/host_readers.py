@@ -1,7 +1,7 @@
-"""All readers of what an environment or an image gives the host, each with genuine inputs (``reader_fuzz``).
+"""All readers of data that the host gets from an environment or an image, each with genuine inputs (``reader_fuzz``).
 
 A reader here is a function of the library's own. It gets its input as the host gets it: in a file, by a socket, from
-the kernel. It returns the texts that an operator would see. What has no reader here, and why:
+the kernel. It returns the texts that an operator would see. These inputs have no reader here:
 
 - frames of AMQP: the broker reads them (``support/links/amqp_fuzz.py``);
 - answers of DNS servers, evidence of other hosts: not from an environment (fuzzers of their own);
@@ -267,7 +267,7 @@ def _interpreter(raw: bytes) -> None:
 
 # -- the kernel's texts about a program, which chooses its name -----------------------------
 def _proc(place: Place, raw: bytes) -> None:
-    """Give this thread, the process's first, a name; the kernel's other facts must read as before."""
+    """Rename the process's first thread; the other values in ``/proc`` must read as before."""
     pid = os.getpid()
     stat_before, status_before = process.stat(pid), process.status(pid)
     name = raw[:15].replace(b"\0", b"")
@@ -286,7 +286,7 @@ def _proc(place: Place, raw: bytes) -> None:
 
 # -- images ------------------------------------------------------------------------------------
 def _fitting(raw: bytes) -> bytes:
-    """Return a damaged tar with checksums that fit, so that the rest is looked at (pax(1), ustar)."""
+    """Return a damaged tar with correct checksums, so that the reader goes on to its other parts (pax(1), ustar)."""
     found = bytearray(raw)
     for at in range(0, len(found) - 511, 512):
         if found[at + 257 : at + 262] == b"ustar":

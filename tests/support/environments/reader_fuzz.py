@@ -1,4 +1,4 @@
-"""Fuzzer of all that the host reads from an environment or an image: each input gives a value or a refusal, soon.
+"""Fuzzer of all data that the host reads from an environment or an image: each input soon gives a value or a refusal.
 
 ``python tests/support/environments/reader_fuzz.py [COUNT] [SEED]``: try COUNT inputs (default 1,000,000), spread over
 all readers (``host_readers``). It prints how many inputs each reader accepted and refused, and the slowest one. A

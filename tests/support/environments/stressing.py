@@ -1,6 +1,6 @@
-"""Stressors of ``stress-ng`` in an environment, each for two seconds, and a look at the host after each.
+"""Stressors of ``stress-ng`` in an environment, each for two seconds; after each, the host's state is compared.
 
-``python stressing.py ENVIRONMENT STRESSOR...`` does it on the host that it runs on, which may be a virtual machine; it
+``python stressing.py ENVIRONMENT STRESSOR...`` runs these stressors on this host, which may be a virtual machine. It
 prints a line of JSON for each stressor.
 """
 

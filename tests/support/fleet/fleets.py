@@ -1,4 +1,4 @@
-"""Fleets for tests and benchmarks: declarations, what their hosts published, and strategies that draw both."""
+"""Fleets for tests and benchmarks: declarations, the facts that their hosts published, and strategies for both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ISSUED = "-----BEGIN CERTIFICATE-----\n"
 
 
 def published(hosts: Iterable[str], domain: str = "netspace.internal", **more: Any) -> dict[str, Published]:
-    """Return what joined hosts have published, by minion."""
+    """Return the facts that joined hosts have published, by minion."""
     return {
         host: Published(minion=host, trust_domain=f"{host}.{domain}", chain=ISSUED, public_key=public_key(host), **more)
         for host in hosts

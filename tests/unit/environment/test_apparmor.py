@@ -1,4 +1,4 @@
-"""AppArmor's profile: its text, when it is loaded, and what happens where that fails. No kernel is asked."""
+"""AppArmor's profile: its text, its loading, and failures of the loading. The kernel's files are stand-ins."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spec(**keys):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Return the root of a host that has AppArmor and its parser, and another's profile."""
+    """Return the root of a host that has AppArmor, its parser, and a profile of another program."""
     for name, content in {
         "sys/module/apparmor/parameters/enabled": "Y\n",
         MODE: "enforce\n",

@@ -365,7 +365,7 @@ def test_an_init_is_a_planned_restart_and_refused_where_this_host_has_none():
     for old, new in ((False, True), (True, False)):
         step = only(plan(desired(init=new), seen(desired(init=old))))
         assert (step.action, step.changes) == ("restart", {"init": {"old": old, "new": new}})
-        assert step.reason == "process 1 is there from the start to the end"
+        assert step.reason == "process 1 is chosen when the environment starts"
     lacking = Observed({}, {"tar:/x.tar": images.Seen("i")}, "r", initless="catatonit is missing")
     found = Environments.plan({"web": desired(init=True), "other": desired()}, lacking)
     assert [step.name for step in found.steps] == ["other"]

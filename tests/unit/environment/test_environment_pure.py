@@ -330,12 +330,12 @@ def test_a_time_without_an_offset_is_the_hosts(monkeypatch):
 
 @pytest.mark.parametrize("given", ["yesterday", "", -1, NOW + 1, float("nan"), "inf", True, [], "0001-01-01", 10**400])
 def test_a_moment_that_is_none(given):
-    with pytest.raises(NetspaceError, match="no time; give a number of seconds ago, or a time such as"):
+    with pytest.raises(NetspaceError, match="not a time; give a number of seconds ago, or a time such as"):
         moments.since(given, NOW)
 
 
 def test_a_moment_is_past():
-    with pytest.raises(NetspaceError, match="is yet to come"):
+    with pytest.raises(NetspaceError, match="lies in the future"):
         moments.since("2999-01-31T12:00:00Z", NOW)
 
 

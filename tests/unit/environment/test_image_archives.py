@@ -508,7 +508,7 @@ def test_whatever_comes_is_read_or_refused(data):
 
 
 def _sum(whole: bytearray) -> None:
-    """Correct all headers' checksums, so that damage gets further."""
+    """Correct the checksums of all headers, so that the reader doesn't stop at them."""
     for at in range(0, len(whole), 512):
         block = whole[at : at + 512]
         if block[257:262] == b"ustar":

@@ -318,7 +318,7 @@ def test_promising_more_than_the_disk_has_is_told(budget, told):
 def test_a_layer_without_a_record_is_told_of():
     observed = Observed({}, {}, "r", unrecorded=frozenset({"web", "old"}))
     told = compare.plan({"web": desired()}, observed)
-    assert told.steps[0].reason == "its record was lost; the layer that is there is kept"
+    assert told.steps[0].reason == "its record was lost; its layer is kept"
     assert told.notes[0].startswith("environment old has no record, but there is a layer of it")
 
 

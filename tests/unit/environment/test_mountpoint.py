@@ -1,4 +1,4 @@
-"""Single mounts, asked of the kernel: the same answers as from the list of all mounts."""
+"""Queries for single mounts: the kernel's answers equal the entries in the list of all mounts."""
 
 from __future__ import annotations
 

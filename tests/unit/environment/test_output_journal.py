@@ -1,6 +1,6 @@
-"""Lines from the journal: no more is read of it than is kept, whatever a program wrote.
+"""Lines from the journal: the reader takes no more of it than it keeps, whatever a program wrote.
 
-A program takes journalctl's place, and writes as it does (``journalctl --output json``, journalctl(1)).
+A stand-in for journalctl writes in its form (``journalctl --output json``, journalctl(1)).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ sys.exit({code})
 
 
 class Journal:
-    """The program in journalctl's place, in a folder of its own."""
+    """The stand-in for journalctl, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -171,7 +171,7 @@ def test_a_changed_file_restarts_and_says_why_a_broken_one_changes_nothing():
         "restart",
         {"seccomp": {"old": "sha256:old", "new": "sha256:new, what file:/p.json is now"}},
     )
-    assert changed.notes == ["environment web: file:/p.json lets through what no profile of netspace does: bpf, mount"]
+    assert changed.notes == ["environment web: file:/p.json allows what no profile of netspace allows: bpf, mount"]
     broken = steps(Profile(error="seccomp profile /p.json: gone"))
     assert not broken.steps
     assert [refusal.message for refusal in broken.refusals] == ["seccomp profile /p.json: gone"]

@@ -1,4 +1,4 @@
-"""The first moments of a program: the watch over it, in a process that has many descriptors."""
+"""The watch over a program that just started, in a process with many descriptors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANY = 1100  # select(2) takes descriptors below 1,024 only
 
 @pytest.fixture
 def crowded() -> Iterator[None]:
-    """Open so many files that a further descriptor has a number above 1,024."""
+    """Open so many files that the next descriptor has a number above 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 2 * MANY:
         pytest.skip("this process may not open so many files")
@@ -33,7 +33,7 @@ def crowded() -> Iterator[None]:
 
 
 class Running:
-    """The part of a supervisor that is asked here: one service runs."""
+    """A stand-in for a supervisor, with one running service."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

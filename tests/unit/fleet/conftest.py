@@ -1,4 +1,4 @@
-"""Fleets' files in tests are written at once, so that nothing has to wait for their end."""
+"""Configuration of the fleet's tests: a written file counts as complete at once, so that no test has to wait."""
 
 from __future__ import annotations
 

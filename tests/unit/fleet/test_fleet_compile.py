@@ -1,4 +1,4 @@
-"""Slices of a fleet: what each host gets, and that it gets nothing of others."""
+"""Slices of a fleet: each host gets its own parts, and nothing about others."""
 
 from __future__ import annotations
 

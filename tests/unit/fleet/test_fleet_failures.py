@@ -22,7 +22,7 @@ MORE = {**WEB, "environments": {**WEB["environments"], "log": {"on": "h1", **IMA
 
 
 class Place:
-    """A declaration in a folder, and what the operator was told."""
+    """A declaration in a folder, and the messages to the operator."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.told = folder, list[Refusal]()

@@ -1,4 +1,4 @@
-"""Joining a fleet: what is done, what is done again, and what a host must not say."""
+"""Joining a fleet: its steps, their repetition, and refused answers of a host."""
 
 from __future__ import annotations
 

@@ -56,7 +56,10 @@ class Master:
         )
 
     def pillar(self, minion: str, grains: dict[str, Any] | None = None, file: str = "salt://fleet/init.sls") -> Any:
-        """Return what one minion gets, as Salt asks for it: by options with the minion's id and grains."""
+        """Return the pillar of one minion.
+
+        Like Salt, call the plugin with options that have the minion's id and grains.
+        """
         opts = {**self.opts, "id": minion, "minion_id": minion, "grains": grains or {}, "pillarenv": "dev"}
         return salt.loader.pillars(opts, {})["netspace"](minion, {"netspace": {"stolen": True}}, file)
 

@@ -1,4 +1,4 @@
-"""Placement of a fleet's environments: only hosts that match, evenly spread, and nothing moves that needn't."""
+"""Placement of a fleet's environments: only on matching hosts, evenly spread, without needless moves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reachability in a fleet: questions, paths and the picture, beside the assertions that the same edges prove."""
+"""Reachability in a fleet: questions, paths and the picture, compared with the assertions over the same edges."""
 
 from __future__ import annotations
 

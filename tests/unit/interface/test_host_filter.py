@@ -1,4 +1,4 @@
-"""The host's packet filter by what has changed: the same difference as by the claims of all interfaces."""
+"""The packet filter's difference, computed from one interface of each class, equals that from all interfaces."""
 
 from __future__ import annotations
 

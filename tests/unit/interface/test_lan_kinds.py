@@ -228,7 +228,7 @@ def some(choices: list[tuple[str, bool, bool]]) -> DesiredInterfaces:
 @given(CHOICES, CHOICES)
 @settings(PATIENT)
 def test_those_that_are_not_asked_for_need_nothing_later(first: Any, second: Any) -> None:
-    """The same run tells all other interfaces about a new one, so the next apply plans nothing."""
+    """The same run updates the tables of all other interfaces, so the next apply plans nothing."""
     now = host()
     together: dict[str, Any] = {}
     for choices in (first, second):

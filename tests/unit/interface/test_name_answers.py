@@ -1,4 +1,4 @@
-"""Answers about names, as their owners could make them: which addresses count, and for how long."""
+"""Answers about names, also hostile ones: which addresses count, and for how long."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ PUBLIC = "151.101.2.132"
 
 @pytest.fixture(autouse=True)
 def filled(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """Keep the names whose sets are filled; the kernel's part is a functional test's."""
+    """Record the names whose sets are filled, without a kernel."""
     found: list[set[str]] = []
 
     def fill(layout: Layout, names: Collection[str], now: float, known: Mapping[Key, Known]) -> dict[str, str]:
@@ -53,7 +53,7 @@ def declare(layout: Layout, environment: str, *names: str) -> None:
 
 
 class Servers:
-    """Name servers: that of ``evil.example`` is silent until ``over`` is set."""
+    """Stand-ins for name servers: the one of ``evil.example`` is silent until ``over`` is set."""
 
     def __init__(self) -> None:
         self.over = threading.Event()

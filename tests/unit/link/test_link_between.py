@@ -107,7 +107,7 @@ def steady(tmp_path_factory, one_time) -> Fleet:
 
 
 def enc(now: float = NOW) -> list[dict[str, Any]]:
-    """Return the keys of an environment that its host gives to other hosts."""
+    """Return an environment's public keys, as its host gives them to other hosts."""
     return seals.promised(seals.renewed((), now), now)
 
 
@@ -230,7 +230,7 @@ def test_what_an_environment_or_a_broker_logs_in_by_makes_no_endorser(steady):
 
 
 def test_a_root_of_somebody_elses_counts_for_nothing(steady, tmp_path):
-    """The test includes a root of the same name, and another host's authority in place of a root."""
+    """The test also tries a root of the same name, and another host's authority in place of a root."""
     other = Fleet(tmp_path)
     with pytest.raises(Untrusted, match="a root that the links of this host don't trust"):
         checked(steady, other.own["h2"].chain)
@@ -246,7 +246,7 @@ def test_a_root_of_somebody_elses_counts_for_nothing(steady, tmp_path):
 
 
 def below(known: Authority, domain: str, path: int | None = None, **more: Any) -> Authority:
-    """Return an authority that *known* made below itself, whatever *known*'s rights."""
+    """Return an authority that *known* issued below itself, even if it has no right to do so."""
     key = ec.generate_private_key(ec.SECP256R1())
     above = x509.load_pem_x509_certificates(known.pem.encode())
     names: list[Any] = [x509.UniformResourceIdentifier(domain)]
@@ -398,7 +398,7 @@ def spoken(fleet: Fleet, said: dict[str, Any], kind: str = bundles.KIND) -> str:
     ("change", "why"),
     [
         ({"use": "sig"}, "use"),
-        ({"kid": "A" * 43}, "bears another's name"),
+        ({"kid": "A" * 43}, r"has the name \(kid\) of another key"),
         ({"kid": "../../etc/passwd"}, "kid"),
         ({"crv": "P-384"}, "crv"),
         ({"x": "A" * 43}, "key"),
@@ -647,11 +647,11 @@ def test_what_lacks_is_told_with_the_remedy(fleet):
     fleet.adopt(fleet.bundle(knows=own, at=NOW + 2, vault=enc(), log=enc()))
     assert lacking() == []
     soon = NOW + endorser.PROMISE - peers.SOON + 60
-    assert [text.partition(" runs out on")[0] for text in lacking(soon)] == [
+    assert [text.partition(" expires on")[0] for text in lacking(soon)] == [
         "log@h2: the last key to seal for it",
         "vault@h2: the last key to seal for it",
     ]
-    assert any("what is known of it runs out on" in text for text in lacking(fleet.known["h2"].ends - DAY))
+    assert any("its endorser's certificate expires on" in text for text in lacking(fleet.known["h2"].ends - DAY))
     assert PeerKeys().lacking([Link(source="a", target="b", seal=True)], NOW) == []
 
 

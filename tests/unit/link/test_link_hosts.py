@@ -1,4 +1,4 @@
-"""Links between hosts: names, objects, certificates, kinds of transport. No broker, no network."""
+"""Links between hosts: names, objects, certificates, direct and buffered transport. No broker, no network."""
 
 from __future__ import annotations
 
@@ -211,8 +211,8 @@ def test_a_name_is_given_to_one_key_and_to_none_above_or_below_it(root, tmp_path
     root.certify(request(first), "h1.example.org")  # for two more years
     for name, why in (
         ("h1.example.org", "given to another key"),
-        ("example.org", "h1.example.org is given already"),
-        ("x.h1.example.org", "h1.example.org is given already"),
+        ("example.org", "overlaps with h1.example.org, which is given already"),
+        ("x.h1.example.org", "overlaps with h1.example.org, which is given already"),
     ):
         with pytest.raises(NetspaceError, match=why):
             root.certify(request(second), name)

@@ -1,4 +1,4 @@
-"""A local name is only in the card: the broker never gets it."""
+"""Local names are only in the card; no object on the broker contains one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The desired state of the broker, and the changes towards it: pure, over every set of links."""
+"""The desired state of the broker, and the changes that lead to it, for random sets of links."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ N = CALLED.of
 
 
 class Broker:
-    """Definitions as RabbitMQ keeps them, changed as its API changes them."""
+    """A model of RabbitMQ's definitions, and of the changes that its API makes."""
 
     def __init__(self) -> None:
         self.objects: objects.Objects = {}

@@ -94,7 +94,7 @@ def test_one_secret_of_all_gives_each_pair_a_key(brokers, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "why"),
-    [("A" * 43, "is no key"), ("own", "is this host's own"), (None, "names_key is missing")],
+    [("A" * 43, "is no key"), ("own", "this is our own key"), (None, "names_key is missing")],
 )
 def test_a_public_key_that_can_not_serve_is_told(brokers, key, why):
     own = brokers["h2"].hosts["h1"].public_key

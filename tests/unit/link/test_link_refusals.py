@@ -1,4 +1,4 @@
-"""Refusals as the broker tells of them: parsed strictly, whatever an account chose as a name."""
+"""Refusals in the broker's form: they are parsed strictly, whatever names an account chose."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_odd_entry_costs_itself_alone(entries: dict[str, object]) -> None:
 
 
 def odd(one: object) -> int:
-    """Return how many of an entry's numbers are none."""
+    """Return how many of an entry's numbers aren't valid numbers."""
     if not isinstance(one, dict):
         return 3
     most = {"times": 2**40, "first": 2**37, "last": 2**37}

@@ -55,7 +55,7 @@ def test_the_outlived_go():
     both = seals.renewed(first, NOW + 10)
     change = NOW + 10 + seals.LEAD
     assert not seals.due(both, change + seals.KEEP)
-    assert seals.due(both, change + seals.KEEP + 1) == "some are outlived"
+    assert seals.due(both, change + seals.KEEP + 1) == "some are no longer needed"
     assert {key["nbf"] for key in seals.kept(both, change + seals.KEEP + 1)} == {change}
     assert seals.due(first, NOW + seals.RENEW) == "30 days old"
 

@@ -1,4 +1,4 @@
-"""The tables of each function's return; and returns of hostile minions, which never end an operator's command."""
+"""Tables of each function's return; and returns of hostile minions, which can't make an operator's command fail."""
 
 from __future__ import annotations
 

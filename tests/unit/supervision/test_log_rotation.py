@@ -1,4 +1,4 @@
-"""The schedule of log rotation: all logs regularly, and those of programs that were just started soon and alone."""
+"""The schedule of log rotation: all logs are checked regularly, and logs of just started programs sooner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from netspace.supervision.service import Service
 
 
 class Clock:
-    """Time that passes at once, from timer to timer."""
+    """A simulated clock, which jumps from timer to timer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""Times of a log's lines: noted beside it, bounded, kept over rotations, mended after cuts; never a program's word."""
+"""Times of a log's lines: in a file beside it, bounded, kept over rotations, repaired after a cut, never forged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def write(log: Path, times: Times, data: bytes, moment: float) -> None:
-    """Do as the relay does with what it has read."""
+    """Write *data* to the log, and its time, like the relay."""
     times.note(logs.size(log), moment)
     logs.append(log, data)
 
@@ -115,7 +115,7 @@ def test_program_never_adds_a_start(
 
 
 def _runs(written: list[tuple[bytes, bool]]) -> list[bytes]:
-    """Join what is decoded at once: a line, which ends at a start or a line feed."""
+    """Join the parts that are decoded together: a line, which ends at a start or a line feed."""
     runs = [b""]
     for data, start in written:
         if start:

@@ -1,4 +1,4 @@
-"""The daemon's lock: its file tells who holds it, and the kernel's list of all locks is read only where that lacks."""
+"""The daemon's lock: its file names the holder, and the kernel's list of all locks is read only if it doesn't."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def lock(layout: Layout) -> Iterator[int]:
-    """A descriptor of the lock's file, which this process holds."""
+    """A descriptor of the lock's file; this process holds the lock."""
     fd = os.open(presence.lock_path(layout), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
     yield fd

@@ -1,4 +1,4 @@
-"""Weights of control groups: what is written, and that nothing is written twice."""
+"""Weights of control groups: the written values, and no second write of the same value."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Salt's bus does not prove who answered: a minion can fire an event that looks like another minion's answer, and return
 a job in another minion's name. So neither the bus nor the job cache is to be believed (``identity``). A call has a
-nonce, and the minion signs its answer with its Salt key. An answer without that signature is passed over, and the
-genuine one awaited. Errors are signed, too.
+nonce, and the minion signs its answer with its Salt key. An answer without that signature is skipped, and the master
+goes on waiting for the genuine one. Errors are signed, too.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def ask(
 
 
 def _own(identities: identity.Identities, asked: Mapping[str, Any], reply: Reply) -> Any:
-    """Return the answer in a reply, or the error that it tells of.
+    """Return the answer in a reply, or the error that the reply reports.
 
     :raises Refused: when nothing proves that the minion itself made it.
     """

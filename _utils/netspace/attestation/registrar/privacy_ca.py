@@ -126,7 +126,7 @@ def adopt(key: EllipticCurvePrivateKey, certificate: bytes, root_certificate: by
     """
     found, anchor = _pem(certificate), _pem(root_certificate)
     if found.public_key() != key.public_key():
-        raise NetspaceError("the certificate is for another key than the one that was requested for")
+        raise NetspaceError("the certificate is for another key than the request")
     problem = issuing(anchor, now) or issuing(found, now)
     if problem:
         raise NetspaceError(problem)

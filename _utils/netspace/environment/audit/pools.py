@@ -355,7 +355,7 @@ def _fill(sender: socket.socket, least: int) -> None:
         while True:
             sent += sender.send(bytes(65536))
     if sent < least:
-        raise OSError(errno.ENOBUFS, "hardly any buffer")
+        raise OSError(errno.ENOBUFS, "the kernel gives hardly any buffer")
 
 
 def _listener(buffer: int = 0) -> socket.socket:

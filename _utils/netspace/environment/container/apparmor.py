@@ -45,7 +45,7 @@ class State(msgspec.Struct, frozen=True):
 
     :param enabled: the kernel has AppArmor, and it is switched on.
     :param problem: why it can't confine environments; empty if it can.
-    :param failed: the parser's error when a profile was last to be loaded; empty if that succeeded.
+    :param failed: the parser's error at the last attempt to load a profile; empty if it succeeded.
     :param loaded: the instance's profiles that the kernel enforces; None if that can't be read.
     """
 
@@ -56,7 +56,7 @@ class State(msgspec.Struct, frozen=True):
 
     @property
     def told(self) -> str:
-        """Return what keeps environments unconfined on a host that has AppArmor; empty if nothing does."""
+        """Return why this host confines no environment although it has AppArmor; empty if it does, or has none."""
         return (self.problem or self.failed) if self.enabled else ""
 
 
@@ -122,8 +122,8 @@ def label(pid: int) -> str:
 def loose(programs: Mapping[str, tuple[str, int]]) -> set[str]:
     """Return the names of the programs that are not under the profile chosen at their start.
 
-    A program that is just being started comes under it at its first call: all get some seconds for that, together.
-    A process that has ended is not loose.
+    A program gets its profile only when the runtime executes it. So this function waits a few seconds, for all
+    together. A process that has ended is not loose.
 
     :param programs: profile and process of each, by name.
     """

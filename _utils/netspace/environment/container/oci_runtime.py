@@ -3,8 +3,8 @@
 ``runtimes`` has the runtimes and their differences. A runtime is called detached: it starts the
 program, writes the program's PID to a file and ends, so no process of netspace stays with an
 environment. crun refuses a *hybrid* cgroup layout (version 1 controllers with version 2 at
-``/sys/fs/cgroup/unified``). On such a host each call runs in its own mount namespace, in which
-another mount covers that one; the host's mounts are never touched.
+``/sys/fs/cgroup/unified``). On such a host each call runs in its own mount namespace, in which another mount covers
+version 2; the host's mounts are never touched.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def delete(layout: Layout, name: str, mounted: Mapping[str, mounts.Mount], used:
 
 
 def remove_cgroups(layout: Layout, cgroup: str, mounted: Mapping[str, mounts.Mount]) -> None:
-    """Remove an environment's empty cgroup in every hierarchy, and with the last one the instance's cgroup."""
+    """Remove an environment's empty cgroup in every hierarchy, and the instance's cgroup once it is empty."""
     for target, mount in mounts.below(cgroups.ROOT, mounted).items():
         if mount.kind in ("cgroup", "cgroup2"):
             for folder in (cgroup, f"/{layout.instance}"):

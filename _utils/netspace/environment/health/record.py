@@ -92,7 +92,7 @@ def clear(layout: Layout, names: Iterable[str]) -> None:
 
 
 def clear_all(layout: Layout) -> None:
-    """Remove all verdicts and marks. Nobody watches any more, so nobody would take a mark back at a program's end."""
+    """Remove all verdicts and marks. Called once no watch runs: it would leave a mark after its program's end."""
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder(layout)):
             files.remove(folder(layout) / name)

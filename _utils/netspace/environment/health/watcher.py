@@ -217,7 +217,7 @@ class Watch:
         one.timer = self.loop.after(machine.pause(one.judgement, health), lambda: self._probe(one))
 
     def _restarted(self) -> bool:
-        """Return whether a supervisor would restart environments. If not, they keep running: unhealthy beats none."""
+        """Return whether a supervisor would restart what ends. If not, the watch lets unhealthy ones run on."""
         return booted() or presence.attended(self.layout)
 
     def _write(self, one: Watched) -> None:

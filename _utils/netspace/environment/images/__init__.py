@@ -243,7 +243,7 @@ class Store:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[Path]:
-        """Make a folder beside the images for the duration of the context; the next apply removes a killed run's."""
+        """Make a folder beside the images for the context. If the run is killed, the next apply removes the folder."""
         self._layout.images.mkdir(parents=True, exist_ok=True, mode=0o700)
         aside = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self._layout.images))
         try:

@@ -1,9 +1,10 @@
 """Copies of images, for environments that share no page in memory with others (``image_cache: own``).
 
-The kernel keeps pages per file: whoever reads a page of an image that others have read gets it at once, and so learns
-that they did. A copy is another file, with pages of its own. It is mounted, and its name is removed at once. The kernel
-frees its space when the last mount of it is gone, the environment's root: so a copy needs no care, and a crash leaves
-none. Where the file system can share blocks (XFS, btrfs), a copy takes no space.
+The kernel keeps pages per file: a page of an image that another environment has read is read faster, and the reader
+learns from this that another environment has read it. A copy is another file, with pages of its own. It is mounted, and
+its name is removed at once. The kernel frees its space when its last mount is gone, and that is the environment's root.
+So nobody has to remove a copy, and a crash leaves none. Where the file system can share blocks (XFS, btrfs), a copy
+takes no space.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def mounted(store: Store, digest: str) -> Iterator[Path]:
     """Mount a copy of an image for the duration of the context; mounts that were cloned from it stay.
 
     :return: the mount point.
-    :raises NetspaceError: when the disk has no room, the copy differs from the image's name, or this host mounts no
-        file.
+    :raises NetspaceError: when the disk has no room, the copy differs from the image's name, or this host can't mount
+        image files.
     """
     with store.aside() as aside:
         copy, point = aside / "image", aside / MOUNTED
@@ -44,7 +45,7 @@ def mounted(store: Store, digest: str) -> Iterator[Path]:
 def check(store: Store, digest: str) -> None:
     """Check that an image can be copied and mounted here. Changes nothing.
 
-    :raises NetspaceError: when the disk has no room, or this host mounts no file.
+    :raises NetspaceError: when the disk has no room, or this host can't mount image files.
     """
     path = store.file(digest)
     info, disk = path.stat(), os.statvfs(path)

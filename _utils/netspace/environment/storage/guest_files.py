@@ -107,9 +107,7 @@ def as_user(uid: int, gid: int, action: Callable[[], T]) -> T:
     """
     calls = _CALLS.get(platform.machine())
     if calls is None:
-        raise MissingError(
-            f"what is known of the system calls of {platform.machine()}", "x86_64 and aarch64 can do this"
-        )
+        raise MissingError(f"a table of system calls for {platform.machine()}", "x86_64 and aarch64 can do this")
 
     def work() -> T:
         _call(calls["setgroups"], ctypes.c_size_t(0), None)

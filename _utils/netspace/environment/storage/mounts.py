@@ -256,7 +256,7 @@ def overlay(lowers: Sequence[Path], upper: Path, work: Path, target: Path, flags
 class Table(Mapping[str, Mount]):
     """The mounts by target; the topmost one if a target has several.
 
-    A line is taken apart when it is asked for: a host with a thousand environments has thousands of mounts.
+    A line is parsed only when its mount is asked for: a host with a thousand environments has thousands of mounts.
 
     :param text: the content of ``/proc/self/mountinfo``.
     """
@@ -291,8 +291,8 @@ def table() -> Table:
 class Single(Mapping[str, Mount]):
     """The mounts, like :class:`Table`, but each mount is queried from the kernel when needed, if the kernel can do so.
 
-    It takes less than a table as long as only some mounts are asked for. What it tells is what is mounted at that
-    moment, and not when it was made.
+    That is faster than a table as long as only some mounts are asked for. The answer is the mount at the time of the
+    question, not at the time when this object was made.
     """
 
     @functools.cached_property
@@ -322,7 +322,7 @@ class Single(Mapping[str, Mount]):
 
 
 def below(folder: str, mounted: Mapping[str, Mount]) -> dict[str, Mount]:
-    """Return the mounts at *folder* and in it, by target; not those of its folders."""
+    """Return the mounts at *folder* and at the names directly in it, by target."""
     if isinstance(mounted, Single):
         try:
             names = os.listdir(folder)

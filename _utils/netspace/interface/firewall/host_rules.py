@@ -20,8 +20,8 @@ Rules, in the order in which a packet meets them:
 7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection
    tracking helper is used, so no additional connection is ever expected.
 8. Published ports of the host are forwarded: see ``netspace.interface.firewall.published``.
-9. Packets of an audited environment that 2, 3 and 7 drop are recorded before: see
-   ``netspace.interface.firewall.recording``. Packets beyond the most connections are not.
+9. Before 2, 3 and 7 drop a packet of an audited environment, it is recorded: see
+  ``netspace.interface.firewall.recording``. Packets that 6 drops are not recorded.
 
 Allowed connections to other hosts are masqueraded, from source ports that nobody can publish: see 5. in
 ``netspace.interface.firewall.published``. Maps by the interface's name find the rules, so that a packet's cost

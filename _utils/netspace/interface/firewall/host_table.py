@@ -72,7 +72,8 @@ def put(
     :param before: the table that *loaded* describes; if the kernel still holds it, only the difference is changed.
     :param whole: returns the complete tables, before and after, if *before* and *table* are the parts of them that
         matter for the difference.
-    :param notes: what the caller knows the table by, to be noted in place of digests of the complete table.
+    :param notes: facts by which the caller recognizes the table; they are noted in place of digests of the complete
+        table.
     :raises MissingError: the kernel lacks a feature.
     :raises NetspaceError: the kernel refused the table; nothing has changed.
     """

@@ -12,7 +12,7 @@ interface is up. Rules, in the order in which a packet meets them:
 4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both
    directions. At most ``connections`` are open at once.
 5. ICMP errors about an allowed connection pass. All other packets are dropped.
-6. Packets of an audited environment that 2 and 5 drop are recorded before: see
+6. Before 2 and 5 drop a packet of an audited environment, it is recorded: see
    ``netspace.interface.firewall.recording``.
 
 For these kinds the rules have the same meaning as those of the host's table for the others

@@ -103,7 +103,7 @@ def answered(before: Known, addresses: Mapping[str, float], now: float) -> Known
 def failed(before: Known, code: Code, why: str, now: float) -> Known:
     """Return the state after a question without a usable answer.
 
-    The last answer outlives its time to live only if there is none: ``name-unanswered``.
+    Only if no answer came at all (``name-unanswered``), the last answer counts beyond its time to live.
     """
     if code == "name-absent":
         return msgspec.structs.replace(answered(before, {}, now), code=code, why=why)
@@ -179,7 +179,7 @@ def problem(name: str, families: Mapping[str, Known], now: float) -> str:
         return ""
     why = wrong[0].why if wrong else "it has no address"
     hours = max(max(there, default=now) - now, 0.0) / 3600
-    left = f"its last addresses count for {hours:.1f} h more" if there else "nothing passes by it"
+    left = f"its last addresses count for {hours:.1f} h more" if there else "its rules let nothing pass"
     return f"{name}: {why}; {left}"
 
 

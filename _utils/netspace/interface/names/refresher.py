@@ -74,7 +74,8 @@ def chosen(
     :param due: the names to ask for.
     :param going: the questions that are open.
     :param about: what is known of each name.
-    :param of: the environments whose rules have each name. A question counts as the one's with the fewest open ones.
+    :param of: the environments whose rules have each name. A question counts for the environment that has the fewest
+        open questions.
     """
     counts: dict[tuple[str, str], int] = {}
 
@@ -144,7 +145,7 @@ class Refresher:
         self._tell(self._unread | self._write() | self._fill(changed | self._unfilled, now))
 
     def _write(self) -> dict[str, str]:
-        """Write the answers if they have changed. A full disk keeps no answer from the sets."""
+        """Write the answers if they have changed. Even if the disk is full, the answers get into the sets."""
         if not self._unwritten:
             return {}
         try:

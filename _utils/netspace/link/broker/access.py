@@ -118,7 +118,7 @@ def ask(
 
 def unneeded(excess: Collection[Key]) -> str:
     """Return the message about flooded objects (:func:`flooded`)."""
-    return f"bindings that asking doesn't need: of {', '.join(names.shown(key[1]) for key in excess)}; apply again"
+    return f"excess bindings to answers: of {', '.join(names.shown(key[1]) for key in excess)}; apply again"
 
 
 def drained(layout: Layout, record: Record, now: float) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ def await_guard(layout: Layout, broker: LocalBroker) -> None:
 def guard_ended(node: Mapping[str, Any]) -> bool:
     """Return whether a row of the API's ``nodes`` lists the node's applications, but not the guard.
 
-    A row of a node that starts lacks the plugins that were still to start when it was made.
+    The row of a starting node lacks the plugins that had not started yet when the row was made.
     """
     running = [one.get("name") for one in node.get("applications") or ()]
     return bool(running) and plugin.NAME not in running and float(node.get("uptime") or 0) > BOOTED_SECONDS * 1000

@@ -325,13 +325,13 @@ def reread_certificates(layout: Layout, spec: LocalBroker) -> None:
     Established connections stay.
     """
     if why := evaluate(layout, spec, "ssl:clear_pem_cache()."):
-        raise NetspaceError(f"the broker can't be told of new certificates: {why}")
+        raise NetspaceError(f"the broker can't load its new certificates: {why}")
 
 
 def restart_plugin(layout: Layout, spec: LocalBroker, name: str) -> None:
     """Restart a plugin of a running node: RabbitMQ itself never does (``access.ended``)."""
     if why := evaluate(layout, spec, f"application:stop({name}), ok = application:start({name})."):
-        raise NetspaceError(f"the broker's plugin {name} can't be started anew: {why}")
+        raise NetspaceError(f"the broker's plugin {name} can't be restarted: {why}")
 
 
 def start(

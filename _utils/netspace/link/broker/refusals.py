@@ -5,8 +5,9 @@ them, however much of the log is written. It counts them by account and text, so
 environment asked for in vain. While a thousand refusals wait to be counted, further ones aren't. Over AMQP 1.0,
 RabbitMQ logs no such errors.
 
-The texts are chosen by environments. An account has at most :data:`MOST`; what comes then is counted together. The
-broker keeps them on disk, some accounts' in a second, until the account is deleted or the broker starts again.
+Environments choose the texts. Of an account, at most :data:`MOST` texts are counted apart, and all others together. The
+broker keeps the counts on disk until the account is deleted or the broker starts again. Each second, it writes those of
+a bounded number of accounts.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Refusal(NamedTuple):
     """One thing that an account asked for in vain.
 
     :param what: the broker's words, with what the account said; printable.
-    :param exchange: the exchange that it sent to, and may not, or that there isn't; empty: another refusal.
+    :param exchange: the exchange to which it may not send, or which doesn't exist; empty for any other refusal.
     :param first: seconds since the epoch.
     """
 

@@ -280,7 +280,7 @@ def _adopt(spec: LocalBroker, host: str, now: float) -> Authority:
             raise NetspaceError(f"{where}: {below.subject.rfc4514_string()}: the one after it didn't issue it") from err
         basic = below.extensions.get_extension_for_class(x509.BasicConstraints).value
         if not basic.ca or not below.not_valid_before_utc <= when(now) < below.not_valid_after_utc:
-            raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or not now")
+            raise NetspaceError(f"{where}: {below.subject.rfc4514_string()} is no authority, or isn't valid now")
     if spec.among_hosts:
         bounded(chain[0], str(spec.trust_domain), where)
     made = _authority(host, key, chain, now)

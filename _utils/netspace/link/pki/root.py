@@ -141,7 +141,7 @@ class Root:
                         f"`netspace_link.release {trust_domain}` on the master first"
                     )
                 if within(name, trust_domain):
-                    raise NetspaceError(f"{trust_domain}: {name} is given already, and one within the other can be it")
+                    raise NetspaceError(f"{trust_domain}: overlaps with {name}, which is given already; choose another")
             files.write_json(self._given, {**given, trust_domain: key})
 
     @property

@@ -142,7 +142,7 @@ def _believable(claims: _Claims, host: str, own: str, now: float) -> None:
             raise NetspaceError(f"{environment[:60]!r} is no environment's name")
         for key in keys:
             if jose.thumbprint(jose.parse_jwk(msgspec.structs.asdict(key))) != key.kid:
-                raise NetspaceError(f"a key of {environment} bears another's name")
+                raise NetspaceError(f"a key of {environment} has the name (kid) of another key")
             if not key.nbf < key.exp <= key.nbf + PROMISE + 1:
                 raise NetspaceError(f"a key of {environment} is good from {key.nbf:.0f} to {key.exp:.0f}")
 

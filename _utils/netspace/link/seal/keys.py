@@ -72,7 +72,7 @@ def due(keys: Keys, now: float, promise: Promise | None = None) -> str:
     if old := _old(keys, now):
         return old
     if len(kept(keys, now, lasting=promise is not None)) < len(keys):
-        return "some are outlived"
+        return "some are no longer needed"
     return "not endorsed" if promise is not None and _unendorsed(keys, now, promise) else ""
 
 
@@ -193,7 +193,7 @@ def read_all(layout: Layout) -> dict[str, Keys]:
 
 
 def ensure(layout: Layout, environments: Collection[str], now: float, promises: Mapping[str, Promise]) -> list[str]:
-    """Make keys for environments without any or with old ones, endorse them, and delete outlived keys.
+    """Make keys for environments without any or with old ones, endorse them, and delete keys that are no longer needed.
 
     :param promises: the promises for environments whose keys other hosts use, by name.
     :return: the environments whose keys changed.

@@ -124,7 +124,7 @@ class PeerKeys:
             elif self.own is not None and known.knows != self.own.kid:
                 text = f"{host} hasn't said that it knows this host's keys, so nothing is sealed for it; {REMEDY}"
             elif known.ends < now + SOON:
-                text = f"{host}: what is known of it runs out on {_day(known.ends)}; {REMEDY}"
+                text = f"{host}: its endorser's certificate expires on {_day(known.ends)}; {REMEDY}"
             if text:
                 found.append(Problem("seal-keys", text, host))
         for host, environment in sorted(set(_read(links))):
@@ -132,7 +132,7 @@ class PeerKeys:
             if last is None and self.of(host) is not None:
                 text = f"{environment}@{host}: there is no key to seal for it; {REMEDY}"
             elif last is not None and last < now + SOON:
-                text = f"{environment}@{host}: the last key to seal for it runs out on {_day(last)}; {REMEDY}"
+                text = f"{environment}@{host}: the last key to seal for it expires on {_day(last)}; {REMEDY}"
             if text:
                 found.append(Problem("seal-keys", text, f"{environment}@{host}", f"seal-keys:{host}"))
         return found

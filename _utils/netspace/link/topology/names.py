@@ -269,7 +269,7 @@ def _decoded(layout: Layout, record: Mapping[str, Any]) -> _Keys:
             }
         return _Keys(bytes.fromhex(record["key"]), bool(record.get("shared")), between)
     except (AttributeError, KeyError, TypeError, ValueError) as err:
-        raise StateError(f"{_path(layout)}: {err!r}; remove the file and apply again to name all anew") from err
+        raise StateError(f"{_path(layout)}: {err!r}; remove the file and apply again to rename all objects") from err
 
 
 def _declared(broker: Broker, recorded: _Keys | None) -> _Keys | None:

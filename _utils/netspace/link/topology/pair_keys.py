@@ -118,11 +118,11 @@ def _agreed(raw: bytes, theirs: str, broker: LocalBroker, name: str) -> bytes:
     where = f"broker:hosts:{name}:public_key"
     key = _load(raw, f"{broker.authority}/{FILE}")
     if theirs == _public(key):
-        raise NetspaceError(f"{where}: is this host's own: it is to be what `netspace_link.public_key` tells on {name}")
+        raise NetspaceError(f"{where}: this is our own key; use what `netspace_link.public_key` prints on {name}")
     try:
         common: bytes = key.exchange(X25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(theirs + "=")))
     except ValueError as err:
-        raise NetspaceError(f"{where}: {theirs!r} is no key; `netspace_link.public_key` tells it on {name}") from err
+        raise NetspaceError(f"{where}: {theirs!r} is no key; `netspace_link.public_key` prints it on {name}") from err
     return common
 
 

@@ -42,8 +42,8 @@ def hold(lock: int) -> None:
 def holder(layout: Layout) -> int:
     """Return the PID of the daemon that holds the lock; 0 if there is none or it is unknown.
 
-    The kernel's list (proc_locks(5)) is read only if the lock's file doesn't tell. It has all environments' locks: of a
-    hundred thousand, reading takes seconds.
+    The kernel's list (proc_locks(5)) is read only if the lock's file doesn't name the holder: the list has all
+    environments' locks, and reading a hundred thousand of them takes seconds.
     """
     return (_noted(layout) or _listed(layout)) if running(layout) else 0
 
