@@ -40,6 +40,7 @@ _LARGEST = 64 * 1024 * 1024
 _DIGEST = 65  # length of the file's first line in bytes
 
 T = TypeVar("T")
+V = TypeVar("V")
 Stamp = tuple[int, int, int, int]
 
 
@@ -207,30 +208,25 @@ class Index(Generic[T]):
         was = self._known
         assert was is not None
         new: dict[str, T | None] = dict.fromkeys(names)
-        values, stamps, moved = was.values, was.stamps, 0
-        for name in names:
+        stamps: dict[str, Stamp | None] = {}
+        moved = 0
+        for name in sorted(names):
             stamp: Stamp | None = None
             with contextlib.suppress(FileNotFoundError):
                 stamp = _stamp(os.stat(self._folder / f"{name}.json"))
                 new[name] = self._claims(name)
             old, its = was.values.get(name), new[name]
             moved += (0 if its is None else self._weigh(name, its)) - (0 if old is None else self._weigh(name, old))
-            if old != its:
-                values = values.put(name, its)
-            if its is None:
-                stamp = None
-            if was.stamps.get(name) != stamp:
-                stamps = stamps.put(name, stamp)
+            stamps[name] = None if its is None else stamp
+        now = _State(was.values.but(_differing(new, was.values)), was.stamps.but(_differing(stamps, was.stamps)))
         self._fresh |= names
         until = self._now() - int(SETTLED * 1e9)
-        fresh = {name: stamp for name in sorted(self._fresh) if (stamp := stamps.get(name)) is not None}
+        fresh = {name: stamp for name in sorted(self._fresh) if (stamp := now.stamps.get(name)) is not None}
         young = [name for name, stamp in fresh.items() if max(stamp[2:]) >= until]
-        now = _State(values, stamps)
         seal = self._sealed(fresh, names, now.same(self._noted))
         if seal is None:
-            for name in young:
-                new[name] = None
-                now = _State(now.values.put(name, None), now.stamps.put(name, None))
+            new |= dict.fromkeys(young)
+            now = _State(now.values.but(dict.fromkeys(young)), now.stamps.but(dict.fromkeys(young)))
             young = []
         weight = self.weight() + moved if seal is not None else 0
         head = _Head(self._version, len(now.values.text), seal, young, f"{weight:x}" if weight else "")
@@ -295,6 +291,10 @@ class Index(Generic[T]):
             at = len(first) + head.size
             values, stamps = Lines(content[len(first) : at], self._form), Lines(content[at:], Stamp)
             self._head, self._noted = head, _State(values, stamps, head.groups)
+
+
+def _differing(new: Mapping[str, V | None], noted: Lines[V]) -> dict[str, V | None]:
+    return {name: value for name, value in new.items() if noted.get(name) != value}
 
 
 def _stamp(info: os.stat_result) -> Stamp:

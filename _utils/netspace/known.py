@@ -15,6 +15,7 @@ import msgspec
 T = TypeVar("T")
 Groups = dict[str, tuple[int, list[str]]]
 """By sort: how many values have it, and the first names, in alphabetical order, of those that have it."""
+_FEW = 32  # names that are looked for one by one; where more are asked for, all values are decoded
 _FIRST = 8  # names that are kept of each sort: so many of them can go until all have to be looked at again
 
 
@@ -30,6 +31,7 @@ class Lines(Generic[T]):
         self.text = text
         self._form = form
         self._whole = None if whole is None else dict(whole)
+        self._asked = 0
 
     @classmethod
     def of(cls, values: Mapping[str, T], form: type[T]) -> Lines[T]:
@@ -41,15 +43,20 @@ class Lines(Generic[T]):
         return self.text.count(b"\n") - 1
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.text.find(_key(name)) >= 0
+        return isinstance(name, str) and (name in self.whole() if self._many() else self.text.find(_key(name)) >= 0)
+
+    def _many(self) -> bool:
+        """Return whether so many were asked for that all of them are decoded."""
+        self._asked += 1
+        return self._whole is not None or self._asked > _FEW
 
     def get(self, name: str) -> T | None:
         """Return one value.
 
         :raises msgspec.DecodeError: the value isn't of its type.
         """
-        if self._whole is not None:
-            return self._whole.get(name)
+        if self._many():
+            return self.whole().get(name)
         key = _key(name)
         at = self.text.find(key)
         if at < 0:
@@ -69,14 +76,21 @@ class Lines(Generic[T]):
             self._whole = {name: values[name] for name in sorted(values)}
         return self._whole
 
-    def put(self, name: str, value: T | None) -> Lines[T]:
-        """Return these lines with another value; None: without this name."""
-        key, text = _key(name), self.text
-        at = text.find(key)
-        if at >= 0:
-            text = text[:at] + text[text.index(b"\n", at + 1) :]
-        if value is not None:
-            text = text + key[1:] + msgspec.json.encode(value) + b"\n"
+    def but(self, new: Mapping[str, T | None]) -> Lines[T]:
+        """Return these lines with other values for some names; None: without that name."""
+        if not new:
+            return self
+        if len(new) > _FEW:
+            merged = {name: value for name, value in {**self.whole(), **new}.items() if value is not None}
+            return Lines.of(merged, self._form)
+        text = self.text
+        for name, value in new.items():
+            key = _key(name)
+            at = text.find(key)
+            if at >= 0:
+                text = text[:at] + text[text.index(b"\n", at + 1) :]
+            if value is not None:
+                text = text + key[1:] + msgspec.json.encode(value) + b"\n"
         return Lines(text, self._form)
 
 

@@ -66,7 +66,7 @@ def test_value_said_to_be_alone_with_a_text_is_alone(values, change, name, value
 def test_lines_after_changes_equal_a_plain_dict(values, changes):
     lines = Lines(Lines.of(values, Value).text, Value)
     for name, value in changes:
-        lines = lines.put(name, value)
+        lines = lines.but({name: value})
         values = {one: its for one, its in {**values, name: value}.items() if its is not None}
     again = Lines(lines.text, Value)
     assert len(again) == len(values)
