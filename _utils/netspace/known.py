@@ -124,6 +124,7 @@ class Known(Mapping[str, T]):
         self._groups = groups
         self._new = new or {}
         self._merged: Mapping[str, T] | None = None
+        self._sorts: Groups | None = None
 
     def __getitem__(self, name: str) -> T:
         value = self._new[name] if name in self._new else self._noted.get(name)
@@ -182,8 +183,10 @@ class Known(Mapping[str, T]):
 
     def groups(self) -> Groups:
         """Return the sorts of the values."""
-        found = None if self._groups is None else _moved(self._groups, self._noted, self._new, self._sort)
-        return grouped(self._all(), self._sort) if found is None else found
+        if self._sorts is None:
+            found = None if self._groups is None else _moved(self._groups, self._noted, self._new, self._sort)
+            self._sorts = grouped(self._all(), self._sort) if found is None else found
+        return self._sorts
 
     def examples(self) -> dict[str, T]:
         """Return one value of each sort, by name: the first in alphabetical order."""
