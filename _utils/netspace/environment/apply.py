@@ -20,7 +20,7 @@ from netspace.environment.builder import Builder, each
 from netspace.environment.claims import Claims
 from netspace.environment.container import oci_config, oci_runtime
 from netspace.environment.health import record as verdict
-from netspace.environment.images import Image, copies
+from netspace.environment.images import Image
 from netspace.environment.observe import Observed
 from netspace.environment.plan import KIND, EnvironmentChange
 from netspace.environment.record import Record
@@ -206,6 +206,8 @@ class ApplyRun:
                 record = msgspec.structs.replace(record, config=hashlib.sha256(content).hexdigest())
             return record
         if want.spec.image_cache == "own":
+            from netspace.environment.images import copies  # few environments want it
+
             copies.check(self.making.store, image.digest)
         confined = self.making.confinement.chosen(want.spec, want.runtime)
         content = self.making.render(name, want.spec, base, image, want.runtime, want.profile, confined)

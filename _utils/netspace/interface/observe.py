@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import msgspec
 
-from netspace import sockets
 from netspace.index import Index
 from netspace.interface import claims, forwarding, host_filter, kernel_support, kinds
 from netspace.interface import endpoints as ends
@@ -196,6 +195,8 @@ def _taken(declared: Iterable[Interface], known: Mapping[str, Claims]) -> dict[H
     if not wanted:
         return {}
     ports = {port.port for port in wanted}
+    from netspace import sockets  # few interfaces publish a port
+
     found = [one for table in sockets.TABLES for one in sockets.listeners(table, ports)]
     taken = {}
     for port in wanted:
