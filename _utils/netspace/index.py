@@ -30,6 +30,7 @@ import msgspec
 
 from netspace import files, folder_watch
 from netspace.errors import StateError
+from netspace.known import Groups, Known, Lines
 from netspace.layout import Layout, below
 
 # A file system counts time in steps of at most 10 ms: a record may look the same after a second change within a step.
@@ -39,29 +40,43 @@ _LARGEST = 64 * 1024 * 1024
 _DIGEST = 65  # length of the file's first line in bytes
 
 T = TypeVar("T")
+V = TypeVar("V")
 Stamp = tuple[int, int, int, int]
 
 
-_Stamps = dict[str, Stamp]
-_stamps_of = msgspec.json.Decoder(_Stamps).decode
+class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The index's file, apart from the records' values and stamps, which follow in lines (:class:`known.Lines`).
 
-
-class _File(msgspec.Struct, Generic[T], frozen=True, omit_defaults=True):
-    """The index's file.
-
-    :param claims: the value of each record.
-    :param stamps: the stamp of each record, not decoded: only a thorough check and a change need them.
-    :param seal: the stamp of the records' folder, if the claims are those of all its records.
-    :param young: the records that were too young to be noted. Their claims are valid by the seal only.
+    :param size: bytes of the lines with the values; the rest are those with the stamps.
+    :param seal: the stamp of the records' folder, if the values are those of all its records.
+    :param young: the records that were too young to be noted. Their values are valid by the seal only.
     :param weight: the sum of all records' weights, hexadecimal.
+    :param groups: the sorts of the values.
     """
 
     version: str
-    claims: dict[str, T]
-    stamps: msgspec.Raw = msgspec.Raw(b"{}")
+    size: int = 1
     seal: Stamp | None = None
     young: list[str] = []
     weight: str = ""
+    groups: Groups = {}
+
+
+class _State(Generic[T]):
+    """What was read of all records.
+
+    :param values: the value of each record.
+    :param stamps: the stamp of each record.
+    :param groups: the sorts of the values; None: not known yet.
+    """
+
+    def __init__(self, values: Lines[T], stamps: Lines[Stamp], groups: Groups | None = None) -> None:
+        self.values = values
+        self.stamps = stamps
+        self.groups = groups
+
+    def same(self, other: _State[T]) -> bool:
+        return self.values.text == other.values.text and self.stamps.text == other.stamps.text
 
 
 class Index(Generic[T]):
@@ -73,6 +88,7 @@ class Index(Generic[T]):
     :param claims: decodes the record of this name and returns the value for its entry; None if the record is gone.
     :param now: the clock, in nanoseconds since the epoch; only tests set it.
     :param weigh: returns a number for a record's name and value; see :meth:`weight`.
+    :param sort: returns the sort of a value; see :meth:`known.Known.examples`.
     """
 
     def __init__(
@@ -84,6 +100,7 @@ class Index(Generic[T]):
         claims: Callable[[str], T | None],
         now: Callable[[], int] = time.time_ns,
         weigh: Callable[[str, T], int] = lambda name, value: 0,
+        sort: Callable[[T], str] = lambda value: "",
     ) -> None:
         self._folder = layout.records(kind)
         self._path = below(layout.run / "index", f"{kind}.json")
@@ -92,52 +109,49 @@ class Index(Generic[T]):
         self._claims = claims
         self._now = now
         self._weigh = weigh
+        self._sort = sort
         self._weight: int | None = None
-        self._noted: _File[T] = _File(version, {})
-        self._known: dict[str, T] | None = None
-        self._stamped: _Stamps | None = None  # the stamps of `_known`; None: those of `_noted`
-        self._decoded: _Stamps | None = None  # the noted stamps, once they were needed
+        self._head = _Head(version)
+        self._noted: _State[T] = self._nothing()
+        self._known: _State[T] | None = None  # what `read` found: what is noted, if that is sealed
         self._seen: Stamp | None = None  # the records' folder when `_known` was read; None: it changed meanwhile
         self._fresh: set[str] = set()  # records that may be too young to be noted
         self._watch: folder_watch.Watch | None = None
 
-    def read(self, *, sealed: bool = False) -> dict[str, T]:
+    def read(self, *, sealed: bool = False) -> Known[T]:
         """Return the value of every record, ordered by the record's name; decode records without a valid entry.
 
         :param sealed: the seal suffices.
         :raises StateError: a record can't be decoded.
         """
-        self._noted, self._decoded = self._read(), None
+        self._read()
         self._seen = _stamp_at(self._folder)  # in this order: a seal of before would not be that of the folder any more
-        if sealed and self._seen is not None and self._seen == self._noted.seal:
-            self._known, self._stamped = self._noted.claims, None
-            self._fresh = set(self._noted.young)
-            self._weight = int(self._noted.weight or "0", 16)
+        if sealed and self._seen is not None and self._seen == self._head.seal:
+            self._known = self._noted
+            self._fresh = set(self._head.young)
+            self._weight = int(self._head.weight or "0", 16)
         else:
-            self._known, self._stamped = self._thorough()
+            self._known = self._thorough()
             self._weight = None
             if _stamp_at(self._folder) != self._seen:
                 self._seen = None
-        return dict(self._known)
+        return Known(self._known.values, self._sort, self._known.groups)
 
     def weight(self) -> int:
         """Return the sum of the weights of all records that :meth:`read` found."""
         if self._weight is None:
-            self._weight = sum(self._weigh(name, claims) for name, claims in (self._known or {}).items())
+            known = {} if self._known is None else self._known.values.whole()
+            self._weight = sum(self._weigh(name, claims) for name, claims in known.items())
         return self._weight
 
-    def _valid_stamps(self) -> _Stamps:
-        """Return the stamps of the records that :meth:`read` found. By the seal, they are the noted ones."""
-        return self._noted_stamps() if self._stamped is None else self._stamped
+    def _nothing(self) -> _State[T]:
+        return _State(Lines(b"\n", self._form, {}), Lines(b"\n", Stamp, {}), {})
 
-    def _noted_stamps(self) -> _Stamps:
-        if self._decoded is None:
-            self._decoded = _stamps_of(self._noted.stamps)
-        return self._decoded
-
-    def _thorough(self) -> tuple[dict[str, T], _Stamps]:
-        noted, stamps, young = self._noted.claims, self._noted_stamps(), set(self._noted.young)
-        known, valid = {}, {}
+    def _thorough(self) -> _State[T]:
+        noted, stamps = self._noted.values.whole(), self._noted.stamps.whole()
+        young = set(self._head.young)
+        known: dict[str, T] = {}
+        valid: dict[str, Stamp] = {}
         self._fresh = set()
         for name, stamp in sorted(self._stamps().items()):
             claims = noted.get(name)
@@ -146,7 +160,9 @@ class Index(Generic[T]):
                 self._fresh.add(name)
             if claims is not None:
                 known[name], valid[name] = claims, stamp
-        return known, valid
+        if known == noted and valid == stamps:
+            return self._noted
+        return _State(Lines.of(known, self._form), Lines.of(valid, Stamp))
 
     def begin(self) -> None:
         """Watch the records' folder until :meth:`note` or :meth:`end`, so that the index can be sealed.
@@ -160,9 +176,9 @@ class Index(Generic[T]):
             return
         self._watch = watch
         same = _stamp_at(self._folder) == seen
-        if same and seen != self._noted.seal:
+        if same and seen != self._head.seal:
             # A file system counts time in steps, so this folder may have changed within the step in which it was read.
-            same = self._stamps() == self._valid_stamps()
+            same = self._stamps() == self._known.stamps.whole()
         if not same:
             self.end()
 
@@ -189,43 +205,46 @@ class Index(Generic[T]):
         if self._known is None:
             self.read()
             names = set()  # they were read just now, after the changes
-        known, stamps = dict(self._known or {}), dict(self._valid_stamps())
-        added, gone, come = False, 0, 0
-        for name in names:
-            added = added or name not in known
-            stamps.pop(name, None)
-            if (old := known.pop(name, None)) is not None:
-                gone += self._weigh(name, old)
+        was = self._known
+        assert was is not None
+        new: dict[str, T | None] = dict.fromkeys(names)
+        stamps: dict[str, Stamp | None] = {}
+        moved = 0
+        for name in sorted(names):
+            stamp: Stamp | None = None
             with contextlib.suppress(FileNotFoundError):
                 stamp = _stamp(os.stat(self._folder / f"{name}.json"))
-                if (claims := self._claims(name)) is not None:
-                    known[name], stamps[name] = claims, stamp
-                    come += self._weigh(name, claims)
-        if added:
-            known = {name: known[name] for name in sorted(known)}
+                new[name] = self._claims(name)
+            old, its = was.values.get(name), new[name]
+            moved += (0 if its is None else self._weigh(name, its)) - (0 if old is None else self._weigh(name, old))
+            stamps[name] = None if its is None else stamp
+        now = _State(was.values.but(_differing(new, was.values)), was.stamps.but(_differing(stamps, was.stamps)))
         self._fresh |= names
         until = self._now() - int(SETTLED * 1e9)
-        young = sorted(name for name in self._fresh & known.keys() if max(stamps[name][2:]) >= until)
-        same = known == self._noted.claims and stamps == self._noted_stamps()
-        seal = self._sealed(names, stamps, same)
+        fresh = {name: stamp for name in sorted(self._fresh) if (stamp := now.stamps.get(name)) is not None}
+        young = [name for name, stamp in fresh.items() if max(stamp[2:]) >= until]
+        seal = self._sealed(fresh, names, now.same(self._noted))
         if seal is None:
-            for name in young:
-                del known[name], stamps[name]
+            new |= dict.fromkeys(young)
+            now = _State(now.values.but(dict.fromkeys(young)), now.stamps.but(dict.fromkeys(young)))
             young = []
-        weight = self.weight() - gone + come if seal is not None else 0
-        text = msgspec.Raw(msgspec.json.encode(stamps))
-        new = _File(self._version, known, text, seal, young, f"{weight:x}" if weight else "")
-        if new != self._noted:
-            content = msgspec.json.encode(new)
-            files.write(self._path, _digest(content) + content)
-            self._noted, self._decoded = new, stamps
+        weight = self.weight() + moved if seal is not None else 0
+        head = _Head(self._version, len(now.values.text), seal, young, f"{weight:x}" if weight else "")
+        if now.same(self._noted) and head == msgspec.structs.replace(self._head, groups={}):
+            return
+        now.groups = Known(was.values, self._sort, was.groups, new).groups()
+        head = msgspec.structs.replace(head, groups=now.groups)
+        content = msgspec.json.encode(head) + now.values.text + now.stamps.text
+        files.write(self._path, _digest(content) + content)
+        self._head, self._noted = head, now
 
-    def _sealed(self, names: set[str], stamps: _Stamps, same: bool) -> Stamp | None:
+    def _sealed(self, stamps: Mapping[str, Stamp], names: set[str], same: bool) -> Stamp | None:
         """Seal the records' folder; return its stamp, or None if it may have changed by others since it was read.
 
+        :param stamps: those of the records of *names*.
         :param same: nothing differs from what is noted.
         """
-        seal = self._noted.seal
+        seal = self._head.seal
         if seal is not None and same and _stamp_at(self._folder) == seal:
             return seal
         if self._watch is None:
@@ -238,7 +257,7 @@ class Index(Generic[T]):
                 return None
         return seal if self._watch.touched(names) else None
 
-    def _stamps(self) -> _Stamps:
+    def _stamps(self) -> dict[str, Stamp]:
         """Return the stamps of the records that exist."""
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
@@ -253,28 +272,29 @@ class Index(Generic[T]):
                     found[file[:-5]] = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
         return found
 
-    def _read(self) -> _File[T]:
-        nothing: _File[T] = _File(self._version, {})
+    def _read(self) -> None:
+        """Read the index's file: what is noted, if it is whole and of this version."""
+        self._head, self._noted = _Head(self._version), self._nothing()
         try:
             whole = files.read(self._path, _LARGEST)
         except OSError:
-            return nothing
+            return
         content = whole[_DIGEST:]
         if whole[:_DIGEST] != _digest(content):
-            return nothing
+            return
+        first, feed, _ = content.partition(b"\n")
         try:
-            noted: _File[T] = msgspec.json.decode(content, type=_File[self._form])  # type: ignore[name-defined]
-        except (msgspec.DecodeError, RecursionError):  # made by a version that noted other values
-            return nothing
-        return noted if noted.version == self._version else nothing
+            head = msgspec.json.decode(first, type=_Head)
+        except (msgspec.DecodeError, RecursionError):  # made by a version that noted it otherwise
+            return
+        if head.version == self._version and feed:
+            at = len(first) + head.size
+            values, stamps = Lines(content[len(first) : at], self._form), Lines(content[at:], Stamp)
+            self._head, self._noted = head, _State(values, stamps, head.groups)
 
 
-def without(known: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
-    """Return *known* without these names. The time depends on *names* alone, but for a copy."""
-    left = dict(known)
-    for name in names:
-        left.pop(name, None)
-    return left
+def _differing(new: Mapping[str, V | None], noted: Lines[V]) -> dict[str, V | None]:
+    return {name: value for name, value in new.items() if noted.get(name) != value}
 
 
 def _stamp(info: os.stat_result) -> Stamp:

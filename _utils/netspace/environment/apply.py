@@ -20,7 +20,7 @@ from netspace.environment.builder import Builder, each
 from netspace.environment.claims import Claims
 from netspace.environment.container import oci_config, oci_runtime
 from netspace.environment.health import record as verdict
-from netspace.environment.images import Image, copies
+from netspace.environment.images import Image
 from netspace.environment.observe import Observed
 from netspace.environment.plan import KIND, EnvironmentChange
 from netspace.environment.record import Record
@@ -29,7 +29,7 @@ from netspace.environment.starting import problems, start
 from netspace.environment.storage import injected_files, mounts, rootfs, volumes
 from netspace.environment.update import rolling, rollout
 from netspace.errors import NetspaceError, raise_any
-from netspace.index import without
+from netspace.known import also, examples, without
 from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 from netspace.supervision.service import Supervisor
@@ -93,7 +93,7 @@ class ApplyRun:
         self._start()
         self._prove()
         self._retire()
-        self.making.confinement.forget(lambda: {its.confined for its in self._claims().values()})
+        self.making.confinement.forget(lambda: {its.confined for its in examples(self._claims(), claims.sort).values()})
         taken_back = [Outcome(step) for step in self._taken_back]
         return taken_back + [Outcome(step, self.errors.get(step.name, "")) for step in self._steps]
 
@@ -101,12 +101,12 @@ class ApplyRun:
         """Return the work of the steps that have no error so far and that *wanted* accepts."""
         return {name: work for name, work in self._work.items() if name not in self.errors and wanted(work)}
 
-    def _claims(self) -> dict[str, Claims]:
+    def _claims(self) -> Mapping[str, Claims]:
         """Return all environments' claims: the observed ones with this run's changes, or else those on disk."""
         if self._observed is None:
             return claims.index(self.layout).read()
         known = without(self._observed.claims, self._removed)
-        return known | {name: claims.of(self._records[name]) for name in self._written}
+        return also(known, {name: claims.of(self._records[name]) for name in self._written})
 
     def _fail(self, errors: Mapping[str, str]) -> None:
         for name, error in errors.items():
@@ -169,11 +169,12 @@ class ApplyRun:
         for of, error in each(wanted, build).items():
             self._fail(dict.fromkeys(wanted[of], error))
         rebuilt = {name for names in wanted.values() for name in names}
-        known = self._claims()
-        taken = dict(zip(known, map(claims.BASE, known.values()), strict=True))
+        # Of all others, only a new environment needs to know.
+        new = any(work.record is None for work in self._left().values())
+        taken = {name: its.base for name, its in self._claims().items()} if new else {}
         for name, work in self._left().items():
             try:
-                base = user_ids.allocate([name], taken)[name]
+                base = user_ids.allocate([name], taken)[name] if work.record is None else work.record.base
                 taken[name] = base
                 image = built[source(work)] if name in rebuilt else None
                 record = self._record(name, work, base, image)
@@ -205,6 +206,8 @@ class ApplyRun:
                 record = msgspec.structs.replace(record, config=hashlib.sha256(content).hexdigest())
             return record
         if want.spec.image_cache == "own":
+            from netspace.environment.images import copies  # few environments want it
+
             copies.check(self.making.store, image.digest)
         confined = self.making.confinement.chosen(want.spec, want.runtime)
         content = self.making.render(name, want.spec, base, image, want.runtime, want.profile, confined)
@@ -352,7 +355,7 @@ class ApplyRun:
 
     def _watch(self) -> None:
         """Start the service that watches health if any environment needs it; else remove it."""
-        needed = any(map(claims.WATCHED, self._claims().values()))
+        needed = any(its.watched for its in examples(self._claims(), claims.sort).values())
         try:
             there = self.supervisor.observe([environment_services.HEALTH]).get(environment_services.HEALTH)
             if needed:

@@ -21,7 +21,7 @@ from netspace.environment import services
 from netspace.environment.container import apparmor, cgroups, oci_config, seccomp, unikernel
 from netspace.environment.container import oci_runtime as runtime
 from netspace.environment.container.seccomp_file import Profile
-from netspace.environment.images import Image, Store, copies
+from netspace.environment.images import Image, Store
 from netspace.environment.observe import assembled, own_disks
 from netspace.environment.record import Record
 from netspace.environment.runtimes import Runtime
@@ -130,6 +130,8 @@ class Builder:
         """Return the mounted image of an environment's root: the shared image, or a copy of it."""
         digest = record.image.digest
         if record.spec.image_cache == "own":
+            from netspace.environment.images import copies  # few environments want it
+
             return copies.mounted(self.store, digest)
         return contextlib.nullcontext(self.store.mountpoint(digest))
 

@@ -6,8 +6,6 @@ decodes only the records that the index lacks.
 
 from __future__ import annotations
 
-import operator
-
 import msgspec
 
 import netspace
@@ -40,8 +38,9 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
     confined: str = ""
 
 
-# In C, since each change of one environment asks all of them.
-BASE, WATCHED, PROMISED = map(operator.attrgetter, ("base", "watched", "promised"))
+def sort(its: Claims) -> str:
+    """Return the same text for all environments of which others need the same things to exist on the host."""
+    return f"{its.watched:d} {its.promised > 0:d} {its.confined}"
 
 
 def of(record: Record) -> Claims:
@@ -68,4 +67,4 @@ def index(layout: Layout) -> Index[Claims]:
         record = records.read_one(layout, name)
         return None if record is None else of(record)
 
-    return Index(layout, records.KIND, Claims, f"{_VERSION} {netspace.LOADED}", claims)
+    return Index(layout, records.KIND, Claims, f"{_VERSION} {netspace.LOADED}", claims, sort=sort)

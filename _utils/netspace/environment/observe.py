@@ -29,7 +29,8 @@ from netspace.environment.record import Record
 from netspace.environment.storage import disks, init, injected_files, mounts, rootfs, volumes
 from netspace.environment.storage.disks import Disk
 from netspace.errors import MissingError
-from netspace.index import Index, without
+from netspace.index import Index
+from netspace.known import also, without
 from netspace.layout import Layout, below
 from netspace.spec.types import Environment
 from netspace.supervision import restart_policy
@@ -115,9 +116,9 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     programless: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @functools.cached_property
-    def claims(self) -> dict[str, Claims]:
+    def claims(self) -> Mapping[str, Claims]:
         """The claims of every environment on this host, by name."""
-        return {**self.others, **{name: claims.of(seen.record) for name, seen in self.environments.items()}}
+        return also(self.others, {name: claims.of(seen.record) for name, seen in self.environments.items()})
 
 
 def observe(
@@ -143,7 +144,7 @@ def observe(
     :param sized: a desired environment has file systems of its own.
     """
     everybody = index.read(sealed=about is not None)
-    near = records.some(layout, everybody if about is None else everybody.keys() & set(about))
+    near = records.some(layout, everybody if about is None else {name for name in about if name in everybody})
     known = near | records.some(
         layout, {other for record in near.values() for other in record.spec.after} - near.keys()
     )
@@ -152,7 +153,8 @@ def observe(
     mounted: Mapping[str, mounts.Mount] = mounts.table() if about is None or len(about) > _FEW else mounts.Single()
     hierarchies = cgroups.Hierarchies(mounted, controllers)
     found = {}
-    probed = any(map(claims.WATCHED, everybody.values()))
+    kinds = everybody.examples().values()
+    probed = any(its.watched for its in kinds)
     services = [environment_services.health(layout)] if probed else []
     for name, record in near.items():
         with contextlib.suppress(MissingError):  # without its runtime it has no service; the plan says so
@@ -193,7 +195,7 @@ def observe(
         unkept,
         disks.lacking(),
         disks.grows(),
-        disks.budget(layout) if sized or any(map(claims.PROMISED, everybody.values())) else None,
+        disks.budget(layout) if sized or any(its.promised for its in kinds) else None,
         not devices(Environment(image="")),
         frozenset(name for name in rootfs.layers(layout, about) if name not in everybody),
         mounted,

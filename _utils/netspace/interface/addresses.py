@@ -119,6 +119,11 @@ def _place(network: Network, address: str) -> int:
     return int(_parsed(address)) - int(network.network_address)
 
 
+def fits(network: Network, address: str) -> bool:
+    """Return whether *address* is one of *network* that can be given away."""
+    return not _unusable(network, usable(network), address)
+
+
 def _unusable(network: Network, places: range, address: str) -> str:
     parsed = _parsed(address)
     if parsed.version != network.version or parsed not in network:

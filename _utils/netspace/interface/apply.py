@@ -24,7 +24,7 @@ import msgspec
 
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
-from netspace.interface import conntrack, endpoints, forwarding, netns
+from netspace.interface import endpoints, forwarding, netns
 from netspace.interface import record as records
 from netspace.interface.endpoints import INSIDE_INDEX, Endpoint, Endpoints
 from netspace.interface.firewall import host_table, netns_table
@@ -286,7 +286,10 @@ class ApplyRun:
                         *(self.layout.nft_table, todo.table, todo.before, before),
                         *(todo.whole, todo.notes),
                     )
-                    conntrack.forget_stale(todo.led)
+                    if todo.led:
+                        from netspace.interface import conntrack  # few interfaces publish a port
+
+                        conntrack.forget_stale(todo.led)
                     self._name(step.name, todo.table)
                 except NetspaceError as err:
                     self._fail(step.name, err)

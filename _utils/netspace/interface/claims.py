@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -19,6 +20,7 @@ from netspace.interface import kinds
 from netspace.interface import record as records
 from netspace.interface.firewall import host_rules
 from netspace.interface.record import Record
+from netspace.known import examples
 from netspace.layout import Layout
 from netspace.spec import parse
 from netspace.spec.publish import Led, Publication, published
@@ -159,7 +161,7 @@ def made(
 
 
 def _form(port: str) -> tuple[str, int, bool]:
-    """Return what decides which rules a published port has: protocol, whether it names an address, and its family."""
+    """Return the properties that decide a published port's rules: protocol, whether it names an address, family."""
     return port.partition("/")[2], port.count(":"), "[" in port
 
 
@@ -213,7 +215,7 @@ def index(layout: Layout) -> Index[Claims]:
 
     # A removed kind makes every entry void, so that its records are decoded again, and refused.
     version = " ".join([_VERSION, str(netspace.LOADED), *sorted(kinds.modules())])
-    return Index(layout, records.KIND, Claims, version, claims, weigh=weigh)
+    return Index(layout, records.KIND, Claims, version, claims, weigh=weigh, sort=operator.attrgetter("sort"))
 
 
 @functools.lru_cache(4096)
@@ -222,17 +224,19 @@ def _rules(text: str) -> tuple[Allow, ...]:
     return tuple(one for rule in allow for one in rule.each)
 
 
-def numbers(known: Iterable[Claims]) -> Sequence[tuple[int, int]]:
+def numbers(known: Mapping[str, Claims]) -> Sequence[tuple[int, int]]:
     """Return the addresses of all interfaces that the host's table doesn't filter, as sorted (version, number)."""
     return sorted((address.version, int(address)) for address in map(ipaddress.ip_address, elsewhere(known)))
 
 
-def alike(known: Iterable[Claims]) -> Collection[Claims]:
-    """Return one interface of each group that the packet filters treat alike (``sort``)."""
-    return {its.sort: its for its in known}.values()
+def alike(known: Mapping[str, Claims]) -> dict[str, Claims]:
+    """Return one of all interfaces that the packet filters treat alike (``sort``): the first in alphabetical order."""
+    return examples(known, operator.attrgetter("sort"))
 
 
-def elsewhere(known: Iterable[Claims]) -> list[str]:
+def elsewhere(known: Mapping[str, Claims]) -> list[str]:
     """Return the addresses of all interfaces that the host's table doesn't filter."""
     inside = kinds.filtered("inside")
-    return [one for its in known if its.kind in inside for one in its.addresses.values()]
+    if not any(its.kind in inside for its in alike(known).values()):
+        return []
+    return [one for its in known.values() if its.kind in inside for one in its.addresses.values()]

@@ -14,6 +14,7 @@ import netspace
 from netspace.interface import claims, endpoints, kinds
 from netspace.interface.claims import Claims
 from netspace.interface.firewall import host_rules
+from netspace.known import without
 from netspace.layout import Layout
 from netspace.nftables.table import Table
 
@@ -35,7 +36,7 @@ def table(layout: Layout, known: Mapping[str, Claims]) -> Table:
         )
         for name, its in known.items()
         if its.connections and its.kind in host
-    ], claims.elsewhere(known.values()))  # fmt: skip
+    ], claims.elsewhere(known))  # fmt: skip
 
 
 def parts(
@@ -52,8 +53,12 @@ def parts(
     own = [{name: known[name] for name in changed if name in known} for known in (before, after)]
     addresses = {address for one in own for its in one.values() for address in its.addresses.values()}
     inside = kinds.filtered("inside")
-    others = {name: its for name, its in before.items() if name not in changed}
-    some = set({its.sort: name for name, its in others.items()}.values())
+    left = without(before, changed)
+    shared = claims.alike(left)
+    if not any(its.ports or its.audit or its.kind in inside for its in shared.values()):
+        return table(layout, shared | own[0]), table(layout, shared | own[1])
+    others = dict(left.items())
+    some = set(shared)
     # Interfaces on different external networks may have one address, which is one element.
     some.update(name for name, its in others.items() if its.rare and (its.ports or its.audit))
     some.update(
@@ -66,7 +71,7 @@ def parts(
 def _reaching(known: Mapping[str, Claims]) -> tuple[bool, bool]:
     """Return whether an interface filtered by the host has a rule or published port; whether one has such a port."""
     host = kinds.filtered("host")
-    every = claims.alike(known.values())
+    every = claims.alike(known).values()
     mine = [its for its in every if its.connections and its.kind in host and (its.rules or its.ports)]
     return bool(mine), any(its.ports for its in mine)
 
@@ -97,5 +102,4 @@ def _library() -> str:
 
 
 def _sample(layout: Layout, known: Mapping[str, Claims]) -> str:
-    some = {known[name].sort: name for name in sorted(known, reverse=True)}
-    return table(layout, {name: known[name] for name in sorted(some.values())}).digest
+    return table(layout, dict(sorted(claims.alike(known).items()))).digest

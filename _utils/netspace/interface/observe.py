@@ -16,8 +16,7 @@ from dataclasses import replace
 
 import msgspec
 
-from netspace import sockets
-from netspace.index import Index, without
+from netspace.index import Index
 from netspace.interface import claims, forwarding, host_filter, kernel_support, kinds
 from netspace.interface import endpoints as ends
 from netspace.interface import netns as namespaces
@@ -32,6 +31,7 @@ from netspace.interface.names import sets
 from netspace.interface.names.answers import Known, Own
 from netspace.interface.names.record import Key
 from netspace.interface.record import Record, Volatile
+from netspace.known import also, without
 from netspace.layout import Layout
 from netspace.netlink import reading
 from netspace.netlink.connection import Socket
@@ -88,9 +88,9 @@ class Observed(msgspec.Struct, frozen=True, dict=True):
     now: float = 0.0
 
     @functools.cached_property
-    def claims(self) -> dict[str, Claims]:
+    def claims(self) -> Mapping[str, Claims]:
         """The claims of every interface on this host, by environment."""
-        return {**self.others, **{name: claims.of(record) for name, record in self.records.items()}}
+        return also(self.others, {name: claims.of(record) for name, record in self.records.items()})
 
 
 def place(layout: Layout, name: str, record: Record) -> EndpointContext:
@@ -146,7 +146,7 @@ def observe(
     :raises StateError: a record can't be read.
     """
     everybody = index.read(sealed=only is not None)
-    known = records.some(layout, everybody if only is None else everybody.keys() & set(only))
+    known = records.some(layout, everybody if only is None else {name for name in only if name in everybody})
     folder = layout.netns("").parent
     kept = namespaces.found(folder) if only is None else namespaces.among(folder, map(layout.netns_name, only))
     volatile = Volatile.read(layout)
@@ -174,7 +174,7 @@ def observe(
         links={link.name: link for link in links if link.name in needed},
         missing=kernel_support.missing(specs, links),
         guards=guarded,
-        taken=_taken(declared, everybody.values()),
+        taken=_taken(declared, everybody),
         others=without(everybody, known),
         # Not if somebody has overwritten a record in place: the sum is that of the noted claims.
         weight=index.weight() if only is not None and all(_as_noted(known, everybody)) else None,
@@ -188,13 +188,15 @@ def _as_noted(known: Mapping[str, Record], noted: Mapping[str, Claims]) -> Itera
     return (claims.of(record) == noted.get(name) for name, record in known.items())
 
 
-def _taken(declared: Iterable[Interface], known: Iterable[Claims]) -> dict[HostPort, str]:
+def _taken(declared: Iterable[Interface], known: Mapping[str, Claims]) -> dict[HostPort, str]:
     """Return the newly published ports that a program of the host has in use, and that program."""
     asked = {one.host for spec in declared for one in published(spec)}
-    wanted = asked - {one.host for its in known for one in its.publish} if asked else asked
+    wanted = asked - {one.host for its in known.values() for one in its.publish} if asked else asked
     if not wanted:
         return {}
     ports = {port.port for port in wanted}
+    from netspace import sockets  # few interfaces publish a port
+
     found = [one for table in sockets.TABLES for one in sockets.listeners(table, ports)]
     taken = {}
     for port in wanted:

@@ -16,7 +16,6 @@ import msgspec
 
 from netspace import files
 from netspace.errors import NetspaceError
-from netspace.index import without
 from netspace.interface import addresses, claims, endpoints, forwarding, host_filter, kinds
 from netspace.interface import record as records
 from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceChange
@@ -26,6 +25,7 @@ from netspace.interface.firewall import netns_table
 from netspace.interface.names import sets
 from netspace.interface.observe import Observed, ObservedInterface, expected, observe, place
 from netspace.interface.record import Record
+from netspace.known import Known, also, without
 from netspace.layout import Layout
 from netspace.nftables import table as tables
 from netspace.nftables.table import Table
@@ -36,6 +36,7 @@ from netspace.spec.types import Interface, Network
 
 FIREWALL, FORWARDING = "host:firewall", "host:forwarding"
 FAMILIES = ("ipv4", "ipv6")
+_FEW = 4  # interfaces whose addresses are looked for one by one among those of all
 _ADDRESS = {family: operator.attrgetter(family) for family in FAMILIES}
 Outcomes = list[Outcome]
 
@@ -123,7 +124,7 @@ class Interfaces:
         if record is None:
             known = ", ".join(sorted(observed.claims)) or "none"
             raise NetspaceError(f"environment {name} has no interface on this host; there are: {known}")
-        everybody = claims.numbers(observed.claims.values())
+        everybody = claims.numbers(observed.claims)
         step = self._step(name, record, observed, everybody, everybody)
         return {
             **self._entry(name, record, observed),
@@ -189,10 +190,11 @@ class Interfaces:
                 if gateway is not None:
                     gateways[name][family] = str(gateway)
             range_ = getattr(network, family).network
-            held = dict(zip(kept, map(_ADDRESS[family], kept.values()), strict=True))
-            # An interface that changes to an external network gives up its allocated address.
-            recorded = without(held, wanted.keys() - asking.keys())
-            allocation = addresses.allocate(range_, asking, recorded)
+            allocation = _kept(range_, family, asking, kept)
+            if allocation is None:
+                held = dict(zip(kept, map(_ADDRESS[family], kept.values()), strict=True))
+                # An interface that changes to an external network gives up its allocated address.
+                allocation = addresses.allocate(range_, asking, without(held, wanted.keys() - asking.keys()))
             refused |= allocation.refused
             for name, address in allocation.addresses.items():
                 given[name][family] = address
@@ -220,10 +222,10 @@ class Interfaces:
         removals = [self._removal(name, observed) for name in sorted(gone)]
         near = {name: record for name, record in observed.records.items() if name not in gone} | dict(new)
         after = without(observed.claims, gone)
-        after |= {name: claims.of(record) for name, record in new.items()}
+        after = also(after, {name: claims.of(record) for name, record in new.items()})
         everybody, before = (
-            claims.numbers(after.values()),
-            claims.numbers(observed.claims.values()),
+            claims.numbers(after),
+            claims.numbers(observed.claims),
         )
         steps = (self._step(name, new[name], observed, everybody, before) for name in sorted(new))
         changes = [step for step in steps if step is not None]
@@ -372,7 +374,8 @@ class Interfaces:
                 was = host_filter.table(self.layout, observed.claims)
                 todo = msgspec.structs.replace(todo, before=was if was.digest == loaded.get("rendered") else None)
         had = {} if todo.before is None else observed.claims
-        led = [one for name, its in after.items() if its.rare and its != had.get(name) for one in its.led]
+        leading = after if any(its.ports for its in claims.alike(after).values()) else {}
+        led = [one for name, its in leading.items() if its.rare and its != had.get(name) for one in its.led]
         known_led = [one for its in had.values() if its.rare for one in its.led] if led else []
         noted = host_filter.notes(self.layout, after, mark) if mark else {}
         todo = msgspec.structs.replace(todo, led=[one for one in led if one not in known_led], notes=noted)
@@ -390,7 +393,7 @@ class Interfaces:
         host = kinds.filtered("host")
         needed = {
             family
-            for its in claims.alike(after.values())
+            for its in claims.alike(after).values()
             if its.kind in host and (its.rules or its.ports)
             for family in its.forwarded
             if family in its.addresses
@@ -456,6 +459,24 @@ class Interfaces:
         refused = _refused({name: record.interface for name, record in known.items()}, observed)
         possible = {name: record for name, record in known.items() if name not in refused}
         return _refusing(refused, self._plan(possible, (), observed))
+
+
+def _kept(
+    range_: addresses.Network, family: str, asking: Mapping[str, object], kept: Mapping[str, Claims]
+) -> addresses.Allocation | None:
+    """Return the addresses of a few interfaces that keep theirs; None: all others have to be looked at."""
+    if not isinstance(kept, Known) or len(asking) > _FEW:
+        return None
+    found = {}
+    for name, wanted in asking.items():
+        its = kept.get(name)
+        address = "" if its is None else _ADDRESS[family](its)
+        if not address or wanted not in (None, address) or not kept.alone(name, address):
+            return None
+        if not addresses.fits(range_, address):
+            return None
+        found[name] = address
+    return addresses.Allocation(found, {})
 
 
 def _weight(known: Mapping[str, Claims]) -> int:

@@ -1,0 +1,246 @@
+"""Values by name, of which a reader mostly asks few: they are decoded when they are asked for. Pure.
+
+A host may have thousands of records, and a change of one environment needs to know of all others only what they have in
+common. So :class:`Known` also tells one example of each *sort* without decoding all values.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+Groups = dict[str, tuple[int, list[str]]]
+"""By sort: how many values have it, and the first names, in alphabetical order, of those that have it."""
+_FEW = 32  # names that are looked for one by one; where more are asked for, all values are decoded
+_FIRST = 8  # names that are kept of each sort: so many of them can go until all have to be looked at again
+
+
+class Lines(Generic[T]):
+    """Values by name as JSON, one line each: ``"name":value``. A line is decoded when it is asked for.
+
+    :param text: the lines, with a line feed before the first and after each; JSON has none within a value.
+    :param form: the type of the values.
+    :param whole: all values, if they are decoded already.
+    """
+
+    def __init__(self, text: bytes, form: type[T], whole: Mapping[str, T] | None = None) -> None:
+        self.text = text
+        self._form = form
+        self._whole = None if whole is None else dict(whole)
+        self._asked = 0
+
+    @classmethod
+    def of(cls, values: Mapping[str, T], form: type[T]) -> Lines[T]:
+        """Return the lines of these values."""
+        lines = [_key(name)[1:] + msgspec.json.encode(value) + b"\n" for name, value in values.items()]
+        return cls(b"\n" + b"".join(lines), form, values)
+
+    def __len__(self) -> int:
+        return self.text.count(b"\n") - 1
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self.whole() if self._many() else self.text.find(_key(name)) >= 0)
+
+    def _many(self) -> bool:
+        """Return whether so many were asked for that all of them are decoded."""
+        self._asked += 1
+        return self._whole is not None or self._asked > _FEW
+
+    def get(self, name: str) -> T | None:
+        """Return one value.
+
+        :raises msgspec.DecodeError: the value isn't of its type.
+        """
+        if self._many():
+            return self.whole().get(name)
+        key = _key(name)
+        at = self.text.find(key)
+        if at < 0:
+            return None
+        value: T = _decoder(self._form)(self.text[at + len(key) : self.text.index(b"\n", at + 1)])
+        return value
+
+    def whole(self) -> Mapping[str, T]:
+        """Return all values, ordered by name.
+
+        :raises msgspec.DecodeError: a value isn't of its type.
+        """
+        if self._whole is None:
+            values: dict[str, T] = _decoder(dict[str, self._form])(  # type: ignore[name-defined]
+                b"{" + self.text[1:-1].replace(b"\n", b",") + b"}"
+            )
+            self._whole = {name: values[name] for name in sorted(values)}
+        return self._whole
+
+    def but(self, new: Mapping[str, T | None]) -> Lines[T]:
+        """Return these lines with other values for some names; None: without that name."""
+        if not new:
+            return self
+        if len(new) > _FEW:
+            merged = {name: value for name, value in {**self.whole(), **new}.items() if value is not None}
+            return Lines.of(merged, self._form)
+        text = self.text
+        for name, value in new.items():
+            key = _key(name)
+            at = text.find(key)
+            if at >= 0:
+                text = text[:at] + text[text.index(b"\n", at + 1) :]
+            if value is not None:
+                text = text + key[1:] + msgspec.json.encode(value) + b"\n"
+        return Lines(text, self._form)
+
+
+@functools.lru_cache(32)
+def _decoder(form: Any) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(form).decode
+
+
+def _key(name: str) -> bytes:
+    return b"\n" + msgspec.json.encode(name) + b":"
+
+
+class Known(Mapping[str, T]):
+    """Values by name, which can be asked for sorts and texts without decoding all.
+
+    :param noted: the values.
+    :param sort: returns the sort of a value.
+    :param groups: the sorts of *noted*; None: they must be found out.
+    :param new: what differs from *noted*; None: that name is gone.
+    """
+
+    def __init__(
+        self,
+        noted: Lines[T],
+        sort: Callable[[T], str],
+        groups: Groups | None = None,
+        new: Mapping[str, T | None] | None = None,
+    ) -> None:
+        self._noted = noted
+        self._sort = sort
+        self._groups = groups
+        self._new = new or {}
+        self._merged: Mapping[str, T] | None = None
+        self._sorts: Groups | None = None
+
+    def __getitem__(self, name: str) -> T:
+        value = self._new[name] if name in self._new else self._noted.get(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        if name in self._new:
+            return self._new[name] is not None  # type: ignore[index]
+        return name in self._noted
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        changed = sum((value is not None) - (name in self._noted) for name, value in self._new.items())
+        return len(self._noted) + changed
+
+    def keys(self) -> KeysView[str]:
+        return self._all().keys()
+
+    def values(self) -> ValuesView[T]:
+        return self._all().values()
+
+    def items(self) -> ItemsView[str, T]:
+        return self._all().items()
+
+    def _all(self) -> Mapping[str, T]:
+        if self._merged is None:
+            if not self._new:
+                self._merged = self._noted.whole()
+            else:
+                merged = dict(self._noted.whole())
+                for name, value in self._new.items():
+                    if value is None:
+                        merged.pop(name, None)
+                    else:
+                        merged[name] = value
+                self._merged = merged
+        return self._merged
+
+    def but(self, new: Mapping[str, T | None]) -> Known[T]:
+        """Return these values with others in place of those of some names; None: without that name."""
+        return Known(self._noted, self._sort, self._groups, {**self._new, **new}) if new else self
+
+    def alone(self, name: str, text: str) -> bool:
+        """Return whether the value of *name* certainly is the only one with this text as a part of it."""
+        part, key = msgspec.json.encode(text), _key(name)
+        at = self._noted.text.find(key)
+        if at < 0 or self._noted.text.count(part) != 1:
+            return False
+        others = (value for other, value in self._new.items() if value is not None and other != name)
+        own = self._noted.text[at : self._noted.text.index(b"\n", at + 1)]
+        return part in own and not any(part in msgspec.json.encode(value) for value in others)
+
+    def groups(self) -> Groups:
+        """Return the sorts of the values."""
+        if self._sorts is None:
+            found = None if self._groups is None else _moved(self._groups, self._noted, self._new, self._sort)
+            self._sorts = grouped(self._all(), self._sort) if found is None else found
+        return self._sorts
+
+    def examples(self) -> dict[str, T]:
+        """Return one value of each sort, by name: the first in alphabetical order."""
+        return {first[0]: self[first[0]] for _, first in self.groups().values()}
+
+
+def grouped(values: Mapping[str, T], sort: Callable[[T], str]) -> Groups:
+    """Return the sorts of these values."""
+    found: dict[str, list[str]] = {}
+    for name, value in values.items():
+        found.setdefault(sort(value), []).append(name)
+    return {key: (len(names), sorted(names)[:_FIRST]) for key, names in found.items()}
+
+
+def _moved(groups: Groups, noted: Lines[T], new: Mapping[str, T | None], sort: Callable[[T], str]) -> Groups | None:
+    """Return *groups* after a change of some values; None if it takes a look at all of them."""
+    found = dict(groups)
+    for name, value in new.items():
+        old = noted.get(name)
+        was, now = (None if one is None else sort(one) for one in (old, value))
+        if was == now:
+            continue
+        if was is not None:
+            count, first = found.pop(was)
+            first = [one for one in first if one != name]
+            if count > 1 and not first:
+                return None
+            if count > 1:
+                found[was] = count - 1, first
+        if now is not None:
+            count, first = found.get(now, (0, []))
+            if len(first) == count or name < first[-1]:
+                first = sorted([*first, name])[:_FIRST]
+            found[now] = count + 1, first
+    return found
+
+
+def without(known: Mapping[str, T], names: Iterable[str]) -> Mapping[str, T]:
+    """Return *known* without these names."""
+    if isinstance(known, Known):
+        return known.but(dict.fromkeys(names))
+    left = dict(known)
+    for name in names:
+        left.pop(name, None)
+    return left
+
+
+def also(known: Mapping[str, T], new: Mapping[str, T]) -> Mapping[str, T]:
+    """Return *known* with the values of *new* in addition, or in place of those of the same names."""
+    return known.but(new) if isinstance(known, Known) else {**known, **new}
+
+
+def examples(known: Mapping[str, T], sort: Callable[[T], str]) -> dict[str, T]:
+    """Return one of the values of each sort, by name: the first in alphabetical order."""
+    if isinstance(known, Known):
+        return known.examples()
+    return {first[0]: known[first[0]] for _, first in grouped(known, sort).values()}
