@@ -38,6 +38,15 @@ def test_file_root_is_that_of_the_checkout(unpacked: Path) -> None:
     assert not [path for path in served.rglob("*") if path.is_symlink()]
 
 
+def test_time_of_a_file_depends_on_its_content(unpacked: Path) -> None:
+    """Salt's file server reads a file again only if its time has changed (salt.fileserver.roots)."""
+    modules = list((unpacked / "usr/share/netspace/file_root/_utils").rglob("*.py"))
+    contents = {path.read_bytes() for path in modules}
+    times = {int(path.stat().st_mtime) for path in modules}
+    assert len(contents) > 300
+    assert 0.9 * len(contents) < len(times) <= len(contents)
+
+
 def test_library_is_where_debians_python_looks(unpacked: Path) -> None:
     library = unpacked / "usr/lib/python3/dist-packages/netspace"
     assert (library / "__main__.py").read_bytes() == (ROOT / "_utils/netspace/__main__.py").read_bytes()
