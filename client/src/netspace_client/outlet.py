@@ -55,7 +55,7 @@ class Parcel:
         self.error: Exception | None = None
 
     def continues(self, unknown: bool) -> None:
-        """Note that this is a copy of a message of another exchange.
+        """Mark this message as a copy of one that was sent to another exchange.
 
         :param unknown: whether that message may have arrived.
         """

@@ -122,7 +122,7 @@ def test_what_can_t_be_copied_leaves_the_running_one_alone(host, large, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(copies.mounts, "mount", refuse)
-        assert "it takes Linux 6.12" in host.apply({"one": want})["one"].error
+        assert "that needs Linux 6.12" in host.apply({"one": want})["one"].error
     assert host.pid("one") == pid
     assert host.apply({"one": want})["one"].error == ""
 

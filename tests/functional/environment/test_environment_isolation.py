@@ -320,7 +320,7 @@ def test_files_inside_are_root_s_for_the_group_to_read_and_change(host):
 
 
 def test_no_user_of_the_host_reaches_into_an_environment(host):
-    """Files and sockets left there would be a connection that no link declares."""
+    """Keep local users out of the root: files and sockets left there would be an undeclared connection."""
     host.run("web")
     bundle, run = host.layout.bundle("web"), host.layout.run
     base = host.kind.recorded()["web"].base

@@ -294,7 +294,7 @@ def test_revoked_at_the_receivers_host_the_sender_is_told_at_once(linked):
 
 @pytest.mark.revocation
 def test_who_has_not_said_yet_whom_he_wants_is_not_led_by_what_is_revoked(linked):
-    """An old process of the forwarder, which has the former routes, keeps such a connection."""
+    """A connection without a TLS hello stays with an old process of the forwarder, which has the former routes."""
     h1, _, _ = linked
 
     def severed() -> bool:
