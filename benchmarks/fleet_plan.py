@@ -1,6 +1,6 @@
-"""A plan of a fleet of 1,000 hosts with ten environments each, whose image is another one now.
+"""A plan of a fleet of 1,000 hosts with an environment and a link each, whose image is another one now.
 
-usage: python benchmarks/fleet_plan.py [--json | --markdown] [--hosts N] [--rounds N]
+usage: python benchmarks/fleet_plan.py [--json | --markdown] [--hosts N] [--environments N] [--rounds N]
 
 It needs no root. The declaration, its compilation, the hosts' plans (by the planner of environments), the signatures of
 their answers, the window over these, the folding and the table are real. Hosts and Salt's bus are simulated,
@@ -30,14 +30,14 @@ from typing import Any
 
 import bench
 import msgspec
+import yaml
 from bench import ROOT, Rounds, line, say
 
 sys.path.insert(0, str(ROOT / "tests"))
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from fleet import declare
-from support.fleet.fleets import written
+from support.fleet.fleets import published
 
 from netspace.attestation import identity
 from netspace.attestation.fleet import own_answers
@@ -50,8 +50,9 @@ from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.storage import injected_files
-from netspace.fleet.declaration import FleetDeclaration
+from netspace.fleet.declaration import FleetDeclaration, Sources
 from netspace.fleet.planning import plans, records, work
+from netspace.fleet.published import Register
 from netspace.plan import Plan
 from netspace.plugin import tables, views
 from netspace.plugin.minions import Minions
@@ -64,6 +65,29 @@ FILES = {"environment.json": b"{}"}
 KEY = rsa.generate_private_key(65537, 2048)
 PRIVATE = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def declare(folder: Path, hosts: int, environments: int) -> None:
+    """Write a fleet, and what its hosts published."""
+    lines = ["apply: planned", "hosts:"]
+    lines += [f"  h{number}: {{address: 10.{number // 250}.{number % 250}.1}}" for number in range(hosts)]
+    lines.append("environments:")
+    body = "image: tar:salt://images/shop.tar, command: [/usr/bin/web, --serve], limits: {memory: 64M, pids: 32}"
+    lines += [f"  e{number}: {{on: h{number % hosts}, {body}}}" for number in range(environments)]
+    lines.append("links:")
+    lines += [f"  - {{from: e{number}, to: e{(number + 1) % environments}}}" for number in range(environments)]
+    (folder / "fleet.yaml").write_text("\n".join(lines) + "\n")
+    register = Register(folder / "kept/hosts")
+    register.folder.mkdir(parents=True)
+    for minion, facts in published(f"h{number}" for number in range(hosts)).items():
+        register.path(minion).write_bytes(msgspec.json.encode(facts))  # without waiting for the disk a thousand times
+
+
+def written(folder: Path) -> FleetDeclaration:
+    """Return the declaration, read by the parser of YAML that Salt uses."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    sources = Sources(lambda name: None, lambda path: yaml.load(Path(path).read_text(), loader))
+    return FleetDeclaration(str(folder / "fleet.yaml"), folder / "kept", sources, {})
 
 
 def host_plan(section: Mapping[str, Any]) -> Plan:
@@ -170,14 +194,16 @@ def measure(folder: Path, hosts: int, rounds: Rounds) -> int:
 def main() -> None:
     parser = bench.arguments(__doc__)
     parser.add_argument("--hosts", type=int, default=1000, help="number of hosts (default 1000)")
+    parser.add_argument(
+        "--environments", type=int, default=0, help="number of environments (default: one a host)"
+    )
     options = parser.parse_args()
     bench.note_load()
     rounds, shown = Rounds(), 0
     with tempfile.TemporaryDirectory(prefix="fleet-plan-") as name:
         folder = Path(name)
-        declare(folder, options.hosts * 10)
-        path = folder / "fleet.yaml"
-        path.write_text(path.read_text() + "apply: planned\n")
+        declare(folder, options.hosts, options.environments or options.hosts)
+        written(folder).answer("h0")  # the mode begins
         for turn in range(options.rounds):
             say(f"{options.hosts} hosts, round {turn + 1} of {options.rounds}")
             shown = measure(folder, options.hosts, rounds)
