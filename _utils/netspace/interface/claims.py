@@ -149,8 +149,10 @@ def made(
     return Claims(
         kind,
         hashlib.sha256(repr(alike).encode()).hexdigest()[:32],
-        *(addresses.get(family, "") for family in ("ipv4", "ipv6")),
-        *(gateways.get(family, "") for family in ("ipv4", "ipv6")),
+        addresses.get("ipv4", ""),
+        addresses.get("ipv6", ""),
+        gateways.get("ipv4", ""),
+        gateways.get("ipv6", ""),
         host_end,
         rules,
         connections,
