@@ -24,7 +24,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
@@ -40,8 +40,8 @@ _LARGEST = 64 * 1024 * 1024
 _DIGEST = 65  # length of the file's first line in bytes
 
 T = TypeVar("T")
-V = TypeVar("V")
 Stamp = tuple[int, int, int, int]
+_STAMP = cast("type[Stamp]", Stamp)
 
 
 class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -145,7 +145,7 @@ class Index(Generic[T]):
         return self._weight
 
     def _nothing(self) -> _State[T]:
-        return _State(Lines(b"\n", self._form, {}), Lines(b"\n", Stamp, {}), {})
+        return _State(Lines(b"\n", self._form, {}), Lines(b"\n", _STAMP, {}), {})
 
     def _thorough(self) -> _State[T]:
         noted, stamps = self._noted.values.whole(), self._noted.stamps.whole()
@@ -162,7 +162,7 @@ class Index(Generic[T]):
                 known[name], valid[name] = claims, stamp
         if known == noted and valid == stamps:
             return self._noted
-        return _State(Lines.of(known, self._form), Lines.of(valid, Stamp))
+        return _State(Lines.of(known, self._form), Lines.of(valid, _STAMP))
 
     def begin(self) -> None:
         """Watch the records' folder until :meth:`note` or :meth:`end`, so that the index can be sealed.
@@ -218,7 +218,7 @@ class Index(Generic[T]):
             old, its = was.values.get(name), new[name]
             moved += (0 if its is None else self._weigh(name, its)) - (0 if old is None else self._weigh(name, old))
             stamps[name] = None if its is None else stamp
-        now = _State(was.values.but(_differing(new, was.values)), was.stamps.but(_differing(stamps, was.stamps)))
+        now = _State(was.values.but(new), was.stamps.but(stamps))
         self._fresh |= names
         until = self._now() - int(SETTLED * 1e9)
         fresh = {name: stamp for name in sorted(self._fresh) if (stamp := now.stamps.get(name)) is not None}
@@ -289,12 +289,8 @@ class Index(Generic[T]):
             return
         if head.version == self._version and feed:
             at = len(first) + head.size
-            values, stamps = Lines(content[len(first) : at], self._form), Lines(content[at:], Stamp)
+            values, stamps = Lines(content[len(first) : at], self._form), Lines(content[at:], _STAMP)
             self._head, self._noted = head, _State(values, stamps, head.groups)
-
-
-def _differing(new: Mapping[str, V | None], noted: Lines[V]) -> dict[str, V | None]:
-    return {name: value for name, value in new.items() if noted.get(name) != value}
 
 
 def _stamp(info: os.stat_result) -> Stamp:

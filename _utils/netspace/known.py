@@ -6,7 +6,6 @@ common. So :class:`Known` also tells one example of each *sort* without decoding
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Generic, TypeVar
 
@@ -78,6 +77,7 @@ class Lines(Generic[T]):
 
     def but(self, new: Mapping[str, T | None]) -> Lines[T]:
         """Return these lines with other values for some names; None: without that name."""
+        new = {name: value for name, value in new.items() if self.get(name) != value}
         if not new:
             return self
         if len(new) > _FEW:
@@ -94,9 +94,14 @@ class Lines(Generic[T]):
         return Lines(text, self._form)
 
 
-@functools.lru_cache(32)
+_DECODERS: dict[Any, Callable[[bytes], Any]] = {}
+
+
 def _decoder(form: Any) -> Callable[[bytes], Any]:
-    return msgspec.json.Decoder(form).decode
+    found = _DECODERS.get(form)
+    if found is None:
+        found = _DECODERS[form] = msgspec.json.Decoder(form).decode
+    return found
 
 
 def _key(name: str) -> bytes:
