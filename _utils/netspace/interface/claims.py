@@ -27,7 +27,7 @@ from netspace.spec.publish import Led, Publication, published
 from netspace.spec.types import Allow, Filtered
 
 _VERSION = "2"  # raise it whenever `of` finds something else in the same record
-_MARK = "1"  # raise it whenever `weigh` finds something else: each host then loads its filter again
+_MARK = "2"  # raise it whenever `weigh` finds something else: each host then loads its filter again
 
 
 class Rare(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -131,7 +131,9 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def _families(ipv4: str, ipv6: str) -> dict[str, str]:
-    return {family: address for family, address in (("ipv4", ipv4), ("ipv6", ipv6)) if address}
+    if ipv4 and ipv6:
+        return {"ipv4": ipv4, "ipv6": ipv6}
+    return {"ipv4": ipv4} if ipv4 else {"ipv6": ipv6} if ipv6 else {}
 
 
 def made(
@@ -192,10 +194,10 @@ def weigh(name: str, its: Claims) -> int:
     Equal sums of these numbers mean equal filters (:func:`mark`).
     """
     if its.kind in kinds.filtered("inside"):
-        content: object = (*sorted(its.addresses.values()),)
+        content: object = (its.ipv4, its.ipv6) if its.ipv4 or its.ipv6 else ()
     elif its.connections and its.kind in kinds.filtered("host"):
-        addresses, gateways = sorted(its.addresses.items()), sorted(its.gateways.items())
-        content = its.host_end, addresses, gateways, its.rules, its.connections, its.ports, its.audit
+        rare, ends = its.rare or _NOTHING, (its.ipv4, its.ipv6, its.gateway4, its.gateway6)
+        content = its.host_end, ends, its.rules, its.connections, rare.ports, rare.audit
     else:
         content = ()
     return int.from_bytes(hashlib.sha256(repr((name, content)).encode()).digest(), "big") if content else 0
