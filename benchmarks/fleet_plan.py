@@ -194,9 +194,7 @@ def measure(folder: Path, hosts: int, rounds: Rounds) -> int:
 def main() -> None:
     parser = bench.arguments(__doc__)
     parser.add_argument("--hosts", type=int, default=1000, help="number of hosts (default 1000)")
-    parser.add_argument(
-        "--environments", type=int, default=0, help="number of environments (default: one a host)"
-    )
+    parser.add_argument("--environments", type=int, default=0, help="number of environments (default: one a host)")
     options = parser.parse_args()
     bench.note_load()
     rounds, shown = Rounds(), 0
