@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from netspace.errors import MissingError
 from netspace.fleet.seen import ORDER
 from netspace.plugin.picture import layout, script, style
+from netspace.plugin.picture import page as rendering
 from netspace.plugin.picture.layout import HIGH, WIDE
 from netspace.plugin.picture.model import Arrow, Graph, Group, Node, natural, teams
 from netspace.plugin.picture.page import page
@@ -296,6 +299,13 @@ def test_teams_are_declared_or_begin_the_name() -> None:
     nodes.append(Node("shop-x", "environment", "h1", team="mine"))
     nodes += [Node("0.0.0.0/0", "outside"), Node("shop-out", "outside")]
     assert teams(Graph(nodes, [])) == ["shop", "shop", "", "", "", "", "", "mine", "", ""]
+
+
+def test_a_host_without_jinja2_is_told_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    rendering._template.cache_clear()
+    with pytest.raises(MissingError, match="jinja2 is missing on this host; apt-get install"):
+        page(SHOP)
 
 
 def test_names_with_numbers_are_sorted_as_people_do() -> None:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from netspace.errors import MissingError
 from netspace.fleet.seen import ORDER, Mark
 from netspace.plugin.picture import layout as places
 from netspace.plugin.picture import script, style, template
@@ -38,7 +39,11 @@ _HINT = "Choose a host, an environment or a link."
 
 
 def page(graph: Graph) -> str:
-    """Return the page."""
+    """Return the page.
+
+    :raises MissingError: jinja2 is missing.
+    """
+    fill = _template()
     from markupsafe import Markup
 
     drawn = places.layout(graph)
@@ -77,13 +82,17 @@ def page(graph: Graph) -> str:
         "labels": labels,
         "nodes": _nodes(graph, drawn.places),
     }
-    return _template().render(values)
+    return fill.render(values)
 
 
 @functools.cache
 def _template() -> jinja2.Template:
-    import jinja2
-
+    try:
+        import jinja2
+    except ImportError as err:  # Salt depends on it; without Salt, it may be absent
+        raise MissingError(
+            "the Python package jinja2", "apt-get install python3-jinja2, or pip install jinja2"
+        ) from err
     made = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
