@@ -100,9 +100,7 @@ init(guard) ->
     ok = gen_event:add_sup_handler(rabbit_event, netspace_guard_events, self()),
     self() ! look,
     self() ! {elect, ?ELECTIONS},
-    Status = case file:open("/proc/self/status", [read, raw, binary]) of {ok, File} -> File; _ -> none end,
-    Refused = netspace_guard_refusals:new(),
-    {ok, #{vain => 0, status => Status, ending => #{}, told => #{}, new => false, refused => Refused}}.
+    {ok, #{vain => 0, ending => #{}, told => #{}, new => false, refused => netspace_guard_refusals:new()}}.
 
 handle_call(_, _, State) -> {reply, unknown, State}.
 handle_cast({refused, User, Text}, State = #{refused := Refused}) ->
@@ -195,29 +193,9 @@ elect() ->
     length(Orphans).
 
 %% -- memory --------------------------------------------------------------------
-memory(State) ->
-    Limit = vm_memory_monitor:get_memory_limit(),
-    case held_by_kernel(State) < Limit div 4 of
-        true -> State#{vain := 0};
-        false -> weighed(Limit, State)
-    end.
-
-%% To ask Erlang for its memory wakes all threads of the node. The kernel's number is asked for less, and tells enough
-%% as long as it is small. It is larger than any number where it isn't known.
-held_by_kernel(#{status := Status}) ->
-    try
-        {ok, Text} = file:pread(Status, 0, 4096),
-        lists:sum([begin
-                       [_, Rest] = binary:split(Text, Line),
-                       {Size, _} = string:to_integer(string:trim(Rest, leading)),
-                       Size * 1024
-                   end || Line <- [<<"VmRSS:">>, <<"VmSwap:">>]])
-    catch _:_ -> unknown
-    end.
-
-weighed(Limit, State = #{vain := Vain, ending := Ending}) ->
+memory(State = #{vain := Vain, ending := Ending}) ->
     Used = erlang:memory(total),
-    case Used > Limit div 2 of
+    case Used > vm_memory_monitor:get_memory_limit() div 2 of
         false -> State#{vain := 0};
         %% Where nobody's connections are to blame, it is looked closely again once there is more.
         true when Used < Vain + ?LEAST -> State;
