@@ -117,17 +117,6 @@ def furnish(machine: Machine) -> None:
     checkout(machine)
 
 
-PIECE = 128 * 1024  # the agent looks for the end of a request in all that it has of it, again and again
-
-
-def send(machine: Machine, folder: Path, target: str) -> None:
-    """Copy a folder into a running machine. There, root owns what is in it."""
-    packed = subprocess.run(["tar", "-C", folder, "--owner=0", "--group=0", "-cz", "."], check=True, stdout=-1).stdout
-    for number, start in enumerate(range(0, len(packed), PIECE)):
-        machine.put(f"/tmp/sent/{number:05}", packed[start : start + PIECE])
-    machine.sh(f"mkdir -p {target} && cat /tmp/sent/* | tar -C {target} -xz && rm -r /tmp/sent", timeout=600)
-
-
 def warm_up(machine: Machine) -> None:
     """Set Salt up in a running machine; return when it can be called."""
     about = {"PYTHONPATH": images.SITE, "PYTHONPYCACHEPREFIX": images.COMPILED, "HOME": "/root", "LANG": "C.UTF-8"}

@@ -49,6 +49,16 @@ def test_the_host_is_as_it_was_after_each_stressor(host: Host, stressed: Path, p
     ]
 
 
+def test_a_stressor_that_ends_its_group_is_found(host: Host, stressed: Path):
+    """A test of the test: of stressors that run in one go, each has its own outcome."""
+    host.run("web", image=f"dir:{stressed}", limits=stressing.LIMITS, command=IDLE)
+    names = ["null", "no-such-stressor", "getrandom"]
+    outcomes = stressing.outcomes_of(host.operations, "web", names)
+    assert list(outcomes) == names
+    assert outcomes.pop("no-such-stressor").startswith("ended: ")
+    assert outcomes == dict.fromkeys(("null", "getrandom"), "passed")
+
+
 def test_what_is_not_as_it_was_is_seen(tmp_path: Path):
     """A test of the test: each change that a stressor might make to the host is detected."""
     before = host_state.look()

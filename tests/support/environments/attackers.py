@@ -92,7 +92,7 @@ def reached(told: str) -> dict[str, Any]:
     return {"succeeded": succeeded, "programs": found["programs"], "arguments": arguments}
 
 
-NOTHING = {"succeeded": [], "programs": [], "arguments": []}
+NOTHING: dict[str, Any] = {"succeeded": [], "programs": [], "arguments": []}
 
 
 def shares() -> dict[str, int]:

@@ -370,8 +370,8 @@ def watch() -> None:
                     if told or user_of(pid) != own:
                         outcomes[name] = told
     mine = {name: outcome_of(attempt, me) for name, attempt in TRIES.items()}
-    told = {"other": outcomes, "own": mine, "programs": sorted(programs), "arguments": sorted(arguments)}
-    print(json.dumps(told))
+    found = {"other": outcomes, "own": mine, "programs": sorted(programs), "arguments": sorted(arguments)}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
