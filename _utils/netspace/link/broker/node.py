@@ -36,7 +36,6 @@ from netspace.text import printable
 USER = "rabbitmq"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 NODE = "broker"
-STORES = "data/mnesia"  # the folder, in layout.broker, of all that the node stores
 FORMER = "epmd"
 """The service for epmd that older versions of netspace ran beside the node."""
 READY_SECONDS = 90.0
@@ -98,7 +97,7 @@ def service(layout: Layout, spec: LocalBroker) -> Service:
             "ERL_INETRC": str(base / "etc/inetrc"),
             **_NO_QUESTIONS,
             "RABBITMQ_NODENAME": f"{layout.instance}@localhost",
-            "RABBITMQ_MNESIA_BASE": str(base / STORES),
+            "RABBITMQ_MNESIA_BASE": str(base / "data/mnesia"),
             "RABBITMQ_LOG_BASE": str(base / "log"),
             "RABBITMQ_CONFIG_FILE": str(base / "etc/rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "etc/advanced.config"),
@@ -353,7 +352,7 @@ def start(
     from netspace.link.broker import versions  # not needed where no broker is started
 
     available()
-    versions.check(versions.server(), layout.broker / STORES)
+    versions.check(versions.server())
     status = supervisor.observe([NODE]).get(NODE)
     if refusal := listening.taken(spec, None if status is None else status.pid):
         raise NetspaceError(refusal)
