@@ -18,7 +18,7 @@ CHECK = "salt-run netspace_fleet.check"
 
 
 def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None) -> dict[str, Any]:
-    """Take hosts out of the fleet; return for each what happened, by the given name.
+    """Take hosts out of the fleet; return the result for each, by the given name.
 
     :param names: of hosts, or ids of their minions.
     :param root: releases the hosts' trust domains; None: they are kept.
@@ -37,7 +37,7 @@ def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None
 
 
 def hosts_in_force(declaration: FleetDeclaration) -> dict[str, dict[str, Any]]:
-    """Return what is in force, by minion, under ``netspace``; empty if nothing is or it is damaged."""
+    """Return the slices in force, by minion, under ``netspace``; empty if there are none or they are damaged."""
     manifest = declaration.store.current().manifest
     try:
         return dict(declaration.store.sections(manifest)) if manifest is not None else {}
@@ -78,7 +78,7 @@ def _far(end: str) -> str:
 
 
 def _parsed(declaration: FleetDeclaration) -> Fleet | None:
-    """Return the declaration as it is now, with problems or without; None if it can't be parsed."""
+    """Return the present declaration, with or without problems; None if it can't be parsed."""
     try:
         return declaration.check().declared
     except Exception:  # whatever it is: it must not keep a host in the fleet
@@ -86,7 +86,7 @@ def _parsed(declaration: FleetDeclaration) -> Fleet | None:
 
 
 def _minion(name: str, fleet: Fleet | None, in_force: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the minion of a host, or the name itself, which may be a minion's."""
+    """Return the minion of the host *name*. If there is no such host, return the name, which may be a minion's id."""
     if fleet is not None and name in fleet.hosts:
         return fleet.minion(name)
     return next((minion for minion, one in in_force.items() if one["broker"]["host"] == name), name)
@@ -122,7 +122,7 @@ def _left(
 
 
 def _put_in_force(declaration: FleetDeclaration, minions: list[str], found: dict[str, Any]) -> None:
-    """Put in force what is declared; if that can't be done, what was, without the hosts."""
+    """Put the declaration in force. If that isn't possible, take the hosts out of the slices that are in force."""
     try:
         refusal = declaration.apply()
         if refusal is None:

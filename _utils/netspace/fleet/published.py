@@ -33,7 +33,7 @@ class Register:
         self.folder = folder
 
     def path(self, minion: str) -> Path:
-        """Return the file of a minion; the name of no minion leads out of the folder."""
+        """Return the file of a minion. No minion's name leads out of the folder."""
         name = urllib.parse.quote(minion, safe="")
         if len(name) > MAX_NAME:
             name = hashlib.sha256(minion.encode()).hexdigest()
@@ -53,7 +53,7 @@ class Register:
             try:
                 one = _read(path)
                 if one is not None and self.path(one.minion) != path:
-                    raise StateError(f"{path}: is about {one.minion!r:.100}; {_remedy(path)}")
+                    raise StateError(f"{path}: has the facts of another minion, {one.minion!r:.100}; {_remedy(path)}")
             except StateError as err:
                 problems.append(str(err))
                 continue
@@ -84,13 +84,13 @@ class Register:
 
 
 def check(facts: Published) -> str:
-    """Return why these facts can't be used; empty if they can."""
+    """Return the reason why these facts can't be used; empty if they can."""
     if not 0 < len(facts.minion) <= 255:
         return "the minion's id is empty or too long"
     if not DOMAIN.fullmatch(facts.trust_domain):
         return f"{facts.trust_domain!r:.80} is no trust domain"
     if not _PUBLIC.fullmatch(facts.public_key):
-        return f"{facts.public_key!r:.80} is no public key, as `netspace_link.public_key` tells it"
+        return f"{facts.public_key!r:.80} is no public key, as `netspace_link.public_key` prints it"
     if not facts.chain.isascii() or len(facts.chain) > MAX_CHAIN:
         return f"the certificates are no PEM text of up to {MAX_CHAIN} characters"
     if len(facts.grains) > 64 or any(len(word) > MAX_GRAIN for pair in facts.grains.items() for word in pair):
