@@ -311,7 +311,7 @@ def _sound(problems: Sequence[Problem]) -> None:
 def _compiled(declaration: FleetDeclaration, but: str = "") -> tuple[Compiled, Fleet]:
     """Return the declaration as it is now.
 
-    :param but: the path of problems to ignore.
+    :param but: the path of problems that don't matter.
     :raises NetspaceError: it has problems.
     """
     compiled = declaration.check()
@@ -322,7 +322,7 @@ def _compiled(declaration: FleetDeclaration, but: str = "") -> tuple[Compiled, F
 
 
 def _host(fleet: Fleet, name: str) -> str | None:
-    """Return the host with this name or minion's id; None if there is none."""
+    """Return the host that a name or a minion's id means; None if there is none."""
     if name in fleet.hosts:
         return name
     return next((host for host in fleet.hosts if fleet.minion(host) == name), None)

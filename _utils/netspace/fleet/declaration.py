@@ -143,7 +143,7 @@ class FleetDeclaration:
     def apply(self) -> Refusal | None:
         """Compile the declaration if anything has changed, and put it in force; if it is refused, return the refusal.
 
-        :raises NetspaceError: its files keep changing.
+        :raises NetspaceError: its files go on changing.
         """
         for _ in range(_TRIES):
             now = self._now()
@@ -178,7 +178,7 @@ class FleetDeclaration:
             return _Now(self.store.commit(compiled, inputs), None, False)
 
     def _written(self, *of: Inputs) -> bool:
-        """Return whether the files are probably complete, because none was changed a moment ago."""
+        """Return whether the files are written to their end, as far as their times tell."""
         return in_force.unchanged({path for one in of for path in one.files} - {str(self.register.folder)})
 
     def _known(self) -> _Now | None:

@@ -37,7 +37,7 @@ def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None
 
 
 def hosts_in_force(declaration: FleetDeclaration) -> dict[str, dict[str, Any]]:
-    """Return the slices in force, by minion, under ``netspace``; empty if there are none or they are damaged."""
+    """Return what is in force, by minion, under ``netspace``; empty if nothing is or it is damaged."""
     manifest = declaration.store.current().manifest
     try:
         return dict(declaration.store.sections(manifest)) if manifest is not None else {}
@@ -122,7 +122,7 @@ def _left(
 
 
 def _put_in_force(declaration: FleetDeclaration, minions: list[str], found: dict[str, Any]) -> None:
-    """Put the declaration in force. If that isn't possible, take the hosts out of the slices that are in force."""
+    """Put in force what is declared; if that can't be done, what was, without the hosts."""
     try:
         refusal = declaration.apply()
         if refusal is None:

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 KEYS = ("hosts", "environments", "links", "never", "defaults", "domain", "trusted_grains", "include", "uses")
 _SINGLE = ("defaults", "domain", "trusted_grains")
-"""Keys that only one file of a declaration may have, because two values of a key could contradict each other."""
+"""Keys that stand in one file of a declaration, because two values of one could contradict each other."""
 _EMPTY = {"hosts": "{}", "environments": "{}", "links": "[]", "never": "[]"}
 """The notation for an empty value of each key."""
 _PLACING = ("on", "replicas", "spread", "at_least")

@@ -33,7 +33,7 @@ class Register:
         self.folder = folder
 
     def path(self, minion: str) -> Path:
-        """Return the file of a minion. No minion's name leads out of the folder."""
+        """Return the file of a minion; the name of no minion leads out of the folder."""
         name = urllib.parse.quote(minion, safe="")
         if len(name) > MAX_NAME:
             name = hashlib.sha256(minion.encode()).hexdigest()
