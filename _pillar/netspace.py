@@ -2,8 +2,8 @@
 The pillar of one host, from a fleet's declaration
 ==================================================
 
-One file declares the hosts of a fleet, their environments and the links between these. Each minion gets the part that
-its host needs, and nothing about others: see the page on fleets.
+One file declares the hosts of a fleet, their environments and the links between these. Each minion gets only the part
+that its host needs: see the page on fleets.
 
 The master's configuration names the file::
 

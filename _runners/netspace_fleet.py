@@ -66,8 +66,8 @@ def check() -> dict[str, Any]:
     Check the declaration of the whole fleet; change nothing.
 
     Return ``ok`` and the numbers of hosts, environments and links; ``problems``, each with file, path and reason;
-    ``missing``: what the fleet waits for though the declaration is right; and ``moves``: environments whose hosts
-    change, with the reason. A declaration with problems isn't put in force. The exit status is then 1.
+    ``missing``: things that the fleet waits for, though the declaration is right; and ``moves``: environments whose
+    hosts change, with the reason. A declaration with problems isn't put in force. The exit status is then 1.
 
     CLI Example:
 
@@ -96,7 +96,7 @@ def check() -> dict[str, Any]:
 
 def slice_(minion: str) -> dict[str, Any]:
     """
-    Return the pillar that a minion gets out of the fleet's declaration, and no other minion does.
+    Return a minion's slice: the pillar that this minion, and no other, gets from the fleet's declaration.
 
     CLI Example:
 
@@ -220,7 +220,7 @@ def can(source: str, target: str) -> dict[str, Any]:
 
 def paths_to(end: str) -> dict[str, Any]:
     """
-    Return everything in the fleet that may reach an end, directly or by way of other environments.
+    Return everything in the fleet that may reach an end, directly or through other environments.
 
     Return the keys of ``netspace.paths_to``. The answer is that of the declaration's files as they are now.
 
@@ -289,7 +289,7 @@ def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
     For each host: the master certifies the host's authority, which makes its own key and keeps it
     (``netspace_link.certify``). It learns the public half of the host's names key (``netspace_link.public_key``). If
     the host's ``attestation`` has ``verifier: master``, it enrols the host's TPM and attests it. Then the declaration
-    is put in force with that, and hosts with sealed links to or from these exchange their keys
+    is put in force with these facts, and hosts with sealed links to or from the new ones exchange their keys
     (``netspace_link.exchange_seals``).
 
     Return for each host ``changes``, and ``missing`` with the remedies. The exit status is 1 if a host can't join. It
@@ -325,12 +325,12 @@ def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
 
 def leave(*hosts: str, release: bool = False, **others: object) -> dict[str, Any]:
     """
-    Take hosts out of the fleet: from the next apply on, no other host has links to or from them.
+    Take hosts out of the fleet. After the next apply, no other host has links to or from them.
 
-    It works whatever state the declaration is in: if that has problems, the slices in force are cut, and there is a
-    ``warning``. Return for each host whether it had joined (``left``), and the hosts that have to apply their pillar.
-    The exit status is 1 if a host has an ``error``. Take the host out of the declaration, too, for its environments to
-    be placed elsewhere.
+    It works whatever state the declaration is in: if it has problems, the hosts are taken out of the slices in force,
+    and there is a ``warning``. Return for each host whether it had joined (``left``), and the hosts that have to apply
+    their pillar. The exit status is 1 if a host has an ``error``. To have its environments placed elsewhere, take the
+    host out of the declaration, too.
 
     CLI Example:
 

@@ -1,11 +1,11 @@
 """Compiler of a fleet's declaration: the pillar of each host. Pure.
 
-A host's slice has its own environments, the links that begin or end there, and of each other host at the far end of
-such a link what is needed to reach or recognise it. It has nothing else: not even the name of another environment or
-host.
+A host's slice has its own environments and the links that begin or end there. For each other host at an end of such a
+link, it has the facts that are needed to reach or recognise that host. It has nothing else: not even the name of any
+further environment or host.
 
-A host that hasn't joined has no keys yet. Links between it and other hosts are left out until it has; its environments
-and the links between them are not.
+A host that hasn't joined has no keys yet. Until it has joined, links between it and other hosts are left out, but not
+its environments and the links between these.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_PROOFS = 50_000_000
 MAX_CHOICES = 5_000_000
 """The most replicas among which links choose theirs: a hash for each."""
 _TRIED = 8
-"""The hosts with whose settings an environment that runs nowhere yet is parsed."""
+"""The most hosts with whose settings an environment is parsed that runs nowhere yet."""
 
 
 class Compiled(NamedTuple):
@@ -51,8 +51,8 @@ class Compiled(NamedTuple):
     :param declared: the declaration; None: it can't be parsed.
     :param slices: by minion, the pillar under ``netspace``, and what ``trust.noted`` says of it under ``trust``.
     :param placed: the hosts of each environment.
-    :param missing: what the fleet waits for, though its declaration is right.
-    :param problems: what is wrong. If there are any, the slices must not be used.
+    :param missing: the things that the fleet waits for, though its declaration is right.
+    :param problems: the problems of the declaration. If there are any, the slices must not be used.
     :param edges: who may reach whom; empty unless :func:`fleet` was asked for it.
     """
 
@@ -136,7 +136,7 @@ def fleet(
 
 
 def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[Missing]) -> dict[str, Published]:
-    """Return the facts that joined hosts have published, by host name; add to *missing* what other hosts have to do."""
+    """Return the published facts of joined hosts, by host name; add to *missing* what other hosts still need."""
     joined: dict[str, Published] = {}
     keys: dict[str, str] = {}
     known = [(host, published.get(declared.minion(host))) for host in declared.hosts]
@@ -155,13 +155,13 @@ def _joined(declared: Fleet, published: Mapping[str, Published], missing: list[M
 
 
 def _placeholder(declared: Fleet, host: str) -> Published:
-    """Return what a host may publish when it joins: its links are checked with that until then."""
+    """Return an example of the facts that a host publishes. Its links are checked with it until the host joins."""
     key = base64.urlsafe_b64encode(hashlib.sha256(host.encode()).digest()).decode().rstrip("=")
     return Published(minion=declared.minion(host), trust_domain=declared.trust_domain(host), chain="", public_key=key)
 
 
 def _unplaced(declared: Fleet, name: str, joined: Mapping[str, Published]) -> list[Problem]:
-    """Return the problems of an environment that runs nowhere yet, and of its links, if no host is without them."""
+    """Return the problems that an environment without a host, or its links, would have on every possible host."""
     first: list[Problem] = []
     reachable = [host for host, (_, one) in declared.hosts.items() if one.address is not None]
     for host in list(declared.hosts)[:_TRIED]:
@@ -289,7 +289,7 @@ class _Slice:
         return broker
 
     def _remote(self, other: str, leads_there: bool) -> dict[str, Any]:
-        """Return the facts that this host has to know about another host."""
+        """Return the facts that this host needs about another host."""
         host = self._fleet.hosts[other].spec
         found = {"trust_domain": self._fleet.trust_domain(other), "public_key": self._joined[other].public_key}
         if leads_there and host.address is not None:

@@ -27,7 +27,7 @@ from netspace.fleet.types import Fleet, FleetError, Problem
 FOLDER = "/var/lib/netspace-master/fleet"
 MAX_FILES = 256
 REGISTER = "what hosts published"
-"""The path of problems that lie in no file of the declaration: a damaged file of the register."""
+"""The path of problems outside the declaration's files: a damaged file of the register."""
 _NESTED = 16
 _TRIES = 5
 PAUSE = 30.0
@@ -40,9 +40,9 @@ class Sources(NamedTuple):
 
     :param find: returns the path of a file on the master's file server, by ``salt://`` name; None if there is none.
     :param render: renders a file by Salt's renderers. Any exception is a problem of the file.
-    :param tell: tells the operator why a declaration isn't put in force.
-    :param exposed: returns why a file must not be read, by its path; empty if it may be.
-    :param context: what *exposed* goes by.
+    :param tell: reports to the operator why a declaration isn't put in force.
+    :param exposed: returns the reason why a file (by its path) must not be read; empty if it may be read.
+    :param context: the settings on which the results of *exposed* depend.
     """
 
     find: Callable[[str], str | None]
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
     """The answer to a minion's request.
 
     :param pillar: its slice; None: it is no host of the fleet.
-    :param alarm: a declaration that was refused by this very request, as the operator was told; None: there is no news.
+    :param alarm: the report to the operator, if this request refused a declaration; None: there is nothing new.
     """
 
     pillar: dict[str, Any] | None
@@ -66,10 +66,10 @@ class Answer(NamedTuple):
 class _Now(NamedTuple):
     """The state of the declaration in its present files.
 
-    :param manifest: what is in force: it, or the last good one before it.
-    :param refusal: why it is refused.
-    :param news: True if it was refused just now.
-    :param changing: True if a file was written a moment ago, so that it waits for its end.
+    :param manifest: the declaration in force: the present one, or the last good one before it.
+    :param refusal: the reason why the present one is refused.
+    :param news: True if it has just been refused.
+    :param changing: True if a file was written a moment ago and may be incomplete, so that compiling waits.
     """
 
     manifest: Manifest | None
@@ -82,7 +82,7 @@ class FleetDeclaration:
     """The declaration that begins in the file *root*.
 
     :param root: an absolute path, or ``salt://...``.
-    :param folder: where the master keeps what it learned of hosts, and what is in force.
+    :param folder: where the master keeps the facts about hosts, and the declaration in force.
     :param nodegroups: the master's.
     """
 
@@ -159,7 +159,7 @@ class FleetDeclaration:
         return dict(self.store.pillars(manifest)) if manifest is not None else {}
 
     def _again(self, manifest: Manifest, error: StateError) -> Manifest:
-        """Return what is in force after another process changed it at this moment, or after its slices were damaged."""
+        """Read again what is in force, after another process has just changed it, or if its slices are damaged."""
         with self.store.lock():
             current = self.store.current().manifest
             if current is not None and current.generation != manifest.generation:
@@ -170,7 +170,7 @@ class FleetDeclaration:
             return self.store.commit(compiled, inputs)
 
     def _served(self) -> _Now:
-        """Return what is in force, whatever happens while a newer one is compiled."""
+        """Return the declaration in force, even if compiling a newer one fails."""
         manifest = self.store.current().manifest
         if manifest is not None and time.monotonic() < self.store.paused:
             return _Now(manifest, None, False)
@@ -203,7 +203,7 @@ class FleetDeclaration:
                 self.store.cut(change)
 
     def apply(self) -> Refusal | None:
-        """Compile the declaration if anything has changed, and put it in force; return why not, if it is refused.
+        """Compile the declaration if anything has changed, and put it in force; if it is refused, return the refusal.
 
         Where changes are planned first, nothing is put in force.
 
@@ -313,7 +313,7 @@ class FleetDeclaration:
             return Compiled(None, {}, {}, (), (), err.problems), inputs
 
     def _vanished(self, found: Compiled, documents: Mapping[str, Any]) -> Iterator[Problem]:
-        """Yield a problem if no host or environment is left, and no file says that this is meant."""
+        """Yield a problem if no host or environment is left, and no file says that this is intended."""
         manifest = self.store.current().manifest
         planned = self.given.active()
         if (manifest is None and not planned) or found.declared is None:
@@ -325,7 +325,7 @@ class FleetDeclaration:
             ("environments", len(placed), found.declared.environments),
         ):
             if was and not now and not any(isinstance(one.get(key), Mapping) for one in documents.values()):
-                why = f"there are none, and {was} are in force; if that is meant, write `{key}: {{}}`"
+                why = f"there are none, and {was} are in force; if that is intended, write `{key}: {{}}`"
                 yield Problem(self.root, key, why)
 
     def _documents(
@@ -373,7 +373,7 @@ class FleetDeclaration:
             problems.append(Problem(name, "", f"{type(err).__name__}: {err}"))
             return None
         if found is None or found == {}:
-            problems.append(Problem(name, "", "the file is empty; if that is meant, write `links: []` into it"))
+            problems.append(Problem(name, "", "the file is empty; if that is intended, write `links: []` into it"))
         return found
 
     def _unreadable(self, path: str | None, stamps: Mapping[str, Stamp]) -> str:
@@ -400,7 +400,7 @@ def _listed(data: Any, name: str, key: str, problems: list[Problem]) -> list[Any
 
 
 def _beside(name: str, other: Any, root: str) -> str | None:
-    """Return the name of a file that is given relative to another one; None unless it lies beside *root* or below."""
+    """Return the name of a file given relative to another one; None unless it lies in the folder of *root* or below."""
     if not isinstance(other, str) or not other or other.startswith("/") or "://" in other or "\0" in other:
         return None
     scheme = SALT if name.startswith(SALT) else ""

@@ -1,8 +1,8 @@
 """The compiled declaration that is in force, on the master's disk.
 
-A declaration is compiled once for all minions and all processes of the master. A request then costs a look at the times
-of its files, and the reading of one slice. A declaration with problems replaces nothing: the last good one stays in
-force, and the problems are kept beside it, so that they are reported once and not compiled again for each request.
+A declaration is compiled once for all minions and all processes of the master. A request then only compares the times
+of its files, and reads one slice. A declaration with problems replaces nothing: the last good one stays in force, and
+the problems are kept beside it, so that they are reported once and not compiled again for each request.
 
 =====================  ==================================================================================
 ``in-force.json``      the inputs' times, and where the slice of each minion lies. Replaced last, by a rename
@@ -42,7 +42,7 @@ Change = Callable[[Mapping[str, Mapping[str, Any]]], Mapping[str, Mapping[str, A
 """A change of what minions have under ``netspace``."""
 
 MAX_REFUSED = 100
-"""The most problems that are kept."""
+"""The greatest number of problems that are kept."""
 SETTLED = 20_000_000
 """Nanoseconds after which another change of a file has another time: two ticks of the slowest kernel clock (100 Hz)."""
 UNCHANGED = 2_000_000_000
@@ -58,7 +58,7 @@ class Inputs(msgspec.Struct, frozen=True):
 
     :param files: the stamp of each file by its path.
     :param names: the path of each file by its name in the declaration; None: there was no such file.
-    :param context: a digest of whatever else counts.
+    :param context: a digest of all other inputs.
     """
 
     files: dict[str, Stamp]
@@ -168,7 +168,7 @@ class Store:
             yield minion, pillar["netspace"]
 
     def cut(self, change: Change) -> None:
-        """Change the slices in force, and nothing else; the caller holds the lock.
+        """Change only the slices in force; the caller holds the lock.
 
         :raises StateError: they are damaged.
         """
@@ -211,7 +211,7 @@ class Store:
         return {name: one.hosts for name, one in self._gone().items()}
 
     def commit(self, compiled: Compiled, inputs: Inputs) -> Manifest:
-        """Put a compiled declaration in force; the caller holds the lock. Killed at any moment, the old one stays."""
+        """Put a compiled declaration in force; the caller holds the lock. If killed, it leaves the old one in force."""
         gone = {name: Gone(hosts, time.time()) for name, hosts in self.placed().items()} | self._gone()
         gone = {name: one for name, one in gone.items() if name not in compiled.placed}
         newest = sorted(gone, key=lambda name: gone[name].since, reverse=True)[:MAX_REMEMBERED]
@@ -257,7 +257,7 @@ class Store:
         return {name: one for name, one in found.items() if time.time() - one.since < REMEMBERED}
 
     def _beside(self, what: str, of: type[T]) -> T:
-        """Return the content of a file of what is in force; empty if nothing is, or it is damaged."""
+        """Return the content of a file of the declaration in force; empty if there is none, or it is damaged."""
         manifest = self.current().manifest
         if manifest is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -305,9 +305,10 @@ def stamp(path: Path | str) -> Stamp:
 
 
 def settled(path: Path | str) -> Stamp:
-    """Return the stamp of a file that is about to be read, and that any later change will change.
+    """Return the stamp of a file that is about to be read, once any later change of the file will change its stamp.
 
-    A file that changed a moment ago may change again within the same tick of the kernel's clock: wait for the next one.
+    A file that changed a moment ago may change again within the same tick of the kernel's clock. So this waits for the
+    next tick.
     """
     found = stamp(path)
     while found is not None and 0 <= time.time_ns() - found[-1] < SETTLED:

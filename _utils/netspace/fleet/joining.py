@@ -1,7 +1,7 @@
 """Joining: a host gets what the links of a fleet need, and the master learns what other hosts must know of it.
 
-Each step looks first at what is there. So a join that was interrupted goes on where it ended, and joining a host that
-has joined changes nothing.
+Each step first looks at what is done already. So an interrupted join is continued by the next one, and joining a host
+again changes nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Minion(Protocol):
 class Joined(NamedTuple):
     """The result of joining one host.
 
-    :param changes: what was done, as ``{"old": ..., "new": ...}`` by subject.
+    :param changes: the changes made, as ``{"old": ..., "new": ...}`` by subject.
     :param missing: what is still missing, with the remedy.
     """
 
@@ -170,7 +170,8 @@ def _level(found: str) -> LevelName:
 def _public_key(said: object, name: str, register: Register) -> str:
     """Return a host's public key.
 
-    :raises NetspaceError: it is none, or another host's. Either would stop the links of the hosts that are to use it.
+    :raises NetspaceError: it is not a key, or it is another host's. In both cases the links of the hosts that use it
+        would fail.
     """
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 

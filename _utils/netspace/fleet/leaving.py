@@ -17,7 +17,7 @@ from netspace.link.pki.root import Root
 
 
 def leave(declaration: FleetDeclaration, names: Iterable[str], root: Root | None) -> dict[str, Any]:
-    """Take hosts out of the fleet; return for each what happened, by the given name.
+    """Take hosts out of the fleet; return the result for each, by the given name.
 
     :param names: of hosts, or ids of their minions.
     :param root: releases the hosts' trust domains; None: they are kept.
@@ -80,7 +80,7 @@ def _far(end: str) -> str:
 
 
 def _parsed(declaration: FleetDeclaration) -> Fleet | None:
-    """Return the declaration as it is now, with problems or without; None if it can't be parsed."""
+    """Return the present declaration, with or without problems; None if it can't be parsed."""
     try:
         return declaration.check().declared
     except Exception:  # whatever it is: it must not keep a host in the fleet
@@ -88,7 +88,7 @@ def _parsed(declaration: FleetDeclaration) -> Fleet | None:
 
 
 def _minion(name: str, fleet: Fleet | None, in_force: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the minion of a host, or the name itself, which may be a minion's."""
+    """Return the minion of the host *name*. If there is no such host, return the name, which may be a minion's id."""
     if fleet is not None and name in fleet.hosts:
         return fleet.minion(name)
     return next((minion for minion, one in in_force.items() if one["broker"]["host"] == name), name)

@@ -1,4 +1,4 @@
-"""Proof of a fleet's assertions: a search for a path by which what must never arrive could arrive. Pure.
+"""Proof of a fleet's assertions: a search for a path by which forbidden messages or packets could arrive. Pure.
 
 A path goes from environment to environment, because the program of each could pass on what it gets. Each step is a
 link; or a rule of an interface that lets packets out to a network; or such a rule that covers another host's address,
@@ -72,7 +72,7 @@ def _address(fleet: Fleet, host: str) -> IpAddress | None:
 
 
 def _lets(rule: Allow, door: Publication) -> bool:
-    """Return whether a rule, which covers its address, lets packets out to a published port."""
+    """Return whether *rule*, which covers the port's address, lets packets out to a published port."""
     if rule.protocol != door.host.protocol:
         return False
     if rule.port is None:
@@ -111,7 +111,7 @@ class Search:
         return reach.shortest(known, self._world.environments, sources, begins, ends)
 
     def _ends(self, end: str) -> frozenset[str]:
-        """Return the environments that an end names, ``<environment>@<host>``; none for a network."""
+        """Return the replicas that an end means, as ``<environment>@<host>``; none for a network."""
         return frozenset(f"{end}@{host}" for host in self._placed.get(end, ()))
 
 
@@ -123,6 +123,6 @@ def problems(search: Search, asserted: Iterable[AssertionEntry]) -> list[Problem
         if path:
             steps = "; ".join(f"{edge.source} -> {edge.target}: {edge.what}, by {edge.rule}" for edge in path)
             flows = "data flows" if spec.flow else "it is reached"
-            why = f"{flows} from {spec.source} to {spec.target} ({steps}); remove a rule of these, or the assertion"
+            why = f"{flows} from {spec.source} to {spec.target} ({steps}); remove one of these rules, or the assertion"
             found.append(Problem(file, where, why))
     return found

@@ -43,7 +43,7 @@ _SINGLE = ("defaults", "domain", "trusted_grains", "apply", "rollout")
 """Keys that stand in one file of a declaration, because two values of one could contradict each other."""
 APPLY = ("at-once", "planned")
 _EMPTY = {"hosts": "{}", "environments": "{}", "links": "[]", "never": "[]"}
-"""How to write that there are none."""
+"""The notation for an empty value of each key."""
 _PLACING = ("on", "replicas", "spread", "at_least")
 _DERIVED = ("host", "hosts", "listen", "trust_domain")
 _REMEDY = "leave it out: it is derived from the fleet's hosts and links"
@@ -199,7 +199,7 @@ def _check_broker(reading: _Reading, where: str, broker: Mapping[str, Any]) -> N
         if key in broker:
             reading.refuse(f"{where}:{key}", _REMEDY)
     if broker.get("kind", "local") != "local":
-        reading.refuse(f"{where}:kind", "a fleet's links go by the brokers of its hosts; declare a cluster in pillar")
+        reading.refuse(f"{where}:kind", "a fleet's links use the brokers of its hosts; declare a cluster in pillar")
     elif broker:
         reading.convert({"kind": "local", **broker}, Broker, where)  # type: ignore[arg-type]
 
@@ -225,7 +225,7 @@ def _environment(reading: _Reading, where: str, value: Any) -> EnvironmentEntry 
         wanted = body.setdefault("attestation", {"policy": "require", "minimum": placing.at_least})
         minimum = wanted.get("minimum", "L1") if isinstance(wanted, Mapping) else "L5"
         if isinstance(minimum, str) and minimum < placing.at_least:
-            why = f"{minimum} is less than at_least ({placing.at_least}); declare that level, or no attestation"
+            why = f"{minimum} is lower than at_least ({placing.at_least}); declare that level, or no attestation"
             reading.refuse(f"{where}:attestation:minimum", why)
     return EnvironmentEntry(reading.file, placing, body)
 
@@ -239,7 +239,7 @@ def _link(reading: _Reading, where: str, value: Any) -> LinkEntry | None:
     for key in ("from", "to"):
         end = body.pop(key, None)
         if not isinstance(end, str) or not NAME.fullmatch(end):
-            hint = "; leave out its host, which its `on` decides" if isinstance(end, str) and "@" in end else ""
+            hint = "; leave out the host: `on` chooses it" if isinstance(end, str) and "@" in end else ""
             reading.refuse(f"{where}:{key}", f"{end!r:.100}: expected the name of an environment{hint}")
             return None
         ends.append(end)
@@ -264,12 +264,12 @@ def _check_assertion(reading: _Reading, where: str, spec: Assertion) -> bool:
             return False
         networks += network is not None
         if network is None and not NAME.fullmatch(end):
-            reading.refuse(f"{where}:{key}", f"{end!r:.100} is no environment and no network")
+            reading.refuse(f"{where}:{key}", f"{end!r:.100} is neither an environment nor a network")
             return False
     if networks == 2:
         reading.refuse(where, "neither end is an environment; name one")
     elif networks and spec.by == "messages":
-        reading.refuse(f"{where}:by", "no message leaves for a network or comes from one; name packets")
+        reading.refuse(f"{where}:by", "messages never go to or come from a network; write by: packets")
     elif spec.source == spec.target:
         reading.refuse(where, f"{spec.source:.100} always reaches itself; name two ends")
     else:
@@ -278,7 +278,7 @@ def _check_assertion(reading: _Reading, where: str, spec: Assertion) -> bool:
 
 
 def _check_names(found: Fleet, owners: tuple[dict[str, str], dict[str, str]], problems: list[Problem]) -> None:
-    """Check what one part says about another one: names of environments, minions and trust domains.
+    """Check names across the parts: each named environment exists; minions and trust domains are unique.
 
     :param owners: the file of each declared host and environment, also of those that didn't parse.
     """
@@ -288,7 +288,7 @@ def _check_names(found: Fleet, owners: tuple[dict[str, str], dict[str, str]], pr
             if end not in environments:
                 problems.append(Problem(link.file, f"{link.path}:{key}", _no_environment(end, environments)))
         if link.source == link.target:
-            problems.append(Problem(link.file, link.path, f"{link.source} is both ends; name two environments"))
+            problems.append(Problem(link.file, link.path, f"{link.source} is at both ends; name two environments"))
     for file, where, spec in found.never:
         for key, end in (("from", spec.source), ("to", spec.target)):
             if reach.network(end) is None and end not in environments:

@@ -28,7 +28,7 @@ class Placement(NamedTuple):
 
     :param hosts: by environment; an environment without a host is absent.
     :param moves: the changes from the previous placement.
-    :param missing: why an environment has fewer hosts than declared, though the declaration is right.
+    :param missing: the reasons why environments have fewer hosts than declared, though the declaration is right.
     """
 
     hosts: Mapping[str, tuple[str, ...]]
@@ -42,7 +42,7 @@ class _Candidates(NamedTuple):
     refused: Mapping[str, str]
     """The reason for each host that matches but isn't possible."""
     waiting: bool
-    """True if a host would be possible if more were known of it."""
+    """True if a host may be possible, but some fact about it is not known yet."""
 
 
 def score(environment: str, host: str) -> bytes:
@@ -56,7 +56,7 @@ def choose(key: str, hosts: Iterable[str]) -> str:
 
 
 def level(fleet: Fleet, published: Mapping[str, Published], host: str) -> LevelName | None:
-    """Return the level of a host that ``at_least`` counts: the declared level, else the level at its joining."""
+    """Return the trust level of a host for ``at_least``: the declared level, else the level when it joined."""
     declared = fleet.hosts[host].spec.level
     if declared is not None:
         return declared

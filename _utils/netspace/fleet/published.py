@@ -51,7 +51,7 @@ class Register:
             try:
                 one = _read(path)
                 if one is not None and self.path(one.minion) != path:
-                    raise StateError(f"{path}: is about {one.minion!r:.100}; {_remedy(path)}")
+                    raise StateError(f"{path}: has the facts of another minion, {one.minion!r:.100}; {_remedy(path)}")
             except StateError as err:
                 problems.append(str(err))
                 continue
@@ -103,13 +103,13 @@ def file_name(minion: str) -> str:
 
 
 def check(facts: Published) -> str:
-    """Return why these facts can't be used; empty if they can."""
+    """Return the reason why these facts can't be used; empty if they can."""
     if not 0 < len(facts.minion) <= 255:
         return "the minion's id is empty or too long"
     if not DOMAIN.fullmatch(facts.trust_domain):
         return f"{facts.trust_domain!r:.80} is no trust domain"
     if not _PUBLIC.fullmatch(facts.public_key):
-        return f"{facts.public_key!r:.80} is no public key, as `netspace_link.public_key` tells it"
+        return f"{facts.public_key!r:.80} is no public key, as `netspace_link.public_key` prints it"
     if not facts.chain.isascii() or len(facts.chain) > MAX_CHAIN:
         return f"the certificates are no PEM text of up to {MAX_CHAIN} characters"
     if len(facts.grains) > 64 or any(len(word) > MAX_GRAIN for pair in facts.grains.items() for word in pair):

@@ -1,8 +1,8 @@
 """Hosts that the terms of an environment's ``on`` match. Pure.
 
 A term matches by a host's name, or by its minion's id, which Salt has authenticated. A grain is a host's claim about
-itself: whoever takes over a host could draw environments to it by a claim. So a term that matches by a grain is
-refused, unless the declaration names the grain under ``trusted_grains``. Then the grain's value is that of the time
+itself: whoever takes over a host could attract environments to it by a false claim. So a term that matches by a grain
+is refused, unless the declaration names the grain under ``trusted_grains``. Then the grain's value is that of the time
 when the host joined.
 """
 
@@ -20,7 +20,7 @@ _GLOB = frozenset("*?[")
 
 
 class Waiting(NetspaceError):
-    """A term that matches no host yet, and may match one when it has joined."""
+    """A term that matches no host yet, and may match a host once that host has joined."""
 
 
 class Targets:
@@ -71,7 +71,7 @@ class Targets:
             hosts = self._unknown(term[2:].rpartition(":")[0])
             more = f" and {len(hosts) - 3} more" if len(hosts) > 3 else ""
             remedy = f"salt-run netspace_fleet.join {' '.join(hosts[:3])}"
-            raise Waiting(f"{term!r:.100} matches no host yet; that grain isn't known of {len(hosts)}: {remedy}{more}")
+            raise Waiting(f"{term!r:.100} matches no host yet; {len(hosts)} hosts lack that grain: {remedy}{more}")
         if not self._found[term]:
             alone = not set(term) & _GLOB and term[1:2] != "@"
             what = "is neither a host nor a host's minion id" if alone else "matches no host"
@@ -94,7 +94,7 @@ class Targets:
         grain, _, wanted = term[2:].rpartition(":")
         if term[0] != "G" or not grain or grain not in self._fleet.trusted_grains:
             raise NetspaceError(
-                f"{term!r:.100}: a grain is what a host says of itself, and a host that is taken over could draw the "
+                f"{term!r:.100}: a grain is a host's claim about itself, and a host that is taken over could draw the "
                 "environment to it; match by ids or labels of your own, or name the grain under trusted_grains"
             )
         known = {host: self._published.get(self._fleet.minion(host)) for host in self._fleet.hosts}

@@ -61,9 +61,9 @@ class Host(Base, frozen=True):
     :param trust_domain: its own trust domain; absent: ``<name>.<domain>``.
     :param instance: the name of its instance (``netspace.instance`` of its minion's configuration).
     :param level: the trust level that it reaches, for ``at_least``; absent: that of its attestation when it joined.
-    :param labels: the operator's words about it, for ``spread``, such as ``{rack: r1}``.
-    :param attestation: the host's part of that name, as in a declaration of one host. So are the next three. Each is
-        merged over the fleet's ``defaults``, key by key.
+    :param labels: words that the operator chooses for it, for ``spread``, such as ``{rack: r1}``.
+    :param attestation: the host's ``attestation``, as in a declaration of one host; ``broker``, ``network`` and
+        ``runtimes`` likewise. Each is merged over the fleet's ``defaults``, key by key.
     :param broker: without ``host``, ``hosts``, ``listen`` and ``trust_domain``, which are derived.
     :param on_distrust: whether links between it and other hosts are cut when the master judges that it isn't trusted;
         absent: as in ``defaults``.
@@ -118,12 +118,12 @@ class Placing(Base, frozen=True):
 
 
 class Assertion(Base, frozen=True):
-    """An assertion that one environment can't reach another one or a network, however many others pass it on.
+    """An assertion that one environment can't reach another one or a network, not even through other environments.
 
     :param from: an environment's name, or a network.
     :param to: likewise.
     :param by: ``messages`` or ``packets``; absent: neither way.
-    :param flow: true: answers don't lead there either.
+    :param flow: true: not by answers either.
     """
 
     source: str = msgspec.field(name="from")
@@ -209,7 +209,7 @@ class Published(Base, frozen=True):
     :param trust_domain: the trust domain that its authority was certified for.
     :param chain: the certificates of its authority and of the fleet's root (PEM).
     :param public_key: the public half of its names key.
-    :param level: the trust level of its attestation when it joined; None: it has none by the master.
+    :param level: the trust level of its attestation when it joined; None: the master has not attested it.
     :param grains: its values of the grains that the declaration trusts.
     :param joined: seconds since 1970.
     """

@@ -85,7 +85,7 @@ def test_a_trusted_grain_waits_for_hosts_that_have_not_joined() -> None:
     data = {**declared("G@role:web"), "trusted_grains": ["role"]}
     found = placed(data, joined=published(["h1"]), previous={"web": ("h2",)})
     assert found.problems == () and found.hosts == {} and found.moves[0].new == ()
-    assert "isn't known of 4: salt-run netspace_fleet.join h1 h2 h3 and 1 more" in found.missing[0].text
+    assert "4 hosts lack that grain: salt-run netspace_fleet.join h1 h2 h3 and 1 more" in found.missing[0].text
     other = published(["h1", "h2", "h3", "h4"], grains={"role": "db"})
     assert "matches no host; declare the host" in placed(data, joined=other).problems[0].reason
     data["environments"]["web"]["on"] = ["G@role:web", "h3"]
