@@ -370,20 +370,21 @@ def _compare(
 
     frozen = status is not None and status.state == "frozen"
     runs = frozen or (status is not None and status.state in ("running", "starting"))
-    # A program that succeeded has done its work, unless ``restart`` is ``always``. A program that failed under
+    # A program that succeeded has done its work, unless it was meant to stay. A program that failed under
     # ``restart: never`` runs again only when an operator starts it.
     succeeded = status is not None and (status.state, status.exit) == ("stopped", "exit 0")
     failed = status is not None and status.state == "failed" and seen.begun
-    done = not seen.halted and (
-        (succeeded and want.spec.restart != "always") or (failed and want.spec.restart == "never")
-    )
+    stays = want.spec.meant_to_stay or record.spec.meant_to_stay
+    done = not seen.halted and ((succeeded and not stays) or (failed and want.spec.restart == "never"))
     run = want.state == "running" or (want.state == "present" and runs)
     assemble = depends or not seen.assembled
     tune = bool(tuned or seen.differing or _smaller(record.spec, seen)) and not assemble
     loose = bool(seen.unconfined)
     stop = runs and (assemble or not seen.namespace or not run or reread or loose)
-    # The reason why it couldn't be started may be gone: an apply tries at once, without waiting for the back-off.
-    refused = status is not None and status.state == "starting" and not seen.begun
+    # The reason why it couldn't be started, or why it ended, may be gone. So an apply that changes something starts it
+    # at once, without waiting for the back-off.
+    waits = status is not None and status.state == "starting"
+    refused = waits and (not seen.begun or (bool(changes) and status is not None and bool(status.exit)))
     begin = run and (stop or refused or frozen or not (runs or (done and not assemble)))
     # The present version is kept until the new one is healthy.
     trial = record.previous is not None and want.state == "running"

@@ -32,8 +32,6 @@ def service(
     :param controllers: the cgroup controllers that the host has; limits without a controller are left out.
     :raises MissingError: when the runtime is not installed.
     """
-    # A program with a health check is meant to stay, so any end counts as a failure.
-    checked = spec.health is not None and spec.restart == "on-failure"
     limits = {"memory": int(spec.limits.memory), "cpus": spec.limits.cpus, "pids": spec.limits.pids}
     jail = runtime.jail
     own = oci_runtime.container(layout, name, jail)
@@ -49,7 +47,7 @@ def service(
         variables=oci_runtime.VARIABLES,
         pid_file=pid,
         cleanup=oci_runtime.cleanup(layout, name, jail, mounted),
-        restart="always" if checked else spec.restart,
+        restart="always" if spec.meant_to_stay else spec.restart,
         stop_timeout=spec.stop_timeout if getattr(runtime.module, "STOPS", True) else _AT_ONCE,
         after=(HEALTH,) if spec.after else (),
         until=tuple(record.up(layout, other) for other in spec.after),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from netspace.errors import NetspaceError
@@ -9,6 +10,7 @@ from netspace.host.overview import Overview
 from netspace.plan import Plan, Result
 from netspace.spec import trust
 from netspace.spec.types import Declaration
+from netspace.supervision import restart_policy
 
 
 class PlanChanged(NetspaceError):
@@ -53,10 +55,13 @@ class Planned(Overview):
         for name, row in self.environments.list().items() if health else ():
             if row.get("problem"):
                 found.append(f"{name}: {row['problem']}")
-            elif row.get("declared_stopped") is True and row["state"] == "stopped":
                 continue
-            elif row["state"] != "running" or row.get("health") not in ("", None, "healthy") or row.get("flapping"):
-                word = "flapping" if row.get("flapping") else row.get("health") or ""
+            if row.get("declared_stopped") is True and row["state"] == "stopped":
+                continue
+            # Once it ran long enough to count as healthy, it doesn't matter how often it was restarted before.
+            flapping = row.get("flapping") and time.time() - row["since"] < restart_policy.HEALTHY
+            if row["state"] != "running" or row.get("health") not in ("", None, "healthy") or flapping:
+                word = "flapping" if flapping else row.get("health") or ""
                 found.append(f"{name}: {row['state']}{f', {word}' if word else ''}")
         known, _ = self.environments.readable() if trusted else ({}, {})
         lacking = trust.withheld({name: record.spec for name, record in known.items()}, self.trust()) if known else {}

@@ -558,6 +558,11 @@ class Environment(Base, frozen=True):
     audit: bool = False
 
     @property
+    def meant_to_stay(self) -> bool:
+        """Whether any end of the program counts as a failure: ``always``, or ``on-failure`` with a health check."""
+        return self.restart == "always" or (self.restart == "on-failure" and self.health is not None)
+
+    @property
     def audited_interface(self) -> Any:
         """The environment's interface, with the environment's ``audit``."""
         if not self.audit or not isinstance(self.interface, Filtered):

@@ -66,6 +66,21 @@ class Salt:
         return list(self.beacons["netspace_environment.beacon"]([{"interval": 5}]))
 
 
+def test_health_check_added_while_running_restarts_the_program(host: Host) -> None:
+    ends_well = shell("trap 'exit 0' TERM; while :; do sleep 0.05; done")
+    plain = host.desired("web", command=ends_well)
+    host.apply({"web": plain})
+    pid = host.pid("web")
+    sick = {"exec": ["/bin/sh", "-c", "exit 1"], "interval": 0.2, "retries": 1}
+    host.apply({"web": host.desired("web", command=ends_well, health=sick, update={"rollback": False})})
+    # The program was not restarted for its check. When the check ends it, exit status 0 counts as a failure.
+    until(lambda: row(host, "web")["restarts"] >= 3)
+    assert row(host, "web")["state"] in ("running", "starting") and row(host, "web")["pid"] != pid
+    # Without the check it runs at once, though its next start was to come later.
+    host.apply({"web": plain})
+    assert row(host, "web")["state"] == "running", row(host, "web")
+
+
 def test_health_is_probed_told_and_acted_upon(host: Host, tmp_path: Path) -> None:
     host.apply({"web": host.desired("web", command=SERVES, health=CHECK), "plain": host.desired("plain")})
     assert host.operations.wait(["web", "plain"])["web"]["health"] == "healthy"

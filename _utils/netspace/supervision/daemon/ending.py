@@ -12,7 +12,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from netspace.supervision import process, restart_policy
+from netspace.errors import NetspaceError
+from netspace.supervision import definitions, process, restart_policy
 from netspace.supervision.cgroup import payload_cgroup
 from netspace.supervision.daemon import container_state, logs, spawn
 from netspace.supervision.daemon.children import Children
@@ -20,6 +21,7 @@ from netspace.supervision.daemon.loop import Loop
 from netspace.supervision.daemon.oom import OomTracker
 from netspace.supervision.daemon.relay import Relay
 from netspace.supervision.daemon.units import Unit, Units, Waiter
+from netspace.supervision.service import Service
 
 HELPER_TIMEOUT = 30.0  # seconds for a cleanup or reload command
 # The most passes over the processes that a service leaves behind, 10 ms apart; and the most of an incomplete pass that
@@ -171,6 +173,7 @@ class Stopper:
     def _decide(self, unit: Unit) -> None:
         """Restart a cleaned-up service at once or after a delay, or leave it stopped or failed."""
         assert unit.service is not None
+        service = self._present(unit.service)
         if unit.service.pid_file is not None:
             unit.service.pid_file.unlink(missing_ok=True)
             self.relay.end(unit)
@@ -179,11 +182,11 @@ class Stopper:
             self.again(unit)
         elif not unit.wanted:
             self.units.idle(unit, "stopped")
-        elif unit.error or restart_policy.again(unit.service.restart, unit.exit):
-            if unit.error and unit.service.restart == "never":
+        elif unit.error or restart_policy.again(service.restart, unit.exit):
+            if unit.error and service.restart == "never":
                 self.units.idle(unit, "failed")
                 return
-            condemned = unit.service.condemned is not None and unit.service.condemned.exists()
+            condemned = service.condemned is not None and service.condemned.exists()
             if time.monotonic() - unit.began >= restart_policy.HEALTHY and not condemned:
                 unit.failures = 0
             unit.failures += 1
@@ -194,6 +197,15 @@ class Stopper:
             unit.timer = self.loop.after(wait, lambda: self._retry(unit))
         else:
             self.units.idle(unit, "stopped" if unit.exit == "exit 0" else "failed")
+
+    def _present(self, started: Service) -> Service:
+        """Return a service as it is defined now: a change of its health check or ``restart`` doesn't restart it.
+
+        A service without a readable definition counts as it was started.
+        """
+        with contextlib.suppress(NetspaceError):
+            return definitions.read(self.units.layout, started.name) or started
+        return started
 
     def _retry(self, unit: Unit) -> None:
         unit.timer = None
