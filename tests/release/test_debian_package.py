@@ -54,7 +54,7 @@ def test_library_is_where_debians_python_looks(unpacked: Path) -> None:
 
 
 def test_nothing_is_started_by_installing(packages: list[Path], unpacked: Path, tmp_path: Path) -> None:
-    """There are no init scripts or presets, either. test_from_nothing.py checks it on a fresh host."""
+    """Nor are there init scripts or presets. test_from_nothing.py looks at a fresh host."""
     for package in packages:
         control = tmp_path / package.stem
         subprocess.run(["dpkg-deb", "--control", package, control], check=True)

@@ -66,7 +66,7 @@ def test_upgraded_salt_applies_without_a_restart(host: SystemdHost, before: Mapp
 
 
 def test_upgraded_host_comes_back_after_a_reboot(host: SystemdHost, before: Mapping[str, str]) -> None:
-    """What starts everything is the host's own copy of the new library."""
+    """The host's own copy of the new library starts everything."""
     host.reboot()
     until(lambda: of_environments(fresh_host.units(host)).keys() == of_environments(before).keys(), patience=300)
     until(lambda: "thank you" in since_boot(host, "web"), patience=300)
