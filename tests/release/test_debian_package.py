@@ -54,7 +54,7 @@ def test_library_is_where_debians_python_looks(unpacked: Path) -> None:
 
 
 def test_nothing_is_started_by_installing(packages: list[Path], unpacked: Path, tmp_path: Path) -> None:
-    """The package has no init scripts or presets, either. test_from_nothing.py checks it on a fresh host."""
+    """Nor are there init scripts or presets. test_from_nothing.py looks at a fresh host."""
     for package in packages:
         control = tmp_path / package.stem
         subprocess.run(["dpkg-deb", "--control", package, control], check=True)
@@ -77,7 +77,7 @@ def test_lintian_finds_nothing(packages: list[Path]) -> None:
 
 @pytest.mark.root
 def test_any_salt_finds_it_by_file_roots(unpacked: Path, tmp_path: Path) -> None:
-    """Sync the package's folder to a Salt whose own Python has none of Debian's packages (docs/installation.md)."""
+    """As docs/installation.md says, for a Salt with its own Python, which doesn't use Debian's packages."""
     served = unpacked / "usr/share/netspace/file_root"
     salt = Salt(Path(sys.executable), configure(tmp_path / "salt", served), served, Path())
     synced, _ = salt.call("saltutil.sync_all")
