@@ -63,7 +63,7 @@ class _Head(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _State(Generic[T]):
-    """What was read of all records.
+    """Values and stamps that were read of all records.
 
     :param values: the value of each record.
     :param stamps: the stamp of each record.
