@@ -73,12 +73,16 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def addresses(self) -> dict[str, str]:
         """The environment's addresses, by family."""
-        return _families(self.ipv4, self.ipv6)
+        if self.ipv4 and self.ipv6:
+            return {"ipv4": self.ipv4, "ipv6": self.ipv6}
+        return {"ipv4": self.ipv4} if self.ipv4 else {"ipv6": self.ipv6} if self.ipv6 else {}
 
     @property
     def gateways(self) -> dict[str, str]:
         """The host's addresses at its end, by family."""
-        return _families(self.gateway4, self.gateway6)
+        if self.gateway4 and self.gateway6:
+            return {"ipv4": self.gateway4, "ipv6": self.gateway6}
+        return {"ipv4": self.gateway4} if self.gateway4 else {"ipv6": self.gateway6} if self.gateway6 else {}
 
     @property
     def ports(self) -> tuple[str, ...]:
@@ -87,7 +91,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def audit(self) -> bool:
-        """Whether its refused packets are recorded."""
+        """True if its refused packets are recorded."""
         return (self.rare or _NOTHING).audit
 
     @property
@@ -98,7 +102,7 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def publish(self) -> tuple[Publication, ...]:
         """The ports of the host that are forwarded to the interface."""
-        return tuple(map(Publication, self.ports))
+        return tuple(map(Publication, self.rare.ports)) if self.rare else ()
 
     @property
     def led(self) -> list[Led]:
@@ -130,12 +134,6 @@ class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return (self.rare or _NOTHING).tunnels
 
 
-def _families(ipv4: str, ipv6: str) -> dict[str, str]:
-    if ipv4 and ipv6:
-        return {"ipv4": ipv4, "ipv6": ipv6}
-    return {"ipv4": ipv4} if ipv4 else {"ipv6": ipv6} if ipv6 else {}
-
-
 def made(
     kind: str,
     addresses: Mapping[str, str],
@@ -146,7 +144,7 @@ def made(
     rare: Rare = _NOTHING,
 ) -> Claims:
     """Return the claims of an interface with these addresses and gateways, by family; the rest as in Claims."""
-    forms = sorted(map(_form, rare.ports))
+    forms = sorted(map(_form, rare.ports)) if rare.ports else []
     alike = kind, rules, connections, sorted(gateways.items()), sorted(addresses), rare.audit, forms
     return Claims(
         kind,

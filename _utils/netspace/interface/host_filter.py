@@ -32,7 +32,7 @@ def table(layout: Layout, known: Mapping[str, Claims]) -> Table:
             its.allow,
             its.connections,
             its.publish,
-            its.audit,
+            its.rare is not None and its.rare.audit,
         )
         for name, its in known.items()
         if its.connections and its.kind in host
