@@ -330,3 +330,66 @@ def test_a_folder_that_is_no_labs_is_left_alone(tmp_path: Path) -> None:
     assert "has files and is no lab's folder" in other.do("up", code=1)
     assert "is no lab's folder; nothing is removed" in other.do("down", code=1)
     assert (tmp_path / "lab/work").read_text() == "mine"
+
+
+def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
+    lab.apply()
+    text = lab.fleet.read_text()
+    ends = "\napply: planned\nrollout: {canary: [h2], settle: 2, deadline: 60}\n"
+    sick = "health: {exec: [/bin/false], interval: 1, retries: 1}, update: {rolling: false, rollback: false}, "
+
+    def planned(memory: str, orders: str = "") -> str:
+        """Save another memory limit for both environments, and more for orders; return the plan's id."""
+        changed = text.replace("command: [", f"limits: {{memory: {memory}}}, command: [")
+        lab.fleet.write_text(changed.replace("orders: {", f"orders: {{{orders}") + ends)
+        plan = lab.runner("netspace_fleet.plan")
+        assert plan["counts"]["change"] == 2 and plan["without_plan"] == [], plan
+        return str(plan["plan"])
+
+    def given() -> list[str]:
+        slices = [lab.runner("netspace_fleet.slice", host)["netspace"]["environments"] for host in ("h1", "h2")]
+        return [str(body.get("limits")) for environments in slices for body in environments.values()]
+
+    # The canary's new version applies, but it isn't healthy: it is taken back, and the other host is left alone.
+    plan, web = planned("96M", sick), lab.salt("h1", "netspace_environment.list")["h1"]["web"]["since"]
+    shown = lab.runner("netspace_fleet.rollout", plan, "test=True")
+    assert [(one["hosts"], one["canary"]) for one in shown["batches"]] == [(["h2"], True), (["h1"], False)], shown
+    events = [str(LAB), "salt-run", "--out=json", "state.event", "netspace/fleet/rollout/*/h2", "count=1"]
+    heard = subprocess.Popen(events, stdout=subprocess.PIPE, text=True, env=lab.environment)
+    try:
+        stopped = lab.runner("netspace_fleet.rollout", plan, code=1)
+        assert (stopped["state"], stopped["hosts"]) == ("stopped", {"waiting": 1, "taken back": 1}), str(stopped)
+        assert "the canary h2 failed: orders: " in stopped["why"] and "bad" not in stopped
+        until(lambda: heard.poll() is not None, "the bus had an event of it", patience=120)
+    finally:
+        heard.kill()
+        printed, _ = heard.communicate()
+    assert plan in printed
+    assert given() == ["None", "None"]
+    assert lab.salt("h1", "netspace_environment.list")["h1"]["web"]["since"] == web, "web was not restarted"
+    until(lambda: lab.asks("6 nuts") == ANSWER.format("6 nuts"), "orders answers again", patience=120)
+    assert lab.apply() == 0, "what was taken back is applied"
+    # The master is killed while the canary applies. The rollout goes on from there.
+    plan = planned("96M")
+    command = [str(LAB), "salt-run", "--out=json", "netspace_fleet.rollout", plan]
+    under_way = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=lab.environment
+    )
+    try:
+        assert under_way.stdout is not None
+        assert any("rollout: h2 apply (0 of 2 hosts are good)" in line for line in under_way.stdout)
+        lab.do("kill", "master")
+    finally:
+        under_way.kill()
+        under_way.communicate()
+    lab.do("start", "master")
+    until(lambda: set(lab.salt("*", "test.ping")) == {"h1", "h2"}, "the minions are back", patience=300)
+    found = lab.runner("netspace_fleet.rollout")
+    assert found["state"] == "interrupted" and set(found.get("bad", ())) <= {"h2"}, found
+    assert "isn't finished" in lab.runner("netspace_fleet.rollout", plan, code=1)["error"]
+    resumed = lab.runner("netspace_fleet.resume")
+    assert (resumed["state"], resumed["hosts"]) == ("done", {"good": 2}), resumed
+    assert given() == ["{'memory': '96M'}"] * 2 and lab.apply() == 0
+    lab.fleet.write_text(text)
+    back = lab.runner("netspace_fleet.plan")
+    assert lab.runner("netspace_fleet.apply", back["plan"])["counts"]["failed"] == 0 and lab.apply() == 0

@@ -250,7 +250,7 @@ is_destination(_) -> false.
 
 is_name(Use, Quoted) ->
     try netspace_guard_admission:is_for(Use, uri_string:percent_decode(Quoted))
-    catch error:_ -> false
+    catch _:_ -> false  % percent_decode/1 throws
     end.
 
 nowhere() -> refuse(<<"amqp:unauthorized-access">>, "an address that no link leads to").
