@@ -502,7 +502,7 @@ def test_a_host_that_does_not_declare_the_sender_is_told_from_one_out_of_reach(l
     for how in (web.mailbox.send, web.mailbox.call):
         until(lambda how=how: told(how, "its host has to declare the link") is NotAdmitted)
     h2.declare()  # it has no link with h1 at all, and isn't there for it
-    until(lambda: told(web.mailbox.send, "without any link with ours") is Unreachable)
+    until(lambda: told(web.mailbox.send, "has no link with ours") is Unreachable)
 
 
 def test_nothing_is_lost_though_brokers_die_and_the_cable_is_cut(linked, program):
