@@ -58,7 +58,7 @@ def test_a_minions_id_matches_as_the_hosts_name_does() -> None:
     [
         ("h9", "declare the host"),
         ("x*", "declare the host"),
-        ("G@role:web", "a grain is what a host says of itself"),
+        ("G@role:web", "claim about itself"),
         ("N@grains", "hosts can choose their grains and pillar"),
         ("I@role:web", "hosts can choose their grains and pillar"),
         ("N@both", "may only join ids"),
