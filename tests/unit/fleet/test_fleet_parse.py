@@ -81,7 +81,7 @@ def test_several_files_are_one_declaration() -> None:
         ([{"never": [{"from": "a", "to": "b"}]}], "0.yaml", "never:0:from", "no environment is called"),
         ([{"never": [{"from": "10.0.0.0/8", "to": "0.0.0.0/0"}]}], "0.yaml", "never:0", "neither end"),
         ([{"never": [{"from": "a", "to": "127.0.0.1"}]}], "0.yaml", "never:0:to", "machines outside can't have"),
-        ([{"never": [{"from": "a", "to": "10.0.0.0/8", "by": "messages"}]}], "0.yaml", "never:0:by", "write by: packets"),
+        ([{"never": [{"from": "a", "to": "10.0.0.0/8", "by": "messages"}]}], "0.yaml", "never:0:by", "by: packets"),
         ([{"rollout": {"max_fial": 1}}], "0.yaml", "rollout:max_fial", "did you mean max_fail?"),
         ([{"rollout": {"max_fail": 0}}], "0.yaml", "rollout:max_fail", "no host can change"),
         ([{"rollout": {"step": "half"}}], "0.yaml", "rollout:step", "a percentage such as 10%"),
