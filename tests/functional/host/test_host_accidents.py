@@ -296,7 +296,7 @@ def test_what_is_frozen_is_told_and_goes_on_with_the_next_apply(world: World, wh
         os.kill(before["b"]["pid"], signal.SIGKILL)
         until(lambda: host.environments.list()["b"]["state"] == "failed")
     elif what == "watch":
-        assert (row["state"], row["health"]) == ("running", "unknown") and "watch of health" in row["problem"]
+        assert (row["state"], row["health"]) == ("running", "unknown") and "watches health" in row["problem"]
         assert any("the service that watches its health does not run" in step for step in planned), planned
     else:
         assert row["state"] == "frozen" and f"kill -CONT {pids[what]}" in row["problem"]
