@@ -343,8 +343,8 @@ def test_a_folder_that_is_no_labs_is_left_alone(tmp_path: Path) -> None:
 def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
     lab.apply()
     text = lab.fleet.read_text()
-    ends = "\napply: planned\nrollout: {canary: [h2], settle: 2, deadline: 60}\n"
-    sick = "health: {exec: [/bin/false], interval: 1, retries: 1}, update: {rolling: false, rollback: false}, "
+    ends = "\napply: planned\nrollout: {canary: [h2], settle: 2, deadline: 20}\n"
+    sick = "health: {exec: [/bin/false], interval: 5, retries: 2}, update: {rolling: false, rollback: false}, "
 
     def planned(memory: str, orders: str = "") -> str:
         """Save another memory limit for both environments, and more for orders; return the plan's id."""
