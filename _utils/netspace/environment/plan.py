@@ -374,8 +374,9 @@ def _compare(
     # ``restart: never`` runs again only when an operator starts it.
     succeeded = status is not None and (status.state, status.exit) == ("stopped", "exit 0")
     failed = status is not None and status.state == "failed" and seen.begun
-    stays = want.spec.meant_to_stay or record.spec.meant_to_stay
-    done = not seen.halted and ((succeeded and not stays) or (failed and want.spec.restart == "never"))
+    done = not seen.halted and (
+        (succeeded and not want.spec.meant_to_stay) or (failed and want.spec.restart == "never")
+    )
     run = want.state == "running" or (want.state == "present" and runs)
     assemble = depends or not seen.assembled
     tune = bool(tuned or seen.differing or _smaller(record.spec, seen)) and not assemble
@@ -384,7 +385,8 @@ def _compare(
     # The reason why it couldn't be started, or why it ended, may be gone. So an apply that changes something starts it
     # at once, without waiting for the back-off.
     waits = status is not None and status.state == "starting"
-    refused = waits and (not seen.begun or (bool(changes) and status is not None and bool(status.exit)))
+    ended = status is not None and bool(status.exit) and want.spec.restart != "never"
+    refused = waits and (not seen.begun or (ended and bool(changes)))
     begin = run and (stop or refused or frozen or not (runs or (done and not assemble)))
     # The present version is kept until the new one is healthy.
     trial = record.previous is not None and want.state == "running"

@@ -27,7 +27,7 @@ from netspace.spec.publish import Led, Publication, published
 from netspace.spec.types import Allow, Filtered
 
 _VERSION = "2"  # raise it whenever `of` finds something else in the same record
-_MARK = "2"  # raise it whenever `weigh` finds something else: each host then loads its filter again
+_MARK = "1"  # raise it whenever `weigh` finds something else: each host then loads its filter again
 
 
 class Rare(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -192,10 +192,15 @@ def weigh(name: str, its: Claims) -> int:
     Equal sums of these numbers mean equal filters (:func:`mark`).
     """
     if its.kind in kinds.filtered("inside"):
-        content: object = (its.ipv4, its.ipv6) if its.ipv4 or its.ipv6 else ()
+        content: object = (*sorted(its.addresses.values()),)
     elif its.connections and its.kind in kinds.filtered("host"):
-        rare, ends = its.rare or _NOTHING, (its.ipv4, its.ipv6, its.gateway4, its.gateway6)
-        content = its.host_end, ends, its.rules, its.connections, rare.ports, rare.audit
+        rare = its.rare or _NOTHING
+        addresses, gateways = [("ipv4", its.ipv4)] if its.ipv4 else [], [("ipv4", its.gateway4)] if its.gateway4 else []
+        if its.ipv6:
+            addresses.append(("ipv6", its.ipv6))
+        if its.gateway6:
+            gateways.append(("ipv6", its.gateway6))
+        content = its.host_end, addresses, gateways, its.rules, its.connections, rare.ports, rare.audit
     else:
         content = ()
     return int.from_bytes(hashlib.sha256(repr((name, content)).encode()).digest(), "big") if content else 0

@@ -176,7 +176,53 @@ def test_refused_namespace_leaves_the_hosts(
             patch.setattr(host_mounts, step, refused)
             assert child(stays), step
     with monkeypatch.context() as patch:  # something that the container needs is another file there
-        patch.setattr(host_mounts, "_anchor", lambda *_: None)
+        patch.setattr(host_mounts, "_anchors", lambda *_: [])
         assert child(stays)
     (tmp_path / "a/config.json").write_text("{")
     assert child(stays)
+
+
+def test_options_of_a_mount_count(layout: Layout, mount: Callable[[Path], Path]) -> None:
+    folder = mount(Path("/dev/shm/netspace-test"))
+    try:
+        mounts = HostMounts(layout)
+        made = mounts.get(host_mounts.MANY)
+        assert made is not None and str(folder) in made.points and mounts.get(host_mounts.MANY) is made
+        subprocess.run(["mount", "-o", "remount,bind,noexec", str(folder)], check=True)
+        assert mounts.get(host_mounts.MANY) is not made
+        mounts.close()
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+def test_disk_is_free_at_once_and_copied_alone(
+    layout: Layout, bundle: Bundle, mount: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    # A bind mount of the tests' disk stands for a disk of netspace's own; an environment's root is mounted in it.
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    source = tmp_path / "source"
+    source.mkdir()
+    subprocess.run(["mount", "--bind", str(source), str(disk)], check=True)
+    try:
+        others, root = mount(disk / "other"), mount(disk / "own")
+        made = HostMounts(layout).get(host_mounts.MANY)
+        assert made is not None and not any(point.startswith(str(disk)) for point in made.points)
+        command = bundle("a", STAY).command
+        config = json.loads((tmp_path / "a/config.json").read_text())
+        config["mounts"].append({"destination": "/d", "type": "bind", "source": str(root)})
+        (tmp_path / "a/config.json").write_text(json.dumps(config))
+
+        def entered() -> bool:
+            return host_mounts.enter(made, command) and os.path.ismount(root) and not os.path.ismount(others)
+
+        assert child(entered)
+    finally:
+        subprocess.run(["umount", "-R", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runsc"])
+def test_folder_with_the_name_of_a_runtime_is_none(runtime: str) -> None:
+    command = [f"/usr/bin/{runtime}", "--root", "/run/crun", "run", "--bundle", "/run/environments/runc"]
+    assert host_mounts.takes(command) == ("/run/environments/runc" if runtime == "crun" else None)

@@ -204,7 +204,7 @@ def test_files_are_learned_shown_signed_and_take_the_host_to_l5(measured: Any, t
     added = [line for line in found["diff"] if line.startswith("+ima:files:/usr/lib/")]
     assert len(added) > 100 and not found["notes"], found["notes"]
     assert len(json.loads((tmp_path / "learned.json").read_text())["ima"]["files"]) == len(added)
-    assert "there already" in runner.learn("web1", ima=True, file=str(tmp_path / "learned.json"))["reason"]
+    assert "exists already" in runner.learn("web1", ima=True, file=str(tmp_path / "learned.json"))["reason"]
     assert host.attest()["level"] == "L4", "nothing is in force yet"
     assert runner.policy_set("default", str(tmp_path / "learned.json"))["version"] == 3
     assert host.attest()["level"] == "L5"

@@ -203,7 +203,7 @@ class Stopper:
 
         A service without a readable definition counts as it was started.
         """
-        with contextlib.suppress(NetspaceError):
+        with contextlib.suppress(NetspaceError, OSError):
             return definitions.read(self.units.layout, started.name) or started
         return started
 

@@ -9,7 +9,8 @@ configuration names: its root, its namespaces, its files and volumes.
 The supervisor looks before each start whether the system folders are still the same, and makes the namespace anew if
 they aren't. The child compares everything that the configuration and the command name, before and after. If anything
 isn't the same file, or the kernel refuses a step, the runtime starts in the host's namespace, as it does where few
-services run. No file system that the operator may want to unmount is held.
+services run. The namespace holds the root file system and the kernel's own file systems, so a disk that the operator
+unmounts is free at once.
 
 Nothing of this is on disk: the namespace ends with the supervisor, and the next supervisor makes another.
 
@@ -27,6 +28,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +39,12 @@ MANY = 32
 """Services that run, from which on the namespace is made. With fewer it would save less than it takes."""
 PAUSE = 10.0  # seconds until the namespace is made again, if that failed or the host's mounts changed again
 _MOST = 256  # the most mounts that the namespace gets
-_PATIENCE = 10.0  # seconds for the namespace to be made
+_PATIENCE = 1.0  # seconds for the namespace to be made: the supervisor does nothing else meanwhile
+# File systems without a disk or a server: they can be held, and a look at them doesn't wait for anything.
+_KERNELS = frozenset({
+    *("proc", "sysfs", "devtmpfs", "tmpfs", "devpts", "cgroup", "cgroup2", "mqueue", "securityfs", "bpf"),
+    *("hugetlbfs", "debugfs", "tracefs", "configfs", "pstore", "efivarfs"),
+})  # fmt: skip
 # Folders that a runtime uses, with all that is mounted in them; of other folders, those on the way to netspace's own.
 _TREES = ("/proc", "/sys", "/dev", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc")
 # The devices of every container are the host's own: OCI runtime specification, config-linux, Default Devices.
@@ -61,18 +68,21 @@ class Namespace(NamedTuple):
     :param namespace: its descriptor.
     :param root: a descriptor of its root folder, from which its mounts can be seen.
     :param points: its mount points.
+    :param others: folders with a mount that the namespace doesn't have; each start attaches those that it needs.
     """
 
     namespace: int
     root: int
     points: frozenset[str]
+    others: frozenset[str]
 
 
 class HostMounts:
     """The supervisor's namespace for starts, made when it is first of use."""
 
     def __init__(self, layout: Layout) -> None:
-        self._folders = [layout.run, layout.state, layout.netns("x").parent]
+        own = (layout.run, layout.state, layout.netns("x").parent)
+        self._ways = frozenset(str(way) for folder in own for way in (folder, *folder.parents))
         self._made: Namespace | None = None
         self._tried = -PAUSE
 
@@ -82,16 +92,17 @@ class HostMounts:
         :param services: the number of services that run.
         """
         if services < MANY:
+            self.close()
             return None
-        if self._made is not None and _same(self._made):
+        if self._made is not None and self._same(self._made):
             return self._made
         self.close()
-        now = time.monotonic()
-        if now - self._tried >= PAUSE:
-            self._tried = now
+        if time.monotonic() - self._tried >= PAUSE:
             with contextlib.suppress(OSError, mountpoint.UnknownError):
-                self._made = _make(self._points())
-            if self._made is not None and not _same(self._made):  # the host's mounts changed meanwhile
+                points = self._points()
+                self._made = _make(points, self._others(points))
+            self._tried = time.monotonic()
+            if self._made is not None and not self._same(self._made):  # the host's mounts changed meanwhile
                 self.close()
         return self._made
 
@@ -104,24 +115,42 @@ class HostMounts:
 
     def _points(self) -> list[str]:
         """Return the host's mount points that the namespace gets, each after those above it."""
-        needed = {str(folder) for own in self._folders for folder in (own, *own.parents)}
         found = set()
         with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
             for line in stream:
                 target = line.split(" ", 5)[4]  # one with a space or a backslash is escaped, and not found below
-                if (target in needed or _below(target, _TREES)) and mountpoint.is_mounted(target):
+                held = target == "/" or line.partition(" - ")[2].split(" ", 1)[0] in _KERNELS
+                if held and (target in self._ways or _below(target, _TREES)) and mountpoint.is_mounted(target):
                     found.add(target)
         if "/" not in found or len(found) > _MOST:
             raise OSError("no namespace can be made of these mounts")
         return sorted(found, key=lambda target: target.split("/"))
 
+    def _others(self, points: Iterable[str]) -> frozenset[str]:
+        """Return the folders that have a mount, but none of *points*."""
+        return frozenset(filter(mountpoint.is_mounted, (self._ways | {*_TREES}) - {*points}))
+
+    def _same(self, made: Namespace) -> bool:
+        """Return whether the system's folders are the same in the namespace as on the host, with the same options."""
+        try:
+            paths = [*_DEVICES, *(f"{_CGROUPS}/{name}" for name in sorted(os.listdir(_CGROUPS)))]
+            return (
+                all(_mount(path) == _mount(path, made.root) for path in made.points)
+                and all(_identity(path) == _identity(path, made.root) for path in paths)
+                and self._others(made.points) == made.others
+            )
+        except (OSError, mountpoint.UnknownError):
+            return False
+
 
 def takes(argv: Sequence[str]) -> str | None:
     """Return the bundle of the container that *argv* starts; None if it is another command or runtime."""
     words = list(argv)
-    if "--bundle" not in words[:-1] or not any(os.path.basename(word) in _RUNTIMES for word in words):
+    if "--bundle" not in words[:-1]:
         return None
-    return words[words.index("--bundle") + 1]
+    # Folders may have the name of a runtime, too; none comes before the runtime itself.
+    own = words[: min(words.index(word) for word in ("--root", "--bundle") if word in words)]
+    return words[words.index("--bundle") + 1] if any(os.path.basename(word) in _RUNTIMES for word in own) else None
 
 
 def enter(made: Namespace, argv: Sequence[str]) -> bool:
@@ -140,8 +169,8 @@ def enter(made: Namespace, argv: Sequence[str]) -> bool:
         config = json.loads(Path(bundle, "config.json").read_bytes())
         paths = [*_named(config, bundle), *_absolute(argv)]
         before = [_identity(path) for path in paths]
-        for anchor in dict.fromkeys(filter(None, (_anchor(path, made.points) for path in paths))):
-            trees.append((anchor, _open_tree(anchor, _AT_RECURSIVE)))
+        for anchor, recursive in _anchors(paths, made.points):
+            trees.append((anchor, _open_tree(anchor, _AT_RECURSIVE if recursive else 0)))
         own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         root = os.open("/", os.O_PATH | os.O_CLOEXEC)
         _check(_libc().setns(made.namespace, _CLONE_NEWNS), "setns")
@@ -174,20 +203,35 @@ def _absolute(argv: Iterable[str]) -> Iterator[str]:
     return (word for word in argv if word.startswith("/"))
 
 
-def _anchor(path: str, points: frozenset[str]) -> str | None:
-    """Return the first mount point on the way to *path* that the namespace lacks; None if it lacks none."""
-    ways = (path, *map(str, Path(path).parents))
-    return next((way for way in reversed(ways) if way not in points and mountpoint.is_mounted(way)), None)
+def _anchors(paths: Iterable[str], points: frozenset[str]) -> list[tuple[str, bool]]:
+    """Return the mount points on the way to *paths* that the namespace lacks, each after those above it.
+
+    The last one on the way to a path is attached with all that is mounted below it (True): a volume may have mounts.
+    Those above it are attached alone, because netspace's own disk has the mounts of all environments.
+    """
+    found: dict[str, bool] = {}
+    for path in paths:
+        ways = (*reversed([*map(str, Path(path).parents)]), path)
+        lacking = [way for way in ways if way not in points and mountpoint.is_mounted(way)]
+        found |= {way: found.get(way, False) for way in lacking[:-1]} | dict.fromkeys(lacking[-1:], True)
+    whole = [way for way, recursive in found.items() if recursive]
+    return sorted(
+        ((way, recursive) for way, recursive in found.items() if not _below(str(Path(way).parent), whole)),
+        key=lambda one: one[0].split("/"),
+    )
 
 
-def _same(made: Namespace) -> bool:
-    """Return whether the system's folders are the same in the namespace as on the host."""
+def _mount(path: str, root: int | None = None) -> tuple[Identity, int]:
+    """Return what identifies the folder or file at a mount point, and the options of its mount (statvfs(3)).
+
+    :raises OSError: there is none.
+    """
+    descriptor = os.open(path if root is None else path[1:] or ".", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
     try:
-        groups = sorted(os.listdir(_CGROUPS))
-        paths = [*made.points, *_DEVICES, *(f"{_CGROUPS}/{name}" for name in groups)]
-        return all(_identity(path) == _identity(path, made.root) for path in paths)
-    except OSError:
-        return False
+        found = os.fstat(descriptor)
+        return (found.st_dev, found.st_ino), os.fstatvfs(descriptor).f_flag
+    finally:
+        os.close(descriptor)
 
 
 def _identity(path: str, root: int | None = None) -> Identity:
@@ -204,37 +248,42 @@ def _below(path: str, trees: Iterable[str]) -> bool:
 
 
 # -- making it ---------------------------------------------------------------------------------
-def _make(points: Sequence[str]) -> Namespace | None:
+def _make(points: Sequence[str], others: frozenset[str]) -> Namespace | None:
     """Make a namespace with the host's mounts at *points* alone; None if the kernel refused.
 
     A child makes it, and waits until it has been opened.
     """
-    told, tell = os.pipe()
-    held, hold = os.pipe()
-    pid = os.fork()
-    if not pid:
-        _be_maker(lambda: _build(points), tell, (told, hold), held)
-    os.close(tell)
-    os.close(held)
-    try:
-        answer = select.poll()
-        answer.register(told, select.POLLIN)
-        if not answer.poll(_PATIENCE * 1000) or not os.read(told, 1):
-            return None
-        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    with contextlib.ExitStack() as opened:
+        told, tell = _pipe(opened)
+        held, hold = _pipe(opened)
+        pid = os.fork()
+        if not pid:
+            _be_maker(lambda: _build(points), tell.fileno(), (told.fileno(), hold.fileno()), held.fileno())
         try:
-            root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            os.close(namespace)
-            raise
-        return Namespace(namespace, root, frozenset(points))
-    finally:
-        os.close(told)
-        os.close(hold)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+            tell.close()
+            held.close()
+            answer = select.poll()
+            answer.register(told, select.POLLIN)
+            if not answer.poll(_PATIENCE * 1000) or not told.read(1):
+                return None
+            namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                os.close(namespace)
+                raise
+            return Namespace(namespace, root, frozenset(points), others)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _pipe(opened: contextlib.ExitStack) -> tuple[FileIO, FileIO]:
+    """Return the ends of a pipe to read and to write, which *opened* closes."""
+    read, write = os.pipe()
+    return opened.enter_context(FileIO(read, "r")), opened.enter_context(FileIO(write, "w"))
 
 
 def _be_maker(build: Callable[[], None], tell: int, close: Iterable[int], held: int) -> None:
