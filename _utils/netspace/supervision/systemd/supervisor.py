@@ -142,9 +142,13 @@ class Systemd:
         known, errors = self._known(names)
         if not known:
             return errors
-        for status in self.observe(known).values():
+        seen = self.observe(known)
+        for status in seen.values():
             if status.state == "frozen":
                 process.thaw(status.pid)
+        # systemd keeps a start of a unit that waits for its restart until that is due. Stopped units don't wait.
+        if late := [name for name, status in seen.items() if status.state == "starting" and status.exit]:
+            self._run("stop", *map(self._unit, late))
         for name in known:
             self._forget(name)
         self._link(known)
