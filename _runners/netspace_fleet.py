@@ -414,7 +414,8 @@ def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[
         record = work.plans_of(declaration).read(plan)
         chosen = list(map(str, hosts)) or record.changing()
         acting = work.PlannedHosts(declaration, record, _minions(), timeout, _progress)
-        return records.applied(record, acting.apply(chosen))
+        with control.alone(_journal()):
+            return records.applied(record, acting.apply(chosen))
 
     return _answer(done, lambda found: not found["failed"])
 

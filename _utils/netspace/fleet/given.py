@@ -196,12 +196,14 @@ class GivenSlices:
     def take_back(self, minion: str, given: str, before: str) -> bool:
         """Give a host the slice before back; return whether it had not got it yet.
 
-        :param given: digest of the slice to take back. A host that hasn't got it keeps what it has.
-        :raises NetspaceError: the slice before isn't there.
+        :param given: digest of the slice to take back.
+        :raises NetspaceError: the slice before isn't there, or the host was given another one.
         """
         old = self._readable(minion)
-        if given == before or old.digest != given:
+        if old.digest == before:
             return False
+        if old.digest != given:
+            raise NetspaceError(f"{minion}: it was given another slice meanwhile, and keeps that; plan again")
         if old.before != before:
             raise NetspaceError(f"{minion}: the slice before isn't kept any more; change the declaration, and plan")
         self._write(old, before, old.previous, None, _NULL)
@@ -210,17 +212,20 @@ class GivenSlices:
     def cut(self, change: Change) -> None:
         """Change all slices, and those before; forget all candidates, which have what is to be cut."""
         self.forget(())
+        known = {one.minion: one for one in self.all()}
+        made = dict(known)
         for which in ("slice", "previous"):
-            known = {one.minion: one for one in self.all()}
             pillars = {minion: _decoded(getattr(one, which)) for minion, one in known.items()}
             there = {minion: pillar["netspace"] for minion, pillar in pillars.items() if pillar is not None}
             for minion, section in change(there).items():
                 raw = msgspec.json.encode({**(pillars[minion] or {}), "netspace": section})
                 if which == "slice":
-                    made = msgspec.structs.replace(known[minion], slice=msgspec.Raw(raw), digest=digest(raw))
+                    made[minion] = msgspec.structs.replace(made[minion], slice=msgspec.Raw(raw), digest=digest(raw))
                 else:
-                    made = msgspec.structs.replace(known[minion], previous=msgspec.Raw(raw), before=digest(raw))
-                files.write(self._path(minion), msgspec.json.encode(made))
+                    made[minion] = msgspec.structs.replace(made[minion], previous=msgspec.Raw(raw), before=digest(raw))
+        for minion, one in made.items():  # both slices at once, so that a kill leaves neither to be taken back
+            if one is not known[minion]:
+                files.write(self._path(minion), msgspec.json.encode(one))
 
     def _write(self, old: Given, new: str, raw: msgspec.Raw, before: str | None, previous: msgspec.Raw) -> None:
         had, has, now = _environments(old.slice), _environments(raw), time.time()

@@ -11,7 +11,7 @@ that the master can't reach for a moment is neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -166,7 +166,14 @@ def served(pillar: Mapping[str, Any], minion: str, distrusted: Mapping[str, Dist
 
 
 def decide(
-    before: Book, judged: Iterable[str], states: Mapping[str, HostTrust], now: float, *, whole: bool, asked: bool
+    before: Book,
+    judged: Iterable[str],
+    states: Mapping[str, HostTrust],
+    now: float,
+    *,
+    whole: bool,
+    asked: bool,
+    linked: Collection[str] = (),
 ) -> Book:
     """Return what the master thinks of its hosts now; what it doesn't look at stays.
 
@@ -174,9 +181,10 @@ def decide(
     :param states: by minion; absent: it isn't looked at.
     :param whole: whether all judged hosts are looked at.
     :param asked: whether hosts whose result has expired were asked again just now.
+    :param linked: minions without a slice to which others still have links. A distrusted one stays distrusted.
     """
     known = set(judged)
-    hosts = {minion: one for minion, one in before.hosts.items() if minion in known or not whole}
+    hosts = {minion: one for minion, one in before.hosts.items() if minion in known or minion in linked or not whole}
     # A master that didn't look for long can't know how long a host has been silent.
     lapsed = now - before.looked > GRACE or before.looked > now
     expiring = {} if lapsed and whole else {minion: at for minion, at in before.expiring.items() if minion in known}

@@ -96,8 +96,8 @@ class _Begun:
 
 
 _begun = _Begun()
-_known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str]]] = {}
-"""By book: stamps of what is in force, the judged hosts by minion, and all minions."""
+_known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str], frozenset[str]]] = {}
+"""By book: stamps of what is in force, the judged hosts by minion, all minions, and those with links but no slice."""
 
 
 def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -143,7 +143,9 @@ def judged(declaration: FleetDeclaration) -> Judged:
             raise NetspaceError("nothing of the fleet's declaration is in force yet; salt-run netspace_fleet.check")
         named = {minion: trust.judged_host(pillar) for minion, pillar in wholes.items()}
         found = {minion: host for minion, host in named.items() if host is not None}
-        known = _known[declaration.trust.path] = now, found, frozenset(wholes)
+        noted = (pillar.get("trust", {}).get("minions", {}) for pillar in wholes.values())
+        linked = frozenset(minion for minions in noted for minion in minions.values() if minion not in wholes)
+        known = _known[declaration.trust.path] = now, found, frozenset(wholes), linked
     return Judged(declaration, known[1])
 
 
@@ -170,12 +172,13 @@ def _seen(
                 raise
             before, due = Book(), list(hosts.hosts)
         states = master.states(due) if due else {}
-        after = trust.decide(before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None)
+        linked = _known[book.path][3]
+        after = trust.decide(before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None, linked=linked)
         changes = trust.changed(before.hosts, after.hosts)
         wanted: dict[str, list[str]] = {}
         for minion in changes:
             if minion not in hosts.hosts:
-                continue  # it is no longer in force, and its peers' slices have no links to it
+                continue  # it is no longer in force, and no slice has links to it
             for peer in concerned(hosts, minion, before, after):
                 wanted.setdefault(peer, []).append(hosts.hosts[minion])
         after = trust.to_wait(after, wanted)
@@ -190,7 +193,8 @@ def _seen(
             **({} if distrust is None else msgspec.to_builtins(distrust)),
         }
         master.tell("restored" if distrust is None else "distrusted", data)
-    return {minion: {host: after.waiting[minion][host] for host in names} for minion, names in wanted.items()}, after
+    told = {minion: names for minion, names in wanted.items() if minion in after.waiting}  # others have no slice
+    return {minion: {host: after.waiting[minion][host] for host in names} for minion, names in told.items()}, after
 
 
 def concerned(hosts: Judged, minion: str, before: Book, after: Book) -> set[str]:

@@ -101,7 +101,7 @@ def pending(opts: Mapping[str, Any], minion: str, valid_id: Callable[[Any, str],
 def accept(opts: Mapping[str, Any], minion: str, key: bytes, valid_id: Callable[[Any, str], bool]) -> None:
     """Accept exactly this key of a minion, which must be the pending one.
 
-    The key itself is written, not what lies in the folder at that moment: somebody may replace that between the
+    What was compared is written, not what lies in the folder at the end: somebody may replace that between the
     comparison and the acceptance. A key that was accepted meanwhile is never replaced.
 
     :raises WrongSaltKey: another key is pending, or none, or one was accepted meanwhile.
@@ -114,7 +114,7 @@ def accept(opts: Mapping[str, Any], minion: str, key: bytes, valid_id: Callable[
     try:
         with open(fd, "wb") as stream:
             os.fchmod(fd, 0o644)
-            stream.write(key)
+            stream.write(found)  # as Salt got it; *key* may be the same key in another text
             stream.flush()
             os.fsync(fd)
         os.link(aside, folder / minion)  # fails if there is one

@@ -180,7 +180,7 @@ def test_who_answers_in_anothers_name_is_passed_over(tmp_path: Path, forged: Rep
     assert all(answers == [ANSWER] for name, answers in found.answers.items() if not hosts[name].parts)
 
 
-@pytest.mark.parametrize("number", [1, window.REFUSED - 1, window.REFUSED + 1, 1000])
+@pytest.mark.parametrize("number", [1, Pace.refused - 1, Pace.refused + 1, 1000])
 def test_a_flood_in_anothers_name_costs_that_host_its_turn(tmp_path: Path, number: int) -> None:
     """Flood the master in a host's name: the report mentions the flood, no state changes, and no other host waits."""
 
@@ -190,8 +190,8 @@ def test_a_flood_in_anothers_name_costs_that_host_its_turn(tmp_path: Path, numbe
 
     found = attacked(extra, FEW, tmp_path)
     assert set(FEW) - {"web1"} <= set(found.judged) and found.took < 70
-    assert ("web1" in found.judged) == (number < window.REFUSED)
-    if number > window.REFUSED:
+    assert ("web1" in found.judged) == (number < Pace.refused)
+    if number > Pace.refused:
         assert found.found["web1"]["answer"].endswith("[malformed]") and not found.found["web1"]["answered"]
 
 

@@ -364,3 +364,11 @@ def test_what_was_given_and_what_is_planned_is_cut(declared: FleetDeclaration, m
     assert peers(declared) == []
     master.results["m2"] = GOOD
     assert trust_watch.look(declared, master)["distrusted"] == {} and peers(declared) == ["h2"]
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_distrust_outlasts_a_slice_that_goes_first(linked: bool) -> None:
+    """A host that left may lose its slice before its peers do: their links with it must not come back."""
+    book = Book(hosts={"m2": Distrust("judged", "failed", "", "its boot log differs", 1.0)})
+    after = trust.decide(book, [], {}, 2.0, whole=True, asked=True, linked=["m2"] if linked else [])
+    assert ("m2" in after.hosts) is linked

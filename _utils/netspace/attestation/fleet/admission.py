@@ -95,6 +95,8 @@ def admitting(made: Fleet, ready: rounds.Ready, minion: str, wall: Callable[[], 
     record, came = yield from rounds.heard(Call("answer", "challenges", asked.wire()), take)
     if record is None:
         raise NetspaceError(came.problem or "no answer")
+    if made.registrar.host(minion) is None:
+        raise NetspaceError(f"the TPM of {minion} was released meanwhile")
     return made.standing(minion, wall(), record)
 
 

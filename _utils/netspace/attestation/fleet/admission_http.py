@@ -7,6 +7,7 @@ message of more than a few KiB is read only in an open session.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import json
@@ -30,6 +31,8 @@ MAX_REPLY = 256 * 1024
 THREADS = 16
 PATIENCE = 60.0
 """Seconds for a whole request, and for the answer to one."""
+LONGEST = 180.0
+"""Seconds after which a connection is cut, whatever it does."""
 CHUNK = 64 * 1024
 
 
@@ -42,6 +45,7 @@ class Service(http.server.ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], desk: Desk) -> None:
         self.desk = desk
         self._room = threading.BoundedSemaphore(THREADS)
+        self.large = threading.Lock()  # one large message at a time: parsed, it takes many times its size
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
 
@@ -57,13 +61,22 @@ class Service(http.server.ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        timer = threading.Timer(LONGEST, _cut, (request,))  # one byte now and then mustn't hold a thread for ever
+        timer.daemon = True
+        timer.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            timer.cancel()
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Do nothing: a peer that goes away, or sends rubbish, is no event."""
+
+
+def _cut(request: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -84,8 +97,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._reply(HTTPStatus.NOT_FOUND, {"refused": "there is no such session; begin again"})
             return
         try:
-            data = strict_json.loads(self._body(most, began + PATIENCE))
-            found = desk.step(session, data) if session else desk.open(data)
+            body = self._body(most, began + PATIENCE)
+            with self.server.large if len(body) > MAX_OPEN else contextlib.nullcontext():
+                data = strict_json.loads(body)
+                found = desk.step(session, data) if session else desk.open(data)
         except NotNow as err:
             self._reply(HTTPStatus.TOO_MANY_REQUESTS, {"refused": str(err)})
         except (NetspaceError, ValueError) as err:

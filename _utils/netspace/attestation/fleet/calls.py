@@ -23,11 +23,13 @@ class Pace:
     :param concurrency: number of hosts that are asked at one time.
     :param jitter: most seconds for which calls are collected before one message sends them.
     :param timeout: seconds that a host may take for one call.
+    :param refused: the most answers to one call that are refused before the host counts as silent.
     """
 
     concurrency: int = 32
     jitter: float = 1.0
     timeout: float = 60.0
+    refused: int = 64
 
 
 @dataclass(frozen=True)

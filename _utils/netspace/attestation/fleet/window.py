@@ -12,7 +12,7 @@ Each call belongs to a *lane*. The lane limits the number of open calls:
 
 An answer proves nothing about its sender: Salt lets a minion answer in another minion's name. If the work finds that an
 answer is false, it yields :class:`Again`. The window then resumes the work with the next answer to the same call, until
-that call's deadline. The work may refuse up to ``REFUSED`` answers to one call. Up to ``WAITING`` answers are kept
+that call's deadline. The work may refuse up to ``Pace.refused`` answers to one call. Up to ``WAITING`` answers are kept
 while the work does something else.
 
 A call keeps its slot until the answer comes, but no longer than three times the 80th percentile of the times that
@@ -46,8 +46,6 @@ BUSY = 1.0
 RETRY = 2.0
 # Bytes on disk for answers that are being fetched in parts.
 ROOM = 2 * 1024 * 1024 * 1024
-# Answers to one call that the work may refuse.
-REFUSED = 64
 
 
 @dataclass
@@ -146,8 +144,8 @@ class Window:
             return Answer(problem="nothing was asked", silent=True)
         self._leave(task)
         heard.refused += 1
-        if heard.refused > REFUSED:
-            return Answer(problem=f"more than {REFUSED} answers in its name were refused", silent=True)
+        if heard.refused > self._pace.refused:
+            return Answer(problem=f"more than {self._pace.refused} answers in its name were refused", silent=True)
         if heard.replies:
             reply = heard.replies.popleft()
             return Answer(reply.value, reply.problem, self._bus.clock() - heard.sent)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from netspace.errors import NetspaceError
@@ -54,6 +55,22 @@ def chosen(declared: Policy, arguments: Mapping[str, Any], hosts: Collection[str
     return found
 
 
+@contextmanager
+def alone(journal: Journal) -> Iterator[None]:
+    """Hold the right to give hosts a plan's slices: a rollout bounds how many hosts are bad, so nobody else may.
+
+    :raises NetspaceError: a rollout isn't finished, or somebody else has the right.
+    """
+    with journal.lock():
+        earlier = journal.read()
+        if earlier is not None and earlier.ended is None:
+            raise NetspaceError(
+                f"the rollout of {earlier.started.plan} isn't finished ({_word(earlier, False)}); resume or stop it "
+                f"first: salt-run netspace_fleet.resume, or stop; {SHOW} shows it"
+            )
+        yield
+
+
 def start(journal: Journal, changes: Changes, policy: Policy, edges: MakeEdges) -> dict[str, Any]:
     """Roll a plan out; return the state at the end.
 
@@ -62,13 +79,7 @@ def start(journal: Journal, changes: Changes, policy: Policy, edges: MakeEdges) 
     if not changes.hosts:
         return {"plan": changes.plan, "state": "done", "hosts": {}}
     found, pace = _ordered(changes, policy)
-    with journal.lock():
-        earlier = journal.read()
-        if earlier is not None and earlier.ended is None:
-            raise NetspaceError(
-                f"the rollout of {earlier.started.plan} isn't finished ({_word(earlier, False)}); resume or stop it "
-                f"first: salt-run netspace_fleet.resume, or stop; {SHOW} shows it"
-            )
+    with alone(journal):
         batches = tuple(Group(hosts=batch.hosts, canary=batch.canary) for batch in found.batches)
         started = Started(changes.plan, pace, batches, dict(found.before), time.time())
         rollout = journal.begin(started)
