@@ -121,7 +121,7 @@ def test_an_inits_own_stays_while_it_has_nothing_to_do(
             code = daemon.main(layout, "", foreground=True)
         finally:
             os._exit(code)
-    until(lambda: presence.running(layout))
+    until(lambda: presence.running(layout) and daemon_pid(layout) == own)
     time.sleep(3.0)  # another would have ended after its first look around, which is within a second
     assert os.waitpid(own, os.WNOHANG) == (0, 0)
     os.kill(own, signal.SIGTERM)
