@@ -169,7 +169,7 @@ def enter(made: Namespace, argv: Sequence[str]) -> bool:
         config = json.loads(Path(bundle, "config.json").read_bytes())
         paths = [*_named(config, bundle), *_absolute(argv)]
         before = [_identity(path) for path in paths]
-        for anchor, recursive in _anchors(paths, made.points):
+        for anchor, recursive in _anchors(paths, made.points, made.others):
             trees.append((anchor, _open_tree(anchor, _AT_RECURSIVE if recursive else 0)))
         own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         root = os.open("/", os.O_PATH | os.O_CLOEXEC)
@@ -203,17 +203,19 @@ def _absolute(argv: Iterable[str]) -> Iterator[str]:
     return (word for word in argv if word.startswith("/"))
 
 
-def _anchors(paths: Iterable[str], points: frozenset[str]) -> list[tuple[str, bool]]:
+def _anchors(paths: Iterable[str], points: frozenset[str], alone: frozenset[str]) -> list[tuple[str, bool]]:
     """Return the mount points on the way to *paths* that the namespace lacks, each after those above it.
 
     The last one on the way to a path is attached with all that is mounted below it (True): a volume may have mounts.
-    Those above it are attached alone, because netspace's own disk has the mounts of all environments.
+    Those above it are attached alone, and so are those of *alone*: netspace's own disk has the mounts of all
+    environments.
     """
     found: dict[str, bool] = {}
     for path in paths:
         ways = (*reversed([*map(str, Path(path).parents)]), path)
         lacking = [way for way in ways if way not in points and mountpoint.is_mounted(way)]
-        found |= {way: found.get(way, False) for way in lacking[:-1]} | dict.fromkeys(lacking[-1:], True)
+        for way in lacking:
+            found[way] = found.get(way, False) or (way == lacking[-1] and way not in alone)
     whole = [way for way, recursive in found.items() if recursive]
     return sorted(
         ((way, recursive) for way, recursive in found.items() if not _below(str(Path(way).parent), whole)),
