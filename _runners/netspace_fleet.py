@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ from netspace.fleet.rollout.machine import Edges, Event  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
 from netspace.plugin import arguments, fleet_files  # noqa: E402
 from netspace.plugin.minions import Minions, OneMinion, Salt, forget_tpm  # noqa: E402
+from netspace.plugin.runner_answers import answer as _answer  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -770,12 +771,3 @@ def _minions() -> Minions:
         salt.utils.minions.CkMinions,
     )
     return Minions(__opts__, parts)
-
-
-def _answer(asked: Callable[[], dict[str, Any]], good: Callable[[dict[str, Any]], bool] = bool) -> dict[str, Any]:
-    """Return the result of *asked*, with Salt's key for the exit status if it isn't good; never raise."""
-    try:
-        found = asked()
-    except (NetspaceError, OSError, ValueError) as err:
-        return {"error": str(err), "retcode": 1}
-    return found if good(found) else {**found, "retcode": 1}

@@ -9,7 +9,7 @@ them when trust is back, and tells the minions concerned. A schedule calls it, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -22,6 +22,7 @@ from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.trust import HostTrust  # noqa: E402
 from netspace.plugin import arguments, fleet_files  # noqa: E402
 from netspace.plugin.minions import Minions, Salt  # noqa: E402
+from netspace.plugin.runner_answers import answer as _answer  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -69,7 +70,7 @@ def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         return trust_watch.look(_declaration(), _Master(timeout), [str(one) for one in hosts])
 
-    return _answer(work)
+    return _answer(work, _well)
 
 
 def status() -> dict[str, Any]:
@@ -87,7 +88,7 @@ def status() -> dict[str, Any]:
         declaration = _declaration()
         return trust_watch.shown(declaration, {}, trust_watch.judged(declaration))
 
-    return _answer(work)
+    return _answer(work, _well)
 
 
 class _Master:
@@ -157,10 +158,5 @@ def _minions() -> Minions:
     return Minions(__opts__, parts)
 
 
-def _answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the result of *work*, with Salt's key for the exit status if something is wrong; never raise."""
-    try:
-        found = work()
-    except (NetspaceError, OSError, ValueError) as err:
-        return {"error": str(err), "retcode": 1}
-    return {**found, "retcode": 1} if found["distrusted"] or found["waiting"] else found
+def _well(found: dict[str, Any]) -> bool:
+    return not (found["distrusted"] or found["waiting"])
