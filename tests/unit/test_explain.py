@@ -17,7 +17,7 @@ SPEC = parse.environment("web", {"image": "tar:/srv/web.tar", "limits": {"memory
 STOPPED = parse.environment("web", {"image": "tar:/srv/web.tar", "state": "stopped"})
 ROW: dict[str, Any] = {
     "state": "running", "health": "healthy", "restarts": 0, "exit": "", "oom_kills": 0, "supervised": True,
-    "problem": "",
+    "problem": "", "flapping": False,
 }  # fmt: skip
 WELL = Facts("web", SPEC, SPEC, "running", ROW)
 
@@ -43,6 +43,8 @@ def test_well_environment_has_no_finding() -> None:
          "netspace_environment.logs web"),
         (with_row(state="failed", exit="oom", problem="it ended (oom)"), "oom", "error", APPLY),
         (with_row(oom_kills=2), "oom", "warning", APPLY),
+        (with_row(exit="exit 3", restarts=5, flapping=True), "failing", "error", "netspace_environment.logs web"),
+        (with_row(exit="oom", restarts=5, flapping=True), "oom", "error", APPLY),
         (with_row(health="unhealthy", problem="its health check fails"), "failing", "error",
          "netspace_environment.logs web"),
         (with_row(health="unknown", problem="the watch does nothing"), "unwatched", "error", APPLY),

@@ -118,7 +118,7 @@ def _not_running(facts: Facts) -> Iterator[Finding]:
         yield from _stopped(facts, spec)
     elif state == "frozen":
         yield Finding("frozen", "error", "a signal has stopped its process", APPLY)
-    elif state in ("failed", "starting") or row["health"] in ("unhealthy", "unknown"):
+    elif state in ("failed", "starting") or row["health"] in ("unhealthy", "unknown") or row["flapping"]:
         yield from _failing(facts, spec)
     elif row["oom_kills"]:
         text = f"{row['oom_kills']} of its processes were killed for lack of memory"
@@ -164,6 +164,8 @@ def _failing(facts: Facts, spec: Environment) -> Iterator[Finding]:
         yield Finding("unwatched", "error", str(row["problem"]), APPLY)
     elif row["problem"]:
         yield Finding("failing", "error", _repeated(str(row["problem"]), row), _log(facts.name))
+    elif row["flapping"]:  # it runs at this moment
+        yield Finding("failing", "error", _repeated(f"it ended ({row['exit']})", row), _log(facts.name))
     else:
         text = f"it is {row['state']}, and no reason is known"
         yield Finding("starting", "note", text, f"netspace_environment.wait {facts.name}")
