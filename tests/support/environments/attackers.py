@@ -61,10 +61,19 @@ def declared(kit: Kit, runtime: str, *arguments: str, **keys: Any) -> dict[str, 
     return {**own, "restart": "never", "stop_timeout": 1, **keys}
 
 
+def told(lines: Iterable[str]) -> dict[str, str]:
+    """Return the outcomes that an attacker printed, ``attacks.BEGUN`` for a row whose outcome isn't printed yet."""
+    outcomes: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(attacks.MARK):
+            outcomes |= json.loads(line.removeprefix(attacks.MARK))
+    return outcomes
+
+
 def found(lines: Iterable[str]) -> dict[str, str] | None:
-    """Return the outcomes that an attacker printed; None: nothing is printed yet."""
-    told = [line.removeprefix(attacks.MARK) for line in lines if line.startswith(attacks.MARK)]
-    return dict(json.loads(told[-1])) if told else None
+    """Return the outcomes that an attacker printed; None: some rows have none yet."""
+    outcomes = told(lines)
+    return outcomes if outcomes.keys() == attacks.ROWS.keys() and attacks.BEGUN not in outcomes.values() else None
 
 
 def succeeded(outcomes: Mapping[str, str], allowed: Collection[str]) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 Each row has the refusal, or the bound that was reached.
 
-This program runs inside an environment, with only Python's standard library. It prints one line of JSON, and then keeps
-the units that it took. ``ROWS`` names the resource that each row takes. Called with ``watch``, it waits for a process
+This program runs inside an environment, with only Python's standard library. For each row, it prints a line of JSON
+when the row begins, and another one with the outcome. Then it keeps the units that it took. ``ROWS`` names the resource
+that each row takes. Arguments are rows that it leaves out. Called with ``watch``, it waits for a process
 of the host that enters the environment, tries what it can on that process, prints what succeeded, and exits.
 ``attackers.fill`` makes a root that has the program.
 """
@@ -24,11 +25,12 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CARD = "/run/netspace/environment.json"
 MARK = "attacks: "
+BEGUN = "begun"  # the outcome of a row that has none yet
 MIB = 1024**2
 OF_MEMORY = (0x01021994, 0x01021997)  # tmpfs; what gVisor calls it
 MODULES = (
@@ -289,7 +291,7 @@ def apart(attack: Callable[[], str]) -> str:
         os.write(writes, outcome(attack).encode())
         os._exit(0)
     os.close(writes)
-    told = os.read(reads, 1000).decode() if select.select([reads], [], [], 60)[0] else ""
+    told = os.read(reads, 1000).decode() if select.select([reads], [], [], 240)[0] else ""
     os.close(reads)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -297,12 +299,14 @@ def apart(attack: Callable[[], str]) -> str:
     return told or ("bounded: killed" if os.WIFSIGNALED(status) else "failed to attack")
 
 
-def main() -> None:
+def main(left_out: Collection[str]) -> None:
     # Those whose booty the host looks for are not made apart, because it is held; and last, because others need room.
     held = (inotify_instances, timers)
-    found = {row: apart(attack) for row, attack in ROWS.items() if attack not in held}
-    found.update({row: outcome(attack) for row, attack in ROWS.items() if attack in held})
-    print(MARK + json.dumps(found), flush=True)
+    for row, attack in sorted(ROWS.items(), key=lambda one: one[1] in held):
+        if row not in left_out:
+            print(MARK + json.dumps({row: BEGUN}), flush=True)
+            told = outcome(attack) if attack in held else apart(attack)
+            print(MARK + json.dumps({row: told}), flush=True)
     while True:
         time.sleep(1)
 
@@ -379,4 +383,4 @@ if __name__ == "__main__":
         watch()
     else:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        main()
+        main(sys.argv[1:])
