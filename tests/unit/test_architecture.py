@@ -125,8 +125,6 @@ LONG = {
     "environment.plan",
     "interface.apply",
     "interface.reconciler",
-    "link.apply",
-    "link.topology.objects",
     "spec.checks",
     "spec.types",
 }
