@@ -121,8 +121,6 @@ LINES = 450
 # for their seams to be split.
 LONG = {
     "attestation.refusals",
-    "environment.apply",
-    "environment.plan",
     "interface.apply",
     "interface.reconciler",
     "spec.checks",
