@@ -43,10 +43,10 @@ from netspace.attestation import identity
 from netspace.attestation.fleet import own_answers
 from netspace.attestation.fleet.bus import Bus
 from netspace.attestation.fleet.calls import Reply, Sent
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image, Seen
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.storage import injected_files

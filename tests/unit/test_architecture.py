@@ -117,17 +117,12 @@ IMPURE = {
     *("subprocess", "tempfile", "threading", "time"),
 }
 LINES = 450
-# A model that is read as one; a table of codes; a program that is copied alone into a hostile image. The others wait
+# A model that is read as one; a table of codes. The others wait
 # for their seams to be split.
 LONG = {
     "attestation.refusals",
-    "environment.apply",
-    "environment.audit.probe",
-    "environment.plan",
     "interface.apply",
     "interface.reconciler",
-    "link.apply",
-    "link.topology.objects",
     "spec.checks",
     "spec.types",
 }

@@ -15,22 +15,21 @@ import msgspec
 from netspace import files
 from netspace.environment import claims, user_ids
 from netspace.environment import record as records
-from netspace.environment import services as environment_services
 from netspace.environment.builder import Builder, each
 from netspace.environment.claims import Claims
 from netspace.environment.container import oci_config, oci_runtime
+from netspace.environment.desired import EnvironmentChange
 from netspace.environment.health import record as verdict
 from netspace.environment.images import Image
 from netspace.environment.observe import Observed
-from netspace.environment.plan import KIND, EnvironmentChange
 from netspace.environment.record import Record
 from netspace.environment.runtimes import USUAL
 from netspace.environment.starting import problems, start
+from netspace.environment.stopping import answers, halt
 from netspace.environment.storage import injected_files, mounts, rootfs, volumes
-from netspace.environment.update import rolling, rollout
+from netspace.environment.update import rolling, rollout, trials, watcher
 from netspace.errors import NetspaceError, raise_any
 from netspace.known import also, examples, without
-from netspace.layout import Layout
 from netspace.plan import Outcome, Step
 from netspace.supervision.service import Supervisor
 
@@ -115,7 +114,7 @@ class ApplyRun:
     def _supervise(self, call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> None:
         """Call a method of the supervisor for these environments' services; note the errors."""
         if todo := list(names):
-            self._fail(_asked(call, todo))
+            self._fail(answers(call, todo))
 
     def _remove(self) -> None:
         """Stop and delete the environments that are removed; the record goes last."""
@@ -355,24 +354,10 @@ class ApplyRun:
 
     def _watch(self) -> None:
         """Start the service that watches health if any environment needs it; else remove it."""
-        needed = any(its.watched for its in examples(self._claims(), claims.sort).values())
         try:
-            there = self.supervisor.observe([environment_services.HEALTH]).get(environment_services.HEALTH)
-            if needed:
-                own = environment_services.health(self.layout)
-                changed = self.supervisor.differing([own])
-                self.supervisor.define([own])
-                if changed and there is not None:
-                    self.supervisor.stop([own.name])
-                if errors := self.supervisor.start([own.name]):
-                    raise NetspaceError(f"the service that watches health does not run: {errors[own.name]}")
-                rollout.watched(self.layout, self.supervisor)  # it may have been killed, and be starting again
-            else:
-                if there is not None and (errors := self.supervisor.remove([environment_services.HEALTH])):
-                    raise NetspaceError(
-                        f"the service that watches health does not end: {errors[environment_services.HEALTH]}"
-                    )
-                verdict.clear_all(self.layout)
+            watcher.ensure(
+                self.layout, self.supervisor, any(its.watched for its in examples(self._claims(), claims.sort).values())
+            )
         except (NetspaceError, OSError) as err:
             needy = self._left(lambda work: claims.watched(work.want.spec))
             self._fail(dict.fromkeys(needy, str(err)))
@@ -402,88 +387,29 @@ class ApplyRun:
 
         An update that had an error and was not started in this run stays on trial for the next run.
         """
-        trials = {
+        tried = {
             name: record
             for name, record in self._records.items()
             if record.previous is not None and (name in self._tried or name not in self.errors)
         }
-        reasons = {name: self.errors[name] for name in trials if name in self.errors}
-        asked = {name: record for name, record in trials.items() if name not in reasons}
-        if not trials:
+        reasons = {name: self.errors[name] for name in tried if name in self.errors}
+        asked = {name: record for name, record in tried.items() if name not in reasons}
+        if not tried:
             return
         for name, reason in rollout.wait(self.layout, self.supervisor, asked).items():
             if reason:
                 reasons[name] = reason
                 continue
-            record = msgspec.structs.replace(trials[name], previous=None)
+            record = msgspec.structs.replace(tried[name], previous=None)
             records.write(self.layout, name, record)
             if not record.spec.read_only:
                 rootfs.forget_layers(self.layout, name, {record.image.digest})
         if reasons:
-            self._take_back({name: trials[name] for name in reasons}, reasons)
+            self._take_back({name: tried[name] for name in reasons}, reasons)
 
-    def _take_back(self, trials: Mapping[str, Record], reasons: Mapping[str, str]) -> None:
-        """Put back the previous versions of these environments, and record why the updates failed."""
-        halt(self.layout, trials)
-        errors = _asked(self.supervisor.stop, trials)
-        verdict.clear(self.layout, trials)
-        before: dict[str, Record] = {}
-
-        def put_back(name: str) -> None:
-            record, mounted = trials[name], mounts.table()
-            assert record.previous is not None
-            oci_runtime.delete(self.layout, name, mounted, record.runtime)
-            old = record.previous
-            confined = self.making.confinement.chosen(old.spec, old.runtime)
-            content = self.making.render(name, old.spec, record.base, old.image, old.runtime, old.profile, confined)
-            spec = msgspec.structs.replace(old.spec, state=record.spec.state)
-            now = Record(
-                *(spec, record.state, record.base, old.image, hashlib.sha256(content).hexdigest()),
-                *(self._revision, record.summary, old.profile, old.runtime),
-                failed=rollout.failed(record, reasons[name]),
-                confined=confined,
-            )
-            if error := self.making.mount_images({old.image.digest}, mounted).get(old.image.digest):
-                raise NetspaceError(error)
-            records.write(self.layout, name, now)
-            self.making.assemble(name, now)
-            self.making.hand_out(name, now, injected_files.read(self.layout, name))
-            before[name] = now
-
-        errors.update(each([name for name in trials if name not in errors], put_back))
-        errors.update(self._give_to(before))
-        todo = [name for name in before if name not in errors]
-        try:
-            self.supervisor.define(
-                [self.making.service(name, before[name].spec, before[name].runtime, self._mounted) for name in todo]
-            )
-            errors.update(start(self.layout, self.supervisor, todo, before))
-        except (NetspaceError, OSError) as err:
-            errors.update(dict.fromkeys(todo, str(err)))
-        for name, record in trials.items():
-            assert record.previous is not None
-            what = f"the update was taken back, since {reasons[name]}"
-            if name in errors:
-                what += f"; the previous one could not be put back: {errors[name]}"
-            else:
-                old, new = record.previous.image.digest, record.image.digest
-                kept = {"old": f"sha256:{new}", "new": f"sha256:{old}, as it was before"}
-                self._taken_back.append(Step(KIND, name, "rollback", {"rolled back": kept}, reasons[name]))
-            self.errors[name] = f"{what}; it is not tried again until its declaration or its image changes"
-
-
-def halt(layout: Layout, names: Iterable[str]) -> None:
-    """Create the halt marks of these environments, before they are stopped."""
-    for name in names:
-        mark = oci_runtime.halt_mark(layout, name)
-        if mark.parent.is_dir():
-            mark.touch(mode=0o600)
-
-
-def _asked(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
-    """Call a method of the supervisor for these environments' services; return the errors, by environment."""
-    services = {oci_runtime.service_name(name): name for name in names}
-    try:
-        return {services[service]: error for service, error in call(list(services)).items()}
-    except (NetspaceError, OSError) as err:
-        return dict.fromkeys(services.values(), str(err))
+    def _take_back(self, failed: Mapping[str, Record], reasons: Mapping[str, str]) -> None:
+        taken = trials.take_back(
+            *(self.making, self.supervisor, failed, reasons), self._revision, self._give_to, self._mounted
+        )
+        self.errors.update(taken.errors)
+        self._taken_back += taken.steps

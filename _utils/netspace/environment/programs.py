@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netspace.environment.container import oci_config
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Store, sources
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
-from netspace.environment.plan import DesiredEnvironment
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec.types import Environment

@@ -19,16 +19,17 @@ from netspace import files
 from netspace.environment import claims, observe, programs, runtimes
 from netspace.environment import plan as compare
 from netspace.environment import record as records
-from netspace.environment.apply import ApplyRun, Give, halt
+from netspace.environment.apply import ApplyRun, Give
 from netspace.environment.builder import Builder, each
 from netspace.environment.container import apparmor, oci_runtime
+from netspace.environment.desired import KIND, DesiredEnvironment
 from netspace.environment.health import record as verdict
 from netspace.environment.images import Store
 from netspace.environment.images.remote import Remote
 from netspace.environment.observe import Observed
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.record import Record
 from netspace.environment.starting import start
+from netspace.environment.stopping import halt
 from netspace.environment.storage import mounts, rootfs, tree_removal, volumes
 from netspace.environment.update import rolling
 from netspace.errors import NetspaceError
@@ -153,7 +154,7 @@ class Environments:
         """Plan the deletion of the volumes that these names have, if no environment of that name exists any more."""
         gone = {name: volumes.kept(self.layout, name) for name in sorted(set(names) - self.names(names))}
         changes = {name: {"volumes": {"old": targets, "new": None}} for name, targets in gone.items() if targets}
-        return Plan([Step(compare.KIND, name, "purge", change) for name, change in changes.items()])
+        return Plan([Step(KIND, name, "purge", change) for name, change in changes.items()])
 
     def apply_purge(self, steps: Sequence[Step]) -> Outcomes:
         """Delete the volumes that were planned to be deleted."""

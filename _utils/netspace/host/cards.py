@@ -18,7 +18,7 @@ from netspace.spec.types import Declaration, Environment, Link
 
 if TYPE_CHECKING:
     from netspace.environment.container.seccomp_file import Profile
-    from netspace.environment.plan import DesiredEnvironment
+    from netspace.environment.desired import DesiredEnvironment
     from netspace.environment.record import Record, RunState
     from netspace.environment.runtimes import Runtime
     from netspace.link.pki.certificates import Access
@@ -52,7 +52,7 @@ class Cards(TrustGate):
         :param kept: environments that go on unchanged, because the host lacks trust.
         :param recorded: whether the specifications come from records, which lack the interfaces.
         """
-        from netspace.environment.plan import DesiredEnvironment
+        from netspace.environment.desired import DesiredEnvironment
 
         known = self.trust()
         cards: Callable[[str, Collection[Link]], dict[str, Any]] = _alone

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,10 @@ from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import plan, record
 from netspace.link.broker import access, loopback, node, plugin
-from netspace.link.broker.management import Management, RefusedError
+from netspace.link.broker.changes import BrokerChanges
 from netspace.link.forwarder import ports, process
-from netspace.link.mail.parked import has_mail
 from netspace.link.pki import authority, certificates, renewer
 from netspace.link.pki import passwords as credentials
-from netspace.link.pki.certificates import Accounts
 from netspace.link.plan import LinkChange
 from netspace.link.record import Record
 from netspace.link.seal import bundle, endorser, peers
@@ -28,11 +25,8 @@ from netspace.link.seal import keys as seals
 from netspace.link.topology import diff, draining, names, objects
 from netspace.link.topology.draining import DrainingQueue
 from netspace.link.topology.names import Names
-from netspace.link.topology.objects import Key
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision.service import Supervisor
-
-IMPORT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -214,9 +208,10 @@ class ApplyRun:
         before = work.observed.record
         accounts = access.accounts(self.layout, broker)
         with access.management(self.layout, broker) as api:
+            changes = BrokerChanges(self.layout, broker, api, accounts, self.progress)
             if definitions is None:
                 known = naming.used if before.named.get("") else names.PLAIN
-                self._revoke_recorded(api, broker, work.before, after, known, accounts)
+                self._revoke_recorded(changes, work.before, after, known)
                 definitions = access.definitions(self.layout, api, broker)
             for name in accounts.stale(definitions, vhost):
                 api.delete("users", name)
@@ -233,7 +228,7 @@ class ApplyRun:
             if after:  # record the link of each exchange of a draining queue before the exchange is deleted
                 named = _named(work, called, after)
                 self._record(Record(broker, {**work.before, **after}, before.parked, named, tuple(formers)))
-            self._delete(api, broker, change.revoke, accounts)
+            changes.delete(change.revoke)
             if failed is not None:
                 raise failed
             if change.create or change.change or change.passwords:
@@ -241,112 +236,37 @@ class ApplyRun:
                 certified = certificates.certified(broker, everyone)
                 secrets = credentials.ensure(self.layout, everyone - certified, passwords)
                 secrets |= dict.fromkeys(certified, "")
-                self._import(api, broker, diff.document(compared.wanted, change, vhost, secrets), accounts)
-            self._delete(api, broker, change.last, accounts)
+                changes.put(diff.document(compared.wanted, change, vhost, secrets))
+            changes.delete(change.last)
             late = {key[3] for key in change.last if key[0] == "binding"}
             formers = [structs.replace(one, since=time.time()) if one.queue in late else one for one in formers]
             if any(key[0] == "shovel" for key in (*change.revoke, *change.create, *change.change, *change.last)):
-                self._ensure_carriers(api, broker, vhost, after)
+                changes.ensure_carriers(after)
             empty = {one.queue for one in formers if one.queue in work.observed.drained}
-            empty = {name for name in empty if not has_mail(api, vhost, name)}
+            empty = {name for name in empty if not access.has_mail(api, vhost, name)}
             for name in empty:
                 api.delete("queues", vhost, name)
             reading = {one.queue for one in formers}
             whole = not after and isinstance(broker, LocalBroker)
             left = [name for name in change.left if name not in reading]
-            parked = self._sweep(api, vhost, [name for name in left if whole or not names.is_dead(name)], purge)
+            parked = changes.sweep([name for name in left if whole or not names.is_dead(name)], purge)
             return _Left(tuple(parked), tuple(one for one in formers if one.queue not in empty))
 
     def _revoke_recorded(
         self,
-        api: Management,
-        broker: Broker,
+        changes: BrokerChanges,
         before: Mapping[str, Link],
         after: Mapping[str, Link],
         called: Names,
-        accounts: Accounts,
     ) -> None:
         """Delete revoked objects by the record alone, before the broker's definitions are read.
 
         No environment can then prevent its revocation by bloating the definitions.
         """
+        broker = changes.broker
         old, new = (plan.objects(self.layout, broker, links, called) for links in (before, after))
-        self._delete(api, broker, diff.undeclared(old, new), accounts)
-        self._delete(api, broker, access.flooded(self.layout, api, broker, {**before, **after}), accounts)
-
-    def _import(self, api: Management, broker: Broker, document: dict[str, Any], accounts: Accounts) -> None:
-        """Import the missing and differing objects in *document*; on a cluster also the vhost, if it is missing."""
-        vhost = access.vhost(self.layout, broker)
-        if isinstance(broker, ClusterBroker) and api.get("vhosts", vhost, query="columns=name") is None:
-            document["vhosts"] = [{"name": vhost}]
-            every = dict.fromkeys(("configure", "write", "read"), ".*")
-            manager = {"user": access.login(broker).username, "vhost": vhost, **every}
-            document["permissions"] = [*document.get("permissions", ()), manager]
-        self.progress(f"importing {sum(map(len, document.values()))} objects into the broker")
-        # Shovels are imported last: a shovel that finds no queue would declare one with other arguments.
-        shovels = {"parameters": document.pop("parameters")} if "parameters" in document else {}
-        for body in (document, shovels):
-            if body:
-                self._post(api, broker, accounts.document(body))
-
-    def _post(self, api: Management, broker: Broker, document: Mapping[str, Any]) -> None:
-        post = functools.partial(api.post, "definitions", body=document, timeout=IMPORT_SECONDS)
-        if "parameters" in document:
-            self._with_carriers(broker, post)
-        else:
-            post()
-
-    def _delete(self, api: Management, broker: Broker, keys: Iterable[Key], accounts: Accounts) -> None:
-        for key in keys:
-            delete = functools.partial(_delete, api, access.vhost(self.layout, broker), key, accounts)
-            if key[0] == "shovel":
-                self._with_carriers(broker, delete)
-            else:
-                delete()
-
-    def _ensure_carriers(self, api: Management, broker: Broker, vhost: str, after: Mapping[str, Link]) -> None:
-        """Wait until the broker lists its shovels; restart the shovel plugin if it lists none.
-
-        A change of one shovel may end the process that runs all of them (``access.ended``), shortly after the broker
-        accepted the change.
-        """
-        if not isinstance(broker, LocalBroker) or not any(map(objects.carried, after.values())):
-            return
-        if access.carriers_ended(api, vhost):
-            node.restart_plugin(self.layout, broker, access.SHOVELS)
-
-    def _with_carriers(self, broker: Broker, do: Callable[[], object]) -> None:
-        """Change a shovel; if our broker refuses, restart its shovel plugin (``access.ended``) and try once more."""
-        try:
-            do()
-        except RefusedError:
-            if not isinstance(broker, LocalBroker):
-                raise
-            node.restart_plugin(self.layout, broker, access.SHOVELS)
-            do()
-
-    def _sweep(self, api: Management, vhost: str, left: Sequence[str], purge: bool) -> list[str]:
-        """Delete undeclared queues, but queues with mail only for a *purge*.
-
-        :return: the owners of the queues that stay.
-        """
-        queues = dict.fromkeys(left)
-        if not queues:
-            return []
-        if purge:
-            for name in queues:
-                api.delete("queues", vhost, name)
-            return []
-        counted = api.get("queues", vhost, query="columns=name,messages") or []
-        full = {queue["name"] for queue in counted if queue.get("messages")} & queues.keys()
-        # These counts are up to 5 s old, and unacknowledged mail returns to its queue only when its consumer's
-        # connection has ended. So try to get a message from each queue, and again 0.2 s later.
-        for _ in range(2):
-            full |= {name for name in queues if name not in full and has_mail(api, vhost, name)}
-            time.sleep(0.2)
-        for name in queues.keys() - full:
-            api.delete("queues", vhost, name)
-        return sorted({names.owner(name) for name in full})
+        changes.delete(diff.undeclared(old, new))
+        changes.delete(access.flooded(self.layout, changes.api, broker, {**before, **after}))
 
     def _leave(self, broker: Broker, parked: Sequence[str]) -> None:
         """Remove renewer, forwarder and our own broker. The broker's data stay if mail is *parked*."""
@@ -428,26 +348,3 @@ def complete(wanted: Collection[str], found: Collection[str], refused: Mapping[s
         why.append(ports.told(refused))
     if why:
         raise NetspaceError("; ".join(why))
-
-
-def _delete(api: Management, vhost: str, key: Key, accounts: Accounts) -> None:
-    """Delete one object, if it still exists."""
-    match key[0]:
-        case "user":
-            api.delete("users", accounts.there(key[1]))
-        case "permission":
-            api.delete("permissions", vhost, accounts.there(key[1]))
-        case "policy":
-            api.delete("policies", vhost, key[1])
-        case "shovel":
-            # The shovel first closes its connection to the other host, or waits until that times out.
-            api.delete("parameters", "shovel", vhost, key[1], timeout=IMPORT_SECONDS)
-        case "exchange" | "queue":
-            # This also deletes its bindings, of which there may be many.
-            api.delete(f"{key[0]}s", vhost, key[1], timeout=IMPORT_SECONDS)
-        case _:
-            _, source, kind, target, routing_key = key
-            where = ("bindings", vhost, "e", source, "q" if kind == "queue" else "e", target)
-            for one in api.get(*where, query="columns=routing_key,properties_key") or []:
-                if one.get("routing_key") == routing_key:
-                    api.delete(*where, one["properties_key"])

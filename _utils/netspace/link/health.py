@@ -20,7 +20,7 @@ from netspace.link.pki import authority, certificates, renewer
 from netspace.link.problems import Problem
 from netspace.link.record import Record, read
 from netspace.link.seal import peers
-from netspace.link.topology import names, objects
+from netspace.link.topology import names, objects, policies
 from netspace.spec.types import LocalBroker
 from netspace.supervision.service import Status, Supervisor
 
@@ -151,7 +151,7 @@ def _queues(
     counted = {queue["name"]: queue for queue in api.get("queues", vhost, query=columns) or []}
     found = []
     kept: Mapping[str, Any] = counted.get(called.dead, {})
-    full = objects.part(kept.get("messages") or 0, kept.get("message_bytes") or 0)
+    full = policies.part(kept.get("messages") or 0, kept.get("message_bytes") or 0)
     if full >= FULL:
         text = f"the queue of dead letters is {full:.0%} full; at 100 % they stay in the mailboxes where they died"
         found.append(Problem("dead-letters-full", text))
@@ -162,7 +162,7 @@ def _queues(
         if queue is None:
             found.append(Problem("mailbox-missing", f"{whose} has no mailbox on the broker: apply again", whose))
             continue
-        full = objects.fullness(link, queue.get("messages") or 0, queue.get("message_bytes") or 0)
+        full = policies.fullness(link, queue.get("messages") or 0, queue.get("message_bytes") or 0)
         if full >= FULL:
             what = "drops the oldest" if link.bounds and link.full == "drop-head" else "takes no more at 100 %"
             found.append(Problem("mailbox-full", f"the mailbox of {whose} is {full:.0%} full, and {what}", whose))

@@ -17,10 +17,11 @@ from netspace.link.record import Record, plain
 from netspace.link.seal import endorser
 from netspace.link.seal import keys as seals
 from netspace.link.seal.peers import PeerKeys
-from netspace.link.topology import diff, draining, peers
+from netspace.link.topology import diff, draining, found_objects, peers
 from netspace.link.topology import objects as model
 from netspace.link.topology.diff import Difference
 from netspace.link.topology.draining import DrainingQueue
+from netspace.link.topology.found_objects import Found
 from netspace.link.topology.names import Names, environments_of, shown
 from netspace.link.topology.objects import Key
 from netspace.plan import Plan, Refusal, Step
@@ -47,7 +48,7 @@ class Observed:
         refuses the request. Our own broker is ``starting`` while it doesn't answer.
     :param definitions: the broker's definitions with our names of accounts; None: it doesn't run, or some objects are
         *flooded*.
-    :param flooded: objects with excess bindings, which must be recreated first (``objects.flooded``).
+    :param flooded: objects with excess bindings, which must be recreated first (``found_objects.flooded``).
     :param ended: plugins that have ended in a running broker (``access.ended``).
     :param names: the desired names of objects; None: their key is still to be made.
     :param unnamed: why the desired names can't be computed; *names* are then the recorded ones. Empty: they can.
@@ -224,15 +225,15 @@ def _shovels(layout: Layout, broker: Broker, outboxes: Mapping[str, Link], names
     return peers.shovels(broker, outboxes, names, access.vhost(layout, broker), *login)
 
 
-def found(layout: Layout, broker: Broker, known: Collection[str], definitions: Mapping[str, Any]) -> model.Found:
-    return model.found(definitions, access.vhost(layout, broker), known, whole=isinstance(broker, LocalBroker))
+def found(layout: Layout, broker: Broker, known: Collection[str], definitions: Mapping[str, Any]) -> Found:
+    return found_objects.found(definitions, access.vhost(layout, broker), known, whole=isinstance(broker, LocalBroker))
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Comparison of the observed objects on the broker (*there*) with the desired ones (*wanted*)."""
 
-    there: model.Found
+    there: Found
     wanted: model.Objects
     after: Mapping[str, Link]
     change: Difference

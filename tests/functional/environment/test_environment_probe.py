@@ -6,9 +6,9 @@ import copy
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
+from support.environments import probe_program
 from support.waiting import until
 
 from netspace.environment.audit import probe
@@ -16,7 +16,7 @@ from netspace.environment.container import oci_config
 
 pytestmark = pytest.mark.root
 
-PROGRAM = Path(probe.__file__).read_text()
+PROGRAM = probe_program.text()
 LIMITS = {"memory": 64 * 1024**2, "pids": 64, "files": 256, "tmp": 32 * 1024**2, "shm": 8 * 1024**2}
 DECLARED = {"memory": "64M", "pids": 64, "files": 256, "tmp": "32M", "shm": "8M"}
 PEER = {

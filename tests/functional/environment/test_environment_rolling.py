@@ -16,7 +16,7 @@ from support.hosts import faultpoints, faults_host
 from netspace.environment import record, runtimes, services
 from netspace.environment.apply import ApplyRun
 from netspace.environment.container import oci_runtime
-from netspace.environment.plan import DesiredEnvironment
+from netspace.environment.desired import DesiredEnvironment
 
 pytestmark = pytest.mark.root
 

@@ -12,8 +12,8 @@ import pytest
 from support.environments.environment_host import STAY, Host, shell
 from support.waiting import until
 
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.health import alarms
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError
 from netspace.plan import Step

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.environments import probe_program
 from support.hosts.whole_host import CHECKOUT, all_true, python, shop
 from support.waiting import until
 
@@ -20,7 +21,7 @@ from netspace.spec.types import LocalBroker
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("clean")]
 
-PROBE = (CHECKOUT / "_utils/netspace/environment/audit/probe.py").read_text()
+PROBE = probe_program.text()
 MARKER = "marker-5f2c1e"
 HOST_PORT = 7001
 OUTSIDE = {"ipv4": "198.18.7.2", "ipv6": "fd00:198:18:7::2"}

@@ -14,7 +14,7 @@ from netspace.link.broker import node as broker
 from netspace.link.mail.dead_letters import LetterFilter, Letters
 from netspace.link.pki import certificates
 from netspace.link.reconciler import DesiredLinks, Links
-from netspace.link.topology import objects
+from netspace.link.topology import policies
 from netspace.link.topology.names import PLAIN
 from netspace.spec.types import ClusterBroker, Link, LocalBroker
 from netspace.supervision.daemon.client import DaemonSupervisor
@@ -85,7 +85,7 @@ def test_links_on_a_shared_broker(world, shared, other):
     assert {step.action for step in plan.steps} == {"remove"}
     with world.api() as api:
         there = api.get("definitions")
-    assert {one["name"] for one in there["policies"] if one["vhost"] == "shared"} == set(objects.policies(PLAIN))
+    assert {one["name"] for one in there["policies"] if one["vhost"] == "shared"} == set(policies.policies(PLAIN))
     assert {user["name"] for user in there["users"]} == {
         "netspace.admin",
         "env.web",

@@ -15,7 +15,7 @@ from support.waiting import until
 from netspace.errors import NetspaceError
 from netspace.link.broker import amqp
 from netspace.link.mail.dead_letters import LetterFilter, Letters
-from netspace.link.topology import objects
+from netspace.link.topology import policies
 from netspace.spec.types import Link
 
 pytestmark = pytest.mark.root
@@ -149,7 +149,7 @@ def flood(host, link: Link, number: int, **properties) -> None:
 
 @pytest.mark.exhaustion
 def test_no_reader_pushes_anothers_letter_out_and_none_of_its_own_is_lost(host, monkeypatch):
-    monkeypatch.setitem(objects._DEAD, "max-length", 5)
+    monkeypatch.setitem(policies._DEAD, "max-length", 5)
     host.apply(*LINKS)
     send(host, TELL, b"victim", message_id="victim")
     refuse(host, "audit")

@@ -18,7 +18,7 @@ from test_link_protocols import PROTOCOLS, Refused
 
 from netspace.link import record
 from netspace.link.mail import counts
-from netspace.link.topology import draining, names, objects
+from netspace.link.topology import draining, names, objects, policies
 from netspace.spec.types import Link
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("unhurried")]
@@ -218,7 +218,7 @@ def test_memory_queue_has_the_bounds_of_a_mailbox(host):
     with host.api() as api:
         about = api.get("queues", "netspace", lane(host, TELL))
     assert about["policy"] == "netspace.memory"
-    mailbox, memory = (objects.policies(names.PLAIN)[f"netspace.{one}"]["definition"] for one in ("mailbox", "memory"))
+    mailbox, memory = (policies.policies(names.PLAIN)[f"netspace.{one}"]["definition"] for one in ("mailbox", "memory"))
     same = ("max-length", "max-length-bytes", "message-ttl", "consumer-timeout")
     assert {key: about["effective_policy_definition"][key] for key in same} == {key: mailbox[key] for key in same}
     assert memory.keys() == {*same, "dead-letter-exchange"}

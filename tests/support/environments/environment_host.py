@@ -12,8 +12,8 @@ from typing import Any
 from netspace import supervision
 from netspace.environment import runtimes, user_ids
 from netspace.environment.container import seccomp_file, unikernel
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.operations import Operations
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.storage import mounts
 from netspace.layout import Layout

@@ -32,7 +32,7 @@ from netspace.host.host import Host
 from netspace.layout import Layout
 from netspace.link.broker import node
 from netspace.link.broker.management import Management
-from netspace.link.topology.objects import POLICIES
+from netspace.link.topology.policies import POLICIES
 from netspace.spec import parse
 from netspace.spec.types import LocalBroker
 from netspace.supervision import process

@@ -14,10 +14,10 @@ from netspace import files
 from netspace.environment import claims, images, user_ids
 from netspace.environment import record as records
 from netspace.environment.container import apparmor
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.runtimes import USUAL

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.environment import plan as compare
+from netspace.environment.comparison import steps
 from netspace.environment.container import cgroups, oci_config
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.record import Record
 from netspace.environment.storage import disk_sizes, disks, mounts
 from netspace.environment.storage.disks import Disk
@@ -270,7 +271,7 @@ def test_these_change_in_place(before, after):
 def test_these_need_a_restart_and_say_why(before, after):
     (step,) = plan(desired(limits=before), desired(limits=after)).steps
     assert (step.action, step.data.tune) == ("restart", False)
-    assert step.reason in compare._FIXED.values()
+    assert step.reason in steps._FIXED.values()
 
 
 def volumes(size, **more):

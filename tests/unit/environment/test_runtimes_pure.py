@@ -14,8 +14,8 @@ from netspace.environment import plan as compare
 from netspace.environment import runtimes, services
 from netspace.environment.container import oci_config
 from netspace.environment.container import oci_runtime as runtime
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.observe import Observed
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.runtimes import Runtime, qemu
 from netspace.environment.storage import mounts
 from netspace.errors import NetspaceError, SpecError

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from netspace.environment.container import seccomp, seccomp_file
 from netspace.environment.container.seccomp_file import Profile
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed, ObservedEnvironment
-from netspace.environment.plan import DesiredEnvironment, plan
+from netspace.environment.plan import plan
 from netspace.environment.record import Record
 from netspace.errors import NetspaceError, SpecError
 from netspace.spec import parse

@@ -15,10 +15,10 @@ from support.environments.solo5_kernel import FIRST, elf
 
 from netspace.environment import plan, runtimes, services
 from netspace.environment.container import oci_config, seccomp, unikernel
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import sources
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.runtimes import Runtime, qemu, solo5
 from netspace.errors import NetspaceError, SpecError
 from netspace.layout import TAP, Layout

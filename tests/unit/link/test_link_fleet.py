@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from netspace.errors import SpecError
 from netspace.link.card import card
-from netspace.link.topology import diff
+from netspace.link.topology import diff, found_objects
 from netspace.link.topology import objects as model
 from netspace.link.topology.names import Names, is_dead
 from netspace.spec import hosts, parse
@@ -55,7 +55,7 @@ def known(objects: model.Objects) -> set[str]:
 def changes(links: list[Link], host: str, there: dict[str, Any], before: list[Link] | None = None) -> diff.Difference:
     own, objects = wanted(links, host)
     environments = model.accounts([*own, *hosts.local(before or [], broker(host))], CALLED)
-    found = model.found(there, "v", environments, whole=False)
+    found = found_objects.found(there, "v", environments, whole=False)
     return diff.difference(objects, found, dict.fromkeys(environments, ""))
 
 

@@ -25,7 +25,7 @@ from netspace.link.pki import authority, certificates
 from netspace.link.pki.authority import Issuer
 from netspace.link.pki.root import Root, adopt, request
 from netspace.link.topology import objects as model
-from netspace.link.topology import peers
+from netspace.link.topology import peers, policies
 from netspace.link.topology.names import Names
 from netspace.spec.types import Link, LocalBroker, RemoteHost, Size
 
@@ -109,8 +109,8 @@ def test_a_buffered_link_ends_in_an_outbox_that_a_shovel_empties_for_the_other_h
 
 def test_an_outbox_is_full_when_it_is_and_not_when_its_receivers_lane_would_be():
     few = msgspec.structs.replace(CARRY, length=5)
-    assert model.fullness(few, 5, 0) < 0.01
-    assert model.fullness(msgspec.structs.replace(ASKED, length=5), 5, 0) == 1.0
+    assert policies.fullness(few, 5, 0) < 0.01
+    assert policies.fullness(msgspec.structs.replace(ASKED, length=5), 5, 0) == 1.0
 
 
 def test_what_another_hosts_broker_brings_goes_by_that_hosts_links_alone():
@@ -123,7 +123,9 @@ def test_what_another_hosts_broker_brings_goes_by_that_hosts_links_alone():
 
 
 def test_an_outboxs_letters_may_come_back_as_often_as_they_have_to():
-    (limit,) = {one["definition"]["delivery-limit"] for name, one in model.policies(CALLED).items() if "outbox" in name}
+    (limit,) = {
+        one["definition"]["delivery-limit"] for name, one in policies.policies(CALLED).items() if "outbox" in name
+    }
     assert limit > 10**6
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.link.card import card
-from netspace.link.topology import diff, objects
+from netspace.link.topology import diff, found_objects, objects
 from netspace.link.topology.draining import DrainingQueue, find
 from netspace.link.topology.names import PLAIN, Names, account, environments_of, owner, shown
 from netspace.spec.types import Link
@@ -88,7 +88,7 @@ class Broker:
 
     def converge(self, links: list[Link], known: set[str], passwords: dict[str, str]) -> diff.Difference:
         wanted = objects.objects(links, CALLED)
-        there = objects.found(self.definitions(), VHOST, known | objects.members(links), whole=True)
+        there = found_objects.found(self.definitions(), VHOST, known | objects.members(links), whole=True)
         change = diff.difference(wanted, there, passwords)
         for key in change.revoke:
             self.delete(key)
@@ -173,7 +173,7 @@ def test_what_is_in_another_vhost_is_not_ours():
     broker = Broker()
     links = [Link(source="a", target="b")]
     broker.converge(links, set(), {})
-    there = objects.found(broker.definitions(), "other", set(), whole=True)
+    there = found_objects.found(broker.definitions(), "other", set(), whole=True)
     assert there.objects == {}
     assert not there.vhost
 
@@ -181,7 +181,7 @@ def test_what_is_in_another_vhost_is_not_ours():
 def test_on_a_shared_broker_other_hosts_environments_are_not_ours():
     broker = Broker()
     broker.converge([Link(source="a", target="b"), Link(source="c", target="d", pattern="request")], set(), {})
-    there = objects.found(broker.definitions(), VHOST, {"a", "b"}, whole=False).objects
+    there = found_objects.found(broker.definitions(), VHOST, {"a", "b"}, whole=False).objects
     assert ("exchange", N("link.a.b")) in there
     assert ("queue", N("mailbox.c")) not in there
     assert not [key for key in there if "c" in key[1].split(".") or "d" in key[1].split(".")]
@@ -234,13 +234,15 @@ WAITING = binding(N("reply.b"), "queue", N("replies.a"))
     ],
 )
 def test_what_environments_bind_beyond_need_is_made_anew(bindings, anew):
-    assert objects.flooded(bindings, "ab", whole=True) == objects.flooded(bindings, "ab", whole=False) == anew
+    assert (
+        found_objects.flooded(bindings, "ab", whole=True) == found_objects.flooded(bindings, "ab", whole=False) == anew
+    )
 
 
 def test_on_a_shared_broker_other_hosts_bindings_are_theirs():
     theirs = [binding(N("reply.b"), "queue", N("replies.x"), "key~hash")]
-    assert objects.flooded(theirs, "ab", whole=False) == []
-    assert objects.flooded(theirs, "ab", whole=True) == [("queue", N("replies.x"))]
+    assert found_objects.flooded(theirs, "ab", whole=False) == []
+    assert found_objects.flooded(theirs, "ab", whole=True) == [("queue", N("replies.x"))]
 
 
 @given(LINKS, LINKS)
@@ -277,7 +279,7 @@ def test_a_mailbox_of_another_make_is_left_for_the_operator():
     broker, passwords = Broker(), {}
     broker.objects["queue", N("mailbox.b")] = {"durable": True, "auto_delete": False, "arguments": {}}
     links = [Link(source="a", target="b")]
-    there = objects.found(broker.definitions(), VHOST, set(), whole=True)
+    there = found_objects.found(broker.definitions(), VHOST, set(), whole=True)
     change = diff.difference(objects.objects(links, CALLED), there, passwords)
     assert change.stuck == (("queue", N("mailbox.b")),)
     assert ("queue", N("mailbox.b")) not in {*change.create, *change.change}
@@ -289,7 +291,7 @@ def test_link_gets_its_new_queue_before_it_leaves_the_old_one():
     foreign = ("binding", N("link.a.b"), "queue", N("mailbox.c"), "")
     broker.objects[foreign] = {"arguments": {}}
     links = [Link(source="a", target="b", durable=False), Link(source="a", target="c")]
-    there = objects.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
+    there = found_objects.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
     change = diff.difference(objects.objects(links, CALLED), there, passwords)
     assert change.last == (("binding", N("link.a.b"), "queue", N("mailbox.b"), ""),)
     assert foreign in change.revoke, "what leads to somebody else goes at once"
@@ -301,7 +303,7 @@ def test_link_that_is_revoked_keeps_no_binding(first, second):
     broker = Broker()
     broker.post(diff.document(*_everything(first, CALLED)))
     wanted = objects.objects(second, CALLED)
-    there = objects.found(broker.definitions(), VHOST, objects.members([*first, *second]), whole=True)
+    there = found_objects.found(broker.definitions(), VHOST, objects.members([*first, *second]), whole=True)
     change = diff.difference(wanted, there, dict.fromkeys(objects.members(first), "x"))
     for key in change.last:
         if key[0] == "binding":
@@ -313,7 +315,7 @@ def test_nothing_is_revoked_after_something_was_granted_in_its_place():
     broker, passwords = Broker(), {}
     broker.converge([Link(source="a", target="b"), Link(source="a", target="c")], set(), passwords)
     links = [Link(source="a", target="b")]
-    there = objects.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
+    there = found_objects.found(broker.definitions(), VHOST, {"a", "b", "c"}, whole=True)
     change = diff.difference(objects.objects(links, CALLED), there, passwords)
     assert change.revoke == (("user", "env.c"), ("exchange", N("link.a.c")))
 
@@ -417,7 +419,7 @@ def test_what_is_renamed_is_read_until_it_is_empty_and_has_no_way_in(first, seco
         broker = Broker()
         broker.post(diff.document(*_everything(first, old)))
         wanted = objects.objects(second, CALLED)
-        there = objects.found(broker.definitions(), VHOST, objects.members([*first, *second]), whole=True)
+        there = found_objects.found(broker.definitions(), VHOST, objects.members([*first, *second]), whole=True)
         links = {link.name: link for link in second}
         formers = find(there, wanted, links, (), now=5.0)
         passwords = dict.fromkeys(objects.members(first), "x")
@@ -434,7 +436,7 @@ def test_what_is_renamed_is_read_until_it_is_empty_and_has_no_way_in(first, seco
             if one.environment:
                 assert re.search(wanted["permission", account(one.environment)]["read"], one.queue)
         # Killed after the revocation, the next run knows as much.
-        later = objects.found({**broker.definitions(), "bindings": [], "exchanges": []}, VHOST, (), whole=True)
+        later = found_objects.found({**broker.definitions(), "bindings": [], "exchanges": []}, VHOST, (), whole=True)
         again = find(later, wanted, links, formers, now=9.0)
         assert [(one.queue, one.senders, one.since) for one in again] == [
             (one.queue, one.senders, 5.0) for one in formers
@@ -485,7 +487,7 @@ def test_a_monitor_hears_of_the_consumers_of_one_mailbox_and_its_right_goes_with
 
 def test_what_a_monitor_needs_is_found_again_and_repaired():
     made = objects.objects([WATCHED], CALLED)
-    there = objects.Found({key: dict(value) for key, value in made.items()}, {}, True)
+    there = found_objects.Found({key: dict(value) for key, value in made.items()}, {}, True)
     assert not diff.difference(made, there, {}).touched - {("user", "env.web"), ("user", "env.orders")}
     binding = ("binding", CALLED.watch(WATCHED), "queue", CALLED.notices("web"), "")
     there.objects[binding] = {"arguments": {"x-match": "any"}}

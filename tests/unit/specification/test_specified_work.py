@@ -10,11 +10,11 @@ import random
 from support.specification import calls, hold
 
 from netspace.environment import images, user_ids
+from netspace.environment.desired import DesiredEnvironment
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.observe import Observed as ObservedEnvironments
 from netspace.environment.observe import ObservedEnvironment
-from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.storage import injected_files

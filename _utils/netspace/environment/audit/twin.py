@@ -47,7 +47,9 @@ MODULES = (
     *("collections.abc", "typing", "encodings.idna", "encodings.ascii"),
 )
 PROGRAMS = ("probe.py", "exhaust.py")
-LIBRARY = ("pools.py", "storms.py")  # modules of netspace that the programs import
+# What the programs import of netspace: modules, and a package.
+LIBRARY = ("pools.py", "storms.py")
+ATTEMPTS = "attempts"
 PORT = 7000
 _KIND = "audits"
 _PREFIX = "audit-"
@@ -202,6 +204,7 @@ def _pack(folder: Path) -> kit.PortableInterpreter:
         shutil.copyfile(here / program, folder / program)
     for module in LIBRARY:
         shutil.copyfile(here / module, library / module)
+    shutil.copytree(here / ATTEMPTS, library / ATTEMPTS, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [folder, *folder.rglob("*")]:  # independent of the umask
         path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o444))
     return packed

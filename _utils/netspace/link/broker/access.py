@@ -13,7 +13,7 @@ from netspace.link.broker.management import Login, Management, RefusedError, Too
 from netspace.link.pki import authority, certificates
 from netspace.link.pki.certificates import Accounts
 from netspace.link.record import Record
-from netspace.link.topology import draining, names, objects
+from netspace.link.topology import draining, found_objects, names, objects
 from netspace.link.topology.objects import Key
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision.service import Status
@@ -198,7 +198,9 @@ def carriers_ended(api: Management, vhost: str) -> bool:
 
 
 def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str, Link]) -> tuple[Key, ...]:
-    """Return the objects that environments have bound to answers beyond what a request needs (``objects.flooded``).
+    """Return the objects that environments have bound to answers beyond what a request needs.
+
+    ``found_objects.flooded`` selects them.
 
     Bindings are read without their arguments, which may be huge. If there are too many bindings to read, return the
     exchanges for answers on this host.
@@ -217,7 +219,7 @@ def flooded(layout: Layout, api: Management, broker: Broker, links: Mapping[str,
         own = {called.reply(link.target, link.from_host) for link in asking if link.to_host is None}
         return tuple(("exchange", name) for name in sorted(own))
     whole = isinstance(broker, LocalBroker)
-    return tuple(objects.flooded(found, objects.members(links.values()), whole=whole))
+    return tuple(found_objects.flooded(found, objects.members(links.values()), whole=whole))
 
 
 def refused_to(layout: Layout, broker: LocalBroker, api: Management, name: str) -> list[refusals.Refusal]:
@@ -231,3 +233,13 @@ def cut_off(layout: Layout, broker: LocalBroker, api: Management) -> dict[str, d
     called = accounts(layout, broker)
     reported = plugin.cut_off(api.get("global-parameters", plugin.NAME))
     return {called.here(account).removeprefix("env."): about for account, about in reported.items()}
+
+
+def has_mail(api: Management, vhost: str, queue: str) -> bool:
+    """Check whether *queue* has a message (which is requeued). True too if the broker refuses."""
+    body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
+    try:
+        got = api.post("queues", vhost, queue, "get", body=body)
+    except RefusedError:
+        return True
+    return bool(got)

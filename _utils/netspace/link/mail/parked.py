@@ -15,7 +15,7 @@ from netspace.layout import Layout
 from netspace.link import plan as planning
 from netspace.link import record
 from netspace.link.broker import access, node
-from netspace.link.broker.management import Management, RefusedError
+from netspace.link.broker.management import Management
 from netspace.link.record import Record
 from netspace.link.topology import names
 from netspace.plan import Plan, Step
@@ -40,21 +40,13 @@ def emptied(layout: Layout, known: Record) -> tuple[str, ...]:
             vhost = access.vhost(layout, known.broker)
             # The counts are up to 5 s old.
             full |= {
-                names.owner(queue) for queue in there if names.owner(queue) not in full and has_mail(api, vhost, queue)
+                names.owner(queue)
+                for queue in there
+                if names.owner(queue) not in full and access.has_mail(api, vhost, queue)
             }
     except NetspaceError:
         return ()
     return tuple(owner for owner in known.parked if owner not in full)
-
-
-def has_mail(api: Management, vhost: str, queue: str) -> bool:
-    """Check whether *queue* has a message (which is requeued). True too if the broker refuses."""
-    body = {"count": 1, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 1}
-    try:
-        got = api.post("queues", vhost, queue, "get", body=body)
-    except RefusedError:
-        return True
-    return bool(got)
 
 
 def plan(layout: Layout, owners: Collection[str], going: Collection[str]) -> Plan:

@@ -1,8 +1,8 @@
 """Difference between a broker's observed objects and the desired ones. Pure.
 
 It lists the objects to delete first, then those to import at once because they are missing or differ. It contains only
-netspace's own objects (``objects.found`` selects them). Undeclared queues may hold mail, so they are not deleted but
-listed as *left*; ``apply`` deletes those that are empty.
+netspace's own objects (``found_objects.found`` selects them). Undeclared queues may hold mail, so they are not deleted
+but listed as *left*; ``apply`` deletes those that are empty.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from netspace.link.topology import objects
+from netspace.link.topology.found_objects import Found
 from netspace.link.topology.names import MAIL, account, environments_of, is_dead
-from netspace.link.topology.objects import Found, Key, Objects
+from netspace.link.topology.objects import Key, Objects
 
 # Accounts are deleted first, which closes their connections; then objects that route; then queues.
 _REVOKE_ORDER = {"user": 0, "permission": 1, "exchange": 2, "binding": 3, "shovel": 4, "queue": 5, "policy": 6}
@@ -59,7 +60,7 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
     """Compare a broker's objects with the desired ones.
 
     :param wanted: all desired objects (``objects.objects``).
-    :param there: the observed objects (``objects.found``).
+    :param there: the observed objects (``found_objects.found``).
     :param passwords: by environment, the stored password; empty: it logs in by certificate. The account of an
         environment that is missing here counts as different, because it is about to get a password.
     """

@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
+from netspace.link.topology.found_objects import Found
 from netspace.link.topology.names import Names, carrier, environments_of, is_dead
-from netspace.link.topology.objects import Found, Objects
+from netspace.link.topology.objects import Objects
 from netspace.link.topology.objects import carried as carries
 from netspace.spec.types import Link
 

@@ -44,10 +44,10 @@ receivers. Environment names contain no dot, so names of objects can't clash.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from netspace.link.topology.names import AGAIN, DEAD, LATE, MAIL, TAG_PATTERN, Names, account, carrier, environments_of
+from netspace.link.topology.names import TAG_PATTERN, Names, account, carrier
+from netspace.link.topology.policies import policies
 from netspace.spec.types import Link, host_of
 
 Key = tuple[str, ...]
@@ -61,81 +61,8 @@ ANSWERS = 1000
 
 CONNECTIONS = 8
 CHANNELS = 64
-_DAY = 24 * 3600 * 1000
-
-_MAILBOX: dict[str, Any] = {
-    "max-length": 10_000,
-    "max-length-bytes": 64 * 1024 * 1024,
-    "overflow": "reject-publish",
-    "message-ttl": 30 * _DAY,
-    "delivery-limit": 20,
-    # A reader may hold a message for this time. Then RabbitMQ closes its channel, and the redelivery counts towards
-    # delivery-limit: a reader that hangs keeps a message (and the log after it on disk) for ten days at most. With
-    # RabbitMQ's default of 30 minutes, a message that is held or worked on for ten hours would become a dead letter.
-    "consumer-timeout": _DAY // 2,
-}
-_LANE = {key: value for key, value in _MAILBOX.items() if key != "overflow"}  # it would override the queue's argument
-# A classic queue counts no deliveries.
-_MEMORY = {key: value for key, value in _LANE.items() if key != "delivery-limit"}
-# A shovel returns each message that the other host doesn't take. A message must survive any number of such returns.
-_OUTBOX = {**_MAILBOX, "delivery-limit": 1_000_000_000}
-_REPLIES: dict[str, Any] = {
-    "max-length": 10_000,
-    "max-length-bytes": 16 * 1024 * 1024,
-    "overflow": "reject-publish",
-    "message-ttl": 3600 * 1000,
-}
-_NOTICES: dict[str, Any] = {
-    "max-length": 1000,
-    "overflow": "drop-head",  # a consumer that comes and goes all the time can only displace older notices
-    "message-ttl": 3600 * 1000,
-}
-_DEAD: dict[str, Any] = {
-    "max-length": 10_000,
-    "max-length-bytes": 64 * 1024 * 1024,
-    # No sender can evict another's dead letters: if this queue is full, a message stays in the queue where it died.
-    "overflow": "reject-publish",
-    "message-ttl": 30 * _DAY,
-    # Each look at a message counts as a delivery. With no limit at all, RabbitMQ would requeue it at the tail.
-    "delivery-limit": 1_000_000_000,
-}
-POLICIES = (
-    "netspace.mailbox",
-    "netspace.lane",
-    "netspace.memory",
-    "netspace.outbox",
-    "netspace.replies",
-    "netspace.notices",
-    "netspace.dead",
-    "netspace.dead-late",
-    "netspace.dead-again",
-)
 EVENTS = "amq.rabbitmq.event"
 """RabbitMQ's own exchange for events of the broker; only RabbitMQ publishes into it."""
-
-
-def policies(names: Names) -> dict[str, dict[str, Any]]:
-    """Return the policies that limit all queues, by the policy's name."""
-    # RabbitMQ ignores at-least-once for a queue with overflow drop-head.
-    letters = {"dead-letter-exchange": names.late, "dead-letter-strategy": "at-least-once"}
-    return {
-        "netspace.mailbox": _policy(r"^mailbox\.", "quorum_queues", {**_MAILBOX, **letters}),
-        "netspace.lane": _policy(r"^lane\.", "quorum_queues", {**_LANE, **letters}),
-        # Only quorum queues hand dead letters over at least once.
-        "netspace.memory": _policy(r"^lane\.", "classic_queues", {**_MEMORY, "dead-letter-exchange": names.late}),
-        "netspace.outbox": _policy(r"^outbox\.", "quorum_queues", {**_OUTBOX, **letters}),
-        "netspace.replies": _policy(r"^replies\.", "classic_queues", _REPLIES),
-        "netspace.notices": _policy(r"^notices\.", "classic_queues", _NOTICES),
-        "netspace.dead": _policy(rf"^dead(-again)?(\.{TAG_PATTERN})?$", "quorum_queues", _DEAD),
-        # drop-head: any sender can produce any number of late messages.
-        "netspace.dead-late": _policy(
-            rf"^dead-late(\.{TAG_PATTERN})?$", "quorum_queues", {**_DEAD, "overflow": "drop-head"}
-        ),
-    }
-
-
-def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, Any]:
-    return {"pattern": pattern, "apply-to": kind, "priority": 10, "definition": dict(definition)}
 
 
 def members(links: Iterable[Link]) -> set[str]:
@@ -294,22 +221,6 @@ def _bounds(link: Link) -> dict[str, Any]:
     return bounds
 
 
-def fullness(link: Link, messages: int, size: int) -> float:
-    """Return the fill ratio (1 is full) of the link's queue here, by messages or by bytes, whichever is higher.
-
-    A queue that the receiver reads has the link's own bounds; an outbox has those of a mailbox.
-    """
-    return part(messages, size, link.length if link.to_host is None else None)
-
-
-def part(messages: int, size: int, length: int | None = None) -> float:
-    """Return the fill ratio (1 is full) of a queue of messages or dead letters.
-
-    :param length: the most messages that it takes; None: those of a mailbox.
-    """
-    return max(messages / (length or int(_MAILBOX["max-length"])), size / int(_MAILBOX["max-length-bytes"]))
-
-
 def _permission(
     names: Names, environment: str, *, sends: bool, asks: set[str], answers: set[str], watches: bool
 ) -> dict[str, Any]:
@@ -362,115 +273,3 @@ def _queue(made: Objects, name: str, kind: str, arguments: Mapping[str, Any] | N
 
 def _binding(made: Objects, source: str, target: str) -> None:
     made["binding", source, "queue", target, ""] = {"arguments": {}}
-
-
-@dataclass(frozen=True)
-class Found:
-    """netspace's objects on a broker, taken from its definitions.
-
-    :param objects: the objects, in the form of :func:`objects`.
-    :param hashes: by account, its password hash (``base64(salt || sha256(salt || password))``).
-    :param vhost: whether our vhost exists.
-    :param whole: whether this host alone uses the vhost.
-    """
-
-    objects: Objects = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict, repr=False)
-    vhost: bool = False
-    whole: bool = True
-
-
-def found(definitions: Mapping[str, Any], vhost: str, known: Collection[str], *, whole: bool) -> Found:
-    """Select netspace's objects from a broker's *definitions* (``GET /api/definitions``).
-
-    An object in our *vhost* is ours if it has one of our names. Accounts have no vhost: ``env.<e>`` is ours if it has
-    permissions in our vhost, or if <e> is *known*.
-
-    :param known: environments that have or had links, or are about to get some.
-    :param whole: this host alone uses the vhost. Otherwise only objects of *known* environments are ours: a link
-        belongs to its receiver, a binding to answers belongs to the asker.
-    """
-    names = set(known)
-
-    def here(section: str) -> Iterable[dict[str, Any]]:
-        return (entry for entry in definitions.get(section, ()) if entry.get("vhost") == vhost)
-
-    def is_ours(name: str, *kinds: str) -> bool:
-        ends = environments_of(name, *kinds)
-        return ends is not None and (whole or names.issuperset(ends[-1:]))
-
-    ours: Objects = {}
-    hashes: dict[str, str] = {}
-    for entry in here("exchanges"):
-        if is_ours(entry["name"], "link", "reply", "watch", DEAD, LATE, AGAIN):
-            ours["exchange", entry["name"]] = _pick(
-                entry, type="", durable=True, auto_delete=False, internal=False, arguments={}
-            )
-    for entry in here("queues"):
-        if is_ours(entry["name"], *MAIL, "replies", "notices", DEAD, LATE, AGAIN):
-            ours["queue", entry["name"]] = _pick(entry, durable=True, auto_delete=False, arguments={})
-    for entry in here("bindings"):
-        source, kind, target = entry["source"], entry["destination_type"], entry["destination"]
-        if not source:  # a binding to the default exchange, which every queue has
-            continue
-        others = not whole and environments_of(source, "link", "watch") is not None
-        asking = not whole and environments_of(source, "reply") is not None
-        if (("exchange", source) in ours and not asking) or ((kind, target) in ours and not others):
-            ours["binding", source, kind, target, entry["routing_key"]] = _pick(entry, arguments={})
-    for entry in here("policies"):
-        if entry["name"] in POLICIES:
-            ours["policy", entry["name"]] = {
-                **_pick(entry, pattern="", priority=0, definition={}),
-                "apply-to": entry.get("apply-to", "all"),
-            }
-    for entry in here("parameters"):
-        if entry.get("component") == "shovel" and is_ours(entry["name"], "outbox"):
-            ours["shovel", entry["name"]] = _pick(entry, value={})
-    accounts = {account(environment) for environment in names}
-    for entry in here("permissions"):
-        if is_ours(entry["user"], "env"):
-            ours["permission", entry["user"]] = _pick(entry, configure="", write="", read="")
-            accounts.add(entry["user"])
-    for entry in definitions.get("users", ()):
-        if entry["name"] in accounts:
-            tags = entry.get("tags") or []
-            ours["user", entry["name"]] = {
-                "tags": tags if isinstance(tags, list) else [tag for tag in tags.split(",") if tag],
-                "limits": dict(entry.get("limits") or {}),
-            }
-            hashes[entry["name"]] = entry.get("password_hash", "")
-    present = any(entry.get("name") == vhost for entry in definitions.get("vhosts", ()))
-    return Found(ours, hashes, present, whole)
-
-
-def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, whole: bool) -> list[Key]:
-    """Return our queues and exchanges that environments have bound to answers beyond what a request needs.
-
-    An asker needs the right to read ``reply.<b>`` to bind its replies queue to it. This right also permits it to bind
-    any object that it may write to, any number of times, with arguments of any size. The broker stores all of these
-    bindings and lists them in its definitions. An object that is deleted and recreated has lost them. An environment
-    can make no other bindings, because it may read no other exchange.
-
-    :param bindings: the bindings in our vhost, with source, destination_type, destination and properties_key
-        (``<routing key>~<hash>`` where there are arguments, ``~`` for an empty key without any).
-    :param known: as for :func:`found`; so is *whole*.
-    """
-    names = set(known)
-    counts: dict[Key, int] = {}
-    odd: set[Key] = set()
-    for entry in bindings:
-        if environments_of(entry["source"], "reply") is None:
-            continue
-        key = (entry["destination_type"], entry["destination"])
-        ends = environments_of(key[1], *(("replies",) if key[0] == "queue" else ("link", "reply")))
-        if ends is None or not (whole or names.issuperset(ends[-1:])):
-            continue
-        counts[key] = counts.get(key, 0) + 1
-        said = entry["properties_key"]
-        if key[0] == "exchange" or ("~" in said and said != "~"):
-            odd.add(key)
-    return sorted(key for key, count in counts.items() if key in odd or count > ANSWERS)
-
-
-def _pick(entry: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    return {key: entry.get(key, default) for key, default in defaults.items()}

@@ -1,0 +1,1 @@
+"""Attempts to break out of an environment, made from inside it, in groups by what they aim at."""

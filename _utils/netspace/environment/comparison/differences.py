@@ -1,0 +1,100 @@
+"""Differences between a desired and an observed environment, as shown in changes, and what they need. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from netspace import files
+from netspace.environment import record as records
+from netspace.environment.desired import DesiredEnvironment
+from netspace.environment.observe import ObservedEnvironment
+from netspace.environment.runtimes import Runtime
+from netspace.environment.storage import disk_sizes, injected_files
+from netspace.plan import Changes
+from netspace.spec import parse
+from netspace.spec.types import Environment
+
+# Keys whose change needs no restart: only the supervisor, the appraisal or Salt uses them.
+LIVE = frozenset(
+    {
+        *("state", "restart", "stop_timeout", "settle", "attestation", "source_hash", "health", "after", "update"),
+        *("target", "audit"),
+    }
+)
+# Limits that are changed in place: the kernel keeps them in cgroups.
+_TUNED = ("limits:memory", "limits:cpus", "limits:io")
+_HIDDEN = "(not shown)"
+
+
+def differences(old: Environment, new: Environment) -> dict[str, dict[str, Any]]:
+    """Return the keys of the declarations that differ, apart from the runtime, with the old and new values."""
+    changes = files.differences(parse.encode(records.own(old)), parse.encode(records.own(new)))
+    # runtime_changes compares the runtimes in use, declared or by default.
+    return {key: _shown(key, change) for key, change in changes.items() if key != "runtime"}
+
+
+def runtime_changes(old: Runtime, new: Runtime) -> dict[str, dict[str, Any]]:
+    """Return the difference of two runtimes: another one, or the settings that differ."""
+    if old.name != new.name:
+        return {"runtime": {"old": old.name, "new": new.name}}
+    changes = files.differences(old.settings, new.settings)
+    return {f"runtime:{key}": change for key, change in changes.items()}
+
+
+def created(want: DesiredEnvironment) -> Changes:
+    """Return the changes to show for a new environment; the values of its variables are hidden."""
+    declared = {key: value for key, value in parse.encode(records.own(want.spec)).items() if value is not None}
+    declared["runtime"] = want.runtime.name
+    if declared["env"]:
+        declared["env"] = dict.fromkeys(declared["env"], _HIDDEN)
+    return {key: {"old": None, "new": value} for key, value in {**declared, **want.files_summary}.items()}
+
+
+def _shown(key: str, change: dict[str, Any]) -> dict[str, Any]:
+    """Return the change, with the values of environment variables hidden: they may be secrets."""
+    if key.partition(":")[0] != "env":
+        return change
+    return {side: None if value is None else f"({side} value)" for side, value in change.items()}
+
+
+def files_changes(want: DesiredEnvironment, seen: ObservedEnvironment) -> dict[str, dict[str, Any]]:
+    """Return the files under ``/run/netspace`` inside that differ, without their contents, and their summary."""
+    wanted = injected_files.digests(want.files)
+    if seen.files == wanted and dict(seen.record.summary) == dict(want.files_summary):
+        return {}
+    changes = files.differences(seen.record.summary, want.files_summary)
+    for file in sorted({*wanted, *(seen.files or {})}):
+        before, after = (seen.files or {}).get(file), wanted.get(file)
+        if before != after:
+            # Not even a digest: the content may be a secret.
+            changes[f"files:{file}"] = {"old": before and "(old content)", "new": after and "(new content)"}
+    return changes
+
+
+def in_place(key: str, old: Environment, new: Environment, grows: bool) -> bool:
+    """Return whether a changed key is a limit that is changed in place."""
+    if key == "limits:pids":
+        return new.limits.pids <= old.limits.pids
+    if key == "limits:disk":
+        before, after = old.limits.disk, new.limits.disk
+        return grows and before is not None and after is not None and after >= before
+    if key == "volumes":
+        return (
+            grows
+            and len(old.volumes) == len(new.volumes)
+            and all(
+                msgspec.structs.replace(after, size=before.size) == before and (after.size or 0) >= (before.size or 0)
+                for before, after in zip(old.volumes, new.volumes, strict=True)
+            )
+        )
+    return key.startswith(_TUNED)
+
+
+def smaller(spec: Environment, seen: ObservedEnvironment) -> list[str]:
+    """Return the keys of file systems that are smaller than recorded, after a crash or a change by hand."""
+    wanted = disk_sizes.sizes(spec)
+    return sorted(
+        key for key, there in seen.disks.items() if key in wanted and there.size < disk_sizes.whole(wanted[key])
+    )

@@ -1,0 +1,26 @@
+"""Stop of environments: the marks that keep them stopped, and the supervisor's answers by environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from netspace.environment.container import oci_runtime
+from netspace.errors import NetspaceError
+from netspace.layout import Layout
+
+
+def halt(layout: Layout, names: Iterable[str]) -> None:
+    """Create the halt marks of these environments, before they are stopped."""
+    for name in names:
+        mark = oci_runtime.halt_mark(layout, name)
+        if mark.parent.is_dir():
+            mark.touch(mode=0o600)
+
+
+def answers(call: Callable[[list[str]], Mapping[str, str]], names: Iterable[str]) -> dict[str, str]:
+    """Call a method of the supervisor for these environments' services; return the errors, by environment."""
+    services = {oci_runtime.service_name(name): name for name in names}
+    try:
+        return {services[service]: error for service, error in call(list(services)).items()}
+    except (NetspaceError, OSError) as err:
+        return dict.fromkeys(services.values(), str(err))
