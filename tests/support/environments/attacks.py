@@ -107,12 +107,16 @@ def unread_data() -> str:
     """Fill connections over the environment's own lo that nobody reads, with 256 MiB at most."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     held, total, block, until = [], 0, bytes(MIB), time.monotonic() + 5
+    listener.settimeout(1)
     while total < 256 * MIB and time.monotonic() < until and len(held) < 400:
-        sender = socket.create_connection(listener.getsockname())
-        held += [sender, listener.accept()[0]]
+        try:  # without memory for one more, the kernel drops its first packets, and TCP tries for two minutes
+            sender = socket.create_connection(listener.getsockname(), timeout=1)
+            held += [sender, listener.accept()[0]]
+        except OSError:
+            break
         sender.setblocking(False)
         pauses = 0
-        while pauses < 3:
+        while pauses < 3 and time.monotonic() < until:
             try:
                 total += sender.send(block)
                 pauses = 0
