@@ -12,8 +12,9 @@ The records are authoritative. There are two ways to check the index against the
   valid. This takes as long for ten thousand records as for one. It can't see that a program overwrites a record in
   place, which netspace never does. Without a valid seal, the check is thorough.
 
-So a lost, damaged or outdated index costs time, but never gives a wrong answer. The same holds for an index of another
-version. The index lies under ``/run``, so a reboot removes it.
+So a lost, damaged or outdated index costs time, but never gives a wrong answer. Its first line is a digest that shows
+damage. If the digest is right and a value still isn't of its type, all records are decoded. The same holds for an index
+of another version. The index lies under ``/run``, so a reboot removes it.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Index(Generic[T]):
         if sealed and self._seen is not None and self._seen == self._head.seal:
             self._known = self._noted
             self._fresh = set(self._head.young)
-            self._weight = int(self._head.weight or "0", 16)
+            self._weight = _weight(self._head)
         else:
             self._known = self._thorough()
             self._weight = None
@@ -230,7 +231,8 @@ class Index(Generic[T]):
             young = []
         weight = self.weight() + moved if seal is not None else 0
         head = _Head(self._version, len(now.values.text), seal, young, f"{weight:x}" if weight else "")
-        if now.same(self._noted) and head == msgspec.structs.replace(self._head, groups={}):
+        damaged = self._noted.values.mended or self._noted.stamps.mended
+        if not damaged and now.same(self._noted) and head == msgspec.structs.replace(self._head, groups={}):
             return
         now.groups = Known(was.values, self._sort, was.groups, new).groups()
         head = msgspec.structs.replace(head, groups=now.groups)
@@ -289,8 +291,21 @@ class Index(Generic[T]):
             return
         if head.version == self._version and feed:
             at = len(first) + head.size
-            values, stamps = Lines(content[len(first) : at], self._form), Lines(content[at:], _STAMP)
-            self._head, self._noted = head, _State(values, stamps, head.groups)
+            values, stamps = content[len(first) : at], content[at:]
+            if not all(text[:1] == text[-1:] == b"\n" for text in (values, stamps)) or _weight(head) is None:
+                return
+            self._head = head
+            self._noted = _State(
+                Lines(values, self._form, again=self._from_records), Lines(stamps, _STAMP, again=dict), head.groups
+            )
+
+    def _from_records(self) -> dict[str, T]:
+        """Decode all records: the index has values that aren't of their type.
+
+        :raises StateError: a record can't be decoded.
+        """
+        found = {name: self._claims(name) for name in sorted(self._stamps())}
+        return {name: claims for name, claims in found.items() if claims is not None}
 
 
 def _stamp(info: os.stat_result) -> Stamp:
@@ -302,6 +317,14 @@ def _stamp_at(path: Path) -> Stamp | None:
     try:
         return _stamp(os.stat(path))
     except OSError:
+        return None
+
+
+def _weight(head: _Head) -> int | None:
+    """Return the sum of all records' weights; None if it is no number."""
+    try:
+        return int(head.weight or "0", 16)
+    except ValueError:
         return None
 
 

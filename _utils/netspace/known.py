@@ -24,12 +24,21 @@ class Lines(Generic[T]):
     :param text: the lines, with a line feed before the first and after each; JSON has none within a value.
     :param form: the type of the values.
     :param whole: all values, if they are decoded already.
+    :param again: reads all values from their source, if the lines turn out to be damaged.
     """
 
-    def __init__(self, text: bytes, form: type[T], whole: Mapping[str, T] | None = None) -> None:
+    def __init__(
+        self,
+        text: bytes,
+        form: type[T],
+        whole: Mapping[str, T] | None = None,
+        again: Callable[[], Mapping[str, T]] | None = None,
+    ) -> None:
         self.text = text
+        self.mended = False
         self._form = form
         self._whole = None if whole is None else dict(whole)
+        self._again = again
         self._asked = 0
 
     @classmethod
@@ -52,7 +61,7 @@ class Lines(Generic[T]):
     def get(self, name: str) -> T | None:
         """Return one value.
 
-        :raises msgspec.DecodeError: the value isn't of its type.
+        :raises msgspec.DecodeError: the value isn't of its type, and can't be read again.
         """
         if self._many():
             return self.whole().get(name)
@@ -60,19 +69,38 @@ class Lines(Generic[T]):
         at = self.text.find(key)
         if at < 0:
             return None
-        value: T = _decoder(self._form)(self.text[at + len(key) : self.text.index(b"\n", at + 1)])
+        try:
+            value: T = _decoder(self._form)(self.text[at + len(key) : self.text.find(b"\n", at + 1)])
+        except (msgspec.DecodeError, RecursionError):
+            return self.mend().get(name)
         return value
 
     def whole(self) -> Mapping[str, T]:
         """Return all values, ordered by name.
 
-        :raises msgspec.DecodeError: a value isn't of its type.
+        :raises msgspec.DecodeError: a value isn't of its type, and can't be read again.
         """
         if self._whole is None:
-            values: dict[str, T] = _decoder(dict[str, self._form])(  # type: ignore[name-defined]
-                b"{" + self.text[1:-1].replace(b"\n", b",") + b"}"
-            )
+            try:
+                values: dict[str, T] = _decoder(dict[str, self._form])(  # type: ignore[name-defined]
+                    b"{" + self.text[1:-1].replace(b"\n", b",") + b"}"
+                )
+            except (msgspec.DecodeError, RecursionError):
+                return self.mend()
             self._whole = {name: values[name] for name in sorted(values)}
+        return self._whole
+
+    def mend(self) -> Mapping[str, T]:
+        """Read all values again, in place of damaged lines; return them.
+
+        :raises msgspec.DecodeError: they have no source.
+        """
+        if self._again is None:
+            raise msgspec.DecodeError("the values are damaged")
+        values = self._again()
+        self._whole = {name: values[name] for name in sorted(values)}
+        self.text = Lines.of(self._whole, self._form).text
+        self.mended = True
         return self._whole
 
     def but(self, new: Mapping[str, T | None]) -> Lines[T]:
@@ -91,7 +119,7 @@ class Lines(Generic[T]):
                 text = text[:at] + text[text.index(b"\n", at + 1) :]
             if value is not None:
                 text = text + key[1:] + msgspec.json.encode(value) + b"\n"
-        return Lines(text, self._form)
+        return Lines(text, self._form, again=self._again)
 
 
 _DECODERS: dict[Any, Callable[[bytes], Any]] = {}
@@ -189,12 +217,23 @@ class Known(Mapping[str, T]):
     def groups(self) -> Groups:
         """Return the sorts of the values."""
         if self._sorts is None:
-            found = None if self._groups is None else _moved(self._groups, self._noted, self._new, self._sort)
-            self._sorts = grouped(self._all(), self._sort) if found is None else found
+            groups = None if self._noted.mended else self._groups
+            found = None if groups is None else _moved(groups, self._noted, self._new, self._sort)
+            if found is None or self._noted.mended:
+                found = grouped(self._all(), self._sort)
+            self._sorts = found
         return self._sorts
 
     def examples(self) -> dict[str, T]:
         """Return one value of each sort, by name: the first in alphabetical order."""
+        mended = self._noted.mended
+        names = [first[0] for _, first in self.groups().values()]
+        if not all(name in self for name in names):  # the sorts were noted with values that are damaged
+            self._noted.mend()
+        found = {name: self[name] for name in names if name in self}
+        if self._noted.mended == mended:
+            return found
+        self._sorts = self._merged = None
         return {first[0]: self[first[0]] for _, first in self.groups().values()}
 
 

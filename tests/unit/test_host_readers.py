@@ -26,7 +26,7 @@ def test_mutated_inputs_are_read_or_refused(record_property) -> None:
     seed = random.SystemRandom().randrange(2**32)
     found = reader_fuzz.run(INPUTS, seed)
     record_property("seed", seed)
-    assert all(tally["read"] for tally in found.values())
+    assert all(tally.read for tally in found.values())
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -14,12 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from netspace import files
+from netspace.environment import record as environment_records
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
 from netspace.environment.reconciler import Environments
 from netspace.errors import StateError
 from netspace.index import Index
+from netspace.interface import record as interface_records
 from netspace.interface.reconciler import Interfaces
 from netspace.layout import Layout
 from netspace.plan import Step
+from netspace.spec import parse
 
 NAMES = st.sampled_from(["a", "b", "c"])
 HISTORY = st.lists(
@@ -226,6 +233,127 @@ def test_sum_of_weights_is_that_of_all_records(bench):
             bench.write(*change)
             one.note([change[0]])
     assert found == {"a": Claims(300), "b": Claims(20), "c": Claims(4000)}
+
+
+OTHER_BYTES = {
+    "gone": b"",
+    "no text": b"\xff",
+    "quote": b'"',
+    "digit": b"7",
+    "letter": b"x",
+    "brace": b"}",
+    "feed": b"\n",
+    "zero": b"\0",
+}
+OTHER_VALUES = {
+    "another type": b'{"base":"3"}',
+    "a list": b"[3]",
+    "nothing": b"",
+    "null": b"null",
+    "half": b'{"base":',
+    "no text": b"\xff",
+    "too deep": b"[" * 100_000,
+}
+
+
+def sealed(bench):
+    """Seal an index of two records; return its content."""
+    for name in "ab":
+        bench.write(name, 1)
+    bench.run(change=("a", 2))
+    bench.run(change=("a", 3))
+    return bench.path.read_bytes()
+
+
+def rewrite(path, content):
+    path.unlink()  # a file that is cut and written again goes to the disk each time
+    path.write_bytes(content)
+
+
+def answers(bench):
+    """Return all that can be asked of a sealed index, each of an index that was just read."""
+    one, few, all_, some = (bench.index().read(sealed=True) for _ in range(4))
+    return one["a"], few.get("b"), dict(all_), set(some.examples().values()) <= {Claims(3), Claims(1)}
+
+
+TRUE = (Claims(3), Claims(1), {"a": Claims(3), "b": Claims(1)}, True)
+
+
+@pytest.mark.parametrize("other", OTHER_BYTES.values(), ids=OTHER_BYTES)
+def test_an_index_with_any_byte_damaged_is_ignored(bench, other):
+    whole = sealed(bench)
+    for at in range(sum(other) % 7, len(whole), 7):
+        rewrite(bench.path, whole[:at] + other + whole[at + 1 :])
+        assert answers(bench) == TRUE, at
+
+
+@pytest.mark.parametrize("other", OTHER_VALUES.values(), ids=OTHER_VALUES)
+@pytest.mark.parametrize("part", [b'{"base":3}', b"[2,[", b"]\n"], ids=["value", "sorts", "stamp"])
+def test_an_index_of_other_types_costs_only_time(bench, part, other):
+    content = sealed(bench)[65:]
+    assert part in content
+    content = content.replace(part, other, 1)
+    bench.path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    assert answers(bench) == TRUE
+    assert dict(bench.index().read()) == TRUE[2]
+
+
+def test_a_damaged_value_is_mended_in_the_file_too(bench):
+    content = sealed(bench)[65:].replace(b'{"base":3}', b'{"base":?}')
+    bench.path.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    index = bench.index()
+    assert index.read(sealed=True)["a"] == Claims(3)
+    index.begin()
+    bench.write("b", 4)
+    index.note(["b"])
+    bench.decoded.clear()
+    assert bench.run(later=False) == {"a": Claims(3), "b": Claims(4)}
+    assert bench.decoded == []
+
+
+def environment_record(layout):
+    spec = parse.environment("web", {"image": "dir:/srv/web", "command": ["/bin/web"], "limits": {"memory": "64M"}})
+    image = Image("d" * 64, "i", Defaults())
+    environment_records.write(layout, "web", environment_records.Record(spec, "running", 1 << 20, image, "c", "r", {}))
+    return environment_records
+
+
+def interface_record(layout):
+    spec = parse.interface({"kind": "veth", "allow": [{"direction": "out", "cidr": "198.51.100.0/24"}]})
+    one = interface_records.Record(spec, {"ipv4": "10.203.0.9"}, {"ipv4": "10.203.0.1"}, "nsx", owner=7)
+    files.write_json(interface_records.path(layout, "web"), one.encoded())
+    return interface_records
+
+
+@pytest.mark.parametrize("make", [environment_record, interface_record])
+def test_a_record_with_any_byte_damaged_is_named_or_read(tmp_path, make):
+    layout = Layout(root=tmp_path)
+    records = make(layout)
+    path = records.path(layout, "web")
+    whole = path.read_bytes()
+    assert records.read_one(layout, "web") is not None
+    for first, other in enumerate((b"", b"\xff", b'"', b"7", b"[", b"}", b"\0", b"1e999", b"null")):
+        for at in range(first % 3, len(whole), 3):
+            rewrite(path, whole[:at] + other + whole[at + 1 :])
+            with contextlib.suppress(StateError):
+                records.read_one(layout, "web")
+    for cut in range(0, len(whole) - 1, 7):  # without the last line feed it is whole
+        rewrite(path, whole[:cut])
+        with pytest.raises(StateError, match=r"web\.json"):
+            records.read_one(layout, "web")
+
+
+@pytest.mark.parametrize("make", [environment_record, interface_record])
+@pytest.mark.parametrize("other", [1e999, None, [], {}, "x", 7, [[]], {"x": None}, "1e999"])
+def test_a_record_with_any_value_of_another_type_is_named_or_read(tmp_path, make, other):
+    layout = Layout(root=tmp_path)
+    records = make(layout)
+    path = records.path(layout, "web")
+    whole = path.read_text()
+    for key in json.loads(whole):
+        path.write_text(json.dumps({**json.loads(whole), key: other}))
+        with contextlib.suppress(StateError):
+            records.read_one(layout, "web")
 
 
 def test_a_read_alone_writes_nothing(bench):

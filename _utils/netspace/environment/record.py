@@ -266,7 +266,7 @@ def _decode(where: Path, name: str, data: dict[str, Any]) -> Record:
             None if failed is None else Failed(**failed),
             str(data.get("confined", "")),
         )
-    except (NetspaceError, KeyError, TypeError, ValueError, AttributeError) as err:
+    except (NetspaceError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as err:
         raise StateError(f"{where}: {err}; remove the file and apply again to rebuild it") from err
 
 

@@ -80,7 +80,7 @@ def _told(name: str, minion: str, said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(answer: object) -> int:
-    """Return the bytes of an answer; that of one that is no plain value is endless."""
+    """Return the size of an answer in bytes; infinite if it isn't a plain value."""
     try:
         return len(msgspec.json.encode(answer))
     except (TypeError, ValueError, RecursionError):

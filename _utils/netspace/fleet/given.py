@@ -1,7 +1,7 @@
 """Slices of hosts where changes are planned first (``apply: planned``), on the master's disk.
 
-Then a changed declaration gives no host anything. A plan makes it a *candidate*, and each host gets its slice of the
-candidate when the plan is applied to that host. Until then, it goes on to get the slice that it has.
+In this mode, a changed declaration has no effect on hosts by itself. A plan makes it a *candidate*. Each host gets its
+slice of the candidate when the plan is applied to that host; until then, it keeps the slice that it has.
 
 ========================  ============================================================================================
 ``given/planned``         there is such a file as long as this mode is in force
@@ -9,7 +9,8 @@ candidate when the plan is applied to that host. Until then, it goes on to get t
 ``candidates/<id>/``      the slices of a candidate; see :mod:`netspace.fleet.in_force`
 ========================  ============================================================================================
 
-One file has all that counts for a host, so that the master may be killed at any moment: the host has either slice.
+One file has everything about a host. So if the master is killed at any moment, the host has the old slice or the new
+one.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class GivenSlices:
         try:
             found = msgspec.json.decode(files.read(path, MAX_FILE), type=Given)
             if found.minion != minion or (found.digest != NONE and found.digest != digest(found.slice)):
-                raise ValueError("it is about another minion, or was changed")
+                raise ValueError("it belongs to another minion, or was edited")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as err:
@@ -164,7 +165,7 @@ class GivenSlices:
         return {name: tuple(hosts) for name, hosts in found.items()}
 
     def remembered(self) -> dict[str, tuple[str, ...]]:
-        """Return the last hosts of environments that run nowhere any more, for some time."""
+        """Return the last hosts of environments that have none any more; for a limited time."""
         found: dict[str, list[str]] = {}
         placed = self.placed()
         for one in self.all():
@@ -178,11 +179,11 @@ class GivenSlices:
 
     # -- changes: the caller holds the lock -----------------------------------------
     def promote(self, minion: str, raw: bytes | None, expected: str) -> bool:
-        """Give a host another slice; return whether it had not got it yet.
+        """Give a host another slice; return False if it had that slice already.
 
         :param raw: the slice; None: the host gets none any more.
         :param expected: the digest of the slice that it has now.
-        :raises NetspaceError: it has another one.
+        :raises NetspaceError: the host has another one.
         """
         old = self._readable(minion)
         new = NONE if raw is None else digest(raw)
@@ -194,10 +195,10 @@ class GivenSlices:
         return True
 
     def take_back(self, minion: str, given: str, before: str) -> bool:
-        """Give a host the slice before back; return whether it had not got it yet.
+        """Give a host its former slice back; return False if it had that slice already.
 
         :param given: digest of the slice to take back.
-        :raises NetspaceError: the slice before isn't there, or the host was given another one.
+        :raises NetspaceError: the former slice isn't kept, or the host was given another one.
         """
         old = self._readable(minion)
         if old.digest == before:
@@ -210,7 +211,7 @@ class GivenSlices:
         return True
 
     def cut(self, change: Change) -> None:
-        """Change all slices, and those before; forget all candidates, which have what is to be cut."""
+        """Change all slices and former slices; delete all candidates, which still have what is to be cut."""
         self.forget(())
         known = {one.minion: one for one in self.all()}
         made = dict(known)
@@ -223,7 +224,7 @@ class GivenSlices:
                     made[minion] = msgspec.structs.replace(made[minion], slice=msgspec.Raw(raw), digest=digest(raw))
                 else:
                     made[minion] = msgspec.structs.replace(made[minion], previous=msgspec.Raw(raw), before=digest(raw))
-        for minion, one in made.items():  # both slices at once, so that a kill leaves neither to be taken back
+        for minion, one in made.items():  # both at once, so that no kill leaves a slice that could be given back
             if one is not known[minion]:
                 files.write(self._path(minion), msgspec.json.encode(one))
 

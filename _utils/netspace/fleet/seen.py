@@ -1,7 +1,7 @@
 """Answers of hosts about themselves (``netspace.glance``), parsed strictly, and judged. Pure.
 
-Each answer is a host's own word, with the signature of its minion's Salt key: no other minion made it. A host in
-somebody else's hands can say anything of itself. So nothing here decides about trust: a host's level is the verdict of
+Each answer is a host's own word, with the signature of its minion's Salt key: no other minion made it. A host under an
+attacker's control can report anything of itself. So nothing here decides about trust: a host's level is the verdict of
 the master's verifier wherever there is one, and :class:`Trust` says whose word it is.
 """
 
@@ -188,7 +188,8 @@ _MARKS: Mapping[str, Mark] = {"trusted": "well", "enrolled": "odd", "degraded": 
 def trust(verdict: Mapping[str, Any] | None, seen: Seen, now: float) -> Trust:
     """Return a host's trust.
 
-    :param verdict: the master's, as ``netspace_attestation.status`` returns it; None: there is none.
+    :param verdict: the verdict of the master's verifier, as ``netspace_attestation.status`` returns it; None: there is
+        none.
     """
     if verdict is not None and verdict.get("state") not in (None, "unknown"):
         state = str(verdict["state"])

@@ -1,4 +1,4 @@
-"""A fleet as it is: what its declaration expects, beside what its hosts say of themselves.
+"""State of a fleet: what its declaration expects, and what its hosts report.
 
 Pure but for :func:`expected`, which reads the declaration.
 A host that doesn't answer hides nothing: it is named, with everything that should run there.
@@ -39,7 +39,7 @@ class Now(NamedTuple):
     """Everything that is known at one moment.
 
     :param seen: by host.
-    :param verdicts: the master's verifier's, by minion, as ``netspace_attestation.status`` returns them.
+    :param verdicts: the verdicts of the master's verifier, by minion, as ``netspace_attestation.status`` returns them.
     :param time: seconds since 1970.
     """
 
@@ -55,9 +55,9 @@ class Now(NamedTuple):
 def expected(declaration: FleetDeclaration) -> Expected:
     """Return what the declaration's files expect now.
 
-    If they have problems, or changes are planned first, it is what hosts have in force.
+    If they have problems, or with ``apply: planned``, return what hosts have in force.
 
-    :raises NetspaceError: they have problems, and nothing is in force.
+    :raises NetspaceError: the files have problems, and nothing is in force.
     """
     found = declaration.check()
     planned = declaration.given.active()
@@ -146,7 +146,7 @@ def _host(fleet: Expected, now: Now, host: str, standings: list[tuple[str, Stand
 def replicas(fleet: Expected, now: Now) -> Iterator[tuple[str, str, Standing]]:
     """Yield each environment, each host where it should run, and its state there.
 
-    Environments follow that hosts run besides: those of the fleet that should run elsewhere.
+    The last ones are environments of the fleet that a host runs though they should run elsewhere.
     """
     for name, hosts in fleet.placed.items():
         for host in hosts:

@@ -1,8 +1,8 @@
-"""Trust in a fleet's hosts: which hosts the master distrusts, and what their slices and their peers' have then. Pure.
+"""Trust in a fleet's hosts: which hosts the master distrusts, and which links slices lack because of it. Pure.
 
-The slices in force have all links. A host that isn't trusted changes none of them: whenever a slice is handed out, the
-links to and from distrusted hosts are left out. So a cut needs no compilation, works whatever state the declaration is
-in, and ends with the distrust. What this needs to know of a slice stands beside it, under ``trust``.
+The slices in force have all links, and distrust changes none of them. The links to and from distrusted hosts are left
+out whenever a slice is handed out. So a cut needs no compilation, works whatever state the declaration is in, and ends
+with the distrust. The facts that this needs are noted beside each slice, under ``trust``.
 
 Two kinds of distrust are kept apart. *Judged*: the master looked at evidence and refused it, found too low a level, or
 an operator revoked the host's certificate. *Expired*: there is no valid result, and the host doesn't answer. A host
@@ -80,7 +80,7 @@ def verified(fleet: Fleet, host: str) -> bool:
 
 
 def noted(fleet: Fleet, host: str, links: Iterable[tuple[LinkEntry, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return what must be known beside a host's slice; empty if no host at the ends of its links is judged.
+    """Return the facts to note beside a host's slice; empty if the master judges no host at the ends of its links.
 
     The result has ``judged``: the judged hosts among this one and its peers; ``minions``: of all peers; and ``kept``:
     by a judged host and a kind of distrust, the links that stay nevertheless.
@@ -175,17 +175,18 @@ def decide(
     asked: bool,
     linked: Collection[str] = (),
 ) -> Book:
-    """Return what the master thinks of its hosts now; what it doesn't look at stays.
+    """Return the book after a look at hosts. Hosts that weren't looked at keep their entries.
 
     :param judged: the minions of all hosts that the master judges.
     :param states: by minion; absent: it isn't looked at.
     :param whole: whether all judged hosts are looked at.
     :param asked: whether hosts whose result has expired were asked again just now.
-    :param linked: minions without a slice to which others still have links. A distrusted one stays distrusted.
+    :param linked: minions that have no slice, though others still have links to them. A distrusted one stays
+        distrusted.
     """
     known = set(judged)
     hosts = {minion: one for minion, one in before.hosts.items() if minion in known or minion in linked or not whole}
-    # A master that didn't look for long can't know how long a host has been silent.
+    # A master that hasn't looked for long can't know how long a host has been silent.
     lapsed = now - before.looked > GRACE or before.looked > now
     expiring = {} if lapsed and whole else {minion: at for minion, at in before.expiring.items() if minion in known}
     for minion in known & set(states):
@@ -231,7 +232,7 @@ def pruned(book: Book, members: Iterable[str]) -> Book:
 
 
 def confirmed(book: Book, told: Mapping[str, Mapping[str, int]]) -> Book:
-    """Return the book without what minions have confirmed. A change after the one that they confirm stays.
+    """Return the book without what minions have confirmed. A change later than the confirmed one stays.
 
     :param told: by minion, the hosts and the numbers of the changes of which it was told.
     """

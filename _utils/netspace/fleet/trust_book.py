@@ -1,7 +1,7 @@
 """Book of trust on the master's disk: the hosts that the master distrusts, and the minions still to be told.
 
-The file is ``trust.json`` beside what hosts published, replaced by a rename. A damaged one says nothing about any host:
-then no slice is handed out, so that nothing is granted, until the master has looked at all hosts again.
+The file is ``trust.json`` beside what hosts published, replaced by a rename. While it is damaged, the master knows
+nothing about any host. It then hands out no slice, and so grants nothing, until it has looked at all hosts again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TrustBook:
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[bool]:
-        """Hold the right to tell minions again that were told in vain; yield False if another process has it."""
+        """Hold the right to tell minions again that didn't confirm; yield False if another process has it."""
         fd = os.open(self._folder / ".tell.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,10 @@
-"""Look at hosts' trust: the master cuts the links of hosts that it distrusts, and tells all whom that concerns.
+"""Look at hosts' trust: the master cuts the links of hosts that it distrusts, and tells all minions concerned.
 
-A look goes by the master's own results alone. An event is only a hint that a look may be due: whoever forges one has
-the master look at a host, and nothing else. Of several requests that wait for each other, one look serves all.
+A look uses only the master's own results. An event is only a hint that a look may be due: a forged event makes the
+master look at a host, and does nothing else. Requests that wait at the same time share one look.
 
-A master that doesn't run cuts nothing and restores nothing. After it was down, results have expired because of the
-master, not of the hosts; so a host whose result has expired is asked again for :data:`trust.GRACE` seconds first.
+A master that doesn't run cuts nothing and restores nothing. After a downtime of the master, results have expired
+through no fault of the hosts. So a host whose result has expired is asked again for :data:`trust.GRACE` seconds first.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Master(Protocol):
 
 
 class Judged:
-    """The hosts that the master judges, as they are in force. A slice is read only when it is asked for.
+    """The hosts in force that the master judges. A slice is read only when it is asked for.
 
     :param hosts: their names, by minion.
     """
@@ -103,8 +103,8 @@ _known: dict[Path, tuple[tuple[Stamp, ...], dict[str, str], frozenset[str], froz
 def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = ()) -> dict[str, Any]:
     """Look at hosts, cut or restore their links, and tell the minions concerned; return the state as plain values.
 
-    :param names: of hosts, or ids of their minions; names of no judged hosts are passed over. None: all hosts. Only
-        then hosts whose result has expired are asked again, and minions that were told in vain are told again.
+    :param names: of hosts, or ids of their minions; other names are ignored. None: all hosts. Only such a look asks
+        hosts with an expired result again, and tells minions again that didn't confirm.
     :raises NetspaceError: nothing is in force, or the results can't be read. Nothing is changed then.
     """
     asked = time.monotonic()
@@ -131,7 +131,7 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
 def judged(declaration: FleetDeclaration) -> Judged:
     """Return the hosts in force that the master judges.
 
-    All slices are read once for each state of what is in force, so that a forged event costs a look at a file's time.
+    All slices are read once for each state of what is in force, so a forged event costs only one look at a file's time.
 
     :raises NetspaceError: nothing is in force, or it is damaged.
     """
@@ -241,7 +241,7 @@ def _groups(
 ) -> dict[tuple[tuple[str, ...], bool], list[str]]:
     """Return the minions to tell, by the hosts that they are told of, and whether their own host is one of these.
 
-    Peers come first: a distrusted host may let the master wait for its answer.
+    Peers come first: a distrusted host may keep the master waiting for its answer.
     """
     groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for few in (True, False):

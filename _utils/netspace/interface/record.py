@@ -76,7 +76,7 @@ class Record(msgspec.Struct, frozen=True):
             key = str(value.get("public_key", ""))
             owner = int(value.get("owner", 0))
             return cls(spec, dict(value["addresses"]), dict(value["gateways"]), str(value["host_end"]), key, owner)
-        except (SpecError, KeyError, TypeError, ValueError) as err:
+        except (SpecError, KeyError, TypeError, ValueError, OverflowError) as err:
             raise StateError(f"{path}: {err!r}; remove the file and apply again to rebuild it") from err
 
 

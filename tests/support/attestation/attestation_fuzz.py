@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import random
 import struct
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ from netspace.attestation.refusals import Malformed, Refused
 from netspace.attestation.tpm import pcr_values, structures
 from netspace.attestation.verifier import appraisal, offline
 from netspace.errors import NetspaceError
+from support import fuzzing
 from support.attestation import boot_forge, boot_logs, tee_fuzz
+from support.fuzzing import Tally
 from support.mutation import mutate
 
 
@@ -223,38 +225,28 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
     }
 
 
-def run(count: int, seed: int) -> dict[str, dict[str, Any]]:
+def run(count: int, seed: int) -> dict[str, Tally]:
     """Try *count* inputs.
 
     :raises AssertionError: when a parser accepts or raises what it must not; the error has the input.
     """
     chance = random.Random(seed)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Tally] = {}
     parsers = targets()
     for name, (parse, seeds) in parsers.items():
-        tally = found[name] = {"read": 0, "refused": 0, "slowest_ms": 0.0}
+        tally = found[name] = Tally()
         for _ in range(count // len(parsers) + 1):
-            raw = mutate(chance, chance.choice(seeds))
-            start = time.perf_counter()
-            try:
-                parse(raw)
-                tally["read"] += 1
-            except Refused:
-                tally["refused"] += 1
-            except BaseException as err:
-                raise AssertionError(f"{name}: {type(err).__name__}: {err}: {raw.hex()}") from err
-            tally["slowest_ms"] = max(tally["slowest_ms"], round((time.perf_counter() - start) * 1000, 2))
+            tally.give(name, mutate(chance, chance.choice(seeds)), functools.partial(_read, parse))
     return found
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32)
-    start = time.monotonic()
-    for name, tally in run(count, seed).items():
-        print(f"{name:18} {tally}")
-    print(f"{count} inputs, seed {seed}, {time.monotonic() - start:.0f} s: no unexpected exception")
+def _read(parse: Callable[[bytes], Any], raw: bytes) -> bool:
+    try:
+        parse(raw)
+    except Refused:
+        return False
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    fuzzing.main(run, "no unexpected exception")

@@ -9,20 +9,22 @@ see, also of a refusal, must be harmless to a terminal.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "_utils"))
 
 from netspace.errors import NetspaceError
 from netspace.text import harmless
+from support import fuzzing
 from support.environments.host_readers import Reader, Refused, targets
+from support.fuzzing import Tally
 from support.mutation import mutate, mutate_json
 
 SLOW = 2.0
@@ -61,39 +63,22 @@ def damaged(chance: random.Random, genuine: bytes) -> bytes:
     return mutate(chance, genuine)
 
 
-def run(count: int, seed: int) -> dict[str, dict[str, Any]]:
+def run(count: int, seed: int) -> dict[str, Tally]:
     """Try *count* inputs.
 
     :raises AssertionError: when a reader does a forbidden thing; the error has the input.
     """
     chance = random.Random(seed)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         readers = targets(Path(folder))
         parts = sum(1 / _SHARE.get(name, 1) for name in readers)
         for name, (read, seeds) in readers.items():
-            tally = found[name] = {"read": 0, "refused": 0, "slowest_ms": 0.0}
+            tally = found[name] = Tally()
             for _ in range(int(count / parts / _SHARE.get(name, 1)) + 1):
-                raw = damaged(chance, chance.choice(seeds))
-                start = time.perf_counter()
-                try:
-                    tally["read" if one(read, raw) else "refused"] += 1
-                except AssertionError as err:
-                    raise AssertionError(f"{name}: {err}: {raw.hex()}") from err
-                tally["slowest_ms"] = max(tally["slowest_ms"], round((time.perf_counter() - start) * 1000, 2))
+                tally.give(name, damaged(chance, chance.choice(seeds)), functools.partial(one, read))
     return found
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(2**32)
-    start = time.monotonic()
-    found = run(count, seed)
-    for name, tally in found.items():
-        print(f"{name:26} {tally}")
-    tried = sum(tally["read"] + tally["refused"] for tally in found.values())
-    print(f"{tried} inputs, seed {seed}, {time.monotonic() - start:.0f} s: no unexpected exception, no harmful text")
-
-
 if __name__ == "__main__":
-    main()
+    fuzzing.main(run, "no unexpected exception, no harmful text")

@@ -138,11 +138,11 @@ def test_an_apply_does_what_was_planned_and_gives_it(fleet: Fleet) -> None:
     record = fleet.plan()
     assert actions(record) == {"h1": ["restart web"], "h2": []} and record.changing() == ["h1"]
     fleet.image("db", NEWER)  # saved after the plan: no part of it
-    assert fleet.apply(record.id, "h1", "h2") == {"h1": (True, ""), "h2": (True, "it has that already")}
+    assert fleet.apply(record.id, "h1", "h2") == {"h1": (True, ""), "h2": (True, "it has this slice already")}
     assert fleet.given("h1") == {"web": "tar:/srv/newer.tar"} and fleet.given("m2") == {"db": "tar:/srv/shop.tar"}
     assert fleet.minions.has["h1"]["web"]["image"] == "tar:/srv/newer.tar"
     assert ("saltutil.refresh_pillar", ["h1"]) in fleet.minions.told
-    assert fleet.apply(record.id, "h1") == {"h1": (True, "it has that already")}
+    assert fleet.apply(record.id, "h1") == {"h1": (True, "it has this slice already")}
 
 
 def test_a_host_that_changed_refuses_and_keeps_its_slice(fleet: Fleet) -> None:

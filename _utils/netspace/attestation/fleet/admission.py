@@ -1,15 +1,16 @@
 """Admission of minions whose Salt keys are pending: a key is accepted if its host's TPM vouches for it.
 
-A minion whose key is pending can't be asked over Salt's bus. So it applies by itself (:mod:`admission_http` carries
-that), and the exchange is that of an enrolment and an attestation: the registrar's credential, a quote, the policy of
-the minion's group. Two things differ:
+A minion whose key is pending can't be asked over Salt's bus. So it asks for admission itself, by HTTP
+(:mod:`admission_http`). The exchange is that of an enrolment and an attestation: the registrar's credential, a quote,
+the policy of the minion's group. Two things differ:
 
 - The TPM's statements name the pending key. Both sides put :func:`name` in the place of the master's fingerprint, so
   the credential's answer and the quote are for this master and for this Salt key. A host that passes on the answers of
   another host's TPM under a key of its own has statements about the wrong key.
 - Only minions in the inventory are admitted.
 
-What is accepted is the content of the key that was proved, whatever lies in Salt's folder by then. Imports no Salt.
+The master accepts the content of the key that was proved, even if Salt's folder has another one by then. Imports no
+Salt.
 """
 
 from __future__ import annotations

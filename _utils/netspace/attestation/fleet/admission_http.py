@@ -1,6 +1,6 @@
 """HTTP service of the master for minions whose keys are pending (:mod:`admission`), and their requests to it.
 
-Nothing here is secret, and nothing is believed for where it came from: signatures and the TPM's statements prove it.
+Nothing here is secret, and no message is believed because of its origin: signatures and the TPM's statements prove it.
 So there is no TLS. Everybody who reaches the port may ask; sizes, times and the number of threads are bounded, and a
 message of more than a few KiB is read only in an open session.
 """
@@ -144,7 +144,7 @@ def post(url: str, path: str, data: Any) -> dict[str, Any]:
 
     :param url: ``http://<address>:<port>``.
     :raises NotNow: the master has no time at this moment.
-    :raises NetspaceError: it can't be reached, or its reply is none.
+    :raises NetspaceError: the service can't be reached, or its reply is no mapping.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/"):

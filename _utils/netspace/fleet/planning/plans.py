@@ -1,7 +1,8 @@
-"""Hosts' plans, and one plan of a fleet: folded, and named by a hash. Pure.
+"""Plans of hosts, and the plan of a fleet that they add up to. Pure.
 
-A host's plan is what an apply of its declaration would do there: the dry run of its states. Its digest covers the
-declaration, the steps and the refusals, and the minion's id. So two plans of a host are the same if their digests are.
+A host's plan is the dry run of its states: what an apply of its declaration would do there. Its digest covers the
+minion's id, the declaration, the steps and the refusals, so equal digests mean equal plans. A fleet's plan is *folded*:
+equal steps of many hosts are one entry. Its id is a hash of all hosts' digests.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from netspace.errors import NetspaceError
 from netspace.plan import Plan, Result
 
 ID = re.compile(r"p[0-9a-f]{15}")
-"""A plan's id. It begins with a letter, so that a command line takes it for no number."""
+"""A plan's id. It begins with a letter, so that a command line doesn't read it as a number."""
 MAX_STEPS = 50_000
 MAX_ANSWER = 512 * 1024
-"""The most bytes of a host's plan that pass over Salt's bus whole. Of a longer one, the steps pass without changes."""
+"""The most bytes of a plan that is sent whole over Salt's bus. A longer one is sent without its steps' changes."""
 MAX_BRIEF = 16 * 1024 * 1024
 
 _Word = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -46,9 +47,9 @@ class Withheld(msgspec.Struct, frozen=True):
 
 
 class HostPlan(msgspec.Struct, frozen=True):
-    """The plan of one host, as its minion tells it.
+    """The plan of one host, as its minion sends it.
 
-    :param declared: the digest of the declaration that it leads to.
+    :param declared: the digest of the declaration that the plan is for.
     :param brief: whether the changes of its steps were too long to send.
     """
 
@@ -67,9 +68,9 @@ class Places(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """The same change of things, on all hosts that have it in their plans.
+    """One change, with all things and hosts that have it in their plans.
 
-    :param places: the names of the things, and the hosts. No name and host are in two places.
+    :param places: the names of the things, and the hosts. No pair of name and host is in two places.
     """
 
     kind: str
@@ -88,7 +89,7 @@ class Entry(NamedTuple):
 
 
 def encoded(value: Any) -> bytes:
-    """Return the one encoding of a value: keys and sets are sorted."""
+    """Return a value's canonical encoding: keys and sets are sorted."""
     return msgspec.json.encode(value, enc_hook=str, order="deterministic")
 
 
@@ -116,7 +117,7 @@ def plain(found: HostPlan) -> dict[str, Any]:
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """The result of an apply on a host, as its minion tells it.
+    """The result of an apply on a host, as its minion sends it.
 
     :param applied: whether every step succeeded.
     :param withheld: the number of declared things that the plan omits.
@@ -142,12 +143,12 @@ def outcome(result: Result) -> dict[str, Any]:
 def told_outcome(answer: object) -> Applied:
     """Return what an apply did, from the answer of a minion, which may be anything.
 
-    :raises NetspaceError: it tells of no apply.
+    :raises NetspaceError: the answer is no result of an apply.
     """
     try:
         return msgspec.convert(answer, Applied, strict=True)
     except (ValueError, TypeError, RecursionError) as err:
-        raise NetspaceError(f"its answer tells of no apply: {err}; synchronise it (saltutil.sync_all)") from err
+        raise NetspaceError(f"its answer is no result of an apply: {err}; synchronise it (saltutil.sync_all)") from err
 
 
 def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:
 def received(answer: object) -> HostPlan:
     """Return a host's plan from the answer of its minion, which may be anything.
 
-    :raises NetspaceError: it is no plan.
+    :raises NetspaceError: the answer is no plan.
     """
     try:
         if len(encoded(answer)) > 2 * MAX_ANSWER + MAX_BRIEF:
@@ -259,7 +260,7 @@ def compare(first: Mapping[str, HostPlan], second: Mapping[str, HostPlan]) -> Co
 
 
 def _less(plan: HostPlan, other: HostPlan | None) -> HostPlan:
-    """Return a plan with only the steps that another one hasn't."""
+    """Return a plan with only those steps that the other one doesn't have."""
     known = _keys(other) if other is not None else frozenset()
     return msgspec.structs.replace(plan, steps=tuple(one for one in plan.steps if encoded(one) not in known))
 

@@ -1,4 +1,4 @@
-"""Plans of a fleet that the master keeps, so that an operator can apply and compare what was looked at."""
+"""Plans of a fleet that the master keeps, so that an operator can apply or compare a plan that was shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from netspace.fleet.planning import plans
 from netspace.fleet.planning.plans import HostPlan
 
 MAX_PLANS = 16
-"""Plans that are kept: those that were made, applied or compared last."""
+"""The number of plans that are kept: those that were made, applied or compared last."""
 _MOST = 1 << 30
 
 
@@ -26,7 +26,7 @@ class HostRecord(msgspec.Struct, frozen=True):
     """The plan of one host, as the master keeps it.
 
     :param old: digest of the slice that the host had when it was planned.
-    :param new: digest of its slice of the candidate. Both are empty where changes aren't planned first.
+    :param new: digest of its slice of the candidate. Both digests are empty unless the fleet has ``apply: planned``.
     """
 
     minion: str
@@ -39,7 +39,7 @@ class PlanRecord(msgspec.Struct, frozen=True):
     """A plan of a fleet.
 
     :param made: seconds since 1970.
-    :param generation: of the candidate; empty where changes aren't planned first.
+    :param generation: id of the candidate; empty unless the fleet has ``apply: planned``.
     :param ends: whether the candidate's declaration no longer has ``apply: planned``.
     :param silent: the reason for each host that has no plan.
     :param moves: environments whose hosts change, with the reason.
@@ -86,7 +86,7 @@ class Plans:
     def read(self, name: object) -> PlanRecord:
         """Return a plan by its id.
 
-        :raises NetspaceError: there is none, or it is damaged.
+        :raises NetspaceError: no such plan is kept, or it is damaged.
         """
         if not isinstance(name, str) or not plans.ID.fullmatch(name):
             raise NetspaceError(f"{name!r:.80} is no plan's id: use that which netspace_fleet.plan tells")

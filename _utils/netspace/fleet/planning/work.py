@@ -22,7 +22,7 @@ from netspace.fleet.planning.plans import Change, HostPlan
 from netspace.fleet.planning.records import HostRecord, PlanRecord, Plans
 
 BATCH = 32
-"""Hosts in one message that has values of each of them."""
+"""The most hosts of one message that has values for each of them."""
 MAX_TOLD = 300
 Heard = Callable[[str, Any], None]
 Calls = Sequence[tuple[Sequence[str], Mapping[str, Any]]]
@@ -81,10 +81,10 @@ def make(declaration: FleetDeclaration, names: Sequence[object], minions: Minion
 
 
 def drift(declaration: FleetDeclaration, names: Sequence[object], minions: Minions, timeout: float) -> PlanRecord:
-    """Return the plan with nothing newly declared; it isn't kept.
+    """Return the plan that undoes the drift of hosts; it isn't kept.
 
-    Where changes are planned first, each host compares with what it was given. Else it compares with what it applied
-    last, because a changed declaration is in force as soon as it is saved.
+    With ``apply: planned``, a host compares itself with the slice that it was given. Without it, a saved change of the
+    declaration is in force at once, so a host compares itself with the declaration that it applied last.
 
     :raises NetspaceError: the declaration can't be parsed, or nobody can be asked.
     """
@@ -106,7 +106,7 @@ def plans_of(declaration: FleetDeclaration) -> Plans:
 
 
 def _compiled(declaration: FleetDeclaration) -> tuple[Compiled, Candidate | None]:
-    """Compile the declaration; where changes are planned first, as a candidate, else put it in force.
+    """Compile the declaration: with ``apply: planned`` as a candidate; else it is put in force.
 
     :raises NetspaceError: it has problems.
     """
@@ -120,9 +120,9 @@ def _compiled(declaration: FleetDeclaration) -> tuple[Compiled, Candidate | None
 
 
 def _leaving(declaration: FleetDeclaration, declared: set[str]) -> dict[str, HostRecord]:
-    """Return plans of hosts that are declared no longer: they lose their slices, and what runs there goes on."""
+    """Return plans for hosts that are no longer declared: they lose their slices, and their programs go on."""
     found = {}
-    why = "it is declared no longer and gets no pillar of the fleet; what runs there goes on"
+    why = "it is no longer declared, and gets no pillar of the fleet any more; its programs go on"
     for minion, section in declaration.given.sections().items():
         if minion not in declared:
             host, old = str(section["broker"]["host"]), declaration.given.digest_of(minion)
@@ -161,7 +161,7 @@ class PlannedHosts:
     """Hosts of a plan (:class:`netspace.fleet.hosts.Hosts`) over Salt's bus.
 
     :param told: called with each host and its outcome, as it comes.
-    :param gate: what must be right with a host that is healthy.
+    :param gate: the conditions of a healthy host.
     """
 
     def __init__(
@@ -178,10 +178,10 @@ class PlannedHosts:
         self._gate = list(gate)
 
     def apply(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Apply exactly the hosts' plans. A host gets its slice for good when it has applied it.
+        """Apply exactly the hosts' plans. The master gives a host its new slice once the host has applied it.
 
-        Killed before that, the host has applied a slice that the master doesn't give it yet: the next apply of its
-        pillar takes that back, and a repeated apply of the plan finds nothing left to do and gives it the slice.
+        If the master is killed in between, the host has applied a slice that it isn't given yet. The next apply of its
+        pillar undoes that. A repeated apply of the plan finds nothing left to do there, and gives the host the slice.
         """
         found: dict[str, Outcome] = {}
         asked = []
@@ -212,7 +212,7 @@ class PlannedHosts:
     def take_back(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
         """Give the hosts the slices that they had when the plan was made, and apply these.
 
-        A host that failed half-way, and so was not given the plan's slice, applies what it has.
+        A host that failed half-way was not given the plan's slice. It applies the slice that it has.
         """
         found: dict[str, Outcome] = {}
         asked = []
@@ -243,7 +243,7 @@ class PlannedHosts:
         return found
 
     def healthy(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Tell whether the hosts' environments are healthy, and none lacks the trust that it requires."""
+        """Return whether each host's environments are healthy, and have the trust that they require."""
         found: dict[str, Outcome] = {}
         known = [host for host in dict.fromkeys(hosts) if host in self._record.hosts]
         for host in dict.fromkeys(hosts):
@@ -252,7 +252,7 @@ class PlannedHosts:
 
         def judged(host: str, answer: Any) -> Outcome:
             if not isinstance(answer, list):
-                raise NetspaceError("its answer tells of no health")
+                raise NetspaceError("its answer doesn't say whether it is healthy")
             return Outcome(not answer, "; ".join(str(one)[:MAX_TOLD] for one in answer[:3]))
 
         self._ask("netspace_fleet.ailing", known, lambda some: {"gate": self._gate}, judged, found)
@@ -260,7 +260,7 @@ class PlannedHosts:
 
     # -- steps ------------------------------------------------------------------------
     def _before(self, host: str) -> Outcome | None:
-        """Return the outcome for a host that needs no asking; None for any other."""
+        """Return the outcome of a host that needn't be asked; None if it must be asked."""
         known = self._record.hosts.get(host)
         if known is None:
             why = self._record.silent.get(host)
@@ -268,12 +268,12 @@ class PlannedHosts:
         if not self._record.generation:
             return None if known.plan.steps else Outcome(True, "nothing to do")
         if not self._given.active():
-            return Outcome(False, "changes aren't planned first any more; plan again")
+            return Outcome(False, "the fleet no longer has apply: planned; plan again")
         if self._given.candidate(self._record.generation) is None:
             return Outcome(False, "the plan's candidate isn't kept any more; plan again")
         now = self._given.digest_of(known.minion)
         if now == known.new and (now != known.old or not known.plan.steps):
-            return Outcome(True, "it has that already")
+            return Outcome(True, "it has this slice already")
         if now not in (known.old, known.new):
             return Outcome(False, "it was given another slice since; plan again")
         if known.new == NONE:
@@ -287,7 +287,7 @@ class PlannedHosts:
     def _promote(self, host: str) -> None:
         """Give a host its slice of the candidate.
 
-        :raises NetspaceError: it was given another one meanwhile.
+        :raises NetspaceError: the host was given another slice meanwhile.
         """
         known = self._record.hosts[host]
         if not self._record.generation:

@@ -1,4 +1,4 @@
-"""Control of rollouts: operators start, pause, resume, stop and look at one. At most one is under way."""
+"""Control of rollouts: start, pause, resume, stop and show. At most one rollout is under way."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from netspace.spec import parse
 MAX_SHOWN = 1000
 """The most hosts and notes that are shown of one kind."""
 PATIENCE = 10.0
-"""Seconds to wait for the process that carries a rollout out to do what was asked."""
+"""Seconds in which the process that runs the rollout should do what was asked of it."""
 SHOW = "salt-run netspace_fleet.rollout"
 _LOOK = 0.1
 
 MakeEdges = Callable[[str, Pace], Edges]
-"""Returns what a rollout reaches, by the plan's id and the pace."""
+"""Makes the edges of a rollout, from the plan's id and the pace."""
 
 
 class Changes(NamedTuple):
@@ -46,7 +46,7 @@ class Changes(NamedTuple):
 def chosen(declared: Policy, arguments: Mapping[str, Any], hosts: Collection[str]) -> Policy:
     """Return the declared policy with the arguments that an operator gave for one rollout.
 
-    :param hosts: of the fleet.
+    :param hosts: the fleet's hosts.
     :raises NetspaceError: an argument is wrong.
     """
     found: Policy = parse.convert(policies.merged(declared, arguments), Policy, "rollout")
@@ -57,7 +57,7 @@ def chosen(declared: Policy, arguments: Mapping[str, Any], hosts: Collection[str
 
 @contextmanager
 def alone(journal: Journal) -> Iterator[None]:
-    """Hold the right to give hosts a plan's slices: a rollout bounds how many hosts are bad, so nobody else may.
+    """Hold the right to give hosts a plan's slices. Only one process has it: a rollout bounds the number of bad hosts.
 
     :raises NetspaceError: a rollout isn't finished, or somebody else has the right.
     """
@@ -113,7 +113,7 @@ def _notes(found: Order) -> dict[str, Any]:
 def resume(journal: Journal, edges: MakeEdges) -> dict[str, Any]:
     """Go on with a rollout that was paused, or whose process was killed; return the state at the end.
 
-    :raises NetspaceError: there is none, or it is being carried out.
+    :raises NetspaceError: no rollout is unfinished, or a process runs it.
     """
     with journal.lock():
         rollout = _unfinished(journal)
@@ -131,9 +131,9 @@ def _go_on(journal: Journal, rollout: Rollout, edges: MakeEdges) -> None:
 
 
 def pause(journal: Journal, patience: float = PATIENCE) -> dict[str, Any]:
-    """Have a rollout pause once the batch that is under way has been judged; return its state.
+    """Have a rollout pause once the present batch has been judged; return its state.
 
-    :raises NetspaceError: there is none that isn't finished.
+    :raises NetspaceError: no rollout is unfinished.
     """
     _unfinished(journal)
     if not _asked(journal, "pause", patience):
@@ -155,7 +155,7 @@ def stop(journal: Journal, edges: MakeEdges, *, take_back: bool = False, patienc
     Hosts that are not known to be good are taken back.
 
     :param take_back: whether the good hosts of the last batch are taken back, too.
-    :raises NetspaceError: there is none that isn't finished.
+    :raises NetspaceError: no rollout is unfinished.
     """
     _unfinished(journal)
     asked: Asked = "stop-and-take-back" if take_back else "stop"
@@ -170,9 +170,9 @@ def stop(journal: Journal, edges: MakeEdges, *, take_back: bool = False, patienc
 
 
 def _asked(journal: Journal, what: Asked, patience: float) -> bool:
-    """Ask the process that carries the rollout out for something; return whether there is no such process (now).
+    """Ask the process that runs the rollout for something, and wait for its end; return whether it has ended.
 
-    Wait some time for it to end.
+    :param patience: the most seconds to wait.
     """
     journal.ask(what)
     last = time.monotonic() + patience
@@ -209,7 +209,7 @@ def _unfinished(journal: Journal) -> Rollout:
 
 
 def good(told: dict[str, Any]) -> bool:
-    """Return whether a told state is that of a rollout that changed all its hosts, or goes on to do so."""
+    """Return whether a rollout has changed all its hosts, or is going to."""
     return told.get("state") in ("running", "not begun") or (
         told.get("state") == "done" and set(told["hosts"]) <= {Status.GOOD.value}
     )

@@ -1,13 +1,13 @@
 """Journal of a rollout on the master's disk, and what operators ask of a rollout that runs.
 
-===========  ========================================================================================
+===========  ================================================================================================
 ``journal``  one record a line. The first line is written with the file, by a rename; later ones are appended
-``asked``    what an operator asks of the process that carries the rollout out; it removes the file once it has done so
-``lock``     held by the process that carries a rollout out
-===========  ========================================================================================
+``asked``    an operator's request to the process that runs the rollout; it removes the file once that is done
+``lock``     held by the process that runs a rollout
+===========  ================================================================================================
 
-Each record is on the disk before the next step. A line that was cut off when the master was killed counts as not
-written. A journal is never changed otherwise, and the last one is kept until the next rollout begins.
+Each record is on the disk before the next step. A line that a kill cut off counts as not written. A journal is never
+changed otherwise, and the last one is kept until the next rollout begins.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_RECORDS = 1_000_000
 
 
 class Busy(NetspaceError):
-    """Error: another process carries a rollout out."""
+    """Error: another process runs a rollout."""
 
 
 class Journal:
@@ -47,7 +47,7 @@ class Journal:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the right to carry a rollout out.
+        """Hold the right to run a rollout.
 
         :raises Busy: another process has it.
         """
@@ -57,7 +57,7 @@ class Journal:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as err:
-                raise Busy("a rollout is being carried out; salt-run netspace_fleet.rollout shows it") from err
+                raise Busy("a rollout is running; salt-run netspace_fleet.rollout shows it") from err
             yield
         finally:
             os.close(fd)
@@ -119,7 +119,7 @@ class Journal:
         line = msgspec.json.encode(record) + b"\n"
         fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            os.ftruncate(fd, self._size)  # without what a killed process wrote in part
+            os.ftruncate(fd, self._size)  # a killed process may have written a part of a line
             left = memoryview(line)
             while left:
                 left = left[os.pwrite(fd, left, self._size + len(line) - len(left)) :]
@@ -129,7 +129,7 @@ class Journal:
         self._size += len(line)
 
     def ask(self, what: Asked) -> None:
-        """Ask the process that carries the rollout out for something."""
+        """Ask the process that runs the rollout for something."""
         files.write(self._asked, what.encode())
 
     def asked(self) -> Asked | None:

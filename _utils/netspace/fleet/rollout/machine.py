@@ -1,7 +1,7 @@
 """Machine of a rollout: it takes one step after the other, and writes each into the journal.
 
-It may be killed at any moment. The next run goes on from the journal: a host that was found good isn't asked again, and
-a host whose answer isn't in the journal is. The same plan, applied twice, changes nothing the second time.
+It may be killed at any moment. The next run goes on from the journal. A host that was found good isn't asked again; a
+host whose answer isn't in the journal is asked again. A plan that is applied a second time changes nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ AGAIN = 3.0
 
 
 class RolloutHosts(Hosts, Protocol):
-    """Hosts on which a rollout acts, with the preparation that comes first."""
+    """Hosts that a rollout prepares, changes and judges."""
 
     def prepare(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
-        """Attest each host, and let it fetch the images of its plan. What it runs goes on as it is."""
+        """Attest each host, and let it fetch the images of its plan. Its programs go on unchanged."""
 
 
 class Event(NamedTuple):
@@ -47,7 +47,7 @@ class Event(NamedTuple):
 class Edges(NamedTuple):
     """Everything that the machine reaches beyond the journal.
 
-    :param tell: tells operators some news.
+    :param tell: shows operators an event.
     :param wait: waits for some seconds.
     :param clock: returns seconds since 1970.
     """
@@ -59,7 +59,7 @@ class Edges(NamedTuple):
 
 
 def run(journal: Journal, rollout: Rollout, edges: Edges) -> None:
-    """Carry a rollout out until it has ended or is paused; the caller holds the journal's lock.
+    """Run a rollout until it has ended or is paused; the caller holds the journal's lock.
 
     :raises NetspaceError: the hosts can't be asked at all, for example because the master is down. The rollout can be
         resumed.

@@ -1,12 +1,12 @@
 """Order of hosts in a rollout: the receiver of a link changes before its sender. Pure.
 
 Between two hosts only links count that this plan adds, changes or removes. Where a link begins or changes, the
-receiver's host changes first, so that the sender's messages find a mailbox. Where a link ends, the sender's host does,
-so that nothing is sent any more when the mailbox goes. A link whose two ends are on one host needs no order: the host
-changes both at once.
+receiver's host changes first, so that the sender's messages find a mailbox. Where a link ends, the sender's host
+changes first, so that it sends nothing more when the mailbox goes. A link whose two ends are on one host needs no
+order: the host changes both at once.
 
 Hosts that wait for one another in a circle change in one batch. If they are too many for a batch, they change one after
-the other, and a note tells that.
+the other, and a note says so.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _edges(old: Sections, new: Sections, members: set[str]) -> tuple[dict[str, s
 
 
 def _between(sections: Sections, members: set[str]) -> dict[tuple[str, str], dict[tuple[Any, ...], Any]]:
-    """Return the links between two different hosts, by sender's and receiver's host: what the two ends say of each."""
+    """Return the links between different hosts, by sender's and receiver's host, each as its two ends declare it."""
     found: dict[tuple[str, str], dict[tuple[Any, ...], Any]] = {}
     for host in members & set(sections):
         section = sections[host]

@@ -1,4 +1,4 @@
-"""Hosts of a kept plan as a rollout acts on them: over Salt's bus, by the plan's candidate."""
+"""Hosts of a kept plan, for a rollout: asked over Salt's bus, with their slices of the plan's candidate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Attest = Callable[[Sequence[str]], None]
 def changes(declaration: FleetDeclaration, plan: object) -> Changes:
     """Return what a kept plan changes.
 
-    :raises NetspaceError: there is no such plan, or it can't be taken back because changes aren't planned first.
+    :raises NetspaceError: there is no such plan, or the fleet lacks ``apply: planned``, so that nothing could be taken
+        back.
     """
     record = work.plans_of(declaration).read(plan)
     if not record.generation:
@@ -45,10 +46,10 @@ def _section(declaration: FleetDeclaration, record: PlanRecord, host: str) -> Ma
 
 
 class _Noting:
-    """Minions that remember whether they could not be asked at all.
+    """Minions that remember if they could not be asked at all.
 
-    ``PlannedHosts`` counts each host as failed then. A rollout must not: the hosts are as they were, and it goes on
-    when the master is there again.
+    In that case ``PlannedHosts`` counts each host as failed. A rollout must not do that: no host has changed, and the
+    rollout can go on once the master runs again.
     """
 
     def __init__(self, minions: work.Minions) -> None:
@@ -67,7 +68,7 @@ class _Noting:
 
     @contextmanager
     def up(self) -> Iterator[None]:
-        """Raise what prevented the asking, at the end."""
+        """Raise, at the end, the error for which minions could not be asked."""
         self._down = None
         yield
         if self._down is not None:
@@ -78,7 +79,7 @@ class RolledOut:
     """Hosts of a kept plan (:class:`netspace.fleet.rollout.machine.RolloutHosts`).
 
     :param plan: the plan's id.
-    :param gate: what must be right with a host that has changed.
+    :param gate: the conditions that a changed host must meet.
     :param timeout: seconds that a host may take for each step.
     """
 
@@ -133,7 +134,7 @@ class RolledOut:
         return PlannedHosts(self._declaration, self._record(), self._minions, self._timeout, gate=self._gate)
 
     def _record(self) -> PlanRecord:
-        """Return the plan. Each reading keeps it among those that were used last."""
+        """Return the plan. Reading it also keeps it among the plans that were used last."""
         return work.plans_of(self._declaration).read(self._plan)
 
 
@@ -141,5 +142,5 @@ def _ready(answer: Any) -> Outcome:
     if isinstance(answer, NetspaceError):
         return Outcome(False, str(answer)[: work.MAX_TOLD])
     if not isinstance(answer, list):
-        return Outcome(False, "its answer tells of no preparation; synchronise it (saltutil.sync_all)")
+        return Outcome(False, "its answer doesn't say whether it is prepared; synchronise it (saltutil.sync_all)")
     return Outcome(not answer, "; ".join(str(one)[: work.MAX_TOLD] for one in answer[:3]))

@@ -1,6 +1,6 @@
 """Progress of a rollout as operators see it: a line each, and an event each on Salt's bus. Pure.
 
-Reasons are those that the journal keeps: cut to a length, and harmless to a terminal. No event has anything of a
+Reasons are those that the journal keeps: cut to a length, and harmless to a terminal. Events contain nothing of a
 declaration.
 """
 

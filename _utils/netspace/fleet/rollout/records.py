@@ -1,7 +1,7 @@
 """Records of a rollout's journal. Pure.
 
-A journal begins with :class:`Started`. Each later record tells of one step. ``Sent`` and ``Stopping`` are written
-before what they tell of, the others after it. So whatever was under way when the master was killed is known.
+A journal begins with :class:`Started`. Each later record is about one step. ``Sent`` and ``Stopping`` are written
+before their step, all others after it. So after a kill of the master, the journal shows which step was under way.
 
 Outcomes are reasons of failure by host; empty: it succeeded.
 """
@@ -114,7 +114,7 @@ Entry = Started | Sent | Stopping | Paused | Resumed | Ended | Told
 
 
 def outcomes(hosts: Collection[str], told: Mapping[str, Outcome]) -> dict[str, str]:
-    """Return what was told of exactly these hosts, as records have it."""
+    """Return the outcomes of exactly these hosts, in the form of records."""
     found = {}
     for host in hosts:
         one = told.get(host, Outcome(False, "no answer"))
@@ -126,7 +126,7 @@ def outcomes(hosts: Collection[str], told: Mapping[str, Outcome]) -> dict[str, s
 def decode(line: bytes) -> Entry:
     """Return the record in a line of a journal.
 
-    :raises ValueError: it is none.
+    :raises ValueError: the line is no record.
     """
     found: Entry = msgspec.json.decode(line, type=Entry)
     return found

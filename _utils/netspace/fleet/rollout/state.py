@@ -1,4 +1,4 @@
-"""State of a rollout, as its journal tells it, and the step that comes next. Pure.
+"""State of a rollout by its journal, and the step that comes next. Pure.
 
 A host is *bad* from the moment when it is sent a change, or is to be taken back, until the gate finds it good. A batch
 is never larger than the number of hosts that may still become bad. So wherever the rollout ends, no more than
@@ -100,9 +100,9 @@ class Rollout:
         return self.started.pace.max_fail - len(self._bad)
 
     def take(self, record: records.Entry) -> None:
-        """Take up what a record tells.
+        """Change the state as a record says.
 
-        :raises Contradiction: it can't follow what was before.
+        :raises Contradiction: the record can't follow those before it.
         """
         if self.ended is not None:
             raise Contradiction("a record after the end")
@@ -179,7 +179,7 @@ class Rollout:
         return tuple(host for host, status in self.hosts.items() if status in statuses)
 
     def held(self) -> dict[str, str]:
-        """Return the hosts that don't change because others, which must change before them, failed; and these."""
+        """Return the hosts that can't change because a host that must change first has failed; each with that host."""
         found: dict[str, str] = {}
         out = {Status.REFUSED, *BAD} - {Status.SENT, Status.APPLIED}
         if not any(status in out for status in self.hosts.values()):
@@ -214,7 +214,7 @@ class Rollout:
         return f"{hosts[0]}: {self.reasons[hosts[0]]}"
 
     def _batch(self) -> tuple[str, ...]:
-        """Return the hosts that change next: the rest of a planned batch, and no more than may become bad."""
+        """Return the hosts that change next: of the rest of a planned batch, as many as may still become bad."""
         held = self.held()
         while self._at < len(self.started.batches):
             batch = self.started.batches[self._at].hosts

@@ -1,9 +1,9 @@
 """Places of hosts, environments and lines in a picture. Pure; equal graphs have equal layouts.
 
-Hosts stand in columns. A host's column is the least number of arrows from a host that no arrow leads to. Hosts of a
-large fleet stand by name instead, so that an operator finds them. Environments of a host with few stand by their
-arrows, in columns or in one; those of others in a grid, by team and name. Nothing is random, and nothing is moved until
-it looks well.
+Hosts are drawn in columns. A host's column is the least number of arrows from a host that no arrow leads to. In a large
+fleet, hosts are ordered by name instead, so that an operator finds them. A host with few environments has them in
+columns that follow their arrows, or in one column. A host with many has them in a grid, by team and name. Nothing is
+random, and no layout is improved step by step.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Layout(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """The inside of a box, from its own corner."""
+    """The inside of a box, measured from its own corner."""
 
     width: int
     height: int
@@ -102,7 +102,7 @@ def ranks(members: Iterable[int], arrows: Iterable[tuple[int, int]]) -> dict[int
 
 
 def layout(graph: Graph) -> Layout:
-    """Return the places of all things in a picture: with columns within hosts or without, whatever is seen larger."""
+    """Return the places of all things in a picture: with columns within hosts or without, whichever is drawn larger."""
     return min(_layout(graph, columns=True), _layout(graph, columns=False), key=_size)
 
 
@@ -272,7 +272,7 @@ def _split(inside: Sequence[int], blocks: Sequence[_Block], parts: int) -> list[
 class Line(NamedTuple):
     """A line from one node to another.
 
-    :param path: its course, in SVG's words.
+    :param path: its course, as an SVG path.
     :param points: the four points of its Bezier curve.
     """
 
@@ -287,7 +287,7 @@ class Line(NamedTuple):
 
 
 def line(start: tuple[int, int], end: tuple[int, int]) -> Line:
-    """Return the line between two nodes, given by their corners. One and its opposite lie beside each other."""
+    """Return the line between two nodes, given by their corners. A line and its opposite are drawn side by side."""
     (x1, y1), (x2, y2) = start, end
     if x2 >= x1 + WIDE:  # from the right side to the left
         a, b, bend = (x1 + WIDE, y1 + 9), (x2, y2 + 9), 1

@@ -124,7 +124,7 @@ def _json(data: object) -> str:
 
 
 def _between(graph: Graph) -> dict[tuple[int, int], list[Arrow]]:
-    """Return the arrows between each two nodes, by these nodes' positions. One line is drawn for them."""
+    """Return the arrows of each pair of linked nodes, by these nodes' positions. A pair has one line."""
     index = {node.name: number for number, node in enumerate(graph.nodes)}
     found: dict[tuple[int, int], list[Arrow]] = {}
     for arrow in graph.arrows:
@@ -205,7 +205,7 @@ def _line(arrows: Sequence[Arrow], start: tuple[int, int], end: tuple[int, int])
 
 
 def _labels(between: Mapping[tuple[int, int], Sequence[Arrow]], drawn: places.Layout) -> list[dict[str, Any]]:
-    """Return the texts beside the lines. A text that would cover something else wherever it stands is left out."""
+    """Return the texts beside the lines. A text is left out if it would cover something at each possible place."""
     taken = [(x, y, x + places.WIDE, y + places.HIGH) for x, y in drawn.places]
     taken += [(box.x, box.y, box.x + min(box.width, 150), box.y + places.HEAD) for box in drawn.boxes if box.title]
     found = []

@@ -43,7 +43,7 @@ class Planned(NamedTuple):
 
 
 def of_record(record: PlanRecord) -> Planned:
-    """Return a plan that the master keeps."""
+    """Return a plan that the master keeps, as the picture shows it."""
     changes = [one for host, plan in sorted(record.plans.items()) for one in of_steps(host, plan.steps)]
     return Planned(record.id, changes, dict(record.silent))
 

@@ -1,4 +1,4 @@
-"""Template of the picture's page. jinja2 escapes every value; only the style, the script and the JSON come escaped."""
+"""Template of the picture's page. jinja2 escapes every value but style, script and JSON."""
 
 TEXT = """<!DOCTYPE html>
 <html lang="en">
