@@ -144,9 +144,14 @@ class FleetDeclaration:
         manifest = self.store.current().manifest
         return self.store.slice(manifest, minion) if manifest is not None else None
 
-    def stamps(self) -> tuple[Stamp, ...]:
-        """Return stamps that change with every change of what is in force."""
-        return in_force.stamp(self.given.folder), in_force.stamp(self.store.folder)
+    def stamps(self, *, settled: bool = False) -> tuple[Stamp, ...]:
+        """Return stamps that change with every change of what is in force.
+
+        :param settled: whether that is about to be read, so that any later change must change the stamps: then this
+            waits for a tick of the kernel's clock if something changed a moment ago.
+        """
+        found = in_force.settled if settled else in_force.stamp
+        return found(self.given.folder), found(self.store.folder)
 
     def wholes(self) -> dict[str, dict[str, Any]]:
         """Return the slice of each minion by what is in force, and what is noted beside it.

@@ -48,7 +48,8 @@ class Book(msgspec.Struct, frozen=True):
 
     :param hosts: the distrusted hosts, by minion.
     :param expiring: since when a host's result has expired, by minion: it is asked again until it counts as distrusted.
-    :param looked: when the master last looked at all hosts.
+    :param looked: when the master last looked at all hosts, if a result had expired.
+    :param late: how many such looks in a row came more than :data:`GRACE` seconds after the look before.
     :param waiting: the minions that haven't confirmed a change yet: by minion, the hosts whose trust changed, each with
         the number of the change.
     :param serial: the number of the last change.
@@ -57,6 +58,7 @@ class Book(msgspec.Struct, frozen=True):
     hosts: dict[str, Distrust] = msgspec.field(default_factory=dict)
     expiring: dict[str, float] = msgspec.field(default_factory=dict)
     looked: float = 0.0
+    late: int = 0
     waiting: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
     serial: int = 0
     version: Literal[1] = 1
@@ -186,9 +188,11 @@ def decide(
     """
     known = set(judged)
     hosts = {minion: one for minion, one in before.hosts.items() if minion in known or minion in linked or not whole}
-    # A master that hasn't looked for long can't know how long a host has been silent.
-    lapsed = now - before.looked > GRACE or before.looked > now
-    expiring = {} if lapsed and whole else {minion: at for minion, at in before.expiring.items() if minion in known}
+    expiring = {minion: min(at, now) for minion, at in before.expiring.items() if minion in known}
+    late = before.late
+    if whole and not asked:
+        away = bool(before.expiring) and (now - before.looked > GRACE or before.looked > now)
+        late = late + 1 if away else 0
     for minion in known & set(states):
         state, old = states[minion], hosts.get(minion)
         since = expiring.pop(minion, now)
@@ -197,12 +201,14 @@ def decide(
         elif state.state in JUDGED:
             begun = old.since if old is not None and old.kind == "judged" else now
             hosts[minion] = Distrust("judged", state.state, state.code, state.reason[:MAX_REASON], begun)
-        elif old is None and asked and now - since >= GRACE:
+        elif old is None and asked and now - since >= GRACE and late != 1:
+            # After a master was down, its minions may still be about to connect again: so the first late look cuts
+            # nobody. If all looks are late, the next one does: silence grants nothing for ever.
             hosts[minion] = Distrust("expired", state.state, state.code, state.reason[:MAX_REASON], now)
         elif old is None:
             expiring[minion] = since
     looked = now if whole and expiring else before.looked
-    return msgspec.structs.replace(before, hosts=hosts, expiring=expiring, looked=looked)
+    return msgspec.structs.replace(before, hosts=hosts, expiring=expiring, looked=looked, late=late)
 
 
 def changed(before: Mapping[str, Distrust], after: Mapping[str, Distrust]) -> list[str]:

@@ -135,9 +135,9 @@ def judged(declaration: FleetDeclaration) -> Judged:
 
     :raises NetspaceError: nothing is in force, or it is damaged.
     """
-    now = declaration.stamps()
     known = _known.get(declaration.trust.path)
-    if known is None or known[0] != now:
+    if known is None or known[0] != declaration.stamps():
+        now = declaration.stamps(settled=True)
         wholes = declaration.wholes()
         if not wholes:
             raise NetspaceError("nothing of the fleet's declaration is in force yet; salt-run netspace_fleet.check")

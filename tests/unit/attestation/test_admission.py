@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from support.attestation import boot_forge, enrolment_material, runner_bus
 
 from netspace.attestation import identity
+from netspace.attestation.endorsement import makers
 from netspace.attestation.evidence import Context, key_fingerprint
 from netspace.attestation.fleet import admission, admission_http
 from netspace.attestation.fleet.admission import Claim, Desk, NotNow
@@ -165,7 +166,7 @@ def lies(scene: Scene, hosts: dict[str, Host]) -> dict[str, tuple[Host, str]]:
         return one
 
     lie("by the inventory, the TPM").tpm = scene.tpm()
-    lie("the inventory does not name", listed=False)
+    lie("the inventory does not name web91", listed=False)
     lie("is web07, not").tpm = hosts["web07"].tpm
     # It passes on the answers of the genuine host's TPM, and signs with its own Salt key.
     relaying, genuine = lie("activation"), Host("", None, None)
@@ -240,6 +241,53 @@ def test_rubbish_in_a_minions_name_leaves_no_trace(scene: Scene) -> None:
             scene.desk.step(session, value)
     assert (scene.folder / "books/audit.log").read_bytes() == log and scene.events == []
     assert scene.apply(host)["accepted"] is True, "nobody can keep it waiting"
+
+
+def test_what_a_pending_key_signed_wrongly_is_paused(scene: Scene) -> None:
+    """The holder of a pending key sends signed rubbish in many sessions: that is one refusal, and then a pause."""
+    host, other = scene.host("web01"), scene.host("web02")
+    opened = [scene.desk.open({"minion": "web01", "key": host.public.decode()}) for _ in range(admission.EACH)]
+
+    def rubbish(one: dict[str, Any]) -> dict[str, Any]:
+        return scene.desk.step(one["session"], host._signed(one["master"], identity.ENROLMENT, {"v": 1}, {}))
+
+    def lines() -> int:
+        return len((scene.folder / "books/audit.log").read_bytes().splitlines())
+
+    before = lines()
+    assert "malformed" in rubbish(opened[0])["refused"]
+    assert (scene.events, after := lines()) == (["netspace/admission/web01/refused"], before + 2)
+    for one in opened[1:]:
+        with pytest.raises(NotNow, match="refused a moment ago"):
+            rubbish(one)
+    assert "refused a moment ago" in scene.apply(host)["refused"] and lines() == after
+    assert scene.apply(other)["accepted"] is True, "it keeps no other waiting"
+
+
+def test_an_id_outside_the_inventory_opens_no_session(scene: Scene) -> None:
+    """Whoever reaches the master can have keys pending under any ids: they leave no trace."""
+    before = (scene.folder / "books/audit.log").read_bytes()
+    for number in range(3):
+        host = scene.host(f"evil{number}", listed=False)
+        with pytest.raises(NetspaceError, match=f"the inventory does not name evil{number};"):
+            scene.desk.open({"minion": host.minion, "key": host.public.decode()})
+    assert scene.desk._sessions == {}
+    assert (scene.folder / "books/audit.log").read_bytes() == before and scene.events == []
+    assert scene.apply(scene.host("web01"))["accepted"] is True
+
+
+def test_nobody_waits_while_files_are_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the pending key, and begin the work, without the lock; the makers' roots only when the key has signed."""
+    desk, free, read = scene.desk, list[bool](), list[str]()
+    pending, begin, roots = desk._pending, desk._begin, makers.read
+    desk._pending = lambda minion: (free.append(desk._lock.locked()), pending(minion))[1]
+    desk._begin = lambda claim: (free.append(desk._lock.locked()), begin(claim))[1]
+    monkeypatch.setattr(makers, "read", lambda folder: (read.append(folder), roots(folder))[1])
+    host = scene.host("web01")
+    reply = desk.open({"minion": "web01", "key": host.public.decode()})
+    assert desk.step(reply["session"], {"salt": "00"})["refused"]
+    assert free == [False, False] and read == []
+    assert scene.apply(host)["accepted"] is True and len(read) == 1
 
 
 @pytest.mark.parametrize(
@@ -371,6 +419,82 @@ def test_messages_are_bounded_and_strict(scene: Scene, url: str) -> None:
         b" 200 "
         in raw(b"POST /v1/open HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s" % (len(opening), opening)).splitlines()[0]
     )
+
+
+class Counting(Desk):
+    """A desk that notes how many messages are worked on at once, and works on each until others had time to come."""
+
+    def __init__(self) -> None:
+        super().__init__("ab" * 32, lambda minion: None, lambda claim: iter(()), lambda claim: None, lambda *_: None)  # type: ignore[arg-type,return-value]
+        self.now = self.most = 0
+        self.mine = threading.Lock()
+        self.gate = threading.Semaphore(0)
+
+    def known(self, session: str) -> bool:
+        return True
+
+    def step(self, session: str, value: Any) -> dict[str, Any]:
+        with self.mine:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.gate.acquire(timeout=0.2)
+        with self.mine:
+            self.now -= 1
+        return {"accepted": True}
+
+
+@pytest.mark.parametrize(("size", "large"), [(admission_http.MAX_OPEN + 1, True), (100, False)])
+def test_large_messages_are_read_one_at_a_time(size: int, large: bool) -> None:
+    """Parsed, a message of 8 MiB takes many times its size: so all threads at once must not parse one."""
+    with admission_http.Service(("127.0.0.1", 0), desk := Counting()) as service:
+        serving = threading.Thread(target=service.serve_forever, args=(0.05,))
+        serving.start()
+        try:
+            url = f"http://127.0.0.1:{service.server_address[1]}"
+            send = [
+                threading.Thread(target=admission_http.post, args=(url, admission_http.STEP + "x", "x" * size))
+                for _ in range(4)
+            ]
+            for one in send:
+                one.start()
+            for one in send:
+                one.join(120)
+        finally:
+            service.shutdown()
+            serving.join()
+    assert (desk.most == 1) is large
+
+
+def test_connections_are_bounded_in_number_and_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_http, "LONGEST", 3.0)
+    with admission_http.Service(("127.0.0.1", 0), scene.desk) as service:
+        serving = threading.Thread(target=service.serve_forever, args=(0.05,))
+        serving.start()
+        try:
+            address = ("127.0.0.1", service.server_address[1])
+            slow = [socket.create_connection(address, timeout=120) for _ in range(admission_http.THREADS)]
+            for one in slow:
+                one.sendall(b"POST /v1/open HTTP/1.0\r\n")
+            with socket.create_connection(address, timeout=120) as late:
+                assert late.recv(1) == b"", "one more is ended at once"
+            # A byte now and then holds a thread no longer than LONGEST.
+            ended, since = list[bool](), time.monotonic()
+            while not ended:
+                assert time.monotonic() - since < 300
+                time.sleep(0.05)
+                try:
+                    slow[0].sendall(b"x")
+                    slow[0].settimeout(0.01)
+                    ended += [True] if slow[0].recv(1) == b"" else []
+                except TimeoutError:
+                    continue
+                except OSError:
+                    ended.append(True)
+            for one in slow:
+                one.close()
+        finally:
+            service.shutdown()
+            serving.join()
 
 
 @pytest.mark.parametrize("given", ["https://h:1", "ftp://h", "h", "", "http://", "http://h/path"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from netspace.attestation.fleet import own_answers
 from netspace.attestation.fleet.calls import Pace, Reply, Sent
 from netspace.attestation.fleet.window import Window
 from netspace.errors import NetspaceError
+from netspace.plugin import minions
 
 MASTER = "ab" * 32
 PRIVATE = {name: rsa.generate_private_key(65537, 2048) for name in ("h1", "h2")}
@@ -105,6 +107,30 @@ def test_a_window_takes_only_a_minions_own_answer() -> None:
     silent.genuine = None
     found = windowed(silent, "h1", "h2")
     assert found["h2"] == "h2's own request" and "nothing proves" in str(found["h1"])
+
+
+class Flooded(SimulatedBus):
+    """A bus on which h2 floods the master in h1's name before h1 answers."""
+
+    flood: int = 0
+
+    def send(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> Sent:
+        for number in range(self.flood):
+            self.reply(0.01 * number, Reply("j", "h1", {"answer": "forged", "salt": "00"}))
+        self.reply(0.01 * self.flood + 1, Reply("j", "h1", told(arguments["asked"], "h1", "h1's own request")))
+        return Sent("j")
+
+
+@pytest.mark.parametrize("flood", [Pace.refused + 1, 3000])
+def test_a_flood_in_its_name_ends_no_call_of_a_fleet(flood: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that ends early would count as a failure of that host: its rollout would stop."""
+    flooded, found = Flooded({}), list[tuple[str, Any]]()
+    flooded.flood = flood
+    made = minions.Minions({}, minions.Salt(*5 * [lambda *_, **__: contextlib.nullcontext()]))  # type: ignore[arg-type]
+    monkeypatch.setattr(made, "_identities", lambda: KNOWN)
+    monkeypatch.setattr(made, "_bus", lambda *_: contextlib.nullcontext(flooded))
+    made.each(REQUEST, [(["h1"], {})], 60, lambda minion, answer: found.append((minion, answer)))
+    assert found == [("h1", "h1's own request")]
 
 
 def test_a_window_tells_of_a_minion_that_is_silent_or_failed() -> None:

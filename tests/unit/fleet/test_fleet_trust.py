@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from support.fleet.fleets import fleets, published, written
 
 from netspace.errors import NetspaceError, StateError
 from netspace.fleet import compile as compiler
-from netspace.fleet import leaving, trust, trust_watch
+from netspace.fleet import in_force, leaving, trust, trust_watch
 from netspace.fleet.declaration import FleetDeclaration
 from netspace.fleet.trust import Book, Distrust, HostTrust
 
@@ -200,6 +201,63 @@ def test_a_master_that_was_away_cuts_nobody_for_that(
     found = trust_watch.look(declared, master)
     assert found["distrusted"] == {} and set(found["asked_again"]) == {"h1", "h2", "h3"}
     assert peers(declared) == ["h2", "h3"]
+    clock[0] += 30
+    found = trust_watch.look(declared, master)
+    assert set(found["distrusted"]) == {"h2"}, "it had been silent before, and is still"
+    assert set(found["asked_again"]) == {"h1", "h3"} and peers(declared) == ["h3"]
+    clock[0] += trust.GRACE
+    assert set(trust_watch.look(declared, master)["distrusted"]) == {"h1", "h2", "h3"}
+
+
+@pytest.mark.parametrize("pause", [trust.GRACE + 60, 24 * 3600.0])
+def test_rare_looks_do_not_keep_a_silent_hosts_links(
+    declared: FleetDeclaration, master: Master, clock: list[float], pause: float
+) -> None:
+    """Looks are further apart than the time that a silent host has: it loses its links all the same."""
+    master.results["m2"] = STALE
+    for _ in range(2):
+        assert trust_watch.look(declared, master)["distrusted"] == {}
+        clock[0] += pause
+    assert set(trust_watch.look(declared, master)["distrusted"]) == {"h2"} and peers(declared) == ["h3"]
+
+
+def test_a_clock_that_is_set_back_prolongs_no_trust(
+    declared: FleetDeclaration, master: Master, clock: list[float]
+) -> None:
+    master.results["m2"] = STALE
+    trust_watch.look(declared, master)
+    clock[0] -= 7200
+    for _ in range(3):
+        trust_watch.look(declared, master)
+        clock[0] += trust.GRACE / 2
+    assert set(trust_watch.look(declared, master)["distrusted"]) == {"h2"}
+
+
+def test_a_change_within_a_tick_of_the_clock_is_seen(
+    declared: FleetDeclaration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Let the clock of the file system tick only while somebody sleeps."""
+    hosts = FLEET["hosts"]
+    write(tmp_path, {**FLEET, "hosts": {**hosts, "h3": {**hosts["h3"], "attestation": {"verifier": "self"}}}})
+    later, exact, ticks = declared._compile(), in_force.stamp, [0]
+
+    def coarse(path: Path | str) -> in_force.Stamp:
+        found = exact(path)
+        if found is None:
+            return None
+        times = [max(tick for tick in ticks if tick <= one) for one in (found[0], found[-1])]
+        return times[0], 4096 if Path(path).is_dir() else found[1], found[2], times[1]
+
+    def sleep(seconds: float) -> None:
+        ticks.append(time.time_ns())
+        monkeypatch.setattr(in_force, "SETTLED", 0)
+
+    monkeypatch.setattr(in_force, "stamp", coarse)
+    monkeypatch.setattr(in_force, "SETTLED", time.time_ns() * 2)
+    monkeypatch.setattr(in_force, "time", SimpleNamespace(time=time.time, time_ns=time.time_ns, sleep=sleep))
+    assert list(trust_watch.judged(declared).hosts.values()) == ["h1", "h2", "h3"]
+    declared.store.commit(*later)
+    assert list(trust_watch.judged(declared).hosts.values()) == ["h1", "h2"]
 
 
 def test_results_that_cannot_be_read_change_nothing(declared: FleetDeclaration, master: Master) -> None:

@@ -86,6 +86,19 @@ def test_a_killed_rollout_is_shown_and_resumed(tmp_path: Path) -> None:
         control.resume(master.journal, master.edges)
 
 
+def test_a_plan_is_not_applied_beside_a_rollout(master: Master, tmp_path: Path) -> None:
+    """A rollout bounds how many hosts are bad. So nobody gives hosts anything while it runs, or waits to be resumed."""
+    with control.alone(master.journal), pytest.raises(Busy):
+        control.start(master.journal, TWO, POLICY, master.edges)
+    assert master.hosts.applied == [] and control.status(master.journal) == {}
+    left = killed(tmp_path)
+    with pytest.raises(NetspaceError, match="9f isn't finished"), control.alone(left.journal):
+        pytest.fail("it has the right")
+    control.resume(left.journal, left.edges)
+    with control.alone(left.journal):
+        assert control.status(left.journal)["state"] == "done"
+
+
 def test_a_killed_rollout_is_stopped_by_taking_back(tmp_path: Path) -> None:
     master = killed(tmp_path)
     found = control.stop(master.journal, master.edges)

@@ -19,7 +19,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from netspace.attestation.evidence import key_fingerprint
@@ -27,7 +27,9 @@ from netspace.attestation.fleet import rounds
 from netspace.attestation.fleet.calls import Again, Answer, Call, Step
 from netspace.attestation.fleet.fleet import Fleet
 from netspace.attestation.fleet.host_state import TRUSTED, HostState
-from netspace.attestation.refusals import Refused
+from netspace.attestation.identity import Identities
+from netspace.attestation.registrar import inventory
+from netspace.attestation.registrar.enrolment import Pending
 from netspace.errors import NetspaceError
 
 MAX_SESSIONS = 64
@@ -38,7 +40,7 @@ LIFETIME = 120.0
 PAUSE = 10.0
 """Seconds after a refusal until the same minion is heard again."""
 FIRST = "enroll"
-"""The first call. Only the holder of the pending key gets to the next one."""
+"""The first call. Only an answer that the pending key signed is looked at, so others leave no trace."""
 MAX_KEY = 4096
 MAX_NAME = 255
 
@@ -62,11 +64,16 @@ class Claim:
 
 @dataclass
 class _Session:
+    """A session; it is busy while its work is made, and while an answer is worked on.
+
+    :param work: None until it is made.
+    """
+
     claim: Claim
-    work: Work
-    call: Call
     begun: float
-    busy: bool = False
+    work: Work | None = None
+    call: Call = field(default_factory=lambda: Call(""))
+    busy: bool = True
 
 
 def name(master: str, key: bytes) -> str:
@@ -84,9 +91,17 @@ def admitting(made: Fleet, ready: rounds.Ready, minion: str, wall: Callable[[], 
     """Enrol a minion's TPM and attest it; return its state.
 
     :param made: a verifier whose ``master`` is :func:`name`, and whose identities know the pending key.
-    :raises NetspaceError: the host can't be enrolled, or nothing proves that the answers are its own.
+    :raises NetspaceError: the inventory doesn't name the minion, the host can't be enrolled, or nothing proves that the
+        answers are its own.
     """
-    yield from rounds.enrolled(made.registrar, minion, ready, made.identities, wall)
+    listed = made.registrar.listed
+    if listed is None or minion not in inventory.read(listed).minions:
+        raise NetspaceError(f"the inventory does not name {minion:.80}; add its TPM to the master's inventory")
+
+    def begin(minion: str, shown: Any, now: float) -> Pending:
+        return ready()(minion, shown, now)  # the makers' roots are read only for an enrolment that the key signed
+
+    yield from rounds.enrolled(made.registrar, minion, lambda: begin, made.identities, wall)
     asked = made.ask(minion, whole=True)
 
     def take(came: Answer) -> Generator[Step, Answer, Any]:
@@ -106,7 +121,7 @@ class Desk:
 
     :param master: fingerprint of the master's key.
     :param pending: returns the pending key of a minion (PEM); None if there is none.
-    :param begin: returns the work for a claim.
+    :param begin: returns the work for a claim (:func:`admitting`).
     :param accept: accepts exactly the key of a claim. It raises NetspaceError if another key is pending by then.
     :param tell: told of each verdict: the claim, and why it is refused (empty: it is accepted).
     """
@@ -143,24 +158,46 @@ class Desk:
         claim = Claim(minion, key.encode())
         with self._lock:
             self._tidy()
-            if self._clock() < self._refused.get(minion, float("-inf")) + PAUSE:
-                raise NotNow(f"{minion:.80} was refused a moment ago; ask again in {PAUSE:.0f} s")
+            self._hear(minion)
             of_it = sum(one.claim.minion == minion for one in self._sessions.values())
             if of_it >= EACH or len(self._sessions) >= MAX_SESSIONS:
                 raise NotNow("too many ask at this moment; ask again later")
-            found = self._pending(minion)
-            if found is None or key_fingerprint(found) != key_fingerprint(claim.key):
-                raise NetspaceError(f"this key of {minion:.80} isn't pending; start the minion, or see salt-key -L")
             session = secrets.token_hex(16)
-            work = self._begin(claim)
-            try:
-                call = next(work)
-            except StopIteration as err:
-                raise NetspaceError("nothing is asked") from err
-            if not isinstance(call, Call):
-                raise NetspaceError("nothing is asked")
-            self._sessions[session] = _Session(claim, work, call, self._clock())
+            found = self._sessions[session] = _Session(claim, self._clock())
+        try:  # without the lock: others don't wait until files are read
+            found.work, found.call = self._begun(claim)
+        except BaseException:
+            with self._lock:
+                self._sessions.pop(session, None)
+            raise
+        found.busy = False
+        call = found.call
         return {"session": session, "master": self._master, "call": _wire(call)}
+
+    def _begun(self, claim: Claim) -> tuple[Work, Call]:
+        """Return the work for a claim, and its first call.
+
+        :raises NetspaceError: no such key is pending, or the minion can't be admitted.
+        """
+        found = self._pending(claim.minion)
+        if found is None or key_fingerprint(found) != key_fingerprint(claim.key):
+            raise NetspaceError(f"this key of {claim.minion:.80} isn't pending; start the minion, or see salt-key -L")
+        work = self._begin(claim)
+        try:
+            call = next(work)
+        except StopIteration as err:
+            raise NetspaceError("nothing is asked") from err
+        if not isinstance(call, Call):
+            raise NetspaceError("nothing is asked")
+        return work, call
+
+    def _hear(self, minion: str) -> None:
+        """Check that a minion wasn't refused a moment ago; the caller holds the lock.
+
+        :raises NotNow: it was.
+        """
+        if self._clock() < self._refused.get(minion, float("-inf")) + PAUSE:
+            raise NotNow(f"{minion:.80} was refused a moment ago; ask again in {PAUSE:.0f} s")
 
     def known(self, session: str) -> bool:
         """Return whether a session is open, before its next message is read."""
@@ -177,12 +214,17 @@ class Desk:
             found = self._sessions.get(session)
             if found is None or found.busy:
                 raise NotNow("this session is over; begin again")
+            self._hear(found.claim.minion)
             found.busy = True
+        proved = found.call.function != FIRST
         try:
+            if not proved:
+                # Whoever knows the public key can send rubbish. It must neither fill the log nor keep the minion
+                # waiting. What the key signed is the minion's own, so whatever is wrong with it counts.
+                self._signed(found.claim, value)
+                proved = True
             state = self._stepped(found, value)
         except NetspaceError as err:
-            # Whoever knows the public key can send rubbish. It must neither fill the log nor keep the minion waiting.
-            proved = isinstance(err, Refused) or found.call.function != FIRST
             self._over(session, found.claim, str(err) if proved else None)
             return {"refused": str(err), "code": getattr(err, "code", "")}
         except BaseException:
@@ -194,11 +236,20 @@ class Desk:
         self._over(session, found.claim, "")
         return {"accepted": True, "level": state.shown(time.time())["level"]}
 
+    def _signed(self, claim: Claim, value: Any) -> None:
+        """Check that the holder of the pending key made the first answer.
+
+        :raises Refused: nothing proves that.
+        """
+        master = name(self._master, claim.key)
+        Identities(master, lambda minion: claim.key).enrolment(claim.minion, value)
+
     def _stepped(self, session: _Session, value: Any) -> HostState | None:
         """Resume the work; return the state of a host that was admitted, and None if another call follows.
 
         :raises NetspaceError: the host isn't admitted.
         """
+        assert session.work is not None
         try:
             call = session.work.send(Answer(value))
             while isinstance(call, Again):  # there is one sender, and it gave its answer

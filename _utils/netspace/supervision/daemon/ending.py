@@ -208,5 +208,11 @@ class Stopper:
         return started
 
     def _retry(self, unit: Unit) -> None:
+        """Start a unit again after its delay, unless a policy that was declared meanwhile forbids it."""
         unit.timer = None
+        assert unit.service is not None
+        restart = self._present(unit.service).restart
+        if restart == "never" or not (unit.error or restart_policy.again(restart, unit.exit)):
+            self.units.idle(unit, "stopped" if unit.exit == "exit 0" and not unit.error else "failed")
+            return
         self.again(unit)
