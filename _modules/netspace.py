@@ -7,7 +7,6 @@ An overview of the host, checks of its declaration and of the host itself, and t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 from netspace import __version__  # noqa: E402
 from netspace.errors import NetspaceError, SpecError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     from netspace.spec.types import Declaration
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
     __salt__: dict[str, Any]
 
-log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
 __outputter__ = dict.fromkeys(
@@ -464,7 +462,7 @@ def teardown(test: bool = False) -> dict[str, Any]:
         Return what would be removed, and remove nothing.
     """
     try:
-        result = Host(arguments.layout(__opts__), log.info).teardown(test=test)
+        result = Host(arguments.layout(__opts__), **apply_progress.hooks(__opts__, __salt__)).teardown(test=test)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     return state_return.state("netspace.teardown", result, test=test)

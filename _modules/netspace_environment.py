@@ -22,7 +22,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments  # noqa: E402
+from netspace.plugin import apply_progress, arguments  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -432,7 +432,8 @@ def remove(*names: str, purge: bool = False, **others: object) -> bool:
     wanted = _names(names)
     _do(lambda operations: [operations.inspect(name) for name in wanted])  # an unknown name is an error
     try:
-        result = Host(arguments.layout(__opts__)).remove_environments(wanted, purge=purge)
+        host = Host(arguments.layout(__opts__), **apply_progress.hooks(__opts__, __salt__))
+        result = host.remove_environments(wanted, purge=purge)
     except NetspaceError as err:
         raise CommandExecutionError(str(err)) from err
     return _each({f"{failure.step}": failure.error for failure in result.failures})

@@ -8,7 +8,6 @@ by ``netspace_link.signed_answer``, so that each answer is this minion's own. Se
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -19,7 +18,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, own_pillar  # noqa: E402
+from netspace.plugin import apply_progress, arguments, own_pillar  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
     __salt__: dict[str, Any]
 
-log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace_fleet"
 
@@ -158,7 +156,11 @@ def _gate(words: list[str] | None) -> tuple[str, ...]:
 
 
 def _host() -> Host:
-    return Host(arguments.layout(__opts__), log.info, remote=SaltFiles(__salt__, __opts__))
+    return Host(
+        arguments.layout(__opts__),
+        remote=SaltFiles(__salt__, __opts__),
+        **apply_progress.hooks(__opts__, __salt__),
+    )
 
 
 def _section(generation: str) -> dict[str, Any]:
