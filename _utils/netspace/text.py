@@ -41,14 +41,20 @@ def folded(text: str, width: int, first: str = "") -> str:
 
     lines: list[str] = []
     for line in text.splitlines():
-        before = "" if lines else first
-        if len(before) + len(line) <= width:
+        taken = 0 if lines else len(first)
+        if taken + len(line) <= width:
             lines.append(line)
             continue
+        indent = " " * (len(line) - len(line.lstrip(" ")))
         broken = textwrap.wrap(
-            before + line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            line.strip(),
+            width,
+            initial_indent=" " * taken + indent,
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
         )
-        lines += [broken[0].removeprefix(before), *broken[1:]]
+        lines += [broken[0][taken:], *broken[1:]]
     return "\n".join(lines)
 
 

@@ -128,7 +128,8 @@ def test_problem_of_many_things_is_told_whole_once() -> None:
     assert returned["comment"].count("eaddrinuse") == 1
     assert "create link web.orders4 and 4 more: the broker ended" in unfolded(returned["comment"])
     for number, row in enumerate(returned["sub_state_run"]):
-        assert unfolded(row["comment"]) == f"create link web.orders{number}: {BROKEN.splitlines()[0]}" and row["result"] is False
+        assert unfolded(row["comment"]) == f"create link web.orders{number}: {BROKEN.splitlines()[0]}"
+        assert row["result"] is False
 
 
 def test_problem_of_one_thing_alone_is_told_whole_in_its_row() -> None:

@@ -124,6 +124,11 @@ class Salt:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self._warm.run(*self._options(), *arguments, timeout=600)
 
+    def shown(self, *arguments: str) -> str:
+        """Return what a terminal without colours gets on stdout, whether the function succeeds or fails."""
+        options = [one for one in self._options() if not one.startswith("--out=")]
+        return self._warm.run("--no-color", *options, *arguments, timeout=600).stdout
+
     def command(self, *arguments: str) -> list[str]:
         """Return the command that runs the function in a new process."""
         return [str(CHECKOUT / "scripts/salt-call"), *self._options(), *arguments]
