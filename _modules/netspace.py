@@ -7,7 +7,6 @@ An overview of the host, checks of its declaration and of the host itself, and t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 from netspace import __version__  # noqa: E402
 from netspace.errors import NetspaceError, SpecError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, refusal, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     from netspace.spec.types import Declaration
@@ -30,11 +29,10 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
     __salt__: dict[str, Any]
 
-log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace"
 __outputter__ = dict.fromkeys(
-    ("check", "overview", "explain", "refused", "can", "paths_to", "diff", "drift"), "netspace"
+    ("check", "check_host", "overview", "glance", "explain", "refused", "can", "paths_to", "diff", "drift"), "netspace"
 )
 
 T = TypeVar("T")
@@ -58,7 +56,7 @@ def overview() -> dict[str, Any]:
     try:
         return Host(arguments.layout(__opts__)).overview()
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def glance() -> dict[str, Any]:
@@ -80,7 +78,7 @@ def glance() -> dict[str, Any]:
     try:
         return work.glance(Host(arguments.layout(__opts__)))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def explain(name: str) -> dict[str, Any]:
@@ -116,7 +114,7 @@ def explain(name: str) -> dict[str, Any]:
     try:
         return explanation.explain(Host(arguments.layout(__opts__)), name, wanted, invalid)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def refused(name: str) -> dict[str, Any]:
@@ -141,7 +139,7 @@ def refused(name: str) -> dict[str, Any]:
     try:
         return record.refused(Host(arguments.layout(__opts__)), name)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def suggest(name: str) -> str:
@@ -166,7 +164,7 @@ def suggest(name: str) -> str:
     try:
         return record.suggestion(Host(arguments.layout(__opts__)), name)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) -> T:
@@ -174,7 +172,7 @@ def _reached(answer: Callable[[Host, Declaration | None], T], declared: bool) ->
     try:
         return answer(Host(arguments.layout(__opts__)), arguments.whole(None, __pillar__) if declared else None)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def can(source: str, target: str, declared: bool = False) -> dict[str, Any]:
@@ -291,7 +289,7 @@ def diff(declaration: dict[str, Any] | None = None) -> dict[str, Any]:
         wanted = arguments.whole(declaration, __pillar__)
         plan = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__)).diff(wanted)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     return differences.told(plan, "declaration", time.time())
 
 
@@ -319,7 +317,7 @@ def drift() -> dict[str, Any]:
     try:
         plan = Host(arguments.layout(__opts__)).drift()
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     found = differences.told(plan, "last apply", time.time())
     if found["differs"]:
         __context__["retcode"] = 1
@@ -356,7 +354,7 @@ def metrics(file: str = "") -> str | dict[str, Any]:
             return {"file": str(file), "size": work.write(host, Path(str(file)))}
         return openmetrics.text(work.families(host))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def version() -> str:
@@ -404,7 +402,7 @@ def check(declaration: dict[str, Any] | None = None, host: bool = True) -> dict[
     except SpecError as err:
         problems = [problem._asdict() for problem in err.problems]
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     if problems:
         __context__["retcode"] = 1
     return {"valid": not problems, "problems": problems}
@@ -464,7 +462,7 @@ def teardown(test: bool = False) -> dict[str, Any]:
         Return what would be removed, and remove nothing.
     """
     try:
-        result = Host(arguments.layout(__opts__), log.info).teardown(test=test)
+        result = Host(arguments.layout(__opts__), **apply_progress.hooks(__opts__, __salt__)).teardown(test=test)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     return state_return.state("netspace.teardown", result, test=test)

@@ -21,7 +21,7 @@ from netspace.attestation.fleet import admission, admission_http  # noqa: E402
 from netspace.attestation.minion import settings  # noqa: E402
 from netspace.attestation.minion.applicant import MAX_CALLS, Applicant  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
-from netspace.plugin import arguments, salt_keys  # noqa: E402
+from netspace.plugin import arguments, refusal, salt_keys  # noqa: E402
 from netspace.spec import parse  # noqa: E402
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def apply_(url: str, tpm: str = "device:/dev/tpmrm0", patience: int = 120) -> di
             return _applied(url, tpm)
         except admission.NotNow as err:
             if time.monotonic() > until:
-                raise CommandExecutionError(str(err)) from err
+                raise CommandExecutionError(refusal.told(__opts__, err)) from err
             time.sleep(PAUSE)
         except (NetspaceError, OSError) as err:
-            raise CommandExecutionError(str(err)) from err
+            raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def _applied(url: str, tpm: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from netspace.attestation.minion import attester, master_result, self_appraisal,
 from netspace.attestation.reconciler import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
-from netspace.plugin import arguments, salt_keys  # noqa: E402
+from netspace.plugin import arguments, refusal, salt_keys  # noqa: E402
 from netspace.spec import parse  # noqa: E402
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def status() -> dict[str, Any]:
     try:
         return Attestations(arguments.layout(__opts__)).status()
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def evidence(
@@ -116,7 +116,7 @@ def evidence(
         if tee:
             made = attester.with_tee(made, layout.root, context)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     return {**made.wire(), "host": host}
 
 
@@ -151,7 +151,7 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
         shown = self_appraisal.enroll(layout, chosen, chosen_template, period, others=given["others"] is True).wire()
         return shown if asked is None else _signed(identity.ENROLMENT, shown, {})
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def activate(credentials: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def activate(credentials: dict[str, Any]) -> dict[str, Any]:
         opened = {"answer": self_appraisal.activate(layout, chosen, made, context, read_period(given["period"])).hex()}
         return _signed(identity.ACTIVATION, opened, identity.exchange(context.session, context.nonce))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def _signed(kind: str, data: dict[str, Any], more: dict[str, str]) -> dict[str, Any]:
@@ -238,10 +238,10 @@ def forget() -> dict[str, Any]:
             plan = kind.plan(parse.declaration({}).attestation, kind.observe(), {NAME})
             outcomes = kind.apply(plan.steps)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     errors = [outcome.error for outcome in outcomes if outcome.error]
     if errors:
-        raise CommandExecutionError("; ".join(errors))
+        raise CommandExecutionError(refusal.told(__opts__, "; ".join(errors)))
     return {"forgotten": bool(plan.steps)}
 
 
@@ -267,7 +267,7 @@ def answer(challenges: dict[str, Any]) -> dict[str, Any]:
         layout, chosen = _settings()
         return master_result.answer(layout, chosen, str(__opts__["id"]), _master(), _mine(challenges), _salt_key)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def part(parts: dict[str, int]) -> dict[str, str]:
@@ -289,7 +289,7 @@ def part(parts: dict[str, int]) -> dict[str, str]:
     try:
         return master_result.part(arguments.layout(__opts__), _mine(parts))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
@@ -318,7 +318,7 @@ def accept(tokens: dict[str, str], key: dict[str, str]) -> dict[str, Any]:
             return {"stored": False, "reason": "attestation:verifier is 'self' here"}
         found = master_result.accept(layout, chosen, str(__opts__["id"]), _mine(tokens), key)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     return {"stored": True, "level": f"L{found.level}", "expires": found.expires}
 
 

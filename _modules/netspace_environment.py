@@ -22,7 +22,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments  # noqa: E402
+from netspace.plugin import apply_progress, arguments, refusal  # noqa: E402
 
 if TYPE_CHECKING:
     __context__: dict[str, Any]
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace_environment"
 __func_alias__ = {"list_": "list", "exec_": "exec"}
-__outputter__ = {"list_": "netspace", "wait": "netspace"}
+__outputter__ = dict.fromkeys(("list_", "wait", "inspect", "audit", "exhaust"), "netspace")
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def _do(action: Callable[[Any], T]) -> T:
     try:
         return action(Host(arguments.layout(__opts__)).operations)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def _each(outcomes: dict[str, str]) -> bool:
@@ -56,7 +56,9 @@ def _each(outcomes: dict[str, str]) -> bool:
     arguments.tell_targets(__salt__, __opts__, __pillar__)
     failed = {name: error for name, error in outcomes.items() if error}
     if failed:
-        raise CommandExecutionError("\n".join(f"{name}: {error}" for name, error in failed.items()))
+        raise CommandExecutionError(
+            refusal.told(__opts__, "\n".join(f"{name}: {error}" for name, error in failed.items()))
+        )
     return True
 
 
@@ -330,7 +332,7 @@ def audit(name: str, summary: bool = False) -> list[dict[str, str]] | dict[str, 
     try:
         rows = auditing.audit(Host(arguments.layout(__opts__)), name, arguments.network(__pillar__))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     succeeded = [row for row in rows if row["outcome"] == "succeeded"]
     if succeeded:
         __context__["retcode"] = 2
@@ -398,7 +400,7 @@ def exhaust(name: str, summary: bool = False, waiting: bool = True) -> list[dict
         instance = Host(arguments.layout(__opts__))
         found = exhaustion.exhaust(instance, name, arguments.network(__pillar__), waiting=bool(waiting))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     rows: list[dict[str, Any]] = [msgspec.to_builtins(row) for row in found]
     counts = {kind: len([row for row in found if row.outcome == kind]) for kind in exhaustion.OUTCOMES}
     if counts["leak"]:
@@ -432,7 +434,8 @@ def remove(*names: str, purge: bool = False, **others: object) -> bool:
     wanted = _names(names)
     _do(lambda operations: [operations.inspect(name) for name in wanted])  # an unknown name is an error
     try:
-        result = Host(arguments.layout(__opts__)).remove_environments(wanted, purge=purge)
+        host = Host(arguments.layout(__opts__), **apply_progress.hooks(__opts__, __salt__))
+        result = host.remove_environments(wanted, purge=purge)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     return _each({f"{failure.step}": failure.error for failure in result.failures})

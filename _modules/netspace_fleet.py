@@ -8,7 +8,6 @@ by ``netspace_link.signed_answer``, so that each answer is this minion's own. Se
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -19,7 +18,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, own_pillar  # noqa: E402
+from netspace.plugin import apply_progress, arguments, own_pillar, refusal  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     __pillar__: dict[str, Any]
     __salt__: dict[str, Any]
 
-log = logging.getLogger(__name__)
 
 __virtualname__ = "netspace_fleet"
+__outputter__ = dict.fromkeys(("plan", "apply", "ailing"), "netspace")
 
 _SUBJECTS = ("health", "trust")
 
@@ -69,7 +68,7 @@ def plan(generation: str = "", applied: bool = False) -> dict[str, Any]:
             found = plans.host_plan(minion, section, host.diff(arguments.whole(section, {})))
         return plans.plain(found)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, Any]:
@@ -102,7 +101,7 @@ def apply(generation: str = "", expected: list[str] | None = None) -> dict[str, 
             wanted, None if some is None else lambda found: plans.host_plan(minion, section, found).digest in some
         )
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     if result.outcomes:
         arguments.tell_targets(__salt__, __opts__, __pillar__)
     return plans.outcome(result)
@@ -130,7 +129,7 @@ def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
         wanted = arguments.whole(_section(generation), {})
         return _host().prepare(wanted, trusted="trust" in _gate(gate))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def ailing(gate: list[str] | None = None) -> list[str]:
@@ -150,7 +149,7 @@ def ailing(gate: list[str] | None = None) -> list[str]:
     try:
         return _host().ailing(health="health" in _gate(gate), trusted="trust" in _gate(gate))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def _gate(words: list[str] | None) -> tuple[str, ...]:
@@ -158,7 +157,11 @@ def _gate(words: list[str] | None) -> tuple[str, ...]:
 
 
 def _host() -> Host:
-    return Host(arguments.layout(__opts__), log.info, remote=SaltFiles(__salt__, __opts__))
+    return Host(
+        arguments.layout(__opts__),
+        remote=SaltFiles(__salt__, __opts__),
+        **apply_progress.hooks(__opts__, __salt__),
+    )
 
 
 def _section(generation: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, state_return  # noqa: E402
+from netspace.plugin import arguments, refusal, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace_image"
 __func_alias__ = {"list_": "list"}
-__outputter__ = {"list_": "netspace"}
+__outputter__ = dict.fromkeys(("list_", "inspect"), "netspace")
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def _do(action: Callable[[Host], T]) -> T:
     try:
         return action(Host(arguments.layout(__opts__)))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def list_() -> dict[str, dict[str, Any]]:

@@ -18,14 +18,14 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.interface.reconciler import Interfaces  # noqa: E402
-from netspace.plugin import arguments  # noqa: E402
+from netspace.plugin import arguments, refusal  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
 
 __virtualname__ = "netspace_interface"
 __func_alias__ = {"list_": "list"}
-__outputter__ = {"list_": "netspace"}
+__outputter__ = dict.fromkeys(("list_", "inspect"), "netspace")
 
 
 def __virtual__() -> str:
@@ -47,7 +47,7 @@ def list_() -> dict[str, dict[str, Any]]:
     try:
         return Interfaces(arguments.layout(__opts__)).list()
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def inspect(name: str) -> dict[str, Any]:
@@ -67,4 +67,4 @@ def inspect(name: str) -> dict[str, Any]:
     try:
         return Interfaces(arguments.layout(__opts__)).inspect(name)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err

@@ -25,7 +25,7 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
 from netspace.link.mail.dead_letters import LetterFilter, Letters  # noqa: E402
 from netspace.link.reconciler import Links  # noqa: E402
-from netspace.plugin import arguments, salt_keys  # noqa: E402
+from netspace.plugin import arguments, refusal, salt_keys  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 __virtualname__ = "netspace_link"
 
 __func_alias__ = {"list_": "list"}
-__outputter__ = {"list_": "netspace"}
+__outputter__ = dict.fromkeys(("list_", "health", "dead_letters"), "netspace")
 
 
 def __virtual__() -> str:
@@ -68,7 +68,7 @@ def list_() -> dict[str, Any]:
     try:
         return _links().list()
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def health() -> dict[str, Any]:
@@ -92,7 +92,7 @@ def health() -> dict[str, Any]:
     try:
         return Host(arguments.layout(__opts__)).link_health()
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def renew(authority: bool = False, distrust: bool = False) -> list[str]:
@@ -126,7 +126,7 @@ def renew(authority: bool = False, distrust: bool = False) -> list[str]:
         if distrust:
             _told("the certificates are new, but not all environments got new keys", Host(layout).renew_seals()[1])
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     if failed:
         told = "; ".join(f"{name}: {text}" for name, text in failed.items())
         raise CommandExecutionError(f"the certificates are new, but not all environments got theirs: {told}")
@@ -152,7 +152,7 @@ def renew_seals(*environments: str) -> list[str]:
     try:
         renewed, result = Host(arguments.layout(__opts__)).renew_seals(environments)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     _told("the keys are new, but not all environments know them yet", result)
     return renewed
 
@@ -176,7 +176,7 @@ def seal_bundles() -> dict[str, Any]:
         bundles, result = host.seal_bundles()
         name = host.links.recorded_broker().host
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     _told("the keys are new, but not all environments know them yet", result)
     return {"host": name, "bundles": bundles}
 
@@ -203,9 +203,9 @@ def seal_adopt(bundles: str | list[str]) -> dict[str, bool]:
         texts = [Path(one).read_text() if one.startswith("/") else one for one in given]
         adopted, refused, result = Host(arguments.layout(__opts__)).adopt_seals(texts)
     except (NetspaceError, OSError, ValueError, TypeError, AttributeError) as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     if refused:
-        raise CommandExecutionError("; ".join(refused))
+        raise CommandExecutionError(refusal.told(__opts__, "; ".join(refused)))
     _told("the keys are stored, but not all environments know them yet", result)
     return adopted
 
@@ -213,7 +213,7 @@ def seal_adopt(bundles: str | list[str]) -> dict[str, bool]:
 def _told(what: str, result: Any) -> None:
     if result.failures:
         told = "; ".join(f"{failure.step.name}: {failure.error}" for failure in result.failures)
-        raise CommandExecutionError(f"{what}: {told}")
+        raise CommandExecutionError(refusal.told(__opts__, f"{what}: {told}"))
 
 
 def backup(file: str) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def backup(file: str) -> dict[str, Any]:
         host = Host(arguments.layout(__opts__))
         return mail.save(host.layout, host.supervisor, Path(file), log.info)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def restore(file: str) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def restore(file: str) -> dict[str, Any]:
         host = Host(arguments.layout(__opts__))
         return mail.load(host.layout, host.supervisor, Path(file), log.info)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def authority_request(folder: str = "/etc/netspace/authority") -> str:
@@ -291,7 +291,7 @@ def authority_request(folder: str = "/etc/netspace/authority") -> str:
     try:
         return root.request(_folder(folder))
     except (NetspaceError, OSError) as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool:
@@ -316,7 +316,7 @@ def authority_adopt(chain: str, folder: str = "/etc/netspace/authority") -> bool
         text = Path(chain).read_text() if chain.startswith("/") else chain
         return root.adopt(_folder(folder), text)
     except (NetspaceError, OSError, ValueError) as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def public_key(folder: str = "/etc/netspace/authority") -> str:
@@ -342,7 +342,7 @@ def public_key(folder: str = "/etc/netspace/authority") -> str:
     try:
         return pair_keys.public(_folder(folder))
     except (NetspaceError, OSError) as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
@@ -372,7 +372,7 @@ def signed_answer(asked: dict[str, Any]) -> dict[str, Any]:
         minion = str(__opts__["id"])
         return own_answers.answer(asked, __salt__, master, minion, lambda: salt_keys.own(__opts__))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def _folder(path: str) -> Path:
@@ -406,7 +406,7 @@ def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
     try:
         return Letters(arguments.layout(__opts__)).count(limit, payload)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def redeliver(
@@ -441,7 +441,7 @@ def redeliver(
         with _letters(test) as letters:
             return letters.redeliver(_choice(limit, link, message_id), bool(test))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def discard(
@@ -474,7 +474,7 @@ def discard(
         with _letters(test) as letters:
             return letters.discard(_choice(limit, link, message_id), bool(test))
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 @contextlib.contextmanager

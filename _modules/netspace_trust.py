@@ -19,7 +19,7 @@ from salt.exceptions import CommandExecutionError, SaltException  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host import revise as revision  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, own_pillar  # noqa: E402
+from netspace.plugin import arguments, own_pillar, refusal  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def revise(hosts: list[str], own: bool = False) -> list[str]:
         if own and result.outcomes:
             arguments.tell_targets(__salt__, __opts__, __pillar__)
     except (NetspaceError, SaltException) as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
     finally:
         __salt__["saltutil.refresh_pillar"]()
     return revision.problems(result)

@@ -19,7 +19,7 @@ from salt.exceptions import CommandExecutionError  # noqa: E402
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments  # noqa: E402
+from netspace.plugin import arguments, refusal  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -78,7 +78,7 @@ def backup(name: str, folder: str) -> dict[str, dict[str, Any]]:
         host = Host(arguments.layout(__opts__))
         return copies.save(host.layout, host.supervisor, name, folder)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
@@ -107,4 +107,4 @@ def restore(name: str, folder: str) -> dict[str, dict[str, Any]]:
         host = Host(arguments.layout(__opts__))
         return copies.load(host.layout, host.supervisor, name, folder)
     except NetspaceError as err:
-        raise CommandExecutionError(str(err)) from err
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err

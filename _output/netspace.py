@@ -12,7 +12,7 @@ choose an output, so name it for them:
     salt-run --out=netspace netspace_attestation.status
 
 Colours appear on a terminal only, and ``--no-color`` turns them off. A return that has an unexpected form is shown by
-Salt's ``nested`` output.
+Salt's ``nested`` output, with wide lines broken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ netspace.refresh(__file__)
 
 import salt.utils.color  # noqa: E402
 
-from netspace.plugin import views  # noqa: E402
+from netspace.plugin import tables, views  # noqa: E402
 from netspace.plugin.tables import Tone, text  # noqa: E402
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def _lines(data: Any, screen: views.Screen) -> list[str] | None:
 
 
 def _nested(data: Any, options: dict[str, Any]) -> str:
-    """Return the lines of Salt's own output; if even that fails, return a sentence."""
+    """Return the lines of Salt's own output, none wider than a screen; if even that fails, return a sentence."""
     try:
-        return str(__salt__["nested"](data, **options))
+        return tables.narrow(str(__salt__["nested"](data, **options)))
     except (*views.MALFORMED, RecursionError):
         return "this return can't be shown here; try --out=json"

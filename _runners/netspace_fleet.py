@@ -5,9 +5,10 @@ A fleet in one declaration, on the master
 ``check`` tells whether the declaration is right, ``join`` brings hosts into the fleet and ``leave`` takes them out of
 it. ``plan`` shows what would change on all hosts, ``apply`` does exactly that, ``drift`` shows what changed by hand.
 ``rollout`` applies a plan batch by batch. ``replace`` puts another machine in a host's place, and ``drain`` moves
-environments away from a host. ``slice`` shows what one minion gets. ``status``, ``list`` and ``explain`` ask the hosts
-for their state. ``can``, ``paths_to`` and ``graph`` show who may reach whom. The declaration's file is named in the
-master's configuration, under ``ext_pillar``: see the page on fleets. On a refusal, the command's exit status is 1.
+environments away from a host. ``watch`` shows what applies do as they do it. ``slice`` shows what one minion gets.
+``status``, ``list`` and ``explain`` ask the hosts for their state. ``can``, ``paths_to`` and ``graph`` show who may
+reach whom. The declaration's file is named in the master's configuration, under ``ext_pillar``: see the page on fleets.
+On a refusal, the command's exit status is 1.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from netspace.fleet.rollout import control, planned, progress  # noqa: E402
 from netspace.fleet.rollout.journal import Journal  # noqa: E402
 from netspace.fleet.rollout.machine import Edges, Event  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
-from netspace.plugin import arguments, fleet_files  # noqa: E402
+from netspace.plugin import apply_progress, arguments, fleet_files  # noqa: E402
 from netspace.plugin.minions import Minions, OneMinion, Salt, forget_tpm  # noqa: E402
 from netspace.plugin.runner_answers import answer as _answer  # noqa: E402
 
@@ -605,6 +606,42 @@ def stop(take_back: bool = False, timeout: int = 900) -> dict[str, Any]:
         Seconds that a host may take for each step.
     """
     return _answer(lambda: control.stop(_journal(), _edges(timeout), take_back=take_back))
+
+
+def watch(timeout: int = 0) -> dict[str, Any]:
+    """
+    Show what applies do on all hosts, and what they change, as it happens.
+
+    A line for each goes to stderr: what an apply is at (``h1: starting web``), and each change (``h1: create
+    environment web``). Nothing is shown of what happened before. Return the numbers of ``changes`` and of ``failures``.
+
+    Hosts send these as events, with the tags ``netspace/apply/<minion>/doing`` and ``netspace/apply/<minion>/changed``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_fleet.watch
+        salt-run netspace_fleet.watch timeout=60
+
+    timeout
+        Seconds after which to end. Defaults to 0: end at Ctrl-C.
+    """
+    import salt.utils.event
+
+    seconds = timeout and _seconds(timeout)
+    last = time.monotonic() + seconds if seconds else None
+    counts = {"changes": 0, "failures": 0}
+    with salt.utils.event.get_event("master", opts=__opts__, listen=True) as bus:
+        while last is None or time.monotonic() < last:
+            event = bus.get_event(wait=1, tag=f"{apply_progress.TAG}/", match_type="startswith", full=True)
+            if event is None:
+                continue
+            for ok in apply_progress.verdicts(event["tag"], event["data"]):
+                counts["changes" if ok else "failures"] += 1
+            for line in apply_progress.told(event["tag"], event["data"]):
+                print(line, file=sys.stderr, flush=True)
+    return counts
 
 
 def _journal() -> Journal:

@@ -24,10 +24,11 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
+    __salt__: dict[str, Any]
     __pillar__: dict[str, Any]
 
 __virtualname__ = "netspace_attestation"
@@ -35,6 +36,10 @@ __virtualname__ = "netspace_attestation"
 
 def __virtual__() -> str:
     return __virtualname__
+
+
+def _host() -> Host:
+    return Host(arguments.layout(__opts__), **apply_progress.hooks(__opts__, __salt__))
 
 
 def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def required(name: str, declaration: dict[str, Any] | None = None, **kwargs: Any
     try:
         given = arguments.arguments(kwargs)
         wanted = arguments.whole({"attestation": given} if given else declaration, __pillar__)
-        result = Host(arguments.layout(__opts__)).converge_attestation(wanted.attestation, test=test)
+        result = _host().converge_attestation(wanted.attestation, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
     return state_return.state(name, result, test=test)

@@ -34,8 +34,8 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
+from netspace.plugin import apply_progress, state_return  # noqa: E402
 from netspace.plugin import arguments as declared  # noqa: E402
-from netspace.plugin import state_return  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
@@ -56,7 +56,11 @@ def __virtual__() -> str:
 
 
 def _host() -> Host:
-    return Host(declared.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
+    return Host(
+        declared.layout(__opts__),
+        remote=SaltFiles(__salt__, __opts__),
+        **apply_progress.hooks(__opts__, __salt__),
+    )
 
 
 def _told(*states: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +102,9 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
         return state_return.failure(name, err)
     state = state_return.rows(name, result, "environment", wanted.environments, test=test, most=most)
     for each in declared.unaddressable(wanted, __opts__, __pillar__):
-        state["comment"] += f"\nenvironment {each}: target: {declared.addressable(__opts__)}"
+        state["comment"] = state_return.told(
+            state["comment"], f"environment {each}: target: {declared.addressable(__opts__)}"
+        )
     return _told(state)
 
 
@@ -253,7 +259,7 @@ def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
     try:
         row = _host().operations.wait([name], timeout=0.0 if test else float(timeout))[name]
     except NetspaceError as err:
-        return {"name": name, "result": None if test else False, "changes": {}, "comment": str(err)}
+        return {"name": name, "result": None if test else False, "changes": {}, "comment": state_return.told(str(err))}
     how = "healthy" if row["health"] else "running"
     return {"name": name, "result": True, "changes": {}, "comment": f"{name} is {how}."}
 
@@ -274,7 +280,7 @@ def absent(name: str, purge: bool = False) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        result = Host(declared.layout(__opts__)).remove_environments({name}, test=test, purge=purge)
+        result = _host().remove_environments({name}, test=test, purge=purge)
     except NetspaceError as err:
         return state_return.failure(name, err)
     return _told(state_return.state(name, result, test=test, only=name))

@@ -29,7 +29,7 @@ netspace.refresh(__file__)
 from netspace.environment.images.admin import Wanted  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
 from netspace.plugin.fileserver import SaltFiles  # noqa: E402
 
 if TYPE_CHECKING:
@@ -41,6 +41,14 @@ __virtualname__ = "netspace_image"
 
 def __virtual__() -> str:
     return __virtualname__
+
+
+def _host() -> Host:
+    return Host(
+        arguments.layout(__opts__),
+        remote=SaltFiles(__salt__, __opts__),
+        **apply_progress.hooks(__opts__, __salt__),
+    )
 
 
 def present(
@@ -70,7 +78,7 @@ def present(
     """
     test = bool(__opts__["test"])
     try:
-        host = Host(arguments.layout(__opts__), remote=SaltFiles(__salt__, __opts__))
+        host = _host()
         # YAML may read a hash as a number: that is refused, not ignored.
         hashes = ("" if value is None else str(value) for value in (source_hash, digest))
         wanted = Wanted(name if source is None else str(source), *hashes)
@@ -89,7 +97,7 @@ def absent(name: str) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        result = Host(arguments.layout(__opts__)).remove_image(name, test=test)
+        result = _host().remove_image(name, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
     return state_return.state(name, result, test=test, only=name)

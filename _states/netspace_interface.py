@@ -28,10 +28,11 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
+    __salt__: dict[str, Any]
     __pillar__: dict[str, Any]
 
 __virtualname__ = "netspace_interface"
@@ -39,6 +40,10 @@ __virtualname__ = "netspace_interface"
 
 def __virtual__() -> str:
     return __virtualname__
+
+
+def _host() -> Host:
+    return Host(arguments.layout(__opts__), **apply_progress.hooks(__opts__, __salt__))
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     try:
         most = arguments.rows(__opts__)
         wanted = arguments.whole(declaration, __pillar__)
-        result = Host(arguments.layout(__opts__)).converge_interfaces(wanted, whole=True, test=test)
+        result = _host().converge_interfaces(wanted, whole=True, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
     return state_return.rows(name, result, "interface", wanted.environments, test=test, most=most)
@@ -96,7 +101,7 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     test = bool(__opts__["test"])
     try:
         wanted = arguments.one_interface(name, kwargs, __pillar__)
-        result = Host(arguments.layout(__opts__)).converge_interfaces(wanted, test=test)
+        result = _host().converge_interfaces(wanted, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
     return state_return.state(name, result, test=test, only=name)
@@ -114,7 +119,7 @@ def absent(name: str) -> dict[str, Any]:
     """
     test = bool(__opts__["test"])
     try:
-        result = Host(arguments.layout(__opts__)).remove_interfaces({name}, test=test)
+        result = _host().remove_interfaces({name}, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
     return state_return.state(name, result, test=test, only=name)

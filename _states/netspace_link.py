@@ -27,10 +27,11 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.host.host import Host  # noqa: E402
-from netspace.plugin import arguments, state_return  # noqa: E402
+from netspace.plugin import apply_progress, arguments, state_return  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
+    __salt__: dict[str, Any]
     __pillar__: dict[str, Any]
 
 __virtualname__ = "netspace_link"
@@ -38,6 +39,10 @@ __virtualname__ = "netspace_link"
 
 def __virtual__() -> str:
     return __virtualname__
+
+
+def _host() -> Host:
+    return Host(arguments.layout(__opts__), **apply_progress.hooks(__opts__, __salt__))
 
 
 def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def managed(name: str, declaration: dict[str, Any] | None = None) -> dict[str, A
     try:
         most = arguments.rows(__opts__)
         wanted = arguments.whole(declaration, __pillar__)
-        result = Host(arguments.layout(__opts__)).converge_links(wanted, whole=True, test=test)
+        result = _host().converge_links(wanted, whole=True, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
     links = (link.name for link in wanted.links)
@@ -124,7 +129,7 @@ def present(name: str, **kwargs: Any) -> dict[str, Any]:
     test = bool(__opts__["test"])
     try:
         wanted = arguments.one_link(name, kwargs, __pillar__)
-        result = Host(arguments.layout(__opts__)).converge_links(wanted, test=test)
+        result = _host().converge_links(wanted, test=test)
     except NetspaceError as err:
         return state_return.failure(name, err)
     return {**state_return.state(wanted.links[0].name, result, test=test, only=wanted.links[0].name), "name": name}
@@ -148,7 +153,7 @@ def absent(name: str, purge: bool = False, **kwargs: Any) -> dict[str, Any]:
     test = bool(__opts__["test"])
     try:
         link = arguments.link(name, kwargs, __pillar__)
-        result = Host(arguments.layout(__opts__)).remove_links({link.name}, test=test, purge=purge)
+        result = _host().remove_links({link.name}, test=test, purge=purge)
     except NetspaceError as err:
         return state_return.failure(name, err)
     return {**state_return.state(link.name, result, test=test, only=link.name), "name": name}

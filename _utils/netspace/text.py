@@ -28,6 +28,36 @@ def harmless(text: str) -> str:
     return text.translate(_HARMLESS)
 
 
+def folded(text: str, width: int, first: str = "") -> str:
+    """Return *text* with each line that is wider than *width* broken between words; what continues it is indented.
+
+    A word is never broken, so a path or a digest can still be copied: a line with such a word may be wider.
+
+    :param first: what is printed before the first line. It takes a part of that line's width.
+    """
+    if len(first) + len(text) <= width and "\n" not in text:
+        return text
+    import textwrap
+
+    lines: list[str] = []
+    for line in text.splitlines():
+        taken = 0 if lines else len(first)
+        if taken + len(line) <= width:
+            lines.append(line)
+            continue
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        broken = textwrap.wrap(
+            line.strip(),
+            width,
+            initial_indent=" " * taken + indent,
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += [broken[0][taken:], *broken[1:]]
+    return "\n".join(lines)
+
+
 def hint(name: str, known: Collection[str], most: int | None = None) -> str:
     """Return the remedy for an unknown name: the nearest known name; if none is near, all known names.
 

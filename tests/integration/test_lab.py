@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from support import checkout
+from support.hosts.whole_host import unfolded
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -77,7 +78,7 @@ class Lab:
     def apply_failures(self, host: str) -> list[str]:
         """Apply the pillar of one host; return the comments of the states that failed."""
         (states,) = self.salt(host, "state.apply", "netspace").values()
-        return [state["comment"] for state in states.values() if state["result"] is False]
+        return [unfolded(state["comment"]) for state in states.values() if state["result"] is False]
 
     def asks(self, text: str) -> str:
         """Return what web on h1 prints when it asks orders."""

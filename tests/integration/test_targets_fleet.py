@@ -10,6 +10,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import salt.client
 import salt.loader
+import salt.utils.event
 import salt.utils.minions
 from saltfactories.cli.run import SaltRun
 from saltfactories.cli.salt import SaltCli
@@ -149,6 +151,35 @@ def test_only_what_is_declared_a_target_answers(fleet: Fleet) -> None:
     # Salt waits for those whom nobody knows.
     asked = " or ".join(f"T@netspace:{target}" for target in everybody)
     assert fleet.at(asked, "test.ping", timeout=5) == {web: True}
+
+
+def test_master_sees_an_apply_as_it_goes_on(fleet: Fleet) -> None:
+    """Listen to the bus, and watch by the runner, while a new environment is made and an impossible one is refused."""
+    common = fleet.declared["environments"]["shy"]
+    doing, changed = (f"netspace/apply/{fleet.minion}/{kind}" for kind in ("doing", "changed"))
+    seen: list[tuple[str, dict[str, Any]]] = []
+    with salt.utils.event.get_event("master", opts=fleet.client.opts, listen=True) as bus, ThreadPoolExecutor() as pool:
+        watched = pool.submit(fleet.run.run, "netspace_fleet.watch", "timeout=45")
+        until(lambda: bus.get_event(wait=1, tag="salt/run/", match_type="startswith") is not None)
+        fleet.declare(brief=common, lost={**common, "image": "tar:/no/such.tar"})
+        fleet.host("saltutil.refresh_pillar", "wait=True")
+        fleet.host("state.apply", "netspace.environments")
+        while found := bus.get_event(wait=1, tag="netspace/apply/", match_type="startswith", full=True):
+            seen.append((found["tag"], found["data"]))
+        fleet.host("state.apply", "netspace.environments", "test=True")
+        told = watched.result()
+    assert {tag for tag, _ in seen} == {doing, changed} and {event["id"] for _, event in seen} == {fleet.minion}
+    rows = [row for tag, event in seen if tag == changed for row in event["data"]["changes"]]
+    brief = {"kind": "environment", "name": "brief", "action": "create", "error": ""}
+    assert brief in rows
+    at = [event["data"]["doing"] for tag, event in seen if tag == doing]
+    assert "starting brief" in at and not any("lost" in one for one in at if one.startswith("starting"))
+    lines = told.stderr.splitlines()
+    assert f"{fleet.minion}: starting brief" in lines and f"{fleet.minion}: create environment brief" in lines, told
+    assert told.data["changes"] == len([row for row in rows if not row["error"]]) > 0
+    del fleet.declared["environments"]["brief"], fleet.declared["environments"]["lost"]
+    fleet.declare()
+    fleet.apply()
 
 
 def test_an_operator_addresses_one_on_the_command_line(fleet: Fleet) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+import salt.config
+import salt.output
 from salt.utils.state import gen_tag
+from support.hosts.whole_host import unfolded
 
 from netspace.errors import NetspaceError
 from netspace.plan import Outcome, Plan, Refusal, Result, Step
@@ -122,15 +126,16 @@ def test_problem_of_many_things_is_told_whole_once() -> None:
     result = Result(Plan(steps), [Outcome(step, BROKEN) for step in steps])
     returned = state_return.rows("links", result, "link", (), test=False, most=100)
     assert returned["comment"].count("eaddrinuse") == 1
-    assert "create link web.orders4 and 4 more: the broker ended" in returned["comment"]
+    assert "create link web.orders4 and 4 more: the broker ended" in unfolded(returned["comment"])
     for number, row in enumerate(returned["sub_state_run"]):
-        assert row["comment"] == f"create link web.orders{number}: {BROKEN.splitlines()[0]}" and row["result"] is False
+        assert unfolded(row["comment"]) == f"create link web.orders{number}: {BROKEN.splitlines()[0]}"
+        assert row["result"] is False
 
 
 def test_problem_of_one_thing_alone_is_told_whole_in_its_row() -> None:
     result = Result(Plan([MEMORY, NEW]), [Outcome(MEMORY, BROKEN), Outcome(NEW)])
     rows = state_return.rows("all", result, "environment", (), test=False, most=9)["sub_state_run"]
-    assert any(row["name"] == "web" and BROKEN in row["comment"] for row in rows)
+    assert any(row["name"] == "web" and BROKEN in unfolded(row["comment"]) for row in rows)
 
 
 @pytest.mark.parametrize("most", [-1, True, "100", None])
@@ -138,3 +143,24 @@ def test_number_of_rows_is_a_number(most: object) -> None:
     assert arguments.rows({}) == arguments.ROWS
     with pytest.raises(NetspaceError, match=r"netspace\.rows"):
         arguments.rows({"netspace.rows": most})
+
+
+def test_comment_is_no_wider_than_a_terminal_shows_it() -> None:
+    """Render states with long problems by Salt's own output; it indents comments."""
+    path = "/srv/" + "x" * 90
+    opts = {**salt.config.minion_config(os.devnull), "color": False}
+    long = Outcome(NEW, "no room " * 40 + path)
+    refused = Plan([MEMORY, NEW], [Refusal("environment", "vault", "needs trust " * 20)], ["a note of it " * 20])
+    result = Result(refused, [Outcome(MEMORY), long])
+    returned = [
+        state_return.state("all", result, test=False),
+        state_return.rows("all", result, "environment", ["web"], test=False, most=9),
+        state_return.failure("all", "netspace:environments: unknown; known here: " + "some, " * 40),
+    ]
+    returned += returned[1].pop("sub_state_run")
+    for number, one in enumerate(returned):
+        state = {"__run_num__": number, "start_time": "", "duration": 1.0, **one}
+        shown = salt.output.out_format({"local": {"netspace_environment_|-a_|-a_|-managed": state}}, "highstate", opts)
+        wide = [line for line in shown.splitlines() if len(line) > 80]
+        assert all(path in line for line in wide) and "Comment" in shown, wide
+    assert unfolded(returned[0]["comment"]).splitlines()[1] == "environment vault: " + ("needs trust " * 20).strip()

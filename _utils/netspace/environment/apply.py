@@ -8,7 +8,7 @@ killed at any moment. An error of one environment doesn't stop the others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -45,6 +45,7 @@ class ApplyRun:
     :param observed: the observation that the steps were planned from; None if another run may have changed
         anything since.
     :param gone: called once the programs of all removed environments have ended.
+    :param progress: called with a short text before something that takes long.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ApplyRun:
         give: Give | None = None,
         observed: Observed | None = None,
         gone: Callable[[], None] | None = None,
+        progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.making = making
         self.layout = making.layout
@@ -66,6 +68,7 @@ class ApplyRun:
         self._purge = purge
         self._give = give
         self._gone = gone
+        self._progress = progress
         self._removals = [step.name for step in steps if step.action == "remove"]
         self._work: dict[str, EnvironmentChange] = {step.name: step.data for step in steps if step.action != "remove"}
         self._records: dict[str, Record] = {}
@@ -120,6 +123,8 @@ class ApplyRun:
         """Stop and delete the environments that are removed; the record goes last."""
         self._fail(rolling.erase(self.layout, self.supervisor, self._removals))
         at_once = self._ended(self._removals)
+        if self._removals:
+            self._progress(f"removing {_named(self._removals)}")
         if at_once and self._gone is not None:
             self._gone()
         self._supervise(self.supervisor.remove, self._removals)
@@ -163,6 +168,7 @@ class ApplyRun:
                 wanted.setdefault(source(work), []).append(name)
 
         def build(of: tuple[str, str]) -> None:
+            self._progress(f"image {of[0]}: making it, if it is new")
             built[of] = self.making.store.ensure(*of)
 
         for of, error in each(wanted, build).items():
@@ -227,6 +233,7 @@ class ApplyRun:
         work = self._left(lambda work: work.rolling)
         if not work:
             return
+        self._progress(f"updating {_named(work)}: waiting until the new instance is healthy")
         wanted = {name: self._records[name] for name in work}
         try:
             failed, errors = rolling.try_beside(
@@ -273,6 +280,8 @@ class ApplyRun:
             for name, work in self._left().items()
             if work.stop or (work.record is None and oci_runtime.service_name(name) in defined)
         ]
+        if names:
+            self._progress(f"stopping {_named(names)}")
         halt(self.layout, names)
         self._supervise(self.supervisor.stop, names)
         verdict.clear(self.layout, names)
@@ -371,9 +380,12 @@ class ApplyRun:
                 )
         todo = self._left(lambda work: work.start)
         self._tried = set(todo)
+        if todo:
+            self._progress(f"starting {_named(todo)}")
         self._fail(start(self.layout, self.supervisor, todo, self._records))
         gated = [name for name, work in self._left(lambda work: work.start).items() if work.want.spec.after]
         if gated:
+            self._progress(f"waiting for the environments before {_named(gated)}")
             waiting = rollout.awaited(self.layout, self.supervisor, gated, records.in_order(self.layout, gated))
             self._tried -= waiting.keys()
             self._fail(waiting)
@@ -396,6 +408,7 @@ class ApplyRun:
         asked = {name: record for name, record in tried.items() if name not in reasons}
         if not tried:
             return
+        self._progress(f"waiting for the health of {_named(tried)}")
         for name, reason in rollout.wait(self.layout, self.supervisor, asked).items():
             if reason:
                 reasons[name] = reason
@@ -413,3 +426,8 @@ class ApplyRun:
         )
         self.errors.update(taken.errors)
         self._taken_back += taken.steps
+
+
+def _named(names: Collection[str]) -> str:
+    """Return a short text for these environments."""
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} environments"

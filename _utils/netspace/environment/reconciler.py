@@ -41,21 +41,32 @@ from netspace.supervision.service import Supervisor
 Outcomes = list[Outcome]
 
 
+def _silent(_: str) -> None:
+    """Ignore a progress message."""
+
+
 class Environments:
     """The environments of one host. See ``netspace.plan.Reconciler``.
 
     :param supervisor: keeps them running.
     :param give: makes environments' users the owners of their interfaces' devices; returns the errors.
     :param remote: fetches images' sources that are not on this host.
+    :param progress: called with a short text while something takes long.
     """
 
     def __init__(
-        self, layout: Layout, supervisor: Supervisor, remote: Remote | None = None, give: Give | None = None
+        self,
+        layout: Layout,
+        supervisor: Supervisor,
+        remote: Remote | None = None,
+        give: Give | None = None,
+        progress: Callable[[str], None] = _silent,
     ) -> None:
         self.layout = layout
         self.supervisor = supervisor
         self.store = Store(layout, remote)
         self._give = give
+        self._progress = progress
         self.making = Builder(layout, self.store)
         self._index = claims.index(layout)
 
@@ -142,7 +153,12 @@ class Environments:
         try:
             self._index.begin()
             applying = ApplyRun(
-                *(self.making, self.supervisor, steps), purge=purge, give=self._give, observed=observed, gone=gone
+                *(self.making, self.supervisor, steps),
+                purge=purge,
+                give=self._give,
+                observed=observed,
+                gone=gone,
+                progress=self._progress,
             )
             outcomes = applying.run()
             self.note(step.name for step in steps)

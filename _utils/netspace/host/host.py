@@ -23,6 +23,7 @@ class Host(Planned, Drift, Removal, Seals, Preparation):
     :param layout: the instance's paths and names.
     :param progress: called with a short text while something takes long.
     :param remote: the fetcher of image sources that are not on this host; see ``images.remote``.
+    :param applied: called with the outcomes of each kind's steps, as soon as they are known.
 
     A whole declaration is applied by the four ``converge_*`` methods in their order, each
     with ``whole=True``, which removes undeclared things. Without ``whole``, only the things

@@ -45,7 +45,7 @@ class Images(TrustGate):
         """
         with self._lock(test):
             plan = self.images.plan(wanted)
-            return Result(plan) if test or not plan.steps else Result(plan, self.images.apply(plan.steps))
+            return Result(plan) if test or not plan.steps else self._applied(plan, self.images.apply)
 
     def remove_image(self, name: str, *, test: bool = False) -> Result:
         """Remove one image. The removal is refused while an environment uses the image."""

@@ -26,10 +26,15 @@ Desired = TypeVar("Desired")
 Observed = TypeVar("Observed")
 
 Progress = Callable[[str], None]
+Applied = Callable[[Sequence[Outcome]], None]
 
 
 def _silent(_: str) -> None:
     """Ignore a progress message."""
+
+
+def _unheard(_: Sequence[Outcome]) -> None:
+    """Ignore the outcomes of steps."""
 
 
 class Parts:
@@ -38,11 +43,19 @@ class Parts:
     :param layout: the instance's paths and names.
     :param progress: called with a short text while something takes long.
     :param remote: the fetcher of image sources that are not on this host; see ``images.remote``.
+    :param applied: called with the outcomes of each kind's steps, as soon as they are known.
     """
 
-    def __init__(self, layout: Layout, progress: Progress = _silent, remote: Remote | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        progress: Progress = _silent,
+        remote: Remote | None = None,
+        applied: Applied = _unheard,
+    ) -> None:
         self.layout = layout
         self.progress = progress
+        self.applied = applied
         self.remote = remote
         self._holds = False
         self._guard: Callable[[Plan], None] | None = None
@@ -75,7 +88,11 @@ class Parts:
     def environments(self) -> Environments:
         from netspace.environment.reconciler import Environments
 
-        return Environments(self.layout, self.supervisor, self.remote, give=lambda owners: self.interfaces.own(owners))
+        return Environments(
+            *(self.layout, self.supervisor, self.remote),
+            give=lambda owners: self.interfaces.own(owners),
+            progress=self.progress,
+        )
 
     # -- applying one kind ---------------------------------------------------------------
     @contextlib.contextmanager
@@ -103,6 +120,15 @@ class Parts:
         if self._guard is not None:
             self._guard(plan)
 
+    def _applied(self, plan: Plan, apply: Callable[[Sequence[Step]], list[Outcome]]) -> Result:
+        """Apply a plan's steps, and tell of them before and after."""
+        self._permit(plan)
+        number = len(plan.steps)
+        self.progress(f"{plan.steps[0].kind}: {number} change{'' if number == 1 else 's'} to make")
+        outcomes = apply(plan.steps)
+        self.applied(outcomes)
+        return Result(plan, outcomes)
+
     def _run(
         self,
         kind: Reconciler[Desired, Observed],
@@ -120,8 +146,7 @@ class Parts:
         plan = kind.plan(desired, kind.observe() if seen is None else seen, remove)
         if test or not plan.steps:
             return Result(plan)
-        self._permit(plan)
-        return Result(plan, (apply or kind.apply)(plan.steps))
+        return self._applied(plan, apply or kind.apply)
 
     def _run_interfaces(self, desired: DesiredInterfaces, remove: Collection[str], test: bool) -> Result:
         """Apply interfaces, and observe only the concerned ones, because a host may have a thousand others."""
@@ -131,8 +156,7 @@ class Parts:
             plan = self.interfaces.plan(desired, self.interfaces.observe(desired, doomed=remove), remove)
         if test or not plan.steps:
             return Result(plan)
-        self._permit(plan)
-        return Result(plan, self.interfaces.apply(plan.steps))
+        return self._applied(plan, self.interfaces.apply)
 
     def _remove_interfaces(self, names: Collection[str], test: bool) -> Result:
         from netspace.interface.reconciler import DesiredInterfaces

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from netspace import text
 from netspace.errors import NetspaceError
 from netspace.plan import Outcome, Refusal, Result, Step, changes_by_name
 
 MAX_LISTED = 20
+WIDTH = 66
+"""The columns of a comment: Salt indents it by 14, and a terminal has 80."""
 MAX_TOGETHER = 5
 """Steps that are named before the one problem that all of them failed for."""
 
@@ -43,7 +46,7 @@ def state(
     elif not comment:
         comment.append(f"{only} is as declared." if only else "Everything is as declared.")
     comment += result.plan.notes
-    return {"name": name, "result": found.verdict(test), "changes": changes, "comment": "\n".join(comment)}
+    return {"name": name, "result": found.verdict(test), "changes": changes, "comment": told(*comment)}
 
 
 def rows(name: str, result: Result, kind: Kind, things: Iterable[str], *, test: bool, most: int) -> dict[str, Any]:
@@ -65,7 +68,8 @@ def rows(name: str, result: Result, kind: Kind, things: Iterable[str], *, test: 
     shown = list(found)
     if len(shown) > most:
         shown = sorted(shown, key=lambda thing: found[thing].rank())[:most]
-        whole["comment"] += f"\n{len(found) - len(shown)} of {len(found)} things have no row (netspace.rows: {most})."
+        more = f"{len(found) - len(shown)} of {len(found)} things have no row (netspace.rows: {most})."
+        whole["comment"] = told(whole["comment"], more)
     if not shown:
         return whole
     for thing in shown:
@@ -127,7 +131,7 @@ def _row(
         Outcome(failure.step, failure.error.splitlines()[0]) if failure.error in shared else failure
         for failure in found.failures
     ]
-    told = [
+    lines = [
         *found._replace(failures=brief).troubles(),
         *(f"would {step}" if test else str(step) for step in found.steps),
     ]
@@ -136,7 +140,7 @@ def _row(
         "name": thing[1],
         "result": found.verdict(test),
         "changes": changes_by_name(found.steps).get(thing[1], {}),
-        "comment": "\n".join(told) or f"{thing[1]} is as declared.",
+        "comment": told(*lines) or f"{thing[1]} is as declared.",
         # Salt identifies a row by these. The state itself has another function, so that it keeps its own row.
         "low": {
             "state": f"netspace_{kind}",
@@ -162,4 +166,9 @@ def summary(steps: Sequence[Step], test: bool, most: int | None = None) -> Itera
 
 def failure(name: str, error: NetspaceError | str) -> dict[str, Any]:
     """Return the result of a state that failed before it changed anything."""
-    return {"name": name, "result": False, "changes": {}, "comment": str(error)}
+    return {"name": name, "result": False, "changes": {}, "comment": told(str(error))}
+
+
+def told(*lines: str) -> str:
+    """Return lines as a state's comment, which is no wider than a terminal where Salt shows it."""
+    return text.folded("\n".join(lines), WIDTH)

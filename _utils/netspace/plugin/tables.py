@@ -7,6 +7,7 @@ characters, bounds each value, and accepts only plain values; it never calls a m
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -41,11 +42,13 @@ class Row(NamedTuple):
 
     :param rank: rows with lower ranks come first.
     :param notes: sentences below the row.
+    :param most: the greatest number of lines of a note.
     """
 
     rank: int
     cells: Sequence[Cell]
     notes: Sequence[Cell] = ()
+    most: int = 3
 
 
 def plain(text: str, tone: Tone) -> str:
@@ -173,6 +176,28 @@ def sentence(told: Cell, paint: Paint, indent: int = INDENT, most: int = 3) -> l
     return [" " * indent + paint(line, told.tone) for line in wrap(told.text, WIDTH - indent, most)]
 
 
+def narrow(shown: str, width: int = WIDTH) -> str:
+    """Return lines with each one that is wider than *width* broken between words, and continued where it begins.
+
+    A word is never broken, so that it can still be copied.
+    """
+    lines: list[str] = []
+    for line in shown.splitlines():
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        if columns(line) <= width or len(indent) > width // 2:
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(
+                line.strip(),
+                width,
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return "\n".join(lines)
+
+
 def table(heads: Sequence[str], rows: Sequence[Row], paint: Paint = plain, indent: int = INDENT) -> list[str]:
     """Return the lines of a table. Numbers are aligned right, and columns without a value are left out.
 
@@ -190,7 +215,7 @@ def table(heads: Sequence[str], rows: Sequence[Row], paint: Paint = plain, inden
     for row in ordered:
         lines.append(_line([row.cells[index] for index in used], widths, right, paint, indent))
         for note in row.notes:
-            lines += sentence(note, paint, indent + 2)
+            lines += sentence(note, paint, indent + 2, row.most)
     return lines
 
 

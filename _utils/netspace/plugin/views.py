@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from netspace.plugin import differences, explanation, fleet_plans, fleet_views, reachability, tables
+from netspace.plugin import differences, explanation, fleet_plans, fleet_views, reachability, tables, trials
 from netspace.plugin.tables import Cell, Paint, Row, Tone, mapping, prose, sequence, text
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -32,6 +32,8 @@ def render(data: object, screen: Screen) -> list[str] | None:
 
     :raises ArithmeticError, AttributeError, LookupError, TypeError, ValueError: a value of it has an unexpected form.
     """
+    if trials.known(data):
+        return trials.lines(data, screen.paint)
     if not isinstance(data, Mapping) or not data:
         return None
     for knows, lines in _VIEWS:
@@ -312,6 +314,15 @@ def _differences(data: object, screen: Screen) -> list[str]:
     return differences.lines(mapping(data), screen.paint)
 
 
+def _is_summary(data: Mapping[str, object]) -> bool:
+    rows = data.get("rows")
+    return "comment" in data and isinstance(rows, list) and (not rows or trials.known(rows))
+
+
+def _trials(data: object, screen: Screen) -> list[str]:
+    return trials.lines(data, screen.paint)
+
+
 def _plan(data: object, screen: Screen) -> list[str]:
     return fleet_plans.plan(mapping(data), screen.paint)
 
@@ -339,6 +350,7 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_has("can", "rules", "why_not", "through"), _answer),
     (_has("paths_to", "paths"), _paths),
     (_has("refusals_of", "rows", "not_recorded"), _refused),
+    (_is_summary, _trials),
     (_has("compared_with", "differences", "refused"), _differences),
     (_has("plan", "counts", "changes", "moves"), _plan),
     (_has("drift", "counts", "changes", "moves"), _plan),

@@ -14,6 +14,7 @@ import salt.loader
 from support import waiting
 from support.environments.environment_host import STAY, Host, shell
 from support.environments.supervised import daemon_pid, kill_daemon
+from support.hosts.whole_host import unfolded
 
 from netspace.environment import services
 from netspace.environment.health import record as verdict
@@ -93,7 +94,7 @@ def test_health_is_probed_told_and_acted_upon(host: Host, tmp_path: Path) -> Non
     healthy = called.states["netspace_environment.healthy"]
     assert healthy("web") == {"name": "web", "result": True, "changes": {}, "comment": "web is healthy."}
     assert healthy("plain")["comment"] == "plain is running."
-    assert "there is no environment wep; did you mean web?" in healthy("wep")["comment"]
+    assert "there is no environment wep; did you mean web?" in unfolded(healthy("wep")["comment"])
     assert called.look() == []
 
     # Unhealthy: it is ended and started again, by whatever keeps it running.

@@ -67,10 +67,8 @@ def declared(salt: Salt, declaration: dict[str, Any]) -> Iterator[None]:
 
 def shown(salt: Salt, *arguments: str) -> list[str]:
     """Return the lines that a terminal without colours gets."""
-    command = [one for one in salt.command(*arguments) if not one.startswith("--out=")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert all(len(line) <= 80 and line.isprintable() for line in lines), done.stdout
+    lines = salt.shown(*arguments).splitlines()
+    assert all(len(line) <= 80 and line.isprintable() for line in lines), lines
     return lines
 
 
@@ -133,6 +131,36 @@ def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
     assert shown(host, "netspace_interface.list")[1].split()[:4] == ["ENVIRONMENT", "KIND", "STATE", "ADDRESS"]
     said = shown(host, "netspace.explain", "broken")[1]
     assert re.match(r"  broken (does not run|runs): it ended \(exit 3\); restarted \d+ times", said), said
+
+
+def test_results_fit_a_terminal(host: Salt, image: Path) -> None:
+    """Apply a declaration with problems of many kinds, look at it by each function, and see what Salt shows."""
+    common = shop(image)["environments"]["web"]
+    wrong: dict[str, Any] = {
+        "lost": {**common, "image": "tar:/srv/nowhere/an-image.tar"},
+        "proud": {**common, "attestation": {"policy": "require", "minimum": "L5"}},
+        "lan": {**common, "interface": {"kind": "macvlan", "parent": "none0", "ipv4": "198.51.100.7/24"}},
+        "late": {**common, "after": ["quiet"]},
+    }
+    before = json.loads((host.pillar / "declared.sls").read_text().partition("\n")[2])["netspace"]
+    with declared(host, {**before, "environments": {**before["environments"], **wrong}}):
+        for arguments in (
+            ("state.apply", "netspace", "test=True"),
+            *(
+                (f"netspace.{name}",)
+                for name in ("glance", "check", "check_host", "diff", "drift", "graph", "overview")
+            ),
+            *((f"netspace_environment.{name}", "hungry") for name in ("inspect", "logs")),
+            ("netspace_environment.list",),
+            ("netspace_interface.inspect", "orders"),
+            *((f"netspace_link.{name}",) for name in ("list", "health", "dead_letters")),
+            *((f"netspace_{name}.list",) for name in ("interface", "image", "volume")),
+            ("netspace_attestation.status",),
+        ):
+            lines = host.shown(*arguments).splitlines()
+            # A path or a digest stays in one piece, so that it can be copied.
+            wide = [line for line in lines if len(line) > 80 and len(max(line.split(), key=len)) < 60]
+            assert lines and not wide, (arguments, wide)
 
 
 def test_glance_is_what_a_master_understands(host: Salt) -> None:

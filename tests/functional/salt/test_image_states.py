@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.environments.image_files import member, sha256, tar
 from support.hosts.salt_modes import Salt, build
+from support.hosts.whole_host import unfolded
 
 from netspace.environment.storage import mounts
 from netspace.layout import Layout
@@ -69,7 +70,7 @@ def test_present_fetches_and_builds_once_and_absent_removes(here: Salt, archive:
     for text, comment in (("sha256:" + "0" * 64, "source_hash says"), ("0" * 64, "'0': expected sha256: and 64")):
         wrong = state(here, "present", f"name={NAME}", f"source_hash={text}")
         assert (wrong["result"], wrong["changes"]) == (False, {})
-        assert comment in wrong["comment"]
+        assert comment in unfolded(wrong["comment"])
     assert stored() == kept
 
     listed, _ = here.call("netspace_image.list")
@@ -119,12 +120,12 @@ def test_an_environment_s_image_comes_from_salt_and_can_t_be_removed(here: Salt,
         assert here.call("netspace_image.list")[0][image]["used_by"] == ["web"]
         refused = state(here, "absent", f"name={NAME}")
         assert refused["result"] is False
-        assert "is used by web" in refused["comment"]
+        assert "is used by web" in unfolded(refused["comment"])
         assert here.call("netspace_image.prune")[0]["changes"] == {}
         # Another file on the server, and it is another environment.
         archive.write_bytes(archive.read_bytes()[:-1024] + tar([member("new", b"n")]))
         changed = run()
-        assert "source_hash says" in changed["comment"], changed
+        assert "source_hash says" in unfolded(changed["comment"]), changed
         result, _ = here.call("state.single", "netspace_environment.running", *arguments[:3])
         (changed,) = result.values()
         assert changed["changes"]["image"]["old"] == image, changed

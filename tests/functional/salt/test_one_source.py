@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support import checkout
 from support.hosts.salt_modes import Salt, build, configure
+from support.hosts.whole_host import unfolded
 
 DECLARATION = '{"environments": {"web": {"image": "tar:/srv/web.tar", "limits": {"memroy": "1M"}}}}'
 
@@ -56,7 +57,7 @@ def test_a_state_reaches_the_library(salt: Salt) -> None:
     )
     (state,) = result.values()
     assert state["result"] is False
-    assert "did you mean memory" in state["comment"]
+    assert "did you mean memory" in unfolded(state["comment"])
 
 
 def test_a_runner_reaches_the_library(salt: Salt) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,11 @@ class Salt:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self._warm.run(*self._options(), *arguments, timeout=600)
 
+    def shown(self, *arguments: str) -> str:
+        """Return what a terminal without colours gets on stdout, whether the function succeeds or fails."""
+        options = [one for one in self._options() if not one.startswith("--out=")]
+        return self._warm.run("--no-color", *options, *arguments, timeout=600).stdout
+
     def command(self, *arguments: str) -> list[str]:
         """Return the command that runs the function in a new process."""
         return [str(CHECKOUT / "scripts/salt-call"), *self._options(), *arguments]
@@ -144,9 +150,13 @@ class Salt:
 
 
 def by_id(returned: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return each state's result by its id, with the changes of its rows in place of their names."""
+    """Return each state's result by its id, with the changes of its rows in place of their names.
+
+    A line of a comment is one line again, however wide it is.
+    """
     found: dict[str, dict[str, Any]] = {}
     for tag, state in sorted(returned.items(), key=lambda one: one[1]["__run_num__"]):
+        state["comment"] = unfolded(state["comment"])
         whole = found.setdefault(state["__id__"], state)
         if whole is not state and state["changes"]:
             thing = tag.split("_|-")[2]
@@ -154,6 +164,11 @@ def by_id(returned: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             assert isinstance(whole["changes"][name], str), "a change is told twice"
             whole["changes"][name] = state["changes"]
     return found
+
+
+def unfolded(comment: str) -> str:
+    """Return a state's comment without the breaks of its lines that make it as narrow as a terminal."""
+    return re.sub(r"\n  (?! )", " ", comment)
 
 
 def all_true(states: dict[str, dict[str, Any]]) -> None:

@@ -1,0 +1,149 @@
+"""Progress of an apply for its operator: lines on the terminal of ``salt-call``, and events on Salt's bus.
+
+Two tags: ``netspace/apply/<minion>/doing`` says what an apply is at (``doing``, a text), and
+``netspace/apply/<minion>/changed`` what it has changed (``changes``, a list of ``kind``, ``name``, ``action`` and
+``error``, which is empty after a success). An apply that changes nothing sends no event. A bus that fails
+stops no apply.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict
+
+from netspace.plan import Outcome
+from netspace.plugin import arguments, tables
+from netspace.text import printable
+
+log = logging.getLogger(__name__)
+
+TAG = "netspace/apply"
+TOGETHER = 200
+"""The greatest number of changes in an event: 60 kB, of the 1 MiB that a bus carries by default."""
+LONGEST = 200
+"""The most characters of an error or a text in an event."""
+BURST = 20
+"""Events about what is done that may be sent at once; later ones one a second. Events about changes are all sent."""
+
+Send = Callable[[str, dict[str, Any]], object]
+Say = Callable[[str], object]
+
+
+class Hooks(TypedDict):
+    """The arguments of a ``Host`` that tell of an apply."""
+
+    progress: Callable[[str], None]
+    applied: Callable[[Sequence[Outcome]], None]
+
+
+class Telling:
+    """Teller of one apply.
+
+    :param minion: the id of this host.
+    :param say: shows a line to somebody who waits at a terminal; None: nobody does.
+    :param send: sends an event with a tag to the master's bus; None: there is no master.
+    :param clock: seconds.
+    """
+
+    def __init__(
+        self, minion: str, say: Say | None, send: Send | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tag = f"{TAG}/{minion}"
+        self._say, self._send, self._clock = say, send, clock
+        self._spare, self._last = float(BURST), clock()
+
+    def doing(self, what: str) -> None:
+        """Tell what the apply is at, such as ``waiting for the broker to start (5 s)``."""
+        log.info("netspace: %s", what)
+        self._show(what)
+        now = self._clock()
+        self._spare, self._last = min(self._spare + now - self._last, BURST), now
+        if self._spare >= 1:
+            self._spare -= 1
+            self._fire("doing", {"doing": what[:LONGEST]})
+
+    def done(self, outcomes: Sequence[Outcome]) -> None:
+        """Tell which steps have been tried."""
+        failed = sum(bool(one.error) for one in outcomes)
+        for kind in dict.fromkeys(one.step.kind for one in outcomes):
+            number = sum(one.step.kind == kind and not one.error for one in outcomes)
+            self._show(f"{kind}: {number} change{'' if number == 1 else 's'} made")
+        if failed:
+            self._show(f"{failed} failed")
+        rows = [
+            {
+                "kind": one.step.kind,
+                "name": one.step.name,
+                "action": one.step.action,
+                "error": one.error[:LONGEST],
+            }
+            for one in outcomes
+        ]
+        for first in range(0, len(rows), TOGETHER):
+            self._fire("changed", {"changes": rows[first : first + TOGETHER]})
+
+    def _show(self, what: str) -> None:
+        if self._say is not None:
+            for line in lines("netspace", what):
+                self._say(line)
+
+    def _fire(self, kind: str, data: dict[str, Any]) -> None:
+        if self._send is None:
+            return
+        try:
+            self._send(f"{self._tag}/{kind}", data)
+        except Exception as err:  # a bus must not decide whether a host is made as declared
+            log.warning("netspace: an event of the apply was not sent: %s", err)
+
+
+def hooks(opts: Mapping[str, Any], salt: Mapping[str, Any]) -> Hooks:
+    """Return the arguments of a ``Host`` for a plugin.
+
+    :param opts: the minion's configuration.
+    :param salt: Salt's execution functions.
+    """
+    local = (opts.get("local") or opts.get("file_client") == "local") and not opts.get("use_master_when_local")
+    waited_for = opts.get("__cli") == "salt-call" and sys.stderr is not None and sys.stderr.isatty()
+    telling = Telling(
+        arguments.minion(opts),
+        (lambda line: print(line, file=sys.stderr, flush=True)) if waited_for else None,
+        None if local else lambda tag, data: salt["event.fire_master"](data, tag),
+    )
+    return {"progress": telling.doing, "applied": telling.done}
+
+
+def lines(who: str, what: str) -> Iterator[str]:
+    """Yield the lines that tell what somebody does, each at most as wide as a terminal; they may be untrusted."""
+    room = tables.WIDTH - len(who[:LONGEST]) - 2
+    for number, part in enumerate(tables.wrap(printable(what[:LONGEST]), max(room, 20), 10)):
+        yield f"{printable(who[:LONGEST])}{': ' if number == 0 else '  '}{part}"
+
+
+def told(tag: str, event: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a terminal for an event on the master's bus; none for one that isn't of this form.
+
+    :param event: as the master gives it. Its ``id`` is the minion whose key the master has verified; a tag of another
+        minion's is not believed.
+    """
+    minion, data = event.get("id"), event.get("data")
+    if isinstance(minion, str) and isinstance(data, Mapping) and tag == f"{TAG}/{minion}/doing":
+        yield from lines(minion, str(data.get("doing", "")))
+    for row in _changes(tag, event):
+        step = f"{row.get('action')} {row.get('kind')} {row.get('name')}"
+        yield from lines(str(minion), f"FAILED to {step}: {row['error']}" if row.get("error") else step)
+
+
+def verdicts(tag: str, event: Mapping[str, Any]) -> list[bool]:
+    """Return, for each change that an event tells of, whether it succeeded."""
+    return [not row.get("error") for row in _changes(tag, event)]
+
+
+def _changes(tag: str, event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    minion, data = event.get("id"), event.get("data")
+    if not isinstance(minion, str) or not isinstance(data, Mapping) or tag != f"{TAG}/{minion}/changed":
+        return []
+    rows = data.get("changes")
+    return [row for row in rows[:TOGETHER] if isinstance(row, Mapping)] if isinstance(rows, list) else []
