@@ -121,9 +121,10 @@ def refused(name: str) -> dict[str, Any]:
     """
     Return what an environment with ``audit: true`` was refused. Changes nothing.
 
-    Returns ``rows``, the oldest first. Each has ``kind`` (``packets`` or ``messages``), ``what``, ``count``, ``first``
-    and ``last`` (seconds since the epoch), ``permitted_now`` (whether what was applied permits it by now), and ``why``,
-    if no declaration can permit it. ``not_recorded`` has the reason for each kind that isn't recorded.
+    Returns ``rows``, the oldest first. Each has ``kind`` (``packets``, ``messages``, ``system calls`` or ``files``),
+    ``what``, ``count``, ``first`` and ``last`` (seconds since the epoch), ``permitted_now`` (whether what was applied
+    permits it by now), and ``why``, if no declaration can permit it. ``not_recorded`` has the reason for each kind that
+    isn't recorded.
 
     CLI Example:
 
@@ -146,8 +147,9 @@ def suggest(name: str) -> str:
     """
     Return the lines of a declaration, as YAML, that would permit what an environment was refused. Changes nothing.
 
-    No line permits more than what was refused. A comment before each line says how often, and ``RISKY`` with the
-    reason if it opens more than a service of the Internet. Keep the lines that the environment needs, put them into
+    No line for packets or messages permits more than what was refused. A comment before each line says how often, and
+    ``RISKY`` with the reason if it opens more than a service of the Internet. Settings of the whole environment
+    (``seccomp``, ``read_only``) are always marked so. Keep the lines that the environment needs, put them into
     pillar, and apply. The page :doc:`audit </audit>` has an example.
 
     CLI Example:

@@ -19,6 +19,7 @@ KINDS = ("environment", "interface", "link", "attestation")
 LAYERS = (
     ("netlink",),
     ("nftables",),
+    ("bpf",),
     ("spec",),
     ("supervision",),
     KINDS,
@@ -76,6 +77,7 @@ PURE = {
     "attestation.verifier.quotes",
     "attestation.verifier.references",
     "attestation.verifier.verifier",
+    "bpf.instructions",
     "environment.container.seccomp_arguments",
     "environment.health.alarms",
     "environment.health.state",

@@ -7,6 +7,7 @@ killed at any moment. An error of one environment doesn't stop the others.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -90,6 +91,7 @@ class ApplyRun:
         self._stop()
         self._make()
         self._give_devices()
+        self._audit()
         self._define()
         self._watch()
         self._start()
@@ -333,6 +335,16 @@ class ApplyRun:
             if record.spec.interface is not None and record.spec.interface.DEVICES
         }
         return self._give(owners) if owners and self._give is not None else {}
+
+    def _audit(self) -> None:
+        """Count refused calls from a program's first one on. If that is impossible, the host's apply tells it."""
+        known = {name: self._records[name] for name, work in self._left().items() if work.want.spec.audit}
+        if not known:
+            return
+        from netspace.environment.refusals import recording
+
+        with contextlib.suppress(OSError):
+            recording.begin(self.layout, known)
 
     def _define(self) -> None:
         """Define all services at once; stop services that must not run, so that no boot starts them either."""

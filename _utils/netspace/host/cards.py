@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from netspace import files
+from netspace.host import recorded_calls
 from netspace.host.trust_gate import TrustGate
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec import trust
@@ -157,7 +158,8 @@ class Cards(TrustGate):
         def apply(steps: Sequence[Step]) -> list[Outcome]:
             return self.environments.apply(steps, purge=purge, observed=observed, gone=gone)
 
-        return self._run(self.environments, desired, remove, test, observed, apply)
+        result = self._run(self.environments, desired, remove, test, observed, apply)
+        return result.joined(recorded_calls.converge(self.environments, desired, remove, test))
 
 
 def _manner(link: Link, name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from netspace.errors import NetspaceError
+from netspace.host import called
 from netspace.host.parts import Parts
 from netspace.spec import suggest
 from netspace.spec.suggest import Kind, Refused
@@ -21,10 +22,6 @@ _REST = {
     "forged": "the source isn't the environment's own address",
 }
 _OFF = "audit isn't true"
-_UNSEEN: Mapping[Kind, str] = {
-    "system calls": "the kernel tells of them by one queue for the whole host, which a flood would fill",
-    "files": "the kernel tells nobody of a refused access",
-}
 
 
 class Record(NamedTuple):
@@ -56,8 +53,13 @@ def record(host: Parts, name: str) -> Record:
     if name not in known:
         raise NetspaceError(f"there is no environment {name}; {hint(name, known)}")
     packets = refusals.refusals(host.layout, name)
-    messages = asked_in_vain(host.layout, name) if _audited(host, name) else InVain([], _OFF)
-    unseen: dict[Kind, str] = dict(_UNSEEN)
+    there = host.environments.recorded([name]).get(name)
+    audited = there is not None and there.spec.audit
+    messages = asked_in_vain(host.layout, name) if audited else InVain([], _OFF)
+    calls, uncounted = ([], _OFF) if there is None or not audited else called.refused(host.layout, name, there)
+    unseen: dict[Kind, str] = {}
+    if uncounted:
+        unseen["system calls"] = unseen["files"] = uncounted
     if packets.unseen:
         unseen["packets"] = packets.unseen
     if messages.unseen:
@@ -67,13 +69,8 @@ def record(host: Parts, name: str) -> Record:
         interface, gateways = packets.record.interface, frozenset(packets.record.gateways.values())
     found = [_packets(one) for one in packets.found]
     found += [_message(name, one, host.environments.names()) for one in messages.refusals]
+    found += calls
     return Record(sorted(found, key=lambda one: one.first), unseen, interface, gateways, tuple(host.links.recorded()))
-
-
-def _audited(host: Parts, name: str) -> bool:
-    """Return whether the environment was applied with ``audit``."""
-    there = host.environments.recorded([name]).get(name)
-    return there is not None and there.spec.audit
 
 
 def _message(name: str, one: Vain, known: Collection[str]) -> Refused:

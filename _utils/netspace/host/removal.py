@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 
+from netspace.host import recorded_calls
 from netspace.host.cards import Cards
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.threads import BackgroundTask
@@ -88,6 +89,7 @@ class Removal(Cards):
                 return result
             self.links.purge()
             self.environments.purge()
+            recorded_calls.end(self.layout)
             self.supervisor.purge()
         for folder in (self.layout.run, self.layout.logs):
             shutil.rmtree(folder, ignore_errors=True)

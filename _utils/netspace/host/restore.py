@@ -59,6 +59,12 @@ def run(layout: Layout) -> int:
         told = {name: why for name, why in withheld.items() if name not in stay}
         return {**damaged, **told, **kind.sweep(), **kind.withhold(withheld), **kind.restore(without=withheld)}
 
+    def refusals() -> Mapping[str, str]:
+        from netspace.environment.reconciler import Environments
+        from netspace.host import recorded_calls
+
+        return recorded_calls.restore(Environments(layout, supervisor))
+
     def links() -> Mapping[str, str]:
         from netspace.link.reconciler import Links
 
@@ -73,6 +79,7 @@ def run(layout: Layout) -> int:
         ("interfaces", interfaces),
         ("identities", identities),
         ("environments", environments),
+        ("refusals", refusals),
         ("links", links),
         ("services", services),
     )

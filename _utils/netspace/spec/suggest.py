@@ -50,7 +50,23 @@ _POWERFUL = {
 }
 
 Kind = Literal["packets", "messages", "system calls", "files"]
-Part = Allow | Link
+
+
+class Setting(NamedTuple):
+    """A key of an environment that permits something.
+
+    :param value: as YAML.
+    :param risk: why it is risky.
+    :param applied: whether what was applied permits it now.
+    """
+
+    key: Literal["seccomp", "read_only"]
+    value: str
+    risk: str = ""
+    applied: bool = False
+
+
+Part = Allow | Link | Setting
 """A part of a declaration that permits something."""
 
 
@@ -83,6 +99,8 @@ class Rule(NamedTuple):
 
 def permitted(part: Part, interface: Interface | None, links: Collection[Link] = ()) -> bool:
     """Return whether what was applied permits *part* now: it was refused before."""
+    if isinstance(part, Setting):
+        return part.applied
     if isinstance(part, Link):
         return any(link.source == part.source and link.target == part.target for link in links)
     allow = interface.allow if isinstance(interface, Filtered) else ()
@@ -181,12 +199,14 @@ def text(
     """
     open_ = [one for one in refused if one.part is None or not permitted(one.part, interface, links)]
     wanted, asked = rules(open_), [one for one in open_ if isinstance(one.part, Link)]
+    own = _settings(open_)
     lines = _head(name, open_, unseen)
-    if wanted or asked:
+    if wanted or asked or own:
         lines.append("netspace:")
+    if wanted or own:
+        lines += ["  environments:", f"    {_scalar(name)}:", *own]
     if wanted and isinstance(interface, Filtered):
-        lines += ["  environments:", f"    {_scalar(name)}:", "      interface:"]
-        lines += [f"        kind: {type(interface).__struct_config__.tag}", "        allow:"]
+        lines += ["      interface:", f"        kind: {type(interface).__struct_config__.tag}", "        allow:"]
         for rule in interface.allow:
             lines += [*_comment("there now", 10), *_item(_allow(rule), 10)]
         for rule_ in wanted:
@@ -203,6 +223,23 @@ def text(
     return "\n".join([*lines, *_tail(open_), ""])
 
 
+def _settings(refused: Sequence[Refused]) -> list[str]:
+    """Return the lines of the environment's own keys."""
+    found: dict[tuple[str, str], list[Refused]] = {}
+    for one in refused:
+        if isinstance(part := one.part, Setting):
+            found.setdefault((part.key, part.value), []).append(one)
+    lines = []
+    for (key, value), seen in found.items():
+        for one in seen[:_TOLD]:
+            lines += _comment(f"{one.what}: {_times([one])}", 6)
+        if len(seen) > _TOLD:
+            lines += _comment(f"and {len(seen) - _TOLD} more", 6)
+        assert isinstance(seen[0].part, Setting)
+        lines += [*_comment(_risky([seen[0].part.risk]), 6), f"      {key}: {value}"]
+    return lines
+
+
 def _head(name: str, refused: Sequence[Refused], unseen: Mapping[Kind, str]) -> list[str]:
     if refused:
         since = _moment(min(one.first for one in refused))
@@ -217,7 +254,7 @@ def _head(name: str, refused: Sequence[Refused], unseen: Mapping[Kind, str]) -> 
 
 def _tail(refused: Sequence[Refused]) -> list[str]:
     never = [one for one in refused if one.part is None]
-    lines = _comment("No declaration permits these:", 0) if never else []
+    lines = _comment("No line is suggested for these:", 0) if never else []
     for one in never[:_TOLD]:
         lines += _comment(f"{one.what}: {_times([one])}; {one.why}", 0)
     if len(never) > _TOLD:

@@ -15,6 +15,9 @@ from support.waiting import until
 
 pytestmark = pytest.mark.root
 
+# Python would try to write its modules' bytecode beside them, and be refused.
+QUIET = {"PYTHONDONTWRITEBYTECODE": "1"}
+
 # A program that connects to a port of the host, sends a datagram, and asks a machine that there isn't.
 TRIES = """
 import socket, sys
@@ -33,7 +36,8 @@ for kind, address, port in ((1, sys.argv[1], 81), (2, sys.argv[1], 53), (2, sys.
 def audited(salt: Salt, image: Path, clean: None) -> Iterator[dict[str, Any]]:
     declared = shop(image)
     del declared["links"]
-    declared["environments"] = {"stranger": {**declared["environments"]["stranger"], "command": python(IDLE)}}
+    stranger = {**declared["environments"]["stranger"], "command": python(IDLE), "env": QUIET}
+    declared["environments"] = {"stranger": stranger}
     failed = {name: one for name, one in salt.apply(declared).items() if one["result"] is not True}
     assert not failed
     yield declared
@@ -103,7 +107,7 @@ except pika.exceptions.AMQPError as err:
 def test_link_that_was_wanted_is_suggested(salt: Salt, image: Path, clean: None) -> None:
     declared = shop(image)
     for name in ("web", "stranger"):
-        declared["environments"][name]["audit"] = True
+        declared["environments"][name].update(audit=True, env=QUIET)
     assert all(one["result"] is True for one in salt.apply(declared).values())
     card = json.loads(salt.exec("web", ["/bin/cat", "/run/netspace/environment.json"])["stdout"])
     assert card["audit"] is True
@@ -126,9 +130,138 @@ def test_link_that_was_wanted_is_suggested(salt: Salt, image: Path, clean: None)
 
     # Another's attempts are its own: stranger can log in by now, and has asked for nothing.
     found = salt("netspace.refused", "stranger")
-    assert found["rows"] == []
-    assert set(found["not_recorded"]) == {"system calls", "files"}
+    assert (found["rows"], found["not_recorded"]) == ([], {})
     del declared["environments"]["web"]["audit"]
     assert all(one["result"] is True for one in salt.apply(declared).values())
     off = salt("netspace.refused", "web")
-    assert (off["rows"], off["not_recorded"]["messages"]) == ([], "audit isn't true")
+    assert off["rows"] == []
+    assert off["not_recorded"].pop("packets")
+    assert off["not_recorded"] == dict.fromkeys(("messages", "system calls", "files"), "audit isn't true")
+
+
+# Begins with what profile "strict" refuses and "standard" permits, and with a file in a root that is read-only. Prints
+# the error of each call, 0 if it passed.
+WORKS = """
+import ctypes, os, platform
+libc = ctypes.CDLL(None, use_errno=True)
+arm = platform.machine() == "aarch64"
+context = ctypes.c_ulong(0)
+def call(*arguments):
+    return ctypes.get_errno() if libc.syscall(*map(ctypes.c_long, arguments)) < 0 else 0
+def written(path):
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    except OSError as err:
+        return err.errno
+    return 0
+answers = [call(0 if arm else 206, 8, ctypes.addressof(context)), call(186 if arm else 68, 0, 0o1600)]
+answers += [written("/var/tmp/own"), written("/var/tmp/own")]
+"""
+# What nothing permits: another file, a call that changes the host, a socket of another family.
+NEVER = """
+answers += [written("/run/netspace/mine"), written("/secret"), call(51 if arm else 161, 0)]
+answers += [call(198 if arm else 41, 17, 3, 768)]
+"""
+SAYS = "print(*answers, flush=True)\n"
+
+
+def counted(salt: Salt, name: str, kind: str) -> dict[str, dict[str, Any]]:
+    return {row["what"]: row for row in salt("netspace.refused", name)["rows"] if row["kind"] == kind}
+
+
+def test_calls_and_files_end_with_the_suggestion(salt: Salt, image: Path, clean: None) -> None:
+    declared = shop(image)
+    del declared["links"]
+    common = {**declared["environments"]["web"], "env": QUIET, "read_only": True, "user": 1000}
+    told = {"command": python(WORKS + SAYS + IDLE), "audit": True}
+    declared["environments"] = {"web": {**common, **told}, "orders": {**common, "command": python(WORKS + SAYS + IDLE)}}
+    assert all(one["result"] is True for one in salt.apply(declared).values())
+    assert not any(one["changes"] for one in salt.apply(declared).values())
+    until(lambda: "idle" in salt("netspace_environment.logs", "web"), "its program has tried", patience=60)
+    # Its first calls count, though its program began at once.
+    calls = counted(salt, "web", "system calls")
+    assert {what: row["count"] for what, row in calls.items()} == {"io_setup": 1, "msgget": 1}
+    files = counted(salt, "web", "files")
+    assert {what: row["count"] for what, row in files.items()} == {"openat /var/tmp/own: Read-only file system": 2}
+    assert not any(row["permitted_now"] or row["why"] for row in (*calls.values(), *files.values()))
+    # Nobody else's are counted; and nothing more passes.
+    assert salt("netspace.refused", "orders")["rows"] == []
+    assert salt("netspace_environment.logs", "web").split()[:4] == ["38", "1", "30", "30"]
+
+    suggestion = salt("netspace.suggest", "web")
+    assert suggestion.count("# RISKY: ") == 2 and max(map(len, suggestion.splitlines())) <= 80
+    lines = yaml.safe_load(suggestion)["netspace"]
+    assert lines == {"environments": {"web": {"seccomp": "standard", "read_only": False}}}
+    permitting = merged(declared, lines)
+    assert all(one["result"] is True for one in salt.apply(permitting).values())
+    until(lambda: salt("netspace_environment.logs", "web").count("idle") == 2, "it has tried again", patience=60)
+    assert salt("netspace_environment.logs", "web").splitlines()[-2] == "0 0 0 0"
+    assert all(row["permitted_now"] for row in salt("netspace.refused", "web")["rows"])
+    assert {what: row["count"] for what, row in counted(salt, "web", "files").items()} == {
+        "openat /var/tmp/own: Read-only file system": 2
+    }
+    assert yaml.safe_load(salt("netspace.suggest", "web")) is None
+
+
+# Refused calls that all differ, from four processes at once.
+FLOOD = """
+import ctypes, os, platform
+libc = ctypes.CDLL(None, use_errno=True)
+socket = ctypes.c_long(198 if platform.machine() == "aarch64" else 41)
+children = []
+for process in range(4):
+    child = os.fork()
+    if child == 0:
+        for number in range(process, 4000, 4):
+            assert libc.syscall(socket, ctypes.c_long(17), ctypes.c_long(3), ctypes.c_long(number)) == -1
+            try:
+                os.open(f"/var/tmp/{number}-" + "x" * 3000, os.O_WRONLY | os.O_CREAT)
+            except OSError as err:
+                assert err.errno in (30, 36), err
+            try:
+                os.open(f"/var/tmp/{number}\\33[31m", os.O_WRONLY | os.O_CREAT)
+            except OSError as err:
+                assert err.errno == 30, err
+        os._exit(0)
+    children.append(child)
+assert not any(os.waitpid(child, 0)[1] for child in children)
+print("flooded")
+"""
+ONE = "import os\nos.chroot('/')"
+
+
+def test_flood_of_refused_calls_is_bounded(salt: Salt, image: Path, clean: None) -> None:
+    declared = shop(image)
+    del declared["links"]
+    common = {**declared["environments"]["web"], "env": QUIET, "read_only": True, "audit": True}
+    declared["environments"] = {"web": common, "orders": common}
+    assert all(one["result"] is True for one in salt.apply(declared).values())
+    first = salt("netspace_environment.list")
+    assert salt.exec("web", ["/usr/bin/python3", "-c", FLOOD])["stdout"] == "flooded\n"
+
+    for kind in ("system calls", "files"):
+        rows = counted(salt, "web", kind)
+        assert len(rows) <= 256, kind
+        assert rows["others"]["count"] >= 3000, kind
+        assert sum(row["count"] for row in rows.values()) == 4000, kind
+    # What a program chose is shown without effect on a terminal, and a suggestion stays short.
+    suggestion = salt("netspace.suggest", "web")
+    assert "\33" not in suggestion and len(suggestion.splitlines()) < 250
+    # The neighbour's record has its own calls alone, and room for them; nothing was restarted.
+    assert "not permitted" in salt.exec("orders", ["/usr/bin/python3", "-c", ONE])["stderr"]
+    rows = counted(salt, "orders", "system calls")
+    assert {what: row["count"] for what, row in rows.items()} == {"chroot": 1}
+    assert counted(salt, "orders", "files") == {}
+    assert {name: one["since"] for name, one in salt("netspace_environment.list").items()} == {
+        name: one["since"] for name, one in first.items()
+    }
+    # Nothing of it is left once nobody is audited.
+    assert mounted()
+    for one in declared["environments"].values():
+        one["audit"] = False
+    assert all(one["result"] is True for one in salt.apply(declared).values())
+    assert not mounted()
+
+
+def mounted() -> bool:
+    return "/run/netspace/refusals" in Path("/proc/self/mounts").read_text()

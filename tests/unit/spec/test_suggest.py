@@ -152,3 +152,23 @@ def test_what_nothing_permits_is_a_comment() -> None:
     text = suggest.text("web", VETH, (), [Refused("packets", "out: 132", 7, NOW, NOW, why="no rule can")], {})
     assert "out: 132: 7 times" in text
     assert yaml.safe_load(text) is None
+
+
+def setting(what: str, **more: Any) -> Refused:
+    kind: suggest.Kind = "files" if "/" in what else "system calls"
+    return Refused(
+        kind, what, 3, NOW, NOW + 60, suggest.Setting("seccomp", "standard", "it opens more")._replace(**more)
+    )
+
+
+def test_settings_are_suggested_once_with_their_risk() -> None:
+    found = [setting("io_setup"), setting("msgget"), setting("openat \33[31m/x", key="read_only", value="false")]
+    text = suggest.text("web", None, (), found, {})
+    assert declared(text)["environments"]["web"] == {"image": "dir:/srv/web", "seccomp": "standard", "read_only": False}
+    assert text.count("# RISKY: it opens more") == 2
+    assert all(f"# {one}: 3 times" in text for one in ("io_setup", "msgget"))
+    assert "\33" not in text
+
+
+def test_applied_setting_is_not_suggested() -> None:
+    assert yaml.safe_load(suggest.text("web", None, (), [setting("io_setup", applied=True)], {})) is None

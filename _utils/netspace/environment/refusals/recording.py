@@ -1,0 +1,252 @@
+"""The program that counts refusals, attached to the kernel; and the maps of audited environments.
+
+All objects have names in a BPF file system of this instance (``/run/netspace/refusals``), which only root may enter. It
+is there only while an environment is audited. No process keeps it, so nothing can end that a call would wait for. The
+program is attached last, and its name has its digest: what a killed run left unfinished, or an older netspace attached,
+is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from netspace import files
+from netspace.bpf import library as bpf
+from netspace.environment import record as records
+from netspace.environment.container import seccomp
+from netspace.environment.record import Record
+from netspace.environment.refusals import calls, program
+from netspace.environment.storage import mounts
+from netspace.environment.user_ids import RANGES
+from netspace.layout import Layout
+
+MAPS = ("calls", "files")
+"""The two maps of an environment: its calls without and with a path."""
+_LOOKS = "looks"
+_ORDER = sys.byteorder
+_ATTACHED = "attached"
+
+
+class Difference(NamedTuple):
+    """The difference between what is recorded and what shall be.
+
+    :param add: environments that get new maps.
+    :param drop: environments whose maps go.
+    """
+
+    add: tuple[str, ...]
+    drop: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.drop)
+
+
+def folder(layout: Layout) -> Path:
+    """Return the folder of the BPF file system."""
+    return layout.run / "refusals"
+
+
+def kept(layout: Layout, which: str, name: str) -> Path:
+    """Return the name of one of :data:`MAPS` of an environment."""
+    return folder(layout) / f"{which}-{name}"
+
+
+def recordable(record: Record) -> bool:
+    """Return whether the host's kernel answers the environment's system calls by a profile that can be chosen."""
+    module = record.runtime.module
+    return bool(module.RUNS == "images") and not module.OWN_KERNEL
+
+
+def rules(record: Record) -> Mapping[str, Any]:
+    """Return the profile of an environment's system calls."""
+    return seccomp.profile(record.spec.seccomp) if record.profile is None else record.profile.rules
+
+
+def difference(layout: Layout, wanted: Mapping[str, Record], without: Collection[str]) -> Difference:
+    """Return what differs. Reads only.
+
+    :param wanted: environments that shall be recorded, by name.
+    :param without: environments that shall not.
+    """
+    there = _there(layout)
+    if not there:
+        return Difference(tuple(sorted(wanted)), ())
+    named = {name for which in MAPS for name in _names(there, which)}
+    gone = named - files.record_names(layout.records(records.KIND), named)
+    add = {name for name, record in wanted.items() if not _led(layout, there, name, record)}
+    return Difference(tuple(sorted(add)), tuple(sorted((named & set(without)) | gone - add)))
+
+
+def audited(known: Mapping[str, Record]) -> dict[str, Record]:
+    """Return those of *known* whose refused calls shall be recorded."""
+    return {name: record for name, record in known.items() if record.spec.audit and recordable(record)}
+
+
+def begin(layout: Layout, known: Mapping[str, Record]) -> None:
+    """Record the refused calls of the audited ones of *known*, if that isn't done yet.
+
+    :raises OSError: the kernel refuses; or this host lacks a library.
+    """
+    wanted = audited(known)
+    if what := difference(layout, wanted, ()):
+        apply(layout, what, wanted)
+
+
+def apply(layout: Layout, what: Difference, wanted: Mapping[str, Record]) -> None:
+    """Make the difference. If the program isn't attached, attach it, and record all audited environments.
+
+    :param wanted: the environments that are added, among others.
+    :raises OSError: the kernel refuses; or this host lacks a library.
+    """
+    add = {name: wanted[name] for name in what.add}
+    if add and not _attached(layout):
+        end(layout)
+        add = {**audited(records.read_each(layout)[0]), **add}
+        _make_folder(layout)
+    for name in what.drop:
+        _drop(layout, name)
+    for name, record in add.items():
+        _add(layout, name, record)
+    if add and not _attached(layout):
+        _attach(layout)
+    there = _there(layout)
+    if not any(_names(there, which) for which in MAPS):
+        end(layout)
+
+
+def end(layout: Layout) -> None:
+    """Detach the program, and remove all maps and the file system."""
+    place = folder(layout)
+    ours = (one for one in _there(layout) if "." not in one)  # names with a dot are the kernel's
+    for name in sorted(ours, key=lambda one: not one.startswith(_ATTACHED)):
+        (place / name).unlink(missing_ok=True)
+    mounts.unmount(place)
+    with contextlib.suppress(FileNotFoundError):
+        place.rmdir()
+
+
+# -- what is there ------------------------------------------------------------
+def _there(layout: Layout) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder(layout)))
+    except FileNotFoundError:
+        return frozenset()
+
+
+def _names(there: Collection[str], which: str) -> set[str]:
+    return {one.removeprefix(f"{which}-") for one in there if one.startswith(f"{which}-")}
+
+
+def _attached(layout: Layout) -> bool:
+    return _mark() in _there(layout)
+
+
+def _mark() -> str:
+    """Return the name of the attached program: with its digest, so that another version is attached anew."""
+    content = program.code(0, 0, 0) + b"".join(value for _, value in calls.looks(_built_in()))
+    return f"{_ATTACHED}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _built_in() -> list[dict[str, Any]]:
+    return [seccomp.profile(name) for name in seccomp.PROFILES]
+
+
+def _led(layout: Layout, there: Collection[str], name: str, record: Record) -> bool:
+    """Return whether the environment's user ids lead to its maps."""
+    if _mark() not in there or any(f"{which}-{name}" not in there for which in MAPS):
+        return False
+    for which in MAPS:
+        with bpf.opened(folder(layout) / which) as owners, bpf.opened(kept(layout, which, name)) as own:
+            if bpf.value(owners, program.owner(record.base), 4) != bpf.number(own).to_bytes(4, _ORDER):
+                return False
+    return True
+
+
+# -- changes --------------------------------------------------------------------
+def _make_folder(layout: Layout) -> None:
+    """Make the file system, and the maps that the program needs."""
+    place = folder(layout)
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mounts.mount(layout.instance, place, "bpf", mounts.NOSUID | mounts.NODEV | mounts.NOEXEC, "mode=0700")
+    own = _own_map()
+    try:
+        for which in MAPS:
+            _keep(bpf.create_map(bpf.HASH_OF_MAPS, f"{which}_of", 4, 4, RANGES, own), place / which)
+    finally:
+        os.close(own)
+    looks = bpf.create_map(bpf.ARRAY, "looks", 4, 4, program.CALLS)
+    for number, look in calls.looks(_built_in()):
+        bpf.put(looks, number.to_bytes(4, _ORDER), look)
+    _keep(looks, place / _LOOKS)
+
+
+def _attach(layout: Layout) -> None:
+    place = folder(layout)
+    with bpf.opened(place / "calls") as owners, bpf.opened(place / "files") as files_of:
+        with bpf.opened(place / _LOOKS) as looks:
+            loaded = bpf.load_tracing("netspace_refused", program.code(owners, files_of, looks))
+    try:
+        _keep(bpf.attach("sys_exit", loaded), place / _mark())
+    finally:
+        os.close(loaded)
+
+
+def _add(layout: Layout, name: str, record: Record) -> None:
+    """Give an environment empty maps, and lead its user ids there."""
+    if record.profile is not None:
+        _compare(layout, record)
+    for which in MAPS:
+        path = kept(layout, which, name)
+        path.unlink(missing_ok=True)
+        own = _own_map()
+        try:
+            bpf.put(own, program.REST, program.NOTHING)
+            bpf.keep(own, path)
+            with bpf.opened(folder(layout) / which) as owners:
+                bpf.put(owners, program.owner(record.base), own.to_bytes(4, _ORDER))
+        finally:
+            os.close(own)
+
+
+def _compare(layout: Layout, record: Record) -> None:
+    """Have the arguments recorded that the operator's own profile compares, too."""
+    with bpf.opened(folder(layout) / _LOOKS) as looks:
+        for number, look in calls.looks([*_built_in(), rules(record)]):
+            old = bpf.value(looks, number.to_bytes(4, _ORDER), 4) or bytes(4)
+            both = int.from_bytes(old, _ORDER) & program.ARGUMENTS | int.from_bytes(look, _ORDER)
+            bpf.put(looks, number.to_bytes(4, _ORDER), both.to_bytes(4, _ORDER))
+
+
+def _drop(layout: Layout, name: str) -> None:
+    """Remove an environment's maps. Its record may be gone, so find its user ids by the map."""
+    for which in MAPS:
+        path = kept(layout, which, name)
+        try:
+            with bpf.opened(path) as own, bpf.opened(folder(layout) / which) as owners:
+                number = bpf.number(own).to_bytes(4, _ORDER)
+                for key in bpf.keys(owners, 4, RANGES):
+                    if bpf.value(owners, key, 4) == number:
+                        bpf.drop(owners, key)
+        except OSError as err:
+            if err.errno != errno.ENOENT:
+                raise
+        path.unlink(missing_ok=True)
+
+
+def _own_map() -> int:
+    return bpf.create_map(bpf.HASH, "refused", program.KEY, program.VALUE, program.MOST)
+
+
+def _keep(descriptor: int, path: Path) -> None:
+    """Give an object its name, and close the descriptor."""
+    try:
+        bpf.keep(descriptor, path)
+    finally:
+        os.close(descriptor)

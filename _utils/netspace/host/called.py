@@ -1,0 +1,97 @@
+"""Refused system calls and files of an audited environment, with what would permit them. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from netspace.layout import Layout
+from netspace.spec.suggest import Refused, Setting
+
+if TYPE_CHECKING:
+    from netspace.environment.record import Record
+    from netspace.environment.refusals.reading import Refusal
+
+# Folders that netspace mounts read-only in each environment, whatever is declared.
+_NEVER_WRITABLE = ("/proc", "/sys", "/run/netspace")
+_OWN = "no built-in profile has it; only a profile of your own (seccomp: file:/...) could"
+_FULL = "too many different ones were refused to keep each"
+
+
+def refused(layout: Layout, name: str, record: Record) -> tuple[list[Refused], str]:
+    """Return the refused calls of an environment; and why none is recorded, empty if they are.
+
+    :param record: its record.
+    """
+    from netspace.environment.refusals import reading
+
+    known = reading.refusals(layout, name, record)
+    return _merged(_told(one, record) for one in known.found), known.unseen
+
+
+def _told(one: Refusal, record: Record) -> Refused:
+    times = one.times, one.first, one.last
+    if one.by == "rest":
+        return Refused("files" if one.has_path else "system calls", "others", *times, why=_FULL)
+    if one.by == "profile":
+        return _call(one, record, Refused("system calls", _spoken(one), *times))
+    if not one.has_path:
+        why = f"the kernel refuses it ({os.strerror(one.answer)}), whatever the profile"
+        return Refused("system calls", one.call, *times, why=why)
+    return _file(one, record, Refused("files", f"{one.call} {one.path}: {os.strerror(one.answer)}", *times))
+
+
+def _spoken(one: Refusal) -> str:
+    """Return a call with its arguments up to the last one that a profile compares."""
+    used = max((index for index, value in enumerate(one.arguments, 1) if value), default=0)
+    return f"{one.call}({', '.join(_number(value) for value in one.arguments[:used])})" if used else one.call
+
+
+def _number(value: int) -> str:
+    return str(value) if value < 1000 else hex(value)
+
+
+def _call(one: Refusal, record: Record, told: Refused) -> Refused:
+    """Return a call that the profile refused, with the profile that would permit it."""
+    from netspace.environment.container import seccomp
+    from netspace.environment.refusals import recording
+
+    wider = seccomp.answer(seccomp.profile("standard"), one.call, one.arguments).passes
+    if seccomp.answer(recording.rules(record), one.call, one.arguments).passes:
+        return told._replace(part=Setting("seccomp", record.spec.seccomp, applied=True))
+    if wider:
+        opened = "; ".join(f"{family} ({its.why})" for family, its in seccomp.STANDARD.items())
+        return told._replace(part=Setting("seccomp", "standard", f"it opens more of the kernel: {opened}"))
+    refusing = (its.why for its in seccomp.NEVER.values() if one.call in its.calls.split())
+    return told._replace(why=next(refusing, _OWN))
+
+
+def _file(one: Refusal, record: Record, told: Refused) -> Refused:
+    """Return a refused file, with the setting that would permit it."""
+    import errno
+
+    if one.answer != errno.EROFS:
+        return told._replace(why="its owner and mode, which come with the image or the volume, refuse it to this user")
+    path = PurePosixPath(one.path)
+    if any(path.is_relative_to(folder) for folder in _NEVER_WRITABLE):
+        return told._replace(why="netspace mounts this folder read-only in each environment")
+    for volume in record.spec.volumes:
+        if volume.read_only and path.is_relative_to(volume.target):
+            return told._replace(why=f"the volume at {volume.target} is declared read_only")
+    risk = "its program could then change its own files; a volume for one folder opens less"
+    return told._replace(part=Setting("read_only", "false", risk, applied=not record.spec.read_only))
+
+
+def _merged(found: Iterable[Refused]) -> list[Refused]:
+    """Return refusals with the same text as one."""
+    merged: dict[tuple[str, str], Refused] = {}
+    for one in found:
+        known = merged.get((one.kind, one.what))
+        if known is not None:
+            one = one._replace(
+                times=known.times + one.times, first=min(known.first, one.first), last=max(known.last, one.last)
+            )
+        merged[one.kind, one.what] = one
+    return list(merged.values())

@@ -1,0 +1,145 @@
+"""Refused calls, counted in the kernel: whose they are, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from netspace.environment import record as records
+from netspace.environment.container.seccomp_file import Profile
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
+from netspace.environment.record import Record
+from netspace.environment.refusals import reading, recording
+from netspace.environment.user_ids import COUNT, FIRST
+from netspace.layout import Layout
+from netspace.spec.types import Environment
+
+pytestmark = pytest.mark.root
+
+LAYOUT = Layout()
+NAMES = ("web", "orders")
+
+
+def recorded(profile: Profile | None = None) -> dict[str, Record]:
+    """Write and return the records of two audited environments."""
+    image = Image("0" * 64, "x", Defaults())
+    LAYOUT.records(records.KIND).mkdir(parents=True, exist_ok=True)
+    known = {}
+    for number, name in enumerate(NAMES):
+        spec = Environment(image="tar:/x", command=("/x",), audit=True)
+        known[name] = Record(spec, "running", FIRST + number * COUNT, image, "", "", profile=profile)
+        records.write(LAYOUT, name, known[name])
+    return known
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    yield
+    recording.end(LAYOUT)
+    for name in NAMES:
+        records.path(LAYOUT, name).unlink(missing_ok=True)
+
+
+def refuse(uid: int, path: Path) -> None:
+    """Be refused a file and a call, as the user *uid*."""
+    child = os.fork()
+    if child == 0:
+        os.setresuid(uid, uid, uid)
+        for attempt in (lambda: os.close(os.open(path, os.O_RDONLY)), lambda: os.chroot("/")):
+            with contextlib.suppress(PermissionError):
+                attempt()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def counts(known: dict[str, Record], name: str) -> dict[tuple[str, str], int]:
+    found = reading.refusals(LAYOUT, name, known[name])
+    assert found.unseen == ""
+    return {(one.call, one.path): one.times for one in found.found}
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    for folder in (tmp_path, tmp_path.parent):
+        folder.chmod(0o755)
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    return path
+
+
+def test_calls_are_counted_for_their_own_user_ids(secret: Path) -> None:
+    known = recorded()
+    recording.begin(LAYOUT, known)
+    base = known["web"].base
+    for uid in (base + 1000, base + COUNT - 1, base, base - 1, base + 2 * COUNT + 1, 1000):
+        refuse(uid, secret)
+    # The id 0 inside is the runtime's; the others are nobody's. A folder above may refuse the path itself.
+    assert {call: times for (call, _), times in counts(known, "web").items()} == {"openat": 2, "chroot": 2}
+    assert counts(known, "orders") == {}
+    refuse(known["orders"].base + 1, secret)
+    assert sum(counts(known, "orders").values()) == 2
+
+
+def test_killed_run_is_repaired_by_the_next(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = recorded()
+    kept = recording.bpf.keep
+    whole = 3 + 2 * len(known) + 1
+    for ended in range(whole + 1):
+        calls = iter(range(whole))
+
+        def keep(descriptor: int, path: Path, calls: Iterator[int] = calls, ended: int = ended) -> None:
+            if next(calls) == ended:
+                raise InterruptedError
+            kept(descriptor, path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(recording.bpf, "keep", keep)
+            with contextlib.suppress(InterruptedError):
+                recording.begin(LAYOUT, known)
+        recording.begin(LAYOUT, known)
+        assert not recording.difference(LAYOUT, known, ())
+        refuse(known["orders"].base + 1, secret)
+        assert sum(counts(known, "orders").values()) == 2, ended
+        recording.end(LAYOUT)
+    assert not recording.folder(LAYOUT).exists()
+
+
+def test_removed_environment_leaves_nothing(secret: Path) -> None:
+    known = recorded()
+    recording.begin(LAYOUT, known)
+    records.path(LAYOUT, "web").unlink()
+    left = {"orders": known["orders"]}
+    what = recording.difference(LAYOUT, left, ())
+    assert what == recording.Difference((), ("web",))
+    recording.apply(LAYOUT, what, left)
+    refuse(known["web"].base + 1, secret)
+    refuse(known["orders"].base + 1, secret)
+    assert sum(counts(left, "orders").values()) == 2
+    # Another environment with the same user ids begins with nothing.
+    records.write(LAYOUT, "web", known["web"])
+    recording.begin(LAYOUT, known)
+    assert counts(known, "web") == {}
+
+
+def test_arguments_that_an_own_profile_compares_are_told(secret: Path) -> None:
+    rules = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [
+            {
+                "names": ["chroot"],
+                "action": "SCMP_ACT_ALLOW",
+                "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}],
+            }
+        ],
+    }
+    known = recorded(Profile("0" * 64, rules))
+    recording.begin(LAYOUT, known)
+    refuse(known["web"].base + 1, secret)
+    (one,) = [one for one in reading.refusals(LAYOUT, "web", known["web"]).found if one.call == "chroot"]
+    assert one.by == "profile"
+    assert one.arguments[0] != 0

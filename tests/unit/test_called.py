@@ -1,0 +1,105 @@
+"""Refused calls, and what would permit each."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
+from netspace.environment.record import Record
+from netspace.environment.refusals import calls, program, reading
+from netspace.environment.refusals.program import Seen
+from netspace.environment.refusals.reading import Refusal
+from netspace.host import called
+from netspace.spec import parse
+from netspace.spec.suggest import Setting
+
+
+def record(**keys: Any) -> Record:
+    spec = parse.environment("web", {"image": "dir:/srv/web", "audit": True, **keys})
+    return Record(spec, "running", 1, Image("", "", Defaults()), "", "")
+
+
+def refusal(call: str, by: reading.By = "profile", *arguments: int, path: str = "", answer: int = 1) -> Refusal:
+    given = (*arguments, *[0] * (6 - len(arguments)))
+    return Refusal(by, call, given, path, answer, 1, 0.0, 0.0, bool(path))
+
+
+@pytest.mark.parametrize(
+    "seccomp, call, value, applied",
+    [("strict", "io_setup", "standard", False), ("standard", "io_setup", "standard", True)],
+)
+def test_call_of_standard_is_permitted_by_it(seccomp: str, call: str, value: str, applied: bool) -> None:
+    part = called._told(refusal(call), record(seccomp=seccomp)).part
+    assert isinstance(part, Setting)
+    assert (part.key, part.value, part.applied) == ("seccomp", value, applied)
+
+
+@pytest.mark.parametrize("call", ["chroot", "bpf", "no_such_call"])
+def test_call_of_no_profile_has_a_reason(call: str) -> None:
+    told = called._told(refusal(call), record())
+    assert told.part is None and told.why
+
+
+def test_only_the_refused_arguments_of_a_call_are_shown() -> None:
+    told = called._told(refusal("socket", "profile", 17, 3, 768), record())
+    assert told.what == "socket(17, 3, 768)"
+    assert called._told(refusal("chroot"), record()).what == "chroot"
+
+
+@pytest.mark.parametrize(
+    "path, answer, why",
+    [
+        ("/srv/x", errno.EROFS, ""),
+        ("x", errno.EROFS, ""),
+        ("/proc/sys/x", errno.EROFS, "netspace mounts"),
+        ("/run/netspace/x", errno.EROFS, "netspace mounts"),
+        ("/data/x", errno.EROFS, "the volume at /data"),
+        ("/srv/x", errno.EACCES, "its owner and mode"),
+    ],
+)
+def test_file_is_permitted_by_its_root_alone(path: str, answer: int, why: str) -> None:
+    volumes = [{"target": "/data", "source": "/srv/data", "read_only": True}]
+    told = called._told(refusal("openat", "kernel", path=path, answer=answer), record(read_only=True, volumes=volumes))
+    assert told.why.startswith(why) and bool(told.why) == bool(why)
+    assert (told.part is not None) == (not why)
+
+
+def test_setting_of_a_writable_root_is_applied() -> None:
+    told = called._told(refusal("openat", "kernel", path="/x", answer=errno.EROFS), record())
+    assert isinstance(told.part, Setting) and told.part.applied
+
+
+def seen(call: str, answer: int, *arguments: int) -> Seen:
+    return Seen(calls.number(call), answer, (*arguments, *[0] * (6 - len(arguments))), b"", 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "call, answer, arguments, by",
+    [
+        ("chroot", errno.EPERM, (), "profile"),
+        ("io_setup", errno.ENOSYS, (), "profile"),
+        ("socket", errno.EPERM, (17, 3, 768), "profile"),
+        ("socket", errno.EACCES, (2, 1, 0), "kernel"),
+        ("setuid", errno.EPERM, (), "kernel"),
+        ("mseal", errno.ENOSYS, (), None),  # this kernel doesn't have it
+        ("connect", errno.EPERM, (), None),  # the packet filter dropped a packet, and counts it
+    ],
+)
+def test_refuser_follows_from_the_profile(call: str, answer: int, arguments: tuple[int, ...], by: str | None) -> None:
+    assert reading._by(record(), call, seen(call, answer, *arguments)) == by
+
+
+def test_element_of_a_map_is_decoded() -> None:
+    key = program._KEY.pack(257, errno.EACCES, *range(6), b"/x\xff\0rest")
+    assert program.seen(key, program._VALUE.pack(3, 1, 2)) == Seen(257, 13, tuple(range(6)), b"/x\xff", 3, 1, 2)
+    assert program.seen(program.REST, program.NOTHING).call == -1
+
+
+def test_paths_are_of_calls_that_this_machine_has() -> None:
+    named = [name for names in calls.PATHS.values() for name in names.split()]
+    assert len(named) == len(set(named))
+    assert "openat" in named and calls.name(calls.number("openat")) == "openat"
