@@ -51,7 +51,7 @@ PARTS = {
     "vm": {
         "vm-attestation": ["tests/vm/test_vm_attestation.py"],
         "vm-supervision": [f"tests/vm/test_vm_{what}.py" for what in ("supervision", "reboot", "runtimes")],
-        "vm-kinds": [f"tests/vm/test_vm_{what}.py" for what in ("images", "interfaces", "apparmor")],
+        "vm-kinds": [f"tests/vm/test_vm_{what}.py" for what in ("images", "interfaces", "apparmor", "stress")],
         "vm": ["tests/vm"],
     },
 }

@@ -73,20 +73,24 @@ def serve(path: str) -> None:
             reply = answer(request)
         except Exception as err:
             reply = {"error": repr(err)}
-        data = json.dumps({"id": request.get("id"), **reply}).encode() + b"\n"
+        data = memoryview(json.dumps({"id": request.get("id"), **reply}).encode() + b"\n")
         with lock:
             while data:
                 data = data[os.write(port, data) :]
 
-    rest = b""
+    # A line of megabytes comes in thousands of pieces: they are joined once.
+    pieces: list[bytes] = []
     while True:
         data = os.read(port, 1 << 20)
         if not data:  # nobody is at the other end
             time.sleep(0.05)
             continue
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            threading.Thread(target=work, args=(line,)).start()
+        pieces.append(data)
+        if b"\n" in data:
+            *lines, rest = b"".join(pieces).split(b"\n")
+            pieces = [rest]
+            for line in lines:
+                threading.Thread(target=work, args=(line,)).start()
 
 
 if __name__ == "__main__":

@@ -129,6 +129,20 @@ def warm_up(machine: Machine) -> None:
     )
 
 
+SUPPORT = "/srv/netspace/tests/support/environments"
+
+
+def program(machine: Machine, name: str, *arguments: str, timeout: float = 600) -> list[Any]:
+    """Run a program of the tests' in a machine, by the machine's own Python; return the JSON of each line it prints.
+
+    :param name: its name below ``tests/support/environments``.
+    """
+    command = ("/usr/bin/python3", f"{SUPPORT}/{name}.py", *arguments)
+    variables = {"PYTHONPATH": images.SITE, "PYTHONPYCACHEPREFIX": images.COMPILED}
+    done = machine.run(*command, timeout=timeout, variables=variables)
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
 # Without a loop: what starts a program ten times a second keeps a machine busy that is translated.
 STAY = "trap 'exit 0' TERM; sleep 1000000 & wait"
 

@@ -225,7 +225,7 @@ class Machine:
 
     def put(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
         raw = data.encode() if isinstance(data, str) else data
-        reply = self._ask({"put": path, "mode": mode, "data": base64.b64encode(raw).decode()}, 120)
+        reply = self._ask({"put": path, "mode": mode, "data": base64.b64encode(raw).decode()}, PATIENCE)
         if "error" in reply:
             raise RuntimeError(f"{path}: {reply['error']}")
 
@@ -417,5 +417,11 @@ def checkout(machine: Machine, target: str = "/srv/netspace") -> None:
     packed = subprocess.run(
         ["tar", "-C", root, "--null", "-T", "-", "-cz"], input=b"\0".join(names), check=True, capture_output=True
     ).stdout
-    machine.put("/tmp/checkout.tar.gz", packed)
-    machine.sh(f"mkdir -p {target} && tar -C {target} -xzf /tmp/checkout.tar.gz && rm /tmp/checkout.tar.gz")
+    unpack(machine, packed, target)
+
+
+def unpack(machine: Machine, packed: bytes, target: str) -> None:
+    """Unpack a compressed tar archive into a folder of the machine's."""
+    archive = "/var/tmp/packed.tar.gz"
+    machine.put(archive, packed)
+    machine.sh(f"mkdir -p {target} && tar -C {target} -xzf {archive} && rm {archive}", timeout=600)

@@ -26,6 +26,8 @@ DESCRIPTORS = 16
 SECONDS = 2.0  # that the wall clock may be moved against the one that nobody sets
 # systemd's own, which come and go: services, their files, and a file for each unit whose output it knows.
 FOREIGN = ("/run/systemd/", "/run/log/", "/run/udev/", "/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/init.scope")
+# netspace's record of how a program ended, under systemd: at most two small files for each environment.
+ENDED = "/run/netspace/ended"
 HELPERS = ("/lib/systemd/", "(udev-worker)", "(sd-")
 BULKY = ("memory (MiB)", "disk (MiB)", "compiled filters")  # pools of which a share takes long
 SETTINGS = (
@@ -72,9 +74,11 @@ _BOOT = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def changed(before: State, after: State) -> dict[str, object]:
-    """Return the changed values, by name."""
+    """Return the changed values, by name: before and after, and of a list only what is gone and what is new."""
     found: dict[str, object] = {
-        key: (before.same[key], after.same[key]) for key in before.same if before.same[key] != after.same[key]
+        key: _difference(before.same[key], after.same[key])
+        for key in before.same
+        if before.same[key] != after.same[key]
     }
     for key, value in after.bounded.items():
         if value - before.bounded[key] > BOUNDS[key]:
@@ -82,10 +86,22 @@ def changed(before: State, after: State) -> dict[str, object]:
     return found
 
 
+def _difference(before: object, after: object) -> object:
+    if isinstance(before, list) and isinstance(after, list):
+        gone, new = ([one for one in some if one not in others] for some, others in ((before, after), (after, before)))
+        if gone or new:
+            return {"gone": gone, "new": new}
+    return before, after
+
+
 def _ours(value: object) -> object:
     if not isinstance(value, list):
         return value
-    return [one for one in value if not (isinstance(one, str) and one.startswith(FOREIGN) and "netspace" not in one)]
+    return [one for one in value if not (isinstance(one, str) and _left_out(one))]
+
+
+def _left_out(path: str) -> bool:
+    return path.startswith(ENDED) or (path.startswith(FOREIGN) and "netspace" not in path)
 
 
 def _shares() -> dict[str, int]:
