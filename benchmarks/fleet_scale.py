@@ -171,7 +171,7 @@ def verified(hosts: int) -> float:
 
 def broker(section: Mapping[str, Any]) -> dict[str, float]:
     """Return what the definitions of a host's broker take, and how many objects they have."""
-    from netspace.link.topology import diff, names, objects
+    from netspace.link.topology import diff, found_objects, names, objects
     from netspace.spec import parse
 
     declared = parse.declaration(dict(section)).links
@@ -179,7 +179,7 @@ def broker(section: Mapping[str, Any]) -> dict[str, float]:
 
     def define() -> None:
         wanted = objects.objects(declared, names.PLAIN)
-        there = objects.found({}, "netspace", [], whole=True)
+        there = found_objects.found({}, "netspace", [], whole=True)
         change = diff.difference(wanted, there, dict.fromkeys(objects.members(declared), ""))
         made[:] = [wanted, diff.document(wanted, change, "netspace", defaultdict(str))]
 

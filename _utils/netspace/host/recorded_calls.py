@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from netspace.plan import Outcome, Plan, Result, Step
 
 if TYPE_CHECKING:
-    from netspace.environment.plan import DesiredEnvironment
+    from netspace.environment.desired import DesiredEnvironment
     from netspace.environment.reconciler import Environments
     from netspace.layout import Layout
 
