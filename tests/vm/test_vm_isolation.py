@@ -45,17 +45,20 @@ def attacked(machine: Machine, salt: Salt, kit: attackers.Kit) -> dict[str, str]
     On version 2, the kernel ends the whole environment for a row that takes more than its memory. That row was bounded
     then, and the others are tried in the environment's next start.
     """
+
+    def over(known: dict[str, str]) -> bool:
+        return (
+            attackers.found(told(machine, "attacks"), known) is not None
+            or salt("netspace_environment.list")["attacks"]["state"] != "running"
+        )
+
     outcomes: dict[str, str] = {}
     for _ in attacks.ROWS:
         all_true(salt.apply({"environments": {"attacks": attacker(kit, *outcomes)}}))
-
-        def ended() -> bool:
-            return bool(salt("netspace_environment.list")["attacks"]["state"] != "running")
-
-        until(lambda: attackers.found(told(machine, "attacks")) is not None or ended())
+        until(functools.partial(over, outcomes), pause=3)
         lines = told(machine, "attacks")
-        if found := attackers.found(lines):
-            return found | outcomes
+        if found := attackers.found(lines, outcomes):
+            return found
         assert salt("netspace_environment.list")["attacks"]["exit"] == "oom"
         new = {row: how for row, how in attackers.told(lines).items() if row not in outcomes}
         outcomes |= {row: "bounded: all were killed" if how == attacks.BEGUN else how for row, how in new.items()}

@@ -70,9 +70,12 @@ def told(lines: Iterable[str]) -> dict[str, str]:
     return outcomes
 
 
-def found(lines: Iterable[str]) -> dict[str, str] | None:
-    """Return the outcomes that an attacker printed; None: some rows have none yet."""
-    outcomes = told(lines)
+def found(lines: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str] | None:
+    """Return the outcomes that an attacker printed; None: some rows have none yet.
+
+    :param known: outcomes of rows that the attacker left out in its last start.
+    """
+    outcomes = told(lines) | dict(known or {})
     return outcomes if outcomes.keys() == attacks.ROWS.keys() and attacks.BEGUN not in outcomes.values() else None
 
 
