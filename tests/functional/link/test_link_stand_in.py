@@ -26,8 +26,14 @@ Stands = [lists:sort(M:module_info(exports)) =:= lists:sort(As:module_info(expor
           [{amqp10_binary_parser, netspace_guard_parser}, {rabbit_amqp_management, netspace_guard_management}]],
 Counted = [binary:bin_to_list(netspace_guard_frames:counted(Number, Atom)) ||
            {Number, Atom} <- [{9, <<"mc">>}, {-9, <<"mc">>}, {-9, <<"amqp10_binary_parser">>}]],
+{ok, strange, Strange} = compile:forms([{attribute, 1, module, strange}, {attribute, 1, export, [{f, 0}]},
+    {function, 1, f, 0, [{clause, 1, [], [], [{call, 1, {remote, 1, {atom, 1, rabbit_misc}, {atom, 1, gone}}, []}]}]}]),
+[{rabbit_misc, gone, 0}] = netspace_guard_frames:lacking([Strange]),
+Own = [list_to_atom(filename:basename(File, ".beam")) || File <- filelib:wildcard("@OWN@/netspace_*.beam")],
+Lacking = netspace_guard_frames:lacking([Code || One <- Own, {_, Code, _} <- [code:get_object_code(One)]]),
 Refused = try amqp10_binary_parser:parse(<<16#41>>) catch exit:{'v1_0.error', _, {utf8, Why}, _} -> Why end,
-io:format("~s", [json:encode([Stands, element(1, Text) =:= {utf8, <<"hi">>}, Both, Refused, Counted])]),
+io:format("~s", [json:encode([[tuple_to_list(One) || One <- Lacking], length(Own), Stands,
+                          element(1, Text) =:= {utf8, <<"hi">>}, Both, Refused, Counted])]),
 init:stop().
 """
 
@@ -41,11 +47,14 @@ def test_modules_go_on_under_other_names(tmp_path: Path) -> None:
     subprocess.run([*compiler, "+export_all", *modules], cwd=tmp_path, check=True, capture_output=True)
     subprocess.run([*compiler, *others], cwd=tmp_path, check=True, capture_output=True)
     command = f'exec erl -noshell -pa {tmp_path} {RABBITMQ} -eval "$1"'
+    program = PROGRAM.replace("@OWN@", str(tmp_path))
     done = subprocess.run(
-        ["sh", "-c", command, "sh", PROGRAM], capture_output=True, text=True, timeout=120, check=False
+        ["sh", "-c", command, "sh", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    stands, text, values, refused, counted = json.loads(done.stdout)
+    lacking, own, stands, text, values, refused, counted = json.loads(done.stdout)
+    # Of this RabbitMQ, the guard lacks no function that it calls.
+    assert own == len(modules) + len(others) and lacking == []
     assert stands == [True, True] and text and values == [True, False]
     assert "no number describes" in refused
     # As Erlang 27 and 29 wrote them into RabbitMQ 4.0's and 4.3's modules.

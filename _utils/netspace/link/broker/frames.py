@@ -1,8 +1,8 @@
 """Module of the broker's plugin that admits the frames of AMQP 1.0 which links need, and refuses all others.
 
-RabbitMQ 4.0 calls an interceptor for AMQP 0-9-1 only. For AMQP 1.0, the module takes the place of two of RabbitMQ's
-own modules: the parser of all frames and messages, and the handler of all requests to ``/management``. It loads them
-under other names from the installed files, and calls them for everything that it has admitted.
+RabbitMQ calls an interceptor that may refuse for AMQP 0-9-1 only. For AMQP 1.0, the module takes the place of two of
+RabbitMQ's own modules: the parser of all frames and messages, and the handler of all requests to ``/management``. It
+loads them under other names from the installed files, and calls them for everything that it has admitted.
 
 RabbitMQ calls the parser first for each frame, also before the log-in. The module checks the frame's bounds
 (``bounds``), that a client that sends and receives needs such a frame, and that its fields have the types of the
@@ -13,7 +13,8 @@ A refused frame ends its connection with an error of AMQP 1.0; a refused message
 checks apply to all accounts: netspace itself speaks AMQP 0-9-1.
 
 The broker doesn't start if the modules of its RabbitMQ have other functions than those known here
-(``STAND_INS``). RabbitMQ 4.3's parser has one more than that of 4.0, and marks a client's message by another option.
+(``STAND_INS``), or if RabbitMQ lacks any function that a module of the plugin calls. RabbitMQ 4.3's parser has one
+function more than that of 4.0, and marks a client's message by another option.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ MODULE = "netspace_guard_frames"
 
 SOURCE = r"""%% Written by netspace: lets through the frames of AMQP 1.0 that a card's user needs.
 -module(netspace_guard_frames).
--export([stand_in/0, parse/1, parse_many/2, peek/1, handle_request/5, refuse/2]).
+-export([start/0, stand_in/0, lacking/1, parse/1, parse_many/2, peek/1, handle_request/5, refuse/2]).
 
 -rabbit_boot_step({?MODULE, [
     {description, "netspace: what may be said over AMQP 1.0"},
-    {mfa, {?MODULE, stand_in, []}},
+    {mfa, {?MODULE, start, []}},
     {requires, rabbit_registry},
     {enables, recovery}]}).
 
@@ -38,6 +39,31 @@ SOURCE = r"""%% Written by netspace: lets through the frames of AMQP 1.0 that a 
 -define(PARTS, 512).       % values of it
 -define(LEVELS, 8).        % of values within values
 -define(NAME, 255).        % bytes of a short text of AMQP 0-9-1
+
+%% -- at the broker's start -------------------------------------------------------------
+%% A function that the guard lacks would be missed only when an attack is under way. So the broker doesn't start then.
+start() ->
+    stand_in(),
+    {ok, Modules} = application:get_key(netspace_guard, modules),
+    case lacking([beam(Module) || Module <- Modules]) of
+        [] -> ok;
+        Functions -> exit({netspace_does_not_know_this_rabbitmq, Functions})
+    end.
+
+beam(Module) ->
+    {Module, Beam, _} = code:get_object_code(Module),
+    Beam.
+
+%% The functions of others that modules call, and that aren't there.
+lacking(Beams) ->
+    [{Module, Function, Arity} || Beam <- Beams, {ok, {_, [{imports, Calls}]}} <- [beam_lib:chunks(Beam, [imports])],
+                                  {Module, Function, Arity} <- Calls, not is_there(Module, Function, Arity)].
+
+%% What these two were before was compared by stand_in/0.
+is_there(Aside, _, _) when Aside =:= netspace_guard_parser; Aside =:= netspace_guard_management -> true;
+is_there(Module, Function, Arity) ->
+    _ = code:ensure_loaded(Module),
+    erlang:function_exported(Module, Function, Arity) orelse erlang:is_builtin(Module, Function, Arity).
 
 %% -- in the place of RabbitMQ's own modules --------------------------------------------
 stand_in() ->

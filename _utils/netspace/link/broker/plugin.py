@@ -284,7 +284,7 @@ cut(User, Why, Queues, State = #{ending := Ending, told := Told}) ->
     case [{One, Name} || {Whose, One, Name} <- connections(), Whose =:= User, not is_map_key(One, Ending)] of
         [] -> State;
         Chosen ->
-            rabbit_log:warning("netspace: ~ts is cut off: it ~ts", [User, Why]),
+            logger:log(warning, "netspace: ~ts is cut off: it ~ts", [User, Why], #{domain => [rabbitmq]}),
             Guard = self(),
             [spawn(fun() -> close(Reader, Name, Why), empty(Queues), Guard ! {ended, Reader} end)
              || {Reader, Name} <- Chosen],
