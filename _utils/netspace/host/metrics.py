@@ -33,7 +33,7 @@ def families(host: Host) -> list[Family]:
     from netspace.environment.container.oci_runtime import service_name
 
     names = sorted(files.record_names(host.layout.records(records.KIND)))
-    statuses: Mapping[str, Status] = host.supervisor.observe()
+    statuses: Mapping[str, Status] = host.supervisor.observe(noticed=True)
     by = {name: labels(environment=name) for name in names}
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
@@ -127,13 +127,13 @@ def _traffic(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
     seen: dict[str, list[str]] = {}
     with contextlib.suppress(OSError), open(layout.root / "proc/net/dev") as table:
         for line in table:
-            device, parted, counts = line.partition(":")
-            if parted and (by := ends.get(device.strip())) is not None:
+            device, _, counts = line.partition(":")
+            if by := ends.get(device.strip()):
                 seen[by] = counts.split()
-    seen = dict(sorted(seen.items()))
+    known = sorted(seen.items())
     for key, (column, about) in _DEV.items():
-        values = {by: int(counts[column]) for by, counts in seen.items()}
-        yield counted(f"netspace_interface_{key}", "counter", about, values)
+        samples = [(by, int(counts[column])) for by, counts in known]
+        yield Family(f"netspace_interface_{key}", "counter", about, samples)
 
 
 # -- trust ----------------------------------------------------------------------
