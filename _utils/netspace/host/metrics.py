@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MARK = b"# Written by netspace.metrics, which replaces it as a whole.\n"
 """The first line of a textfile. A file without this line is never replaced."""
+MOST_AUDITED = 64
+"""The most audited environments whose refusals are in the metrics."""
 MAX_TEXTFILE = 64 * 1024 * 1024
 
 
@@ -42,6 +44,7 @@ def families(host: Host) -> list[Family]:
         *_health(host.layout, by),
         *_use(host, {name: by[name] for name in names if _runs(statuses.get(service_name(name)))}),
         *_traffic(host.layout, by),
+        _refused(host, by),
         *_trust(host.layout),
         *_links(host, statuses),
     ]
@@ -134,6 +137,31 @@ def _traffic(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
     for key, (column, about) in _DEV.items():
         samples = [(by, int(counts[column])) for by, counts in known]
         yield Family(f"netspace_interface_{key}", "counter", about, samples)
+
+
+# -- refusals -------------------------------------------------------------------
+def _refused(host: Host, names: Mapping[str, str]) -> Family:
+    """Return the refusals of audited environments by kind, without those of the broker, which would have to be asked.
+
+    Only environments whose calls are recorded are looked at, and a bounded number of these: each look reads its whole
+    record.
+    """
+    samples: list[tuple[str, float]] = []
+    if os.path.lexists(host.layout.run / "refusals"):  # most hosts audit nothing
+        from netspace.environment import record as records
+        from netspace.environment.refusals import reading, recording
+        from netspace.interface import refusals
+
+        known, _ = records.read_each(host.layout, recording.names(host.layout) & names.keys())
+        for name, record in list(known.items())[:MOST_AUDITED]:
+            counts: dict[str, int] = {"files": 0, "packets": 0, "system_calls": 0}
+            for call in reading.refusals(host.layout, name, record).found:
+                counts["files" if call.has_path and call.by != "profile" else "system_calls"] += call.times
+            with contextlib.suppress(NetspaceError):
+                counts["packets"] = sum(one.times for one in refusals.refusals(host.layout, name).found)
+            samples += [(f'{names[name][:-1]},kind="{kind}"}}', count) for kind, count in counts.items()]
+    about = "What an audited environment was refused, except messages."
+    return Family("netspace_environment_refused", "counter", about, samples)
 
 
 # -- trust ----------------------------------------------------------------------
