@@ -282,6 +282,23 @@ def record_names(directory: Path, among: Iterable[str] | None = None) -> set[str
     return {entry[: -len(".json")] for entry in entries if entry.endswith(".json") and not entry.startswith(".")}
 
 
+@contextlib.contextmanager
+def folder(path: str | Path) -> Iterator[int | None]:
+    """Open a folder, from which names are then opened (``dir_fd``): the kernel walks the path to it only once.
+
+    None stands for a folder that isn't there. A name is then looked up in the working folder, so don't open any.
+    """
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def remove(path: Path) -> bool:
     """Remove a file and the temporary file of a killed run; return whether the file existed."""
     with contextlib.suppress(FileNotFoundError):

@@ -34,7 +34,11 @@ def labels(**values: str) -> str:
     """Return labels in the form of a sample: ``{link="web.orders"}``; empty if there are none."""
     if not values:
         return ""
-    return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in values.items()) + "}"
+    return "{" + ",".join([f'{name}="{_escaped(value)}"' for name, value in values.items()]) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value if value.isalnum() else value.translate(_ESCAPES)
 
 
 def text(families: Iterable[Family]) -> str:
@@ -54,7 +58,10 @@ def _sample_name(family: Family) -> str:
 def _family(family: Family, called: str) -> str:
     name = _sample_name(family)
     head = f"# HELP {called} {family.help}\n# TYPE {called} {family.kind}\n"
-    return head + "".join([f"{name}{key} {_value(value)}\n" for key, value in family.samples])
+    # Most values are plain numbers; a call for each would take half of the time.
+    return head + "".join(
+        [f"{name}{key} {value if type(value) is int else _value(value)}\n" for key, value in family.samples]
+    )
 
 
 def _value(value: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 from netspace.environment.container.cgroups import ROOT, Hierarchies
-from netspace.supervision.cgroup import file_value
+from netspace.supervision.cgroup import file_value, values
 
 Counter = Literal["memory", "processor_seconds", "processes", "memory_hits", "process_hits", "throttled_seconds"]
 """
@@ -46,9 +46,12 @@ class Reader:
     def read_all(self, counter: Counter, cgroups: Iterable[str]) -> Iterator[float | None]:
         """Yield a counter of each of many cgroups (:meth:`read`)."""
         place = self._places.get(counter)
-        for cgroup in cgroups:
-            value = None if place is None else _value(f"{place.folder}{cgroup}/{place.file}", place.word)
-            yield value if value is None or place is None else value * place.unit
+        if place is None:
+            yield from (None for _ in cgroups)
+            return
+        for content in values(place.folder, cgroups, place.file, place.word):
+            value = _number(content)
+            yield None if value is None else value * place.unit
 
 
 def _unified() -> dict[Counter, _Place]:
@@ -82,7 +85,10 @@ def _separate(hierarchies: Hierarchies) -> dict[Counter, _Place]:
 
 def _value(path: str, word: bytes) -> float | None:
     """Return the number in a file, or that after *word*; None if there is none."""
-    content = file_value(path, word)
+    return _number(file_value(path, word))
+
+
+def _number(content: bytes | None) -> float | None:
     try:
         return None if content is None else float(content)
     except ValueError:

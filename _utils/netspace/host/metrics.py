@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MARK = b"# Written by netspace.metrics, which replaces it as a whole.\n"
 """The first line of a textfile. A file without this line is never replaced."""
+MOST_AUDITED = 64
+"""The most audited environments whose refusals are in the metrics."""
 MAX_TEXTFILE = 64 * 1024 * 1024
 
 
@@ -33,7 +35,7 @@ def families(host: Host) -> list[Family]:
     from netspace.environment.container.oci_runtime import service_name
 
     names = sorted(files.record_names(host.layout.records(records.KIND)))
-    statuses: Mapping[str, Status] = host.supervisor.observe()
+    statuses: Mapping[str, Status] = host.supervisor.observe(noticed=True)
     by = {name: labels(environment=name) for name in names}
     found = [
         _one("netspace_version", "The version of netspace, as a label.", 1, version=__version__),
@@ -42,6 +44,7 @@ def families(host: Host) -> list[Family]:
         *_health(host.layout, by),
         *_use(host, {name: by[name] for name in names if _runs(statuses.get(service_name(name)))}),
         *_traffic(host.layout, by),
+        _refused(host, by),
         *_trust(host.layout),
         *_links(host, statuses),
     ]
@@ -127,13 +130,38 @@ def _traffic(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
     seen: dict[str, list[str]] = {}
     with contextlib.suppress(OSError), open(layout.root / "proc/net/dev") as table:
         for line in table:
-            device, parted, counts = line.partition(":")
-            if parted and (by := ends.get(device.strip())) is not None:
+            device, _, counts = line.partition(":")
+            if by := ends.get(device.strip()):
                 seen[by] = counts.split()
-    seen = dict(sorted(seen.items()))
+    known = sorted(seen.items())
     for key, (column, about) in _DEV.items():
-        values = {by: int(counts[column]) for by, counts in seen.items()}
-        yield counted(f"netspace_interface_{key}", "counter", about, values)
+        samples = [(by, int(counts[column])) for by, counts in known]
+        yield Family(f"netspace_interface_{key}", "counter", about, samples)
+
+
+# -- refusals -------------------------------------------------------------------
+def _refused(host: Host, names: Mapping[str, str]) -> Family:
+    """Return the refusals of audited environments by kind, without those of the broker, which would have to be asked.
+
+    Only environments whose calls are recorded are looked at, and a bounded number of these: each look reads its whole
+    record.
+    """
+    samples: list[tuple[str, float]] = []
+    if os.path.lexists(host.layout.run / "refusals"):  # most hosts audit nothing
+        from netspace.environment import record as records
+        from netspace.environment.refusals import reading, recording
+        from netspace.interface import refusals
+
+        known, _ = records.read_each(host.layout, recording.names(host.layout) & names.keys())
+        for name, record in list(known.items())[:MOST_AUDITED]:
+            counts: dict[str, int] = {"files": 0, "packets": 0, "system_calls": 0}
+            for call in reading.refusals(host.layout, name, record).found:
+                counts["files" if call.has_path and call.by != "profile" else "system_calls"] += call.times
+            with contextlib.suppress(NetspaceError):
+                counts["packets"] = sum(one.times for one in refusals.refusals(host.layout, name).found)
+            samples += [(f'{names[name][:-1]},kind="{kind}"}}', count) for kind, count in counts.items()]
+    about = "What an audited environment was refused, except messages."
+    return Family("netspace_environment_refused", "counter", about, samples)
 
 
 # -- trust ----------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from netspace import files
 
 if TYPE_CHECKING:
     from netspace.layout import Layout
@@ -17,8 +19,12 @@ def file_value(path: str, word: bytes = b"") -> bytes | None:
     :param word: the first word of a line, as in ``memory.events``. If no line begins with this word, the result is
         empty.
     """
+    return _read(path, None, word)
+
+
+def _read(path: str, folder: int | None, word: bytes) -> bytes | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return None
     try:
@@ -28,6 +34,17 @@ def file_value(path: str, word: bytes = b"") -> bytes | None:
     finally:
         os.close(fd)
     return (b"\n" + content).partition(b"\n" + word + b" ")[2].partition(b"\n")[0] if word else content
+
+
+def values(root: str, cgroups: Iterable[str], file: str, word: bytes = b"") -> Iterator[bytes | None]:
+    """Yield :func:`file_value` of one file of many control groups.
+
+    :param root: where the hierarchy is mounted.
+    :param cgroups: their paths from *root*.
+    """
+    with files.folder(root) as folder:
+        for path in cgroups:
+            yield None if folder is None else _read(f"{path[1:]}/{file}", folder, word)
 
 
 def booted() -> bool:

@@ -96,8 +96,12 @@ class Supervisor(Protocol):
     supervisor itself can't be reached.
     """
 
-    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
-        """Return the status of every defined service, or of *names*, if possible without starting a process."""
+    def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
+        """Return the status of every defined service, or of *names*, if possible without starting a process.
+
+        :param noticed: count the OOM kills that a supervisor has noticed, without those of the last second, where that
+            is less work.
+        """
         ...
 
     def define(self, services: Sequence[Service]) -> bool:

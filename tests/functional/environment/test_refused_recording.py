@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from netspace.bpf import library as bpf
 from netspace.environment import record as records
 from netspace.environment.container.seccomp_file import Profile
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.record import Record
-from netspace.environment.refusals import reading, recording
+from netspace.environment.refusals import program, reading, recording
 from netspace.environment.user_ids import COUNT, FIRST
 from netspace.layout import Layout
 from netspace.spec.types import Environment
@@ -117,6 +118,9 @@ def test_removed_environment_leaves_nothing(secret: Path) -> None:
     what = recording.difference(LAYOUT, left, ())
     assert what == recording.Difference((), ("web",))
     recording.apply(LAYOUT, what, left)
+    for which in recording.MAPS:
+        with bpf.opened(recording.folder(LAYOUT) / which) as owners:
+            assert bpf.value(owners, program.owner(known["web"].base), 4) is None
     refuse(known["web"].base + 1, secret)
     refuse(known["orders"].base + 1, secret)
     assert sum(counts(left, "orders").values()) == 2

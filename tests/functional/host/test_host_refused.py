@@ -244,6 +244,9 @@ def test_flood_of_refused_calls_is_bounded(salt: Salt, image: Path, clean: None)
         assert len(rows) <= 256, kind
         assert rows["others"]["count"] >= 3000, kind
         assert sum(row["count"] for row in rows.values()) == 4000, kind
+    assert 'netspace_environment_refused_total{environment="web",kind="system_calls"} 4000\n' in salt(
+        "netspace.metrics"
+    )
     # What a program chose is shown without effect on a terminal, and a suggestion stays short.
     suggestion = salt("netspace.suggest", "web")
     assert "\33" not in suggestion and len(suggestion.splitlines()) < 250

@@ -164,7 +164,7 @@ class _Plainly:
         self.known: dict[str, Service] = {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+    def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         return {name: Status("running" if name in self.running else "stopped") for name in self.known}
 
     def define(self, services: Sequence[Service]) -> bool:

@@ -38,7 +38,7 @@ class Running:
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
-    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+    def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         return {"environment-web": Status("running", self.pid)}
 
 

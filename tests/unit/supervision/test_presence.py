@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from netspace.layout import Layout
-from netspace.supervision.daemon import presence
+from netspace.supervision import definitions, process
+from netspace.supervision.daemon import client, presence
+from netspace.supervision.daemon.client import DaemonSupervisor
 
 
 @pytest.fixture
@@ -47,3 +49,20 @@ def test_holder_is_nobody_once_the_lock_is_free(layout: Layout, lock: int) -> No
     presence.hold(lock)
     fcntl.flock(lock, fcntl.LOCK_UN)
     assert presence.holder(layout) == 0
+
+
+def test_noticed_kills_suffice_while_a_daemon_watches(layout: Layout, lock: int, monkeypatch) -> None:
+    own = process.stat(os.getpid())
+    assert own is not None
+    for folder in (definitions.folder(layout), definitions.traces(layout)):
+        folder.mkdir(parents=True)
+    (definitions.folder(layout) / "a.json").write_text("{}")
+    trace = definitions.Trace("running", os.getpid(), own.ticks, 1.0, 0, "", {}, oom_kills=2, oom_seen=1)
+    definitions.write_trace(layout, "a", trace)
+    monkeypatch.setattr(client.memory_events, "reader", lambda: lambda cgroup: 5)
+    supervisor = DaemonSupervisor(layout)
+    presence.hold(lock)
+    assert supervisor.observe()["a"].oom_kills == 2 + 5 - 1
+    assert supervisor.observe(noticed=True)["a"].oom_kills == 2
+    fcntl.flock(lock, fcntl.LOCK_UN)  # nobody notices any more
+    assert supervisor.observe(noticed=True)["a"].oom_kills == 2 + 5 - 1

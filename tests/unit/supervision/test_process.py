@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from netspace import files
 from netspace.supervision import process
 
 MARK = "test/left"
@@ -52,3 +54,19 @@ def test_processes_of_others_make_no_pass_incomplete(monkeypatch: pytest.MonkeyP
     finally:
         bare.kill()
         bare.wait()
+
+
+def test_state_is_that_of_the_whole_look() -> None:
+    sleeper = subprocess.Popen(["/bin/sleep", "60"])
+    try:
+        sleeper.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+        whole = process.stat(sleeper.pid)
+        assert whole is not None
+        with files.folder("/proc") as processes:
+            for folder in (None, processes):
+                assert process.state(sleeper.pid, folder) == (whole.state, whole.ticks) == ("T", whole.ticks)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert process.state(sleeper.pid) == ("", 0)

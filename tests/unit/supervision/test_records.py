@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netspace import files
 from netspace.errors import StateError
 from netspace.layout import Layout
 from netspace.supervision import definitions
@@ -162,7 +163,9 @@ def test_brief_trace_is_read_as_the_whole_one(data: st.DataObject) -> None:
         path = definitions.traces(layout) / "a.json"
         path.parent.mkdir(parents=True)
         path.write_text(text)
-        whole, brief = definitions.read_trace(layout, "a"), client._brief(str(path))
+        with files.folder(path.parent) as folder:
+            assert folder is not None
+            whole, brief = definitions.read_trace(layout, "a"), client._brief("a.json", folder)
         assert (whole is None) == (brief is None)
         if whole is not None and brief is not None:
             keys = ("state", "pid", "ticks", "since", "restarts", "exit", "oom_kills", "oom_seen")

@@ -78,10 +78,16 @@ def difference(layout: Layout, wanted: Mapping[str, Record], without: Collection
     there = _there(layout)
     if not there:
         return Difference(tuple(sorted(wanted)), ())
-    named = {name for which in MAPS for name in _names(there, which)}
+    named = names(layout)
     gone = named - files.record_names(layout.records(records.KIND), named)
     add = {name for name, record in wanted.items() if not _led(layout, there, name, record)}
     return Difference(tuple(sorted(add)), tuple(sorted((named & set(without)) | gone - add)))
+
+
+def names(layout: Layout) -> set[str]:
+    """Return the environments whose refused calls are recorded."""
+    there = _there(layout)
+    return {name for which in MAPS for name in _names(there, which)}
 
 
 def audited(known: Mapping[str, Record]) -> dict[str, Record]:
@@ -116,8 +122,7 @@ def apply(layout: Layout, what: Difference, wanted: Mapping[str, Record]) -> Non
         _add(layout, name, record)
     if add and not _attached(layout):
         _attach(layout)
-    there = _there(layout)
-    if not any(_names(there, which) for which in MAPS):
+    if not names(layout):
         end(layout)
 
 

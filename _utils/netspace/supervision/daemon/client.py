@@ -48,19 +48,26 @@ class DaemonSupervisor:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
-    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+    def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         names = definitions.defined(self.layout, names)
         traced = set(definitions.traced(self.layout, names))
         watched = bool(traced) and presence.attended(self.layout)
-        folder, cgroup, kills = definitions.traces(self.layout), payload_cgroups(self.layout), memory_events.reader()
+        cgroup, kernel = payload_cgroups(self.layout), memory_events.reader()
+
+        def kills(name: str) -> int | None:
+            # The daemon notes each kill in the trace within a second or so.
+            return None if noticed and watched else kernel(cgroup(name))
+
         found = {}
-        for name in names:
-            trace = _brief(f"{folder}/{name}.json") if name in traced else None
-            found[name] = _status(trace, watched, lambda name=name: kills(cgroup(name)))  # type: ignore[misc]
+        with files.folder(definitions.traces(self.layout)) as folder, files.folder("/proc") as processes:
+            for name in names:
+                trace = _brief(f"{name}.json", folder) if folder is not None and name in traced else None
+                found[name] = _STOPPED if trace is None else _status(name, trace, watched, kills, processes)
         failed = {name for name, status in found.items() if status.state == "failed"}
         # A failed service that shall no longer run is reported as stopped.
-        stopped = failed - definitions.desired(self.layout) if failed else set()
-        return {name: replace(status, state="stopped") if name in stopped else status for name, status in found.items()}
+        for name in failed - definitions.desired(self.layout) if failed else ():
+            found[name] = replace(found[name], state="stopped")
+        return found
 
     def define(self, services: Sequence[Service]) -> bool:
         wanted = definitions.validate(services)
@@ -238,40 +245,47 @@ class _Brief(msgspec.Struct, forbid_unknown_fields=True):
     oom_seen: int = 0
 
 
+_STOPPED = Status("stopped")
 _USUAL = 16384  # bytes that hold nearly every trace
 _decode = msgspec.json.Decoder(_Brief).decode
 
 
-def _brief(path: str) -> _Brief | None:
-    """Return the trace at *path*; None if the trace is missing or invalid, as for ``definitions.read_trace``."""
+def _brief(name: str, folder: int) -> _Brief | None:
+    """Return the trace in the file *name*; None if it is missing or invalid, as for ``definitions.read_trace``.
+
+    :param folder: a descriptor of the traces' folder.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
         try:
             content = os.read(fd, _USUAL)  # one read returns a whole file that is in memory
+            while len(content) >= _USUAL and len(content) <= files.MAX_RECORD and (more := os.read(fd, _USUAL)):
+                content += more
         finally:
             os.close(fd)
-        trace = _decode(content if len(content) < _USUAL else files.read(path, files.MAX_RECORD))
+        trace = _decode(content)
     except (OSError, ValueError):
         return None
     return trace if trace.pid >= 0 and bytes(trace.service).startswith(b"{") else None
 
 
-def _status(trace: _Brief | None, watched: bool, kills: Callable[[], int]) -> Status:
-    """Return the status from *trace*, with the kernel's count of OOM kills.
+def _status(
+    name: str, trace: _Brief, watched: bool, kills: Callable[[str], int | None], processes: int | None
+) -> Status:
+    """Return the status of the service *name* from its trace.
 
     :param watched: whether a daemon watches; without a daemon, the process may have ended unnoticed.
-    :param kills: returns the kernel's count.
+    :param kills: returns the kernel's count of OOM kills of a service; None: the trace's own suffices.
+    :param processes: a descriptor of ``/proc``.
     """
-    if trace is None:
-        return Status("stopped")
     state = STATES.get(trace.state, "failed")
     if state != "running":
         if not watched and state == "starting":
             return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
         return Status(state, 0, trace.since, trace.restarts, trace.exit, trace.oom_kills)
-    process_ = process.stat(trace.pid) if trace.pid > 0 else None
-    if not watched and (process_ is None or process_.ticks != trace.ticks or process_.state in "ZX"):
+    now, ticks = process.state(trace.pid, processes) if trace.pid > 0 else ("", 0)
+    if not watched and (ticks != trace.ticks or now in ("", "Z", "X")):
         return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
-    killed = trace.oom_kills + max(0, kills() - trace.oom_seen)
-    frozen = process_ is not None and process_.state == "T"
-    return Status("frozen" if frozen else state, trace.pid, trace.since, trace.restarts, trace.exit, killed)
+    count = kills(name)
+    killed = trace.oom_kills if count is None else trace.oom_kills + max(0, count - trace.oom_seen)
+    return Status("frozen" if now == "T" else state, trace.pid, trace.since, trace.restarts, trace.exit, killed)

@@ -104,7 +104,7 @@ class Systemd:
             return False
 
     # -- the contract ----------------------------------------------------------------
-    def observe(self, names: Collection[str] | None = None) -> dict[str, Status]:
+    def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         names = self._defined(names)
         return {
             name: looked_at(_status(shown, self._wanted(name), self._noted(name), self._kills(name)))
