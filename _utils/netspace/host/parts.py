@@ -120,7 +120,7 @@ class Parts:
         if self._guard is not None:
             self._guard(plan)
 
-    def _applied(self, plan: Plan, apply: Callable[[Sequence[Step]], list[Outcome]]) -> Result:
+    def _applied(self, plan: Plan, apply: Callable[[Sequence[Step]], Sequence[Outcome]]) -> Result:
         """Apply a plan's steps, and tell of them before and after."""
         self._permit(plan)
         number = len(plan.steps)
