@@ -83,7 +83,7 @@ def test_menu_of_a_phone_opens_and_leads_to_a_page(chromium: Browser, site: Path
     page = Page(chromium, site / "index.html", SIZES[0], "light", "")
     shown = "document.querySelector('.sidebar-tree a').getBoundingClientRect().right > 0"
     assert not page.value(shown)
-    page.click("label[for='__navigation']")
+    page.click(".mobile-header label[for='__navigation']")
     page.until(shown)
     page.value("document.querySelector('.sidebar-tree a[href=\"quick-start.html\"]').click()")
     page.until("location.pathname.endsWith('/quick-start.html')")
