@@ -15,6 +15,7 @@
 - ``sending`` prepares outgoing messages, ``batch`` sends many at once;
 - ``arrivals`` checks incoming messages, with ``inbox`` (selective receive) and ``window`` (duplicates);
 - ``answers`` receives answers to requests, ``notices`` events about monitored peers;
+- ``replicas`` leads each message to one of several replicas;
 - ``letter`` checks outgoing messages, ``narrowing`` checks the limits of a link;
 - ``seal`` seals and opens messages (with ``keys``, ``endorsement`` and ``jose``), ``sealing`` applies it to AMQP.
 """
@@ -40,6 +41,7 @@ from netspace_client.errors import (
 from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
 from netspace_client.monitor import Change, Monitor
+from netspace_client.replicas import Replicas
 
 __all__ = [
     "Batch",
@@ -58,6 +60,7 @@ __all__ = [
     "NotAdmitted",
     "NotDeclared",
     "Refused",
+    "Replicas",
     "Revoked",
     "SealError",
     "Timeout",
