@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -20,8 +21,8 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.fleet import trust_watch  # noqa: E402
 from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.trust import HostTrust  # noqa: E402
-from netspace.plugin import arguments, fleet_files  # noqa: E402
-from netspace.plugin.minions import Minions, Salt  # noqa: E402
+from netspace.plugin import arguments, master  # noqa: E402
+from netspace.plugin.minions import Minions  # noqa: E402
 from netspace.plugin.runner_answers import answer as _answer  # noqa: E402
 
 if TYPE_CHECKING:
@@ -126,36 +127,11 @@ class _Master:
 
 
 def _declaration() -> FleetDeclaration:
-    import salt.fileserver
-    import salt.loader
-    import salt.template
-    import salt.utils.event
-
-    return fleet_files.declaration(
-        __opts__,
-        fleet_files.root(__opts__),
-        salt.fileserver.Fileserver,
-        salt.loader.render,
-        salt.template.compile_template,
-        salt.utils.event.get_event,
-    )
+    return master.declaration(__opts__, import_module)
 
 
 def _minions() -> Minions:
-    import salt.cache
-    import salt.client
-    import salt.utils.minions
-    import salt.utils.verify
-    from salt.exceptions import SaltException
-
-    parts = Salt(
-        salt.client.get_local_client,
-        SaltException,
-        salt.utils.verify.valid_id,
-        salt.cache.Cache,
-        salt.utils.minions.CkMinions,
-    )
-    return Minions(__opts__, parts)
+    return master.minions(__opts__, import_module)
 
 
 def _well(found: dict[str, Any]) -> bool:
