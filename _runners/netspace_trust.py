@@ -61,7 +61,7 @@ def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
         salt-run netspace_trust.look h2
 
     hosts
-        Names of hosts, or ids of minions. Others are passed over. None: all hosts.
+        Names of hosts, or ids of minions. Other names are ignored. None: all hosts.
 
     timeout
         Seconds to wait for each answer of minions.

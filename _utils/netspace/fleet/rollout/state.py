@@ -87,7 +87,7 @@ class Rollout:
             min(started.pace.max_fail, started.pace.step) < 1
             or not min(started.pace.settle, started.pace.deadline) >= 0
         ):
-            raise Contradiction("the pace isn't possible")
+            raise Contradiction("its pace has a value below the least possible one")
 
     @property
     def bad(self) -> frozenset[str]:
