@@ -2,8 +2,9 @@
 Trust in a fleet's hosts, on the master
 =======================================
 
-``look`` goes by the results of ``netspace_attestation``: it cuts the links of hosts that the master distrusts, restores
-them when trust is back, and tells the minions concerned. A schedule calls it, and a reactor: see the page on fleets.
+``look`` reads the results of ``netspace_attestation``. It cuts the links of hosts that the master distrusts, restores
+them when trust is back, and tells the minions concerned. A schedule and a reactor call it: see the page on trust in a
+fleet's hosts.
 """
 
 from __future__ import annotations

@@ -381,7 +381,7 @@ def test_a_changed_slice_is_damaged(fleet: Fleet) -> None:
     fleet.applied()
     path = fleet.folder / "kept/compiled/given/h1.json"
     path.write_text(path.read_text().replace("shop.tar", "evil.tar"))
-    with pytest.raises(NetspaceError, match="was changed"):
+    with pytest.raises(NetspaceError, match="was edited"):
         fleet.declaration.answer("h1")
 
 
