@@ -63,7 +63,7 @@ class Contradiction(ValueError):
 
 
 class Rollout:
-    """One rollout."""
+    """One rollout: the state of each of its hosts, and of the whole."""
 
     def __init__(self, started: Started) -> None:
         self.started = started
