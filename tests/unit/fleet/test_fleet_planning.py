@@ -1,4 +1,4 @@
-"""Plans made and applied over a simulated bus: by the real compiler and store, and the library's own plans of hosts."""
+"""Plans made and applied over a simulated bus, with the real compiler and store, and real plans of hosts."""
 
 from __future__ import annotations
 
