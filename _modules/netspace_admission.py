@@ -88,7 +88,7 @@ def _applied(url: str, tpm: str) -> dict[str, Any]:
     if session and (Path(__opts__["pki_dir"]) / "minion_master.pub").exists():
         known = salt_keys.minions_master(__opts__)
         if known != master:
-            raise NetspaceError(f"{url} is the service of another master ({master:.16}...) than this minion's")
+            raise NetspaceError(f"{url} belongs to another master ({master:.16}...); name the master of this minion")
     for _ in range(MAX_CALLS):
         call = admission.replied(reply)
         if call is None:

@@ -111,7 +111,7 @@ def prepare(generation: str = "", gate: list[str] | None = None) -> list[str]:
     """
     Build the images of a declaration that is applied later; return why this host isn't ready to apply it.
 
-    What runs goes on as it is.
+    Running programs go on unchanged.
 
     CLI Example:
 

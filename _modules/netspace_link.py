@@ -385,11 +385,11 @@ def dead_letters(limit: int = 20, payload: bool = False) -> dict[str, Any]:
     """
     Return the number of dead letters (``count``, of which ``late``), and the first of them (``letters``).
 
-    A message becomes a dead letter if its reader rejected it, or if it was delivered 20 times in vain. A dead letter is
-    late if it waited too long, or if a full queue dropped it as its oldest message. Each entry of ``letters`` has
-    ``link``, ``reason``, ``died`` (seconds since 1970), the size in ``bytes``, and the sender's ``message_id`` and
-    ``content_type``. Dead letters are kept for 30 days, or until they are sent again or discarded. Of the late ones of
-    all links together, only the newest 10,000 or 64 MiB are kept.
+    A message becomes a dead letter if its reader rejected it, or if it was delivered 20 times and never accepted. A
+    dead letter is late if it waited too long, or if a full queue dropped it as its oldest message. Each entry of
+    ``letters`` has ``link``, ``reason``, ``died`` (seconds since 1970), the size in ``bytes``, and the sender's
+    ``message_id`` and ``content_type``. Dead letters are kept for 30 days, or until they are sent again or discarded.
+    Of the late ones of all links together, only the newest 10,000 or 64 MiB are kept.
 
     limit
         The most dead letters to return, up to 1000.

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -28,19 +27,17 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.fleet import draining, join_hosts, leaving, replacing  # noqa: E402
 from netspace.fleet import explain as fleet_explain  # noqa: E402
 from netspace.fleet import hosts as fleet_hosts  # noqa: E402
-from netspace.fleet import seen as hosts_seen  # noqa: E402
 from netspace.fleet import status as fleet_status  # noqa: E402
-from netspace.fleet.declaration import FOLDER, FleetDeclaration  # noqa: E402
+from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.hosts import Outcome  # noqa: E402
 from netspace.fleet.planning import records, work  # noqa: E402
 from netspace.fleet.policy import Pace  # noqa: E402
-from netspace.fleet.reach import Reach  # noqa: E402
 from netspace.fleet.rollout import control, planned, progress  # noqa: E402
 from netspace.fleet.rollout.journal import Journal  # noqa: E402
 from netspace.fleet.rollout.machine import Edges, Event  # noqa: E402
 from netspace.link.pki.root import configured  # noqa: E402
-from netspace.plugin import apply_progress, arguments, fleet_files  # noqa: E402
-from netspace.plugin.minions import Minions, OneMinion, Salt, forget_tpm  # noqa: E402
+from netspace.plugin import apply_progress, arguments, fleet_files, fleet_state, master  # noqa: E402
+from netspace.plugin.minions import Minions, OneMinion, forget_tpm  # noqa: E402
 from netspace.plugin.runner_answers import answer as _answer  # noqa: E402
 
 if TYPE_CHECKING:
@@ -55,8 +52,6 @@ __func_alias__ = {"slice_": "slice", "list_": "list"}
 
 SECONDS = 20
 """Seconds in which hosts must have answered, unless others are named."""
-MAX_SHOWN = 1000
-"""The most problems and moves that are shown."""
 
 
 def __virtual__() -> str:
@@ -78,22 +73,7 @@ def check() -> dict[str, Any]:
         salt-run netspace_fleet.check
     """
 
-    def found() -> dict[str, Any]:
-        compiled = _declaration().check()
-        told: dict[str, Any] = {"ok": not compiled.problems}
-        if compiled.declared is not None:
-            told["hosts"] = len(compiled.declared.hosts)
-            told["environments"] = len(compiled.declared.environments)
-            told["links"] = len(compiled.declared.links)
-        told["problems"] = [one._asdict() for one in compiled.problems[:MAX_SHOWN]]
-        told["missing"] = [one.text for one in compiled.missing[:MAX_SHOWN]]
-        told["moves"] = [
-            {"environment": one.environment, "old": list(one.old), "new": list(one.new), "reason": one.reason}
-            for one in compiled.moves[:MAX_SHOWN]
-        ]
-        return told
-
-    return _answer(found, lambda found: bool(found["ok"]))
+    return _answer(lambda: fleet_state.checked(_declaration().check()), lambda found: bool(found["ok"]))
 
 
 def slice_(minion: str) -> dict[str, Any]:
@@ -188,7 +168,7 @@ def explain(environment: str, timeout: int = SECONDS) -> dict[str, Any]:
     """
 
     def found() -> dict[str, Any]:
-        minions, seconds = _minions(), _seconds(timeout)
+        minions, seconds = _minions(), arguments.seconds(timeout)
         return fleet_explain.explain(
             _declaration(),
             str(environment),
@@ -217,7 +197,7 @@ def can(source: str, target: str) -> dict[str, Any]:
     target
         Likewise. One of the two must be an environment.
     """
-    return _answer(lambda: _reach().can(source, target))
+    return _answer(lambda: fleet_state.reach(_declaration()).can(source, target))
 
 
 def paths_to(end: str) -> dict[str, Any]:
@@ -235,7 +215,7 @@ def paths_to(end: str) -> dict[str, Any]:
     end
         An environment (all its replicas), one replica (``vault@h2``), or an address or network outside.
     """
-    return _answer(lambda: _reach().paths_to(end))
+    return _answer(lambda: fleet_state.reach(_declaration()).paths_to(end))
 
 
 def graph(
@@ -730,81 +710,21 @@ def drain(*hosts: str, undo: bool = False, **others: object) -> dict[str, Any]:
 
 
 def _declaration() -> FleetDeclaration:
-    import salt.fileserver
-    import salt.loader
-    import salt.template
-    import salt.utils.event
-
-    return fleet_files.declaration(
-        __opts__,
-        fleet_files.root(__opts__),
-        salt.fileserver.Fileserver,
-        salt.loader.render,
-        salt.template.compile_template,
-        salt.utils.event.get_event,
-    )
+    return master.declaration(__opts__, import_module)
 
 
 def _now(timeout: object) -> tuple[fleet_status.Expected, fleet_status.Now]:
-    """Return what should run, and what each host and the master's verifier say of it.
-
-    :raises NetspaceError: nobody can be asked, or there is no declaration.
-    """
-    seconds, fleet = _seconds(timeout), fleet_status.expected(_declaration())
-    given = _minions().ask(list(fleet.hosts.values()), "netspace.glance", {}, seconds)
-    seen = hosts_seen.answers(list(fleet.hosts.values()), given, seconds)
-    verdicts = _verdicts()
-    if verdicts.get("valid") is False:
-        fleet = fleet._replace(notes=(*fleet.notes, f"the verifier's results can't be read: {verdicts.get('reason')}"))
-        verdicts = {}
-    by_host = {host: seen[minion] for host, minion in fleet.hosts.items()}
-    return fleet, fleet_status.Now(by_host, verdicts, time.time())
+    return fleet_state.now(_declaration(), _minions(), _verdicts, arguments.seconds(timeout))
 
 
 def _verdicts() -> dict[str, Any]:
     """Return the state of each minion by the master's verifier; none if it never judged any.
 
-    Without its key it never did, and ``netspace_attestation.status`` would make one.
+    If the verifier has no key, ``netspace_attestation.status`` would make one, so it isn't called then.
     """
-    settings = __opts__.get("netspace.attestation") or {}
-    folder = settings.get("folder") if isinstance(settings, dict) else None
-    if not (Path(str(folder or Path(FOLDER).parent)) / "verifier.pem").exists():
-        return {}
-    found: dict[str, Any] = __salt__["netspace_attestation.status"]()
+    found: dict[str, Any] = __salt__["netspace_attestation.status"]() if fleet_state.verifies(__opts__) else {}
     return found
 
 
-def _seconds(timeout: object) -> int:
-    """Return a time limit.
-
-    :raises NetspaceError: it is none.
-    """
-    if type(timeout) is not int or not 1 <= timeout <= 3600:
-        raise NetspaceError(f"timeout: {str(timeout)!r:.40}: expected 1 to 3600 whole seconds")
-    return timeout
-
-
-def _reach() -> Reach:
-    """Return who may reach whom.
-
-    :raises NetspaceError: the declaration has problems.
-    """
-    compiled, _ = fleet_hosts.compiled(_declaration(), edges=True)
-    return Reach(compiled.edges, compiled.placed)
-
-
 def _minions() -> Minions:
-    import salt.cache
-    import salt.client
-    import salt.utils.minions
-    import salt.utils.verify
-    from salt.exceptions import SaltException
-
-    parts = Salt(
-        salt.client.get_local_client,
-        SaltException,
-        salt.utils.verify.valid_id,
-        salt.cache.Cache,
-        salt.utils.minions.CkMinions,
-    )
-    return Minions(__opts__, parts)
+    return master.minions(__opts__, import_module)

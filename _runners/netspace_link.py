@@ -17,6 +17,7 @@ The master's configuration may have (this is the default)::
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.link.pki.root import NAME, Root, configured  # noqa: E402
-from netspace.plugin.minions import Minions, Salt  # noqa: E402
+from netspace.plugin import master  # noqa: E402
+from netspace.plugin.minions import Minions  # noqa: E402
 
 if TYPE_CHECKING:
     __opts__: dict[str, Any]
@@ -205,17 +207,4 @@ def _root() -> Root:
 
 
 def _minions() -> Minions:
-    import salt.cache
-    import salt.client
-    import salt.utils.minions
-    import salt.utils.verify
-    from salt.exceptions import SaltException
-
-    parts = Salt(
-        salt.client.get_local_client,
-        SaltException,
-        salt.utils.verify.valid_id,
-        salt.cache.Cache,
-        salt.utils.minions.CkMinions,
-    )
-    return Minions(__opts__, parts)
+    return master.minions(__opts__, import_module)

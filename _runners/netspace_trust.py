@@ -2,14 +2,16 @@
 Trust in a fleet's hosts, on the master
 =======================================
 
-``look`` goes by the results of ``netspace_attestation``: it cuts the links of hosts that the master distrusts, restores
-them when trust is back, and tells the minions concerned. A schedule calls it, and a reactor: see the page on fleets.
+``look`` reads the results of ``netspace_attestation``. It cuts the links of hosts that the master distrusts, restores
+them when trust is back, and tells the minions concerned. A schedule and a reactor call it: see the page on trust in a
+fleet's hosts.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import netspace
@@ -20,8 +22,8 @@ from netspace.errors import NetspaceError  # noqa: E402
 from netspace.fleet import trust_watch  # noqa: E402
 from netspace.fleet.declaration import FleetDeclaration  # noqa: E402
 from netspace.fleet.trust import HostTrust  # noqa: E402
-from netspace.plugin import arguments, fleet_files  # noqa: E402
-from netspace.plugin.minions import Minions, Salt  # noqa: E402
+from netspace.plugin import arguments, master  # noqa: E402
+from netspace.plugin.minions import Minions  # noqa: E402
 from netspace.plugin.runner_answers import answer as _answer  # noqa: E402
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def look(*hosts: str, timeout: int = 30, **others: object) -> dict[str, Any]:
         salt-run netspace_trust.look h2
 
     hosts
-        Names of hosts, or ids of minions. Others are passed over. None: all hosts.
+        Names of hosts, or ids of minions. Other names are ignored. None: all hosts.
 
     timeout
         Seconds to wait for each answer of minions.
@@ -126,36 +128,11 @@ class _Master:
 
 
 def _declaration() -> FleetDeclaration:
-    import salt.fileserver
-    import salt.loader
-    import salt.template
-    import salt.utils.event
-
-    return fleet_files.declaration(
-        __opts__,
-        fleet_files.root(__opts__),
-        salt.fileserver.Fileserver,
-        salt.loader.render,
-        salt.template.compile_template,
-        salt.utils.event.get_event,
-    )
+    return master.declaration(__opts__, import_module)
 
 
 def _minions() -> Minions:
-    import salt.cache
-    import salt.client
-    import salt.utils.minions
-    import salt.utils.verify
-    from salt.exceptions import SaltException
-
-    parts = Salt(
-        salt.client.get_local_client,
-        SaltException,
-        salt.utils.verify.valid_id,
-        salt.cache.Cache,
-        salt.utils.minions.CkMinions,
-    )
-    return Minions(__opts__, parts)
+    return master.minions(__opts__, import_module)
 
 
 def _well(found: dict[str, Any]) -> bool:

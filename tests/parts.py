@@ -3,9 +3,9 @@
     tests/parts.py [--at-once N] unit|functional|integration|vm...
 
 Each part has its own Salt and its own host (scripts/sandbox); unit tests need no root and no host. The output of a part
-is shown when it ends. Machines take a third of all processor time. So together with other folders, only a fourth of
-their parts run, others each day. All run if they are chosen alone (scripts/test vm), or with NETSPACE_MACHINES=all.
-Exits with 1 if a part failed; the last line names the failed parts.
+is shown when it ends. Virtual machines take a third of all processor time. So beside other folders, only a fourth of
+their parts run, another fourth each day. All run if only they are chosen (scripts/test vm), or with
+NETSPACE_MACHINES=all. Exits with 1 if a part failed; the last line names the failed parts.
 """
 
 from __future__ import annotations

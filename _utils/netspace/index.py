@@ -126,7 +126,7 @@ class Index(Generic[T]):
         :raises StateError: a record can't be decoded.
         """
         self._read()
-        self._seen = _stamp_at(self._folder)  # in this order: a seal of before would not be that of the folder any more
+        self._seen = _stamp_at(self._folder)  # after the seal, which no longer matches if the folder changes in between
         if sealed and self._seen is not None and self._seen == self._head.seal:
             self._known = self._noted
             self._fresh = set(self._head.young)

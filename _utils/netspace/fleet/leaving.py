@@ -1,6 +1,6 @@
 """Leaving: a host is cut out of a fleet at once, whatever state the fleet's declaration is in.
 
-The host may be in somebody else's hands, so nothing here waits for a declaration without problems: the facts about the
+The host may be under an attacker's control. So nothing here needs a declaration without problems: the facts about the
 host are removed first. If the declaration can't be compiled then, the slices in force are cut.
 """
 

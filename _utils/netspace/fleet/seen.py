@@ -69,7 +69,7 @@ class HostTrust(msgspec.Struct, frozen=True):
 
 
 class Glance(msgspec.Struct, frozen=True):
-    """An answer to ``netspace.glance``. Keys of later versions are passed over."""
+    """An answer to ``netspace.glance``. Keys of later versions are ignored."""
 
     trust: HostTrust
     environments: Annotated[dict[_Name, Row], msgspec.Meta(max_length=MOST)] = {}

@@ -232,7 +232,7 @@ def to_wait(book: Book, wanted: Mapping[str, Iterable[str]]) -> Book:
 
 
 def pruned(book: Book, members: Iterable[str]) -> Book:
-    """Return the book without minions to tell that are no members of the fleet any more."""
+    """Return the book without the minions to tell that have left the fleet."""
     known = set(members)
     return msgspec.structs.replace(book, waiting={one: hosts for one, hosts in book.waiting.items() if one in known})
 

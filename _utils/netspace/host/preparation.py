@@ -10,7 +10,7 @@ class Preparation(Images):
     """Everything that takes long or can fail before an apply, and changes nothing that runs."""
 
     def prepare(self, declared: Declaration, *, trusted: bool) -> list[str]:
-        """Build the images of a declaration; return why this host isn't ready to apply it. What runs goes on as it is.
+        """Build the images of a declaration; return why this host isn't ready to apply it. Programs go on unchanged.
 
         :param trusted: whether lack of trust for one of its environments is a reason.
         """

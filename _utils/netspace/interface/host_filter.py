@@ -85,10 +85,10 @@ def notes(layout: Layout, known: Mapping[str, Claims], mark: str) -> dict[str, s
 
 
 def loaded(layout: Layout, known: Mapping[str, Claims], mark: str, noted: Mapping[str, object]) -> bool:
-    """Return whether the table that was noted is the one that this library makes for *known*, without making it.
+    """Return whether the noted table is the one that this library makes for *known*, without making all of it.
 
-    The same version of the library makes the same table of the same claims, so their mark decides. After another
-    version, the table of one interface of each class decides.
+    One version of the library makes equal tables for equal claims, so the claims' mark decides. If another version
+    noted the table, the table of one interface of each class is made and compared.
 
     :param mark: of *known*.
     """

@@ -20,6 +20,16 @@ ROWS = 100
 """The greatest number of rows in a state's result, by default: what an operator may want to read on a terminal."""
 
 
+def seconds(timeout: object) -> int:
+    """Return the time limit of a command.
+
+    :raises NetspaceError: it is no whole number from 1 to 3600.
+    """
+    if type(timeout) is not int or not 1 <= timeout <= 3600:
+        raise NetspaceError(f"timeout: {str(timeout)!r:.40}: expected 1 to 3600 whole seconds")
+    return timeout
+
+
 def arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return *kwargs* without the keys that Salt adds (``__id__`` and the like, ``aggregate``)."""
     return {key: value for key, value in kwargs.items() if not key.startswith("__") and key != "aggregate"}

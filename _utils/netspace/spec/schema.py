@@ -152,7 +152,7 @@ class _Writer:
     def _settings(self, runtime: str) -> Schema:
         """Return the schema of the settings of one runtime.
 
-        It is no shared definition, because all their types have one name.
+        It can't be a shared definition, because the types of all runtimes' settings have the same name.
         """
         of = inspect.type_info(extensions.runtime(runtime).Settings)
         assert isinstance(of, inspect.StructType)

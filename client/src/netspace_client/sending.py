@@ -41,7 +41,7 @@ class Sending:
             return
         now = asyncio.get_running_loop().time()
         if (left := pace.wait(now)) > 0:
-            raise TooFast(f"the link to {peer.called}: {pace.rate:g} in a second are declared; again in {left:.3f} s")
+            raise TooFast(f"link to {peer.called}: more than {pace.rate:g} messages a second; retry in {left:.3f} s")
         pace.take(now)
 
     def parcel(self, peer: Peer, content: Content, id: str, urgent: bool, **more: str) -> tuple[Outlet, Parcel]:

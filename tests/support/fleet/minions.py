@@ -12,7 +12,7 @@ from netspace.plan import Outcome, Plan, Result, Step
 
 
 class Minions:
-    """Minions whose environments are what was applied last, by name.
+    """Minions, each with the environments that it applied last.
 
     :ivar has: the environments of each minion.
     :ivar away: minions that don't answer.

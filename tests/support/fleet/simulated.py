@@ -58,10 +58,10 @@ class KilledJournal(Journal):
 
 
 class Simulated:
-    """Hosts as they really are: a host is bad from the moment when it is told anything until it is found good.
+    """Simulated hosts with their true state: one is bad from the moment it is sent anything until it is found good.
 
     :param fails: by host, the calls that fail there: of ``prepare``, ``apply``, ``healthy``, ``take_back`` and
-        ``healthy_again``; and ``silent``, if it answers none of these that fail.
+        ``healthy_again``; and ``silent``, if it doesn't answer the calls that fail.
     """
 
     def __init__(self, fails: Mapping[str, frozenset[str]], max_fail: int, killer: Killer) -> None:
@@ -117,9 +117,9 @@ class Simulated:
 def rolled_out(
     folder: Path, started: records.Started, hosts: Simulated, then: Mapping[int, Asked] | None = None
 ) -> Rollout:
-    """Carry a rollout out as a master does that is killed and started again; return its end.
+    """Run a rollout on a master that is killed and started again; return the rollout's end.
 
-    :param then: what operators ask for, by the point at which they do.
+    :param then: operators' requests, by the point at which they make them.
     """
     journal = KilledJournal(folder, hosts.killer, hosts.done)
     hosts.killer.then = {number: functools.partial(journal.ask, what) for number, what in (then or {}).items()}

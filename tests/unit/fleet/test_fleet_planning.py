@@ -1,4 +1,4 @@
-"""Plans made and applied over a simulated bus: by the real compiler and store, and the library's own plans of hosts."""
+"""Plans made and applied over a simulated bus, with the real compiler and store, and real plans of hosts."""
 
 from __future__ import annotations
 
@@ -381,7 +381,7 @@ def test_a_changed_slice_is_damaged(fleet: Fleet) -> None:
     fleet.applied()
     path = fleet.folder / "kept/compiled/given/h1.json"
     path.write_text(path.read_text().replace("shop.tar", "evil.tar"))
-    with pytest.raises(NetspaceError, match="was changed"):
+    with pytest.raises(NetspaceError, match="was edited"):
         fleet.declaration.answer("h1")
 
 

@@ -1,4 +1,4 @@
-"""Plans of a fleet: hosts' plans folded, their id, and what differs between two of them. Any set of plans."""
+"""Plans of a fleet, from any set of hosts' plans: folding, the id, and the differences between two plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State of a fleet: what should run, beside what hosts say of themselves, or don't."""
+"""State of a fleet: what should run, and what hosts report, or that they don't answer."""
 
 from __future__ import annotations
 

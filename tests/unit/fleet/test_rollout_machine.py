@@ -94,7 +94,7 @@ ONE_BAD = failing(a="healthy", e="apply silent")
 
 
 def every_kill() -> list[tuple[Rollout, Simulated]]:
-    """Return the ends of the rollout killed once, at each of its points."""
+    """Return the rollout's end for each point at which it can be killed once."""
     points = carried_out((SIX, ONE_BAD), set())[1].killer.passed
     assert points > 60
     return [carried_out((SIX, ONE_BAD), {number}) for number in range(points)]

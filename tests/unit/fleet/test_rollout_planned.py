@@ -1,4 +1,4 @@
-"""Rollouts of kept plans: by the real compiler, store and plans, over a simulated bus."""
+"""Rollouts of kept plans over a simulated bus, with the real compiler, store and plans."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Master:
         return [minion for name, minion in self.minions.asked if name == f"netspace_fleet.{function}"]
 
     def image(self, minion: str, name: str) -> str:
-        """Return the image that a minion runs, which must be what its pillar says, too."""
+        """Check that a minion runs the image that its pillar has; return the image."""
         pillar = self.declaration.answer(minion).pillar
         assert pillar is not None and pillar["netspace"]["environments"] == self.minions.has[minion]
         return str(self.minions.has[minion][name]["image"])

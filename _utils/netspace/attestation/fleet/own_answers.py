@@ -151,7 +151,7 @@ def answer(
     try:
         told = {"answer": functions[name](**given)}
         message = identity.called(master, minion, asked, told)
-    except Exception as err:  # an unsigned failure would be passed over, and the master would wait in vain
+    except Exception as err:  # the master ignores an unsigned failure, and would wait until its time limit
         told = {"error": str(err) or type(err).__name__}
         message = identity.called(master, minion, asked, told)
     return {**told, identity.FIELD: identity.sign(key(), message)}

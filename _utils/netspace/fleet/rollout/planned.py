@@ -68,7 +68,7 @@ class _Noting:
 
     @contextmanager
     def up(self) -> Iterator[None]:
-        """Raise, at the end, the error for which minions could not be asked."""
+        """Raise, when the context ends, the error because of which minions could not be asked."""
         self._down = None
         yield
         if self._down is not None:

@@ -63,7 +63,7 @@ class Contradiction(ValueError):
 
 
 class Rollout:
-    """One rollout."""
+    """One rollout: the state of each of its hosts, and of the whole."""
 
     def __init__(self, started: Started) -> None:
         self.started = started
@@ -87,7 +87,7 @@ class Rollout:
             min(started.pace.max_fail, started.pace.step) < 1
             or not min(started.pace.settle, started.pace.deadline) >= 0
         ):
-            raise Contradiction("the pace isn't possible")
+            raise Contradiction("its pace has a value below the least possible one")
 
     @property
     def bad(self) -> frozenset[str]:

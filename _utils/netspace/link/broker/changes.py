@@ -57,7 +57,7 @@ class BrokerChanges:
             post()
 
     def delete(self, keys: Iterable[Key]) -> None:
-        """Delete the objects with these keys, in their order; objects that don't exist are passed over."""
+        """Delete the objects with these keys, in their order; missing objects are ignored."""
         for key in keys:
             delete = functools.partial(_delete, self.api, self.vhost, key, self.accounts)
             if key[0] == "shovel":

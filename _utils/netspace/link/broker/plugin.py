@@ -21,8 +21,8 @@ made, and makes queues without a leader elect one.
 
 Log: clients choose their own names, so the plugin replaces characters in the log that end a line or control a terminal.
 
-Refusals: :mod:`netspace.link.broker.refusals` counts what accounts ask for in vain, as far as the plugin has
-time for it.
+Refusals: :mod:`netspace.link.broker.refusals` counts the refused requests of accounts, as far as the plugin has time
+for it.
 
 The plugin reports the accounts whose connections it closes. The reports are in the log, and in a global parameter of
 the broker, which ``health`` reads. The plugin is written in Erlang and compiled on the host, by the compiler on which

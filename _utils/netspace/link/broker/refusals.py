@@ -1,9 +1,8 @@
 """Refusals that the broker's plugin counts, and their reading.
 
-RabbitMQ logs each error that ends a channel of AMQP 0-9-1, with the account. The plugin's filter of the log notes
-them, however much of the log is written. It counts them by account and text, so that an operator sees what an
-environment asked for in vain. While a thousand refusals wait to be counted, further ones aren't. Over AMQP 1.0,
-RabbitMQ logs no such errors.
+RabbitMQ logs each error that ends a channel of AMQP 0-9-1, with the account. The plugin's filter of the log notes them,
+however much of the log is written. It counts them by account and text, so that an operator sees what an environment was
+refused. While a thousand refusals wait to be counted, further ones aren't. Over AMQP 1.0, RabbitMQ logs no such errors.
 
 Environments choose the texts. Of an account, at most :data:`MOST` texts are counted apart, and all others together. The
 broker keeps the counts on disk until the account is deleted or the broker starts again. Each second, it writes those of
@@ -87,7 +86,7 @@ plain(Text) ->
 
 
 class Refusal(NamedTuple):
-    """One thing that an account asked for in vain.
+    """One request of an account that the broker refused.
 
     :param what: the broker's words, with what the account said; printable.
     :param exchange: the exchange to which it may not send, or which doesn't exist; empty for any other refusal.

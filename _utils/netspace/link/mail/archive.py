@@ -236,7 +236,7 @@ def _acceptable(
     version = about["rabbitmq"]
     if not all(type(part) is int for part in version) or version > _installed():
         told = ".".join(map(str, version))
-        raise NetspaceError(f"{source}: it is of RabbitMQ {told:.40}; install that version or a newer one")
+        raise NetspaceError(f"{source}: made with RabbitMQ {told:.40}; install that version or a newer one")
     keys: Any = about.get("names")
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise NetspaceError(f"{source}: it lacks the keys of its names; take another backup")
