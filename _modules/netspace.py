@@ -92,7 +92,8 @@ def explain(name: str) -> dict[str, Any]:
       and ``depends_on``, if another environment is the cause;
     - ``pillar`` (whether it is declared there), ``declared_state``, ``restart``, ``image``, ``digest``, ``trust``;
     - ``state``, ``health``, ``since``, ``after`` (by environment, whether it is ready), ``last_exit``, ``restarts``;
-    - ``limits``: what is used, and how often a limit stopped it; ``interface``; ``links``; ``log``, the last lines.
+    - ``limits``: what is used, and how often a limit stopped it; ``interface``; ``links``; ``log``, the last lines;
+    - ``host``: what it ``may`` ask the host for, and its ``uses`` since the host was started, by verb and result.
 
     CLI Example:
 

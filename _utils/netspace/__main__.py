@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("file-root", help="print the folder with the SLS files, for Salt's file_roots")
     commands.add_parser("schema", help="print the JSON Schema of the declaration, for editors")
     commands.add_parser("forward", help="become the forwarder of the environments' links; a service's program")
+    commands.add_parser("peer", help="answer the environments' requests to the host; a service's program")
     commands.add_parser("renew", help="replace the environments' certificates that expire soon")
     return parser
 
@@ -155,6 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from netspace.environment.health import watcher
 
         return watcher.main(layout, lambda environment: _readers(layout, environment))
+    if options.command == "peer":
+        from netspace.host.peer import process
+
+        return process.main(layout)
     if options.command == "names":
         from netspace.interface.names import refresher
 

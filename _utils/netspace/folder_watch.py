@@ -21,6 +21,10 @@ class Watch:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable once something has changed."""
+        return self._fd
+
     def touched(self, names: Collection[str]) -> bool:
         """Return whether only files of *names* were changed: ``<name>.<suffix>`` and ``.<name>.<suffix>.new``.
 

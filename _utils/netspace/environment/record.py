@@ -96,7 +96,8 @@ def fingerprint(spec: Environment, profile: Profile | None, runtime: Runtime) ->
         "spec": {
             key: value
             for key, value in parse.encode(own(spec)).items()
-            if key not in ("state", "settle") and (key not in _YOUNGER or value != _YOUNGER[key])
+            if key not in ("state", "settle", "host", "values", "offers")
+            and (key not in _YOUNGER or value != _YOUNGER[key])
         },
         "profile": "" if profile is None else profile.digest,
         "runtime": _encoded_runtime(runtime),

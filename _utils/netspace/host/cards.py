@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from netspace import files
+from netspace.errors import NetspaceError
 from netspace.host import recorded_calls
 from netspace.host.trust_gate import TrustGate
 from netspace.plan import Outcome, Plan, Result, Step
-from netspace.spec import trust
+from netspace.spec import peer, trust
 from netspace.spec.types import Declaration, Environment, Link
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ class Cards(TrustGate):
         for name, (spec, state, profile, runtime) in wanted.items():
             own = linked.get(name, [])
             content = {**cards(name, own), "trust": level, **({"audit": True} if spec.audit else {})}
+            if spec.values:
+                content["values"] = spec.values
+            for about in content["peers"]:
+                if about["to"] == peer.NAME and spec.host:
+                    about["verbs"] = list(spec.host)
             handed: dict[str, bytes] = {"environment.json": files.encode(content)}
             if own and access is not None:
                 from netspace.link.seal import keys as seals
@@ -90,6 +96,44 @@ class Cards(TrustGate):
                 spec, handed, summary, state, profile, runtime, single, kept=name in kept
             )
         return desired
+
+    # -- the host's own peer ------------------------------------------------------------
+    def _tell_peer(self, test: bool) -> None:
+        """Tell the peer what was applied. It says no more of an environment than the records do."""
+        if not test and any(map(peer.is_link, self._linked().links.values())):
+            from netspace.host.peer import publish
+
+            publish.publish(self.layout, self.links)
+
+    def _peer(self, test: bool, after: Collection[Link]) -> Result:
+        """Start the service that answers requests to the host if a link leads there; else remove it.
+
+        :param after: the links after the change; the recorded ones count, except in a test.
+        """
+        from netspace.link import host_peer
+
+        wanted = host_peer.wanted(after if test else self._linked().links.values())
+        if not wanted and not host_peer.folder(self.layout).exists():
+            return Result(Plan())
+        from netspace import library_copy
+        from netspace.host.peer import service
+
+        if wanted and not test:
+            library_copy.install(self.layout)
+        self._tell_peer(test)
+        need = service.lacking(self.layout, self.supervisor, wanted)
+        if need is None:
+            if not wanted and not test:  # a run was killed before it removed the folder
+                host_peer.remove(self.layout)
+            return Result(Plan())
+        step = Step("service", self.layout.service(service.NAME), need[0], {"state": need[1]}, "it answers as host")
+        if test:
+            return Result(Plan([step]))
+        try:
+            service.apply(self.layout, self.supervisor, need[0])
+        except NetspaceError as err:
+            return Result(Plan([step]), [Outcome(step, str(err))])
+        return Result(Plan([step]), [Outcome(step)])
 
     def _disk(self, name: str, handed: Mapping[str, bytes], interface: Mapping[str, Any]) -> dict[str, bytes]:
         """Return the disk image that a unikernel gets instead of files.

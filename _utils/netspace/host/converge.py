@@ -11,7 +11,7 @@ from netspace.errors import Problem, SpecError
 from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
-from netspace.spec import checks, trust
+from netspace.spec import checks, peer, trust
 from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Converge(Cards):
         """
         with self._lock(test):
             result = self._run(self.attestations, settings, (), test)
+            self._tell_peer(test)
         if result.failures or (test and result.plan.steps):
             return result
         verdict = trust.judge(settings, self.trust())
@@ -101,6 +102,7 @@ class Converge(Cards):
             if clashes and not test:
                 raise SpecError(clashes)
             asserted = self._asserted(declared, {}, whole, test)
+            declared = peer.with_links(declared)
             attended = asserted.joined(self._attend(test))
             # Links that conflict with these may be removed before the apply, so a dry run only notes the conflict.
             attended = attended.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
@@ -110,6 +112,7 @@ class Converge(Cards):
             if not whole:
                 ends = {end for link in declared.links for end in (link.source, link.target)}
                 result = result.joined(self._refresh_cards(ends, test))
+            self._tell_peer(test)
             return attended.joined(result)
 
     def _name_clashes(self, declared: Collection[Link]) -> list[Problem]:
@@ -123,12 +126,41 @@ class Converge(Cards):
         known = self._linked()
         if not permitted and not known.links and not known.parked:
             return Result(Plan())
+        if any(map(peer.is_link, permitted)) and (former := self._formerly_host()):
+            refused = [Refusal("link", link.name, former) for link in permitted if peer.is_link(link)]
+            others = tuple(link for link in permitted if not peer.is_link(link))
+            return self._links(broker, others, considered, whole, test).joined(Result(Plan(refusals=refused)))
         from netspace.link.reconciler import DesiredLinks
 
         there = set(known.links)
         kept = {link.name for link in permitted}
         remove = there - kept if whole else (there & set(considered)) - kept
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
+
+    def _formerly_host(self) -> str:
+        """Return why no link may lead to the host itself yet; empty: one may.
+
+        An environment that an earlier version let be named ``host`` could read the requests, as long as it is there.
+        """
+        there = self.environments.names([peer.NAME]) or any(
+            peer.NAME in (link.source, link.target) and not peer.is_link(link) for link in self._linked().links.values()
+        )
+        if not there:
+            return ""
+        return "an environment of this host is still named host, as no other may be now; remove it, and apply again"
+
+    def _host_links(self, declared: Declaration, test: bool) -> Result:
+        """Create and revoke the links to the host itself of environments that are declared alone."""
+        names = {peer.link(name).name for name in declared.environments}
+        recorded = self._linked()
+        there = {name for name in names & set(recorded.links) if peer.is_link(recorded.links[name])}
+        wanted = msgspec.structs.replace(declared, links=peer.links(declared.environments))
+        if not there and not wanted.links:
+            return Result(Plan())
+        verdicts = self._verdicts(trust.links, wanted, test)
+        broker = recorded.broker if recorded.links and recorded.broker is not None else declared.broker
+        result = self._links(broker, self._permitted(wanted, verdicts), there | verdicts.keys(), False, test)
+        return with_verdicts(result, "link", verdicts)
 
     # -- environments ------------------------------------------------------------------
     def converge_environments(
@@ -143,6 +175,8 @@ class Converge(Cards):
             asserted = self._asserted(declared, given, whole, test)
             attended = asserted.joined(self._attend(test))
             self._tidy(test)
+            if whole:
+                declared = peer.with_links(declared)
             namespaces = Result(Plan())
             if not whole:
                 # With a whole declaration, converge_interfaces has created the namespaces already.
@@ -155,7 +189,14 @@ class Converge(Cards):
                 if lacking:
                     only = msgspec.structs.replace(declared, environments=lacking, links=())
                     namespaces = self._interfaces(only, False, test, self._withheld(only, test))
-            return attended.joined(namespaces.joined(self._environments(declared, whole, test, state)))
+                namespaces = namespaces.joined(self._host_links(declared, test))
+            result = attended.joined(namespaces.joined(self._environments(declared, whole, test, state)))
+            if whole:
+                after = self._card_links(declared, whole, test)
+            else:
+                others = (link for link in self._linked().links.values() if link.source not in declared.environments)
+                after = (*others, *peer.links(declared.environments))
+            return result.joined(self._peer(test, after))
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:
         from netspace.environment.container import seccomp_file

@@ -347,9 +347,22 @@ def _told(host: Host, facts: Facts, level: Trust, invalid: str) -> dict[str, Any
         "interface": {key: facts.interface[key] for key in ("kind", "state", "addresses") if key in facts.interface},
         "links": list(facts.links),
         "refused": dict(facts.refused),
+        "host": _asked(host, facts),
         "findings": [{**one._asdict(), "advice": one.advice} for one in found],
         "log": _last_lines(host, facts),
     }
+
+
+def _asked(host: Host, facts: Facts) -> dict[str, Any]:
+    """Return what it may ask the host for, and how often it asked, with which result, as the peer counts."""
+    from netspace.host.peer import uses
+    from netspace.link import host_peer
+
+    if facts.applied is None or not facts.applied.host:
+        return {"may": [], "uses": {}}
+    counted = uses.read(host_peer.folder(host.layout) / host_peer.OWN).get(facts.name, {})
+    told = {what: {"times": use.times, "last": use.last} for what, use in sorted(counted.items())}
+    return {"may": list(facts.applied.host), "uses": told}
 
 
 def _limits(host: Host, facts: Facts) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import msgspec
 
 from netspace.errors import NetspaceError, Problem
 from netspace.host.parts import Parts
-from netspace.spec import never, reach
+from netspace.spec import never, peer, reach
 from netspace.spec.reach import World
 from netspace.spec.types import Declaration, Interface, Link, Never
 from netspace.text import hint
@@ -22,7 +22,8 @@ def applied(host: Parts) -> World:
     from netspace.interface import record
     from netspace.interface.names import record as answers
 
-    links = tuple(host.links.recorded())
+    # The host reaches everything anyway, and passes nothing on from one environment to another.
+    links = tuple(link for link in host.links.recorded() if not peer.is_link(link))
     names = {*host.environments.names(), *host.interfaces.names()}
     records = record.some(host.layout, names)
     return World(

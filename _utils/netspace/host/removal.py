@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from netspace.host import recorded_calls
 from netspace.host.cards import Cards
 from netspace.plan import Outcome, Plan, Result, Step
+from netspace.spec.types import Link
 from netspace.threads import BackgroundTask
 
 
@@ -22,7 +23,8 @@ class Removal(Cards):
         with self._lock(test):
             result = self._remove_links(names, test, purge, {*names, *(name.partition(".")[2] for name in names)})
             ends = {end for name in names for end in name.split(".")}
-            return result.joined(self._refresh_cards(ends, test))
+            result = result.joined(self._refresh_cards(ends, test))
+            return result.joined(self._peer(test, self._without(names)))
 
     def _remove_links(self, names: Collection[str], test: bool, purge: bool, owners: Collection[str] = ()) -> Result:
         """Revoke links.
@@ -45,6 +47,10 @@ class Removal(Cards):
         revoked = self._run(self.links, DesiredLinks(self.links.recorded_broker(), ()), there, test, apply=apply)
         told = () if test or revoked.failures else [Outcome(step) for step in mail.steps]
         return revoked.joined(Result(mail, told))
+
+    def _without(self, names: Collection[str]) -> list[Link]:
+        """Return the recorded links without those of these names."""
+        return [link for name, link in self._linked().links.items() if name not in names]
 
     def remove_environments(self, names: Collection[str], *, test: bool = False, purge: bool = False) -> Result:
         """Remove environments with their links, programs, layers and namespaces. Their volumes stay.
@@ -70,7 +76,7 @@ class Removal(Cards):
                     result = result.joined(Result(left, () if test else self.environments.apply_purge(left.steps)))
             finally:
                 links.end()
-            return result.joined(links.result())
+            return result.joined(links.result()).joined(self._peer(test, self._without(theirs)))
 
     def remove_interfaces(self, names: Collection[str], *, test: bool = False) -> Result:
         """Remove namespaces and interfaces."""
@@ -85,6 +91,7 @@ class Removal(Cards):
             if names := self.environments.names():
                 result = result.joined(self._run_environments({}, names, test))
             result = result.joined(self._remove_interfaces(self.interfaces.names(), test))
+            result = result.joined(self._peer(test, ()))
             if test or not result.ok:
                 return result
             self.links.purge()

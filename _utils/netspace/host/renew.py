@@ -13,6 +13,7 @@ import sys
 from netspace import files
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+from netspace.spec import peer
 from netspace.supervision import select
 
 
@@ -45,4 +46,9 @@ def renew(layout: Layout, *, replace: bool = False, distrust: bool = False) -> t
     with files.refusals_told(), files.locked(layout.lock):
         renewed = links.renew(replace=replace, distrust=distrust)
         links.endorse()
-        return renewed, Environments(layout, supervisor).hand_out(links.handed())
+        errors = Environments(layout, supervisor).hand_out(links.handed())
+        if any(map(peer.is_link, links.recorded())):
+            from netspace.host.peer import publish
+
+            publish.publish(layout, links)
+        return renewed, errors

@@ -70,6 +70,17 @@ def run(layout: Layout) -> int:
 
         return Links(layout, supervisor).restore()
 
+    def peer() -> Mapping[str, str]:
+        from netspace.link import record
+        from netspace.spec.peer import is_link
+
+        if any(map(is_link, record.read(layout).links.values())):
+            from netspace.host.peer import publish
+            from netspace.link.reconciler import Links
+
+            publish.publish(layout, Links(layout, supervisor))
+        return {}
+
     def services() -> Mapping[str, str]:
         supervisor.resume()
         return {}
@@ -81,6 +92,7 @@ def run(layout: Layout) -> int:
         ("environments", environments),
         ("refusals", refusals),
         ("links", links),
+        ("peer", peer),
         ("services", services),
     )
     failed = 0

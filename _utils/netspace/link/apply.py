@@ -25,6 +25,7 @@ from netspace.link.seal import keys as seals
 from netspace.link.topology import diff, draining, names, objects
 from netspace.link.topology.draining import DrainingQueue
 from netspace.link.topology.names import Names
+from netspace.spec import peer
 from netspace.spec.types import Broker, ClusterBroker, Link, LocalBroker
 from netspace.supervision.service import Supervisor
 
@@ -249,6 +250,12 @@ class ApplyRun:
             reading = {one.queue for one in formers}
             whole = not after and isinstance(broker, LocalBroker)
             left = [name for name in change.left if name not in reading]
+            # The host answers no request of a revoked link, so nobody will read these.
+            asked = {
+                one.queue(link) for link in work.before.values() if peer.is_link(link) for one in (naming.used, called)
+            }
+            changes.sweep([name for name in left if name in asked], purge=True)
+            left = [name for name in left if name not in asked]
             parked = changes.sweep([name for name in left if whole or not names.is_dead(name)], purge)
             return _Left(tuple(parked), tuple(one for one in formers if one.queue not in empty))
 
@@ -276,7 +283,7 @@ class ApplyRun:
             node.remove(self.layout, self.supervisor, keep_data=bool(parked))
 
     def forward(self, broker: Broker, links: Mapping[str, Link]) -> None:
-        wanted = objects.members(links.values())
+        wanted = objects.entered(links.values())
         found, refused = self._serve(broker, wanted, links)
         renewer.apply(self.layout, self.supervisor, wanted=isinstance(broker, LocalBroker))
         complete(wanted, found, refused)
@@ -302,7 +309,7 @@ class ApplyRun:
         staying = {name: link for name, link in work.before.items() if name in after}
         with contextlib.suppress(NetspaceError):
             # The set of environments stays; only their routes to other hosts change.
-            self._serve(where, objects.members(work.before.values()), staying)
+            self._serve(where, objects.entered(work.before.values()), staying)
 
     def issue(self, broker: Broker, environments: Collection[str], **how: bool) -> set[str]:
         """Issue missing and due certificates (``certificates.ensure``); return the environments that got a new one."""
@@ -322,7 +329,7 @@ class ApplyRun:
         if process.NAME in running:
             # The record still has links that are being revoked; their environments may no longer exist.
             links = record.read(self.layout).links
-            self._serve(broker, objects.members(links.values()), links)
+            self._serve(broker, objects.entered(links.values()), links)
 
 
 def _named(work: LinkChange, called: Names, after: Mapping[str, Link]) -> Mapping[str, str]:

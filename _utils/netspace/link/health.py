@@ -49,7 +49,7 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked, gone)]
     services = supervisor.observe([node.NODE, process.NAME, renewer.NAME])
     members = objects.members(record.links.values())
-    found += _ways(layout, services, members)
+    found += _ways(layout, services, objects.entered(record.links.values()))
     found += _keys(layout, record, members)
     if isinstance(record.broker, LocalBroker) and (open_ := loopback.state(layout, record.broker)) != "intact":
         why = "this kernel has no nftables" if open_ == "unsupported" else "their nftables table is missing or changed"

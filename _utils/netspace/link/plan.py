@@ -8,6 +8,7 @@ from typing import Any
 
 from netspace import files
 from netspace.layout import Layout
+from netspace.link import host_peer
 from netspace.link.broker import access, loopback
 from netspace.link.broker.access import BrokerState
 from netspace.link.forwarder import process as forwarder
@@ -366,9 +367,10 @@ def _forwarder_changes(layout: Layout, work: LinkChange) -> dict[str, dict[str, 
     observed = work.observed
     links = work.after.values()
     serves = forwarder.served(observed.config)
-    wanted = sorted(model.members(links))
+    wanted = sorted(model.entered(links))
     ways = peers.ways(work.broker, links)
-    as_declared = forwarder.Wanted(work.broker, observed.namespaces, observed.identities.trusted, ways)
+    peer = host_peer.wanted(links)
+    as_declared = forwarder.Wanted(work.broker, observed.namespaces, observed.identities.trusted, ways, peer)
     changes: dict[str, dict[str, Any]] = {}
     if serves != wanted:
         added, removed = sorted(set(wanted) - set(serves)), sorted(set(serves) - set(wanted))

@@ -220,7 +220,7 @@ class Links:
             forwarder=carrier,
             silent=haproxy.silent(self.layout) if carrier is not None and carrier.state == "running" else "",
             config=config,
-            namespaces=process.namespaces(self.layout, members),
+            namespaces=process.namespaces(self.layout, objects.entered(record.links.values())),
             keys=seals.read_all(self.layout),
             others=peers.read(self.layout, record.broker, record.links.values()),
             identities=certificates.observe(self.layout, record.broker, members, now),
@@ -311,7 +311,7 @@ class Links:
         if record.broker is None or not record.links:
             return {}
         errors: dict[str, str] = {}
-        wanted = objects.members(record.links.values())
+        wanted = objects.entered(record.links.values())
         try:
             found = process.find(self.layout, record.broker, wanted, record.links.values())
             complete(wanted, found.namespaces, process.restore(self.layout, found, self.supervisor))

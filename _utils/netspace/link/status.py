@@ -55,7 +55,7 @@ def links(layout: Layout, supervisor: Supervisor) -> dict[str, Any]:
             queue = counts.get(called.mailbox(environment), {})
             listed["mailboxes"][environment] = {key: queue.get(key) for key in ("messages", "consumers")}
         silent = haproxy.silent(layout)
-        shut = entrance.closed(layout, objects.members(record.links.values()), silent)
+        shut = entrance.closed(layout, objects.entered(record.links.values()), silent)
         found += problems.forwarder("running", silent) or [
             problems.entrance(name, f"{name} can't reach the broker: {why}") for name, why in sorted(shut.items())
         ]

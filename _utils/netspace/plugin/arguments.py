@@ -10,7 +10,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError, Problem, SpecError
 from netspace.layout import INSTANCE, Layout
-from netspace.spec import checks, hosts, parse
+from netspace.spec import checks, hosts, parse, peer
 from netspace.spec.types import Declaration, Link, Network
 
 _SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
@@ -133,12 +133,23 @@ def network(pillar: Mapping[str, Any]) -> Network:
 
 def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
     """Return a declaration of one environment, from state arguments and the pillar's settings."""
+    _free(name)
     spec = parse.environment(name, arguments(kwargs), _with(pillar).runtimes)
     return _with(pillar, environments={name: spec})
 
 
+def _free(name: str) -> None:
+    """Refuse the name that is reserved for the host.
+
+    :raises SpecError: *name* is that name.
+    """
+    if name == peer.NAME:
+        raise SpecError([Problem(name, peer.RESERVED)])
+
+
 def one_interface(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
     """Return a declaration of one interface (of the environment *name*), from state arguments."""
+    _free(name)
     given = arguments(kwargs) or {"kind": "none"}
     spec = parse.environment(name, {"image": "dir:/", "interface": given})
     return _with(pillar, environments={name: spec})
@@ -150,6 +161,7 @@ def one_link(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) ->
     parsed = _named(name, kwargs)
     found = hosts.local((parsed,), declared.broker)
     problems = hosts.link(found[0] if found else parsed, declared.broker, name)
+    problems += [Problem(f"{name}:{key}", message) for key, message in peer.misnamed(parsed)]
     if problems:
         raise SpecError(problems)
     return _with(pillar, links=found)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from netspace.errors import Problem
-from netspace.spec import extensions, hosts, never, publish, reach
+from netspace.spec import extensions, hosts, never, peer, publish, reach, values
 from netspace.spec.paths import PLAINLY, bare, clean
 from netspace.spec.paths import plain as plain  # other modules import it from here
 from netspace.spec.types import (
@@ -41,6 +41,7 @@ DISK_SIZES = (16 * 1024**2, 2**44)
 MAX_QUOTED = 200
 MAX_ARGUMENT = 128 * 1024  # the kernel's MAX_ARG_STRLEN
 MAX_ITEMS = 1024
+MAX_OFFERS = 32
 _KERNEL_MEMORY = 8 * 1024**2  # the least memory that must be left for a unikernel
 _NOT_PLAIN = "a NUL character, invalid Unicode, or longer than 128 KiB"
 # netspace mounts its own file systems here; a volume at, above or below one would cover it.
@@ -166,6 +167,15 @@ def environment(spec: Environment, path: str) -> list[Problem]:
     _between(problems, f"{path}:stop_timeout", spec.stop_timeout, 0, 3600)
     _between(problems, f"{path}:settle", spec.settle, 0, 600)
     problems += _health(spec, path)
+    problems += _host_verbs(spec, path)
+    problems += [Problem(f"{path}:{key}", message) for key, message in values.problems(spec.values)]
+    if len(spec.offers) > MAX_OFFERS:
+        refuse("offers", f"{len(spec.offers)} services; at most {MAX_OFFERS} are possible")
+    for index, service in enumerate(spec.offers):
+        if not NAME.fullmatch(service):
+            refuse(f"offers:{index}", f"{service!r:.60} can't be a service's name: use {NAME_RULE}")
+        elif service in spec.offers[:index]:
+            refuse(f"offers:{index}", f"{service} is listed twice; leave one out")
     scheme, _, file = spec.seccomp.partition("file:")
     if spec.seccomp not in SECCOMP_PROFILES and (scheme or not clean(file)):
         choice = ", ".join(SECCOMP_PROFILES)
@@ -204,6 +214,23 @@ def _health(spec: Environment, path: str) -> list[Problem]:
             problems.append(Problem(f"{path}:after:{index}", f"{name!r} is {why}"))
         seen.add(name)
     _between(problems, f"{path}:update:deadline", spec.update.deadline, 1, 86_400)
+    return problems
+
+
+def _host_verbs(spec: Environment, path: str) -> list[Problem]:
+    """Check ``host``: each verb is known, and listed once."""
+    import difflib
+
+    known = extensions.host_verbs()
+    problems = []
+    for index, verb in enumerate(spec.host):
+        where = f"{path}:host:{index}"
+        if verb not in known:
+            near = difflib.get_close_matches(verb, known, n=1)
+            help_ = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+            problems.append(Problem(where, f"{verb!r:.60} is nothing that the host can be asked for; {help_}"))
+        elif verb in spec.host[:index]:
+            problems.append(Problem(where, f"{verb} is listed twice; leave one out"))
     return problems
 
 
@@ -541,9 +568,10 @@ def clashes(
     for index, one in enumerate(declared.links):
         where = places[index] if places else f"{path}:links:{index}"
         for key, name in (("from", one.source), ("to", one.target)):
-            if name not in names and not hosts.remote(name):
+            if name not in names and name != peer.NAME and not hosts.remote(name):
                 problems.append(Problem(f"{where}:{key}", no_environment(name, names)))
         problems += hosts.link(one, declared.broker, where)
+        problems += [Problem(f"{where}:{key}", message) for key, message in peer.misnamed(one)]
         if isinstance(declared.broker, ClusterBroker):
             problems += [
                 Problem(
@@ -563,8 +591,16 @@ def clashes(
         if not one.durable and isinstance(declared.broker, ClusterBroker):
             why = "a queue in memory is lost with its node of the cluster; leave it out, or use a broker of "
             problems.append(Problem(f"{where}:durable", f"{why}netspace's own"))
-    problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(declared.links).items()]
+    every = (*declared.links, *peer.links(declared.environments))
+    problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(every).items()]
 
+    if isinstance(declared.broker, ClusterBroker):
+        why = "needs netspace's own broker: on a broker that hosts share, each would have a peer named host"
+        problems += [
+            Problem(f"{path}:environments:{name}:host", why)
+            for name, spec in declared.environments.items()
+            if spec.host
+        ]
     addresses: dict[str, str] = {}
     for name, spec in declared.environments.items():
         for family in ("ipv4", "ipv6"):

@@ -1,4 +1,4 @@
-"""Extensions of the declaration: interface kinds, runtimes and image sources, each a file of its own.
+"""Extensions of the declaration: interface kinds, runtimes, image sources and verbs of the host, each in its own file.
 
 This is the only module of ``netspace.spec`` that imports from the kinds, so an extension needs only a new file.
 The extensions are imported when a function here is called.
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 def image_sources() -> tuple[str, ...]:
     """Return the schemes of images: the names of the modules of ``netspace.environment.images.sources``."""
     folder = Path(__file__).parents[1] / "environment/images/sources"
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
+
+
+@functools.cache
+def host_verbs() -> tuple[str, ...]:
+    """Return what a host can be asked for: the names of the modules of ``netspace.host.peer.verbs``."""
+    folder = Path(__file__).parents[1] / "host/peer/verbs"
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
 
 

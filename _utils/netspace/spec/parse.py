@@ -17,7 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from netspace.errors import Problem, SpecError
-from netspace.spec import checks, extensions, hosts, never, publish
+from netspace.spec import checks, extensions, hosts, never, peer, publish
 from netspace.spec.publish import Publication, Routed
 from netspace.spec.types import (
     NAME,
@@ -77,6 +77,9 @@ def declaration(data: Any, path: str = "netspace") -> Declaration:
         where = f"{path}:environments:{name}"
         parsed, wrong = _environment(name, value, where, chosen)
         problems += wrong
+        # Not in _environment: the record of an environment that has had the name for long stays readable.
+        if name == peer.NAME:
+            problems.append(Problem(where, peer.RESERVED))
         # Keep an environment with problems, so that conflicts with other parts are reported at the same time.
         if parsed is not None and isinstance(name, str) and NAME.fullmatch(name):
             environments[name] = parsed

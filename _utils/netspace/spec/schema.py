@@ -96,6 +96,8 @@ class _Writer:
             return {"type": "array", "items": self.place(of.item_type)}
         if isinstance(of, inspect.DictType):
             return {"type": "object", "additionalProperties": self.place(of.value_type)}
+        if isinstance(of, inspect.AnyType):
+            return {}
         if isinstance(of, inspect.CustomType):
             return dict(_CUSTOM[of.cls])
         return {"type": _NUMBERS[type(of)]}

@@ -527,6 +527,11 @@ class Environment(Base, frozen=True):
         commands and apply states in it. **The default is no.**
     :param audit: what it is refused is recorded, and nothing more is permitted: ``netspace.refused`` shows the record,
         and ``netspace.suggest`` the declaration that would permit it.
+    :param host: what its program may ask the host for, as the peer ``host``: ``whoami``, ``values``, ``who``. **The
+        default is nothing.**
+    :param offers: the services that it offers to those who may send to it: names, by which they find it (``who``).
+    :param values: values for its program, by name: texts, numbers, true or false, lists, mappings. They are in its
+        card, and change without a restart. **They are no secrets.**
     """
 
     image: str = ""
@@ -556,6 +561,9 @@ class Environment(Base, frozen=True):
     attestation: Requirement | None = None
     target: bool = False
     audit: bool = False
+    host: tuple[str, ...] = ()
+    values: dict[str, Any] = {}
+    offers: tuple[str, ...] = ()
 
     @property
     def meant_to_stay(self) -> bool:

@@ -147,7 +147,7 @@ def asleep(pid: int, cgroup: str) -> int | None:
 
     :param cgroup: of the program and all its children. If it can't be read, *pid* alone counts.
     """
-    pids = _members(cgroup) or [str(pid)]
+    pids = members(cgroup) or [str(pid)]
     if len(pids) > MOST_ASLEEP:
         return None
     switches = threads = 0
@@ -170,7 +170,8 @@ def asleep(pid: int, cgroup: str) -> int | None:
     return switches
 
 
-def _members(cgroup: str) -> list[str]:
+def members(cgroup: str) -> list[str]:
+    """Return the ids of the processes of a control group, in whatever hierarchy it is; none: there is no such group."""
     for root in ("", "/memory", "/pids", "/cpu"):
         if found := _read(f"/sys/fs/cgroup{root}{cgroup}/cgroup.procs").split():
             return [pid.decode() for pid in found]

@@ -15,6 +15,7 @@
 - ``sending`` prepares outgoing messages, ``batch`` sends many at once;
 - ``arrivals`` checks incoming messages, with ``inbox`` (selective receive) and ``window`` (duplicates);
 - ``answers`` receives answers to requests, ``notices`` events about monitored peers;
+- ``host_peer`` asks the environment's own host;
 - ``replicas`` leads each message to one of several replicas;
 - ``letter`` checks outgoing messages, ``narrowing`` checks the limits of a link;
 - ``seal`` seals and opens messages (with ``keys``, ``endorsement`` and ``jose``), ``sealing`` applies it to AMQP.
@@ -26,6 +27,7 @@ from netspace_client.errors import (
     BatchFailed,
     CardError,
     Closed,
+    HostRefused,
     InboxFull,
     LinkError,
     MailboxFull,
@@ -38,6 +40,7 @@ from netspace_client.errors import (
     TooFast,
     Unreachable,
 )
+from netspace_client.host_peer import HostPeer, Offer, Self, Trust
 from netspace_client.mailbox import Link, Mailbox
 from netspace_client.message import Message
 from netspace_client.monitor import Change, Monitor
@@ -50,6 +53,8 @@ __all__ = [
     "CardError",
     "Change",
     "Closed",
+    "HostPeer",
+    "HostRefused",
     "InboxFull",
     "Link",
     "LinkError",
@@ -59,11 +64,14 @@ __all__ = [
     "Monitor",
     "NotAdmitted",
     "NotDeclared",
+    "Offer",
     "Refused",
     "Replicas",
     "Revoked",
     "SealError",
+    "Self",
     "Timeout",
     "TooFast",
+    "Trust",
     "Unreachable",
 ]

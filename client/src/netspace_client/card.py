@@ -70,6 +70,7 @@ class Peer:
     :param message_size: the most bytes of a message, on a link to another host.
     :param local: the local name of the peer in programs here; None: they use its own name.
     :param durable: False: messages and answers of the link are only in the broker's memory.
+    :param verbs: what this environment may ask for, if the peer is its host.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Peer:
     narrowed: Narrowed = Narrowed()
     local: str | None = None
     durable: bool = True
+    verbs: tuple[str, ...] = ()
 
     @property
     def called(self) -> str:
@@ -121,6 +123,7 @@ class Card:
     :param senders: by their exchange.
     :param keys: file of this environment's own keys; None: none of its links is sealed.
     :param audit: the host records what this environment is refused.
+    :param values: the values that its declaration gives to this environment.
     """
 
     name: str
@@ -131,6 +134,7 @@ class Card:
     trust: Mapping[str, Any] = field(default_factory=dict)
     keys: Path | None = None
     audit: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def called(self) -> Mapping[str, Peer]:
@@ -198,7 +202,10 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
         seal, narrowed = _seal(about, where), _narrowed(about, where)
         local = None if about.get("as") is None else _text(about, "as", where)
         durable = _durable(about, where)
-        peers[name] = Peer(name, pattern, exchange, own, replies, seal, watched, heard, most, narrowed, local, durable)
+        verbs = _texts(about, "verbs", where)
+        peers[name] = Peer(
+            *(name, pattern, exchange, own, replies, seal, watched, heard, most, narrowed, local, durable, verbs)
+        )
     for index, entry in enumerate(_list(top, "senders")):
         where = f"senders:{index}"
         about = _table(entry, where)
@@ -218,7 +225,8 @@ def parse(value: Any, folder: Path = FOLDER) -> Card:
     own_keys = _table(top.get("seal") or {}, "seal")
     keys = _placed(_text(own_keys, "keys_file", "seal"), folder) if own_keys else None
     name, audit = _text(top, "name", "the card"), top.get("audit") is True
-    return Card(name, tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys, audit)
+    values = _table(top.get("values") or {}, "values")
+    return Card(name, tuple(dict.fromkeys(queues)), broker, peers, senders, trust, keys, audit, values)
 
 
 def load_keys(path: Path) -> Ring:
@@ -292,6 +300,13 @@ def _list(table: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(value, list):
         raise CardError(f"{key}: expected a list, got {type(value).__name__}")
     return value
+
+
+def _texts(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = _list(table, key)
+    if not all(isinstance(one, str) for one in value):
+        raise CardError(f"{where}: {key}: expected texts")
+    return tuple(value)
 
 
 def _narrowed(table: Mapping[str, Any], where: str) -> Narrowed:

@@ -73,6 +73,17 @@ class BatchFailed(LinkError):
         self.unknown = any(error.unknown for error in failed.values())
 
 
+class HostRefused(LinkError):
+    """The host refuses a request, and did nothing.
+
+    :ivar code: why, as a word that stays the same: ``verb-not-permitted``, for example.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+
+
 class InboxFull(LinkError):
     """The inbox is full of messages that this ``receive`` doesn't match; receive some of these first."""
 

@@ -10,10 +10,11 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from netspace_client import card as cards
 from netspace_client import letter
@@ -23,6 +24,7 @@ from netspace_client.batch import WINDOW, Batch
 from netspace_client.card import Card, Peer
 from netspace_client.errors import Closed, LinkError, NotDeclared, Revoked, Timeout, Unreachable
 from netspace_client.host import Host
+from netspace_client.host_peer import HostPeer
 from netspace_client.knock import Knocks
 from netspace_client.lines import Lines
 from netspace_client.message import Message
@@ -169,6 +171,29 @@ class Mailbox:
         to = [Link("to", peer.called, peer.pattern) for peer in about.peers.values()]
         senders = [sender for sender in about.senders.values() if not sender.former]
         return to + [Link("from", sender.name, sender.pattern) for sender in senders]
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """The values that the declaration gives to this environment, read again if the card has changed."""
+        return self.card.values
+
+    async def value_changes(self) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield the values now, and then whenever they have changed: ``async for values in mailbox.value_changes()``.
+
+        A change is noticed within a second after an apply. Of several in that time, only the last is yielded.
+        """
+        known: Mapping[str, Any] | None = None
+        while True:
+            self._open()
+            if (now := self.values) != known:
+                known = now
+                yield now
+            await asyncio.sleep(0.5)
+
+    @property
+    def host(self) -> HostPeer:
+        """The host of this environment, as far as the declaration lets the environment ask it (``host: [...]``)."""
+        return HostPeer(self)
 
     # -- sending ---------------------------------------------------------------------
     async def send(

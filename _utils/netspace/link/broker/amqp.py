@@ -4,8 +4,8 @@ While this client holds a message, no other consumer gets it. The broker requeue
 ends, however it ends. The management API can't do this: it can only remove the message at the head of a queue.
 Properties and headers are passed on byte for byte.
 
-It has only the operations that ``dead_letters`` and ``peer_status`` need. It is synchronous, without consumers and
-heartbeats.
+It has only the operations that ``dead_letters`` and ``peer_status`` need. It is synchronous, without heartbeats;
+``consumer`` adds consumers.
 https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 """
 
@@ -102,6 +102,7 @@ class Connection:
     :param name: the server name for TLS.
     :param login: None: log in by the client certificate in *trusted*.
     :param seconds: the timeout of each read and write.
+    :param connected: a connected socket, in place of *host* and *port*.
     """
 
     def __init__(
@@ -110,12 +111,17 @@ class Connection:
         port: int,
         vhost: str,
         trusted: ssl.SSLContext | None,
-        name: str,
+        name: str | bytes,
         login: Login | None,
         seconds: float = SECONDS,
+        connected: socket.socket | None = None,
     ) -> None:
-        self._socket: socket.socket = socket.create_connection((host, port), timeout=seconds)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connected is None:
+            connected = socket.create_connection((host, port), timeout=seconds)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.settimeout(seconds)
+        self._seconds = seconds
+        self._socket: socket.socket = connected
         try:
             if trusted is not None:
                 self._socket = trusted.wrap_socket(self._socket, server_hostname=name)
@@ -170,9 +176,14 @@ class Connection:
             return False
         return True
 
-    def publish(self, exchange: str, body: bytes, properties: Mapping[str, bytes], headers: Mapping[str, bytes]) -> str:
-        """Publish a message and wait for the confirmation; return why it was refused; empty: it was confirmed."""
-        self._send(_SEND, _PUBLISH, bytes(2) + _short(exchange) + _short("") + b"\1")
+    def publish(
+        self, exchange: str, body: bytes, properties: Mapping[str, bytes], headers: Mapping[str, bytes], key: str = ""
+    ) -> str:
+        """Publish a message and wait for the confirmation; return why it was refused; empty: it was confirmed.
+
+        :param key: the routing key.
+        """
+        self._send(_SEND, _PUBLISH, bytes(2) + _short(exchange) + _short(key) + b"\1")
         encoded = _encode(properties, headers)
         self._frame(_HEADER, _SEND, struct.pack(">HHQ", 60, 0, len(body)) + encoded)
         for start in range(0, len(body), self._most):
@@ -200,7 +211,8 @@ class Connection:
         self._socket.sendall(b"AMQP\0\0\x09\x01")
         self._wait(0, _START)
         # With this capability, the broker reports a refused log-in instead of closing the connection: section 2.2.4.
-        capable = _short("capabilities") + b"F" + _long(_short("authentication_failure_close") + b"t\1")
+        able = ("authentication_failure_close", "consumer_cancel_notify")
+        capable = _short("capabilities") + b"F" + _long(b"".join(_short(one) + b"t\1" for one in able))
         mechanism, secret = "EXTERNAL", b""
         if login is not None:
             mechanism, secret = "PLAIN", f"\0{login.username}\0{login.password}".encode()

@@ -41,6 +41,7 @@ from urllib.parse import urlsplit
 from netspace import files, library_copy
 from netspace.errors import MissingError, NetspaceError, raise_any
 from netspace.layout import Layout
+from netspace.link import host_peer
 from netspace.link.card import PORT, SERVER_NAME, TLS_PORT
 from netspace.link.forwarder import haproxy, ports
 from netspace.link.pki import certificates
@@ -128,12 +129,14 @@ class Wanted:
     :param trusted: digest of the trusted certificates for our broker. It is in the configuration, so that haproxy is
         reloaded when they change.
     :param ways: by environment, the other hosts to which its direct links lead.
+    :param peer: the host's own peer is served too.
     """
 
     broker: Broker
     namespaces: Mapping[str, int]
     trusted: str = ""
     ways: Mapping[str, Mapping[str, RemoteHost]] = field(default_factory=dict)
+    peer: bool = False
 
     @cached_property
     def certified(self) -> set[str]:
@@ -148,7 +151,11 @@ class Wanted:
 def find(layout: Layout, broker: Broker, environments: Collection[str], links: Collection[Link]) -> Wanted:
     """Return the desired state of the forwarder for those *environments* that have a network namespace now."""
     return Wanted(
-        broker, namespaces(layout, environments), certificates.trusted(layout, broker), peers.ways(broker, links)
+        broker,
+        namespaces(layout, environments),
+        certificates.trusted(layout, broker),
+        peers.ways(broker, links),
+        host_peer.wanted(links),
     )
 
 
@@ -174,6 +181,7 @@ def render(layout: Layout, wanted: Wanted) -> str:
         "    stick-table type integer size 100k expire 10s store bytes_in_rate(1s)",
         *_to_broker(layout, wanted),
         *_from_elsewhere(wanted.broker),
+        *(host_peer.frontend(layout) if wanted.peer else ()),
     ]
     for name in sorted(wanted.namespaces):
         lines += _from_environment(layout, wanted, name)
@@ -379,6 +387,8 @@ def restore(layout: Layout, wanted: Wanted, supervisor: Supervisor) -> dict[str,
 def _install(layout: Layout, wanted: Wanted) -> str:
     config = render(layout, wanted)
     folder(layout).mkdir(parents=True, exist_ok=True, mode=0o700)
+    if wanted.peer:
+        host_peer.ensure(layout)  # haproxy makes the socket file in it
     (folder(layout) / "empty").mkdir(exist_ok=True, mode=0o755)
     files.write(config_file(layout), config.encode())
     return config

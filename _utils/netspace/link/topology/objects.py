@@ -48,6 +48,7 @@ from typing import Any
 
 from netspace.link.topology.names import TAG_PATTERN, Names, account, carrier
 from netspace.link.topology.policies import policies
+from netspace.spec import peer
 from netspace.spec.types import Link, host_of
 
 Key = tuple[str, ...]
@@ -68,6 +69,11 @@ EVENTS = "amq.rabbitmq.event"
 def members(links: Iterable[Link]) -> set[str]:
     """Return the environments of this host with at least one link: each has an account and a mailbox."""
     return {end for link in links for end in link.here}
+
+
+def entered(links: Iterable[Link]) -> set[str]:
+    """Return the members whose programs run in a network namespace, where the forwarder listens: all but the host."""
+    return {end for link in links for end in link.here if not (end == peer.NAME and peer.is_link(link))}
 
 
 def writer(link: Link) -> str:

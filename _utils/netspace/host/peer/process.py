@@ -1,0 +1,202 @@
+"""The one process of a host that answers its environments, as the peer ``host`` (``python -m netspace peer``).
+
+It is a service like the forwarder, and there is one only while a declaration permits somebody to ask. It starts as
+root, gives up all rights (``privileges``), and is then an ordinary client of the broker: it may read the queues of
+requests to the host, and write answers. It learns who may ask for what from two files (``told``), which it reads again
+when they change. It sleeps while there is nothing to do.
+
+An environment's queue hands out one request at a time, in turn with the others'. So one that asks without end waits for
+its own answers, and no other one waits for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import ssl
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from netspace import folder_watch
+from netspace.errors import NetspaceError
+from netspace.host.peer import privileges, requests, told
+from netspace.host.peer.asker import Asker
+from netspace.host.peer.requests import Refused
+from netspace.host.peer.told import Card, Sender, Told
+from netspace.host.peer.uses import Uses
+from netspace.layout import Layout
+from netspace.link import host_peer
+from netspace.link.broker.consumer import Consumer, Delivery
+from netspace.spec import extensions
+from netspace.spec.peer import CONTENT_TYPE
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+SAVE = 5.0
+"""Seconds after a use until its count is written."""
+AGAIN = 5.0
+"""Seconds until a queue that couldn't be consumed is tried again."""
+KEY = 200  # bytes of a routing key and of a correlation id; AMQP permits 255
+IDENTITY, ANCHORS = "identity.pem", "ca.pem"
+
+
+class Peer:
+    """The peer: its connection, and what it knows. It works in its folder, the working directory.
+
+    :param verbs: the modules of what it can be asked for, by name.
+    """
+
+    def __init__(self, verbs: dict[str, ModuleType]) -> None:
+        self.verbs = verbs
+        self.uses = Uses()
+        self.over = False
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._watch = folder_watch.begin(Path())
+        self._said = ""
+
+    def run(self) -> None:
+        """Answer until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self.uses.load()
+        pause = FIRST_PAUSE
+        while not self.over:
+            try:
+                known, card = told.read()
+                with self._connected(card) as consumer:
+                    pause, self._said = FIRST_PAUSE, ""
+                    self._serve(consumer, known, card)
+            except (OSError, ValueError, NetspaceError) as err:  # the broker or the forwarder is down, or restarts
+                if (text := str(err) or type(err).__name__) != self._said:
+                    sys.stderr.write(f"netspace peer: no connection to the broker: {text}; tried again\n")
+                    sys.stderr.flush()
+                    self._said = text
+                self._wait((), pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        self._save()
+
+    def _end(self, *_: object) -> None:
+        self.over = True
+
+    def _connected(self, card: Card) -> Consumer:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(ANCHORS)
+        context.load_cert_chain(IDENTITY)  # read each time: it is replaced while this runs
+        way = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            way.settimeout(30.0)
+            way.connect(host_peer.SOCKET)
+        except OSError:
+            way.close()
+            raise
+        # As bytes: Python would load its tables of Unicode for a text.
+        name = card.broker.tls.server_name.encode("ascii")
+        return Consumer(way, card.broker.vhost, context, name, requests.SIZE)
+
+    def _serve(self, consumer: Consumer, known: Told, card: Card) -> None:
+        """Answer over one connection, until its end or that of the process."""
+        senders, saved, tried = _senders(card), time.monotonic(), time.monotonic()
+        failed = consumer.follow(card.queues)
+        gc.collect()
+        while not self.over:
+            if not consumer.pending:
+                due = [saved + SAVE] * self.uses.changed + [tried + AGAIN] * bool(failed)
+                timeout = max(0.0, min(due) - time.monotonic()) if due else None
+                self._wait((consumer,), 1.0 if self._watch is None else timeout)
+            if self._changed():
+                known, card = told.read()
+                senders = _senders(card)
+                self.uses.forget(set(known.environments))
+                failed = consumer.follow(card.queues)
+            elif failed and time.monotonic() - tried >= AGAIN:
+                failed, tried = consumer.follow(card.queues), time.monotonic()
+            if self.uses.changed and time.monotonic() - saved >= SAVE:
+                self._save()
+                saved = time.monotonic()
+            consumer.pump()
+            while consumer.waiting:
+                self._answer(consumer, consumer.waiting.popleft(), known, senders)
+
+    def _wait(self, also: tuple[Consumer, ...], seconds: float | None) -> None:
+        """Wait for a signal, a change in the folder, or the connection."""
+        files = [self._woken, *also] + ([self._watch.fileno()] if self._watch is not None else [])
+        ready, _, _ = select.select(files, (), (), seconds)
+        if self._woken in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._woken, 4096)
+
+    def _changed(self) -> bool:
+        """Return whether the folder may have changed since the last call."""
+        return self._watch is None or not self._watch.touched(())
+
+    def _save(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk costs the counts, and no answer
+            self.uses.save()
+
+    # -- one request -------------------------------------------------------------------
+    def _answer(self, consumer: Consumer, delivery: Delivery, known: Told, senders: dict[str, Sender]) -> None:
+        sender = senders.get(delivery.exchange)
+        own = None if sender is None else known.environments.get(sender.name)
+        if sender is None or own is None:  # its right was revoked meanwhile
+            consumer.settle(delivery, reject=True)
+            return
+        now = time.time()
+        exchange, _, key = delivery.text("reply_to").partition("/")
+        about = delivery.text("correlation_id") or delivery.text("message_id")
+        if exchange != sender.reply_exchange or not 0 < len(key.encode()) <= KEY or len(about.encode()) > KEY:
+            # It can't be answered, so the operator may find it among the dead letters; a flood of such is dropped.
+            consumer.settle(delivery, reject=self.uses.note(sender.name, "no address for the answer", now))
+            return
+        body, result = self._result(Asker(sender.name, own, known, now), delivery)
+        self.uses.note(sender.name, result, now)
+        properties = {
+            "content_type": _short(CONTENT_TYPE),
+            "delivery_mode": b"\1",
+            "correlation_id": _short(about),
+        }
+        consumer.publish(sender.reply_exchange, body, properties, {}, key)
+        consumer.settle(delivery)
+
+    def _result(self, asker: Asker, delivery: Delivery) -> tuple[bytes, str]:
+        """Return the answer to a request, and a text for the log, which is one of a few."""
+        verb = "?"
+        try:
+            request = requests.parse(delivery.body, delivery.size)
+            verb = request.verb if request.verb in self.verbs else "?"
+            return requests.answer(asker, request, self.verbs), verb
+        except Refused as err:
+            return requests.refusal(err.code, str(err)), f"{verb} {err.code}"
+        except Exception as err:  # a fault of one verb costs its answer, not the process
+            sys.stderr.write(f"netspace peer: {verb}: {type(err).__name__}: {err}\n")
+            return requests.refusal("failed", "the host couldn't answer; its log says why"), f"{verb} failed"
+
+
+def _senders(card: Card) -> dict[str, Sender]:
+    """Return who may ask, by the exchange of the request."""
+    return {sender.exchange: sender for sender in card.senders}
+
+
+def _short(text: str) -> bytes:
+    raw = text.encode()
+    return bytes([len(raw)]) + raw
+
+
+def verbs() -> dict[str, ModuleType]:
+    """Load all that a host can be asked for."""
+    return {name: importlib.import_module(f"netspace.host.peer.verbs.{name}") for name in extensions.host_verbs()}
+
+
+def main(layout: Layout) -> int:
+    """Answer requests until SIGTERM or SIGINT; return an exit code."""
+    known = verbs()  # before the rights are gone: the library is readable by root alone
+    os.chdir(host_peer.folder(layout))
+    privileges.drop(host_peer.ids(layout))
+    Peer(known).run()
+    return 0

@@ -1,0 +1,83 @@
+"""Files of the peer's folder, which root writes from the records: what the peer knows, its card, and its log-in.
+
+They are made again after a reboot, since the folder is in memory only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from netspace import files
+from netspace.attestation import result
+from netspace.environment import record as records
+from netspace.environment.container import oci_runtime
+from netspace.environment.record import Record
+from netspace.host.peer import told
+from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
+from netspace.layout import Layout
+from netspace.link import host_peer
+from netspace.link.reconciler import Links
+from netspace.spec import peer
+from netspace.spec.trust import Trust as Trusted
+from netspace.spec.types import Link
+from netspace.supervision.cgroup import payload_cgroups
+
+
+def publish(layout: Layout, links: Links) -> None:
+    """Write the files for the recorded links and environments, as far as they have changed.
+
+    Nothing is written if no link leads to the host.
+
+    :raises NetspaceError: a record can't be understood.
+    """
+    recorded = links.recorded()
+    asking = [link.source for link in recorded if peer.is_link(link)]
+    if not asking:
+        return
+    host_peer.ensure(layout)
+    peers: dict[str, list[Link]] = {name: [] for name in asking}
+    for link in recorded:
+        if link.source in peers and link.to_host is None and not peer.is_link(link):
+            peers[link.source].append(link)
+    group = payload_cgroups(layout)
+    groups = {name: group(oci_runtime.service_name(name)) for name in {*asking, *_targets(peers)}}
+    there = records.some(layout, groups)
+    known = {name: _known(there[name], groups[name], peers[name]) for name in asking if name in there}
+    offering = {
+        name: Offering(there[name].spec.offers, groups[name])
+        for name in _targets(peers)
+        if name in there and there[name].spec.offers
+    }
+    content = {
+        **links.handed()(peer.NAME),
+        told.CARD: files.encode(links.cards()(peer.NAME, recorded)),
+        told.FILE: _encoded(Told(told.VERSION, links.recorded_broker().host, _trust(layout), known, offering)),
+    }
+    owner = (0, host_peer.ids(layout))
+    folder = host_peer.folder(layout)
+    for name, raw in content.items():
+        files.write(folder / name, raw, mode=0o640, owner=owner)
+
+
+def _targets(peers: Mapping[str, Iterable[Link]]) -> set[str]:
+    return {link.target for links in peers.values() for link in links}
+
+
+def _known(record: Record, group: str, peers: Iterable[Link]) -> Known:
+    image, configuration = f"sha256:{record.image.digest}", f"sha256:{record.config}"
+    reached = tuple(Reached(link.target, link.local or link.target, link.pattern) for link in peers)
+    return Known(record.spec.host, image, configuration, group, record.spec.values, reached)
+
+
+def _trust(layout: Layout) -> Trust:
+    now: Trusted = result.trust(layout)
+    last = result.load(layout) if now.level else None
+    if last is None:
+        return Trust(verifier=now.verifier)
+    return Trust(now.name, now.verifier, last.expires)  # type: ignore[arg-type]  # L0 to L5, as result.load checks
+
+
+def _encoded(content: Told) -> bytes:
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(content, order="sorted"), indent=1) + b"\n"

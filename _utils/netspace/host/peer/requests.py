@@ -1,0 +1,138 @@
+"""Requests to the host, and its answers. Pure: bytes in, bytes out.
+
+A request is JSON: ``{"v": 1, "verb": "whoami", "arguments": {}}``. The answer has either ``answer`` or ``error``, with
+a code that stays the same (:data:`Code`). Nothing in a request says who asks.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Annotated, Literal, Protocol, cast, get_args
+
+import msgspec
+
+from netspace.host.peer.asker import Asker
+
+VERSION = 1
+SIZE = 16 * 1024
+"""The most bytes of a request."""
+
+Code = Literal[
+    "request-malformed",
+    "request-too-large",
+    "version-unknown",
+    "verb-unknown",
+    "verb-not-permitted",
+    "arguments-invalid",
+    "failed",
+]
+CODES: tuple[str, ...] = get_args(Code)
+
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_-]*$(?!\n)")]
+
+
+class Verb(Protocol):
+    """A module of ``verbs``."""
+
+    Arguments: type[msgspec.Struct]
+    Answer: type[msgspec.Struct]
+
+    def answer(self, asker: Asker, arguments: msgspec.Struct, /) -> msgspec.Struct:
+        """Return the answer to one request.
+
+        :raises Refused: there is none.
+        """
+
+
+class Refused(Exception):
+    """The refusal of a request, with its code and a text for the program's author."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        self.code = code
+        super().__init__(text)
+
+
+class _Versioned(msgspec.Struct):
+    v: int
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request.
+
+    :param v: the version of this form: 1.
+    :param verb: what is asked for.
+    :param arguments: the verb's own.
+    """
+
+    v: Literal[1]
+    verb: Word
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class Error(msgspec.Struct, frozen=True):
+    """The refusal of a request.
+
+    :param code: stays the same from version to version.
+    :param text: for people; may change.
+    """
+
+    code: Code
+    text: str
+
+
+class _Answered(msgspec.Struct, frozen=True):
+    verb: str
+    answer: msgspec.Struct
+    v: Literal[1] = 1
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: Error
+    v: Literal[1] = 1
+
+
+_ENCODER = msgspec.json.Encoder()
+_VERSIONED = msgspec.json.Decoder(_Versioned)
+_REQUEST = msgspec.json.Decoder(Request)
+
+
+def parse(body: bytes | bytearray, size: int) -> Request:
+    """Parse a request.
+
+    :param size: the bytes of the whole request, of which *body* may be the first.
+    :raises Refused: it is none.
+    """
+    if size > SIZE:
+        raise Refused("request-too-large", f"{size} bytes; a request has {SIZE} at most")
+    try:
+        version = _VERSIONED.decode(body).v
+        if version != VERSION:
+            raise Refused("version-unknown", f"v: {version}; this host knows {VERSION}")
+        return _REQUEST.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as err:
+        raise Refused("request-malformed", str(err)[:200]) from None
+
+
+def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> bytes:
+    """Return the answer to a request.
+
+    :raises Refused: it is refused.
+    """
+    module = verbs.get(request.verb)
+    if module is None:
+        raise Refused("verb-unknown", f"{request.verb}: this host knows {', '.join(sorted(verbs))}")
+    if request.verb not in asker.own.verbs:
+        permitted = ", ".join(asker.own.verbs) or "nothing"
+        why = f"{request.verb}: {asker.name} may ask for {permitted}; its declaration has no host: [{request.verb}]"
+        raise Refused("verb-not-permitted", why)
+    verb = cast(Verb, module)
+    try:
+        arguments = msgspec.json.decode(request.arguments, type=verb.Arguments)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as err:
+        raise Refused("arguments-invalid", str(err)[:200]) from None
+    return _ENCODER.encode(_Answered(request.verb, verb.answer(asker, arguments)))
+
+
+def refusal(code: Code, text: str) -> bytes:
+    """Return the answer that refuses a request."""
+    return _ENCODER.encode(_Refusal(Error(code, text)))

@@ -1,0 +1,56 @@
+"""The peer as a service of the host: started when somebody may ask the host, stopped when nobody may."""
+
+from __future__ import annotations
+
+from netspace import library_copy
+from netspace.errors import raise_any
+from netspace.host.peer import told
+from netspace.layout import Layout
+from netspace.link import host_peer
+from netspace.supervision.service import Service, Supervisor
+
+NAME = "peer"
+"""The service's name."""
+
+
+def service(layout: Layout) -> Service:
+    """Return the service that answers the environments."""
+    return Service(
+        name=NAME,
+        command=library_copy.command(layout, "peer"),
+        description=f"{layout.instance}: answers to the environments' requests to their host",
+        variables={
+            "LANG": "C.UTF-8",
+            "MALLOC_ARENA_MAX": "1",
+            "NETSPACE_LIBRARY": library_copy.installed(layout),  # a new library restarts the service
+        },
+        stop_timeout=5.0,
+        # After a reboot they are written last, once the forwarder's configuration is there.
+        until=(host_peer.folder(layout) / told.FILE,),
+    )
+
+
+def lacking(layout: Layout, supervisor: Supervisor, wanted: bool) -> tuple[str, dict[str, str | None]] | None:
+    """Return the action (``start``, ``restart``, ``remove``) that is needed, and its change of state; None: none is."""
+    status = supervisor.observe([NAME]).get(NAME)
+    old = None if status is None else status.state
+    if not wanted:
+        return None if old is None else ("remove", {"old": old, "new": None})
+    if supervisor.differing([service(layout)]) and old is not None:
+        return "restart", {"old": old, "new": "running"}
+    return None if old in ("running", "starting") else ("start", {"old": old, "new": "running"})
+
+
+def apply(layout: Layout, supervisor: Supervisor, action: str) -> None:
+    """Do what :func:`lacking` returned.
+
+    :raises NetspaceError: the supervisor can't do it.
+    """
+    if action == "remove":
+        raise_any(supervisor.remove([NAME]))
+        host_peer.remove(layout)
+        return
+    if action == "restart":
+        raise_any(supervisor.stop([NAME]))
+    supervisor.define([service(layout)])
+    raise_any(supervisor.start([NAME]))

@@ -1,0 +1,95 @@
+"""Record of who asked the host for what: lines in the peer's log, and counts for ``netspace.explain``.
+
+Both are bounded: an environment gets :data:`LINES` lines a minute, and the counts have an entry for each known verb or
+code only. The peer itself writes the counts, as an ordinary user; a reader takes them for what they are.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import msgspec
+
+from netspace.link.host_peer import OWN
+
+LINES = 30
+"""The most lines of one environment in a minute."""
+MINUTE = 60.0
+FILE = "uses.json"
+MOST = 16 * 1024 * 1024
+
+
+class Use(msgspec.Struct):
+    """Number of times that something was asked for with one result, and the time of the last (seconds since 1970)."""
+
+    times: int = 0
+    last: float = 0.0
+
+
+class Uses:
+    """The uses so far, by environment, and by ``<verb>`` or ``<verb> <code>``."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, dict[str, Use]] = {}
+        self.changed = False
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def note(self, name: str, what: str, now: float) -> bool:
+        """Count one use, and log it; return whether it was logged.
+
+        :param what: of a few possible texts.
+        """
+        use = self.counts.setdefault(name, {}).setdefault(what, Use())
+        use.times += 1
+        use.last = now
+        self.changed = True
+        since, lines = self._said.get(name, (now, 0))
+        if not 0 <= now - since < MINUTE:
+            if lines > LINES:
+                self._say(f"{name}: {lines - LINES} more requests")
+            since, lines = now, 0
+        self._said[name] = (since, lines + 1)
+        if lines >= LINES:
+            return False
+        self._say(f"{name}: {what}")
+        return True
+
+    def forget(self, names: set[str]) -> None:
+        """Keep only these environments."""
+        for name in self.counts.keys() - names:
+            del self.counts[name]
+            self._said.pop(name, None)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        sys.stderr.write(f"netspace peer: {text}\n")
+        sys.stderr.flush()
+
+    def load(self) -> None:
+        """Go on with the counts of an earlier process; a damaged file counts as none."""
+        self.counts = read(Path(OWN))
+
+    def save(self) -> None:
+        """Write the counts, if they have changed."""
+        if not self.changed:
+            return
+        aside = f"{OWN}/.{FILE}.new"
+        with open(aside, "wb") as stream:
+            stream.write(msgspec.json.encode(self.counts))
+        os.rename(aside, f"{OWN}/{FILE}")
+        self.changed = False
+
+
+def read(folder: Path) -> dict[str, dict[str, Use]]:
+    """Return the counts; empty: there are none, or they are damaged."""
+    try:
+        fd = os.open(folder / FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return {}
+            return msgspec.json.decode(stream.read(MOST), type=dict[str, dict[str, Use]])
+    except (OSError, ValueError, RecursionError):
+        return {}

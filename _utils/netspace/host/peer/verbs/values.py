@@ -1,0 +1,28 @@
+"""``values``: the values that the asker's declaration gives to it, as they were applied last.
+
+``docs/host-peer.md`` describes the answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from netspace.host.peer.asker import Asker, Nothing
+
+Arguments = Nothing
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The asker's values.
+
+    :param values: by their names; each is a text, a number, true or false, a list, or a mapping of names to values.
+    """
+
+    values: dict[str, Any]
+
+
+def answer(asker: Asker, _: Nothing) -> Answer:
+    """Return the answer to one request."""
+    return Answer(asker.own.values)

@@ -1,0 +1,215 @@
+"""AMQP 0-9-1 consumer for the host itself: it is handed the messages of many queues, over one TLS connection.
+
+It extends the synchronous client of ``amqp``. Whatever the senders send, this process holds at most one message of each
+queue, and of that no more bytes than the caller wants.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import socket
+import ssl
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from netspace.errors import NetspaceError
+from netspace.link.broker.amqp import ClosedError, Connection, decode
+from netspace.link.topology.names import shown
+from netspace.text import printable
+
+PER_CHANNEL = 200
+"""The most queues of a channel; the broker permits 256 consumers there."""
+FIRST = 3  # the channels before are the base class's own
+_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_CHANNEL_OPEN, _CHANNEL_OPEN_OK, _CHANNEL_CLOSE = (20, 10), (20, 11), (20, 40)
+_CLOSE, _QOS, _QOS_OK, _CONSUME, _CONSUME_OK = (10, 50), (60, 10), (60, 11), (60, 20), (60, 21)
+_CANCEL, _CANCEL_OK, _DELIVER, _ACK, _REJECT = (60, 30), (60, 31), (60, 60), (60, 80), (60, 90)
+_FRAME = struct.Struct(">BHI")
+
+
+@dataclass
+class Delivery:
+    """A message of a queue.
+
+    :param body: its first bytes, at most as many as the consumer wants; *size* is the size of the whole.
+    :param properties: the encoded properties.
+    """
+
+    channel: int
+    tag: int
+    exchange: str
+    properties: bytes = b""
+    body: bytearray = field(default_factory=bytearray, repr=False)
+    size: int = 0
+    received: int = 0
+
+    def text(self, name: str) -> str:
+        """Return a property that is a short string; empty: it is missing, or the properties can't be understood."""
+        try:
+            raw = decode(self.properties)[0].get(name, b"\0")
+            return raw[1:].decode()
+        except (NetspaceError, ValueError):
+            return ""
+
+
+class Consumer(Connection):
+    """A connection that is handed messages.
+
+    :param most: the bytes of a message's body that are kept.
+    """
+
+    def __init__(self, connected: socket.socket, vhost: str, trusted: ssl.SSLContext, name: bytes, most: int) -> None:
+        self._buffer = bytearray()
+        self._kept = most
+        self._begun: dict[int, Delivery] = {}
+        self.waiting: collections.deque[Delivery] = collections.deque()
+        self._queues: dict[str, int] = {}  # each consumed queue's channel
+        self._open: set[int] = set()
+        super().__init__("", 0, vhost, trusted, name, None, connected=connected)
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    # -- queues ----------------------------------------------------------------
+    def follow(self, queues: Collection[str]) -> set[str]:
+        """Consume exactly these queues; return those that the broker doesn't let be consumed."""
+        failed: set[str] = set()
+        for queue in self._queues.keys() - set(queues):
+            channel = self._queues.pop(queue)
+            self._call(channel, _CANCEL, _short(queue) + b"\0", _CANCEL_OK)
+        while missing := sorted(set(queues) - self._queues.keys() - failed):
+            for queue in missing:
+                channel = self._room()
+                try:
+                    # The consumer's tag is the queue's name.
+                    arguments = bytes(2) + _short(queue) + _short(queue) + b"\0" + bytes(4)
+                    self._call(channel, _CONSUME, arguments, _CONSUME_OK)
+                except ClosedError as err:
+                    if err.code not in (403, 404):
+                        raise
+                    failed.add(queue)
+                    self._lose(channel)
+                    break  # the channel's other queues are to be consumed again
+                self._queues[queue] = channel
+        return failed
+
+    def _room(self) -> int:
+        """Return a channel with room for one more queue; open one if there is none."""
+        for channel in self._open:
+            if sum(one == channel for one in self._queues.values()) < PER_CHANNEL:
+                return channel
+        channel = next(number for number in itertools.count(FIRST) if number not in self._open)
+        self._call(channel, _CHANNEL_OPEN, _short(""), _CHANNEL_OPEN_OK)
+        # One unacknowledged message for each consumer. Quorum queues know no bound for all of a channel together.
+        self._call(channel, _QOS, struct.pack(">IHB", 0, 1, 0), _QOS_OK)
+        self._open.add(channel)
+        return channel
+
+    def _lose(self, channel: int) -> None:
+        """Forget a channel that the broker closed."""
+        self._open.discard(channel)
+        self._begun.pop(channel, None)
+        self._queues = {queue: of for queue, of in self._queues.items() if of != channel}
+        self.waiting = collections.deque(one for one in self.waiting if one.channel != channel)
+
+    # -- messages --------------------------------------------------------------
+    def settle(self, delivery: Delivery, *, reject: bool = False) -> None:
+        """Acknowledge a message; or reject it, so that it becomes a dead letter."""
+        self._send(delivery.channel, _REJECT if reject else _ACK, struct.pack(">QB", delivery.tag, 0))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """True if there is something to do without a wait for the socket."""
+        more = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
+        return bool(self.waiting) or more or self._complete()
+
+    def pump(self) -> None:
+        """Take what has arrived, without waiting.
+
+        :raises ClosedError: the broker closed a channel or the connection.
+        :raises OSError: the connection is lost.
+        """
+        self._socket.settimeout(0)
+        try:
+            while not self.waiting:
+                while not self.waiting and self._complete():
+                    frame = super()._read()
+                    if not self._taken(*frame):
+                        self._told(*frame)
+                if self.waiting:
+                    return
+                try:
+                    data = self._socket.recv(65536)
+                except (ssl.SSLWantReadError, BlockingIOError):
+                    return
+                if not data:
+                    raise ConnectionError("the broker ended the connection")
+                self._buffer += data
+        finally:
+            self._socket.settimeout(self._seconds)
+
+    def _told(self, kind: int, channel: int, payload: bytes) -> None:
+        """Handle what the broker says by itself."""
+        method = struct.unpack_from(">HH", payload) if kind == _METHOD and len(payload) >= 4 else (0, 0)
+        if method in (_CLOSE, _CHANNEL_CLOSE):
+            code, length = struct.unpack_from(">HB", payload, 4)
+            raise ClosedError(code, printable(shown(payload[7 : 7 + length].decode(errors="replace"))))
+
+    def _complete(self) -> bool:
+        """Return whether the buffer begins with a whole frame."""
+        return len(self._buffer) >= 8 and len(self._buffer) >= 8 + _FRAME.unpack_from(self._buffer)[2]
+
+    def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            data = self._socket.recv(65536)
+            if not data:
+                raise ConnectionError("the broker ended the connection")
+            self._buffer += data
+        raw = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return raw
+
+    def _read(self) -> tuple[int, int, bytes]:
+        """Return the next frame that isn't a part of a message for us."""
+        while True:
+            frame = super()._read()
+            if not self._taken(*frame):
+                return frame
+
+    def _taken(self, kind: int, channel: int, payload: bytes) -> bool:
+        """Take a frame that is a part of a delivery, or tells the end of a consumer; return whether it is one."""
+        if channel < FIRST:
+            return False
+        if kind == _METHOD:
+            method = struct.unpack_from(">HH", payload)
+            if method == _CANCEL:  # its queue was deleted
+                self._queues.pop(payload[5 : 5 + payload[4]].decode(errors="replace"), None)
+                return True
+            if method != _DELIVER:
+                return False
+            at = 5 + payload[4]
+            (tag,) = struct.unpack_from(">Q", payload, at)
+            name = payload[at + 10 : at + 10 + payload[at + 9]].decode(errors="replace")
+            self._begun[channel] = Delivery(channel, tag, name)
+            return True
+        one = self._begun.get(channel)
+        if one is None:
+            raise NetspaceError("the broker sent a part of a message without its beginning")
+        if kind == _HEADER:
+            one.properties, one.size = payload[12:], struct.unpack_from(">Q", payload, 4)[0]
+        else:
+            one.received += len(payload)
+            one.body += payload[: max(0, self._kept - len(one.body))]
+        if one.received >= one.size:
+            self.waiting.append(self._begun.pop(channel))
+        return True
+
+
+def _short(text: str) -> bytes:
+    raw = text.encode()
+    return bytes([len(raw)]) + raw

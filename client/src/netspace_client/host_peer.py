@@ -1,0 +1,170 @@
+"""Requests to the host of this environment, as the peer ``host``: ``mailbox.host.whoami()``.
+
+``docs/host-peer.md`` is the specification of requests and answers. An answer is the host's word: nothing in it proves
+what it says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from netspace_client.errors import HostRefused, LinkError, NotDeclared
+
+if TYPE_CHECKING:
+    from netspace_client.mailbox import Mailbox
+
+NAME = "host"
+VERSION = 1
+CONTENT_TYPE = "application/vnd.netspace.host+json"
+TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The trust level of the host, as it tells it itself.
+
+    :ivar level: ``L0`` to ``L5``.
+    :ivar verifier: who judged the host's evidence.
+    :ivar told_by: ``host``.
+    """
+
+    level: str
+    verifier: str
+    told_by: str
+
+
+@dataclass(frozen=True)
+class Self:
+    """This environment, as its host knows it.
+
+    :ivar image: digest of its image.
+    :ivar configuration: digest of the configuration by which its runtime runs it.
+    :ivar started: when its program was started, in seconds since 1970; None: the host can't tell.
+    :ivar host: the host's name in links; None: it has none.
+    """
+
+    name: str
+    image: str
+    configuration: str
+    started: float | None
+    host: str | None
+    trust: Trust
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A peer that offers a service.
+
+    :ivar name: the name by which to send to it.
+    :ivar pattern: ``send`` or ``request``.
+    :ivar up: whether it has a process.
+    """
+
+    name: str
+    pattern: str
+    up: bool
+
+
+class HostPeer:
+    """The host of this environment. ``mailbox.host`` is one."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """The verbs that the declaration permits to this environment; empty: none."""
+        peer = self._mailbox.card.peers.get(NAME)
+        return () if peer is None else peer.verbs
+
+    async def whoami(self, *, timeout: float = TIMEOUT) -> Self:
+        """Return this environment as its host knows it. It raises as :meth:`ask` does."""
+        found = await self.ask("whoami", timeout=timeout)
+        trust = _table(found, "trust")
+        return Self(
+            name=_text(found, "name"),
+            image=_text(found, "image"),
+            configuration=_text(found, "configuration"),
+            started=_number(found, "started"),
+            host=None if found.get("host") is None else _text(found, "host"),
+            trust=Trust(_text(trust, "level"), _text(trust, "verifier"), _text(trust, "told_by")),
+        )
+
+    async def values(self, *, timeout: float = TIMEOUT) -> dict[str, Any]:
+        """Return the values that the declaration gives to this environment. It raises as :meth:`ask` does.
+
+        ``mailbox.values`` has them, too, without a message.
+        """
+        return dict(_table(await self.ask("values", timeout=timeout), "values"))
+
+    async def who(self, service: str, *, timeout: float = TIMEOUT) -> list[Offer]:
+        """Return those of the peers to which this environment may send that offer *service*, by name in order.
+
+        It raises as :meth:`ask` does.
+        """
+        found = (await self.ask("who", {"service": service}, timeout=timeout)).get("peers")
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise LinkError("the host's answer has no peers")
+        return [Offer(_text(one, "name"), _text(one, "pattern"), one.get("up") is True) for one in found]
+
+    async def ask(
+        self, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
+    ) -> dict[str, Any]:
+        """Ask the host for *verb*, and return the answer.
+
+        :param arguments: the verb's own; JSON.
+        :param timeout: seconds to wait for the answer.
+        :raises NotDeclared: this environment may ask for nothing.
+        :raises HostRefused: the host refuses; its ``code`` tells why.
+        :raises LinkError: as :meth:`Mailbox.call` raises it, or the answer can't be understood.
+        """
+        if NAME not in self._mailbox.card.peers:
+            about = self._mailbox.card.name
+            raise NotDeclared(f"{about} may not ask its host; its declaration has no host: [{verb}]")
+        body = json.dumps({"v": VERSION, "verb": verb, "arguments": dict(arguments or {})})
+        message = await self._mailbox.call(NAME, body, timeout, content_type=CONTENT_TYPE)
+        return parse(message.body)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the answer in a message of the host.
+
+    :raises HostRefused: it is a refusal.
+    :raises LinkError: it can't be understood.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as err:
+        raise LinkError(f"the host's answer can't be understood: {err}") from None
+    if not isinstance(found, dict) or found.get("v") != VERSION:
+        raise LinkError(f"the host's answer isn't of version {VERSION}")
+    if found.get("error") is not None:
+        error = _table(found, "error")
+        raise HostRefused(_text(error, "code"), _text(error, "text"))
+    return dict(_table(found, "answer"))
+
+
+def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = table.get(key)
+    if not isinstance(value, dict):
+        raise LinkError(f"the host's answer has no {key}")
+    return value
+
+
+def _text(table: Mapping[str, Any], key: str) -> str:
+    value = table.get(key)
+    if not isinstance(value, str):
+        raise LinkError(f"the host's answer has no {key}")
+    return value
+
+
+def _number(table: Mapping[str, Any], key: str) -> float | None:
+    value = table.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise LinkError(f"the host's answer has no {key}")
+    return float(value)

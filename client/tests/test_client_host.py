@@ -1,0 +1,139 @@
+"""Requests to the host: ``mailbox.host``, without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace_client import CardError, HostRefused, LinkError, NotDeclared, Offer, Self, Trust, card, host_peer
+from netspace_client import Mailbox as RealMailbox
+from netspace_client.host_peer import HostPeer
+
+HOST = {
+    "to": "host",
+    "pattern": "request",
+    "exchange": "x",
+    "replies": {"queue": "q", "exchange": "r"},
+    "verbs": ["whoami"],
+    "content_type": host_peer.CONTENT_TYPE,
+    "size": 65536,
+}
+EMPTY = {"version": 2, "name": "web", "peers": [], "senders": []}
+BROKER = {"host": "127.0.0.1", "port": 5671, "vhost": "v"}
+ANSWER = {
+    "name": "web",
+    "image": "sha256:1",
+    "configuration": "sha256:2",
+    "started": 7,
+    "host": None,
+    "trust": {"level": "L3", "verifier": "master", "told_by": "host"},
+}
+
+
+class Mailbox:
+    """Stands for a mailbox: its card, and the answer to the next call."""
+
+    def __init__(self, said: object, *peers: dict[str, object]) -> None:
+        self.card = card.parse({"version": 2, "name": "web", "peers": list(peers), "senders": [], "broker": BROKER})
+        self.said = said if isinstance(said, bytes) else json.dumps(said).encode()
+        self.calls: list[tuple[str, dict[str, object], str | None]] = []
+
+    async def call(self, link: str, body: str, timeout: float, *, content_type: str | None = None) -> SimpleNamespace:
+        self.calls.append((link, json.loads(body), content_type))
+        return SimpleNamespace(body=self.said)
+
+
+def whoami(said: object, *peers: dict[str, object]) -> Self:
+    return asyncio.run(HostPeer(Mailbox(said, *(peers or (HOST,)))).whoami())  # type: ignore[arg-type]
+
+
+def test_whoami_asks_the_peer_host_and_reads_its_answer() -> None:
+    mailbox = Mailbox({"v": 1, "verb": "whoami", "answer": {**ANSWER, "new": 1}}, HOST)
+    host = HostPeer(mailbox)  # type: ignore[arg-type]
+    assert host.verbs == ("whoami",)
+    found = asyncio.run(host.whoami())
+    assert found == Self("web", "sha256:1", "sha256:2", 7.0, None, Trust("L3", "master", "host"))
+    assert mailbox.calls == [("host", {"v": 1, "verb": "whoami", "arguments": {}}, host_peer.CONTENT_TYPE)]
+
+
+def test_host_that_may_not_be_asked_is_told_without_a_message() -> None:
+    mailbox = Mailbox({}, {"to": "orders", "pattern": "send", "exchange": "x"})
+    host = HostPeer(mailbox)  # type: ignore[arg-type]
+    assert host.verbs == ()
+    with pytest.raises(NotDeclared, match=r"web may not ask its host; its declaration has no host: \[whoami\]"):
+        asyncio.run(host.whoami())
+    assert not mailbox.calls
+
+
+def test_refusal_has_its_code() -> None:
+    with pytest.raises(HostRefused) as refused:
+        whoami({"v": 1, "error": {"code": "verb-not-permitted", "text": "no"}})
+    assert (refused.value.code, refused.value.unknown) == ("verb-not-permitted", False)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"{", b"[" * 100000, [], {"v": 2, "answer": ANSWER}, {"v": 1}, {"v": 1, "answer": []}, {"v": 1, "answer": {}}]
+    + [{"v": 1, "answer": {**ANSWER, key: value}} for key, value in (("started", "7"), ("trust", 1), ("name", None))],
+)
+def test_answer_that_is_none_is_an_error(said: object) -> None:
+    with pytest.raises(LinkError, match="the host's answer"):
+        whoami(said)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_answer_or_an_error(body: bytes) -> None:
+    with contextlib.suppress(LinkError):
+        assert isinstance(host_peer.parse(body), dict)
+
+
+def test_values_are_those_of_the_card_and_of_the_answer() -> None:
+    values = {"greeting": "hello", "more": {"regions": ["north"]}}
+    answer = {"v": 1, "verb": "values", "answer": {"values": values}}
+    assert asyncio.run(HostPeer(Mailbox(answer, HOST)).values()) == values  # type: ignore[arg-type]
+    assert card.parse({"version": 2, "name": "web", "values": values, "peers": [], "senders": []}).values == values
+    with pytest.raises(CardError, match="values: expected a mapping"):
+        card.parse({"version": 2, "name": "web", "values": [1], "peers": [], "senders": []})
+
+
+def test_who_returns_the_peers_that_offer_a_service() -> None:
+    answer = {"v": 1, "verb": "who", "answer": {"peers": [{"name": "till", "pattern": "request", "up": True}]}}
+    mailbox = Mailbox(answer, HOST)
+    assert asyncio.run(HostPeer(mailbox).who("shop")) == [Offer("till", "request", True)]  # type: ignore[arg-type]
+    assert mailbox.calls[0][1] == {"v": 1, "verb": "who", "arguments": {"service": "shop"}}
+    for wrong in ({}, {"peers": [1]}, {"peers": [{"name": 1, "pattern": "send"}]}):
+        with pytest.raises(LinkError, match="the host's answer has no"):
+            asyncio.run(HostPeer(Mailbox({**answer, "answer": wrong}, HOST)).who("shop"))  # type: ignore[arg-type]
+
+
+def test_changes_of_values_are_told_one_by_one(tmp_path: Path) -> None:
+    place = tmp_path / "environment.json"
+
+    def write(number: int) -> None:
+        (tmp_path / "new").write_text(json.dumps({**EMPTY, "values": {"number": number}}))
+        (tmp_path / "new").rename(place)
+
+    async def follow() -> list[int]:
+        seen = []
+        async with RealMailbox(tmp_path) as mailbox:
+            async for values in mailbox.value_changes():
+                seen.append(values["number"])
+                if len(seen) == 3:
+                    return seen
+                write(len(seen))
+        return seen
+
+    write(0)
+    assert asyncio.run(asyncio.wait_for(follow(), 60)) == [0, 1, 2]
+
+
+def test_verbs_of_a_card_are_texts() -> None:
+    with pytest.raises(CardError, match="peers:0: verbs: expected texts"):
+        whoami({}, {**HOST, "verbs": [1]})

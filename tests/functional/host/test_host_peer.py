@@ -1,0 +1,310 @@
+"""The host as a peer of its environments, with real crun and a real broker: what ``docs/host-peer.md`` promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.hosts.whole_host import CLIENT, IDLE, python
+from support.waiting import until
+
+from netspace.host import explain, restore
+from netspace.host.host import Host
+from netspace.host.peer import requests, told
+from netspace.host.peer.service import NAME
+from netspace.layout import Layout
+from netspace.link import host_peer
+from netspace.plan import Plan, Result
+from netspace.spec import parse
+
+pytestmark = pytest.mark.root
+LAYOUT = Layout()
+
+# Sends each body of its input (JSON: a list of [body, properties]), and prints the answers in their order.
+ASK = (
+    CLIENT
+    + """
+peer = next(peer for peer in card["peers"] if peer["to"] == "host")
+key, replies, ids = uuid.uuid4().hex, peer["replies"], []
+channel.queue_bind(replies["queue"], replies["exchange"], key)
+for number, (body, more) in enumerate(json.loads(sys.stdin.read())):
+    ids.append(str(number))
+    way = {"reply_to": replies["exchange"] + "/" + key, "correlation_id": str(number), **more}
+    channel.basic_publish(peer["exchange"], "", body.encode(), pika.BasicProperties(**way), mandatory=True)
+answers = {}
+for method, properties, body in channel.consume(replies["queue"], auto_ack=True, inactivity_timeout=float(sys.argv[1])):
+    if method is None:
+        break
+    answers[properties.correlation_id] = json.loads(body)
+    if len(answers) == len(ids):
+        break
+print(json.dumps([answers.get(one) for one in ids]))
+"""
+)
+WHOAMI, VALUES = (json.dumps({"v": 1, "verb": verb}) for verb in ("whoami", "values"))
+
+
+def declared(image: Path, **environments: dict[str, Any]) -> dict[str, Any]:
+    """Return a declaration of idle environments, each with these keys of its own; and of one that has none."""
+    common = {"image": f"tar:{image}", "limits": {"memory": "64M"}, "stop_timeout": 2, "command": python(IDLE)}
+    return {"environments": {name: {**common, **keys} for name, keys in {**environments, "silent": {}}.items()}}
+
+
+def asking(image: Path) -> dict[str, Any]:
+    found = declared(
+        image,
+        web={"host": ["whoami"], "offers": ["sales"]},
+        other={"host": ["whoami", "values", "who"], "values": {"greeting": "hi"}},
+        hidden={"offers": ["sales"]},
+    )
+    return {**found, "links": [{"from": "other", "to": "web", "as": "shop"}]}
+
+
+def apply(declaration: dict[str, Any], *, test: bool = False) -> Result:
+    """Apply a whole declaration, as an operator's run does; every step must succeed."""
+    host, result = Host(LAYOUT), Result(Plan())
+    for converge in host.each_kind(parse.declaration(declaration), test=test).values():
+        result = result.joined(converge())
+    assert not result.failures and not result.plan.refusals, (result.failures, result.plan.refusals)
+    return result
+
+
+def steps(result: Result) -> set[tuple[str, str, str]]:
+    return {(step.kind, step.name, step.action) for step in result.plan.steps}
+
+
+def tried(name: str, *bodies: str, wait: float = 30.0, **properties: Any) -> dict[str, Any]:
+    """Send bodies to the host from within an environment; return how the program ended, and what it said."""
+    given = json.dumps([[body, properties] for body in bodies])
+    done = Host(LAYOUT).operations.exec(name, ["/usr/bin/python3", "-c", ASK, str(wait)], timeout=120, stdin=given)
+    return dict(done)
+
+
+def ask(name: str, *bodies: str, wait: float = 30.0, **properties: Any) -> list[Any]:
+    """Send bodies to the host; return the answers, None for each that didn't come."""
+    done = tried(name, *bodies, wait=wait, **properties)
+    assert done["retcode"] == 0, (done, log()[-2000:])
+    found: list[Any] = json.loads(done["stdout"])
+    return found
+
+
+def card(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((LAYOUT.inside(name) / "environment.json").read_text())
+    return found
+
+
+def pid(name: str = NAME) -> int:
+    """Return the id of a service's process."""
+    found: int = Host(LAYOUT).supervisor.observe([name])[name].pid
+    assert found, (name, log()[-2000:])
+    return found
+
+
+def log() -> str:
+    return (LAYOUT.logs / "peer.log").read_text()
+
+
+def dead() -> int:
+    found: int = Host(LAYOUT).links.health()["dead"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def here(image: Path) -> Iterator[dict[str, Any]]:
+    """A host with the environments web and other, which may ask, and silent, which may not; and its declaration."""
+    host, declaration = Host(LAYOUT), asking(image)
+    assert host.teardown().ok
+    planned = steps(apply(declaration, test=True))
+    assert {("link", "web.host", "create"), ("service", "netspace-peer", "start")} <= planned
+    assert steps(apply(declaration)) == planned
+    yield declaration
+    assert Host(LAYOUT).teardown().ok
+    assert not host_peer.folder(LAYOUT).exists()
+
+
+def test_permitted_verbs_are_answered_with_what_is_so(here: dict[str, Any]) -> None:
+    (answer,) = ask("web", WHOAMI)
+    assert answer["v"] == 1 and answer["verb"] == "whoami", answer
+    said, row = answer["answer"], Host(LAYOUT).environments.list()["web"]
+    assert (said["name"], said["image"], said["host"]) == ("web", row["digest"], None)
+    assert said["configuration"].startswith("sha256:")
+    assert said["started"] is not None and abs(said["started"] - row["since"]) < 60
+    assert said["trust"]["told_by"] == "host" and said["trust"]["level"] == Host(LAYOUT).trust().name
+    service = json.dumps({"v": 1, "verb": "who", "arguments": {"service": "sales"}})
+    values, who = ask("other", VALUES, service)
+    assert values["answer"] == {"values": {"greeting": "hi"}}
+    assert who["answer"] == {"peers": [{"name": "shop", "pattern": "send", "up": True}]}
+
+
+def test_card_names_the_host_and_its_verbs(here: dict[str, Any]) -> None:
+    peer, _ = card("other")["peers"]
+    assert (peer["to"], peer["pattern"], peer["verbs"]) == ("host", "request", ["whoami", "values", "who"])
+    assert card("other")["values"] == {"greeting": "hi"}
+    assert card("silent")["peers"] == [] and "broker" not in card("silent")
+
+
+def test_bad_requests_are_refused_and_the_next_is_answered(here: dict[str, Any]) -> None:
+    unknown = '{"v": 1, "verb": "reboot"}'
+    bodies = ["{", '{"v": 2, "verb": "whoami"}', unknown, VALUES, " " * (requests.SIZE + 1), WHOAMI]
+    *refused, answered = ask("web", *bodies)
+    assert [one["error"]["code"] for one in refused] == [
+        "request-malformed",
+        "version-unknown",
+        "verb-unknown",
+        "verb-not-permitted",
+        "request-too-large",
+    ]
+    assert answered["answer"]["name"] == "web"
+
+
+def test_forged_address_and_sender_get_no_answer(here: dict[str, Any]) -> None:
+    before, letters = pid(), dead()
+    for forged in (card("other")["peers"][0]["exchange"], "", "amq.direct"):
+        assert ask("web", WHOAMI, wait=2.0, reply_to=f"{forged}/key") == [None]
+    until(lambda: dead() == letters + 3, pause=0.5)
+    done = tried("web", WHOAMI, user_id="env.other")  # the broker itself refuses another's name
+    assert done["retcode"] != 0 and "user_id" in done["stderr"], done
+    assert ask("other", WHOAMI)[0]["answer"]["name"] == "other" and pid() == before
+
+
+FLOOD = (
+    CLIENT
+    + """
+import time
+peer, end = card["peers"][0], time.time() + float(sys.argv[1])
+channel = connection.channel()  # without confirmations, so that nothing slows it down
+sent = 0
+while time.time() < end:
+    channel.basic_publish(peer["exchange"], "", b"{" * 4000, pika.BasicProperties(reply_to=sys.argv[2]))
+    sent += 1
+print(sent)
+"""
+)
+
+
+def test_flood_of_one_delays_no_other(here: dict[str, Any]) -> None:
+    before, lines = pid(), log().count(": web: ")
+    way, done = card("web")["peers"][0]["replies"]["exchange"], []
+
+    def flood() -> None:
+        command = ["/usr/bin/python3", "-c", FLOOD, "15", f"{way}/x"]
+        done.append(Host(LAYOUT).operations.exec("web", command, timeout=120))
+
+    running = threading.Thread(target=flood)
+    running.start()
+    until(lambda: log().count(": web: ") > lines)
+    answers = 0
+    while running.is_alive():
+        assert ask("other", WHOAMI)[0]["answer"]["name"] == "other"
+        answers += 1
+    running.join()
+    assert done[0]["retcode"] == 0 and int(done[0]["stdout"]) > 1000, done
+    assert answers and pid() == before
+    assert log().count(": web: ") - lines < int(done[0]["stdout"]) / 4
+    until(lambda: ask("web", WHOAMI)[0] is not None)
+
+
+def test_process_has_given_up_roots_rights(here: dict[str, Any]) -> None:
+    process, user = Path("/proc", str(pid())), host_peer.ids(LAYOUT)
+    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    assert status["Uid"].split() == [str(user)] * 4 and status["Gid"].split() == [str(user)] * 4
+    assert status["Groups"].strip() == "" and status["NoNewPrivs"] == "1"
+    for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"):
+        assert int(status[name], 16) == 0, name
+    assert os.readlink(process / "ns/net") != os.readlink("/proc/self/ns/net")
+    devices = (process / "net/dev").read_text().splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in devices] == ["lo"]
+
+    def asleep() -> bool:  # once nothing is left to do
+        before = (process / "schedstat").read_text()
+        time.sleep(3)
+        return (process / "schedstat").read_text() == before
+
+    until(asleep)
+
+
+def test_uses_are_told_by_explain(here: dict[str, Any]) -> None:
+    ask("other", WHOAMI, "{")
+
+    def told_of(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = explain.explain(Host(LAYOUT), name, None)["host"]
+        return found
+
+    until(lambda: "? request-malformed" in told_of("other")["uses"])
+    assert told_of("other")["may"] == ["whoami", "values", "who"] and told_of("other")["uses"]["whoami"]["times"] >= 1
+    assert told_of("silent") == {"may": [], "uses": {}}
+
+
+@pytest.mark.parametrize("service", [NAME, "broker", "forwarder"])
+def test_killed_service_costs_no_more_than_a_pause(here: dict[str, Any], service: str) -> None:
+    os.kill(pid(service), signal.SIGKILL)
+
+    def answered() -> bool:
+        done = tried("web", WHOAMI)
+        return done["retcode"] == 0 and json.loads(done["stdout"])[0] is not None
+
+    until(answered, patience=180)
+
+
+def test_changed_value_is_told_without_a_restart(here: dict[str, Any], image: Path) -> None:
+    before = ask("other", WHOAMI)[0]["answer"]
+    changed = asking(image)
+    changed["environments"]["other"]["values"] = {"greeting": "hello", "more": [1]}
+    result = apply(changed)
+    (step,) = result.plan.steps
+    assert (step.name, step.action) == ("other", "update")
+    assert step.changes["values:greeting"] == {"old": "hi", "new": "hello"}
+    values = {"greeting": "hello", "more": [1]}
+    assert card("other")["values"] == values and ask("other", VALUES)[0]["answer"] == {"values": values}
+    assert ask("other", WHOAMI)[0]["answer"] == before
+    apply(here)
+
+
+def test_lost_files_and_service_are_made_again(here: dict[str, Any]) -> None:
+    Host(LAYOUT).supervisor.remove([NAME])  # as a run that was killed leaves it
+    for file in (told.FILE, told.CARD):
+        (host_peer.folder(LAYOUT) / file).unlink()
+    assert steps(apply(here, test=True)) == {("service", "netspace-peer", "start")}
+    assert NAME not in Host(LAYOUT).supervisor.observe([NAME])
+    apply(here)
+    assert ask("web", WHOAMI)[0]["answer"]["name"] == "web"
+    assert not steps(apply(here))
+
+
+def test_restoration_makes_the_files_of_the_peer(here: dict[str, Any]) -> None:
+    host = Host(LAYOUT)
+    host.supervisor.stop([NAME])
+    for file in (told.FILE, told.CARD, "identity.pem", "ca.pem"):
+        (host_peer.folder(LAYOUT) / file).unlink()
+    host.supervisor.start([NAME])
+    assert host.supervisor.observe([NAME])[NAME].state == "starting"  # until its files are there
+    assert restore.run(LAYOUT) == 0
+    until(lambda: host.supervisor.observe([NAME])[NAME].state == "running")
+    assert ask("web", WHOAMI)[0]["answer"]["name"] == "web"
+
+
+def test_revoked_right_is_gone_and_others_go_on(here: dict[str, Any], image: Path) -> None:
+    before, since = pid(), ask("web", WHOAMI)[0]["answer"]["started"]
+    result = apply(declared(image, web={"host": ["whoami"]}, other={}))
+    assert ("link", "other.host", "remove") in steps(result)
+    (step,) = (step for step in result.plan.steps if step.name == "other")
+    assert step.action == "update" and step.changes["host"] == {"old": ["whoami", "values", "who"], "new": []}
+    assert card("other")["peers"] == [] and "broker" not in card("other")
+    assert "other.host" not in Host(LAYOUT).links.list()["links"]
+    assert ask("web", WHOAMI)[0]["answer"]["started"] == since and pid() == before
+
+
+def test_last_right_ends_the_process_and_leaves_nothing(here: dict[str, Any], image: Path) -> None:
+    nobody = declared(image, web={}, other={})
+    planned = steps(apply(nobody, test=True))
+    assert ("service", "netspace-peer", "remove") in planned and steps(apply(nobody)) == planned
+    assert NAME not in Host(LAYOUT).supervisor.observe()
+    assert not host_peer.folder(LAYOUT).exists() and not Host(LAYOUT).links.names()
+    assert not steps(apply(nobody))

@@ -1,0 +1,202 @@
+"""The host as a peer: requests as hostile bytes, the verbs, and the record of uses."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netspace.host.peer import process, requests, told, uses
+from netspace.host.peer.asker import Asker
+from netspace.host.peer.requests import CODES, Refused
+from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
+from netspace.supervision import process as supervised
+
+VERBS = process.verbs()
+HEX = "0" * 64
+
+
+def process_group() -> str:
+    """Return the control group of some process, as the peer knows groups."""
+    for line in Path("/proc/1/cgroup").read_text().splitlines():
+        if supervised.members(group := line.split(":", 2)[2]):
+            return group
+    pytest.skip("no control group can be read here")
+
+
+def asker(*verbs: str, until: float = 100.0, now: float = 50.0) -> Asker:
+    own = Known(verbs, f"sha256:{HEX}", f"sha256:{HEX}", "/nowhere/web")
+    return Asker("web", own, Told(told.VERSION, "h1", Trust("L3", "master", until), {"web": own}), now)
+
+
+def answer(body: bytes, *verbs: str) -> dict:
+    """Return the answer as the peer gives it."""
+    try:
+        return json.loads(requests.answer(asker(*verbs), requests.parse(body, len(body)), VERBS))
+    except Refused as err:
+        return json.loads(requests.refusal(err.code, str(err)))
+
+
+def code(body: bytes, *verbs: str) -> str:
+    found = answer(body, *verbs)["error"]
+    assert found["code"] in CODES and found["text"]
+    return str(found["code"])
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", "request-malformed"),
+        (b"{", "request-malformed"),
+        (b"[1]", "request-malformed"),
+        (b'{"verb": "whoami"}', "request-malformed"),
+        (b'{"v": "1", "verb": "whoami"}', "request-malformed"),
+        (b'{"v": 1}', "request-malformed"),
+        (b'{"v": 1, "verb": ""}', "request-malformed"),
+        (b'{"v": 1, "verb": "whoami\\n"}', "request-malformed"),
+        (b'{"v": 1, "verb": "../whoami"}', "request-malformed"),
+        (b'{"v": 1, "verb": "whoami", "name": "orders"}', "request-malformed"),
+        (b'{"v": 1, "verb": "whoami", "arguments": ' + b"[" * 16000, "request-malformed"),
+        (b"\xff\xfe", "request-malformed"),
+        (b'{"v": 2, "verb": "whoami", "new": {}}', "version-unknown"),
+        (b'{"v": 0}', "version-unknown"),
+        (b'{"v": 1, "verb": "reboot"}', "verb-unknown"),
+        (b'{"v": 1, "verb": "whoami", "arguments": {"name": "orders"}}', "arguments-invalid"),
+        (b'{"v": 1, "verb": "whoami", "arguments": 7}', "arguments-invalid"),
+    ],
+)
+def test_bad_request_has_its_code(body: bytes, expected: str) -> None:
+    assert code(body, "whoami") == expected
+
+
+def test_values_are_those_that_were_told() -> None:
+    body = b'{"v": 1, "verb": "values"}'
+    given = {"greeting": "hello", "more": {"regions": ["north", 1, True]}}
+    own = Known(("values",), "", "", "", given)
+    asked = Asker("web", own, Told(told.VERSION, None, Trust(), {"web": own}), 1.0)
+    found = json.loads(requests.answer(asked, requests.parse(body, len(body)), VERBS))
+    assert found["answer"] == {"values": given}
+    assert code(body, "whoami") == "verb-not-permitted"
+
+
+def test_who_tells_of_peers_that_offer_the_service_alone() -> None:
+    peers = (Reached("till", "shop", "request"), Reached("audit", "audit", "send"), Reached("idle", "idle", "send"))
+    own = Known(("who",), "", "", "", {}, peers)
+    here = process_group()
+    offering = {
+        "till": Offering(("sales", "x"), here),
+        "idle": Offering(("sales",), "/gone"),
+        "else": Offering(("sales",), here),
+    }
+    asked = Asker("web", own, Told(told.VERSION, None, Trust(), {"web": own}, offering), 1.0)
+
+    def who(arguments: object) -> dict:
+        body = json.dumps({"v": 1, "verb": "who", "arguments": arguments}).encode()
+        return json.loads(requests.answer(asked, requests.parse(body, len(body)), VERBS))
+
+    idle = {"name": "idle", "pattern": "send", "up": False}
+    assert who({"service": "sales"})["answer"]["peers"] == [idle, {"name": "shop", "pattern": "request", "up": True}]
+    assert who({"service": "else"})["answer"]["peers"] == []
+    for wrong in ({}, {"service": 1}, {"service": "x\n"}, {"service": "x" * 49}, {"service": "x", "all": True}):
+        with pytest.raises(Refused) as refused:
+            who(wrong)
+        assert refused.value.code == "arguments-invalid"
+
+
+def test_unpermitted_verb_is_refused_before_its_arguments() -> None:
+    assert code(b'{"v": 1, "verb": "whoami", "arguments": 7}') == "verb-not-permitted"
+
+
+def test_large_request_is_refused_by_its_whole_size() -> None:
+    body = json.dumps({"v": 1, "verb": "whoami"}).encode()
+    with pytest.raises(Refused) as refused:
+        requests.parse(body, requests.SIZE + 1)
+    assert refused.value.code == "request-too-large"
+    assert requests.parse(body + b" " * (requests.SIZE - len(body)), requests.SIZE).verb == "whoami"
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_get_one_answer(body: bytes) -> None:
+    found = answer(body, "whoami")
+    assert found["v"] == 1 and ("answer" in found) != ("error" in found)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.fixed_dictionaries({"v": st.just(1), "verb": st.sampled_from(sorted(VERBS)) | st.text(), "arguments": _JSON}))
+def test_any_json_gets_an_answer_of_bounded_size(request_: dict) -> None:
+    found = answer(json.dumps(request_).encode(), "whoami")
+    assert len(json.dumps(found)) < 2000
+    assert "answer" in found or found["error"]["code"] in CODES
+
+
+def test_each_verb_has_its_schema_and_its_answer() -> None:
+    assert VERBS
+    for name, module in VERBS.items():
+        assert issubclass(module.Arguments, msgspec.Struct) and module.Arguments.__struct_config__.forbid_unknown_fields
+        assert issubclass(module.Answer, msgspec.Struct)
+        assert next(iter(inspect.signature(module.answer).parameters)) == "asker", name
+        assert module.__doc__ and module.__doc__.startswith(f"``{name}``")
+
+
+def test_whoami_tells_the_hosts_trust_until_its_end() -> None:
+    def level(now: float) -> str:
+        return str(VERBS["whoami"].answer(asker("whoami", now=now), None).trust.level)
+
+    assert (level(99.0), level(100.0)) == ("L3", "L0")
+    said = answer(b'{"v": 1, "verb": "whoami"}', "whoami")["answer"]
+    assert said["trust"] == {"level": "L3", "verifier": "master", "told_by": "host"}
+    assert (said["name"], said["host"], said["started"]) == ("web", "h1", None)
+
+
+def test_log_of_a_flood_is_bounded_for_each_asker(capsys: pytest.CaptureFixture[str]) -> None:
+    found = uses.Uses()
+    said = [found.note("web", "whoami", 10.0) for _ in range(1000)]
+    assert sum(said) == uses.LINES
+    assert found.note("orders", "whoami", 10.0)
+    assert found.note("web", "whoami", 10.0 + uses.MINUTE)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == uses.LINES + 3
+    assert f"netspace peer: web: {1000 - uses.LINES} more requests" in lines
+    assert found.counts["web"]["whoami"].times == 1001
+
+
+def test_log_goes_on_after_the_clock_was_set_back() -> None:
+    found = uses.Uses()
+    assert [found.note("web", "whoami", 1000.0) for _ in range(uses.LINES + 1)][-1] is False
+    assert found.note("web", "whoami", 10.0)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"web": {"whoami": {"times": "1"}}}', b"[" * 100000])
+def test_damaged_counts_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / uses.FILE).write_bytes(content)
+    assert uses.read(tmp_path) == {}
+
+
+def test_counts_that_are_a_link_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text('{"web": {"whoami": {"times": 1, "last": 1.0}}}')
+    (tmp_path / uses.FILE).symlink_to(tmp_path / "elsewhere")
+    assert uses.read(tmp_path) == {}
+
+
+def test_counts_outlive_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").mkdir()
+    monkeypatch.chdir(tmp_path)
+    first, second = uses.Uses(), uses.Uses()
+    first.note("web", "whoami", 5.0)
+    first.save()
+    second.load()
+    second.note("web", "whoami", 6.0)
+    assert second.counts["web"]["whoami"] == uses.Use(2, 6.0)
+    second.forget({"orders"})
+    assert not second.counts
