@@ -6,16 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tpms import TCTI
+
 ROOT = Path(__file__).resolve().parents[2]
 MASTER = "198.51.100.254"
 """Address of the master (RFC 5737)."""
+ADMISSION = 4507
+"""Port at which the master takes applications of minions whose keys are pending."""
 MOST = 200
 """Hosts of a lab at most: addresses of one /24."""
 
 
-def default_fleet(hosts: int) -> str:
-    """Return the declaration of *hosts* hosts: two environments with a sealed link, on the first and the last one."""
-    addresses = "\n".join(f"  h{number}: {{address: 198.51.100.{number}}}" for number in range(1, hosts + 1))
+def default_fleet(hosts: int, tpms: int = 0) -> str:
+    """Return the declaration of *hosts* hosts: two environments with a sealed link, on the first and the last one.
+
+    :param tpms: how many of the hosts have a TPM, from the first on.
+    """
+    tpm = f', attestation: {{tpm: "{TCTI}"}}'
+    addresses = "\n".join(
+        f"  h{number}: {{address: 198.51.100.{number}{tpm if number <= tpms else ''}}}"
+        for number in range(1, hosts + 1)
+    )
     image = "tar:salt://images/shop.tar"
     return f"""\
 # The fleet of the lab. Change it, then apply.
@@ -91,17 +102,18 @@ def write_minion(home: Path) -> None:
     _write(home, "minion", more)
 
 
-def write_master(home: Path, served: Path, fleet: Path) -> None:
+def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None) -> None:
     """Write the configuration of the master.
 
     :param served: folder whose files every minion may fetch: images, and the operator's own states.
     :param fleet: file of the fleet's declaration, outside of that folder, because no minion may see the whole fleet.
+    :param others: the hosts without a TPM, if there are hosts with one; None: no host has one.
     """
     reactor = home / "trust.sls"
     reactor.write_text(REACTOR)
     more = {
         "interface": "0.0.0.0",  # noqa: S104 -- the lab's network leads nowhere
-        "auto_accept": True,  # nobody but the lab's hosts reaches this master
+        "auto_accept": others is None,  # nobody but the lab's hosts reaches this master
         "file_roots": {"base": [str(ROOT / "states"), str(served)]},
         "pillar_roots": {"base": [str(served / "pillar")]},
         "worker_threads": 3,
@@ -110,15 +122,22 @@ def write_master(home: Path, served: Path, fleet: Path) -> None:
         "ext_pillar": [{"netspace": str(fleet)}],
         "netspace.fleet": {"folder": str(home / "fleet")},
         "netspace.link": {"root": str(home / "root")},
-        # The lab's hosts have no TPM, so they reach L1.
+        # Hosts without a TPM reach L1.
         "netspace.attestation": {
             "folder": str(home / "attestation"),
             "timeout": 60,
             "jitter": 0,
             "groups": [{"name": "default", "minimum": "L1"}],
+            **({} if others is None else {"inventory": str(home / "tpms"), "roots": str(home / "tpm-roots")}),
         },
         "reactor": [{"netspace/attestation/*/*": [str(reactor)]}],
     }
+    if others is not None:
+        accepted = home / "accepted"
+        accepted.write_text("".join(f"{name}\n" for name in others))
+        accepted.chmod(0o600)
+        more["autosign_file"] = str(accepted)
+        more["engines"] = [{"netspace_admission": {"address": MASTER, "port": ADMISSION}}]
     _write(home, "master", more)
 
 

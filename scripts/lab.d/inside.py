@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import tpms
+
 # What survives a power failure. The sandbox has an empty file system in memory there.
 KEPT = ("/var/lib/netspace", "/var/lib/netspace-broker", "/var/log/netspace")
 LIBRARY = Path("/var/lib/netspace/lib/current")
@@ -81,6 +83,7 @@ def main() -> None:
     mount_disk(home)
     (home / "ready").touch()
     await_network()
+    tpms.start(home)
     restore()
     keep_running([str(Path(sys.executable).with_name(daemon)), f"--config-dir={home / 'etc'}"])
 

@@ -17,11 +17,12 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import config
+import tpms
 import yaml
 from config import MASTER, MOST, ROOT
 from hosts import Host, discard
@@ -35,7 +36,7 @@ MARK = FOLDER / ".netspace-lab"
 """The file that says that the folder is a lab's, so that ``down`` removes nothing else."""
 PATIENCE = 300.0  # seconds until all minions answer
 NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]|[a-z]")  # also a network interface's name: 15 bytes
-RESERVED = {"master", "names", "srv", "lab", "lo", "all", "default"}  # folders, interfaces and words of ip(8)
+RESERVED = {"master", "maker", "names", "srv", "lab", "lo", "all", "default"}  # folders, interfaces and words of ip(8)
 
 
 def main() -> int:
@@ -53,12 +54,19 @@ def main() -> int:
 def up(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="lab up")
     parser.add_argument("--hosts", type=int, metavar="N", help="hosts of the default fleet (default 2)")
+    parser.add_argument("--tpm", type=int, metavar="N", help="how many of them have a TPM (default 0)")
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="declaration of a fleet")
     chosen = parser.parse_args(arguments)
     if chosen.file and chosen.hosts:
         raise Failed("up: --hosts is for the default fleet; FILE declares its own hosts")
     if chosen.hosts is not None and not 1 <= chosen.hosts <= MOST:
         raise Failed(f"up: --hosts {chosen.hosts} is not between 1 and {MOST}")
+    if chosen.tpm is not None and (chosen.file or FLEET.exists()):
+        raise Failed(f"up: --tpm is for a new lab with the default fleet; {FLEET} or FILE declares its own hosts")
+    if chosen.tpm is not None and not 1 <= chosen.tpm <= (chosen.hosts or 2):
+        raise Failed(f"up: --tpm {chosen.tpm} is not between 1 and the number of hosts")
+    if chosen.tpm and (why := tpms.missing()):
+        raise Failed(f"up: --tpm: {why}")
     file: Path | None = chosen.file
     if file is not None and FLEET.exists() and file.resolve() == FLEET.resolve():
         file = None  # it is the lab's own
@@ -69,18 +77,19 @@ def up(arguments: list[str]) -> int:
     if file is not None or FLEET.exists():
         text, where = _read(file or FLEET), str(file or FLEET)
     else:
-        text, where = config.default_fleet(chosen.hosts or 2), "the default fleet"
+        text, where = config.default_fleet(chosen.hosts or 2, chosen.tpm or 0), "the default fleet"
     addresses = declared(text, where)
     began = time.monotonic()
     with locked(create=True) as lock:
         if (FOLDER / "hosts.json").exists():
             let_go(addresses)
-        prepare(addresses, file, text)
+        prepare(addresses, file, text, chosen.tpm or 0)
         switch = Switch(FOLDER)
         switch.start(lock)
         for name, address in {"master": MASTER, **addresses}.items():
             say(f"{name}: {address}")
             switch_on(name, address, switch, lock)
+    admit(addresses)
     say("waiting until each minion answers")
     await_minions(set(addresses), "up")
     say(f"up in {time.monotonic() - began:.0f} s; the fleet is declared in {FLEET}")
@@ -132,8 +141,33 @@ def declared(text: str, where: str) -> dict[str, str]:
     return addresses
 
 
-def prepare(addresses: dict[str, str], file: Path | None, text: str) -> None:
-    """Write the files that the hosts read; existing ones stay."""
+def admit(names: Iterable[str]) -> None:
+    """Let each host with a TPM apply for the acceptance of its minion's key, if it isn't accepted.
+
+    :raises Failed: a key isn't accepted in time.
+    """
+    url, deadline = f"http://{MASTER}:{config.ADMISSION}", time.monotonic() + PATIENCE
+    books = FOLDER / "master/attestation"
+    if (FOLDER / "maker").exists() and not (books / "ca").exists():
+        # A killed command may have left a root without its intermediate.
+        host("master").run("salt-run", f"netspace_attestation.{'ca_renew' if (books / 'root').exists() else 'ca_init'}")
+    for name in names:
+        command = ("salt-call", "--local", "--out=json", "netspace_admission.apply", url, f"tpm={tpms.TCTI}")
+        while tpms.folder(FOLDER / name).exists() and not (FOLDER / "master/pki/minions" / name).exists():
+            done = host(name).run(*command)
+            if done.returncode == 0:
+                say(f"{name}: its key is accepted by its TPM")
+            elif time.monotonic() > deadline:
+                raise Failed(f"{name}: its key isn't accepted: {(done.stderr or done.stdout).strip()}")
+            else:
+                time.sleep(1)  # the minion may not have shown its key yet, or the master may still start
+
+
+def prepare(addresses: dict[str, str], file: Path | None, text: str, with_tpm: int) -> None:
+    """Write the files that the hosts read; existing ones stay.
+
+    :param with_tpm: how many hosts of a new fleet have a TPM, from the first on.
+    """
     (SERVED / "pillar").mkdir(parents=True, exist_ok=True)
     (SERVED / "images").mkdir(exist_ok=True)
     image = SERVED / "images/shop.tar"
@@ -142,15 +176,21 @@ def prepare(addresses: dict[str, str], file: Path | None, text: str) -> None:
     if file is not None and not (FLEET.is_symlink() and FLEET.readlink() == file.absolute()):
         FLEET.unlink(missing_ok=True)
         FLEET.symlink_to(file.absolute())
-    elif file is None and not FLEET.exists():
-        FLEET.write_text(text)
-    for name in ("master", *addresses):
-        home = FOLDER / name
+    homes, maker = [FOLDER / name for name in addresses], FOLDER / "maker"
+    for home in (FOLDER / "master", *homes):
         home.mkdir(mode=0o700, exist_ok=True)
-        if name == "master":
-            config.write_master(home, SERVED, FLEET)
-        else:
-            config.write_minion(home)
+    # The fleet's file comes last: once it is there, each host of the fleet that is to have a TPM has one.
+    for home in homes[:with_tpm]:
+        tpms.make(home, maker)
+    if file is None and not FLEET.exists():
+        FLEET.write_text(text)
+    others = None
+    if maker.exists():
+        others = [home.name for home in homes if not tpms.folder(home).exists()]
+        tpms.write_inventory(FOLDER / "master", homes, maker)
+    config.write_master(FOLDER / "master", SERVED, FLEET, others)
+    for home in homes:
+        config.write_minion(home)
     names = {"localhost": "127.0.0.1", "ip6-localhost": "::1", "master": MASTER, **addresses}
     (FOLDER / "names").write_text("".join(f"{address} {name}\n" for name, address in names.items()))
     (FOLDER / "hosts.json").write_text(json.dumps(addresses) + "\n")

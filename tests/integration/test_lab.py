@@ -4,93 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from support import checkout
-from support.hosts.whole_host import unfolded
+from support.hosts.lab import LAB, Lab, traces
 from support.waiting import until
 
 pytestmark = pytest.mark.root
 
-LAB = checkout.ROOT / "scripts/lab"
 PAGE = checkout.ROOT / "docs/fleet.md"
 ANSWER = "orders@h2: sealed: thank you, web@h1, for the sealed order of {}"
-MASTER_PORT = "/dev/tcp/198.51.100.254/4505"
-
-
-class Lab:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.fleet = folder / "fleet.yaml"
-        self.environment = {**os.environ, "NETSPACE_LAB": str(folder)}
-
-    def do(self, *arguments: str, code: int = 0) -> str:
-        """Run a command of the lab; return what it prints, and on stderr."""
-        done = subprocess.run(
-            [LAB, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=self.environment,
-            timeout=900,
-        )
-        assert done.returncode == code, done.stdout
-        return done.stdout
-
-    def salt(self, target: str, *arguments: str) -> dict[str, Any]:
-        printed = self.do("salt", "--out=json", "--static", "--timeout=600", target, *arguments)
-        answer: dict[str, Any] = json.loads(printed)
-        return answer
-
-    def answering(self) -> set[str]:
-        """Return the minions that answer soon: one that isn't connected yet never gets the question."""
-        command = [LAB, "salt", "--out=json", "--static", "--timeout=10", "*", "test.ping"]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self.environment, timeout=900
-        )
-        return {minion for minion in ("h1", "h2") if f'"{minion}": true' in done.stdout}
-
-    def reaches_master(self, name: str) -> bool:
-        command = f"timeout 3 bash -c '<{MASTER_PORT}' && echo reached || echo cut"
-        return self.do("sh", name, "bash", "-c", command).splitlines()[-1] == "reached"
-
-    def runner(self, *arguments: str, code: int = 0) -> dict[str, Any]:
-        printed = self.do("salt-run", "--out=json", *arguments, code=code)
-        answer: dict[str, Any] = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]
-        return answer
-
-    def apply(self) -> int:
-        """Apply the pillar of both hosts; return how many things changed."""
-        states = [state for host in self.salt("*", "state.apply", "netspace").values() for state in host.values()]
-        assert [state["comment"] for state in states if state["result"] is not True] == []
-        return sum(len(state["changes"]) for state in states)
-
-    def apply_failures(self, host: str) -> list[str]:
-        """Apply the pillar of one host; return the comments of the states that failed."""
-        (states,) = self.salt(host, "state.apply", "netspace").values()
-        return [unfolded(state["comment"]) for state in states.values() if state["result"] is False]
-
-    def asks(self, text: str) -> str:
-        """Return what web on h1 prints when it asks orders."""
-        found = self.salt("h1", "netspace_environment.exec", "web", f"/usr/bin/web {text}")["h1"]
-        return str(found["stdout"] or found["stderr"]).strip()
-
-
-def traces() -> list[str]:
-    """Return all that a lab could leave on this machine."""
-    groups = sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netspace-sandbox-*") if path.is_dir())
-    commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET"], ["pgrep", "-f", "lab.d/inside"])
-    return [*groups, *(subprocess.run(command, capture_output=True, text=True).stdout for command in commands)]
 
 
 @pytest.fixture(scope="module")

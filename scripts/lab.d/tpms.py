@@ -1,0 +1,93 @@
+"""TPMs of the lab's hosts: software TPMs (swtpm), with certificates by a maker of the lab's own.
+
+Each is made once, and keeps its state as a host keeps its disk. The master trusts the maker, and its inventory names
+the TPM of each host that has one. So the keys of their minions are accepted by the TPM alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+from processes import Failed, run
+
+PROGRAMS = ("swtpm", "swtpm_setup", "swtpm_localca", "certtool")
+SOCKET = "/run/tpm.sock"
+"""Where a host finds its TPM: its ``/run`` is its own."""
+TCTI = f"swtpm:path={SOCKET}"
+
+
+def missing() -> str:
+    """Return why no TPM can be made here; empty if it can."""
+    found = [name for name in PROGRAMS if shutil.which(name) is None]
+    return f"{', '.join(found)} missing; apt-get install swtpm swtpm-tools gnutls-bin" if found else ""
+
+
+def folder(home: Path) -> Path:
+    """Return the folder of a host's TPM; it has one if there is such a folder."""
+    return home / "tpm"
+
+
+def make(home: Path, maker: Path) -> None:
+    """Make the TPM of a host, if it has none; after a kill this begins anew.
+
+    :param maker: the maker's folder, beside those of the hosts.
+    :raises Failed: it can't be made.
+    """
+    if folder(home).exists():
+        return
+    aside, certificates = home / "tpm.new", home / "tpm.new/certificates"
+    shutil.rmtree(aside, ignore_errors=True)
+    certificates.mkdir(parents=True, mode=0o700)
+    (aside / "state").mkdir(mode=0o700)
+    maker.mkdir(mode=0o700, exist_ok=True)
+    (aside / "localca.conf").write_text(
+        f"statedir = {maker}\nsigningkey = {maker}/signkey.pem\n"
+        f"issuercert = {maker}/issuercert.pem\ncertserial = {maker}/certserial\n"
+    )
+    (aside / "localca.options").write_text("--platform-manufacturer Lab\n--platform-version 1\n--platform-model Lab\n")
+    (aside / "setup.conf").write_text(
+        f"create_certs_tool = {shutil.which('swtpm_localca')}\ncreate_certs_tool_config = {aside}/localca.conf\n"
+        f"create_certs_tool_options = {aside}/localca.options\nactive_pcr_banks = sha256\n"
+    )
+    run(
+        *("swtpm_setup", "--tpm2", "--create-ek-cert", "--tpm-state", str(aside / "state")),
+        *("--config", str(aside / "setup.conf"), "--write-ek-cert-files", str(certificates)),
+    )
+    if not any(certificates.iterdir()):
+        raise Failed(f"{home.name}: swtpm_setup wrote no certificate of its TPM; see swtpm_setup(8)")
+    aside.rename(folder(home))
+
+
+def start(home: Path) -> None:
+    """Start a host's TPM, on that host, if it has one."""
+    if folder(home).exists():
+        command = ["swtpm", "socket", "--tpm2", "--daemon", "--flags", "not-need-init,startup-clear"]
+        command += ["--server", f"type=unixio,path={SOCKET}", "--ctrl", f"type=unixio,path={SOCKET}.ctrl"]
+        subprocess.run([*command, "--tpmstate", f"dir={folder(home) / 'state'}"], stdin=subprocess.DEVNULL, check=True)
+
+
+def write_inventory(master: Path, homes: list[Path], maker: Path) -> None:
+    """Write the master's inventory and the maker's certificates, from the TPMs that the hosts have."""
+    roots = master / "tpm-roots"
+    roots.mkdir(exist_ok=True)
+    for name in ("issuercert.pem", "swtpm-localca-rootca-cert.pem"):
+        shutil.copyfile(maker / name, roots / name)
+    lines = [f"{home.name} {' '.join(_fingerprints(home))}\n" for home in homes if folder(home).exists()]
+    aside = master / "tpms.new"
+    aside.write_text("".join(lines))
+    aside.rename(master / "tpms")
+
+
+def _fingerprints(home: Path) -> list[str]:
+    """Return the fingerprint of each endorsement key of a host's TPM: SHA-256 of its SubjectPublicKeyInfo."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    found = []
+    for path in sorted((folder(home) / "certificates").iterdir()):
+        key = x509.load_der_x509_certificate(path.read_bytes()).public_key()
+        found.append(hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest())
+    return found
