@@ -157,10 +157,9 @@ def written(path):
 answers = [call(0 if arm else 206, 8, ctypes.addressof(context)), call(186 if arm else 68, 0, 0o1600)]
 answers += [written("/var/tmp/own"), written("/var/tmp/own")]
 """
-# What nothing permits: another file, a call that changes the host, a socket of another family.
+# What no line permits: a file of netspace's, a call that leaves the root, a socket of another family.
 NEVER = """
-answers += [written("/run/netspace/mine"), written("/secret"), call(51 if arm else 161, 0)]
-answers += [call(198 if arm else 41, 17, 3, 768)]
+answers += [written("/run/netspace/mine"), call(51 if arm else 161, 0), call(198 if arm else 41, 17, 3, 768)]
 """
 SAYS = "print(*answers, flush=True)\n"
 
@@ -186,7 +185,7 @@ def test_calls_and_files_end_with_the_suggestion(salt: Salt, image: Path, clean:
     assert not any(row["permitted_now"] or row["why"] for row in (*calls.values(), *files.values()))
     # Nobody else's are counted; and nothing more passes.
     assert salt("netspace.refused", "orders")["rows"] == []
-    assert salt("netspace_environment.logs", "web").split()[:4] == ["38", "1", "30", "30"]
+    assert salt("netspace_environment.logs", "web")[:2] == ["38 1 30 30", "idle"]
 
     suggestion = salt("netspace.suggest", "web")
     assert suggestion.count("# RISKY: ") == 2 and max(map(len, suggestion.splitlines())) <= 80
@@ -195,12 +194,17 @@ def test_calls_and_files_end_with_the_suggestion(salt: Salt, image: Path, clean:
     permitting = merged(declared, lines)
     assert all(one["result"] is True for one in salt.apply(permitting).values())
     until(lambda: salt("netspace_environment.logs", "web").count("idle") == 2, "it has tried again", patience=60)
-    assert salt("netspace_environment.logs", "web").splitlines()[-2] == "0 0 0 0"
+    assert salt("netspace_environment.logs", "web")[-2:] == ["0 0 0 0", "idle"]
     assert all(row["permitted_now"] for row in salt("netspace.refused", "web")["rows"])
     assert {what: row["count"] for what, row in counted(salt, "web", "files").items()} == {
         "openat /var/tmp/own: Read-only file system": 2
     }
     assert yaml.safe_load(salt("netspace.suggest", "web")) is None
+
+    assert salt.exec("web", ["/usr/bin/python3", "-c", WORKS + NEVER + SAYS])["stdout"].split()[-2:] == ["1", "1"]
+    assert yaml.safe_load(salt("netspace.suggest", "web")) is None
+    why = {row["what"]: row["why"] for row in salt("netspace.refused", "web")["rows"] if not row["permitted_now"]}
+    assert len(why) == 3 and why["chroot"] and why["socket(17, 3, 768)"]
 
 
 # Refused calls that all differ, from four processes at once.
