@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.refusals import program, reading, recording
-from netspace.environment.user_ids import COUNT, FIRST
+from netspace.environment.user_ids import COUNT, FIRST, RANGES
 from netspace.host import recorded_calls
 from netspace.layout import Layout
 from netspace.spec.types import Environment
@@ -27,6 +28,8 @@ from netspace.spec.types import Environment
 pytestmark = pytest.mark.root
 
 LAYOUT = Layout()
+# The kernel counts by user ids, and other tests' environments may run on it. So these ids are no other test's.
+BASE = FIRST + secrets.randbelow(RANGES - 3) * COUNT
 NAMES = ("web", "orders")
 
 
@@ -37,7 +40,7 @@ def recorded(profile: Profile | None = None) -> dict[str, Record]:
     known = {}
     for number, name in enumerate(NAMES):
         spec = Environment(image="tar:/x", command=("/x",), audit=True)
-        known[name] = Record(spec, "running", FIRST + number * COUNT, image, "", "", profile=profile)
+        known[name] = Record(spec, "running", BASE + number * COUNT, image, "", "", profile=profile)
         records.write(LAYOUT, name, known[name])
     return known
 
