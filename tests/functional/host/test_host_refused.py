@@ -15,6 +15,10 @@ from support.waiting import until
 
 pytestmark = pytest.mark.root
 
+# User ids follow from names, and the kernel counts by user ids. So these names are no other test's, whose environments
+# may run on the same kernel.
+LONER, WATCHED, BESIDE = "loner", "watched", "unwatched"
+
 # Python would try to write its modules' bytecode beside them, and be refused.
 QUIET = {"PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -37,7 +41,7 @@ def audited(salt: Salt, image: Path, clean: None) -> Iterator[dict[str, Any]]:
     declared = shop(image)
     del declared["links"]
     stranger = {**declared["environments"]["stranger"], "command": python(IDLE), "env": QUIET}
-    declared["environments"] = {"stranger": stranger}
+    declared["environments"] = {LONER: stranger}
     failed = {name: one for name, one in salt.apply(declared).items() if one["result"] is not True}
     assert not failed
     yield declared
@@ -56,33 +60,33 @@ def counted(salt: Salt, name: str, kind: str) -> dict[str, dict[str, Any]]:
 
 
 def test_applied_suggestion_ends_the_refusals(salt: Salt, audited: dict[str, Any]) -> None:
-    before = salt("netspace_environment.list")["stranger"]
+    before = salt("netspace_environment.list")[LONER]
     wanted = copy.deepcopy(audited)
-    wanted["environments"]["stranger"]["audit"] = True
+    wanted["environments"][LONER]["audit"] = True
     assert all(one["result"] is True for one in salt.apply(wanted).values())
-    assert salt("netspace_environment.list")["stranger"]["since"] == before["since"], "it was restarted"
+    assert salt("netspace_environment.list")[LONER]["since"] == before["since"], "it was restarted"
     assert not any(one["changes"] for one in salt.apply(wanted).values())
 
-    gateway = salt("netspace_interface.list")["stranger"]["gateways"]["ipv4"]
-    assert salt.exec("stranger", ["/usr/bin/python3", "-c", TRIES, gateway])["retcode"] == 0
-    rows = counted(salt, "stranger", "packets")
+    gateway = salt("netspace_interface.list")[LONER]["gateways"]["ipv4"]
+    assert salt.exec(LONER, ["/usr/bin/python3", "-c", TRIES, gateway])["retcode"] == 0
+    rows = counted(salt, LONER, "packets")
     assert {what: row["permitted_now"] for what, row in rows.items()} == {
         f"out: tcp to {gateway}, port 81": False,
         f"out: udp to {gateway}, port 53": False,
         f"out: udp to {gateway}, port 54": False,
         "out: udp to 198.51.100.7, port 9": False,
     }
-    told = salt("netspace.explain", "stranger")
-    assert [one["command"] for one in told["findings"] if one["code"] == "refused"] == ["netspace.suggest stranger"]
-    newest = salt("netspace.glance")["refused"]["stranger"]
+    told = salt("netspace.explain", LONER)
+    assert [one["command"] for one in told["findings"] if one["code"] == "refused"] == [f"netspace.suggest {LONER}"]
+    newest = salt("netspace.glance")["refused"][LONER]
     glanced = {row["what"]: row["count"] for row in newest if row["kind"] == "packets"}
     assert glanced == {what: row["count"] for what, row in rows.items()}
     assert told["refused"]["packets"] == sum(row["count"] for row in rows.values())
 
-    suggestion = salt("netspace.suggest", "stranger")
+    suggestion = salt("netspace.suggest", LONER)
     assert max(map(len, suggestion.splitlines())) <= 80
     permitting = merged(wanted, yaml.safe_load(suggestion)["netspace"])
-    allow = permitting["environments"]["stranger"]["interface"]["allow"]
+    allow = permitting["environments"][LONER]["interface"]["allow"]
     assert sorted(allow, key=lambda rule: str(rule["port"])) == [
         {"direction": "out", "cidr": gateway, "protocol": "udp", "port": "53-54"},
         {"direction": "out", "cidr": gateway, "protocol": "tcp", "port": 81},
@@ -90,12 +94,12 @@ def test_applied_suggestion_ends_the_refusals(salt: Salt, audited: dict[str, Any
     ]
     assert salt("netspace.check", f"declaration={json.dumps(permitting)}") == {"valid": True, "problems": []}
     assert all(one["result"] is True for one in salt.apply(permitting).values())
-    assert salt.exec("stranger", ["/usr/bin/python3", "-c", TRIES, gateway])["retcode"] == 0
-    after = counted(salt, "stranger", "packets")
+    assert salt.exec(LONER, ["/usr/bin/python3", "-c", TRIES, gateway])["retcode"] == 0
+    after = counted(salt, LONER, "packets")
     assert all(row["permitted_now"] for row in after.values())
     assert {what: row["count"] for what, row in after.items()} == {what: row["count"] for what, row in rows.items()}
-    assert "refused" not in [one["code"] for one in salt("netspace.explain", "stranger")["findings"]]
-    assert yaml.safe_load(salt("netspace.suggest", "stranger")) is None
+    assert "refused" not in [one["code"] for one in salt("netspace.explain", LONER)["findings"]]
+    assert yaml.safe_load(salt("netspace.suggest", LONER)) is None
 
 
 WRITES = (
@@ -144,10 +148,6 @@ def test_link_that_was_wanted_is_suggested(salt: Salt, image: Path, clean: None)
     assert off["not_recorded"].pop("packets")
     assert off["not_recorded"] == dict.fromkeys(("messages", "system calls", "files"), "audit isn't true")
 
-
-# User ids follow from names, and the kernel counts by user ids. So these names are no other test's, whose environments
-# may run on the same kernel.
-WATCHED, BESIDE = "watched", "unwatched"
 
 # Begins with what profile "strict" refuses and "standard" permits, and with a file in a root that is read-only. Prints
 # the error of each call, 0 if it passed.
