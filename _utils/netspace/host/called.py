@@ -62,7 +62,7 @@ def _call(one: Refusal, record: Record, told: Refused) -> Refused:
     if seccomp.answer(recording.rules(record), one.call, one.arguments).passes:
         return told._replace(part=Setting("seccomp", record.spec.seccomp, applied=True))
     if wider:
-        opened = "; ".join(f"{family} ({its.why})" for family, its in seccomp.STANDARD.items())
+        opened = ", ".join(seccomp.STANDARD)
         return told._replace(part=Setting("seccomp", "standard", f"it opens more of the kernel: {opened}"))
     refusing = (its.why for its in seccomp.NEVER.values() if one.call in its.calls.split())
     return told._replace(why=next(refusing, _OWN))

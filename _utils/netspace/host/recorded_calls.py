@@ -40,18 +40,18 @@ def converge(
     return Result(Plan(steps), () if test else [Outcome(step) for step in steps])
 
 
-def restore(kind: Environments) -> dict[str, str]:
-    """Record the audited environments again, after a reboot; return the error, if there is one."""
+def restore(kind: Environments) -> str:
+    """Record the audited environments again, after a reboot; return why that is impossible, empty if it is done."""
     known, _ = kind.readable()
     if not any(one.spec.audit for one in known.values()):
-        return {}
+        return ""
     from netspace.environment.refusals import recording
 
     try:
         recording.begin(kind.layout, known)
     except OSError as err:
-        return {"refused system calls and files": f"not recorded: {err}"}
-    return {}
+        return str(err)
+    return ""
 
 
 def end(layout: Layout) -> None:

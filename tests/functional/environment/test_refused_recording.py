@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from netspace import supervision
 from netspace.bpf import library as bpf
 from netspace.environment import record as records
 from netspace.environment.container.seccomp_file import Profile
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
+from netspace.environment.plan import DesiredEnvironment
+from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.refusals import program, reading, recording
-from netspace.environment.user_ids import COUNT, FIRST
+from netspace.environment.user_ids import COUNT, FIRST, RANGES
+from netspace.host import recorded_calls
 from netspace.layout import Layout
 from netspace.spec.types import Environment
 
 pytestmark = pytest.mark.root
 
 LAYOUT = Layout()
+# The kernel counts by user ids, and other tests' environments may run on it. So these ids are no other test's.
+BASE = FIRST + secrets.randbelow(RANGES - 3) * COUNT
 NAMES = ("web", "orders")
 
 
@@ -33,7 +40,7 @@ def recorded(profile: Profile | None = None) -> dict[str, Record]:
     known = {}
     for number, name in enumerate(NAMES):
         spec = Environment(image="tar:/x", command=("/x",), audit=True)
-        known[name] = Record(spec, "running", FIRST + number * COUNT, image, "", "", profile=profile)
+        known[name] = Record(spec, "running", BASE + number * COUNT, image, "", "", profile=profile)
         records.write(LAYOUT, name, known[name])
     return known
 
@@ -147,3 +154,32 @@ def test_arguments_that_an_own_profile_compares_are_told(secret: Path) -> None:
     (one,) = [one for one in reading.refusals(LAYOUT, "web", known["web"]).found if one.call == "chroot"]
     assert one.by == "profile"
     assert one.arguments[0] != 0
+
+
+def test_reboot_begins_the_record_anew(secret: Path) -> None:
+    known = recorded()
+    kind = Environments(LAYOUT, supervision.select(LAYOUT))
+    recording.begin(LAYOUT, known)
+    refuse(known["web"].base + 1, secret)
+    recording.end(LAYOUT)
+    assert reading.refusals(LAYOUT, "web", known["web"]).unseen
+    assert recorded_calls.restore(kind) == ""
+    assert counts(known, "web") == {}
+    refuse(known["web"].base + 1, secret)
+    assert sum(counts(known, "web").values()) == 2
+
+
+def test_kernel_that_refuses_is_told_and_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = recorded()
+    kind = Environments(LAYOUT, supervision.select(LAYOUT))
+
+    def refused(name: str, code: bytes) -> int:
+        raise PermissionError(1, "lockdown")
+
+    monkeypatch.setattr(recording.bpf, "load_tracing", refused)
+    assert "lockdown" in recorded_calls.restore(kind)
+    assert not recording.folder(LAYOUT).exists()
+    desired = {name: DesiredEnvironment(one.spec) for name, one in known.items()}
+    result = recorded_calls.converge(kind, desired, (), False)
+    assert result.ok and "lockdown" in result.plan.notes[0]
+    assert reading.refusals(LAYOUT, "web", known["web"]).unseen

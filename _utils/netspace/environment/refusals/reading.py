@@ -14,6 +14,7 @@ from netspace.layout import Layout
 
 # The packet filter answers these with EPERM when it drops a packet, and counts the packet itself.
 _PACKETS = frozenset({"connect", "sendto", "sendmsg", "sendmmsg"})
+_UNCOUNTED = "nothing counts them in the kernel; apply again, which tells why"
 
 By = Literal["profile", "kernel", "rest"]
 
@@ -65,12 +66,14 @@ def refusals(layout: Layout, name: str, record: Record) -> Refusals:
         return Refusals([], "another kernel answers its system calls")
     found = []
     try:
+        if not recording.attached(layout):
+            return Refusals([], _UNCOUNTED)
         for which in recording.MAPS:
             with bpf.opened(recording.kept(layout, which, name)) as own:
                 found += _counted(own, record, which == "files")
     except OSError as err:
         if err.errno == errno.ENOENT:
-            return Refusals([], "nothing counts them in the kernel; apply again, which tells why")
+            return Refusals([], _UNCOUNTED)
         return Refusals([], f"the kernel's counts can't be read: {err}")
     return Refusals(sorted(found, key=lambda one: (one.first, one.call, one.path)), "")
 

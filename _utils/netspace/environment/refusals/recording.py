@@ -69,6 +69,11 @@ def rules(record: Record) -> Mapping[str, Any]:
     return seccomp.profile(record.spec.seccomp) if record.profile is None else record.profile.rules
 
 
+def attached(layout: Layout) -> bool:
+    """Return whether the program of this version counts."""
+    return _mark() in _there(layout)
+
+
 def difference(layout: Layout, wanted: Mapping[str, Record], without: Collection[str]) -> Difference:
     """Return what differs. Reads only.
 
@@ -112,7 +117,7 @@ def apply(layout: Layout, what: Difference, wanted: Mapping[str, Record]) -> Non
     :raises OSError: the kernel refuses; or this host lacks a library.
     """
     add = {name: wanted[name] for name in what.add}
-    if add and not _attached(layout):
+    if add and not attached(layout):
         end(layout)
         add = {**audited(records.read_each(layout)[0]), **add}
         _make_folder(layout)
@@ -120,8 +125,12 @@ def apply(layout: Layout, what: Difference, wanted: Mapping[str, Record]) -> Non
         _drop(layout, name)
     for name, record in add.items():
         _add(layout, name, record)
-    if add and not _attached(layout):
-        _attach(layout)
+    if add and not attached(layout):
+        try:
+            _attach(layout)
+        except OSError:
+            end(layout)
+            raise
     if not names(layout):
         end(layout)
 
@@ -147,10 +156,6 @@ def _there(layout: Layout) -> frozenset[str]:
 
 def _names(there: Collection[str], which: str) -> set[str]:
     return {one.removeprefix(f"{which}-") for one in there if one.startswith(f"{which}-")}
-
-
-def _attached(layout: Layout) -> bool:
-    return _mark() in _there(layout)
 
 
 def _mark() -> str:
