@@ -74,7 +74,11 @@ def apply_(url: str, tpm: str = "device:/dev/tpmrm0", patience: int = 120) -> di
 
 def _applied(url: str, tpm: str) -> dict[str, Any]:
     declared = parse.declaration({"attestation": {"tpm": tpm}}).attestation
-    public = (Path(__opts__["pki_dir"]) / "minion.pub").read_bytes()
+    key = Path(__opts__["pki_dir"]) / "minion.pub"
+    try:
+        public = key.read_bytes()
+    except FileNotFoundError:
+        raise NetspaceError(f"{key}: this minion has no key yet; start salt-minion once, which makes it") from None
     minion = str(__opts__["id"])
     applicant = Applicant(
         arguments.layout(__opts__),

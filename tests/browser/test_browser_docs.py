@@ -20,7 +20,7 @@ SIZES = ((390, 844), (1280, 900))
 LEAST = 9.0
 """The least height of a letter, in pixels, that can still be read."""
 PAGES = (
-    *("index", "quick-start", "day-2/index", "day-2/look", "declaration", "links", "faults", "performance", "fleet"),
+    *("index", "quick-start", "day-2/index", "look", "declaration", "links", "faults", "performance", "fleet"),
     *("isolation", "reference/netspace.modules.netspace", "reference/index", "adr/index"),
 )
 # Elements that reach beyond the screen, and lie in nothing that can be scrolled.

@@ -168,13 +168,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield made
 
 
-def test_operator_sees_what_runs_and_rolls_out_an_image(fleet: Fleet) -> None:
-    fleet.follow("look")
-    before = fleet.pids()
-    fleet.follow("image")
-    assert not set(before.values()) & set(fleet.pids().values())
-
-
 def test_fleet_is_upgraded_and_nothing_is_restarted(fleet: Fleet) -> None:
     before = fleet.pids()
     assert set(before) == {"web", "orders", "till"} and all(before.values())

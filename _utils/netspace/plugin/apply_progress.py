@@ -44,7 +44,7 @@ class Telling:
 
     :param minion: the id of this host.
     :param say: shows a line to somebody who waits at a terminal; None: nobody does.
-    :param send: sends an event with a tag to the master's bus; None: there is no master.
+    :param send: sends an event with a tag to the master's bus, and returns false if it can't; None: there is no master.
     :param clock: seconds.
     """
 
@@ -93,10 +93,16 @@ class Telling:
     def _fire(self, kind: str, data: dict[str, Any]) -> None:
         if self._send is None:
             return
+        why = "the master didn't take it"
         try:
-            self._send(f"{self._tag}/{kind}", data)
+            sent = (
+                self._send(f"{self._tag}/{kind}", data) is not False
+            )  # Salt's answer, where it waits for the master's
         except Exception as err:  # a bus must not decide whether a host is made as declared
-            log.warning("netspace: an event of the apply was not sent: %s", err)
+            sent, why = False, str(err)
+        if not sent:
+            self._send = None  # each further one could wait for minutes
+            log.warning("netspace: an event was not sent, and no more are sent by this state: %s", why)
 
 
 def hooks(opts: Mapping[str, Any], salt: Mapping[str, Any]) -> Hooks:

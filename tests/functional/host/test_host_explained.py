@@ -135,7 +135,8 @@ def test_overview_is_a_table_with_faults_first(host: Salt) -> None:
 
 def test_results_fit_a_terminal(host: Salt, image: Path) -> None:
     """Apply a declaration with problems of many kinds, look at it by each function, and see what Salt shows."""
-    common = shop(image)["environments"]["web"]
+    # The changes have a command as it was declared, however wide.
+    common = {**shop(image)["environments"]["web"], "command": ["/bin/sleep", "9"]}
     wrong: dict[str, Any] = {
         "lost": {**common, "image": "tar:/srv/nowhere/an-image.tar"},
         "proud": {**common, "attestation": {"policy": "require", "minimum": "L5"}},

@@ -47,15 +47,22 @@ def test_texts_of_progress_are_sent_at_a_bounded_rate() -> None:
     assert len(sent) == BURST + 2 and len(sent[-1][1]["doing"]) == apply_progress.LONGEST
 
 
-def test_bus_that_fails_stops_no_apply() -> None:
-    def fails(tag: str, data: dict[str, Any]) -> None:
-        raise OSError("no bus")
+@pytest.mark.parametrize("answer", [OSError("no bus"), False])
+def test_bus_that_fails_is_asked_once_and_stops_no_apply(answer: Exception | bool) -> None:
+    asked: list[str] = []
+
+    def fails(tag: str, data: dict[str, Any]) -> bool:
+        asked.append(tag)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     said: list[str] = []
     telling = Telling("h1", said.append, fails)
     telling.doing("starting web")
     telling.done(outcomes(1))
     assert said == ["netspace: starting web", "netspace: environment: 1 change made"]
+    assert asked == ["netspace/apply/h1/doing"]
 
 
 @pytest.mark.parametrize(

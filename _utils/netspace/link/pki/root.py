@@ -218,8 +218,11 @@ def adopt(folder: Path, chain: str) -> bool:
         found = x509.load_pem_x509_certificates(chain[:MAX_TEXT].encode())
         for below, above in itertools.pairwise(found):
             below.verify_directly_issued_by(above)
-    except unreadable(OSError, InvalidSignature) as err:
-        raise NetspaceError(f"{folder}: the answer can't be used: {err.__class__.__name__} {err}".strip()) from err
+    except OSError as err:
+        raise NetspaceError(f"{folder}: the key can't be read: {err.strerror or err}") from err
+    except unreadable(InvalidSignature) as err:
+        remedy = "it has to be the PEM text from `salt-run netspace_link.certify`"
+        raise NetspaceError(f"{folder}: the answer can't be used ({type(err).__name__}); {remedy}") from err
     if len(found) < 2 or found[0].public_key() != key.public_key():
         raise NetspaceError(f"{folder}: the answer is for another key, or lacks the root's certificate")
     return files.write(folder / BUNDLE, (x509_helpers.private(key) + "".join(map(x509_helpers.text, found))).encode())
