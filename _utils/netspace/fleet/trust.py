@@ -186,7 +186,7 @@ def decide(
     """
     known = set(judged)
     hosts = {minion: one for minion, one in before.hosts.items() if minion in known or minion in linked or not whole}
-    # A master that hasn't looked for long can't know how long a host has been silent.
+    # A master that didn't look for long can't know how long a host has been silent.
     lapsed = now - before.looked > GRACE or before.looked > now
     expiring = {} if lapsed and whole else {minion: at for minion, at in before.expiring.items() if minion in known}
     for minion in known & set(states):
