@@ -28,7 +28,8 @@ def measure(options: argparse.Namespace) -> Rounds:
     import by_hand
 
     from netspace.interface.apply import ApplyRun
-    from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+    from netspace.interface.plan import DesiredInterfaces
+    from netspace.interface.reconciler import Interfaces
     from netspace.layout import Layout
     from netspace.spec import parse
 

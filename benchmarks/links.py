@@ -56,7 +56,8 @@ class Host:
         subprocess.run(["cc", "-O2", "-o", self.load, source, "-lrabbitmq", "-lssl"], check=True)
 
     def namespaces(self) -> None:
-        from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+        from netspace.interface.plan import DesiredInterfaces
+        from netspace.interface.reconciler import Interfaces
         from netspace.spec import parse
 
         kind = Interfaces(self.layout)

@@ -29,7 +29,7 @@ PORT = 7007
 
 
 def converge(kind: Interfaces, declared: Mapping[str, object], remove: set[str] | tuple[()] = ()) -> None:
-    from netspace.interface.reconciler import DesiredInterfaces
+    from netspace.interface.plan import DesiredInterfaces
     from netspace.spec import parse
 
     desired = DesiredInterfaces(interfaces={name: parse.interface(value) for name, value in declared.items()})
@@ -77,7 +77,8 @@ def round_trip(path: Path, gateway: str, times: int) -> float:
 
 def measure(options: argparse.Namespace) -> tuple[float, float]:
     """Return the microseconds per packet, with the environment alone and among the others."""
-    from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+    from netspace.interface.plan import DesiredInterfaces
+    from netspace.interface.reconciler import Interfaces
     from netspace.layout import Layout
 
     layout = Layout()

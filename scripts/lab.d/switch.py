@@ -33,7 +33,7 @@ class Switch:
         self._pid = folder / "switch.pid"
 
     def start(self, lock: int) -> None:
-        """Start the switch, as far as that isn't done.
+        """Start the switch; its parts that are there already stay.
 
         :param lock: descriptor of the lab's lock.
         """

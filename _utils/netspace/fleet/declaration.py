@@ -210,7 +210,7 @@ class FleetDeclaration:
     def apply(self) -> Refusal | None:
         """Compile the declaration if anything has changed, and put it in force; if it is refused, return the refusal.
 
-        Where changes are planned first, nothing is put in force.
+        With ``apply: planned``, nothing is put in force.
 
         :raises NetspaceError: its files go on changing.
         """

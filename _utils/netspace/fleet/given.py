@@ -1,4 +1,4 @@
-"""Slices of hosts where changes are planned first (``apply: planned``), on the master's disk.
+"""Slices of hosts in a fleet with ``apply: planned``, on the master's disk.
 
 In this mode, a changed declaration has no effect on hosts by itself. A plan makes it a *candidate*. Each host gets its
 slice of the candidate when the plan is applied to that host; until then, it keeps the slice that it has.
@@ -89,7 +89,7 @@ class GivenSlices:
 
     # -- what is in force --------------------------------------------------------
     def active(self) -> bool:
-        """Return whether changes are planned first."""
+        """Return whether changes wait for a plan."""
         return self._marker.exists()
 
     def begin(self, slices: Mapping[str, Mapping[str, Any]]) -> None:

@@ -132,7 +132,7 @@ def _left(
 def _put_in_force(declaration: FleetDeclaration, hosts: Mapping[str, str | None], found: dict[str, Any]) -> None:
     """Put in force what is declared; if that can't be done, what was, without the hosts.
 
-    Where changes are planned first, what is declared waits for its plan, but the hosts are cut out at once.
+    With ``apply: planned``, changes of the declaration wait for a plan, but the hosts are cut out at once.
 
     :param hosts: by minion.
     """

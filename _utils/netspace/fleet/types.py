@@ -179,7 +179,7 @@ class Fleet(NamedTuple):
     """A whole declaration, of one file or several.
 
     :param settings_file: the file with ``defaults``.
-    :param planned: whether changes are planned first (``apply: planned``).
+    :param planned: whether changes wait for a plan (``apply: planned``).
     :param rollout: the policy of rollouts, unless an operator gives another.
     """
 

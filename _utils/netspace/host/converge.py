@@ -60,7 +60,7 @@ class Converge(Cards):
         return self._interfaces(declared, False, False, {})
 
     def _interfaces(self, declared: Declaration, whole: bool, test: bool, withheld: Mapping[str, str]) -> Result:
-        from netspace.interface.reconciler import DesiredInterfaces
+        from netspace.interface.plan import DesiredInterfaces
 
         there = self.interfaces.recorded(withheld)
         kept = {name: trust.narrowed(there[name], declared.interfaces[name]) for name in withheld.keys() & there.keys()}

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from netspace.attestation.reconciler import Attestations
     from netspace.environment.images.remote import Remote
     from netspace.environment.reconciler import Environments
-    from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+    from netspace.interface.plan import DesiredInterfaces
+    from netspace.interface.reconciler import Interfaces
     from netspace.link.reconciler import Links
     from netspace.link.record import Record as LinkRecord
     from netspace.supervision.service import Supervisor
@@ -159,7 +160,7 @@ class Parts:
         return self._applied(plan, self.interfaces.apply)
 
     def _remove_interfaces(self, names: Collection[str], test: bool) -> Result:
-        from netspace.interface.reconciler import DesiredInterfaces
+        from netspace.interface.plan import DesiredInterfaces
 
         there = self.interfaces.names(names)
         if not there:

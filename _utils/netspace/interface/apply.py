@@ -14,119 +14,31 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
-
-import msgspec
+from typing import Any
 
 from netspace import files
-from netspace.errors import MissingError, NetspaceError, StateError
+from netspace.errors import NetspaceError, StateError
 from netspace.interface import endpoints, forwarding, netns
 from netspace.interface import record as records
-from netspace.interface.endpoints import INSIDE_INDEX, Endpoint, Endpoints
+from netspace.interface.changes import Firewall, Forwarding, InterfaceChange
+from netspace.interface.endpoints import INSIDE_INDEX, Endpoints
+from netspace.interface.failures import patiently, refusal, unfiltered
 from netspace.interface.firewall import host_table, netns_table
 from netspace.interface.names import sets
 from netspace.interface.names.answers import Own
-from netspace.interface.observe import ObservedInterface
 from netspace.interface.record import Record, Volatile
 from netspace.layout import Layout
 from netspace.netlink import connection, requests
 from netspace.netlink.connection import Failure, Message, Socket
-from netspace.nftables.library import LibraryMissingError, missing
 from netspace.nftables.table import Table
 from netspace.plan import Outcome, Step
-from netspace.spec.publish import Led
 from netspace.threads import in_thread
 
-# The kernel's answers while an old link is still there: EEXIST for a VLAN or VXLAN, the others for a MAC.
-_OCCUPIED = (errno.EEXIST, errno.EBUSY, errno.EADDRINUSE)
-_TRIES, _PAUSE = 40, 0.05
 # The number of links that are created from the host in one batch: each keeps a descriptor open meanwhile.
 _TOGETHER = 128
-
-
-class InterfaceChange(msgspec.Struct, frozen=True):
-    """The work of one step on one environment.
-
-    :param record: the record to write; None: remove the interface.
-    :param namespace: ``create`` it, ``settle`` one that isn't set up completely, or ``keep`` it.
-    :param make: create the link.
-    :param drop: delete the present link, or the rest of it, first.
-    :param kind: the module of its kind (see ``kinds``).
-    :param parents: indexes of the host's links that it may need.
-    :param guard: the tables in its namespace; empty: none; None: leave the present ones.
-    :param guard_before: the present tables, if they are known.
-    """
-
-    record: Record | None
-    wanted: Endpoints
-    live: ObservedInterface
-    namespace: Literal["create", "settle", "keep"] = "keep"
-    make: bool = False
-    drop: bool = False
-    kind: ModuleType | None = None
-    parents: Mapping[str, int] = msgspec.field(default_factory=dict)
-    guard: tuple[Table, ...] | None = None
-    guard_before: tuple[Table, ...] = ()
-
-    @property
-    def from_host(self) -> bool:
-        """True if the link is created from the host's namespace, not from its own."""
-        return bool(getattr(self.kind, "FROM_HOST", False))
-
-    @property
-    def late(self) -> bool:
-        """True if the kernel may still hold the link of an earlier namespace, which occupies a MAC, VLAN or VNI."""
-        return self.namespace == "create"
-
-    def create(self, far: int) -> list[Message]:
-        """Return the kind's messages that create the link."""
-        made: list[Message] = self.kind.create(self.wanted, far, self.parents) if self.kind is not None else []
-        return made
-
-    def change(self, index: int, now: Endpoint | None, wanted: Endpoint) -> list[Message]:
-        """Return the kind's messages that change the end's ``details``."""
-        change = getattr(self.kind, "change", None)
-        messages: list[Message] = change(index, now, wanted, self.parents) if change is not None else []
-        return messages
-
-
-class Firewall(msgspec.Struct, frozen=True):
-    """The packet filter to load.
-
-    :param before: the table in the kernel, if it is known; then only the difference is changed.
-    :param whole: returns the complete tables, before and after, if *before* and *table* have only the parts that matter
-        for the difference.
-    :param notes: see ``host_filter.notes``.
-    :param led: publications, with the addresses they lead to, that may be missing in the kernel's table.
-    """
-
-    table: Table
-    before: Table | None = None
-    led: Sequence[Led] = ()
-    whole: Callable[[], Sequence[Table]] | None = None
-    notes: Mapping[str, str] = msgspec.field(default_factory=dict)
-
-    @property
-    def digest(self) -> str:
-        """Digest of the complete table; empty if no table is wanted."""
-        table = self.table if self.whole is None else self.whole()[-1]
-        return table.digest if table.chains else ""
-
-
-class Forwarding(msgspec.Struct, frozen=True):
-    """The address families in which the host forwards packets.
-
-    :param ours: the names of netspace's existing host ends.
-    :param settings: the IPv4 settings to restore on each host end afterwards, by its index.
-    """
-
-    needed: frozenset[str]
-    ours: frozenset[str] = frozenset()
-    settings: Mapping[int, Mapping[str, int]] = msgspec.field(default_factory=dict)
 
 
 class ApplyRun:
@@ -175,7 +87,7 @@ class ApplyRun:
             record = one.record
             if record is not None:
                 try:
-                    record = self._with_key(name, one, record)
+                    record = records.with_key(self.layout, name, record, getattr(one.kind, "secret", None))
                 except (OSError, StateError) as err:
                     self._fail(name, f"its private key can't be had: {err}")
                     continue
@@ -184,27 +96,9 @@ class ApplyRun:
                     written[name] = record
         self._write(written)
 
-    def _with_key(self, name: str, one: InterfaceChange, record: Record) -> Record:
-        """Create the secret that the kind needs, unless there is one; return the record with its public key.
-
-        :raises StateError: a recorded key's file is gone.
-        """
-        make = getattr(one.kind, "secret", None)
-        if make is None:
-            return record
-        path = records.secret(self.layout, name)
-        if record.public_key and not path.exists():
-            raise StateError(
-                f"{path} is gone, and its peers know the public key {record.public_key}: put it back, or remove "
-                "the interface (netspace_interface.absent) and apply again for a new one",
-            )
-        return msgspec.structs.replace(record, public_key=make(str(path)))
-
     def _write(self, wanted: Mapping[str, Record]) -> None:
-        paths = {records.path(self.layout, name): name for name in wanted}
-        contents = {path: files.encode(wanted[name].encoded()) for path, name in paths.items()}
-        for path, err in files.write_all(contents)[1].items():
-            self._fail(paths[path], f"its record can't be written: {err}")
+        for name, error in records.write_all(self.layout, wanted).items():
+            self._fail(name, error)
 
     def _forget(self, work: Mapping[str, InterfaceChange]) -> None:
         done = {name: one for name, one in work.items() if name not in self.errors}
@@ -250,7 +144,7 @@ class ApplyRun:
                         self._fail(names[0], f"its link can't be deleted: {failure}")
                 return
             # The kernel deletes a group of links much faster than each by itself.
-            group = _free_group({link.group for link in host.links()})
+            group = requests.free_group({link.group for link in host.links()})
             failures = host.batch([requests.set_link(indexes[name], group=group) for name in names])
             for place, failure in failures.items():
                 if failure.code != errno.ENODEV:
@@ -381,7 +275,7 @@ class ApplyRun:
             if one.record is not None:
                 sets.fill_here(self.layout, one.record, self._own, time.time())
         except OSError as err:
-            self._fail(name, _unfiltered(err))
+            self._fail(name, unfiltered(err))
             return
         if loaded:
             self.volatile.guards[name] = loaded
@@ -439,7 +333,7 @@ class ApplyRun:
                 made = work[name].create(namespace)
                 messages += made
                 owners += [name] * len(made)
-            failures = _patiently(outer, messages, lambda place: work[owners[place]].late)
+            failures = patiently(outer, messages, lambda place: work[owners[place]].late)
             self._judge(failures, messages, owners, work)
             for name in far:
                 if name in self.errors:
@@ -504,7 +398,7 @@ class ApplyRun:
             self._send(name, one, inner, messages)
 
     def _send(self, name: str, one: InterfaceChange, inner: Socket, messages: Sequence[Message]) -> None:
-        failures = _patiently(inner, messages, lambda _: one.late)
+        failures = patiently(inner, messages, lambda _: one.late)
         self._judge(failures, messages, [name] * len(messages), {name: one})
 
     def _outside(self, work: Mapping[str, InterfaceChange]) -> None:
@@ -525,7 +419,7 @@ class ApplyRun:
                 now = None if one.make else one.live.ends.outside
                 try:
                     index = socket.if_nametoindex(wanted.name) if one.make else one.live.outside
-                    _ipv6(settings, now.name if now is not None else wanted.name, wanted, disabled)
+                    netns.write_end_settings(settings, now.name if now is not None else wanted.name, wanted, disabled)
                 except OSError as err:
                     self._fail(name, f"its host end {wanted.name} can't be set up: {err}; apply again")
                     continue
@@ -548,75 +442,8 @@ class ApplyRun:
             if requests.forgiven(messages[place], failure):
                 continue
             name = owners[place]
-            one = work[name]
-            if failure.code in connection.UNSUPPORTED and requests.makes_link(messages[place]) and one.kind is not None:
-                self._fail(name, _missing(one.kind.NEEDS, failure, "declare an interface of another kind"))
-            elif failure.code == errno.ENOENT and requests.limits_rate(messages[place]):
-                self._fail(name, _missing("sch_tbf", failure, "leave rate out"))
-            elif (
-                failure.code == errno.EEXIST
-                and one.record is not None
-                and one.record.host_end
-                and requests.makes_link(messages[place])
-            ):
-                self._fail(
-                    name, f"the host has a link {one.record.host_end} that isn't netspace's; remove or rename it"
-                )
-            else:
-                self._fail(name, f"the kernel refused: {failure}")
-
-
-def _ipv6(folder: int | None, name: str, wanted: endpoints.Endpoint, disabled: bool) -> None:
-    """Write those settings of a host end that only sysctl can change."""
-    if wanted.accept_ra is not None and folder is not None:
-        netns.write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
-        if disabled and any(":" in address for address in wanted.addresses):
-            netns.write_setting(folder, f"{name}/disable_ipv6", "0")
-
-
-def _patiently(where: Socket, messages: Sequence[Message], late: Callable[[int], bool]) -> dict[int, Failure]:
-    """Send *messages*; repeat refused ones while an old link still occupies a MAC, VLAN or VNI.
-
-    The kernel ends a removed namespace some time later; until then its link exists.
-
-    :param late: returns whether the message at this position may be refused for that reason.
-    """
-    failures = where.batch(messages)
-    for _ in range(_TRIES):
-        if not any(one.code in _OCCUPIED and late(place) for place, one in failures.items()):
-            break
-        time.sleep(_PAUSE)
-        places = sorted(failures)
-        failures = {places[n]: one for n, one in where.batch([messages[place] for place in places]).items()}
-    return failures
-
-
-def _missing(module: str, failure: object, otherwise: str) -> MissingError:
-    return MissingError(
-        f"the kernel's module {module} ({failure})",
-        f"load it (modprobe {module}), boot a kernel that has it, or {otherwise}",
-    )
-
-
-def _unfiltered(error: OSError) -> Exception:
-    if isinstance(error, LibraryMissingError):
-        return missing(error)
-    if error.errno in connection.UNSUPPORTED:
-        return _missing(
-            "nf_tables with CONFIG_NETFILTER_EGRESS, NF_TABLES_NETDEV, NFT_CONNLIMIT and NFT_FWD_NETDEV",
-            error,
-            "declare an interface of kind veth",
-        )
-    return NetspaceError(f"its packet filter can't be loaded: {error}")
+            self._fail(name, refusal(failure, messages[place], work[name]))
 
 
 def _differ(now: Any, wanted: Any) -> bool:
     return wanted is not None and now != wanted
-
-
-def _free_group(used: set[int]) -> int:
-    """Return an unused link group."""
-    group = int.from_bytes(os.urandom(4), "big") | 1 << 30
-    while group in used:
-        group = int.from_bytes(os.urandom(4), "big") | 1 << 30
-    return group

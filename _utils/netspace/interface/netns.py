@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from netspace import mountpoint, threads
+from netspace.interface.endpoints import Endpoint
 
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
@@ -197,3 +198,11 @@ def write_setting(folder: int, name: str, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def write_end_settings(folder: int | None, name: str, wanted: Endpoint, disabled: bool) -> None:
+    """Write those settings of a host end that only sysctl can change."""
+    if wanted.accept_ra is not None and folder is not None:
+        write_setting(folder, f"{name}/accept_ra", str(wanted.accept_ra))
+        if disabled and any(":" in address for address in wanted.addresses):
+            write_setting(folder, f"{name}/disable_ipv6", "0")

@@ -8,7 +8,7 @@ interface is created, and deleted after the interface is gone. ``<run>/network.j
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,30 @@ def secrets(layout: Layout, names: Iterable[str]) -> set[str]:
         for name in names
         if os.path.lexists(f"{folder}/{name}.key") or os.path.lexists(f"{folder}/.{name}.key.new")
     }
+
+
+def with_key(layout: Layout, name: str, record: Record, make: Callable[[str], str] | None) -> Record:
+    """Create the secret that the interface's kind needs, unless there is one; return the record with its public key.
+
+    :param make: creates the secret in a file, unless it exists, and returns the public key; None: the kind needs none.
+    :raises StateError: a recorded key's file is gone.
+    """
+    if make is None:
+        return record
+    where = secret(layout, name)
+    if record.public_key and not where.exists():
+        raise StateError(
+            f"{where} is gone, and its peers know the public key {record.public_key}: put it back, or remove "
+            "the interface (netspace_interface.absent) and apply again for a new one",
+        )
+    return msgspec.structs.replace(record, public_key=make(str(where)))
+
+
+def write_all(layout: Layout, wanted: Mapping[str, Record]) -> dict[str, str]:
+    """Write the records of these interfaces; return the errors, by environment."""
+    paths = {path(layout, name): name for name in wanted}
+    contents = {where: files.encode(wanted[name].encoded()) for where, name in paths.items()}
+    return {paths[where]: f"its record can't be written: {err}" for where, err in files.write_all(contents)[1].items()}
 
 
 def some(layout: Layout, names: Iterable[str]) -> dict[str, Record]:

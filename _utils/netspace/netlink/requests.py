@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import socket
 from collections.abc import Mapping
 
@@ -358,3 +359,11 @@ def forgiven(message: Message, failure: Failure) -> bool:
         _DELQDISC: errno.ENOENT,
     }
     return gone.get(message.type) == failure.code
+
+
+def free_group(used: set[int]) -> int:
+    """Return an unused link group."""
+    group = int.from_bytes(os.urandom(4), "big") | 1 << 30
+    while group in used:
+        group = int.from_bytes(os.urandom(4), "big") | 1 << 30
+    return group

@@ -518,7 +518,8 @@ def test_a_private_key_is_the_roots_alone_and_shown_nowhere(bench: Bench, wire: 
 
 APPLY = """
 import sys
-from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+from netspace.interface.plan import DesiredInterfaces
+from netspace.interface.reconciler import Interfaces
 from netspace.layout import Layout
 from netspace.spec import parse
 

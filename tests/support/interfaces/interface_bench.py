@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import pytest
 
 from netspace.interface import forwarding, netns
-from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+from netspace.interface.plan import DesiredInterfaces
+from netspace.interface.reconciler import Interfaces
 from netspace.layout import Layout
 from netspace.netlink.connection import Socket
 from netspace.plan import Plan

@@ -210,7 +210,7 @@ def test_changes_that_wait_for_a_plan_are_not_expected_yet(tmp_path: Path) -> No
     file.write_text(
         f"apply: planned\n{FILE}  new: {{on: h1, image: 'tar:/srv/shop.tar'}}\n".replace("h3: {", "h4: {}, h3: {")
     )
-    made.answer("h1")  # from here on changes are planned first
+    made.answer("h1")  # from here on changes wait for a plan
     after = status.expected(made)
     assert after.placed == before.placed and after.off == before.off and after.notes == ()
     assert set(after.hosts) == {"h1", "h2", "h3", "h4"}

@@ -13,7 +13,8 @@ from netspace.interface import kinds
 
 PLAN = """
 from netspace.interface import kinds
-from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+from netspace.interface.plan import DesiredInterfaces
+from netspace.interface.reconciler import Interfaces
 from netspace.interface.observe import Observed
 from netspace.layout import Layout
 from netspace.spec import parse

@@ -13,10 +13,12 @@ from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, StateError
 from netspace.interface import claims, endpoints, forwarding, kinds, netns
-from netspace.interface.apply import ApplyRun, Firewall, Forwarding, InterfaceChange
+from netspace.interface.apply import ApplyRun
+from netspace.interface.changes import Firewall, Forwarding, InterfaceChange
 from netspace.interface.firewall import netns_table
 from netspace.interface.observe import Observed, ObservedInterface, expected
-from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+from netspace.interface.plan import DesiredInterfaces
+from netspace.interface.reconciler import Interfaces
 from netspace.interface.record import Record, Volatile, path
 from netspace.layout import Layout
 from netspace.netlink import reading

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 
 from netspace.errors import NetspaceError, SpecError
 from netspace.interface import kernel_support, kinds, lan
-from netspace.interface.apply import Firewall, Forwarding, InterfaceChange
+from netspace.interface.changes import Firewall, Forwarding, InterfaceChange
 from netspace.interface.observe import Observed, ObservedInterface, expected
-from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+from netspace.interface.plan import DesiredInterfaces
+from netspace.interface.reconciler import Interfaces
 from netspace.interface.record import plain
 from netspace.layout import Layout
 from netspace.netlink.reading import Link

@@ -19,7 +19,8 @@ from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
 from netspace.environment.storage import injected_files
 from netspace.interface.observe import Observed as ObservedInterfaces
-from netspace.interface.reconciler import DesiredInterfaces, Interfaces
+from netspace.interface.plan import DesiredInterfaces
+from netspace.interface.reconciler import Interfaces
 from netspace.layout import Layout
 from netspace.link.topology import objects
 from netspace.link.topology.names import Names
