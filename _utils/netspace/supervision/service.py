@@ -33,8 +33,8 @@ class Service:
     :param condemned: if this file exists when the service ends, the end counts as a failure even after a long run, so
         that the delay before restarts keeps growing.
     :param log: file of the output on a host without a journal; ``<logs>/<name>.log`` by default.
-    :param limits: bounds that the supervisor's own cgroup sets if it has one
-        (memory in bytes, cpus, pids); an environment's are set by its runtime, too.
+    :param limits: bounds that systemd sets for the service's unit: ``memory`` (bytes), ``cpus``, ``pids``. An
+        environment's runtime sets the environment's bounds too.
     :param delegate: the program creates cgroups below its own (a container runtime; implied
         by ``pid_file``). The program gets the subtree, and the supervisor doesn't confine the program.
     :param init: the main process is an init. If a signal ends the init's program, the init exits with 128 plus

@@ -186,9 +186,9 @@ class Desk:
         try:
             call = next(work)
         except StopIteration as err:
-            raise NetspaceError("nothing is asked") from err
+            raise NetspaceError("the master's admission asked this minion nothing") from err
         if not isinstance(call, Call):
-            raise NetspaceError("nothing is asked")
+            raise NetspaceError("the master's admission asked this minion nothing")
         return work, call
 
     def _hear(self, minion: str) -> None:

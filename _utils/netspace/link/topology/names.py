@@ -68,9 +68,10 @@ class Names:
     pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
-        """Return a digest of each key: this host's own key under ``""``, keys shared with hosts of *links* by host.
+        """Return digests of keys by host.
 
-        The digests reveal a change of a key, but not the key.
+        The digest of this host's own key is under ``""``. For each other host in *links*, the digest is that of the key
+        shared with it. The digests reveal a change of a key, but not the key.
         """
         hosts = {host for link in links for host in (link.from_host, link.to_host) if host is not None}
         found = {"": self.key, **({} if self.fleet else {host: self._key(host) for host in sorted(hosts)})}
