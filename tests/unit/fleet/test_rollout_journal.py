@@ -140,7 +140,7 @@ def test_records_after_the_end_are_refused(journal: Journal) -> None:
 
 
 def test_only_one_process_carries_a_rollout_out(journal: Journal) -> None:
-    with journal.lock(), pytest.raises(Busy, match="being carried out"), Journal(journal.folder).lock():
+    with journal.lock(), pytest.raises(Busy, match="a rollout is running"), Journal(journal.folder).lock():
         pass
     with journal.lock():
         pass
