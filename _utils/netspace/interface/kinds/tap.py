@@ -55,7 +55,7 @@ class Tap(Routed, frozen=True, tag="tap"):
     """A tap device for the environment's own network stack.
 
     :param ipv4: a fixed address; absent: a stable one from ``network:ipv4``.
-    :param ipv6: likewise.
+    :param ipv6: a fixed address; absent: a stable one from ``network:ipv6``.
     :param mtu: bytes.
     """
 

@@ -58,8 +58,8 @@ class Names:
 
     :param apart: hosts that don't have this key use the same virtual host; objects that they share have no tag.
     :param fleet: hosts share the virtual host; names there contain environments without ``@<host>``.
-    :param pairs: by other host, the key of the objects that this host shares with it. If a host is missing, *key* is
-        used, and that host doesn't know the names.
+    :param pairs: for each other host, the key of the objects that this host shares with it. If a host is missing,
+        *key* is used, and that host doesn't know the names.
     """
 
     key: bytes = field(default=b"", repr=False)
@@ -215,7 +215,7 @@ class _Keys:
     """The keys in ``names.json``.
 
     :param shared: *key* isn't this host's own, but comes from a file that hosts share.
-    :param pairs: by other host, the pair's key; None: an older version of netspace wrote the file, for which
+    :param pairs: for each other host, the pair's key; None: an older version of netspace wrote the file, for which
         ``broker:names_key`` was the key of all names.
     """
 
