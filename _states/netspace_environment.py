@@ -175,8 +175,9 @@ def running(name: str, **kwargs: Any) -> dict[str, Any]:
         Seconds between SIGTERM and SIGKILL. Defaults to 10.
 
     settle
-        Seconds that the program must stay up before the state calls it started; the state waits so long. Defaults to
-        0: a program that ends at once is an error, and one that waits for work has started.
+        Seconds that the program must stay up before the state reports it as started; the state waits that long. A
+        program that ends before that is an error. With 0 (the default), the state waits only until the program is
+        idle, 0.1 s at most.
 
     init
         Run a small program of the host (``catatonit``) as process 1, which forwards signals and reaps orphaned
@@ -239,7 +240,7 @@ def healthy(name: str, timeout: float = 60) -> dict[str, Any]:
     """
     Wait until an environment is healthy or, without a health check, runs. Changes nothing.
 
-    For requisites: states that require this one run only when the environment does its work.
+    Use it in requisites: a state that requires it runs only when the environment does its work.
 
     name
         Its name.

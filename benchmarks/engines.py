@@ -76,7 +76,10 @@ class Engine:
         raise NotImplementedError
 
     def once(self, network: str) -> None:
-        """Run ``true`` from nothing to nothing, with *network* (``none`` or ``bridge``)."""
+        """Make a container that runs ``true``, wait until it ends, and remove it.
+
+        :param network: ``none`` or ``bridge``.
+        """
         raise NotImplementedError
 
     def create(self, name: str, number: int, ports: Sequence[int]) -> None:

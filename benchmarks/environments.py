@@ -6,7 +6,7 @@ It starts a host of its own (``scripts/sandbox``). Progress goes to stderr. In e
 measured one after the other, so that other load on this machine affects all of them. The results are medians. These are
 compared:
 
-*one environment* -- from nothing to nothing: a network namespace, a veth pair with addresses and an overlay with mapped
+*one environment* -- made, run and removed: a network namespace, a veth pair with addresses and an overlay with mapped
 ids are made, ``true`` is started and ends, and all is removed. netspace does that by the library, like an apply, with
 records that survive a power cut, a packet filter, checks and the supervisor. The peer is raw crun by hand
 (``by_hand.py``): the same namespaces, addresses, mounts and ``config.json``, by bare system calls and hand-packed

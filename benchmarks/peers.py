@@ -7,7 +7,7 @@ an image of a static busybox, and files on disk. This process gives orders to al
 all have the same load. Processor time is that of everything in the engine's sandbox, including its servers. These are
 compared:
 
-*run* -- ``true`` from nothing to nothing, with a network.
+*run* -- make a container with a network that runs ``true``, wait until it ends, and remove it.
 
 *create*, *remove* -- one more container on a host with N others. Each has a network and ten published ports.
 
@@ -358,7 +358,7 @@ def measure(options: argparse.Namespace, made: dict[str, Sandbox], rounds: Round
         step(what, what, kept=False)
     before = each("memory")
     for number in range(options.rounds):
-        say(f"from nothing to nothing: round {number + 1} of {options.rounds}")
+        say(f"made, run and removed: round {number + 1} of {options.rounds}")
         step("run", "run")
     for count in sorted(counts):
         say(f"{count} others, all engines at once")
@@ -391,7 +391,7 @@ def measure(options: argparse.Namespace, made: dict[str, Sandbox], rounds: Round
 def rows(rounds: Rounds, options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """Return medians: by the name of the measurement, by engine, by unit."""
     counts = sorted(int(one) for one in options.counts.split(","))
-    keys: dict[str, tuple[str, tuple[str, ...]]] = {"run": ("from nothing to nothing", ("ms", "cpu"))}
+    keys: dict[str, tuple[str, tuple[str, ...]]] = {"run": ("made, run and removed", ("ms", "cpu"))}
     keys |= {f"{step} {count}": (f"{step} among {count}", ("ms", "cpu")) for step in STEPS for count in counts}
     keys |= {"memory": (f"memory of each of {IDLE_COUNT}", ("kB",)), "idle": (f"{IDLE_COUNT} idle", ("%",))}
     keys |= {"forwarder": ("forwarder, 1,000 messages/s", ("cores", "MB"))}

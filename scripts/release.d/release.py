@@ -228,9 +228,9 @@ def package(source: Path, out: Path) -> None:
 
 
 def previous() -> tuple[str, str]:
-    """Return the commit of the version before this one, and what its Debian package is called as a version.
+    """Return the commit of the previous version, and the version of its Debian package.
 
-    That is the last tag. While there is none, it is the commit that first had a Debian package.
+    The commit is that of the last tag; if there is no tag yet, the one that added ``debian/changelog``.
     """
     here = f"v{versions(ROOT)['_utils/netspace/__init__.py']}"
     tags = run("git", "tag", "--list", "v*", "--merged", "HEAD", "--sort=-version:refname").split()

@@ -91,7 +91,7 @@ class Page:
         return self._browser.call(method, self._session, **parameters)
 
     def events(self, method: str) -> list[dict[str, Any]]:
-        """Return what the page has told of one kind so far."""
+        """Return the parameters of all events of one kind (*method*) that the page has sent so far."""
         self._call("Runtime.evaluate", expression="1")
         return [
             one["params"]

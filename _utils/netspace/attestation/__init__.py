@@ -17,7 +17,8 @@ On the host:
 
 The verifier, which reads no file:
 
-- ``verifier``: checks that evidence is genuine, and appraises it. ``offline``, ``tee_offline``: the same for people.
+- ``verifier``: checks that evidence is genuine, and appraises it. ``offline``, ``tee_offline``: the same for an
+  operator's files, with a report of each check.
 - ``logs``: parsers of boot logs and measurement lists. ``policy``, ``policy_reading``: rules for boots and programs.
 
 On the master:

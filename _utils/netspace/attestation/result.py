@@ -36,7 +36,7 @@ class Result:
     :param reason: why this level and not the next.
     :param remedy: how to reach the next level.
     :param boot: the kernel's boot id at the time of the appraisal.
-    :param issued: seconds since the epoch. *expires* likewise.
+    :param issued: seconds since the epoch, as is *expires*.
     :param settings: settings of the appraisal (:func:`netspace.attestation.minion.settings.of`).
     :param sources: fingerprint of the TPM's presence, and of the files that the settings name.
     :param tpm: manufacturer, firmware, endorsement key's fingerprint; empty without a TPM.

@@ -80,7 +80,10 @@ class Code:
         self._lines.append((_ALWAYS, 0, 0, label, 0))
 
     def jump_if(self, register: int, comparison: Comparison, value: int, label: str) -> None:
-        """Jump if a register compares so with a number; ``has``: it has one of the number's bits."""
+        """Jump if *comparison* is true for a register and a number.
+
+        ``has`` is true if the register has at least one of the number's bits.
+        """
         self._lines.append((_JUMPS[comparison], register, 0, label, value))
 
     def end(self) -> None:

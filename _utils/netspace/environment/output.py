@@ -28,7 +28,7 @@ UNREADABLE = "(this line can't be read from the journal)"
 _TAIL = 256  # bytes of log read per wanted line, at first
 _WIDEST = MAX_OUTPUT  # bytes of an entry of the journal, as JSON; by default, a message of 48 KiB takes 300 KiB at most
 _LATEST = 2**37  # seconds since the epoch: a calendar has them
-_SAID = 4096  # bytes of journalctl's error that are told
+_SAID = 4096  # bytes of journalctl's error that are shown
 # systemd's message that a unit was started: SD_MESSAGE_UNIT_STARTED in sd-messages.h.
 _STARTED = "39f53479d3a045ac8e11786248231fbf"
 

@@ -49,7 +49,7 @@ class Compiled(NamedTuple):
     """The result for a whole fleet.
 
     :param declared: the declaration; None: it can't be parsed.
-    :param slices: by minion, the pillar under ``netspace``, and what ``trust.noted`` says of it under ``trust``.
+    :param slices: for each minion, the pillar under ``netspace``, and what ``trust.noted`` says of it under ``trust``.
     :param placed: the hosts of each environment.
     :param missing: the things that the fleet waits for, though its declaration is right.
     :param problems: the problems of the declaration. If there are any, the slices must not be used.

@@ -15,7 +15,7 @@ from netspace.fleet.types import Fleet
 from netspace.text import hint, printable
 
 MOST = 20
-"""The most hosts whose reasons are told."""
+"""The most hosts whose reasons are shown."""
 
 LONGEST = 256 * 1024
 """The most bytes of a host's explanation that are passed on."""

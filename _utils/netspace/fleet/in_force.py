@@ -186,8 +186,8 @@ class Store:
     def placed(self) -> dict[str, tuple[str, ...]]:
         """Return the hosts of each environment in the declaration in force; empty if none ever was.
 
-        Without it environments would move, so a damaged file is replaced by its copy; likewise if what is in force is
-        damaged.
+        Without it environments would move, so a damaged file is replaced by its copy, also if the rest of what is in
+        force is damaged.
 
         :raises StateError: both are damaged.
         """

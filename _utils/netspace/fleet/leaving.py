@@ -49,7 +49,7 @@ def without(
 ) -> dict[str, dict[str, Any]]:
     """Return slices as if a host had not joined: the links between it and other hosts are left out.
 
-    :param slices: by minion, under ``netspace``.
+    :param slices: the pillar of each minion under ``netspace``.
     :param name_of_host: None: as its slice tells.
     """
     host = slices[minion]["broker"]["host"] if minion in slices else name_of_host

@@ -94,7 +94,7 @@ class Seen(NamedTuple):
 class Trust(NamedTuple):
     """A host's trust level, and whose word it is.
 
-    :param level: ``L0`` to ``L5``; empty: nobody has told one.
+    :param level: ``L0`` to ``L5``; empty: nobody has reported one.
     :param state: that of ``netspace_attestation.status``, if it is the master's word.
     :param evidence: the time of the evidence, in seconds since 1970.
     """

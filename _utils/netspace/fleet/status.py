@@ -15,7 +15,7 @@ from netspace.fleet.declaration import FleetDeclaration
 from netspace.fleet.seen import ORDER, Mark, Seen, Standing, Trust
 
 MOST = 20
-"""The most things of one host that need attention and are told of."""
+"""The most things of one host that need attention and are shown."""
 
 
 class Expected(NamedTuple):

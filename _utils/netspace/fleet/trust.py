@@ -220,7 +220,7 @@ def changed(before: Mapping[str, Distrust], after: Mapping[str, Distrust]) -> li
 def to_wait(book: Book, wanted: Mapping[str, Iterable[str]]) -> Book:
     """Return the book with more minions to tell.
 
-    :param wanted: by minion, the hosts whose trust changed.
+    :param wanted: for each minion, the hosts whose trust changed.
     """
     if not any(wanted.values()):
         return book
@@ -240,7 +240,7 @@ def pruned(book: Book, members: Iterable[str]) -> Book:
 def confirmed(book: Book, told: Mapping[str, Mapping[str, int]]) -> Book:
     """Return the book without what minions have confirmed. A change later than the confirmed one stays.
 
-    :param told: by minion, the hosts and the numbers of the changes of which it was told.
+    :param told: for each minion, the hosts and the numbers of the changes that it confirmed.
     """
     waiting = {}
     for minion, hosts in book.waiting.items():

@@ -239,7 +239,7 @@ def _told(
 def _groups(
     judged_hosts: Mapping[str, str], waiting: Mapping[str, Mapping[str, int]]
 ) -> dict[tuple[tuple[str, ...], bool], list[str]]:
-    """Return the minions to tell, by the hosts that they are told of, and whether their own host is one of these.
+    """Return the minions to inform, by the hosts in the message, and whether their own host is one of these.
 
     Peers come first: a distrusted host may keep the master waiting for its answer.
     """
@@ -259,7 +259,7 @@ def _exchanged(
 ) -> dict[str, str]:
     """Exchange the keys of sealed links that were restored: a host forgets the keys of a peer that is cut.
 
-    :param changed: the hosts of which minions were told.
+    :param changed: the hosts whose change minions were informed of.
     :return: what failed, under the runner that does it again.
     """
     distrusted = declaration.trust.read().hosts

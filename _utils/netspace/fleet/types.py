@@ -62,12 +62,12 @@ class Host(Base, frozen=True):
     :param instance: the name of its instance (``netspace.instance`` of its minion's configuration).
     :param level: the trust level that it reaches, for ``at_least``; absent: that of its attestation when it joined.
     :param labels: words that the operator chooses for it, for ``spread``, such as ``{rack: r1}``.
-    :param attestation: the host's ``attestation``, as in a declaration of one host; ``broker``, ``network`` and
-        ``runtimes`` likewise. Each is merged over the fleet's ``defaults``, key by key.
+    :param attestation: as in a declaration of one host. So are ``broker``, ``network`` and ``runtimes``. Each of the
+        four is merged over the fleet's ``defaults``, key by key.
     :param broker: without ``host``, ``hosts``, ``listen`` and ``trust_domain``, which are derived.
     :param on_distrust: whether links between it and other hosts are cut when the master judges that it isn't trusted;
         absent: as in ``defaults``.
-    :param on_expiry: likewise, when its last result has expired and it doesn't answer.
+    :param on_expiry: whether these links are cut when its last result has expired and it doesn't answer.
     """
 
     address: str | None = None
@@ -121,9 +121,9 @@ class Assertion(Base, frozen=True):
     """An assertion that one environment can't reach another one or a network, not even through other environments.
 
     :param from: an environment's name, or a network.
-    :param to: likewise.
-    :param by: ``messages`` or ``packets``; absent: neither way.
-    :param flow: true: not by answers either.
+    :param to: an environment's name, or a network.
+    :param by: ``messages`` or ``packets``; absent: both count.
+    :param flow: true: data that flows in answers counts too.
     """
 
     source: str = msgspec.field(name="from")

@@ -1,6 +1,6 @@
 """Cards and other files that a host hands to its environments.
 
-A card lists the recorded links; in a test of the whole host, the permitted ones.
+A card lists the recorded links. If the whole host is applied with ``test=True``, it lists the links that trust permits.
 """
 
 from __future__ import annotations
@@ -148,7 +148,10 @@ class Cards(TrustGate):
         return {unikernel.DISK: unikernel.disk(handed)}
 
     def _card_links(self, declared: Declaration, whole: bool, test: bool) -> tuple[Link, ...]:
-        """Return the links for cards: in a test of the whole host the permitted links, else the recorded ones."""
+        """Return the links for cards: the recorded ones.
+
+        If the whole host is applied with ``test=True``, return the links that trust permits.
+        """
         if not (whole and test):
             return tuple(self._linked().links.values())
         return self._permitted(declared, self._verdicts(trust.links, declared, test))

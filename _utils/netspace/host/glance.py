@@ -9,9 +9,9 @@ from netspace.host import refused as record
 from netspace.host.host import Host
 
 AUDITED = 64
-"""The most environments whose refusals are told."""
+"""The most environments whose refusals are shown."""
 ROWS = 8
-"""The most refusals of one environment that are told, the newest ones."""
+"""The most refusals of one environment that are shown, the newest ones."""
 PROSE = 300
 """The most characters of a sentence."""
 _TOLD = ("state", "health", "since", "restarts", "flapping", "updating", "supervised", "declared_stopped")

@@ -29,9 +29,9 @@ class Lan(Filtered, frozen=True):
     """Base of all kinds on an external network, with the keys that they share.
 
     :param ipv4: the interface's address and the network's prefix, such as ``198.51.100.7/24``.
-    :param ipv6: likewise; one of the two must be given.
-    :param gateway4: the default router; absent: only this network and ``routes`` are reached.
-    :param gateway6: likewise.
+    :param ipv6: the same for IPv6. At least one of ``ipv4`` and ``ipv6`` must be given.
+    :param gateway4: the default router for IPv4; absent: only this network and ``routes`` are reached.
+    :param gateway6: the default router for IPv6.
     :param routes: more networks: ``{to, via}``.
     :param mtu: bytes; at most the parent's, and equal to the bridge's. 1430 for vxlan, so that it fits an
         outer mtu of 1500.

@@ -341,7 +341,7 @@ def complete(wanted: Collection[str], found: Collection[str], refused: Mapping[s
     """Report environments that the forwarder leaves out; the others are served.
 
     :param found: the environments with a network namespace.
-    :param refused: by environment, why its port can't be used.
+    :param refused: for each environment, why its port can't be used.
     :raises NetspaceError: an environment of *wanted* is left out.
     """
     missing = sorted(set(wanted) - set(found))

@@ -55,7 +55,8 @@ def master(opts: Mapping[str, Any]) -> str:
     try:
         return key_fingerprint(path.read_bytes())
     except OSError as err:
-        raise NetspaceError(f"{path}: {err.strerror}: minions know the master by this key; start it once") from err
+        remedy = "start the master once, which makes this key; minions know the master by it"
+        raise NetspaceError(f"{path}: {err.strerror}: {remedy}") from err
 
 
 def accepted(

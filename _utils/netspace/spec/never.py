@@ -61,7 +61,7 @@ def violation(world: World, known: Iterable[Edge], spec: Never) -> tuple[Edge, .
 
 
 def message(spec: Never, path: Sequence[Edge]) -> str:
-    """Return the problem of an assertion that *path* violates, as text for people."""
+    """Return the text for an operator about an assertion that *path* violates."""
     steps = "; ".join(f"{edge.source} -> {edge.target}: {edge.what}, by {edge.rule}" for edge in path)
     what = "data flows" if spec.flow else "it is reached"
     return f"{what} from {spec.source} to {spec.target} ({steps}); remove one of these rules, or the assertion"

@@ -249,8 +249,8 @@ class ClusterBroker(Base, frozen=True, tag_field="kind", tag="cluster"):
 
     :param url: the URL of one node, or a list of several nodes' URLs; environments are connected to one that
         answers. ``amqp`` is accepted for loopback only; other hosts need ``amqps``.
-    :param management: likewise, the URLs of the management HTTP API, ``http`` or ``https``; the first node that answers
-        is used.
+    :param management: the URL of one node's management HTTP API (``http`` or ``https``), or a list of several nodes'
+        URLs; the first node that answers is used.
     :param vhost: the virtual host of the links; it must exist.
     :param credentials: file with ``user:password`` for the management API, readable by root.
     :param names_key: file (readable by root alone) of 32 random characters or more, the same on all hosts. All object

@@ -21,7 +21,7 @@ class Service:
     :param variables: all environment variables (none is inherited). Every user of the host can
         read them, so they must not hold a secret.
     :param cleanup: argument vectors of commands (``crun delete --force``) that run after each end. They also run before
-        a start if the last end may have skipped them. Their failure is ignored.
+        a start if perhaps they didn't run after the last run ended. Their failure is ignored.
     :param reload: argument vector that makes the program re-read its configuration;
         ``{pid}`` stands for the main process.
     :param restart: the ends after which the program is started again.
@@ -33,8 +33,8 @@ class Service:
     :param condemned: if this file exists when the service ends, the end counts as a failure even after a long run, so
         that the delay before restarts keeps growing.
     :param log: file of the output on a host without a journal; ``<logs>/<name>.log`` by default.
-    :param limits: bounds that the supervisor's own cgroup sets if it has one
-        (memory in bytes, cpus, pids); an environment's are set by its runtime, too.
+    :param limits: bounds that systemd sets for the service's unit: ``memory`` (bytes), ``cpus``, ``pids``. An
+        environment's runtime sets the environment's bounds too.
     :param delegate: the program creates cgroups below its own (a container runtime; implied
         by ``pid_file``). The program gets the subtree, and the supervisor doesn't confine the program.
     :param init: the main process is an init. If a signal ends the init's program, the init exits with 128 plus
@@ -74,7 +74,7 @@ class Status:
     :param pid: main process; 0 if no process runs.
     :param since: time of the last change of state, in seconds since the epoch.
     :param restarts: number of restarts since a start was last requested.
-    :param exit: the last end: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
+    :param exit: how the last run ended: ``""``, ``exit 3``, ``signal 9``, ``oom``, or ``unknown``
         if no supervisor witnessed it. systemd soon forgets a clean end: then this is ``""`` again.
     :param oom_kills: number of the service's processes that the OOM killer killed since a start was last requested. If
         systemd then ends the whole service, that counts once. Only for a service with its own control group.

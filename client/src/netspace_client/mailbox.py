@@ -301,9 +301,10 @@ class Mailbox:
         :param bodies: their bodies; they are taken as fast as the broker confirms.
         :param window: the most messages that are unconfirmed at once; 4096 at most.
         :param timeout: seconds to try each message, over lost connections and restarts of the broker.
-        :raises BatchFailed: some failed; it has the error of each. All others are confirmed.
-        :raises LinkError: as :meth:`Batch.send`, for the first one that can't be sent; later ones weren't taken.
-            So does an error of *bodies* itself. If earlier ones failed, its ``__context__`` is their ``BatchFailed``.
+        :raises BatchFailed: some messages failed; it has the error of each. All others are confirmed.
+        :raises LinkError: as :meth:`Batch.send`, for the first message that can't be sent; later ones weren't taken.
+            An error that *bodies* itself raises has the same effect. If earlier messages failed, the error's
+            ``__context__`` is their ``BatchFailed``.
         """
         async with self.batch(link, window=window, timeout=timeout) as batch:
             if isinstance(bodies, AsyncIterable):

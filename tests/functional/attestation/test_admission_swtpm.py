@@ -1,4 +1,7 @@
-"""A minion with a real (software) TPM applies for its pending key by its own module, over HTTP."""
+"""A minion with a software TPM asks the master to accept its pending Salt key.
+
+It does so over HTTP, with netspace's execution module.
+"""
 
 from __future__ import annotations
 

@@ -248,7 +248,10 @@ def _handshake(world, certificate, name: str) -> str:
 
 
 def test_who_has_no_link_there_does_not_get_there(linked):
-    """An environment's port leads to its own host's broker, whatever name a client asks for; a check for h2 fails."""
+    """An environment's port leads to its own host's broker, whatever server name a client asks for.
+
+    So a client that expects h2's certificate refuses the connection.
+    """
     h1, _, _ = linked
     with h1.inside("other"):
         with socket.create_connection(("127.0.0.1", 5671), timeout=10) as stream:

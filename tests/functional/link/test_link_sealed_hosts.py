@@ -285,7 +285,7 @@ def test_a_bundle_that_is_changed_older_or_of_nobody_is_refused(linked):
     with pytest.raises(NetspaceError, match="of none of broker:hosts"):
         h1.links.adopt_seals(text)  # its own
     h2.links.adopt_seals(h1.links.seal_bundles()[0]["h2"])
-    with pytest.raises(NetspaceError, match="older than what is known"):
+    with pytest.raises(NetspaceError, match="is not newer than the stored one"):
         h2.links.adopt_seals(text)
 
 

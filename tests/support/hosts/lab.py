@@ -69,7 +69,7 @@ class Lab:
         return [unfolded(state["comment"]) for state in states.values() if state["result"] is False]
 
     def asks(self, text: str) -> str:
-        """Return what web on h1 prints when it asks orders."""
+        """Return what ``web`` on h1 prints when it sends a request to ``orders``."""
         found = self.salt("h1", "netspace_environment.exec", "web", f"/usr/bin/web {text}")["h1"]
         return str(found["stdout"] or found["stderr"]).strip()
 

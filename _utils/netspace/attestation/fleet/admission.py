@@ -123,7 +123,7 @@ class Desk:
     :param pending: returns the pending key of a minion (PEM); None if there is none.
     :param begin: returns the work for a claim (:func:`admitting`).
     :param accept: accepts exactly the key of a claim. It raises NetspaceError if another key is pending by then.
-    :param tell: told of each verdict: the claim, and why it is refused (empty: it is accepted).
+    :param tell: called with each verdict: the claim, and why it is refused (empty: it is accepted).
     """
 
     def __init__(
@@ -186,9 +186,9 @@ class Desk:
         try:
             call = next(work)
         except StopIteration as err:
-            raise NetspaceError("nothing is asked") from err
+            raise NetspaceError("the master's admission asked this minion nothing") from err
         if not isinstance(call, Call):
-            raise NetspaceError("nothing is asked")
+            raise NetspaceError("the master's admission asked this minion nothing")
         return work, call
 
     def _hear(self, minion: str) -> None:

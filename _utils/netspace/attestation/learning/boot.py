@@ -154,9 +154,8 @@ def _patterns(lines: Any, problems: dict[str, str]) -> list[str]:
     """Return command lines as patterns; an empty list if a line is too long or has a ``*``."""
     for line in lines:
         if "*" in line or len(line) > policy_reading.MAX_PATTERN:
-            problems["command_lines"] = (
-                f"a command line has a '*', or more than {policy_reading.MAX_PATTERN} characters: {line[:60]!r}..."
-            )
+            has = "a '*'" if "*" in line else f"more than {policy_reading.MAX_PATTERN} characters"
+            problems["command_lines"] = f"a command line has {has}: {line[:60]!r}..."
             return []
     return list(dict.fromkeys(lines))
 

@@ -1,4 +1,4 @@
-"""Decoder of the event data in boot logs, for people and for policies.
+"""Decoder of the event data in boot logs: for operators who read them, and for policies.
 
 Decodes UEFI variables, signature databases, device paths, command lines and tagged events. Most data is a comment by
 the writer of the log. A policy may rely on data only if its digest was measured (:func:`proved`). All sizes are
@@ -203,7 +203,7 @@ def tag(event: Event) -> tuple[int, str] | None:
 
 
 def describe(event: Event) -> dict[str, Any]:
-    """Return *event* for people: ``pcr``, ``type``, ``digests``, ``matches`` and the decoded data.
+    """Return *event* in readable form: ``pcr``, ``type``, ``digests``, ``matches`` and the decoded data.
 
     ``matches`` is true if the digests match the data. Events whose digest is of other data have no ``matches``.
     """
@@ -269,7 +269,7 @@ def _variable(read: Variable, kind: int) -> dict[str, Any]:
 
 
 def _load_option(data: bytes) -> dict[str, Any]:
-    """Return an EFI_LOAD_OPTION (UEFI 2.10, 3.1.3) for people."""
+    """Return an EFI_LOAD_OPTION (UEFI 2.10, 3.1.3) in readable form: its name and its device path."""
     end = 6
     while end + 2 <= len(data) and data[end : end + 2] != b"\0\0":
         end += 2
@@ -308,7 +308,7 @@ def device_path(data: bytes) -> str:
 
 
 def report(log: EventLog) -> dict[str, Any]:
-    """Return a log for people: ``{banks: {bank: {pcr: hex}}, events: [...]}``."""
+    """Return a log in readable form: ``{banks: {bank: {pcr: hex}}, events: [...]}``."""
     banks: Mapping[str, Mapping[int, bytes]] = {bank: log.replay(bank) for bank in log.banks}
     return {
         "banks": {

@@ -144,8 +144,10 @@ def parse(raw: bytes, bank: str = "sha1") -> list[Entry]:
                     usual = struct.Struct(f"{header.format}{name}sI")
                     usual_of, named, taken = usual.unpack_from, name, usual.size
             end = at + length
-            if length > MAX_ENTRY or len(found) == MAX_LINES:
-                raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes, or more than {MAX_LINES} lines")
+            if length > MAX_ENTRY:
+                raise ListMalformed(f"IMA list: line {len(found)}: {length} bytes; at most {MAX_ENTRY} are possible")
+            if len(found) == MAX_LINES:
+                raise ListMalformed(f"IMA list: more than {MAX_LINES} lines")
             if end > size:
                 raise _short(found, size)
             add(make(Entry, (digest, template, raw[at:end], pcr)))

@@ -40,7 +40,7 @@ class Record:
         return self.digests.get(bank) == hashlib.new(bank, self.text.encode()).digest()
 
     def describe(self) -> dict[str, Any]:
-        """Return the record in the form of ``events.describe``, for people."""
+        """Return the record in readable form, as ``events.describe`` returns events."""
         return {
             "pcr": self.pcr,
             "type": f"systemd:{self.kind}",

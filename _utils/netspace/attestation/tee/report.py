@@ -36,7 +36,7 @@ class Genuine:
     :param status: the maker's status of the TCB, such as ``UpToDate``; :data:`UNKNOWN` if the maker gave no status.
     :param registers: RTMRs by number (TDX).
     :param settings: the launch settings that a policy may judge, by the policy's names.
-    :param shown: further values for people.
+    :param shown: further values, only for an operator to read; nothing checks them.
     """
 
     kind: str

@@ -6,7 +6,7 @@
       rooted_key: false            # true: a good TEE gives L3 to a host without a TPM, whose key it vouches for
       snp:
         measurements: [<hex>, ...] # launch digests, 48 bytes
-        id_keys: [<hex>, ...]      # digests of keys that sign ID blocks; author_keys likewise
+        id_keys: [<hex>, ...]      # digests of keys that sign ID blocks; author_keys: of keys that sign these keys
         tcb: {bootloader: 3, tee: 0, snp: 8, microcode: 115, fmc: 1}    # minimum versions
         smt: true                  # false: SMT must be off
         migration: false           # true: the guest may have a migration agent
@@ -24,8 +24,8 @@
         log: false                 # true: the guest must send its log, and this must lead to the registers
         migration: false           # true: a migration TD may move the guest
         services: [<hex>, ...]     # MRSERVICETD; default: zeros, which mean that no service TD is bound to the guest
-        config_ids: [<hex>, ...]   # MRCONFIGID; likewise owners (MROWNER), owner_configs and modules (MRSEAM)
-        attributes: [<hex>, ...]   # attributes of the TD: 8 bytes, in the order of a quote; xfams likewise
+        config_ids: [<hex>, ...]   # MRCONFIGID; also owners (MROWNER), owner_configs, modules (MRSEAM)
+        attributes: [<hex>, ...]   # attributes of the TD: 8 bytes, in the order of a quote; xfams: the same
 
 The judge refuses a kind that the section does not name, and each guest that allows debugging.
 """

@@ -33,9 +33,9 @@ _DOCUMENT = re.compile(rb'\s*\{"(tcbInfo|enclaveIdentity)":(\{.+\}),"signature":
 class Platform:
     """Versions by which a platform's TCB is judged.
 
-    :param components: security versions of SGX's 16 components, from the PCK certificate; *pce_svn* likewise.
+    :param components: security versions of SGX's 16 components, from the PCK certificate. *pce_svn* is from there too.
     :param tcbs: TEE_TCB_SVN of the TD's report, and TEE_TCB_SVN_2 if the report has it; both are judged.
-    :param module_signer: from the TD's report; *module_attributes* likewise.
+    :param module_signer: from the TD's report, as are *module_attributes*.
     """
 
     fmspc: bytes

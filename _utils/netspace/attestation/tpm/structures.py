@@ -380,5 +380,5 @@ def endorsement(raw: bytes) -> Public:
     if key.attributes & required != required or key.attributes & forbidden:
         raise WrongEndorsementKey(f"attributes {key.attributes:08x} are not those of an endorsement key")
     if key.symmetric not in ((AES, 128, CFB), (AES, 256, CFB)) or key.scheme is not None:
-        raise WrongEndorsementKey("an endorsement key has AES in CFB mode and no scheme")
+        raise WrongEndorsementKey("this is no endorsement key: expected AES-128 or AES-256 in CFB mode, and no scheme")
     return key

@@ -70,7 +70,8 @@ class Bound:
 class Certified:
     """An attestation key whose certificate shows that it was bound at enrolment; see :func:`certified`.
 
-    :param level: as in :class:`Bound`. *reason* likewise.
+    :param level: as in :class:`Bound`.
+    :param reason: as in :class:`Bound`.
     """
 
     key: Public

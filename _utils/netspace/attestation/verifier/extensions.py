@@ -97,7 +97,10 @@ def read(evidence: Evidence) -> Logs:
 
 
 def is_word(pcr: int, one: Extension) -> bool:
-    """Return whether *one* is a word that only systemd measures. A word adds no trust, so it is allowed anywhere."""
+    """Return whether *one* measures a fixed text such as ``enter-initrd``, or in PCR 9 the name of an NvPCR.
+
+    Such a text says nothing about what was loaded. It adds no trust, so it is allowed anywhere.
+    """
     if one.digest in measured.WORDS.get(pcr, ()):
         return True
     return pcr == 9 and any(map(measured.nvpcr, one.preimages()))

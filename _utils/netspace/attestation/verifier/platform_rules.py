@@ -167,8 +167,8 @@ def _signers(authorities: Sequence[events.Variable], policy: Boot) -> None:
 def _sbat(authorities: Sequence[events.Variable], policy: Boot) -> None:
     """Check that each recorded ``SbatLevel`` refuses the generations that the policy refuses.
 
-    A level must precede shim's first trust decision. Root can add levels later, so a level after that decision alone
-    proves nothing.
+    A level must precede shim's first trust decision. Root can add levels later. So if shim records no level before
+    that decision, later levels prove nothing.
 
     :raises OldShimLevel: when the first level is missing, or a level is too low.
     """

@@ -60,11 +60,11 @@ def verify(
 def _verify(shown: Report, given: Given, trust: Trust, now: float, data: bytes | None, section: Tee | None) -> None:
     found = _genuine(shown, given, trust, now)
     if data is None:
-        shown.skipped("tee-binding", "no data was given; the report is over what it shows as report_data")
+        shown.skipped("tee-binding", "no data was given; the report was made for what it shows as report_data")
     elif not hmac.compare_digest(found.report_data, data.ljust(64, b"\0")):
-        raise TeeBinding(f"the report is over {found.report_data.hex()}, not {data.hex()}")
+        raise TeeBinding(f"the report was made for the data {found.report_data.hex()}, expected {data.hex()}")
     else:
-        shown.passed("tee-binding", "the report is over this data")
+        shown.passed("tee-binding", "the report was made for this data")
     if given.log:
         ccel.check(given.log, found.registers)
         shown.passed("tee-log", "the log leads to the registers")

@@ -69,7 +69,10 @@ def limits(known: Iterable[str]) -> frozenset[str]:
 
 
 def sockets() -> frozenset[str]:
-    """Return a set with :data:`SOCKETS` if this host's kernel bounds it separately; else an empty set."""
+    """Return a set with :data:`SOCKETS` if this host's kernel bounds the memory of TCP sockets separately.
+
+    Otherwise the set is empty.
+    """
     return frozenset({SOCKETS} if os.path.exists(f"{ROOT}/memory/{_SOCKETS_FILE}") else ())
 
 

@@ -56,8 +56,10 @@ def members(reader: Reader, budget: Budget) -> Iterator[Member]:
             raise budget.refuse(f"{_shown(info)}: a negative size")
         if info.type in _HEADERS:
             headers, count = headers + info.size, count + 1
-            if headers > bounds.HEADER or count > _MOST_HEADERS:
-                raise budget.refuse(f"{_shown(info)}: more than {bounds.HEADER} bytes of extended headers, or too many")
+            if headers > bounds.HEADER:
+                raise budget.refuse(f"{_shown(info)}: more than {bounds.HEADER} bytes of extended headers")
+            if count > _MOST_HEADERS:
+                raise budget.refuse(f"{_shown(info)}: more than {_MOST_HEADERS} extended headers")
             data = _padded(reader, info.size, budget)
             if info.type == _PAX:
                 pax.update(_records(data, budget))

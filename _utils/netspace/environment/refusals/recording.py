@@ -226,7 +226,7 @@ def _add(layout: Layout, name: str, record: Record) -> None:
 
 
 def _compare(layout: Layout, record: Record) -> None:
-    """Have the arguments recorded that the operator's own profile compares, too."""
+    """Let the recording program also record the system call arguments that the operator's own profile compares."""
     with bpf.opened(folder(layout) / _LOOKS) as looks:
         for number, look in calls.looks([*_built_in(), rules(record)]):
             old = bpf.value(looks, number.to_bytes(4, _ORDER), 4) or bytes(4)

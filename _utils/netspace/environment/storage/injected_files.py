@@ -3,9 +3,9 @@
 There are two copies. The kept one is in the state folder, which only root can read; after a reboot the files are
 restored from it. The other one is in the folder that is mounted read-only into the environment. There the files
 belong to root of the environment's user namespace, and no program inside can become that user. The environment's
-group may read them: mode 0440, in a folder of mode 0550. A program must not own them: by a lease, an owner delays
-everybody who opens the file (fcntl(2)). A change is a rename within that folder, so a running environment sees it at
-once.
+group may read them: mode 0440, in a folder of mode 0550. A program must not own them: the owner of a file can take a
+lease on it, and so delay everybody who opens it (fcntl(2)). A change is a rename within that folder, so a running
+environment sees it at once.
 
 A private key is not kept on disk: its issuer keeps it in ``layout.identity(<name>)``, in memory, and
 issues another after a reboot.

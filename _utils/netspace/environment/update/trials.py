@@ -27,7 +27,7 @@ from netspace.supervision.service import Supervisor
 class TakenBack:
     """The updates that were taken back.
 
-    :param errors: by environment, the error to report: the update's, and that of the previous version, if any.
+    :param errors: for each environment, the error to report: the update's, and that of the previous version, if any.
     :param steps: a step for each environment whose previous version runs again.
     """
 

@@ -33,8 +33,8 @@ class Changes(NamedTuple):
     """The changes that a plan makes.
 
     :param hosts: the hosts that it changes.
-    :param old: by host, what it has under ``netspace``.
-    :param new: by host, what it will have.
+    :param old: for each host, what it has under ``netspace``.
+    :param new: for each host, what it will have.
     """
 
     plan: str

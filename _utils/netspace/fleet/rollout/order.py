@@ -49,8 +49,8 @@ class Order(NamedTuple):
 def order(old: Sections, new: Sections, hosts: Iterable[str], policy: Policy, most: int) -> Order:
     """Return the batches in which *hosts* change; the same for the same plan.
 
-    :param old: by host, what it has now; a host that has nothing is absent.
-    :param new: by host, what it will have.
+    :param old: for each host, what it has now; a host that has nothing is absent.
+    :param new: for each host, what it will have.
     :param most: the most hosts of one batch.
     """
     chosen = sorted(set(hosts))

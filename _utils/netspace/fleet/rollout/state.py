@@ -121,7 +121,7 @@ class Rollout:
                 self._move(told, {Status.APPLIED}, Status.GOOD, Status.FAILED)
             case records.Stopping(why=why, hosts=hosts):
                 if self.stopping is not None:
-                    raise Contradiction("it stops twice")
+                    raise Contradiction("a second stop")
                 changed = BAD | {Status.GOOD}
                 self._move(dict.fromkeys(hosts, ""), changed, Status.RETURNING, Status.RETURNING)
                 self.stopping = why

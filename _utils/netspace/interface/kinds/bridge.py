@@ -77,7 +77,7 @@ def ends(spec: Bridge, place: EndpointContext) -> Endpoints:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the messages that create the pair. ``change`` makes the outer end a port."""
+    """Return the netlink messages that create the veth pair. ``change`` makes its outer end a port of the bridge."""
     return veth.create(wanted, far, parents)
 
 

@@ -55,7 +55,7 @@ class Tap(Routed, frozen=True, tag="tap"):
     """A tap device for the environment's own network stack.
 
     :param ipv4: a fixed address; absent: a stable one from ``network:ipv4``.
-    :param ipv6: likewise.
+    :param ipv6: a fixed address; absent: a stable one from ``network:ipv6``.
     :param mtu: bytes.
     """
 
@@ -75,7 +75,10 @@ def ends(spec: Tap, place: EndpointContext) -> Endpoints:
 
 
 def create(wanted: Endpoints, far: int, parents: Mapping[str, int]) -> list[Message]:
-    """Return the messages that create the pair, to be sent from the environment's namespace."""
+    """Return the netlink messages that create the veth pair behind the tap device.
+
+    They are sent from the environment's namespace.
+    """
     return veth.create(wanted, far, parents)
 
 

@@ -33,7 +33,7 @@ class Veth(Routed, frozen=True, tag="veth"):
     """A veth pair between the environment and the host.
 
     :param ipv4: a fixed address; absent: a stable one from ``network:ipv4``.
-    :param ipv6: likewise.
+    :param ipv6: a fixed address; absent: a stable one from ``network:ipv6``.
     :param mtu: bytes.
     """
 

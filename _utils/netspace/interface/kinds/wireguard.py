@@ -71,8 +71,8 @@ class Wireguard(Filtered, frozen=True, kw_only=True, tag="wireguard"):
         routed to it.
     :param listen_port: UDP; absent: any.
     :param ipv4: the interface's address in the tunnel, with the prefix: ``198.51.100.7/24``.
-    :param ipv6: likewise; one of the two must be given.
-    :param routes: more networks: a list of ``{to}``, within the networks that peers are allowed.
+    :param ipv6: the same for IPv6. At least one of ``ipv4`` and ``ipv6`` must be given.
+    :param routes: more networks: a list of ``{to}``, within the ``allowed_ips`` of peers.
     :param mtu: bytes.
     """
 

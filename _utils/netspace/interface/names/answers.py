@@ -55,7 +55,10 @@ _SPECIAL = tuple(
 
 
 class Own(msgspec.Struct, frozen=True):
-    """The host's own addresses, and the networks that its interfaces are in. One address is no network."""
+    """The host's own addresses, and the networks that its interfaces are in.
+
+    A prefix of one address (/32, /128) doesn't count as a network.
+    """
 
     addresses: frozenset[str] = frozenset()
     networks: tuple[IpNetwork, ...] = ()
@@ -169,7 +172,7 @@ def counting(known: Known, network: IpNetwork, own: Own, now: float) -> tuple[di
 def problem(name: str, families: Mapping[str, Known], now: float) -> str:
     """Return what is wrong with a name, for an operator; empty if it is well.
 
-    :param families: its state in each family that is asked for.
+    :param families: the name's state for each address family (IPv4, IPv6) that netspace looks up for it.
     """
     if not families or all(not known.asked for known in families.values()):
         return f"{name} was not looked up yet"

@@ -30,7 +30,7 @@ class Held:
     def __init__(self, wanted: Mapping[str, tuple[Path, int]]) -> None:
         """Hold ports.
 
-        :param wanted: by environment, its network namespace and the port.
+        :param wanted: for each environment, its network namespace and the port.
         """
         self.refused: dict[str, str] = {}
         self._sockets: list[socket.socket] = []

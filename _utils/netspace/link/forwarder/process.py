@@ -128,7 +128,7 @@ class Wanted:
     :param namespaces: the inode number of each environment's network namespace.
     :param trusted: digest of the trusted certificates for our broker. It is in the configuration, so that haproxy is
         reloaded when they change.
-    :param ways: by environment, the other hosts to which its direct links lead.
+    :param ways: for each environment, the other hosts to which its direct links lead.
     :param peer: the host's own peer is served too.
     """
 

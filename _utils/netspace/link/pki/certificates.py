@@ -261,9 +261,10 @@ class Accounts:
         return {**definitions, **renamed}
 
     def stale(self, definitions: Mapping[str, Any], vhost: str) -> list[str]:
-        """Return the accounts in our vhost that log in otherwise than declared, by the broker's names.
+        """Return the accounts in our vhost whose way to log in isn't the declared one.
 
-        They were made by an older version of netspace, or for an older declaration.
+        The names returned are those on the broker. Such accounts were made by an older version of netspace, or for an
+        older declaration.
         """
         users = {one["name"] for one in definitions.get("users", ())}
         return sorted(

@@ -99,7 +99,7 @@ class Root:
             asked = x509.load_pem_x509_csr(request[:MAX_TEXT].encode())
             whose = asked.public_key()
             if not asked.is_signature_valid or not isinstance(whose, ec.EllipticCurvePublicKey):
-                raise ValueError("expected an elliptic curve's key that signed the request")
+                raise ValueError("expected a request with a key on an elliptic curve, signed with that key")
         except unreadable() as err:
             raise NetspaceError(f"the request can't be used: {err}") from err
         self._grant(trust_domain, whose)

@@ -162,7 +162,9 @@ def adopt(
     before = read_all(layout).get(name)
     if before is not None and found.at <= before.at and found != before:
         path = _path(layout, name)
-        raise NetspaceError(f"the bundle of {name} is older than what is known; if its clock was wrong, remove {path}")
+        raise NetspaceError(
+            f"the bundle of {name} is not newer than the stored one; if the clock of {name} was wrong, remove {path}"
+        )
     files.write_json(_path(layout, name), msgspec.structs.asdict(found))
     return name, before is None or msgspec.structs.replace(found, at=before.at) != before
 

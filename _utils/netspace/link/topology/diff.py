@@ -61,8 +61,9 @@ def difference(wanted: Objects, there: Found, passwords: Mapping[str, str]) -> D
 
     :param wanted: all desired objects (``objects.objects``).
     :param there: the observed objects (``found_objects.found``).
-    :param passwords: by environment, the stored password; empty: it logs in by certificate. The account of an
-        environment that is missing here counts as different, because it is about to get a password.
+    :param passwords: the stored password of each environment; an empty one if the environment logs in by certificate.
+        If an environment is not in this mapping, its account counts as different, because it is about to get a
+        password.
     """
     revoke: list[Key] = []
     change: list[Key] = []

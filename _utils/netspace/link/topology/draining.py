@@ -29,7 +29,7 @@ class DrainingQueue(msgspec.Struct, frozen=True):
     """A draining queue.
 
     :param environment: its reader; for an outbox ``@<host>``; empty: it holds dead letters, which the operator reads.
-    :param senders: by exchange, the link to which the exchange belonged.
+    :param senders: for each exchange, the link to which the exchange belonged.
     :param since: the latest time at which the queue may have got a message, in seconds since 1970.
     """
 

@@ -16,7 +16,7 @@ class Found:
     """netspace's objects on a broker, taken from its definitions.
 
     :param objects: the objects, in the form of :func:`objects`.
-    :param hashes: by account, its password hash (``base64(salt || sha256(salt || password))``).
+    :param hashes: for each account, its password hash (``base64(salt || sha256(salt || password))``).
     :param vhost: whether our vhost exists.
     :param whole: whether this host alone uses the vhost.
     """

@@ -58,8 +58,8 @@ class Names:
 
     :param apart: hosts that don't have this key use the same virtual host; objects that they share have no tag.
     :param fleet: hosts share the virtual host; names there contain environments without ``@<host>``.
-    :param pairs: by other host, the key of the objects that this host shares with it. If a host is missing, *key* is
-        used, and that host doesn't know the names.
+    :param pairs: for each other host, the key of the objects that this host shares with it. If a host is missing,
+        *key* is used, and that host doesn't know the names.
     """
 
     key: bytes = field(default=b"", repr=False)
@@ -68,9 +68,10 @@ class Names:
     pairs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def fingerprints(self, links: Iterable[Link]) -> dict[str, str]:
-        """Return a digest of each key: this host's own key under ``""``, keys shared with hosts of *links* by host.
+        """Return digests of keys by host.
 
-        The digests reveal a change of a key, but not the key.
+        The digest of this host's own key is under ``""``. For each other host in *links*, the digest is that of the key
+        shared with it. The digests reveal a change of a key, but not the key.
         """
         hosts = {host for link in links for host in (link.from_host, link.to_host) if host is not None}
         found = {"": self.key, **({} if self.fleet else {host: self._key(host) for host in sorted(hosts)})}
@@ -214,7 +215,7 @@ class _Keys:
     """The keys in ``names.json``.
 
     :param shared: *key* isn't this host's own, but comes from a file that hosts share.
-    :param pairs: by other host, the pair's key; None: an older version of netspace wrote the file, for which
+    :param pairs: for each other host, the pair's key; None: an older version of netspace wrote the file, for which
         ``broker:names_key`` was the key of all names.
     """
 

@@ -77,7 +77,7 @@ def shovels(
 
     https://www.rabbitmq.com/docs/shovel-dynamic
 
-    :param outboxes: by outbox, its link. Outboxes to undeclared hosts are left out.
+    :param outboxes: for each outbox, its link. Outboxes to undeclared hosts are left out.
     :param vhost: the virtual host of the links on this host's broker.
     :param anchors: file of the trusted certificates for other brokers.
     :param login: file of the key and the certificate by which this host's broker logs in at others.

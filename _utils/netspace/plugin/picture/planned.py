@@ -10,7 +10,7 @@ from netspace.fleet.planning.plans import Change as Step
 from netspace.fleet.planning.records import PlanRecord
 
 MOST = 8
-"""The most keys of one step that are told."""
+"""The most keys of one step that are shown."""
 _VALUE = 60
 _ORDER = ("removed", "added", "changed")
 

@@ -45,7 +45,7 @@ from netspace.supervision.daemon.start import Starter
 from netspace.supervision.daemon.units import Unit, Units
 
 IDLE = 10.0  # seconds with nothing to watch, after which the daemon ends
-IDLE_FOR_GOOD = 0.2  # likewise, if no service is defined
+IDLE_FOR_GOOD = 0.2  # the same seconds if no service is defined
 # The daemon's oom_score_adj: the OOM killer chooses it after nearly all other processes, because it restarts them.
 PRECIOUS = -900
 DESCRIPTORS = 524288  # systemd's hard limit too: systemd-system.conf(5), DefaultLimitNOFILE

@@ -7,10 +7,10 @@ and keeps it open. The child that becomes a runtime enters a copy of it, and att
 configuration names: its root, its namespaces, its files and volumes.
 
 The supervisor looks before each start whether the system folders are still the same, and makes the namespace anew if
-they aren't. The child compares everything that the configuration and the command name, before and after. If anything
-isn't the same file, or the kernel refuses a step, the runtime starts in the host's namespace, as it does where few
-services run. The namespace holds the root file system and the kernel's own file systems, so a disk that the operator
-unmounts is free at once.
+they aren't. The child looks up all paths in the configuration and the command, before it enters the namespace and
+again inside. If a path then leads to another file, or the kernel refuses a step, the runtime starts in the host's
+namespace, as it does where few services run. The namespace that the supervisor keeps holds the root file system and the
+kernel's own file systems, so a disk that the operator unmounts is free at once.
 
 Nothing of this is on disk: the namespace ends with the supervisor, and the next supervisor makes another.
 

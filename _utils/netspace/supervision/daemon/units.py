@@ -77,7 +77,7 @@ class Unit:
         return self.service.log
 
     def afresh(self) -> None:
-        """Reset the counts and the last end when a start is requested."""
+        """Clear the counts, and the record of how the last run ended, when a start is requested."""
         self.restarts = self.failures = self.oom_kills = 0
         self.exit = self.error = ""
 

@@ -78,7 +78,7 @@ class Systemd:
             return unit_file.GROWING
 
     def _noted(self, name: str) -> str:
-        """Return the last end of a detached service from its note; empty if there is no note."""
+        """Return how the last run of a detached service ended, from its note; empty if there is no note."""
         try:
             return end(unit_file.ended(self.layout, name).read_text())
         except OSError:

@@ -20,7 +20,7 @@ def see_flock(target: dict[str, Any]) -> str:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return f"{path} is locked by the peer"
-    raise Refused("the file's lock is free: it is another file")
+    raise Refused("the lock is free here, so this is not the file that the peer locked")
 
 
 @attempt("locks", "see another environment's accesses by inotify on the same image")
