@@ -20,6 +20,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from support.links import amqp1
 from support.waiting import until
 
+from netspace.link.broker import versions
 from netspace.link.mail.dead_letters import Letters
 from netspace.link.pki import certificates
 from netspace.link.topology.names import PLAIN
@@ -63,7 +64,7 @@ def stream(host, name: str = "web") -> ssl.SSLSocket:
 
 # -- names -------------------------------------------------------------------------------
 def ask_whether_there_is(channel, kind: str, name: str) -> int:
-    """Return the broker's answer to a passive declare, which needs no right."""
+    """Return the broker's answer to a passive declare, which needs no right with RabbitMQ 4.0, and any with 4.3."""
     try:
         if kind == "queue":
             channel.queue_declare(name, passive=True)
@@ -75,7 +76,7 @@ def ask_whether_there_is(channel, kind: str, name: str) -> int:
 
 
 def test_no_guessed_name_exists(host):
-    """The broker tells everybody whether a name exists, so no object may have a name that can be guessed."""
+    """RabbitMQ 4.0 tells everybody whether a name exists, so no object may have a name that can be guessed."""
     names = [PLAIN.mailbox(one) for one in ("web", "orders", "audit")] + [PLAIN.dead, PLAIN.again]
     names += [f"{kind}.{one}" for kind in ("reply", "replies", "notices") for one in ("web", "orders", "audit")]
     names += [
@@ -85,8 +86,9 @@ def test_no_guessed_name_exists(host):
         answers = {
             ask_whether_there_is(connection.channel(), kind, name) for kind in ("queue", "exchange") for name in names
         }
-        assert answers == {404}
-        assert ask_whether_there_is(connection.channel(), "queue", host.n("mailbox.audit")) == 200, "it would be told"
+        told = ask_whether_there_is(connection.channel(), "queue", host.n("mailbox.audit"))
+        # 4.3 refuses to tell of a name to which one has no right, whether it exists or not.
+        assert (answers - {404}, told) == ((set(), 200) if versions.server() < (4, 3) else ({403}, 403))
     statuses = {manage(host, "GET", f"/queues/{name}") for name in (*names[:3], "nobody's")}
     assert len(statuses) == 1
     assert not statuses & {"200"}

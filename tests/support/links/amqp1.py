@@ -190,7 +190,10 @@ class Client:
         properties = {Symbol("paired"): True} if pair else None
         end = (None, None, first, None, None, None, properties)
         self._send(ATTACH, [name, handle, receives, mode, None, source, target, *end])
-        self._until(ATTACH)
+        answer = self._until(ATTACH)
+        # A link that is refused has no such end, and a detach follows that says why (2.6.3).
+        if answer[5 if receives else 6] is None:
+            self._until(DETACH)
         return handle
 
     def _hello(self, protocol: int) -> None:

@@ -90,13 +90,13 @@ def transaction(inside: Inside) -> None:
 
 
 def unfinished(inside: Inside) -> None:
-    """Send a message that never ends."""
+    """Send messages that don't end, each as large as RabbitMQ 4.3 lets it begin (4.0 knows no bound)."""
     with inside.channel() as channel:
-        number = channel.channel_number
-        send(
-            channel, Method(number, Basic.Publish(exchange=inside.exchange)), Header(number, 1 << 40, BasicProperties())
-        )
-        while True:
+        numbers = [channel.channel_number, *(channel.connection.channel().channel_number for _ in range(31))]
+        for number in numbers:
+            begun = Method(number, Basic.Publish(exchange=inside.exchange))
+            send(channel, begun, Header(number, 1 << 29, BasicProperties()))
+        for number in itertools.cycle(numbers):
             send(channel, Body(number, bytes(FRAME)))
 
 

@@ -11,8 +11,8 @@ SERVERS = Path("/usr/lib/rabbitmq/lib")
 UNKNOWN = (4, 3)
 """The first RabbitMQ that netspace runs no node of.
 
-The guard (:mod:`netspace.link.broker.plugin`) has stand-ins that fit 4.3's modules, and they load there. No node of 4.3
-has been attacked with them yet, so none is started.
+The guard (:mod:`netspace.link.broker.plugin`) works within 4.3: the attacks on the broker were tried there. But 4.3's
+queues deliver urgent messages before all others, so one sender could keep those of others waiting for ever.
 """
 
 
@@ -32,6 +32,6 @@ def check(version: tuple[int, ...]) -> None:
     if version >= UNKNOWN:
         shown = ".".join(map(str, version))
         raise NetspaceError(
-            f"RabbitMQ {shown}: netspace's guard within the broker has not been tried with this version, so the broker "
+            f"RabbitMQ {shown}: with it, one sender could keep the mail of others waiting for ever, so the broker "
             "isn't started; install RabbitMQ 4.0 (Debian 13 has it)"
         )

@@ -18,6 +18,8 @@ SILENT_SECONDS, DEAD_SECONDS = 5.0, 15.0
 """Seconds to wait for an answer before haproxy is reported as silent, and before it is restarted."""
 MOST = 16 * 1024**2
 """Bytes of an answer: a worker lists some 300 for each of at most 9,000 sessions."""
+ASKED_SECONDS = 2.0
+"""Seconds to wait for an answer of a worker that starts, before it is asked again."""
 START_SECONDS = 2.0
 """Seconds to wait for the socket and the worker of a haproxy that starts."""
 
@@ -83,14 +85,15 @@ def workers(layout: Layout, seconds: float) -> list[str]:
 
 
 def serves(layout: Layout, seconds: float, ended: Callable[[], bool] = lambda: False) -> bool:
-    """Wait until haproxy has a worker; return whether there is one.
+    """Wait until haproxy has a worker that answers; return whether there is one.
 
+    haproxy 3.2 lists a worker before it listens. A question that it gets by then has no answer, so it is asked again.
     Give up after *seconds*, or when *ended* returns True.
     """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with contextlib.suppress(NetspaceError):
-            if workers(layout, 30.0):
+            if any("Pid:" in ask(layout, f"@!{pid} show info", ASKED_SECONDS) for pid in workers(layout, 30.0)):
                 return True
         if ended():
             break
