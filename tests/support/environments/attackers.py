@@ -58,7 +58,8 @@ def declared(kit: Kit, runtime: str, *arguments: str, **keys: Any) -> dict[str, 
     """Return the declaration of an attacker, with further *keys*."""
     command = [*kit.command, *arguments]
     own = {"image": f"dir:{kit.root}", "command": command, "env": kit.env, "limits": LIMITS, "runtime": runtime}
-    return {**own, "restart": "never", "stop_timeout": 1, **keys}
+    # After an end of the whole environment, the attacks go on.
+    return {**own, "restart": "on-failure", "stop_timeout": 1, **keys}
 
 
 def found(lines: Iterable[str]) -> dict[str, str] | None:
