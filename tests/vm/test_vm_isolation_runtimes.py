@@ -1,4 +1,4 @@
-"""Attacks that once succeeded inside an environment, under runc and runsc on cgroup v2 under systemd.
+"""The audit, and attacks that once succeeded under runc and runsc, on cgroup v2 under systemd.
 
 On request (``NETSPACE_ATTACKS=all``): they take minutes of a processor here.
 """
@@ -13,7 +13,7 @@ import pytest
 from support import waiting
 from support.environments import attackers
 from support.hosts.whole_host import all_true
-from vmlab.lab import Salt, program
+from vmlab.lab import STAY, Salt, environment, program
 from vmlab.machine import Machine
 
 from netspace.environment import runtimes
@@ -61,3 +61,13 @@ def test_who_enters_for_the_host_under_runc_gives_nothing_away(plain: Machine, s
 
     until(seen)
     assert attackers.reached(told(plain, "watches")[-1]) == attackers.NOTHING
+
+
+def test_the_audit_of_an_environment_finds_nothing_on_version_2(plain: Machine, salt: Salt) -> None:
+    """An attempt that takes more than ``memory`` must not end the whole twin: then there would be no answer."""
+    web = environment(STAY, limits={"memory": "64M", "pids": 64}, interface={"kind": "veth"})
+    all_true(salt.apply({"environments": {"web": web}}))
+    done = json.loads(plain.run("salt-call", "--out=json", "netspace_environment.audit", "web", timeout=1200).out)
+    rows = {row["name"]: row["outcome"] for row in done["local"]}
+    assert "succeeded" not in rows.values()
+    assert rows["use more memory than its limit"] == "refused"
