@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from netspace.environment.audit import twin
 from netspace.host import audit
 from netspace.interface import kinds
 from netspace.plan import Plan, Result
@@ -70,3 +71,11 @@ def test_no_twin_appears_on_a_network_beyond_this_host(kind, monkeypatch):
 def test_what_is_allowed_is_no_attempt_to_break_out(rule, allowed):
     interface = parse.interface({"kind": "veth", "allow": [rule]})
     assert audit._allowed("10.203.0.1", 4242, interface.allow) is allowed
+
+
+def test_a_twin_that_takes_too_much_memory_is_not_killed_as_a_whole() -> None:
+    """On cgroup version 2 an environment is: then no attempt's outcome would be told."""
+    whole = {"memory": {"limit": 1}, "unified": {"memory.oom.group": "1"}}
+    assert twin.spared(whole) == {"memory": {"limit": 1}}
+    assert twin.spared({"unified": {"memory.oom.group": "1", "memory.high": "1"}}) == {"unified": {"memory.high": "1"}}
+    assert twin.spared({"memory": {"limit": 1}}) == {"memory": {"limit": 1}}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support import waiting
-from support.environments import attackers, attacks
+from support.environments import attackers
 from support.hosts.whole_host import all_true
 from vmlab import image as images
 from vmlab.lab import Salt
@@ -35,36 +35,6 @@ def told(machine: Machine, name: str) -> list[str]:
     return machine.sh(f"journalctl -q -o cat -t netspace-environment-{name}").splitlines()
 
 
-def attacker(kit: attackers.Kit, *left_out: str) -> dict[str, Any]:
-    return attackers.declared(kit, "crun", *left_out, interface={"kind": "veth"})
-
-
-def attacked(machine: Machine, salt: Salt, kit: attackers.Kit) -> dict[str, str]:
-    """Return the outcomes of all attacks.
-
-    On version 2, the kernel ends the whole environment for a row that takes more than its memory. That row was bounded
-    then, and the others are tried in the environment's next start.
-    """
-
-    def over(known: dict[str, str]) -> bool:
-        return (
-            attackers.found(told(machine, "attacks"), known) is not None
-            or salt("netspace_environment.list")["attacks"]["state"] != "running"
-        )
-
-    outcomes: dict[str, str] = {}
-    for _ in attacks.ROWS:
-        all_true(salt.apply({"environments": {"attacks": attacker(kit, *outcomes)}}))
-        until(functools.partial(over, outcomes), pause=3)
-        lines = told(machine, "attacks")
-        if found := attackers.found(lines, outcomes):
-            return found
-        assert salt("netspace_environment.list")["attacks"]["exit"] == "oom"
-        new = {row: how for row, how in attackers.told(lines).items() if row not in outcomes}
-        outcomes |= {row: "bounded: all were killed" if how == attacks.BEGUN else how for row, how in new.items()}
-    raise AssertionError(f"each start was ended; known outcomes: {outcomes}")
-
-
 def test_what_once_succeeded_is_refused_on_version_2(plain: Machine, salt: Salt) -> None:
     # With the machine's own Python, so that nothing large has to be carried there.
     ((root, command, env),) = python(plain, "attackers", ATTACKING)
@@ -79,7 +49,10 @@ def test_what_once_succeeded_is_refused_on_version_2(plain: Machine, salt: Salt)
     until(seen)
     assert attackers.reached(told(plain, "watches")[-1]) == attackers.NOTHING
 
-    outcomes = attacked(plain, salt, kit)
+    attacker = attackers.declared(kit, "crun", interface={"kind": "veth"})
+    all_true(salt.apply({"environments": {"attacks": attacker}}))
+    until(lambda: attackers.found(told(plain, "attacks")) is not None)
+    outcomes = attackers.found(told(plain, "attacks")) or {}
     print(json.dumps(outcomes, indent=1))
     assert attackers.succeeded(outcomes, attackers.ALLOWED["crun"]) == {}
     # The attacker holds its booty.

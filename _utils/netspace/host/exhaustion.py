@@ -155,7 +155,8 @@ def readings(state: Path) -> dict[str, Callable[[], tuple[int, int]]]:
         "asynchronous file operations (64)": lambda: (_number("fs/aio-nr"), _number("fs/aio-max-nr")),
         "pseudo terminals": lambda: (_number("kernel/pty/nr"), _number("kernel/pty/max")),
         "buffers of TCP connections": lambda: (_sockets("TCP", "mem"), _number("net/ipv4/tcp_mem", 1)),
-        "buffers of UDP sockets": lambda: (_sockets("UDP", "mem"), _number("net/ipv4/udp_mem", 1)),
+        # Beyond the first number the kernel grants UDP no more: for UDP it has no stage of pressure.
+        "buffers of UDP sockets": lambda: (_sockets("UDP", "mem"), _number("net/ipv4/udp_mem")),
         "orphaned TCP connections": lambda: (_sockets("TCP", "orphan"), _number("net/ipv4/tcp_max_orphans")),
         "connections that the host follows": lambda: (
             _number("net/netfilter/nf_conntrack_count"),

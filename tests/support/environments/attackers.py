@@ -58,25 +58,14 @@ def declared(kit: Kit, runtime: str, *arguments: str, **keys: Any) -> dict[str, 
     """Return the declaration of an attacker, with further *keys*."""
     command = [*kit.command, *arguments]
     own = {"image": f"dir:{kit.root}", "command": command, "env": kit.env, "limits": LIMITS, "runtime": runtime}
-    return {**own, "restart": "never", "stop_timeout": 1, **keys}
+    # After an end of the whole environment, the attacks go on.
+    return {**own, "restart": "on-failure", "stop_timeout": 1, **keys}
 
 
-def told(lines: Iterable[str]) -> dict[str, str]:
-    """Return the outcomes that an attacker printed, ``attacks.BEGUN`` for a row whose outcome isn't printed yet."""
-    outcomes: dict[str, str] = {}
-    for line in lines:
-        if line.startswith(attacks.MARK):
-            outcomes |= json.loads(line.removeprefix(attacks.MARK))
-    return outcomes
-
-
-def found(lines: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str] | None:
-    """Return the outcomes that an attacker printed; None: some rows have none yet.
-
-    :param known: outcomes of rows that the attacker left out in its last start.
-    """
-    outcomes = told(lines) | dict(known or {})
-    return outcomes if outcomes.keys() == attacks.ROWS.keys() and attacks.BEGUN not in outcomes.values() else None
+def found(lines: Iterable[str]) -> dict[str, str] | None:
+    """Return the outcomes that an attacker printed; None: nothing is printed yet."""
+    told = [line.removeprefix(attacks.MARK) for line in lines if line.startswith(attacks.MARK)]
+    return dict(json.loads(told[-1])) if told else None
 
 
 def succeeded(outcomes: Mapping[str, str], allowed: Collection[str]) -> dict[str, str]:

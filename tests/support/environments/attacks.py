@@ -2,11 +2,11 @@
 
 Each row has the refusal, or the bound that was reached.
 
-This program runs inside an environment, with only Python's standard library. For each row, it prints a line of JSON
-when the row begins, and another one with the outcome. Then it keeps the units that it took. ``ROWS`` names the resource
-that each row takes. Arguments are rows that it leaves out. Called with ``watch``, it waits for a process
-of the host that enters the environment, tries what it can on that process, prints what succeeded, and exits.
-``attackers.fill`` makes a root that has the program.
+This program runs inside an environment, with only Python's standard library. It prints one line of JSON, and then keeps
+the units that it took. If an attack ended the whole environment, the next start goes on with the next attack. ``ROWS``
+names the resource that each row takes. Called with ``watch``, it waits for a process of the host that enters the
+environment, tries what it can on that process, prints what succeeded, and exits. ``attackers.fill`` makes a root that
+has the program.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CARD = "/run/netspace/environment.json"
 MARK = "attacks: "
-BEGUN = "begun"  # the outcome of a row that has none yet
+PROGRESS = "/work/progress.json"  # in its own layer, which outlives a start
+# On cgroup version 2 the kernel ends the whole environment, not only the process that takes too much memory.
+KILLED = "bounded: killed with the whole environment"
 MIB = 1024**2
 OF_MEMORY = (0x01021994, 0x01021997)  # tmpfs; what gVisor calls it
 MODULES = (
@@ -303,14 +305,31 @@ def apart(attack: Callable[[], str]) -> str:
     return told or ("bounded: killed" if os.WIFSIGNALED(status) else "failed to attack")
 
 
-def main(left_out: Collection[str]) -> None:
+def begun() -> dict[str, str]:
+    """Return the outcomes of attacks before one of them ended the whole environment, which was then started again."""
+    try:
+        with open(PROGRESS) as stream:
+            return dict(json.load(stream))
+    except FileNotFoundError:
+        return {}
+
+
+def remember(found: dict[str, str]) -> None:
+    with open(PROGRESS, "w") as stream:
+        json.dump(found, stream)
+
+
+def main() -> None:
     # Those whose booty the host looks for are not made apart, because it is held; and last, because others need room.
     held = (inotify_instances, timers)
-    for row, attack in sorted(ROWS.items(), key=lambda one: one[1] in held):
-        if row not in left_out:
-            print(MARK + json.dumps({row: BEGUN}), flush=True)
-            told = outcome(attack) if attack in held else apart(attack)
-            print(MARK + json.dumps({row: told}), flush=True)
+    found = begun()
+    for row, attack in ROWS.items():
+        if attack not in held and row not in found:
+            remember({**found, row: KILLED})
+            found[row] = apart(attack)
+    remember(found)
+    found.update({row: outcome(attack) for row, attack in ROWS.items() if attack in held})
+    print(MARK + json.dumps(found), flush=True)
     while True:
         time.sleep(1)
 
@@ -387,4 +406,4 @@ if __name__ == "__main__":
         watch()
     else:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-        main(sys.argv[1:])
+        main()

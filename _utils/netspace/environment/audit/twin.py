@@ -224,12 +224,24 @@ def _make(
     )
     config["process"]["args"], config["process"]["env"] = command, variables
     config["linux"]["cgroupsPath"] = cgroup(layout, name)
+    config["linux"]["resources"] = spared(config["linux"]["resources"])
     options = ["nosuid", "nodev"]
     bound = {"type": "bind", "source": str(folder), "options": ["bind", "private", "ro", *options]}
     empty = {"type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", "size=1048576", *options]}
     config["mounts"].append({"destination": INSIDE, **bound})
     config["mounts"] += [{"destination": volume.target, **empty} for volume in original.spec.volumes]
     files.write(layout.bundle(name) / "config.json", oci_config.encode(config))
+
+
+def spared(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an environment's OCI resources so that a lack of memory doesn't kill the whole twin. Pure.
+
+    On cgroup version 2 the kernel kills the whole environment, and the twin's program could not tell what it took. Here
+    the kernel kills only the process that took too much.
+    """
+    unified = {key: value for key, value in resources.get("unified", {}).items() if key != "memory.oom.group"}
+    kept = {key: value for key, value in resources.items() if key != "unified"}
+    return {**kept, "unified": unified} if unified else kept
 
 
 def _limits(making: Builder, original: Record) -> dict[str, Any]:
