@@ -126,7 +126,9 @@ class Peer:
 
     def _wait(self, also: tuple[Consumer, ...], seconds: float | None) -> None:
         """Wait for a signal, a change in the folder, or the connection."""
-        files = [self._woken, *also] + ([self._watch.fileno()] if self._watch is not None else [])
+        files = [self._woken, *(one.fileno() for one in also)]
+        if self._watch is not None:
+            files.append(self._watch.fileno())
         ready, _, _ = select.select(files, (), (), seconds)
         if self._woken in ready:
             with contextlib.suppress(BlockingIOError):
