@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from pathlib import Path
@@ -11,10 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from netspace.environment import record
+from netspace.environment.images import Image
+from netspace.environment.images.sources import Defaults
+from netspace.environment.record import Record
+from netspace.host.host import Host
 from netspace.host.peer import process, requests, told, uses
 from netspace.host.peer.asker import Asker
 from netspace.host.peer.requests import CODES, Refused
 from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
+from netspace.layout import Layout
+from netspace.link import host_peer
+from netspace.link.forwarder import process as forwarder
+from netspace.spec import peer
+from netspace.spec.types import Environment, LocalBroker
 from netspace.supervision import process as supervised
 
 VERBS = process.verbs()
@@ -200,3 +211,22 @@ def test_counts_outlive_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert second.counts["web"]["whoami"] == uses.Use(2, 6.0)
     second.forget({"orders"})
     assert not second.counts
+
+
+def test_no_link_leads_to_the_host_while_an_environment_has_its_name(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    image = Image("0" * 64, "x", Defaults())
+    record.write(layout, "host", Record(Environment(image="tar:/srv/x.tar"), "running", 1879048192, image, "", "1"))
+    result = Host(layout)._links(LocalBroker(), (peer.link("web"),), {"web.host"}, True, True)
+    (refusal,) = result.plan.refusals
+    assert (refusal.kind, refusal.name) == ("link", "web.host") and "is still named host" in refusal.message
+    assert not result.plan.steps
+
+
+def test_forwarder_without_a_link_to_the_host_is_as_before() -> None:
+    layout, wanted = Layout(), forwarder.Wanted(LocalBroker(), {"web": 7})
+    config = forwarder.render(layout, wanted)
+    assert "host-peer" not in config
+    more = forwarder.render(layout, dataclasses.replace(wanted, peer=True))
+    assert more.replace("\n".join(host_peer.frontend(layout)) + "\n", "") == config
+    assert forwarder.served(more) == forwarder.served(config) == ["web"]

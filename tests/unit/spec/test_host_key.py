@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def test_environment_named_host_is_refused_alone_and_in_a_whole() -> None:
             one("host", {} if one is arguments.one_interface else WEB, {})
 
 
-def test_record_of_an_environment_named_host_stays_readable(tmp_path) -> None:
+def test_record_of_an_environment_named_host_stays_readable(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
     image = Image("0" * 64, "x", Defaults())
     record.write(layout, "host", Record(Environment(image="tar:/srv/x.tar"), "running", 1879048192, image, "", "1"))
