@@ -1,4 +1,4 @@
-"""The audit, and attacks that once succeeded under runc and runsc, on cgroup v2 under systemd.
+"""The audit, and attacks that once succeeded under runc, on cgroup v2 under systemd.
 
 On request (``NETSPACE_ATTACKS=all``): they take minutes of a processor here.
 """
@@ -16,15 +16,13 @@ from support.hosts.whole_host import all_true
 from vmlab.lab import STAY, Salt, environment, program
 from vmlab.machine import Machine
 
-from netspace.environment import runtimes
-
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.skipif(os.environ.get("NETSPACE_ATTACKS") != "all", reason="on request: NETSPACE_ATTACKS=all"),
 ]
 
 ATTACKING = "/srv/attacking"
-# gVisor translates every system call, on a machine that is translated itself: all that it does takes long.
+# Everything is translated there.
 until = functools.partial(waiting.until, patience=1200, pause=2)
 
 
@@ -33,18 +31,15 @@ def told(machine: Machine, name: str) -> list[str]:
     return machine.sh(f"journalctl -q -o cat -t netspace-environment-{name}").splitlines()
 
 
-@pytest.mark.parametrize("runtime", [name for name in runtimes.running("images") if name != "crun"])
-def test_what_once_succeeded_is_refused_under_runc_and_runsc(plain: Machine, salt: Salt, runtime: str) -> None:
+def test_what_once_succeeded_is_refused_under_runc_on_version_2(plain: Machine, salt: Salt) -> None:
     ((root, command, env),) = program(plain, "attackers", ATTACKING)
-    attacker = attackers.declared(attackers.Kit(root, command, env), runtime, interface={"kind": "veth"})
+    attacker = attackers.declared(attackers.Kit(root, command, env), "runc", interface={"kind": "veth"})
     all_true(salt.apply({"environments": {"attacks": attacker}}))
     until(lambda: attackers.found(told(plain, "attacks")) is not None)
     outcomes = attackers.found(told(plain, "attacks")) or {}
     print(json.dumps(outcomes, indent=1))
-    assert attackers.succeeded(outcomes, attackers.ALLOWED[runtime]) == {}
-    # The attacker holds its booty. Under runc it is counted for root (docs/limits.md).
-    if runtime != "runc":
-        assert program(plain, "attackers") == [attackers.ALL]
+    # What it holds of pools by user is counted for root (docs/limits.md).
+    assert attackers.succeeded(outcomes, attackers.ALLOWED["runc"]) == {}
     assert plain.sh("systemctl is-active netspace-environment-attacks") == "active"
 
 
