@@ -1,0 +1,209 @@
+"""An upgrade from a former version of netspace, whose own library made the host.
+
+A program is started again only where it can't run otherwise, once, and the dry run says so before; mail waits.
+On request: ``NETSPACE_FORMER=2431843`` names the commit. Its library is taken from the repository's history.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import checkout
+from support.hosts import salt_modes
+from support.hosts.whole_host import ASK, CLIENT, IDLE, SERVE, Salt, all_true, changes, python
+from support.waiting import until
+
+FORMER = os.environ.get("NETSPACE_FORMER", "")
+MESSAGES = 20
+
+SEND = (
+    CLIENT
+    + """
+exchange = next(peer["exchange"] for peer in card["peers"] if peer["to"] == sys.argv[1])
+for number in range(int(sys.argv[2])):
+    channel.basic_publish(exchange, "", b"%d" % number, pika.BasicProperties(delivery_mode=2), mandatory=True)
+print("sent")
+"""
+)
+READ = (
+    CLIENT
+    + """
+found = []
+for queue in card["queues"]:
+    while (got := channel.basic_get(queue, auto_ack=True))[0] is not None:
+        found.append(int(got[2]))
+print(json.dumps(found))
+"""
+)
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not FORMER, reason="an upgrade is tried on request: NETSPACE_FORMER=2431843"),
+]
+
+
+def declaration(image: Path) -> dict[str, Any]:
+    """Return what the former version could declare: one environment for each thing that an upgrade could disturb."""
+    common = {"image": f"tar:{image}", "limits": {"memory": "64M", "pids": 32}, "stop_timeout": 2}
+    idle = {**common, "command": python(IDLE)}
+    opened = [{"direction": "in", "cidr": "10.0.0.0/8", "port": 80}, {"direction": "out", "cidr": "192.0.2.0/24"}]
+    return {
+        "environments": {
+            "orders": {**common, "command": python(SERVE), "restart": "always", "interface": {"kind": "veth"}},
+            "web": {**idle, "interface": {"kind": "veth", "allow": opened, "rate": "10M"}},
+            "checked": {**idle, "health": {"exec": ["/bin/true"], "interval": 1}},
+            "stored": {**idle, "volumes": [{"target": "/data", "size": "16M"}], "read_only": True},
+            "bounded": {**idle, "limits": {**common["limits"], "disk": "32M", "cpus": 0.5}, "target": True},
+            "archive": {**idle, "after": ["orders"]},
+        },
+        "links": [
+            {"from": "web", "to": "orders", "pattern": "request"},
+            {"from": "web", "to": "archive"},
+            {"from": "orders", "to": "archive", "length": 50, "ttl": 86400},
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told from any other by its PID and start."""
+
+    pid: int
+    start: int
+    command: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host that the former version made.
+
+    :param inside: the programs of its environments.
+    :param beside: netspace's own processes.
+    """
+
+    salt: Salt
+    declared: dict[str, Any]
+    inside: set[Process]
+    beside: set[Process]
+
+
+def processes() -> tuple[set[Process], set[Process]]:
+    """Return the environments' programs, without probes of their health, and netspace's own processes."""
+    own = os.readlink("/proc/self/ns/pid")
+    inside, beside = set(), set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            # proc_pid_stat(5): the 22nd field, and the name in parentheses may have any character.
+            start = int((folder / "stat").read_text().rpartition(")")[2].split()[19])
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120]
+            there = os.readlink(folder / "ns/pid")
+        except (OSError, IndexError):
+            continue
+        one = Process(int(folder.name), start, command)
+        if there != own and "import signal" in command:
+            inside.add(one)
+        elif there == own and any(name in command for name in ("beam.smp", "haproxy", "-m netspace")):
+            beside.add(one)
+    return inside, beside
+
+
+def source(folder: Path) -> Path:
+    """Unpack the former version; return its folder."""
+    packed = subprocess.run(["git", "-C", checkout.ROOT, "archive", FORMER], capture_output=True, check=False)
+    if packed.returncode:
+        pytest.skip(f"{FORMER} is not in this repository's history: {packed.stderr.decode()}")
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def apply(salt: salt_modes.Salt, declared: dict[str, Any]) -> None:
+    """Apply *declared* by the former version."""
+    states, log = salt.call("state.apply", "netspace", f"pillar={json.dumps({'netspace': declared})}")
+    assert isinstance(states, dict), (states, log)
+    failed = {one["__id__"]: one["comment"] for one in states.values() if one["result"] is not True}
+    assert not failed, failed
+
+
+@pytest.fixture(scope="module")
+def host(salt: Salt, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    made = tmp_path_factory.mktemp("former")
+    former = source(made / "source")
+    config = salt_modes.configure(made / "salt", former)
+    settings = yaml.safe_load(config.read_text())
+    settings["file_roots"]["base"].append(str(former / "states"))
+    config.write_text(yaml.safe_dump(settings))
+    its = salt_modes.Salt(Path(sys.executable), config, former, former / "_utils")
+    declared = declaration(image)
+    salt("netspace.teardown")
+    its.call("saltutil.sync_all")
+    apply(its, declared)
+    until(lambda: "serving" in "".join(salt("netspace_environment.logs", "orders")), "orders serves")
+    apply(its, declared)
+    one = Host(salt, declared, *processes())
+    send(one)
+    yield one
+    salt("netspace.teardown")
+
+
+def send(host: Host) -> None:
+    """Send messages that wait for ``archive``, in its mailbox and in a lane of one link."""
+    for name in ("web", "orders"):
+        sent = host.salt.exec(name, python(SEND, "archive", str(MESSAGES)))
+        assert "sent" in sent["stdout"], sent
+
+
+def mail(host: Host) -> list[int]:
+    """Return the numbers of the messages that wait for ``archive``, and leave none."""
+    read: list[int] = json.loads(host.salt.exec("archive", python(READ))["stdout"])
+    return sorted(read)
+
+
+def is_settled(host: Host) -> None:
+    """Check that one more apply changes nothing."""
+    states = host.salt.apply(host.declared)
+    all_true(states)
+    assert changes(states) == {}
+
+
+@pytest.fixture(scope="module")
+def foretold(host: Host) -> dict[str, Any]:
+    """Return the changes that a dry run tells before the upgrade."""
+    return changes(host.salt.apply(host.declared, "test=True"))
+
+
+def test_upgrade_from_a_former_version_is_foretold(host: Host, foretold: dict[str, Any]) -> None:
+    """The dry run names all that is restarted, and why: environments for their hardening, the broker for its guard."""
+    restarted = {name: set(row) for name, row in foretold["netspace environments"].items()}
+    assert restarted == {name: {"hardening"} for name in host.declared["environments"]}
+    assert "restarted" in foretold["netspace links"]["broker"]["configuration"]["new"]
+    assert foretold.keys() == {"netspace interfaces", "netspace links", "netspace environments"}
+    assert foretold["netspace interfaces"].keys() == {"host:firewall"}
+    inside, beside = processes()
+    assert host.inside <= inside and host.beside == beside
+
+
+def test_upgrade_from_a_former_version_restarts_each_once(host: Host, foretold: dict[str, Any]) -> None:
+    """The forwarder and the supervisor go on, and mail waits meanwhile. The next apply changes nothing."""
+    states = host.salt.apply(host.declared)
+    all_true(states)
+    assert changes(states) == foretold
+    inside, beside = processes()
+    assert not host.inside & inside
+    assert {one for one in host.beside if "beam.smp" not in one.command} <= beside
+    is_settled(host)
+    assert inside <= processes()[0]
+    asked = host.salt.exec("web", python(ASK, "orders", "apples"))
+    assert "orders to web: apples" in asked["stdout"], asked
+    assert mail(host) == sorted([*range(MESSAGES)] * 2)
