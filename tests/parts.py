@@ -58,8 +58,8 @@ PARTS = {
 # Long parts first, so that the last ones end at about the same time. Machines need a processor each, all the time:
 # no more than two of those parts meet.
 ORDER = (
-    *("links", "vm-attestation", "host", "environments", "integration", "vm-supervision", "links-afar", "fleets"),
-    *("functional", "host-killed", "vm-kinds", "unit-attestation", "vm", "unit"),
+    *("links", "vm-attestation", "vm", "host", "environments", "integration", "vm-supervision", "links-afar"),
+    *("fleets", "functional", "host-killed", "vm-kinds", "unit-attestation", "unit"),
 )
 
 # By folder: what must be made before its tests, outside the sandbox, which has no network. Without runtimetest one test
