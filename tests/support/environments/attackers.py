@@ -59,7 +59,8 @@ def declared(kit: Kit, runtime: str, *arguments: str, **keys: Any) -> dict[str, 
     command = [*kit.command, *arguments]
     own = {"image": f"dir:{kit.root}", "command": command, "env": kit.env, "limits": LIMITS, "runtime": runtime}
     # After an end of the whole environment, the attacks go on.
-    return {**own, "restart": "on-failure", "stop_timeout": 1, **keys}
+    # systemd gives the runtime's cleanup no more time than a stop.
+    return {**own, "restart": "on-failure", "stop_timeout": 60, **keys}
 
 
 def found(lines: Iterable[str]) -> dict[str, str] | None:
