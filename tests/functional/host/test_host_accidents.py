@@ -508,7 +508,7 @@ HOSTILE = (
     "@a", "x" * 49, "x" * 5000, True, False, None, 1, 1.0, ("a",), b"a", "-a", "a-", "_a", "a_",
 )
 # fmt: on
-LIMIT = ["x" * 48, "0", "con", "on", "null", "nul", "a-b_c", "1-0", "none", "host", "broker", "lib", "environments"]
+LIMIT = ["x" * 48, "0", "con", "on", "null", "nul", "a-b_c", "1-0", "none", "hosts", "broker", "lib", "environments"]
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=repr)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hosts.whole_host import Salt
+from support.hosts.whole_host import Salt, by_id
 
 from netspace.environment import runtimes
 from netspace.host import audit
@@ -78,6 +78,6 @@ def test_what_the_audit_finds_under_another_runtime_is_what_the_page_says(salt: 
     wanted["runtimes"]["runsc"] = {"program": "/usr/local/bin/no-such-runsc"}
     wanted["environments"]["other"] = {**wanted["environments"]["by-crun"], "runtime": "runsc"}
     salt.declare(wanted)
-    text = json.dumps(salt("state.apply", "netspace", check=False))
+    text = json.dumps(by_id(salt("state.apply", "netspace", check=False)))
     assert "netspace:environments:other:runtime: runsc can't be used here: the program /usr/local/bin/no-such" in text
     assert "other" not in host.environments.list()
