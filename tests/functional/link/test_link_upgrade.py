@@ -16,7 +16,7 @@ from support.waiting import until
 
 from netspace import files
 from netspace.link import plan, record
-from netspace.link.broker import access, admission, node, plugin
+from netspace.link.broker import access, admission, frames, node, plugin
 from netspace.link.mail.dead_letters import Letters
 from netspace.link.topology.names import environments_of
 from netspace.spec.types import Link, LocalBroker
@@ -109,10 +109,16 @@ def test_what_an_older_version_made_is_upgraded(older):
 
 
 def test_a_broker_of_a_former_guard_is_started_anew_once(world, monkeypatch):
-    """The former version had no interceptor. The plan announces the restart, mail stays, and the next plan is empty."""
+    """The former version had no interceptor, and checked no calls.
+
+    The plan announces the restart, mail stays, and the next plan is empty.
+    """
     world.environment("web", "orders", "audit")
     present = plugin.sources()
     former = {name: text for name, text in present.items() if admission.MODULE not in name}
+    source = f"{frames.MODULE}.erl"
+    former[source] = former[source].replace("{?MODULE, start, []}", "{?MODULE, stand_in, []}")
+    assert former[source] != present[source]
     former[f"{plugin.NAME}.app"] = former[f"{plugin.NAME}.app"].replace(f"{admission.MODULE}, ", "")
     with monkeypatch.context() as before:
         before.setattr(plugin, "sources", lambda: former)
