@@ -147,14 +147,15 @@ class Peer:
         sender = senders.get(delivery.exchange)
         own = None if sender is None else known.environments.get(sender.name)
         if sender is None or own is None:  # its right was revoked meanwhile
-            consumer.settle(delivery, reject=True)
+            consumer.settle(delivery)
             return
         now = time.time()
         exchange, _, key = delivery.text("reply_to").partition("/")
         about = delivery.text("correlation_id") or delivery.text("message_id")
         if exchange != sender.reply_exchange or not 0 < len(key.encode()) <= KEY or len(about.encode()) > KEY:
-            # It can't be answered, so the operator may find it among the dead letters; a flood of such is dropped.
-            consumer.settle(delivery, reject=self.uses.note(sender.name, "no address for the answer", now))
+            # It can't be answered. As a dead letter it would take the room of others' letters, so it is dropped.
+            self.uses.note(sender.name, "no address for the answer", now)
+            consumer.settle(delivery)
             return
         body, result = self._result(Asker(sender.name, own, known, now), delivery)
         self.uses.note(sender.name, result, now)

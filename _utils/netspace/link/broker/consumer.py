@@ -25,7 +25,7 @@ FIRST = 3  # the channels before are the base class's own
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
 _CHANNEL_OPEN, _CHANNEL_OPEN_OK, _CHANNEL_CLOSE = (20, 10), (20, 11), (20, 40)
 _CLOSE, _QOS, _QOS_OK, _CONSUME, _CONSUME_OK = (10, 50), (60, 10), (60, 11), (60, 20), (60, 21)
-_CANCEL, _CANCEL_OK, _DELIVER, _ACK, _REJECT = (60, 30), (60, 31), (60, 60), (60, 80), (60, 90)
+_CANCEL, _CANCEL_OK, _DELIVER, _ACK = (60, 30), (60, 31), (60, 60), (60, 80)
 _FRAME = struct.Struct(">BHI")
 
 
@@ -115,9 +115,9 @@ class Consumer(Connection):
         self.waiting = collections.deque(one for one in self.waiting if one.channel != channel)
 
     # -- messages --------------------------------------------------------------
-    def settle(self, delivery: Delivery, *, reject: bool = False) -> None:
-        """Acknowledge a message; or reject it, so that it becomes a dead letter."""
-        self._send(delivery.channel, _REJECT if reject else _ACK, struct.pack(">QB", delivery.tag, 0))
+    def settle(self, delivery: Delivery) -> None:
+        """Acknowledge a message."""
+        self._send(delivery.channel, _ACK, struct.pack(">QB", delivery.tag, 0))
 
     def fileno(self) -> int:
         return self._socket.fileno()
