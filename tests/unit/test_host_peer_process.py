@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+import contextlib
+import select
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,35 @@ def test_request_after_revocation_is_dropped(asked: process.Peer) -> None:
     asked._answer(broker, request("asks.other", "replies.other/key"), TOLD, SENDERS)
     asked._answer(broker, request("asks.web", "replies.web/key"), Told(told.VERSION, None, Trust(), {}), SENDERS)
     assert broker.done == [("acknowledged", "")] * 2
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Undo what the peer does with signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    waking = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(waking)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_pause_is_kept_after_a_file_has_changed(
+    asked: process.Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float | None] = []
+
+    def wait(also: tuple[Consumer, ...], seconds: float | None) -> None:
+        assert asked._watch is not None and not also
+        assert select.select([asked._watch.fileno()], (), (), 0)[0] == [], "the pause ends at once"
+        pauses.append(seconds)
+        (tmp_path / told.FILE).write_text(f"{len(pauses)}")
+        asked.over = len(pauses) == 3
+
+    monkeypatch.setattr(asked, "_wait", wait)
+    (tmp_path / told.FILE).touch()
+    with signals_kept():
+        asked.run()
+    assert pauses == [process.FIRST_PAUSE, 2 * process.FIRST_PAUSE, 4 * process.FIRST_PAUSE]

@@ -78,6 +78,7 @@ class Peer:
                     sys.stderr.write(f"netspace peer: no connection to the broker: {text}; tried again\n")
                     sys.stderr.flush()
                     self._said = text
+                self._changed()  # all is read again below; a change so far must not end the pause
                 self._wait((), pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         self._save()
