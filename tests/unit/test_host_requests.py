@@ -23,9 +23,10 @@ from netspace.host.peer.requests import CODES, Refused
 from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
 from netspace.layout import Layout
 from netspace.link import host_peer
+from netspace.link import record as link_record
 from netspace.link.forwarder import process as forwarder
 from netspace.spec import peer
-from netspace.spec.types import Environment, LocalBroker
+from netspace.spec.types import Environment, Link, LocalBroker
 from netspace.supervision import process as supervised
 
 VERBS = process.verbs()
@@ -221,6 +222,19 @@ def test_no_link_leads_to_the_host_while_an_environment_has_its_name(tmp_path: P
     (refusal,) = result.plan.refusals
     assert (refusal.kind, refusal.name) == ("link", "web.host") and "is still named host" in refusal.message
     assert not result.plan.steps
+
+
+def test_removal_of_the_name_host_revokes_no_link_to_the_host(tmp_path: Path) -> None:
+    host, former = Host(Layout(root=tmp_path)), Link(source="cron", target="host")
+    links = {link.name: link for link in (peer.link("web"), former)}
+    link_record.write(host.layout, link_record.Record(LocalBroker(), links, ()))
+
+    def revoked(name: str) -> list[str]:
+        steps = host.remove_environments({name}, test=True).plan.steps
+        return [step.name for step in steps if (step.kind, step.action) == ("link", "remove")]
+
+    assert revoked("host") == ["cron.host"]
+    assert revoked("web") == ["web.host"]
 
 
 def test_forwarder_without_a_link_to_the_host_is_as_before() -> None:
