@@ -26,11 +26,12 @@ from netspace.link import host_peer
 from netspace.link import record as link_record
 from netspace.link.forwarder import process as forwarder
 from netspace.spec import peer
-from netspace.spec.types import Environment, Link, LocalBroker
+from netspace.spec.types import ClusterBroker, Declaration, Environment, Link, LocalBroker
 from netspace.supervision import process as supervised
 
 VERBS = process.verbs()
 HEX = "0" * 64
+SHARED = ClusterBroker("amqps://b.example.org:5671", "https://b.example.org:15671", "/srv/credentials")
 
 
 def process_group() -> str:
@@ -235,6 +236,21 @@ def test_removal_of_the_name_host_revokes_no_link_to_the_host(tmp_path: Path) ->
 
     assert revoked("host") == ["cron.host"]
     assert revoked("web") == ["web.host"]
+
+
+def test_no_link_leads_to_the_host_on_a_shared_broker(tmp_path: Path) -> None:
+    result = Host(Layout(root=tmp_path))._links(SHARED, (peer.link("web"),), {"web.host"}, False, True)
+    (refusal,) = result.plan.refusals
+    assert (refusal.kind, refusal.name, refusal.message) == ("link", "web.host", peer.SHARED)
+    assert not result.plan.steps
+
+
+def test_links_to_the_host_do_not_move_to_a_shared_broker(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    link_record.write(host.layout, link_record.Record(LocalBroker(), {"web.host": peer.link("web")}, ()))
+    declared = Declaration(links=(Link(source="web", target="cron"),), broker=SHARED)
+    steps = {(step.name, step.action) for step in host.converge_links(declared, test=True).plan.steps}
+    assert {("web.cron", "create"), ("web.host", "remove")} <= steps
 
 
 def test_forwarder_without_a_link_to_the_host_is_as_before() -> None:

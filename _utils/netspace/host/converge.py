@@ -12,7 +12,7 @@ from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
 from netspace.spec import checks, peer, trust
-from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link
+from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link, LocalBroker
 
 if TYPE_CHECKING:
     from netspace.environment.record import RunState
@@ -112,6 +112,8 @@ class Converge(Cards):
             if not whole:
                 ends = {end for link in declared.links for end in (link.source, link.target)}
                 result = result.joined(self._refresh_cards(ends, test))
+                if not isinstance(declared.broker, LocalBroker):
+                    result = result.joined(self._peer(test, ()))
             self._tell_peer(test)
             return attended.joined(result)
 
@@ -126,8 +128,9 @@ class Converge(Cards):
         known = self._linked()
         if not permitted and not known.links and not known.parked:
             return Result(Plan())
-        if any(map(peer.is_link, permitted)) and (former := self._formerly_host()):
-            refused = [Refusal("link", link.name, former) for link in permitted if peer.is_link(link)]
+        own = isinstance(broker, LocalBroker)
+        if any(map(peer.is_link, permitted)) and (why := self._formerly_host() if own else peer.SHARED):
+            refused = [Refusal("link", link.name, why) for link in permitted if peer.is_link(link)]
             others = tuple(link for link in permitted if not peer.is_link(link))
             return self._links(broker, others, considered, whole, test).joined(Result(Plan(refusals=refused)))
         from netspace.link.reconciler import DesiredLinks
@@ -135,6 +138,8 @@ class Converge(Cards):
         there = set(known.links)
         kept = {link.name for link in permitted}
         remove = there - kept if whole else (there & set(considered)) - kept
+        if not own:  # links to the host itself don't move to a broker that hosts share
+            remove |= {name for name, link in known.links.items() if peer.is_link(link)}
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
 
     def _formerly_host(self) -> str:
