@@ -17,7 +17,7 @@ from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.record import Record
 from netspace.host.host import Host
-from netspace.host.peer import process, requests, told, uses
+from netspace.host.peer import process, publish, requests, told, uses
 from netspace.host.peer.asker import Asker
 from netspace.host.peer.requests import CODES, Refused
 from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
@@ -251,6 +251,18 @@ def test_links_to_the_host_do_not_move_to_a_shared_broker(tmp_path: Path) -> Non
     declared = Declaration(links=(Link(source="web", target="cron"),), broker=SHARED)
     steps = {(step.name, step.action) for step in host.converge_links(declared, test=True).plan.steps}
     assert {("web.cron", "create"), ("web.host", "remove")} <= steps
+
+
+def test_damaged_record_silences_its_environment_alone(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    image, spec = Image("0" * 64, "x", Defaults()), Environment(image="tar:/srv/x.tar", host=("whoami",))
+    for name in ("web", "other"):
+        record.write(layout, name, Record(spec, "running", 1879048192, image, "", "1"))
+    record.path(layout, "other").write_text("{")
+    links = (peer.link("web"), peer.link("other"), Link(source="web", target="other"))
+    found = publish.knowledge(layout, links, "h1")
+    assert list(found.environments) == ["web"] and found.environments["web"].verbs == ("whoami",)
+    assert not found.offering
 
 
 def test_forwarder_without_a_link_to_the_host_is_as_before() -> None:
