@@ -6,6 +6,7 @@ import collections
 import contextlib
 import select
 import signal
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -73,6 +74,22 @@ def test_request_after_revocation_is_dropped(asked: process.Peer) -> None:
     asked._answer(broker, request("asks.other", "replies.other/key"), TOLD, SENDERS)
     asked._answer(broker, request("asks.web", "replies.web/key"), Told(told.VERSION, None, Trust(), {}), SENDERS)
     assert broker.done == [("acknowledged", "")] * 2
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), IndexError("x"), struct.error("x")])
+def test_senseless_frame_costs_the_connection_alone(
+    asked: process.Peer, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def end(also: tuple[Consumer, ...], seconds: float | None) -> None:
+        asked.over = True
+
+    def read() -> tuple[Told, told.Card]:
+        raise error
+
+    monkeypatch.setattr(asked, "_wait", end)
+    monkeypatch.setattr(told, "read", read)
+    with signals_kept():
+        asked.run()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import ssl
+import struct
 import sys
 import time
 from pathlib import Path
@@ -73,7 +74,8 @@ class Peer:
                 with self._connected(card) as consumer:
                     pause, self._said = FIRST_PAUSE, ""
                     self._serve(consumer, known, card)
-            except (OSError, ValueError, NetspaceError) as err:  # the broker or the forwarder is down, or restarts
+            # The broker or the forwarder is down, or restarts; or it says what nobody expects.
+            except (OSError, ValueError, LookupError, struct.error, NetspaceError) as err:
                 if (text := str(err) or type(err).__name__) != self._said:
                     sys.stderr.write(f"netspace peer: no connection to the broker: {text}; tried again\n")
                     sys.stderr.flush()
@@ -104,20 +106,22 @@ class Peer:
     def _serve(self, consumer: Consumer, known: Told, card: Card) -> None:
         """Answer over one connection, until its end or that of the process."""
         senders, saved, tried = _senders(card), time.monotonic(), time.monotonic()
-        failed = consumer.follow(card.queues)
+        consumer.follow(card.queues)
         gc.collect()
         while not self.over:
             if not consumer.pending:
-                due = [saved + SAVE] * self.uses.changed + [tried + AGAIN] * bool(failed)
+                due = [saved + SAVE] * self.uses.changed + [tried + AGAIN] * consumer.lacking
                 timeout = max(0.0, min(due) - time.monotonic()) if due else None
                 self._wait((consumer,), 1.0 if self._watch is None else timeout)
             if self._changed():
                 known, card = told.read()
                 senders = _senders(card)
                 self.uses.forget(set(known.environments))
-                failed = consumer.follow(card.queues)
-            elif failed and time.monotonic() - tried >= AGAIN:
-                failed, tried = consumer.follow(card.queues), time.monotonic()
+                consumer.follow(card.queues)
+                tried = time.monotonic()
+            elif consumer.lacking and time.monotonic() - tried >= AGAIN:
+                consumer.follow(card.queues)
+                tried = time.monotonic()
             if self.uses.changed and time.monotonic() - saved >= SAVE:
                 self._save()
                 saved = time.monotonic()

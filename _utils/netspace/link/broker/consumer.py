@@ -65,6 +65,7 @@ class Consumer(Connection):
         self._kept = most
         self._begun: dict[int, Delivery] = {}
         self.waiting: collections.deque[Delivery] = collections.deque()
+        self._wanted: set[str] = set()
         self._queues: dict[str, int] = {}  # each consumed queue's channel
         self._open: set[int] = set()
         super().__init__("", 0, vhost, trusted, name, None, connected=connected)
@@ -73,13 +74,21 @@ class Consumer(Connection):
         return self
 
     # -- queues ----------------------------------------------------------------
-    def follow(self, queues: Collection[str]) -> set[str]:
-        """Consume exactly these queues; return those that the broker doesn't let be consumed."""
+    @property
+    def lacking(self) -> bool:
+        """True if a queue that is to be consumed isn't: the broker refused it, or it was deleted since."""
+        return not self._wanted <= self._queues.keys()
+
+    def follow(self, queues: Collection[str]) -> None:
+        """Consume exactly these queues, as far as the broker lets them be consumed."""
         failed: set[str] = set()
-        for queue in self._queues.keys() - set(queues):
-            channel = self._queues.pop(queue)
+        self._wanted = set(queues)
+        for queue in self._queues.keys() - self._wanted:
+            channel = self._queues.pop(queue, None)
+            if channel is None:  # deleted while an answer for another one was awaited
+                continue
             self._call(channel, _CANCEL, _short(queue) + b"\0", _CANCEL_OK)
-        while missing := sorted(set(queues) - self._queues.keys() - failed):
+        while missing := sorted(self._wanted - self._queues.keys() - failed):
             for queue in missing:
                 channel = self._room()
                 try:
@@ -93,7 +102,6 @@ class Consumer(Connection):
                     self._lose(channel)
                     break  # the channel's other queues are to be consumed again
                 self._queues[queue] = channel
-        return failed
 
     def _room(self) -> int:
         """Return a channel with room for one more queue; open one if there is none."""
