@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+from collections.abc import Collection
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -28,6 +30,7 @@ from netspace.link.forwarder import process as forwarder
 from netspace.spec import peer
 from netspace.spec.types import ClusterBroker, Declaration, Environment, Link, LocalBroker
 from netspace.supervision import process as supervised
+from netspace.supervision.service import Status, Supervisor
 
 VERBS = process.verbs()
 HEX = "0" * 64
@@ -263,6 +266,23 @@ def test_damaged_record_silences_its_environment_alone(tmp_path: Path) -> None:
     found = publish.knowledge(layout, links, "h1")
     assert list(found.environments) == ["web"] and found.environments["web"].verbs == ("whoami",)
     assert not found.offering
+
+
+class Supervised:
+    """A supervisor with these services, all running."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = set(names)
+
+    def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
+        return {name: Status("running", 7) for name in (self.names if names is None else self.names & set(names))}
+
+
+def test_service_without_its_folder_is_removed(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    for names, actions in (((), []), ((host_peer.SERVICE,), ["remove"])):
+        host.supervisor = cast(Supervisor, Supervised(*names))
+        assert [step.action for step in host._peer(True, ()).plan.steps] == actions
 
 
 def test_forwarder_without_a_link_to_the_host_is_as_before() -> None:
