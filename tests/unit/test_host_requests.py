@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ from netspace.environment import record
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.record import Record
+from netspace.errors import SpecError
 from netspace.host.host import Host
 from netspace.host.peer import process, publish, requests, told, uses
 from netspace.host.peer.asker import Asker
@@ -266,6 +268,23 @@ def test_damaged_record_silences_its_environment_alone(tmp_path: Path) -> None:
     found = publish.knowledge(layout, links, "h1")
     assert list(found.environments) == ["web"] and found.environments["web"].verbs == ("whoami",)
     assert not found.offering
+
+
+def test_no_link_leads_to_the_host_while_mail_of_its_name_is_kept(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    link_record.write(host.layout, link_record.Record(LocalBroker(), {}, ("host",)))
+    (refusal,) = host._links(LocalBroker(), (peer.link("web"),), {"web.host"}, True, True).plan.refusals
+    assert refusal.name == "web.host" and refusal.message.startswith("mail of an environment that was named host")
+
+
+def test_environment_alone_can_not_ask_while_another_is_called_host(tmp_path: Path) -> None:
+    host, named = Host(Layout(root=tmp_path)), Link(source="web", target="till", local="host")
+    link_record.write(host.layout, link_record.Record(LocalBroker(), {named.name: named}, ()))
+    declared = Declaration(environments={"web": Environment(image="tar:/srv/x.tar", host=("whoami",))})
+    problem = "web.till:as: web has a link with another environment named host; choose another name"
+    with pytest.raises(SpecError, match=re.escape(problem)):
+        host._host_links(declared, False)
+    assert f"link {problem}" in host._host_links(declared, True).plan.notes
 
 
 class Supervised:

@@ -146,25 +146,38 @@ class Converge(Cards):
         """Return why no link may lead to the host itself yet; empty: one may.
 
         An environment that an earlier version let be named ``host`` could read the requests, as long as it is there.
+        Its mail, if any is parked, would come to the host.
         """
         there = self.environments.names([peer.NAME]) or any(
             peer.NAME in (link.source, link.target) and not peer.is_link(link) for link in self._linked().links.values()
         )
+        if not there and peer.NAME in self._linked().parked:
+            return (
+                "mail of an environment that was named host is still kept; delete it with "
+                "netspace_environment.remove host purge=True, and apply again"
+            )
         if not there:
             return ""
         return "an environment of this host is still named host, as no other may be now; remove it, and apply again"
 
     def _host_links(self, declared: Declaration, test: bool) -> Result:
-        """Create and revoke the links to the host itself of environments that are declared alone."""
+        """Create and revoke the links to the host itself of environments that are declared alone.
+
+        :raises SpecError: to one of them, ``host`` is the local name of another environment.
+        """
         names = {peer.link(name).name for name in declared.environments}
         recorded = self._linked()
         there = {name for name in names & set(recorded.links) if peer.is_link(recorded.links[name])}
         wanted = msgspec.structs.replace(declared, links=peer.links(declared.environments))
         if not there and not wanted.links:
             return Result(Plan())
+        clashes = self._name_clashes(wanted.links)
+        if clashes and not test:
+            raise SpecError(clashes)
         verdicts = self._verdicts(trust.links, wanted, test)
         broker = recorded.broker if recorded.links and recorded.broker is not None else declared.broker
         result = self._links(broker, self._permitted(wanted, verdicts), there | verdicts.keys(), False, test)
+        result = result.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
         return with_verdicts(result, "link", verdicts)
 
     # -- environments ------------------------------------------------------------------
