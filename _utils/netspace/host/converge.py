@@ -154,7 +154,7 @@ class Converge(Cards):
         if not there and peer.NAME in self._linked().parked:
             return (
                 "mail of an environment that was named host is still kept; delete it with "
-                "netspace_environment.remove host purge=True, and apply again"
+                "the state netspace_environment.absent (name: host, purge: True), and apply again"
             )
         if not there:
             return ""
