@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -16,20 +19,24 @@ from netspace.environment import record
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.record import Record
+from netspace.errors import SpecError
 from netspace.host.host import Host
-from netspace.host.peer import process, requests, told, uses
+from netspace.host.peer import process, publish, requests, told, uses
 from netspace.host.peer.asker import Asker
 from netspace.host.peer.requests import CODES, Refused
 from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
 from netspace.layout import Layout
 from netspace.link import host_peer
+from netspace.link import record as link_record
 from netspace.link.forwarder import process as forwarder
 from netspace.spec import peer
-from netspace.spec.types import Environment, LocalBroker
+from netspace.spec.types import ClusterBroker, Declaration, Environment, Link, LocalBroker
 from netspace.supervision import process as supervised
+from netspace.supervision.service import Status, Supervisor
 
 VERBS = process.verbs()
 HEX = "0" * 64
+SHARED = ClusterBroker("amqps://b.example.org:5671", "https://b.example.org:15671", "/srv/credentials")
 
 
 def process_group() -> str:
@@ -221,6 +228,80 @@ def test_no_link_leads_to_the_host_while_an_environment_has_its_name(tmp_path: P
     (refusal,) = result.plan.refusals
     assert (refusal.kind, refusal.name) == ("link", "web.host") and "is still named host" in refusal.message
     assert not result.plan.steps
+
+
+def test_removal_of_the_name_host_revokes_no_link_to_the_host(tmp_path: Path) -> None:
+    host, former = Host(Layout(root=tmp_path)), Link(source="cron", target="host")
+    links = {link.name: link for link in (peer.link("web"), former)}
+    link_record.write(host.layout, link_record.Record(LocalBroker(), links, ()))
+
+    def revoked(name: str) -> list[str]:
+        steps = host.remove_environments({name}, test=True).plan.steps
+        return [step.name for step in steps if (step.kind, step.action) == ("link", "remove")]
+
+    assert revoked("host") == ["cron.host"]
+    assert revoked("web") == ["web.host"]
+
+
+def test_no_link_leads_to_the_host_on_a_shared_broker(tmp_path: Path) -> None:
+    result = Host(Layout(root=tmp_path))._links(SHARED, (peer.link("web"),), {"web.host"}, False, True)
+    (refusal,) = result.plan.refusals
+    assert (refusal.kind, refusal.name, refusal.message) == ("link", "web.host", peer.SHARED)
+    assert not result.plan.steps
+
+
+def test_links_to_the_host_do_not_move_to_a_shared_broker(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    link_record.write(host.layout, link_record.Record(LocalBroker(), {"web.host": peer.link("web")}, ()))
+    declared = Declaration(links=(Link(source="web", target="cron"),), broker=SHARED)
+    steps = {(step.name, step.action) for step in host.converge_links(declared, test=True).plan.steps}
+    assert {("web.cron", "create"), ("web.host", "remove")} <= steps
+
+
+def test_damaged_record_silences_its_environment_alone(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    image, spec = Image("0" * 64, "x", Defaults()), Environment(image="tar:/srv/x.tar", host=("whoami",))
+    for name in ("web", "other"):
+        record.write(layout, name, Record(spec, "running", 1879048192, image, "", "1"))
+    record.path(layout, "other").write_text("{")
+    links = (peer.link("web"), peer.link("other"), Link(source="web", target="other"))
+    found = publish.knowledge(layout, links, "h1")
+    assert list(found.environments) == ["web"] and found.environments["web"].verbs == ("whoami",)
+    assert not found.offering
+
+
+def test_no_link_leads_to_the_host_while_mail_of_its_name_is_kept(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    link_record.write(host.layout, link_record.Record(LocalBroker(), {}, ("host",)))
+    (refusal,) = host._links(LocalBroker(), (peer.link("web"),), {"web.host"}, True, True).plan.refusals
+    assert refusal.name == "web.host" and refusal.message.startswith("mail of an environment that was named host")
+
+
+def test_environment_alone_can_not_ask_while_another_is_called_host(tmp_path: Path) -> None:
+    host, named = Host(Layout(root=tmp_path)), Link(source="web", target="till", local="host")
+    link_record.write(host.layout, link_record.Record(LocalBroker(), {named.name: named}, ()))
+    declared = Declaration(environments={"web": Environment(image="tar:/srv/x.tar", host=("whoami",))})
+    problem = "web.till:as: web has a link with another environment named host; choose another name"
+    with pytest.raises(SpecError, match=re.escape(problem)):
+        host._host_links(declared, False)
+    assert f"link {problem}" in host._host_links(declared, True).plan.notes
+
+
+class Supervised:
+    """A supervisor with these services, all running."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = set(names)
+
+    def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
+        return {name: Status("running", 7) for name in (self.names if names is None else self.names & set(names))}
+
+
+def test_service_without_its_folder_is_removed(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    for names, actions in (((), []), ((host_peer.SERVICE,), ["remove"])):
+        host.supervisor = cast(Supervisor, Supervised(*names))
+        assert [step.action for step in host._peer(True, ()).plan.steps] == actions
 
 
 def test_forwarder_without_a_link_to_the_host_is_as_before() -> None:

@@ -113,7 +113,8 @@ class Cards(TrustGate):
         from netspace.link import host_peer
 
         wanted = host_peer.wanted(after if test else self._linked().links.values())
-        if not wanted and not host_peer.folder(self.layout).exists():
+        # After a reboot, a service that a killed run left out has no folder any more.
+        if not (wanted or host_peer.folder(self.layout).exists() or self.supervisor.observe([host_peer.SERVICE])):
             return Result(Plan())
         from netspace import library_copy
         from netspace.host.peer import service

@@ -12,7 +12,7 @@ from netspace.host.cards import Cards, Wanted
 from netspace.host.trust_gate import with_verdicts
 from netspace.plan import Plan, Refusal, Result
 from netspace.spec import checks, peer, trust
-from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link
+from netspace.spec.types import Attestation, Broker, Declaration, Environment, Interface, Link, LocalBroker
 
 if TYPE_CHECKING:
     from netspace.environment.record import RunState
@@ -112,6 +112,8 @@ class Converge(Cards):
             if not whole:
                 ends = {end for link in declared.links for end in (link.source, link.target)}
                 result = result.joined(self._refresh_cards(ends, test))
+                if not isinstance(declared.broker, LocalBroker):
+                    result = result.joined(self._peer(test, ()))
             self._tell_peer(test)
             return attended.joined(result)
 
@@ -126,8 +128,9 @@ class Converge(Cards):
         known = self._linked()
         if not permitted and not known.links and not known.parked:
             return Result(Plan())
-        if any(map(peer.is_link, permitted)) and (former := self._formerly_host()):
-            refused = [Refusal("link", link.name, former) for link in permitted if peer.is_link(link)]
+        own = isinstance(broker, LocalBroker)
+        if any(map(peer.is_link, permitted)) and (why := self._formerly_host() if own else peer.SHARED):
+            refused = [Refusal("link", link.name, why) for link in permitted if peer.is_link(link)]
             others = tuple(link for link in permitted if not peer.is_link(link))
             return self._links(broker, others, considered, whole, test).joined(Result(Plan(refusals=refused)))
         from netspace.link.reconciler import DesiredLinks
@@ -135,31 +138,46 @@ class Converge(Cards):
         there = set(known.links)
         kept = {link.name for link in permitted}
         remove = there - kept if whole else (there & set(considered)) - kept
+        if not own:  # links to the host itself don't move to a broker that hosts share
+            remove |= {name for name, link in known.links.items() if peer.is_link(link)}
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
 
     def _formerly_host(self) -> str:
         """Return why no link may lead to the host itself yet; empty: one may.
 
         An environment that an earlier version let be named ``host`` could read the requests, as long as it is there.
+        Its mail, if any is parked, would come to the host.
         """
         there = self.environments.names([peer.NAME]) or any(
             peer.NAME in (link.source, link.target) and not peer.is_link(link) for link in self._linked().links.values()
         )
+        if not there and peer.NAME in self._linked().parked:
+            return (
+                "mail of an environment that was named host is still kept; delete it with "
+                "the state netspace_environment.absent (name: host, purge: True), and apply again"
+            )
         if not there:
             return ""
         return "an environment of this host is still named host, as no other may be now; remove it, and apply again"
 
     def _host_links(self, declared: Declaration, test: bool) -> Result:
-        """Create and revoke the links to the host itself of environments that are declared alone."""
+        """Create and revoke the links to the host itself of environments that are declared alone.
+
+        :raises SpecError: to one of them, ``host`` is the local name of another environment.
+        """
         names = {peer.link(name).name for name in declared.environments}
         recorded = self._linked()
         there = {name for name in names & set(recorded.links) if peer.is_link(recorded.links[name])}
         wanted = msgspec.structs.replace(declared, links=peer.links(declared.environments))
         if not there and not wanted.links:
             return Result(Plan())
+        clashes = self._name_clashes(wanted.links)
+        if clashes and not test:
+            raise SpecError(clashes)
         verdicts = self._verdicts(trust.links, wanted, test)
         broker = recorded.broker if recorded.links and recorded.broker is not None else declared.broker
         result = self._links(broker, self._permitted(wanted, verdicts), there | verdicts.keys(), False, test)
+        result = result.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
         return with_verdicts(result, "link", verdicts)
 
     # -- environments ------------------------------------------------------------------

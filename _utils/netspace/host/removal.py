@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from netspace.host import recorded_calls
 from netspace.host.cards import Cards
 from netspace.plan import Outcome, Plan, Result, Step
+from netspace.spec import peer
 from netspace.spec.types import Link
 from netspace.threads import BackgroundTask
 
@@ -60,7 +61,7 @@ class Removal(Cards):
         """
         with self._lock(test):
             self._tidy(test)
-            theirs = {link.name for link in self._linked().links.values() if {link.source, link.target} & set(names)}
+            theirs = {link.name for link in self._linked().links.values() if _ends(link) & set(names)}
             others = {end for name in theirs for end in name.split(".")} - set(names)
             parked = {one for one in self._linked().parked if set(one.split(".")) & set(names)}
             result = self._remove_links(theirs, test, purge, parked)
@@ -110,3 +111,8 @@ class Removal(Cards):
             note = f"volumes of environments that there were are kept in {kept}"
             result = result.joined(Result(Plan(notes=[note])))
         return result
+
+
+def _ends(link: Link) -> set[str]:
+    """Return the environments at a link's ends; the host itself is none."""
+    return {link.source} if peer.is_link(link) else {link.source, link.target}

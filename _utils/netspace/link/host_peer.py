@@ -20,6 +20,8 @@ from netspace.layout import Layout
 from netspace.spec import peer
 from netspace.spec.types import Link
 
+SERVICE = "peer"
+"""The name of the service."""
 SOCKET = "broker.sock"
 OWN = "own"
 """The folder in which the peer may write."""

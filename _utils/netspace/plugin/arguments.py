@@ -11,7 +11,7 @@ from typing import Any
 from netspace.errors import NetspaceError, Problem, SpecError
 from netspace.layout import INSTANCE, Layout
 from netspace.spec import checks, hosts, parse, peer
-from netspace.spec.types import Declaration, Link, Network
+from netspace.spec.types import Declaration, Link, LocalBroker, Network
 
 _SETTINGS = ("attestation", "broker", "network", "runtimes", "never")
 """The parts of ``pillar:netspace`` that also apply to a thing that a state declares alone."""
@@ -132,9 +132,15 @@ def network(pillar: Mapping[str, Any]) -> Network:
 
 
 def one_environment(name: str, kwargs: Mapping[str, Any], pillar: Mapping[str, Any]) -> Declaration:
-    """Return a declaration of one environment, from state arguments and the pillar's settings."""
+    """Return a declaration of one environment, from state arguments and the pillar's settings.
+
+    :raises SpecError: it is invalid.
+    """
     _free(name)
-    spec = parse.environment(name, arguments(kwargs), _with(pillar).runtimes)
+    settings = _with(pillar)
+    spec = parse.environment(name, arguments(kwargs), settings.runtimes)
+    if spec.host and not isinstance(settings.broker, LocalBroker):
+        raise SpecError([Problem(f"{name}:host", peer.SHARED)])
     return _with(pillar, environments={name: spec})
 
 

@@ -595,9 +595,8 @@ def clashes(
     problems += [Problem(f"{seen[name]}:as", message) for name, message in local_names(every).items()]
 
     if isinstance(declared.broker, ClusterBroker):
-        why = "needs netspace's own broker: on a broker that hosts share, each would have a peer named host"
         problems += [
-            Problem(f"{path}:environments:{name}:host", why)
+            Problem(f"{path}:environments:{name}:host", peer.SHARED)
             for name, spec in declared.environments.items()
             if spec.host
         ]

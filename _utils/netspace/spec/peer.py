@@ -28,6 +28,7 @@ RESERVED = (
     "the name host is reserved for the host itself, which environments may ask as a peer; give this environment "
     "another name, here and in links (one that has this name already goes on until then)"
 )
+SHARED = "needs netspace's own broker: on a broker that hosts share, each would have a peer named host"
 _NO_LINK = "host is the host itself, which no link names; give the environment that asks a key such as host: [whoami]"
 
 

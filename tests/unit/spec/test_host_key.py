@@ -63,6 +63,14 @@ def test_environment_named_host_is_refused_alone_and_in_a_whole() -> None:
             one("host", {} if one is arguments.one_interface else WEB, {})
 
 
+def test_environment_alone_can_not_ask_through_a_shared_broker() -> None:
+    broker = {"kind": "cluster", "url": "amqps://b:5671", "management": "https://b:15671", "credentials": "/c.json"}
+    pillar = {"netspace": {"broker": broker}}
+    assert arguments.one_environment("web", WEB, pillar).environments["web"].host == ()
+    with pytest.raises(SpecError, match=r"^web:host: needs netspace's own broker"):
+        arguments.one_environment("web", {**WEB, "host": ["whoami"]}, pillar)
+
+
 def test_record_of_an_environment_named_host_stays_readable(tmp_path: Path) -> None:
     layout = Layout(root=tmp_path)
     image = Image("0" * 64, "x", Defaults())

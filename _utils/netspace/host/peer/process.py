@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import ssl
+import struct
 import sys
 import time
 from pathlib import Path
@@ -73,11 +74,13 @@ class Peer:
                 with self._connected(card) as consumer:
                     pause, self._said = FIRST_PAUSE, ""
                     self._serve(consumer, known, card)
-            except (OSError, ValueError, NetspaceError) as err:  # the broker or the forwarder is down, or restarts
+            # The broker or the forwarder is down, or restarts; or it says what nobody expects.
+            except (OSError, ValueError, LookupError, struct.error, NetspaceError) as err:
                 if (text := str(err) or type(err).__name__) != self._said:
                     sys.stderr.write(f"netspace peer: no connection to the broker: {text}; tried again\n")
                     sys.stderr.flush()
                     self._said = text
+                self._changed()  # all is read again below; a change so far must not end the pause
                 self._wait((), pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         self._save()
@@ -103,20 +106,22 @@ class Peer:
     def _serve(self, consumer: Consumer, known: Told, card: Card) -> None:
         """Answer over one connection, until its end or that of the process."""
         senders, saved, tried = _senders(card), time.monotonic(), time.monotonic()
-        failed = consumer.follow(card.queues)
+        consumer.follow(card.queues)
         gc.collect()
         while not self.over:
             if not consumer.pending:
-                due = [saved + SAVE] * self.uses.changed + [tried + AGAIN] * bool(failed)
+                due = [saved + SAVE] * self.uses.changed + [tried + AGAIN] * consumer.lacking
                 timeout = max(0.0, min(due) - time.monotonic()) if due else None
                 self._wait((consumer,), 1.0 if self._watch is None else timeout)
             if self._changed():
                 known, card = told.read()
                 senders = _senders(card)
                 self.uses.forget(set(known.environments))
-                failed = consumer.follow(card.queues)
-            elif failed and time.monotonic() - tried >= AGAIN:
-                failed, tried = consumer.follow(card.queues), time.monotonic()
+                consumer.follow(card.queues)
+                tried = time.monotonic()
+            elif consumer.lacking and time.monotonic() - tried >= AGAIN:
+                consumer.follow(card.queues)
+                tried = time.monotonic()
             if self.uses.changed and time.monotonic() - saved >= SAVE:
                 self._save()
                 saved = time.monotonic()
@@ -147,14 +152,15 @@ class Peer:
         sender = senders.get(delivery.exchange)
         own = None if sender is None else known.environments.get(sender.name)
         if sender is None or own is None:  # its right was revoked meanwhile
-            consumer.settle(delivery, reject=True)
+            consumer.settle(delivery)
             return
         now = time.time()
         exchange, _, key = delivery.text("reply_to").partition("/")
         about = delivery.text("correlation_id") or delivery.text("message_id")
         if exchange != sender.reply_exchange or not 0 < len(key.encode()) <= KEY or len(about.encode()) > KEY:
-            # It can't be answered, so the operator may find it among the dead letters; a flood of such is dropped.
-            consumer.settle(delivery, reject=self.uses.note(sender.name, "no address for the answer", now))
+            # It can't be answered. As a dead letter it would take the room of others' letters, so it is dropped.
+            self.uses.note(sender.name, "no address for the answer", now)
+            consumer.settle(delivery)
             return
         body, result = self._result(Asker(sender.name, own, known, now), delivery)
         self.uses.note(sender.name, result, now)

@@ -5,7 +5,7 @@ They are made again after a reboot, since the folder is in memory only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from netspace import files
 from netspace.attestation import result
@@ -28,35 +28,43 @@ def publish(layout: Layout, links: Links) -> None:
 
     Nothing is written if no link leads to the host.
 
-    :raises NetspaceError: a record can't be understood.
+    :raises NetspaceError: the record of links can't be understood.
     """
     recorded = links.recorded()
-    asking = [link.source for link in recorded if peer.is_link(link)]
-    if not asking:
+    if not host_peer.wanted(recorded):
         return
     host_peer.ensure(layout)
+    content = {
+        **links.handed()(peer.NAME),
+        told.CARD: files.encode(links.cards()(peer.NAME, recorded)),
+        told.FILE: _encoded(knowledge(layout, recorded, links.recorded_broker().host)),
+    }
+    owner = (0, host_peer.ids(layout))
+    folder = host_peer.folder(layout)
+    for name, raw in content.items():
+        files.write(folder / name, raw, mode=0o640, owner=owner)
+
+
+def knowledge(layout: Layout, recorded: Collection[Link], host: str | None) -> Told:
+    """Return what the peer is told for these links. An environment whose record is damaged may ask for nothing.
+
+    :param host: the host's name in links.
+    """
+    asking = [link.source for link in recorded if peer.is_link(link)]
     peers: dict[str, list[Link]] = {name: [] for name in asking}
     for link in recorded:
         if link.source in peers and link.to_host is None and not peer.is_link(link):
             peers[link.source].append(link)
     group = payload_cgroups(layout)
     groups = {name: group(oci_runtime.service_name(name)) for name in {*asking, *_targets(peers)}}
-    there = records.some(layout, groups)
+    there, _ = records.read_each(layout, groups)
     known = {name: _known(there[name], groups[name], peers[name]) for name in asking if name in there}
     offering = {
         name: Offering(there[name].spec.offers, groups[name])
         for name in _targets(peers)
         if name in there and there[name].spec.offers
     }
-    content = {
-        **links.handed()(peer.NAME),
-        told.CARD: files.encode(links.cards()(peer.NAME, recorded)),
-        told.FILE: _encoded(Told(told.VERSION, links.recorded_broker().host, _trust(layout), known, offering)),
-    }
-    owner = (0, host_peer.ids(layout))
-    folder = host_peer.folder(layout)
-    for name, raw in content.items():
-        files.write(folder / name, raw, mode=0o640, owner=owner)
+    return Told(told.VERSION, host, _trust(layout), known, offering)
 
 
 def _targets(peers: Mapping[str, Iterable[Link]]) -> set[str]:

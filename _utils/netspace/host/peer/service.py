@@ -9,8 +9,7 @@ from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.supervision.service import Service, Supervisor
 
-NAME = "peer"
-"""The service's name."""
+NAME = host_peer.SERVICE
 
 
 def service(layout: Layout) -> Service:

@@ -25,7 +25,7 @@ FIRST = 3  # the channels before are the base class's own
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
 _CHANNEL_OPEN, _CHANNEL_OPEN_OK, _CHANNEL_CLOSE = (20, 10), (20, 11), (20, 40)
 _CLOSE, _QOS, _QOS_OK, _CONSUME, _CONSUME_OK = (10, 50), (60, 10), (60, 11), (60, 20), (60, 21)
-_CANCEL, _CANCEL_OK, _DELIVER, _ACK, _REJECT = (60, 30), (60, 31), (60, 60), (60, 80), (60, 90)
+_CANCEL, _CANCEL_OK, _DELIVER, _ACK = (60, 30), (60, 31), (60, 60), (60, 80)
 _FRAME = struct.Struct(">BHI")
 
 
@@ -65,6 +65,7 @@ class Consumer(Connection):
         self._kept = most
         self._begun: dict[int, Delivery] = {}
         self.waiting: collections.deque[Delivery] = collections.deque()
+        self._wanted: set[str] = set()
         self._queues: dict[str, int] = {}  # each consumed queue's channel
         self._open: set[int] = set()
         super().__init__("", 0, vhost, trusted, name, None, connected=connected)
@@ -73,13 +74,21 @@ class Consumer(Connection):
         return self
 
     # -- queues ----------------------------------------------------------------
-    def follow(self, queues: Collection[str]) -> set[str]:
-        """Consume exactly these queues; return those that the broker doesn't let be consumed."""
+    @property
+    def lacking(self) -> bool:
+        """True if a queue that is to be consumed isn't: the broker refused it, or it was deleted since."""
+        return not self._wanted <= self._queues.keys()
+
+    def follow(self, queues: Collection[str]) -> None:
+        """Consume exactly these queues, as far as the broker lets them be consumed."""
         failed: set[str] = set()
-        for queue in self._queues.keys() - set(queues):
-            channel = self._queues.pop(queue)
+        self._wanted = set(queues)
+        for queue in self._queues.keys() - self._wanted:
+            channel = self._queues.pop(queue, None)
+            if channel is None:  # deleted while an answer for another one was awaited
+                continue
             self._call(channel, _CANCEL, _short(queue) + b"\0", _CANCEL_OK)
-        while missing := sorted(set(queues) - self._queues.keys() - failed):
+        while missing := sorted(self._wanted - self._queues.keys() - failed):
             for queue in missing:
                 channel = self._room()
                 try:
@@ -93,7 +102,6 @@ class Consumer(Connection):
                     self._lose(channel)
                     break  # the channel's other queues are to be consumed again
                 self._queues[queue] = channel
-        return failed
 
     def _room(self) -> int:
         """Return a channel with room for one more queue; open one if there is none."""
@@ -115,9 +123,9 @@ class Consumer(Connection):
         self.waiting = collections.deque(one for one in self.waiting if one.channel != channel)
 
     # -- messages --------------------------------------------------------------
-    def settle(self, delivery: Delivery, *, reject: bool = False) -> None:
-        """Acknowledge a message; or reject it, so that it becomes a dead letter."""
-        self._send(delivery.channel, _REJECT if reject else _ACK, struct.pack(">QB", delivery.tag, 0))
+    def settle(self, delivery: Delivery) -> None:
+        """Acknowledge a message."""
+        self._send(delivery.channel, _ACK, struct.pack(">QB", delivery.tag, 0))
 
     def fileno(self) -> int:
         return self._socket.fileno()

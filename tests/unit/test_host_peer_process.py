@@ -1,0 +1,124 @@
+"""The process that answers as the host: what it does with a request, and while the broker is down."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import select
+import signal
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from netspace.host.peer import process, told
+from netspace.host.peer.told import Known, Sender, Told, Trust
+from netspace.link.broker.consumer import Consumer, Delivery
+
+WEB = Known(("whoami",), "", "", "/nowhere/web")
+TOLD = Told(told.VERSION, "h1", Trust(), {"web": WEB})
+SENDERS = {"asks.web": Sender("web", "asks.web", "replies.web")}
+
+
+class Broker(Consumer):
+    """A connection that notes what the peer does with its messages."""
+
+    def __init__(self) -> None:
+        self.waiting = collections.deque()
+        self.done: list[tuple[str, str]] = []
+
+    def _send(self, channel: int, method: tuple[int, int], arguments: bytes) -> None:
+        assert method == (60, 80), f"no acknowledgement: {method}"
+        self.done.append(("acknowledged", ""))
+
+    def publish(
+        self, exchange: str, body: bytes, properties: Mapping[str, bytes], headers: Mapping[str, bytes], key: str = ""
+    ) -> str:
+        self.done.append(("answered", f"{exchange}/{key}"))
+        return ""
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> process.Peer:
+    monkeypatch.chdir(tmp_path)
+    return process.Peer(process.verbs())
+
+
+def request(exchange: str, reply_to: str) -> Delivery:
+    """Return a request with this property alone (AMQP 0-9-1, section 4.2.6.1)."""
+    raw = reply_to.encode()
+    body = bytearray(b'{"v": 1, "verb": "whoami"}')
+    return Delivery(3, 1, exchange, b"\x02\x00" + bytes([len(raw)]) + raw, body, len(body), len(body))
+
+
+def test_request_with_an_address_is_answered(asked: process.Peer) -> None:
+    broker = Broker()
+    asked._answer(broker, request("asks.web", "replies.web/key"), TOLD, SENDERS)
+    assert broker.done == [("answered", "replies.web/key"), ("acknowledged", "")]
+
+
+@pytest.mark.parametrize("address", ["", "replies.web/", "replies.other/key", "replies.web/" + "k" * 201])
+def test_request_without_an_address_is_dropped(
+    asked: process.Peer, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    broker = Broker()
+    asked._answer(broker, request("asks.web", address), TOLD, SENDERS)
+    assert broker.done == [("acknowledged", "")]
+    assert asked.uses.counts["web"]["no address for the answer"].times == 1
+    assert "netspace peer: web: no address for the answer" in capsys.readouterr().err
+
+
+def test_request_after_revocation_is_dropped(asked: process.Peer) -> None:
+    broker = Broker()
+    asked._answer(broker, request("asks.other", "replies.other/key"), TOLD, SENDERS)
+    asked._answer(broker, request("asks.web", "replies.web/key"), Told(told.VERSION, None, Trust(), {}), SENDERS)
+    assert broker.done == [("acknowledged", "")] * 2
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), IndexError("x"), struct.error("x")])
+def test_senseless_frame_costs_the_connection_alone(
+    asked: process.Peer, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def end(also: tuple[Consumer, ...], seconds: float | None) -> None:
+        asked.over = True
+
+    def read() -> tuple[Told, told.Card]:
+        raise error
+
+    monkeypatch.setattr(asked, "_wait", end)
+    monkeypatch.setattr(told, "read", read)
+    with signals_kept():
+        asked.run()
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Undo what the peer does with signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    waking = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(waking)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_pause_is_kept_after_a_file_has_changed(
+    asked: process.Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float | None] = []
+
+    def wait(also: tuple[Consumer, ...], seconds: float | None) -> None:
+        assert asked._watch is not None and not also
+        assert select.select([asked._watch.fileno()], (), (), 0)[0] == [], "the pause ends at once"
+        pauses.append(seconds)
+        (tmp_path / told.FILE).write_text(f"{len(pauses)}")
+        asked.over = len(pauses) == 3
+
+    monkeypatch.setattr(asked, "_wait", wait)
+    (tmp_path / told.FILE).touch()
+    with signals_kept():
+        asked.run()
+    assert pauses == [process.FIRST_PAUSE, 2 * process.FIRST_PAUSE, 4 * process.FIRST_PAUSE]
