@@ -13,7 +13,8 @@ from netspace.environment.record import Record
 from netspace.environment.refusals import calls, program, reading
 from netspace.environment.refusals.program import Seen
 from netspace.environment.refusals.reading import Refusal
-from netspace.host import called
+from netspace.fleet import seen as fleet_seen
+from netspace.host import called, glance
 from netspace.spec import parse
 from netspace.spec.suggest import Setting
 
@@ -71,6 +72,16 @@ def test_file_is_permitted_by_its_root_alone(path: str, answer: int, why: str) -
 def test_setting_of_a_writable_root_is_applied() -> None:
     told = called._told(refusal("openat", "kernel", path="/x", answer=errno.EROFS), record())
     assert isinstance(told.part, Setting) and told.part.applied
+
+
+def test_glance_with_the_longest_path_is_understood() -> None:
+    path = (b"\xff" * (program.PATH - 1)).decode("utf-8", "backslashreplace")
+    told = called._told(refusal("openat", "kernel", path=path, answer=errno.EACCES), record())
+    row = {"kind": told.kind, "what": told.what, "count": 1, "last": 0.0, "first": 0.0, "why": told.why}
+    trust = {"level": "L0", "verifier": "self", "reason": ""}
+    answer = {"trust": trust, "refused": {"web": glance._newest([row])}}
+    (found,) = fleet_seen.answers(["h1"], {"h1": answer}, 1).values()
+    assert found.glance is not None, found.problem
 
 
 def seen(call: str, answer: int, *arguments: int) -> Seen:
