@@ -114,3 +114,8 @@ def test_paths_are_of_calls_that_this_machine_has() -> None:
     named = [name for names in calls.PATHS.values() for name in names.split()]
     assert len(named) == len(set(named))
     assert "openat" in named and calls.name(calls.number("openat")) == "openat"
+
+
+def test_path_of_a_call_with_compared_arguments_is_recorded() -> None:
+    own = {"syscalls": [{"names": ["openat"], "args": [{"index": 2, "value": 0, "op": "SCMP_CMP_EQ"}]}]}
+    assert dict(calls.looks([own]))[calls.number("openat")] == program.look(0b100, 1)

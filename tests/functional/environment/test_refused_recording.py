@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from netspace import supervision
@@ -19,7 +21,7 @@ from netspace.environment.images.sources import Defaults
 from netspace.environment.plan import DesiredEnvironment
 from netspace.environment.reconciler import Environments
 from netspace.environment.record import Record
-from netspace.environment.refusals import program, reading, recording
+from netspace.environment.refusals import calls, program, reading, recording
 from netspace.environment.user_ids import COUNT, FIRST, RANGES
 from netspace.host import recorded_calls
 from netspace.layout import Layout
@@ -65,6 +67,13 @@ def refuse(uid: int, path: Path) -> None:
     os.waitpid(child, 0)
 
 
+def comparing(call: str, index: int) -> Profile:
+    """Return a profile that compares one argument of *call*."""
+    condition = {"index": index, "value": 0, "op": "SCMP_CMP_EQ"}
+    rule = {"names": [call], "action": "SCMP_ACT_ALLOW", "args": [condition]}
+    return Profile(f"{call:0<64}", {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [rule]})
+
+
 def counts(known: dict[str, Record], name: str) -> dict[tuple[str, str], int]:
     found = reading.refusals(LAYOUT, name, known[name])
     assert found.unseen == ""
@@ -98,10 +107,10 @@ def test_killed_run_is_repaired_by_the_next(secret: Path, monkeypatch: pytest.Mo
     kept = recording.bpf.keep
     whole = 3 + 2 * len(known) + 1
     for ended in range(whole + 1):
-        calls = iter(range(whole))
+        steps = iter(range(whole))
 
-        def keep(descriptor: int, path: Path, calls: Iterator[int] = calls, ended: int = ended) -> None:
-            if next(calls) == ended:
+        def keep(descriptor: int, path: Path, steps: Iterator[int] = steps, ended: int = ended) -> None:
+            if next(steps) == ended:
                 raise InterruptedError
             kept(descriptor, path)
 
@@ -138,22 +147,48 @@ def test_removed_environment_leaves_nothing(secret: Path) -> None:
 
 
 def test_arguments_that_an_own_profile_compares_are_told(secret: Path) -> None:
-    rules = {
-        "defaultAction": "SCMP_ACT_ERRNO",
-        "syscalls": [
-            {
-                "names": ["chroot"],
-                "action": "SCMP_ACT_ALLOW",
-                "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}],
-            }
-        ],
-    }
-    known = recorded(Profile("0" * 64, rules))
+    known = recorded(comparing("chroot", 0))
     recording.begin(LAYOUT, known)
     refuse(known["web"].base + 1, secret)
     (one,) = [one for one in reading.refusals(LAYOUT, "web", known["web"]).found if one.call == "chroot"]
     assert one.by == "profile"
     assert one.arguments[0] != 0
+
+
+def test_record_begins_anew_with_other_settings(secret: Path) -> None:
+    known = recorded()
+    recording.begin(LAYOUT, known)
+    for name in NAMES:
+        refuse(known[name].base + 1, secret)
+    strict = known["web"]
+    own = msgspec.structs.replace(strict, profile=comparing("chroot", 0))
+    writable = msgspec.structs.replace(strict, spec=msgspec.structs.replace(strict.spec, read_only=True))
+    for changed in (own, msgspec.structs.replace(strict, profile=comparing("openat", 2)), writable):
+        known["web"] = changed
+        assert reading.refusals(LAYOUT, "web", changed).unseen, "another's record was shown"
+        assert recording.difference(LAYOUT, known, ()) == recording.Difference(("web",), ())
+        recording.begin(LAYOUT, known)
+        assert not recording.difference(LAYOUT, known, ())
+        assert counts(known, "web") == {}
+        refuse(changed.base + 1, secret)
+        (one,) = [one for one in reading.refusals(LAYOUT, "web", changed).found if one.call == "chroot"]
+        assert one.times == 1
+        assert one.arguments[0] != 0, "the arguments that an own profile compares stay recorded"
+    # The paths of others stay, though an own profile compares another argument of the call.
+    refuse(known["orders"].base + 1, secret)
+    assert {path for call, path in counts(known, "orders") if call == "openat"} == {str(secret)}
+    recording.apply(LAYOUT, recording.Difference((), NAMES), {})
+    assert not recording.folder(LAYOUT).exists()
+
+
+def test_arguments_that_are_missing_are_recorded_again(secret: Path) -> None:
+    known = recorded(comparing("chroot", 0))
+    recording.begin(LAYOUT, known)
+    with bpf.opened(recording.folder(LAYOUT) / "looks") as looks:
+        bpf.put(looks, calls.number("chroot").to_bytes(4, sys.byteorder), program.look(path=0))
+    assert recording.difference(LAYOUT, known, ()).add == tuple(sorted(NAMES))
+    recording.begin(LAYOUT, known)
+    assert not recording.difference(LAYOUT, known, ())
 
 
 def test_reboot_begins_the_record_anew(secret: Path) -> None:

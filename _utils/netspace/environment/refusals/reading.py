@@ -69,7 +69,7 @@ def refusals(layout: Layout, name: str, record: Record) -> Refusals:
         if not recording.attached(layout):
             return Refusals([], _UNCOUNTED)
         for which in recording.MAPS:
-            with bpf.opened(recording.kept(layout, which, name)) as own:
+            with bpf.opened(recording.kept(layout, which, name, record)) as own:
                 found += _counted(own, record, which == "files")
     except OSError as err:
         if err.errno == errno.ENOENT:
