@@ -10,6 +10,7 @@ settings its record begins anew. So a refusal is judged by the settings that it 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import sys
@@ -72,7 +73,13 @@ def recordable(record: Record) -> bool:
 
 def rules(record: Record) -> Mapping[str, Any]:
     """Return the profile of an environment's system calls."""
-    return seccomp.profile(record.spec.seccomp) if record.profile is None else record.profile.rules
+    return built_in(record.spec.seccomp) if record.profile is None else record.profile.rules
+
+
+@functools.cache
+def built_in(name: str) -> Mapping[str, Any]:
+    """Return a built-in profile, made once: a record has hundreds of calls to ask about."""
+    return seccomp.profile(name)
 
 
 def attached(layout: Layout) -> bool:
@@ -175,8 +182,8 @@ def _mark() -> str:
     return f"{_ATTACHED}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
-def _built_in() -> list[dict[str, Any]]:
-    return [seccomp.profile(name) for name in seccomp.PROFILES]
+def _built_in() -> list[Mapping[str, Any]]:
+    return [built_in(name) for name in seccomp.PROFILES]
 
 
 def _led(layout: Layout, there: Collection[str], name: str, record: Record) -> bool:
