@@ -108,6 +108,14 @@ def test_file_of_a_writable_root_is_never_permitted_now() -> None:
     assert (told.part, told.why) == (None, called._MOUNT)
 
 
+def test_path_is_one_word_without_control_characters() -> None:
+    path = "/x: Read-only\n  files  openat\33[31m\u202e /y"
+    told = called._told(refusal("openat", "kernel", path=path, answer=errno.EACCES), record())
+    call, word, error = told.what.split(maxsplit=2)
+    assert (call, error) == ("openat", "Permission denied")
+    assert word.isprintable() and word.endswith("\\x1b[31m\\u202e\\x20/y:")
+
+
 def test_glance_with_the_longest_path_is_understood() -> None:
     path = (b"\xff" * (program.PATH - 1)).decode("utf-8", "backslashreplace")
     told = called._told(refusal("openat", "kernel", path=path, answer=errno.EACCES), record())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from netspace.layout import Layout
 from netspace.spec.suggest import Refused, Setting
+from netspace.text import printable
 
 if TYPE_CHECKING:
     from netspace.environment.record import Record
@@ -47,7 +48,12 @@ def _told(one: Refusal, record: Record) -> Refused:
             return Refused("system calls", _spoken(one), *times, why=_EARLIER)
         why = f"the kernel refuses it ({os.strerror(one.answer)}), whatever the profile"
         return Refused("system calls", one.call, *times, why=why)
-    return _file(one, record, Refused("files", f"{one.call} {one.path}: {os.strerror(one.answer)}", *times))
+    return _file(one, record, Refused("files", f"{one.call} {_quoted(one.path)}: {os.strerror(one.answer)}", *times))
+
+
+def _quoted(path: str) -> str:
+    """Return a path as one word without control characters: a program can choose one that looks like another row."""
+    return printable(path).replace(" ", "\\x20")
 
 
 def _spoken(one: Refusal) -> str:
