@@ -35,6 +35,10 @@ BASE = FIRST + secrets.randbelow(RANGES - 3) * COUNT
 NAMES = ("web", "orders")
 
 
+class Killed(BaseException):
+    """The end of a run, which nothing handles."""
+
+
 def recorded(profile: Profile | None = None) -> dict[str, Record]:
     """Write and return the records of two audited environments."""
     image = Image("0" * 64, "x", Defaults())
@@ -111,12 +115,12 @@ def test_killed_run_is_repaired_by_the_next(secret: Path, monkeypatch: pytest.Mo
 
         def keep(descriptor: int, path: Path, steps: Iterator[int] = steps, ended: int = ended) -> None:
             if next(steps) == ended:
-                raise InterruptedError
+                raise Killed
             kept(descriptor, path)
 
         with monkeypatch.context() as patched:
             patched.setattr(recording.bpf, "keep", keep)
-            with contextlib.suppress(InterruptedError):
+            with contextlib.suppress(Killed):
                 recording.begin(LAYOUT, known)
         recording.begin(LAYOUT, known)
         assert not recording.difference(LAYOUT, known, ())
@@ -202,6 +206,54 @@ def test_reboot_begins_the_record_anew(secret: Path) -> None:
     assert counts(known, "web") == {}
     refuse(known["web"].base + 1, secret)
     assert sum(counts(known, "web").values()) == 2
+
+
+def test_kernel_that_refuses_a_map_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = recorded()
+    create = recording.bpf.create_map
+    whole = 4 + len(recording.MAPS) * len(known)
+    for ended in range(whole):
+        steps = iter(range(whole))
+
+        def refused(
+            kind: int,
+            name: str,
+            key: int,
+            value: int,
+            most: int,
+            inner: int | None = None,
+            steps: Iterator[int] = steps,
+            ended: int = ended,
+        ) -> int:
+            if next(steps) == ended:
+                raise PermissionError(1, "no map")
+            return create(kind, name, key, value, most, inner)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(recording.bpf, "create_map", refused)
+            with pytest.raises(PermissionError, match="no map"):
+                recording.begin(LAYOUT, known)
+        assert not recording.folder(LAYOUT).exists(), ended
+
+
+def test_end_that_was_killed_is_repaired_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = recorded()
+    kind = Environments(LAYOUT, supervision.select(LAYOUT))
+    recording.begin(LAYOUT, known)
+
+    def killed(layout: Layout) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recording, "end", killed)
+        with pytest.raises(Killed):
+            recording.apply(LAYOUT, recording.Difference((), NAMES), {})
+    quiet = {name: msgspec.structs.replace(one.spec, audit=False) for name, one in known.items()}
+    desired = {name: DesiredEnvironment(spec) for name, spec in quiet.items()}
+    recorded_calls.converge(kind, desired, (), True)
+    assert recording.folder(LAYOUT).exists(), "test=True changed something"
+    assert recorded_calls.converge(kind, desired, (), False).ok
+    assert not recording.folder(LAYOUT).exists()
 
 
 def test_kernel_that_refuses_is_told_and_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,20 +130,22 @@ def apply(layout: Layout, what: Difference, wanted: Mapping[str, Record]) -> Non
     :raises OSError: the kernel refuses; or this host lacks a library.
     """
     add = {name: wanted[name] for name in what.add}
-    if add and not attached(layout):
-        end(layout)
-        add = {**audited(records.read_each(layout)[0]), **add}
-        _make_folder(layout)
-    for name in what.drop:
-        _drop(layout, name)
-    for name, record in add.items():
-        _add(layout, name, record)
-    if add and not attached(layout):
-        try:
-            _attach(layout)
-        except OSError:
+    fresh = bool(add) and not attached(layout)
+    try:
+        if fresh:
             end(layout)
-            raise
+            add = {**audited(records.read_each(layout)[0]), **add}
+            _make_folder(layout)
+        for name in what.drop:
+            _drop(layout, name)
+        for name, record in add.items():
+            _add(layout, name, record)
+        if fresh:
+            _attach(layout)
+    except OSError:
+        if fresh:
+            end(layout)
+        raise
     if not names(layout):
         end(layout)
 
