@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from netspace.layout import Layout
 from netspace.spec.suggest import Refused, Setting
+from netspace.text import printable
 
 if TYPE_CHECKING:
     from netspace.environment.record import Record
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 # Folders that netspace mounts read-only in each environment, whatever is declared.
 _NEVER_WRITABLE = ("/proc", "/sys", "/run/netspace")
 _OWN = "no built-in profile has it; only a profile of your own (seccomp: file:/...) could"
+_OPERATORS = "your own profile refuses it; permit it there"
+_EARLIER = "the profile permits it now; an earlier one refused it, or the kernel does"
+_MOUNT = "it lies on a mount that is read-only whatever read_only says, or was when it was refused"
 _FULL = "too many different ones were refused to keep each"
 
 
@@ -32,15 +36,24 @@ def refused(layout: Layout, name: str, record: Record) -> tuple[list[Refused], s
 
 
 def _told(one: Refusal, record: Record) -> Refused:
+    from netspace.environment.refusals import reading
+
     times = one.times, one.first, one.last
     if one.by == "rest":
         return Refused("files" if one.has_path else "system calls", "others", *times, why=_FULL)
     if one.by == "profile":
         return _call(one, record, Refused("system calls", _spoken(one), *times))
     if not one.has_path:
+        if reading.refuses("strict", one):
+            return Refused("system calls", _spoken(one), *times, why=_EARLIER)
         why = f"the kernel refuses it ({os.strerror(one.answer)}), whatever the profile"
         return Refused("system calls", one.call, *times, why=why)
-    return _file(one, record, Refused("files", f"{one.call} {one.path}: {os.strerror(one.answer)}", *times))
+    return _file(one, record, Refused("files", f"{one.call} {_quoted(one.path)}: {os.strerror(one.answer)}", *times))
+
+
+def _quoted(path: str) -> str:
+    """Return a path as one word without control characters: a program can choose one that looks like another row."""
+    return printable(path).replace(" ", "\\x20")
 
 
 def _spoken(one: Refusal) -> str:
@@ -58,10 +71,9 @@ def _call(one: Refusal, record: Record, told: Refused) -> Refused:
     from netspace.environment.container import seccomp
     from netspace.environment.refusals import recording
 
-    wider = seccomp.answer(seccomp.profile("standard"), one.call, one.arguments).passes
-    if seccomp.answer(recording.rules(record), one.call, one.arguments).passes:
-        return told._replace(part=Setting("seccomp", record.spec.seccomp, applied=True))
-    if wider:
+    if record.profile is not None:
+        return told._replace(why=_OPERATORS)
+    if seccomp.answer(recording.built_in("standard"), one.call, one.arguments).passes:
         opened = ", ".join(seccomp.STANDARD)
         return told._replace(part=Setting("seccomp", "standard", f"it opens more of the kernel: {opened}"))
     refusing = (its.why for its in seccomp.NEVER.values() if one.call in its.calls.split())
@@ -74,14 +86,16 @@ def _file(one: Refusal, record: Record, told: Refused) -> Refused:
 
     if one.answer != errno.EROFS:
         return told._replace(why="its owner and mode, which come with the image or the volume, refuse it to this user")
-    path = PurePosixPath(one.path)
+    path = PurePosixPath("/" + os.path.normpath(one.path).lstrip("/"))
     if any(path.is_relative_to(folder) for folder in _NEVER_WRITABLE):
         return told._replace(why="netspace mounts this folder read-only in each environment")
     for volume in record.spec.volumes:
         if volume.read_only and path.is_relative_to(volume.target):
             return told._replace(why=f"the volume at {volume.target} is declared read_only")
+    if not record.spec.read_only:
+        return told._replace(why=_MOUNT)
     risk = "its program could then change its own files; a volume for one folder opens less"
-    return told._replace(part=Setting("read_only", "false", risk, applied=not record.spec.read_only))
+    return told._replace(part=Setting("read_only", "false", risk))
 
 
 def _merged(found: Iterable[Refused]) -> list[Refused]:

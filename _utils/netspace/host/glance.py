@@ -7,6 +7,7 @@ from typing import Any
 from netspace.errors import NetspaceError
 from netspace.host import refused as record
 from netspace.host.host import Host
+from netspace.text import printable
 
 AUDITED = 64
 """The most environments whose refusals are shown."""
@@ -75,7 +76,12 @@ def _refused(host: Host, problems: list[str]) -> dict[str, list[dict[str, Any]]]
         except NetspaceError as err:
             problems.append(f"what {name} was refused: {err}"[:PROSE])
             continue
-        keys = ("kind", "what", "count", "last")
-        newest = sorted(rows, key=lambda one: one["last"], reverse=True)[:ROWS]
-        told[name] = [{key: one[key] for key in keys} for one in newest]
+        told[name] = _newest(rows)
     return {name: rows for name, rows in told.items() if rows}
+
+
+def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the newest refusals. A program chooses texts in them, and a master takes no text that is too long."""
+    newest = sorted(rows, key=lambda one: one["last"], reverse=True)[:ROWS]
+    keys = ("kind", "count", "last")
+    return [{**{key: one[key] for key in keys}, "what": printable(one["what"])[:PROSE]} for one in newest]

@@ -29,6 +29,8 @@ def converge(
 
     wanted = recording.audited(kind.recorded(audited))
     try:
+        if not wanted and not test and not recording.names(kind.layout):
+            recording.end(kind.layout)  # a killed run had dropped the last one
         what = recording.difference(kind.layout, wanted, {*desired, *remove} - wanted.keys())
         if what and not test:
             recording.apply(kind.layout, what, wanted)

@@ -57,13 +57,11 @@ class Setting(NamedTuple):
 
     :param value: as YAML.
     :param risk: why it is risky.
-    :param applied: whether what was applied permits it now.
     """
 
     key: Literal["seccomp", "read_only"]
     value: str
     risk: str = ""
-    applied: bool = False
 
 
 Part = Allow | Link | Setting
@@ -98,9 +96,12 @@ class Rule(NamedTuple):
 
 
 def permitted(part: Part, interface: Interface | None, links: Collection[Link] = ()) -> bool:
-    """Return whether what was applied permits *part* now: it was refused before."""
+    """Return whether what was applied permits *part* now: it was refused before.
+
+    A setting never does: the record begins anew when one changes, so what it holds was refused with the present ones.
+    """
     if isinstance(part, Setting):
-        return part.applied
+        return False
     if isinstance(part, Link):
         return any(link.source == part.source and link.target == part.target for link in links)
     allow = interface.allow if isinstance(interface, Filtered) else ()

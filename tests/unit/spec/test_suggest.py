@@ -168,7 +168,3 @@ def test_settings_are_suggested_once_with_their_risk() -> None:
     assert text.count("# RISKY: it opens more") == 2
     assert all(f"# {one}: 3 times" in text for one in ("io_setup", "msgget"))
     assert "\33" not in text
-
-
-def test_applied_setting_is_not_suggested() -> None:
-    assert yaml.safe_load(suggest.text("web", None, (), [setting("io_setup", applied=True)], {})) is None

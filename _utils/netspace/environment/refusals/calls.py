@@ -91,5 +91,4 @@ def looks(profiles: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, bytes]]:
     for one in sorted({*bits, *paths, *left_out}):
         place = number(one)
         if 0 <= place < program.CALLS:
-            path = None if one in bits else paths.get(one)
-            yield place, program.look(bits.get(one, 0), path, left_out=one in left_out)
+            yield place, program.look(bits.get(one, 0), paths.get(one), left_out=one in left_out)

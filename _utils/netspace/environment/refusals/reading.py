@@ -69,7 +69,7 @@ def refusals(layout: Layout, name: str, record: Record) -> Refusals:
         if not recording.attached(layout):
             return Refusals([], _UNCOUNTED)
         for which in recording.MAPS:
-            with bpf.opened(recording.kept(layout, which, name)) as own:
+            with bpf.opened(recording.kept(layout, which, name, record)) as own:
                 found += _counted(own, record, which == "files")
     except OSError as err:
         if err.errno == errno.ENOENT:
@@ -100,15 +100,24 @@ def _counted(own: int, record: Record, with_path: bool) -> list[Refusal]:
     return found
 
 
+def refuses(profile: str, one: Refusal) -> bool:
+    """Return whether a built-in profile answers a call with the error that the program got."""
+    return _refuses(profile, one.call, one)
+
+
+def _refuses(profile: str, call: str, one: Refusal | program.Seen) -> bool:
+    return seccomp.answer(recording.built_in(profile), call, one.arguments) == ("ERRNO", one.answer)
+
+
 def _by(record: Record, call: str, seen: program.Seen) -> By | None:
     """Return who refused a call; None: nobody did, the kernel just doesn't have it, or a packet was dropped.
 
-    The profile may have been another when the call was refused. So ask ``strict``, too.
+    The program may still run with an earlier profile. So ask ``strict``, too, unless the present one lets the call
+    pass: then it may be the kernel that refuses.
     """
-    for rules in (recording.rules(record), seccomp.profile("strict")):
-        answer = seccomp.answer(rules, call, seen.arguments)
-        if answer.action == "ERRNO" and answer.errno == seen.answer:
-            return "profile"
+    answer = seccomp.answer(recording.rules(record), call, seen.arguments)
+    if answer == ("ERRNO", seen.answer) or (not answer.passes and _refuses("strict", call, seen)):
+        return "profile"
     if seen.answer == errno.ENOSYS or call in _PACKETS:
         return None
     return "kernel"

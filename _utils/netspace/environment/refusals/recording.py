@@ -3,13 +3,14 @@
 All objects have names in a BPF file system of this instance (``/run/netspace/refusals``), which only root may enter. It
 is there only while an environment is audited. No process keeps it, so nothing can end that a call would wait for. The
 program is attached last, and its name has its digest: what a killed run left unfinished, or an older netspace attached,
-is made anew.
+is made anew. The names of an environment's maps have a digest of the settings that decide about its calls: with other
+settings its record begins anew. So a refusal is judged by the settings that it was refused by.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import functools
 import hashlib
 import os
 import sys
@@ -53,9 +54,15 @@ def folder(layout: Layout) -> Path:
     return layout.run / "refusals"
 
 
-def kept(layout: Layout, which: str, name: str) -> Path:
-    """Return the name of one of :data:`MAPS` of an environment."""
-    return folder(layout) / f"{which}-{name}"
+def kept(layout: Layout, which: str, name: str, record: Record) -> Path:
+    """Return the name of one of :data:`MAPS` of an environment with the settings that it has in its record."""
+    return folder(layout) / f"{which}-{name}@{_settings(record)}"
+
+
+def _settings(record: Record) -> str:
+    """Return a digest of the settings that decide whether a call is refused, and that a suggestion can change."""
+    profile = record.spec.seccomp if record.profile is None else record.profile.digest
+    return hashlib.sha256(f"{profile} {record.spec.read_only}".encode()).hexdigest()[:16]
 
 
 def recordable(record: Record) -> bool:
@@ -66,7 +73,13 @@ def recordable(record: Record) -> bool:
 
 def rules(record: Record) -> Mapping[str, Any]:
     """Return the profile of an environment's system calls."""
-    return seccomp.profile(record.spec.seccomp) if record.profile is None else record.profile.rules
+    return built_in(record.spec.seccomp) if record.profile is None else record.profile.rules
+
+
+@functools.cache
+def built_in(name: str) -> Mapping[str, Any]:
+    """Return a built-in profile, made once: a record has hundreds of calls to ask about."""
+    return seccomp.profile(name)
 
 
 def attached(layout: Layout) -> bool:
@@ -117,20 +130,22 @@ def apply(layout: Layout, what: Difference, wanted: Mapping[str, Record]) -> Non
     :raises OSError: the kernel refuses; or this host lacks a library.
     """
     add = {name: wanted[name] for name in what.add}
-    if add and not attached(layout):
-        end(layout)
-        add = {**audited(records.read_each(layout)[0]), **add}
-        _make_folder(layout)
-    for name in what.drop:
-        _drop(layout, name)
-    for name, record in add.items():
-        _add(layout, name, record)
-    if add and not attached(layout):
-        try:
-            _attach(layout)
-        except OSError:
+    fresh = bool(add) and not attached(layout)
+    try:
+        if fresh:
             end(layout)
-            raise
+            add = {**audited(records.read_each(layout)[0]), **add}
+            _make_folder(layout)
+        for name in what.drop:
+            _drop(layout, name)
+        for name, record in add.items():
+            _add(layout, name, record)
+        if fresh:
+            _attach(layout)
+    except OSError:
+        if fresh:
+            end(layout)
+        raise
     if not names(layout):
         end(layout)
 
@@ -155,7 +170,12 @@ def _there(layout: Layout) -> frozenset[str]:
 
 
 def _names(there: Collection[str], which: str) -> set[str]:
-    return {one.removeprefix(f"{which}-") for one in there if one.startswith(f"{which}-")}
+    return {one.removeprefix(f"{which}-").partition("@")[0] for one in there if one.startswith(f"{which}-")}
+
+
+def _kept_of(layout: Layout, which: str, name: str) -> list[Path]:
+    """Return the names of one of an environment's maps that are there, whatever its settings were."""
+    return [folder(layout) / one for one in sorted(_there(layout)) if one.partition("@")[0] == f"{which}-{name}"]
 
 
 def _mark() -> str:
@@ -164,19 +184,37 @@ def _mark() -> str:
     return f"{_ATTACHED}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
-def _built_in() -> list[dict[str, Any]]:
-    return [seccomp.profile(name) for name in seccomp.PROFILES]
+def _built_in() -> list[Mapping[str, Any]]:
+    return [built_in(name) for name in seccomp.PROFILES]
 
 
 def _led(layout: Layout, there: Collection[str], name: str, record: Record) -> bool:
-    """Return whether the environment's user ids lead to its maps."""
-    if _mark() not in there or any(f"{which}-{name}" not in there for which in MAPS):
+    """Return whether the environment's user ids lead to its maps, and what its profile compares is recorded."""
+    if _mark() not in there or any(kept(layout, which, name, record).name not in there for which in MAPS):
+        return False
+    if record.profile is not None and not _compared(layout, record):
         return False
     for which in MAPS:
-        with bpf.opened(folder(layout) / which) as owners, bpf.opened(kept(layout, which, name)) as own:
+        with bpf.opened(folder(layout) / which) as owners, bpf.opened(kept(layout, which, name, record)) as own:
             if bpf.value(owners, program.owner(record.base), 4) != bpf.number(own).to_bytes(4, _ORDER):
                 return False
     return True
+
+
+def _compared(layout: Layout, record: Record) -> bool:
+    """Return whether all system call arguments that the operator's own profile compares are recorded."""
+    with bpf.opened(folder(layout) / _LOOKS) as looks:
+        return all(not look & ~_look(looks, number) for number, look in _wanted(record))
+
+
+def _wanted(record: Record) -> list[tuple[int, int]]:
+    """Return what shall be recorded of each call, by its number."""
+    found = calls.looks([*_built_in(), rules(record)])
+    return [(number, int.from_bytes(look, _ORDER)) for number, look in found]
+
+
+def _look(looks: int, number: int) -> int:
+    return int.from_bytes(bpf.value(looks, number.to_bytes(4, _ORDER), 4) or b"", _ORDER)
 
 
 # -- changes --------------------------------------------------------------------
@@ -213,12 +251,12 @@ def _add(layout: Layout, name: str, record: Record) -> None:
     if record.profile is not None:
         _compare(layout, record)
     for which in MAPS:
-        path = kept(layout, which, name)
-        path.unlink(missing_ok=True)
+        for path in _kept_of(layout, which, name):
+            path.unlink(missing_ok=True)
         own = _own_map()
         try:
             bpf.put(own, program.REST, program.NOTHING)
-            bpf.keep(own, path)
+            bpf.keep(own, kept(layout, which, name, record))
             with bpf.opened(folder(layout) / which) as owners:
                 bpf.put(owners, program.owner(record.base), own.to_bytes(4, _ORDER))
         finally:
@@ -228,26 +266,21 @@ def _add(layout: Layout, name: str, record: Record) -> None:
 def _compare(layout: Layout, record: Record) -> None:
     """Let the recording program also record the system call arguments that the operator's own profile compares."""
     with bpf.opened(folder(layout) / _LOOKS) as looks:
-        for number, look in calls.looks([*_built_in(), rules(record)]):
-            old = bpf.value(looks, number.to_bytes(4, _ORDER), 4) or bytes(4)
-            both = int.from_bytes(old, _ORDER) & program.ARGUMENTS | int.from_bytes(look, _ORDER)
+        for number, look in _wanted(record):
+            both = _look(looks, number) | look
             bpf.put(looks, number.to_bytes(4, _ORDER), both.to_bytes(4, _ORDER))
 
 
 def _drop(layout: Layout, name: str) -> None:
     """Remove an environment's maps. Its record may be gone, so find its user ids by the map."""
     for which in MAPS:
-        path = kept(layout, which, name)
-        try:
+        for path in _kept_of(layout, which, name):
             with bpf.opened(path) as own, bpf.opened(folder(layout) / which) as owners:
                 number = bpf.number(own).to_bytes(4, _ORDER)
                 for key in bpf.keys(owners, 4, RANGES):
                     if bpf.value(owners, key, 4) == number:
                         bpf.drop(owners, key)
-        except OSError as err:
-            if err.errno != errno.ENOENT:
-                raise
-        path.unlink(missing_ok=True)
+            path.unlink()
 
 
 def _own_map() -> int:
