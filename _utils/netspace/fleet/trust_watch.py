@@ -27,6 +27,8 @@ from netspace.link.seal.exchange import exchange
 REVISE = "netspace_trust.revise"
 SEALS = "netspace_link.exchange_seals"
 """The runner that exchanges keys of sealed links, if that failed."""
+ATTEST = "netspace_attestation.attest"
+"""The runner that asks silent hosts again, if that failed."""
 MOST_GROUPS = 8
 """The most messages for different sets of hosts. For more sets, one message has minions compare all their links."""
 
@@ -41,9 +43,9 @@ class Master(Protocol):
         """
 
     def attest(self, minions: Collection[str]) -> None:
-        """Attest minions again.
+        """Attest minions again. One without an accepted key is passed over: it is silent.
 
-        :raises NetspaceError: nobody can be asked.
+        :raises NetspaceError: the minions can't be asked.
         """
 
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,9 +120,13 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
     if not names:
         silent = sorted(set(after.expiring) & set(hosts.hosts))
         if silent:
-            master.attest(silent)
-            news, after = _seen(declaration, master, hosts, chosen, whole=True, asked=None)
-            failed |= _told(declaration, master, hosts, news)
+            try:
+                master.attest(silent)
+            except NetspaceError as err:  # nobody was asked, so nobody is cut for silence; others are told all the same
+                failed[ATTEST] = str(err)[: trust.MAX_REASON]
+            else:
+                news, after = _seen(declaration, master, hosts, chosen, whole=True, asked=None)
+                failed |= _told(declaration, master, hosts, news)
         with book.telling() as mine:
             waiting = {minion: names for minion, names in book.read().waiting.items() if minion not in failed}
             if mine:
@@ -307,6 +313,6 @@ def shown(declaration: FleetDeclaration, failed: Mapping[str, str], hosts: Judge
         },
         "waiting": {
             **dict.fromkeys(sorted(book.waiting), "it is told again at the next look"),
-            **{minion: text for minion, text in failed.items() if minion in book.waiting or minion == SEALS},
+            **{minion: text for minion, text in failed.items() if minion in book.waiting or minion in (SEALS, ATTEST)},
         },
     }
