@@ -23,6 +23,7 @@ from netspace.fleet.in_force import Stamp
 from netspace.fleet.trust import Book, HostTrust
 from netspace.fleet.trust_book import TrustBook
 from netspace.link.seal.exchange import exchange
+from netspace.text import printable
 
 REVISE = "netspace_trust.revise"
 SEALS = "netspace_link.exchange_seals"
@@ -123,7 +124,7 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
             try:
                 master.attest(silent)
             except NetspaceError as err:  # nobody was asked, so nobody is cut for silence; others are told all the same
-                failed[ATTEST] = str(err)[: trust.MAX_REASON]
+                failed[ATTEST] = printable(str(err)[: trust.MAX_REASON])[: trust.MAX_REASON]
             else:
                 news, after = _seen(declaration, master, hosts, chosen, whole=True, asked=None)
                 failed |= _told(declaration, master, hosts, news)
@@ -239,7 +240,8 @@ def _told(
         with declaration.trust.looking():
             declaration.trust.write(trust.confirmed(declaration.trust.read(), done))
         failed |= _exchanged(declaration, master, hosts, {host for names in done.values() for host in names})
-    return {minion: text[: trust.MAX_REASON] for minion, text in failed.items()}
+    # What a peer's answer says may be a lie, also to the terminal.
+    return {minion: printable(text[: trust.MAX_REASON])[: trust.MAX_REASON] for minion, text in failed.items()}
 
 
 def _groups(

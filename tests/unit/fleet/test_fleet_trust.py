@@ -315,6 +315,14 @@ def test_a_minion_that_is_away_is_named_and_told_again(declared: FleetDeclaratio
     assert trust_watch.look(declared, master)["waiting"] == {} and len(master.asked) == 5
 
 
+def test_what_a_lying_peer_answers_is_escaped(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = FAILED
+    master.answers = {"h1": ["\x1b[2J\u202eall is well\n"], "m2": NetspaceError("\x1b]0;" + "x" * 5000)}
+    waiting = trust_watch.look(declared, master)["waiting"]
+    assert waiting.keys() == {"h1", "m2"} and all(text.isprintable() for text in waiting.values())
+    assert len(waiting["m2"]) == trust.MAX_REASON
+
+
 def test_a_change_while_a_minion_was_told_is_told_again() -> None:
     book = trust.to_wait(Book(), {"h1": ["h2"]})
     told = book.waiting
