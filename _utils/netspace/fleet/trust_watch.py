@@ -110,7 +110,7 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
         hosts with an expired result again, and tells minions again that didn't confirm.
     :raises NetspaceError: nothing is in force, or the results can't be read. Nothing is changed then.
     """
-    asked = time.monotonic()
+    asked, began = time.monotonic(), time.time()
     hosts = judged(declaration)
     chosen = {minion for minion, host in hosts.hosts.items() if not names or minion in names or host in names}
     book = declaration.trust
@@ -119,7 +119,9 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
     news, after = _seen(declaration, master, hosts, chosen, whole=not names, asked=asked)
     failed = _told(declaration, master, hosts, news)
     if not names:
-        silent = sorted(set(after.expiring) & set(hosts.hosts))
+        # A host is cut as expired before it was asked only if the book was lost: it may be back at once.
+        cut = {minion for minion, one in after.hosts.items() if one.kind == "expired" and one.since >= began}
+        silent = sorted({*after.expiring, *cut} & set(hosts.hosts))
         if silent:
             try:
                 master.attest(silent)
@@ -171,16 +173,18 @@ def _seen(
     """
     book = declaration.trust
     with book.looking():
-        due = _begun.due(book, chosen, float("inf") if asked is None else asked)
+        due, lost = _begun.due(book, chosen, float("inf") if asked is None else asked), False
         try:
             before = book.read()
         except StateError:
             if not whole:
                 raise
-            before, due = Book(), list(hosts.hosts)
+            before, due, lost = Book(), list(hosts.hosts), True
         states = master.states(due) if due else {}
         linked = _known[book.path][3]
-        after = trust.decide(before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None, linked=linked)
+        after = trust.decide(
+            before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None, linked=linked, lost=lost
+        )
         changes = trust.changed(before.hosts, after.hosts)
         wanted: dict[str, list[str]] = {}
         for minion in changes:
