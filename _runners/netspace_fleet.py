@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -596,6 +597,8 @@ def watch(timeout: int = 0) -> dict[str, Any]:
     environment web``). Nothing is shown of what happened before. Return the numbers of ``changes`` and of ``failures``.
 
     Hosts send these as events, with the tags ``netspace/apply/<minion>/doing`` and ``netspace/apply/<minion>/changed``.
+    Any minion can forge them, also in another minion's name: ask a host itself with ``netspace_fleet.status``, whose
+    answer is signed.
 
     CLI Example:
 
@@ -609,9 +612,11 @@ def watch(timeout: int = 0) -> dict[str, Any]:
     """
     import salt.utils.event
 
-    seconds = timeout and _seconds(timeout)
+    seconds = timeout and arguments.seconds(timeout)
     last = time.monotonic() + seconds if seconds else None
     counts = {"changes": 0, "failures": 0}
+    for line in apply_progress.lines("netspace", apply_progress.UNPROVED):
+        print(line, file=sys.stderr, flush=True)
     with salt.utils.event.get_event("master", opts=__opts__, listen=True) as bus:
         while last is None or time.monotonic() < last:
             event = bus.get_event(wait=1, tag=f"{apply_progress.TAG}/", match_type="startswith", full=True)

@@ -107,7 +107,9 @@ class _Master:
         }
 
     def attest(self, minions: Collection[str]) -> None:
-        self._run("attest", sorted(minions), "list")
+        # A minion can delete its own key. A host without one is silent; with nobody to ask, Salt would report an error.
+        if known := _minions().accepted(sorted(minions)):
+            self._run("attest", known, "list")
 
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return _minions().ask(minions, function, arguments, self._timeout)

@@ -105,6 +105,33 @@ def test_what_may_have_arrived_is_repeated_on_demand(tmp_path: Path, error: Link
     run(tmp_path, work)
 
 
+@pytest.mark.parametrize("repeat", [True, False])
+def test_a_replica_without_time_left_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeat: bool
+) -> None:
+    """The first replica uses up the whole time: the others weren't tried, so they are as good as before."""
+    now = [0.0]
+    monkeypatch.setattr(module, "_now", lambda: now[0])
+
+    async def work(peers: Peers, orders: Replicas) -> None:
+        send = peers.send
+
+        async def slow(link: str, body: bytes | str, *, timeout: float = 60.0, **more: Any) -> str:
+            now[0] += 10
+            return await send(link, body, timeout=timeout, **more)
+
+        monkeypatch.setattr(peers, "send", slow)
+        peers.errors = dict.fromkeys(("orders@h1", "orders@h2"), MailboxFull("full"))
+        with pytest.raises(MailboxFull):
+            await orders.send("tea", timeout=10, repeat=repeat)
+        assert peers.names() == ["orders@h1"] and orders.names() == ["orders@h2", "orders@h1"]
+        with pytest.raises(MailboxFull):
+            await orders.send("tea", timeout=0)
+        assert peers.names() == ["orders@h2"], "one is tried however short the time is"
+
+    run(tmp_path, work)
+
+
 def test_a_message_that_no_replica_would_take_is_not_passed_on(tmp_path: Path) -> None:
     async def work(peers: Peers, orders: Replicas) -> None:
         peers.errors["orders@h1"] = Refused("too large")

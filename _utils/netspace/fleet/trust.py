@@ -176,6 +176,7 @@ def decide(
     whole: bool,
     asked: bool,
     linked: Collection[str] = (),
+    lost: bool = False,
 ) -> Book:
     """Return the book after a look at hosts. Hosts that weren't looked at keep their entries.
 
@@ -185,6 +186,7 @@ def decide(
     :param asked: whether hosts whose result has expired were asked again just now.
     :param linked: minions that have no slice, though others still have links to them. A distrusted one stays
         distrusted.
+    :param lost: whether the book before is lost, so that a host may have been cut. One that isn't trusted is, at once.
     """
     known = set(judged)
     hosts = {minion: one for minion, one in before.hosts.items() if minion in known or minion in linked or not whole}
@@ -201,7 +203,7 @@ def decide(
         elif state.state in JUDGED:
             begun = old.since if old is not None and old.kind == "judged" else now
             hosts[minion] = Distrust("judged", state.state, state.code, state.reason[:MAX_REASON], begun)
-        elif old is None and asked and now - since >= GRACE and late != 1:
+        elif old is None and (lost or (asked and now - since >= GRACE and late != 1)):
             # After a master was down, its minions may still be about to connect again: so the first late look cuts
             # nobody. If all looks are late, the next one does: silence grants nothing for ever.
             hosts[minion] = Distrust("expired", state.state, state.code, state.reason[:MAX_REASON], now)

@@ -23,10 +23,13 @@ from netspace.fleet.in_force import Stamp
 from netspace.fleet.trust import Book, HostTrust
 from netspace.fleet.trust_book import TrustBook
 from netspace.link.seal.exchange import exchange
+from netspace.text import printable
 
 REVISE = "netspace_trust.revise"
 SEALS = "netspace_link.exchange_seals"
 """The runner that exchanges keys of sealed links, if that failed."""
+ATTEST = "netspace_attestation.attest"
+"""The runner that asks silent hosts again, if that failed."""
 MOST_GROUPS = 8
 """The most messages for different sets of hosts. For more sets, one message has minions compare all their links."""
 
@@ -41,9 +44,9 @@ class Master(Protocol):
         """
 
     def attest(self, minions: Collection[str]) -> None:
-        """Attest minions again.
+        """Attest minions again. One without an accepted key is passed over: it is silent.
 
-        :raises NetspaceError: nobody can be asked.
+        :raises NetspaceError: the minions can't be asked.
         """
 
     def ask(self, minions: Collection[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
         hosts with an expired result again, and tells minions again that didn't confirm.
     :raises NetspaceError: nothing is in force, or the results can't be read. Nothing is changed then.
     """
-    asked = time.monotonic()
+    asked, began = time.monotonic(), time.time()
     hosts = judged(declaration)
     chosen = {minion for minion, host in hosts.hosts.items() if not names or minion in names or host in names}
     book = declaration.trust
@@ -116,11 +119,17 @@ def look(declaration: FleetDeclaration, master: Master, names: Sequence[str] = (
     news, after = _seen(declaration, master, hosts, chosen, whole=not names, asked=asked)
     failed = _told(declaration, master, hosts, news)
     if not names:
-        silent = sorted(set(after.expiring) & set(hosts.hosts))
+        # A host is cut as expired before it was asked only if the book was lost: it may be back at once.
+        cut = {minion for minion, one in after.hosts.items() if one.kind == "expired" and one.since >= began}
+        silent = sorted({*after.expiring, *cut} & set(hosts.hosts))
         if silent:
-            master.attest(silent)
-            news, after = _seen(declaration, master, hosts, chosen, whole=True, asked=None)
-            failed |= _told(declaration, master, hosts, news)
+            try:
+                master.attest(silent)
+            except NetspaceError as err:  # nobody was asked, so nobody is cut for silence; others are told all the same
+                failed[ATTEST] = printable(str(err)[: trust.MAX_REASON])[: trust.MAX_REASON]
+            else:
+                news, after = _seen(declaration, master, hosts, chosen, whole=True, asked=None)
+                failed |= _told(declaration, master, hosts, news)
         with book.telling() as mine:
             waiting = {minion: names for minion, names in book.read().waiting.items() if minion not in failed}
             if mine:
@@ -164,16 +173,18 @@ def _seen(
     """
     book = declaration.trust
     with book.looking():
-        due = _begun.due(book, chosen, float("inf") if asked is None else asked)
+        due, lost = _begun.due(book, chosen, float("inf") if asked is None else asked), False
         try:
             before = book.read()
         except StateError:
             if not whole:
                 raise
-            before, due = Book(), list(hosts.hosts)
+            before, due, lost = Book(), list(hosts.hosts), True
         states = master.states(due) if due else {}
         linked = _known[book.path][3]
-        after = trust.decide(before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None, linked=linked)
+        after = trust.decide(
+            before, hosts.hosts, states, time.time(), whole=whole, asked=asked is None, linked=linked, lost=lost
+        )
         changes = trust.changed(before.hosts, after.hosts)
         wanted: dict[str, list[str]] = {}
         for minion in changes:
@@ -233,7 +244,8 @@ def _told(
         with declaration.trust.looking():
             declaration.trust.write(trust.confirmed(declaration.trust.read(), done))
         failed |= _exchanged(declaration, master, hosts, {host for names in done.values() for host in names})
-    return {minion: text[: trust.MAX_REASON] for minion, text in failed.items()}
+    # What a peer's answer says may be a lie, also to the terminal.
+    return {minion: printable(text[: trust.MAX_REASON])[: trust.MAX_REASON] for minion, text in failed.items()}
 
 
 def _groups(
@@ -307,6 +319,6 @@ def shown(declaration: FleetDeclaration, failed: Mapping[str, str], hosts: Judge
         },
         "waiting": {
             **dict.fromkeys(sorted(book.waiting), "it is told again at the next look"),
-            **{minion: text for minion, text in failed.items() if minion in book.waiting or minion == SEALS},
+            **{minion: text for minion, text in failed.items() if minion in book.waiting or minion in (SEALS, ATTEST)},
         },
     }

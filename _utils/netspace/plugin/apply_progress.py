@@ -3,7 +3,7 @@
 Two tags: ``netspace/apply/<minion>/doing`` says what an apply is at (``doing``, a text), and
 ``netspace/apply/<minion>/changed`` what it has changed (``changes``, a list of ``kind``, ``name``, ``action`` and
 ``error``, which is empty after a success). An apply that changes nothing sends no event. A bus that fails
-stops no apply.
+stops no apply, and neither does a terminal that is closed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from netspace.text import printable
 log = logging.getLogger(__name__)
 
 TAG = "netspace/apply"
+UNPROVED = "any minion can forge these lines; ask a host itself with netspace_fleet.status, whose answer is signed"
+"""A notice for whoever watches events."""
 TOGETHER = 200
 """The greatest number of changes in an event: 60 kB, of the 1 MiB that a bus carries by default."""
 LONGEST = 200
@@ -86,9 +88,14 @@ class Telling:
             self._fire("changed", {"changes": rows[first : first + TOGETHER]})
 
     def _show(self, what: str) -> None:
-        if self._say is not None:
+        if self._say is None:
+            return
+        try:
             for line in lines("netspace", what):
                 self._say(line)
+        except OSError as err:  # the terminal was closed
+            self._say = None
+            log.warning("netspace: progress is not shown any more: %s", err)
 
     def _fire(self, kind: str, data: dict[str, Any]) -> None:
         if self._send is None:
@@ -131,8 +138,10 @@ def lines(who: str, what: str) -> Iterator[str]:
 def told(tag: str, event: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a terminal for an event on the master's bus; none for one that isn't of this form.
 
-    :param event: as the master gives it. Its ``id`` is the minion whose key the master has verified; a tag of another
-        minion's is not believed.
+    Any minion can forge these events, tag and ``id`` alike: Salt passes on a minion's nested events as they are. They
+    are for the eye, and nothing may act on them.
+
+    :param event: as the master gives it. One whose ``id`` and tag differ is of another form.
     """
     minion, data = event.get("id"), event.get("data")
     if isinstance(minion, str) and isinstance(data, Mapping) and tag == f"{TAG}/{minion}/doing":

@@ -11,6 +11,7 @@ from netspace.attestation import identity
 from netspace.attestation.fleet import bus, own_answers
 from netspace.attestation.fleet.calls import Pace, Task
 from netspace.attestation.fleet.window import Window
+from netspace.attestation.refusals import WrongSaltKey
 from netspace.errors import NetspaceError
 from netspace.plugin import salt_keys
 
@@ -54,6 +55,24 @@ class Minions:
         """Return the minions that match one of Salt's targets and whose keys the master accepted."""
         return bus.hosts(self._salt.known(self._opts), target, tgt_type)
 
+    def accepted(self, minions: Collection[str]) -> list[str]:
+        """Return those minions whose keys the master accepted, and those that may be another master's (a syndic's).
+
+        Unlike :meth:`targeted`, it never takes keys that can't be read for keys that are missing.
+
+        :raises NetspaceError: the keys can't be read.
+        """
+        found = list[str]()
+        for minion in minions:
+            try:
+                self._key(minion)
+            except WrongSaltKey:
+                continue
+            except (OSError, self._salt.refused) as err:
+                raise NetspaceError(f"{minion}: its accepted key can't be read: {err}") from err
+            found.append(minion)
+        return found
+
     def ask(
         self, minions: Collection[str], function: str, arguments: Mapping[str, Any], timeout: float
     ) -> dict[str, Any]:
@@ -90,10 +109,10 @@ class Minions:
             salt_bus.send(minions, name, {})
 
     def _identities(self) -> identity.Identities:
-        return identity.Identities(
-            salt_keys.master(self._opts),
-            lambda minion: salt_keys.accepted(self._opts, minion, self._salt.valid_id, self._salt.cache),
-        )
+        return identity.Identities(salt_keys.master(self._opts), self._key)
+
+    def _key(self, minion: str) -> bytes | None:
+        return salt_keys.accepted(self._opts, minion, self._salt.valid_id, self._salt.cache)
 
     @contextlib.contextmanager
     def _bus(self, minions: Collection[str], module: str, timeout: float) -> Iterator[bus.SaltBus]:

@@ -136,10 +136,13 @@ class Replicas:
 
     async def _tried(self, one: Callable[[str, float], Awaitable[T]], timeout: float, repeat: bool) -> T:
         deadline, error = _now() + timeout, LinkError(f"{self._name}: no replica was tried")
-        waiting = self.names()
+        waiting, tried = self.names(), False
         while waiting:
             peer = waiting.pop(0)
             left = max(0.0, deadline - _now())
+            if left == 0 and tried:  # no time was left for this one, so nothing is known of it
+                break
+            tried = True
             try:
                 found = await one(peer, left / (1 + len(waiting)) if repeat else left)
             except AILING as err:

@@ -249,7 +249,8 @@ def test_what_a_pending_key_signed_wrongly_is_paused(scene: Scene) -> None:
     opened = [scene.desk.open({"minion": "web01", "key": host.public.decode()}) for _ in range(admission.EACH)]
 
     def rubbish(one: dict[str, Any]) -> dict[str, Any]:
-        return scene.desk.step(one["session"], host._signed(one["master"], identity.ENROLMENT, {"v": 1}, {}))
+        shown = {"v": 1, "period": one["call"]["value"]["period"]}
+        return scene.desk.step(one["session"], host._signed(one["master"], identity.ENROLMENT, shown, {}))
 
     def lines() -> int:
         return len((scene.folder / "books/audit.log").read_bytes().splitlines())
@@ -262,6 +263,21 @@ def test_what_a_pending_key_signed_wrongly_is_paused(scene: Scene) -> None:
             rubbish(one)
     assert "refused a moment ago" in scene.apply(host)["refused"] and lines() == after
     assert scene.apply(other)["accepted"] is True, "it keeps no other waiting"
+
+
+def test_an_answer_replayed_in_another_session_is_no_refusal(scene: Scene) -> None:
+    """Whoever read a minion's first answer on its way can send it again, but can't keep the minion waiting."""
+    host, log = scene.host("web01"), scene.folder / "books/audit.log"
+    opening = {"minion": "web01", "key": host.public.decode()}
+    first = scene.desk.open(opening)
+    seen = host.do(first["master"], *admission.replied(first))
+    before = log.read_bytes()
+    for _ in range(3):
+        assert (
+            "not an answer to this session's call"
+            in scene.desk.step(scene.desk.open(opening)["session"], seen)["refused"]
+        )
+    assert log.read_bytes() == before and scene.events == [] and scene.apply(host)["accepted"] is True
 
 
 def test_an_id_outside_the_inventory_opens_no_session(scene: Scene) -> None:

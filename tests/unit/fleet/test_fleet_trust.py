@@ -315,6 +315,13 @@ def test_a_minion_that_is_away_is_named_and_told_again(declared: FleetDeclaratio
     assert trust_watch.look(declared, master)["waiting"] == {} and len(master.asked) == 5
 
 
+def test_what_a_lying_peer_answers_is_escaped(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = FAILED
+    master.answers = {"h1": ["\x1b[2J\u202eall is well\n"], "m2": NetspaceError("\x1b]0;" + "x" * 5000)}
+    waiting = trust_watch.look(declared, master)["waiting"]
+    assert "".join(waiting.values()).isprintable() and len(waiting["m2"]) == trust.MAX_REASON
+
+
 def test_a_change_while_a_minion_was_told_is_told_again() -> None:
     book = trust.to_wait(Book(), {"h1": ["h2"]})
     told = book.waiting
@@ -338,6 +345,17 @@ def test_a_damaged_book_grants_nothing_and_is_made_again(declared: FleetDeclarat
     with pytest.raises(StateError):
         trust_watch.look(declared, master, ["h1"])
     assert list(trust_watch.look(declared, master)["distrusted"]) == ["h2"] and peers(declared) == ["h3"]
+
+
+def test_a_damaged_book_restores_no_expired_host(declared: FleetDeclaration, master: Master) -> None:
+    master.results["m2"] = STALE
+    declared.trust.path.write_text("{")
+    found = trust_watch.look(declared, master)
+    assert (found["distrusted"]["h2"]["kind"], found["asked_again"], master.attested) == ("expired", {}, [{"m2"}])
+    assert peers(declared) == ["h3"]
+    declared.trust.path.write_text("{")
+    master.after = {"m2": GOOD}
+    assert trust_watch.look(declared, master)["distrusted"] == {} and peers(declared) == ["h2", "h3"]
 
 
 @pytest.mark.parametrize("broken", ["{", {**FLEET, "links": [{"from": "web", "to": "dbb"}]}])

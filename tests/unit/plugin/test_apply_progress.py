@@ -1,10 +1,15 @@
-"""Progress of an apply: lines on a terminal and events on a bus, bounded, and believed only from the minion itself."""
+"""Progress of an apply: lines on a terminal and events on a bus. They are bounded, and escaped where they are shown."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import salt.utils.event
+from support import checkout
 
 from netspace.plan import Outcome, Step
 from netspace.plugin import apply_progress
@@ -65,6 +70,20 @@ def test_bus_that_fails_is_asked_once_and_stops_no_apply(answer: Exception | boo
     assert asked == ["netspace/apply/h1/doing"]
 
 
+def test_terminal_that_is_closed_stops_no_apply() -> None:
+    shown: list[str] = []
+    sent: Sent = []
+
+    def closed(line: str) -> None:
+        shown.append(line)
+        raise OSError(5, "Input/output error")
+
+    telling = Telling("h1", closed, lambda *event: sent.append(event))
+    telling.doing("starting web")
+    telling.done(outcomes(1))
+    assert shown == ["netspace: starting web"] and len(sent) == 2, "events are sent all the same"
+
+
 @pytest.mark.parametrize(
     ("opts", "sends"),
     [
@@ -120,3 +139,33 @@ def test_event_is_shown_as_lines_no_wider_than_a_terminal() -> None:
 def test_event_of_another_form_or_minion_is_not_shown(tag: str, event: dict[str, Any]) -> None:
     assert shown(tag, event) == []
     assert apply_progress.verdicts(f"netspace/apply/{tag}", event) == []
+
+
+def test_watch_says_first_that_its_lines_can_be_forged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("fleet_runner", checkout.ROOT / "_runners/netspace_fleet.py")
+    assert spec is not None and spec.loader is not None
+    runner: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runner)
+    runner.__opts__ = {}
+
+    @contextlib.contextmanager
+    def bus(*_: Any, **__: Any) -> Iterator[Any]:
+        class Events:
+            def get_event(self, **_: Any) -> dict[str, Any]:
+                runner.time = stopped
+                return {"tag": "netspace/apply/h1/changed", "data": changed()}
+
+        yield Events()
+
+    class stopped:
+        @staticmethod
+        def monotonic() -> float:
+            return float("inf")
+
+    monkeypatch.setattr(salt.utils.event, "get_event", bus)
+    assert runner.watch(timeout=60) == {"changes": 1, "failures": 0}
+    *notice, change = capsys.readouterr().err.splitlines()
+    assert change == "h1: create link a.b" and notice == list(apply_progress.lines("netspace", apply_progress.UNPROVED))
+    assert "any minion can forge these lines" in notice[0]

@@ -28,6 +28,7 @@ from netspace.attestation.fleet.calls import Again, Answer, Call, Step
 from netspace.attestation.fleet.fleet import Fleet
 from netspace.attestation.fleet.host_state import TRUSTED, HostState
 from netspace.attestation.identity import Identities
+from netspace.attestation.refusals import Malformed
 from netspace.attestation.registrar import inventory
 from netspace.attestation.registrar.enrolment import Pending
 from netspace.errors import NetspaceError
@@ -40,7 +41,7 @@ LIFETIME = 120.0
 PAUSE = 10.0
 """Seconds after a refusal until the same minion is heard again."""
 FIRST = "enroll"
-"""The first call. Only an answer that the pending key signed is looked at, so others leave no trace."""
+"""The first call. Only an answer to it that the pending key signed is looked at, so others leave no trace."""
 MAX_KEY = 4096
 MAX_NAME = 255
 
@@ -220,8 +221,9 @@ class Desk:
         try:
             if not proved:
                 # Whoever knows the public key can send rubbish. It must neither fill the log nor keep the minion
-                # waiting. What the key signed is the minion's own, so whatever is wrong with it counts.
-                self._signed(found.claim, value)
+                # waiting, also by an answer that it saw in another session. What the key signed for this session is the
+                # minion's own, so whatever is wrong with it counts.
+                self._signed(found, value)
                 proved = True
             state = self._stepped(found, value)
         except NetspaceError as err:
@@ -236,13 +238,16 @@ class Desk:
         self._over(session, found.claim, "")
         return {"accepted": True, "level": state.shown(time.time())["level"]}
 
-    def _signed(self, claim: Claim, value: Any) -> None:
-        """Check that the holder of the pending key made the first answer.
+    def _signed(self, session: _Session, value: Any) -> None:
+        """Check that the holder of the pending key made the first answer, and for this session's call.
 
         :raises Refused: nothing proves that.
         """
+        claim = session.claim
         master = name(self._master, claim.key)
-        Identities(master, lambda minion: claim.key).enrolment(claim.minion, value)
+        shown = Identities(master, lambda minion: claim.key).enrolment(claim.minion, value)
+        if shown.get("period") != session.call.value["period"]:
+            raise Malformed("enrolment: not an answer to this session's call; begin again")
 
     def _stepped(self, session: _Session, value: Any) -> HostState | None:
         """Resume the work; return the state of a host that was admitted, and None if another call follows.
