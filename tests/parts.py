@@ -46,6 +46,7 @@ PARTS = {
         "fleets": [
             f"tests/integration/test_{what}_fleet.py" for what in ("attestation", "registrar", "seals", "targets")
         ],
+        "lab-tpm": ["tests/integration/test_lab_tpm.py"],
         "integration": ["tests/integration"],
     },
     "vm": {
@@ -59,7 +60,7 @@ PARTS = {
 # no more than two of those parts meet.
 ORDER = (
     *("links", "vm-attestation", "vm", "host", "environments", "integration", "vm-supervision", "links-afar"),
-    *("fleets", "functional", "host-killed", "vm-kinds", "unit-attestation", "unit"),
+    *("fleets", "functional", "host-killed", "vm-kinds", "lab-tpm", "unit-attestation", "unit"),
 )
 
 # By folder: what must be made before its tests, outside the sandbox, which has no network. Without runtimetest one test
@@ -69,8 +70,8 @@ MADE = {
     "tests/vm": "scripts/vm --build",
 }
 
-# Parts of machines: those in one place run on one day, those in the next on the next.
-TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds",), ("vm",))
+# Parts of machines, and a lab of its own: those in one place run on one day, those in the next on the next.
+TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds", "lab-tpm"), ("vm",))
 
 
 def command(paths: list[str], others: list[str]) -> list[str]:
