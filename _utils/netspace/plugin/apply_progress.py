@@ -102,9 +102,8 @@ class Telling:
             return
         why = "the master didn't take it"
         try:
-            sent = (
-                self._send(f"{self._tag}/{kind}", data) is not False
-            )  # Salt's answer, where it waits for the master's
+            # Salt answers false if it waited for the master in vain.
+            sent = self._send(f"{self._tag}/{kind}", data) is not False
         except Exception as err:  # a bus must not decide whether a host is made as declared
             sent, why = False, str(err)
         if not sent:
