@@ -195,7 +195,15 @@ def test_log_goes_on_after_the_clock_was_set_back() -> None:
     assert found.note("web", "whoami", 10.0)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"web": {"whoami": {"times": "1"}}}', b"[" * 100000])
+ODD = (
+    *(b"", b"{", b"[]", b'{"web": {"whoami": {"times": "1"}}}', b"[" * 100000),
+    # As a peer that was taken over could write for an operator's terminal.
+    *(b'{"web": {"%s": {"times": 1, "last": 1.0}}}' % what for what in (b"a\\u001b[2J", b"a\\nroot# x", b"a" * 129)),
+    b'{"web": {%s}}' % b",".join(b'"a%d": {"times": 1, "last": 1.0}' % number for number in range(65)),
+)
+
+
+@pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
 def test_damaged_counts_are_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / uses.FILE).write_bytes(content)
     assert uses.read(tmp_path) == {}
@@ -205,6 +213,12 @@ def test_counts_that_are_a_link_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text('{"web": {"whoami": {"times": 1, "last": 1.0}}}')
     (tmp_path / uses.FILE).symlink_to(tmp_path / "elsewhere")
     assert uses.read(tmp_path) == {}
+
+
+@pytest.mark.parametrize("what", ["whoami", "? verb-unknown", "no address for the answer"])
+def test_counts_of_the_peer_are_read(tmp_path: Path, what: str) -> None:
+    (tmp_path / uses.FILE).write_text(json.dumps({"web": {what: {"times": 1, "last": 1.0}}}))
+    assert uses.read(tmp_path) == {"web": {what: uses.Use(1, 1.0)}}
 
 
 def test_counts_outlive_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -20,6 +21,10 @@ LINES = 30
 MINUTE = 60.0
 FILE = "uses.json"
 MOST = 16 * 1024 * 1024
+
+
+What = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[a-z?][a-z0-9_ -]*$(?!\n)")]
+"""``<verb>`` or ``<verb> <code>``. A peer that was taken over could write other texts for an operator's terminal."""
 
 
 class Use(msgspec.Struct):
@@ -83,6 +88,9 @@ class Uses:
         self.changed = False
 
 
+_COUNTS = dict[str, Annotated[dict[What, Use], msgspec.Meta(max_length=64)]]
+
+
 def read(folder: Path) -> dict[str, dict[str, Use]]:
     """Return the counts; empty: there are none, or they are damaged."""
     try:
@@ -90,6 +98,6 @@ def read(folder: Path) -> dict[str, dict[str, Use]]:
         with open(fd, "rb") as stream:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return {}
-            return msgspec.json.decode(stream.read(MOST), type=dict[str, dict[str, Use]])
+            return msgspec.json.decode(stream.read(MOST), type=_COUNTS)
     except (OSError, ValueError, RecursionError):
         return {}
