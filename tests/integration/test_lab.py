@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import signal
@@ -14,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from support import checkout
-from support.hosts.lab import LAB, Lab, traces
+from support.hosts.lab import LAB, Lab
+from support.hosts.lab import lab as lab_of
 from support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -25,11 +25,9 @@ ANSWER = "orders@h2: sealed: thank you, web@h1, for the sealed order of {}"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    before = traces()
-    made = Lab(tmp_path_factory.mktemp("lab") / "lab")
-    # Killed in the middle: the next one goes on from there.
-    first = subprocess.Popen([LAB, "up"], stdout=subprocess.PIPE, text=True, env=made.environment)
-    try:
+    with lab_of(tmp_path_factory.mktemp("lab") / "lab") as made:
+        # Killed in the middle: the next one goes on from there.
+        first = subprocess.Popen([LAB, "up"], stdout=subprocess.PIPE, text=True, env=made.environment)
         assert first.stdout is not None
         assert any(line.startswith("h1:") for line in first.stdout)
         first.send_signal(signal.SIGKILL)
@@ -37,12 +35,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         first.stdout.close()
         assert "up in " in made.do("up")
         yield made
-    finally:
-        made.do("down")
-    assert not made.folder.exists()
-    with contextlib.suppress(AssertionError):
-        until(lambda: traces() == before)
-    assert traces() == before
 
 
 def test_minions_answer_with_the_plugins_of_the_checkout(lab: Lab) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.hosts.lab import Lab, traces
-from support.waiting import until
+from support.hosts.lab import Lab
+from support.hosts.lab import lab as lab_of
 
 pytestmark = pytest.mark.root
 
@@ -31,17 +30,9 @@ salt-call --config-dir=/run/liar test.ping  # so its key is pending
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    before = traces()
-    made = Lab(tmp_path_factory.mktemp("lab") / "lab")
-    try:
+    with lab_of(tmp_path_factory.mktemp("lab") / "lab") as made:
         assert "h1: its key is accepted by its TPM" in made.do("up", "--hosts", "1", "--tpm", "1")
         yield made
-    finally:
-        made.do("down")
-    assert not made.folder.exists()
-    with contextlib.suppress(AssertionError):
-        until(lambda: traces() == before)
-    assert traces() == before
 
 
 def test_a_pending_key_is_accepted_by_its_tpm_alone(lab: Lab) -> None:

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any
 
 import pytest
 from support import waiting
 from support.environments import attackers
 from support.hosts.whole_host import all_true
-from vmlab import image as images
-from vmlab.lab import Salt
+from vmlab.lab import Salt, program, told
 from vmlab.machine import Machine
 
 pytestmark = pytest.mark.vm
 
 ATTACKING = "/srv/attacking"
-SUPPORT = "/srv/netspace/tests/support/environments"
 # Everything is translated there.
 until = functools.partial(waiting.until, patience=600, pause=1)
 
 
-def python(machine: Machine, name: str, *arguments: str, timeout: float = 600) -> list[Any]:
-    """Run a program of the tests' in the machine; return the JSON of each line that it prints."""
-    command = ("/usr/bin/python3", f"{SUPPORT}/{name}.py", *arguments)
-    variables = {"PYTHONPATH": images.SITE, "PYTHONPYCACHEPREFIX": images.COMPILED}
-    done = machine.run(*command, timeout=timeout, variables=variables)
-    return [json.loads(line) for line in done.out.splitlines()]
-
-
-def told(machine: Machine, name: str) -> list[str]:
-    """Return what an environment's program printed."""
-    return machine.sh(f"journalctl -q -o cat -t netspace-environment-{name}").splitlines()
-
-
 def test_what_once_succeeded_is_refused_on_version_2(plain: Machine, salt: Salt) -> None:
     # With the machine's own Python, so that nothing large has to be carried there.
-    ((root, command, env),) = python(plain, "attackers", ATTACKING)
+    ((root, command, env),) = program(plain, "attackers", ATTACKING)
     kit = attackers.Kit(root, command, env)
     all_true(salt.apply({"environments": {"watches": attackers.declared(kit, "crun", "watch")}}))
     entering = json.dumps([kit.command[0], attackers.SECRET])
@@ -56,7 +40,7 @@ def test_what_once_succeeded_is_refused_on_version_2(plain: Machine, salt: Salt)
     print(json.dumps(outcomes, indent=1))
     assert attackers.succeeded(outcomes, attackers.ALLOWED["crun"]) == {}
     # The attacker holds its booty.
-    assert python(plain, "attackers") == [attackers.ALL]
+    assert program(plain, "attackers") == [attackers.ALL]
 
     # No other user of the host reaches into an environment.
     bundle = "/run/netspace/environments/attacks"

@@ -13,7 +13,7 @@ import pytest
 from support import waiting
 from support.environments import attackers
 from support.hosts.whole_host import all_true
-from vmlab.lab import STAY, Salt, environment, program
+from vmlab.lab import STAY, Salt, environment, program, told
 from vmlab.machine import Machine
 
 pytestmark = [
@@ -24,11 +24,6 @@ pytestmark = [
 ATTACKING = "/srv/attacking"
 # Everything is translated there.
 until = functools.partial(waiting.until, patience=1200, pause=2)
-
-
-def told(machine: Machine, name: str) -> list[str]:
-    """Return what an environment's program printed."""
-    return machine.sh(f"journalctl -q -o cat -t netspace-environment-{name}").splitlines()
 
 
 def test_what_once_succeeded_is_refused_under_runc_on_version_2(plain: Machine, salt: Salt) -> None:

@@ -143,6 +143,11 @@ def program(machine: Machine, name: str, *arguments: str, timeout: float = 600) 
     return [json.loads(line) for line in done.out.splitlines()]
 
 
+def told(machine: Machine, name: str) -> list[str]:
+    """Return the lines that an environment's program printed, from the machine's journal."""
+    return machine.sh(f"journalctl -q -o cat -t netspace-environment-{name}").splitlines()
+
+
 # Without a loop: what starts a program ten times a second keeps a machine busy that is translated.
 STAY = "trap 'exit 0' TERM; sleep 1000000 & wait"
 

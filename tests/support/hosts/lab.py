@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from support import checkout
 from support.hosts.whole_host import unfolded
+from support.waiting import until
 
 LAB = checkout.ROOT / "scripts/lab"
 MASTER_PORT = "/dev/tcp/198.51.100.254/4505"
@@ -79,3 +82,17 @@ def traces() -> list[str]:
     groups = sorted(str(path) for path in Path("/sys/fs/cgroup").rglob("netspace-sandbox-*") if path.is_dir())
     commands = (["ip", "netns"], ["ip", "-o", "link"], ["findmnt", "-rno", "TARGET"], ["pgrep", "-f", "lab.d/inside"])
     return [*groups, *(subprocess.run(command, capture_output=True, text=True).stdout for command in commands)]
+
+
+@contextlib.contextmanager
+def lab(folder: Path) -> Iterator[Lab]:
+    """Give a lab that isn't up yet; at the end, take it down and check that nothing of it is left."""
+    before, made = traces(), Lab(folder)
+    try:
+        yield made
+    finally:
+        made.do("down")
+    assert not made.folder.exists()
+    with contextlib.suppress(AssertionError):
+        until(lambda: traces() == before)
+    assert traces() == before
