@@ -58,7 +58,7 @@ class Telling:
         self._spare, self._last = float(BURST), clock()
 
     def doing(self, what: str) -> None:
-        """Tell what the apply is at, such as ``waiting for the broker to start (5 s)``."""
+        """Report what the apply does now, such as ``waiting for the broker to start (5 s)``."""
         log.info("netspace: %s", what)
         self._show(what)
         now = self._clock()

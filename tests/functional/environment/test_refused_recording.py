@@ -36,7 +36,7 @@ NAMES = ("web", "orders")
 
 
 class Killed(BaseException):
-    """The end of a run, which nothing handles."""
+    """The kill of a run. The library handles no exception of this class."""
 
 
 def recorded(profile: Profile | None = None) -> dict[str, Record]:

@@ -114,9 +114,9 @@ def audited(known: Mapping[str, Record]) -> dict[str, Record]:
 
 
 def begin(layout: Layout, known: Mapping[str, Record]) -> None:
-    """Record the refused calls of the audited ones of *known*, if that isn't done yet.
+    """Begin to record the refused calls of those environments in *known* that are audited and not recorded yet.
 
-    :raises OSError: the kernel refuses; or this host lacks a library.
+    :raises OSError: the kernel refuses a step, or this host lacks a library.
     """
     wanted = audited(known)
     if what := difference(layout, wanted, ()):

@@ -24,7 +24,7 @@ MOST = 16 * 1024 * 1024
 
 
 What = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[a-z?][a-z0-9_ -]*$(?!\n)")]
-"""``<verb>`` or ``<verb> <code>``. A peer that was taken over could write other texts for an operator's terminal."""
+"""A text that :meth:`Uses.note` counts. A peer that was taken over could write others, for an operator's terminal."""
 
 
 class Use(msgspec.Struct):
@@ -35,7 +35,7 @@ class Use(msgspec.Struct):
 
 
 class Uses:
-    """The uses so far, by environment, and by ``<verb>`` or ``<verb> <code>``."""
+    """Counts of uses. For each environment, there is one count for each text that :meth:`note` was given."""
 
     def __init__(self) -> None:
         self.counts: dict[str, dict[str, Use]] = {}
@@ -45,7 +45,7 @@ class Uses:
     def note(self, name: str, what: str, now: float) -> bool:
         """Count one use, and log it; return whether it was logged.
 
-        :param what: of a few possible texts.
+        :param what: ``<verb>``; ``<verb> <code>`` if the request was refused; or why it couldn't be answered.
         """
         use = self.counts.setdefault(name, {}).setdefault(what, Use())
         use.times += 1

@@ -100,7 +100,8 @@ def flooded(bindings: Iterable[Mapping[str, Any]], known: Collection[str], *, wh
 
     :param bindings: the bindings in our vhost, with source, destination_type, destination and properties_key
         (``<routing key>~<hash>`` where there are arguments, ``~`` for an empty key without any).
-    :param known: as for :func:`found`; so is *whole*.
+    :param known: as for :func:`found`.
+    :param whole: as for :func:`found`.
     """
     names = set(known)
     counts: dict[Key, int] = {}
