@@ -173,14 +173,21 @@ class Builder:
     def restore(self, known: Mapping[str, Record], ended: Collection[str] = ()) -> dict[str, str]:
         """Rebuild the missing mounts, bundles and files of these environments; return the errors, by environment.
 
-        :param ended: those that don't run; they get the AppArmor profile that a new environment would get.
+        :param ended: those that don't run; they get the hardening and the AppArmor profile of a new environment.
         """
         self.store.tidy()
         mounted = mounts.table()
+        revision = oci_config.revision(self.controllers)
         lost = {
             name: record
             for name, record in known.items()
-            if (name in ended and self.confinement.outdated(record.spec, record.runtime, record.confined))
+            if (
+                name in ended
+                and (
+                    record.revision != revision
+                    or self.confinement.outdated(record.spec, record.runtime, record.confined)
+                )
+            )
             or not assembled(self.layout, name, record, mounted, own_disks(self.layout, name, record, mounted))
         }
         errors = self.mount_images({record.image.digest for record in lost.values()}, mounted)
@@ -189,7 +196,8 @@ class Builder:
             record = lost[name]
             if error := errors.get(record.image.digest):
                 raise NetspaceError(error)
-            record = msgspec.structs.replace(record, confined=self.confinement.chosen(record.spec, record.runtime))
+            confined = self.confinement.chosen(record.spec, record.runtime)
+            record = msgspec.structs.replace(record, confined=confined, revision=revision)
             # Disks may have new device numbers: record the new digest, so that the plan finds no change.
             records.write(self.layout, name, msgspec.structs.replace(record, config=self.assemble(name, record)))
             self.hand_out(name, record, injected_files.read(self.layout, name))

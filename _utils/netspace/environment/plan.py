@@ -12,7 +12,7 @@ import msgspec
 from netspace.environment import images
 from netspace.environment import record as records
 from netspace.environment.comparison.differences import created
-from netspace.environment.comparison.notes import oversubscribed, problems, unconfined, unslowed, why_down
+from netspace.environment.comparison.notes import outdated, oversubscribed, problems, unconfined, unslowed, why_down
 from netspace.environment.comparison.refusals import impossible_order, impossible_sizes, taken_folders
 from netspace.environment.comparison.steps import compare, untrusted_update
 from netspace.environment.container import apparmor, unikernel
@@ -121,6 +121,7 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             steps.append(step)
         if (why := why_down(want, seen, step, observed.now)) and name not in taken_back:
             down[name] = why
+    notes += outdated(observed, steps)
     refusals = [Refusal(KIND, name, message) for name, message in {**refused, **taken_back, **down}.items()]
     return Plan(steps, refusals, notes)
 

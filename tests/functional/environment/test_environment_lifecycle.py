@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.environments.environment_host import STAY, shell
 from support.waiting import until
@@ -87,6 +88,28 @@ def test_what_concerns_one_looks_at_no_other(host, monkeypatch, tmp_path):
     assert [step.name for step in host.kind.plan({}, host.kind.observe(()), ["web"]).steps] == ["web"]
     assert looked == ["web"]
     assert host.plan(wanted).steps == [] and set(looked) == {"web", "other"}
+
+
+def test_former_hardening_stays_until_an_operator_restarts(host):
+    """An upgrade changes the revision of the hardening; a recorded one stands for it. What ran goes on meanwhile."""
+    wanted = {name: host.desired(name) for name in ("web", "other")}
+    host.apply(wanted)
+    pids = {name: host.pid(name) for name in wanted}
+
+    def recorded() -> records.Record:
+        return records.some(host.layout, ["web"])["web"]
+
+    present = recorded().revision
+    records.write(host.layout, "web", msgspec.structs.replace(recorded(), revision="former"))
+    host.apply({**wanted, "web": host.desired("web", limits={"memory": "80M"})})
+    assert recorded().revision == "former"
+    assert {name: host.pid(name) for name in wanted} == pids
+    (note,) = host.plan({**wanted, "web": host.desired("web", limits={"memory": "80M"})}).notes
+    assert note.startswith("environments have the hardening of an earlier version of netspace") and ": web;" in note
+    assert host.operations.restart(["web"]) == {"web": ""}
+    assert recorded().revision == present and host.pid("web") != pids["web"]
+    plan = host.plan({**wanted, "web": host.desired("web", limits={"memory": "80M"})})
+    assert (plan.steps, plan.notes, host.pid("other")) == ([], [], pids["other"])
 
 
 def test_what_needs_no_restart_gets_none(host):

@@ -1,6 +1,7 @@
 """An upgrade from a former version of netspace, whose own library made the host.
 
-A program is started again only where it can't run otherwise, once, and the dry run says so before; mail waits.
+No program is started again, but the broker, once: the dry run says so before, and mail waits meanwhile. A note names the
+environments with the former hardening, until an operator restarts them.
 On request: ``NETSPACE_FORMER=2431843`` names the commit. Its library is taken from the repository's history.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -21,7 +23,7 @@ import pytest
 import yaml
 from support import checkout
 from support.hosts import salt_modes
-from support.hosts.whole_host import ASK, CLIENT, IDLE, SERVE, Salt, all_true, changes, python
+from support.hosts.whole_host import ASK, CLIENT, IDLE, SERVE, Salt, all_true, changes, python, unfolded
 from support.waiting import until
 
 FORMER = os.environ.get("NETSPACE_FORMER", "")
@@ -183,27 +185,49 @@ def foretold(host: Host) -> dict[str, Any]:
     return changes(host.salt.apply(host.declared, "test=True"))
 
 
+def hardening(states: dict[str, Any]) -> list[str]:
+    """Return the state's notes on environments with the former hardening."""
+    return [line for line in unfolded(states["netspace environments"]["comment"]).split(";") if "hardening" in line]
+
+
 def test_upgrade_from_a_former_version_is_foretold(host: Host, foretold: dict[str, Any]) -> None:
-    """The dry run names all that is restarted, and why: environments for their hardening, the broker for its guard."""
-    restarted = {name: set(row) for name, row in foretold["netspace environments"].items()}
-    assert restarted == {name: {"hardening"} for name in host.declared["environments"]}
+    """The dry run names all that is restarted, and why: the broker alone, for its guard."""
     assert "restarted" in foretold["netspace links"]["broker"]["configuration"]["new"]
-    assert foretold.keys() == {"netspace interfaces", "netspace links", "netspace environments"}
+    assert "hardening" not in str(foretold.get("netspace environments", {}))
     assert foretold["netspace interfaces"].keys() == {"host:firewall"}
     inside, beside = processes()
     assert host.inside <= inside and host.beside == beside
 
 
-def test_upgrade_from_a_former_version_restarts_each_once(host: Host, foretold: dict[str, Any]) -> None:
-    """The forwarder and the supervisor go on, and mail waits meanwhile. The next apply changes nothing."""
+def test_upgrade_from_a_former_version_ends_no_program(host: Host, foretold: dict[str, Any]) -> None:
+    """Programs, the forwarder and the supervisor go on, and mail waits meanwhile. The next apply changes nothing."""
     states = host.salt.apply(host.declared)
     all_true(states)
     assert changes(states) == foretold
+    assert all(name in str(hardening(states)) for name in host.declared["environments"])
     inside, beside = processes()
-    assert not host.inside & inside
+    assert host.inside <= inside
     assert {one for one in host.beside if "beam.smp" not in one.command} <= beside
     is_settled(host)
-    assert inside <= processes()[0]
+    assert host.inside <= processes()[0]
     asked = host.salt.exec("web", python(ASK, "orders", "apples"))
     assert "orders to web: apples" in asked["stdout"], asked
     assert mail(host) == sorted([*range(MESSAGES)] * 2)
+
+
+def test_former_environment_restarted_has_the_present_hardening(host: Host) -> None:
+    """A limit changes before, in place; a program that is killed is started again by the former configuration."""
+    host.declared["environments"]["web"]["limits"] = {"memory": "80M", "pids": 32}
+    all_true(host.salt.apply(host.declared))
+    assert host.inside <= processes()[0]
+    before = host.salt("netspace_environment.list")["orders"]
+    os.kill(before["pid"], signal.SIGKILL)
+    until(lambda: host.salt("netspace_environment.list")["orders"]["pid"] not in (0, None, before["pid"]), "orders again")
+    assert host.salt("netspace_environment.restart", *host.declared["environments"]) is True
+    assert not host.inside & processes()[0]
+    states = host.salt.apply(host.declared)
+    all_true(states)
+    assert (changes(states), hardening(states)) == ({}, [])
+    until(lambda: "serving" in "".join(host.salt("netspace_environment.logs", "orders")), "orders serves")
+    asked = host.salt.exec("web", python(ASK, "orders", "apples"))
+    assert "orders to web: apples" in asked["stdout"], asked

@@ -108,7 +108,6 @@ def test_a_step_names_exactly_the_keys_that_differ(before, after, state):
 
 DUE = {
     "image": ({}, {"sources": {"tar:/x.tar": images.Seen("another")}}),
-    "hardening": ({}, {"revision": "another"}),
     "root": ({"assembled": False}, {}),
     "namespace": ({"namespace": False}, {}),
 }
@@ -373,9 +372,42 @@ def test_an_init_is_a_planned_restart_and_refused_where_this_host_has_none():
     assert (refusal.name, refusal.message) == ("web", "netspace:environments:web:init: catatonit is missing")
 
 
-def test_a_new_hardening_restarts():
-    step = only(plan(desired(), seen(), revision="new"))
-    assert (step.action, step.changes) == ("restart", {"hardening": {"old": "r", "new": "new"}})
+HARDENED = {"hardening": {"old": "r", "new": "new"}}
+DONE = desired(restart="on-failure", target=True)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        seen(),
+        seen(status=Status("starting", exit="exit 1"), problem="x"),
+        seen(DONE, status=Status("stopped", exit="exit 0")),
+    ],
+)
+def test_program_with_former_hardening_is_left_alone(found):
+    """It runs, or waits for its next start, or has done its work: an upgrade of netspace restarts none of them."""
+    want = msgspec.structs.replace(desired(), spec=found.record.spec)
+    result = plan(want, found, revision="new")
+    assert [step for step in result.steps if step.data.assemble or step.data.stop] == []
+    (note,) = [note for note in result.notes if "hardening" in note]
+    assert note == (
+        "environments have the hardening of an earlier version of netspace until they are started again: web; "
+        "restart them by netspace_environment.restart when it suits"
+    )
+    assert not any("hardening" in note for note in plan(want, found).notes)
+
+
+def test_program_restarted_for_another_reason_is_hardened():
+    result = plan(desired(user=7), seen(), revision="new")
+    step = only(result)
+    assert (step.action, step.changes) == ("restart", {"user": {"old": None, "new": 7}, **HARDENED})
+    assert step.data.assemble and not any("hardening" in note for note in result.notes)
+
+
+def test_stopped_environment_with_former_hardening_is_made_anew():
+    step = only(plan(desired("stopped"), seen(desired("stopped")), revision="new"))
+    assert (step.action, step.changes) == ("change", HARDENED)
+    assert step.data.assemble and not step.data.start
 
 
 def test_files_are_shown_by_their_summary_and_never_by_content():

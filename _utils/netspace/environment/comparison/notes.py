@@ -76,3 +76,15 @@ def unslowed(desired: Mapping[str, DesiredEnvironment], observed: Observed) -> l
         return []
     why = "no cgroup controller" if "io" in observed.unkept else "its state folder on no disk"
     return [f"environments run without limits:io, since this host has {why}: {', '.join(names)}"]
+
+
+def outdated(observed: Observed, steps: Collection[Step]) -> list[str]:
+    """Return a note that names the running environments with the hardening of an earlier version of netspace."""
+    renewed = {step.name for step in steps if step.action == "remove" or "hardening" in step.changes}
+    names = sorted(
+        name
+        for name, seen in observed.environments.items()
+        if seen.record.revision != observed.revision and name not in renewed and seen.status is not None
+    )
+    what = "environments have the hardening of an earlier version of netspace until they are started again"
+    return [f"{what}: {', '.join(names)}; restart them by netspace_environment.restart when it suits"] if names else []

@@ -47,11 +47,8 @@ def compare(
     if old != new and "seccomp" not in changes:
         changes["seccomp"] = {"old": f"sha256:{old}", "new": f"sha256:{new}, what {want.spec.seccomp} is now"}
     changes.update(runtime_changes(record.runtime, want.runtime))
-    if record.revision != current:
-        changes["hardening"] = {"old": record.revision, "new": current}
     tuned = {key for key in changes if in_place(key, record.spec, want.spec, grows)}
     fixed = [key for key in changes if key.partition(":")[0] not in LIVE and key not in tuned]
-    depends = bool(fixed)
     if record.state != want.state:
         changes["state"] = {"old": record.state, "new": want.state}
     handed = files_changes(want, seen)
@@ -69,10 +66,17 @@ def compare(
         (succeeded and not want.spec.meant_to_stay) or (failed and want.spec.restart == "never")
     )
     run = want.state == "running" or (want.state == "present" and runs)
+    loose = bool(seen.unconfined)
+    remade = bool(fixed) or not seen.assembled
+    stop = runs and (remade or not seen.namespace or not run or reread or loose)
+    # An upgrade of netspace restarts nothing: a program keeps its hardening until it is started again, and a program
+    # that has done its work isn't run again.
+    if record.revision != current and (stop or not (runs or done)):
+        changes["hardening"] = {"old": record.revision, "new": current}
+        fixed.append("hardening")
+    depends = bool(fixed)
     assemble = depends or not seen.assembled
     tune = bool(tuned or seen.differing or smaller(record.spec, seen)) and not assemble
-    loose = bool(seen.unconfined)
-    stop = runs and (assemble or not seen.namespace or not run or reread or loose)
     # The reason why it couldn't be started, or why it ended, may be gone. So an apply that changes something starts it
     # at once, without waiting for the back-off.
     waits = status is not None and status.state == "starting"

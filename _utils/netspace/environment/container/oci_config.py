@@ -271,8 +271,8 @@ def _resources(
 def revision(controllers: frozenset[str]) -> str:
     """Return the revision of the hardening: a digest of a sample's configuration and of the profiles.
 
-    A different revision restarts running environments. It differs if a new version of this library hardens
-    differently, or if the host can keep other limits than before.
+    It changes if a new version of this library hardens differently, or if the host can keep other limits than before.
+    An environment gets the present hardening when it is started the next time.
     """
     sample = Environment(image="tar:/sample", command=("/sample",))
     rendered = config("sample", sample, layout=Layout(), base=FIRST, cgroup="/sample", controllers=controllers)
