@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import shlex
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ class Fleet:
 def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     assert IMAGE.exists(), f"{IMAGE} is missing: run scripts/demo-image"
     folder = tmp_path_factory.mktemp("targets")
-    source = checkout.copy(folder / "source")
+    source = folder / "source"  # served are the targets alone, because a sync of all takes long
+    shutil.copytree(checkout.ROOT / "_resources", source / "_resources")
     (source / "inside").mkdir()
     (source / "inside/init.sls").write_text(SLS)
     (source / "inside/card").write_text(CARD)
@@ -117,16 +119,18 @@ def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFac
         random_string("master-"),
         overrides={
             "interface": "127.0.0.1",
+            "worker_threads": 3,
             "file_roots": {"base": [str(source), str(checkout.ROOT / "states")]},
             "pillar_roots": {"base": [str(pillar)]},
             "fileserver_list_cache_time": 0,
-            "runner_dirs": [str(source / "_runners")],
-            "utils_dirs": [str(source / "_utils")],
+            "runner_dirs": [str(checkout.ROOT / "_runners")],
+            "utils_dirs": [str(checkout.ROOT / "_utils")],
             "netspace.attestation": {"folder": str(folder / "attestation")},
         },
     )
     minion = master.salt_minion_daemon(
-        random_string("shop-"), overrides={"enable_fqdns_grains": False, "netspace.instance": instance}
+        random_string("shop-"),
+        overrides={"enable_fqdns_grains": False, "netspace.instance": instance, **checkout.in_place()},
     )
     common = {"image": f"tar:{IMAGE}", "command": python(IDLE), "stop_timeout": 2, "limits": {"pids": 16}}
     made = Fleet(
