@@ -4,7 +4,7 @@
 
 Each part has its own Salt and its own host (scripts/sandbox); unit tests need no root and no host. The output of a part
 is shown when it ends. Virtual machines take a third of all processor time. So beside other folders, only a fourth of
-their parts run, another fourth each day. Long tests of a single page or command run every second day. All run if only
+their parts run, another fourth each day. Some long tests of pages and commands run every second day. All run if only
 their folder is chosen (scripts/test vm), or with NETSPACE_MACHINES=all. Exits with 1 if a part failed; the last line
 names the failed parts.
 """
@@ -76,10 +76,10 @@ MADE = {
 # Parts of machines, and a lab of its own: those in one place run on one day, those in the next on the next.
 TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds", "lab-tpm"), ("vm",))
 
-# Files by turns of the same kind: each is about one page or command, and other tests need what it is made of every day.
+# Files by turns of the same kind: each follows pages or a command, and other tests need what these use every day.
 FILES = (
-    ("tests/integration/test_demo_hosts.py",),
-    ("tests/integration/test_attestation_schedule.py", "tests/integration/test_systemd_kernel.py"),
+    ("tests/integration/test_day_two.py",),
+    tuple(f"tests/integration/test_{what}.py" for what in ("demo_hosts", "attestation_schedule", "systemd_kernel")),
 )
 
 
