@@ -256,18 +256,20 @@ class World:
         ``rabbitmqctl eval`` does the same in a virtual machine of its own, which takes a second for each call.
         """
         cookie = (self.layout.broker / "data/.erlang.cookie").read_text()
-        where = f"127.0.0.1:{self.broker.distribution_port}"
-        with self.here():
-            done = subprocess.run(
-                ["/usr/bin/erl_call", "-c", cookie, "-address", where, "-e"],
-                input=f"{expression}\n",
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=60,
-            )
-        value = re.fullmatch(r"\{ok, (.*)\}", done.stdout, re.DOTALL)
-        assert done.returncode == 0 and value, done
+        command = ["/usr/bin/erl_call", "-c", cookie, "-address", f"127.0.0.1:{self.broker.distribution_port}", "-e"]
+        done: list[subprocess.CompletedProcess[str]] = []
+
+        def connected() -> bool:
+            text = f"{expression}\n"
+            with self.here():
+                done.append(
+                    subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
+                )
+            return "failed to connect" not in done[-1].stderr
+
+        until(connected, "the broker's node takes no connection", pause=0.1)  # a busy one may refuse the first
+        value = re.fullmatch(r"\{ok, (.*)\}", done[-1].stdout, re.DOTALL)
+        assert done[-1].returncode == 0 and value, done
         return value[1]
 
     @contextlib.contextmanager
