@@ -4,8 +4,9 @@
 
 Each part has its own Salt and its own host (scripts/sandbox); unit tests need no root and no host. The output of a part
 is shown when it ends. Virtual machines take a third of all processor time. So beside other folders, only a fourth of
-their parts run, another fourth each day. All run if only they are chosen (scripts/test vm), or with
-NETSPACE_MACHINES=all. Exits with 1 if a part failed; the last line names the failed parts.
+their parts run, another fourth each day. Some long tests of pages and commands run every second day. All run if only
+their folder is chosen (scripts/test vm), or with NETSPACE_MACHINES=all. Exits with 1 if a part failed; the last line
+names the failed parts.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ PARTS = {
         "host": ["tests/functional/host"],
         "links": ["tests/functional/link"],
         "environments": ["tests/functional/environment"],
+        "salt": ["tests/functional/salt"],
         "functional": ["tests/functional"],
     },
     "integration": {
         "fleets": [
             f"tests/integration/test_{what}_fleet.py" for what in ("attestation", "registrar", "seals", "targets")
         ],
+        "lab": ["tests/integration/test_lab.py"],
         "lab-tpm": ["tests/integration/test_lab_tpm.py"],
         "integration": ["tests/integration"],
     },
@@ -59,8 +62,8 @@ PARTS = {
 # Long parts first, so that the last ones end at about the same time. Machines need a processor each, all the time:
 # no more than two of those parts meet.
 ORDER = (
-    *("links", "vm-attestation", "vm", "host", "environments", "integration", "vm-supervision", "links-afar"),
-    *("fleets", "functional", "host-killed", "vm-kinds", "lab-tpm", "unit-attestation", "unit"),
+    *("integration", "host", "vm-attestation", "vm", "links", "lab", "environments", "functional", "vm-supervision"),
+    *("fleets", "links-afar", "vm-kinds", "lab-tpm", "salt", "unit", "host-killed", "unit-attestation"),
 )
 
 # By folder: what must be made before its tests, outside the sandbox, which has no network. Without runtimetest one test
@@ -72,6 +75,19 @@ MADE = {
 
 # Parts of machines, and a lab of its own: those in one place run on one day, those in the next on the next.
 TURNS = (("vm-attestation",), ("vm-supervision",), ("vm-kinds", "lab-tpm"), ("vm",))
+
+# Files by turns of the same kind: each follows pages or a command, and other tests need what these use every day.
+FILES = (
+    ("tests/integration/test_day_two.py",),
+    tuple(f"tests/integration/test_{what}.py" for what in ("demo_hosts", "attestation_schedule", "systemd_kernel")),
+)
+
+
+def of_another_day(folders: list[str], day: int | None) -> list[str]:
+    """Return the files of FILES that don't run on this day. Parameters as for :func:`in_order`."""
+    if day is None or len(folders) == 1:
+        return []
+    return [file for turn in FILES if turn != FILES[day % len(FILES)] for file in turn]
 
 
 def command(paths: list[str], others: list[str]) -> list[str]:
@@ -150,10 +166,11 @@ def main() -> int:
     parser.add_argument("folder", nargs="+", choices=sorted(PARTS))
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    every = os.environ.get("NETSPACE_MACHINES") == "all"
-    chosen = in_order(arguments.folder, None if every else int(time.time() // 86400))
+    day = None if os.environ.get("NETSPACE_MACHINES") == "all" else int(time.time() // 86400)
+    chosen = in_order(arguments.folder, day)
     # Those of parts that another day has, too: else a part with a whole folder would run them.
     everything = [path for parts in PARTS.values() for paths in parts.values() for path in paths]
+    everything += of_another_day(arguments.folder, day)
     shared = Path(tempfile.mkdtemp(prefix="netspace-tests-", dir="/var/tmp"))  # what parts share, such as snapshots
     runner = Runner(shared)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -34,6 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         first.wait()
         first.stdout.close()
         assert "up in " in made.do("up")
+        made.warm()
         yield made
 
 
@@ -314,6 +315,7 @@ def test_a_rollout_takes_back_and_survives_its_master(lab: Lab) -> None:
         under_way.kill()
         under_way.communicate()
     lab.do("start", "master")
+    lab.warm()
     until(lambda: lab.answering() == {"h1", "h2"}, "the minions are back", patience=300)
     found = lab.runner("netspace_fleet.rollout")
     assert found["state"] == "interrupted" and set(found.get("bad", ())) <= {"h2"}, found

@@ -60,6 +60,7 @@ def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFac
         random_string("master-"),
         overrides={
             "interface": "127.0.0.1",
+            "worker_threads": 3,
             "file_roots": {"base": [str(source), str(source / "states")]},
             "pillar_roots": {"base": [str(folder / "pillar")]},
             "fileserver_list_cache_time": 0,
@@ -73,8 +74,14 @@ def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFac
         yield Fleet(source, master.salt_cli(timeout=60), master.salt_run_cli(timeout=60), minion)
 
 
-def test_a_sync_brings_modules_states_and_grains(fleet: Fleet) -> None:
-    synced = fleet.call("saltutil.sync_all")
+@pytest.fixture(scope="module")
+def synced(fleet: Fleet) -> dict[str, list[str]]:
+    """Sync once for all tests that need no more: a sync asks the master for each of some hundred files."""
+    brought: dict[str, list[str]] = fleet.call("saltutil.sync_all")
+    return brought
+
+
+def test_a_sync_brings_modules_states_and_grains(fleet: Fleet, synced: dict[str, list[str]]) -> None:
     assert "utils.netspace.__init__" in synced["utils"]
     for plugin, functions in checkout.plugins("_modules").items():
         found = set(fleet.call("sys.list_functions", plugin))
@@ -82,16 +89,16 @@ def test_a_sync_brings_modules_states_and_grains(fleet: Fleet) -> None:
     assert "present" in fleet.call("grains.get", "tpm")
 
 
+@pytest.mark.usefixtures("synced")
 def test_states_read_the_minions_pillar(fleet: Fleet) -> None:
     # Salt 3008 masks pillar in what modules and states ask for: the error must show the real key.
-    fleet.call("saltutil.sync_all")
     done = fleet.cli.run("state.apply", "netspace.links", "test=True", minion_tgt=fleet.minion.id)
     comments = [state["comment"] for state in done.data.values()]
     assert any("limits:memroy" in comment for comment in comments), done.data
 
 
+@pytest.mark.usefixtures("synced")
 def test_an_image_is_fetched_from_the_master_once(fleet: Fleet) -> None:
-    fleet.call("saltutil.sync_all")
     archive = fleet.source / "images/a.tar"
     archive.parent.mkdir()
     archive.write_bytes(tar([member("motd", b"hello")]))
@@ -117,12 +124,12 @@ def test_an_image_is_fetched_from_the_master_once(fleet: Fleet) -> None:
     assert fleet.call("netspace_image.list") == {}
 
 
+@pytest.mark.usefixtures("synced")
 def test_a_sync_makes_new_library_code_live_without_a_restart(fleet: Fleet) -> None:
     """Make new library code live.
 
     Salt reloads plugins but keeps the imported library (salt#66354), so this needs care.
     """
-    fleet.call("saltutil.sync_all")
     pid = fleet.minion.pid
     before = fleet.fails("netspace.check", f"declaration={json.dumps(DECLARATION)}")["problems"][0]["message"]
     assert before.startswith("unknown")
@@ -137,8 +144,8 @@ def test_a_sync_makes_new_library_code_live_without_a_restart(fleet: Fleet) -> N
     assert fleet.minion.pid == pid
 
 
+@pytest.mark.usefixtures("synced")
 def test_a_minion_gets_an_authority_for_its_links_and_keeps_its_key(fleet: Fleet, tmp_path: Path) -> None:
-    fleet.call("saltutil.sync_all")
     folder = tmp_path / "authority"
     certify = ("netspace_link.certify", fleet.minion.id, "h1.example.org", f"folder={folder}")
     assert fleet.run(*certify) is True

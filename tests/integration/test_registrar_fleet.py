@@ -90,7 +90,6 @@ def fleet(
     makers: dict[str, Factory],
 ) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("registrar")
-    source = checkout.copy(folder / "source")
     names = {"a": random_string("a-"), "b": random_string("b-")}
     # Not the same twice: another run may be beside this one, and /var/lib is the machine's.
     instances = {name: f"fleet{name}{secrets.token_hex(4)}" for name in names}
@@ -102,10 +101,11 @@ def fleet(
         random_string("master-"),
         overrides={
             "interface": "127.0.0.1",
-            "file_roots": {"base": [str(source), str(checkout.ROOT / "states")]},
+            "worker_threads": 3,
+            "file_roots": {"base": [str(checkout.ROOT / "states")]},
             "pillar_roots": {"base": [str(pillar)]},
-            "runner_dirs": [str(source / "_runners")],
-            "utils_dirs": [str(source / "_utils")],
+            "runner_dirs": [str(checkout.ROOT / "_runners")],
+            "utils_dirs": [str(checkout.ROOT / "_utils")],
             "netspace.attestation": {
                 "folder": str(folder / "books"),
                 "roots": str(shutil.copytree(makers["a"].roots, folder / "roots")),
@@ -117,7 +117,8 @@ def fleet(
     )
     minions = {
         name: master.salt_minion_daemon(
-            identity, overrides={"enable_fqdns_grains": False, "netspace.instance": instances[name]}
+            identity,
+            overrides={"enable_fqdns_grains": False, "netspace.instance": instances[name], **checkout.in_place()},
         )
         for name, identity in names.items()
     }
@@ -136,8 +137,6 @@ def fleet(
         minions["a"].started(start_timeout=120),
         minions["b"].started(start_timeout=120),
     ):
-        synced = made.cli.run("saltutil.sync_all", minion_tgt="*")
-        assert synced.returncode == 0, synced
         made.started = True
         yield made
     for instance in instances.values():

@@ -42,22 +42,21 @@ class Fleet:
     """A master and two minions, each with its own instance. Links are only recorded as applied: there is no broker."""
 
     def __init__(self, folder: Path, salt_factories: FactoriesManager) -> None:
-        source = checkout.copy(folder / "source")
         self.layouts = {name: Layout(f"{name}{secrets.token_hex(4)}") for name in HOSTS}
         self.master = salt_factories.salt_master_daemon(
             random_string("master-"),
             overrides={
                 "interface": "127.0.0.1",
-                "file_roots": {"base": [str(source)]},
-                "runner_dirs": [str(source / "_runners")],
-                "utils_dirs": [str(source / "_utils")],
+                "worker_threads": 3,
+                "runner_dirs": [str(checkout.ROOT / "_runners")],
+                "utils_dirs": [str(checkout.ROOT / "_utils")],
                 "netspace.link": {"root": str(folder / "masters")},
             },
         )
         self.minions = {
             name: self.master.salt_minion_daemon(
                 random_string(f"{name}-"),
-                overrides={"enable_fqdns_grains": False, "netspace.instance": layout.instance},
+                overrides={"enable_fqdns_grains": False, "netspace.instance": layout.instance, **checkout.in_place()},
             )
             for name, layout in self.layouts.items()
         }
@@ -94,8 +93,6 @@ def fleet(salt_factories: FactoriesManager, tmp_path_factory: pytest.TempPathFac
     h1, h2 = made.minions.values()
     try:
         with made.master.started(start_timeout=120), h1.started(start_timeout=120), h2.started(start_timeout=120):
-            cli = made.master.salt_cli(timeout=120)
-            assert cli.run("saltutil.sync_all", minion_tgt="*").returncode == 0
             yield made
     finally:
         for layout in made.layouts.values():

@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PLUGIN_FOLDERS = (
@@ -24,6 +25,18 @@ def copy(target: Path) -> Path:
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, target / file)
     return target
+
+
+def in_place() -> dict[str, Any]:
+    """Return a minion's configuration by which it uses the checkout's plugins where they are.
+
+    So nothing is synced, which takes 20 s of a processor for each minion.
+    """
+    folders = {"module_dirs": "_modules", "states_dirs": "_states", "grains_dirs": "_grains", "utils_dirs": "_utils"}
+    return {
+        **{key: [str(ROOT / folder)] for key, folder in folders.items()},
+        "autoload_dynamic_modules": False,
+    }
 
 
 def with_example_kind(target: Path) -> Path:

@@ -10,8 +10,17 @@ PATIENCE = 60.0
 
 
 def until(condition: Callable[[], object], what: str = "", *, patience: float = PATIENCE, pause: float = 0.01) -> None:
-    """Wait until *condition* holds; check it every *pause* seconds, and fail after *patience* seconds."""
+    """Wait until *condition* holds, and fail after *patience* seconds.
+
+    After each check, rest for *pause* seconds; after one that takes long, three times as long as it took, but no more
+    than a second. So what is waited for gets the processor. Without a pause, there is no rest at all.
+    """
     deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, what or "it did not come to pass"
-        time.sleep(pause)
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
+        ended = time.monotonic()
+        assert ended < deadline, what or "it did not come to pass"
+        if pause:
+            time.sleep(max(pause, min(3 * (ended - began), 1.0)))

@@ -40,6 +40,17 @@ def test_machines_run_by_turns_beside_others_and_all_of_them_alone() -> None:
     assert set(parts.in_order(["vm"], 1)) == set(parts.PARTS["vm"])
 
 
+def test_files_by_turns_each_run_on_one_of_the_days() -> None:
+    folders = ["unit", "functional", "integration", "vm"]
+    files = [file for turn in parts.FILES for file in turn]
+    assert all((ROOT / file).exists() for file in files)
+    left_out = [parts.of_another_day(folders, day) for day in range(len(parts.FILES))]
+    assert all(sorted({*files} - {*left}) == sorted(turn) for left, turn in zip(left_out, parts.FILES, strict=True))
+    command = parts.command(parts.PARTS["integration"]["integration"], left_out[0])
+    assert [file for file in files if taken(file, command)] == list(parts.FILES[0])
+    assert parts.of_another_day(folders, None) == parts.of_another_day(["integration"], 1) == []
+
+
 def test_parts_of_another_day_are_no_part_of_a_whole_folder() -> None:
     everything = [path for folder in parts.PARTS.values() for paths in folder.values() for path in paths]
     command = parts.command(parts.PARTS["vm"]["vm"], everything)

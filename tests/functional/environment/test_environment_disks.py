@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.environments.environment_host import Host
+from support.sampling import todays
 
 from netspace import files
 from netspace.environment import record as records
@@ -214,7 +215,7 @@ TRANSITIONS = [
 ]
 
 
-@pytest.mark.parametrize(("before", "after"), TRANSITIONS)
+@pytest.mark.parametrize(("before", "after"), todays(TRANSITIONS, 2))
 def test_a_run_that_is_killed_anywhere_is_repaired_by_the_next(host, writable, before, after):
     wanted = {"web": host.desired("web", image=writable, limits=after, volumes=[VOLUME])}
     count, killed = 0, True

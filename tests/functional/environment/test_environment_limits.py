@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.environments.environment_host import Host, shell
+from support.sampling import todays
 
 from netspace.environment.container import cgroups
 from netspace.environment.storage import mounts
@@ -238,7 +239,7 @@ DIRECT = {
 
 
 @pytest.mark.usefixtures("on_disk")
-@pytest.mark.parametrize(("key", "rate"), [("read", "256K"), ("read_ops", 4), ("write_ops", 4)])
+@pytest.mark.parametrize(("key", "rate"), todays([("read", "256K"), ("read_ops", 4), ("write_ops", 4)], 3))
 def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, writable, key, rate):
     """Two environments do the same work at once, past the page cache; the bounded one is not done when the other is."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:
@@ -255,7 +256,7 @@ def test_reads_and_operations_are_slowed_down_and_the_neighbour_s_are_not(host, 
 
 
 @pytest.mark.usefixtures("on_disk")
-@pytest.mark.parametrize("limits", [{}, {"disk": "64M"}])
+@pytest.mark.parametrize("limits", todays([{}, {"disk": "64M"}], 2))
 def test_writing_is_slowed_down_and_the_neighbour_s_is_not(host, writable, limits):
     """Two environments write the same amount at the same time; the bounded one is not done when the other is."""
     if host.kind.observe().idle or "io" not in host.kind.making.controllers:

@@ -24,7 +24,7 @@ from netspace.environment.storage import mounts
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(not shutil.which("stress-ng"), reason="no stress-ng here")]
 
-SAMPLE = 10
+SAMPLE = 6
 INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
 IDLE = shell("while :; do sleep 1; done")
 

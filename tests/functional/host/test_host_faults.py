@@ -6,7 +6,7 @@ nothing is lost or left over, and nothing of others is changed. The next cycle t
 none left.
 
 A step that is done many times (for each environment, for each file of the library) is tried once by default. A day
-tries a sixth of all kinds of steps, so six days try all. ``NETSPACE_FAULTS=kinds`` tries each kind, ``all`` each step.
+tries a tenth of all kinds of steps, so ten days try all. ``NETSPACE_FAULTS=kinds`` tries each kind, ``all`` each step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 START = time.monotonic()
-DAYS = 6
+DAYS = 10
 # What an environment's name may be followed by in a path.
 NAMES = re.compile(r"(?<=[/.-])[ab](?=[/. ]|$)")
 # These leave nothing that a killed process would leave behind: the moment before is tried already.

@@ -16,6 +16,7 @@ import pytest
 from support.attestation.software_tpm import listening
 from support.hosts import snapshot
 from support.hosts.whole_host import IDLE, all_true, python
+from support.sampling import todays
 from support.waiting import until
 
 from netspace import library_copy
@@ -105,7 +106,7 @@ def test_with_a_tpm_what_requires_it_runs_and_loses_it_with_the_tpm(salt, image,
     assert listed["vault"]["state"] == "stopped" and listed["plain"]["state"] == "running"
 
 
-@pytest.mark.parametrize("on_loss", ["revoke-links", "report"])
+@pytest.mark.parametrize("on_loss", todays(["revoke-links", "report"], 2))
 def test_what_runs_goes_on_where_the_loss_says_so_and_regaining_restores(salt, image, tpm, on_loss):
     def declared(**host):
         made = vault(image, policy="prefer", minimum="L2", **host)

@@ -31,9 +31,9 @@ NAMES = ("web", "audit", "orders", "vault", "till", "post")
 
 
 @pytest.fixture(scope="module")
-def linked(world):
-    world.environment(*NAMES)
-    return world
+def linked(standing):
+    standing.environment(*NAMES)
+    return standing
 
 
 @pytest.fixture

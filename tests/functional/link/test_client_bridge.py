@@ -115,13 +115,13 @@ class Town:
 
 
 @pytest.fixture(scope="module")
-def linked(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
-    world.environment("web", "orders", "audit")
-    world.apply(ASK, TELL, purge=True)
+def linked(standing: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
+    standing.environment("web", "orders", "audit")
+    standing.apply(ASK, TELL, purge=True)
     folder = tmp_path_factory.mktemp("cards")
     for name in ("web", "orders", "audit"):
-        tell(world, name, folder / name)
-    return world, folder
+        tell(standing, name, folder / name)
+    return standing, folder
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -96,9 +95,9 @@ def cut() -> int:
 
 
 @pytest.fixture(scope="module")
-def linked(world, tmp_path_factory) -> Town:
-    world.environment(*NAMES)
-    town = Town(world, tmp_path_factory.mktemp("cards"))
+def linked(standing, tmp_path_factory) -> Town:
+    standing.environment(*NAMES)
+    town = Town(standing, tmp_path_factory.mktemp("cards"))
     town.apply(*LINKS)
     return town
 
@@ -502,10 +501,9 @@ def impatient(town) -> Iterator[None]:
     """Have the broker close channels that hold a message for a second, unless the queue's policy says otherwise."""
     setting = "[application:set_env(rabbit, Key, Value) || {{Key, Value}} <- [{}]]."
     settings = "{{consumer_timeout, {}}}, {{channel_tick_interval, {}}}"
-    evaluate = functools.partial(node.evaluate, town.world.layout, town.world.broker)
-    assert not evaluate(setting.format(settings.format(1000, 500)))
+    town.world.evaluate(setting.format(settings.format(1000, 500)))
     yield
-    assert not evaluate(setting.format(settings.format(1_800_000, 60_000)))
+    town.world.evaluate(setting.format(settings.format(1_800_000, 60_000)))
 
 
 def test_a_message_may_be_in_hand_for_longer_than_the_brokers_own_limit(town, impatient):

@@ -33,10 +33,10 @@ TELL = Link(source="orders", target="audit")
 
 
 @pytest.fixture(scope="module")
-def host(world):
-    world.environment("web", "orders", "audit")
-    world.apply(ASK, TELL)
-    return world
+def host(standing):
+    standing.environment("web", "orders", "audit")
+    standing.apply(ASK, TELL)
+    return standing
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.links.link_world import World
+from support.sampling import todays
 
 from netspace.errors import NetspaceError
 from netspace.link.mail import backup
@@ -125,7 +126,7 @@ def test_what_is_no_such_file_changes_nothing(linked, file):
     assert waiting(linked) == [b"here"]
 
 
-@pytest.mark.parametrize("moment", ["stopped", "exchanged"])
+@pytest.mark.parametrize("moment", todays(["stopped", "exchanged"], 2))
 def test_killed_restoration_is_finished_by_the_next_apply(linked, file, monkeypatch, moment):
     waiting(linked)
     send(linked, b"saved")

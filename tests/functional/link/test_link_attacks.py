@@ -35,10 +35,10 @@ PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
-def host(world):
-    world.environment("web", "orders", "audit")
-    world.apply(ASK, TELL, BOUNDED)
-    return world
+def host(standing):
+    standing.environment("web", "orders", "audit")
+    standing.apply(ASK, TELL, BOUNDED)
+    return standing
 
 
 @pytest.fixture(autouse=True)

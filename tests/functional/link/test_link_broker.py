@@ -40,11 +40,11 @@ EXAMPLE = Path(__file__).parents[3] / "examples/mail_pika.py"
 
 
 @pytest.fixture(scope="module")
-def linked(world):
+def linked(standing):
     """Three environments with two links between them."""
-    world.environment("web", "orders", "audit")
-    world.apply(*LINKS)
-    return world
+    standing.environment("web", "orders", "audit")
+    standing.apply(*LINKS)
+    return standing
 
 
 @pytest.fixture
@@ -649,7 +649,7 @@ def test_the_last_link_takes_everything_along(host):
     assert list(host.layout.broker.glob("*")) == []
 
 
-def test_nothing_is_asked_where_nothing_was_declared(world, tmp_path):
+def test_nothing_is_asked_where_nothing_was_declared(tmp_path):
     from netspace.layout import Layout
     from netspace.link.reconciler import DesiredLinks, Links
 

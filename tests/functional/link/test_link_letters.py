@@ -29,12 +29,12 @@ WELL = {"ok": True, "problems": [], "findings": [], "dead": 0, "late": 0}
 
 
 @pytest.fixture
-def host(world):
+def host(standing):
     """A host with the same links, and without mail."""
-    world.environment("web", "orders", "audit")
-    world.apply(*LINKS)
-    world.no_mail()
-    return world
+    standing.environment("web", "orders", "audit")
+    standing.apply(*LINKS)
+    standing.no_mail()
+    return standing
 
 
 def test_dead_letters_are_kept_however_often_they_are_looked_at(host):

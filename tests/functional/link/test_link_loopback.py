@@ -26,10 +26,10 @@ TRUSTED = (loopback.NODE, loopback.FORWARDER)
 
 
 @pytest.fixture
-def host(world):
-    world.environment("web", "orders")
-    world.apply(LINK)
-    return world
+def host(standing):
+    standing.environment("web", "orders")
+    standing.apply(LINK)
+    return standing
 
 
 def as_user(user: int, do: Callable[[], object]) -> int:

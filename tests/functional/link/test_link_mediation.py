@@ -25,10 +25,10 @@ LINKS = (ASK, TELL)
 
 
 @pytest.fixture(scope="module")
-def linked(world):
-    world.environment("web", "orders", "audit")
-    world.apply(*LINKS)
-    return world
+def linked(standing):
+    standing.environment("web", "orders", "audit")
+    standing.apply(*LINKS)
+    return standing
 
 
 @pytest.fixture

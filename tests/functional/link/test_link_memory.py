@@ -31,9 +31,9 @@ ON_DISK = msgspec.structs.replace(TELL, durable=True)
 
 
 @pytest.fixture(scope="module")
-def linked(world):
-    world.environment("web", "orders", "audit")
-    return world
+def linked(standing):
+    standing.environment("web", "orders", "audit")
+    return standing
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def host(world) -> Iterator[World]:
     world.environment("web", "orders", "audit")
     world.apply(DOOMED, BOUNDED, OTHER)
     yield world
-    world.links.purge()
+    world.hand_over()
 
 
 def planned(result) -> dict:

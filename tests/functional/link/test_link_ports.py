@@ -58,10 +58,11 @@ def squatter(host, name: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def host(world):
-    """Host without links or mail, also after a test that fails; the namespaces of three environments."""
+    """Host whose forwarder doesn't run, without these links or mail; the namespaces of three environments."""
     world.environment("web", "orders", "audit")
     yield world
-    world.apply(purge=True)
+    world.hand_over()
+    assert world.supervisor.stop([forwarder.NAME]) == {}
 
 
 def errors(host, *links: Link) -> dict[str, str]:

@@ -122,11 +122,11 @@ both = pytest.mark.parametrize("protocol", PROTOCOLS)
 
 
 @pytest.fixture
-def host(world):
-    world.environment("web", "orders", "audit")
-    world.apply(ASK, TELL, purge=True)
-    world.no_mail()
-    return world
+def host(standing):
+    standing.environment("web", "orders", "audit")
+    standing.apply(ASK, TELL, purge=True)
+    standing.no_mail()
+    return standing
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from support.sampling import todays
 from support.waiting import until
 
 from netspace import files
@@ -87,7 +88,7 @@ def other_keys(both, folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(of_one_key, shared_by_all), (of_one_key, of_pairs), (the_same, other_keys)]
+    ("before", "after"), todays([(of_one_key, shared_by_all), (of_one_key, of_pairs), (the_same, other_keys)], 3)
 )
 def test_naming_anew_loses_no_mail(linked, folder, program, monkeypatch, before: Callable, after: Callable):
     h1, h2, cable = linked

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.environments.image_files import member, sha256, tar
+from support.hosts import salt_forks
 from support.hosts.salt_modes import Salt, build
 from support.hosts.whole_host import unfolded
 
@@ -22,8 +24,9 @@ NAME = "tar:salt://images/a.tar"
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Salt:
-    return build("sync", tmp_path_factory.mktemp("images"))
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Salt]:
+    with tempfile.TemporaryDirectory(prefix="salts-") as folder, salt_forks.served(Path(folder)) as programs:
+        yield build("sync", tmp_path_factory.mktemp("images"), programs)
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def nothing(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
     Pip finds packages in a folder.
     """
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)  # this Salt has compiled modules of its own
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     shop = tmp_path / "shop"

@@ -10,17 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAMS = ROOT / ".venv/bin"
@@ -33,9 +30,11 @@ for folder in "$@"; do
     mkdir -p "$own/upper" "$own/work"
     mount -t overlay overlay -o "lowerdir=$folder,upperdir=$own/upper,workdir=$own/work" "$folder"
 done
+# Keys that are made on the machine meanwhile, by other tests, would be those of all these.
+mkdir -p /etc/netspace
+mount -t tmpfs -o mode=755 own /etc/netspace
 """
 _PROGRAM = f'#!/bin/sh\nexec {sys.executable} -ISB {__file__} {{}} "$@"\n'
-_SALTS = {"salt": "salt_main", "salt-run": "salt_run", "salt-key": "salt_key"}
 
 
 class Done(NamedTuple):
@@ -87,11 +86,15 @@ class Machine:
         return self.must("cat", path)
 
     def warm(self) -> None:
-        """Run Salt's commands as forks of one process that has imported Salt, which saves a second for each command."""
-        for name in _SALTS:
-            self._program(name, f"salt {name}")
-        self.must("setsid", "--fork", sys.executable, "-IB", __file__, "serve")
-        self.must("bash", "-euc", "until [ -S /run/salts ]; do sleep 0.1; done")
+        """Run Salt's commands as forks of one process that has imported Salt."""
+        from support.hosts import salt_forks  # inside of a machine, this file is run without the others
+
+        place = Path("/run/salts")
+        for name in salt_forks.COMMANDS:
+            self.write(f"/run/programs/{name}", salt_forks.program(place, name))
+            self.must("chmod", "755", f"/run/programs/{name}")
+        self.must("setsid", "--fork", *salt_forks.serving(place))
+        self.must("bash", "-euc", f"until [ -S {place} ]; do sleep 0.1; done")
 
     def _program(self, name: str, what: str) -> None:
         path = f"/run/programs/{name}"
@@ -181,11 +184,6 @@ def login(name: str, *command: str) -> int:
     return _asked(Path(os.environ["DOORS"]) / name, " ".join(command))
 
 
-def salt(*command: str) -> int:
-    """Run one of Salt's commands on this machine, by the process that has imported Salt."""
-    return _asked(Path("/run/salts"), json.dumps(command))
-
-
 def _asked(door: Path, what: str) -> int:
     with socket.socket(socket.AF_UNIX) as asker:
         asker.connect(str(door))
@@ -193,53 +191,7 @@ def _asked(door: Path, what: str) -> int:
         return asker.recv(1)[0]
 
 
-def serve() -> None:
-    """Run requested commands of Salt, each in a fork."""
-    import salt.cli.key
-    import salt.cli.run
-    import salt.cli.salt
-    import salt.client
-    import salt.key
-    import salt.output
-    import salt.runner
-    import salt.scripts
-
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("/run/salts.new")
-        listener.listen()
-        os.rename("/run/salts.new", "/run/salts")  # where it is, it answers
-        while True:
-            asker, _ = listener.accept()
-            if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                _forked(asker, salt.scripts)
-            asker.close()
-
-
-def _forked(asker: socket.socket, scripts: ModuleType) -> NoReturn:
-    command, streams, _, _ = socket.recv_fds(asker, 65536, 3)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
-    sys.argv = json.loads(command)
-    code = 1
-    try:
-        getattr(scripts, _SALTS[sys.argv[0]])()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        asker.sendall(bytes([code & 0xFF]))
-        os._exit(0)
-
-
-ROLES = {"login": login, "salt": salt, "obey": obey, "serve": serve}
+ROLES = {"login": login, "obey": obey}
 
 if __name__ == "__main__":
     sys.exit(ROLES[sys.argv[1]](*sys.argv[2:]))

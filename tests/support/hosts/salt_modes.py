@@ -66,36 +66,37 @@ class Salt:
     config: Path
     source: Path
     library: Path
+    programs: Path | None = None
+    """Folder of Salt's commands (:mod:`support.hosts.salt_forks`); None: each command is a new Python."""
 
     def call(self, *arguments: str) -> tuple[Any, str]:
         """Run ``salt-call``; return the function's value, and the log."""
-        command = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call'; salt_call()"
-        done = subprocess.run(
-            [str(self.python), "-c", command, "-c", str(self.config.parent), "--out", "json", *arguments],
-            capture_output=True, text=True, check=False, cwd="/",
-        )  # fmt: skip
+        done = self._run("salt-call", "--out", "json", *arguments)
         assert done.stdout, done.stderr
         return json.loads(done.stdout)["local"], done.stderr
 
     def fails(self, *arguments: str) -> str:
         """Run ``salt-call`` and expect a failure; return its output and the log."""
-        command = "import sys; from salt.scripts import salt_call; sys.argv[0] = 'salt-call'; salt_call()"
-        done = subprocess.run(
-            [str(self.python), "-c", command, "-c", str(self.config.parent), *arguments],
-            capture_output=True, text=True, check=False, cwd="/",
-        )  # fmt: skip
+        done = self._run("salt-call", *arguments)
         assert done.returncode != 0, done.stdout
         return done.stdout + done.stderr
 
     def run(self, *arguments: str) -> tuple[Any, int]:
         """Run ``salt-run``; return the runner's value, and the exit status."""
-        command = "import sys; from salt.scripts import salt_run; sys.argv[0] = 'salt-run'; salt_run()"
-        done = subprocess.run(
-            [str(self.python), "-c", command, "-c", str(self.config.parent), "--out", "json", *arguments],
-            capture_output=True, text=True, check=False, cwd="/",
-        )  # fmt: skip
+        done = self._run("salt-run", "--out", "json", *arguments)
         assert done.stdout, done.stderr
         return json.loads(done.stdout), done.returncode
+
+    def _run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        if self.programs is not None:
+            command = [str(self.programs / name)]
+        else:
+            script = name.replace("-", "_")
+            code = f"import sys; from salt.scripts import {script} as run; sys.argv[0] = '{name}'; run()"
+            command = [str(self.python), "-c", code]
+        return subprocess.run(
+            [*command, "-c", str(self.config.parent), *arguments], capture_output=True, text=True, check=False, cwd="/"
+        )
 
     def load(self) -> dict[str, Any]:
         """Return the functions that Salt's loaders find, and the library's location."""
@@ -141,7 +142,8 @@ def scratch(folder: Path) -> Path:
 def bare(folder: Path) -> Path:
     """Make a venv with Salt, but without the Python packages that netspace needs; return its interpreter.
 
-    Files are hard links where possible. So nothing is downloaded, and little is written.
+    Files are hard links where possible. So nothing is downloaded, and little is written. Compiled modules are among
+    them: a process without ``PYTHONPYCACHEPREFIX`` compiles nothing of Salt.
     """
     venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -159,7 +161,7 @@ def bare(folder: Path) -> Path:
     def unwanted(folder: str, names: list[str]) -> set[str]:
         """Leave out whole packages, but not modules of Salt with the same names, such as ``salt.utils.dns``."""
         ours = needed(folder, names) if folder == installed else set()
-        return ours | shutil.ignore_patterns("__pycache__", "netspace*")(folder, names)
+        return ours | shutil.ignore_patterns("netspace*")(folder, names)
 
     shutil.copytree(installed, target, dirs_exist_ok=True, ignore=unwanted, copy_function=link)
     return folder / "bin" / "python"
@@ -171,12 +173,15 @@ def pip_install(python: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def build(mode: str, folder: Path) -> Salt:
-    """Make a Salt that has netspace by *mode*: ``sync``, ``pip`` or ``editable``."""
+def build(mode: str, folder: Path, programs: Path | None = None) -> Salt:
+    """Make a Salt that has netspace by *mode*: ``sync``, ``pip`` or ``editable``.
+
+    :param programs: see :class:`Salt`; for ``sync`` only, because the other modes have a Python of their own.
+    """
     source = checkout.copy(folder / "source")
     if mode == "sync":
         config = configure(folder / "salt", source)
-        salt = Salt(Path(sys.executable), config, source, folder / "salt/var/cache/salt/minion/extmods/utils")
+        salt = Salt(Path(sys.executable), config, source, folder / "salt/var/cache/salt/minion/extmods/utils", programs)
         synced, _ = salt.call("saltutil.sync_all")
         assert "utils.netspace.__init__" in synced["utils"], synced
         synced, _ = salt.run("saltutil.sync_all")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -14,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pika
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
+from netspace.link import record
 from netspace.link.broker import admission, node, plugin
 from netspace.link.forwarder import haproxy
 from netspace.link.pki import authority, certificates, passwords
@@ -29,6 +32,8 @@ from netspace.supervision.daemon.client import DaemonSupervisor
 from support.waiting import until
 
 CLONE_NEWNET = 0x40000000
+RESIDENT = Link(source="resident-a", target="resident-b")
+"""The link by which a host keeps its broker between two modules."""
 
 
 class World:
@@ -45,6 +50,7 @@ class World:
         self.messages: list[str] = []
         self.links = Links(self.layout, self.supervisor, progress=self.messages.append)
         self.netns: set[str] = set()
+        self.resident = False
 
     def environment(self, *names: str) -> None:
         """Make missing network namespaces of environments, like the interface kind."""
@@ -65,6 +71,13 @@ class World:
 
     def apply(self, *links: Link, only: bool = True, purge: bool = False, broker: LocalBroker | None = None) -> Plan:
         """Apply exactly these links (or, without *only*, also these); every step must succeed."""
+        if self.resident and links:
+            # The host of another module: that link goes, with its mail, once these are there.
+            self.resident = False
+            plan = self.apply(*links, RESIDENT, only=only, purge=purge, broker=broker)
+            self.apply(*links, purge=True, broker=broker)
+            self.no_environment(RESIDENT.source, RESIDENT.target)
+            return plan
         remove = self.links.names() - {link.name for link in links} if only else ()
         plan = self.plan(*links, remove=remove, broker=broker)
         with self.here():
@@ -87,6 +100,31 @@ class World:
         with self.here(), self.api() as api:
             for queue in api.get("queues", self.layout.instance, query="columns=name") or []:
                 api.delete("queues", self.layout.instance, queue["name"], "contents")
+
+    def hand_over(self) -> None:
+        """Leave a running broker, and of links, mail and environments nothing but :data:`RESIDENT`.
+
+        Without links, and with parked mail, there is no broker afterwards.
+        """
+        self.resident = False
+        known = record.read(self.layout)
+        if known.broker is None or known.parked:
+            with self.here():
+                self.links.purge()
+            self.no_environment(*self.netns)
+            return
+        self.environment(RESIDENT.source, RESIDENT.target)
+        self.apply(RESIDENT, purge=True)
+        self.no_mail()
+        known = record.read(self.layout)
+        if known.former:
+            # The broker's counts are trusted now: nothing is sent to these queues any more.
+            aged = tuple(msgspec.structs.replace(one, since=0.0) for one in known.former)
+            record.write(self.layout, msgspec.structs.replace(known, former=aged))
+            self.apply(RESIDENT, purge=True)
+        self.no_environment(*self.netns - {RESIDENT.source, RESIDENT.target})
+        self.messages.clear()
+        self.resident = True
 
     def kill_broker(self) -> None:
         """End the broker at once, and wait until it is gone."""
@@ -212,10 +250,27 @@ class World:
             self.supervisor.purge()
         self.no_environment(*list(self.netns))
 
-    def evaluate(self, expression: str) -> None:
-        """Run Erlang in the broker, for actions that no client may request."""
-        refused = node.evaluate(self.layout, self.broker, expression)
-        assert not refused, refused
+    def evaluate(self, expression: str) -> str:
+        """Run Erlang in the broker, for actions that no client may request; return the value as Erlang writes it.
+
+        ``rabbitmqctl eval`` does the same in a virtual machine of its own, which takes a second for each call.
+        """
+        cookie = (self.layout.broker / "data/.erlang.cookie").read_text()
+        command = ["/usr/bin/erl_call", "-c", cookie, "-address", f"127.0.0.1:{self.broker.distribution_port}", "-e"]
+        done: list[subprocess.CompletedProcess[str]] = []
+
+        def connected() -> bool:
+            text = f"{expression}\n"
+            with self.here():
+                done.append(
+                    subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
+                )
+            return "failed to connect" not in done[-1].stderr
+
+        until(connected, "the broker's node takes no connection", pause=0.1)  # a busy one may refuse the first
+        value = re.fullmatch(r"\{ok, (.*)\}", done[-1].stdout, re.DOTALL)
+        assert done[-1].returncode == 0 and value, done
+        return value[1]
 
     @contextlib.contextmanager
     def unwatched(self) -> Iterator[None]:

@@ -1,0 +1,29 @@
+"""A test of the tests' own means: commands of Salt as forks of one process."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+from support.hosts import salt_forks
+from support.hosts.salt_modes import configure
+from support.waiting import until
+
+pytestmark = pytest.mark.root
+
+
+def test_fork_ends_with_its_program(tmp_path: Path) -> None:
+    config = configure(tmp_path / "salt", None).parent
+    with tempfile.TemporaryDirectory(prefix="salts-") as folder, salt_forks.served(Path(folder)) as programs:
+        until(lambda: (programs / "socket").exists())
+        (server,) = (one for one in psutil.Process().children() if "serve" in one.cmdline())
+        command = [str(programs / "salt-call"), "-c", str(config), "test.sleep", "600"]
+        with subprocess.Popen(command) as program:
+            until(server.children)
+            (fork,) = server.children()
+            assert fork.is_running() and program.poll() is None
+            program.kill()
+        until(lambda: not fork.is_running())
