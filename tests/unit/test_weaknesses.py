@@ -120,6 +120,7 @@ def test_pool_of_all_sockets_is_as_large_as_an_environment(tmp_path, name, value
     row = host(tmp_path, files)[f"net.ipv4.{name}"]
     assert row.outcome == outcome
     assert remedy in row.remedy and bool(remedy) == bool(row.remedy)
+    assert value is None or row.found == value.replace("\t", " ")
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def rows(known: Mapping[str, Reading]) -> Iterator[Row]:
 
 
 def _row(pool: Pool, reading: Reading) -> Row:
+    reading = reading._replace(text=" ".join(reading.text.split()))  # the kernel writes tabs
     numbers = [int(word) for word in reading.text.split()] if _WORDS.fullmatch(reading.text) else []
     outcome: Outcome = "unknown"
     remedy = ""
