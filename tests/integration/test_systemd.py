@@ -350,7 +350,29 @@ def test_how_one_ended_is_known_after_its_restart_and_its_deadline_is_kept(
     assert call("start", ["a"]) == {}
     assert call("stop", ["deaf"]) == {}
     assert call("observe")["deaf"]["exit"] == "signal 9"
-    until(lambda: "State 'stop-sigterm' timed out. Killing." in log(host, "deaf"))
+    until(lambda: "code=killed, status=9/KILL" in log(host, "deaf"))
+
+
+def test_slow_cleanup_after_a_short_stop_is_no_failure(
+    call: Callable[..., Any], detached: Callable[..., dict[str, Any]], host: SystemdHost
+) -> None:
+    short = {"stop_timeout": 0.3, "restart": "never"}
+    deaf = detached("deaf", "trap '' TERM; while :; do busybox sleep 0.1; done", **short)
+    tame = detached("tame", **short)
+    for one in (deaf, tame):
+        one["cleanup"] = [["/bin/sh", "-c", 'sleep 2; exec "$@"', "sh", *command] for command in one["cleanup"]]
+    call("define", [deaf, tame])
+    assert call("start", ["deaf", "tame"]) == {}
+    assert call("stop", ["deaf", "tame"]) == {}
+    show = ("systemctl", "show", "--value", "--property=Result")
+    results = {name: host.run(*show, f"netspace-{name}").stdout.strip() for name in ("deaf", "tame")}
+    assert results == {"deaf": "signal", "tame": "success"}
+    assert call("observe")["deaf"]["exit"] == "signal 9"
+    assert host.run("crun", "list", "-q").stdout == ""
+    assert call("start", ["deaf", "tame"]) == {}
+    # What kills a program in the end goes with it, and kills nobody who was started since.
+    assert host.run("pgrep", "-x", "sleep", check=False).stdout == ""
+    assert {name: seen["state"] for name, seen in call("observe").items()} == {"deaf": "running", "tame": "running"}
 
 
 def test_the_end_of_an_init_by_a_stop_has_not_failed(

@@ -14,6 +14,10 @@ from support.hosts.systemd_host import SystemdHost
 from support.hosts.systemd_salt import Inside, listed, look, show, until
 from support.hosts.whole_host import ASK, IMAGE, Salt, all_true, changes, shop
 
+from netspace.environment.container import oci_runtime
+from netspace.environment.runtimes import USUAL
+from netspace.layout import Layout
+
 pytestmark = [pytest.mark.systemd, pytest.mark.root]
 
 ENVIRONMENTS = ("orders", "stranger", "web")
@@ -105,6 +109,9 @@ def test_a_whole_host_lives_crashes_boots_again_and_goes(machine: SystemdHost, s
     assert changes(settled) == {}
     row = salt("netspace_environment.list")["stranger"]
     assert (row["state"], row["declared_stopped"]) == ("stopped", True)
+    # What its runtime still knows of a former run keeps it from no start.
+    known = oci_runtime.state(Layout(), "crun") / oci_runtime.container(Layout(), "stranger", USUAL)
+    machine.path(str(known)).mkdir(parents=True)
     del everything["environments"]["stranger"]["state"]
     all_true(salt.apply(everything))
     assert active(machine, UNITS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from netspace.environment.container import oci_config, seccomp, seccomp_arguments
 from netspace.host import weaknesses
-from netspace.host.weaknesses import numbers, readings, users
+from netspace.host.weaknesses import numbers, readings, sockets, users
 from netspace.host.weaknesses.row import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "isolation.md"
@@ -27,6 +27,7 @@ CGROUP2 = "sys/fs/cgroup/cgroup.controllers"
 # A host in which nothing is to be mended.
 GOOD = {
     **{readings.path(one.name)[1:]: str(one.advised) for one in numbers.NUMBERS},
+    **{readings.path(one.name)[1:]: " ".join([str(one.least)] * one.of) for one in sockets.POOLS},
     "proc/sys/kernel/core_pattern": "core",
     "proc/sys/net/core/bpf_jit_enable": "1",
     "proc/sys/net/core/bpf_jit_harden": "2",
@@ -97,6 +98,29 @@ def test_a_number_is_good_within_its_range(tmp_path, number):
     assert outcome("") == outcome("1 1") == outcome("yes") == outcome("9" * 5000) == "unknown"
     row = host(tmp_path, {file: str(number.least - 1)})[number.name]
     assert f"`sysctl -w {number.name}={number.advised}`" in row.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "outcome", "remedy"),
+    [
+        ("udp_mem", "65536\t87381\t131072", "good", ""),
+        ("udp_mem", "21504\t28672\t70000", "weak", "sysctl -w net.ipv4.udp_mem='65536 65536 70000'`"),
+        ("udp_mem", "65536", "unknown", "Only the host's own network namespace"),
+        ("tcp_mem", "9000\t65536\t131072", "good", ""),
+        ("tcp_mem", "65536\t65535\t131072", "weak", "sysctl -w net.ipv4.tcp_mem='65536 65536 131072'`"),
+        ("tcp_mem", "1 2 3 4", "unknown", "/proc/sys/net/ipv4/tcp_mem"),
+        ("tcp_max_orphans", "37449", "good", ""),
+        ("tcp_max_orphans", "4096", "weak", "sysctl -w net.ipv4.tcp_max_orphans='37449'`"),
+        ("tcp_max_orphans", "-1", "unknown", "/proc/sys/net/ipv4/tcp_max_orphans"),
+        ("tcp_max_orphans", None, "unknown", "/proc/sys/net/ipv4/tcp_max_orphans"),
+    ],
+)
+def test_pool_of_all_sockets_is_as_large_as_an_environment(tmp_path, name, value, outcome, remedy):
+    files = {} if value is None else {f"proc/sys/net/ipv4/{name}": value}
+    row = host(tmp_path, files)[f"net.ipv4.{name}"]
+    assert row.outcome == outcome
+    assert remedy in row.remedy and bool(remedy) == bool(row.remedy)
+    assert value is None or row.found == value.replace("\t", " ")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The audit, and attacks that once succeeded under runc, on cgroup v2 under systemd.
+"""Both halves of the audit, and attacks that once succeeded under runc and runsc, on cgroup v2 under systemd.
 
 On request (``NETSPACE_ATTACKS=all``): they take minutes of a processor here.
 """
@@ -16,6 +16,8 @@ from support.hosts.whole_host import all_true
 from vmlab.lab import STAY, Salt, environment, program, told
 from vmlab.machine import Machine
 
+from netspace.environment.audit import storms
+
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.skipif(os.environ.get("NETSPACE_ATTACKS") != "all", reason="on request: NETSPACE_ATTACKS=all"),
@@ -26,15 +28,18 @@ ATTACKING = "/srv/attacking"
 until = functools.partial(waiting.until, patience=1200, pause=2)
 
 
-def test_what_once_succeeded_is_refused_under_runc_on_version_2(plain: Machine, salt: Salt) -> None:
+@pytest.mark.parametrize("runtime", ["runc", "runsc"])
+def test_what_once_succeeded_is_refused_under_others_on_version_2(plain: Machine, salt: Salt, runtime: str) -> None:
     ((root, command, env),) = program(plain, "attackers", ATTACKING)
-    attacker = attackers.declared(attackers.Kit(root, command, env), "runc", interface={"kind": "veth"})
+    attacker = attackers.declared(attackers.Kit(root, command, env), runtime, interface={"kind": "veth"})
     all_true(salt.apply({"environments": {"attacks": attacker}}))
     until(lambda: attackers.found(told(plain, "attacks")) is not None)
     outcomes = attackers.found(told(plain, "attacks")) or {}
     print(json.dumps(outcomes, indent=1))
-    # What it holds of pools by user is counted for root (docs/limits.md).
-    assert attackers.succeeded(outcomes, attackers.ALLOWED["runc"]) == {}
+    # What it holds of pools by user is counted for root under runc (docs/limits.md).
+    assert attackers.succeeded(outcomes, attackers.ALLOWED[runtime]) == {}
+    if runtime != "runc":
+        assert program(plain, "attackers") == [attackers.ALL]
     assert plain.sh("systemctl is-active netspace-environment-attacks") == "active"
 
 
@@ -61,3 +66,14 @@ def test_the_audit_of_an_environment_finds_nothing_on_version_2(plain: Machine, 
     rows = {row["name"]: row["outcome"] for row in done["local"]}
     assert "succeeded" not in rows.values()
     assert rows["use more memory than its limit"] == "refused"
+
+
+def test_others_are_timed_meanwhile_on_version_2(plain: Machine, salt: Salt) -> None:
+    """Run the waiting half of the exhaustion audit. Its times depend on this machine's load: they are only printed."""
+    web = environment(STAY, limits={"memory": "128M", "pids": 128, "disk": "64M"}, interface={"kind": "veth"})
+    all_true(salt.apply({"environments": {"web": web}}))
+    rows = program(plain, "exhausting", "web", "waiting", timeout=1800)
+    print("\n".join(f"{row['name']}: {row['outcome']}: {row['detail']}" for row in rows))
+    assert [row["name"] for row in rows] == list(storms.STORMS)
+    assert all(second > 0 for row in rows for pair in row["seconds"].values() for second in pair)
+    assert plain.sh("systemctl is-system-running") == "running"

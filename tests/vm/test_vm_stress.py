@@ -1,8 +1,8 @@
 """Stressors of ``stress-ng`` in an environment, on cgroup v2 under systemd; afterwards the host is as it was.
 
 A sample by default, of another profile and other stressors each day. ``NETSPACE_STRESS`` chooses others, as for
-``test_environment_stress.py``; here ``all`` takes half an hour of a processor. Each that started is printed (``-s``),
-and appended as a line of JSON to the file that ``NETSPACE_STRESS_REPORT`` names.
+``test_environment_stress.py``; here ``all`` takes over an hour. Each that started is printed (``-s``), and appended as
+a line of JSON to the file that ``NETSPACE_STRESS_REPORT`` names. ``rest`` runs those that are not in that file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vmlab.machine import Machine, unpack
 pytestmark = [pytest.mark.vm, pytest.mark.skipif(not shutil.which("stress-ng"), reason="no stress-ng here")]
 
 SAMPLE = 6
+NAME = "{} on version 2"
 STRESSED = "/srv/stressed"
 AT_ONCE = 6  # stressors between two looks at the host
 PATIENCE = 3600.0  # seconds for one call, in which each stressor may come to no end
@@ -40,7 +41,7 @@ def rows(machine: Machine, stressors: Sequence[str]) -> Iterator[dict[str, Any]]
         yield from program(machine, "stressing", "web", str(AT_ONCE), *some, timeout=PATIENCE)
 
 
-@pytest.mark.parametrize(("profile", "stressors"), stressing.chosen(SAMPLE))
+@pytest.mark.parametrize(("profile", "stressors"), stressing.chosen(SAMPLE, NAME))
 def test_the_host_is_as_it_was_after_each_stressor_on_version_2(
     plain: Machine, salt: Salt, packed: bytes, profile: str, stressors: list[str]
 ) -> None:
@@ -49,7 +50,7 @@ def test_the_host_is_as_it_was_after_each_stressor_on_version_2(
     web = {**common, "limits": stressing.LIMITS, "seccomp": profile, "restart": "on-failure"}
     all_true(salt.apply({"environments": {"web": web, "other": {**common, "restart": "on-failure"}}}))
     neighbour = plain.sh("systemctl show -P MainPID netspace-environment-other")
-    outcomes, trouble = stressing.reported(f"{profile} on version 2", rows(plain, stressors))
+    outcomes, trouble = stressing.reported(NAME.format(profile), rows(plain, stressors))
     assert trouble == {}, f"seed {stressing.SEED}"
     assert outcomes.keys() == set(stressors)
     assert plain.sh("systemctl show -P MainPID netspace-environment-other") == neighbour

@@ -45,9 +45,19 @@ def lower(layout: Layout, root: Path = Path("/sys/fs/cgroup")) -> list[str]:
     """
     if root == Path("/sys/fs/cgroup") and booted():
         return []
+    return lower_group(layout.instance, root)
+
+
+def lower_group(cgroup: str, root: Path = Path("/sys/fs/cgroup")) -> list[str]:
+    """Give a cgroup in the root of each hierarchy the weight of environments, with or without systemd.
+
+    :param cgroup: its name. The cgroup is not systemd's, and is made if it is missing.
+    :param root: as for :func:`lower`.
+    :return: the files that were written.
+    """
     written = []
     for folder in _folders(root):
-        group = folder / layout.instance
+        group = folder / cgroup
         with contextlib.suppress(OSError):  # no such controller, or not ours to change: limits hold without a weight
             group.mkdir(exist_ok=True)
         for name, value in _VALUES.items():

@@ -104,11 +104,21 @@ def test_a_leak_is_told(applied, monkeypatch):
 def test_others_are_timed_meanwhile(applied, monkeypatch):
     monkeypatch.setattr(pools, "POOLS", {"timers": pools.POOLS["timers"]})
     monkeypatch.setattr(storms, "STORMS", {"processors": storms.STORMS["processors"]})
+    weights, timed = set(), exhaustion._timed
+
+    def weighed(*arguments):
+        for name in ("cpu.shares", "cpu.weight"):
+            found = Path("/sys/fs/cgroup").glob(f"**/netspace-audit/{name}")
+            weights.update(path.read_text().strip() for path in found)
+        return timed(*arguments)
+
+    monkeypatch.setattr(exhaustion, "_timed", weighed)
     timers, processors = exhaustion.exhaust(Host(Layout()), "web", Network())
     assert (timers.group, timers.outcome) == ("pools", "held")
     assert processors.group == "waiting"
     assert processors.seconds.keys() == exhaustion.GOALS.keys()
     assert min(second for pair in processors.seconds.values() for second in pair) > 0
+    assert weights in ({"256"}, {"25"}), "the twins weigh as much as environments do"
     assert traces() == []
 
 

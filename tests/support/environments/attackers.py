@@ -59,7 +59,7 @@ def declared(kit: Kit, runtime: str, *arguments: str, **keys: Any) -> dict[str, 
     command = [*kit.command, *arguments]
     own = {"image": f"dir:{kit.root}", "command": command, "env": kit.env, "limits": LIMITS, "runtime": runtime}
     # After an end of the whole environment, the attacks go on.
-    # systemd gives the runtime's cleanup no more time than a stop.
+    # Under systemd the runtime's cleanup has this time, too: a translated machine is slow.
     return {**own, "restart": "on-failure", "stop_timeout": 60, **keys}
 
 

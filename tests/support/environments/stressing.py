@@ -41,13 +41,19 @@ def known() -> list[str]:
     return sorted(done.stdout.split())
 
 
-def chosen(sample: int) -> list[tuple[str, list[str]]]:
+def chosen(sample: int, where: str = "{}") -> list[tuple[str, list[str]]]:
     """Return the profiles to try, each with the stressors to run under it.
 
     :param sample: the number of stressors of a day.
+    :param where: the name under which the report has a profile.
     """
     if WANTED == "all":
         return [(profile, known()) for profile in PROFILES]
+    if WANTED == "rest":
+        told = [json.loads(line) for line in Path(REPORT).read_text().splitlines()]
+        done = {(row["profile"], row["stressor"]) for row in told}
+        rest = {profile: [one for one in known() if (where.format(profile), one) not in done] for profile in PROFILES}
+        return [(profile, stressors) for profile, stressors in rest.items() if stressors]
     if WANTED != "sample":
         return [(profile, WANTED.split(",")) for profile in PROFILES]
     return [(PROFILES[SEED % len(PROFILES)], sorted(random.Random(SEED).sample(known(), sample)))]

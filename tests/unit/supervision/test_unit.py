@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -119,6 +120,17 @@ def test_systemd_understands_every_line(service: Service, tmp_path: Path) -> Non
 def test_time_to_stop_is_always_bounded(seconds: float, written: str) -> None:
     text = unit_file.render(LAYOUT, dataclasses.replace(PLAIN, stop_timeout=seconds))
     assert keys(text)["TimeoutStopSec"] == [written]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bound", "sleeps"),
+    [(0.1, "10000ms", "0.100"), (9.5, "10000ms", "9.500"), (10.0, "10000ms", ""), (60.0, "60000ms", "")],
+)
+def test_cleanup_of_a_detached_service_has_ten_seconds_at_least(seconds: float, bound: str, sleeps: str) -> None:
+    found = keys(unit_file.render(LAYOUT, dataclasses.replace(DETACHED, stop_timeout=seconds)))
+    assert found["TimeoutStopSec"] == [bound]
+    stops = [shlex.split(text[1:]) for text in found.get("ExecStop", [])]
+    assert [words[3:] for words in stops] == ([[sleeps, "netspace-environment-web.service"]] if sleeps else [])
 
 
 def test_the_restore_unit_comes_after_what_flushes_the_packet_filter() -> None:

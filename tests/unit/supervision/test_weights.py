@@ -58,6 +58,16 @@ def test_a_missing_group_is_made_and_no_file_is(tmp_path):
     assert not (tmp_path / "memory/netspace").exists()
 
 
+def test_another_group_gets_the_weight_of_environments(tmp_path):
+    version_1(tmp_path)
+    own = tmp_path / "cpu,cpuacct/netspace-audit/cpu.shares"
+    own.parent.mkdir()
+    own.write_text("1024\n")
+    assert weights.lower_group("netspace-audit", tmp_path) == [str(own)]
+    assert own.read_text() == "256"
+    assert (tmp_path / "cpu,cpuacct/netspace/cpu.shares").read_text() == "1024\n"
+
+
 def test_a_host_without_weights_is_left_as_it_is(tmp_path):
     (tmp_path / "memory").mkdir()
     assert weights.lower(Layout(), tmp_path) == []

@@ -37,6 +37,7 @@ from netspace.environment.storage import mounts, rootfs
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.spec import parse
+from netspace.supervision import weights
 from netspace.text import harmless
 
 INSIDE = "/run/netspace-audit"
@@ -168,6 +169,8 @@ def prepare(making: Builder, original: Record, roles: Mapping[str, Role]) -> kit
     bases = user_ids.allocate(tuple(roles), taken)
     folder = kit_folder(making.layout, next(iter(roles)))
     interpreter = _pack(folder)
+    # Twins have neither a unit nor the cgroup of environments, from which these have their weight.
+    weights.lower_group(os.path.dirname(cgroup(making.layout, next(iter(roles))))[1:])
     for name, role in roles.items():
         command = interpreter.command(INSIDE, f"{INSIDE}/{role.program}", *role.arguments)
         variables = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from netspace.host.weaknesses import kernel, limits, numbers, processor, readings, users
+from netspace.host.weaknesses import kernel, limits, numbers, processor, readings, sockets, users
 from netspace.host.weaknesses.readings import Readings
 from netspace.host.weaknesses.row import Matters, Outcome, Row
 
@@ -21,7 +21,7 @@ _OUTCOMES: tuple[Outcome, ...] = ("good", "weak", "unknown")
 
 
 # Every sysctl that a row needs.
-SYSCTLS = (*(one.name for one in numbers.NUMBERS), *kernel.SYSCTLS, *users.SYSCTLS)
+SYSCTLS = (*(one.name for one in numbers.NUMBERS), *kernel.SYSCTLS, *sockets.SYSCTLS, *users.SYSCTLS)
 
 
 def look(root: Path = Path("/")) -> list[Row]:
@@ -42,6 +42,7 @@ def rows(seen: Readings) -> list[Row]:
         *processor.weaknesses(seen.processor),
         processor.threads(seen.threads, seen.processor),
         *numbers.rows(seen.sysctls),
+        *sockets.rows(seen.sysctls),
         users.namespaces(seen.sysctls),
         kernel.merging(seen.merging),
         kernel.modules(seen.modules),

@@ -66,6 +66,19 @@ GROWING = 254
 # for a failed one, and the system's state would be "degraded".
 TERMINATED = "SuccessExitStatus=143"
 
+# The least time (seconds) that systemd gives each command of a detached service's cleanup, which starts a runtime.
+# TimeoutStopSec bounds these commands, too.
+CLEANUP = 10.0
+
+# A script for ExecStop= that returns at once, and has systemd kill the main process after $0 seconds: for a service
+# whose program has less time to end than its cleanup. systemd kills by a descriptor of the process, and kills this
+# script's sleep together with the rest of the unit's processes. $1 is the unit.
+# (Before systemd 252 the option has no m.)
+DEADLINE = (
+    '[ -z "$MAINPID" ] || { sleep "$0" && exec systemctl --quiet --kill-who=main --signal=KILL kill "$1"; } '
+    ">/dev/null 2>&1 &"
+)
+
 # A script that notes a service's end: systemd forgets the end when it starts the service again, and doesn't count
 # OOM kills.
 NOTE = (
@@ -146,6 +159,11 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         unit += ["Type=forking", f"PIDFile={_path(str(service.pid_file))}", f"ExecStart={line(launcher)}"]
     if service.reload:
         unit.append(f"ExecReload={line(service.reload).replace('{pid}', '$MAINPID')}")
+    stop_timeout = service.stop_timeout
+    if service.pid_file is not None and stop_timeout < CLEANUP:
+        shell = ("/bin/sh", "-c", DEADLINE, f"{max(0.001, stop_timeout):.3f}", name(layout, service.name))
+        unit.append(f"ExecStop=-{line(shell)}")
+        stop_timeout = CLEANUP
     # The note comes first: if one of these commands exceeds the stop timeout, systemd skips the rest.
     if service.pid_file is not None:
         unit.append(f"ExecStopPost=-{line(('/bin/sh', '-c', NOTE, str(ended(layout, service.name))))}")
@@ -160,7 +178,7 @@ def render(layout: Layout, service: Service, version: int = GROWING) -> str:
         *([WAITS] if gates else []),
         *([TERMINATED] if service.init else []),
         # 0 would mean no limit.
-        f"TimeoutStopSec={max(1, round(service.stop_timeout * 1000))}ms",
+        f"TimeoutStopSec={max(1, round(stop_timeout * 1000))}ms",
         "KillMode=mixed",
         "OOMPolicy=kill",
         *_limits(service),
