@@ -230,6 +230,9 @@ def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
     assert readers.keys() == {"orders", "web"}
     sent = {one.labels["environment"] for one in found["netspace_interface_sent_bytes"]}
     assert sent == {"orders", "stranger"}
+    dropped = found["netspace_interface_dropped_packets"]
+    ways = {(one.labels["environment"], one.labels["direction"]) for one in dropped if one.labels["rule"] == "none"}
+    assert ways == {(name, direction) for name in sent for direction in ("out", "in")}
 
 
 def test_textfile_replaces_only_its_own(host: Salt, tmp_path: Path) -> None:
