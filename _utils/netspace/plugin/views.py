@@ -216,7 +216,8 @@ def _enrolled(data: object, screen: Screen) -> list[str]:
 # -- images and volumes -----------------------------------------------------------
 def _images(data: object, screen: Screen) -> list[str]:
     rows = []
-    for digest, image in _items(data):
+    # The newest first: that is the one which is being rolled out.
+    for digest, image in sorted(_items(data), key=lambda one: -(tables.number(one[1].get("built")) or 0)):
         users = ", ".join(text(one) for one in sequence(image["used_by"]))
         missing = "size" not in image
         rank = BAD if missing else WELL if users else OFF

@@ -249,6 +249,12 @@ def test_images_and_volumes_have_sizes() -> None:
     assert "  orders       /data   1 MiB  5 GiB  /var/lib/" in shown(VOLUMES)
 
 
+def test_images_have_the_newest_first() -> None:
+    older, newer = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
+    lines = shown({**IMAGES, newer: {**IMAGES[older], "built": NOW - 60}}).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["b" * 12, "a" * 12]
+
+
 def test_answer_has_rules_and_reasons() -> None:
     assert shown(ANSWER) == (
         "  web can reach orders\n"
