@@ -85,6 +85,10 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     assert keys(salt, "stranger") == keys(salt, "orders") == (2, 2)
     assert salt("netspace_link.renew_seals", "orders") == ["orders"]
     assert (keys(salt, "stranger"), keys(salt, "orders")) == ((2, 4), (4, 2))
+    unknown = salt.run("netspace_link.renew_seals", "orders", "strangr")
+    assert unknown.returncode != 0
+    assert "strangr has no sealed link on this host; did you mean stranger?" in unknown.stderr
+    assert (keys(salt, "stranger"), keys(salt, "orders")) == ((2, 4), (4, 2)), "nothing is renewed"
     assert changes(salt.apply(changed)) == {}
     assert pids(salt) == after
 
