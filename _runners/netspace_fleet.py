@@ -233,10 +233,10 @@ def graph(
 
     .. code-block:: bash
 
-        salt-run --out=newline_values_only netspace_fleet.graph
-        salt-run --out=newline_values_only netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
-        salt-run --out=newline_values_only netspace_fleet.graph format=html live=True > fleet.html
-        salt-run --out=newline_values_only netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
+        salt-run --out=netspace_text netspace_fleet.graph
+        salt-run --out=netspace_text netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
+        salt-run --out=netspace_text netspace_fleet.graph format=html live=True > fleet.html
+        salt-run --out=netspace_text netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
 
     form
         ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a browser, which needs nothing else. It has a search,

@@ -68,7 +68,7 @@ def sign(request: str, trust_domain: str) -> Any:
 
     .. code-block:: bash
 
-        salt-run netspace_link.sign /root/h1.csr h1.example.org --out=newline_values_only > h1.pem
+        salt-run netspace_link.sign /root/h1.csr h1.example.org --out=netspace_text > h1.pem
     """
     return _answer(lambda: _signed(Path(request).read_text(), trust_domain))
 

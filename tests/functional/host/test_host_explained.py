@@ -211,6 +211,8 @@ def test_violated_assertion_is_refused_with_its_path(host: Salt, image: Path) ->
 
 def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
     text = host("netspace.metrics")
+    shown_ = host.run("--out=netspace_text", "netspace.metrics").stdout
+    assert shown_.startswith("# HELP netspace_version ") and shown_.endswith("# EOF\n")
     found = {one.name: one.samples for one in openmetrics_families(text)}
     states = {one.labels["environment"]: one.labels["state"] for one in found["netspace_environment_state"]}
     assert states.keys() == {"orders", "web", "stranger", "broken", "hungry", "patient", "quiet"}
