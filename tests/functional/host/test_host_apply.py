@@ -58,7 +58,7 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     # One key of one environment: where that needs a restart that one is restarted, and the key is named.
     changed = copy.deepcopy(everything)
     for key, value, old, new in (
-        ("memory", "80M", 64 * 1024**2, 80 * 1024**2),
+        ("memory", "80M", "64M", "80M"),
         ("files", 512, 1024, 512),
     ):
         changed["environments"]["web"]["limits"][key] = value
