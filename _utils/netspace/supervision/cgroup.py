@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ def file_value(path: str, word: bytes = b"") -> bytes | None:
     :param word: the first word of a line, as in ``memory.events``. If no line begins with this word, the result is
         empty.
     """
-    content = next(_contents(None, [path]))
+    content = _content(path, None)
     return _after(content, word) if word and content is not None else content
 
 
@@ -32,32 +32,30 @@ def values(root: str, cgroups: Sequence[str], file: str, word: bytes = b"") -> I
     :param cgroups: their paths from *root*.
     """
     # The kernel walks the path that all have in common only once.
-    shared = f"{os.path.commonpath(map(os.path.dirname, cgroups))}/" if cgroups else "/"
+    ends = [os.path.dirname(one) for one in (min(cgroups), max(cgroups))] if cgroups else ["/"]
+    shared = f"{os.path.commonpath(ends)}/"
     with files.folder(root + shared) as folder:
         if folder is None:
             yield from (None for _ in cgroups)
             return
         start = len(shared)
-        for content in _contents(folder, [f"{path[start:]}/{file}" for path in cgroups]):
+        for path in cgroups:
+            content = _content(f"{path[start:]}/{file}", folder)
             yield _after(content, word) if word and content is not None else content
 
 
-def _contents(folder: int | None, paths: Iterable[str]) -> Iterator[bytes | None]:
-    """Yield the content of each file, which is short; None if it can't be read."""
-    for path in paths:
-        try:
-            fd = os.open(path, _READ, dir_fd=folder)
-        except OSError:
-            yield None
-            continue
-        try:
-            content = os.read(fd, 4096)
-        except OSError:  # the group was removed
-            yield None
-            continue
-        finally:
-            os.close(fd)
-        yield content
+def _content(path: str, folder: int | None) -> bytes | None:
+    """Return the content of a file, which is short; None if it can't be read."""
+    try:
+        fd = os.open(path, _READ, dir_fd=folder)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 4096)
+    except OSError:  # the group was removed
+        return None
+    finally:
+        os.close(fd)
 
 
 def _after(content: bytes, word: bytes) -> bytes:
