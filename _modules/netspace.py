@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace"
 __outputter__ = dict.fromkeys(
-    ("check", "check_host", "overview", "glance", "explain", "refused", "can", "paths_to", "diff", "drift"), "netspace"
+    (
+        *("check", "check_host", "overview", "glance", "explain", "refused", "can", "paths_to", "diff", "drift"),
+        "teardown",
+    ),
+    "netspace",
 )
 
 T = TypeVar("T")
@@ -157,7 +161,7 @@ def suggest(name: str) -> str:
 
     .. code-block:: bash
 
-        salt-call --out=newline_values_only netspace.suggest web
+        salt-call --out=netspace_text netspace.suggest web
 
     name
         The environment.
@@ -245,9 +249,9 @@ def graph(form: str = "mermaid", declared: bool = False) -> str:
 
     .. code-block:: bash
 
-        salt-call --out=newline_values_only netspace.graph
-        salt-call --out=newline_values_only netspace.graph form=html > reach.html
-        salt-call --out=newline_values_only netspace.graph form=dot | dot -Tsvg > reach.svg
+        salt-call --out=netspace_text netspace.graph
+        salt-call --out=netspace_text netspace.graph form=html > reach.html
+        salt-call --out=netspace_text netspace.graph form=dot | dot -Tsvg > reach.svg
 
     form
         ``mermaid``, ``dot`` (Graphviz), or ``html``: one page with a drawing, a search and details, which needs
@@ -338,7 +342,7 @@ def metrics(file: str = "") -> str | dict[str, Any]:
 
     .. code-block:: bash
 
-        salt-call --local --out=newline_values_only netspace.metrics
+        salt-call --local --out=netspace_text netspace.metrics
         salt '*' netspace.metrics file=/var/lib/prometheus/node-exporter/netspace.prom
 
     file

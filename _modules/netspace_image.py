@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __virtualname__ = "netspace_image"
 __func_alias__ = {"list_": "list"}
-__outputter__ = dict.fromkeys(("list_", "inspect"), "netspace")
+__outputter__ = dict.fromkeys(("list_", "inspect", "prune"), "netspace")
 
 T = TypeVar("T")
 

@@ -141,13 +141,14 @@ def renew_seals(*environments: str) -> list[str]:
     way, so none is lost. An apply renews keys that are 30 days old; use this function if a key may be known to others.
 
     environments
-        Names; by default all environments with sealed links.
+        Names; by default all environments with sealed links. If one of them has no sealed link on this host, the
+        function raises an error, and no key is renewed.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt '*' netspace_link.renew_seals vault
+        salt h1 netspace_link.renew_seals vault
     """
     try:
         renewed, result = Host(arguments.layout(__opts__)).renew_seals(environments)
@@ -284,7 +285,7 @@ def authority_request(folder: str = "/etc/netspace/authority") -> str:
 
     .. code-block:: bash
 
-        salt-call --local --out=newline_values_only netspace_link.authority_request > h1.csr
+        salt-call --local --out=netspace_text netspace_link.authority_request > h1.csr
     """
     from netspace.link.pki import root
 

@@ -53,6 +53,7 @@ __func_alias__ = {"slice_": "slice", "list_": "list"}
 
 SECONDS = 20
 """Seconds in which hosts must have answered, unless others are named."""
+_DAY = 86400  # the most seconds that a host may take for a step
 
 
 def __virtual__() -> str:
@@ -232,10 +233,10 @@ def graph(
 
     .. code-block:: bash
 
-        salt-run --out=newline_values_only netspace_fleet.graph
-        salt-run --out=newline_values_only netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
-        salt-run --out=newline_values_only netspace_fleet.graph format=html live=True > fleet.html
-        salt-run --out=newline_values_only netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
+        salt-run --out=netspace_text netspace_fleet.graph
+        salt-run --out=netspace_text netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
+        salt-run --out=netspace_text netspace_fleet.graph format=html live=True > fleet.html
+        salt-run --out=netspace_text netspace_fleet.graph format=html plan=p3f9c0a1b2c3d4e5 > plan.html
 
     form
         ``mermaid``, ``dot`` (Graphviz), or ``html``: one page for a browser, which needs nothing else. It has a search,
@@ -295,12 +296,13 @@ def join(*hosts: str, timeout: int = 60, **others: object) -> dict[str, Any]:
 
     def found() -> dict[str, Any]:
         minions, root = _minions(), configured(__opts__.get("netspace.link"))
+        seconds = arguments.seconds(timeout)
         return join_hosts.join(
             _declaration(),
             hosts,
             root,
-            lambda minion: OneMinion(minions, minion, timeout, __salt__),
-            lambda asked, function, given: minions.ask(asked, function, given, timeout),
+            lambda minion: OneMinion(minions, minion, seconds, __salt__),
+            lambda asked, function, given: minions.ask(asked, function, given, seconds),
         )
 
     return _answer(found, lambda found: not any("error" in one for one in found.values()))
@@ -363,7 +365,7 @@ def plan(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
         Seconds that a host may take.
     """
     arguments.refuse_others(others)
-    return _answer(lambda: records.told(work.make(_declaration(), list(hosts), _minions(), timeout)))
+    return _answer(lambda: records.told(work.make(_declaration(), list(hosts), _minions(), arguments.seconds(timeout))))
 
 
 def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[str, Any]:
@@ -393,10 +395,10 @@ def apply(plan: str, *hosts: str, timeout: int = 900, **others: object) -> dict[
     arguments.refuse_others(others)
 
     def done() -> dict[str, Any]:
-        declaration = _declaration()
+        declaration, seconds = _declaration(), arguments.seconds(timeout, _DAY)
         record = work.plans_of(declaration).read(plan)
         chosen = list(map(str, hosts)) or record.changing()
-        acting = work.PlannedHosts(declaration, record, _minions(), timeout, _progress)
+        acting = work.PlannedHosts(declaration, record, _minions(), seconds, _progress)
         with control.alone(_journal()):
             return records.applied(record, acting.apply(chosen))
 
@@ -426,7 +428,7 @@ def drift(*hosts: str, timeout: int = 120, **others: object) -> dict[str, Any]:
     arguments.refuse_others(others)
 
     def found() -> dict[str, Any]:
-        record = work.drift(_declaration(), list(hosts), _minions(), timeout)
+        record = work.drift(_declaration(), list(hosts), _minions(), arguments.seconds(timeout))
         told = records.told(record, what="drift")
         if _differs(told):
             differing = sorted({*record.changing(), *record.silent})[:100]
@@ -608,12 +610,15 @@ def watch(timeout: int = 0) -> dict[str, Any]:
         salt-run netspace_fleet.watch timeout=60
 
     timeout
-        Seconds after which to end. Defaults to 0: end at Ctrl-C.
+        Whole seconds after which to end, 3600 at most. Defaults to 0: end at Ctrl-C.
     """
+    return _answer(lambda: _watched(None if timeout == 0 else arguments.seconds(timeout)))
+
+
+def _watched(seconds: int | None) -> dict[str, Any]:
     import salt.utils.event
 
-    seconds = timeout and arguments.seconds(timeout)
-    last = time.monotonic() + seconds if seconds else None
+    last = None if seconds is None else time.monotonic() + seconds
     counts = {"changes": 0, "failures": 0}
     for line in apply_progress.lines("netspace", apply_progress.UNPROVED):
         print(line, file=sys.stderr, flush=True)
@@ -633,7 +638,9 @@ def _journal() -> Journal:
     return Journal(fleet_files.folder(__opts__) / "rollout")
 
 
-def _edges(timeout: int) -> control.MakeEdges:
+def _edges(timeout: object) -> control.MakeEdges:
+    seconds = arguments.seconds(timeout, _DAY)
+
     def made(plan: str, pace: Pace) -> Edges:
         def tell(event: Event) -> None:
             print(progress.line(event), file=sys.stderr, flush=True)
@@ -647,7 +654,7 @@ def _edges(timeout: int) -> control.MakeEdges:
             if "error" in found:
                 raise NetspaceError(f"netspace_attestation.attest: {found['error']}")
 
-        hosts = planned.RolledOut(_declaration(), plan, _minions(), attest, pace.gate, timeout)
+        hosts = planned.RolledOut(_declaration(), plan, _minions(), attest, pace.gate, seconds)
         return Edges(hosts, tell)
 
     return made
@@ -676,14 +683,14 @@ def replace(host: str, timeout: int = 60) -> dict[str, Any]:
     """
 
     def done() -> dict[str, Any]:
-        minions = _minions()
+        minions, seconds = _minions(), arguments.seconds(timeout)
         return replacing.replace(
             _declaration(),
             host,
             configured(__opts__.get("netspace.link")),
-            lambda minion: OneMinion(minions, minion, timeout, __salt__),
+            lambda minion: OneMinion(minions, minion, seconds, __salt__),
             lambda minion: forget_tpm(__salt__, minion),
-            lambda asked, function, given: minions.ask(asked, function, given, timeout),
+            lambda asked, function, given: minions.ask(asked, function, given, seconds),
         )
 
     return _answer(done, lambda found: not any("error" in one for one in found.values()))

@@ -27,7 +27,7 @@ netspace.refresh(__file__)
 
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.link.pki.root import NAME, Root, configured  # noqa: E402
-from netspace.plugin import master  # noqa: E402
+from netspace.plugin import arguments, master  # noqa: E402
 from netspace.plugin.minions import Minions  # noqa: E402
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def sign(request: str, trust_domain: str) -> Any:
 
     .. code-block:: bash
 
-        salt-run netspace_link.sign /root/h1.csr h1.example.org --out=newline_values_only > h1.pem
+        salt-run netspace_link.sign /root/h1.csr h1.example.org --out=netspace_text > h1.pem
     """
     return _answer(lambda: _signed(Path(request).read_text(), trust_domain))
 
@@ -100,10 +100,10 @@ def certify(minion: str, trust_domain: str, folder: str = "/etc/netspace/authori
     """
 
     def work() -> bool:
-        minions = _minions()
-        request = minions.asked(minion, "netspace_link.authority_request", {"folder": folder}, timeout)
+        minions, seconds = _minions(), arguments.seconds(timeout)
+        request = minions.asked(minion, "netspace_link.authority_request", {"folder": folder}, seconds)
         chain = _signed(str(request), trust_domain)
-        return bool(minions.asked(minion, "netspace_link.authority_adopt", {"chain": chain, "folder": folder}, timeout))
+        return bool(minions.asked(minion, "netspace_link.authority_adopt", {"chain": chain, "folder": folder}, seconds))
 
     return _answer(work)
 
@@ -175,7 +175,8 @@ def exchange_seals(target: str = "*", tgt_type: str = "glob", timeout: int = 60)
     minions = _minions()
 
     def ask() -> dict[str, Any]:
-        return minions.ask(minions.targeted(target, tgt_type), "netspace_link.seal_bundles", {}, timeout)
+        seconds = arguments.seconds(timeout)
+        return minions.ask(minions.targeted(target, tgt_type), "netspace_link.seal_bundles", {}, seconds)
 
     def hand(minion: str, bundles: Sequence[str]) -> Any:
         answers = minions.ask([minion], "netspace_link.seal_adopt", {"bundles": list(bundles)}, timeout)

@@ -3,8 +3,8 @@
 usage: sudo python benchmarks/metrics.py [--json | --markdown] [--count N] [--rounds N]
 
 It starts a host of its own (``scripts/sandbox``). The environments have only what the metrics are read
-from: record, definition, trace of a running process, health mark and cgroup. All of them share one process. What is
-compared:
+from: record, definition, trace of a running process, health mark, cgroup, and an interface with two rules, of which one
+has accepted packets, and that has dropped some. All of them share one process. What is compared:
 
 *all metrics* -- the cost of one call of the function, after its imports, while a supervisor watches. Its peer is the
 least possible cost: to open, read and close each needed file (the trace, the process, and two of each cgroup) by bare
@@ -25,10 +25,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bench
+import msgspec
 from bench import Rounds, line, say
+
+if TYPE_CHECKING:
+    from netspace.layout import Layout
 
 COUNT = 1000
 USE = ("memory", "processor_seconds")
@@ -67,8 +71,40 @@ def make(count: int, pid: int) -> None:
         verdict.up(layout, name).touch()
         for place in cgroups(cgroup.payload_cgroup(layout, service)):
             place.mkdir(parents=True, exist_ok=True)
-    added = [f"link add {host_name(layout.instance, f'bench{number}')} type bridge" for number in range(count)]
-    subprocess.run(["ip", "-batch", "-"], input="\n".join(added), text=True, check=True)
+    ends = [host_name(layout.instance, f"bench{number}") for number in range(count)]
+    added = "\n".join([f"link add {end} type bridge" for end in ends])
+    subprocess.run(["ip", "-batch", "-"], input=added, text=True, check=True)
+    interfaces(layout, ends)
+
+
+def interfaces(layout: Layout, ends: list[str]) -> None:
+    """Make the records of the environments' interfaces, their index, and the kernel's counts of their packets."""
+    from netspace import files
+    from netspace.interface import claims
+    from netspace.interface import record as records
+    from netspace.interface.firewall import counting
+    from netspace.nftables import library
+    from netspace.nftables.table import Chain, Table, whole
+    from netspace.spec import parse
+
+    rules = [{"direction": "out", "cidr": "198.51.100.0/24", "port": port} for port in (80, 443)]
+    spec = parse.interface({"kind": "veth", "allow": rules})
+    layout.records(records.KIND).mkdir(parents=True, exist_ok=True)
+    index = claims.index(layout)
+    index.read()
+    index.begin()
+    for number, end in enumerate(ends):
+        addresses = {"ipv4": f"10.203.{number >> 6}.{4 * (number & 63) + 2}"}
+        record = records.Record(spec, addresses, {"ipv4": "10.203.0.1"}, end)
+        records.path(layout, f"bench{number}").write_bytes(files.encode(record.encoded()))
+    index.note([f"bench{number}" for number in range(len(ends))])
+    elements = {
+        end.encode().ljust(16, b"\0") + counting.key("out", what): None
+        for end in ends
+        for what in ("none", "tcp 198.51.100.0/24 443")
+    }
+    counted = msgspec.structs.replace(counting.collection(counting.INTERFACE), elements=elements)
+    library.run(whole(layout.nft_table, Table(sets={counting.SET: counted}, chains={"any": Chain([])})), removes=True)
 
 
 def cgroups(path: str) -> list[Path]:

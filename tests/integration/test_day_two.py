@@ -1,7 +1,8 @@
-"""The pages of ``docs/day-2``: the test runs each command exactly as printed, page after page, on one fleet.
+"""The pages of ``docs/day-2``, ``docs/look.md`` and ``docs/roll-out.md``: each command is run exactly as printed.
 
-A real master and two real minions, each on a host of its own, with real crun and RabbitMQ. ``ssh`` is a stand-in that
-reaches the other hosts. A new release is a commit in another repository. A host dies with its disk.
+One fleet takes page after page: a real master and two real minions, each on a host of its own, with real crun and
+RabbitMQ. ``ssh`` is a stand-in that reaches the other hosts. A new release is a commit in another repository. A host
+dies with its disk.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ SETTLED = 30.0  # seconds that something gets to be seen
 MASTER = f"interface: {ADDRESSES['master']}\nworker_threads: 3\nenable_gpu_grains: false\n"
 MINION = "id: {}\nmaster: {}\nenable_fqdns_grains: false\nenable_gpu_grains: false\nacceptance_wait_time: 1\n"
 LOOKS = re.compile(
-    r"salt\S* (.* )?(netspace_environment\.(exec|list|logs)|netspace_link\.(list|health)|netspace\.check|manage\.up)\b"
+    r"salt\S* (.* )?(netspace_environment\.(exec|list|logs)|netspace_link\.(list|health)|netspace\.(check|overview)|"
+    r"manage\.up)\b"
 )
 
 
@@ -166,6 +168,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         made = Fleet(tmp_path_factory.mktemp("fleet"), after)
         made.follow("hosts")
         yield made
+
+
+def test_operator_looks_and_rolls_an_image_out_and_back(fleet: Fleet) -> None:
+    before = fleet.pids()
+    fleet.do(pages.page(DOCS.parent / "look.md"))
+    assert fleet.pids() == before, "to look changes nothing"
+    fleet.do(pages.page(DOCS.parent / "roll-out.md"))
+    fleet.master.must("rm", "/srv/salt/demo-2.tar")
 
 
 def test_fleet_is_upgraded_and_nothing_is_restarted(fleet: Fleet) -> None:

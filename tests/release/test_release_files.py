@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -86,3 +88,21 @@ def test_bill_of_materials_names_each_dependency(dist: Path) -> None:
 def test_sums_name_each_file(dist: Path) -> None:
     named = {line.split("  ")[1] for line in (dist / "SHA256SUMS").read_text().splitlines()}
     assert named == {path.name for path in dist.iterdir()} - {"SHA256SUMS"}
+
+
+def test_fragments_become_a_version_of_the_changelog(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "CHANGELOG.md"):
+        shutil.copy(checkout.ROOT / name, tmp_path)
+    shutil.copytree(checkout.ROOT / "changelog.d", tmp_path / "changelog.d")
+    (tmp_path / "changelog.d/images.fixed.md").write_text("The newest image is first.\nIt was not.\n")
+    (tmp_path / "changelog.d/text.added.md").write_text("An output for text.\n")
+    towncrier = checkout.ROOT / ".cache/release-tools/bin/towncrier"
+    command = [towncrier, "build", "--yes", "--version", "9.9.9", "--date", "2030-01-01"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    text = (tmp_path / "CHANGELOG.md").read_text()
+    wanted = (
+        "## [9.9.9] - 2030-01-01\n\n### Added\n\n- An output for text.\n\n"
+        "### Fixed\n\n- The newest image is first.\n  It was not.\n"
+    )
+    assert wanted in text and text.index(wanted) < text.index("## [Unreleased]")
+    assert sorted(path.name for path in (tmp_path / "changelog.d").iterdir()) == ["README.md", "template.jinja"]

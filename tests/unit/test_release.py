@@ -64,6 +64,26 @@ def test_tag_without_a_heading_in_the_changelog_is_refused(tree: Path) -> None:
     assert problem.startswith("CHANGELOG.md: has no heading")
 
 
+def test_tag_with_fragments_of_the_changelog_is_refused(tree: Path) -> None:
+    (tree / "changelog.d").mkdir()
+    (tree / "changelog.d/README.md").touch()
+    assert release.tagged(tree, [f"v{__version__}"]) == []
+    (tree / "changelog.d/images.fixed.md").touch()
+    (problem,) = release.tagged(tree, [f"v{__version__}"])
+    assert problem == f"changelog.d: has images.fixed.md; run towncrier build --version {__version__}"
+
+
+def test_each_fragment_of_the_changelog_has_a_kind() -> None:
+    project, page = ((ROOT / name).read_text() for name in ("pyproject.toml", "changelog.d/README.md"))
+    kinds = re.findall(r'^\[\[tool\.towncrier\.type\]\]\ndirectory = "(\w+)"$', project, re.M)
+    assert kinds == re.findall(r"^\| `(\w+)` \|", page, re.M)
+    form = re.compile(rf"[a-z0-9-]+\.({'|'.join(kinds)})\.md|README\.md|template\.jinja")
+    for path in (ROOT / "changelog.d").iterdir():
+        assert form.fullmatch(path.name), path.name
+        lines = path.read_text().splitlines()
+        assert lines and max(map(len, lines)) <= 120 and not lines[0].startswith(("-", "*")), path.name
+
+
 def test_tag_with_example_addresses_is_refused(tree: Path) -> None:
     (tree / "pyproject.toml").write_text('Homepage = "https://git.example.org/netspace"\n')
     assert release.tagged(tree, [f"v{__version__}"]) == [

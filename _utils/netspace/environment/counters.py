@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from netspace.environment.container.cgroups import ROOT, Hierarchies
@@ -43,15 +43,18 @@ class Reader:
         value = _value(f"{place.folder}{cgroup}/{place.file}", place.word)
         return None if value is None else value * place.unit
 
-    def read_all(self, counter: Counter, cgroups: Iterable[str]) -> Iterator[float | None]:
+    def read_all(self, counter: Counter, cgroups: Sequence[str]) -> Iterator[float | None]:
         """Yield a counter of each of many cgroups (:meth:`read`)."""
         place = self._places.get(counter)
         if place is None:
             yield from (None for _ in cgroups)
             return
+        unit = place.unit
         for content in values(place.folder, cgroups, place.file, place.word):
-            value = _number(content)
-            yield None if value is None else value * place.unit
+            try:
+                yield None if content is None else float(content) * unit
+            except ValueError:
+                yield None
 
 
 def _unified() -> dict[Counter, _Place]:

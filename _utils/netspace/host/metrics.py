@@ -8,6 +8,7 @@ each, and reads a few small files of the kernel for each environment.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from netspace import __version__, files, paths
 from netspace.errors import NetspaceError
 from netspace.host.host import Host
 from netspace.layout import Layout
-from netspace.openmetrics import Family, Kind, counted, labels, textfile
+from netspace.openmetrics import Family, Kind, Sample, counted, labels, textfile
 
 if TYPE_CHECKING:
     from netspace.supervision.service import Status
@@ -44,6 +45,7 @@ def families(host: Host) -> list[Family]:
         *_health(host.layout, by),
         *_use(host, {name: by[name] for name in names if _runs(statuses.get(service_name(name)))}),
         *_traffic(host.layout, by),
+        *_judged(host.layout, by),
         _refused(host, by),
         *_trust(host.layout),
         *_links(host, statuses),
@@ -85,10 +87,12 @@ def _health(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
     from netspace.environment.health import record as verdict
 
     try:
-        there = set(os.listdir(verdict.folder(layout)))
+        there = os.listdir(verdict.folder(layout))
     except FileNotFoundError:
-        there = set()
-    healthy = {by: f"{name}.up" in there for name, by in names.items() if f"{name}.json" in there}
+        there = []
+    up = {entry[:-3] for entry in there if entry.endswith(".up")}
+    judged = {entry[:-5] for entry in there if entry.endswith(".json")}
+    healthy = {by: name in up for name, by in names.items() if name in judged}
     yield counted("netspace_environment_healthy", "gauge", "Whether the health check passes.", healthy)
 
 
@@ -107,7 +111,7 @@ def _use(host: Host, names: Mapping[str, str]) -> Iterator[Family]:
         ("processor_seconds", "cpu_seconds", "counter", "Processor time used."),
     )
     for counter, name, kind, about in families:
-        values = dict(zip(groups, reader.read_all(counter, groups.values()), strict=True))
+        values = dict(zip(groups, reader.read_all(counter, list(groups.values())), strict=True))
         yield counted(f"netspace_environment_{name}", kind, about, values)
 
 
@@ -120,6 +124,7 @@ _DEV = {
     "sent_dropped": (3, "Packets from the environment that the host's end dropped."),
 }
 """Columns of /proc/net/dev. The interface's end on the host receives what the environment sends."""
+_USED = 10  # columns from the first to the last of these
 
 
 def _traffic(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
@@ -127,16 +132,44 @@ def _traffic(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
     from netspace.interface.endpoints import host_name
 
     ends = {host_name(layout.instance, name): by for name, by in names.items()}
-    seen: dict[str, list[str]] = {}
-    with contextlib.suppress(OSError), open(layout.root / "proc/net/dev") as table:
-        for line in table:
-            device, _, counts = line.partition(":")
-            if by := ends.get(device.strip()):
-                seen[by] = counts.split()
+    seen: dict[str, list[bytes]] = {}
+    with contextlib.suppress(OSError), open(layout.root / "proc/net/dev", "rb") as table:
+        for line in table.read().splitlines():
+            device, _, counts = line.partition(b":")
+            if by := ends.get(device.strip().decode()):
+                seen[by] = counts.split(None, _USED)
     known = sorted(seen.items())
     for key, (column, about) in _DEV.items():
         samples = [(by, int(counts[column])) for by, counts in known]
         yield Family(f"netspace_interface_{key}", "counter", about, samples)
+
+
+def _judged(layout: Layout, names: Mapping[str, str]) -> Iterator[Family]:
+    """Return the packets that each rule accepted, and those that were dropped, by reason.
+
+    A rule's count and that of packets without a rule are there from 0 on; the others once there is such a packet.
+    """
+    from netspace.interface import counts
+
+    @functools.cache  # many interfaces have the same rules
+    def ends(rules: tuple[counts.Counted, ...]) -> list[tuple[str, bytes]]:
+        """Return the end of a sample's labels, and the key of its count."""
+        return [(f",{labels(direction=one.direction, rule=one.what)[1:]}", one.key) for one in rules]
+
+    always = ends(tuple(one for one in counts.REASONS if one.what == "none"))
+    seldom = ends(tuple(one for one in counts.REASONS if one.what != "none"))
+    accepted: list[Sample] = []
+    dropped: list[Sample] = []
+    for name, its in counts.read(layout).items():
+        if name in names:
+            by, packets = names[name][:-1], its.packets
+            accepted += [(by + end, packets.get(key, 0)) for end, key in ends(its.rules)]
+            dropped += [(by + end, packets.get(key, 0)) for end, key in always]
+            dropped += [(by + end, packets[key]) for end, key in seldom if key in packets]
+    about = "Packets that a rule accepted, in the direction of the rule."
+    yield Family("netspace_interface_accepted_packets", "counter", about, accepted)
+    about = "Packets that the packet filter dropped, by reason."
+    yield Family("netspace_interface_dropped_packets", "counter", about, dropped)
 
 
 # -- refusals -------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from netspace.errors import NetspaceError
 from netspace.host.cards import Cards
 from netspace.plan import Result
+from netspace.text import hint
 
 
 class Seals(Cards):
@@ -17,12 +18,15 @@ class Seals(Cards):
 
         :param names: the environments; empty: all that have sealed links.
         :return: the environments with new keys, and the result of the updates.
+        :raises NetspaceError: one of *names* has no sealed link; nothing is renewed.
         """
         from netspace.link.seal import keys as seals
 
         with self._lock(False):
             sealed = [link for link in self.links.recorded() if link.seal]
             ends = seals.members(sealed)
+            for name in sorted(set(names) - ends):
+                raise NetspaceError(f"{name:.100} has no sealed link on this host; {hint(name, ends)}")
             renewed = self.links.renew_keys(ends & set(names) if names else ends)
             told = seals.members(link for link in sealed if {link.source, link.target} & set(renewed))
             return renewed, self._refresh_cards(told, False)

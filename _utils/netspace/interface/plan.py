@@ -204,7 +204,7 @@ class Planner:
         live = observed.live.get(name, ObservedInterface())
         at = place(self.layout, name, record)
         wanted = expected(self.layout, name, record, at)
-        changes = files.differences(old.shown() if old else {}, record.shown())
+        changes = files.differences(old.shown(), record.shown()) if old else files.differences({}, record.news())
         action, reason = "change", ""
         some, due = any(_shape(live.ends)), any(_shape(wanted))
         whole = _shape(live.ends) == _shape(wanted)

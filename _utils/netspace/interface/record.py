@@ -53,10 +53,16 @@ class Record(msgspec.Struct, frozen=True):
 
     def shown(self) -> dict[str, Any]:
         """Return the values that an operator sees as old and new."""
-        declared = plain(self.interface)
+        return self._shown(parse.written(self.interface))
+
+    def news(self) -> dict[str, Any]:
+        """Return the values that an operator sees of a new interface: :meth:`shown` without defaults."""
+        return self._shown(parse.beyond_defaults(self.interface))
+
+    def _shown(self, declared: Mapping[str, Any]) -> dict[str, Any]:
         given = {family for family in self.addresses if not isinstance(getattr(self.interface, family), Prefixed)}
         shown = {
-            key: value
+            key: list(value) if isinstance(value, tuple) else value
             for key, value in declared.items()
             if key not in ("ipv4", "ipv6") or isinstance(getattr(self.interface, key), Prefixed)
         }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -51,8 +52,9 @@ class Collection(msgspec.Struct, frozen=True):
     :param elements: keys as the kernel holds them, so that they can be compared with the kernel's.
     :param most: the most elements that packets, or another process, may add; 0: none.
     :param expiring: its elements may have a time after which the kernel removes them.
-    :param counting: each element counts the packets that added it again, and is removed ``ruleset.KEPT`` seconds after
-        the first one. See ``Ruleset.counted``.
+    :param counting: each element counts the packets that add it again. ``times``: it also has the time of the last,
+        and is removed ``ruleset.KEPT`` seconds after the first (``Ruleset.counted``). ``packets``: it is removed so
+        long after the last, if the rules say ``update`` (``Ruleset.counts``).
     """
 
     types: tuple[str, ...]
@@ -60,14 +62,16 @@ class Collection(msgspec.Struct, frozen=True):
     verdicts: bool = False
     most: int = 0
     expiring: bool = False
-    counting: bool = False
+    counting: Literal["", "packets", "times"] = ""
 
     def declared(self, name: str) -> list[str]:
         """Return the lines that declare the collection, with its elements."""
         lines = [f"type {' . '.join(self.types)}{' : verdict' if self.verdicts else ''}"]
         flags = "dynamic,timeout" if self.expiring or self.counting else "dynamic"
         lines += [f"size {self.most}", f"flags {flags}"] if self.most else []
-        lines += [f"timeout {ruleset.KEPT}s", "counter last"] if self.counting else []
+        lines += [f"timeout {ruleset.KEPT}s"] if self.counting else []
+        # The kernel would look for expired elements each second.
+        lines += {"": [], "packets": ["gc-interval 1h", "counter"], "times": ["counter last"]}[self.counting]
         lines += [f"elements = {words.elements(self.types, self.elements)}"] if self.elements else []
         return _block(f"{'map' if self.verdicts else 'set'} {words.name(name)}", lines)
 
@@ -109,7 +113,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         for name, one in sorted(self.sets.items()):
             found.update(f"{name} {one.types} {one.verdicts} {one.most}\n".encode())
             found.update(b"expiring\n" if one.expiring else b"")
-            found.update(b"counting\n" if one.counting else b"")
+            found.update(f"counting {one.counting}\n".encode() if one.counting else b"")
         for name, timeout in sorted(self.timeouts.items()):
             found.update(f"{name} {timeout}\n".encode())
         return found.hexdigest()

@@ -20,13 +20,13 @@ ROWS = 100
 """The greatest number of rows in a state's result, by default: what an operator may want to read on a terminal."""
 
 
-def seconds(timeout: object) -> int:
+def seconds(timeout: object, most: int = 3600) -> int:
     """Return the time limit of a command.
 
-    :raises NetspaceError: it is no whole number from 1 to 3600.
+    :raises NetspaceError: it is no whole number from 1 to *most*.
     """
-    if type(timeout) is not int or not 1 <= timeout <= 3600:
-        raise NetspaceError(f"timeout: {str(timeout)!r:.40}: expected 1 to 3600 whole seconds")
+    if type(timeout) is not int or not 1 <= timeout <= most:
+        raise NetspaceError(f"timeout: {str(timeout)!r:.40}: expected 1 to {most} whole seconds")
     return timeout
 
 

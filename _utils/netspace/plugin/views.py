@@ -34,8 +34,10 @@ def render(data: object, screen: Screen) -> list[str] | None:
     """
     if trials.known(data):
         return trials.lines(data, screen.paint)
-    if not isinstance(data, Mapping) or not data:
+    if not isinstance(data, Mapping):
         return None
+    if not data:
+        return ["  none"]
     for knows, lines in _VIEWS:
         if knows(data):
             return lines(data, screen)
@@ -216,7 +218,8 @@ def _enrolled(data: object, screen: Screen) -> list[str]:
 # -- images and volumes -----------------------------------------------------------
 def _images(data: object, screen: Screen) -> list[str]:
     rows = []
-    for digest, image in _items(data):
+    # The newest first: that is the one which is being rolled out.
+    for digest, image in sorted(_items(data), key=lambda one: -(tables.number(one[1].get("built")) or 0)):
         users = ", ".join(text(one) for one in sequence(image["used_by"]))
         missing = "size" not in image
         rank = BAD if missing else WELL if users else OFF
@@ -314,6 +317,28 @@ def _differences(data: object, screen: Screen) -> list[str]:
     return differences.lines(mapping(data), screen.paint)
 
 
+def _health(data: object, screen: Screen) -> list[str]:
+    found = mapping(data)
+    problems = [Cell(prose(one), "bad") for one in sequence(found["problems"])]
+    rows = [line for one in problems for line in tables.sentence(one, screen.paint)]
+    rows = rows or tables.sentence(Cell("the links are well", "good"), screen.paint)
+    counts = ((found["dead"], "rejected by their readers"), (found["late"], "too late"))
+    told = [f"{text(count)} {what}" for count, what in counts if count]
+    return [*rows, *(tables.sentence(Cell(f"messages: {', '.join(told)}"), screen.paint) if told else [])]
+
+
+def _is_done(data: Mapping[str, object]) -> bool:
+    return data.keys() == {"name", "result", "comment", "changes"}
+
+
+def _done(data: object, screen: Screen) -> list[str]:
+    """Return what a function did that works like a state: its comment tells all changes."""
+    found = mapping(data)
+    tone: Tone = "bad" if found["result"] is False else ""
+    lines = [text(line) for line in str(found["comment"]).splitlines()]
+    return [screen.paint(one, tone) for line in lines for one in tables.narrow(f"  {line}").splitlines()]
+
+
 def _is_summary(data: Mapping[str, object]) -> bool:
     rows = data.get("rows")
     return "comment" in data and isinstance(rows, list) and (not rows or trials.known(rows))
@@ -356,6 +381,8 @@ _VIEWS: tuple[tuple[Callable[[Mapping[str, object]], bool], Callable[[object, Sc
     (_has("drift", "counts", "changes", "moves"), _plan),
     (_has("applied", "counts", "done", "failed"), _applied),
     (_has("plans", "dropped", "added", "redeclared"), _compared),
+    (_is_done, _done),
+    (_has("ok", "problems", "dead", "late"), _health),
     (_has("trust", "environments", "links", "supervised"), _overview),
     (_has("broker", "links", "mailboxes"), _links),
     (_has("level", "verifier", "reason", "expires"), _trust),

@@ -31,7 +31,9 @@ from netspace.spec.types import (
     Link,
     LocalBroker,
     Never,
+    Rate,
     Runtimes,
+    Size,
     Volume,
 )
 
@@ -668,9 +670,7 @@ def _settings(declared: Declaration, path: str) -> list[Problem]:
         sizes = {"": broker.message_size}
         sizes.update({f":hosts:{name}": host.message_size for name, host in broker.hosts.items()})
         for where, size in sizes.items():
-            if not least <= size <= most:
-                text = f"{int(size)} bytes: expected {least} to {most}"
-                problems.append(Problem(f"{path}:broker{where}:message_size", text))
+            _between(problems, f"{path}:broker{where}:message_size", size, least, most)
         used: dict[int, str] = {}
         for key in PORTS:
             port = getattr(broker, key)
@@ -774,4 +774,8 @@ def quoted(target: str) -> str:
 
 def _between(problems: list[Problem], path: str, value: float, least: float, most: float) -> None:
     if not (math.isfinite(value) and least <= value <= most):
-        problems.append(Problem(path, f"{value} is out of {least}..{most}"))
+        if isinstance(value, (Size, Rate)):
+            told = [type(value)(one).written for one in (value, least, most)]
+        else:
+            told = [str(one) for one in (value, least, most)]
+        problems.append(Problem(path, f"{told[0]} is out of {told[1]}..{told[2]}"))

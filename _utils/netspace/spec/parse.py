@@ -239,6 +239,29 @@ def encode(value: Any) -> Any:
     return plain
 
 
+def written(value: Any) -> Any:
+    """Return *value* like :func:`encode`, with sizes and rates as a declaration has them (``128M``)."""
+    return msgspec.to_builtins(value, builtin_types=(), enc_hook=_write)
+
+
+def _write(value: Any) -> Any:
+    return value.written if isinstance(value, (Size, Rate)) else _encode(value)
+
+
+def beyond_defaults(value: msgspec.Struct) -> dict[str, Any]:
+    """Return *value* like :func:`written`, without what is empty or by default as it is, at every depth."""
+    plain: dict[str, Any] = written(value)
+    for field in msgspec.structs.fields(value):
+        key, now = field.encode_name, getattr(value, field.name)
+        factory = field.default_factory
+        default = field.default if factory is msgspec.NODEFAULT else factory()
+        if now == default or plain.get(key) in (None, (), [], {}, ""):
+            plain.pop(key, None)
+        elif isinstance(now, msgspec.Struct):
+            plain[key] = beyond_defaults(now)
+    return plain
+
+
 def _encode(value: Any) -> Any:
     if isinstance(value, (Size, Rate)):
         return int(value)

@@ -227,8 +227,7 @@ def _default(field: inspect.Field) -> Json:
     """Return the default that an editor shows for a key; None if the key has no default or an empty one."""
     value = field.default
     if isinstance(value, types.Size):
-        units = ((1024**4, "T"), (1024**3, "G"), (1024**2, "M"), (1024, "K"))
-        return next((f"{value // size}{unit}" for size, unit in units if value and value % size == 0), int(value))
+        return value.written if value and value % 1024 == 0 else int(value)
     if value is msgspec.NODEFAULT or isinstance(value, msgspec.Struct) or value in (None, "", ()):
         return None
     plain: Json = parse.encode(value)

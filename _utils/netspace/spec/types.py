@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -34,8 +34,19 @@ _RATE = re.compile(r"(\d{1,15})\s*([KMGT]?)(?:bit)?(?:/s)?", re.IGNORECASE)
 _SIZE = re.compile(r"(\d{1,15})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
+def _written(value: int, units: Mapping[str, int]) -> str:
+    """Return a number with the largest unit of which it is a multiple."""
+    unit = next((unit for unit in ("T", "G", "M", "K") if value and value % units[unit] == 0), "")
+    return f"{value // units[unit]}{unit}"
+
+
 class Size(int):
     """A size in bytes; written as a number of bytes or with a binary suffix (``128M``)."""
+
+    @property
+    def written(self) -> str:
+        """The size as a declaration has it: ``128M``."""
+        return _written(int(self), _UNITS)
 
     @classmethod
     def parse(cls, value: Any) -> Size:
@@ -49,6 +60,11 @@ class Size(int):
 
 class Rate(int):
     """A rate in bits per second; written as a number or with a decimal suffix (``10M``), as usual for networks."""
+
+    @property
+    def written(self) -> str:
+        """The rate as a declaration has it: ``10M``."""
+        return _written(int(self), _DECIMAL)
 
     @classmethod
     def parse(cls, value: Any) -> Rate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from netspace import files
 if TYPE_CHECKING:
     from netspace.layout import Layout
 
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
 
 def file_value(path: str, word: bytes = b"") -> bytes | None:
     """Return a control group's file, or the text after *word* on its line; None if the file can't be read.
@@ -19,32 +21,46 @@ def file_value(path: str, word: bytes = b"") -> bytes | None:
     :param word: the first word of a line, as in ``memory.events``. If no line begins with this word, the result is
         empty.
     """
-    return _read(path, None, word)
+    content = _content(path, None)
+    return _after(content, word) if word and content is not None else content
 
 
-def _read(path: str, folder: int | None, word: bytes) -> bytes | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return None
-    try:
-        content = os.read(fd, 4096)  # these files are short
-    except OSError:  # the group was removed
-        return None
-    finally:
-        os.close(fd)
-    return (b"\n" + content).partition(b"\n" + word + b" ")[2].partition(b"\n")[0] if word else content
-
-
-def values(root: str, cgroups: Iterable[str], file: str, word: bytes = b"") -> Iterator[bytes | None]:
+def values(root: str, cgroups: Sequence[str], file: str, word: bytes = b"") -> Iterator[bytes | None]:
     """Yield :func:`file_value` of one file of many control groups.
 
     :param root: where the hierarchy is mounted.
     :param cgroups: their paths from *root*.
     """
-    with files.folder(root) as folder:
+    # The kernel walks the path that all have in common only once.
+    ends = [os.path.dirname(one) for one in (min(cgroups), max(cgroups))] if cgroups else ["/"]
+    shared = f"{os.path.commonpath(ends)}/"
+    with files.folder(root + shared) as folder:
+        if folder is None:
+            yield from (None for _ in cgroups)
+            return
+        start = len(shared)
         for path in cgroups:
-            yield None if folder is None else _read(f"{path[1:]}/{file}", folder, word)
+            content = _content(f"{path[start:]}/{file}", folder)
+            yield _after(content, word) if word and content is not None else content
+
+
+def _content(path: str, folder: int | None) -> bytes | None:
+    """Return the content of a file, which is short; None if it can't be read."""
+    try:
+        fd = os.open(path, _READ, dir_fd=folder)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 4096)
+    except OSError:  # the group was removed
+        return None
+    finally:
+        os.close(fd)
+
+
+def _after(content: bytes, word: bytes) -> bytes:
+    """Return the text after *word* on the line that begins with it; empty if there is none."""
+    return (b"\n" + content).partition(b"\n" + word + b" ")[2].partition(b"\n")[0]
 
 
 def booted() -> bool:

@@ -72,14 +72,27 @@ def state(pid: int, processes: int | None = None) -> tuple[str, int]:
     :param processes: a descriptor of ``/proc``, which makes many calls cheaper.
     """
     try:
-        fd = os.open(f"{pid}/stat" if processes is not None else f"/proc/{pid}/stat", _READ, dir_fd=processes)
-        try:
-            words = os.read(fd, 4096).rpartition(b")")[2].split(None, 20)
-        finally:
-            os.close(fd)
+        words = _after_name(pid, processes).split(None, 20)
         return words[0].decode(), int(words[19])
     except (OSError, IndexError, ValueError):
         return "", 0
+
+
+def letter(pid: int, processes: int | None = None) -> str:
+    """Return the state of *pid* alone, as :func:`state` does."""
+    try:
+        return _after_name(pid, processes)[1:2].decode()
+    except (OSError, ValueError):
+        return ""
+
+
+def _after_name(pid: int, processes: int | None) -> bytes:
+    """Return the part of ``/proc/PID/stat`` behind the process's name, which may contain any byte."""
+    fd = os.open(f"{pid}/stat" if processes is not None else f"/proc/{pid}/stat", _READ, dir_fd=processes)
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2]
+    finally:
+        os.close(fd)
 
 
 def alive(pid: int, ticks: int) -> bool:

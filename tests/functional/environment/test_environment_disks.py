@@ -142,7 +142,7 @@ def test_a_limit_below_what_an_unbounded_layer_holds_stops_nothing(host, writabl
     pid, wanted = host.pid("web"), {"web": host.desired("web", image=writable, limits={"disk": "16M"})}
     for content, told in (
         ("busybox dd if=/dev/zero of=/var/big bs=1048576 count=30", "limits:disk: it holds 30"),
-        ("rm /var/big; i=0; while [ $i -lt 1100 ]; do touch /var/$i; i=$((i+1)); done", "files, 16777216 bytes have"),
+        ("rm /var/big; i=0; while [ $i -lt 1100 ]; do touch /var/$i; i=$((i+1)); done", "files, 16 MiB have"),
     ):
         host.sh("web", content)
         assert told in host.apply(wanted)["web"].error

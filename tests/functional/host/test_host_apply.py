@@ -58,7 +58,7 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     # One key of one environment: where that needs a restart that one is restarted, and the key is named.
     changed = copy.deepcopy(everything)
     for key, value, old, new in (
-        ("memory", "80M", 64 * 1024**2, 80 * 1024**2),
+        ("memory", "80M", "64M", "80M"),
         ("files", 512, 1024, 512),
     ):
         changed["environments"]["web"]["limits"][key] = value
@@ -85,6 +85,10 @@ def test_a_declared_host_runs_talks_and_settles(salt, image):
     assert keys(salt, "stranger") == keys(salt, "orders") == (2, 2)
     assert salt("netspace_link.renew_seals", "orders") == ["orders"]
     assert (keys(salt, "stranger"), keys(salt, "orders")) == ((2, 4), (4, 2))
+    unknown = salt.run("netspace_link.renew_seals", "orders", "strangr")
+    assert unknown.returncode != 0
+    assert "strangr has no sealed link on this host; did you mean stranger?" in unknown.stderr
+    assert (keys(salt, "stranger"), keys(salt, "orders")) == ((2, 4), (4, 2)), "nothing is renewed"
     assert changes(salt.apply(changed)) == {}
     assert pids(salt) == after
 

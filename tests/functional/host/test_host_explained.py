@@ -211,6 +211,8 @@ def test_violated_assertion_is_refused_with_its_path(host: Salt, image: Path) ->
 
 def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
     text = host("netspace.metrics")
+    shown_ = host.run("--out=netspace_text", "netspace.metrics").stdout
+    assert shown_.startswith("# HELP netspace_version ") and shown_.endswith("# EOF\n")
     found = {one.name: one.samples for one in openmetrics_families(text)}
     states = {one.labels["environment"]: one.labels["state"] for one in found["netspace_environment_state"]}
     assert states.keys() == {"orders", "web", "stranger", "broken", "hungry", "patient", "quiet"}
@@ -230,6 +232,9 @@ def test_metrics_tell_the_same_as_the_list(host: Salt) -> None:
     assert readers.keys() == {"orders", "web"}
     sent = {one.labels["environment"] for one in found["netspace_interface_sent_bytes"]}
     assert sent == {"orders", "stranger"}
+    dropped = found["netspace_interface_dropped_packets"]
+    ways = {(one.labels["environment"], one.labels["direction"]) for one in dropped if one.labels["rule"] == "none"}
+    assert ways == {(name, direction) for name in sent for direction in ("out", "in")}
 
 
 def test_textfile_replaces_only_its_own(host: Salt, tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import random
+import socket
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from msgspec.structs import replace
-from support.interfaces.interface_bench import WIRE, Bench, connect, listen, veth
+from support.interfaces.interface_bench import WIRE, Bench, connect, listen, veth, within
 from support.interfaces.lan_bench import FAR, NETWORK, address, bridged
 from support.sampling import todays
+from support.waiting import until
 
 from netspace.errors import SpecError
 from netspace.host import reach as work
@@ -22,6 +27,7 @@ from netspace.spec.types import Declaration
 pytestmark = pytest.mark.root
 
 PORT, PUBLISHED = 8080, 1443
+MANY, SEED = 30, 17  # environments, and the seed of their rules
 NEVER = [{"from": "a", "to": "198.51.100.7"}]
 
 
@@ -94,6 +100,55 @@ def test_packets_pass_where_the_answer_is_yes(bench: Bench, outside: Path, lan: 
     for name in ("calls", "serves", "leads"):
         silent = replace(world, interfaces={**world.interfaces, name: replace(world.interfaces["port"], allow=())})
         assert {pair: answered(silent, known[pair[0]], known[pair[1]]) for pair in chosen} != kernel
+
+
+def test_every_pair_of_many_ends_is_answered_as_packets_pass(bench: Bench, outside: Path) -> None:
+    """Each of 30 environments, and a machine outside, sends datagrams to each other one."""
+    far, chosen = WIRE["ipv4"][1], random.Random(SEED)
+    udp = {"protocol": "udp", "port": PORT}
+    ways = [{"direction": "out", "cidr": far, **udp}, {"direction": "in", "cidr": far, **udp}]
+    every = {"direction": "out", "cidr": "0.0.0.0/0", "protocol": "udp"}
+    choices = ([], [ways[0]], [ways[1]], ways, [every], [{**ways[0], "cidr": "198.51.100.7"}])
+    names = [f"e{number}" for number in range(MANY)]
+    bench.make(**{name: veth(*chosen.choice(choices)) for name in names})
+    listed = bench.kind.list()
+    own = {"outside": far, **{name: str(listed[name]["addresses"]["ipv4"]) for name in names}}
+    world = work.applied(Host(bench.layout))
+    asked = {"outside": far, **{name: name for name in names}}
+    pairs = set(itertools.permutations(own, 2))
+
+    def told(source: str, target: str) -> bool:
+        edges = reach.answer(world, asked[source], asked[target]).edges
+        return any(edge.by == "packets" and not edge.answers for edge in edges)
+
+    expected = {pair for pair in pairs if told(*pair)}
+    assert {"outside"} < {end for pair in expected for end in pair}, "some pass"
+    arrived: set[tuple[str, str]] = set()
+    with contextlib.ExitStack() as after:
+        receiving, sending = {}, {}
+        for name in own:
+            path = outside if name == "outside" else bench.path(name)
+            for kept in (receiving, sending):
+                kept[name] = after.enter_context(within(path, lambda: socket.socket(type=socket.SOCK_DGRAM)))
+            receiving[name].bind((own[name], PORT))
+            receiving[name].setblocking(False)
+
+        def rounds() -> bool:
+            for source, one in sending.items():
+                for target, address in own.items():
+                    if target != source:
+                        with contextlib.suppress(OSError):  # a filter refuses it at once
+                            one.sendto(source.encode(), (address, PORT))
+                time.sleep(0.005)  # the kernel drops what comes faster than it is judged
+                for target, there in receiving.items():
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            arrived.add((there.recv(100).decode(), target))
+            return arrived >= expected
+
+        until(rounds, "not all arrive whose way is open", pause=0.2)
+        rounds()
+    assert arrived == expected
 
 
 def test_interface_that_violates_an_assertion_is_refused(bench: Bench) -> None:

@@ -40,6 +40,7 @@ from netspace.supervision.daemon import presence
 from netspace.supervision.service import Service, Status
 from support.environments.environment_host import STAY, shell
 from support.hosts import snapshot
+from support.rulesets import uncounted
 from support.waiting import until
 
 LAYOUT = Layout()
@@ -297,7 +298,7 @@ class World:
         whole = snapshot.host()
         del whole["files"]
         # One that was changed in place lists the same things in another order.
-        rules = "\n".join(_plain(line) for line in snapshot._run("nft", "-s", "list", "ruleset"))
+        rules = _plain(uncounted("\n".join(snapshot._run("nft", "-s", "list", "ruleset"))))
         whole["nftables"] = sorted(re.split(r"(?<=\n\t}\n)|(?<= {\n)|\n(?=})", rules.replace("\n\n", "\n")))
         ours = (*map(str, (LAYOUT.run, LAYOUT.state, LAYOUT.logs, self.folder)), "/run/netns")
         whole["mounts"] = sorted(_plain(line) for line in whole["mounts"] if line.startswith(ours))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from support.rulesets import uncounted
 from support.waiting import PATIENCE, until
 
 STATE = (Path("/var/lib/netspace"), Path("/run/netspace"), Path("/var/log/netspace"))
@@ -71,7 +72,7 @@ def host() -> dict[str, object]:
             *_run("ip", "-4", "route", "show", "table", "all"),
             *_run("ip", "-6", "route", "show", "table", "all"),
         ],
-        "nftables": _run("nft", "list", "ruleset"),
+        "nftables": uncounted("\n".join(_run("nft", "list", "ruleset"))).split("\n"),
         "processes": sorted(processes().values()),
         "cgroups": sorted(cgroups),
         "devices": [(name, *_owner(f"/dev/{name}")) for name in ("null", "zero", "full", "random", "urandom", "tty")],

@@ -22,6 +22,7 @@ from netspace.netlink.connection import Socket
 from netspace.plan import Plan
 from netspace.spec import parse
 from netspace.threads import in_thread
+from support.rulesets import uncounted
 from support.waiting import PATIENCE, until
 
 T = TypeVar("T")
@@ -167,7 +168,7 @@ def snapshot() -> dict[str, Any]:
     return {
         "links": {link["ifname"] for link in json.loads(run("ip -j link"))},
         "routes": run("ip route") + run("ip -6 route"),
-        "rules": run("nft list ruleset"),
+        "rules": uncounted(run("nft list ruleset")),
         "namespaces": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else [],
         "mounts": [
             line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " net:[" in line

@@ -46,7 +46,7 @@ def test_without_rules_nothing_is_tracked_nor_translated() -> None:
     assert "outward" not in table.chains
     assert not any("ct " in rule for chain in table.chains.values() for rule in chain.rules)
     for name in JUDGES:
-        assert table.chains[name].rules == ["drop"]
+        assert table.chains[name].rules == [f"jump dropped.{'in' if name == 'towards' else 'out'}", "drop"]
 
 
 @given(st.lists(st.lists(RULES, max_size=4), min_size=1, max_size=8))
@@ -54,10 +54,11 @@ def test_a_packet_meets_the_same_few_rules_whatever_the_number_of_environments(r
     interfaces = [guarded(number, *allow) for number, allow in enumerate(rules, 1)]
     table = build(interfaces)
     for name in (*JUDGES, "spoofed", "forward", "input", "output"):
-        assert len(table.chains[name].rules) <= 4
+        assert len(table.chains[name].rules) <= 5
     for name in (*JUDGES, "spoofed"):
         assert table.chains[name].rules[-1] == "drop"
-    assert table.chains["forward"].rules[0] == "iifname @ends oifname @ends drop"
+    assert table.chains["forward"].rules[0] == "iifname @ends oifname @ends goto between"
+    assert table.chains["between"].rules[-1] == "drop"
     assert set(table.sets["ends"].elements) == {one.interface.encode().ljust(16, b"\0") for one in interfaces}
     assert build(interfaces[::-1]).digest == table.digest
     assert not difference("netspace", table, build(interfaces[::-1]))

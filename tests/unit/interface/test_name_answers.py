@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.errors import SpecError
-from netspace.interface.firewall import host_rules
+from netspace.interface.firewall import counting, host_rules
 from netspace.interface.match import name_set
 from netspace.interface.names import answers, record, sets
 from netspace.interface.names.answers import CEILING, FLOOR, STALE, Known, Own
@@ -218,7 +218,8 @@ def test_table_matches_a_set_for_each_family() -> None:
     )
     rules = [rule for chain in table.chains.values() for rule in chain.rules if "@name." in rule]
     four, six = (name_set(NAME, str(one), fam) for one, fam in zip(EVERYWHERE, ("ipv4", "ipv6"), strict=True))
-    assert f"ip daddr @{four} tcp dport 443 goto opened.from" in rules
+    leads = [counting.chain("out", counting.text(rule)) for rule in allow]
+    assert f"ip daddr @{four} tcp dport 443 goto {leads[0]}" in rules
     assert f"ip6 saddr @{six} tcp sport 443 accept" in rules
     assert table.sets[four].expiring and not table.sets[four].elements
     # A name never opens the way to the host itself.

@@ -86,3 +86,9 @@ def test_number_that_is_none_costs_its_entry(which: str, bad: object) -> None:
 
 def test_no_report_is_no_refusal() -> None:
     assert refusals.decoded(None) == refusals.decoded({}) == []
+
+
+def test_total_counts_what_has_its_form() -> None:
+    bad = ({**TIMES, "times": "9"}, {**TIMES, "times": -1}, {**TIMES, "times": 2**60}, [], None)
+    assert refusals.total({"value": {"a": TIMES, "b": TIMES, **{str(at): one for at, one in enumerate(bad)}}}) == 4
+    assert [refusals.total(other) for other in (None, {}, {"value": []}, "")] == [0, 0, 0, 0]

@@ -249,6 +249,12 @@ def test_images_and_volumes_have_sizes() -> None:
     assert "  orders       /data   1 MiB  5 GiB  /var/lib/" in shown(VOLUMES)
 
 
+def test_images_have_the_newest_first() -> None:
+    older, newer = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
+    lines = shown({**IMAGES, newer: {**IMAGES[older], "built": NOW - 60}}).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["b" * 12, "a" * 12]
+
+
 def test_answer_has_rules_and_reasons() -> None:
     assert shown(ANSWER) == (
         "  web can reach orders\n"
@@ -392,7 +398,7 @@ def test_stopped_as_declared_is_no_fault() -> None:
     assert views._rank(STOPPED | {"declared_stopped": False}) == views.ODD
 
 
-@pytest.mark.parametrize("other", [None, True, 3, "text", [], {}, {"web": {"retcode": 0}}, {"a": 1}, {1: {}}])
+@pytest.mark.parametrize("other", [None, True, 3, "text", [], {"web": {"retcode": 0}}, {"a": 1}, {1: {}}])
 def test_other_forms_have_no_table(other: object) -> None:
     assert views.render(other, SCREEN) is None
 
@@ -409,6 +415,22 @@ def screen_of(**options: Any) -> Any:
         "color": False, "strip_colors": True, "fun": "netspace.overview", **options,
     }  # fmt: skip
     return lambda data, out="netspace": salt.output.try_printout(data, out, opts)
+
+
+def test_nothing_of_a_kind_is_said() -> None:
+    assert shown({}) == "  none"
+
+
+def test_health_of_links_is_a_sentence_or_the_problems() -> None:
+    well: dict[str, Any] = {"ok": True, "problems": [], "findings": [], "dead": 0, "late": 3}
+    assert shown(well) == "  the links are well\n  messages: 3 too late"
+    assert shown(well | {"ok": False, "problems": ["the broker does not run"]}).startswith("  the broker does not run")
+
+
+def test_what_works_like_a_state_shows_its_comment_alone() -> None:
+    done = {"name": "netspace_image.prune", "result": True, "changes": {"sha256:aa": {"size": {"old": 68714496}}}}
+    comment = "1 change made:\n- remove image\n  sha256:" + "a" * 64
+    assert shown({**done, "comment": comment}) == "\n".join(f"  {line}" for line in comment.splitlines())
 
 
 def test_each_minion_has_a_heading_and_its_table(screen: Any) -> None:

@@ -30,7 +30,7 @@ _HIDDEN = "(not shown)"
 
 def differences(old: Environment, new: Environment) -> dict[str, dict[str, Any]]:
     """Return the keys of the declarations that differ, apart from the runtime, with the old and new values."""
-    changes = files.differences(parse.encode(records.own(old)), parse.encode(records.own(new)))
+    changes = files.differences(parse.written(records.own(old)), parse.written(records.own(new)))
     # runtime_changes compares the runtimes in use, declared or by default.
     return {key: _shown(key, change) for key, change in changes.items() if key != "runtime"}
 
@@ -44,12 +44,12 @@ def runtime_changes(old: Runtime, new: Runtime) -> dict[str, dict[str, Any]]:
 
 
 def created(want: DesiredEnvironment) -> Changes:
-    """Return the changes to show for a new environment; the values of its variables are hidden."""
-    declared = {key: value for key, value in parse.encode(records.own(want.spec)).items() if value is not None}
-    declared["runtime"] = want.runtime.name
-    if declared["env"]:
+    """Return the changes to show for a new environment, without defaults; the values of its variables are hidden."""
+    declared = {**parse.beyond_defaults(records.own(want.spec)), "runtime": want.runtime.name}
+    if "env" in declared:
         declared["env"] = dict.fromkeys(declared["env"], _HIDDEN)
-    return {key: {"old": None, "new": value} for key, value in {**declared, **want.files_summary}.items()}
+    summary = {key: value for key, value in want.files_summary.items() if value}
+    return {key: {"old": None, "new": value} for key, value in {**declared, **summary}.items()}
 
 
 def _shown(key: str, change: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,12 @@ def problems(name: str, seen: ObservedEnvironment, now: float) -> list[str]:
     found = []
     status = seen.status
     if status is not None and status.exit == "oom":
-        bound = seen.record.spec.limits.memory
+        bound = seen.record.spec.limits.memory.written
         found.append(f"environment {name} was last killed for want of memory (limits:memory {bound})")
     elif status is not None and status.oom_kills:
         found.append(
             f"environment {name}: {status.oom_kills} of its processes were killed for want of memory "
-            f"(limits:memory {seen.record.spec.limits.memory})"
+            f"(limits:memory {seen.record.spec.limits.memory.written})"
         )
     if seen.verdict is not None and seen.verdict.judgement.state == "unhealthy":
         detail = seen.verdict.judgement.detail

@@ -22,9 +22,9 @@ def whole(size: int) -> int:
 def overfull(size: int, used: int, files: int) -> str:
     """Return why a file system of *size* can't hold so many bytes and files; empty if it can."""
     if used > room(size):
-        return f"it holds {used / 1024**2:.1f} MiB already, {size} bytes have no room for that"
+        return f"it holds {used / 1024**2:.1f} MiB already, {size / 1024**2:.4g} MiB have no room for that"
     if files > most_files(size):
-        return f"it holds {files} files, {size} bytes have room for {most_files(size)}"
+        return f"it holds {files} files, {size / 1024**2:.4g} MiB have room for {most_files(size)}"
     return ""
 
 

@@ -20,7 +20,8 @@ Rules, in the order in which a packet meets them:
 7. ICMP errors about an allowed connection pass. All other packets are dropped. No connection
    tracking helper is used, so no additional connection is ever expected.
 8. Published ports of the host are forwarded: see ``netspace.interface.firewall.published``.
-9. Before 2, 3 and 7 drop a packet of an audited environment, it is recorded: see
+9. Packets are counted by rule, and by the reason why they are dropped: see ``netspace.interface.firewall.counting``.
+10. Before 2, 3 and 7 drop a packet of an audited environment, it is recorded: see
   ``netspace.interface.firewall.recording``. Packets that 6 drops are not recorded.
 
 Allowed connections to other hosts are masqueraded, from source ports that nobody can publish: see 5. in
@@ -42,7 +43,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from netspace.interface import match
-from netspace.interface.firewall import published, recording
+from netspace.interface.firewall import counting, published, recording
 from netspace.interface.match import FAMILIES, family
 from netspace.nftables.table import Base, Chain, Collection, Rule, Table, Timeout
 from netspace.nftables.words import Verdict, to_goto, to_jump
@@ -127,7 +128,9 @@ def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Tab
         chains["errors"] = Chain(_ICMP_ERRORS)
     audited = [one for one in ordered if one.audit]
     _recorded(audited, keys, chains, sets, tracked=bool(ruled))
-    chains["spoofed"] = Chain(_spoofed("goto genuine" if audited else "accept"), Base("filter", "prerouting", _RAW))
+    _counted(ordered, keys, chains, sets)
+    forged = [*(["iifname vmap @audited.forged"] if audited else []), counting.count("out", "forged")]
+    chains["spoofed"] = Chain(recording.joined(_spoofed(), forged), Base("filter", "prerouting", _RAW))
     for name, end, original, reply in (
         ("beyond", "iifname", "out", "in.reply"),
         ("to_host", "iifname", "host", "in.reply"),
@@ -135,15 +138,15 @@ def build(guarded: Sequence[HostFiltered], elsewhere: Iterable[str] = ()) -> Tab
     ):
         judged = _judged(end, original, reply) if ruled else ["drop"]
         recorded = [f"{end} vmap @audited.{'out' if end == 'iifname' else 'in'}"] if audited else []
-        chains[name] = Chain(recording.joined(judged, recorded))
+        counted = f"jump dropped.{'out' if end == 'iifname' else 'in'}"
+        chains[name] = Chain(recording.joined(judged, [*recorded, counted]))
     others = _elsewhere(elsewhere, sets) if ruled else []
-    refused = "goto between" if audited else "drop"
     for name, (hook, rules) in _HOOKED.items():
         apart: list[Rule] = []
         if name == "forward":
             for which, end in (("daddr", "iifname"), ("saddr", "oifname")):
-                apart += [f"{end} @ends {FAMILIES[fam].word} {which} @{one} {refused}" for fam, one in others]
-            apart.append(f"iifname @ends oifname @ends {refused}")
+                apart += [f"{end} @ends {FAMILIES[fam].word} {which} @{one} goto between" for fam, one in others]
+            apart.append("iifname @ends oifname @ends goto between")
         chains[name] = Chain([*apart, *rules], Base("filter", hook))
     if any(rule.direction == "out" and forwarded([rule], one.gateways) for one in ruled for rule in one.allow):
         chains["outward"] = Chain(_MASQUERADED, Base("nat", "postrouting", _SRCNAT))
@@ -232,14 +235,10 @@ _ICMP_ERRORS: Sequence[Rule] = [
 ]
 
 
-def _spoofed(genuine: str) -> list[Rule]:
-    """Return the rules on sources.
-
-    :param genuine: the end of the rules for packets with the interface's own source.
-    """
-    own = [f"iifname . ether saddr . {of.word} saddr @sources_{fam} {genuine}" for fam, of in FAMILIES.items()]
-    recorded = [] if genuine == "accept" else ["iifname vmap @audited.forged"]
-    return ["iifname != @ends accept", *own, *recorded, "drop"]
+def _spoofed() -> list[Rule]:
+    """Return the rules on sources."""
+    own = [f"iifname . ether saddr . {of.word} saddr @sources_{fam} goto genuine" for fam, of in FAMILIES.items()]
+    return ["iifname != @ends accept", *own, "drop"]
 
 
 def _judged(end: str, original: str, reply: str) -> list[Rule]:
@@ -258,22 +257,64 @@ def _allowed(
     for way in WAYS:
         elements: dict[bytes, Verdict | None] = {}
         for one in ruled:
-            name, rules = _chain(way, one.allow, one.publish)
+            name, rules, counted = _chain(way, one.allow, one.publish)
             if rules:
                 chains.setdefault(name, Chain(rules))
+                chains.update(counted)
                 elements[keys[one.interface]] = to_jump(name)
         sets[way] = Collection(_NAME, elements, verdicts=True)
 
 
 @functools.lru_cache(4096)
-def _chain(way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...]) -> tuple[str, Sequence[Rule]]:
-    direction, peer, port, chain = WAYS[way]
-    then = f"goto {chain}" if chain else "accept"
+def _chain(
+    way: str, allow: tuple[Allow, ...], publish: tuple[Publication, ...]
+) -> tuple[str, Sequence[Rule], Mapping[str, Chain]]:
+    """Return the chain of these rules for packets on *way*: its name, its rules, and the chains that these lead to."""
+    direction, peer, port, opened = WAYS[way]
     rules = of_way(way, allow)
     led = publish if direction == "in" else ()
-    counted = "goto opened.led" if chain else "accept"
-    made = [f"{published.let_in(one, reply=not chain)} {counted}" for one in led]
-    return chain_name(way, rules, led), [*made, *(f"{match.covers(rule, peer, port)} {then}" for rule in rules)]
+    made, counted = [], {}
+
+    def then(what: str, opened: str) -> str:
+        """Return the end of a rule. Only packets in the rule's own direction are counted."""
+        if not opened:
+            return "accept"
+        name = counting.chain(direction, what)
+        counted[name] = Chain([counting.count(direction, what), f"goto {opened}"])
+        return f"goto {name}"
+
+    for one in led:
+        to = then(counting.published(one), "opened.led" if opened else "")
+        made.append(f"{published.let_in(one, reply=not opened)} {to}")
+    made += [f"{match.covers(rule, peer, port)} {then(counting.text(rule), opened)}" for rule in rules]
+    return chain_name(way, rules, led), made, counted
+
+
+_NEVER_FORWARDED = ("local", "broadcast", "multicast", "anycast")  # the hook "input" sees packets to these
+
+
+def _counted(
+    ordered: Sequence[HostFiltered], keys: Mapping[str, bytes], chains: dict[str, Chain], sets: dict[str, Collection]
+) -> None:
+    """Add the set and the chains that count dropped packets, and the chain for packets with their own source.
+
+    The host drops packets that it doesn't forward before the hooks that judge could see and count them.
+    """
+    sets[counting.SET] = counting.collection(counting.INTERFACE)
+    counted = []
+    for fam in FAMILIES:
+        name = f"forwarded.{fam}"
+        ends = (one for one in ordered if fam in forwarded(one.allow, one.gateways, one.publish))
+        sets[name] = Collection(_NAME, dict.fromkeys(keys[one.interface] for one in ends))
+        counted.append(f"meta nfproto {fam} iifname != @{name} jump unforwarded")
+    others = [f"fib daddr type {one} return" for one in _NEVER_FORWARDED]
+    chains["unforwarded"] = Chain([*others, "goto dropped.out"])
+    chains["genuine"] = Chain([*counted, *chains["genuine"].rules] if "genuine" in chains else [*counted, "accept"])
+    # Only the sender's counts and record have what one environment sends to another.
+    recorded = chains["between"].rules if "between" in chains else ["drop"]
+    chains["between"] = Chain(recording.joined(recorded, [counting.count("out", "neighbour")]))
+    for direction in recording.DIRECTIONS:
+        chains[f"dropped.{direction}"] = counting.dropped(direction)
 
 
 def _recorded(
@@ -319,11 +360,14 @@ def _limits(
     """Add the chains for the first packet of an allowed connection. They count connections per interface."""
     any_led = any(one.publish for one in ruled)
     counted_ways = {way: how for way, how in _COUNTED.items() if way != "led" or any_led}
+    for direction in recording.DIRECTIONS:
+        chains[f"full.{direction}"] = Chain([counting.count(direction, "connections"), "drop"])
     for most in sorted({one.connections for one in ruled}):
         for way, (end, counter) in counted_ways.items():
+            direction = "out" if way == "from" else "in"
             sets[f"{counter}.{most}"] = Collection(_NAME, most=_MOST)
             briefly = (f'meta nfproto {fam} meta l4proto tcp ct timeout set "brief_{fam}"' for fam in FAMILIES)
-            counted = f"add @{counter}.{most} {{ {end} ct count over {most} }} drop"
+            counted = f"add @{counter}.{most} {{ {end} ct count over {most} }} goto full.{direction}"
             chains[f"most.{most}.{way}"] = Chain([*briefly, counted, "accept"])
     for way, (end, _) in counted_ways.items():
         led = {keys[one.interface]: to_goto(f"most.{one.connections}.{way}") for one in ruled}

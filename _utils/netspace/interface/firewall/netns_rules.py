@@ -12,7 +12,9 @@ interface is up. Rules, in the order in which a packet meets them:
 4. A connection passes if an ``allow`` rule covers it. Each of its packets is checked, in both
    directions. At most ``connections`` are open at once.
 5. ICMP errors about an allowed connection pass. All other packets are dropped.
-6. Before 2 and 5 drop a packet of an audited environment, it is recorded: see
+6. Packets are counted by rule, and by the reason why they are dropped: see
+   ``netspace.interface.firewall.counting``. Frames that 1 drops without an IP packet of their own aren't counted.
+7. Before 2 and 5 drop a packet of an audited environment, it is recorded: see
    ``netspace.interface.firewall.recording``.
 
 For these kinds the rules have the same meaning as those of the host's table for the others
@@ -27,11 +29,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from netspace.interface import match
-from netspace.interface.firewall import host_rules, recording
+from netspace.interface.firewall import counting, host_rules, recording
 from netspace.interface.match import FAMILIES
 from netspace.nftables.table import Base, Chain, Collection, Rule, Table
 from netspace.nftables.words import at, longer
-from netspace.spec.types import Allow
+from netspace.spec.types import Allow, Direction
 
 _LOOPBACK = 1  # the index of lo
 _SOLICITATION, _ADVERTISEMENT, _QUERY, _REPORT = 135, 136, 130, 143
@@ -88,13 +90,23 @@ def render(guarded: NetnsFiltered) -> tuple[Table, ...]:
         for name in guarded.addresses
     }
     sets.update(host_rules.name_sets(rule for rule in guarded.allow if match.family(rule) in guarded.addresses))
-    opened = ["ct state != new accept", f"ct count over {guarded.connections} drop", "accept"]
+    sets[counting.SET] = counting.collection(counting.ALONE)
+    ends: tuple[tuple[Direction, str], ...] = (("out", "oif != 0"), ("in", "iif != 0"))
+    full = [f"{end} {counting.count(way, 'connections', alone=True)}" for way, end in ends]
     chains = {
-        "opened": Chain(opened),
+        "opened": Chain(["ct state != new accept", f"ct count over {guarded.connections} goto full", "accept"]),
+        "full": Chain([*full, "drop"]),
         "output": Chain(_judged(guarded, outwards=True), Base("filter", "output", policy="drop")),
         "input": Chain(_judged(guarded, outwards=False), Base("filter", "input", policy="drop")),
         "forward": Chain([], Base("filter", "forward", policy="drop")),
     }
+    for way in recording.DIRECTIONS:
+        chains[f"dropped.{way}"] = counting.dropped(way, alone=True)
+    for rule in guarded.allow:
+        if match.family(rule) in guarded.addresses:
+            what = counting.text(rule)
+            counted = [counting.count(rule.direction, what, alone=True), "goto opened"]
+            chains[counting.chain(rule.direction, what)] = Chain(counted)
     if guarded.audit:
         sets.update(recording.sets(""))
         for way in recording.DIRECTIONS:
@@ -119,20 +131,25 @@ def _judged(guarded: NetnsFiltered, *, outwards: bool) -> list[Rule]:
             continue
         own = ipaddress.ip_address(guarded.addresses[name])
         mine, theirs = ("saddr", "daddr") if outwards else ("daddr", "saddr")
-        rules.append(f"{family.word} {mine} != {own} drop")
+        counted = (counting.count("out", "forged", alone=True), counting.count("out", "neighbour", alone=True))
+        rules += [f"{family.word} {mine} != {own} {one}" for one in (*([counted[0]] if outwards else ()), "drop")]
         others = f"{family.word} {theirs} @others_{name}"
         # Only the sender's record has what another environment sends: else a neighbour could fill the receiver's.
-        rules += [f"{others} {one}" for one in (*(recorded if outwards else ()), "drop")]
+        rules += [f"{others} {one}" for one in (*([*recorded, counted[1]] if outwards else ()), "drop")]
         for direction in ("out", "in"):
             original = (direction == "out") == outwards
-            way, then = ("original", "goto opened") if original else ("reply", "accept")
+            way, port = ("original", "dport") if original else ("reply", "sport")
             rules += [
-                f"ct direction {way} {match.covers(rule, theirs, 'dport' if original else 'sport')} {then}"
+                f"ct direction {way} {match.covers(rule, theirs, port)} {_then(rule) if original else 'accept'}"
                 for rule in guarded.allow
                 if rule.direction == direction and match.family(rule) == name
             ]
         rules += [f"ct state related {one} accept" for one in match.errors(family)]
-    return [*rules, *recorded]
+    return [*rules, *recorded, f"jump dropped.{'out' if outwards else 'in'}"]
+
+
+def _then(rule: Allow) -> str:
+    return f"goto {counting.chain(rule.direction, counting.text(rule))}"
 
 
 def _pinned(guarded: NetnsFiltered) -> list[Rule]:

@@ -79,9 +79,9 @@ def places(owner: str) -> tuple[Place, ...]:
 def sets(owner: str) -> dict[str, Collection]:
     """Return the sets of one interface, without elements: packets add them."""
     return {
-        one.name: Collection(("inet_proto", FAMILIES[one.family].type, "inet_service"), most=MOST, counting=True)
+        one.name: Collection(("inet_proto", FAMILIES[one.family].type, "inet_service"), most=MOST, counting="times")
         if one.family
-        else Collection(("inet_proto",), most=_REST, counting=True)
+        else Collection(("inet_proto",), most=_REST, counting="times")
         for one in places(owner)
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from netspace.errors import NetspaceError
@@ -226,6 +226,13 @@ def refused_to(layout: Layout, broker: LocalBroker, api: Management, name: str) 
     """Return what the broker refused to an environment."""
     account = accounts(layout, broker).there(names.account(name))
     return refusals.decoded(api.get("global-parameters", refusals.parameter(account)))
+
+
+def refused_counts(layout: Layout, broker: LocalBroker, api: Management, environments: Iterable[str]) -> dict[str, int]:
+    """Return how often the broker refused something to each environment, by name, by one question for all."""
+    called = accounts(layout, broker)
+    found = {one["name"]: refusals.total(one) for one in api.get("global-parameters") or []}
+    return {name: found.get(refusals.parameter(called.there(names.account(name))), 0) for name in environments}
 
 
 def cut_off(layout: Layout, broker: LocalBroker, api: Management) -> dict[str, dict[str, Any]]:

@@ -126,6 +126,13 @@ def decoded(value: Any) -> list[Refusal]:
     return sorted(found, key=lambda one: (one.first, one.what))
 
 
+def total(value: Any) -> int:
+    """Return the number of refusals in the broker's global parameter, apart from those of an unexpected form."""
+    kept = value.get("value") if isinstance(value, Mapping) else None
+    times = [one.get("times") for one in kept.values() if isinstance(one, Mapping)] if isinstance(kept, Mapping) else []
+    return sum(int(one) for one in times if _is_number(one, _MANY))
+
+
 def _is_number(value: Any, most: int) -> TypeGuard[float]:
     """Return whether *value* is a number from 0 to *most*. No NaN is."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most

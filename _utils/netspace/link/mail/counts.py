@@ -88,6 +88,10 @@ def _messages(layout: Layout, record: Record, broker: Broker, api: Management) -
         times = {name: one.get("times") for name, one in access.cut_off(layout, broker, api).items()}
         cut = {labels(environment=name): _number(times.get(name)) for name in members}
         yield counted("netspace_environment_cut_offs", "counter", "Connections that the broker ended.", cut)
+        refused = access.refused_counts(layout, broker, api, members)
+        by_name = {labels(environment=name): count for name, count in refused.items()}
+        about = "Requests of the environment that the broker refused, such as to send where no link leads."
+        yield counted("netspace_link_refused", "counter", about, by_name)
 
 
 def _number(value: Any) -> float | None:

@@ -283,9 +283,12 @@ def _status(
         if not watched and state == "starting":
             return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
         return Status(state, 0, trace.since, trace.restarts, trace.exit, trace.oom_kills)
-    now, ticks = process.state(trace.pid, processes) if trace.pid > 0 else ("", 0)
-    if not watched and (ticks != trace.ticks or now in ("", "Z", "X")):
-        return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
+    if watched:
+        now = process.letter(trace.pid, processes) if trace.pid > 0 else ""
+    else:
+        now, ticks = process.state(trace.pid, processes) if trace.pid > 0 else ("", 0)
+        if ticks != trace.ticks or now in ("", "Z", "X"):
+            return Status("failed", 0, trace.since, trace.restarts, "unknown", trace.oom_kills)
     count = kills(name)
     killed = trace.oom_kills if count is None else trace.oom_kills + max(0, count - trace.oom_seen)
     return Status("frozen" if now == "T" else state, trace.pid, trace.since, trace.restarts, trace.exit, killed)

@@ -1,0 +1,47 @@
+"""
+Text of netspace's functions
+============================
+
+Shows a return that is a text as the text itself, without the minion's name, indentation or colours. So it can go into
+a file or to another program:
+
+.. code-block:: bash
+
+    salt-call --out=netspace_text netspace.metrics
+    salt-run --out=netspace_text netspace_fleet.graph format=dot | dot -Tsvg > fleet.svg
+
+Salt's own output for that, ``newline_values_only``, is gone since Salt 3008. A return that is no text is shown by
+Salt's ``nested`` output.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    __salt__: dict[str, Any]
+
+__virtualname__ = "netspace_text"
+
+
+def __virtual__() -> str:
+    return __virtualname__
+
+
+def output(ret: Any, **kwargs: Any) -> str:
+    """
+    Return the text.
+
+    ret
+        The return of one function, by minion; or the return of a runner. The texts of several minions follow one
+        another.
+    """
+    texts = [ret] if isinstance(ret, str) else list(ret.values()) if isinstance(ret, dict) else []
+    if texts and all(isinstance(one, str) for one in texts):
+        return "\n".join(_plain(one.removesuffix("\n")) for one in texts)
+    return str(__salt__["nested"](ret, **kwargs))
+
+
+def _plain(text: str) -> str:
+    """Return a text without control characters: another host's return must not command the terminal."""
+    return text if text.isprintable() else "".join(one if one.isprintable() or one in "\n\t" else "?" for one in text)

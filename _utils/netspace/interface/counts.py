@@ -1,0 +1,98 @@
+"""Packets that each rule of an interface accepted, and that were dropped, as the packet filters counted them.
+
+Changes nothing. One dump of the host's table has the counts of all interfaces that it filters. An interface that is
+filtered in its own namespace takes a dump of its own there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from netspace.interface import claims, kinds, netns
+from netspace.interface.claims import Claims
+from netspace.interface.firewall import counting
+from netspace.layout import Layout
+from netspace.nftables.ruleset import Ruleset
+from netspace.spec.publish import Publication
+from netspace.spec.types import Direction
+from netspace.threads import in_thread
+
+_END = 16  # bytes of an interface's name in a key
+
+
+class Counted(NamedTuple):
+    """A rule, or a reason why packets are dropped.
+
+    :param what: the rule's text, or the reason (``counting.Reason``).
+    :param key: its part of the key of an element (``counting.key``).
+    """
+
+    direction: Direction
+    what: str
+    key: bytes
+
+
+class Interface(NamedTuple):
+    """The counts of one interface.
+
+    :param rules: its rules; a packet that one of them covers is accepted.
+    :param packets: the packets counted, by ``Counted.key``; a key is absent if no packet came.
+    """
+
+    rules: tuple[Counted, ...]
+    packets: Mapping[bytes, int]
+
+
+REASONS = tuple(Counted(direction, reason, counting.key(direction, reason)) for direction, reason in counting.REASONS)
+"""The reasons why packets are dropped. Each can occur at each interface."""
+
+
+def read(layout: Layout) -> dict[str, Interface]:
+    """Return the counts of all filtered interfaces, by environment.
+
+    An interface is left out if its packet filter can't be read, or is that of an earlier version, which didn't count.
+    """
+    known = {name: its for name, its in claims.index(layout).read(sealed=True).items() if its.connections}
+    inside = kinds.filtered("inside")
+    alone = [name for name, its in known.items() if its.kind in inside]
+    found: dict[str, Interface] = {}
+    if len(alone) < len(known):
+        by_end: dict[bytes, dict[bytes, int]] = {}
+        counts = _counts(layout)
+        for key, packets in (counts or {}).items():
+            by_end.setdefault(key[:_END], {})[key[_END:]] = packets
+        for name, its in known.items() if counts is not None else ():
+            if its.kind not in inside:
+                ours = by_end.get(its.host_end.encode().ljust(_END, b"\0"), {})
+                found[name] = Interface(_rules(its.rules, its.ports), ours)
+    if alone:
+        read_there = in_thread(lambda: [_counts(layout, name) for name in alone])
+        for name, counts in zip(alone, read_there, strict=True):
+            if counts is not None:
+                found[name] = Interface(_rules(known[name].rules, ()), counts)
+    return found
+
+
+def _counts(layout: Layout, inside: str = "") -> dict[bytes, int] | None:
+    """Return the counts of the host's table, or of the table in an environment's namespace; None: unknown.
+
+    :param inside: the environment; then only a thread of its own may call this (``threads.in_thread``).
+    """
+    try:
+        if inside:
+            netns.enter(layout.netns(inside))
+        with Ruleset() as ruleset:
+            return ruleset.counts(layout.nft_table, "inet", counting.SET)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(4096)
+def _rules(rules: str, ports: tuple[str, ...]) -> tuple[Counted, ...]:
+    """Return the rules that count packets of an interface with these rules and published ports (``Claims``)."""
+    some = Claims("", "", rules=rules)
+    what: list[tuple[Direction, str]] = [("in", counting.published(Publication(port))) for port in ports]
+    what += [(rule.direction, counting.text(rule)) for rule in some.allow]
+    return tuple(Counted(direction, text, counting.key(direction, text)) for direction, text in dict.fromkeys(what))
