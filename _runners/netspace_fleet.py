@@ -647,7 +647,7 @@ def _edges(timeout: int) -> control.MakeEdges:
             if "error" in found:
                 raise NetspaceError(f"netspace_attestation.attest: {found['error']}")
 
-        hosts = planned.RolledOut(_declaration(), plan, _minions(), attest, pace.gate, timeout)
+        hosts = planned.RolledOut(_declaration(), plan, _minions(), attest, pace, timeout)
         return Edges(hosts, tell)
 
     return made
