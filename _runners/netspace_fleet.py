@@ -654,7 +654,7 @@ def _edges(timeout: object) -> control.MakeEdges:
             if "error" in found:
                 raise NetspaceError(f"netspace_attestation.attest: {found['error']}")
 
-        hosts = planned.RolledOut(_declaration(), plan, _minions(), attest, pace.gate, seconds)
+        hosts = planned.RolledOut(_declaration(), plan, _minions(), attest, pace, seconds)
         return Edges(hosts, tell)
 
     return made

@@ -131,6 +131,7 @@ def write_master(home: Path, served: Path, fleet: Path, others: list[str] | None
             **({} if others is None else {"inventory": str(home / "tpms"), "roots": str(home / "tpm-roots")}),
         },
         "reactor": [{"netspace/attestation/*/*": [str(reactor)]}],
+        "reactor_refresh_interval": 86400,  # by default, Salt loads all runners again if no event came for a minute
     }
     if others is not None:
         accepted = home / "accepted"

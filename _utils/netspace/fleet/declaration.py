@@ -256,7 +256,9 @@ class FleetDeclaration:
         if known is not None:
             return known
         with self.store.lock():
-            known = self._known()  # of another process, which had the lock
+            if self.given.active():  # another process, which had the lock, began to plan changes: hosts have its slices
+                return _Now(self.store.current().manifest, None, False)
+            known = self._known()  # of that process
             if known is not None:
                 return known
             compiled, inputs = self._compile()

@@ -61,6 +61,24 @@ def test_parked_mail_is_purged_later(host, by):
     assert read(host, "audit", 1) == [("web", b"another's")]
 
 
+def test_a_renamed_receiver_is_emptied_under_its_old_name(host):
+    """The steps of the page on fleets; the sender's program says ``orders`` all the time."""
+    send(host, DOOMED, b"1", b"2")
+    old, new = (
+        Link(source="web", target=name, local=local) for name, local in (("orders", "old"), ("audit", "orders"))
+    )
+    host.apply(old, new)
+    assert host.links.list()["parked"] == []
+    send(host, new, b"3")
+    assert read(host, "orders", 2) == [("web", b"1"), ("web", b"2")] and read(host, "audit", 1) == [("web", b"3")]
+    until(lambda: host.links.list()["mailboxes"]["orders"]["messages"] == 0, "the broker has counted it", pause=0.1)
+    host.apply(new)
+    assert host.links.list()["parked"] == []
+    send(host, new, b"4")
+    host.apply(Link(source="orders", target="web"))
+    assert host.links.list()["parked"] == ["audit"], "at once, without the steps, mail is only kept"
+
+
 def test_parked_mail_is_purged_where_no_link_is_left(host):
     send(host, DOOMED, b"1")
     send(host, OTHER, b"refused")

@@ -231,6 +231,29 @@ def test_a_refused_host_may_apply_again_later(scene: Scene) -> None:
     assert "isn't pending" in scene.apply(host)["refused"]
 
 
+def test_each_refusal_of_a_key_doubles_its_pause(scene: Scene) -> None:
+    host, now = scene.host("web01"), time.monotonic()
+    scene.desk._clock = lambda: now
+    host.boots(*OTHER)
+    pauses = []
+    for _ in range(9):
+        assert "pcr-value" in scene.apply(host)["refused"]
+        waits = scene.apply(host)["refused"]
+        assert "was refused a moment ago" in waits
+        pauses.append(float(waits.split()[-2]))
+        now += pauses[-1]
+    assert pauses == [10, 20, 40, 80, 160, 320, 640, 640, 640]
+    assert scene.events.count("netspace/admission/web01/refused") == 9, "the waiting leaves no trace"
+    now += admission.LONGEST
+    assert "pcr-value" in scene.apply(host)["refused"]
+    assert scene.apply(host)["refused"].endswith("again in 10 s"), "that was long ago"
+    # The host is installed again, with another key: nobody waits for what another key did.
+    again = scene.host("web01", listed=False, tpm=host.tpm)
+    assert again.public != host.public
+    again.boots(*GOOD)
+    assert scene.apply(again)["accepted"] is True
+
+
 def test_rubbish_in_a_minions_name_leaves_no_trace(scene: Scene) -> None:
     host = scene.host("web01")
     log = (scene.folder / "books/audit.log").read_bytes()

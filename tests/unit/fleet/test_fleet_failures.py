@@ -110,3 +110,22 @@ def test_a_damaged_record_of_an_undeclared_host_is_named_with_its_remedy(place: 
     register.path("h9").write_text("{")
     (problem,) = place.declared.check().problems
     assert "salt-run netspace_fleet.leave h9 removes it" in problem.reason
+
+
+@pytest.mark.parametrize("asked", ["answer", "apply"])
+def test_two_that_begin_to_plan_at_once_keep_all_slices(
+    place: Place, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    assert place.names() == ["web"]
+    place.write({**MORE, "apply": "planned"})
+    lock, others = in_force.Store.lock, iter((True,))
+
+    def overtaken(store: in_force.Store) -> Any:
+        if next(others, False):
+            assert place.names() == ["web"]  # another process of the master has the lock first
+        return lock(store)
+
+    monkeypatch.setattr(in_force.Store, "lock", overtaken)
+    late = place.declared
+    assert late.apply() is None if asked == "apply" else late.answer("h1").pillar
+    assert late.given.active() and place.names() == ["web"] and late.given.placed() == {"web": ("h1",)}

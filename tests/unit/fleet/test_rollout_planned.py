@@ -31,7 +31,7 @@ POLICY = Policy(settle=0.0, deadline=0.0)
 
 class Master:
     def __init__(self, folder: Path) -> None:
-        self.folder, self.attested = folder, list[str]()
+        self.folder, self.attested, self.timeout = folder, list[str](), 5.0
         self.write()
         for facts in published(FLEET["hosts"]).values():
             self.declaration.register.write(facts)
@@ -52,7 +52,7 @@ class Master:
         return Journal(self.folder / "rollout")
 
     def edges(self, plan: str, pace: Pace) -> Edges:
-        hosts = planned.RolledOut(self.declaration, plan, self.minions, self.attested.extend, pace.gate, 5)
+        hosts = planned.RolledOut(self.declaration, plan, self.minions, self.attested.extend, pace, self.timeout)
         return Edges(hosts, wait=lambda seconds: None)
 
     def plan(self) -> str:
@@ -162,3 +162,23 @@ def test_hosts_that_lose_their_slice_need_no_preparation(master: Master) -> None
     found = master.rollout(canary=0)
     assert found["hosts"] == {"good": 1} and master.asked("prepare") == []
     assert master.declaration.answer("h3").pillar is None
+
+
+def test_a_lost_question_about_health_is_asked_again(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master that is restarted loses the questions of that moment: a host must not fail for that."""
+    each, waited, lost = master.minions.each, dict[str, float](), iter((True,))
+
+    def asked(name: str, calls: Any, timeout: float, heard: Any) -> None:
+        waited[name.partition(".")[2]] = timeout
+        if name == "netspace_fleet.ailing" and next(lost, False):
+            for minions, _ in calls:
+                for minion in minions:
+                    heard(minion, NetspaceError(f"did not answer within {timeout} s"))
+            return
+        each(name, calls, timeout, heard)
+
+    monkeypatch.setattr(master.minions, "each", asked)
+    master.write(web=NEWER)
+    master.timeout = 900.0
+    assert master.rollout(deadline=60.0)["hosts"] == {"good": 1}
+    assert waited["apply"] == waited["prepare"] == 900 and waited["ailing"] == 20, "three looks until the deadline"

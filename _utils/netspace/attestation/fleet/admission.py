@@ -39,7 +39,9 @@ EACH = 4
 LIFETIME = 120.0
 """Seconds for one exchange."""
 PAUSE = 10.0
-"""Seconds after a refusal until the same minion is heard again."""
+"""Seconds after a first refusal until the same key is heard again. Each further refusal doubles them."""
+LONGEST = 640.0
+"""The most such seconds. A key that wasn't refused for so long after its pause begins with the shortest one again."""
 FIRST = "enroll"
 """The first call. Only an answer to it that the pending key signed is looked at, so others leave no trace."""
 MAX_KEY = 4096
@@ -61,6 +63,19 @@ class Claim:
 
     minion: str
     key: bytes
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """The last refusal of a minion.
+
+    :param key: fingerprint of the key that was refused. Another key, of a host that was installed again, is heard.
+    :param pause: seconds until the key is heard again.
+    """
+
+    key: str
+    at: float
+    pause: float
 
 
 @dataclass
@@ -140,7 +155,7 @@ class Desk:
         self._clock = clock
         self._lock = threading.Lock()
         self._sessions: dict[str, _Session] = {}
-        self._refused: dict[str, float] = {}
+        self._refused: dict[str, _Refusal] = {}
 
     def open(self, data: Any) -> dict[str, Any]:
         """Begin an admission: return ``session``, the fingerprint of the ``master``, and the first ``call``.
@@ -159,7 +174,7 @@ class Desk:
         claim = Claim(minion, key.encode())
         with self._lock:
             self._tidy()
-            self._hear(minion)
+            self._hear(claim)
             of_it = sum(one.claim.minion == minion for one in self._sessions.values())
             if of_it >= EACH or len(self._sessions) >= MAX_SESSIONS:
                 raise NotNow("too many ask at this moment; ask again later")
@@ -192,13 +207,16 @@ class Desk:
             raise NetspaceError("the master's admission asked this minion nothing")
         return work, call
 
-    def _hear(self, minion: str) -> None:
-        """Check that a minion wasn't refused a moment ago; the caller holds the lock.
+    def _hear(self, claim: Claim) -> None:
+        """Check that a claim's key wasn't refused a moment ago; the caller holds the lock.
 
         :raises NotNow: it was.
         """
-        if self._clock() < self._refused.get(minion, float("-inf")) + PAUSE:
-            raise NotNow(f"{minion:.80} was refused a moment ago; ask again in {PAUSE:.0f} s")
+        last = self._refused.get(claim.minion)
+        if last is None or (left := last.at + last.pause - self._clock()) <= 0:
+            return
+        if key_fingerprint(claim.key) == last.key:
+            raise NotNow(f"{claim.minion:.80} was refused a moment ago; ask again in {left:.0f} s")
 
     def known(self, session: str) -> bool:
         """Return whether a session is open, before its next message is read."""
@@ -215,7 +233,7 @@ class Desk:
             found = self._sessions.get(session)
             if found is None or found.busy:
                 raise NotNow("this session is over; begin again")
-            self._hear(found.claim.minion)
+            self._hear(found.claim)
             found.busy = True
         proved = found.call.function != FIRST
         try:
@@ -276,7 +294,11 @@ class Desk:
         with self._lock:
             self._sessions.pop(session, None)
             if refused:
-                self._refused[claim.minion] = self._clock()
+                key, last = key_fingerprint(claim.key), self._refused.get(claim.minion)
+                pause = min(2 * last.pause, LONGEST) if last is not None and last.key == key else PAUSE
+                self._refused[claim.minion] = _Refusal(key, self._clock(), pause)
+            elif refused is not None:
+                self._refused.pop(claim.minion, None)
         if refused is not None:
             self._tell(claim, refused)
 
@@ -286,7 +308,7 @@ class Desk:
         old = [name for name, one in self._sessions.items() if now - one.begun > LIFETIME and not one.busy]
         for one in old:
             del self._sessions[one]
-        self._refused = {minion: at for minion, at in self._refused.items() if now - at < PAUSE}
+        self._refused = {minion: one for minion, one in self._refused.items() if now - one.at < one.pause + LONGEST}
 
 
 def _wire(call: Call) -> dict[str, Any]:

@@ -12,8 +12,11 @@ from netspace.fleet.hosts import Outcome
 from netspace.fleet.planning import work
 from netspace.fleet.planning.records import PlanRecord
 from netspace.fleet.planning.work import Calls, Heard, PlannedHosts
-from netspace.fleet.policy import Gate
+from netspace.fleet.policy import Pace
 from netspace.fleet.rollout.control import Changes
+
+LOOKS, SHORTEST = 3, 10.0
+"""Questions about a host's health until the deadline, and the fewest seconds that it has for an answer to each."""
 
 Attest = Callable[[Sequence[str]], None]
 """Attests minions; raises ``NetspaceError`` if that isn't possible at all."""
@@ -79,8 +82,8 @@ class RolledOut:
     """Hosts of a kept plan (:class:`netspace.fleet.rollout.machine.RolloutHosts`).
 
     :param plan: the plan's id.
-    :param gate: the conditions that a changed host must meet.
-    :param timeout: seconds that a host may take for each step.
+    :param timeout: seconds that a host may take for each step. For its health it has a part of the deadline: a question
+        that got lost, as those of a master that is restarted do, can be asked again.
     """
 
     def __init__(
@@ -89,11 +92,12 @@ class RolledOut:
         plan: str,
         minions: work.Minions,
         attest: Attest,
-        gate: Sequence[Gate],
+        pace: Pace,
         timeout: float,
     ) -> None:
         self._declaration, self._plan, self._attest = declaration, plan, attest
-        self._gate, self._timeout = tuple(gate), timeout
+        self._gate, self._timeout = tuple(pace.gate), timeout
+        self._look = min(timeout, max(SHORTEST, pace.deadline / LOOKS))
         self._minions = _Noting(minions)
 
     def prepare(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
@@ -120,18 +124,18 @@ class RolledOut:
 
     def apply(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
         with self._minions.up():
-            return self._hosts().apply(hosts)
+            return self._hosts(self._timeout).apply(hosts)
 
     def take_back(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
         with self._minions.up():
-            return self._hosts().take_back(hosts)
+            return self._hosts(self._timeout).take_back(hosts)
 
     def healthy(self, hosts: Sequence[str]) -> Mapping[str, Outcome]:
         with self._minions.up():
-            return self._hosts().healthy(hosts)
+            return self._hosts(self._look).healthy(hosts)
 
-    def _hosts(self) -> PlannedHosts:
-        return PlannedHosts(self._declaration, self._record(), self._minions, self._timeout, gate=self._gate)
+    def _hosts(self, timeout: float) -> PlannedHosts:
+        return PlannedHosts(self._declaration, self._record(), self._minions, timeout, gate=self._gate)
 
     def _record(self) -> PlanRecord:
         """Return the plan. Reading it also keeps it among the plans that were used last."""
