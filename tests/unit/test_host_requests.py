@@ -19,9 +19,9 @@ from netspace.environment import record
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.record import Record
-from netspace.errors import SpecError
+from netspace.errors import SpecError, StateError
 from netspace.host.host import Host
-from netspace.host.peer import process, publish, requests, told, uses
+from netspace.host.peer import process, publish, requests, service, told, uses
 from netspace.host.peer.asker import Asker
 from netspace.host.peer.requests import CODES, Refused
 from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
@@ -29,8 +29,8 @@ from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.link import record as link_record
 from netspace.link.forwarder import process as forwarder
-from netspace.spec import peer
-from netspace.spec.types import ClusterBroker, Declaration, Environment, Link, LocalBroker
+from netspace.spec import parse, peer
+from netspace.spec.types import Broker, ClusterBroker, Declaration, Environment, Link, LocalBroker
 from netspace.supervision import process as supervised
 from netspace.supervision.service import Status, Supervisor
 
@@ -309,6 +309,42 @@ class Supervised:
 
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         return {name: Status("running", 7) for name in (self.names if names is None else self.names & set(names))}
+
+
+def test_apply_in_test_mode_starts_nothing_that_is_refused(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    web = {"image": "tar:/srv/x.tar", "interface": {"kind": "none"}, "host": ["whoami"]}
+    declared = parse.declaration({"environments": {"web": web}})
+
+    def asked(broker: Broker = declared.broker) -> set[str]:
+        with_broker = msgspec.structs.replace(declared, broker=broker)
+        plans = [host.converge_environments(with_broker, whole=whole, test=True).plan for whole in (True, False)]
+        return {step.name for plan in plans for step in plan.steps if step.kind == "service"}
+
+    assert "netspace-peer" in asked() and "netspace-peer" not in asked(SHARED)
+    image = Image("0" * 64, "x", Defaults())
+    record.write(host.layout, "host", Record(Environment(image="tar:/x"), "running", 1879048192, image, "", "1"))
+    assert "netspace-peer" not in asked()
+
+
+def test_folder_stays_while_the_forwarder_listens_in_it(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    place, served = host_peer.folder(layout), forwarder.served_file(layout)
+    for config, stays in (("\n".join(host_peer.frontend(layout)), True), ("frontend web", False)):
+        place.mkdir(parents=True, exist_ok=True)
+        served.parent.mkdir(parents=True, exist_ok=True)
+        served.write_text(config)
+        service.forget(layout)
+        assert place.exists() is stays
+
+
+def test_more_than_the_peer_reads_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = asker("whoami").told
+    raw = publish._encoded(content)
+    assert msgspec.json.decode(raw, type=Told) == content and b"\n" not in raw
+    monkeypatch.setattr(told, "MOST", len(raw) - 1)
+    with pytest.raises(StateError, match=rf"told.json: {len(raw)} bytes, and the host's peer reads {len(raw) - 1}"):
+        publish._encoded(content)
 
 
 def test_service_without_its_folder_is_removed(tmp_path: Path) -> None:

@@ -296,10 +296,14 @@ def test_lost_files_and_service_are_made_again(here: dict[str, Any]) -> None:
     for file in (told.FILE, told.CARD):
         (host_peer.folder(LAYOUT) / file).unlink()
     assert steps(apply(here, test=True)) == {("service", "netspace-peer", "start")}
+    assert steps(Result(Host(LAYOUT).drift())) == {("service", "netspace-peer", "start")}
+    found = Host(LAYOUT).links.health()
+    assert any("the host's peer is missing" in text for text in found["problems"]), found
     assert NAME not in Host(LAYOUT).supervisor.observe([NAME])
     apply(here)
     assert ask("web", WHOAMI)[0]["answer"]["name"] == "web"
-    assert not steps(apply(here))
+    assert not steps(apply(here)) and not Host(LAYOUT).drift().steps
+    assert not any("peer" in text for text in Host(LAYOUT).links.health()["problems"])
 
 
 def test_restoration_makes_the_files_of_the_peer(here: dict[str, Any]) -> None:

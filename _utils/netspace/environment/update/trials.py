@@ -17,8 +17,8 @@ from netspace.environment.record import Record
 from netspace.environment.starting import start
 from netspace.environment.stopping import answers, halt
 from netspace.environment.storage import injected_files, mounts
-from netspace.environment.update import rollout
-from netspace.errors import NetspaceError
+from netspace.environment.update import kept_card, rollout
+from netspace.errors import NetspaceError, raise_any
 from netspace.plan import Step
 from netspace.supervision.service import Supervisor
 
@@ -77,7 +77,9 @@ def take_back(
             raise NetspaceError(error)
         records.write(layout, name, now)
         making.assemble(name, now)
-        making.hand_out(name, now, injected_files.read(layout, name))
+        handed = kept_card.of(injected_files.read(layout, name), spec)
+        raise_any(injected_files.keep(layout, {name: handed}))
+        making.hand_out(name, now, handed)
         before[name] = now
 
     errors.update(each([name for name in trials if name not in errors], put_back))

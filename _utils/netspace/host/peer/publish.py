@@ -12,6 +12,7 @@ from netspace.attestation import result
 from netspace.environment import record as records
 from netspace.environment.container import oci_runtime
 from netspace.environment.record import Record
+from netspace.errors import StateError
 from netspace.host.peer import told
 from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
 from netspace.layout import Layout
@@ -28,7 +29,8 @@ def publish(layout: Layout, links: Links) -> None:
 
     Nothing is written if no link leads to the host.
 
-    :raises NetspaceError: the record of links can't be understood.
+    :raises NetspaceError: the record of links can't be understood, or there is more to tell than the peer reads. Then
+        the files stay as they are.
     """
     recorded = links.recorded()
     if not host_peer.wanted(recorded):
@@ -88,4 +90,10 @@ def _trust(layout: Layout) -> Trust:
 def _encoded(content: Told) -> bytes:
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(content, order="sorted"), indent=1) + b"\n"
+    raw = msgspec.json.encode(content, order="sorted")
+    if len(raw) > told.MOST:  # the peer would read the beginning alone
+        raise StateError(
+            f"{told.FILE}: {len(raw)} bytes, and the host's peer reads {told.MOST} at most; shorten the values of "
+            "environments that may ask their host, or let fewer ask"
+        )
+    return raw
