@@ -33,6 +33,7 @@ from netspace.spec import parse, peer
 from netspace.spec.types import Broker, ClusterBroker, Declaration, Environment, Link, LocalBroker
 from netspace.supervision import process as supervised
 from netspace.supervision.service import Status, Supervisor
+from netspace.supervision.systemd import unit_file
 
 VERBS = process.verbs()
 HEX = "0" * 64
@@ -107,20 +108,29 @@ def test_who_tells_of_peers_that_offer_the_service_alone() -> None:
     own = Known(("who",), "", "", "", {}, peers)
     here = process_group()
     offering = {
-        "till": Offering(("sales", "x"), here),
+        "till": Offering(("sales", "x"), here, checked=True),
         "idle": Offering(("sales",), "/gone"),
         "else": Offering(("sales",), here),
     }
-    asked = Asker("web", own, Told(told.VERSION, None, Trust(), {"web": own}, offering), 1.0)
+    known = Told(told.VERSION, None, Trust(), {"web": own}, offering)
+    asked = Asker("web", own, known, 1.0, health={"till": "unhealthy", "idle": "healthy"}.get)
 
     def who(arguments: object) -> dict:
         body = json.dumps({"v": 1, "verb": "who", "arguments": arguments}).encode()
         return json.loads(requests.answer(asked, requests.parse(body, len(body)), VERBS))
 
-    idle = {"name": "idle", "pattern": "send", "up": False}
-    assert who({"service": "sales"})["answer"]["peers"] == [idle, {"name": "shop", "pattern": "request", "up": True}]
+    idle = {"name": "idle", "pattern": "send", "up": False, "health": None}
+    shop = {"name": "shop", "pattern": "request", "up": True, "health": "unhealthy"}
+    assert who({"service": "sales"})["answer"]["peers"] == [idle, shop]
     assert who({"service": "else"})["answer"]["peers"] == []
-    for wrong in ({}, {"service": 1}, {"service": "x\n"}, {"service": "x" * 49}, {"service": "x", "all": True}):
+    for wrong in (
+        {},
+        {"service": 1},
+        {"service": "x\n"},
+        {"service": "x" * 49},
+        {"service": "x", "unless": "x"},
+        {"service": "x", "all": 1},
+    ):
         with pytest.raises(Refused) as refused:
             who(wrong)
         assert refused.value.code == "arguments-invalid"
@@ -336,6 +346,12 @@ def test_folder_stays_while_the_forwarder_listens_in_it(tmp_path: Path) -> None:
         served.write_text(config)
         service.forget(layout)
         assert place.exists() is stays
+
+
+def test_systemd_bounds_the_service(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    lines = unit_file.render(layout, service.service(layout)).splitlines()
+    assert {"MemoryMax=268435456", "CPUQuota=50%", "TasksMax=8"} <= set(lines)
 
 
 def test_more_than_the_peer_reads_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def knowledge(layout: Layout, recorded: Collection[Link], host: str | None) -> T
     there, _ = records.read_each(layout, groups)
     known = {name: _known(there[name], groups[name], peers[name]) for name in asking if name in there}
     offering = {
-        name: Offering(there[name].spec.offers, groups[name])
+        name: Offering(there[name].spec.offers, groups[name], there[name].spec.health is not None)
         for name in _targets(peers)
         if name in there and there[name].spec.offers
     }

@@ -41,6 +41,7 @@ class Verb(Protocol):
         """Return the answer to one request.
 
         :raises Refused: there is none.
+        :raises Unchanged: the asker knows it already, and is patient.
         """
 
 
@@ -117,6 +118,7 @@ def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> byte
     """Return the answer to a request.
 
     :raises Refused: it is refused.
+    :raises Unchanged: the asker knows the answer already, and is patient.
     """
     module = verbs.get(request.verb)
     if module is None:

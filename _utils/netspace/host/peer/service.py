@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from netspace import library_copy
 from netspace.errors import raise_any
-from netspace.host.peer import told
+from netspace.host.peer import health, told
 from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.link.forwarder import process as forwarder
@@ -45,7 +45,11 @@ def lacking(layout: Layout, supervisor: Supervisor, wanted: bool) -> tuple[str, 
 
 
 def forget(layout: Layout) -> None:
-    """Remove the folder, unless the forwarder still listens in it: haproxy could not start again without it."""
+    """Remove the folder, and the view of health. The folder stays while the forwarder listens in it.
+
+    Without the folder, haproxy could not start again.
+    """
+    health.withdraw(layout)
     if str(host_peer.socket_path(layout)) not in forwarder.current(layout):
         host_peer.remove(layout)
 

@@ -31,10 +31,14 @@ class Reached(msgspec.Struct, frozen=True):
 
 
 class Offering(msgspec.Struct, frozen=True):
-    """An environment that offers services, with the control group of its program."""
+    """An environment that offers services, with the control group of its program.
+
+    :param checked: it has a health check.
+    """
 
     services: tuple[str, ...]
     group: str
+    checked: bool = False
 
 
 class Known(msgspec.Struct, frozen=True):
