@@ -28,7 +28,7 @@ from netspace.environment.runtimes import USUAL
 from netspace.environment.starting import problems, start
 from netspace.environment.stopping import answers, halt
 from netspace.environment.storage import injected_files, mounts, rootfs, volumes
-from netspace.environment.update import kept_card, rolling, rollout, trials, watcher
+from netspace.environment.update import rolling, rollout, trials, watcher
 from netspace.errors import NetspaceError, raise_any
 from netspace.known import also, examples, without
 from netspace.plan import Outcome, Step
@@ -252,6 +252,8 @@ class ApplyRun:
             assert record is not None
             noted = rollout.failed(wanted[name], failed[name])
             records.write(self.layout, name, msgspec.structs.replace(record, failed=noted))
+            from netspace.environment.update import kept_card
+
             handed = kept_card.of(work[name].want.files, record.spec)
             raise_any(injected_files.keep(self.layout, {name: handed}))
             self.making.hand_out(name, record, handed)

@@ -19,7 +19,6 @@ from netspace.environment.container import apparmor, unikernel
 from netspace.environment.desired import KIND, DesiredEnvironment, EnvironmentChange
 from netspace.environment.observe import Observed, ObservedEnvironment
 from netspace.environment.record import Failed
-from netspace.environment.update import kept_card
 from netspace.plan import Plan, Refusal, Step
 
 
@@ -98,6 +97,8 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             # The previous version was put back: keep it as recorded.
             was = seen.record
             spec = msgspec.structs.replace(was.spec, state=want.spec.state)
+            from netspace.environment.update import kept_card  # few updates fail
+
             handed = kept_card.of(want.files, spec)
             want = msgspec.structs.replace(want, spec=spec, files=handed, profile=was.profile, runtime=was.runtime)
             source = images.Seen()

@@ -25,18 +25,19 @@ def of(handed: Mapping[str, bytes], spec: Environment) -> dict[str, bytes]:
     :param handed: the files for a later version.
     :param spec: the recorded declaration of the version that stays.
     """
-    found = dict(handed)
-    if CARD not in found:
-        return found
-    card = msgspec.json.decode(found[CARD])
-    for key, value in (("values", spec.values), ("audit", spec.audit)):
-        card.pop(key, None)
-        if value:
-            card[key] = value
-    for about in card.get("peers", ()):
-        if about["to"] == peer.NAME:
-            about.pop("verbs", None)
-            if spec.host:
-                about["verbs"] = list(spec.host)
-    found[CARD] = files.encode(card)
-    return found
+    if CARD not in handed:
+        return dict(handed)
+    later = msgspec.json.decode(handed[CARD])
+    card = {key: value for key, value in later.items() if key not in ("values", "audit")}
+    card |= {key: value for key, value in (("values", spec.values), ("audit", spec.audit)) if value}
+    if "peers" in later:
+        card["peers"] = [_peer(about, spec) for about in later["peers"]]
+    return {**handed, CARD: files.encode(card)} if card != later else dict(handed)
+
+
+def _peer(about: Mapping[str, object], spec: Environment) -> dict[str, object]:
+    """Return an entry of the card; that of the host has the verbs of *spec*."""
+    if about["to"] != peer.NAME:
+        return dict(about)
+    kept = {key: value for key, value in about.items() if key != "verbs"}
+    return {**kept, "verbs": list(spec.host)} if spec.host else kept

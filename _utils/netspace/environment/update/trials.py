@@ -17,7 +17,7 @@ from netspace.environment.record import Record
 from netspace.environment.starting import start
 from netspace.environment.stopping import answers, halt
 from netspace.environment.storage import injected_files, mounts
-from netspace.environment.update import kept_card, rollout
+from netspace.environment.update import rollout
 from netspace.errors import NetspaceError, raise_any
 from netspace.plan import Step
 from netspace.supervision.service import Supervisor
@@ -51,6 +51,8 @@ def take_back(
     :param revision: the hardening that is in force.
     :param give: makes the environments' users the owners of their devices; returns the errors.
     """
+    from netspace.environment.update import kept_card
+
     layout = making.layout
     halt(layout, trials)
     errors = answers(supervisor.stop, trials)
