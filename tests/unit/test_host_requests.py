@@ -177,6 +177,14 @@ def test_each_verb_has_its_schema_and_its_answer() -> None:
         assert module.__doc__ and module.__doc__.startswith(f"``{name}``")
 
 
+def test_no_token_is_made_without_a_host_that_vouches() -> None:
+    body = b'{"v": 1, "verb": "attest", "arguments": {"nonce": "b3duLXF1ZXN0aW9uLTE"}}'
+    assert code(body, "attest") == "not-available"
+    for wrong in ("short", "b3duLXF1ZXN0aW9uLTE\\n", "x" * 89, "b3duLXF1ZXN0aW9u LTE"):
+        asked = json.dumps({"v": 1, "verb": "attest", "arguments": {"nonce": wrong}}).encode()
+        assert code(asked, "attest") == "arguments-invalid", wrong
+
+
 def test_whoami_tells_the_hosts_trust_until_its_end() -> None:
     def level(now: float) -> str:
         return str(VERBS["whoami"].answer(asker("whoami", now=now), None).trust.level)

@@ -138,6 +138,18 @@ class HostPeer:
             elif time.monotonic() - asked < 1.0:  # the host can't wait for a change now
                 await asyncio.sleep(1.0)
 
+    async def attest(self, nonce: str, *, key: str | None = None, timeout: float = TIMEOUT) -> str:
+        """Return a proof of where this program runs, for whoever asked with *nonce*: JSON, to be handed on as it is.
+
+        ``docs/host-peer.md`` describes it. It raises as :meth:`ask` does; ``HostRefused`` with ``not-available`` if
+        the host can't vouch for it now.
+
+        :param nonce: the other's question: 16 to 88 characters of base64url.
+        :param key: thumbprint (RFC 7638, SHA-256) of a key of this program's own, which the proof then names.
+        """
+        given = {"nonce": nonce, **({} if key is None else {"key": key})}
+        return _text(await self.ask("attest", given, timeout=timeout), "evidence")
+
     async def ask(
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
     ) -> dict[str, Any]:

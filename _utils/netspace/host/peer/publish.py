@@ -39,7 +39,7 @@ def publish(layout: Layout, links: Links) -> None:
     content = {
         **links.handed()(peer.NAME),
         told.CARD: files.encode(links.cards()(peer.NAME, recorded)),
-        told.FILE: _encoded(knowledge(layout, recorded, links.recorded_broker().host)),
+        told.FILE: _encoded(_with_key(layout, knowledge(layout, recorded, links.recorded_broker().host))),
     }
     owner = (0, host_peer.ids(layout))
     folder = host_peer.folder(layout)
@@ -67,6 +67,22 @@ def knowledge(layout: Layout, recorded: Collection[Link], host: str | None) -> T
         if name in there and there[name].spec.offers
     }
     return Told(told.VERSION, host, _trust(layout), known, offering)
+
+
+def _with_key(layout: Layout, known: Told) -> Told:
+    """Return *known* with the message that vouches for the key of tokens, if somebody may ask for a token."""
+    from netspace.host.peer import vouching
+
+    if not any("attest" in one.verbs for one in known.environments.values()):
+        vouching.forget(layout)
+        return known
+    import msgspec
+
+    try:
+        before = msgspec.json.decode((host_peer.folder(layout) / told.FILE).read_bytes(), type=Told).vouched
+    except (OSError, ValueError):
+        before = None
+    return msgspec.structs.replace(known, vouched=vouching.ensure(layout, known.host, before))
 
 
 def _targets(peers: Mapping[str, Iterable[Link]]) -> set[str]:

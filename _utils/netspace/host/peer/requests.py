@@ -24,6 +24,7 @@ Code = Literal[
     "verb-unknown",
     "verb-not-permitted",
     "arguments-invalid",
+    "not-available",
     "failed",
 ]
 CODES: tuple[str, ...] = get_args(Code)
