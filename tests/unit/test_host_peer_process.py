@@ -9,6 +9,8 @@ import json
 import select
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -141,6 +143,19 @@ def test_senseless_frame_costs_the_connection_alone(
     monkeypatch.setattr(told, "read", read)
     with signals_kept():
         asked.run()
+
+
+def test_process_loads_nothing_large_that_it_can_do_without() -> None:
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from netspace.host.peer import process
+process.verbs()
+print(*sorted(sys.modules.keys() & {"asyncio", "bz2", "cryptography", "joserfc", "random", "shutil", "subprocess"}))
+"""
+    command = [sys.executable, "-I", "-c", script, str(Path(process.__file__).parents[3])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @contextlib.contextmanager
