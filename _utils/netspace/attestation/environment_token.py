@@ -129,7 +129,7 @@ def vouched(kind: Kind, said: bytes, attest: bytes, signature: bytes, pcrs: Mapp
     :param attest: TPMS_ATTEST; empty for a software key.
     :param signature: TPMT_SIGNATURE, or the 64 bytes of Ed25519.
     """
-    made = {"v": 1, "kind": kind, "statement": jose.text(said), "sig": jose.text(signature)}
+    made: dict[str, Any] = {"v": 1, "kind": kind, "statement": jose.text(said), "sig": jose.text(signature)}
     if kind == "tpm":
         made |= {"attest": jose.text(attest), "pcrs": {str(pcr): value.hex() for pcr, value in sorted(pcrs.items())}}
     return _json(made).decode()

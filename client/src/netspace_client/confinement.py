@@ -132,10 +132,11 @@ def _version() -> int:
 def _brokers(folder: Path) -> list[int]:
     """Return the ports of the brokers in the card."""
     from netspace_client import card
+    from netspace_client.errors import CardError
 
     try:
         known = card.load(folder)
-    except card.CardError as err:
+    except CardError as err:
         raise ConfinementError(f"the card can't be read: {err}; without one, give mailbox=False") from err
     return sorted({broker.port for broker in known.brokers})
 

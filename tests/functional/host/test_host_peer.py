@@ -19,6 +19,9 @@ from support.hosts.whole_host import CLIENT, IDLE, python
 from support.links.link_world import World
 from support.waiting import until
 
+from netspace.attestation import environment_token
+from netspace.attestation.environment_token import Expected
+from netspace.attestation.minion import host_key
 from netspace.environment.health import record
 from netspace.host import explain, restore
 from netspace.host.host import Host
@@ -28,7 +31,7 @@ from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.plan import Plan, Result
 from netspace.spec import parse
-from netspace_client import HostRefused, Mailbox, NotDeclared, Offer
+from netspace_client import HostRefused, Mailbox, NotDeclared, Offer, confinement
 
 pytestmark = pytest.mark.root
 LAYOUT = Layout()
@@ -74,6 +77,7 @@ def asking(image: Path) -> dict[str, Any]:
         web={"host": ["whoami"], "offers": ["sales"]},
         other={"host": ["whoami", "values", "who"], "values": {"greeting": "hi"}},
         hidden={"offers": ["sales"]},
+        prover={"host": ["attest"]},
         spare={"offers": ["stock"], "restart": "never", "health": CHECK},
     )
     return {**found, "links": [{"from": "other", "to": "web", "as": "shop"}, {"from": "other", "to": "spare"}]}
@@ -176,6 +180,26 @@ def test_client_asks_as_its_page_says(here: dict[str, Any]) -> None:
         inside("silent")
 
 
+def test_evidence_of_an_environment_proves_where_it_runs(here: dict[str, Any]) -> None:
+    async def asked(name: str, nonce: str) -> str:
+        async with Mailbox(LAYOUT.inside(name)) as mailbox:
+            return await mailbox.host.attest(nonce, key="A" * 43)
+
+    nonce, row = "b3duLXF1ZXN0aW9uLTE", Host(LAYOUT).environments.list()["prover"]
+    with World().inside("prover"):
+        text = asyncio.run(asked("prover", nonce))
+    key = host_key.public(LAYOUT, host_key.settings(LAYOUT))["key"].encode()
+    wanted = Expected(nonce, "prover", image=row["digest"], key="A" * 43)
+    found = environment_token.verify(text, key, wanted, time.time())
+    assert found.level == "L1" and found.started is not None and abs(found.started - row["since"]) < 60
+    assert found.configuration == f"sha256:{Host(LAYOUT).environments.recorded()['prover'].config}"
+    bad = json.dumps({"v": 1, "verb": "attest", "arguments": {"nonce": "short"}})
+    good = json.dumps({"v": 1, "verb": "attest", "arguments": {"nonce": nonce}})
+    refused, permitted = ask("prover", bad, good)
+    assert refused["error"]["code"] == "arguments-invalid" and permitted["answer"]["evidence"]
+    assert ask("web", good)[0]["error"]["code"] == "verb-not-permitted"
+
+
 def test_client_is_told_when_the_answer_of_who_changes(here: dict[str, Any]) -> None:
     def run(script: str) -> None:
         assert Host(LAYOUT).operations.exec("spare", ["/usr/bin/python3", "-c", script])["retcode"] == 0
@@ -213,6 +237,26 @@ def test_peer_sees_marks_of_health_alone(here: dict[str, Any]) -> None:
     ):
         done = subprocess.run([*as_peer, *command], cwd=folder, capture_output=True, check=False)
         assert (done.returncode == 0) is permitted, (command, done)
+
+
+CONFINE = """
+import os, sys
+exec(compile(sys.stdin.read(), "confinement", "exec"))
+confine(read=["/run/netspace"], mailbox=False)
+print(len(os.listdir("/run/netspace")) > 0)
+for path in ("/proc/self/status", "/tmp"):
+    try:
+        os.open(path, os.O_RDONLY)
+        print(path)
+    except PermissionError:
+        pass
+"""
+
+
+def test_program_confines_itself_within_an_environment(here: dict[str, Any]) -> None:
+    command = ["/usr/bin/python3", "-c", CONFINE]
+    done = Host(LAYOUT).operations.exec("silent", command, stdin=Path(confinement.__file__).read_text())
+    assert (done["retcode"], done["stdout"].split()) == (0, ["True"]), done
 
 
 def test_card_names_the_host_and_its_verbs(here: dict[str, Any]) -> None:
@@ -372,6 +416,7 @@ def test_revoked_right_is_gone_and_others_go_on(here: dict[str, Any], image: Pat
     assert ("link", "other.host", "remove") in steps(result)
     (step,) = (step for step in result.plan.steps if step.name == "other")
     assert step.action == "update" and step.changes["host"] == {"old": ("whoami", "values", "who"), "new": ()}
+    assert not (host_peer.folder(LAYOUT) / told.KEY).exists(), "nobody may ask for a token any more"
     assert card("other")["peers"] == [] and "broker" not in card("other")
     assert "other.host" not in Host(LAYOUT).links.list()["links"]
     assert ask("web", WHOAMI)[0]["answer"]["started"] == since and pid() == before
