@@ -21,6 +21,7 @@ from netspace.attestation import identity  # noqa: E402
 from netspace.attestation.evidence import Context  # noqa: E402
 from netspace.attestation.evidence import period as read_period  # noqa: E402
 from netspace.attestation.minion import attester, master_result, self_appraisal, settings, software_key  # noqa: E402
+from netspace.attestation.minion import host_key as public_key  # noqa: E402
 from netspace.attestation.reconciler import NAME, Attestations  # noqa: E402
 from netspace.errors import NetspaceError  # noqa: E402
 from netspace.layout import Layout  # noqa: E402
@@ -118,6 +119,28 @@ def evidence(
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err
     return {**made.wire(), "host": host}
+
+
+def host_key() -> dict[str, str]:
+    """
+    Return the public key by which this host vouches for the tokens of its environments: ``{kind, key}``, the key in
+    PEM. ``kind`` is ``tpm`` for the attestation key of the TPM with which this host was appraised last, else
+    ``software``.
+
+    A relying party trusts this key to check tokens, which programs get by asking their host (verb ``attest``). The key
+    stays the same, so whoever has two tokens knows whether they are of one host.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt web1 netspace_attestation.host_key
+    """
+    try:
+        layout = arguments.layout(__opts__)
+        return public_key.public(layout, public_key.settings(layout))
+    except NetspaceError as err:
+        raise CommandExecutionError(refusal.told(__opts__, err)) from err
 
 
 def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ The master's configuration may have (these are the defaults)::
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import re
@@ -44,9 +45,9 @@ import netspace
 netspace.refresh(__file__)
 
 from netspace import files  # noqa: E402
-from netspace.attestation import ear, hsm, identity  # noqa: E402
+from netspace.attestation import ear, environment_token, hsm, identity  # noqa: E402
 from netspace.attestation.endorsement import makers  # noqa: E402
-from netspace.attestation.evidence import key_fingerprint  # noqa: E402
+from netspace.attestation.evidence import MAX_PCR, key_fingerprint  # noqa: E402
 from netspace.attestation.fleet import (  # noqa: E402
     admission,
     admission_http,
@@ -207,6 +208,73 @@ def verify_quote(
             issue=_issue(certificate, ca, crl),
         )
         return report.result()
+
+    return _answer(work)
+
+
+def verify_environment(
+    evidence: str,
+    nonce: str,
+    environment: str,
+    key: str,
+    host: str = "",
+    image: str = "",
+    configuration: str = "",
+    thumbprint: str = "",
+    pcrs: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """
+    Check the proof that a program got from its host by the verb ``attest``. Return ``{valid, code, reason,
+    environment, host, boot, image, configuration, started, key, level, pcrs}``, or why it is refused.
+
+    ``level`` is ``L2`` if the host's TPM vouches, and ``L1`` if a software key does. What the host booted is proved by
+    ``pcrs`` alone.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run netspace_attestation.verify_environment evidence=web.json nonce=bXkgb3duIHF1ZXN0aW9u \\
+            environment=web key=h1.pem
+
+    evidence
+        The file with the proof.
+
+    nonce
+        The question that the proof answers. Take a new one each time, from 16 random bytes: **an old nonce accepts an
+        old proof**.
+
+    environment
+        The environment that is to be proved.
+
+    key
+        The file with the host's key (PEM), as ``salt <minion> netspace_attestation.host_key`` returns it.
+
+    host
+        The host's name in links. Defaults to any: the key stands for the host.
+
+    image
+        Digest of the environment's image (``sha256:...``). Defaults to any.
+
+    configuration
+        Digest of its runtime's configuration. Defaults to any.
+
+    thumbprint
+        Thumbprint of the key that the program named as its own. Defaults to any.
+
+    pcrs
+        The values (hex) that the host's TPM must have quoted, by PCR: ``pcrs='{"7": "65ca..."}'``. Defaults to any.
+    """
+
+    def work() -> dict[str, Any]:
+        expected = environment_token.Expected(
+            *(str(nonce), str(environment), host or None, image or None, configuration or None, thumbprint or None),
+            _values(pcrs),
+        )
+        raw = _read(evidence, environment_token.MOST).decode("utf-8", "replace")
+        found = environment_token.verify(raw, _read(key, 64 * 1024), expected, time.time())
+        told = {**dataclasses.asdict(found), "pcrs": {str(pcr): value.hex() for pcr, value in found.pcrs.items()}}
+        return {"valid": True, "code": "ok", "reason": "", **told}
 
     return _answer(work)
 
@@ -1319,6 +1387,18 @@ def _read(path: str, limit: int) -> bytes:
     if not raw:
         raise NetspaceError(f"{path} is empty")
     return raw
+
+
+def _values(given: dict[str, str] | None) -> dict[int, bytes]:
+    """Return SHA-256 values of PCRs, as they are given on a command line."""
+    found = given or {}
+    try:
+        values = {int(pcr): bytes.fromhex(value) for pcr, value in found.items()}
+    except (AttributeError, TypeError, ValueError) as err:
+        raise NetspaceError(f"pcrs: {given!r:.80}: expected values in hex by the numbers of PCRs") from err
+    if wrong := [pcr for pcr, value in values.items() if not 0 <= pcr <= MAX_PCR or len(value) != 32]:
+        raise NetspaceError(f"pcrs: {wrong[0]}: expected a PCR from 0 to {MAX_PCR}, with 32 bytes in hex")
+    return values
 
 
 def _policy(path: str) -> Any:

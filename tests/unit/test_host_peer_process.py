@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
+import json
 import select
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from netspace.host.peer import process, told
-from netspace.host.peer.told import Known, Sender, Told, Trust
+from netspace.host.peer.told import Known, Offering, Reached, Sender, Told, Trust
 from netspace.link.broker.consumer import Consumer, Delivery
 
 WEB = Known(("whoami",), "", "", "/nowhere/web")
@@ -27,6 +32,7 @@ class Broker(Consumer):
     def __init__(self) -> None:
         self.waiting = collections.deque()
         self.done: list[tuple[str, str]] = []
+        self.bodies: list[bytes] = []
 
     def _send(self, channel: int, method: tuple[int, int], arguments: bytes) -> None:
         assert method == (60, 80), f"no acknowledgement: {method}"
@@ -36,6 +42,7 @@ class Broker(Consumer):
         self, exchange: str, body: bytes, properties: Mapping[str, bytes], headers: Mapping[str, bytes], key: str = ""
     ) -> str:
         self.done.append(("answered", f"{exchange}/{key}"))
+        self.bodies.append(body)
         return ""
 
 
@@ -69,6 +76,52 @@ def test_request_without_an_address_is_dropped(
     assert "netspace peer: web: no address for the answer" in capsys.readouterr().err
 
 
+def who(number: int = 0, **more: str) -> Delivery:
+    body = bytearray(json.dumps({"v": 1, "verb": "who", "arguments": {"service": "sales", **more}}).encode())
+    found = request("asks.web", f"replies.web/{number}")
+    return dataclasses.replace(found, body=body, size=len(body), received=len(body))
+
+
+def state(broker: Broker) -> str:
+    """Return the state in the last answer."""
+    return str(json.loads(broker.bodies[-1])["answer"]["state"])
+
+
+def test_answer_waits_for_a_change(asked: process.Peer) -> None:
+    own = Known(("who",), "", "", "/nowhere/web", {}, (Reached("till", "shop", "send"),))
+    known, broker = Told(told.VERSION, None, Trust(), {"web": own}), Broker()
+    offering = {"till": Offering(("sales",), "/nowhere/till")}
+    asked._answer(broker, who(), known, SENDERS)
+    before, broker.done = state(broker), []
+    for number in range(process.HELD):
+        asked._answer(broker, who(number, unless=before), known, SENDERS)
+    assert broker.done == [("acknowledged", "")] * process.HELD
+    asked._answer(broker, who(99, unless=before), known, SENDERS)
+    assert broker.done[-2:] == [("answered", "replies.web/99"), ("acknowledged", "")], "one more isn't kept waiting"
+    asked._look_again(broker, known, SENDERS)
+    assert len(asked.held) == process.HELD
+    broker.done = []
+    changed = msgspec.structs.replace(known, offering=offering)
+    asked._look_again(broker, changed, SENDERS)
+    assert broker.done == [("answered", f"replies.web/{number}") for number in range(process.HELD)]
+    assert not asked.held and state(broker) != before
+    asked._answer(broker, who(unless=before), changed, SENDERS)
+    assert broker.done[-2:] == [("answered", "replies.web/0"), ("acknowledged", "")], "it has changed already"
+
+
+def test_held_request_ends_with_its_time_or_right(asked: process.Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = msgspec.structs.replace(WEB, verbs=("who",))
+    known, broker = msgspec.structs.replace(TOLD, environments={"web": own}), Broker()
+    asked._answer(broker, who(), known, SENDERS)
+    for number in (1, 2):
+        asked._answer(broker, who(number, unless=state(broker)), known, SENDERS)
+    broker.done, asked.held[0].until = [], 0.0
+    asked._look_again(broker, known, SENDERS)
+    assert broker.done == [("answered", "replies.web/1")] and len(asked.held) == 1
+    asked._look_again(broker, msgspec.structs.replace(known, environments={}), SENDERS)
+    assert len(broker.done) == 1 and not asked.held
+
+
 def test_request_after_revocation_is_dropped(asked: process.Peer) -> None:
     broker = Broker()
     asked._answer(broker, request("asks.other", "replies.other/key"), TOLD, SENDERS)
@@ -90,6 +143,19 @@ def test_senseless_frame_costs_the_connection_alone(
     monkeypatch.setattr(told, "read", read)
     with signals_kept():
         asked.run()
+
+
+def test_process_loads_nothing_large_that_it_can_do_without() -> None:
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from netspace.host.peer import process
+process.verbs()
+print(*sorted(sys.modules.keys() & {"asyncio", "bz2", "cryptography", "joserfc", "random", "shutil", "subprocess"}))
+"""
+    command = [sys.executable, "-I", "-c", script, str(Path(process.__file__).parents[3])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @contextlib.contextmanager

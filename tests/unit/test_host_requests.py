@@ -19,9 +19,9 @@ from netspace.environment import record
 from netspace.environment.images import Image
 from netspace.environment.images.sources import Defaults
 from netspace.environment.record import Record
-from netspace.errors import SpecError
+from netspace.errors import SpecError, StateError
 from netspace.host.host import Host
-from netspace.host.peer import process, publish, requests, told, uses
+from netspace.host.peer import process, publish, requests, service, told, uses
 from netspace.host.peer.asker import Asker
 from netspace.host.peer.requests import CODES, Refused
 from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
@@ -29,10 +29,11 @@ from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.link import record as link_record
 from netspace.link.forwarder import process as forwarder
-from netspace.spec import peer
-from netspace.spec.types import ClusterBroker, Declaration, Environment, Link, LocalBroker
+from netspace.spec import parse, peer
+from netspace.spec.types import Broker, ClusterBroker, Declaration, Environment, Link, LocalBroker
 from netspace.supervision import process as supervised
 from netspace.supervision.service import Status, Supervisor
+from netspace.supervision.systemd import unit_file
 
 VERBS = process.verbs()
 HEX = "0" * 64
@@ -107,20 +108,29 @@ def test_who_tells_of_peers_that_offer_the_service_alone() -> None:
     own = Known(("who",), "", "", "", {}, peers)
     here = process_group()
     offering = {
-        "till": Offering(("sales", "x"), here),
+        "till": Offering(("sales", "x"), here, checked=True),
         "idle": Offering(("sales",), "/gone"),
         "else": Offering(("sales",), here),
     }
-    asked = Asker("web", own, Told(told.VERSION, None, Trust(), {"web": own}, offering), 1.0)
+    known = Told(told.VERSION, None, Trust(), {"web": own}, offering)
+    asked = Asker("web", own, known, 1.0, health={"till": "unhealthy", "idle": "healthy"}.get)
 
     def who(arguments: object) -> dict:
         body = json.dumps({"v": 1, "verb": "who", "arguments": arguments}).encode()
         return json.loads(requests.answer(asked, requests.parse(body, len(body)), VERBS))
 
-    idle = {"name": "idle", "pattern": "send", "up": False}
-    assert who({"service": "sales"})["answer"]["peers"] == [idle, {"name": "shop", "pattern": "request", "up": True}]
+    idle = {"name": "idle", "pattern": "send", "up": False, "health": None}
+    shop = {"name": "shop", "pattern": "request", "up": True, "health": "unhealthy"}
+    assert who({"service": "sales"})["answer"]["peers"] == [idle, shop]
     assert who({"service": "else"})["answer"]["peers"] == []
-    for wrong in ({}, {"service": 1}, {"service": "x\n"}, {"service": "x" * 49}, {"service": "x", "all": True}):
+    for wrong in (
+        {},
+        {"service": 1},
+        {"service": "x\n"},
+        {"service": "x" * 49},
+        {"service": "x", "unless": "x"},
+        {"service": "x", "all": 1},
+    ):
         with pytest.raises(Refused) as refused:
             who(wrong)
         assert refused.value.code == "arguments-invalid"
@@ -165,6 +175,14 @@ def test_each_verb_has_its_schema_and_its_answer() -> None:
         assert issubclass(module.Answer, msgspec.Struct)
         assert next(iter(inspect.signature(module.answer).parameters)) == "asker", name
         assert module.__doc__ and module.__doc__.startswith(f"``{name}``")
+
+
+def test_no_token_is_made_without_a_host_that_vouches() -> None:
+    body = b'{"v": 1, "verb": "attest", "arguments": {"nonce": "b3duLXF1ZXN0aW9uLTE"}}'
+    assert code(body, "attest") == "not-available"
+    for wrong in ("short", "b3duLXF1ZXN0aW9uLTE\\n", "x" * 89, "b3duLXF1ZXN0aW9u LTE"):
+        asked = json.dumps({"v": 1, "verb": "attest", "arguments": {"nonce": wrong}}).encode()
+        assert code(asked, "attest") == "arguments-invalid", wrong
 
 
 def test_whoami_tells_the_hosts_trust_until_its_end() -> None:
@@ -309,6 +327,48 @@ class Supervised:
 
     def observe(self, names: Collection[str] | None = None, *, noticed: bool = False) -> dict[str, Status]:
         return {name: Status("running", 7) for name in (self.names if names is None else self.names & set(names))}
+
+
+def test_apply_in_test_mode_starts_nothing_that_is_refused(tmp_path: Path) -> None:
+    host = Host(Layout(root=tmp_path))
+    web = {"image": "tar:/srv/x.tar", "interface": {"kind": "none"}, "host": ["whoami"]}
+    declared = parse.declaration({"environments": {"web": web}})
+
+    def asked(broker: Broker = declared.broker) -> set[str]:
+        with_broker = msgspec.structs.replace(declared, broker=broker)
+        plans = [host.converge_environments(with_broker, whole=whole, test=True).plan for whole in (True, False)]
+        return {step.name for plan in plans for step in plan.steps if step.kind == "service"}
+
+    assert "netspace-peer" in asked() and "netspace-peer" not in asked(SHARED)
+    image = Image("0" * 64, "x", Defaults())
+    record.write(host.layout, "host", Record(Environment(image="tar:/x"), "running", 1879048192, image, "", "1"))
+    assert "netspace-peer" not in asked()
+
+
+def test_folder_stays_while_the_forwarder_listens_in_it(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    place, served = host_peer.folder(layout), forwarder.served_file(layout)
+    for config, stays in (("\n".join(host_peer.frontend(layout)), True), ("frontend web", False)):
+        place.mkdir(parents=True, exist_ok=True)
+        served.parent.mkdir(parents=True, exist_ok=True)
+        served.write_text(config)
+        service.forget(layout)
+        assert place.exists() is stays
+
+
+def test_systemd_bounds_the_service(tmp_path: Path) -> None:
+    layout = Layout(root=tmp_path)
+    lines = unit_file.render(layout, service.service(layout)).splitlines()
+    assert {"MemoryMax=268435456", "CPUQuota=50%", "TasksMax=8"} <= set(lines)
+
+
+def test_more_than_the_peer_reads_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = asker("whoami").told
+    raw = publish._encoded(content)
+    assert msgspec.json.decode(raw, type=Told) == content and b"\n" not in raw
+    monkeypatch.setattr(told, "MOST", len(raw) - 1)
+    with pytest.raises(StateError, match=rf"told.json: {len(raw)} bytes, and the host's peer reads {len(raw) - 1}"):
+        publish._encoded(content)
 
 
 def test_service_without_its_folder_is_removed(tmp_path: Path) -> None:

@@ -460,6 +460,48 @@ class ResultExpired(Refused):
     remedy = "compare the clocks of host and master, and let the master ask again"
 
 
+class HostKeyExpired(Refused):
+    """A token of an environment whose key the host vouches for no more, not yet, or for too long."""
+
+    code = "host-key-expired"
+    remedy = "compare the clocks, and ask the environment again"
+
+
+class TokenForged(Refused):
+    """A token of an environment that the key for which the host vouches did not sign, or whose algorithm is another."""
+
+    code = "token-signature"
+    remedy = "find out who made this token"
+
+
+class TokenElsewhere(Refused):
+    """A token of another host or boot than the one that vouches for its key."""
+
+    code = "token-host"
+    remedy = "find out who put this token together with that key"
+
+
+class TokenReplayed(Refused):
+    """A token that answers another question than the asker's."""
+
+    code = "token-nonce"
+    remedy = "ask with a new nonce, and take no answer twice"
+
+
+class TokenExpired(Refused):
+    """A token of an environment that is expired or not yet valid."""
+
+    code = "token-expired"
+    remedy = "compare the clocks, and ask the environment again"
+
+
+class TokenOther(Refused):
+    """A token that is genuine, but of another environment, host, image, configuration, key or boot than expected."""
+
+    code = "token-subject"
+    remedy = "compare what is expected with what the host runs: its declaration, image and PCRs"
+
+
 class PolicyDowngraded(Refused):
     """A policy with a lower version than was in force before, or a result by such a policy."""
 

@@ -250,8 +250,11 @@ class ApplyRun:
             assert record is not None
             noted = rollout.failed(wanted[name], failed[name])
             records.write(self.layout, name, msgspec.structs.replace(record, failed=noted))
-            raise_any(injected_files.keep(self.layout, {name: work[name].want.files}))
-            self.making.hand_out(name, record, work[name].want.files)
+            from netspace.environment.update import kept_card
+
+            handed = kept_card.of(work[name].want.files, record.spec)
+            raise_any(injected_files.keep(self.layout, {name: handed}))
+            self.making.hand_out(name, record, handed)
 
         unnoted = each(failed, leave)
         self._fail(

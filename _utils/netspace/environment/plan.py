@@ -97,7 +97,10 @@ def plan(desired: Mapping[str, DesiredEnvironment], observed: Observed, remove: 
             # The previous version was put back: keep it as recorded.
             was = seen.record
             spec = msgspec.structs.replace(was.spec, state=want.spec.state)
-            want = msgspec.structs.replace(want, spec=spec, profile=was.profile, runtime=was.runtime)
+            from netspace.environment.update import kept_card  # few updates fail
+
+            handed = kept_card.of(want.files, spec)
+            want = msgspec.structs.replace(want, spec=spec, files=handed, profile=was.profile, runtime=was.runtime)
             source = images.Seen()
         if want.profile and want.profile.dangers:
             notes.append(

@@ -16,7 +16,7 @@ from netspace.host import recorded_calls
 from netspace.host.trust_gate import TrustGate
 from netspace.plan import Outcome, Plan, Result, Step
 from netspace.spec import peer, trust
-from netspace.spec.types import Declaration, Environment, Link
+from netspace.spec.types import Broker, Declaration, Environment, Link, LocalBroker
 
 if TYPE_CHECKING:
     from netspace.environment.container.seccomp_file import Profile
@@ -98,6 +98,31 @@ class Cards(TrustGate):
         return desired
 
     # -- the host's own peer ------------------------------------------------------------
+    def _possible(self, broker: Broker, wanted: tuple[Link, ...]) -> tuple[tuple[Link, ...], str]:
+        """Return *wanted* without the links to the host itself, and why these can't be made; all, if they can."""
+        if not any(map(peer.is_link, wanted)):
+            return wanted, ""
+        why = self._formerly_host() if isinstance(broker, LocalBroker) else peer.SHARED
+        return (tuple(link for link in wanted if not peer.is_link(link)) if why else wanted), why
+
+    def _formerly_host(self) -> str:
+        """Return why no link may lead to the host itself yet; empty: one may.
+
+        An environment that an earlier version let be named ``host`` could read the requests, as long as it is there.
+        Its mail, if any is parked, would come to the host.
+        """
+        there = self.environments.names([peer.NAME]) or any(
+            peer.NAME in (link.source, link.target) and not peer.is_link(link) for link in self._linked().links.values()
+        )
+        if not there and peer.NAME in self._linked().parked:
+            return (
+                "mail of an environment that was named host is still kept; delete it with "
+                "the state netspace_environment.absent (name: host, purge: True), and apply again"
+            )
+        if not there:
+            return ""
+        return "an environment of this host is still named host, as no other may be now; remove it, and apply again"
+
     def _tell_peer(self, test: bool) -> None:
         """Tell the peer what was applied. It says no more of an environment than the records do."""
         if not test and any(map(peer.is_link, self._linked().links.values())):
@@ -125,7 +150,7 @@ class Cards(TrustGate):
         need = service.lacking(self.layout, self.supervisor, wanted)
         if need is None:
             if not wanted and not test:  # a run was killed before it removed the folder
-                host_peer.remove(self.layout)
+                service.forget(self.layout)
             return Result(Plan())
         step = Step("service", self.layout.service(service.NAME), need[0], {"state": need[1]}, "it answers as host")
         if test:
@@ -155,7 +180,10 @@ class Cards(TrustGate):
         """
         if not (whole and test):
             return tuple(self._linked().links.values())
-        return self._permitted(declared, self._verdicts(trust.links, declared, test))
+        links, _ = self._possible(
+            declared.broker, self._permitted(declared, self._verdicts(trust.links, declared, test))
+        )
+        return links
 
     def _as_recorded(self, known: Mapping[str, Record], withheld: Collection[str]) -> dict[str, DesiredEnvironment]:
         """Return recorded environments as desired ones, with the cards for the recorded links.

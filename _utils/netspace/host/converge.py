@@ -129,9 +129,9 @@ class Converge(Cards):
         if not permitted and not known.links and not known.parked:
             return Result(Plan())
         own = isinstance(broker, LocalBroker)
-        if any(map(peer.is_link, permitted)) and (why := self._formerly_host() if own else peer.SHARED):
+        others, why = self._possible(broker, permitted)
+        if why:
             refused = [Refusal("link", link.name, why) for link in permitted if peer.is_link(link)]
-            others = tuple(link for link in permitted if not peer.is_link(link))
             return self._links(broker, others, considered, whole, test).joined(Result(Plan(refusals=refused)))
         from netspace.link.reconciler import DesiredLinks
 
@@ -142,23 +142,10 @@ class Converge(Cards):
             remove |= {name for name, link in known.links.items() if peer.is_link(link)}
         return self._run(self.links, DesiredLinks(broker, permitted), remove, test)
 
-    def _formerly_host(self) -> str:
-        """Return why no link may lead to the host itself yet; empty: one may.
-
-        An environment that an earlier version let be named ``host`` could read the requests, as long as it is there.
-        Its mail, if any is parked, would come to the host.
-        """
-        there = self.environments.names([peer.NAME]) or any(
-            peer.NAME in (link.source, link.target) and not peer.is_link(link) for link in self._linked().links.values()
-        )
-        if not there and peer.NAME in self._linked().parked:
-            return (
-                "mail of an environment that was named host is still kept; delete it with "
-                "the state netspace_environment.absent (name: host, purge: True), and apply again"
-            )
-        if not there:
-            return ""
-        return "an environment of this host is still named host, as no other may be now; remove it, and apply again"
+    def _broker(self, declared: Declaration) -> Broker:
+        """Return the broker of the links of environments that are declared alone."""
+        recorded = self._linked()
+        return recorded.broker if recorded.links and recorded.broker is not None else declared.broker
 
     def _host_links(self, declared: Declaration, test: bool) -> Result:
         """Create and revoke the links to the host itself of environments that are declared alone.
@@ -175,7 +162,7 @@ class Converge(Cards):
         if clashes and not test:
             raise SpecError(clashes)
         verdicts = self._verdicts(trust.links, wanted, test)
-        broker = recorded.broker if recorded.links and recorded.broker is not None else declared.broker
+        broker = self._broker(declared)
         result = self._links(broker, self._permitted(wanted, verdicts), there | verdicts.keys(), False, test)
         result = result.joined(Result(Plan(notes=[f"link {clash}" for clash in clashes])))
         return with_verdicts(result, "link", verdicts)
@@ -213,7 +200,7 @@ class Converge(Cards):
                 after = self._card_links(declared, whole, test)
             else:
                 others = (link for link in self._linked().links.values() if link.source not in declared.environments)
-                after = (*others, *peer.links(declared.environments))
+                after, _ = self._possible(self._broker(declared), (*others, *peer.links(declared.environments)))
             return result.joined(self._peer(test, after))
 
     def _environments(self, declared: Declaration, whole: bool, test: bool, state: RunState) -> Result:

@@ -27,6 +27,7 @@ class Drift(Cards):
             ("interface", lambda: self.interfaces.again(self.interfaces.observe())),
             ("link", self._drift_of_links),
             ("environment", self._drift_of_environments),
+            ("service", lambda: self._peer(True, self._linked().links.values()).plan),
         )
         found = Result(Plan())
         with self._lock(test=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link import peer_status, plan, problems
+from netspace.link import host_peer, peer_status, plan, problems
 from netspace.link.broker import access, loopback, node
 from netspace.link.broker.management import Management
 from netspace.link.forwarder import entrance, haproxy, process
@@ -21,6 +21,7 @@ from netspace.link.problems import Problem
 from netspace.link.record import Record, read
 from netspace.link.seal import peers
 from netspace.link.topology import names, objects, policies
+from netspace.spec import peer
 from netspace.spec.types import LocalBroker
 from netspace.supervision.service import Status, Supervisor
 
@@ -47,9 +48,12 @@ def health(layout: Layout, supervisor: Supervisor, stopped: Collection[str] = ()
     dead = late = None
     gone = parked.emptied(layout, record)
     found = [Problem("mail-parked", text) for text in plan.parked_notes(record.parked, gone)]
-    services = supervisor.observe([node.NODE, process.NAME, renewer.NAME])
+    services = supervisor.observe([node.NODE, process.NAME, renewer.NAME, host_peer.SERVICE])
     members = objects.members(record.links.values())
     found += _ways(layout, services, objects.entered(record.links.values()))
+    if host_peer.wanted(record.links.values()):
+        status = services.get(host_peer.SERVICE)
+        found += problems.host_peer(None if status is None else status.state)
     found += _keys(layout, record, members)
     if isinstance(record.broker, LocalBroker) and (open_ := loopback.state(layout, record.broker)) != "intact":
         why = "this kernel has no nftables" if open_ == "unsupported" else "their nftables table is missing or changed"
@@ -169,7 +173,8 @@ def _queues(
         awaited = link.to_host is None and link.target not in stopped
         if awaited and queue.get("messages") and not queue.get("consumers"):
             text = f"nobody reads the mailbox of {whose}: {queue['messages']} messages wait"
-            cause = next((key for key in ("forwarder-down", f"entrance-shut:{link.target}") if key in known), "")
+            down = "peer-down" if peer.is_link(link) else f"entrance-shut:{link.target}"
+            cause = next((key for key in ("forwarder-down", down) if key in known), "")
             found.append(Problem("mailbox-unread", text, whose, cause))
     return found
 

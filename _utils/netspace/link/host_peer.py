@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -67,6 +66,8 @@ def frontend(layout: Layout) -> tuple[str, ...]:
 
 def remove(layout: Layout) -> None:
     """Remove the folder with all its files, after the peer has ended."""
+    import shutil  # the peer itself, which uses this module, needs none of it
+
     shutil.rmtree(folder(layout), ignore_errors=True)
 
 

@@ -34,6 +34,7 @@ Code = Literal[
     "mailbox-unread",
     "memory-alarm",
     "node-down",
+    "peer-down",
     "renewer-down",
     "seal-keys",
 ]
@@ -119,6 +120,17 @@ def forwarder(state: str | None, silent: str) -> list[Problem]:
         text = f"the forwarder doesn't do its work ({silent}): environments can't reach the broker; apply again"
         return [Problem("forwarder-down", text)]
     return []
+
+
+def host_peer(state: str | None) -> list[Problem]:
+    """Return the problem of the host's own peer, which answers requests to the host.
+
+    :param state: the state of its service; None if there is none.
+    """
+    if state == "running":
+        return []
+    text = f"the host's peer is {state or 'missing'}: nobody answers what environments ask their host; apply again"
+    return [Problem("peer-down", text)]
 
 
 def entrance(environment: str, text: str) -> Problem:

@@ -40,6 +40,7 @@ ADVICE: Mapping[str, str] = {
     "name-refused": "see its addresses, and why they are refused:",
     "name-unanswered": "see whether the host's resolver answers",
     "not-applied": "apply it",
+    "peer-down": "an apply starts it again",
     "oom": "raise limits:memory in its declaration, and apply",
     "record-damaged": "apply the declaration again",
     "refused": "see the declaration that would permit it:",

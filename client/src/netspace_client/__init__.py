@@ -16,6 +16,7 @@
 - ``arrivals`` checks incoming messages, with ``inbox`` (selective receive) and ``window`` (duplicates);
 - ``answers`` receives answers to requests, ``notices`` events about monitored peers;
 - ``host_peer`` asks the environment's own host;
+- ``confinement`` gives up rights that a program doesn't need;
 - ``replicas`` leads each message to one of several replicas;
 - ``letter`` checks outgoing messages, ``narrowing`` checks the limits of a link;
 - ``seal`` seals and opens messages (with ``keys``, ``endorsement`` and ``jose``), ``sealing`` applies it to AMQP.
@@ -23,6 +24,7 @@
 
 from netspace_client.batch import Batch
 from netspace_client.card import Card
+from netspace_client.confinement import Confined, ConfinementError, confine
 from netspace_client.errors import (
     BatchFailed,
     CardError,
@@ -53,6 +55,8 @@ __all__ = [
     "CardError",
     "Change",
     "Closed",
+    "Confined",
+    "ConfinementError",
     "HostPeer",
     "HostRefused",
     "InboxFull",
@@ -74,4 +78,5 @@ __all__ = [
     "TooFast",
     "Trust",
     "Unreachable",
+    "confine",
 ]

@@ -6,12 +6,14 @@ what it says.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from netspace_client.errors import HostRefused, LinkError, NotDeclared
+from netspace_client.errors import HostRefused, LinkError, NotDeclared, Timeout, Unreachable
 
 if TYPE_CHECKING:
     from netspace_client.mailbox import Mailbox
@@ -20,6 +22,8 @@ NAME = "host"
 VERSION = 1
 CONTENT_TYPE = "application/vnd.netspace.host+json"
 TIMEOUT = 30.0
+PATIENCE = 30.0
+"""The seconds for which a host waits for a change of its answer."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,13 @@ class Offer:
     :ivar name: the name by which to send to it.
     :ivar pattern: ``send`` or ``request``.
     :ivar up: whether it has a process.
+    :ivar health: ``healthy``, ``unhealthy`` or ``starting``; None: it has no health check, or no process.
     """
 
     name: str
     pattern: str
     up: bool
+    health: str | None = None
 
 
 class HostPeer:
@@ -105,10 +111,44 @@ class HostPeer:
 
         It raises as :meth:`ask` does.
         """
-        found = (await self.ask("who", {"service": service}, timeout=timeout)).get("peers")
-        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise LinkError("the host's answer has no peers")
-        return [Offer(_text(one, "name"), _text(one, "pattern"), one.get("up") is True) for one in found]
+        return _offers(await self.ask("who", {"service": service}, timeout=timeout))
+
+    async def who_changes(self, service: str) -> AsyncIterator[list[Offer]]:
+        """Yield the answer of :meth:`who` now, and then whenever it has changed.
+
+        A change is noticed within two seconds. Of several in that time, only the last is yielded. While no answer
+        comes, the iterator goes on asking.
+
+        :raises HostRefused: the host refuses; its ``code`` tells why.
+        :raises NotDeclared: this environment may ask for nothing, or not any more.
+        """
+        state: str | None = None
+        while True:
+            asked = time.monotonic()
+            try:
+                found = await self.ask(
+                    "who", {"service": service, **({"unless": state} if state else {})}, timeout=PATIENCE + TIMEOUT
+                )
+            except (Timeout, Unreachable):
+                await asyncio.sleep(1.0)
+                continue
+            if (now := _text(found, "state")) != state:
+                state = now
+                yield _offers(found)
+            elif time.monotonic() - asked < 1.0:  # the host can't wait for a change now
+                await asyncio.sleep(1.0)
+
+    async def attest(self, nonce: str, *, key: str | None = None, timeout: float = TIMEOUT) -> str:
+        """Return a proof of where this program runs, for whoever asked with *nonce*: JSON, to be handed on as it is.
+
+        ``docs/host-peer.md`` describes it. It raises as :meth:`ask` does; ``HostRefused`` with ``not-available`` if
+        the host can't vouch for it now.
+
+        :param nonce: the other's question: 16 to 88 characters of base64url.
+        :param key: thumbprint (RFC 7638, SHA-256) of a key of this program's own, which the proof then names.
+        """
+        given = {"nonce": nonce, **({} if key is None else {"key": key})}
+        return _text(await self.ask("attest", given, timeout=timeout), "evidence")
 
     async def ask(
         self, verb: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = TIMEOUT
@@ -145,6 +185,21 @@ def parse(body: bytes) -> dict[str, Any]:
         error = _table(found, "error")
         raise HostRefused(_text(error, "code"), _text(error, "text"))
     return dict(_table(found, "answer"))
+
+
+def _offers(answer: Mapping[str, Any]) -> list[Offer]:
+    found = answer.get("peers")
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise LinkError("the host's answer has no peers")
+    return [
+        Offer(
+            _text(one, "name"),
+            _text(one, "pattern"),
+            one.get("up") is True,
+            None if one.get("health") is None else _text(one, "health"),
+        )
+        for one in found
+    ]
 
 
 def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:

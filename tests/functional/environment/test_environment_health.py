@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.hosts.whole_host import unfolded
 from netspace.environment import services
 from netspace.environment.health import record as verdict
 from netspace.errors import NetspaceError
+from netspace.files import encode
 from netspace.supervision import definitions
 
 pytestmark = pytest.mark.root
@@ -248,10 +250,16 @@ def test_an_unhealthy_one_that_waits_to_be_started_again_is_said_to_be_so_and_wh
 # -- updates ---------------------------------------------------------------------------
 
 
+def card(version: int) -> dict[str, bytes]:
+    """Return the card of a version, with values, and a peer that tells which declaration wrote it."""
+    peer = {"to": "host", "verbs": ["whoami"], "later": version}
+    return {"environment.json": encode({"peers": [peer], "values": {"of": version}})}
+
+
 def test_an_update_that_does_not_become_healthy_is_taken_back(host: Host) -> None:
-    old = host.run("web", command=SERVES, health=CHECK)
+    old = host.run("web", command=SERVES, health=CHECK, files=card(1), values={"of": 1})
     host.operations.wait(["web"])
-    bad = host.desired("web", command=NEVER, health=HASTY)
+    bad = host.desired("web", command=NEVER, health=HASTY, files=card(2), values={"of": 2})
     outcome = host.kind.apply(host.plan({"web": bad}).steps)
     rollback, update = outcome
     assert rollback.step.action == "rollback" and rollback.error == ""
@@ -259,6 +267,8 @@ def test_an_update_that_does_not_become_healthy_is_taken_back(host: Host) -> Non
     assert host.operations.wait(["web"])["web"]["health"] == "healthy"
     assert host.kind.recorded()["web"].spec.command == old.spec.command
     assert host.kind.recorded()["web"].previous is None
+    told = json.loads((host.layout.inside("web") / "environment.json").read_text())
+    assert told == {"peers": [{"to": "host", "later": 2}], "values": {"of": 1}}, "the program's own values, later peers"
 
     # It doesn't flap: the same declaration is refused, and changes nothing, as often as it is applied.
     pid = host.pid("web")
@@ -268,7 +278,7 @@ def test_an_update_that_does_not_become_healthy_is_taken_back(host: Host) -> Non
     assert host.operations.inspect("web")["taken_back"]["reason"].startswith("its health check failed")
 
     # What was there before is no change, another declaration is tried, and so is the same after a retry.
-    assert [step.action for step in host.plan({"web": old}).steps] == []
+    assert [step.action for step in host.plan({"web": old}).steps] == ["update"]  # its peers, no restart
     host.operations.retry(["web"])
     assert host.plan({"web": bad}).steps[0].action == "restart"
     better = host.desired("web", command=shell(f"touch /tmp/well; {STAY}"), health=CHECK)

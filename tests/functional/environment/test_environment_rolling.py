@@ -17,6 +17,7 @@ from netspace.environment import record, runtimes, services
 from netspace.environment.apply import ApplyRun
 from netspace.environment.container import oci_runtime
 from netspace.environment.desired import DesiredEnvironment
+from netspace.files import encode
 
 pytestmark = pytest.mark.root
 
@@ -116,10 +117,12 @@ def test_it_is_so_under_another_runtime_too(host: Host, monkeypatch: pytest.Monk
 )
 def test_one_that_fails_is_never_noticed(runs: Host, script: str, reason: str) -> None:
     before = runs.kind.list()["web"]
-    bad = desired(runs, script, update={"deadline": 1 if script == STAY else 60})
+    card = {"environment.json": encode({"peers": [], "values": {"of": 2}})}
+    bad = desired(runs, script, update={"deadline": 1 if script == STAY else 60}, files=card, values={"of": 2})
     outcome = runs.apply({"web": bad})["web"]
     assert f"the update was not made: its second instance failed: {reason}" in outcome.error
     assert runs.kind.list()["web"] == before
+    assert b"values" not in (runs.layout.inside("web") / "environment.json").read_bytes()
     assert [one for one in left(runs) if "/log/" not in one] == []
     # It is not tried again, and a retry tries it.
     plan = runs.plan({"web": bad})

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import stat
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,10 @@ from support.hosts.whole_host import CLIENT, IDLE, python
 from support.links.link_world import World
 from support.waiting import until
 
+from netspace.attestation import environment_token
+from netspace.attestation.environment_token import Expected
+from netspace.attestation.minion import host_key
+from netspace.environment.health import record
 from netspace.host import explain, restore
 from netspace.host.host import Host
 from netspace.host.peer import requests, told
@@ -25,7 +31,7 @@ from netspace.layout import Layout
 from netspace.link import host_peer
 from netspace.plan import Plan, Result
 from netspace.spec import parse
-from netspace_client import HostRefused, Mailbox, NotDeclared, Offer
+from netspace_client import HostRefused, Mailbox, NotDeclared, Offer, confinement
 
 pytestmark = pytest.mark.root
 LAYOUT = Layout()
@@ -51,7 +57,12 @@ for method, properties, body in channel.consume(replies["queue"], auto_ack=True,
 print(json.dumps([answers.get(one) for one in ids]))
 """
 )
+ILL = "import os, sys; sys.exit(os.path.exists('/tmp/ill'))"
+CHECK = {"exec": python(ILL), "interval": 1, "retries": 1, "start_period": 300, "timeout": 60}
 WHOAMI, VALUES = (json.dumps({"v": 1, "verb": verb}) for verb in ("whoami", "values"))
+
+
+SHOP = {"name": "shop", "pattern": "send", "up": True, "health": None}
 
 
 def declared(image: Path, **environments: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +77,10 @@ def asking(image: Path) -> dict[str, Any]:
         web={"host": ["whoami"], "offers": ["sales"]},
         other={"host": ["whoami", "values", "who"], "values": {"greeting": "hi"}},
         hidden={"offers": ["sales"]},
+        prover={"host": ["attest"]},
+        spare={"offers": ["stock"], "restart": "never", "health": CHECK},
     )
-    return {**found, "links": [{"from": "other", "to": "web", "as": "shop"}]}
+    return {**found, "links": [{"from": "other", "to": "web", "as": "shop"}, {"from": "other", "to": "spare"}]}
 
 
 def apply(declaration: dict[str, Any], *, test: bool = False) -> Result:
@@ -143,7 +156,7 @@ def test_permitted_verbs_are_answered_with_what_is_so(here: dict[str, Any]) -> N
     service = json.dumps({"v": 1, "verb": "who", "arguments": {"service": "sales"}})
     values, who = ask("other", VALUES, service)
     assert values["answer"] == {"values": {"greeting": "hi"}}
-    assert who["answer"] == {"peers": [{"name": "shop", "pattern": "send", "up": True}]}
+    assert who["answer"] == {"peers": [SHOP], "state": who["answer"]["state"]}
 
 
 def test_client_asks_as_its_page_says(here: dict[str, Any]) -> None:
@@ -167,8 +180,87 @@ def test_client_asks_as_its_page_says(here: dict[str, Any]) -> None:
         inside("silent")
 
 
+def test_evidence_of_an_environment_proves_where_it_runs(here: dict[str, Any]) -> None:
+    async def asked(name: str, nonce: str) -> str:
+        async with Mailbox(LAYOUT.inside(name)) as mailbox:
+            return await mailbox.host.attest(nonce, key="A" * 43)
+
+    nonce, row = "b3duLXF1ZXN0aW9uLTE", Host(LAYOUT).environments.list()["prover"]
+    with World().inside("prover"):
+        text = asyncio.run(asked("prover", nonce))
+    key = host_key.public(LAYOUT, host_key.settings(LAYOUT))["key"].encode()
+    wanted = Expected(nonce, "prover", image=row["digest"], key="A" * 43)
+    found = environment_token.verify(text, key, wanted, time.time())
+    assert found.level == "L1" and found.started is not None and abs(found.started - row["since"]) < 60
+    assert found.configuration == f"sha256:{Host(LAYOUT).environments.recorded()['prover'].config}"
+    bad = json.dumps({"v": 1, "verb": "attest", "arguments": {"nonce": "short"}})
+    good = json.dumps({"v": 1, "verb": "attest", "arguments": {"nonce": nonce}})
+    refused, permitted = ask("prover", bad, good)
+    assert refused["error"]["code"] == "arguments-invalid" and permitted["answer"]["evidence"]
+    assert ask("web", good)[0]["error"]["code"] == "verb-not-permitted"
+
+
+def test_client_is_told_when_the_answer_of_who_changes(here: dict[str, Any]) -> None:
+    def run(script: str) -> None:
+        assert Host(LAYOUT).operations.exec("spare", ["/usr/bin/python3", "-c", script])["retcode"] == 0
+
+    async def seen() -> list[Offer]:
+        found: list[Offer] = []
+        async with Mailbox(LAYOUT.inside("other")) as mailbox:
+            async for (offer,) in mailbox.host.who_changes("stock"):
+                found.append(offer)
+                if offer.health == "healthy" and len(found) < 3:
+                    await asyncio.to_thread(run, "open('/tmp/ill', 'w')")
+                elif offer.health == "unhealthy":
+                    await asyncio.to_thread(Host(LAYOUT).operations.stop, ["spare"])
+                elif not offer.up:
+                    return found
+        raise AssertionError("there are no more changes")
+
+    with World().inside("other"):
+        changes = asyncio.run(asyncio.wait_for(seen(), 300))
+    states = [(offer.up, offer.health) for offer in changes if (offer.up, offer.health) != (True, "starting")]
+    assert states == [(True, "healthy"), (True, "unhealthy"), (False, None)]
+    assert {offer.name for offer in changes} == {"spare"}
+    Host(LAYOUT).operations.start(["spare"])
+
+
+def test_peer_sees_marks_of_health_alone(here: dict[str, Any]) -> None:
+    user, folder = host_peer.ids(LAYOUT), record.folder(LAYOUT)
+    assert (folder.stat().st_gid, stat.S_IMODE(folder.stat().st_mode)) == (user, 0o710)
+    until(record.up(LAYOUT, "spare").exists)
+    as_peer = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    for command, permitted in (
+        (["stat", record.up(LAYOUT, "spare").name], True),
+        (["cat", "spare.json"], False),
+        (["ls", "."], False),
+    ):
+        done = subprocess.run([*as_peer, *command], cwd=folder, capture_output=True, check=False)
+        assert (done.returncode == 0) is permitted, (command, done)
+
+
+CONFINE = """
+import os, sys
+exec(compile(sys.stdin.read(), "confinement", "exec"))
+confine(read=["/run/netspace"], mailbox=False)
+print(len(os.listdir("/run/netspace")) > 0)
+for path in ("/proc/self/status", "/tmp"):
+    try:
+        os.open(path, os.O_RDONLY)
+        print(path)
+    except PermissionError:
+        pass
+"""
+
+
+def test_program_confines_itself_within_an_environment(here: dict[str, Any]) -> None:
+    command = ["/usr/bin/python3", "-c", CONFINE]
+    done = Host(LAYOUT).operations.exec("silent", command, stdin=Path(confinement.__file__).read_text())
+    assert (done["retcode"], done["stdout"].split()) == (0, ["True"]), done
+
+
 def test_card_names_the_host_and_its_verbs(here: dict[str, Any]) -> None:
-    peer, _ = card("other")["peers"]
+    peer, *_ = card("other")["peers"]
     assert (peer["to"], peer["pattern"], peer["verbs"]) == ("host", "request", ["whoami", "values", "who"])
     assert card("other")["values"] == {"greeting": "hi"}
     assert card("silent")["peers"] == [] and "broker" not in card("silent")
@@ -296,10 +388,14 @@ def test_lost_files_and_service_are_made_again(here: dict[str, Any]) -> None:
     for file in (told.FILE, told.CARD):
         (host_peer.folder(LAYOUT) / file).unlink()
     assert steps(apply(here, test=True)) == {("service", "netspace-peer", "start")}
+    assert steps(Result(Host(LAYOUT).drift())) == {("service", "netspace-peer", "start")}
+    found = Host(LAYOUT).links.health()
+    assert any("the host's peer is missing" in text for text in found["problems"]), found
     assert NAME not in Host(LAYOUT).supervisor.observe([NAME])
     apply(here)
     assert ask("web", WHOAMI)[0]["answer"]["name"] == "web"
-    assert not steps(apply(here))
+    assert not steps(apply(here)) and not Host(LAYOUT).drift().steps
+    assert not any("peer" in text for text in Host(LAYOUT).links.health()["problems"])
 
 
 def test_restoration_makes_the_files_of_the_peer(here: dict[str, Any]) -> None:
@@ -320,6 +416,7 @@ def test_revoked_right_is_gone_and_others_go_on(here: dict[str, Any], image: Pat
     assert ("link", "other.host", "remove") in steps(result)
     (step,) = (step for step in result.plan.steps if step.name == "other")
     assert step.action == "update" and step.changes["host"] == {"old": ("whoami", "values", "who"), "new": ()}
+    assert not (host_peer.folder(LAYOUT) / told.KEY).exists(), "nobody may ask for a token any more"
     assert card("other")["peers"] == [] and "broker" not in card("other")
     assert "other.host" not in Host(LAYOUT).links.list()["links"]
     assert ask("web", WHOAMI)[0]["answer"]["started"] == since and pid() == before
@@ -331,4 +428,6 @@ def test_last_right_ends_the_process_and_leaves_nothing(here: dict[str, Any], im
     assert ("service", "netspace-peer", "remove") in planned and steps(apply(nobody)) == planned
     assert NAME not in Host(LAYOUT).supervisor.observe()
     assert not host_peer.folder(LAYOUT).exists() and not Host(LAYOUT).links.names()
+    seen = record.folder(LAYOUT).stat()
+    assert (seen.st_gid, stat.S_IMODE(seen.st_mode)) == (0, 0o700)
     assert not steps(apply(nobody))

@@ -352,6 +352,22 @@ def test_an_update_that_was_taken_back_stays_so_over_a_stop():
     assert "taken back, since it ended (exit 7)" in result.refusals[0].message
 
 
+def test_update_that_was_taken_back_leaves_the_card_of_before():
+    """Nothing is to do, although the declaration asks for other values: they are of the version that failed."""
+
+    def want(version, **keys):
+        about = {"to": "host", "verbs": ["whoami"]} if version == 2 else {"to": "host"}
+        card = {"peers": [about, {"to": "db"}], "values": {"of": version}}
+        return desired(handed={"environment.json": files.encode(card)}, values={"of": version}, **keys)
+
+    bad, was = want(2, user=7), seen(want(1))
+    noted = rollout.failed(msgspec.structs.replace(seen(bad).record, previous=None), "it ended (exit 7)")
+    was = msgspec.structs.replace(was, record=msgspec.structs.replace(was.record, failed=noted))
+    result = plan(bad, was)
+    assert not result.steps and "taken back, since it ended (exit 7)" in result.refusals[0].message
+    assert only(plan(want(3, user=8), was)).changes["values:of"] == {"old": 1, "new": 3}
+
+
 def test_a_changed_source_is_a_changed_image_and_a_missing_one_a_note():
     step = only(plan(desired(), seen(), {"tar:/x.tar": images.Seen("other")}))
     assert (step.action, list(step.changes), step.data.build) == ("restart", ["image"], True)

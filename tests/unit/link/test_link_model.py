@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netspace.link.card import card
-from netspace.link.topology import diff, found_objects, objects
+from netspace.link.topology import diff, found_objects, objects, policies
 from netspace.link.topology.draining import DrainingQueue, find
 from netspace.link.topology.names import PLAIN, Names, account, environments_of, owner, shown
+from netspace.spec import peer
 from netspace.spec.types import Link
 
 NAMES = ["a", "b", "web", "web-1", "w_1"]
@@ -112,6 +113,23 @@ def test_after_a_change_there_is_no_difference_and_nothing_undeclared(first, sec
     again = broker.converge(second, objects.members(first), passwords)
     assert again.empty
     assert again.left == change.left
+
+
+def test_queue_of_requests_to_the_host_has_room_for_these_alone():
+    asks, other = peer.link("web"), Link(source="web", target="till", durable=False)
+    key = ("policy", policies.ASKING)
+    wanted = objects.objects([asks, other], CALLED)
+    policy = wanted[key]
+    assert policy["definition"]["max-length-bytes"] == peer.LENGTH * peer.SIZE
+    assert policy["definition"]["dead-letter-exchange"] == CALLED.late
+    assert policy["priority"] > wanted["policy", "netspace.memory"]["priority"]
+    assert re.search(policy["pattern"], CALLED.queue(asks)) and not re.search(policy["pattern"], CALLED.queue(other))
+    assert policies.fullness(asks, 0, peer.LENGTH * peer.SIZE) == 1
+    broker, passwords = Broker(), {}
+    broker.converge([asks, other], set(), passwords)
+    assert key in broker.objects
+    broker.converge([other], {"web"}, passwords)
+    assert key not in broker.objects
 
 
 @given(LINKS, LINKS)

@@ -28,6 +28,13 @@ def test_dead_forwarder_is_one_problem() -> None:
     assert len(told["problems"]) == 1 and len(told["findings"]) == 52  # type: ignore[arg-type]
 
 
+def test_dead_peer_of_the_host_is_one_problem() -> None:
+    assert problems.host_peer("running") == []
+    found = [*problems.host_peer("failed"), Problem("mailbox-unread", "nobody reads it", "web.host", "peer-down")]
+    assert [(one.key, one.severity) for one in problems.causes(found)] == [("peer-down", "error")]
+    assert "the host's peer is missing" in problems.host_peer(None)[0].text
+
+
 def test_unreachable_host_is_one_problem() -> None:
     found = problems.hosts([("h2", "no route"), ("h2", "no route"), ("h3", "refused")])
     found += [problems.across(f"web.{n}@h2", "unknown", "h2 can't be asked", "h2") for n in range(9)]

@@ -98,7 +98,7 @@ def evidence(
     return tpm.run(
         chosen["tpm"],
         lambda device: attester.by_tpm(device, context, chosen["pcrs"], *logs, measured, period),
-        lock=_lock(layout),
+        lock=lock_path(layout),
     )
 
 
@@ -116,7 +116,7 @@ def enroll(
     return tpm.run(
         chosen["tpm"],
         lambda device: attester.enrol(device, template, period, others=others),
-        lock=_lock(layout),
+        lock=lock_path(layout),
         timeout=ENROLMENT,
     )
 
@@ -137,7 +137,7 @@ def activate(
     return tpm.run(
         chosen["tpm"],
         lambda device: attester.activate(device, credentials, context, period),
-        lock=_lock(layout),
+        lock=lock_path(layout),
         timeout=ENROLMENT,
     )
 
@@ -168,7 +168,7 @@ def pin_path(layout: Layout) -> Path:
     return layout.records("attestation") / "pin.json"
 
 
-def _lock(layout: Layout) -> Path:
+def lock_path(layout: Layout) -> Path:
     return layout.records("attestation") / "tpm.lock"
 
 
@@ -219,7 +219,7 @@ def _by_tpm(layout: Layout, chosen: Mapping[str, Any]) -> tuple[Verified, dict[s
         expected = verifier.Expected(context, chosen["pcrs"], previous, references)
         return enrolment, verifier.verify_quote(made, bound, expected), bound.endorsement.fingerprint
 
-    enrolment, verified, fingerprint = tpm.run(chosen["tpm"], exchange, lock=_lock(layout))
+    enrolment, verified, fingerprint = tpm.run(chosen["tpm"], exchange, lock=lock_path(layout))
     assert verified.clock is not None
     _remember(layout, enrolment.template, fingerprint, verified.clock)
     return verified, {**enrolment.tpm, "template": enrolment.template, "ek": fingerprint}

@@ -8,6 +8,8 @@
 ``<run>/health/<name>.condemned``
     exists from when the watch ends an unhealthy environment until it is healthy again. Meanwhile its
     restarts count as restarts after a crash, however long it ran.
+``<run>/health/<name>.ill``
+    exists while a process of the environment is unhealthy. It is for the host's peer, which can't read judgements.
 
 This module doesn't judge.
 """
@@ -49,6 +51,10 @@ def condemned(layout: Layout, name: str) -> Path:
     return folder(layout) / f"{name}.condemned"
 
 
+def ill(layout: Layout, name: str) -> Path:
+    return folder(layout) / f"{name}.ill"
+
+
 def ready(layout: Layout) -> Path:
     """Return the path of the file with the watch's PID, written once the watch has begun to probe."""
     return folder(layout) / ".watch"
@@ -87,7 +93,7 @@ def read(layout: Layout, name: str) -> HealthVerdict | None:
 def clear(layout: Layout, names: Iterable[str]) -> None:
     """Remove the verdicts and marks of environments that were stopped, so that nothing takes them for running."""
     for name in names:
-        for path in (up(layout, name), _path(layout, name), condemned(layout, name)):
+        for path in (up(layout, name), ill(layout, name), _path(layout, name), condemned(layout, name)):
             files.remove(path)
 
 

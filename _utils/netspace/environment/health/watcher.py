@@ -159,7 +159,8 @@ class Watch:
 
     def _ended(self, one: Watched) -> None:
         self._let_go(one)
-        verdict.mark(verdict.up(self.layout, one.name), False)
+        for path in (verdict.up, verdict.ill):
+            verdict.mark(path(self.layout, one.name), False)
 
     def _let_go(self, one: Watched) -> None:
         one.cancel()
@@ -229,6 +230,7 @@ class Watch:
         if health is None or state == "healthy":
             verdict.mark(verdict.condemned(self.layout, one.name), False)
         verdict.mark(verdict.up(self.layout, one.name), health is None or state == "healthy")
+        verdict.mark(verdict.ill(self.layout, one.name), health is not None and state == "unhealthy")
         if health is not None:
             before = verdict.read(self.layout, one.name)
             same = before is not None and before.pid == one.pid and before.judgement.state == state

@@ -18,7 +18,7 @@ from netspace.environment.starting import start
 from netspace.environment.stopping import answers, halt
 from netspace.environment.storage import injected_files, mounts
 from netspace.environment.update import rollout
-from netspace.errors import NetspaceError
+from netspace.errors import NetspaceError, raise_any
 from netspace.plan import Step
 from netspace.supervision.service import Supervisor
 
@@ -51,6 +51,8 @@ def take_back(
     :param revision: the hardening that is in force.
     :param give: makes the environments' users the owners of their devices; returns the errors.
     """
+    from netspace.environment.update import kept_card
+
     layout = making.layout
     halt(layout, trials)
     errors = answers(supervisor.stop, trials)
@@ -77,7 +79,9 @@ def take_back(
             raise NetspaceError(error)
         records.write(layout, name, now)
         making.assemble(name, now)
-        making.hand_out(name, now, injected_files.read(layout, name))
+        handed = kept_card.of(injected_files.read(layout, name), spec)
+        raise_any(injected_files.keep(layout, {name: handed}))
+        making.hand_out(name, now, handed)
         before[name] = now
 
     errors.update(each([name for name in trials if name not in errors], put_back))

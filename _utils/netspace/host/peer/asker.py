@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
+from netspace.host.peer.health import Health
 from netspace.host.peer.told import Known, Told
 from netspace.supervision import process
 
@@ -20,6 +22,10 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The arguments of a verb that takes none."""
 
 
+class Unchanged(Exception):
+    """The asker knows the answer already. The host gives it once it has changed, or after some time."""
+
+
 @dataclass(frozen=True)
 class Asker:
     """An environment that asks its host.
@@ -27,12 +33,16 @@ class Asker:
     :param name: by the exchange that its message came through, which no other environment may write to.
     :param own: what the host knows of it.
     :param now: the time, in seconds since 1970.
+    :param patient: the answer may be put off until it has changed (:class:`Unchanged`).
+    :param health: returns the health of an environment of this host, as far as it can be seen.
     """
 
     name: str
     own: Known
     told: Told
     now: float
+    patient: bool = False
+    health: Callable[[str], Health | None] = lambda _: None
 
     def started(self) -> float | None:
         """Return when its program was started, in seconds since 1970, to hundredths; None: it can't be found.

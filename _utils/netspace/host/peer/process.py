@@ -22,13 +22,16 @@ import ssl
 import struct
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from netspace import folder_watch
 from netspace.errors import NetspaceError
 from netspace.host.peer import privileges, requests, told
-from netspace.host.peer.asker import Asker
+from netspace.host.peer.asker import Asker, Unchanged
+from netspace.host.peer.health import Health, Marks
 from netspace.host.peer.requests import Refused
 from netspace.host.peer.told import Card, Sender, Told
 from netspace.host.peer.uses import Uses
@@ -43,18 +46,37 @@ SAVE = 5.0
 """Seconds after a use until its count is written."""
 AGAIN = 5.0
 """Seconds until a queue that couldn't be consumed is tried again."""
+LOOK = 1.0
+"""Seconds between two looks whether an answer that somebody waits for has changed."""
+PATIENCE = 30.0
+"""Seconds until such an answer is given, changed or not."""
+HELD = 8
+"""The most requests of an environment that wait for a change; another one is answered at once."""
 KEY = 200  # bytes of a routing key and of a correlation id; AMQP permits 255
 IDENTITY, ANCHORS = "identity.pem", "ca.pem"
+
+
+@dataclass
+class Held:
+    """A request whose answer waits for a change, until the time *until* (``time.monotonic``)."""
+
+    delivery: Delivery
+    name: str
+    until: float
 
 
 class Peer:
     """The peer: its connection, and what it knows. It works in its folder, the working directory.
 
     :param verbs: the modules of what it can be asked for, by name.
+    :param health: returns the health of an environment of this host, as far as it can be seen.
     """
 
-    def __init__(self, verbs: dict[str, ModuleType]) -> None:
+    def __init__(self, verbs: dict[str, ModuleType], health: Callable[[str], Health | None] = lambda _: None) -> None:
         self.verbs = verbs
+        self.health = health
+        self.held: list[Held] = []
+        self._looked = 0.0
         self.uses = Uses()
         self.over = False
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -111,6 +133,7 @@ class Peer:
         while not self.over:
             if not consumer.pending:
                 due = [saved + SAVE] * self.uses.changed + [tried + AGAIN] * consumer.lacking
+                due += [self._looked + LOOK] * bool(self.held)
                 timeout = max(0.0, min(due) - time.monotonic()) if due else None
                 self._wait((consumer,), 1.0 if self._watch is None else timeout)
             if self._changed():
@@ -128,6 +151,8 @@ class Peer:
             consumer.pump()
             while consumer.waiting:
                 self._answer(consumer, consumer.waiting.popleft(), known, senders)
+            if self.held and time.monotonic() - self._looked >= LOOK:
+                self._look_again(consumer, known, senders)
 
     def _wait(self, also: tuple[Consumer, ...], seconds: float | None) -> None:
         """Wait for a signal, a change in the folder, or the connection."""
@@ -162,23 +187,54 @@ class Peer:
             self.uses.note(sender.name, "no address for the answer", now)
             consumer.settle(delivery)
             return
-        body, result = self._result(Asker(sender.name, own, known, now), delivery)
-        self.uses.note(sender.name, result, now)
+        patient = sum(one.name == sender.name for one in self.held) < HELD
+        try:
+            body, result = self._result(Asker(sender.name, own, known, now, patient, self.health), delivery)
+        except Unchanged:
+            if not self.held:
+                self._looked = time.monotonic()
+            # It is acknowledged now, so that the next request of this environment needn't wait for it.
+            self.held.append(Held(delivery, sender.name, time.monotonic() + PATIENCE))
+        else:
+            self._reply(consumer, sender, delivery, body, result)
+        consumer.settle(delivery)
+
+    def _reply(self, consumer: Consumer, sender: Sender, delivery: Delivery, body: bytes, result: str) -> None:
+        self.uses.note(sender.name, result, time.time())
+        about = delivery.text("correlation_id") or delivery.text("message_id")
         properties = {
             "content_type": _short(CONTENT_TYPE),
             "delivery_mode": b"\1",
             "correlation_id": _short(about),
         }
-        consumer.publish(sender.reply_exchange, body, properties, {}, key)
-        consumer.settle(delivery)
+        consumer.publish(sender.reply_exchange, body, properties, {}, delivery.text("reply_to").partition("/")[2])
+
+    def _look_again(self, consumer: Consumer, known: Told, senders: dict[str, Sender]) -> None:
+        """Answer the requests that wait for a change, as far as there is one or their time is over."""
+        self._looked = time.monotonic()
+        for one in tuple(self.held):
+            sender, own = senders.get(one.delivery.exchange), known.environments.get(one.name)
+            if sender is None or own is None:  # its right was revoked meanwhile
+                self.held.remove(one)
+                continue
+            asker = Asker(one.name, own, known, time.time(), self._looked < one.until, self.health)
+            with contextlib.suppress(Unchanged):
+                body, result = self._result(asker, one.delivery)
+                self.held.remove(one)
+                self._reply(consumer, sender, one.delivery, body, result)
 
     def _result(self, asker: Asker, delivery: Delivery) -> tuple[bytes, str]:
-        """Return the answer to a request, and a text for the log, which is one of a few."""
+        """Return the answer to a request, and a text for the log, which is one of a few.
+
+        :raises Unchanged: the answer waits for a change.
+        """
         verb = "?"
         try:
             request = requests.parse(delivery.body, delivery.size)
             verb = request.verb if request.verb in self.verbs else "?"
             return requests.answer(asker, request, self.verbs), verb
+        except Unchanged:
+            raise
         except Refused as err:
             return requests.refusal(err.code, str(err)), f"{verb} {err.code}"
         except Exception as err:  # a fault of one verb costs its answer, not the process
@@ -203,8 +259,8 @@ def verbs() -> dict[str, ModuleType]:
 
 def main(layout: Layout) -> int:
     """Answer requests until SIGTERM or SIGINT; return an exit code."""
-    known = verbs()  # before the rights are gone: the library is readable by root alone
+    known, marks = verbs(), Marks(layout)  # before the rights are gone: only root may read the library
     os.chdir(host_peer.folder(layout))
     privileges.drop(host_peer.ids(layout))
-    Peer(known).run()
+    Peer(known, marks.of).run()
     return 0

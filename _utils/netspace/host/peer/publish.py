@@ -12,6 +12,7 @@ from netspace.attestation import result
 from netspace.environment import record as records
 from netspace.environment.container import oci_runtime
 from netspace.environment.record import Record
+from netspace.errors import StateError
 from netspace.host.peer import told
 from netspace.host.peer.told import Known, Offering, Reached, Told, Trust
 from netspace.layout import Layout
@@ -28,7 +29,8 @@ def publish(layout: Layout, links: Links) -> None:
 
     Nothing is written if no link leads to the host.
 
-    :raises NetspaceError: the record of links can't be understood.
+    :raises NetspaceError: the record of links can't be understood, or there is more to tell than the peer reads. Then
+        the files stay as they are.
     """
     recorded = links.recorded()
     if not host_peer.wanted(recorded):
@@ -37,7 +39,7 @@ def publish(layout: Layout, links: Links) -> None:
     content = {
         **links.handed()(peer.NAME),
         told.CARD: files.encode(links.cards()(peer.NAME, recorded)),
-        told.FILE: _encoded(knowledge(layout, recorded, links.recorded_broker().host)),
+        told.FILE: _encoded(_with_key(layout, knowledge(layout, recorded, links.recorded_broker().host))),
     }
     owner = (0, host_peer.ids(layout))
     folder = host_peer.folder(layout)
@@ -60,11 +62,27 @@ def knowledge(layout: Layout, recorded: Collection[Link], host: str | None) -> T
     there, _ = records.read_each(layout, groups)
     known = {name: _known(there[name], groups[name], peers[name]) for name in asking if name in there}
     offering = {
-        name: Offering(there[name].spec.offers, groups[name])
+        name: Offering(there[name].spec.offers, groups[name], there[name].spec.health is not None)
         for name in _targets(peers)
         if name in there and there[name].spec.offers
     }
     return Told(told.VERSION, host, _trust(layout), known, offering)
+
+
+def _with_key(layout: Layout, known: Told) -> Told:
+    """Return *known* with the message that vouches for the key of tokens, if somebody may ask for a token."""
+    from netspace.host.peer import vouching
+
+    if not any("attest" in one.verbs for one in known.environments.values()):
+        vouching.forget(layout)
+        return known
+    import msgspec
+
+    try:
+        before = msgspec.json.decode((host_peer.folder(layout) / told.FILE).read_bytes(), type=Told).vouched
+    except (OSError, ValueError):
+        before = None
+    return msgspec.structs.replace(known, vouched=vouching.ensure(layout, known.host, before))
 
 
 def _targets(peers: Mapping[str, Iterable[Link]]) -> set[str]:
@@ -88,4 +106,10 @@ def _trust(layout: Layout) -> Trust:
 def _encoded(content: Told) -> bytes:
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(content, order="sorted"), indent=1) + b"\n"
+    raw = msgspec.json.encode(content, order="sorted")
+    if len(raw) > told.MOST:  # the peer would read the beginning alone
+        raise StateError(
+            f"{told.FILE}: {len(raw)} bytes, and the host's peer reads {told.MOST} at most; shorten the values of "
+            "environments that may ask their host, or let fewer ask"
+        )
+    return raw

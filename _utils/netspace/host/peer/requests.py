@@ -24,6 +24,7 @@ Code = Literal[
     "verb-unknown",
     "verb-not-permitted",
     "arguments-invalid",
+    "not-available",
     "failed",
 ]
 CODES: tuple[str, ...] = get_args(Code)
@@ -41,6 +42,7 @@ class Verb(Protocol):
         """Return the answer to one request.
 
         :raises Refused: there is none.
+        :raises Unchanged: the asker knows it already, and is patient.
         """
 
 
@@ -117,6 +119,7 @@ def answer(asker: Asker, request: Request, verbs: dict[str, ModuleType]) -> byte
     """Return the answer to a request.
 
     :raises Refused: it is refused.
+    :raises Unchanged: the asker knows the answer already, and is patient.
     """
     module = verbs.get(request.verb)
     if module is None:

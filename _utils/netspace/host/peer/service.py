@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from netspace import library_copy
 from netspace.errors import raise_any
-from netspace.host.peer import told
+from netspace.host.peer import health, told
 from netspace.layout import Layout
 from netspace.link import host_peer
+from netspace.link.forwarder import process as forwarder
 from netspace.supervision.service import Service, Supervisor
 
 NAME = host_peer.SERVICE
+LIMITS = {"memory": 256 * 1024 * 1024, "cpus": 0.5, "pids": 8}
+"""The bounds that systemd sets: an environment that asks without end takes no more of the host than that."""
 
 
 def service(layout: Layout) -> Service:
@@ -24,6 +27,7 @@ def service(layout: Layout) -> Service:
             "NETSPACE_LIBRARY": library_copy.installed(layout),  # a new library restarts the service
         },
         stop_timeout=5.0,
+        limits=LIMITS,
         # After a reboot they are written last, once the forwarder's configuration is there.
         until=(host_peer.folder(layout) / told.FILE,),
     )
@@ -40,6 +44,16 @@ def lacking(layout: Layout, supervisor: Supervisor, wanted: bool) -> tuple[str, 
     return None if old in ("running", "starting") else ("start", {"old": old, "new": "running"})
 
 
+def forget(layout: Layout) -> None:
+    """Remove the folder, and the view of health. The folder stays while the forwarder listens in it.
+
+    Without the folder, haproxy could not start again.
+    """
+    health.withdraw(layout)
+    if str(host_peer.socket_path(layout)) not in forwarder.current(layout):
+        host_peer.remove(layout)
+
+
 def apply(layout: Layout, supervisor: Supervisor, action: str) -> None:
     """Do what :func:`lacking` returned.
 
@@ -47,7 +61,7 @@ def apply(layout: Layout, supervisor: Supervisor, action: str) -> None:
     """
     if action == "remove":
         raise_any(supervisor.remove([NAME]))
-        host_peer.remove(layout)
+        forget(layout)
         return
     if action == "restart":
         raise_any(supervisor.stop([NAME]))

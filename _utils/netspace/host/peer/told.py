@@ -13,6 +13,8 @@ import msgspec
 FILE = "told.json"
 CARD = "card.json"
 """The peer's own card, in the form of an environment's (``docs/environment-json.md``)."""
+KEY = "token-key.der"
+"""The private key of environments' tokens."""
 VERSION = 1
 MOST = 64 * 1024 * 1024
 
@@ -31,10 +33,14 @@ class Reached(msgspec.Struct, frozen=True):
 
 
 class Offering(msgspec.Struct, frozen=True):
-    """An environment that offers services, with the control group of its program."""
+    """An environment that offers services, with the control group of its program.
+
+    :param checked: it has a health check.
+    """
 
     services: tuple[str, ...]
     group: str
+    checked: bool = False
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -64,11 +70,32 @@ class Trust(msgspec.Struct, frozen=True):
     until: float = 0.0
 
 
+class Vouched(msgspec.Struct, frozen=True):
+    """The key of environments' tokens, as the host vouches for it.
+
+    :param about: what the message depends on; root compares it.
+    :param since: when the host vouched, in seconds since 1970.
+    :param host: the host's name in tokens, and *boot* the kernel's id of this boot.
+    :param kid: thumbprint of the key.
+    :param message: the message that vouches (``KEY_TYPE``); empty: there is none.
+    :param problem: why there is none.
+    """
+
+    about: str
+    since: float
+    host: str
+    boot: str
+    kid: str
+    message: str
+    problem: str = ""
+
+
 class Told(msgspec.Struct, frozen=True):
     """All that the peer knows.
 
     :param host: the host's name in links; None: none is declared.
     :param offering: the environments that offer services, by name; only those to which somebody who may ask may send.
+    :param vouched: None: nobody may ask for a token.
     """
 
     version: int
@@ -76,6 +103,7 @@ class Told(msgspec.Struct, frozen=True):
     trust: Trust
     environments: dict[str, Known]
     offering: dict[str, Offering] = {}
+    vouched: Vouched | None = None
 
     def level(self, now: float) -> Level:
         """Return the host's trust level at the time *now*."""
@@ -118,6 +146,14 @@ def read() -> tuple[Told, Card]:
     if found.version != VERSION:
         raise ValueError(f"{FILE}: version {found.version}, expected {VERSION}")
     return found, msgspec.json.decode(card, type=Card)
+
+
+def key() -> bytes:
+    """Return the private key of environments' tokens.
+
+    :raises OSError: there is none.
+    """
+    return _file(KEY)
 
 
 def _file(name: str) -> bytes:

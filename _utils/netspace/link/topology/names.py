@@ -22,8 +22,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -302,7 +302,7 @@ def declared(layout: Layout, broker: Broker) -> Names | None:
 
 def ensure(layout: Layout, broker: Broker) -> Names:
     """Return the desired names on *broker* and record their keys; make a key where there is none."""
-    keys = _declared(broker, _recorded(layout)) or _declared(broker, _Keys(secrets.token_bytes(32)))
+    keys = _declared(broker, _recorded(layout)) or _declared(broker, _Keys(os.urandom(32)))
     assert keys is not None
     between = {host: {"key": one.key.hex(), "source": one.source} for host, one in (keys.pairs or {}).items()}
     files.write_json(_path(layout), {"key": keys.key.hex(), "shared": keys.shared, "pairs": between})

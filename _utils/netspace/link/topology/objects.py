@@ -47,7 +47,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from netspace.link.topology.names import TAG_PATTERN, Names, account, carrier
-from netspace.link.topology.policies import policies
+from netspace.link.topology.policies import ASKING, asking, policies
 from netspace.spec import peer
 from netspace.spec.types import Link, host_of
 
@@ -134,6 +134,8 @@ def objects(links: Collection[Link], names: Names, shovels: Mapping[str, Mapping
             asked.setdefault(link.target, set()).add(through)
 
     made.update(shared(names))
+    if any(map(peer.is_link, here)):
+        made["policy", ASKING] = asking(names)
     for environment in environments | accounts(here, names):
         # Each shovel of another host's broker has one connection here, and may open a new one before the old one ends.
         times = 2 * brought.get(environment, 0) / CONNECTIONS + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netspace.link.topology.names import TAG_PATTERN, Names
+from netspace.spec import peer
 from netspace.spec.types import Link
 
 _DAY = 24 * 3600 * 1000
@@ -45,7 +46,9 @@ _DEAD: dict[str, Any] = {
     # Each look at a message counts as a delivery. With no limit at all, RabbitMQ would requeue it at the tail.
     "delivery-limit": 1_000_000_000,
 }
+ASKING = "netspace.host"
 POLICIES = (
+    ASKING,
     "netspace.mailbox",
     "netspace.lane",
     "netspace.memory",
@@ -78,6 +81,15 @@ def policies(names: Names) -> dict[str, dict[str, Any]]:
     }
 
 
+def asking(names: Names) -> dict[str, Any]:
+    """Return the policy of requests to the host itself: each queue has room for what may wait, however large it is.
+
+    It is there only with such a queue. Then no environment is named ``host``, so the pattern fits no other queue.
+    """
+    bounds = {**_MEMORY, "max-length-bytes": peer.LENGTH * peer.SIZE, "dead-letter-exchange": names.late}
+    return {**_policy(rf"^lane\.[a-z0-9_-]+\.{peer.NAME}(\.{TAG_PATTERN})?$", "classic_queues", bounds), "priority": 11}
+
+
 def _policy(pattern: str, kind: str, definition: dict[str, Any]) -> dict[str, Any]:
     return {"pattern": pattern, "apply-to": kind, "priority": 10, "definition": dict(definition)}
 
@@ -87,12 +99,15 @@ def fullness(link: Link, messages: int, size: int) -> float:
 
     A queue that the receiver reads has the link's own bounds; an outbox has those of a mailbox.
     """
+    if peer.is_link(link):
+        return part(messages, size, peer.LENGTH, peer.LENGTH * peer.SIZE)
     return part(messages, size, link.length if link.to_host is None else None)
 
 
-def part(messages: int, size: int, length: int | None = None) -> float:
+def part(messages: int, size: int, length: int | None = None, most: int | None = None) -> float:
     """Return the fill ratio (1 is full) of a queue of messages or dead letters.
 
     :param length: the most messages that it takes; None: those of a mailbox.
+    :param most: the most bytes of these messages; None: those of a mailbox.
     """
-    return max(messages / (length or int(_MAILBOX["max-length"])), size / int(_MAILBOX["max-length-bytes"]))
+    return max(messages / (length or int(_MAILBOX["max-length"])), size / (most or int(_MAILBOX["max-length-bytes"])))

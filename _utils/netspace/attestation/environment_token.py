@@ -1,0 +1,346 @@
+"""Tokens of environments: what a host says of one, for somebody who has a question (a nonce), signed.
+
+A token is an EAT (RFC 9711) in a JWT (RFC 7519), by ES256. Its key belongs to the host's own peer, and lives as long as
+a boot. The host vouches for that key by another one, that of its TPM or its software key. Both come together in one
+collection of the RATS Conceptual Messages Wrapper (CMW, draft-ietf-rats-msg-wrap):
+
+``token``
+    ``application/eat+jwt``: the claims about the environment.
+``host-key``
+    ``application/vnd.netspace.host-key+json``: the token's key, as the host vouches for it.
+
+The checks, in this order: form; the signature by the host's trusted key; the validity of the token's key; the token's
+signature; its host and boot; nonce; times; what the asker expects. Only :func:`verify` makes an :class:`Attested`. No
+file, no network, no clock, no TPM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from netspace import jose, strict_json
+from netspace.attestation.clocks import SKEW
+from netspace.attestation.refusals import (
+    HostKeyExpired,
+    Malformed,
+    TokenElsewhere,
+    TokenExpired,
+    TokenForged,
+    TokenOther,
+    TokenReplayed,
+    WrongDigest,
+    WrongQualifyingData,
+    WrongScheme,
+    WrongSelection,
+    WrongSignature,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+PROFILE = "tag:netspace.invalid,2026:environment#1"
+COLLECTION = "tag:netspace.invalid,2026:environment-evidence#1"
+TOKEN_TYPE, KEY_TYPE = "application/eat+jwt", "application/vnd.netspace.host-key+json"
+EVIDENCE, ENDORSEMENT = 4, 2
+"""The members ``ind`` of a CMW: evidence, and endorsements."""
+TYP = "eat+jwt"
+PREFIX = b"netspace-host-key/1\0"
+"""Precedes the statement in all that is signed, so that no other use of the host's key can be mistaken for it."""
+LIFETIME = 300
+"""Seconds for which a token is valid."""
+KEY_LIFETIME = 24 * 3600
+"""Seconds for which a host vouches for a token's key."""
+MOST, MOST_TOKEN = 32 * 1024, 8 * 1024
+NONCE = re.compile(r"[A-Za-z0-9_-]{16,88}")
+"""A nonce: RFC 9711, 4.1, permits 8 to 88 bytes."""
+BOUND = re.compile(r"[A-Za-z0-9_-]{43}")
+"""A key of the environment's own: the SHA-256 thumbprint of a JWK (RFC 7638)."""
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+Kind = Literal["software", "tpm"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The asker's expectations; None: any.
+
+    :param nonce: the asker's own question. A token for another one is a replay.
+    :param environment: the environment that is to be attested.
+    :param image: digest of its image, ``sha256:`` and 64 hexadecimal digits; *configuration* likewise.
+    :param key: thumbprint of the key that the environment itself named.
+    :param pcrs: PCRs (SHA-256 bank) that the host's TPM must have quoted, with these values.
+    """
+
+    nonce: str
+    environment: str
+    host: str | None = None
+    image: str | None = None
+    configuration: str | None = None
+    key: str | None = None
+    pcrs: Mapping[int, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Attested:
+    """An environment, as a trusted host attests it.
+
+    :param level: L1 if a software key vouches, which anybody who can read the host's disk could use; L2 if a TPM does.
+        What the host booted is for the asker to compare (*pcrs*).
+    :param started: when its program was started, in seconds since 1970; None: the host could not tell.
+    :param key: thumbprint of the key that the environment named as its own; the host doesn't know who has it.
+    """
+
+    environment: str
+    host: str
+    boot: str
+    image: str
+    configuration: str
+    started: float | None
+    key: str | None
+    level: Literal["L1", "L2"]
+    pcrs: Mapping[int, bytes]
+
+
+# -- making ------------------------------------------------------------------------------------------
+def statement(host: str, boot: str, key: Mapping[str, str], now: float) -> bytes:
+    """Return what a host signs to vouch for a token's *key* (JWK).
+
+    :param boot: the kernel's id of this boot.
+    """
+    made = {"boot": boot, "expires": int(now) + KEY_LIFETIME, "host": host, "issued": int(now), "key": dict(key)}
+    return _json(made)
+
+
+def qualifying(said: bytes) -> bytes:
+    """Return the qualifying data of a quote that vouches for a statement."""
+    return hashlib.sha256(PREFIX + said).digest()
+
+
+def vouched(kind: Kind, said: bytes, attest: bytes, signature: bytes, pcrs: Mapping[int, bytes]) -> str:
+    """Return the message of type ``KEY_TYPE``, as text.
+
+    :param attest: TPMS_ATTEST; empty for a software key.
+    :param signature: TPMT_SIGNATURE, or the 64 bytes of Ed25519.
+    """
+    made: dict[str, Any] = {"v": 1, "kind": kind, "statement": jose.text(said), "sig": jose.text(signature)}
+    if kind == "tpm":
+        made |= {"attest": jose.text(attest), "pcrs": {str(pcr): value.hex() for pcr, value in sorted(pcrs.items())}}
+    return _json(made).decode()
+
+
+def claims(about: Mapping[str, Any], nonce: str, now: float, key: str | None) -> bytes:
+    """Return the claims of a token.
+
+    :param about: ``sub``, and the claims that begin with ``netspace_``.
+    :param key: thumbprint of the environment's own key.
+    """
+    made = {"eat_profile": PROFILE, "eat_nonce": nonce, "iat": int(now), "exp": int(now) + LIFETIME, **about}
+    return _json({**made, "cnf": {"jkt": key}} if key is not None else made)
+
+
+def unsigned(kid: str, said: bytes) -> bytes:
+    """Return header and claims of a token in the form that is signed (RFC 7515, 5.1)."""
+    header = _json({"alg": jose.ALGORITHM, "kid": kid, "typ": TYP})
+    return f"{jose.text(header)}.{jose.text(said)}".encode()
+
+
+def collected(token: str, key: str) -> str:
+    """Return the collection of a token and the message that vouches for its key."""
+    found = {
+        "__cmwc_t": COLLECTION,
+        "token": [TOKEN_TYPE, jose.text(token.encode()), EVIDENCE],
+        "host-key": [KEY_TYPE, jose.text(key.encode()), ENDORSEMENT],
+    }
+    return _json(found).decode()
+
+
+# -- checking ----------------------------------------------------------------------------------------
+def verify(text: str, trusted: bytes, expected: Expected, now: float) -> Attested:
+    """Return the environment that a collection attests.
+
+    :param trusted: the host's key (PEM): Ed25519 for a software key, P-256 for a TPM's attestation key. Who trusts it
+        has checked that it is a TPM's (by a certificate of the Privacy CA, or at enrolment).
+    :raises Refused: a check fails; its code names which.
+    """
+    token, key = _parts(text)
+    said, kind, pcrs = _vouched_for(key, trusted)
+    if not said["issued"] - SKEW <= now <= said["expires"]:
+        raise HostKeyExpired(f"the host vouches for the token's key from {said['issued']} to {said['expires']}")
+    told = _claims(token, said["key"])
+    for name in ("host", "boot"):
+        if told[f"netspace_{name}"] != said[name]:
+            raise TokenElsewhere(f"the token is of another {name} than the one that vouches for its key")
+    if not hmac.compare_digest(told["eat_nonce"].encode(), expected.nonce.encode()):
+        raise TokenReplayed("the token is an answer to another question (nonce)")
+    if not told["iat"] - SKEW <= now <= told["exp"]:
+        raise TokenExpired(f"the token is valid from {told['iat']} to {told['exp']}")
+    own = told["cnf"]["jkt"] if "cnf" in told else None
+    found = Attested(
+        told["sub"],
+        said["host"],
+        said["boot"],
+        told["netspace_image"],
+        told["netspace_configuration"],
+        told["netspace_started"],
+        own,
+        "L2" if kind == "tpm" else "L1",
+        pcrs,
+    )
+    for name in ("environment", "host", "image", "configuration", "key"):
+        wanted, is_ = getattr(expected, name), getattr(found, name)
+        if wanted is not None and wanted != is_:
+            raise TokenOther(f"{name}: {is_}; expected {wanted}")
+    for pcr, value in sorted(expected.pcrs.items()):
+        if pcrs.get(pcr) != value:
+            raise TokenOther(f"PCR {pcr}: {pcrs[pcr].hex() if pcr in pcrs else 'not quoted'}; expected {value.hex()}")
+    return found
+
+
+def _parts(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the token, and the message that vouches for its key."""
+    if not isinstance(text, str) or len(text) > MOST:
+        raise Malformed(f"no collection of at most {MOST} characters")
+    found = _object(text, "collection")
+    if set(found) != {"__cmwc_t", "token", "host-key"} or found["__cmwc_t"] != COLLECTION:
+        raise Malformed(f"collection: expected {COLLECTION} with token and host-key")
+    raw = {}
+    for name, (kind, ind) in {"token": (TOKEN_TYPE, EVIDENCE), "host-key": (KEY_TYPE, ENDORSEMENT)}.items():
+        record = found[name]
+        if not isinstance(record, list) or len(record) != 3 or record[0] != kind or record[2] is not ind:
+            raise Malformed(f"{name}: expected a record of type {kind}")
+        raw[name] = _octets(record[1], name)
+    try:
+        return raw["token"].decode("ascii"), _object(raw["host-key"], "host-key")
+    except UnicodeDecodeError as err:
+        raise Malformed("token: not ASCII") from err
+
+
+def _vouched_for(key: Mapping[str, Any], trusted: bytes) -> tuple[dict[str, Any], Kind, dict[int, bytes]]:
+    """Return the statement that the trusted key signed, who signed it, and the quoted PCRs."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        host = load_pem_public_key(trusted)
+    except (ValueError, TypeError) as err:
+        raise Malformed(f"the trusted key is no public key (PEM): {err}") from err
+    curve = isinstance(host, EllipticCurvePublicKey) and isinstance(host.curve, SECP256R1)
+    if not curve and not isinstance(host, Ed25519PublicKey):
+        raise Malformed("the trusted key is neither on P-256 nor Ed25519")
+    kind: Kind = "tpm" if curve else "software"
+    if key.get("kind") in ("software", "tpm") and key["kind"] != kind:
+        raise WrongScheme(f"a key of kind {key['kind']} vouches; the trusted one is of kind {kind}")
+    names = {"v", "kind", "statement", "sig", *(("attest", "pcrs") if kind == "tpm" else ())}
+    if set(key) != names or key["kind"] != kind or type(key["v"]) is not int or key["v"] != 1:
+        raise Malformed(f"host-key: not a message of version 1 by a key of kind {kind}")
+    said, signature = _octets(key["statement"], "statement"), _octets(key["sig"], "sig")
+    if kind == "tpm":
+        pcrs = _quoted(key, said, signature, cast("EllipticCurvePublicKey", host))
+    else:
+        pcrs = {}
+        try:
+            cast("Ed25519PublicKey", host).verify(signature, PREFIX + said)
+        except InvalidSignature as err:
+            raise WrongSignature("the trusted key did not vouch for the token's key") from err
+    return _statement(said), kind, pcrs
+
+
+def _quoted(key: Mapping[str, Any], said: bytes, signature: bytes, host: EllipticCurvePublicKey) -> dict[int, bytes]:
+    """Check a quote that vouches for *said*, and return the values of its PCRs."""
+    from netspace.attestation.evidence import BANK_ID
+    from netspace.attestation.tpm import structures
+    from netspace.attestation.verifier import quotes
+
+    attest = _octets(key["attest"], "attest")
+    quote = structures.quote(attest)
+    quotes.check_signature(signature, attest, host, None)
+    if not hmac.compare_digest(quote.extra, qualifying(said)):
+        raise WrongQualifyingData("the quote vouches for another key")
+    if not isinstance(key["pcrs"], dict) or not all(re.fullmatch(r"[0-9]|1[0-9]|2[0-3]", pcr) for pcr in key["pcrs"]):
+        raise Malformed("host-key: pcrs: expected values by the numbers of PCRs")
+    if not all(isinstance(one, str) and re.fullmatch("[0-9a-f]{64}", one) for one in key["pcrs"].values()):
+        raise Malformed("host-key: pcrs: expected SHA-256 values")
+    pcrs = {int(pcr): bytes.fromhex(value) for pcr, value in key["pcrs"].items()}
+    if quote.selections != ((BANK_ID, frozenset(pcrs)),):
+        raise WrongSelection("the quote covers other PCRs than those that are told")
+    digest = hashlib.sha256(b"".join(pcrs[pcr] for pcr in sorted(pcrs))).digest()
+    if not hmac.compare_digest(digest, quote.digest):
+        raise WrongDigest("the values of the PCRs are not those that were quoted")
+    return pcrs
+
+
+def _statement(raw: bytes) -> dict[str, Any]:
+    found = _object(raw, "statement")
+    if set(found) != {"boot", "expires", "host", "issued", "key"}:
+        raise Malformed("statement: expected boot, expires, host, issued and key")
+    if any(type(found[name]) is not int for name in ("expires", "issued")):
+        raise Malformed("statement: times are whole seconds since 1970")
+    if not 0 < found["expires"] - found["issued"] <= KEY_LIFETIME:
+        raise HostKeyExpired(f"a host vouches for a key for {KEY_LIFETIME} s at most")
+    if any(not isinstance(found[name], str) or len(found[name]) > 255 for name in ("boot", "host")):
+        raise Malformed("statement: boot and host are texts")
+    try:
+        return {**found, "key": jose.parse_jwk(found["key"])}
+    except jose.Unreadable as err:
+        raise Malformed(f"statement: {err}") from err
+
+
+def _claims(token: str, key: Mapping[str, str]) -> dict[str, Any]:
+    """Return the claims of a token that *key* signed."""
+    try:
+        told = jose.opened(token, TYP, [key], MOST_TOKEN)
+    except jose.Unreadable as err:
+        raise Malformed(f"token: {err}") from err
+    except jose.Forged as err:
+        raise TokenForged(f"token: {err}") from err
+    texts = {"eat_profile", "eat_nonce", "sub", "netspace_host", "netspace_boot"}
+    digests = {"netspace_image", "netspace_configuration"}
+    if set(told) - {"cnf"} != {*texts, *digests, "iat", "exp", "netspace_started"} or told["eat_profile"] != PROFILE:
+        raise Malformed(f"token: not the claims of {PROFILE}")
+    if any(not isinstance(told[name], str) or len(told[name]) > 255 for name in texts):
+        raise Malformed("token: a claim is no text")
+    if any(not isinstance(told[name], str) or not DIGEST.fullmatch(told[name]) for name in digests):
+        raise Malformed("token: image and configuration are sha256 digests")
+    if any(type(told[name]) is not int for name in ("iat", "exp")) or not 0 < told["exp"] - told["iat"] <= LIFETIME:
+        raise Malformed(f"token: it lacks a time, or is valid for more than {LIFETIME} s")
+    if not NONCE.fullmatch(told["eat_nonce"]) or type(told["netspace_started"]) not in (float, int, type(None)):
+        raise Malformed("token: eat_nonce or netspace_started has another form")
+    if "cnf" in told:
+        cnf = told["cnf"]
+        if not isinstance(cnf, dict) or set(cnf) != {"jkt"} or not isinstance(cnf["jkt"], str):
+            raise Malformed("token: cnf: expected the thumbprint of a key")
+        if not BOUND.fullmatch(cnf["jkt"]):
+            raise Malformed("token: cnf: expected the thumbprint of a key")
+    return told
+
+
+def _object(raw: str | bytes, what: str) -> dict[str, Any]:
+    try:
+        found = strict_json.loads(raw)
+    except ValueError as err:
+        raise Malformed(f"{what}: not JSON: {err}") from err
+    if not isinstance(found, dict):
+        raise Malformed(f"{what}: not a JSON object")
+    return found
+
+
+def _octets(value: object, what: str) -> bytes:
+    if not isinstance(value, str):
+        raise Malformed(f"{what}: not base64url")
+    try:
+        return jose.octets(value, what)
+    except jose.Unreadable as err:
+        raise Malformed(str(err)) from err
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,58 @@
+"""``attest``: a token by which the asker proves to others where it runs, as its host says and vouches for.
+
+``docs/host-peer.md`` describes the answer, and ``netspace.attestation.environment_token`` the token.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from netspace import jose
+from netspace.attestation import environment_token
+from netspace.host.peer import signing, told
+from netspace.host.peer.asker import Asker
+from netspace.host.peer.requests import Refused
+
+Nonce = Annotated[str, msgspec.Meta(pattern=rf"^{environment_token.NONCE.pattern}$(?!\n)")]
+Thumbprint = Annotated[str, msgspec.Meta(pattern=rf"^{environment_token.BOUND.pattern}$(?!\n)")]
+
+
+class Arguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The arguments.
+
+    :param nonce: the question of the one who wants the proof: 16 to 88 characters of base64url.
+    :param key: thumbprint (RFC 7638, SHA-256) of a key of the asker's own, which the token then names.
+    """
+
+    nonce: Nonce
+    key: Thumbprint | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The proof.
+
+    :param evidence: a collection (CMW) in JSON, as text, to be handed on as it is.
+    """
+
+    evidence: str
+
+
+def answer(asker: Asker, arguments: Arguments) -> Answer:
+    """Return the answer to one request."""
+    vouched = asker.told.vouched
+    if vouched is None or not vouched.message:
+        raise Refused("not-available", "the host makes no tokens yet" if vouched is None else vouched.problem)
+    about = {
+        "sub": asker.name,
+        "netspace_host": vouched.host,
+        "netspace_boot": vouched.boot,
+        "netspace_image": asker.own.image,
+        "netspace_configuration": asker.own.configuration,
+        "netspace_started": asker.started(),
+    }
+    claims = environment_token.claims(about, arguments.nonce, asker.now, arguments.key)
+    unsigned = environment_token.unsigned(vouched.kid, claims)
+    token = f"{unsigned.decode()}.{jose.text(signing.es256(told.key(), unsigned))}"
+    return Answer(environment_token.collected(token, vouched.message))

@@ -1,0 +1,81 @@
+"""Key of environments' tokens: made by root, for the peer, while somebody may ask for a token; vouched for by the host.
+
+It lives in memory, so it ends with the boot. The host vouches for it for a day, and again at the first apply or hourly
+run of the renewer after half a day. In Salt's master or in a pillar there is none of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from netspace import files, jose
+from netspace.attestation import environment_token, result
+from netspace.errors import NetspaceError
+from netspace.host.peer.told import KEY, Vouched
+from netspace.layout import Layout
+from netspace.link import host_peer
+
+_AGAIN = environment_token.KEY_LIFETIME / 2
+
+
+def ensure(layout: Layout, host: str | None, before: Vouched | None) -> Vouched:
+    """Return the message by which the host vouches for the key; make the key, and a new message, if they are due.
+
+    :param host: the host's name in links. A host without one is told by its id.
+    :param before: what the peer was told last.
+    """
+    from netspace.attestation.minion import host_key, software_key
+
+    name, boot, now = host or software_key.host_id(layout), result.boot_id(layout), time.time()
+    try:
+        chosen = host_key.settings(layout)
+        about = {"host": name, "boot": boot, "by": [chosen.get("tpm"), chosen.get("pcrs")]}
+        fresh = before is not None and before.message and before.since <= now < before.since + _AGAIN
+        if before is not None and fresh and before.about == _text(about, _present(layout)):
+            return before
+        public = _key(layout)
+        said = environment_token.statement(name, boot, public, now)
+        message = host_key.vouch(layout, chosen, said)
+        return Vouched(_text(about, _present(layout)), now, name, boot, jose.thumbprint(public), message)
+    except (NetspaceError, OSError) as err:
+        return Vouched("", now, name, boot, "", "", f"the host can't vouch for its tokens: {err}")
+
+
+def _text(about: Mapping[str, Any], key: bytes) -> str:
+    """Return what a message depends on, as text. Of the key it has a digest alone."""
+    return json.dumps({**about, "key": hashlib.sha256(key).hexdigest()}, sort_keys=True)
+
+
+def _present(layout: Layout) -> bytes:
+    """Return the key's file; empty: there is none."""
+    try:
+        return files.read(host_peer.folder(layout) / KEY)
+    except FileNotFoundError:
+        return b""
+
+
+def forget(layout: Layout) -> None:
+    """Delete the key."""
+    files.remove(host_peer.folder(layout) / KEY)
+
+
+def _key(layout: Layout) -> dict[str, str]:
+    """Return the public key of tokens (JWK). Make one if there is none, or none that can be used."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    path = host_peer.folder(layout) / KEY
+    try:
+        key = serialization.load_der_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        key = ec.generate_private_key(ec.SECP256R1())
+        encoding, form = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8
+        raw = key.private_bytes(encoding, form, serialization.NoEncryption())
+        files.write(path, raw, mode=0o640, owner=(0, host_peer.ids(layout)))
+    return jose.jwk(key.public_key())

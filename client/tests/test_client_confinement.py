@@ -1,0 +1,207 @@
+"""A program that gives up rights: what it can do afterwards, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netspace_client import ConfinementError, confine
+from netspace_client import confinement as module
+
+SOURCE = Path(module.__file__).resolve().parents[1]
+BEGIN = """
+import errno, os, socket, subprocess, sys, threading
+sys.path.insert(0, {source!r})
+from netspace_client import ConfinementError, confine
+
+def tried(act, *arguments, **keys):
+    try:
+        act(*arguments, **keys)
+    except OSError as err:
+        return errno.errorcode[err.errno]
+    return "done"
+
+def told(path):
+    with open(path) as stream:
+        return stream.read()
+
+def keep(path, mode="w"):
+    with open(path, mode) as stream:
+        stream.write("x")
+
+def connected(port):
+    socket.create_connection(("127.0.0.1", port), 5).close()
+
+def listens(port):
+    with socket.socket() as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("127.0.0.1", port))
+"""
+
+
+def supported() -> bool:
+    try:
+        module._version()
+    except ConfinementError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not supported(), reason="this kernel has no Landlock that bounds connections")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, Path]:
+    """Folders named as what is permitted there; each has a file."""
+    found = {name: tmp_path / name for name in ("read", "write", "execute", "none")}
+    for path in found.values():
+        path.mkdir()
+        (path / "file").write_text(path.name)
+    (found["execute"] / "program").symlink_to("/bin/true")
+    return found
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Port of a server."""
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield int(made.getsockname()[1])
+
+
+def run(script: str, **names: Any) -> None:
+    """Run a script in a new process; fail if it fails."""
+    values = "".join(f"{name} = {json.loads(json.dumps(value, default=str))!r}\n" for name, value in names.items())
+    whole = BEGIN.format(source=str(SOURCE)) + values + script
+    done = subprocess.run([sys.executable, "-I", "-c", whole], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_are_bounded_to_what_is_named(places: dict[str, Path]) -> None:
+    script = """
+confine(read=[read], write=[write], mailbox=False)
+assert told(read + "/file") == "read" and told(write + "/file") == "write"
+assert tried(told, none + "/file") == "EACCES", tried(told, none + "/file")
+assert tried(told, "/etc/passwd") == "EACCES" and tried(os.listdir, none) == "EACCES"
+assert os.listdir(read) == ["file"]
+for change in (keep, os.unlink):
+    assert tried(change, read + "/file") == "EACCES", change
+assert tried(os.truncate, read + "/file", 0) == "EACCES"
+keep(write + "/new"), os.mkdir(write + "/folder"), os.rename(write + "/new", write + "/folder/new")
+os.truncate(write + "/file", 0), os.unlink(write + "/file")
+assert tried(os.link, read + "/file", write + "/link") in ("EACCES", "EXDEV")
+os.symlink(none + "/file", write + "/symlink")
+assert tried(told, write + "/symlink") == "EACCES"
+"""
+    run(script, **places)
+
+
+def test_programs_are_bounded_and_inherit_the_bounds(places: dict[str, Path]) -> None:
+    script = """
+confine(execute=["/bin", "/usr/bin", "/lib", "/lib64", "/usr/lib"], write=[write], mailbox=False)
+assert subprocess.run(["/bin/cat", none + "/file"], capture_output=True).returncode != 0
+assert subprocess.run(["/bin/sh", "-c", "echo x > " + write + "/child"]).returncode == 0
+open(write + "/program", "w").write("#!/bin/sh\\n"), os.chmod(write + "/program", 0o700)
+assert tried(subprocess.run, [write + "/program"]) == "EACCES", "what it wrote itself"
+status = told("/proc/self/status") if tried(told, "/proc/self/status") == "done" else ""
+assert status == "", "proc is no exception"
+seen = []
+thread = threading.Thread(target=lambda: seen.append(tried(told, none + "/file")))
+thread.start(), thread.join()
+assert seen == ["EACCES"]
+"""
+    run(script, **places)
+
+
+def test_nothing_is_started_by_default(places: dict[str, Path]) -> None:
+    run('confine(mailbox=False)\nassert tried(subprocess.run, ["/bin/true"]) == "EACCES"', **places)
+
+
+def test_connections_are_bounded_to_named_ports(places: dict[str, Path], port: int) -> None:
+    script = """
+with socket.create_server(("127.0.0.1", 0)) as other:
+    free = other.getsockname()[1]
+    opened = socket.create_connection(("127.0.0.1", free))
+    confine(connect=[port], mailbox=False)
+    assert tried(connected, port) == "done" and tried(connected, free) == "EACCES"
+    assert opened.send(b"x") == 1, "what is open stays open"
+assert tried(listens, 0) == "EACCES" and tried(listens, port) == "EACCES"
+"""
+    run(script, port=port)
+
+
+def test_named_port_may_be_listened_on(port: int) -> None:
+    run('confine(listen=[port], mailbox=False)\nassert tried(listens, port) in ("done", "EADDRINUSE")', port=port)
+
+
+def test_mailbox_keeps_its_files_and_broker(tmp_path: Path, port: int) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    broker = {"host": "127.0.0.1", "port": port, "vhost": "/", "username": "x", "password_file": "/run/netspace/p"}
+    card = {"version": 1, "name": "web", "queues": [], "peers": [], "senders": [], "broker": broker}
+    (folder / "environment.json").write_text(json.dumps(card))
+    script = """
+from pathlib import Path
+confine(folder=Path(folder))
+assert told(folder + "/environment.json") and tried(connected, port) == "done"
+assert tried(keep, folder + "/environment.json") == "EACCES"
+import asyncio, decimal, sqlite3, ssl
+ssl.create_default_context()
+"""
+    run(script, folder=folder, port=port)
+
+
+def test_second_call_takes_more_and_gives_nothing(places: dict[str, Path]) -> None:
+    script = """
+confine(read=[read, write], mailbox=False)
+confine(read=[read, none], mailbox=False)
+assert told(read + "/file") == "read"
+assert tried(told, write + "/file") == tried(told, none + "/file") == "EACCES"
+"""
+    run(script, **places)
+
+
+def test_mistake_leaves_all_rights(places: dict[str, Path]) -> None:
+    script = """
+for wrong in ({"read": [none + "/absent"]}, {"connect": [70000]}, {"mailbox": True}):
+    try:
+        confine(**{"mailbox": False, **wrong})
+    except ConfinementError as err:
+        assert str(err)
+    else:
+        raise AssertionError(wrong)
+    assert told(none + "/file") == "none"
+"""
+    run(script, **places)
+
+
+def test_process_with_threads_is_refused() -> None:
+    ends = threading.Event()
+    thread = threading.Thread(target=ends.wait)
+    thread.start()
+    try:
+        with pytest.raises(ConfinementError, match="several threads"):
+            confine(mailbox=False)
+    finally:
+        ends.set()
+        thread.join()
+
+
+def test_kernel_without_landlock_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(number: int, *arguments: object) -> int:
+        raise ConfinementError(os.strerror(38))
+
+    monkeypatch.setattr(module, "_call", missing)
+    with pytest.raises(ConfinementError, match="no Landlock, or it is off"):
+        confine(mailbox=False)
+    monkeypatch.setattr(module, "_call", lambda number, *arguments: 3)
+    with pytest.raises(ConfinementError, match=r"Linux 6\.7 or later"):
+        confine(mailbox=False)
