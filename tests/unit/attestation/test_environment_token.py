@@ -185,6 +185,8 @@ FORGERIES: dict[str, tuple[Forge, str]] = {
     "vouched for for ever": (Forge(statement={"expires": FAR}), "host-key-expired"),
     "with a further statement": (Forge(statement={"admin": True}), "malformed"),
     "with a statement without a host": (Forge(statement={"host": None}), "malformed"),
+    "with half a second in the statement": (Forge(statement={"issued": NOW - 60.5}), "malformed"),
+    "with a number for a host": (Forge(statement={"host": 7}), "malformed"),
     "with a key on another curve": (Forge(statement={"key": {"kty": "EC", "crv": "P-384"}}), "malformed"),
     "with a point that is on no curve": (
         Forge(statement={"key": {**jose.jwk(TOKEN.public_key()), "x": "A" * 43}}),
@@ -265,6 +267,34 @@ def test_other_boot_than_expected_is_refused() -> None:
         with pytest.raises(Refused) as refused:
             tokens.verify(Forge().made(), trusted("tpm"), dataclasses.replace(ASKED, pcrs=pcrs), NOW)
         assert refused.value.code == "token-subject"
+
+
+@pytest.mark.parametrize("key", [b"", pem(ec.generate_private_key(ec.SECP384R1()))], ids=["none", "P-384"])
+def test_key_of_another_kind_is_not_trusted(key: bytes) -> None:
+    with pytest.raises(Refused, match="the trusted key is") as refused:
+        tokens.verify(Forge().made(), key, ASKED, NOW)
+    assert refused.value.code == "malformed"
+    with pytest.raises(EXAMPLE.Refused):
+        EXAMPLE.check(Forge().made(), key, NONCE, NOW)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"netspace_image": "latest"},
+        {"netspace_configuration": 7},
+        {"netspace_started": "x"},
+        {"netspace_started": True},
+        {"cnf": "x"},
+        {"cnf": {"jkt": 7}},
+        {"cnf": {"jkt": "x"}},
+        {"cnf": {"jkt": THUMBPRINT, "kid": "x"}},
+    ],
+)
+def test_claim_of_another_form_is_refused_by_the_library(claims: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        tokens.verify(Forge(claims=claims).made(), trusted("tpm"), ASKED, NOW)
+    assert refused.value.code == "malformed"
 
 
 def test_no_changed_byte_of_evidence_is_accepted() -> None:
