@@ -46,7 +46,7 @@ PARTS = {
         "fleets": [
             f"tests/integration/test_{what}_fleet.py" for what in ("attestation", "registrar", "seals", "targets")
         ],
-        "lab-tpm": ["tests/integration/test_lab_tpm.py"],
+        "lab-tpm": ["tests/integration/test_lab_tpm.py", "tests/integration/test_lab_faults.py"],
         "integration": ["tests/integration"],
     },
     "vm": {
