@@ -171,7 +171,15 @@ def enroll(template: str = "", asked: dict[str, Any] | None = None) -> dict[str,
         if not isinstance(given, dict) or set(given) != {"template", "period", "others"}:
             raise NetspaceError("asked: expected template, period and others")
         chosen_template, period = str(given["template"]) or None, read_period(given["period"])
-        shown = self_appraisal.enroll(layout, chosen, chosen_template, period, others=given["others"] is True).wire()
+        try:
+            shown = self_appraisal.enroll(
+                layout, chosen, chosen_template, period, others=given["others"] is True
+            ).wire()
+        except NetspaceError as err:
+            if asked is None:
+                raise
+            # Without a signature it could be anybody's word: the master would wait until its time limit.
+            shown = {"error": refusal.told(__opts__, err), "period": given["period"]}
         return shown if asked is None else _signed(identity.ENROLMENT, shown, {})
     except NetspaceError as err:
         raise CommandExecutionError(refusal.told(__opts__, err)) from err

@@ -701,8 +701,9 @@ def drain(*hosts: str, undo: bool = False, **others: object) -> dict[str, Any]:
     Place the environments of hosts elsewhere, as far as their placement allows, until the drain is undone.
 
     Return ``changed``; ``drained``: all drained hosts; ``moves``: the environments that move; ``stay``: those that
-    can't, with the reason; and ``apply``: the minions that have another pillar then. If the fleet would have a problem,
-    nothing is changed.
+    can't, with the reason; ``apply``: the minions that have another pillar then; and ``join``: the hosts that
+    :py:func:`join` once they have applied, because their sealed links lead to another host. If the fleet would have a
+    problem, nothing is changed.
 
     CLI Example:
 

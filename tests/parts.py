@@ -49,7 +49,7 @@ PARTS = {
             f"tests/integration/test_{what}_fleet.py" for what in ("attestation", "registrar", "seals", "targets")
         ],
         "lab": ["tests/integration/test_lab.py"],
-        "lab-tpm": ["tests/integration/test_lab_tpm.py"],
+        "lab-tpm": ["tests/integration/test_lab_tpm.py", "tests/integration/test_lab_faults.py"],
         "integration": ["tests/integration"],
     },
     "vm": {

@@ -291,7 +291,27 @@ def start(arguments: list[str]) -> int:
             switch_on(name, {"master": MASTER, **known()}[name], Switch(FOLDER), lock)
     names = set(arguments) - {"master"}
     if names and host("master").init():
+        admit(sorted(names))
         await_minions(names, "start")
+    return 0
+
+
+def wipe(arguments: list[str]) -> int:
+    """Take a host's disk and TPM away: at its next start it is another machine."""
+    for name in some("wipe", arguments):
+        if name == "master":
+            raise Failed("wipe: it is for minions; end the lab instead: lab down")
+        with locked():
+            if host(name).sandbox():
+                raise Failed(f"wipe: {name} is on; switch it off: lab kill {name}")
+            home, maker = FOLDER / name, FOLDER / "maker"
+            for part in ("disk", "pki", "cache"):
+                discard(home / part)
+            if tpms.folder(home).exists():
+                discard(tpms.folder(home))
+                tpms.make(home, maker)
+                tpms.write_inventory(FOLDER / "master", [FOLDER / other for other in known()], maker)
+        say(f"{name}: another machine from its next start on; delete the old key: lab salt-key -y -d {name}")
     return 0
 
 
@@ -420,6 +440,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "mend": mend,
     "kill": kill,
     "start": start,
+    "wipe": wipe,
     "log": log,
 }
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from netspace.errors import NetspaceError
 from netspace.fleet import hosts as fleet_hosts
+from netspace.fleet import joining
+from netspace.fleet.compile import Compiled
 from netspace.fleet.declaration import FleetDeclaration
 from netspace.fleet.place import STAYS
 
@@ -44,4 +46,15 @@ def drain(declaration: FleetDeclaration, names: Iterable[object], *, undo: bool)
         ],
         "stay": [one.text for one in after.missing if STAYS in one.text and one.subject in concerned],
         "apply": sorted(different),
+        "join": sorted(_newly_sealed(before, after)),
     }
+
+
+def _newly_sealed(before: Compiled, after: Compiled) -> set[str]:
+    """Return the hosts that exchange keys after the apply: they get sealed links with a host that was no such peer."""
+    found = set[str]()
+    for minion, pillar in after.slices.items():
+        peers = joining.sealed_peers(pillar["netspace"])
+        if peers - joining.sealed_peers(before.slices.get(minion, {}).get("netspace", {})):
+            found.add(str(pillar["netspace"]["broker"]["host"]))
+    return found

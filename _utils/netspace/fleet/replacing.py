@@ -43,14 +43,14 @@ def replace(
     (host,) = fleet_hosts.named(fleet, [name])
     found: dict[str, Any] = {}
     settings, domain = compiled.slices[fleet.minion(host)]["netspace"], fleet.trust_domain(host)
-    certified, present = root.given().get(domain), None
+    certified, present, silent = root.given().get(domain), None, ""
     if certified is not None:
         try:
             folder = str(settings.get("broker", {}).get("authority", AUTHORITY))
             asked = minion(fleet.minion(host)).call("netspace_link.authority_request", folder=folder)
             present = _key(asked)
-        except NetspaceError:  # it is dead, or not accepted yet: no machine there has the certified key
-            present = ""
+        except NetspaceError as err:  # it is dead, or not accepted yet: no machine there has the certified key
+            present, silent = "", str(err)
     known = declaration.register.path(fleet.minion(host)).exists()
     left = present != certified or (certified is None and known)  # released, and killed before it left
     if left:
@@ -60,7 +60,7 @@ def replace(
         if "error" in gone:
             raise NetspaceError(f"{host}: {gone['error']}")
         found |= gone
-    joined = join_hosts.join(declaration, [host], root, minion, ask)[host]
+    joined = {"error": silent} if silent else join_hosts.join(declaration, [host], root, minion, ask)[host]
     found |= joined
     if "error" in joined:
         found["error"] = f"the new machine can't join yet: {joined['error']}; then replace {host} again"

@@ -125,11 +125,16 @@ class Minions:
     def asked(self, minion: str, function: str, arguments: Mapping[str, Any], timeout: float) -> Any:
         """Return one minion's own answer.
 
-        :raises NetspaceError: it failed, or did not answer.
+        :raises NetspaceError: its key isn't accepted, it failed, or it did not answer.
         """
+        if not self.accepted([minion]):
+            raise NetspaceError(f"{minion}: the master hasn't accepted its key; compare it, then salt-key -a {minion}")
         answers = self.ask([minion], function, arguments, timeout)
         if minion not in answers:
-            raise NetspaceError(f"{minion} did not answer {function} within {timeout} s; is its key accepted?")
+            raise NetspaceError(
+                f"{minion} did not answer {function} within {timeout} s; look whether its minion runs. If another "
+                f"machine took its place, salt-key -d {minion}, and accept the new key"
+            )
         answer = answers[minion]
         if isinstance(answer, NetspaceError):
             raise NetspaceError(f"{minion}: {function}: {answer}")

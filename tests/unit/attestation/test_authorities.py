@@ -9,6 +9,8 @@ import pytest
 from support.attestation.honest_minion import DAY, MASTER, NOW, Minion, enrolled
 
 from netspace.attestation.endorsement.makers import Makers
+from netspace.attestation.fleet import rounds
+from netspace.attestation.fleet.calls import Again, Answer
 from netspace.attestation.registrar import privacy_ca
 from netspace.attestation.registrar.registrar import Registrar
 from netspace.attestation.tpm import structures
@@ -52,6 +54,19 @@ def test_a_root_elsewhere(tmp_path: Path, minion: Minion) -> None:
     assert enrolled(registrar, minion, NOW)["level"] == 2
     with pytest.raises(NetspaceError, match="no request is waiting"):
         registrar.ca.adopt(certificate, pem, NOW)
+
+
+def test_a_hosts_own_refusal_to_enrol_is_waited_for_no_longer(registrar: Registrar) -> None:
+    def refused(shown: dict[str, object]) -> object:
+        work = rounds.enrolled(registrar, "web1", lambda: begun.append, None)  # type: ignore[arg-type, return-value]
+        asked = next(work).value  # type: ignore[union-attr]
+        return work.send(Answer({key: value or asked["period"] for key, value in shown.items()}))
+
+    begun: list[object] = []
+    with pytest.raises(NetspaceError, match="web1: attestation:tpm names no TPM"):
+        refused({"error": "attestation:tpm names no TPM", "period": ""})
+    assert isinstance(refused({"error": "of another call", "period": "00" * 16}), Again)
+    assert isinstance(refused({"error": "of no call"}), Again) and begun == []
 
 
 def test_the_cas_key_is_opened_by_what_signs_alone(

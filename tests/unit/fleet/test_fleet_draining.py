@@ -60,6 +60,14 @@ def test_a_drained_host_keeps_only_what_cannot_move(declared: FleetDeclaration) 
     assert [one.text for one in declared.check().missing] == found["stay"]
 
 
+def test_hosts_with_new_sealed_links_are_to_join(declared: FleetDeclaration) -> None:
+    path = declared.drained.path.parents[1] / "fleet.yaml"
+    path.write_text(yaml.safe_dump({**FLEET, "links": [{"from": "asks", "to": "free", "seal": True}]}))
+    assert declared.apply() is None
+    assert draining.drain(declared, ["h1"], undo=False)["join"] == ["h2", "h3"], "not h1: it only loses its link"
+    assert draining.drain(declared, ["h1"], undo=True)["join"] == []
+
+
 def test_draining_again_changes_nothing(declared: FleetDeclaration) -> None:
     draining.drain(declared, ["h1"], undo=False)
     before = declared.drained.path.stat().st_ino, declared.store.current().manifest

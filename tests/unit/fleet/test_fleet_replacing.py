@@ -34,10 +34,11 @@ class Machine:
     """A machine with keys of its own; its functions are the real ones."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.on = folder, True
+        self.folder, self.on, self.unanswered = folder, True, 0
 
     def call(self, function: str, **arguments: Any) -> Any:
         if not self.on:
+            self.unanswered += 1
             raise NetspaceError("did not answer within 60 s; is its key accepted?")
         functions: dict[str, Callable[[], Any]] = {
             "netspace_link.authority_request": lambda: roots.request(self.folder),
@@ -104,6 +105,7 @@ def test_a_dead_machine_is_cut_out_until_the_new_one_is_there(fleet: Fleet) -> N
     fleet.machine.on = False
     found = fleet.replace()
     assert found["left"] is True and "can't join yet: did not answer" in found["error"]
+    assert fleet.machine.unanswered == 1, "each time costs an operator a minute"
     assert "hosts" not in fleet.declared.answer("h1").pillar["netspace"]["broker"]  # type: ignore[index]
     assert "left" not in fleet.replace(), "once is enough"
     fleet.new_machine()

@@ -217,14 +217,20 @@ def enrolled(
     :raises Silent: when the minion does not answer.
     :raises NetspaceError: when the minion can't be enrolled.
     """
-    begin = ready()
+    begin, asked = ready(), registrar.request(minion)
 
     def showing(came: Answer) -> Generator[Step, Answer, Any]:
         yield from ()
         now = wall()
-        return now, begin(minion, came.value if identities is None else identities.enrolment(minion, came.value), now)
+        shown = came.value if identities is None else identities.enrolment(minion, came.value)
+        if isinstance(shown, Mapping) and "error" in shown:  # the minion's own word, so there is nothing to wait for
+            if shown.get("period") != asked["period"]:
+                raise Malformed("enrolment: not an answer to this call")
+            why = printable(str(shown["error"])[:200], "\n", REPLACEMENT)
+            raise NetspaceError(f"{minion}: {why}")
+        return now, begin(minion, shown, now)
 
-    (now, pending), came = yield from heard(Call("enroll", "asked", registrar.request(minion)), showing, (None, None))
+    (now, pending), came = yield from heard(Call("enroll", "asked", asked), showing, (None, None))
     _came(minion, came)
 
     def opening(came: Answer) -> Generator[Step, Answer, Any]:
