@@ -125,7 +125,8 @@ def test_every_pair_of_many_ends_is_answered_as_packets_pass(bench: Bench, outsi
     assert {"outside"} < {end for pair in expected for end in pair}, "some pass"
     arrived: set[tuple[str, str]] = set()
     with contextlib.ExitStack() as after:
-        receiving, sending = {}, {}
+        receiving: dict[str, socket.socket] = {}
+        sending: dict[str, socket.socket] = {}
         for name in own:
             path = outside if name == "outside" else bench.path(name)
             for kept in (receiving, sending):

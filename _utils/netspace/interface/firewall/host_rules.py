@@ -273,7 +273,8 @@ def _chain(
     direction, peer, port, opened = WAYS[way]
     rules = of_way(way, allow)
     led = publish if direction == "in" else ()
-    made, counted = [], {}
+    made: list[Rule] = []
+    counted: dict[str, Chain] = {}
 
     def then(what: str, opened: str) -> str:
         """Return the end of a rule. Only packets in the rule's own direction are counted."""

@@ -74,7 +74,8 @@ def test_every_pair_is_answered_as_messages_pass(world: World) -> None:
     world.environment(*names)
     world.apply(*links)
     applied = reach.World(frozenset(names), links=tuple(record.read(world.layout).links.values()))
-    told, found = {}, {}
+    told: dict[tuple[str, str], tuple[bool, bool]] = {}
+    found: dict[tuple[str, str], tuple[bool, bool]] = {}
     with contextlib.ExitStack() as after:
         ends = Ends(world, names, after)
         for source, target in itertools.permutations(names, 2):
