@@ -13,7 +13,7 @@ from msgspec import structs
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
 from netspace.link import plan, record
-from netspace.link.broker import access, loopback, node, plugin
+from netspace.link.broker import access, first_start, loopback, node, plugin
 from netspace.link.broker.changes import BrokerChanges
 from netspace.link.forwarder import ports, process
 from netspace.link.pki import authority, certificates, renewer
@@ -201,6 +201,7 @@ class ApplyRun:
             if after:  # the former ports are free now
                 loopback.ensure(self.layout, broker)
         elif isinstance(broker, LocalBroker):
+            first_start.finish(self.layout)
             for name in work.observed.ended:
                 node.restart_plugin(self.layout, broker, name)
             if plugin.NAME in work.observed.ended:

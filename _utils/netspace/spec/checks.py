@@ -663,7 +663,7 @@ def _volumes(declared: Declaration, path: str) -> list[Problem]:
 
 
 def _settings(declared: Declaration, path: str) -> list[Problem]:
-    problems = []
+    problems: list[Problem] = []
     broker = declared.broker
     if isinstance(broker, LocalBroker):
         least, most = MESSAGE_SIZES

@@ -18,8 +18,9 @@ from msgspec.structs import replace
 from support.links.link_world import World
 from support.waiting import until
 
+from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import access, listening, node, plugin
+from netspace.link.broker import access, first_start, listening, node, plugin
 from netspace.link.pki import authority
 from netspace.spec.types import Link, LocalBroker
 
@@ -53,6 +54,30 @@ def squatter(world: World, port: int) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.kill()
             process.wait()
+
+
+def test_first_start_that_is_killed_begins_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node is stopped while it makes its tables: RabbitMQ can't read them again. The next apply needs no help."""
+
+    def killed(*_: object) -> None:
+        raise NetspaceError("killed here")
+
+    world.environment("web", "orders")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(node, "wait", killed)
+            with pytest.raises(AssertionError, match="killed here"):
+                world.apply(TELL)
+        assert first_start.unfinished(world.layout)
+        world.supervisor.stop([node.NODE])
+        tables = first_start.data(world.layout) / f"{world.layout.instance}@localhost"
+        tables.mkdir(parents=True, exist_ok=True)
+        (tables / "schema.DAT").write_bytes(b"half")
+        world.apply(TELL)
+        assert health(world)["ok"] and not first_start.unfinished(world.layout)
+    finally:
+        world.apply()
+        world.no_environment("web", "orders")
 
 
 def test_port_that_is_taken_is_refused_before_anything_starts(world: World) -> None:

@@ -193,7 +193,7 @@ def chain_name(way: str, rules: Sequence[Allow], publish: Sequence[Publication] 
 
 # For each way of a packet: the direction of its rules, the fields with the peer's address and the server's port, and
 # the chain for packets that a rule covers (empty: accept).
-WAYS = {
+WAYS: Mapping[str, tuple[Direction, str, str, str]] = {
     "out": ("out", "daddr", "dport", "opened.from"),
     "out.reply": ("out", "saddr", "sport", ""),
     "host": ("out", "daddr", "dport", "opened.from"),

@@ -25,7 +25,7 @@ from typing import Any
 from netspace import files
 from netspace.errors import MissingError, NetspaceError, StateError
 from netspace.layout import Layout
-from netspace.link.broker import listening, loopback, mapper, plugin
+from netspace.link.broker import first_start, listening, loopback, mapper, plugin
 from netspace.link.broker.management import Login, Management, RefusedError, UnreachableError
 from netspace.link.pki import authority, certificates
 from netspace.link.topology import diff
@@ -97,7 +97,7 @@ def service(layout: Layout, spec: LocalBroker) -> Service:
             "ERL_INETRC": str(base / "etc/inetrc"),
             **_NO_QUESTIONS,
             "RABBITMQ_NODENAME": f"{layout.instance}@localhost",
-            "RABBITMQ_MNESIA_BASE": str(base / "data/mnesia"),
+            "RABBITMQ_MNESIA_BASE": str(first_start.data(layout)),
             "RABBITMQ_LOG_BASE": str(base / "log"),
             "RABBITMQ_CONFIG_FILE": str(base / "etc/rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(base / "etc/advanced.config"),
@@ -359,15 +359,20 @@ def start(
     if deaf:
         progress(f"asking the broker again, for up to {DEAF_SECONDS:.0f} s")
         deaf = bool(listening.unanswered(layout, spec, seconds=DEAF_SECONDS))
-    if status is not None and (deaf or not installed(layout, spec)):
+    new = first_start.unfinished(layout) and bool(listening.unanswered(layout, spec))
+    if status is not None and (new or deaf or not installed(layout, spec)):
         # Stop it before writing files: if this run is killed in between, the next run starts the node.
         _raise(layout, "can't stop the broker to reconfigure it", supervisor.stop([NODE]))
+    if new:
+        first_start.undo(layout)
     install(layout, spec)
+    first_start.begin(layout)
     supervisor.define([service(layout, spec)])
     if FORMER in supervisor.observe([FORMER]):
         _raise(layout, "can't remove what the broker doesn't need any more", supervisor.remove([FORMER]))
     _raise(layout, "the broker can't be started", supervisor.start([NODE]))
     wait(layout, spec, supervisor, progress)
+    first_start.finish(layout)
 
 
 def wait(

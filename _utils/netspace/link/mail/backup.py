@@ -23,7 +23,7 @@ from typing import Any
 from netspace import files, paths
 from netspace.errors import NetspaceError
 from netspace.layout import Layout
-from netspace.link.broker import node
+from netspace.link.broker import first_start, node
 from netspace.link.mail import archive
 from netspace.link.record import read
 from netspace.link.topology import names
@@ -80,6 +80,7 @@ def load(layout: Layout, supervisor: Supervisor, source: Path, progress: Callabl
             fresh.rename(place)
             try:
                 _down(supervisor)
+                first_start.finish(layout)  # a first start that was killed: the restored data are to be kept
                 _note(layout)
                 if keys:
                     names.adopt(layout, keys)
