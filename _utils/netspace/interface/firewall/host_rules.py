@@ -48,7 +48,7 @@ from netspace.interface.match import FAMILIES, family
 from netspace.nftables.table import Base, Chain, Collection, Rule, Table, Timeout
 from netspace.nftables.words import Verdict, to_goto, to_jump
 from netspace.spec.publish import OUTWARDS, Publication
-from netspace.spec.types import ADDRESSES_OF_NAME, Allow, Cidr
+from netspace.spec.types import ADDRESSES_OF_NAME, Allow, Cidr, Direction
 
 # For connections from an environment, to it, and to it by a published port: the match for the environment's interface
 # in the first packet, and the set that counts these connections.
